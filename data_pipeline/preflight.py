@@ -23,6 +23,7 @@ from data_pipeline.dedup.join import require_engine
 from data_pipeline.filters.blocklists import make_lists
 from data_pipeline.filters.classifier import train_classifier
 from data_pipeline.filters.language import known_codes
+from data_pipeline.filters.model_files import model_files
 from data_pipeline.filters.own_filters import find_filters
 from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
@@ -71,7 +72,10 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
     if config.filters:
         yield partial(find_filters, config.filters, folder)
     for model in config.classifiers:
-        yield partial(find_files, model.paths, folder, f"classifier {model.name}")
+        if model.model:
+            yield partial(model_files, folder / model.model, model.name)
+        else:
+            yield partial(find_files, model.paths, folder, f"classifier {model.name}")
     for wanted in config.decontaminate.sets if config.decontaminate else ():
         yield partial(find_files, wanted.paths, folder, f"evaluation set {wanted.name}")
     for name in config.dedup.against:

@@ -105,6 +105,11 @@ def train_classifiers(arguments: Arguments) -> None:
     for model in models:
         made = train_classifier(model, loaded.folder, runtime)
         stats = made.stats
+        if model.model:
+            say(
+                f"{model.name}: {stats['kind']} with {stats['labels']} labels, taken over  {runtime.root / made.folder}"
+            )
+            continue
         say(
             f"{model.name}: AUC {stats['auc']:.3f} ({stats['auc_low']:.3f} to {stats['auc_high']:.3f}), "
             f"precision {stats['precision']:.3f}, recall {stats['recall']:.3f} on {stats['held_out_documents']} "

@@ -1,16 +1,17 @@
-"""Classifier stages: train linear quality or toxicity models and apply them.
+"""Classifier stages: train linear quality or toxicity models, or take over a model, and apply them.
 
-    [[data.classifiers]]
-    name = "toxic"
-    paths = ["labels/toxic-*.jsonl.gz"]
-    label_field = "label"
-    positive = ["toxic", "1"]
+    [[data.classifiers]]                       [[data.classifiers]]
+    name = "toxic"                             name = "quality"
+    paths = ["labels/toxic-*.jsonl.gz"]        model = "models/quality.bin"
+    label_field = "label"                      positive = ["hq"]
+    positive = ["toxic", "1"]                  min_score = 0.1
     max_score = 0.9
 
 `train_classifier` reads labelled JSON Lines, holds a share of the documents out by the hash of their text, trains
-(`kernels/linear.py`), and writes `weights.parquet` (bucket, weight; those that are not zero) with its metrics on what
-was held out: AUC with a 95 % interval (Hanley and McNeil 1982), precision, recall and F1 at one half, and the
-calibration error. A model that does not separate what was held out (AUC at most a half) is refused.
+(`kernels/linear.py`), and writes `weights.parquet` (bucket, weight; nonzero ones only) with its metrics on the held-out
+documents: AUC with a 95 % interval (Hanley and McNeil 1982), precision, recall and F1 at one half, and the calibration
+error. A model that does not separate them (AUC at most a half) is refused. With `model` it takes the files of a model
+made elsewhere (`model_files.py`) into its artifact instead.
 
 `classify` scores every document and removes those outside `min_score` and `max_score` as `classifier:<name>`; roles
 `documents`, `removed`, `scores` (id, source, language, one column a model, kept).
@@ -18,6 +19,7 @@ calibration error. A model that does not separate what was held out (AUC at most
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -29,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -41,11 +43,12 @@ from data_pipeline.documents import (
     table_writer,
     write_table,
 )
+from data_pipeline.filters.model_files import FASTTEXT, Scorer, model_files, open_model
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError
-from governance.files import sha256_bytes
+from governance.files import place, sha256_bytes
 from governance.manifest import Input, Manifest, describe
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -60,14 +63,18 @@ class ClassifierConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     """Names the model, its scores' column and its reason."""
-    paths: tuple[str, ...] = Field(min_length=1)
-    """Labelled JSON Lines (.gz, .zst too): shell patterns, relative to the run's file."""
+    paths: tuple[str, ...] = ()
+    """Labelled JSON Lines (.gz, .zst too) to train on: shell patterns, relative to the run's file."""
+    model: str = ""
+    """A model to use instead of training one: a fastText file (.bin, .ftz) or a folder of `transformers`, relative to
+    the run's file."""
     text_field: str = Field(default="text", min_length=1)
     """The field with the text."""
     label_field: str = Field(default="label", min_length=1)
     """The field with the label: text, number, true or false."""
     positive: tuple[str, ...] = ("1", "true")
-    """Labels that count as positive, as text; every other one is negative."""
+    """Labels that count as positive, as text; every other one is negative. Of `model`: those whose probability, added
+    up, is the score."""
     ngram: int = Field(default=2, ge=1, le=5)
     """Words of the longest n-gram."""
     buckets: int = Field(default=1 << 20, ge=1 << 8, le=1 << 26)
@@ -82,9 +89,9 @@ class ClassifierConfig(Section):
     """Share of the labelled documents that is not trained on and gives the metrics."""
     seed: int = Field(default=0, ge=0)
     """Of the order of the documents."""
-    min_score: float | None = Field(default=None, ge=0, le=1)
-    """Documents that score below are removed; absent: none."""
-    max_score: float | None = Field(default=None, ge=0, le=1)
+    min_score: float | None = None
+    """Documents that score below are removed; absent: none. From 0 to 1, but for a `model` that gives a number."""
+    max_score: float | None = None
     """Documents that score above are removed; absent: none."""
 
     @field_validator("name")
@@ -95,12 +102,24 @@ class ClassifierConfig(Section):
         return name
 
     @model_validator(mode="after")
-    def _bounds_leave_room(self) -> ClassifierConfig:
+    def _check(self) -> ClassifierConfig:
+        if bool(self.paths) == bool(self.model):
+            raise ValueError("give either paths, the labelled files to train on, or model, a model made elsewhere")
+        for name in ("min_score", "max_score"):
+            bound = getattr(self, name)
+            if bound is not None and not self.model and not 0 <= bound <= 1:
+                raise ValueError(f"{name} = {bound:g} is not within 0 and 1, where scores are")
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise ValueError(
                 f"min_score = {self.min_score:g} is above max_score = {self.max_score:g}: no score is within"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `model` where it is empty: keys from before this setting stay valid."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if value or name != "model"}
 
 
 class ModelIdentity(Section):
@@ -144,16 +163,19 @@ def _labelled_row(config: ClassifierConfig, line: bytes, where: str) -> tuple[st
 
 
 def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Runtime) -> Manifest:
-    """Train a model on its labelled files, or find it.
+    """Train a model on its labelled files, or take over `model`, or find its artifact.
 
-    `stats` holds its metrics.
+    `stats` holds its metrics, or kind and labels of a model that was taken over.
 
     Raises:
-        MissingInput: a pattern finds no file.
-        ManifestError: a line is not labelled.
-        ConfigError: one of the two labels is missing, or the model does not separate what was held out.
+        MissingInput: a pattern finds no file, or the model's files are missing.
+        ManifestError: a line is not labelled, or the model cannot be read.
+        ConfigError: one of the two labels is missing, the model does not separate what was held out, or `positive`
+            names a label that it does not have.
     """
     digests = Digests(runtime)
+    if config.model:
+        return _take_over(config, config_folder / config.model, digests, runtime)
     files = find_files(config.paths, config_folder, f"classifier {config.name}")
     inputs = [Input(stage="file", digest=digests.of(file.path), path=file.name) for file in files]
     digests.save()
@@ -168,6 +190,22 @@ def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Run
         return Made([describe(folder / "weights.parquet", runtime.root)], stats)
 
     return run_stage(recipe, inputs, runtime, make, alone=True)
+
+
+def _take_over(config: ClassifierConfig, path: Path, digests: Digests, runtime: Runtime) -> Manifest:
+    kind, files = model_files(path, config.name)
+    inputs = [Input(stage="file", digest=digests.of(file), path=file.name) for file in files]
+    digests.save()
+    identity = config.model_copy(update={"model": path.name, "min_score": None, "max_score": None})
+
+    def make(folder: Path) -> Made:
+        _, labels = open_model(kind, path, config.name, config.positive)
+        for file in files:
+            place(file, folder / file.name)
+        made = [describe(folder / file.name, runtime.root) for file in files]
+        return Made(made, {"kind": kind, "file": path.name if kind == FASTTEXT else "", "labels": len(labels)})
+
+    return run_stage(Recipe("classifier", VERSION, ModelIdentity(model=identity)), inputs, runtime, make, alone=True)
 
 
 def fit(config: ClassifierConfig, rows: Sequence[tuple[str, bool]]) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
@@ -243,25 +281,37 @@ def load_weights(model: Manifest, root: Path) -> npt.NDArray[np.float32]:
     return weights
 
 
-def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:
-    """Probability of the positive label of each text."""
+def load_scorer(model: Manifest, root: Path) -> Scorer:
+    """The scorer of a trained model, or of one that was taken over."""
+    settings, stats = model.config["model"], model.stats
+    if "kind" in stats:
+        path = root / model.folder / stats["file"]
+        return _opened(stats["kind"], path, settings["name"], tuple(settings["positive"]))
     from data_pipeline.kernels.linear import score
     from governance.kernels.buffers import text_buffers
 
+    weights, ngram = load_weights(model, root), int(settings["ngram"])
+    return lambda texts: score(*text_buffers(texts), weights, ngram)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(kind: str, path: Path, name: str, positive: tuple[str, ...]) -> Scorer:
+    """The scorer of a model in its artifact, loaded once a process."""
+    return open_model(kind, path, name, positive)[0]
+
+
+def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:
+    """Probability of the positive label of each text."""
     column = pa.array(list(texts), pa.large_string())
-    weights, ngram = load_weights(model, root), int(model.config["model"]["ngram"])
-    return [float(value) for value in np.round(score(*text_buffers(column), weights, ngram), 6)]
+    return [float(value) for value in np.round(load_scorer(model, root)(column), 6)]
 
 
-Judges = tuple[tuple[str, Manifest, int, float | None, float | None], ...]
+Judges = tuple[tuple[str, Manifest, float | None, float | None], ...]
 
 
 def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_of: Callable[[str], Path]) -> ShardMade:
-    from data_pipeline.kernels.linear import score
-    from governance.kernels.buffers import text_buffers
-
     path, judges, root = payload
-    weights = [load_weights(model, root) for _, model, *_ in judges]
+    scorers = [load_scorer(model, root) for _, model, *_ in judges]
     described = [(name, pa.string()) for name in ("id", "source", "language")]
     scores_schema = pa.schema([*described, *((judge[0], pa.float64()) for judge in judges), ("kept", pa.bool_())])
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "scores": scores_schema}
@@ -272,10 +322,10 @@ def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_o
         for group in read_groups(path):
             reasons, evidence = [""] * len(group), [""] * len(group)
             columns: dict[str, Any] = {name: group[name] for name, _ in described}
-            for (name, _, ngram, low, high), own in zip(judges, weights, strict=True):
-                scores = np.round(score(*text_buffers(group["text"]), own, ngram), 6)
+            for (name, _, low, high), scorer in zip(judges, scorers, strict=True):
+                scores = np.round(scorer(group["text"]), 6)
                 columns[name] = scores
-                outside = (scores < (-1 if low is None else low)) | (scores > (2 if high is None else high))
+                outside = (scores < (-np.inf if low is None else low)) | (scores > (np.inf if high is None else high))
                 for row in np.flatnonzero(outside).tolist():
                     if not reasons[row]:
                         reasons[row], evidence[row] = f"classifier:{name}", f"score={scores[row]:.6g}"
@@ -301,7 +351,7 @@ def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manif
             "data.classifiers: two models have one name. Rename one: reasons and scores are named after it."
         )
     recipe = Recipe("classify", VERSION, ClassifyIdentity(bounds=bounds))
-    judges: Judges = tuple((c.name, model, c.ngram, c.min_score, c.max_score) for c, model in models)
+    judges: Judges = tuple((c.name, model, c.min_score, c.max_score) for c, model in models)
 
     def make(folder: Path) -> Made:
         digests = tuple(model.digest for _, model in models)

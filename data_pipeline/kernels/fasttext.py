@@ -1,9 +1,9 @@
-"""Inference of quantised fastText models (arXiv:1607.01759, 1612.03651).
+"""Best label of a text by a quantised fastText model (arXiv:1607.01759, 1612.03651), with constants for speed.
 
-A port of prediction alone, for models of version 12 with a hierarchical softmax, quantised input and pruned character
-n-grams: `lid.176.ftz` is one. The table of inputs is unpacked once (50,000 rows of 16 floats: 3 MB); a text is then a
-walk over its bytes that adds up rows. Sums are made in the order and in the precision of the original, so that labels
-and probabilities are its own (`tests/data_pipeline/test_language.py` compares them).
+A port of prediction for models with a hierarchical softmax, quantised input and pruned character n-grams:
+`lid.176.ftz` is one; `fasttext_scores.py` scores by any other. The table of inputs is unpacked once (50,000 rows of 16
+floats: 3 MB); a text is then a walk over its bytes that adds up rows. Sums are made in the order and in the precision
+of the original, so that labels and probabilities are its own (`tests/data_pipeline/test_language.py` compares them).
 
 A word is a run between white space of any kind; the original sees ASCII white space only, and is given texts whose
 other blanks were made ASCII before.
@@ -12,23 +12,19 @@ other blanks were made ASCII before.
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import float32, int64, njit, uint32, uint64
 
+from data_pipeline.kernels.fasttext_file import HIERARCHICAL, read_file
 from governance.errors import ManifestError
 
-_MAGIC, _VERSION, _HIERARCHICAL = 793712314, 12, 1
 _BUCKETS = 2_000_000  # a constant, because dividing by a variable costs more than all else here
 _DIMENSIONS = 16  # a constant too, so that a sum is a few vector instructions
 _FNV_START, _FNV_PRIME = 2166136261, 16777619  # FNV-1a, 32 bits (Fowler, Noll and Vo)
-_CENTROIDS = 256
-_LABEL = b"__label__"
 
 
 @dataclass(frozen=True)
@@ -62,94 +58,29 @@ def load_model(path: Path) -> FastTextModel:
     Raises:
         ManifestError: it is not a model of this kind, or it is cut short.
     """
-    data = path.read_bytes()
-    try:
-        return _parse(_Reader(data), path)
-    except (struct.error, ValueError, IndexError) as error:
-        raise ManifestError(f"{path}: is torn or no fastText model ({error}). Install its package again.") from error
-
-
-class _Reader:
-    """A place in bytes that moves on with each value read."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def values(self, kinds: str) -> tuple[Any, ...]:
-        found = struct.unpack_from(f"<{kinds}", self._data, self._at)
-        self._at += struct.calcsize(f"<{kinds}")
-        return found
-
-    def text(self) -> bytes:
-        end = self._data.index(0, self._at)
-        found = self._data[self._at : end]
-        self._at = end + 1
-        return found
-
-    def array(self, kind: str, count: int) -> npt.NDArray[Any]:
-        found = np.frombuffer(self._data, kind, count, self._at)
-        self._at += found.nbytes
-        return found
-
-
-def _parse(reader: _Reader, path: Path) -> FastTextModel:
-    head = reader.values("iiiiiiiiiiiiiid")
-    magic, version, dimensions, word_grams, loss = head[0], head[1], head[2], head[7], head[8]
-    buckets, shortest, longest = head[10], head[11], head[12]
-    expected = (_MAGIC, _VERSION, _DIMENSIONS, 1, _HIERARCHICAL, _BUCKETS)
-    if (magic, version, dimensions, word_grams, loss, buckets) != expected:
+    file = read_file(path)
+    if (file.dimensions, file.word_grams, file.loss, file.buckets) != (_DIMENSIONS, 1, HIERARCHICAL, _BUCKETS):
         raise ManifestError(
-            f"{path}: is not a fastText model of version 12 with 16 dimensions, a hierarchical softmax and 2e6 buckets."
+            f"{path}: is not a fastText model with 16 dimensions, a hierarchical softmax and 2e6 buckets."
         )
-    entries, words, labels, _, pruned = reader.values("iiiqq")
-    named = [(reader.text(), *reader.values("qb")) for _ in range(entries)]
-    kept = reader.array("<i4", 2 * pruned).reshape(-1, 2)
-    if reader.values("?") != (True,):
+    if file.kept is None or not file.quantised:
         raise ManifestError(f"{path}: is not quantised.")
-    rows = _unpack(reader, dimensions)
-    if reader.values("?") != (False,):
-        raise ManifestError(f"{path}: its output is quantised, which is not read.")
-    reader.values("qq")
-    output = reader.array("<f4", labels * dimensions).reshape(labels, dimensions).astype(np.float32)
-    grams = np.full(buckets, -1, np.int32)
-    grams[kept[:, 0]] = words + kept[:, 1]
+    grams = np.full(file.buckets, -1, np.int32)
+    grams[file.kept[:, 0]] = len(file.words) + file.kept[:, 1]
     bits = np.packbits(grams >= 0, bitorder="little")
-    texts = [word for word, _, _ in named[:words]]
     return FastTextModel(
-        labels=tuple(word.removeprefix(_LABEL).decode("utf-8") for word, _, _ in named[words:]),
-        rows=rows,
-        output=output,
-        word_table=_hash_words(texts),
-        word_bytes=np.frombuffer(b"".join(texts), np.uint8),
-        word_ends=np.cumsum([len(word) for word in texts]),
+        labels=file.labels,
+        rows=file.rows,
+        output=file.output,
+        word_table=_hash_words(file.words),
+        word_bytes=np.frombuffer(b"".join(file.words), np.uint8),
+        word_ends=np.cumsum([len(word) for word in file.words]),
         kept=np.pad(bits, (0, -len(bits) % 8)).view("<u8"),
         grams=grams,
-        children=huffman([count for _, count, _ in named[words:]]),
-        shortest=shortest,
-        longest=longest,
+        children=huffman(file.label_counts),
+        shortest=file.shortest,
+        longest=file.longest,
     )
-
-
-def _unpack(reader: _Reader, dimensions: int) -> npt.NDArray[np.float32]:
-    """Product quantisation undone: each row is a norm times its parts' centroids."""
-    (with_norm,) = reader.values("?")
-    count, _, size = reader.values("qqi")
-    codes = reader.array("u1", size).reshape(count, -1)
-    centroids = _centroids(reader)
-    parts = np.arange(codes.shape[1])
-    rows = centroids[parts, codes].reshape(count, dimensions)
-    if with_norm:
-        norms = reader.array("u1", count)
-        rows = _centroids(reader)[0, norms].reshape(count, 1) * rows
-    return np.ascontiguousarray(rows, np.float32)
-
-
-def _centroids(reader: _Reader) -> npt.NDArray[np.float32]:
-    dimensions, parts, width, last = reader.values("iiii")
-    if last != width:
-        raise ValueError("parts of unequal width")
-    return reader.array("<f4", dimensions * _CENTROIDS).reshape(parts, _CENTROIDS, width).astype(np.float32)
 
 
 def _fnv(data: bytes) -> int:

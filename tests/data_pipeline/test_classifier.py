@@ -14,14 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
-from data_pipeline.filters.classifier import ClassifierConfig, classify, load_weights, measure, train_classifier
+from data_pipeline.filters.classifier import (
+    ClassifierConfig,
+    classify,
+    load_weights,
+    measure,
+    scores_of,
+    train_classifier,
+)
 from data_pipeline.kernels.linear import score
 from governance.config import validate
-from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
+from tests.data_pipeline.test_fasttext_scores import model_bytes
+from tests.data_pipeline.tokenizer_kinds import KINDS
 
 KIND = ["garden", "morning", "letter", "river", "bread", "teacher", "window", "gentle", "music", "harvest"]
 RUDE = ["idiot", "stupid", "garbage", "loser", "trash", "moron", "fool", "worthless", "pathetic", "clown"]
@@ -187,5 +196,104 @@ def test_real_labels(tmp_path):
 
 @pytest.mark.parametrize("name", ["id", "source", "language", "kept"])
 def test_a_model_is_not_named_as_a_column_beside_its_scores(name):
-    with pytest.raises(ConfigError, match="choose another name"):
+    with pytest.raises(ConfigError, match="choose another"):
         validate({"name": name, "paths": ["labels.jsonl"]}, ClassifierConfig, "run.toml")
+
+
+def judged(tmp_path, settings, texts):
+    """The scores of the texts and what is left of them."""
+    runtime = Runtime(tmp_path / "root")
+    model = train_classifier(settings, tmp_path, runtime)
+    manifest = classify(corpus(tmp_path / "root", texts), [(settings, model)], runtime)
+    tables = [pq.read_table(path) for path in manifest.files("scores", tmp_path / "root")]
+    assert scores_of(model, tmp_path / "root", texts) == [value for table in tables for value in table["m"].to_pylist()]
+    return model, pa.concat_tables(tables), manifest
+
+
+def test_a_fasttext_model_that_exists_scores_and_removes(tmp_path):
+    fasttext = pytest.importorskip("fasttext", reason="needs fasttext-predict, of the extra `dev`")
+    path = tmp_path / "q.bin"
+    path.write_bytes(model_bytes(labels=3, word_grams=2, buckets=200))
+    settings = ClassifierConfig(name="m", model="q.bin", positive=("__label__l1", "l2"), min_score=0.5)
+    texts = ["the cat\nsat on a mat", "über été 猫", "dog's", "", "a a a the"]
+    model, scores, manifest = judged(tmp_path, settings, texts)
+    library = fasttext.load_model(str(path))
+    for text, score_, kept in zip(texts, scores["m"].to_pylist(), scores["kept"].to_pylist(), strict=True):
+        found = dict(zip(*library.predict(text.replace("\n", " "), k=3), strict=True))
+        assert score_ == pytest.approx(found["__label__l1"] + found["__label__l2"], abs=2e-6)
+        assert kept == (score_ >= 0.5)
+    assert 0 < manifest.stats["documents_kept"] < 5
+    assert model.inputs[0].digest == sha256_bytes(path.read_bytes())
+    path.unlink()  # the artifact has the model
+    assert scores_of(model, tmp_path / "root", ["the cat"]) == scores_of(model, tmp_path / "root", ["the cat"])
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_a_transformers_classifier_scores_and_removes(tmp_path, labels):
+    transformers = pytest.importorskip("transformers", reason="needs transformers, of the extra `dev`")
+    import torch
+
+    (tmp_path / "m").mkdir()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=KINDS["bert"][0](), unk_token="[UNK]", pad_token="[SEP]", model_max_length=16
+    )
+    tokenizer.save_pretrained(tmp_path / "m")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(3)
+    theirs = transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=len(tokenizer), num_labels=labels, max_position_embeddings=16, **shape)
+    ).eval()
+    theirs.save_pretrained(tmp_path / "m")
+    texts = [" ".join(KIND[:count]) for count in range(1, 10)] + ["the quick brown fox " * 40]
+    settings = ClassifierConfig(name="m", model="m", positive=("LABEL_1",), max_score=5.0)
+    model, scores, _ = judged(tmp_path, settings, texts)
+    assert model.stats == {"kind": "transformers", "file": "", "labels": labels}
+    for text, score_ in zip(texts, scores["m"].to_pylist(), strict=True):
+        logits = theirs(**tokenizer(text, truncation=True, max_length=16, return_tensors="pt")).logits[0]
+        expected = logits[0] if labels == 1 else logits.softmax(0)[1]
+        assert score_ == pytest.approx(float(expected), abs=2e-5)
+    assert np.isfinite(scores_of(model, tmp_path / "root", ["", " ", "\n"])).all()
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "words"),
+    [
+        ({}, {"model": "m"}, "no such file or folder"),
+        ({"m/weights.pt": b""}, {"model": "m"}, "has no config.json"),
+        ({"m/config.json": b"{}", "m/pytorch_model.bin": b""}, {"model": "m"}, "no weights as safetensors"),
+        ({"m/config.json": b"{}", "m/model.safetensors": b""}, {"model": "m"}, "has no tokenizer.json"),
+        (
+            {
+                "m/config.json": b"{}",
+                "m/model.safetensors": b"",
+                "m/tokenizer.json": b"",
+                "m/tokenizer_config.json": b"",
+            },
+            {"model": "m"},
+            "transformers cannot load",
+        ),
+        ({"m.pkl": b""}, {"model": "m.pkl"}, "neither a fastText model"),
+        ({"m.bin": b"PK\x03\x04" * 50}, {"model": "m.bin"}, "not a fastText model"),
+        ({"m.bin": model_bytes()}, {"model": "m.bin", "positive": ("hq",)}, "the model's labels are .'l0', 'l1'."),
+    ],
+)
+def test_models_that_cannot_be_used_are_reported(tmp_path, files, settings, words):
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(PipelineError, match=words):
+        train_classifier(ClassifierConfig(name="m", **settings), tmp_path, Runtime(tmp_path / "root"))
+    assert not (tmp_path / "root" / "classifier").exists() or not list(tmp_path.glob("root/classifier/*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "give either paths"),
+        ({"paths": ["a"], "model": "b"}, "give either paths"),
+        ({"paths": ["a"], "max_score": 1.5}, "not within 0 and 1"),
+    ],
+)
+def test_settings_that_exclude_one_another_are_reported(values, words):
+    with pytest.raises(ConfigError, match=words):
+        validate({"name": "m", **values}, ClassifierConfig, "run.toml")

@@ -118,7 +118,7 @@ def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_reported(
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"weights": {"a": -1.0}}, "no negative"),
+        ({"weights": {"a": -1.0}}, "must not be negative"),
         ({"weights": {"a": 0.0}}, "at least one"),
         ({"source_quotas": {"a": {}}}, "needs bytes, share"),
         ({"weights": {"a": 1.0}, "temperature": 2.0, "temperature_over": "source"}, "drop them"),

@@ -236,7 +236,7 @@ def test_a_torn_index_is_refused_by_name(tmp_path, cut):
 @pytest.mark.parametrize(
     ("offset", "value", "words"),
     [
-        (0, b"X", "no index"),
+        (0, b"X", "not an index"),
         (8, b"\x09", "format 9"),
         (12, b"\0", "contradicts"),
         (12, b"\x02", "more than 2 positions"),

@@ -1,0 +1,149 @@
+"""Classifiers made elsewhere: fastText files and folders of `transformers`.
+
+- `.bin` or `.ftz`: a supervised fastText model of any size and loss (language identification, quality, toxicity). The
+  score is the sum of the library's probabilities of the labels in `positive`.
+- a folder: a sequence classifier as `transformers` saves it, with safetensors weights and a fast tokenizer; nothing is
+  fetched, and no code of the folder runs. The score is the probability of `positive`, or the number itself where the
+  model gives one (a regression, such as of educational value). It runs in batches of texts of like length, on a GPU
+  where there is one; there the last digits of a score may differ from those of a CPU. Texts are cut to what the model
+  takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from governance.errors import ConfigError, ManifestError, MissingInput
+
+Scorer = Callable[["pa.ChunkedArray | pa.Array"], npt.NDArray[np.float64]]
+"""The score of each text of a column."""
+
+FASTTEXT, TRANSFORMERS = "fasttext", "transformers"
+_SUFFIXES = (".bin", ".ftz")
+_BATCH = 32
+_MOST_TOKENS = 512
+
+
+def model_files(path: Path, name: str) -> tuple[str, list[Path]]:
+    """The kind of a model and its files.
+
+    Raises:
+        MissingInput: the path, or a file that such a model needs, is missing.
+        ConfigError: it is neither a fastText file nor a folder of `transformers`.
+    """
+    where = f"classifier {name}: model {path}"
+    if path.is_file() and path.suffix in _SUFFIXES:
+        return FASTTEXT, [path]
+    if path.is_file():
+        raise ConfigError(f"{where}: is neither a fastText model (.bin, .ftz) nor a folder of transformers.")
+    if not path.is_dir():
+        raise MissingInput(f"{where}: no such file or folder. Paths start at the folder of the run's file.")
+    files = sorted(
+        file for file in path.iterdir() if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model")
+    )
+    names = {file.name for file in files}
+    if "config.json" not in names:
+        raise MissingInput(f"{where}: has no config.json. Give a folder that save_pretrained of transformers wrote.")
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise MissingInput(
+            f"{where}: has no weights as safetensors. Pickled ones can run code and are not read: load the model in "
+            f"transformers and save it with save_pretrained."
+        )
+    if not {"tokenizer.json", "tokenizer_config.json"} <= names:
+        raise MissingInput(f"{where}: has no tokenizer.json and tokenizer_config.json. Save the tokenizer there too.")
+    return TRANSFORMERS, files
+
+
+def open_model(kind: str, path: Path, name: str, positive: Sequence[str]) -> tuple[Scorer, list[str]]:
+    """The scorer of a model, and all its labels.
+
+    Raises:
+        ConfigError: a label of `positive` is not the model's, or it has several and none is named.
+        ManifestError: the file is not such a model.
+        MissingInput: `transformers` is not installed.
+    """
+    return (_fasttext if kind == FASTTEXT else _transformers)(path, name, positive)
+
+
+def _chosen(labels: Sequence[str], positive: Sequence[str], name: str) -> list[int]:
+    wanted = [label.removeprefix("__label__") for label in positive]
+    unknown = [label for label in wanted if label not in labels]
+    if unknown or not wanted:
+        raise ConfigError(
+            f"classifier {name}: positive = {list(positive)}, but the model's labels are {list(labels)[:12]}"
+            f"{' ...' if len(labels) > 12 else ''}. Name those whose probability is the score."
+        )
+    return [labels.index(label) for label in wanted]
+
+
+def _fasttext(path: Path, name: str, positive: Sequence[str]) -> tuple[Scorer, list[str]]:
+    from data_pipeline.kernels.fasttext_scores import load_classifier, score_labels
+    from governance.kernels.buffers import text_buffers
+
+    model = load_classifier(path)
+    chosen = _chosen(model.labels, positive, name)
+
+    def score(texts: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = score_labels(*text_buffers(texts), model, chosen).sum(axis=1, dtype=np.float64)
+        return found
+
+    return score, list(model.labels)
+
+
+def _transformers(path: Path, name: str, positive: Sequence[str]) -> tuple[Scorer, list[str]]:
+    try:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    except ImportError as error:
+        raise MissingInput(
+            f"classifier {name}: transformers is not installed. Install it with: pip install transformers"
+        ) from error
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, **options
+        )
+    except Exception as error:  # whatever its many readers raise
+        message = str(error).strip().split("\n")[0][:200]
+        raise ManifestError(
+            f"classifier {name}: transformers cannot load {path} as a sequence classifier: {message}"
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).eval()
+    labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    chosen = [0] if len(labels) == 1 else _chosen(labels, positive, name)
+    several = model.config.problem_type == "multi_label_classification"
+    longest = min(
+        _MOST_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+    def score(texts: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
+        column = texts.to_pylist()
+        found = np.zeros(len(column))
+        order = sorted(range(len(column)), key=lambda place: len(column[place]))
+        for start in range(0, len(order), _BATCH):
+            places = order[start : start + _BATCH]
+            batch = tokenizer(
+                [column[place] for place in places], truncation=True, max_length=longest, padding=True,
+                return_tensors="pt",
+            ).to(device)  # fmt: skip
+            if not batch["input_ids"].shape[1]:  # texts without a token: one of padding stands in for each
+                batch = tokenizer([tokenizer.pad_token] * len(places), return_tensors="pt").to(device)
+            batch["attention_mask"][batch["attention_mask"].sum(dim=1) == 0, 0] = 1
+            with torch.inference_mode():
+                logits = model(**batch).logits.double()
+            values = logits if len(labels) == 1 else logits.sigmoid() if several else logits.softmax(dim=1)
+            found[places] = values[:, chosen].sum(dim=1).cpu().numpy()
+        return found
+
+    return score, labels

@@ -1,0 +1,162 @@
+"""Files of supervised fastText models, `.bin` and `.ftz`.
+
+    int32    magic 793712314, version 11 or 12
+    int32    dimensions, window, epochs, least count, negatives, word n-gram, loss, model, buckets, shortest and longest
+             character n-gram, update rate;   float64  sampling threshold
+    int32    entries, words, labels;   int64  tokens, pruned n-grams (-1: not pruned)
+    entries  text and 0, int64 count, int8 type;   int32 pairs (bucket, row) of the n-grams that pruning kept
+    bool     input quantised;   the input matrix;   bool  output quantised;   the output matrix
+
+A matrix is int64 rows and columns and its float32 values; a quantised one has a product quantiser's codes (Joulin et
+al. 2016, arXiv:1612.03651), which are unpacked here. Values that are not quantised are mapped, not read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from governance.errors import ManifestError
+
+HIERARCHICAL, NEGATIVE_SAMPLING, SOFTMAX, ONE_VS_ALL = 1, 2, 3, 4
+LABEL = b"__label__"
+_MAGIC, _VERSIONS, _SUPERVISED = 793712314, (11, 12), 3
+_CENTROIDS = 256
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FastTextFile:
+    """What a file holds; arrays are read-only."""
+
+    dimensions: int
+    word_grams: int
+    loss: int
+    buckets: int
+    shortest: int
+    longest: int
+    """Characters of an n-gram; 0: there are none."""
+    words: list[bytes]
+    labels: tuple[str, ...]
+    """Without `__label__`."""
+    label_counts: list[int]
+    kept: npt.NDArray[np.int32] | None
+    """[n-grams, 2], bucket and row of what pruning kept; None: not pruned."""
+    rows: Floats
+    """[words + n-grams, dimensions]."""
+    output: Floats
+    """[labels, dimensions]."""
+    quantised: bool
+
+
+def read_file(path: Path) -> FastTextFile:
+    """Read a model.
+
+    Raises:
+        ManifestError: it is not a supervised fastText model, or it is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return _parse(_Reader(data), path)
+    except (struct.error, ValueError, IndexError, OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: is cut short, or not a fastText model ({error}). Fetch it again.") from error
+
+
+class _Reader:
+    """A place in bytes that moves on with each value read."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._at = 0
+
+    def values(self, kinds: str) -> tuple[Any, ...]:
+        found = struct.unpack_from(f"<{kinds}", self._data, self._at)
+        self._at += struct.calcsize(f"<{kinds}")
+        return found
+
+    def text(self) -> bytes:
+        end = self._data.find(b"\0", self._at)
+        if end < 0:
+            raise ValueError("a word has no end")
+        found = self._data[self._at : end]
+        self._at = end + 1
+        return found
+
+    def array(self, kind: str, count: int) -> npt.NDArray[Any]:
+        found = np.frombuffer(self._data, kind, count, self._at)
+        self._at += found.nbytes
+        return found
+
+
+def _parse(reader: _Reader, path: Path) -> FastTextFile:
+    head = reader.values("iiiiiiiiiiiiiid")
+    magic, version, dimensions, word_grams, loss, model = head[0], head[1], head[2], head[7], head[8], head[9]
+    buckets, shortest, longest = head[10:13]
+    if magic != _MAGIC or version not in _VERSIONS:
+        raise ManifestError(f"{path}: is not a fastText model of version 11 or 12. Give a .bin or .ftz file.")
+    if model != _SUPERVISED or loss not in (HIERARCHICAL, NEGATIVE_SAMPLING, SOFTMAX, ONE_VS_ALL):
+        raise ManifestError(f"{path}: holds word vectors, not a classifier. Give a supervised fastText model.")
+    if version == 11:
+        longest = 0  # supervised models of that version have no character n-grams
+    entries, words, labels, _, pruned = reader.values("iiiqq")
+    if entries != words + labels or labels < 1 or dimensions < 1:
+        raise ValueError(f"{entries} entries for {words} words and {labels} labels")
+    named = [(reader.text(), *reader.values("qb")) for _ in range(entries)]
+    kept = reader.array("<i4", 2 * pruned).reshape(-1, 2) if pruned >= 0 else None
+    (quantised,) = reader.values("?")
+    rows = _unpack(reader) if quantised else _matrix(reader)
+    (output_quantised,) = reader.values("?")
+    output = _unpack(reader) if quantised and output_quantised else _matrix(reader)
+    if rows.shape[1] != dimensions or output.shape != (labels, dimensions) or len(rows) < words:
+        raise ValueError(f"matrices of {rows.shape} and {output.shape} for {words} words, {labels} labels")
+    return FastTextFile(
+        dimensions=dimensions,
+        word_grams=word_grams,
+        loss=loss,
+        buckets=buckets,
+        shortest=shortest,
+        longest=longest,
+        words=[word for word, _, _ in named[:words]],
+        labels=tuple(word.removeprefix(LABEL).decode("utf-8") for word, _, _ in named[words:]),
+        label_counts=[count for _, count, _ in named[words:]],
+        kept=kept,
+        rows=rows,
+        output=output,
+        quantised=bool(quantised),
+    )
+
+
+def _matrix(reader: _Reader) -> Floats:
+    count, width = reader.values("qq")
+    return reader.array("<f4", count * width).reshape(count, width)
+
+
+def _unpack(reader: _Reader) -> Floats:
+    """Product quantisation undone: each row is a norm times its parts' centroids."""
+    (with_norm,) = reader.values("?")
+    count, width, size = reader.values("qqi")
+    codes = reader.array("u1", size).reshape(count, -1)
+    rows = np.concatenate([part[codes[:, place]] for place, part in enumerate(_centroids(reader))], axis=1)
+    if rows.shape[1] != width:
+        raise ValueError(f"parts of {rows.shape[1]} columns in a matrix of {width}")
+    if with_norm:
+        norms = reader.array("u1", count)
+        rows = _centroids(reader)[0][norms] * rows
+    return np.ascontiguousarray(rows, np.float32)
+
+
+def _centroids(reader: _Reader) -> list[Floats]:
+    """[256, width] of each part; the last part may be narrower."""
+    dimensions, parts, width, last = reader.values("iiii")
+    values = reader.array("<f4", dimensions * _CENTROIDS)
+    whole = (parts - 1) * _CENTROIDS * width
+    found = list(values[:whole].reshape(parts - 1, _CENTROIDS, width))
+    return [*found, values[whole:].reshape(_CENTROIDS, last)]

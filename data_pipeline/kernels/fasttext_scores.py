@@ -1,0 +1,302 @@
+"""Probabilities of chosen labels by any supervised fastText model (arXiv:1607.01759).
+
+The library's own arithmetic: words between ASCII white space, character and word n-grams by FNV-1a buckets, rows summed
+in float32 in the order of the text, then softmax, one-vs-all, negative sampling (both by its table of the sigmoid) or
+hierarchical softmax. As there, a probability p is given as p + 1e-5, and a line end is a blank of the one line that a
+text is. `tests/data_pipeline/test_fasttext_scores.py` compares it with the library.
+
+Price: the rows of a text's words and n-grams are read once; a matrix that is not quantised is mapped from its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from numba import float32, int32, int64, njit, uint32, uint64
+
+from data_pipeline.kernels.fasttext import huffman
+from data_pipeline.kernels.fasttext_file import HIERARCHICAL, LABEL, SOFTMAX, read_file
+from governance.kernels.buffers import Bytes, Offsets
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+_END_OF_LINE = b"</s>"
+_FLOOR = 1e-5  # that the library adds to a probability, and below which it gives none
+_SIGMOIDS, _MOST = 512, 8  # entries of the table, and the largest argument in it
+_TABLE = (1 / (1 + np.exp(-(np.arange(_SIGMOIDS + 1, dtype=np.float32) * 2 * _MOST / _SIGMOIDS - _MOST)))).astype(
+    np.float32
+)
+_LABEL_BYTES = np.frombuffer(LABEL, np.uint8)
+_TEXTS = 4096  # of which hidden layers are held at a time
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """A model ready to score; arrays are read-only."""
+
+    labels: tuple[str, ...]
+    rows: Floats
+    output: Floats
+    table: npt.NDArray[np.int32]
+    """Open addressing by a word's hash: the word's number, or -1."""
+    word_bytes: Bytes
+    word_ends: Integers
+    grams: npt.NDArray[np.int32]
+    """[buckets], the row of each bucket, -1 where pruning dropped it; empty where nothing was pruned."""
+    pruned: bool
+    buckets: int
+    word_grams: int
+    shortest: int
+    longest: int
+    end_of_line: int
+    """Number of the word that ends a line, or -1."""
+    loss: int
+    paths: tuple[Integers, ...]
+    """Of a hierarchical softmax: [steps, 2] a label, row of the output and 1 for its right child."""
+
+
+def load_classifier(path: Path) -> TextClassifier:
+    """Read a model.
+
+    Raises:
+        ManifestError: it is not a supervised fastText model, or it is cut short.
+    """
+    file = read_file(path)
+    word_bytes = np.frombuffer(b"".join(file.words), np.uint8)
+    ends = np.cumsum([0, *map(len, file.words)])
+    table = np.full(1 << (4 * len(file.words)).bit_length(), -1, np.int32)
+    _fill(word_bytes, ends, table)
+    grams = np.zeros(0, np.int32)
+    if file.kept is not None:
+        grams = np.full(file.buckets, -1, np.int32)
+        grams[file.kept[:, 0]] = len(file.words) + file.kept[:, 1]
+    return TextClassifier(
+        labels=file.labels,
+        rows=file.rows,
+        output=np.array(file.output, np.float32),
+        table=table,
+        word_bytes=word_bytes,
+        word_ends=ends,
+        grams=grams,
+        pruned=file.kept is not None,
+        buckets=file.buckets,
+        word_grams=file.word_grams,
+        shortest=file.shortest,
+        longest=file.longest,
+        end_of_line=file.words.index(_END_OF_LINE) if _END_OF_LINE in file.words else -1,
+        loss=file.loss,
+        paths=_paths(file.label_counts) if file.loss == HIERARCHICAL else (),
+    )
+
+
+def _paths(counts: list[int]) -> tuple[Integers, ...]:
+    children = huffman(counts)
+    leaves = len(counts)
+    above = {int(child): (parent, side) for parent in range(leaves, len(children))
+             for side, child in enumerate(children[parent])}  # fmt: skip
+    found = []
+    for leaf in range(leaves):
+        steps, node = [], leaf
+        while node in above:
+            node, side = above[node]
+            steps.append((node - leaves, side))
+        found.append(np.array(steps[::-1], np.int64).reshape(-1, 2))
+    return tuple(found)
+
+
+def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: Sequence[int]) -> Floats:
+    """[texts, chosen], the probability of each of the labels in each text; 0 for a text that no row stands for."""
+    count = len(offsets) - 1
+    found = np.zeros((count, len(chosen)), np.float32)
+    for first in range(0, count, _TEXTS):
+        part = offsets[first : first + _TEXTS + 1]
+        hidden, rows = np.zeros((len(part) - 1, model.rows.shape[1]), np.float32), np.zeros(len(part) - 1, np.int64)
+        _hide(
+            data, part, model.rows, model.table, model.word_bytes, model.word_ends, model.grams, model.pruned,
+            max(1, model.buckets), model.word_grams, model.shortest, model.longest, model.end_of_line, _LABEL_BYTES,
+            hidden, rows,
+        )  # fmt: skip
+        scores = found[first : first + len(rows)]
+        if model.loss == SOFTMAX:
+            values = hidden @ model.output.T
+            values = np.exp(values - values.max(axis=1, keepdims=True))
+            scores[:] = (values / values.sum(axis=1, keepdims=True))[:, list(chosen)] + np.float32(_FLOOR)
+        elif model.loss == HIERARCHICAL:
+            for place, label in enumerate(chosen):
+                scores[:, place] = _descend(hidden, model.output, model.paths[label])
+        else:
+            _sigmoids(hidden, model.output, np.array(chosen, np.int64), _TABLE, scores)
+        scores[rows == 0] = 0
+    return found
+
+
+@njit(inline="always")
+def _hashed(h, byte):  # type: ignore[no-untyped-def]
+    signed = uint32(byte) if byte < 128 else uint32(byte) | uint32(0xFFFFFF00)  # the library hashes signed characters
+    return uint32((h ^ signed) * uint32(16777619))
+
+
+@njit(inline="always")
+def _is_blank(c):  # type: ignore[no-untyped-def]
+    return c == 32 or 9 <= c <= 13 or c == 0
+
+
+@njit(cache=True)
+def _fill(word_bytes, ends, table):  # type: ignore[no-untyped-def]
+    for number in range(len(ends) - 1):
+        h = uint32(2166136261)
+        for k in range(ends[number], ends[number + 1]):
+            h = _hashed(h, word_bytes[k])
+        place = int64(h) & (len(table) - 1)
+        while table[place] >= 0:
+            place = (place + 1) & (len(table) - 1)
+        table[place] = number
+
+
+@njit(inline="always")
+def _find(data, first, size, h, table, word_bytes, ends):  # type: ignore[no-untyped-def]
+    """The number of a word, or -1."""
+    place = int64(h) & (len(table) - 1)
+    found = -1
+    while table[place] >= 0 and found < 0:
+        number = table[place]
+        start = ends[number]
+        if ends[number + 1] - start == size:
+            k = 0
+            while k < size and word_bytes[start + k] == data[first + k]:
+                k += 1
+            if k == size:
+                found = number
+        place = (place + 1) & (len(table) - 1)
+    return found
+
+
+@njit(inline="always")
+def _add(rows, row, hidden):  # type: ignore[no-untyped-def]
+    for d in range(rows.shape[1]):
+        hidden[d] += rows[row, d]
+
+
+@njit(inline="always")
+def _row_of(bucket, words, grams, pruned):  # type: ignore[no-untyped-def]
+    """The row of a bucket of n-grams, or -1."""
+    return int64(grams[bucket]) if pruned else words + bucket
+
+
+@njit(nogil=True, cache=True)
+def _hide(  # type: ignore[no-untyped-def]
+    data, offsets, rows, table, word_bytes, ends, grams, pruned, buckets, word_grams, shortest, longest, end_of_line,
+    label, hidden, counts,
+):  # fmt: skip
+    words = len(ends) - 1
+    hashes = np.zeros(1024, np.int32)
+    word = np.zeros(64, np.uint8)
+    for text in range(len(offsets) - 1):
+        i, stop = offsets[text], offsets[text + 1]
+        own = hidden[text]
+        count = met = 0
+        while i < stop:
+            if _is_blank(data[i]):
+                i += 1
+                continue
+            first = i
+            h = uint32(2166136261)
+            while i < stop and not _is_blank(data[i]):
+                h = _hashed(h, data[i])
+                i += 1
+            size = i - first
+            is_label = size >= len(label)
+            for k in range(len(label)):
+                is_label = is_label and data[first + k] == label[k]
+            if is_label:
+                continue  # the library takes it for a label of the line
+            number = _find(data, first, size, h, table, word_bytes, ends)
+            if number == end_of_line and number >= 0:
+                break  # a text that spells the end of a line ends there
+            if met == len(hashes):
+                hashes = np.append(hashes, np.zeros(len(hashes), np.int32))
+            hashes[met] = int32(h)
+            met += 1
+            if number >= 0:
+                _add(rows, number, own)
+                count += 1
+            if longest > 0:
+                if len(word) < size + 2:
+                    word = np.zeros(2 * size + 2, np.uint8)
+                word[0], word[size + 1] = 60, 62  # "<" and ">" mark a word's ends
+                for k in range(size):
+                    word[k + 1] = data[first + k]
+                for a in range(size + 2):
+                    if word[a] & 0xC0 == 0x80:
+                        continue
+                    g = uint32(2166136261)
+                    j, n = a, 1
+                    while j < size + 2 and n <= longest:
+                        g = _hashed(g, word[j])
+                        j += 1
+                        while j < size + 2 and word[j] & 0xC0 == 0x80:
+                            g = _hashed(g, word[j])
+                            j += 1
+                        if n >= shortest and not (n == 1 and (a == 0 or j == size + 2)):
+                            row = _row_of(int64(g) % buckets, words, grams, pruned)
+                            if row >= 0:
+                                _add(rows, row, own)
+                                count += 1
+                        n += 1
+        if end_of_line >= 0:
+            _add(rows, end_of_line, own)
+            count += 1
+        if met == len(hashes):
+            hashes = np.append(hashes, np.zeros(len(hashes), np.int32))
+        hashes[met] = int32(uint32(3617362777))  # of "</s>"
+        met += 1
+        for a in range(met):
+            wide = uint64(int64(hashes[a]))
+            for b in range(a + 1, min(met, a + word_grams)):
+                wide = wide * uint64(116049371) + uint64(int64(hashes[b]))
+                row = _row_of(int64(wide % uint64(buckets)), words, grams, pruned)
+                if row >= 0:
+                    _add(rows, row, own)
+                    count += 1
+        counts[text] = count
+        if count:
+            scale = float32(1.0 / count)
+            for d in range(len(own)):
+                own[d] *= scale
+
+
+@njit(nogil=True, cache=True)
+def _descend(hidden, output, path):  # type: ignore[no-untyped-def]
+    """Probability of the leaf at the end of a path; 0 where the library gives none."""
+    found = np.zeros(len(hidden), np.float32)
+    for text in range(len(hidden)):
+        score = float32(0)
+        for step in range(len(path)):
+            dot = float32(0)
+            for d in range(output.shape[1]):
+                dot += output[path[step, 0], d] * hidden[text, d]
+            f = float32(1.0 / (1.0 + np.exp(-dot)))
+            score += float32(np.log((f if path[step, 1] else float32(1.0) - f) + _FLOOR))
+        found[text] = np.exp(score) if score >= float32(np.log(_FLOOR)) else 0.0
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _sigmoids(hidden, output, chosen, table, scores):  # type: ignore[no-untyped-def]
+    for text in range(len(hidden)):
+        for place in range(len(chosen)):
+            dot = float32(0)
+            for d in range(output.shape[1]):
+                dot += output[chosen[place], d] * hidden[text, d]
+            if dot < -_MOST:
+                value = float32(0)
+            elif dot > _MOST:
+                value = float32(1)
+            else:
+                value = table[int64((dot + _MOST) * _SIGMOIDS / _MOST / 2)]
+            scores[text, place] = value + _FLOOR
