@@ -201,7 +201,9 @@ class ShingleSets:
 def find_candidates(
     corpus: Corpus, rules: DedupRules, sources: Sequence[str], engine: JoinEngine, folder: Path, workers: int
 ) -> Candidates:
-    """Join one kind of key after another, confirm what hashes propose, rank the documents and read their shingles.
+    """Find the documents to compare.
+
+    Joins one kind of key after another, confirms what hashes propose, ranks the documents and reads their shingles.
 
     `sources` are in their order of preference; `folder` takes the file of shingles.
     """
@@ -254,7 +256,7 @@ def _pages(numbers: Integers, labels: Integers, texts: Integers) -> tuple[Intege
 def _read_shingles(
     corpus: Corpus, compared: Integers, representatives: Integers, ngram: int, folder: Path, workers: int
 ) -> ShingleSets:
-    """Write the shingles of the documents `compared` into an unnamed file and map it."""
+    """Shingles of the documents `compared`, mapped from an unnamed file."""
     from data_pipeline.kernels.minhash import shingle_sets
 
     def sets_of(item: tuple[Path, tuple[int, Integers]]) -> tuple[npt.NDArray[np.uint64], Integers]:
@@ -281,7 +283,7 @@ def _read_shingles(
 
 
 def _ranked(corpus: Corpus, numbers: Integers, prefer: Sequence[str], sources: Sequence[str]) -> Integers:
-    """Positions of the documents from the best to the worst, those of earlier corpora first."""
+    """Positions from the best to the worst, earlier corpora first."""
     weights: list[npt.NDArray[Any]] = [numbers]
     for preference in reversed(prefer):
         if preference == "length":

@@ -259,7 +259,9 @@ def _corpus(
 
 
 def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: Sequence[Earlier] = ()) -> Manifest:
-    """Keep one document of each set of duplicates; count the others by reason.
+    """Keep one document of each set of duplicates.
+
+    The others are counted by reason.
 
     `earlier` is the result of `earlier_corpora(config, root)`. `stats` adds to the common counts: `without_words`
     (documents that are compared exactly only), `candidates` (documents that share a text, an address or a band),

@@ -53,7 +53,7 @@ class Decision:
 def decide(
     corpus: Corpus, rules: DedupRules, sources: Sequence[str], engine: JoinEngine, folder: Path, workers: int
 ) -> Decision:
-    """Find the candidates and compare each with the kept ones, from the best to the worst."""
+    """Compare each candidate with the kept ones, best first."""
     from data_pipeline.kernels.greedy_dedup import walk_ranked
 
     found = find_candidates(corpus, rules, sources, engine, folder, workers)

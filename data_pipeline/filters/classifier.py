@@ -1,4 +1,4 @@
-"""Classifier stages: train linear quality or toxicity models, or take over a model, and apply them.
+"""Classifier stages: train models, or take them over, and apply them.
 
     [[data.classifiers]]                       [[data.classifiers]]
     name = "toxic"                             name = "quality"
@@ -117,7 +117,7 @@ class ClassifierConfig(Section):
 
     @model_serializer(mode="wrap")
     def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `model` where it is empty: keys from before this setting stay valid."""
+        """Leave an empty `model` out, so that earlier keys stay valid."""
         values: dict[str, Any] = serialize(self)
         return {name: value for name, value in values.items() if value or name != "model"}
 
@@ -163,7 +163,7 @@ def _labelled_row(config: ClassifierConfig, line: bytes, where: str) -> tuple[st
 
 
 def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Runtime) -> Manifest:
-    """Train a model on its labelled files, or take over `model`, or find its artifact.
+    """Train a model on its labelled files, or take over `model`.
 
     `stats` holds its metrics, or kind and labels of a model that was taken over.
 
@@ -282,7 +282,7 @@ def load_weights(model: Manifest, root: Path) -> npt.NDArray[np.float32]:
 
 
 def load_scorer(model: Manifest, root: Path) -> Scorer:
-    """The scorer of a trained model, or of one that was taken over."""
+    """Scorer of a model, trained or taken over."""
     settings, stats = model.config["model"], model.stats
     if "kind" in stats:
         path = root / model.folder / stats["file"]

@@ -110,7 +110,10 @@ def _paths(counts: list[int]) -> tuple[Integers, ...]:
 
 
 def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: Sequence[int]) -> Floats:
-    """[texts, chosen], the probability of each of the labels in each text; 0 for a text that no row stands for."""
+    """Probability of each chosen label in each text, [texts, chosen].
+
+    0 where no row of the model occurs in a text.
+    """
     count = len(offsets) - 1
     found = np.zeros((count, len(chosen)), np.float32)
     for first in range(0, count, _TEXTS):
@@ -272,7 +275,7 @@ def _hide(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _descend(hidden, output, path):  # type: ignore[no-untyped-def]
-    """Probability of the leaf at the end of a path; 0 where the library gives none."""
+    """Probability of a path's leaf, 0 where the library omits it."""
     found = np.zeros(len(hidden), np.float32)
     for text in range(len(hidden)):
         score = float32(0)

@@ -72,7 +72,7 @@ class Encoder:
         return np.split(ids, ends[1:-1]) if len(ends) > 1 else []
 
     def is_text(self, index: int) -> bool:
-        """Return whether the id is in the vocabulary and not a special token."""
+        """Return whether the id is a token other than a special one."""
         return 0 <= index < self.vocabulary_size and bool(self.pieces[index])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -85,7 +85,7 @@ class Encoder:
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
 
     def recovers(self, ids: Sequence[int], text: bytes) -> bool:
-        """Return whether the ids decode to the text, or to one that the normaliser makes the same of."""
+        """Return whether the ids give the text again, but for normalisation."""
         if self.decode_text is None:
             return b"".join(map(self.pieces.__getitem__, ids)) == text
         found, given = self.decode_text(ids), text.decode("utf-8")
@@ -103,9 +103,9 @@ def begun(engine: Engine, begin: int) -> Engine:
 
 
 def fast_engine(definition: str, end: int, reference: Engine, normalise: Callable[[str], str] | None = None) -> Engine:
-    """The `tokenizer.json` in gigatoken, on the calling thread; `reference` encodes what gigatoken fails on.
+    """The `tokenizer.json` in gigatoken, on the calling thread.
 
-    `normalise` is applied first, to texts that are not ASCII.
+    `reference` encodes what gigatoken fails on. `normalise` is applied first, to texts that are not ASCII.
 
     Raises:
         ValueError: gigatoken cannot read it.

@@ -122,6 +122,9 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
 
 
 def _for_oniguruma(pattern: str) -> str:
-    """The pattern in the syntax of `tokenizers`: a bounded repeat is not possessive there, and $ ends any line."""
+    """The pattern in the syntax of `tokenizers`.
+
+    There a bounded repeat is not possessive, and $ ends any line.
+    """
     pattern = _POSSESSIVE_BOUND.sub(r"(?>\1\2)", pattern)
     return re.sub(r"(?<!\\)\$(?=[|)]|\Z)", r"\\z", pattern)

@@ -1,4 +1,4 @@
-"""Tokenizer stage: train a byte-level BPE, or take over a tokenizer of any kind that `tokenizers` loads.
+"""Tokenizer stage: train a byte-level BPE, or take over any tokenizer.
 
 Promises: the same documents give the same tokenizer, whatever the number of threads; every text can be encoded, and
 comes back unchanged from a tokenizer trained here; text that spells a special token is ordinary text. `tokenizers`
@@ -86,7 +86,7 @@ class TokenizerConfig(Section):
 
     @model_serializer(mode="wrap")
     def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `bos` and `pattern` where they are empty: keys from before these settings stay valid."""
+        """Leave empty `bos` and `pattern` out, so that earlier keys stay valid."""
         values: dict[str, Any] = serialize(self)
         return {name: value for name, value in values.items() if value or name not in {"bos", "pattern"}}
 
@@ -154,7 +154,9 @@ def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Enc
 
 
 def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, Engine | None]:
-    """The library's engine and the fast one, None where gigatoken cannot read the tokenizer.
+    """The library's engine and the fast one.
+
+    None where gigatoken cannot read the tokenizer.
 
     Raises:
         ValueError: the library cannot read it.
@@ -254,7 +256,7 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
 
 
 def _check_usable(text: str, vocabulary: TokenVocabulary) -> None:
-    """Raise ValueError unless the library encodes any text, and numbers special tokens as the file does."""
+    """Raise ValueError unless the library encodes and numbers as the file."""
     reference = open_reference(text)
     for name, index in vocabulary.special.items():
         if reference.token_to_id(name) != index:

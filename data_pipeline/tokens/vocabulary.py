@@ -116,10 +116,10 @@ def _bytes_of(name: str, byte_level: bool, byte_fallback: bool) -> bytes:
 
 
 def definition_of_text(text: str) -> str:
-    """A `tokenizer.json` for encoding alone, in which no text can give a special token.
+    """A `tokenizer.json` in which no text gives a special token.
 
-    Special added tokens are left out. A model that looks whole words up in its vocabulary would still find one there,
-    so it has another name there, which begins with a noncharacter.
+    It is for encoding alone. Special added tokens are left out. A model that looks whole words up in its vocabulary
+    would still find one there, so it has another name there, which begins with a noncharacter.
     """
     values = json.loads(text)
     model = values["model"]
@@ -154,7 +154,9 @@ def with_special_tokens(text: str, names: list[str]) -> str:
 
 
 def ranks_text(text: str) -> bytes | None:
-    """A byte-level BPE's vocabulary in tiktoken's form: a line for each token, base64 of its bytes and its id.
+    """A byte-level BPE's vocabulary in tiktoken's form.
+
+    A line for each token has the base64 of its bytes and its id.
 
     There the id is the rank, so a vocabulary whose ids do not rise with its merges has no such form: None. Neither has
     one of another kind.
