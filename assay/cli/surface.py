@@ -43,6 +43,7 @@ def parser() -> Parser:
     _nproc(command)
     _from_scratch(command)
     _codes(command)
+    _inspect(commands)
     _data(commands)
     about = "audit a corpus, and sign, verify and trace artifacts"
     add_governance(_group(commands, "governance", about), _config)
@@ -52,6 +53,33 @@ def parser() -> Parser:
     for _, leaf in leaves(top):
         leaf.top = top
     return top
+
+
+def _inspect(commands: Commands[Parser]) -> None:
+    about = "show what files hold, without a configuration, and propose a run's file"
+    command = _add(commands, "inspect", "inspect", about)
+    command.set_defaults(group="inspect")
+    command.add_argument("path", type=Path, metavar="PATH", help="a file or folder of documents, of any known format")
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the page and the proposed file are written (default: inspect-NAME)",
+    )
+    command.add_argument(
+        "--sample-mb",
+        type=positive,
+        default=500,
+        metavar="N",
+        help="megabytes of text above which a sample is read (default: %(default)s)",
+    )
+    command.add_argument(
+        "--data-workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes for reading and filtering (default: one for each core)",
+    )
 
 
 def _data(commands: Commands[Parser]) -> None:

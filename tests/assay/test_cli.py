@@ -10,6 +10,7 @@ from assay.cli import (
     check_commands,
     data_commands,
     governance_commands,
+    inspect_commands,
     report_commands,
     review_commands,
     slurm_commands,
@@ -29,6 +30,7 @@ SURFACE = {
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "--json", "CHECKPOINT"],
     "export": [*COMMON, "--dtype", "CHECKPOINT", "FOLDER"],
+    "inspect": ["--data-workers", "--help", "--output", "--sample-mb", "PATH"],
     "governance anchor": [*COMMON, "--accept"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],
@@ -74,8 +76,9 @@ def test_surface_is_pinned_and_each_command_exists():
         name: sorted([*words, "--quiet", "--verbose"]) for name, words in SURFACE.items()
     }
     modules = {
-        "check": check_commands, "data": data_commands, "governance": governance_commands, "report": report_commands,
-        "review": review_commands, "slurm": slurm_commands, "": commands,
+        "check": check_commands, "data": data_commands, "governance": governance_commands,
+        "inspect": inspect_commands, "report": report_commands, "review": review_commands,
+        "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}

@@ -1,0 +1,24 @@
+"""The function behind `assay inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assay.cli.run_commands import Arguments, say
+
+
+def inspect(arguments: Arguments) -> None:
+    """Print an inspection; write its page and the proposed run's file."""
+    from assay.inspect.inspection import inspect_path
+    from assay.inspect.inspection_page import as_page, as_text
+    from governance.files import write_text
+
+    path: Path = arguments.path
+    result = inspect_path(path, arguments.sample_mb * 1_000_000, arguments.data_workers)
+    say(as_text(result))
+    folder: Path = arguments.output or Path(f"inspect-{path.resolve().name}")
+    write_text(folder / "inspection.html", as_page(result))
+    say(f"\npage: {folder / 'inspection.html'}")
+    if result.proposal:
+        write_text(folder / "run.toml", result.proposal)
+        say(f"proposed run's file: {folder / 'run.toml'}\nnext: assay data prepare {folder / 'run.toml'}")

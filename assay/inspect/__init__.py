@@ -1,0 +1,1 @@
+"""Inspection of files that Assay has never seen, without a configuration."""

@@ -1,0 +1,159 @@
+"""Formats and fields of the files below a path.
+
+A kind is what a source of that type can read: `jsonl`, `csv`, `parquet`, `text`, `warc`, `arrow`; `megatron` pairs
+(.bin, .idx) are counted. Fields are chosen from the names and values of the first records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.readers.streams import blocks, lines, plain_name
+from governance.errors import MissingInput
+
+_KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".txt": "text",
+    ".md": "text", ".html": "text", ".htm": "text", ".warc": "warc", ".arrow": "arrow", ".idx": "megatron",
+}  # fmt: skip
+_NAMES = {
+    "text": ("text", "content", "body", "document", "raw_content", "markdown", "article", "code", "passage"),
+    "id": ("id", "_id", "doc_id", "uuid", "key"),
+    "url": ("url", "source_url", "link", "uri"),
+    "language": ("language", "lang"),
+    "licence": ("licence", "license"),
+}
+_FIRST_RECORDS = 50
+_PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/items.py` has it
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The files of one kind and ending."""
+
+    kind: str
+    ending: str
+    """Of their names, compression included: ".jsonl.gz"."""
+    files: tuple[Path, ...]
+    bytes: int
+
+    @property
+    def text_bytes(self) -> int:
+        """About how much text they hold."""
+        return self.bytes * (_PACKED_RATIO if self.ending.endswith((".gz", ".zst", ".parquet")) else 1)
+
+
+def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
+    """Readable files below a path by kind, and the other endings.
+
+    Raises:
+        MissingInput: there is no file, or none of a known format.
+    """
+    if not path.exists():
+        raise MissingInput(f"{path}: no such file or folder. Give the path of your documents.")
+    found: dict[tuple[str, str], list[Path]] = {}
+    others: Counter[str] = Counter()
+    for file in _walk(path):
+        ending = Path(plain_name(file.name)).suffix.lower()
+        kind = _KINDS.get(ending)
+        if kind is None or (kind == "megatron" and not file.with_suffix(".bin").is_file()):
+            others[ending or "(no ending)"] += 1
+        else:
+            found.setdefault((kind, ending + file.name[len(plain_name(file.name)) :]), []).append(file)
+    if not found and not others:
+        raise MissingInput(f"{path}: the folder holds no file. Give the path of your documents.")
+    if not found:
+        counted = ", ".join(f"{ending} {count:,}" for ending, count in others.most_common(8))
+        raise MissingInput(
+            f"{path}: none of its {others.total():,} files has a known format ({counted}). Known are "
+            f"{', '.join(_KINDS)}, also with .gz or .zst; for others write a reader: docs/own_code.md."
+        )
+    return [
+        InputFiles(kind, ending, tuple(files), sum(file.stat().st_size for file in files))
+        for (kind, ending), files in sorted(found.items())
+    ], others
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
+    """The first records of the first file that has any."""
+    for file in inputs.files[:10]:
+        try:
+            records = [record for record in _rows(inputs.kind, file) if isinstance(record, Mapping)]
+        except (OSError, ValueError, csv.Error, pa.ArrowException, MissingInput):
+            continue  # a damaged file: `ingest` reports it
+        if records:
+            return records
+    return []
+
+
+def _rows(kind: str, file: Path) -> list[Any]:
+    if kind == "jsonl":
+        records = []
+        for line in itertools.islice(lines(blocks(file)), _FIRST_RECORDS):
+            with contextlib.suppress(ValueError, RecursionError):  # `ingest` quarantines such a line
+                records.append(json.loads(line))
+        return records
+    if kind == "csv":
+        head = b"\n".join(itertools.islice(lines(blocks(file)), 4 * _FIRST_RECORDS)).decode("utf-8", "replace")
+        return list(itertools.islice(csv.DictReader(io.StringIO(head)), _FIRST_RECORDS))
+    if kind == "parquet":
+        with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
+            batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)
+            return [_flat(row) for row in batch.to_pylist()] if batch else []
+    if kind == "arrow":
+        with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
+            return list(stream.read_next_batch().slice(0, _FIRST_RECORDS).to_pylist())
+    return []
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values inside structs under dotted names, as a `parquet` source has them."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Choose a field for each role, "" for none.
+
+    The usual name decides, for `text` else the longest strings.
+    """
+    strings: dict[str, list[str]] = {}
+    for record in records:
+        for name, value in record.items():
+            if isinstance(value, str):
+                strings.setdefault(str(name), []).append(value)
+    chosen = {}
+    for role, names in _NAMES.items():
+        known = [name for name in names if name in strings or (role == "id" and any(name in row for row in records))]
+        chosen[role] = known[0] if known else ""
+    if not chosen["text"] and strings:
+        mean = {name: sum(map(len, values)) / len(values) for name, values in strings.items()}
+        longest = max(mean, key=lambda name: mean[name])
+        chosen["text"] = longest if mean[longest] >= 40 else ""
+    ids = [record.get(chosen["id"]) for record in records] if chosen["id"] else []
+    if len(set(map(str, ids))) < len(ids) or any(not isinstance(value, str | int) or value == "" for value in ids):
+        chosen["id"] = ""
+    return chosen

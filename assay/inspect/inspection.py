@@ -1,0 +1,256 @@
+"""`assay inspect`: the usual stages over any files.
+
+Promise: the figures are those of the pipeline itself (`ingest`, `clean`, `dedup`, `redact` with the action "count"), in
+a temporary root that is removed afterwards; nothing of the input is changed. Up to `sample_bytes` of text all of it is
+read, more is sampled, and the result says so.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assay.inspect.formats import InputFiles, choose_fields, find_inputs, first_records
+from assay.inspect.sampling import sample_files
+from data_pipeline.config import DataConfig
+from data_pipeline.dedup.dedup import dedup
+from data_pipeline.filters.clean import clean
+from data_pipeline.ingest import ingest
+from data_pipeline.pii.detect import replace_all
+from data_pipeline.pii.redact import redact
+from data_pipeline.tokens.megatron import open_indexed
+from governance.config import validate
+from governance.errors import ConfigError, PipelineError
+from governance.manifest import Manifest
+from governance.parallel import close_pool
+from governance.stage import Runtime
+
+SAMPLE_BYTES = 500_000_000
+_SHARD_BYTES = 16 << 20
+_EXAMPLES = 8
+_EXAMPLE_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class InspectTable:
+    """One table of the result."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str | int, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Tables and the proposed run's file."""
+
+    path: Path
+    sampled: str
+    """What share was read; "" where all of it was."""
+    tables: tuple[InspectTable, ...]
+    proposal: str
+    """A run's file, or "" where no text was found."""
+
+
+def inspect_path(path: Path, sample_bytes: int = SAMPLE_BYTES, workers: int = 1) -> Inspection:
+    """Inspect the files at or below a path.
+
+    Raises:
+        MissingInput: there is no file of a known format.
+        ConfigError: no field holds text.
+    """
+    inputs, others = find_inputs(path)
+    readable = [group for group in inputs if group.kind != "megatron"]
+    total = sum(group.text_bytes for group in readable)
+    fraction = min(1.0, sample_bytes / max(1, total))
+    fields = [choose_fields(first_records(group)) for group in readable]
+    tables = [_formats(inputs, others, readable, fields)]
+    tables += [_megatron(group) for group in inputs if group.kind == "megatron"]
+    if not readable:
+        return Inspection(path, "", tuple(tables), "")
+    usable = [
+        (group, chosen)
+        for group, chosen in zip(readable, fields, strict=True)
+        if chosen["text"] or group.kind in ("text", "warc")
+    ]
+    if not usable:
+        names = sorted({str(name) for group in readable for record in first_records(group) for name in record})
+        raise ConfigError(f"{path}: no field holds text; the fields are: {', '.join(names) or 'none'}.")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        taken, sources = [], []
+        for at, (group, chosen) in enumerate(usable):
+            copies = root / "sample" / str(at)
+            read, partly = sample_files(group, fraction, copies)
+            taken.append((read, partly))
+            sources.append(_section(at, read, chosen, _patterns(read, path if read is group else copies)))
+        tables += _stages(sources, Runtime(root / "root", workers=workers))
+    size = sum(group.text_bytes for group, _ in taken)
+    part = any(partly for _, partly in taken)
+    sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read." if part else ""
+    return Inspection(path, sampled, tuple(tables), _proposal(path, usable))
+
+
+def _formats(
+    inputs: Sequence[InputFiles],
+    others: Mapping[str, int],
+    readable: Sequence[InputFiles],
+    fields: Sequence[Mapping[str, str]],
+) -> InspectTable:
+    found = {id(group): chosen for group, chosen in zip(readable, fields, strict=True)}
+    rows: list[tuple[str | int, ...]] = []
+    for group in inputs:
+        chosen = found.get(id(group), {})
+        named = ", ".join(f"{role}: {name}" for role, name in chosen.items() if name)
+        if group.kind in ("text", "warc"):
+            named = "a document a file" if group.kind == "text" else "a document a page"
+        elif group.kind != "megatron" and not chosen["text"]:
+            named = "no field of text: not inspected"
+        rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
+    unread = ", ".join(f"{ending} {count:,}" for ending, count in Counter(others).most_common(8))
+    note = f"Not read: {unread}." if unread else ""
+    return InspectTable("Formats and fields", ("format", "files", "size", "fields"), tuple(rows), note)
+
+
+def _megatron(group: InputFiles) -> InspectTable:
+    rows: list[tuple[str | int, ...]] = []
+    for file in group.files:
+        try:
+            indexed = open_indexed(file.with_suffix(""))
+            rows.append((file.name, len(indexed.documents) - 1, len(indexed.tokens), str(indexed.tokens.dtype)))
+        except PipelineError as error:
+            rows.append((file.name, "-", "-", str(error)))
+    note = "Tokens hold no text to inspect; take them over with: assay data import PREFIX."
+    return InspectTable("Token files (Megatron)", ("file", "documents", "tokens", "type"), tuple(rows), note)
+
+
+def _patterns(group: InputFiles, folder: Path) -> list[str]:
+    if folder.is_file():
+        return [escape(str(folder.absolute()))]
+    return [f"{escape(str(folder.absolute()))}/**/*{group.ending}"]
+
+
+def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: Sequence[str]) -> dict[str, Any]:
+    """A `[[data.sources]]` section for files of one kind."""
+    kind = "hub" if group.kind == "arrow" else group.kind
+    section: dict[str, Any] = {"type": kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
+    section |= {"paths": list(paths)}
+    if group.kind in ("jsonl", "parquet", "csv"):
+        names = {f"{role}_field": name for role, name in fields.items() if name and name != role}
+        section |= names | ({"id_field": fields["id"]} if fields["id"] else {})
+        section |= {f"{role}_field": fields[role] for role in ("url", "language", "licence") if fields[role]}
+    return section
+
+
+def _stages(sources: Sequence[Mapping[str, Any]], runtime: Runtime) -> Iterator[InspectTable]:
+    """Run the stages and draw their tables."""
+    sections: list[Mapping[str, Any]] = []
+    for source in sources:
+        if source["type"] == "hub":  # an Arrow file each: local data sets are named one by one
+            [pattern] = source["paths"]
+            base = {key: value for key, value in source.items() if key != "paths"}
+            files = sorted(Path(pattern.partition("/**/")[0]).rglob("*.arrow"))
+            sections += [base | {"dataset": str(file), "name": f"{source['name']}-{n}"} for n, file in enumerate(files)]
+        else:
+            sections.append(source)
+    values = {
+        "sources": sections,
+        "ingest": {"shard_bytes": _SHARD_BYTES},
+        "clean": {"refuse_licences": []},
+        "pii": {"action": "count", "canary_bytes": 0},
+    }
+    config = validate(values, DataConfig, "assay inspect")
+    try:
+        documents = ingest(config.sources, config.ingest, Path(), runtime)
+        cleaned = clean(documents, config.clean, runtime)
+        unique = dedup(cleaned, config.dedup, runtime)
+        redacted = redact(unique, config.pii, runtime)
+    finally:
+        close_pool()
+    made = (documents, cleaned, unique)
+    yield _funnel(made)
+    yield _reasons(made)
+    yield _counts("Languages", cleaned, runtime.root, "features", "language", "identified; und: undetermined")
+    yield _counts("Licences", documents, runtime.root, "documents", "licence", "NOASSERTION: no record states one")
+    yield _counts("Opt-out signals", documents, runtime.root, "documents", "opt_out", "empty: not searched")
+    found = [(kind, count) for kind, count in Counter(redacted.stats["findings"]).most_common() if count]
+    hit, of = redacted.stats["documents_with_findings"], redacted.stats["documents_in"]
+    note = f"In {hit:,} of the {of:,} documents that stay."
+    yield InspectTable("Personal data and secrets", ("type", "found"), tuple(found), note)
+    yield _examples(cleaned, runtime.root)
+
+
+def _funnel(made: Sequence[Manifest]) -> InspectTable:
+    rows = tuple(
+        (m.stage, m.stats["documents_in"], m.stats["documents_kept"], f"{m.stats['bytes_kept'] / 1e6:,.1f} MB")
+        for m in made
+    )
+    return InspectTable("Funnel under the usual rules", ("stage", "documents in", "kept", "text kept"), rows)
+
+
+def _reasons(made: Sequence[Manifest]) -> InspectTable:
+    rows = tuple(
+        (m.stage, reason, count, f"{100 * count / max(1, m.stats['documents_in']):.1f} %")
+        for m in made
+        for reason, count in Counter(m.stats["removed"]).most_common()
+    )
+    return InspectTable("Removed, by reason", ("stage", "reason", "documents", "of those that came in"), rows)
+
+
+def _counts(title: str, manifest: Manifest, root: Path, role: str, column: str, note: str) -> InspectTable:
+    counts: Counter[str] = Counter()
+    for file in manifest.files(role, root):
+        for value in pc.value_counts(pq.read_table(file, columns=[column], partitioning=None)[column]).to_pylist():
+            counts[str(value["values"])] += value["counts"]
+    total = max(1, counts.total())
+    rows = tuple((value or "(empty)", count, f"{100 * count / total:.1f} %") for value, count in counts.most_common(20))
+    return InspectTable(title, (column.replace("_", " "), "documents", "share"), rows, note)
+
+
+def _examples(cleaned: Manifest, root: Path) -> InspectTable:
+    """A removed document for each reason, personal data replaced."""
+    rows: dict[str, tuple[str | int, ...]] = {}
+    for file in cleaned.files("removed", root):
+        table = pq.read_table(file, columns=["id", "text", "reason", "evidence"], partitioning=None)
+        for batch in table.to_batches(256):
+            for row in batch.to_pylist():
+                if row["reason"] not in rows and len(rows) < _EXAMPLES:
+                    text = " ".join(replace_all(row["text"][:2000])[:_EXAMPLE_CHARACTERS].split())
+                    rows[row["reason"]] = (row["reason"], row["id"], row["evidence"], text)
+    head = ("reason", "document", "evidence", "beginning")
+    return InspectTable(
+        "Worst documents: one for each reason", head, tuple(rows.values()), "Personal data is replaced."
+    )
+
+
+def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]) -> str:
+    """A run's file that prepares these files."""
+    parts = [
+        "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
+        "# refuse_licences: by default documents without a known licence are removed.",
+        "",
+    ]
+    for number, (group, fields) in enumerate(usable):
+        section = _section(number, group, fields, _patterns(group, path))
+        if group.kind == "csv":
+            parts += ["# CSV: convert these files to JSON Lines, or read them with a function (docs/own_code.md)."]
+            section["type"] = "jsonl"
+            section["paths"] = [pattern.replace(".csv", ".jsonl") for pattern in section["paths"]]
+        if group.kind == "arrow":
+            section = {key: value for key, value in section.items() if key != "paths"}
+            section["dataset"] = str(group.files[0].absolute() if path.is_file() else path.absolute())
+        parts += ["[[data.sources]]"]
+        parts += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items()]
+        parts += [""]
+    parts += ["[data.clean]", "refuse_licences = []", ""]
+    return "\n".join(parts)

@@ -1,0 +1,50 @@
+"""An inspection as text for a terminal and as an HTML page."""
+
+from __future__ import annotations
+
+from assay.inspect.inspection import Inspection, InspectTable
+from governance.reports.html import style
+from governance.reports.html.markup import Html, number, table, tag, visible
+
+_WIDTH = 60
+_ROWS = 12
+
+
+def as_text(result: Inspection) -> str:
+    """All tables, aligned."""
+    parts = [f"{visible(str(result.path))}{': ' + result.sampled if result.sampled else ''}"]
+    return "\n\n".join([*parts, *map(_text_table, result.tables)])
+
+
+def _text_table(one: InspectTable) -> str:
+    if not one.rows:
+        return f"{one.title}: none"
+    shown = [[_cell(value) for value in row] for row in one.rows[:_ROWS]]
+    widths = [max(map(len, column)) for column in zip(one.head, *shown, strict=True)]
+    numeric = [all(isinstance(row[at], int) for row in one.rows) for at in range(len(one.head))]
+    lines = []
+    for row in [list(one.head), *shown]:
+        cells = zip(row, widths, numeric, strict=True)
+        lines.append("  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells))
+    more = [f"... {len(one.rows) - _ROWS:,} more rows on the page"] * (len(one.rows) > _ROWS)
+    return "\n".join([one.title, *(f"  {line.rstrip()}" for line in [*lines, *more, *filter(None, [one.note])])])
+
+
+def _cell(value: str | int) -> str:
+    text = number(value) if isinstance(value, int) else visible(value)
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
+def as_page(result: Inspection) -> str:
+    """A page that needs no network."""
+    parts: list[Html] = [tag("h1", "Inspection"), tag("p", str(result.path), class_="lead")]
+    if result.sampled:
+        parts.append(tag("p", result.sampled, class_="note"))
+    for one in result.tables:
+        numeric = [at for at in range(len(one.head)) if all(isinstance(row[at], int) for row in one.rows)]
+        cells = [[number(value) if isinstance(value, int) else value for value in row] for row in one.rows]
+        parts += [tag("section", table(one.title, one.head, cells, numeric), tag("p", one.note, class_="note"))]
+    if result.proposal:
+        parts += [tag("h2", "Proposed run's file"), tag("pre", result.proposal)]
+    head = tag("head", tag("meta", charset="utf-8"), tag("title", "Inspection"), Html(f"<style>{style.CSS}</style>"))
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"

@@ -1,0 +1,156 @@
+"""`assay inspect`: every format, planted truth, samples, and folders that hold nothing to read."""
+
+import csv
+import gzip
+import json
+import random
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assay.cli.main import main
+from assay.config import load_config
+from assay.inspect.formats import choose_fields, find_inputs
+from assay.inspect.inspection import inspect_path
+from assay.inspect.sampling import sample_files
+from data_pipeline.config import DataConfig
+from governance.config import Section
+from governance.errors import ConfigError, MissingInput
+
+WORDS = """
+the of and to a in is it that was he for on are with as his they at be this from have or by one had not but what all
+were when we there can an your which their said if do will each about how up out them then she many some so these would
+other into has more her two like him see time could no make than first been its who now people my made over did
+"""
+
+
+def prose(seed, sentences=8):
+    draw = random.Random(seed)
+    return " ".join(" ".join(draw.sample(WORDS.split(), 12)).capitalize() + "." for _ in range(sentences))
+
+
+def tables(result):
+    return {table.title.partition(":")[0]: table for table in result.tables}
+
+
+class DataOnly(Section):
+    """The sections of a proposed file."""
+
+    data: DataConfig
+
+
+def test_every_format_is_found_read_and_proposed(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = [{"body": prose(number), "doc_id": f"d{number}", "url": "https://a.example/x"} for number in range(10)]
+    rows[3]["body"] += " Write to jane@example.org."
+    lines = "".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"doc_id": "again"}])
+    (folder / "a.jsonl").write_text(lines + "not json\n")
+    (folder / "a2.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": prose(90)}).encode()))
+    pq.write_table(pa.table({"doc": [{"text": prose(20 + n)} for n in range(5)]}), folder / "b.parquet")
+    with (folder / "c.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["n", "content"], *([n, prose(40 + n)] for n in range(4))])
+    (folder / "d.txt").write_text(prose(60))
+    (folder / "e.html").write_text(f"<html><body><main><p>{prose(61)}</p></main></body></html>")
+    with (
+        pa.OSFile(str(folder / "f.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as out,
+    ):
+        out.write_batch(pa.record_batch({"text": [prose(70), prose(71)]}))
+    (folder / "g.png").write_bytes(b"\x89PNG")
+    assert main(["inspect", str(folder), "--output", str(tmp_path / "out"), "--data-workers", "1"]) == 0
+    page = (tmp_path / "out" / "inspection.html").read_text()
+    assert "Funnel under the usual rules" in page
+    assert "jane@example.org" not in page
+    found = tables(inspect_path(folder))
+    assert {row[0]: row[3] for row in found["Formats and fields"].rows} == {
+        "arrow (.arrow)": "text: text",
+        "csv (.csv)": "text: content",
+        "jsonl (.jsonl)": "text: body, id: doc_id, url: url",
+        "jsonl (.jsonl.gz)": "text: text",
+        "parquet (.parquet)": "text: doc.text",
+        "text (.html)": "a document a file",
+        "text (.txt)": "a document a file",
+    }
+    assert found["Formats and fields"].note == "Not read: .png 1."
+    assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", 26, 25)
+    assert ("ingest", "quarantine:not_json", 1, "3.8 %") in found["Removed, by reason"].rows
+    assert ("dedup", "exact_duplicate", 1) in [row[:3] for row in found["Removed, by reason"].rows]
+    assert ("email", 1) in found["Personal data and secrets"].rows
+    assert found["Languages"].rows[0][0] == "en"
+    proposed = load_config(tmp_path / "out" / "run.toml", DataOnly, []).data
+    assert {source.type for source in proposed.sources} == {"hub", "jsonl", "parquet", "text"}
+
+
+def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
+    for number in range(3):
+        rows = (json.dumps({"text": f"{number} {line} " + prose(line % 50, 2)}) for line in range(20_000))
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(rows))
+    result = inspect_path(tmp_path, sample_bytes=2_000_000)
+    assert result.sampled.startswith("A sample of about 2 MB of ")
+    came = tables(result)["Funnel under the usual rules"].rows[0]
+    assert came[1] == came[2] > 4_000, "whole lines only"
+
+
+def test_one_file_of_many_row_groups_and_many_small_files(tmp_path):
+    rows = pa.table({"text": [f"{number} {'x' * 6000}" for number in range(10_000)]})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=500, compression="none", use_dictionary=False)
+    [group], _ = find_inputs(tmp_path)
+    read, partly = sample_files(group, 0.1, tmp_path / "copies")
+    assert partly
+    assert pq.read_metadata(read.files[0]).num_rows in range(1000, 2100)
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(6_000):
+        (many / f"{number}.txt").write_text("a text")
+    [group], _ = find_inputs(many)
+    read, partly = sample_files(group, 1.0, tmp_path / "few")
+    assert partly
+    assert 4_900 <= len(read.files) <= 5_000
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "words"),
+    [
+        ({}, MissingInput, "the folder holds no file"),
+        ({"a.png": b"x", "b.exe": b"y", "c.exe": b"z"}, MissingInput, r"none of its 3 files .*\.exe 2, \.png 1"),
+        ({"a.jsonl": b'{"n": 1}\n'}, ConfigError, "no field holds text; the fields are: n"),
+        ({"a.jsonl": b"\x00\xff" * 99}, ConfigError, "no field holds text; the fields are: none"),
+        ({"a.parquet": b"PAR1"}, ConfigError, "no field holds text"),
+    ],
+)
+def test_nothing_to_read_is_reported(tmp_path, files, error, words):
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(error, match=words):
+        inspect_path(tmp_path)
+    with pytest.raises(MissingInput, match="no such file or folder"):
+        inspect_path(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files(tmp_path):
+    text = prose(1)
+    for number in range(100_000):
+        folder = tmp_path / str(number % 100)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.txt").write_text(f"{number} {text}")
+    done = subprocess.run(
+        [sys.executable, "-m", "assay", "inspect", str(tmp_path), "--output", str(tmp_path / "out")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "100,000" in done.stdout
+    assert "A sample of about" in done.stdout
+
+
+def test_fields_by_name_then_by_length():
+    records = [
+        {"title": "a", "abstract": "word " * 20, "lang": "en", "key": 1},
+        {"title": "b", "abstract": "w" * 90, "key": 2},
+    ]
+    assert choose_fields(records) == {"text": "abstract", "id": "key", "url": "", "language": "lang", "licence": ""}
+    assert choose_fields([{"text": "t", "id": "1"}, {"text": "u", "id": "1"}])["id"] == ""
+    assert choose_fields([{"a": "short"}])["text"] == ""
