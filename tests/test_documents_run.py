@@ -13,7 +13,7 @@ from tests.test_whole_way import assay, finished, project_copy  # noqa: F401
 pytestmark = pytest.mark.slow
 
 
-def test_the_documents_tell_the_numbers_of_the_run(project_copy):  # noqa: F811
+def test_the_documents_report_the_numbers_of_the_run(project_copy):  # noqa: F811
     root, own_key = project_copy / "root", ("--key", project_copy / "key.pem.pub")
     config = (project_copy / "run.toml", "--root", root)
     done = assay("report", *config, "--documents")
@@ -66,7 +66,7 @@ def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy):  # no
     assert views["rates"]["per_nat"]["joules"] > 0
 
 
-def test_a_csv_that_is_not_there_is_told_before_the_first_stage(project_copy):  # noqa: F811
+def test_a_csv_that_is_not_there_is_reported_before_the_first_stage(project_copy):  # noqa: F811
     by_hour = 'energy.factors.by_hour={path="nowhere.csv", source="the operator", year=2025}'
     done = assay("run", project_copy / "run.toml", "--root", project_copy / "other", "--set", by_hour)
     assert done.returncode == 78
@@ -93,17 +93,17 @@ def test_the_report_of_a_run_verifies_and_no_report_command_needs_a_heavy_librar
     root, config = project_copy / "root", project_copy / "run.toml"
     shutil.rmtree(root / "report")
     command(config, "--root", root, "--documents")
-    told = command("verify", config, "--root", root)
-    assert "all as the evidence gives them" in told
-    assert "model_card.md" in told
+    output = command("verify", config, "--root", root)
+    assert "all as the evidence gives them" in output
+    assert "model_card.md" in output
     assert "the same" in command("compare", root, root, "--html", project_copy / "two.html")
     assert "PASS" in command("index", project_copy)
     [card] = root.glob("documents/*/model_card.md")
     steps = json.loads(next(root.glob("report/*/report.json")).read_bytes())["summary"]["steps"]
     card.write_text(card.read_text().replace(f"| {steps} |", f"| {steps + 1} |", 1))
-    told = command("verify", root, code=65)
-    assert "model_card.md: line " in told
-    assert f"says {steps + 1}, the evidence gives {steps} in" in told
+    output = command("verify", root, code=65)
+    assert "model_card.md: line " in output
+    assert f"says {steps + 1}, the evidence gives {steps} in" in output
 
 
 def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy):  # noqa: F811
@@ -128,8 +128,8 @@ def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy):  # noqa
     [folder] = set((root / "report").iterdir()) - known
     found = json.loads((folder / "report.json").read_bytes())
     assert found["begun"] == record.parent.relative_to(root).as_posix()
-    [told] = found["faults"]["diverged"]
-    assert told == {name: verdict[name] for name in told}
+    [output] = found["faults"]["diverged"]
+    assert output == {name: verdict[name] for name in output}
     assert "Training diverged and was stopped" in (folder / "report.html").read_text()
     done = assay("report", "verify", folder, "--key", project_copy / "key.pem.pub")
     assert done.returncode == 0, done.stdout + done.stderr

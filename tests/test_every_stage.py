@@ -67,7 +67,7 @@ def test_rows_of_token_shards_that_were_not_judged_are_refused(everything):
     assert main(["train", *words]) == 77
 
 
-def test_nothing_held_out_is_told_and_trained_all_the_same(everything, capsys):
+def test_nothing_held_out_is_reported_and_trained_all_the_same(everything, capsys):
     root = everything / "made"
     text = (everything / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
     (everything / "run.toml").write_text(text[: text.index("[data.pack]")] + text[text.index("[data.tokenizer]") :])

@@ -44,8 +44,8 @@ made_before = logging.getLogRecordFactory()
 
 def watched(*args, **more):
     record = made_before(*args, **more)
-    told = record.getMessage()
-    if any(f"{stage}: making" in told for stage in STAGES) or ("train" in STAGES and "checkpoint: made" in told):
+    message = record.getMessage()
+    if any(f"{stage}: making" in message for stage in STAGES) or ("train" in STAGES and "checkpoint: made" in message):
         threading.Timer(DELAY, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return record
 
@@ -69,7 +69,7 @@ if SIGNAL:
     loop._save = save_and_be_told_to_leave
 """
 """What a child does to itself, so that a test that gets no processor in time misses no moment: it kills itself a while
-after a stage began, or has itself told to leave behind its first checkpoint."""
+after a stage began, or is asked to leave after its first checkpoint."""
 
 
 def hooked(folder, **settings):
@@ -115,7 +115,7 @@ def project_copy(finished, tmp_path):
     return tmp_path / "copy"
 
 
-def test_the_loss_falls_and_the_report_stands(finished):
+def test_the_loss_falls_and_the_report_exists(finished):
     [train] = (finished / "root" / "train").glob("*/losses.json")
     losses = json.loads(train.read_bytes())["losses"]
     assert sum(losses[-3:]) / 3 < sum(losses[:3]) / 3
@@ -145,9 +145,9 @@ def test_an_altered_ledger_is_found_though_the_report_is_written_anew(project_co
     capsys.readouterr()
     for words in (["report", "verify"], ["governance", "verify", "--deep"]):
         assert main([*words, *of_root]) == 65
-        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("energy.jsonl: ")]
-        assert any("does not continue" in line for line in told), told
-        assert any(re.search(r"of train/\w+, its manifest says [\d.]+ J", line) for line in told), told
+        output = [line for line in capsys.readouterr().out.splitlines() if line.startswith("energy.jsonl: ")]
+        assert any("does not continue" in line for line in output), output
+        assert any(re.search(r"of train/\w+, its manifest says [\d.]+ J", line) for line in output), output
 
 
 def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):
@@ -189,9 +189,9 @@ def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
     root = project_copy / "root"
     [train] = root.glob("train/*")
     assert main(["governance", "trace", str(train)]) == 0
-    told = capsys.readouterr().out
-    assert "file " in told
-    assert "tales/a.jsonl" in told
+    output = capsys.readouterr().out
+    assert "file " in output
+    assert "tales/a.jsonl" in output
     [clean], [dedup] = root.glob("clean/*/manifest.json"), root.glob("dedup/*/manifest.json")
     assert main(["governance", "diff", str(clean), str(clean)]) == 0
     assert main(["governance", "diff", str(clean), str(dedup)]) == 1
@@ -208,9 +208,9 @@ def test_evaluate_and_export(project_copy, capsys):
     (project_copy / "asked" / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n' * 3)
     task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "asked/pairs.jsonl"}]'
     assert main(["evaluate", *config, str(newest.parent), "--json", "--set", task]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert sum(row["tokens"] for row in told["by_source"].values()) == told["tokens"] > 0
-    assert told["tasks"][0]["questions"] == 3
+    output = json.loads(capsys.readouterr().out)
+    assert sum(row["tokens"] for row in output["by_source"].values()) == output["tokens"] > 0
+    assert output["tasks"][0]["questions"] == 3
     assert main(["train", *config, "--set", task]) == 0
     run = load_run(project_copy / "run.toml", [task])
     trained = training_folder(run, corpus(run, Runtime(root, make=False)), root)  # where a launcher looks for progress
@@ -257,9 +257,9 @@ def test_bad_records_are_quarantined_and_close_the_gate(project, capsys):
     (project / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     words = ["--set", 'data.sources=[{type="jsonl",name="tales",licence="CC0-1.0",paths=["*.jsonl","*.jsonl.gz"]}]']
     assert run(project, *words) == 77
-    told = capsys.readouterr().err
-    assert "sources.quarantined_share" in told
-    assert "sources.torn_files" in told
+    output = capsys.readouterr().err
+    assert "sources.quarantined_share" in output
+    assert "sources.torn_files" in output
     import pyarrow.parquet as pq
 
     rows = [
@@ -278,9 +278,9 @@ def test_everything_filtered_out_is_said_and_can_be_looked_at(project, capsys):
     (project / "a.jsonl").write_text('{"text": "too short"}\n' * 3)
     (project / "b.jsonl").unlink()
     assert run(project) == 78
-    told = capsys.readouterr().err
-    assert "clean: no document is left of 3 (too_few_words 3)" in told
-    assert "assay data show" in told
+    output = capsys.readouterr().err
+    assert "clean: no document is left of 3 (too_few_words 3)" in output
+    assert "assay data show" in output
     assert main(["data", "show", str(project / "run.toml"), "--root", str(project / "root")]) == 0
     assert "too_few_words" in capsys.readouterr().out
 
@@ -308,10 +308,10 @@ def test_fewer_tokens_than_a_batch(project, capsys, tales):
         ('governance.policy="nowhere.toml"', ["nowhere.toml", "no such file"]),
     ],
 )
-def test_a_wrong_configuration_is_told_with_its_mend(project, override, words, capsys):
+def test_a_wrong_configuration_is_reported_with_its_fix(project, override, words, capsys):
     assert run(project, "--set", override) == 78
-    told = capsys.readouterr().err
-    assert all(word in told for word in words), told
+    output = capsys.readouterr().err
+    assert all(word in output for word in words), output
     assert not (project / "root").exists()
 
 

@@ -61,7 +61,7 @@ def test_a_reference_is_frozen_once_from_a_corpus_that_was_let_through(project, 
     assert typed("governance check", *REFERENCE)[0] == 66
 
 
-def test_a_reference_that_is_not_there_is_told_before_anything_is_made(project, typed):
+def test_a_reference_that_is_not_there_is_reported_before_anything_is_made(project, typed):
     status, said = typed("run", *REFERENCE)
     assert status == 66
     assert "reference.json" in said

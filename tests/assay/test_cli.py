@@ -95,7 +95,7 @@ def test_surface_is_pinned_and_each_command_exists():
         (["help"], ["--help"]), (["help", "data", "show"], ["data", "show", "--help"]),
     ],
 )  # fmt: skip
-def test_short_forms_stand_for_whole_commands(words, current):
+def test_short_forms_are_for_whole_commands(words, current):
     assert current_words(words, pytest.fail) == (current or words)
 
 
@@ -136,7 +136,7 @@ def test_the_order_of_the_last_release_works_and_warns(old, new):
 
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize(("word", "found"), [("-v", (True, False)), ("-q", (False, True))])
-def test_verbose_and_quiet_stand_anywhere(place, word, found):
+def test_verbose_and_quiet_are_anywhere(place, word, found):
     words = ["governance", "check", "x.toml"]
     words.insert(place, word)
     arguments = parser().parse_args(words)
@@ -178,7 +178,7 @@ def test_a_mistyped_path_is_refused_before_anything_slow_is_imported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["run", "x.toml", "--data-workers", "0"], "not a whole number of at least 1"),
         *((["train", "x.toml", f"--gpu-memory={word}"], "not a size above 0 with its unit, such as 80GiB")
@@ -198,21 +198,21 @@ def test_a_mistyped_path_is_refused_before_anything_slow_is_imported(tmp_path):
         (["data", "show"], "CONFIG|ARTIFACT"),
     ],
 )  # fmt: skip
-def test_wrong_words_are_refused(words, told, capsys):
+def test_wrong_words_are_refused(words, output, capsys):
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 2
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["run"]])
-def test_help_tells_the_exit_codes(words, capsys):
+def test_help_lists_the_exit_codes(words, capsys):
     with pytest.raises(SystemExit) as left:
         parser().parse_args([*words, "--help"])
     assert left.value.code == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert all(
-        f"{code} " in told.partition("exit codes:")[2] for code in (0, 1, 65, 66, 69, 70, 71, 73, 74, 75, 77, 78)
+        f"{code} " in output.partition("exit codes:")[2] for code in (0, 1, 65, 66, 69, 70, 71, 73, 74, 75, 77, 78)
     )
 
 

@@ -47,7 +47,7 @@ def copy(prepared, tmp_path):
     return tmp_path / "copy"
 
 
-def told(capsys, *words):
+def output(capsys, *words):
     """The exit status and what a command printed."""
     status = main([str(word) for word in words])
     return status, capsys.readouterr().out
@@ -59,7 +59,7 @@ def only(root, stage):
 
 
 def test_prepare_names_every_artifact_and_finds_it_again(prepared, capsys):
-    status, out = told(
+    status, out = output(
         capsys, "data", "prepare", prepared / "run.toml", "--root", prepared / "made", "--data-workers", "1"
     )
     assert status == 0
@@ -69,12 +69,12 @@ def test_prepare_names_every_artifact_and_finds_it_again(prepared, capsys):
         assert only(prepared / "made", line.split()[0]).digest.startswith(line.split()[1])
 
 
-def test_show_tells_the_same_of_a_run_and_of_its_last_artifact(prepared, capsys):
+def test_show_reports_the_same_of_a_run_and_of_its_last_artifact(prepared, capsys):
     root = prepared / "made"
-    status, of_run = told(capsys, "data", "show", prepared / "run.toml", "--root", root)
+    status, of_run = output(capsys, "data", "show", prepared / "run.toml", "--root", root)
     assert status == 0
     for artifact in (root / only(root, "encode").folder, root / only(root, "encode").path):
-        assert told(capsys, "data", "show", artifact) == (0, of_run)
+        assert output(capsys, "data", "show", artifact) == (0, of_run)
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in of_run.splitlines() if "(all)" in line}
     for stage in ("ingest", "clean", "dedup", "redact", "encode"):
         stats = only(root, stage).stats
@@ -84,7 +84,7 @@ def test_show_tells_the_same_of_a_run_and_of_its_last_artifact(prepared, capsys)
 
 
 def test_show_has_reasons_histograms_and_masked_samples(prepared, capsys):
-    _, out = told(capsys, "data", "show", prepared / "run.toml", "--root", prepared / "made")
+    _, out = output(capsys, "data", "show", prepared / "run.toml", "--root", prepared / "made")
     assert re.search(r"clean +removed +1 +too_few_words", out)
     assert "clean: removed as too_few_words, for example" in out
     assert "    Too short." in out
@@ -103,7 +103,7 @@ def test_show_has_reasons_histograms_and_masked_samples(prepared, capsys):
 
 def test_show_of_an_artifact_in_the_middle_ends_there(prepared, capsys):
     root = prepared / "made"
-    _, out = told(capsys, "data", "show", root / only(root, "dedup").folder)
+    _, out = output(capsys, "data", "show", root / only(root, "dedup").folder)
     assert out.splitlines()[-1] == f"dedup: {only(root, 'dedup').digest}"
     assert "encode" not in out
     assert [line.split()[0] for line in out.splitlines() if "(all)" in line] == ["ingest", "clean", "dedup"]
@@ -112,9 +112,9 @@ def test_show_of_an_artifact_in_the_middle_ends_there(prepared, capsys):
 def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(copy, capsys):
     root = copy / "made"
     shutil.rmtree(root / "clean")
-    _, out = told(capsys, "data", "show", root / only(root, "encode").folder)
+    _, out = output(capsys, "data", "show", root / only(root, "encode").folder)
     assert [line.split()[0] for line in out.splitlines() if "(all)" in line] == ["dedup", "redact", "encode"]
-    status, out = told(capsys, "data", "show", copy / "run.toml", "--root", root)
+    status, out = output(capsys, "data", "show", copy / "run.toml", "--root", root)
     assert status == 0
     assert out.splitlines()[-1] == f"ingest: {only(root, 'ingest').digest}"
 
@@ -133,7 +133,7 @@ def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(cop
         (["import", "{}/x", "--root", "{}/r", "--vocabulary-size", "9", "--end-of-document", "9"], 78, "is not below"),
     ],
 )
-def test_wrong_words_are_told(prepared, words, status, said, caplog, capsys):
+def test_wrong_words_are_reported(prepared, words, status, said, caplog, capsys):
     words = [word.format(prepared) for word in words]
     words = [str(next(prepared.glob("made/dedup/*"))) if word.endswith("*") else word for word in words]
     assert main(["data", *words]) == status
@@ -150,7 +150,7 @@ def test_a_torn_table_is_named(copy, capsys, caplog):
 def test_trace_names_the_document(prepared, capsys):
     root = prepared / "made"
     [path] = only(root, "encode").files("train", root)[:1]
-    status, out = told(capsys, "data", "trace", path, "5")
+    status, out = output(capsys, "data", "trace", path, "5")
     assert status == 0
     [name] = re.findall(r"^id +(\S+)$", out, re.MULTILINE)
     assert name.startswith("tales/")
@@ -162,7 +162,7 @@ def test_trace_names_the_document(prepared, capsys):
 
 def test_export_and_import_come_round(prepared, tmp_path, capsys):
     root = prepared / "made"
-    status, out = told(capsys, "data", "export", prepared / "run.toml", tmp_path / "new" / "corpus", "--root", root)
+    status, out = output(capsys, "data", "export", prepared / "run.toml", tmp_path / "new" / "corpus", "--root", root)
     assert status == 0
     train = only(root, "encode").files("train", root)
     names = [line.rpartition("/")[2] for line in out.splitlines()]
@@ -171,7 +171,7 @@ def test_export_and_import_come_round(prepared, tmp_path, capsys):
     exported = open_indexed(tmp_path / "new" / "corpus_train")
     assert np.array_equal(np.asarray(exported.tokens), tokens)
     stats = only(root, "tokenizer").stats
-    status, out = told(
+    status, out = output(
         capsys, "data", "import", tmp_path / "new" / "corpus_train", "--root", tmp_path / "made",
         "--vocabulary-size", stats["vocabulary_size"], "--end-of-document", stats["end_of_document"],
     )  # fmt: skip
@@ -190,12 +190,12 @@ def test_train_classifier_prints_how_good_it_is(copy, capsys):
     (copy / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (copy / "run.toml").write_text(CONFIG.replace("[data.tokenizer]", f"{CLASSIFIER}\n[data.tokenizer]", 1))
     words = ["data", "train-classifier", copy / "run.toml", "--root", copy / "made"]
-    status, out = told(capsys, *words)
+    status, out = output(capsys, *words)
     assert status == 0
     stats = only(copy / "made", "classifier").stats
     assert out.startswith(f"quality: AUC {stats['auc']:.3f} (")
     assert f"{stats['held_out_documents']} documents held out of 80" in out
-    assert told(capsys, *words) == (0, out)
+    assert output(capsys, *words) == (0, out)
 
 
 def test_two_workers_of_an_array_make_what_one_makes(prepared, tmp_path):
@@ -216,14 +216,14 @@ def test_an_earlier_corpus_in_the_same_root_is_no_ancestor(copy, capsys):
     write_tales(copy / "a.jsonl", range(500, 540))  # another file of the same name
     text = CONFIG.replace("[data.tokenizer]", f'[data.dedup]\nagainst = ["{earlier.folder}"]\n\n[data.tokenizer]')
     (copy / "next.toml").write_text(text)
-    status, of_run = told(capsys, "data", "prepare", copy / "next.toml", "--root", root, "--data-workers", "1")
+    status, of_run = output(capsys, "data", "prepare", copy / "next.toml", "--root", root, "--data-workers", "1")
     assert status == 0
     tokens = read_artifact(root / of_run.splitlines()[-1].split("/made/")[1])
     shard = next(path for path in tokens.files("train", root) if len(TokenShard.open(path).tokens))
-    _, out = told(capsys, "data", "trace", shard, 0)
+    _, out = output(capsys, "data", "trace", shard, 0)
     assert [line.split()[0] for line in out.split("made from\n")[1].splitlines()].count("file") == 1
-    _, of_run = told(capsys, "data", "show", copy / "next.toml", "--root", root)
-    assert told(capsys, "data", "show", root / tokens.folder) == (0, of_run)
+    _, of_run = output(capsys, "data", "show", copy / "next.toml", "--root", root)
+    assert output(capsys, "data", "show", root / tokens.folder) == (0, of_run)
 
 
 SECRETS = {
@@ -247,11 +247,11 @@ def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
     text = CONFIG.replace("*.jsonl", "c.jsonl").replace('licence = "CC0-1.0"', 'licence = "CC0-1.0"\nid_field = "id"')
     (project / "run.toml").write_text(text)
     words = [project / "run.toml", "--root", project / "made", "--data-workers", "1"]
-    assert told(capsys, "data", "prepare", *words)[0] == 0
-    status, shown = told(capsys, "data", "show", *words[:3])
+    assert output(capsys, "data", "prepare", *words)[0] == 0
+    status, shown = output(capsys, "data", "show", *words[:3])
     assert status == 0
-    assert told(capsys, "governance", "check", *words)[0] in (0, 77)
-    status, out = told(capsys, "report", *words)
+    assert output(capsys, "governance", "check", *words)[0] in (0, 77)
+    status, out = output(capsys, "report", *words)
     assert status == 0
     page = Path(out.split("report: ")[1].strip()).read_text(encoding="utf-8")
     for secret, placeholder in SECRETS.items():
@@ -262,7 +262,7 @@ def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
     assert "broken, by key [AWS_KEY]" in page
     assert "kept=tales/2000000001" in page  # evidence stays readable
     assert "kept=tales/2000000001" in shown
-    status, out = told(capsys, "report", *words, "--documents")
+    status, out = output(capsys, "report", *words, "--documents")
     assert status == 0
     made = {path.name: path.read_text() for path in Path(out.split("documents: ")[1].strip()).iterdir()}
     assert "model_card.md" not in made  # no training

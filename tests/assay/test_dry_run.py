@@ -47,7 +47,7 @@ def start(project, settings, ranks):
     check_start(run.config.recipe, run.settings, hardware.cpu_hardware(ranks))
 
 
-def test_a_run_without_a_corpus_is_told_and_nothing_is_written(project, dry):
+def test_a_run_without_a_corpus_is_reported_and_nothing_is_written(project, dry):
     status, out, err = dry("--nproc", "2")
     assert status == 0, err
     config = the_run(project)
@@ -87,7 +87,7 @@ def test_the_vocabulary_is_the_shards_where_they_are(project, dry):
     assert f"{made:,} ids, as [data.tokenizer] asks" in out
 
 
-def test_stages_of_a_batch_and_experts_are_told(project, dry):
+def test_stages_of_a_batch_and_experts_are_reported(project, dry):
     ramp = "train.batch_size_ramp=[{until_step=2,global_batch_size=2}]"
     experts = "model.moe={num_local_experts=4,num_experts_per_tok=1,norm_topk_prob=false}"
     status, out, err = dry("--set", ramp, "--set", experts)
@@ -195,7 +195,7 @@ def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["--set", 'engine.device="cpu"', "--gpu-memory", "80GiB"], "--device cuda: a start would compute on 'cpu'"),
         ([], "--device cuda: add the memory of a GPU of those nodes, for example --gpu-memory 80GiB"),
@@ -203,9 +203,9 @@ def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one
         (["--gpu-memory", "80GiB", "--ranks", "12"], "not a multiple of --nproc 8"),
     ],
 )
-def test_a_plan_that_means_nothing_is_refused(plan, words, told):
+def test_a_plan_that_means_nothing_is_refused(plan, words, output):
     status, _, err = plan("10m", *words)
-    assert (status, told in err) == (78, True), err
+    assert (status, output in err) == (78, True), err
 
 
 def test_ranks_that_mean_nothing_are_refused(project, dry, capsys):

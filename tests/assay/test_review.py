@@ -86,29 +86,29 @@ class Desk:
 
 
 def test_the_evidence_is_shown_with_rows_and_masked_samples(desk):
-    written, told = desk.walk("ann")
+    written, output = desk.walk("ann")
     assert written == []
-    assert "[1/3] fail documents.words on clean/" in told
-    assert "A kept document has words." in told
-    assert "data: ann" in told
-    assert "threshold  between: words at least 1; severity critical" in told
-    assert "observed   0 of 3 row(s), deviation 1" in told
-    assert "row        s/0#2: 0" in told
-    assert "sample     s/0#2: write to [e-mail]" in told
-    assert "0170" not in told
-    assert "\x1b" not in told
-    assert told.endswith("left; what was signed stays\n")
+    assert "[1/3] fail documents.words on clean/" in output
+    assert "A kept document has words." in output
+    assert "data: ann" in output
+    assert "threshold  between: words at least 1; severity critical" in output
+    assert "observed   0 of 3 row(s), deviation 1" in output
+    assert "row        s/0#2: 0" in output
+    assert "sample     s/0#2: write to [e-mail]" in output
+    assert "0170" not in output
+    assert "\x1b" not in output
+    assert output.endswith("left; what was signed stays\n")
 
 
 def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
-    written, told = desk.walk(
+    written, output = desk.walk(
         "ann", "w", "short", "a person read the empty one", "yesterday", str(TODAY), "0.5", "many", "1.5", "s"
     )
     [path] = written
-    assert "say it in ten characters or more" in told
-    assert "'yesterday' is not a day" in told
-    assert "the deviation is 1; 0.5 would not cover it" in told
-    assert "'many' is not a number" in told
+    assert "say it in ten characters or more" in output
+    assert "'yesterday' is not a day" in output
+    assert "the deviation is 1; 0.5 would not cover it" in output
+    assert "'many' is not a number" in output
     [paper] = read_papers(path.parent, RULINGS)
     assert isinstance(paper.content, Waiver)
     assert (paper.content.expires, paper.content.max_deviation, paper.content.observed) == (str(TODAY), 1.5, 0.0)
@@ -125,25 +125,25 @@ def test_defaults_are_thirty_days_and_the_deviation_itself(desk):
 
 
 def test_who_is_no_owner_cannot_waive_but_can_refuse(desk):
-    [path], told = desk.walk("fay", "w", "r", "nobody looked at this yet", "q")
-    assert "your waiver would not hold: fay is not an owner of this gate; data is: ann" in told
-    assert "answer with one of r, s, q" in told
+    [path], output = desk.walk("fay", "w", "r", "nobody looked at this yet", "q")
+    assert "your waiver would not hold: fay is not an owner of this gate; data is: ann" in output
+    assert "answer with one of r, s, q" in output
     assert path.name.startswith("refusal-documents.words-")
     judgement = decide(desk.policy, RESULTS, CORPUS, TODAY, desk.papers())
     assert "refused by fay: nobody looked at this yet" in judgement.reasons[0]["detail"]
 
 
 def test_an_interval_gate_shows_the_rows_with_their_intervals(desk):
-    written, told = desk.walk("fay", "s", "w", "women write under other names here", "", "", "s")
-    assert "keep_ratio/gender/women: 0.6 [0.5, 0.7], n 812" in told
-    assert "keep_ratio/gender/men" not in told
-    assert "threshold  interval_between: upper end at least 0.8; severity critical" in told
+    written, output = desk.walk("fay", "s", "w", "women write under other names here", "", "", "s")
+    assert "keep_ratio/gender/women: 0.6 [0.5, 0.7], n 812" in output
+    assert "keep_ratio/gender/men" not in output
+    assert "threshold  interval_between: upper end at least 0.8; severity critical" in output
     assert len(written) == 1
 
 
 def test_an_error_offers_no_waiver(desk):
-    written, told = desk.walk("ann", "s", "s", "w", "q")
-    assert told.count("answer with one of r, s, q") == 1
+    written, output = desk.walk("ann", "s", "s", "w", "q")
+    assert output.count("answer with one of r, s, q") == 1
     assert written == []
 
 
@@ -165,8 +165,8 @@ def test_two_reviewers_approve_a_looser_policy(desk):
     gates = [{**gate, "min": 0} if gate["id"] == "documents.words" else gate for gate in parent["gate"]]
     child = validate({**parent, "name": "child", "gate": gates, "parent": parent}, Policy, "policy")
     for name, left in (("ann", 1), ("fay", 0)):
-        written, told = desk.walk(name, "a", "we looked at it together", "q", policy=child)
-        assert "looser: documents.words: min is 0, was 1" in told
+        written, output = desk.walk(name, "a", "we looked at it together", "q", policy=child)
+        assert "looser: documents.words: min is 0, was 1" in output
         assert len(written) == 1
         assert len(unapproved(child, desk.papers().approvals, ("sue",))) == left
 

@@ -60,14 +60,14 @@ def slurm(*words, root=None):
 
 def test_render_shows_the_scripts_without_slurm(no_slurm, capsys):
     assert slurm("render") == 0
-    told = capsys.readouterr().out
-    names = [line.split()[2] for line in told.splitlines() if line.startswith("# ---- ")]
+    output = capsys.readouterr().out
+    names = [line.split()[2] for line in output.splitlines() if line.startswith("# ---- ")]
     assert names[:2] == ["sources", "ingest"]
     assert names[-5:] == ["data", "audit", "train", "evaluate", "report"]
     assert slurm("render", "--job", "train", "--set", "slurm.nodes=3") == 0
-    told = capsys.readouterr().out
-    assert "#SBATCH --nodes=3" in told
-    command = next(line for line in told.splitlines() if line.startswith("command="))
+    output = capsys.readouterr().out
+    assert "#SBATCH --nodes=3" in output
+    command = next(line for line in output.splitlines() if line.startswith("command="))
     words = shlex.split(command.removeprefix("command=(")[:-1])
     assert words[:3] == ["assay", "train", str(CONFIG)]
     assert words[-2:] == ["--set", "slurm.nodes=3"]  # the job sees what was typed
@@ -81,7 +81,7 @@ def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
         assert slurm(command, root=tmp_path / "root") == 66
 
 
-def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
+def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     root = cluster / "root"
     assert slurm("submit", root=root) == 0
     said = capsys.readouterr()
@@ -99,23 +99,23 @@ def test_a_run_is_submitted_once_and_told_of(cluster, capsys):
     (cluster / "queue").write_text("2_0|RUNNING|None|1:00|n1|N/A||\n3|PENDING|Dependency|0:00||N/A||\n")
     assert slurm("submit", root=root) == 78
     assert slurm("status", root=root) == 0
-    told = capsys.readouterr().out
-    assert "ingest  " in told
-    assert "! sacct: status 1" in told
+    output = capsys.readouterr().out
+    assert "ingest  " in output
+    assert "! sacct: status 1" in output
     assert slurm("cancel", root=root) == 0
     assert "cancelled: ingest, ingest-join" in capsys.readouterr().out
     assert (cluster / "asked").read_text().splitlines()[-1] == "scancel 2 3"
 
     (cluster / "queue").unlink()  # the controller forgot all of it
     assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so it ends
-    told = capsys.readouterr().out
-    assert "LOST" in told
-    assert f"then: assay slurm retry {CONFIG} --root {root}" in told.splitlines()[-1]
+    output = capsys.readouterr().out
+    assert "LOST" in output
+    assert f"then: assay slurm retry {CONFIG} --root {root}" in output.splitlines()[-1]
     assert slurm("retry", root=root) == 0
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
 
 
-def test_what_lies_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeypatch):
+def test_what_is_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeypatch):
     def corpus(run, runtime):
         assert runtime.mode == "join"
         assert not (cluster / "root" / "slurm" / "jobs.jsonl").exists()
@@ -131,7 +131,7 @@ def setting(*values):
 
 
 @pytest.mark.parametrize(
-    ("values", "status", "told"),
+    ("values", "status", "output"),
     [
         (["slurm.nodes=3"], 78, "micro_batch_size x ranks = 16 x 3 = 48"),
         (["slurm.gpus_per_node=4", "engine.micro_batch_size=8"], 78, "micro_batch_size x ranks = 8 x 4 = 32"),
@@ -152,11 +152,11 @@ def setting(*values):
     ids=["nodes", "gpus", "processes", "memory", "a share of it", "more ranks than gpus", "arithmetic", "of a GPU",
          "of any GPU"],
 )  # fmt: skip
-def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster, capsys, values, status, told):
+def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster, capsys, values, status, output):
     assert slurm("submit", *setting(*values), root=cluster / "root") == status
     said = capsys.readouterr().err
     assert "nothing was queued" in said
-    assert told in said
+    assert output in said
     assert not (cluster / "asked").exists()
     assert not (cluster / "root").exists()
 
@@ -273,9 +273,9 @@ def test_a_run_begins_in_the_greenest_hours(cluster, capsys):
     root = cluster / "root"
     csv = forecast(cluster / "day.csv", [400] * 5 + [40] * 5 + [400] * 38)
     assert slurm("submit", "--carbon-aware", str(csv), "--expected", "3", root=root) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert re.search(
-        r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", told
+        r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", output
     )
     handed = [line for line in (cluster / "asked").read_text().splitlines() if "--parsable" in line]
     [waits] = re.findall(r"--parsable --hold --begin=now\+(\d+) ", handed[0])
@@ -294,7 +294,7 @@ def test_a_run_never_begins_later_than_it_may(cluster, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rows", "words", "told"),
+    ("rows", "words", "output"),
     [
         ("2026-01-05T00:00:00+00:00,40\n2026-01-05T01:00:00+00:00,41\n", [], "the forecast covers 2026-01-05"),
         ("2026-01-05T00:00:00,40\n2026-01-05T01:00:00,41\n", [], "has no offset from UTC"),
@@ -304,10 +304,10 @@ def test_a_run_never_begins_later_than_it_may(cluster, capsys):
     ],
     ids=["of another day", "naive", "unordered", "no file", "without a limit"],
 )
-def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, rows, words, told):
+def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, rows, words, output):
     if rows is not None:
         (cluster / "day.csv").write_text(f"time,grams_per_kwh\n{rows}")
     assert slurm("submit", "--carbon-aware", str(cluster / "day.csv"), *words, root=cluster / "root") == 78
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
     assert not (cluster / "asked").exists()
     assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # of what?

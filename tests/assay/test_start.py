@@ -58,23 +58,23 @@ def whole_way(project, capsys):
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_way):
-    status, told = whole_way("--nproc", "3", "--set", 'engine.device="cpu"')
+    status, output = whole_way("--nproc", "3", "--set", 'engine.device="cpu"')
     assert status == 78
-    assert "train.global_batch_size = 4 is not a multiple of engine.micro_batch_size x ranks = 4 x 3" in told
+    assert "train.global_batch_size = 4 is not a multiple of engine.micro_batch_size x ranks = 4 x 3" in output
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 * MIB)
-    status, told = whole_way("--nproc", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
+    status, output = whole_way("--nproc", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
     assert status == 1
-    assert "this model does not fit: a rank needs about" in told
-    assert "(4 rank(s) a node)" in told
+    assert "this model does not fit: a rank needs about" in output
+    assert "(4 rank(s) a node)" in output
 
 
 def test_a_checkpoint_to_go_on_from_that_is_not_there_is_refused_before_a_source_is_read(whole_way):
-    status, told = whole_way("--set", "train.continue_from='checkpoint/0123456789abcdef'")
+    status, output = whole_way("--set", "train.continue_from='checkpoint/0123456789abcdef'")
     assert status == 66
-    assert "train.continue_from = 'checkpoint/0123456789abcdef'" in told
+    assert "train.continue_from = 'checkpoint/0123456789abcdef'" in output
 
 
 def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way, monkeypatch):
@@ -86,21 +86,21 @@ def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way,
         ("engine.deepspeed.gradient_clipping=2.0", "gradient_clipping (set optim.gradient_clipping)"),
         ("engine.deepspeed.prefetch=1", "this DeepSpeed knows no key prefetch"),
     ):
-        status, told = whole_way("--set", 'engine.device="cpu"', "--set", setting)
+        status, output = whole_way("--set", 'engine.device="cpu"', "--set", setting)
         assert status == 78
-        assert words in told
+        assert words in output
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for setting in ("tracking.tensorboard=true", 'tracking.mode="online"'):
-        status, told = whole_way("--set", 'engine.device="cpu"', "--set", setting)
+        status, output = whole_way("--set", 'engine.device="cpu"', "--set", setting)
         assert status == 78
-        assert "is not installed. Install it with" in told
+        assert "is not installed. Install it with" in output
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(start, "may_have_gpu", lambda: False)
-    status, told = whole_way("--set", 'engine.device="cuda"')
+    status, output = whole_way("--set", 'engine.device="cuda"')
     assert status == 78
-    assert "this machine shows no GPU" in told
+    assert "this machine shows no GPU" in output
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -127,7 +127,7 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
         assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
 
 
-def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_asked_nothing(project):
+def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(project):
     run, runtime = load_run(project / "run.toml", []), Runtime(project / "root")
     three = replace(PLENTY, ranks=ranks_of(3))
     with pytest.raises(ConfigError, match="is not a multiple"):
@@ -148,7 +148,7 @@ def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_asked_nothing(
         refuse_start(other, runtime, lambda: three)
 
 
-def test_a_process_of_its_own_asks_torch_for_a_gpu(monkeypatch):
+def test_a_separate_process_queries_torch_about_a_gpu(monkeypatch):
     code = """if __name__ == "__main__":
         import sys
         from governance.errors import PipelineError
@@ -164,8 +164,8 @@ def test_a_process_of_its_own_asks_torch_for_a_gpu(monkeypatch):
         print(sorted({"torch", "deepspeed"} & sys.modules.keys()))"""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    told, imported = done.stdout.splitlines()
-    assert "this machine shows no GPU to torch" in told
+    output, imported = done.stdout.splitlines()
+    assert "this machine shows no GPU to torch" in output
     assert imported == "[]"
 
 
@@ -177,7 +177,7 @@ def test_what_it_answers_is_what_a_rank_would_find():
     assert found.host_bytes > 0
 
 
-def test_of_nodes_only_what_is_known_is_asked():
+def test_only_known_values_are_queried_from_nodes():
     two = Ranks(0, 4, 0, 2)
     auto, cpu = EngineConfig(), EngineConfig(device="cpu")
     assert on_nodes(auto, two, 0, 0) == Hardware(two, "cpu")
@@ -190,7 +190,7 @@ def test_of_nodes_only_what_is_known_is_asked():
         on_nodes(auto, two, 1, 0)
 
 
-def test_a_gpu_that_nobody_asked_the_cluster_for_is_told_of(caplog):
+def test_a_gpu_that_was_not_requested_from_the_cluster_is_reported(caplog):
     expected = Hardware(Ranks(), "cuda", device_bytes=LARGEST_GPU)
     assert on_nodes(EngineConfig(device="cuda"), Ranks(), 0, 0) == expected
     assert "slurm.gpus_per_node = 0" in caplog.text

@@ -1,4 +1,4 @@
-"""What a user can write into a run's file and should not: each is told as a fault of the file, with its mend."""
+"""What a user can write into a run's file and should not: each is reported as a fault of the file, with its fix."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ def source(rest: str, kind: str = "jsonl") -> str:
     return f'data.sources=[{{type="{kind}",name="tales",licence="MIT",{rest}}}]'
 
 
-LOADED = {  # told before anything is read
+LOADED = {  # reported before anything is read
     source("paths=[3]"): "data.sources.0.jsonl.paths.0 = 3",
     source('paths=["a.jsonl"],language="English language"'): 'language = "English language"',
     source('paths=["t/*.txt"],language_by_path="("', "text"): "is not a regular expression: missing )",
@@ -36,7 +36,7 @@ LOADED = {  # told before anything is read
     f"data.tokenizer.vocabulary_size={'9' * 5000}": "is not a TOML value",
     f"data.tokenizer.vocabulary_size={'[' * 5000}": "is not a TOML value",
 }
-MADE = {  # told by the stage that left nothing
+MADE = {  # reported by the stage that left nothing
     source('paths=["a.jsonl"],text_field="body"'): "no record became a document of 12 (quarantine:no_text_field 12)",
     source('paths=["run.toml"]'): "ingest: no record became a document of",
     source('paths=["a.jsonl"]', "warc"): "quarantine:warc_bad_header 1",
@@ -64,24 +64,24 @@ def folder(tmp_path_factory):
 
 
 def prepare(folder, root, override, capsys):
-    """The exit status, and what was told as an error, which comes last."""
+    """The exit status, and the error message, which comes last."""
     words = ["data", "prepare", str(folder / "run.toml"), "--root", str(root), "--data-workers", "1", "--set", override]
     status = main(words)
     return status, capsys.readouterr().err.partition("ERROR ")[2]
 
 
 @pytest.mark.parametrize("override", LOADED, ids=lambda text: text[:60])
-def test_a_fault_of_the_file_is_told_before_the_corpus_is_read(folder, tmp_path, capsys, override):
-    status, told = prepare(folder, tmp_path / "made", override, capsys)
-    assert (status, LOADED[override] in told) == (78, True), told
-    assert len(told) < 1000
+def test_a_fault_of_the_file_is_reported_before_the_corpus_is_read(folder, tmp_path, capsys, override):
+    status, output = prepare(folder, tmp_path / "made", override, capsys)
+    assert (status, LOADED[override] in output) == (78, True), output
+    assert len(output) < 1000
     assert not (tmp_path / "made" / "ingest").exists()
 
 
 @pytest.mark.parametrize("override", MADE, ids=lambda text: text[:60])
-def test_what_leaves_nothing_is_a_fault_of_the_file_told_by_its_stage(folder, capsys, override):
-    status, told = prepare(folder, folder / "made", override, capsys)
-    assert (status, MADE[override] in told) == (78, True), told
+def test_what_leaves_nothing_is_a_fault_of_the_file_reported_by_its_stage(folder, capsys, override):
+    status, output = prepare(folder, folder / "made", override, capsys)
+    assert (status, MADE[override] in output) == (78, True), output
 
 
 def test_a_stage_that_left_nothing_can_be_looked_at(folder, capsys):
@@ -92,15 +92,15 @@ def test_a_stage_that_left_nothing_can_be_looked_at(folder, capsys):
     assert "too_few_words" in capsys.readouterr().out
 
 
-def test_one_fault_is_told_once(folder, capsys):
+def test_one_fault_is_reported_once(folder, capsys):
     """A list is not called too short for an item that is wrong itself."""
-    _, told = prepare(folder, folder / "made", source("paths=[3]"), capsys)
-    assert "1 fault(s)" in told
-    _, told = prepare(folder, folder / "made", "data.sources=[]", capsys)
-    assert "at least 1 item" in told
+    _, output = prepare(folder, folder / "made", source("paths=[3]"), capsys)
+    assert "1 fault(s)" in output
+    _, output = prepare(folder, folder / "made", "data.sources=[]", capsys)
+    assert "at least 1 item" in output
 
 
-def test_a_broken_file_is_told_with_its_place(folder, tmp_path, capsys):
+def test_a_broken_file_is_reported_with_its_place(folder, tmp_path, capsys):
     for text in ("[data\n", f"x = {'9' * 5000}\n", f"x = {'[' * 5000}"):
         (folder / "broken.toml").write_text(text)
         assert main(["data", "prepare", str(folder / "broken.toml"), "--root", str(tmp_path)]) == 78

@@ -73,7 +73,7 @@ def test_each_figure_has_a_process_of_its_own():
     assert training_gpu._alone(os.getpid) != os.getpid()
 
 
-def test_what_a_card_would_tell(timed, monkeypatch):
+def test_a_card_would_report_these(timed, monkeypatch):
     """Every line of the report, with figures of the CPU and the answers of a card of which a data sheet speaks."""
 
     def alone(work, *given):

@@ -79,10 +79,10 @@ class Bed:
 
     def accounted(self, *jobs, fields=("JobID", "JobName", "State", "ExitCode", "Restarts", "Comment")):
         """Rows of sacct, one a job or a task."""
-        told = self.slurm(
+        output = self.slurm(
             "sacct", "-n", "-X", "-P", "-D", "-j", ",".join(map(str, jobs)), f"--format={','.join(fields)}"
         )
-        return [dict(zip(fields, line.split("|"), strict=True)) for line in told.splitlines()]
+        return [dict(zip(fields, line.split("|"), strict=True)) for line in output.splitlines()]
 
     def queued(self):
         """Numbers of jobs that wait or run."""
@@ -133,7 +133,7 @@ class Training:
         """Let each step take longer from now on."""
         (self.folder / "faults" / "slow").write_text(str(seconds))
 
-    def told(self):
+    def summary(self):
         """How it stands, for a test that failed."""
         return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
 
@@ -148,7 +148,7 @@ class Training:
             return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
 
         before = len(of_attempt())
-        until(lambda: len(of_attempt()) > before, seconds, self.told, every=0.05)
+        until(lambda: len(of_attempt()) > before, seconds, self.summary, every=0.05)
         return self.attempt()
 
     def nodes(self):

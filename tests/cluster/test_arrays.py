@@ -61,9 +61,9 @@ def test_only_what_is_missing_is_made_again(bed, tmp_path):
     missing = set(range(SHARDS)) - {index for index, *_ in before}
     assert set(ALWAYS) <= missing <= {index for index in range(SHARDS) if index % TASKS in lost}
     until(lambda: bed.state(jobs["ingest-join"]) == "CANCELLED", 30, lambda: status(bed, folder))
-    told = status(bed, folder)
-    assert "assay slurm retry" in told
-    assert re.search(rf"^ingest .* {TASKS - len(lost)}/{TASKS} ", told, re.MULTILINE), told
+    output = status(bed, folder)
+    assert "assay slurm retry" in output
+    assert re.search(rf"^ingest .* {TASKS - len(lost)}/{TASKS} ", output, re.MULTILINE), output
 
     for index in ALWAYS:
         (folder / "faults" / "fail-always" / f"ingest.{index}").unlink()

@@ -20,7 +20,7 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     run = Training(bed, prepared)
 
     # the controller dies as it starts the training, before it has saved that it did
-    until(lambda: bed.state(run.job) == "RUNNING", 150, run.told, every=0.05)
+    until(lambda: bed.state(run.job) == "RUNNING", 150, run.summary, every=0.05)
     bed("crash", "slurmctld")
     time.sleep(5)
     bed("start", "slurmctld")
@@ -28,12 +28,12 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     # the controller dies: the job goes on
     now = run.saved(seconds=400)  # it forgot the audit's end as well, and misses that job after a minute or two
     bed("crash", "slurmctld")
-    told = bed.assay("slurm", "status", prepared / "run.toml", "--root", prepared / "root")
-    assert told.returncode == 0, told.stderr
-    assert "wait until the controller answers" in told.stdout
+    output = bed.assay("slurm", "status", prepared / "run.toml", "--root", prepared / "root")
+    assert output.returncode == 0, output.stderr
+    assert "wait until the controller answers" in output.stdout
     bed("start", "slurmctld")
-    until(lambda: bed.state(run.job) == "RUNNING", 60, run.told)
-    assert run.saved() == now, run.told()
+    until(lambda: bed.state(run.job) == "RUNNING", 60, run.summary)
+    assert run.saved() == now, run.summary()
 
     # a rank is killed
     os.kill(bed.ranks(run.job)[1], signal.SIGKILL)
@@ -42,13 +42,13 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     # a job of more weight takes the nodes
     words = ["-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
     other = bed.slurm("sbatch", "--parsable", *words).strip()
-    until(lambda: bed.state(other) == "COMPLETED", 90, lambda: bed.slurm("squeue") + run.told())
+    until(lambda: bed.state(other) == "COMPLETED", 90, lambda: bed.slurm("squeue") + run.summary())
     limited = run.saved(preempted + 1)
 
     # the time limit comes near, within 40 seconds
     run.slow(2)
     bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=1")
-    until(lambda: bed.state(run.job) == "PENDING", 120, run.told)
+    until(lambda: bed.state(run.job) == "PENDING", 120, run.summary)
     bed.slurm("scontrol", "update", f"jobid={run.job}", "TimeLimit=20")
     run.slow(0.4)
     now = run.saved(limited + 1)
@@ -68,8 +68,8 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     bed("heal", node)
 
     rows = run.end()
-    assert rows["train"]["State"] == "COMPLETED", run.told()
-    assert rows["evaluate"]["State"] == rows["report"]["State"] == "COMPLETED", run.told()
+    assert rows["train"]["State"] == "COMPLETED", run.summary()
+    assert rows["evaluate"]["State"] == rows["report"]["State"] == "COMPLETED", run.summary()
     assert "all is done" in status(bed, prepared)
     assert losses(prepared / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
     again = lost(prepared / "root")

@@ -29,12 +29,12 @@ def test_memory_and_then_a_disk_run_out(bed, local, prepared):
         while (free := shutil.disk_usage(small).free - left) > 0:
             file.write(bytes(min(free, 1 << 20)))
             file.flush()
-    until(lambda: len(run.causes()) >= 3, 120, run.told)  # it is full still as it begins again
+    until(lambda: len(run.causes()) >= 3, 120, run.summary)  # it is full still as it begins again
     assert "no space left" in run.causes()[1]
     assert "disk: 0 MiB free" in run.causes()[2]
     full.unlink()
     rows = run.end()
-    assert rows["train"]["State"] == "COMPLETED", run.told()
+    assert rows["train"]["State"] == "COMPLETED", run.summary()
     assert losses(run.root) == pytest.approx(losses(local / "root"), rel=PARITY)
     assert max(lost(run.root).values()) <= EVERY
     assert "begun again: out of memory" in status(bed, prepared)
@@ -46,7 +46,7 @@ def test_a_chain_goes_on_past_a_bad_node_and_a_link_that_is_killed_at_its_limit(
     (prepared / "faults" / "bad-node").write_text(bed.nodes[0])
     run = Training(bed, prepared)
     first, second, third = (run.jobs[name] for name in ("train", "train-2", "train-3"))
-    until(lambda: bed.state(second) == "RUNNING", 90, run.told)
+    until(lambda: bed.state(second) == "RUNNING", 90, run.summary)
     assert [line["outcome"] for line in attempts(prepared, first)] == ["failed"]
     assert "2 uncorrected errors" in attempts(prepared, first)[0]["cause"]
     for link in (second, third):
@@ -54,10 +54,10 @@ def test_a_chain_goes_on_past_a_bad_node_and_a_link_that_is_killed_at_its_limit(
     run.saved()
     run.slow(600)  # no step ends in time, so nothing hears the signal
     bed.slurm("scontrol", "update", f"jobid={second}", "TimeLimit=1")
-    until(lambda: bed.state(third) == "RUNNING", 150, run.told)
+    until(lambda: bed.state(third) == "RUNNING", 150, run.summary)
     rows = run.end()
-    assert (rows["train"]["State"], rows["train-2"]["State"]) == ("FAILED", "TIMEOUT"), run.told()
-    assert rows["train-3"]["State"] == rows["report"]["State"] == "COMPLETED", run.told()
+    assert (rows["train"]["State"], rows["train-2"]["State"]) == ("FAILED", "TIMEOUT"), run.summary()
+    assert rows["train-3"]["State"] == rows["report"]["State"] == "COMPLETED", run.summary()
     assert losses(run.root) == pytest.approx(losses(local / "root"), rel=PARITY)
     assert max(lost(run.root).values()) <= EVERY
     assert "all is done" in status(bed, prepared)
@@ -72,10 +72,10 @@ def test_a_chain_ends_with_a_failure_that_would_be_the_same_again(bed, prepared)
     assert [rows[name]["State"].split()[0] for name in ("train-2", "train-3")] == ["CANCELLED"] * 2
     assert attempts(prepared, jobs["train-2"]) == []
     assert rows["report"]["State"] == "COMPLETED"
-    told = status(bed, prepared)
-    assert "because train did not succeed" in told
-    assert "exit 78" in told
-    assert "fix that" in told
+    output = status(bed, prepared)
+    assert "because train did not succeed" in output
+    assert "exit 78" in output
+    assert "fix that" in output
 
 
 def test_a_run_waits_for_greener_hours(bed, prepared):

@@ -33,8 +33,8 @@ def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
     assert digests(fresh / "root") == digests(local / "root")
     assert losses(fresh / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
     assert list((fresh / "root").glob("report/*/report.html"))
-    told = status(bed, fresh)
-    assert "all is done" in told
+    output = status(bed, fresh)
+    assert "all is done" in output
     made = [line.split() for line in (fresh / "faults" / "made").read_text().splitlines()]
     for stage in ("ingest", "clean", "redact", "encode"):  # each shard once, and not all in one task
         of_stage = [line for line in made if line[0] == stage]
@@ -42,7 +42,7 @@ def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
         assert len({line[3] for line in of_stage}) > 1
     accounting = json.loads((fresh / "root" / "slurm" / "accounting.jsonl").read_text().splitlines()[-1])
     assert accounting["slurm"] > accounting["jobs"]["train"]["joules"] > 0
-    assert "energy by Slurm" in told
+    assert "energy by Slurm" in output
 
 
 def test_the_quick_start_without_the_network(bed, tmp_path):
@@ -116,7 +116,7 @@ def test_a_closed_gate_lets_nothing_through(bed, prepared):
     assert rows["audit"]["Restarts"] == "0"
     assert not list((prepared / "root").glob("train/*/metrics.jsonl"))
     assert not list((prepared / "root").glob("checkpoint/*"))
-    told = status(bed, prepared)
-    assert "exit 77" in told
-    assert "licences.allowed" in told
-    assert "assay governance review" in told
+    output = status(bed, prepared)
+    assert "exit 77" in output
+    assert "licences.allowed" in output
+    assert "assay governance review" in output

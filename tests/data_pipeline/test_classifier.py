@@ -85,7 +85,7 @@ def test_it_learns_what_the_labels_say_and_says_how_well(tmp_path):
     assert np.mean(scores[50:] < 0.5) > 0.8
 
 
-def test_the_same_labels_give_the_same_model_wherever_they_lie(tmp_path):
+def test_the_same_labels_give_the_same_model_wherever_they_are(tmp_path):
     digests = set()
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
@@ -195,7 +195,7 @@ def test_real_labels(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["id", "source", "language", "kept"])
-def test_a_model_is_not_named_as_a_column_beside_its_scores(name):
+def test_a_model_is_not_named_as_a_column_next_to_its_scores(name):
     with pytest.raises(ConfigError, match="choose another"):
         validate({"name": name, "paths": ["labels.jsonl"]}, ClassifierConfig, "run.toml")
 

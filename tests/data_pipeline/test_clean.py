@@ -175,12 +175,12 @@ def test_language_filter(tmp_path):
 
 
 def test_an_opt_out_is_refused(tmp_path):
-    told = {"opt_out": "robots:noai tdm:reserved", "opt_out_fetched": "2026-05-04"}
+    output = {"opt_out": "robots:noai tdm:reserved", "opt_out_fetched": "2026-05-04"}
     expected = ("opted_out", "robots:noai tdm:reserved fetched=2026-05-04")
-    assert reason_of(tmp_path, GOOD, told) == expected
-    assert reason_of(tmp_path, GOOD, told, refuse_opt_out=False) is None
+    assert reason_of(tmp_path, GOOD, output) == expected
+    assert reason_of(tmp_path, GOOD, output, refuse_opt_out=False) is None
     assert reason_of(tmp_path, GOOD, {"opt_out": "none", "opt_out_fetched": "2026-05-04"}) is None
-    assert reason_of(tmp_path, "Too short.", told) == expected
+    assert reason_of(tmp_path, "Too short.", output) == expected
 
 
 def test_blocked_domains_and_urls(tmp_path):

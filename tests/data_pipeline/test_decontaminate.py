@@ -279,7 +279,7 @@ def test_strongest_chooses_without_overlap_and_leaves_nothing_out(rows):
         ("。改改[x y]。", 1, False),
     ],
 )
-def test_stands_alone(text, spare, expected):
+def test_needs_nothing_else(text, spare, expected):
     start, end = text.index("["), text.index("]") - 1
     assert stands_alone(text.replace("[", "").replace("]", ""), start, end, spare) is expected
 

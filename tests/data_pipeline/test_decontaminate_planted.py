@@ -65,7 +65,7 @@ def found_in(texts, sought):
     return find_hits(pa.array(texts, pa.large_string()), index, config)
 
 
-def test_every_plant_is_found_where_it_stands_and_nothing_else(sought):
+def test_every_plant_is_found_where_it_is_and_nothing_else(sought):
     documents = rows_of("contamination/docs.jsonl.gz")
     truth = rows_of("contamination/truth.jsonl.gz")
     found = {documents[row]["id"]: hits for row, hits in found_in([row["text"] for row in documents], sought).items()}

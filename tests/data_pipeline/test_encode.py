@@ -153,7 +153,7 @@ def test_equal_contents_fall_on_one_side(text, share):
     assert split_of(digest, share) in SPLITS
 
 
-def test_the_share_is_what_was_asked():
+def test_the_share_is_what_was_requested():
     sides = [split_of(content_digest(f"text {number}"), 0.1) for number in range(20_000)]
     assert sides.count("validation") == pytest.approx(2_000, abs=4 * np.sqrt(1_800))  # four standard deviations
 

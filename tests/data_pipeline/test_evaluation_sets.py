@@ -111,7 +111,7 @@ def test_a_set_is_read_whole_or_not_at_all(tmp_path, data, message):
     assert not list((tmp_path / "root").rglob("manifest.json"))
 
 
-def test_mistakes_are_named_with_their_mend(tmp_path):
+def test_mistakes_are_named_with_their_fix(tmp_path):
     put(tmp_path, "a.jsonl", lines_of(ROWS))
     with pytest.raises(
         ConfigError, match=r"no item has 'prompt'; its items have: answer, choices, extra, id, question"
@@ -139,7 +139,7 @@ def test_a_look_up_makes_nothing(tmp_path):
     assert made(tmp_path, wanted(), make=False) == first
 
 
-def test_one_digest_wherever_the_files_lie_and_however_many_workers(tmp_path):
+def test_one_digest_wherever_the_files_are_and_however_many_workers(tmp_path):
     put(tmp_path, "a.jsonl", lines_of(ROWS))
     put(tmp_path, "b.jsonl", lines_of(ROWS[:1]))
     sets = [wanted(f"s{k}", paths=(f"in/{name}.jsonl",)) for k, name in enumerate("ab")]

@@ -263,7 +263,7 @@ def test_a_renamed_file_is_read_again(tmp_path):
     assert (page.id, page.language, page.text) == ("s/en/a.html#0", "en", "A page of prose.")
 
 
-def test_documents_stand_in_the_order_of_sources_files_and_records(tmp_path):
+def test_documents_are_in_the_order_of_sources_files_and_records(tmp_path):
     sources = corpus(tmp_path)[::-1]
     manifest = made(sources, tmp_path, tmp_path / "root", shard_bytes=300)
     order = [(document.source, document.file, document.position) for document in documents(manifest, tmp_path / "root")]

@@ -47,7 +47,7 @@ def made(tmp_path, root, workers=1, shard_bytes=3000, **values):
     return ingest((source,), IngestConfig(shard_bytes=shard_bytes), tmp_path, Runtime(tmp_path / root, workers))
 
 
-def test_pages_stand_at_the_bytes_of_their_records(tmp_path, crawl):
+def test_pages_are_at_the_bytes_of_their_records(tmp_path, crawl):
     one = made(tmp_path, "r1")
     assert made(tmp_path, "r2", workers=2).digest == one.digest
     close_pool()
@@ -63,12 +63,12 @@ def test_pages_stand_at_the_bytes_of_their_records(tmp_path, crawl):
 
 def test_what_hosts_say_is_an_input(tmp_path, crawl):
     without = made(tmp_path, "r1")
-    told = made(tmp_path, "r1", opt_out_paths=("hosts.jsonl",))
-    assert told.key != without.key
-    assert "web/opt_out/hosts.jsonl" in {item.path for item in told.inputs}
-    documents = list(read_documents(told.files("documents", tmp_path / "r1")))
+    output = made(tmp_path, "r1", opt_out_paths=("hosts.jsonl",))
+    assert output.key != without.key
+    assert "web/opt_out/hosts.jsonl" in {item.path for item in output.inputs}
+    documents = list(read_documents(output.files("documents", tmp_path / "r1")))
     assert [d.opt_out for d in documents] == ["none"] * 12 + ["robots.txt:GPTBot"] * 3
-    assert made(tmp_path, "r2", opt_out_paths=(str(tmp_path / "host*.jsonl"),)).digest == told.digest
+    assert made(tmp_path, "r2", opt_out_paths=(str(tmp_path / "host*.jsonl"),)).digest == output.digest
     with pytest.raises(MissingInput, match="names no file"):
         made(tmp_path, "r1", opt_out_paths=("none.jsonl",))
 

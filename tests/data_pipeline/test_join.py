@@ -69,7 +69,7 @@ def test_nothing_to_join(tmp_path):
     assert joined([tmp_path / "empty.parquet"], [0], BAND, JoinEngine("duckdb", 256, tmp_path))[0] == []
 
 
-def test_a_file_that_is_no_key_file_is_told_in_duckdbs_words(tmp_path):
+def test_a_file_that_is_no_key_file_is_reported_in_duckdbs_words(tmp_path):
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     with pytest.raises(PipelineError, match="failed in DuckDB"):
         joined([tmp_path / "torn.parquet"], [0], BAND, JoinEngine("duckdb", 256, tmp_path))
@@ -122,21 +122,21 @@ def start(root, engine, worker=(0, 1), **environment):
     )  # fmt: skip
 
 
-def told(process):
+def message(process):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-2000:]
     return output.splitlines()[-1]
 
 
 def dedup_on(root, engine, **environment):
-    return told(start(root, engine, **environment))
+    return message(start(root, engine, **environment))
 
 
 @pytest.mark.slow
 def test_the_artifact_is_the_same_of_one_worker_and_of_an_array(tmp_path):
     wanted = dedup_on(tmp_path / "one", "duckdb")
     array = [start(tmp_path / "array", "duckdb", (worker, 3)) for worker in range(3)]
-    assert [told(process) for process in array] == [wanted] * 3
+    assert [message(process) for process in array] == [wanted] * 3
 
 
 @pytest.mark.slow

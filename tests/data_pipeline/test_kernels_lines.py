@@ -111,7 +111,7 @@ def test_thai_and_lao_lines_need_no_mark_and_lose_what_others_lose():
 @pytest.mark.parametrize(
     "text", ["ខ្ញុំស្រឡាញ់ភាសាខ្មែរណាស់។", "မြန်မာဘာသာစကားကိုချစ်သည်။", "བོད་ཀྱི་སྐད་ཡིག་ལ་དགའ།", "我非常喜欢学习中文。"]
 )
-def test_scripts_without_spaces_that_have_marks_are_asked_for_them(text):
+def test_scripts_without_spaces_that_have_marks_need_them(text):
     made, removed = c4_lines(pa.array([f"{text}\n{text[:-1]}"], pa.large_string()))
     assert made.to_pylist() == [text]
     assert removed["no_terminal_punctuation"] == 1

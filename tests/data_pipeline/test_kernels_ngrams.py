@@ -187,7 +187,7 @@ def test_a_family_of_look_alikes_equals_the_reference():
 
 @settings(max_examples=100)
 @given(ITEMS, st.lists(st.sampled_from("abxy"), max_size=5), st.integers(1, 3 * COMMON))
-def test_what_stands_word_by_word_is_found(items, around, copies):
+def test_what_occurs_word_by_word_is_found(items, around, copies):
     items = items * copies  # whatever else the sets hold, and however often
     _, limits, _ = laid_out(items)
     words = list(chain(*chain(*items)))

@@ -56,7 +56,7 @@ def test_a_crowded_band_is_cut_and_counted():
     assert len(copies[4]) == np.count_nonzero(copies[0]) == 4999
 
 
-def test_those_that_are_fixed_stay_and_stand_for_others():
+def test_those_that_are_fixed_stay_and_replace_others():
     texts = [{1, 2, 3, 4}, {1, 2, 3, 4, 5}, {1, 2, 3, 4, 5, 6}]
     reason, kept_by, *_ = walked([[0]] * 3, texts, fixed=2)
     assert reason.tolist() == [KEPT, KEPT, NEAR]

@@ -117,7 +117,7 @@ def test_control_characters_do_not_break_it():
     assert len(identify(["\x00\x01\x02", "a\x00b\x0bc\x85d\u2028e", "\ud7ff\U0010ffff"])[0]) == 3
 
 
-def test_a_missing_model_says_how_to_mend_it(monkeypatch):
+def test_a_missing_model_says_how_to_fix_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingInput, match="pip install"):
         model_path()

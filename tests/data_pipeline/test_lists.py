@@ -98,7 +98,7 @@ def test_domains_block_their_subdomains(tmp_path, url, blocked):
         ("https://under.whole.example.com/any/page", ""),
     ],
 )
-def test_urls_block_what_lies_below_their_path(tmp_path, url, blocked):
+def test_urls_block_what_is_below_their_path(tmp_path, url, blocked):
     listed = "https://news.example.com/spam/\nshop.example.com/item?id=7#top\n//whole.example.com\n"
     assert blocker(tmp_path, {"u.txt": listed}, urls=("u.txt",))(url) == blocked
 
@@ -167,7 +167,7 @@ def test_words_by_language(tmp_path):
     assert manifest.stats == {"domains": 0, "urls": 0, "words": 6, "not_understood": 0}
 
 
-def test_what_is_no_entry_is_counted_and_told(tmp_path, caplog, monkeypatch):
+def test_what_is_no_entry_is_counted_and_reported(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("data_pipeline"), "propagate", True)
     lines = [
         "good.example", "||ads.example^", "example.org/only/this/page", "two words", "address=/x.example/0.0.0.0",
@@ -182,7 +182,7 @@ def test_what_is_no_entry_is_counted_and_told(tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "error", "told"),
+    ("name", "content", "error", "output"),
     [
         (
             "torn.gz",
@@ -196,8 +196,8 @@ def test_what_is_no_entry_is_counted_and_told(tmp_path, caplog, monkeypatch):
         ("absent/*.txt", None, MissingInput, "data.lists.domains.*names no file"),
     ],
 )
-def test_bad_lists_are_named(tmp_path, name, content, error, told):
-    with pytest.raises(error, match=told):
+def test_bad_lists_are_named(tmp_path, name, content, error, output):
+    with pytest.raises(error, match=output):
         made(tmp_path, {} if content is None else {name: content}, domains=(name,))
 
 

@@ -77,7 +77,7 @@ def test_by_default_every_document_comes_once():
     assert made.notes == []
 
 
-def test_weights_are_shares_and_a_cap_is_told_in_words():
+def test_weights_are_shares_and_a_cap_is_reported_in_words():
     sizes = {("web", "en"): 90_000, ("wiki", "en"): 6_000, ("wiki", "de"): 4_000}
     made = allocate(sizes, MixConfig(weights={"web": 3, "wiki": 3}))
     assert made.wanted == {("web", "en"): 50_000, ("wiki", "en"): 30_000, ("wiki", "de"): 20_000}
@@ -214,7 +214,7 @@ def rows(count):
 CONFIG = MixConfig(weights={"web": 1, "wiki": 3}, total_bytes=4000, max_epochs=3)
 
 
-def test_the_stage_counts_and_tells(tmp_path):
+def test_the_stage_counts_and_reports(tmp_path):
     documents = rows(120)
     made = mix(corpus(tmp_path, [documents[:50], documents[50:]]), CONFIG, Runtime(tmp_path))
     copies = [*read_copies(made, "00000", tmp_path).tolist(), *read_copies(made, "00001", tmp_path).tolist()]

@@ -92,7 +92,7 @@ def test_units_are_those_of_the_reference(pieces, paragraph, line):
     assert len({key for same in keys.values() for key in same}) == len(keys)  # and the other way round
 
 
-def test_a_paragraph_stays_where_it_stands_first(tmp_path):
+def test_a_paragraph_stays_where_it_is_first(tmp_path):
     shared = "Shared paragraph that two documents hold, long enough to be compared by the stage. " * 3
     texts = [f"Own words of number {i}, and more of them so that enough is left behind. " * 3 for i in range(4)]
     documents = corpus(tmp_path, [
@@ -163,7 +163,7 @@ def test_against_a_plain_reference(tmp_path_factory, documents):
 
 
 @given(st.binary(max_size=40), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=5))
-def test_without_drops_what_is_in_the_spans_and_only_blanks_beside(text, pairs):
+def test_without_drops_the_spans_and_only_the_blanks_next_to_them(text, pairs):
     spans = [(min(p), min(max(p), len(text))) for p in pairs if min(p) < len(text)]
     left = without(text, spans)
     outside = bytes(c for i, c in enumerate(text) if not any(a <= i < b for a, b in spans))

@@ -45,10 +45,10 @@ def made(folder, values) -> list[str]:
 
 @pytest.mark.parametrize("what", MISSING)
 def test_missing_files_are_reported_before_anything_is_made(folder, what):
-    with pytest.raises(MissingInput) as told:
+    with pytest.raises(MissingInput) as output:
         made(folder, MISSING[what])
-    assert "gone-a" in str(told.value)
-    assert ("gone-b" in str(told.value)) == ("gone-b" in json.dumps(MISSING[what]))
+    assert "gone-a" in str(output.value)
+    assert ("gone-b" in str(output.value)) == ("gone-b" in json.dumps(MISSING[what]))
     assert not (folder / "made").exists()
 
 
@@ -56,9 +56,9 @@ def test_all_missing_files_are_in_one_message(folder):
     values = {}
     for more in MISSING.values():
         values |= more
-    with pytest.raises(MissingInput) as told:
+    with pytest.raises(MissingInput) as output:
         made(folder, values)
-    lines = str(told.value).splitlines()
+    lines = str(output.value).splitlines()
     assert lines[0] == "7 faults; nothing was made yet"
     assert len(lines) == 8
 

@@ -206,9 +206,9 @@ def test_shares_at_once_in_processes(project, tales):
         subprocess.Popen([*words, "--data-workers", "1", "--task", f"{i}/2"], stdout=subprocess.PIPE, text=True)
         for i in (0, 1)
     ]
-    told = [task.communicate(timeout=300)[0] for task in tasks]
+    output = [task.communicate(timeout=300)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0]
-    assert [line[: line.index(" made")] for line in told] == ["left at ingest: 5 shards", "left at ingest: 4 shards"]
+    assert [line[: line.index(" made")] for line in output] == ["left at ingest: 5 shards", "left at ingest: 4 shards"]
     assert len(list(root.glob("ingest/*/documents/*.parquet"))) == 9
     assert not list(root.glob("*/*/manifest.json"))
     assert prepare(project, root, "--merge") == 0

@@ -101,7 +101,7 @@ def test_a_truncated_gzip_gives_all_that_zlib_can_decode(tmp_path_factory, size,
     assert until_tear(path) == (expected, "truncated_gzip")
 
 
-def test_nonsense_inside_a_gzip_gives_all_that_stood_before_it(tmp_path):
+def test_nonsense_inside_a_gzip_gives_all_that_was_before_it(tmp_path):
     first = b"".join(b"%d\n" % i for i in range(50_000))
     got, reason = until_tear(written(tmp_path, "x.gz", gzip.compress(first) + b"nonsense"))
     assert (got, reason) == (first, "corrupt_gzip")
@@ -128,7 +128,7 @@ def test_a_file_that_is_not_there(tmp_path):
 # --- JSON Lines
 
 
-def test_faults_of_json_lines_stand_at_their_line():
+def test_faults_of_json_lines_are_at_their_line():
     data = b"\n".join(
         [
             b'{"text": "good"}',
@@ -246,7 +246,7 @@ def test_csv_round_trip(rows, size):
     assert [piece.position for piece in pieces] == list(range(len(rows)))
 
 
-def test_faults_of_csv_stand_at_their_row():
+def test_faults_of_csv_are_at_their_row():
     data = b'id,text\n1,good\n2,\xff\n3\n\n4,"two\nlines"\n5,"torn'
     pieces = list(read_csv([data], "f", FIELDS))
     assert [(p.position, p.text) for p in pieces if isinstance(p, Record)] == [(0, "good"), (3, "two\nlines")]

@@ -146,7 +146,7 @@ def test_the_charset_is_found(charset, way):
 
 
 @pytest.mark.parametrize("charset", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
-def test_marks_and_zeros_tell_unicode(charset):
+def test_marks_and_zeros_reveal_unicode(charset):
     page = PAGE.format("", 1)
     assert decode_html(page.encode(charset), "iso-8859-1" if charset in ("utf-16", "utf-8-sig") else "") == page
 

@@ -107,7 +107,7 @@ def test_a_pattern_without_a_file_is_named(tmp_path):
         find_files(("folder",), tmp_path, "s")
 
 
-def test_digests_are_remembered_only_for_files_that_stand_still(tmp_path, monkeypatch):
+def test_digests_are_cached_only_for_files_that_do_not_change(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"one")
     digests = Digests(Runtime(tmp_path))

@@ -80,7 +80,7 @@ def squeezed(records, way):
 
 
 @pytest.mark.parametrize("way", ["plain", "gzip", "zstd"])
-def test_records_stand_at_the_byte_where_they_begin(tmp_path, way):
+def test_records_are_at_the_byte_where_they_begin(tmp_path, way):
     members = squeezed(pages(5), way)
     found = read(tmp_path, b"".join(members), "x.warc.gz" if way == "gzip" else "x.warc")
     assert [piece.position for piece in found] == offsets(members)
@@ -163,10 +163,10 @@ def test_whatever_bytes_of_one_record_change_the_others_are_read(tmp_path_factor
     path = tmp_path_factory.mktemp("hurt") / f"x.warc{ENDINGS[way]}"
     path.write_bytes(b"".join([*members[:victim], bytes(broken), *members[victim + 1 :]]))
     found = {piece.text for piece in read_warc(path, "x", SOURCE) if isinstance(piece, Record)}
-    told = [piece for piece in raw_records(path) if isinstance(piece, TornRecord)]
+    output = [piece for piece in raw_records(path) if isinstance(piece, TornRecord)]
     for i in range(4):
         lost = not any(f"page {i}," in text for text in found)
-        assert not lost or i == victim or (way == "plain" and told and i == victim + 1)
+        assert not lost or i == victim or (way == "plain" and output and i == victim + 1)
 
 
 def test_a_torn_member_in_the_middle_costs_only_itself(tmp_path):

@@ -184,7 +184,7 @@ def test_another_preset_never_lets_a_document_back_in(names, texts):
     assert all(more for less, more in zip(few, many, strict=True) if less)
 
 
-def test_a_setting_stands_over_the_presets_and_a_language_over_the_setting():
+def test_a_setting_overrides_the_presets_and_a_language_the_setting():
     text = "The council of the town met with the teacher."
     own = {"de": Thresholds(min_words=5, min_stop_words=0), "fr": Thresholds(max_words=8)}
     assert judged(CleanConfig(), [text]) == ["too_few_words"]

@@ -68,15 +68,15 @@ def words_of(folder):
     return [str(folder / "run.toml"), "--root", str(folder / "root")]
 
 
-def closed(folder, capsys, told, *words, checked=77, status=77):
+def closed(folder, capsys, output, *words, checked=77, status=77):
     """The audit and the training end with these; the error names what it should, and no step was computed."""
     capsys.readouterr()
     if checked is not None:
         assert main(["governance", "check", *words_of(folder), *words]) == checked
     if status == 77:
-        assert checked is None or checked == 0 or told in capsys.readouterr().err
+        assert checked is None or checked == 0 or output in capsys.readouterr().err
     assert main(["train", *words_of(folder), *words]) == status
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
     assert [path.name for made in ("train", "checkpoint") for path in (folder / "root" / made).glob("*")] == []
 
 

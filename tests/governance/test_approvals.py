@@ -75,7 +75,7 @@ def with_gate(base, **changes):
         (make(people={"ann": "a" * 64}), "policy", True),
     ],
 )
-def test_each_difference_is_told_and_known_to_loosen_or_not(child, gate, loosened):
+def test_each_difference_is_reported_and_known_to_loosen_or_not(child, gate, loosened):
     [difference] = policy_differences(child, make(name="parent"))
     assert (difference.gate, difference.loosened) == (gate, loosened), difference.text()
 
@@ -91,7 +91,7 @@ def test_each_difference_is_told_and_known_to_loosen_or_not(child, gate, loosene
         (None, True),
     ],
 )
-def test_a_looser_energy_budget_wants_approval(changes, loosened):
+def test_a_looser_energy_budget_needs_approval(changes, loosened):
     budget = {"kilowatt_hours": 2.0}
     parent = make(energy_budget=budget)
     child = make(energy_budget=None if changes is None else {**budget, **changes})
@@ -101,7 +101,7 @@ def test_a_looser_energy_budget_wants_approval(changes, loosened):
     assert set(difference.owners) == {"ann", "fay", "leo"}
 
 
-def test_against_a_maximum_the_ends_of_an_interval_stand_the_other_way_round():
+def test_against_a_maximum_the_ends_of_an_interval_are_exchanged():
     def rules(rule):
         return make([{**INTERVAL, "min": None, "max": 2, "rule": rule}])
 
@@ -165,7 +165,7 @@ def test_two_people_one_an_owner_open_a_loosened_gate(desk):
         ([("ann", None), ("ann", "bob")], "", "which is not ann's own"),
     ],
 )
-def test_what_does_not_count_is_told(desk, papers, submitter, words):
+def test_what_does_not_count_is_reported(desk, papers, submitter, words):
     for name, key in papers:
         approve(desk, name, key=key)
     [missing] = lacking(desk, submitter)

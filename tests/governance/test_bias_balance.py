@@ -78,7 +78,7 @@ def test_each_occupation_is_counted_in_women_and_in_men(code):
 
 
 @pytest.mark.parametrize("code", FILES)
-def test_a_term_of_two_groups_stands_in_a_pair_as_the_term_of_both(code):
+def test_a_term_of_two_groups_is_in_a_pair_as_the_term_of_both(code):
     """ "Men and women" in one word is a mention of each; no other term is of two groups of an axis."""
     both = {term for row in counted(code).values() for term in set(row["female"]) & set(row["male"])}
     for axis, lists in read_lists("terms").languages[code].items():
@@ -94,7 +94,7 @@ def test_a_term_of_two_groups_stands_in_a_pair_as_the_term_of_both(code):
     ("colours", "code"),
     [(("black", "white"), code) for code in ("en", "de", "es", "fr", "pt", "nl")] + [(("old", "young"), "nl")],
 )
-def test_the_groups_of_a_phrase_stand_before_the_same_nouns(colours, code):
+def test_the_groups_of_a_phrase_are_before_the_same_nouns(colours, code):
     axis = "age" if "old" in colours else "ethnicity"
     lists = read_lists("terms").languages[code][axis]
     nouns = [
@@ -152,7 +152,7 @@ def test_any_pair_that_loses_a_half_is_refused(rows, data):
         headings_of({"axis": {PAIRS: rows}}, {})
 
 
-def test_braces_stand_for_each():
+def test_braces_are_for_each():
     read = headings_of({"a": {"g": ["{x|y} {who}", "plain"]}}, {"who": ["man", "old {sex}"], "sex": ["woman", "lady"]})
     assert read["a"]["g"] == [
         ("x", "man"), ("x", "old", "woman"), ("x", "old", "lady"), ("y", "man"), ("y", "old", "woman"),

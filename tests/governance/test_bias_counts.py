@@ -241,7 +241,7 @@ def test_buckets_are_even_and_the_same_everywhere():
     assert bucket_of("wiki/a.jsonl#0") == 48
 
 
-def test_a_torn_shard_is_told(tmp_path):
+def test_a_torn_shard_is_reported(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(ManifestError, match="cannot be read as a document shard"):
         list(c.read_groups(tmp_path / "x.parquet", removed=False))

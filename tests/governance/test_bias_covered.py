@@ -58,7 +58,7 @@ def test_each_list_that_scores_sentences_has_its_own_row():
     [({"en": 1000}, "pass"), ({"en": 970, "xx": 30}, "pass"), ({"xx": 1000, "en": 1}, "inconclusive"),
      ({"en": 90, "und": 10}, "inconclusive"), ({"xx": 5}, "inconclusive"), ({}, "inconclusive")],
 )  # fmt: skip
-def test_the_default_gate_asks_for_coverage_and_not_for_a_row(sizes, status):
+def test_the_default_gate_needs_coverage_and_not_a_row(sizes, status):
     assert by_default(covered(sizes)).status == status
 
 

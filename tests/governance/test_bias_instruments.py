@@ -123,7 +123,7 @@ def test_paired_differences_have_students_interval():
 @pytest.mark.parametrize(
     "text", ["", "version = 1\nen = ['{term}']", "version = 1\nen = ['a {term}', 'b']", "version = 1\nen = 3", "="]
 )
-def test_templates_that_are_none_are_told(tmp_path, text):
+def test_templates_that_are_none_are_reported(tmp_path, text):
     path = tmp_path / "templates.toml"
     path.write_text(text, encoding="utf-8")
     if text:

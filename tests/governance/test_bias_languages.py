@@ -93,12 +93,12 @@ def found(code, texts):
 
 
 @pytest.mark.parametrize(("code", "text", "groups"), SENTENCES)
-def test_a_sentence_mentions_whom_it_names(code, text, groups):
+def test_a_sentence_mentions_the_groups_that_it_names(code, text, groups):
     assert found(code, [text]) == [Counter(groups.split())]
 
 
 @pytest.mark.parametrize("code", LEXICONS.languages)
-def test_every_term_is_found_where_it_stands_alone(code):
+def test_every_term_is_found_by_itself(code):
     """No spelling of a list is lost between the file and the kernel."""
     lexicon = LEXICONS.languages[code]
     terms = sorted(lexicon.identity)

@@ -1,4 +1,4 @@
-"""The word lists: ours are well formed and keep apart, others' are read by path, a wrong file is told."""
+"""The word lists: ours are well formed and keep apart, others' are read by path, a wrong file is reported."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_language_without_words_of_an_instrument_has_no_score_in_it():
 
 
 @pytest.mark.parametrize("name", [*INSTRUMENTS, "dialects"])
-def test_no_identity_term_stands_in_an_instrument(name):
+def test_no_identity_term_is_in_an_instrument(name):
     identity = {(code, term) for code, _, _, term in every_term("terms")}
     assert [(code, term) for code, _, _, term in every_term(name) if (code, term) in identity] == []
 
@@ -107,7 +107,7 @@ def test_dialects_do_not_share_a_word():
         "\xff",
     ],
 )
-def test_a_file_that_is_no_list_is_told(tmp_path, text):
+def test_a_file_that_is_no_list_is_reported(tmp_path, text):
     (tmp_path / "terms.toml").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"terms\.toml: is no list of words"):
         x.load_lexicons(x.ListsConfig(lists={"terms": "terms.toml"}), tmp_path)
@@ -174,7 +174,7 @@ def test_the_lists_of_others_as_they_are_given_out():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "text", "told"),
+    ("field", "value", "text", "output"),
     [
         ("holistic_nouns", "", "", "holistic_descriptors is named, but not its other half"),
         ("holistic_descriptors", "gone.json", "", "holistic_descriptors: .*gone.json is not such a file"),
@@ -194,14 +194,14 @@ def test_the_lists_of_others_as_they_are_given_out():
         ("winogender", "w", "occupation\tbls_pct_female\nnurse\tninety", "winogender"),
     ],
 )
-def test_a_wrong_file_is_told_with_its_field(tmp_path, field, value, text, told):
+def test_a_wrong_file_is_reported_with_its_field(tmp_path, field, value, text, output):
     (tmp_path / "w").write_text(text)
     config = outside(tmp_path).model_copy(update={field: value})
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=output):
         x.load_lexicons(config, tmp_path)
 
 
-def test_a_further_instrument_is_scored_beside_ours(tmp_path):
+def test_a_further_instrument_is_scored_next_to_ours(tmp_path):
     (tmp_path / "calm.toml").write_text('version = 1\n[en.calm]\npositive = ["calm"]\nnegative = ["hectic", "good"]\n')
     loaded = x.load_lexicons(x.ListsConfig(), more={"calm": x.read_lists("calm", tmp_path / "calm.toml")})
     assert loaded.instruments == ("calm", "sentiment", "toxicity")
@@ -216,7 +216,7 @@ def test_a_further_instrument_is_scored_beside_ours(tmp_path):
         ("dialects", 'version = 1\n[en.spelling]\ngb = ["colour"]\n'),
     ],
 )
-def test_a_list_under_another_heading_is_told_and_not_counted_as_nothing(tmp_path, name, text):
+def test_a_list_under_another_heading_is_reported_and_not_counted_as_nothing(tmp_path, name, text):
     (tmp_path / "list.toml").write_text(text)
     with pytest.raises(ConfigError, match=rf"list {name} has"):
         x.load_lexicons(x.ListsConfig(lists={name: "list.toml"}), tmp_path)

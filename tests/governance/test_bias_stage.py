@@ -129,7 +129,7 @@ def test_golden(tmp_path):
     assert set(of) == {("kept", ""), ("clean", "short"), ("dedup", "near")}
 
 
-def test_documents_without_lists_are_told(tmp_path, caplog):
+def test_documents_without_lists_are_reported(tmp_path, caplog):
     made = bias_audit(corpus(tmp_path), BiasConfig(), Runtime(tmp_path))
     number = sum(row["language"] == "xx" for row in rows_of(120))
     assert made.stats["documents_without_terms"] == {"xx": number}
@@ -214,7 +214,7 @@ def test_other_lists_give_another_key_and_their_place_gives_none(tmp_path):
     assert len(keys | {made.key}) == 2
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_what_is_not_there_is_reported(tmp_path):
     artifacts = corpus(tmp_path)
     with pytest.raises(MissingInput, match="wants the artifact redact"):
         bias_audit({"clean": artifacts["clean"]}, BiasConfig(), Runtime(tmp_path))

@@ -303,7 +303,7 @@ def test_shares_index_and_values_beyond_the_most():
     assert row(found, metric="hhi_of_words", axis="year")["value"] == 0.25
 
 
-def test_privacy_and_parity_are_told_from_the_stages(tables):
+def test_privacy_and_parity_come_from_the_stages(tables):
     before = row(tables["privacy"], group="email", stage="before")
     assert (before["value"], before["n"], before["note"]) == (20.0, 2_000_000, "recall of canaries 3/4")
     assert row(tables["privacy"], group="email", stage="after")["value"] == 0.0

@@ -92,7 +92,7 @@ def changed(finding, **fields):
         (lambda f: changed(f, results=[changed(row, subject="other") for row in f["results"]]), "another subject"),
     ],
 )
-def test_what_is_not_the_work_that_was_asked_for_is_an_error(findings, change, words):
+def test_results_of_other_work_than_requested_are_an_error(findings, change, words):
     results = gather(SECTION, SHARDS, [change(findings[0]), *findings[1:]], "clean/0/features")
     bad = [row for row in results if row.status != "pass"]
     assert [(row.gate, row.subject, row.status) for row in bad] == [

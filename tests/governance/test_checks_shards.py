@@ -105,7 +105,7 @@ def test_workers_and_arrays_change_no_byte(tmp_path, monkeypatch):
     assert len(found) == 1
 
 
-def test_an_id_that_stands_in_two_shards_is_found_in_both(tmp_path):
+def test_an_id_that_is_in_two_shards_is_found_in_both(tmp_path):
     artifacts = whole(tmp_path, [(names(0), "s"), (["s/9", "s/3"], "s"), (names(10), "t")])
     found = bad(audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path)), tmp_path)
     assert [(gate, subject[-13:], row["status"]) for (gate, subject), row in found.items()] == [

@@ -101,11 +101,11 @@ def rows(text):
 
 
 @pytest.mark.parametrize("name", MARKDOWN)
-def test_each_entry_stands_in_report_json_and_its_numbers_are_those(evidence, name):
-    told = rows(document_texts(evidence)[name])
-    assert len(told) >= 5
+def test_each_entry_is_in_report_json_and_its_numbers_are_those(evidence, name):
+    output = rows(document_texts(evidence)[name])
+    assert len(output) >= 5
     numbers = 0
-    for item, entry, path in told:
+    for item, entry, path in output:
         value = evidence.at(path)
         assert value is not None, path
         if isinstance(value, int) and not item.startswith(("threshold", "size, as a range")):
@@ -115,23 +115,23 @@ def test_each_entry_stands_in_report_json_and_its_numbers_are_those(evidence, na
     assert numbers >= 2
 
 
-def test_the_card_tells_the_energy_of_a_line_with_its_bounds_and_what_is_not_in_it(evidence):
-    def told(of):
+def test_the_card_reports_the_energy_of_a_line_with_its_bounds_and_what_is_not_in_it(evidence):
+    def output(of):
         return {item: entry for item, entry, _ in rows(document_texts(of)["model_card.md"])}.get(
             "energy of the last checkpoint with its ancestors"
         )
 
     [gap] = evidence.at("energy.views.missing")  # the tokenizer was not measured
     joules = evidence.at("energy.views.rows.cumulative.joules")
-    entry = told(evidence)
+    entry = output(evidence)
     assert entry.startswith(f"at least {joules / 3.6e6:.6g} kWh (from ")
     assert entry.endswith(f" to no known bound; without {gap})")
     row = "energy__views__rows__cumulative__"
     bounds = {f"{row}joules": 3.6e6, f"{row}low": 3.6e5, f"{row}high": 7.2e6, f"{row}at_least": False}
     known = changed(evidence, **bounds, energy__views__missing=[])
-    assert told(known) == "1 kWh (from 0.1 kWh to 2 kWh)"
-    assert told(changed(evidence, **{f"{row}joules": None})) is None
-    assert told(changed(evidence, energy__views=None)) is None
+    assert output(known) == "1 kWh (from 0.1 kWh to 2 kWh)"
+    assert output(changed(evidence, **{f"{row}joules": None})) is None
+    assert output(changed(evidence, energy__views=None)) is None
 
 
 def test_another_number_in_the_report_is_another_number_in_the_documents(evidence):
@@ -207,7 +207,7 @@ def test_a_text_in_the_yaml_block_stays_one_value(texts):
     assert set(read) == {"one", "two"}
 
 
-def test_flop_are_tokens_times_flop_per_token_and_stand_to_the_thresholds(evidence):
+def test_flop_are_tokens_times_flop_per_token_and_compared_with_the_thresholds(evidence):
     assert evidence.at("training.flops") == FLOPS_PER_TOKEN * 8192 * 600
     assert "| FLOP of the training | 3.146e+14 FLOP | `training.flops` |" in document_texts(evidence)["model_card.md"]
     assert [threshold.flop for threshold in THRESHOLDS] == [10**23, 10**25]
@@ -221,15 +221,15 @@ def test_flop_are_tokens_times_flop_per_token_and_stand_to_the_thresholds(eviden
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"),
+    ("tokens", "output"),
     [
         (10**9 - 1, "fewer than 1 billion tokens"),
         (10**9, "1 billion to 10 trillion tokens"),
         (10**13, "more than 10 trillion tokens"),
     ],
 )
-def test_the_range_of_a_count_of_tokens(tokens, told):
-    assert token_range(tokens) == told
+def test_the_range_of_a_count_of_tokens(tokens, output):
+    assert token_range(tokens) == output
 
 
 def test_every_stage_has_a_start_and_an_end_in_the_events(run, evidence):

@@ -47,13 +47,13 @@ def biases(texts):
     return json.loads(texts["croissant.json"])["rai:dataBiases"]
 
 
-def test_a_bias_is_a_tested_finding_and_stands_there_once(texts):
-    told = biases(texts)
-    assert told[0] == (
+def test_a_bias_is_a_tested_finding_and_listed_once(texts):
+    output = biases(texts)
+    assert output[0] == (
         "3 differences between groups were tested; 1 of them stands out, with q below 0.05 and an interval without no"
         " difference."
     )
-    assert told[1:] == [
+    assert output[1:] == [
         "tone: sentiment gap of en nationality danish against other groups: -0.2 (95 % interval -0.3 to -0.1; p 0.001,"
         " q 0.01, n 412)"
     ]
@@ -81,8 +81,8 @@ def test_personal_data_names_the_types_that_were_sought(evidence):  # noqa: F811
     redact = evidence.artifacts["redact"]
     stats = {**redact.stats, "findings": {"iban": 0, "e-mail": 2, "telephone": 0}, "documents_with_findings": 1}
     counts = counted([redact.model_copy(update={"stats": stats})])
-    told = json.loads(document_texts(changed(evidence, counts=counts))["croissant.json"])
-    [found, note] = told["rai:personalSensitiveInformation"]
+    output = json.loads(document_texts(changed(evidence, counts=counts))["croissant.json"])
+    [found, note] = output["rai:personalSensitiveInformation"]
     assert "e-mail: 2 found" in found
     assert "3 structured types were sought; names and places are not among them" in note
 

@@ -119,10 +119,10 @@ def test_the_hub_reads_the_card_and_its_carbon(run, found):
     grid = {"value": 30.0, "low": None, "high": None, "source": "operator: 2025\n# x", "year": 2025, "unit": "g"}
     figure = found["energy"]["footprint"]["figures"]["carbon_location"]
     figure = {**figure, "value": 0.25, "at_least": True, "factors": ["grid"], "needs": ["energy.factors.pue"]}
-    told = {**found["energy"]["footprint"], "factors": {"grid": grid}, "country": "SWE"}
-    told["figures"] = {**told["figures"], "carbon_location": figure}
+    output = {**found["energy"]["footprint"], "factors": {"grid": grid}, "country": "SWE"}
+    output["figures"] = {**output["figures"], "carbon_location": figure}
     _, evidence = run
-    known = Evidence({**found, "energy": {**found["energy"], "footprint": told}}, evidence.artifacts, evidence.root)
+    known = Evidence({**found, "energy": {**found["energy"], "footprint": output}}, evidence.artifacts, evidence.root)
     emissions = hub.ModelCard(model_card(known)).data.to_dict()["co2_eq_emissions"]
     assert emissions["emissions"] == 0.25
     assert emissions["training_type"] == "pre-training"
@@ -140,9 +140,9 @@ def test_openlineage_makes_the_same_events_of_its_own_classes(run):
     def version(facets):
         [name] = facets
         assert name == "version"
-        told, kind = facets[name], dataset_version_dataset.DatasetVersionDatasetFacet
-        made = kind(datasetVersion=told["datasetVersion"], producer=told["_producer"])
-        assert made._schemaURL == told["_schemaURL"]
+        output, kind = facets[name], dataset_version_dataset.DatasetVersionDatasetFacet
+        made = kind(datasetVersion=output["datasetVersion"], producer=output["_producer"])
+        assert made._schemaURL == output["_schemaURL"]
         return {name: made}
 
     def assertions(facets):
@@ -154,19 +154,19 @@ def test_openlineage_makes_the_same_events_of_its_own_classes(run):
 
     events = [json.loads(line) for line in text_of(run, "openlineage.ndjson").splitlines()]
     assert events
-    for told in events:
-        for item in told["inputs"]:
+    for output in events:
+        for item in output["inputs"]:
             assertions(item["inputFacets"])
         made = RunEvent(
-            eventType=RunState(told["eventType"]),
-            eventTime=told["eventTime"],
-            run=Run(runId=told["run"]["runId"]),
-            job=Job(namespace=told["job"]["namespace"], name=told["job"]["name"]),
-            inputs=[InputDataset(i["namespace"], i["name"], facets=version(i["facets"])) for i in told["inputs"]],
-            outputs=[OutputDataset(o["namespace"], o["name"], facets=version(o["facets"])) for o in told["outputs"]],
-            producer=told["producer"],
+            eventType=RunState(output["eventType"]),
+            eventTime=output["eventTime"],
+            run=Run(runId=output["run"]["runId"]),
+            job=Job(namespace=output["job"]["namespace"], name=output["job"]["name"]),
+            inputs=[InputDataset(i["namespace"], i["name"], facets=version(i["facets"])) for i in output["inputs"]],
+            outputs=[OutputDataset(o["namespace"], o["name"], facets=version(o["facets"])) for o in output["outputs"]],
+            producer=output["producer"],
         )
-        theirs, ours = json.loads(Serde.to_json(made)), {**told, "run": {"runId": told["run"]["runId"]}}
+        theirs, ours = json.loads(Serde.to_json(made)), {**output, "run": {"runId": output["run"]["runId"]}}
         assert bare(theirs) == bare(ours)
 
 

@@ -70,7 +70,7 @@ def test_the_acpi_meter_is_the_whole_node(tmp_path):
     assert open_board(tmp_path, {}) is None
 
 
-def test_ipmi_is_asked_rarely_and_what_fails_is_not_asked_at_once(tmp_path, monkeypatch, programs):
+def test_ipmi_is_queried_rarely_and_not_again_at_once_after_a_failure(tmp_path, monkeypatch, programs):
     now = [0.0]
     programs("ipmitool", IPMI.format(watts=220))
     assert open_board(tmp_path, {}) is None or os.path.exists("/dev/ipmi0")
@@ -91,14 +91,14 @@ def test_ipmi_is_asked_rarely_and_what_fails_is_not_asked_at_once(tmp_path, monk
 
 
 @pytest.mark.parametrize(("watts", "method"), [("240", "Slurm power, sampled"), ("0", None), ("n/s", None)])
-def test_slurm_is_asked_within_a_job_and_zero_is_no_measurement(tmp_path, programs, watts, method):
+def test_slurm_is_queried_within_a_job_and_zero_is_not_a_measurement(tmp_path, programs, watts, method):
     programs("scontrol", SLURM.format(watts=watts))
     assert open_board(tmp_path, {"SLURMD_NODENAME": "n1"}) is None
     board = open_board(tmp_path, {"SLURMD_NODENAME": "n1", "SLURM_JOB_ID": "7"})
     assert (board and board.read()[0].method) == method
 
 
-def test_a_board_stands_alone_and_says_what_it_leaves_out(tmp_path, monkeypatch):
+def test_a_board_counts_alone_and_says_what_it_leaves_out(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     device(tmp_path / "hwmon", 0, "power_meter", power1_average=300_000_000)
     monkeypatch.setattr(meters, "open_rapl", lambda: (None, "RAPL: none here"))

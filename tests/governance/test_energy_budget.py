@@ -258,10 +258,10 @@ def test_a_data_stage_stops_between_shards_stays_stopped_and_goes_on(tmp_path, p
     """A shard takes 1,000 J: of a budget of 4,500 J four are made, since 1.1 of a fifth would not be left."""
     with pytest.raises(
         BudgetReached, match=r"0\.0\d+ of 0\.00125 kWh are used by the meters' upper bound.*kept"
-    ) as told:
+    ) as message:
         work(runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(4500)))
-    assert "raise kilowatt_hours in [energy_budget] of policy.toml" in str(told.value)
-    assert told.value.exit_code == 71
+    assert "raise kilowatt_hours in [energy_budget] of policy.toml" in str(message.value)
+    assert message.value.exit_code == 71
     made = sorted((tmp_path / "work").glob("*/made/*"))
     assert (len(made), Planted.seconds) == (4, 40.0)
     [interval] = read_ledger(tmp_path / "energy.jsonl")
@@ -316,9 +316,9 @@ def test_the_central_figure_counts_only_where_the_policy_says_so(tmp_path, plant
 
 def test_unknown_energy_refuses_to_start_unless_the_policy_allows_it(tmp_path, monkeypatch):
     off = EnergyConfig(enabled=False)
-    with pytest.raises(BudgetReached, match=r"the energy used is unknown: no meter.*enabled = true") as told:
+    with pytest.raises(BudgetReached, match=r"the energy used is unknown: no meter.*enabled = true") as message:
         work(runtime_of(tmp_path / "a", off, kilowatt_hours=1))
-    assert 'unknown = "allow" in [energy_budget] of policy.toml' in str(told.value)
+    assert 'unknown = "allow" in [energy_budget] of policy.toml' in str(message.value)
     assert not list((tmp_path / "a").glob("work/*/made/*"))
     assert work(runtime_of(tmp_path / "a", off, kilowatt_hours=1, unknown="allow")).stats == {"shards": 8}
     monkeypatch.setattr(meters, "_open_sources", lambda config, allotted: ([], ["nothing here has a meter"]))
@@ -331,23 +331,23 @@ def test_unknown_energy_refuses_to_start_unless_the_policy_allows_it(tmp_path, m
 
 def test_what_others_spend_meanwhile_counts(tmp_path, planted, monkeypatch):
     """Another node of the same root takes 1,000 J in each of our shards, and tells so in its own file."""
-    ledger, told = tmp_path / "energy.jsonl", []
+    ledger, message = tmp_path / "energy.jsonl", []
     monkeypatch.setattr(spending, "still_runs", lambda line: line["host"] == "node2" and line["kind"] != "end")
 
     def other():
-        number, file = len(told), own_file(ledger, "node2")
+        number, file = len(message), own_file(ledger, "node2")
         at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=10.0 * (8 - number))
         about = {"interval": "n.1", "host": "node2", "stage": "other"}
         append_raw(file, {**line("beat" if number else "begin", time_text_of(at), 1_000_000 * number), **about})
-        told.append(number)
+        message.append(number)
 
     monkeypatch.setattr(Planted, "beside", other)
     with pytest.raises(BudgetReached):
         work(runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(12_000)))
-    assert 2 <= len(told) < 8  # alone eight would have fitted
+    assert 2 <= len(message) < 8  # alone eight would have fitted
 
 
-def test_no_budget_asks_nothing(tmp_path, planted):
+def test_no_budget_checks_nothing(tmp_path, planted):
     assert isinstance(open_budget(None, tmp_path / "energy.jsonl"), NoBudget)
     assert isinstance(Runtime(root=tmp_path).hooks.budget, NoBudget)
     assert work(Runtime(root=tmp_path)).stats == {"shards": 8}
@@ -373,7 +373,7 @@ def test_the_budget_is_part_of_the_policys_digest_and_its_absence_is_not(tmp_pat
     assert len({policy(text).digest for text in texts}) == len(texts)
 
 
-def test_the_meters_own_thread_tells_the_bounds_that_the_budget_reads(tmp_path):
+def test_the_meters_own_thread_reports_the_bounds_that_the_budget_reads(tmp_path):
     """No stand-in: this machine's own meter, whichever it has."""
     with meter(EnergyConfig(sample_seconds=0.1), tmp_path / "energy.jsonl")("train") as energy:
         first = energy[RUNNING]

@@ -116,23 +116,23 @@ def test_gpus_that_it_does_not_count_are_missing_and_not_zero(tmp_path, monkeypa
 
 
 @installed
-def test_it_is_told_all_gpus_of_the_node_whatever_one_rank_sees(monkeypatch):
+def test_it_counts_all_gpus_of_the_node_whatever_one_rank_sees(monkeypatch):
     import codecarbon
 
-    told = []
+    output = []
 
     class Took(codecarbon.OfflineEmissionsTracker):
         """The real one, up to what it took for its settings."""
 
         def start(self):
-            told.append(self._conf["gpu_ids"])
+            output.append(self._conf["gpu_ids"])
 
     monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", Took)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     for nvml in (types.SimpleNamespace(devices=["a", "b", "c"]), None):
         monkeypatch.setattr(codecarbon_tracker, "open_nvml", lambda nvml=nvml: (nvml, ""))
         codecarbon_tracker._tracker.__wrapped__()
-    assert [[int(number) for number in numbers] for numbers in told] == [[0, 1, 2], [1]]
+    assert [[int(number) for number in numbers] for numbers in output] == [[0, 1, 2], [1]]
 
 
 @installed
@@ -178,7 +178,7 @@ print(energy["joules"], energy["method"])
         subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    told = sorted(rank.communicate(timeout=60)[0].strip() for rank in ranks)
-    assert told[1].startswith("None shared")
-    assert float(told[0].split()[0]) > 0
+    output = sorted(rank.communicate(timeout=60)[0].strip() for rank in ranks)
+    assert output[1].startswith("None shared")
+    assert float(output[0].split()[0]) > 0
     assert len(read_ledger(tmp_path / "energy.jsonl")) == 1

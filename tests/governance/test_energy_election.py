@@ -108,9 +108,9 @@ def test_who_waited_measures_when_the_holder_ends(node, root, killed):
     time.sleep(0.3)
     node.spend(7)
     ask(training, "step 12")
-    told = leave(training)
-    assert (told["joules"], told["low"], told["high"], told["method"]) == (32.0, 28.8, None, "RAPL")
-    assert "another process measured the node" in " ".join(told["coverage"]["missing"])
+    output = leave(training)
+    assert (output["joules"], output["low"], output["high"], output["method"]) == (32.0, 28.8, None, "RAPL")
+    assert "another process measured the node" in " ".join(output["coverage"]["missing"])
     ledgers = dict.fromkeys([node.folder / "root" / "energy.jsonl", node.folder / root / "energy.jsonl"])
     pieces = [piece for ledger in ledgers for piece in settle(read_ledger(ledger))]
     total = add(pieces)

@@ -58,9 +58,9 @@ def test_every_figure_by_hand():
     assert found["water_on_site"] == band(0.5, 1, 2)
     assert found["water_of_electricity"] == band(2.2, 4.8, 11.2)
     assert not any(figure.needs or figure.at_least for figure in figures(ALL).values())
-    told = factors_used(ALL, intensity_of([], ALL))
-    assert set(told) == {*ALL.model_dump(exclude_none=True)} - {"country", "defaults"}
-    assert all(row["source"] and row["year"] == 2025 and row["unit"] for row in told.values())
+    output = factors_used(ALL, intensity_of([], ALL))
+    assert set(output) == {*ALL.model_dump(exclude_none=True)} - {"country", "defaults"}
+    assert all(row["source"] and row["year"] == 2025 and row["unit"] for row in output.values())
 
 
 SETTINGS = ("grid", "contract", "pue", "wue", "grid_water", "embodied", "lifetime")
@@ -110,14 +110,14 @@ def test_a_meter_without_an_upper_bound_gives_none():
     assert found["sci"].band.value is not None
 
 
-def test_shared_nodes_want_the_part_that_was_reserved():
+def test_shared_nodes_need_the_part_that_was_reserved():
     assert "reserved" in figures(ALL.model_copy(update={"reserved": None}), whole=False)["carbon_embodied"].needs[0]
     assert figures(ALL.model_copy(update={"reserved": None}))["carbon_embodied"].band.value == pytest.approx(243.5)
 
 
 def interval(name, host, *samples, stage="train"):
-    told = tuple(EnergySample(f"2026-01-01T{at}:00.000Z", energy, energy, energy) for at, energy in samples)
-    return Interval(name, name, stage, host, "RAPL", "surviving", "", told)
+    output = tuple(EnergySample(f"2026-01-01T{at}:00.000Z", energy, energy, energy) for at, energy in samples)
+    return Interval(name, name, stage, host, "RAPL", "surviving", "", output)
 
 
 def test_energy_is_weighed_by_its_hours(tmp_path):
@@ -169,7 +169,7 @@ def test_a_node_that_is_measured_twice_at_once_counts_once():
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "output"),
     [
         ({"grid": {"value": 30.0}}, "grid.source: is missing"),
         ({"grid": {"value": 30.0, "source": "the operator"}}, "grid.year: is missing"),
@@ -185,12 +185,12 @@ def test_a_node_that_is_measured_twice_at_once_counts_once():
         ({"gird": {"value": 30.0, **SAID}}, "did you mean 'grid'"),
     ],
 )
-def test_a_figure_without_a_source_or_out_of_reason_is_refused(values, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_figure_without_a_source_or_out_of_reason_is_refused(values, output):
+    with pytest.raises(ConfigError, match=output):
         validate(values, FactorsConfig, "run.toml")
 
 
-def test_a_country_stands_for_its_grid_and_the_world_for_a_country(tmp_path):
+def test_a_country_replaces_its_grid_and_the_world_a_country(tmp_path):
     found = resolve(FactorsConfig(country="SWE"), tmp_path)
     assert (found.grid.value, found.grid.year, found.defaults) == (41, 2023, ("pue",))
     assert "Ember" in found.grid.source
@@ -200,13 +200,13 @@ def test_a_country_stands_for_its_grid_and_the_world_for_a_country(tmp_path):
     assert found.grid.source.startswith("world average, not your grid")
     assert found.grid.low < found.grid.value < found.grid.high
     assert found.pue.low == 1 < found.pue.value < found.pue.high
-    told = figures(found)
-    assert told["carbon_location"].band == band(
+    output = figures(found)
+    assert output["carbon_location"].band == band(
         1 * found.grid.low, 2 * found.pue.value * found.grid.value, 4 * found.pue.high * found.grid.high
     )
-    assert told["carbon_market"].band == told["carbon_location"].band
-    assert told["carbon_total"].at_least
-    assert {name for name, figure in told.items() if figure.band.value is None} == {
+    assert output["carbon_market"].band == output["carbon_location"].band
+    assert output["carbon_total"].at_least
+    assert {name for name, figure in output.items() if figure.band.value is None} == {
         "carbon_embodied", "water_on_site", "water_of_electricity"
     }  # fmt: skip
     unknown = resolve(FactorsConfig(defaults=False), tmp_path)

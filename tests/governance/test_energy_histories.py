@@ -88,8 +88,8 @@ class History:
                 phases = {**phases, "compute": phases.get("compute", 0) + 1}
             kind = "beat" if kind == "start" else kind
             self.tick += 1
-            told = {"marks": {**marks, "phases": dict(phases)}, "every": 1.0, **values}
-            write_line(self.path, kind, str(number), self.tick, known(count), **told)
+            output = {"marks": {**marks, "phases": dict(phases)}, "every": 1.0, **values}
+            write_line(self.path, kind, str(number), self.tick, known(count), **output)
 
         def segment():
             """What stands since the last checkpoint: without the time in which another had the meter, and with it."""

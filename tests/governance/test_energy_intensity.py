@@ -43,7 +43,7 @@ HOURS = ["2026-01-05T00:00:00Z,1", "2026-01-05T01:00:00Z,2"]
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "output"),
     [
         (["when,grams_per_kwh", *HOURS], "no column 'time'"),
         (["time,grams_per_kwh", *HOURS, "tomorrow,3"], "line 4: time 'tomorrow' is not ISO 8601"),
@@ -62,8 +62,8 @@ HOURS = ["2026-01-05T00:00:00Z,1", "2026-01-05T01:00:00Z,2"]
         ([""], "no column 'time'"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path, lines, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_bad_row_is_named_by_its_line(tmp_path, lines, output):
+    with pytest.raises(ConfigError, match=output):
         read_intensity(written(tmp_path, *lines))
 
 

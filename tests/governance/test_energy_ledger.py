@@ -133,8 +133,8 @@ def test_each_sample_intervals_energy_goes_to_its_own_phases():
         (15, 1201, {"start-up": 6000, "compute": 3000, "communication": 1000, "checkpoint": 5000}, 7),
     ]
     pieces = settle([phased("a", counts)])
-    told = {piece.phase: (piece.millijoules, piece.seconds, piece.steps, piece.attempt) for piece in pieces}
-    assert told == {
+    output = {piece.phase: (piece.millijoules, piece.seconds, piece.steps, piece.attempt) for piece in pieces}
+    assert output == {
         "start-up": (300, 6.0, (0, 7), "attempt"),
         "compute": (600, 3.0, (0, 7), "attempt"),
         "communication": (201, 1.0, (0, 7), "attempt"),

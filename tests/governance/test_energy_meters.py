@@ -172,7 +172,7 @@ def test_a_divided_gpu_says_that_the_energy_is_the_whole_devices():
     assert part.detail == WHOLE_DEVICE
 
 
-def test_a_measurement_tells_method_bounds_and_what_it_lacks(tmp_path):
+def test_a_measurement_reports_method_bounds_and_what_it_lacks(tmp_path):
     ledger = tmp_path / "energy.jsonl"
     with meter(FAST, ledger)("clean") as energy:
         assert energy["joules"] is None
@@ -249,7 +249,7 @@ def test_a_second_meter_on_the_node_counts_nothing(tmp_path):
     assert free["joules"] is not None
 
 
-def test_a_job_of_a_shared_node_takes_its_share_beside_another_meter(tmp_path, monkeypatch):
+def test_a_job_of_a_shared_node_takes_its_share_next_to_another_meter(tmp_path, monkeypatch):
     threads = cpu_times()[2]
     if threads < 2:
         pytest.skip("a node of one thread cannot be shared by allotment")

@@ -65,8 +65,8 @@ class Books(History):
         if plan["end"] == "killed":
             write_line(self.path, "beat", f"d{number}", self.tick, spent, **about)
         else:
-            told = {"outcome": "surviving" if good else "wasted", "cause": "" if good else plan["end"]}
-            write_line(self.path, "end", f"d{number}", self.tick, spent, **about, **told)
+            output = {"outcome": "surviving" if good else "wasted", "cause": "" if good else plan["end"]}
+            write_line(self.path, "end", f"d{number}", self.tick, spent, **about, **output)
         self.read.append(spent)
         if good:
             self.made.setdefault(name, []).append(spent)
@@ -160,8 +160,8 @@ def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, ori
                 assert (view.sum.measured or 0) <= (most or 0)
 
 
-def figures(told):
-    return (told.measured, told.surviving, told.wasted, told.unknown, told.low, told.high, told.methods)
+def figures(output):
+    return (output.measured, output.surviving, output.wasted, output.unknown, output.low, output.high, output.methods)
 
 
 def test_each_piece_is_added_up_once_however_many_checkpoints_there_are(tmp_path, monkeypatch):
@@ -179,10 +179,10 @@ def test_each_piece_is_added_up_once_however_many_checkpoints_there_are(tmp_path
 
     monkeypatch.setattr("governance.energy.checkpoint_cost.add", counted)
     steps = range(1, 21)
-    told = cumulative_by_step(
+    output = cumulative_by_step(
         survived, {"train/k": Training(("encode/c",), 20, {n: n for n in steps})}, "train/k", steps
     )
-    assert [line.sum.measured for line in told] == [7 * step + 50 * step for step in steps]
+    assert [line.sum.measured for line in output] == [7 * step + 50 * step for step in steps]
     assert set(counts.values()) == {1}
 
 
@@ -215,8 +215,8 @@ def test_an_ancestor_without_a_record_leaves_no_upper_bound_and_is_named(tmp_pat
     trainings = {"train/k": Training(("encode/c",), 100, {4: 25}, (ParentModel("train/gone", 9),))}
     view = cumulative(survived, trainings, "train/k", 4)
     assert (view.sum.measured, view.sum.high, view.missing) == (70, None, ("train/gone", "encode/c"))
-    told = {"encode/c": Sum(400, 400, 0, 0, 300, 500, 0.0, 0.0, ("RAPL",))}
-    view = cumulative(survived, trainings, "train/k", 4, recorded=told)
+    output = {"encode/c": Sum(400, 400, 0, 0, 300, 500, 0.0, 0.0, ("RAPL",))}
+    view = cumulative(survived, trainings, "train/k", 4, recorded=output)
     assert (view.sum.measured, view.sum.low, view.missing) == (170, 70 + 75, ("train/gone",))
     assert cumulative(survived, {}, "train/none", 4).sum.measured is None
 
@@ -292,7 +292,7 @@ def test_shards_that_were_linked_from_an_earlier_artifact_leave_no_upper_bound(t
         assert view.missing == (f"the shards that were linked from clean/{'1' * 16}",)
 
 
-def test_the_last_step_stands_for_a_training_without_one(tmp_path):
+def test_the_last_step_replaces_a_missing_one(tmp_path):
     training = Training((), 100, {10: 30, 20: 60})
     assert [training.share(step, BY_TOKENS) for step in (10, None, 15)] == [Fraction(3, 10), Fraction(3, 5), None]
     assert training.share(15, WHOLE) == 1

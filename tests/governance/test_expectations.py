@@ -218,7 +218,7 @@ def test_a_rule_in_error_leaves_its_neighbours_alone():
     assert [result.status for result in run_suite(table, rules, "t")] == ["pass", "error", "pass"]
 
 
-def test_a_column_that_stands_twice_is_an_error():
+def test_a_column_that_occurs_twice_is_an_error():
     assert one(pd.DataFrame([[1.0, 9.0]], columns=["x", "x"]), gate("between", max=5.0)).status == "error"
 
 

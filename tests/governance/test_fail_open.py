@@ -179,10 +179,10 @@ def test_a_reviewer_signs_what_opens(project, capsys, monkeypatch):
     review = ["governance", "review", *words_of(project), "--key"]
     monkeypatch.setattr("sys.stdin", io.StringIO("w\na person looked at the counts\n\n\n"))
     assert main([*review, str(project / "ann.pem")]) == 0
-    told = capsys.readouterr().out
-    assert "row        ingest/(all): 160" in told
-    assert "waivers/waiver-sources.few-" in told
-    assert "next: assay governance check" in told
+    output = capsys.readouterr().out
+    assert "row        ingest/(all): 160" in output
+    assert "waivers/waiver-sources.few-" in output
+    assert "next: assay governance check" in output
     assert main(["governance", "check", *words_of(project)]) == 0
     assert "verdict WAIVED" in capsys.readouterr().out
     assert main([*review, str(project / "key.pem")]) == 78, "the verdict's key is no person's"

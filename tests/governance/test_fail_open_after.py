@@ -277,7 +277,7 @@ def test_documents_altered_after_they_were_judged_are_named_by_verify(project, r
 
 
 @pytest.mark.parametrize("settings", [("governance.signing_key", "stranger.pem"), ("governance.policy", "other.toml")])
-def test_other_settings_do_not_open_what_stands(project, capsys, settings):
+def test_other_settings_do_not_open_what_exists(project, capsys, settings):
     create_key(project / "stranger.pem")
     shutil.copy(project / "policy.toml", project / "other.toml")
     (project / "other.toml").write_text((project / "other.toml").read_text() + FAILS)

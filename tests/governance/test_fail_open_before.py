@@ -53,8 +53,8 @@ def refused(folder, capsys, words):
     for command in (["governance", "check"], ["train"]):
         capsys.readouterr()
         assert main([*command, *words_of(folder)]) == 77
-        told = capsys.readouterr()
-        assert command == ["train"] or words in told.err + told.out
+        output = capsys.readouterr()
+        assert command == ["train"] or words in output.err + output.out
     assert list((folder / "root").glob("checkpoint/*/manifest.json")) == []
 
 
@@ -152,9 +152,9 @@ def test_a_finding_with_its_record_is_found_again(blocked, tmp_path, capsys, for
     only(project, "audit/*/manifest.json").unlink()
     capsys.readouterr()
     assert main(["governance", "check", *words_of(project)]) == 77
-    told = capsys.readouterr()
-    assert f"{record}: no trusted key signed this note" in told.err
-    assert "documents.short" in told.out + told.err
+    output = capsys.readouterr()
+    assert f"{record}: no trusted key signed this note" in output.err
+    assert "documents.short" in output.out + output.err
     assert finding.read_bytes() == before, "made again, and it says what it said"
 
 

@@ -63,9 +63,9 @@ def test_a_check_dated_ahead_is_reported_undone_by_its_owner_and_opens_again(ahe
     with pytest.raises(GateClosed, match="assay governance clock CONFIG"):
         ahead.judge(**OWN)
     assert clock(ahead) == 77
-    told = capsys.readouterr().out
-    assert "journal line 3 (verdict): is dated" in told
-    assert f"verdicts/{file_of(ahead).name}: is signed at" in told
+    output = capsys.readouterr().out
+    assert "journal line 3 (verdict): is dated" in output
+    assert f"verdicts/{file_of(ahead).name}: is signed at" in output
     assert accept(ahead) == 0
     assert "the times of 1 line(s) of the journal are void" in capsys.readouterr().out
     closed(ahead, "undid a wrong clock, and it was given before that")
@@ -85,13 +85,13 @@ def test_verify_says_what_is_dated_ahead_until_it_is_undone(ahead):
     folder = ahead.root / "encode" / ("0" * 16)
     (folder / "manifest.json").write_text(ahead.tokens.model_dump_json())
 
-    def told():
+    def output():
         _, problems, *_ = verify_root(ahead.root, ahead.config(**OWN), ahead.root, deep=True)
         return [problem for problem in problems if "ahead of this machine's clock" in problem]
 
-    assert len(told()) == 1
+    assert len(output()) == 1
     assert accept(ahead) == 0
-    assert told() == []
+    assert output() == []
 
 
 def test_what_runs_out_runs_out_after_a_clock_was_undone(ahead, monkeypatch):
@@ -147,7 +147,7 @@ def test_without_a_key_that_is_believed_nothing_is_undone(ahead, who):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["--accept", "2020-01-01", "--reason", WHY], "this machine's clock says"),
         (["--accept", "today", "--reason", WHY], "this machine's clock says"),
@@ -155,11 +155,11 @@ def test_without_a_key_that_is_believed_nothing_is_undone(ahead, who):
         (["--accept", None], "ten characters or more"),
     ],
 )
-def test_the_owner_says_what_day_it_is_and_why(ahead, capsys, words, told):
+def test_the_owner_says_what_day_it_is_and_why(ahead, capsys, words, output):
     before = (ahead.root / FILE_NAME).read_bytes()
     today = str(datetime.datetime.now(datetime.UTC).date())
     assert clock(ahead, *(today if word is None else word for word in words)) == 78
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
     assert (ahead.root / FILE_NAME).read_bytes() == before
 
 

@@ -133,9 +133,9 @@ def bound(yard, monkeypatch):
 def test_off_a_site_the_verdict_says_so(yard):
     verdict = yard.judge(signing_key="stranger.pem", trusted_keys=())
     assert (verdict["site"], verdict["people"]["approved"]) == (None, [])
-    told = explain(verdict)
-    assert "not under a site's policy" in told
-    assert "signed by the account that ran it; no person has approved" in told
+    output = explain(verdict)
+    assert "not under a site's policy" in output
+    assert "signed by the account that ran it; no person has approved" in output
     assert yard.open(signing_key="stranger.pem", trusted_keys=())["verdict"] == "PASS"
 
 

@@ -147,7 +147,7 @@ def test_place_links_and_private_is_private(tmp_path):
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
-def test_put_in_place_replaces_what_stands_there(tmp_path):
+def test_put_in_place_replaces_what_is_there(tmp_path):
     write_bytes(tmp_path / "new", b"new")
     write_bytes(tmp_path / "b", b"old")
     for _ in range(2):

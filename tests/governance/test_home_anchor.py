@@ -54,7 +54,7 @@ def test_a_journal_that_was_cut_is_behind_however_long_it_grows(tmp_path, caplog
     assert "lacks line 4 that it had" in journal(root).behind()
     with caplog.at_level("WARNING", "assay"):
         assert "lacks line 4" in grow(root, 9).behind()
-    assert caplog.text.count("lacks line 4") == 1, "told once a process"
+    assert caplog.text.count("lacks line 4") == 1, "reported once a process"
 
 
 def test_a_journal_that_was_written_anew_over_the_same_first_line_is_behind(tmp_path):
@@ -154,7 +154,7 @@ def test_lines_are_given_up_by_a_trusted_key_and_leave_a_trace(tmp_path):
     assert journal(root).behind() != "", "nor can the statement itself be cut"
 
 
-def test_without_a_state_folder_nothing_is_refused_and_it_is_told(tmp_path, monkeypatch, caplog):
+def test_without_a_state_folder_nothing_is_refused_and_it_is_reported(tmp_path, monkeypatch, caplog):
     root = tmp_path / "root"
     grow(root, 3)
     shutil.rmtree(tmp_path / "state")

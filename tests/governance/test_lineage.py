@@ -124,8 +124,8 @@ def test_the_stock_tool_verifies_each_checkpoint_and_finds_what_was_altered(fini
     checkpoints = sorted((finished / "root" / "checkpoint").glob("*"))
     assert len(checkpoints) >= 2
     for folder in checkpoints:
-        status, told = stock(folder, finished / "model.pem.pub")
-        assert (status, "Verification succeeded" in told) == (0, True), told
+        status, output = stock(folder, finished / "model.pem.pub")
+        assert (status, "Verification succeeded" in output) == (0, True), output
     copy = tmp_path / checkpoints[0].name
     shutil.copytree(checkpoints[0], copy)
     weights = next(copy.rglob("*.safetensors"))
@@ -160,21 +160,21 @@ def test_trace_shows_the_verdict_and_what_was_removed_since(finished, tmp_path, 
     [train] = root.glob("train/*")
     words = ["--svg", str(tmp_path / "t.svg"), "--prov", str(tmp_path / "t.json")]
     assert main(["governance", "trace", str(train), *words]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for stage in ("encode", "redact", "ingest", "tokenizer", "checkpoint", "verdict", "audit", "file"):
-        assert f" {stage} " in told
+        assert f" {stage} " in output
     assert ElementTree.parse(tmp_path / "t.svg").getroot().tag == f"{SVG}svg"
     assert json.loads((tmp_path / "t.json").read_bytes())["entity"]
     shutil.copytree(root, tmp_path / "root")
     shutil.rmtree(next((tmp_path / "root").glob("clean/*/manifest.json")).parent)
     [train] = (tmp_path / "root").glob("train/*")
     assert main(["governance", "trace", str(train)]) == 0
-    told = capsys.readouterr().out
-    assert "removed since" in told
-    assert "file " in told  # the journal still knows the way
+    output = capsys.readouterr().out
+    assert "removed since" in output
+    assert "file " in output  # the journal still knows the way
 
 
-def test_found_adds_nothing_and_a_head_stands_in_the_run(finished):
+def test_found_adds_nothing_and_a_head_is_in_the_run(finished):
     journal = finished / "root" / "journal.jsonl"
     before = journal.read_bytes()
     words = [str(finished / "run.toml"), "--root", str(finished / "root"), "--data-workers", "1"]
@@ -189,7 +189,7 @@ def test_found_adds_nothing_and_a_head_stands_in_the_run(finished):
     assert kinds.count("verdict") == kinds.count("train") == kinds.count("report") == 1
 
 
-def test_a_difference_is_told_in_words():
+def test_a_difference_is_reported_in_words():
     def made(config, outputs, **fields):
         return Manifest(stage="s", version=1, key="0" * 64, config=config, inputs=(), stats={}, run={},
                         outputs=[Output(path=f"s/{'0' * 16}/{name}", bytes=size, sha256=digest * 64)

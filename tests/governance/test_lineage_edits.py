@@ -215,8 +215,8 @@ def check(pristine, root, edit, seed):
         )
         if own in named and own != path:  # who lists this file was altered too: that is said instead
             name = f"{own.relative_to(root).as_posix()}: "
-        told = [problem for problem in problems if problem.startswith(name) or "journal.jsonl" in name in problem]
-        assert told, (edit.__name__, seed, name, problems)
+        message = [problem for problem in problems if problem.startswith(name) or "journal.jsonl" in name in problem]
+        assert message, (edit.__name__, seed, name, problems)
     for word in words:
         assert any(word in problem for problem in problems), (edit.__name__, seed, word, problems)
     return True
@@ -288,7 +288,7 @@ def test_a_waiver_that_did_not_hold_when_it_was_used_is_found(tmp_path):
             {"gate": "c", "expires": "2026-03-01", "subject": "c"},
         ],
     }
-    told = list(_waivers(verdict))
-    assert len(told) == 2
-    assert "expired on 2026-02-28" in told[0]
-    assert "of another corpus" in told[1]
+    message = list(_waivers(verdict))
+    assert len(message) == 2
+    assert "expired on 2026-02-28" in message[0]
+    assert "of another corpus" in message[1]

@@ -38,14 +38,14 @@ def test_a_job_has_a_line_every_ten_seconds_and_not_each_step(plain):
         for step in range(250):
             clock.now += 0.1
             advance(1, f"loss {step}")
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    output = [record.getMessage() for record in caplog.records]
+    assert output == [
         "train: 200 of 20000 steps, 10 steps/s, 0:33:00 left, loss 99",
         "train: 300 of 20000 steps, 10 steps/s, 0:32:50 left, loss 199",
     ]
 
 
-def test_the_last_step_of_a_long_job_is_told_and_a_short_job_is_silent(plain):
+def test_the_last_step_of_a_long_job_is_reported_and_a_short_job_is_silent(plain):
     clock, caplog = plain
     for seconds, lines in ((1.0, 0), (4.0, 2)):
         caplog.clear()

@@ -45,7 +45,7 @@ def test_the_silence_before_a_hang_was_found_is_hang_and_a_sign_of_life_ends_it(
     assert clock.milliseconds() == {COMPUTE: 71_000, HANG: 40_000, IDLE: 2000}
 
 
-def test_without_a_meter_nothing_is_told():
+def test_without_a_meter_nothing_is_reported():
     energy = {"joules": None}
     begin(energy, COMPUTE)
     with during(energy, IDLE):

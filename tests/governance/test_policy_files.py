@@ -15,7 +15,7 @@ FAIRNESS = {"association", "tone", "impact", "privacy", "parity", "drift", "inst
 GAPS = {"association.npmi_gap", "tone.sentiment_gap", "tone.toxicity_ratio", "impact.four_fifths"}
 
 
-def test_the_strict_policy_asks_what_the_default_asks_and_blocks_where_that_warns():
+def test_the_strict_policy_has_the_default_gates_and_blocks_where_that_warns():
     default, strict = (load_policy(CONFIGS / f"{name}.toml") for name in ("policy", "policy-strict"))
     assert not any(difference.loosened for difference in policy_differences(strict, default))
     fairness = [{gate.id: gate for gate in policy.gate if gate.suite in FAIRNESS} for policy in (default, strict)]

@@ -16,7 +16,7 @@ def found(**suites):
     return {"bias": suites, "representation": None}
 
 
-def test_only_whole_intervals_on_one_side_stand_out():
+def test_only_whole_intervals_on_one_side_are_findings():
     rows = [
         row("sentiment_gap", -0.4, -0.3, -0.1, group="far"),
         row("sentiment_gap", -0.2, -0.1, -0.05, group="near"),
@@ -30,7 +30,7 @@ def test_only_whole_intervals_on_one_side_stand_out():
     assert standing_out({"association": rows[-1:]}) == {}
 
 
-def test_of_keep_rates_only_the_adjusted_ones_that_fell_stand_out():
+def test_of_keep_rates_only_the_adjusted_ones_that_fell_are_findings():
     rows = [
         row("keep_ratio", 0.1, 0.2, 0.3, group="raw"),
         row("keep_ratio_adjusted", 1.5, 2.0, 3.0, group="kept more"),
@@ -42,7 +42,7 @@ def test_of_keep_rates_only_the_adjusted_ones_that_fell_stand_out():
     assert "<script" not in page
 
 
-def test_instruments_stand_out_by_the_word_of_their_own_check():
+def test_instruments_are_findings_by_the_note_of_their_own_check():
     rows = [
         row("instrument_bias", 0.4, 0.5, 0.6, group="planted", note='biased: furthest term "x" +0.5'),
         row("instrument_bias", -0.1, 0.1, 0.3, group="one term", note='biased: furthest term "y" +0.9'),

@@ -51,7 +51,7 @@ def test_both_meters_and_their_difference_are_shown(tmp_path):
     page = str(cluster({"cluster": cluster_facts(tmp_path)}))
     assert "+25% of ours" in page
     assert "2.00 core hours" in page
-    append_line(path, json.dumps({**values, "slurm": None}))  # the newest answer is told
+    append_line(path, json.dumps({**values, "slurm": None}))  # the newest answer is shown
     assert "unknown" in str(cluster({"cluster": cluster_facts(tmp_path)}))
 
 

@@ -1,4 +1,4 @@
-"""What stages count beside their funnel is told on the page and on a terminal, with the manifests' numbers."""
+"""What stages count in addition to their funnel is shown on the page and on a terminal, with the manifests' numbers."""
 
 import re
 
@@ -64,13 +64,13 @@ def shown(manifests):
     return join(corpus_sections.counts_folded({"counts": counted(manifests)}))
 
 
-def test_every_count_stands_in_a_row_on_both(tmp_path):
-    told = show_corpus(MANIFESTS, tmp_path).splitlines()
+def test_every_count_is_in_a_row_on_both(tmp_path):
+    output = show_corpus(MANIFESTS, tmp_path).splitlines()
     drawn = shown(MANIFESTS)
     rows = [re.sub("<[^>]*>", "|", row) for row in drawn.split("<tr>")]
     for cells in WANTED:
         pattern = r"[ |]+".join(map(re.escape, cells))
-        assert any(re.search(rf"{pattern}$", line) for line in told), cells
+        assert any(re.search(rf"{pattern}$", line) for line in output), cells
         assert any(re.search(rf"{pattern}[|]", row) for row in rows), cells
 
 
@@ -81,11 +81,13 @@ def test_what_is_nought_and_says_nothing_is_left_out():
     assert [row[0] for row in clean["rows"]] == ["line_too_short", "line_unpunctuated"]
 
 
-def test_that_nothing_was_found_is_told(tmp_path):
+def test_that_nothing_was_found_is_reported(tmp_path):
     none = made("redact", {"actions": {"email": "mask"}}, documents_in=7, documents_with_findings=0,
                 findings={"email": 0}, findings_by_source={})  # fmt: skip
-    told = show_corpus([none], tmp_path)
-    assert "redact: personal data found\n  none\n  0 of 7 documents hold any. 1 structured types were sought; " in told
+    output = show_corpus([none], tmp_path)
+    assert (
+        "redact: personal data found\n  none\n  0 of 7 documents hold any. 1 structured types were sought; " in output
+    )
     assert "personal data found: none" in shown([none])
 
 

@@ -105,8 +105,8 @@ def test_nothing_measured_and_nothing_there(tmp_path):
     assert distributions(artifact(tmp_path, "dedup", []), tmp_path) == []
     assert distributions(artifact(tmp_path, "encode", []), tmp_path) == []
     assert list(documents_folded({"distributions": [], "kept": []})) == []
-    told = show_corpus([empty], tmp_path)
-    assert told.splitlines()[-1] == f"clean: {empty.digest}"
+    output = show_corpus([empty], tmp_path)
+    assert output.splitlines()[-1] == f"clean: {empty.digest}"
 
 
 @pytest.mark.parametrize("broken", [b"PAR1", b"", b"\x00" * 100])
@@ -211,7 +211,7 @@ def test_examples_come_from_as_many_sources_as_there_are(tmp_path):
     assert kept_samples(artifact(tmp_path, "empty", []), tmp_path) == []
 
 
-def test_a_measure_is_told_and_what_stands_beside_it_masked():
+def test_a_measure_is_reported_and_what_is_next_to_it_masked():
     assert _told("kept=web/a#7 jaccard=0.912345") == "kept=web/a#7 jaccard=0.912345"
     assert _told("words=12") == "words=12"
     assert _told("share=0.1234567 call 020 7946 0958 now score=0.5") == "share=0.1234567 call [digits] now score=0.5"
@@ -221,12 +221,12 @@ def test_a_measure_is_told_and_what_stands_beside_it_masked():
 
 
 def test_a_terminal_is_not_commanded_by_a_corpus(tmp_path):
-    told = show_corpus(list(corpus(tmp_path).values()), tmp_path)
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", told)
-    assert "jane.doe" not in told
-    assert "clean: removed as too_few_words, for example" in told
+    output = show_corpus(list(corpus(tmp_path).values()), tmp_path)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", output)
+    assert "jane.doe" not in output
+    assert "clean: removed as too_few_words, for example" in output
     assert removed_samples(corpus(tmp_path)["clean"], tmp_path)["too_few_words"][0]["evidence"] == "words=0.5"
-    assert told.count("a/f#0") == 1
+    assert output.count("a/f#0") == 1
 
 
 def test_an_edge_is_written_for_people():

@@ -26,10 +26,10 @@ def folder(stage):
 
 def data_line(root, stage, millijoules):
     about = {"interval": f"m{stage}", "attempt": f"m{stage}", "stage": stage, "host": "node1", "process": [1, 0]}
-    told = {"method": "RAPL", "millijoules": millijoules, "low": millijoules, "high": millijoules}
+    output = {"method": "RAPL", "millijoules": millijoules, "low": millijoules, "high": millijoules}
     at, marks = "2026-01-01T00:03:00.000Z", {"artifact": folder(stage)}
     end = {"outcome": "surviving", "cause": "", "marks": marks}
-    append_line(root / "energy.jsonl", json.dumps({"kind": "end", **about, "at": at, **told, **end}))
+    append_line(root / "energy.jsonl", json.dumps({"kind": "end", **about, "at": at, **output, **end}))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_each_view_is_what_was_planted_and_keeps_the_law(run):
 
 def test_the_footprint_is_of_everything_and_names_its_factors(run):
     _, _, _, found, html = run
-    told = found["energy"]["footprint"]
-    figures = told["figures"]
+    output = found["energy"]["footprint"]
+    figures = output["figures"]
     total = found["energy"]["total"]
     assert figures["carbon_location"]["value"] == pytest.approx(3099.75 / 3.6e6 * 1.5 * 100)
     assert figures["carbon_location"]["high"] == pytest.approx(total["high"] / 3.6e6 * 1.5 * 200)
@@ -91,7 +91,7 @@ def test_the_footprint_is_of_everything_and_names_its_factors(run):
     assert sum(row["kwh"]["value"] for row in found["energy"]["phases"]) == pytest.approx(summary["energy_kwh"])
     page = Page(html)
     words = " ".join(page.words)
-    for row in told["factors"].values():
+    for row in output["factors"].values():
         assert row["source"] in words
     assert "Not computed" in words
     assert "the operator &lt;b&gt;" in html
@@ -116,16 +116,16 @@ def test_without_a_factor_the_page_says_unknown_and_what_to_set(tmp_path):
 
 def test_out_of_the_box_co2_is_known_with_bounds_and_says_on_what_it_rests(run):
     root, made, _, _, _ = run
-    told = energy_facts(list(made.values()), root, look_up(FactorsConfig(), root, root))
-    figures, total = told["footprint"]["figures"], told["total"]
-    assert told["footprint"]["defaults"] == ["grid", "pue"]
-    assert "world average, not your grid" in told["footprint"]["basis"]
+    output = energy_facts(list(made.values()), root, look_up(FactorsConfig(), root, root))
+    figures, total = output["footprint"]["figures"], output["total"]
+    assert output["footprint"]["defaults"] == ["grid", "pue"]
+    assert "world average, not your grid" in output["footprint"]["basis"]
     assert total["carbon"]["low"] < total["carbon"]["value"] < total["carbon"]["high"]
     assert total["carbon"]["value"] == figures["carbon_location"]["value"]
     assert {name for name in figures if name.startswith("carbon_") and figures[name]["value"] is None} == {
         "carbon_embodied"
     }
-    assert all(row["carbon"]["value"] for row in told["stages"] if row["joules"])
+    assert all(row["carbon"]["value"] for row in output["stages"] if row["joules"])
     assert figures["sci"]["at_least"]
 
 
@@ -143,9 +143,9 @@ def test_sci_is_of_one_training_however_many_share_the_root(run, tmp_path):
                 copies.append({**line, "interval": f"{line['interval']}-{number}", "marks": marks})
     write_text(tmp_path / "energy.jsonl", text + "".join(f"{json.dumps(line)}\n" for line in copies))
     write_text(tmp_path / folder("train") / "metrics.jsonl", (root / folder("train") / "metrics.jsonl").read_text())
-    told = energy_facts(list(made.values()), tmp_path, FACTORS)
-    assert told["total"]["joules"] > 5 * found["energy"]["total"]["joules"]
-    assert told["footprint"]["figures"]["sci"] == alone
+    output = energy_facts(list(made.values()), tmp_path, FACTORS)
+    assert output["total"]["joules"] > 5 * found["energy"]["total"]["joules"]
+    assert output["footprint"]["figures"]["sci"] == alone
     operation, embodied = 1850 / 3.6e6 * 1.5 * 100, 1e6 * 80 / (5 * 31_557_600)  # both attempts: 1,850 J in 80 s
     assert alone["value"] == pytest.approx((operation + embodied) / TOKENS * 1e9)
 
@@ -182,10 +182,10 @@ def test_hours_of_a_csv_weigh_the_energy_of_the_ledger(run, tmp_path):
     assert found["figures"]["carbon_location"]["value"] == pytest.approx(3099.75 / 3.6e6 * 40 * factors.pue.value)
 
 
-def test_ledger_and_record_may_lie_elsewhere(run, tmp_path):
+def test_ledger_and_record_may_be_elsewhere(run, tmp_path):
     root, made, _, found, _ = run
     for path in ("energy.jsonl", f"{folder('train')}/metrics.jsonl"):
         write_text(tmp_path / path, (root / path).read_text(encoding="utf-8"))
     append_line(tmp_path / "energy.jsonl", json.dumps({"kind": "of a later release"}))
-    told = energy_facts(list(made.values()), tmp_path, FACTORS)
-    assert json.loads(json.dumps(told)) == found["energy"]
+    output = energy_facts(list(made.values()), tmp_path, FACTORS)
+    assert json.loads(json.dumps(output)) == found["energy"]

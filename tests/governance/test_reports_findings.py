@@ -89,7 +89,7 @@ def page_of(root, *lines):
     return found["faults"], re.sub(r"<[^>]+>", " ", str(faults(found)))
 
 
-def test_a_verdict_that_stopped_the_training_stands_among_the_faults(tmp_path):
+def test_a_verdict_that_stopped_the_training_is_among_the_faults(tmp_path):
     verdict = {"reason": "too many", "skipped": 9, "window": 128, "most_skips": 8, "by_reason": {"loss": 1, "spike": 8},
                "steps": [32, 40], "documents": [f"d{n}" for n in range(9)]}  # fmt: skip
     lines = [step(1, 0, "start"), step(1, 40), step(1, 40, "diverged", **verdict), step(2, 30, "start"), step(2, 99)]
@@ -123,7 +123,7 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     made, begun = corpus(tmp_path), "train/0123456789abcdef"
     ledger(tmp_path)
 
-    def told(line):
+    def output(line):
         append_line(tmp_path / begun / "metrics.jsonl", json.dumps(line))
 
     def reported(**given):
@@ -133,14 +133,14 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
 
     assert "Not trained yet" in reported(begun=begun)[2]  # no record: nothing was begun
     for line in (step(1, 0, "start"), step(1, 31), step(1, 32)):
-        told(line)
+        output(line)
     running, found, page = reported(begun=begun)
     assert "Training was begun and is not finished" in page
     assert "Attempt 1 reached step 32; attempts and faults are below" in page
     assert found["faults"]["diverged"] == []
-    told(step(1, 32, "skipped", reason="loss", z=0.0))
+    output(step(1, 32, "skipped", reason="loss", z=0.0))
     verdict = {"reason": "not finite", "skipped": 3, "window": 128, "by_reason": {"loss": 3}, "documents": ["d1"]}
-    told(step(1, 32, "diverged", **verdict))
+    output(step(1, 32, "diverged", **verdict))
     stopped, found, page = reported(begun=begun)
     assert stopped.key != running.key  # the record has grown
     assert found["faults"]["diverged"] == [{"attempt": 1, "step": 32, **verdict}]
@@ -149,7 +149,7 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     [entry] = [entry for entry in found["evidence"]["entries"] if entry["kind"] == "record"]
     assert entry["path"] == f"{begun}/metrics.jsonl"
     assert entry["id"] in found["evidence"]["of"]["/faults"]["from"]
-    told(step(2, 30, "start"))  # it goes on
+    output(step(2, 30, "start"))  # it goes on
     for written in (running, stopped):
         assert recompute(written, tmp_path).faults == ()
     (tmp_path / begun / "metrics.jsonl").write_text("{}\n")
@@ -190,7 +190,7 @@ def test_a_run_without_faults_says_so(tmp_path):
         ({"wasted": 0.0, "joules": 1000.0}, "nothing was wasted"),
     ],
 )
-def test_where_nothing_stands_out_the_waste_is_told_as_it_is(total, words):
+def test_without_a_finding_the_waste_is_reported_as_it_is(total, words):
     assert wasted_in_words(total) == words
 
 
@@ -199,8 +199,8 @@ def test_the_largest_problem_comes_first(runs):
     assert closed["first"][0]["what"] == "The gate is closed: BLOCK"
     assert "licences.allowed" in closed["first"][0]["detail"]
     assert open_one["first"][0]["what"] == "1 failure waived"
-    told = [row["what"] for row in open_one["first"]]
-    assert told.index("1 attempt failed") < told.index("1 check that only warns did not pass")
+    output = [row["what"] for row in open_one["first"]]
+    assert output.index("1 attempt failed") < output.index("1 check that only warns did not pass")
 
 
 def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
@@ -236,24 +236,24 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
     ]
     for count, (words, plant) in enumerate(plants, 1):
         plant(found)
-        told = [row["what"] for row in first_look(found)]
-        assert words in told[0], told
-        assert len(told) == count - (count > 8)  # once the energy is wasted it is not unknown any more
+        output = [row["what"] for row in first_look(found)]
+        assert words in output[0], output
+        assert len(output) == count - (count > 8)  # once the energy is wasted it is not unknown any more
 
 
-def test_many_results_are_told_gate_by_gate_and_none_that_failed_is_lost(runs):
+def test_many_results_are_reported_gate_by_gate_and_none_that_failed_is_lost(runs):
     found = found_of(runs / "a")
     row = {"gate": "tokens.parity", "status": "pass", "observed": 0.25, "rows": 7, "unexpected": 0, "detail": "",
            "waived": False}  # fmt: skip
     passing = [{**row, "subject": f"shard{n}", "observed": n / 1000} for n in range(1000)]
     failing = [{**row, "subject": f"bad{n}", "status": "fail"} for n in range(13)]
     page = Page(checks({**found, "checks": [*failing, *passing]}))
-    told = " ".join(page.words)
-    assert "1,000 subjects" in told
-    assert "0 – 0.999" in told
-    assert "7,000" in told
-    assert all(f"bad{n}" in told for n in range(10))
-    assert "3 subjects" in told
+    output = " ".join(page.words)
+    assert "1,000 subjects" in output
+    assert "0 – 0.999" in output
+    assert "7,000" in output
+    assert all(f"bad{n}" in output for n in range(10))
+    assert "3 subjects" in output
     heads, first, failed, rest, passed = 3, 3, 10, 1, 1
     assert len(page.named("tr")) == heads + first + failed + rest + passed
 
@@ -285,8 +285,8 @@ def test_two_runs_are_set_side_by_side(runs):
     found = comparison(sides[0], other)
     assert ["steps", "600", "400", "-200 (-33.33%)"] in found["sections"]["Loss"]
     assert ["clean.min_words", "–", "50"] in found["changed"]
-    told = "\n".join(comparison_lines(found))
-    assert re.search(r"^steps +600 +400 +-200 \(-33.33%\)$", told, re.MULTILINE)
+    output = "\n".join(comparison_lines(found))
+    assert re.search(r"^steps +600 +400 +-200 \(-33.33%\)$", output, re.MULTILINE)
     page = Page(comparison_page(found))
     assert len(page.named("h1")) == 1
     assert not page.named("script")
@@ -302,13 +302,13 @@ def _side(root, name):
 def test_the_commands_write_pages_and_lines(runs, tmp_path, capsys):
     page = tmp_path / "two.html"
     assert main(["report", "compare", str(runs / "a"), str(runs / "closed"), "--html", str(page)]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"^verdict +WAIVED +BLOCK +differs$", told, re.MULTILINE)
-    assert re.search(r"^steps +600 +unknown +differs$", told, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert re.search(r"^verdict +WAIVED +BLOCK +differs$", output, re.MULTILINE)
+    assert re.search(r"^steps +600 +unknown +differs$", output, re.MULTILINE)
     Page(page.read_text(encoding="utf-8"))
     assert main(["report", "index", str(runs)]) == 0
-    told = capsys.readouterr().out
-    assert [line.split()[0] for line in told.splitlines()[1:4]] == ["closed", "b/deep", "a"]
+    output = capsys.readouterr().out
+    assert [line.split()[0] for line in output.splitlines()[1:4]] == ["closed", "b/deep", "a"]
     text = (runs / "index.html").read_text(encoding="utf-8")
     links = [attributes["href"] for attributes in Page(text).named("a") if not attributes["href"].startswith("#")]
     assert len(links) == 3

@@ -45,7 +45,7 @@ def words_of(html):
 def test_ten_seconds_are_enough(waived):
     """What an officer asks, in the order in which the eye meets it."""
     found, head = waived
-    told = words_of(head)
+    output = words_of(head)
     order = [
         "2026-11-24 10:04:10 UTC", found["run"]["name"],
         "Transformer decoder, 10.7 M parameters; 4,915,200 tokens in 600 steps", "1.419 bits per byte",
@@ -55,7 +55,7 @@ def test_ten_seconds_are_enough(waived):
         "0.00085", "0.000283 to 0.0017", "CO2e", "0.085", "Wasted by failed attempts", "3.26 % of all, 0.00277 g CO2e",
         "What to look at first", "1 attempt failed",
     ]  # fmt: skip
-    places = [told.find(part) for part in order]
+    places = [output.find(part) for part in order]
     assert -1 not in places, [part for part, place in zip(order, places, strict=True) if place < 0]
     assert places == sorted(places)
 
@@ -78,15 +78,15 @@ def test_three_cards_each_with_n_and_each_a_row_of_report_json(waived):
 
 def test_a_block_says_which_licence_which_source_how_many_documents_and_whose_decision(blocked):
     found, head = blocked
-    told = words_of(head)
+    output = words_of(head)
     kept = next(row["documents_kept"] for row in found["sources"] if row["name"] == "forum")
     sentence = (f"{kept:,} documents of source forum are in the corpus under licence NOASSERTION, which the policy "
                 "does not allow. Decision: legal.")  # fmt: skip
-    assert sentence in told
+    assert sentence in output
     assert reasons({**found, "owners": {"legal": ["ann", "bob"]}}) == [sentence.replace("legal.", "legal (ann, bob).")]
-    assert "A critical gate failed. The corpus may not be trained on. Nothing was trained." in told
-    assert told.count("licences.allowed") == 0  # said in words, not again as a card
-    assert "1 critical check" not in told
+    assert "A critical gate failed. The corpus may not be trained on. Nothing was trained." in output
+    assert output.count("licences.allowed") == 0  # said in words, not again as a card
+    assert "1 critical check" not in output
 
 
 def test_only_reasons_that_close_are_reasons(blocked):
@@ -94,13 +94,13 @@ def test_only_reasons_that_close_are_reasons(blocked):
     base = {"subject": "s", "status": "fail", "owner": "data", "detail": "; 3 of 4", "waived": False}
     rows = [{**base, "gate": "warned", "severity": "warning", "closes": False},
             *({**base, "gate": f"gate{n}", "severity": "critical", "closes": True} for n in range(5))]  # fmt: skip
-    told = reasons({**found, "verdict": {**found["verdict"], "reasons": rows}})
-    assert told[0] == "gate0 on s: 3 of 4. Decision: data."
-    assert told[-1] == "2 more reasons below."
-    assert not any("warned" in sentence for sentence in told)
+    output = reasons({**found, "verdict": {**found["verdict"], "reasons": rows}})
+    assert output[0] == "gate0 on s: 3 of 4. Decision: data."
+    assert output[-1] == "2 more reasons below."
+    assert not any("warned" in sentence for sentence in output)
     again = [row for row in rows if row["gate"] == "gate0"] * 3
-    [told] = reasons({**found, "verdict": {**found["verdict"], "reasons": again}})
-    assert told.startswith("gate0 on s and 2 more results: 3 of 4.")
+    [output] = reasons({**found, "verdict": {**found["verdict"], "reasons": again}})
+    assert output.startswith("gate0 on s and 2 more results: 3 of 4.")
 
 
 def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
@@ -110,19 +110,19 @@ def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
     assert signer(found) == f"The verdict is signed by the account that ran it; no person has approved {when}."
     assert rules(found) == "Judged by policy assay-default, not under a site's policy."
     given = {**found["verdict"], "people": {"signer": "ann", "approved": ["bob"]}, "site": {"name": "centre"}}
-    told = {**found, "verdict": given}
-    told["summary"] = summary(told)
-    assert signer(told).startswith("The verdict is signed by ann; approved by bob")
-    assert rules(told).endswith("under the site's policy of centre.")
+    output = {**found, "verdict": given}
+    output["summary"] = summary(output)
+    assert signer(output).startswith("The verdict is signed by ann; approved by bob")
+    assert rules(output).endswith("under the site's policy of centre.")
 
 
 def test_unknown_figures_are_said_and_nothing_is_made_up(tmp_path):
     folder = tmp_path / report({}, {}, tmp_path, Runtime(tmp_path)).folder
     found = json.loads((folder / "report.json").read_bytes())
-    told = words_of(front(found))
+    output = words_of(front(found))
     wanted = ("NOT_RUN", "The verdict is not signed.", "unknown", "No verdict names a reason.", "Nothing was trained.")
     for words in wanted:
-        assert words in told
+        assert words in output
     assert meaning({**found, "summary": {"verdict": "NEW"}}).startswith("This verdict is not known")
 
 

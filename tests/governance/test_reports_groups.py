@@ -35,7 +35,7 @@ intervals = st.tuples(*[st.floats(1e-3, 1e3)] * 3).map(sorted)
 
 
 @given(st.lists(intervals, min_size=1, max_size=60), st.sampled_from(["keep_ratio_adjusted", "npmi_gap"]))
-def test_every_dot_lies_on_the_scale_and_dots_are_in_the_order_of_their_values(values, metric):
+def test_every_dot_is_on_the_scale_and_dots_are_in_the_order_of_their_values(values, metric):
     rows = [row(metric, *ends, group=f"g{place}") for place, ends in enumerate(values)]
     drawn = str(panels(rows))
     low, high = scale_of(rows)
@@ -53,7 +53,7 @@ def test_every_dot_lies_on_the_scale_and_dots_are_in_the_order_of_their_values(v
     assert f"{hidden} more in the table" in drawn or not hidden
 
 
-def test_a_panel_an_axis_with_one_scale_and_what_stands_out_is_marked():
+def test_a_panel_an_axis_with_one_scale_and_what_is_a_finding_is_marked():
     rows = [
         row(group="far"),
         row(group="near", lower=-0.1, value=0.0, upper=0.1, q=0.9),
@@ -111,10 +111,10 @@ def test_no_headline_without_a_test_behind_it():
     untested = row(p=None, q=None, group="never tested")
     chance = row(q=0.2, group="by chance")
     assert first_look(found(tone=[untested, chance])) == []
-    [told] = first_look(found(tone=[untested, chance, row(), row(group="male")]))
-    assert told["what"] == "“female” is described less favourably than other gender groups"
-    assert told["n"] == "100 mentions, q 0.002"
-    assert "95 % interval -0.4 to -0.1; 1 more difference of this kind" in told["detail"]
+    [output] = first_look(found(tone=[untested, chance, row(), row(group="male")]))
+    assert output["what"] == "“female” is described less favourably than other gender groups"
+    assert output["n"] == "100 mentions, q 0.002"
+    assert "95 % interval -0.4 to -0.1; 1 more difference of this kind" in output["detail"]
     assert "never tested" not in str(groups(found(tone=[untested, chance])))
 
 
@@ -130,9 +130,9 @@ def test_a_finding_with_terms_and_examples_shows_them():
         assert words in page
     better = {**finding, "id": "y", "group": "male"}  # of a row that does not stand out
     assert ">male<" not in str(groups({**given, "findings": [better, finding]}))
-    [told] = first_look(given)
-    assert told["example"] == "She was <b>called</b> a victim."
-    assert "0.3 listed words a sentence lower" in told["detail"]
+    [output] = first_look(given)
+    assert output["example"] == "She was <b>called</b> a victim."
+    assert "0.3 listed words a sentence lower" in output["detail"]
 
 
 def test_every_row_is_in_a_fold_and_only_some_are_open():
@@ -163,7 +163,7 @@ def test_what_no_word_list_covers_is_said_in_words():
     covered = row("coverage", 1.0, 1.0, 1.0, instrument=None, n=1000, p=None, q=None, note="")
     scores = row("coverage", 0.5, 0.5, 1.0, instrument="sentiment", n=1000, p=None, q=None, note="50 % of documents")
     assert first_look(found(representation=[scores, covered])) == []
-    [told] = first_look(found(representation=[scores, gap]))
-    assert told["what"] == "3.0 % of documents are in languages that no word list covers"
-    assert (told["n"], told["example"]) == ("1,000 documents", "fi 2.0 %, et 1.0 %")
+    [output] = first_look(found(representation=[scores, gap]))
+    assert output["what"] == "3.0 % of documents are in languages that no word list covers"
+    assert (output["n"], output["example"]) == ("1,000 documents", "fi 2.0 %, et 1.0 %")
     assert note in str(groups(found(representation=[gap])))

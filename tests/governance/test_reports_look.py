@@ -84,23 +84,23 @@ def look(root, browser):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(320, False), (768, False), (1280, False), (1920, False), (1280, True)])
-def test_nothing_is_cut_off_folded_or_unfolded_and_every_word_stands_out(look, width, dark):
-    told = look(width, dark)
-    assert told["seen"] > 5000
-    assert told["ground"] == ("rgb(20, 23, 26)" if dark else "rgb(251, 250, 247)")
-    assert told["scrolls"] <= width
-    assert told["cut"] == []
-    assert told["unfolded"] == []
-    assert told["both"] == 0  # an unfolded table takes the place of its first rows
-    assert told["faint"] == []
+def test_nothing_is_cut_off_folded_or_unfolded_and_every_word_has_contrast(look, width, dark):
+    output = look(width, dark)
+    assert output["seen"] > 5000
+    assert output["ground"] == ("rgb(20, 23, 26)" if dark else "rgb(251, 250, 247)")
+    assert output["scrolls"] <= width
+    assert output["cut"] == []
+    assert output["unfolded"] == []
+    assert output["both"] == 0  # an unfolded table takes the place of its first rows
+    assert output["faint"] == []
 
 
 @pytest.mark.slow
 def test_page_one_is_one_screen_and_a_reader_has_at_most_two(look):
-    told = look(1280)
-    assert told["front"] <= 800
-    assert told["readers"].keys() == {"officer", "data", "engineer", "evidence"}
-    assert all(height <= 1600 for height in told["readers"].values()), told["readers"]
+    output = look(1280)
+    assert output["front"] <= 800
+    assert output["readers"].keys() == {"officer", "data", "engineer", "evidence"}
+    assert all(height <= 1600 for height in output["readers"].values()), output["readers"]
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_at_most_four_thousand_words_are_open(look):
 
 
 @pytest.mark.slow
-def test_a_browser_asks_nobody_for_anything(root, browser, tmp_path):
+def test_a_browser_requests_nothing(root, browser, tmp_path):
     def asked(page):
         """Hosts that were asked, but for those that the browser asks for itself (updates, the time)."""
         log = tmp_path / f"{page.stem}.net"
@@ -131,18 +131,18 @@ def test_on_paper_it_has_at_most_twelve_pages_and_an_annex_of_what_was_unfolded(
     def printed(page):
         return browser.printed(page, tmp_path / f"{page.stem}.pdf")
 
-    told = printed(root / "report.html")
-    assert told.count("\f") <= 12
-    first = told.split("\f")[0]
+    output = printed(root / "report.html")
+    assert output.count("\f") <= 12
+    first = output.split("\f")[0]
     for word in ("WAIVED", "licences.allowed", "kWh", "1 attempt failed"):
         assert word in first
     for word in ("not allowed, in the corpus", "Failed attempts, by cause", "last checkpoint"):
-        assert word in told
-    assert "Skip to the report" not in told
-    assert "nation_27" not in told
+        assert word in output
+    assert "Skip to the report" not in output
+    assert "nation_27" not in output
     unfolded = root / "unfolded.html"
     text = (root / "report.html").read_text(encoding="utf-8")
     unfolded.write_text(text.replace("<details>", "<details open>"), encoding="utf-8")
     annex = printed(unfolded)
-    assert annex.count("\f") > told.count("\f")
+    assert annex.count("\f") > output.count("\f")
     assert "their SHA-256" in annex

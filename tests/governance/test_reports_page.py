@@ -335,28 +335,28 @@ def test_personal_data_in_samples_is_masked(whole):
 def test_page_and_json_hold_the_same_summary(whole):
     root, _, manifest = whole
     summary = json.loads((root / manifest.folder / "report.json").read_bytes())["summary"]
-    told = " ".join(Page(html_of(whole)).words)
+    output = " ".join(Page(html_of(whole)).words)
     assert summary["energy_joules"] == 3059.75  # 1,204.5 + 1,000 + 850 + 5.25: the report's own making is not in it
     assert summary["energy_wasted_joules"] == 99.877
     # kWh and grams are written in units that fit; without factors carbon is unknown
     for name, value in ((name, summary[name]) for name in summary if not name.endswith(("_kwh", "_grams"))):
         assert value is not None, name
         if isinstance(value, str):
-            assert value in told
+            assert value in output
         else:
             written = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-            assert re.search(rf"(?<![\d,.]){re.escape(written)}(?!\d)", told), (name, written)
+            assert re.search(rf"(?<![\d,.]){re.escape(written)}(?!\d)", output), (name, written)
 
 
 def test_what_is_judged_is_in_the_page(whole):
-    told = " ".join(Page(html_of(whole)).words)
+    output = " ".join(Page(html_of(whole)).words)
     for word in (
         "WAIVED", "legal-counsel", "2027-01-31", "sha256:0011223344556677", "estimated", "NOASSERTION", "node1",
         "not allowed, in the corpus", "near_duplicate", "0.1 quantile of alphabetic_share ≥ 0.6",
         "Neither side should", "inconclusive", "2.9.1", "KeyError", "fetch", "Personal data", "torch", "step 600",
         "measured: best 1024^3 product",
     ):  # fmt: skip
-        assert word in told, word
+        assert word in output, word
 
 
 def test_a_closed_gate_still_gives_a_report_and_says_so(closed):

@@ -57,10 +57,10 @@ def test_numbers_are_written_for_people():
     assert number(1234.5) == "1,234.500"
     assert number(None) == size(None) == energy(None) == share(None) == compact(None) == "unknown"
     assert (size(999), size(1_230_000)) == ("999 B", "1.23 MB")
-    told = (energy(66.676), energy(1204.5), energy(7.2e6), energy(3.6e10), energy(3.6e13))
-    assert told == ("0.0185 Wh", "0.335 Wh", "2 kWh", "10 MWh", "10,000 MWh")
-    told = tuple(map(kilowatt_hours, (842.987, 0.0, 1e-3, 7.2e6, 4.5e9, None)))
-    assert told == ("0.000234 kWh", "0 kWh", "2.78e-10 kWh", "2 kWh", "1,250 kWh", "unknown")
+    output = (energy(66.676), energy(1204.5), energy(7.2e6), energy(3.6e10), energy(3.6e13))
+    assert output == ("0.0185 Wh", "0.335 Wh", "2 kWh", "10 MWh", "10,000 MWh")
+    output = tuple(map(kilowatt_hours, (842.987, 0.0, 1e-3, 7.2e6, 4.5e9, None)))
+    assert output == ("0.000234 kWh", "0 kWh", "2.78e-10 kWh", "2 kWh", "1,250 kWh", "unknown")
     assert (compact(3.2e-5), compact(0), compact(12340.0)) == ("3.2e-05", "0", "12,340")
     assert (share(0.626), share(0.99961)) == ("62.6 %", "99.96 %")
 
@@ -122,7 +122,7 @@ def test_a_step_that_was_computed_twice_has_the_later_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gate", "told"),
+    ("gate", "output"),
     [
         ({"column": "x", "expectation": "between", "min": 0.1, "max": 0.5}, "x from 0.1 to 0.5"),
         ({"column": "x", "expectation": "mean_between", "max": 2}, "mean of x ≤ 2"),
@@ -133,8 +133,8 @@ def test_a_step_that_was_computed_twice_has_the_later_numbers(tmp_path):
         ({}, "unknown"),
     ],
 )
-def test_a_threshold_in_words(gate, told):
-    assert threshold(gate) == told
+def test_a_threshold_in_words(gate, output):
+    assert threshold(gate) == output
 
 
 def test_a_report_on_nothing_says_that_nothing_is_there(tmp_path):
@@ -170,7 +170,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("block", range(3), ids=["light", "dark", "paper"])
-def test_words_stand_out_from_their_ground(block):
+def test_words_have_contrast_with_their_ground(block):
     """WCAG 2.2, 1.4.3: 4.5 to 1 for words; 1.4.11: 3 to 1 for what is drawn."""
     found = re.findall(r":root\{([^}]*)\}", CSS)[block]
     colours = dict(re.findall(r"--(\w+):#([0-9a-f]+)", found))

@@ -113,23 +113,23 @@ def test_no_number_of_report_json_can_be_changed_nor_of_what_it_says_of_its_evid
     path = root / made.folder / "report.json"
     path.write_text(changed(texts["report.json"], place, digit), encoding="utf-8")
     try:
-        told = [fault.line() for fault in recompute(made, root, replace_all).faults]
+        message = [fault.line() for fault in recompute(made, root, replace_all).faults]
     except ManifestError as error:  # it is no JSON any more
-        told = [f"report.json: {error}"]
+        message = [f"report.json: {error}"]
     finally:
         path.write_text(texts["report.json"], encoding="utf-8")
-    assert [line for line in told if line.startswith("report.json: ") and "report.json" in line]
+    assert [line for line in message if line.startswith("report.json: ") and "report.json" in line]
 
 
 @pytest.mark.parametrize(
-    ("file", "before", "after", "told"),
+    ("file", "before", "after", "message"),
     [
         ("report.html", "3,059.750 J", "3,059.751 J", ["3,059.751", "3,059.750", "Energy"]),
         ("report.json", '"energy_joules": 3059.75', '"energy_joules": 3059.76', ["/summary/energy_joules", "3059.76"]),
         (CARD, "4.34", "4.35", ["4.35", "4.34", "line "]),
     ],
 )
-def test_the_command_names_the_number_and_both_values(copied, capsys, file, before, after, told):
+def test_the_command_names_the_number_and_both_values(copied, capsys, file, before, after, message):
     root, _ = copied
     [path] = [path for path in root.glob(f"*/*/{file}") if path.parts[-3] in ("report", "documents")]
     text = path.read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def test_the_command_names_the_number_and_both_values(copied, capsys, file, befo
     path.write_text(text.replace(before, after, 1), encoding="utf-8")
     assert main(["report", "verify", str(root)]) == ManifestError.exit_code == 65
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{file}: ")]
-    assert any(all(word in line for word in told) for line in lines), lines
+    assert any(all(word in line for word in message) for line in lines), lines
 
 
 def test_the_command_takes_a_root_a_report_its_page_or_its_documents(whole, capsys):
@@ -227,8 +227,8 @@ def test_what_is_behind_a_training_is_evidence_of_its_energy(tmp_path):
         assert (entries[behind.path]["kind"], entries[behind.path]["digest"]) == ("ancestor", behind.digest)
     records = {f"{manifest.folder}/metrics.jsonl" for manifest in (parent, child)}
     for place in ("/energy/views/rows/cumulative/joules", "/energy/checkpoints/0/with_ancestors"):
-        told = set(origin_of(found, place)["from"])
-        assert {entries[path]["id"] for path in (parent.path, middle.path, child.path, *records)} <= told
+        message = set(origin_of(found, place)["from"])
+        assert {entries[path]["id"] for path in (parent.path, middle.path, child.path, *records)} <= message
     assert set(origin_of(found, "/training/curves")["from"]) == {entries[f"{child.folder}/metrics.jsonl"]["id"]}
     assert recompute(made, tmp_path).faults == ()
     append_line(tmp_path / parent.folder / "metrics.jsonl", json.dumps({"event": "step", "step": 4, "tokens": 44}))
@@ -260,7 +260,7 @@ def altered_text(root, pattern, before, after):
 
 
 @pytest.mark.parametrize(
-    ("alter", "told"),
+    ("alter", "message"),
     [
         (lambda root: altered_manifest(root, "clean"), "/energy/stages/"),
         (lambda root: altered_text(root, "energy.jsonl", "850000", "850001"), "/energy/total/joules"),
@@ -271,11 +271,11 @@ def altered_text(root, pattern, before, after):
         (lambda root: sign_off(root, {**verdict_of_root(root), "signed_at": "2026-11-25T00:00:00Z"}), "/verdict"),
     ],
 )
-def test_altered_evidence_is_named(copied, alter, told):
+def test_altered_evidence_is_named(copied, alter, message):
     root, made = copied
     alter(root)
     lines = [fault.line() for fault in recompute(made, root, replace_all).faults]
-    assert any(told in line for line in lines), lines[:10]
+    assert any(message in line for line in lines), lines[:10]
 
 
 def state(root, change):
@@ -357,7 +357,7 @@ def at(value, key):
     return value
 
 
-def test_each_number_of_report_json_has_evidence_and_what_was_copied_stands_there(whole):
+def test_each_number_of_report_json_has_evidence_that_holds_what_was_copied(whole):
     root, _, _, texts = whole
     found = json.loads(texts["report.json"])
     entries = {entry["id"]: entry for entry in found["evidence"]["entries"]}

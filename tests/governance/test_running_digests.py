@@ -31,7 +31,7 @@ ACTIONS = st.one_of(
 
 
 def play(root, actions):
-    """Append, tear and state as told; returns the statements as the journal would hold them."""
+    """Append, tear and state as given; returns the statements as the journal would hold them."""
     running, last, stated = RunningDigests(root), {}, {}
     for what, word in actions:
         if what == "state":
@@ -146,10 +146,10 @@ def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
         return f'"{match[1]}":{int(match[2]) // 10}'
 
     ledger.write_text(re.sub(r'"(millijoules|low|high)":(\d+)', tenth, whole))
-    told = [line for line in problems_of(root).problems if line.startswith("energy.jsonl: ")]
-    assert any("journal.jsonl line 0 states it" in line for line in told)
+    output = [line for line in problems_of(root).problems if line.startswith("energy.jsonl: ")]
+    assert any("journal.jsonl line 0 states it" in line for line in output)
     joules = first.run["energy"]["joules"]
-    assert any(f"of {first.folder}, its manifest says {joules:g} J" in line for line in told)
+    assert any(f"of {first.folder}, its manifest says {joules:g} J" in line for line in output)
     alone = verify_artifact(root / first.folder, CONFIG, root.parent, deep=True).problems
     assert [line for line in alone if "its manifest says" in line]
     os.unlink(ledger)
@@ -183,9 +183,9 @@ def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(
     write_bytes(beside, b"date")
     os.replace(root / names[1], root / names[2])
     (root / names[0]).write_text((root / names[0]).read_text().replace("payload", "pailoat"))
-    told = problems_of(root).problems
+    output = problems_of(root).problems
     altered = [names[0], names[2], beside.relative_to(root).as_posix()]
-    assert sorted(line.partition(":")[0] for line in told) == sorted(altered)
+    assert sorted(line.partition(":")[0] for line in output) == sorted(altered)
     stranger = KeySigner(GovernanceConfig(signing_key="stranger.pem"), root.parent)
     write_note(root / names[0], {}, root, stranger)
     assert len(problems_of(root).problems) == 3

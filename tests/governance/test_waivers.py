@@ -188,7 +188,7 @@ def test_each_flipped_byte_of_a_waiver_blocks(bench):
     assert bench.judge().decision == "WAIVED"
 
 
-def test_an_altered_payload_is_told_with_its_gate(bench):
+def test_an_altered_payload_is_reported_with_its_gate(bench):
     path = bench.paper(max_deviation=0.1)
     envelope = json.loads(path.read_bytes())
     statement = json.loads(base64.b64decode(envelope["payload"]))
@@ -297,7 +297,7 @@ def test_a_refusal_of_another_corpus_says_nothing_here(bench):
         ({"max": 0.001}, None, None),
     ],
 )
-def test_the_deviation_is_what_lies_beyond(fields, observed, beyond):
+def test_the_deviation_is_what_is_beyond(fields, observed, beyond):
     gate = validate(rule("a.b", **fields), Gate, "gate")
     found = deviation(gate, observed)
     assert found == beyond if beyond is None else found == pytest.approx(beyond)

@@ -75,7 +75,7 @@ def _run(folder: Path) -> None:
     spec = importlib.util.spec_from_file_location("conftest", Path(__file__).parent / "conftest.py")
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    told = []
+    output = []
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
         Planted.watts = (100, 300)[rank]
@@ -84,13 +84,13 @@ def _run(folder: Path) -> None:
             try:
                 conftest._run_training(folder / "root", **options(folder / "root", joules), **SETTINGS)
             except BudgetReached as error:
-                told.append({"error": str(error), "steps": Planted.steps - before})
+                output.append({"error": str(error), "steps": Planted.steps - before})
             (folder / f"ended{rank}").touch()
             while not (
                 folder / f"ended{1 - rank}"
             ).exists():  # as a launcher does, which starts anew when all have ended
                 time.sleep(0.05)
-    (folder / f"told{rank}.json").write_text(json.dumps(told))
+    (folder / f"told{rank}.json").write_text(json.dumps(output))
 
 
 if __name__ == "__main__":

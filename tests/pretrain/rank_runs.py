@@ -74,8 +74,8 @@ def losses_of_runs(
     """Train each of `runs` (its name, its settings) one after the other in `ranks` processes; the losses by name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "runs.json").write_text(json.dumps({name: {**length, **settings} for name, settings in runs.items()}))
-    well, told = run_ranks(folder, [__file__, str(folder)], ranks, timeout)
-    assert well, told[-8000:]
+    well, output = run_ranks(folder, [__file__, str(folder)], ranks, timeout)
+    assert well, output[-8000:]
     return json.loads((folder / "losses.json").read_text())
 
 

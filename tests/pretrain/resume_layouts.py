@@ -4,7 +4,7 @@
 
 Each precision has a folder of its own. `read` leaves, for each checkpoint that it finds, the digest of what it saved
 after loading it (which is a function of the masters and moments), which form it read, and the loss of a batch that
-nobody trained on. fp16 (DeepSpeed is told that this CPU computes in it) has overflowed twice, so its loss scale is not
+nobody trained on. fp16 (DeepSpeed sees this CPU as able) has overflowed twice, so its loss scale is not
 that of a start. `hpz` writes and then reads with weights kept twice, which DeepSpeed begins once in a process.
 """
 
@@ -62,7 +62,9 @@ def job_in(root: Path, precision: str, stage: int, ranks, inner: int = 64, hpz: 
     )
     engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1, hpz_partition_size=hpz)
     settings = SimpleNamespace(engine=engine, checkpoint=CheckpointConfig())
-    return SimpleNamespace(recipe=recipe, store=store, settings=settings, energy={}, record=lambda *told, **facts: None)
+    return SimpleNamespace(
+        recipe=recipe, store=store, settings=settings, energy={}, record=lambda *output, **facts: None
+    )
 
 
 def held_out(engine) -> float:

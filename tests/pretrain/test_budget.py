@@ -30,9 +30,9 @@ def events(root, name):
 
 def test_it_saves_and_leaves_before_the_budget_is_exceeded_and_stays_away(tmp_path, run_training, planted):
     root = tmp_path / "root"
-    with pytest.raises(BudgetReached, match=r"training stopped after step \d+, which is saved") as told:
+    with pytest.raises(BudgetReached, match=r"training stopped after step \d+, which is saved") as output:
         run_training(root, **options(root, 2500), **SETTINGS)
-    assert told.value.exit_code == 71
+    assert output.value.exit_code == 71
     [left] = events(root, "budget")
     [interval] = read_ledger(root / "energy.jsonl")
     assert (interval.outcome, interval.cause) == ("surviving", "energy budget")
@@ -88,7 +88,7 @@ def test_earlier_attempts_count_and_another_trainings_do_where_the_scope_is_the_
     assert Planted.steps - before > 10
 
 
-def test_a_signal_is_heeded_as_ever(tmp_path, run_training, planted, monkeypatch):
+def test_a_signal_is_honoured_as_ever(tmp_path, run_training, planted, monkeypatch):
     from governance.errors import Preempted
     from pretrain.distributed.preemption import Leave
 
@@ -119,8 +119,8 @@ def test_two_nodes_add_up_and_leave_after_the_same_step(tmp_path):
     """100 W and 300 W: of 6,000 J at most fifteen steps; alone either would have gone on."""
     well, log = run_ranks(tmp_path, [budget_ranks.__file__, str(tmp_path)], 2)
     assert well, log[-6000:]
-    told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1)]
-    (first, again), (other, other_again) = told
+    output = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1)]
+    (first, again), (other, other_again) = output
     assert first == other
     assert again == other_again
     assert "left after step" in first["error"]

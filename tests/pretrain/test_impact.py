@@ -111,7 +111,7 @@ def test_it_names_exactly_what_saw_it(trained):
     assert sum(node.manifest is None for node in checkpoints) == 6  # removed, and known by the journal
     stage = "pack" if (root / "pack").exists() else "encode"
     [made] = [read_manifest(path) for path in root.glob(f"{stage}/*/{FILE_NAME}")]
-    chance, told = random.Random(4), {True: 0, False: 0}
+    chance, output = random.Random(4), {True: 0, False: 0}
     for _ in range(8):
         name = f"tales/{chance.choice('ab')}.jsonl#{chance.randrange(59)}"
         try:
@@ -121,7 +121,7 @@ def test_it_names_exactly_what_saw_it(trained):
         for item in found.checkpoints:
             steps = brute_force(root, name, made, item.checkpoint.config)
             assert (item.times, item.first_step) == (len(steps), min(steps, default=0)), (name, item.step)
-            told[bool(steps)] += 1
+            output[bool(steps)] += 1
         in_train = any(held.role == "train" for held in found.shards)
         assert {item.checkpoint.key for item in found.checkpoints} == (
             {node.key for node in checkpoints} if found.shards else set()
@@ -129,7 +129,7 @@ def test_it_names_exactly_what_saw_it(trained):
         assert any(item.times for item in found.checkpoints) == in_train
         kinds = {node.stage for _, node in found.children}
         assert kinds == ({"train", "report", "evaluation", "export"} if in_train else set())
-    assert min(told.values()) > 0  # some saw it, some did not
+    assert min(output.values()) > 0  # some saw it, some did not
 
 
 def test_a_child_of_a_checkpoint_that_did_not_see_it_is_not_named(trained, tmp_path):
@@ -220,7 +220,7 @@ def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
     train = TrainConfig.model_validate_json(json.dumps(run.config["train"]))
     [tokens] = [read_manifest(tmp_path / item.path) for item in run.inputs]
     rows = open_rows(tokens, "train", tmp_path, train.sequence_length)
-    order, told = sampler_of(rows, train), set()
+    order, output = sampler_of(rows, train), set()
     for name in ("train00", "train07", "train112", "train129"):
         wanted = document_identity(name).hex()
         read = [step for step in range(1, 11) for row in order.rows(step) if wanted in rows.documents_of([row])]
@@ -229,5 +229,5 @@ def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
             last: (sum(step <= last for step in read), min((s for s in read if s <= last), default=0))
             for last in (3, 6, 9, 10)
         }
-        told |= set(seen.values())
-    assert len(told) > 3
+        output |= set(seen.values())
+    assert len(output) > 3

@@ -100,7 +100,7 @@ def test_a_step_is_its_seconds_without_what_was_set_aside(opened):
     assert clock.now - 100.0 == pytest.approx(first["seconds"] + second["seconds"] + 10.0)  # nothing is lost
 
 
-def test_the_position_goes_on_where_the_run_stood(opened):
+def test_the_position_goes_on_where_the_run_was(opened):
     meter, clock, _, _ = opened
     clock.now += 1.0
     values = meter.step(4, 128, 100)
@@ -146,7 +146,7 @@ def test_memory_is_resident_and_its_peak_stays():
     assert after["memory_reserved"] is None
 
 
-def test_memory_that_the_kernel_does_not_tell_is_unknown(monkeypatch, tmp_path):
+def test_memory_that_the_kernel_does_not_report_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr(meter_module, "_STATUS", str(tmp_path / "none"))
     assert set(memory(torch.device("cpu")).values()) == {None}
 
@@ -175,7 +175,7 @@ def test_the_note_says_which_share_it_is():
     assert step_note({"loss": float("nan")}) == "loss nan"
 
 
-def test_a_training_tells_the_ledger_its_phases(tmp_path, monkeypatch, run_training):
+def test_a_training_records_its_phases_in_the_ledger(tmp_path, monkeypatch, run_training):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     ledger, plain = tmp_path / "energy.jsonl", loop.rate_factor
 

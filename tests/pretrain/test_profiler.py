@@ -1,4 +1,4 @@
-"""A profile of some steps: what is learned stays the same, what failed is told, and no step beside them pays."""
+"""A profile of some steps: what is learned stays the same, failures are reported, and no step beside them pays."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_profiler_that_fails_is_a_warning(tmp_path, run_training, monkeypatch,
     with caplog.at_level(logging.WARNING):
         manifest = run_training(tmp_path, profile=ProfileConfig(from_step=2, steps=1), **LENGTH)
     assert manifest.stats["steps"] == LENGTH["steps"]
-    assert [told for told in caplog.messages if "no counters here" in told] != []
+    assert [output for output in caplog.messages if "no counters here" in output] != []
     assert not torch.autograd._profiler_enabled()
 
 
@@ -131,10 +131,10 @@ load_conftest()._run_training(pathlib.Path({root!r}), profile=config, zero_stage
 
 
 @pytest.mark.slow
-def test_each_rank_that_is_asked_writes_its_own_and_the_first_one_records(tmp_path):
+def test_each_listed_rank_writes_its_own_and_the_first_one_records(tmp_path):
     root = tmp_path / "root"
-    well, told = run_ranks(tmp_path / "logs", ["-c", RANKS.format(root=str(root), length=LENGTH)], 2)
-    assert well, told[-4000:]
+    well, output = run_ranks(tmp_path / "logs", ["-c", RANKS.format(root=str(root), length=LENGTH)], 2)
+    assert well, output[-4000:]
     names = sorted(path.name for path in root.glob("train/*/profile/*"))
     stem = "step-000002-000003.attempt-000001.rank-0000"
     assert names == [f"{stem}{rank}.{kind}" for rank in (0, 1) for kind in ("operators.json", "trace.json.gz")]

@@ -236,7 +236,7 @@ def poisoned(monkeypatch):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_step_that_is_not_finite_is_left_out_and_its_documents_are_told(
+def test_a_step_that_is_not_finite_is_left_out_and_its_documents_are_reported(
     tmp_path, run_training, at_step, poisoned, losses_of, stage
 ):
     poisoned(6)
@@ -244,12 +244,12 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_documents_are_told(
     losses = losses_of(whole, tmp_path / "whole")
     assert [step for step, loss in enumerate(losses, 1) if loss is None] == [6]
     assert losses[-1] < losses[0]
-    [told] = json.loads((tmp_path / "whole" / whole.folder / "losses.json").read_bytes())["skipped"]
-    assert (told["step"], told["reason"], len(told["rows"])) == (6, "loss", 8)
+    [message] = json.loads((tmp_path / "whole" / whole.folder / "losses.json").read_bytes())["skipped"]
+    assert (message["step"], message["reason"], len(message["rows"])) == (6, "loss", 8)
     lines = read_lines(tmp_path / "whole" / whole.folder / "metrics.jsonl")
     [line] = [line for line in lines if line["event"] == "skipped"]
-    assert line["documents"] == told["documents"]
-    assert len(told["documents"]) >= 4
+    assert line["documents"] == message["documents"]
+    assert len(message["documents"]) >= 4
     assert whole.stats["skipped_steps"] == 1
 
     at_step(7, crash)
@@ -334,7 +334,7 @@ def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_ste
 @pytest.mark.parametrize(
     ("device", "asked", "fixed"), [("cpu", False, True), ("cuda", False, False), ("cuda", True, True)]
 )
-def test_the_order_of_sums_is_fixed_on_cpu_and_where_it_is_asked_for(device, asked, fixed, monkeypatch):
+def test_the_order_of_sums_is_fixed_on_cpu_and_where_it_is_requested(device, asked, fixed, monkeypatch):
     monkeypatch.setattr("pretrain.distributed.process_group.device_of", lambda ranks, wanted: torch.device(device))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled()

@@ -48,7 +48,7 @@ MODEL = {
         ({"heads": 4}, "unknown key"),
     ],
 )
-def test_impossible_models_are_refused_with_a_mend(change, words):
+def test_impossible_models_are_refused_with_a_fix(change, words):
     with pytest.raises(ConfigError, match=words):
         validate({**MODEL, **change}, ModelConfig, "file")
 

@@ -1,4 +1,4 @@
-"""A stand-in for W&B's server on this machine: it keeps what wandb sends, and falls ill when told to.
+"""A stand-in for W&B's server on this machine: it keeps what wandb sends, and fails on request.
 
 It speaks what wandb 0.31's own process asks for when it follows or syncs a run: some of GraphQL (runs, artifacts,
 their manifests and uses, files), the file stream, and uploads. Rows of a history stand under their line number, as the

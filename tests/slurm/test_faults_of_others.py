@@ -57,18 +57,18 @@ def test_a_start_that_the_controller_forgot_begins_later_and_is_not_ended_twice(
 
 
 def test_a_step_that_did_not_reach_the_controller_is_started_again_in_place(node):
-    told = "srun: error: Unable to confirm allocation for job 7: Unable to contact slurm controller (connect failure)"
-    fails = f'[ -e {node.root}/reached ] || {{ touch {node.root}/reached; echo "{told}" >&2; exit 1; }}'
+    output = "srun: error: Unable to confirm allocation for job 7: Unable to contact slurm controller (connect failure)"
+    fails = f'[ -e {node.root}/reached ] || {{ touch {node.root}/reached; echo "{output}" >&2; exit 1; }}'
     assert train(node, preflight=f"{fails}; exit 0").returncode == 0
     assert [line.split()[-5] for line in node.requests if line.startswith("srun")] == ["slurm", "slurm", "assay"]
     assert node.attempts()[-1]["outcome"] == "done"
 
 
 def test_each_attempt_meets_at_a_port_of_its_own(node):
-    told = 'echo "$MASTER_PORT"'
+    output = 'echo "$MASTER_PORT"'
     ports = []
     for attempt in range(2):
-        node.program("assay", f'case "$1" in train) {told} ;; esac')
+        node.program("assay", f'case "$1" in train) {output} ;; esac')
         node.run("train", attempt=attempt, config=CONFIG)
         ports += [line for line in node.log.splitlines() if line.isdecimal()]
     assert ports == ["20007", "20104"]
@@ -93,9 +93,9 @@ def test_a_preemption_during_the_preflight_is_no_failure(node, monkeypatch):
     assert node.attempts()[-1]["outcome"] == "left"
 
 
-def test_a_hang_is_named_though_the_rank_that_stood_was_killed(node):
-    told = 'echo "10:00:00 ERROR Hang: rank 1 stands at all_reduce since 70 s" >&2'
-    assert train(node, training=f'{told}; echo "srun: error: n2: task 1: Killed" >&2; exit 137').returncode == 70
+def test_a_hang_is_named_though_the_rank_that_hung_was_killed(node):
+    output = 'echo "10:00:00 ERROR Hang: rank 1 stands at all_reduce since 70 s" >&2'
+    assert train(node, training=f'{output}; echo "srun: error: n2: task 1: Killed" >&2; exit 137').returncode == 70
     assert node.attempts()[-1]["cause"] == "rank 1 stands at all_reduce since 70 s"
 
 
@@ -118,8 +118,8 @@ def test_of_nodes_that_cannot_all_be_left_out_the_most_blamed_is(node, monkeypat
     hosts(node, "node4", "node5", "node6")
     for pair, before, expected in ((("node4", "node5"), "(null)", "node4"), (("node5", "node6"), "node4", "node5")):
         monkeypatch.setenv("EXCLUDED", before)
-        told = "".join(f"preflight bad-node={name};" for name in pair)
-        train(node, preflight=f"echo '{told}'; exit 69")
+        output = "".join(f"preflight bad-node={name};" for name in pair)
+        train(node, preflight=f"echo '{output}'; exit 69")
         assert left_out(node) == [expected]
 
 

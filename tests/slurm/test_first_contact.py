@@ -74,7 +74,7 @@ def test_a_node_that_sees_no_machinery_is_left_out_while_there_are_others(node):
 
 
 @pytest.mark.parametrize(
-    ("field", "option", "told"),
+    ("field", "option", "message"),
     [
         ("options", "--partition=x", "set slurm.partition instead"),
         ("options", "--part=x", "set slurm.partition instead"),
@@ -87,8 +87,8 @@ def test_a_node_that_sees_no_machinery_is_left_out_while_there_are_others(node):
         ("srun_options", "--container-image=x", "set slurm.container instead"),
     ],
 )
-def test_an_option_that_a_field_says_or_the_program_sets_is_refused(field, option, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_option_that_a_field_says_or_the_program_sets_is_refused(field, option, message):
+    with pytest.raises(ValueError, match=message):
         SlurmConfig(**{field: (option,)})
 
 

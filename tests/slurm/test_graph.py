@@ -33,7 +33,7 @@ def planned(shards, config, size, steps=STEPS):
 
 
 @given(CONFIGS, st.integers(1, 10_000), SIZES, st.integers(0, 5))
-def test_each_job_stands_behind_those_that_it_waits_for(config, shards, size, steps):
+def test_each_job_is_behind_those_that_it_waits_for(config, shards, size, steps):
     jobs = planned(shards, config, size, STEPS[:steps])
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
@@ -76,7 +76,7 @@ def test_an_array_fits_the_cluster_and_makes_every_shard_once(config, shards, si
 
 
 @given(st.integers(1, 1000), st.integers(1, 20))
-def test_a_task_makes_no_more_than_it_was_told_where_the_cluster_allows_it(shards, each):
+def test_a_task_makes_no_more_than_requested_where_the_cluster_allows_it(shards, each):
     tasks = tasks_of(shards, SlurmConfig(shards_per_task=each), 10_000)
     assert max(len(shards_of(task, tasks, shards)) for task in range(tasks)) <= each
 
@@ -96,7 +96,7 @@ def test_a_single_shard_needs_no_arrays():
     assert names == ["data", "audit", "train", "evaluate", "report"]
 
 
-def test_who_asks_for_what():
+def test_who_requests_what():
     config = SlurmConfig(
         partition="gpu", data_partition="cpu", account="a", nodes=4, gpus_per_node=8, cpus_per_task=6, memory="64G",
         data_cpus=16, time_limit="2:00:00", data_time_limit="30", mail_user="me", constraint="a100", signal_seconds=90,

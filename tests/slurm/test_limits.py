@@ -34,7 +34,7 @@ def site(monkeypatch):
     return limits
 
 
-def told(jobs, config):
+def output(jobs, config):
     return list(over_limits(jobs, {job.name: entries_of([job]) for job in jobs}, config))
 
 
@@ -48,20 +48,20 @@ def told(jobs, config):
 )
 def test_what_does_not_fit_says_with_which_setting_it_does(site, limit, name):
     jobs, config = jobs_of()
-    assert (entries_of(jobs), told(jobs, config)) == (208, [])
+    assert (entries_of(jobs), output(jobs, config)) == (208, [])
     site[limit] = "50"
-    [line] = told(jobs, config)
+    [line] = output(jobs, config)
     assert line.startswith(f"208 entries in the queue (jobs and tasks of arrays), of which {name} allows 50.")
     assert "slurm.max_tasks = 21" in line
     smaller, config = jobs_of(21)
     assert entries_of(smaller) == 50
-    assert told(smaller, config) == []
+    assert output(smaller, config) == []
 
 
 def test_what_else_one_has_queued_is_warned_of(site, caplog):
     jobs, config = jobs_of()
     site |= {"pu": "300", "mine": 100}
-    assert told(jobs, config) == []
+    assert output(jobs, config) == []
     assert "you have 100 already" in caplog.text
 
 

@@ -73,7 +73,7 @@ def test_what_fits_is_let_through(cluster):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "output"),
     [
         (
             {"partition": "nowhere"},
@@ -97,17 +97,17 @@ def test_what_fits_is_let_through(cluster):
         ({"partition": "long", "nodes": 2}, r"slurm.nodes = 2: a job gets at most 1 of long"),
     ],
 )
-def test_what_the_cluster_has_not_is_refused(cluster, settings, told):
-    with pytest.raises(ClusterError, match=f"(?s)nothing was queued.*{told}"):
+def test_what_the_cluster_has_not_is_refused(cluster, settings, output):
+    with pytest.raises(ClusterError, match=f"(?s)nothing was queued.*{output}"):
         look(cluster, **settings)
     assert not (cluster / "queued").exists()
 
 
-def test_slurms_own_words_come_with_the_mend(cluster):
+def test_slurms_own_words_come_with_the_fix(cluster):
     (cluster / "refusal").write_text("sbatch: error: Invalid account or account/partition combination specified")
-    with pytest.raises(ClusterError, match=r"Invalid account or account/partition .*Fix: set slurm") as told:
+    with pytest.raises(ClusterError, match=r"Invalid account or account/partition .*Fix: set slurm") as output:
         look(cluster)
-    assert str(told.value).count("Invalid account") == 1  # each of its answers once
+    assert str(output.value).count("Invalid account") == 1  # each of its answers once
 
 
 def test_a_node_that_is_down_now_is_no_refusal(cluster, caplog):
@@ -134,8 +134,8 @@ def test_sources_and_the_script_that_is_sourced_must_be_seen_too(cluster):
     elsewhere = cluster / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "modules.sh").touch()
-    told = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
-    srun.write_text(f'#!/bin/bash\n[[ $* != *" {elsewhere}" ]] || {{ {told}; }}\n')
+    output = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
+    srun.write_text(f'#!/bin/bash\n[[ $* != *" {elsewhere}" ]] || {{ {output}; }}\n')
     look(cluster)
     for unseen in ({"sources": [elsewhere]}, {"environment": str(elsewhere / "modules.sh")}):
         with pytest.raises(ClusterError, match=r"elsewhere: the nodes do not see it"):
@@ -178,7 +178,7 @@ def test_memory(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("settings", "root", "told"),
+    ("settings", "root", "output"),
     [
         ({"time_limit": "4", "signal_seconds": 180}, "/r", "slurm.time_limit = '4' with signal_seconds = 180"),
         ({"environment": "/nowhere.sh"}, "/r", "slurm.environment: there is no /nowhere.sh"),
@@ -191,8 +191,8 @@ def test_memory(text, expected):
         ({"container_mounts": ("data",)}, "/r", "slurm.container_mounts: 'data' is not an absolute path"),
     ],
 )
-def test_settings_that_contradict_are_refused(settings, root, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_contradict_are_refused(settings, root, output):
+    with pytest.raises(ConfigError, match=output):
         check_settings(SlurmConfig(**settings), Path(root))
 
 
@@ -237,9 +237,9 @@ def test_an_image_must_be_seen_by_the_nodes(cluster):
     (cluster / "images").mkdir()
     image = cluster / "images" / "assay.sif"
     image.touch()
-    told = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
+    output = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
     srun = cluster / "programs" / "srun"
-    srun.write_text(f'#!/bin/bash\n[[ $* != *" {image.parent}" ]] || {{ {told}; }}\n')
+    srun.write_text(f'#!/bin/bash\n[[ $* != *" {image.parent}" ]] || {{ {output}; }}\n')
     with pytest.raises(ClusterError, match=r"images: the nodes do not see it"):
         look(cluster, container=str(image), container_runtime="apptainer")
 
@@ -250,7 +250,7 @@ def test_the_shortest_warning_counts():
     assert SlurmConfig(signal_seconds=20, notice_seconds=30).warning_seconds == 20
 
 
-def test_an_image_wants_something_that_runs_it(tmp_path, monkeypatch):
+def test_an_image_needs_something_that_runs_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv(SITE_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match="give both"):
@@ -276,7 +276,7 @@ def test_elapsed_times_and_energies_are_read(monkeypatch):
 
 
 def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
-    told = [
+    output = [
         ("7", ""),
         ("7.batch", "600"),
         ("7", ""),
@@ -285,6 +285,6 @@ def test_the_energy_of_a_job_is_that_of_its_steps(monkeypatch):
         ("7.1", "900"),
         ("7.2", str(-5 % 2**64)),
     ]
-    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, "run.data", ""]) for job, joules in told]
+    lines = ["\x1f".join([job, "COMPLETED", "0:0", "60", "n1", "60", joules, "run.data", ""]) for job, joules in output]
     monkeypatch.setattr(tools, "_run", lambda *words: "\n".join(lines))
     assert [start.joules for start in tools.accounted(["7"], every_start=True)] == [600, 1300]

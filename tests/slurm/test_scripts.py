@@ -160,12 +160,12 @@ def test_what_follows_an_exit_status(node, status, outcome, requeued):
 
 
 def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
-    told = [
+    output = [
         "2026-11-25 10:00:00 ERROR GateClosed: verdict closed",
         "  fail pii.total (owner: ann): 3 > 0",
         "  shown raw.x",
     ]
-    node.program("assay", f"printf '%s\\n' {shlex.join(told)} >&2; exit 77")
+    node.program("assay", f"printf '%s\\n' {shlex.join(output)} >&2; exit 77")
     assert node.run("audit").returncode == 77
     reason = "the gate is closed: verdict closed; fail pii.total (owner: ann): 3 > 0"
     assert node.attempts()[-1]["cause"] == reason
@@ -212,14 +212,14 @@ def test_a_task_requeues_itself_and_not_its_array(node):
 
 
 @pytest.mark.parametrize(
-    ("told", "comes_back"),
+    ("output", "comes_back"),
     [("JobState=CANCELLED Reason=None", False), ("JobState=COMPLETING Reason=None PreemptTime=None", False),
      ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True), ("JobState=RUNNING Reason=None", True),
      ("JobState=COMPLETING Reason=None PreemptTime=2026-11-25T10:00:00", True)],
 )  # fmt: skip
-def test_a_cancelled_job_does_not_come_back(node, told, comes_back):
+def test_a_cancelled_job_does_not_come_back(node, output, comes_back):
     node.program("assay", "exit 75")
-    node.program("scontrol", f'echo "$*" >> {node.asked}; echo "JobId=7 {told}"')
+    node.program("scontrol", f'echo "$*" >> {node.asked}; echo "JobId=7 {output}"')
     node.run()
     assert ("requeue 7" in node.requests) == comes_back
 
@@ -274,7 +274,7 @@ def test_a_controller_that_is_down_is_waited_for(node, tmp_path):
         assert ("requeue 7" in node.requests) == comes_back
 
 
-def test_failures_are_bounded_whatever_bytes_they_are_told_in(node, monkeypatch):
+def test_failures_are_bounded_whatever_the_bytes_of_their_messages(node, monkeypatch):
     monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where grep takes a file with such bytes for no text
     node.program("assay", "printf 'ERR: caf\\303' >&2; exit 1")
     for attempt in range(3):
@@ -316,7 +316,7 @@ def test_a_script_of_the_site_cannot_touch_ours(node, tmp_path):
         "job",
         "attempts",
         "step",
-        "told",
+        "reported",
         "retries",
         "shares",
         "workers",
@@ -337,7 +337,7 @@ def test_a_script_of_the_site_cannot_touch_ours(node, tmp_path):
 
 
 @pytest.mark.parametrize("ends", ["return 3", "exit 3", "cd /nowhere"])
-def test_an_environment_that_fails_is_told(node, tmp_path, ends):
+def test_an_environment_that_fails_is_reported(node, tmp_path, ends):
     site = tmp_path / "modules.sh"
     site.write_text(f"finish=x\n{ends}\n")
     node.program("assay", "exit 0")

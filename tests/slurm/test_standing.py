@@ -105,7 +105,7 @@ def progress(cluster):
     return Progress("run.toml", cluster.root)
 
 
-def test_a_submission_is_held_until_it_stands(queued):
+def test_a_submission_is_held_until_it_is_complete(queued):
     lines = {line.name: line for line in submitted(queued.root)}
     assert list(lines) == [
         "sources",
@@ -136,7 +136,7 @@ def test_half_a_submission_is_cancelled(cluster):
     assert not [call for call in cluster.calls if call[0] == "release"]
 
 
-def test_nothing_submitted_is_nothing_to_tell(cluster):
+def test_nothing_submitted_is_nothing_to_report(cluster):
     assert gather(cluster.root) is None
 
 
@@ -223,10 +223,10 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
     assert next_command(gather(cluster.root), progress(cluster)) == "all is done"
 
 
-def test_a_job_that_waits_for_ever_is_told(queued):
+def test_a_job_that_waits_for_ever_is_reported(queued):
     queued.queued[queued.units("sources")[0]] = ("PENDING", "BadConstraints")
-    told = next_command(gather(queued.root), progress(queued))
-    assert told.startswith("sources will never start (BadConstraints")
+    output = next_command(gather(queued.root), progress(queued))
+    assert output.startswith("sources will never start (BadConstraints")
     queued.queued[queued.units("sources")[0]] = ("PENDING", "Priority")
     assert next_command(gather(queued.root), progress(queued)) == "assay slurm status run.toml --watch"
 
@@ -248,7 +248,7 @@ def test_status_survives_each_part_that_is_down(queued):
         missing(view, jobs_of(queued.root))
 
 
-def test_jobs_that_left_the_queue_are_told_by_their_own_record(queued):
+def test_jobs_that_left_the_queue_are_reported_by_their_own_record(queued):
     [audit], [train] = queued.units("audit"), queued.units("train")
     queued.database = False
     queued.queued.clear()
@@ -260,10 +260,10 @@ def test_jobs_that_left_the_queue_are_told_by_their_own_record(queued):
     assert view.row("data").done
     assert (view.row("audit").parts[0].kind, view.row("audit").parts[0].status) == ("failed", 77)
     assert view.row("train").parts[0].kind == "lost"
-    told = "\n".join(describe(view, progress(queued), None))
-    assert "exit 77: the gate is closed: pii" in told
-    assert "assay governance review run.toml" in told.splitlines()[-1]
-    assert train not in told.splitlines()[-1]
+    output = "\n".join(describe(view, progress(queued), None))
+    assert "exit 77: the gate is closed: pii" in output
+    assert "assay governance review run.toml" in output.splitlines()[-1]
+    assert train not in output.splitlines()[-1]
 
 
 def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
@@ -274,12 +274,12 @@ def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
     queued.ended(queued.units("evaluate")[0], "CANCELLED")
     view = gather(queued.root)
     assert settled(view)
-    told = "\n".join(describe(view, progress(queued), None))
-    assert "because audit did not succeed" in told
-    assert "the gate is closed: pii.total" in told
+    output = "\n".join(describe(view, progress(queued), None))
+    assert "because audit did not succeed" in output
+    assert "the gate is closed: pii.total" in output
 
 
-def test_attempts_are_paired_and_a_kill_without_a_word_is_told(queued):
+def test_attempts_are_paired_and_a_kill_without_a_word_is_reported(queued):
     [train] = queued.units("train")
     queued.said(train, "", None)
     queued.said(train, "left", 75, "signalled to leave; finished work is saved", attempt=1)
@@ -287,9 +287,9 @@ def test_attempts_are_paired_and_a_kill_without_a_word_is_told(queued):
     first, second, third = attempts_of(queued.root, train)
     assert (first.outcome, second.outcome, third.outcome) == ("killed", "left", "")
     queued.queued[train] = ("RUNNING", "None")
-    told = "\n".join(describe(gather(queued.root), progress(queued), None))
-    assert "train: begun again: killed without a record of its end" in told
-    assert "train: begun again: signalled to leave; finished work is saved" in told
+    output = "\n".join(describe(gather(queued.root), progress(queued), None))
+    assert "train: begun again: killed without a record of its end" in output
+    assert "train: begun again: signalled to leave; finished work is saved" in output
 
 
 def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
@@ -300,15 +300,15 @@ def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
         line = {"event": "step", "step": step, "attempt": 2, "loss": 3.5, "tokens_per_second": 1234.6, "seconds": 2.0}
         append_line(folder / "metrics.jsonl", json.dumps({**line, "joules": 7200.0}))
     append_line(folder / "metrics.jsonl", json.dumps({"event": "checkpoint", "step": 30, "attempt": 2}))
-    told = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
-    [line] = [line for line in told if line.startswith("training:")]
+    output = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
+    [line] = [line for line in output if line.startswith("training:")]
     assert "step 40 of 100 (attempt 2), loss 3.5000, 1,235 tokens/s, 0.002 kWh" in line
     assert "saved at step 30; last step 0 s ago; expected end " in line
-    assert told[-1] == "next: assay slurm logs run.toml --job train --follow"
+    assert output[-1] == "next: assay slurm logs run.toml --job train --follow"
     about = {"event": "started", "job": "108", "attempt": 3, "nodes": "node1", "started": "2099-11-25T10:00:00Z"}
     append_line(queued.root / "slurm" / "attempts" / f"{queued.units('train')[0]}.jsonl", json.dumps(about))
-    told = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
-    [line] = [line for line in told if line.startswith("training:")]
+    output = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
+    [line] = [line for line in output if line.startswith("training:")]
     assert "no step yet since its newest start" in line
     assert "expected end" not in line
 
@@ -316,7 +316,7 @@ def test_progress_of_the_training_is_read_from_its_record(queued, tmp_path):
 def test_a_training_that_stopped_with_a_verdict_says_so_until_it_is_begun_again(queued, tmp_path):
     folder = tmp_path / "training"
 
-    def told(*lines):
+    def output(*lines):
         for line in lines:
             append_line(folder / "metrics.jsonl", json.dumps({"attempt": 1, **line}))
         found = describe(gather(queued.root), Progress("run.toml", queued.root, training=folder, goal=100), None)
@@ -324,12 +324,12 @@ def test_a_training_that_stopped_with_a_verdict_says_so_until_it_is_begun_again(
 
     step = {"event": "step", "loss": 3.5, "seconds": 2.0, "tokens_per_second": 1.0}
     verdict = {"event": "diverged", "step": 40, "reason": "too many", "skipped": 9, "window": 128}
-    assert told({"event": "start", "step": 0}, {**step, "step": 40}) == []
-    assert told({**verdict, "by_reason": {"loss": 1, "spike": 8}, "steps": [40], "documents": []}) == [
+    assert output({"event": "start", "step": 0}, {**step, "step": 40}) == []
+    assert output({**verdict, "by_reason": {"loss": 1, "spike": 8}, "steps": [40], "documents": []}) == [
         "! training stopped with a verdict at step 40 (attempt 1): 9 of the last 128 steps were left out "
         "(1 loss, 8 spike); its log names them and what to do"
     ]
-    assert told({"event": "start", "step": 30, "attempt": 2}, {**step, "step": 31, "attempt": 2}) == []
+    assert output({"event": "start", "step": 30, "attempt": 2}, {**step, "step": 31, "attempt": 2}) == []
 
 
 def test_logs_are_found_by_name_and_number(queued):
@@ -350,7 +350,7 @@ def test_logs_are_found_by_name_and_number(queued):
     ["", "torn", "[]", '{"jobs": ["101"]}', '{"accounted": [{"job": "1", "field": 2}], "asked": 1e99, "jobs": [], '
      '"over": [], "queued": []}', '{"accounted": [], "asked": 0, "jobs": [], "over": [3], "queued": []}'],
 )  # fmt: skip
-def test_answers_of_another_release_are_asked_for_again(queued, text):
+def test_answers_of_another_release_are_requested_for_again(queued, text):
     write_text(queued.root / "slurm" / ANSWERS_FILE, text)
     assert gather(queued.root, 60).queue_answers
     assert json.loads((queued.root / "slurm" / ANSWERS_FILE).read_bytes())["jobs"]

@@ -29,7 +29,7 @@ def put(cluster, jobs):
             cluster.queued[unit] = ("PENDING", "Dependency" if line.after else "Resources")
 
 
-def told(cluster):
+def output(cluster):
     return describe(gather(cluster.root), progress(cluster), None)
 
 
@@ -65,7 +65,7 @@ def test_arrays_that_are_planned_no_more_need_no_retry(queued):
     put(queued, jobs_of(queued.root, shards=1))
     queued.queued[queued.units("data")[0]] = ("RUNNING", "None")
     assert next_command(gather(queued.root), progress(queued)) == "assay slurm logs run.toml --job data --follow"
-    assert [line.split()[2] for line in told(queued) if line.startswith("ingest")] == ["superseded"]
+    assert [line.split()[2] for line in output(queued) if line.startswith("ingest")] == ["superseded"]
 
 
 def test_a_stage_is_one_row(queued):
@@ -76,7 +76,7 @@ def test_a_stage_is_one_row(queued):
     queued.queued[units[4]] = ("RUNNING", "None")
     view = gather(queued.root)
     assert list(folded(view.rows)) == ["sources", "ingest", "clean", "data", "audit", "train", "evaluate", "report"]
-    [row] = [line for line in told(queued) if line.startswith("ingest")]
+    [row] = [line for line in output(queued) if line.startswith("ingest")]
     assert row.split()[:3] == ["ingest", "102,103", "RUNNING"]
     assert "4/6" in row
     assert "Dependency" not in row
@@ -86,7 +86,7 @@ def test_a_job_that_was_done_before_slurm_ended_it_says_so(queued):
     [data] = queued.units("data")
     queued.said(data, "done", 0, "done")
     queued.ended(data, "CANCELLED")
-    assert "data (CANCELLED): it was finished; then Slurm ended it (CANCELLED)" in told(queued)
+    assert "data (CANCELLED): it was finished; then Slurm ended it (CANCELLED)" in output(queued)
 
 
 def test_a_job_that_ended_well_is_done_though_slurm_calls_it_preempted(queued):
@@ -104,7 +104,7 @@ def test_no_cause_is_empty(queued):
     queued.said(train, "", None)
     queued.ended(train, "FAILED", 1)
     queued.ended(audit, "FAILED", 1)
-    lines = told(queued)
+    lines = output(queued)
     assert "train (FAILED): exit 1: killed without a record of its end, most often with its node" in lines
     assert any(line.startswith("audit") and line.endswith("exit 1: Slurm says FAILED") for line in lines)
 
@@ -112,7 +112,7 @@ def test_no_cause_is_empty(queued):
 def test_nodes_that_a_job_does_not_get_are_shown(queued, monkeypatch):
     item = tools.Queued(queued.units("train")[0], "PENDING", "Resources", 0, "", "", "node[5-6]", "run.train")
     monkeypatch.setattr(tools, "queue", lambda jobs: [item])
-    [row] = [line for line in told(queued) if line.startswith("train")]
+    [row] = [line for line in output(queued) if line.startswith("train")]
     assert "node[5-6]" in row
 
 
@@ -126,7 +126,7 @@ def test_a_job_of_another_that_had_the_same_id_is_not_counted(queued):
     assert (row.core_seconds, row.joules) == (28, 100)
 
 
-def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_asked_again(queued):
+def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_requested_again(queued):
     def asked():
         found = [call for call in queued.calls if call[0] in ("queue", "accounted")]
         queued.calls.clear()
@@ -148,7 +148,7 @@ def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_asked_aga
     assert len(asked()) == 2  # another submission makes the answer old
 
 
-def test_both_meters_stand_side_by_side(queued):
+def test_both_meters_are_side_by_side(queued):
     queued.ended(queued.units("train")[0], joules=1500)
     queued.accounts[queued.units("train")[0]] *= 2  # two starts
     energy = account(gather(queued.root), 1000.0, queued.root)
@@ -158,12 +158,12 @@ def test_both_meters_stand_side_by_side(queued):
     first = file.read_text()
     [kept] = map(json.loads, first.splitlines())
     assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
-    told = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
+    output = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
     submit([JobRequest(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
     queued.ended(queued.units("train")[0], joules=500)
     assert account(gather(queued.root), None, queued.root).slurm == 3500
     assert file.read_text().startswith(first)  # a report that was written from it can be verified
     assert json.loads(file.read_text().splitlines()[-1])["slurm"] == 3500
-    assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in told
+    assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in output
     assert not energy.ended  # jobs wait still: the meters are not compared
     assert "disagree" not in "\n".join(describe(gather(queued.root), progress(queued), energy))

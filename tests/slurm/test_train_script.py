@@ -66,11 +66,11 @@ def test_an_interface_that_is_given_is_set_for_both_libraries(node):
     assert "ib0 ib0" in node.log
 
 
-def test_a_bad_node_is_left_out_and_another_asked_for(node, monkeypatch):
+def test_a_bad_node_is_excluded_and_another_requested(node, monkeypatch):
     monkeypatch.setenv("EXCLUDED", "node9")
-    told = 'printf "%s\\n" "preflight node5: ecc: BAD: GPU 3" "preflight bad-node=node5;preflight bad-node=node6;"'
+    message = 'printf "%s\\n" "preflight node5: ecc: BAD: GPU 3" "preflight bad-node=node5;preflight bad-node=node6;"'
     error = 'echo "2026-11-25 10:00:00 ERROR ClusterError: node5: ecc: GPU 3" >&2; exit 69'
-    done = train(node, preflight=f"{told}; {error}")
+    done = train(node, preflight=f"{message}; {error}")
     assert done.returncode == 69
     assert node.attempts()[-1]["cause"] == "preflight: node5: ecc: GPU 3"
     requests = [line for line in node.requests if line.startswith(("requeue", "update jobid=7 Exc"))]
@@ -78,7 +78,7 @@ def test_a_bad_node_is_left_out_and_another_asked_for(node, monkeypatch):
     assert "assay train" not in "".join(node.requests)
 
 
-def test_what_another_node_would_not_mend_leaves_none_out(node):
+def test_what_another_node_would_not_fix_leaves_none_out(node):
     train(node, preflight="exit 69")
     assert "requeue 7" in node.requests
     assert not [line for line in node.requests if "ExcNodeList" in line and line.startswith("update")]
@@ -175,7 +175,7 @@ def test_no_node_is_left_out_where_too_few_would_remain(node):
         assert ("update jobid=7 ExcNodeList=node5" in node.requests) == left_out
 
 
-def test_a_save_that_did_not_fit_is_a_failure_with_its_mend(node):
+def test_a_save_that_did_not_fit_is_a_failure_with_its_fix(node):
     train(node, training='trap "" USR1; kill -USR1 $PPID; /bin/sleep 0.5; exit 137')
     ended = node.attempts()[-1]
     assert ended["outcome"] == "failed"
@@ -194,9 +194,9 @@ def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(n
     """As Slurm does where a node has died: what waits in the script, and what reads for it, gets SIGTERM as well."""
     everybody = '"$PPID" $(cat "/proc/$PPID/task/$PPID/children")'
     node.program("sleep", f'/bin/sleep 0.1; ! grep -q "assay train" {node.asked} || kill -TERM {everybody}')
-    told = 'echo "srun: error: Node failure on node5" >&2'
+    message = 'echo "srun: error: Node failure on node5" >&2'
     done = train(
-        node, training=f"{told}; (/bin/sleep 0.5) & exit 143"
+        node, training=f"{message}; (/bin/sleep 0.5) & exit 143"
     )  # what holds the output keeps the script waiting
     assert done.returncode == 143
     assert node.attempts()[-1]["cause"] == "Node failure on node5"
@@ -260,8 +260,8 @@ def test_the_tries_of_a_chain_are_bounded_as_those_of_one_job(chain):
 
 def test_the_site_may_name_the_meeting_point(node, tmp_path):
     (tmp_path / "site.sh").write_text("export MASTER_ADDR=here MASTER_PORT=99; step=x; progress=x; said=/nowhere\n")
-    told = 'echo "$MASTER_ADDR:$MASTER_PORT"'
-    done = train(node, training=told, environment=str(tmp_path / "site.sh"))
+    message = 'echo "$MASTER_ADDR:$MASTER_PORT"'
+    done = train(node, training=message, environment=str(tmp_path / "site.sh"))
     assert done.returncode == 0
     assert "here:99" in node.log
     assert node.attempts()[-1]["progress"] == "step 40"

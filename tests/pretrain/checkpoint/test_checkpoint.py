@@ -48,7 +48,7 @@ def test_what_was_saved_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_bytes_do_not_tell_the_attempt_or_the_ranks(tmp_path, monkeypatch, world_size):
+def test_bytes_do_not_depend_on_the_attempt_or_the_ranks(tmp_path, monkeypatch, world_size):
     monkeypatch.setattr(canonical, "FILE_BYTES", 60)
     first = save(store_in(tmp_path / "a"), 3)
     assert len(first.files("weights", tmp_path)) == 2
@@ -95,7 +95,7 @@ def test_pieces_that_do_not_add_up_write_nothing(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-4], lambda data: data[:20], lambda data: b"", lambda data: b"x" * 99]
 )
-def test_a_torn_file_is_told(tmp_path, damage):
+def test_a_torn_file_is_reported(tmp_path, damage):
     path = tmp_path / "file"
     write_tensors(path, [TensorEntry("a", (3,), [torch.zeros(3)])])
     path.write_bytes(damage(path.read_bytes()))
@@ -121,7 +121,7 @@ def test_the_newest_whole_one_is_found(tmp_path, caplog):
     assert newest(store) == 0
 
 
-def test_one_of_another_model_is_told(tmp_path):
+def test_one_of_another_model_is_reported(tmp_path):
     store, other = store_in(tmp_path), store_in(tmp_path, train_key="b" * 64)
     save(store, 4)
     save(other, 4)
@@ -132,7 +132,7 @@ def test_one_of_another_model_is_told(tmp_path):
             call()
 
 
-def test_one_asked_for_by_name_must_be_whole(tmp_path, make_tokens):
+def test_one_requested_by_name_must_be_whole(tmp_path, make_tokens):
     store = store_in(tmp_path)
     save(store, 1)
     assert read_checkpoint(store.folder(1), tmp_path).stats["step"] == 1

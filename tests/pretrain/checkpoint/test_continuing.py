@@ -97,7 +97,7 @@ def test_so_it_is_in_bf16(tmp_path, run_training, losses_of):
     assert sums(child, tmp_path / "a") == sums(whole, tmp_path / "b")
 
 
-def test_where_it_lies_decides_nothing_and_what_it_is_does(continued, tmp_path, run_training):
+def test_where_it_is_decides_nothing_and_what_it_is_does(continued, tmp_path, run_training):
     root, parent, named, child = continued
     copy = shutil.copytree(root / named, tmp_path / "carried" / named)
     elsewhere = run_training(tmp_path / "other", continue_from=str(copy / "manifest.json"), **DECAYS)
@@ -136,7 +136,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_at_the_parent_
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "output"),
     [
         ({"num_hidden_layers": 3}, r"model.num_hidden_layers is 2 there, 3 here"),
         ({"optimizer": "lion"}, r"optim.optimizer is 'adamw' there, 'lion' here"),
@@ -148,10 +148,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_at_the_parent_
         ({"steps": 8}, r"train.steps is 8 here: it must be more than the 8 steps already done"),
     ],
 )
-def test_what_is_not_the_beginning_of_this_run_is_refused(begun, run_training, settings, told):
+def test_what_is_not_the_beginning_of_this_run_is_refused(begun, run_training, settings, output):
     root, named = begun
     before = sorted(root.glob("train/*"))
-    with pytest.raises(ConfigError, match=rf"continue_from = '{named}'.*\n(.*\n)*.*{told}"):
+    with pytest.raises(ConfigError, match=rf"continue_from = '{named}'.*\n(.*\n)*.*{output}"):
         run_training(root, continue_from=named, **{**DECAYS, **settings})
     assert sorted(root.glob("train/*")) == before
 
@@ -340,8 +340,8 @@ def test_a_path_starts_at_the_file_of_the_run(project):
 def test_other_ranks_and_another_stage_go_on_with_the_same_losses(begun, continued, run_training, losses_of):
     root, named = begun
     settings = {"continue_from": named, **DECAYS}
-    well, told = run_ranks(root.with_suffix(".ranks"), ["-c", script(root, zero_stage=3, **settings)], 2)
-    assert well, told[-6000:]
-    assert "resuming from the checkpoint of step 8 (canonical form)" in told
+    well, output = run_ranks(root.with_suffix(".ranks"), ["-c", script(root, zero_stage=3, **settings)], 2)
+    assert well, output[-6000:]
+    assert "resuming from the checkpoint of step 8 (canonical form)" in output
     found = losses_of(run_training(root, make=False, **settings), root)
     assert found == pytest.approx(losses_of(continued[3], continued[0]), rel=1e-5)

@@ -19,8 +19,8 @@ PROGRAM = str(Path(__file__).parents[1] / "resume_layouts.py")
 
 
 def on_ranks(count: int, folder: Path, act: str) -> None:
-    well, told = run_ranks(folder, [PROGRAM, str(folder), act], count)
-    assert well, told[-6000:]
+    well, message = run_ranks(folder, [PROGRAM, str(folder), act], count)
+    assert well, message[-6000:]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def trained(root: Path, count: int, crash: bool, **settings) -> tuple[bool, str]
 def whole(tmp_path_factory):
     """Two ranks at stage 1, to the end."""
     root = tmp_path_factory.mktemp("whole") / "root"
-    well, told = trained(root, 2, False, zero_stage=1)
-    assert well, told[-6000:]
+    well, message = trained(root, 2, False, zero_stage=1)
+    assert well, message[-6000:]
     return root
 
 
@@ -88,14 +88,14 @@ def whole(tmp_path_factory):
 def killed(tmp_path_factory):
     """The same, killed when step 4 was saved. Tests go on in copies."""
     root = tmp_path_factory.mktemp("killed") / "root"
-    well, told = trained(root, 2, True, zero_stage=1)
+    well, message = trained(root, 2, True, zero_stage=1)
     assert not well
-    assert "killed" in told
+    assert "killed" in message
     return root
 
 
 @pytest.mark.slow
-def test_shards_that_were_parted_otherwise_are_told_and_the_canonical_form_is_read(
+def test_shards_that_were_parted_otherwise_are_reported_and_the_canonical_form_is_read(
     tmp_path, whole, killed, run_training, losses_of
 ):
     root = shutil.copytree(killed, tmp_path / "parted")
@@ -107,10 +107,10 @@ def test_shards_that_were_parted_otherwise_are_told_and_the_canonical_form_is_re
     outputs = tuple(describe(path, root) for path in (first, second))
     (root / manifest.path).unlink()
     commit(manifest.model_copy(update={"outputs": outputs}), root)
-    well, told = trained(root, 2, False, zero_stage=1)
-    assert well, told[-6000:]
-    assert "partitioned them differently" in told
-    assert "canonical form" in told
+    well, message = trained(root, 2, False, zero_stage=1)
+    assert well, message[-6000:]
+    assert "partitioned them differently" in message
+    assert "canonical form" in message
     assert losses_of(run_training(root, make=False), root) == losses_of(run_training(whole, make=False), whole)
 
 
@@ -121,9 +121,9 @@ def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(
     runs = {}
     for name, (ranks, stage) in {"same": (2, 1), "stage": (2, 3), "other": (1, 3)}.items():
         root = shutil.copytree(killed, tmp_path / name)
-        well, told = trained(root, ranks, False, zero_stage=stage)
-        assert well, told[-6000:]
-        assert ("native form" if name == "same" else "canonical form") in told
+        well, message = trained(root, ranks, False, zero_stage=stage)
+        assert well, message[-6000:]
+        assert ("native form" if name == "same" else "canonical form") in message
         runs[name] = losses_of(run_training(root, make=False), root)
         attempts = {line["attempt"] for line in read_lines(next(root.glob("train/*/metrics.jsonl")))}
         assert attempts == {1, 2}

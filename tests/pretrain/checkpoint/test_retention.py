@@ -47,7 +47,7 @@ def test_each_rule_keeps_its_own():
     st.integers(0, 4),
     st.dictionaries(st.integers(1, 60), st.floats(0, 9)),
 )
-def test_what_is_removed_no_rule_wanted(steps, last, every, best, losses):
+def test_removed_checkpoints_are_kept_by_no_rule(steps, last, every, best, losses):
     config = CheckpointConfig(keep_last=last, keep_every_steps=every, keep_best=best)
     validations = [{"step": step, "loss": loss} for step, loss in losses.items()]
     kept = kept_steps(steps, config, validations)

@@ -1,4 +1,4 @@
-"""Saving in the background: durable before it counts, faults told on every rank, kills at every moment."""
+"""Saving in the background: durable before it counts, faults reported on every rank, kills at every moment."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_fault_of_one_rank_is_raised_on_all(tmp_path, monkeypatch, bad):
     assert newest_whole(store) is None
 
 
-def test_a_defect_of_one_rank_is_told_to_the_others(tmp_path, monkeypatch):
+def test_a_defect_of_one_rank_is_reported_to_the_others(tmp_path, monkeypatch):
     def broken(*arguments):
         if arguments[4][0] == 1:
             raise KeyError("ours")
@@ -170,7 +170,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_stops_the_run_and_keeps_what_stands(small_disk):
+def test_a_full_disk_stops_the_run_and_keeps_finished_work(small_disk):
     store, live, steps = store_in(small_disk), {"step": 0}, []
     with pytest.raises(StorageError, match="no space left") as error, saver_of(store, live) as saver:  # noqa: PT012
         for step in range(1, 30):
@@ -208,7 +208,7 @@ def test_a_state_that_no_file_can_hold_takes_nothing_away(tmp_path):
     assert newest_whole(store).step == 3
 
 
-def test_native_shards_count_beside_their_checkpoint_only(tmp_path):
+def test_native_shards_count_next_to_their_checkpoint_only(tmp_path):
     store = store_in(tmp_path)
     together(2, lambda peers: save(store, 1, 2, peers=peers))
     shards = list((tmp_path / NATIVE).glob(f"*/{FILE_NAME}"))
@@ -229,7 +229,7 @@ def test_native_shards_count_beside_their_checkpoint_only(tmp_path):
     assert not (tmp_path / "checkpoint" / "records").exists()
 
 
-def test_no_shards_are_left_where_they_are_not_wanted(tmp_path):
+def test_no_shards_are_left_where_they_are_switched_off(tmp_path):
     store = store_in(tmp_path)
     config = KEEP.model_copy(update={"native": False})
     together(2, lambda peers: save(store, 1, peers=peers, config=config))
@@ -237,7 +237,7 @@ def test_no_shards_are_left_where_they_are_not_wanted(tmp_path):
     assert not list((tmp_path / NATIVE).glob("*"))
 
 
-def test_torn_shards_are_told_and_the_canonical_form_is_read(tmp_path, caplog):
+def test_torn_shards_are_reported_and_the_canonical_form_is_read(tmp_path, caplog):
     store = store_in(tmp_path)
     together(2, lambda peers: save(store, 1, 2, peers=peers))
     found = together(2, lambda peers: newest_whole(replace(store, **peers), 1))
@@ -287,7 +287,7 @@ def killed_at(moment: int, act) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_killed_at_any_operation_on_files_something_whole_stands(tmp_path, world_size):
+def test_killed_at_any_operation_on_files_something_whole_is_left(tmp_path, world_size):
     config = CheckpointConfig(keep_last=1)
     digests = {}
     for step in (1, 2):

@@ -67,7 +67,7 @@ def test_a_batch_script_is_one_process(step):
 @pytest.mark.parametrize(
     "environment", [{"RANK": "0"}, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}]
 )
-def test_a_broken_launch_is_told(environment):
+def test_a_broken_launch_is_reported(environment):
     with pytest.raises(ConfigError):
         read_ranks(environment)
 
@@ -122,10 +122,10 @@ def test_a_rank_ends_with_its_status_before_the_interpreter_is_taken_down(world_
         )
         for rank in range(world_size)
     ]
-    told = [rank.communicate(timeout=120)[0] for rank in ranks]
+    output = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [75] * world_size
-    assert all(text.startswith("worked\n") for text in told)
-    assert not any("taken down" in text for text in told)
+    assert all(text.startswith("worked\n") for text in output)
+    assert not any("taken down" in text for text in output)
 
 
 _SOCKETS = """
@@ -148,8 +148,8 @@ assert read_ranks().first or held == 2, held
 @pytest.mark.slow
 def test_a_rank_is_connected_to_those_it_talks_to_and_not_to_all(tmp_path):
     """A ring has two neighbours; of a full mesh of five ranks each would have four."""
-    well, told = run_ranks(tmp_path, ["-c", _SOCKETS], 5)
-    assert well, told[-6000:]
+    well, output = run_ranks(tmp_path, ["-c", _SOCKETS], 5)
+    assert well, output[-6000:]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

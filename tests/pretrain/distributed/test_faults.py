@@ -72,7 +72,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, finished,
     assert steps == list(range(1, 11))  # none twice
 
 
-def test_the_time_from_the_signal_until_all_is_durable_is_told(tmp_path, run_training, monkeypatch):
+def test_the_time_from_the_signal_until_all_is_durable_is_reported(tmp_path, run_training, monkeypatch):
     plain = loop.rate_factor
 
     def rate(step, *others):
@@ -91,16 +91,16 @@ def test_the_time_from_the_signal_until_all_is_durable_is_told(tmp_path, run_tra
 
 
 @pytest.mark.parametrize(("seconds", "warned"), [(29.0, False), (31.0, True)])
-def test_a_save_that_hardly_fits_is_a_warning_with_its_mend(caplog, seconds, warned):
-    told = []
+def test_a_save_that_hardly_fits_is_a_warning_with_its_fix(caplog, seconds, warned):
+    output = []
     context = SimpleNamespace(
         checkpoints=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal came to the other rank
         stop_requested=SimpleNamespace(seconds=lambda: 0.0),
-        record=lambda *event, **values: told.append((*event, values)),
+        record=lambda *event, **values: output.append((*event, values)),
         settings=SimpleNamespace(notice_seconds=60),
     )
     loop._report_stop_seconds(context, 7)
-    assert told == [("left", 7, {"seconds": seconds})]
+    assert output == [("left", 7, {"seconds": seconds})]
     assert ("more than half of the 60 s" in caplog.text and "set it to 124 s" in caplog.text) == warned
 
 
@@ -194,7 +194,7 @@ def test_ratios_are_over_the_median_of_the_others():
     assert ratios([1.0, 1.0, 1.0, 3.0]) == [1.0, 1.0, 1.0, 3.0]
 
 
-def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
+def test_a_rank_is_reported_only_when_it_is_slow_for_several_windows():
     pace = object.__new__(StragglerMonitor)
     pace._slow = {}
     windows = [[1.0, RATIO + 0.1], [1.0, 1.0], *([[1.0, RATIO + 0.1]] * WINDOWS)]
@@ -202,14 +202,14 @@ def test_a_rank_is_told_only_when_it_is_slow_for_several_windows():
 
 
 @given(st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(2, 5))
-def test_each_window_tells_the_own_work_of_every_rank(windows, every):
+def test_each_window_reports_the_own_work_of_every_rank(windows, every):
     """In microseconds over the window on the wire, in seconds a step in the record; one rank alone records nothing."""
-    told = []
+    output = []
     job = SimpleNamespace(
         settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=every)),
         ranks=Ranks(1, 3, 1, 3),
         device=SimpleNamespace(type="cpu"),
-        record=lambda event, step, **values: told.append({"event": event, "step": step, **values}),
+        record=lambda event, step, **values: output.append({"event": event, "step": step, **values}),
     )
     first = every - 1  # resumed in the midst of a window: the first one has a step less
     pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
@@ -218,7 +218,7 @@ def test_each_window_tells_the_own_work_of_every_rank(windows, every):
         assert bool(own) == (step % every == 0)
         assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds up its own place alone
         pace.report(step, windows[step // every - 1] if own else [])
-    ranks = [line for line in told if line["event"] == "ranks"]
+    ranks = [line for line in output if line["event"] == "ranks"]
     assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
     assert [line["steps"] for line in ranks] == [first, *([every] * (len(windows) - 1))]
     for line, window in zip(ranks, windows, strict=True):
@@ -231,7 +231,7 @@ def test_each_window_tells_the_own_work_of_every_rank(windows, every):
     assert [pace.slots(step) for step in range(1, 9)] == [[]] * 8
 
 
-# Rank 1 is killed in step 7, once it is told that step 4 is durable: else the other waits long for its part of that.
+# Rank 1 is killed in step 7, once it has read that step 4 is durable: else the other waits long for its part of that.
 KILL = """
 from governance.files import read_lines
 def killed():
@@ -301,7 +301,7 @@ def test_a_signal_to_one_rank_only_hangs_nobody(tmp_path, run_training, losses_o
 
 
 @pytest.mark.slow
-def test_a_slow_rank_is_told(tmp_path):
+def test_a_slow_rank_is_reported(tmp_path):
     plant = """
 plain = dataset.Rows.batch
 def batch(rows, numbers):
@@ -311,13 +311,13 @@ dataset.Rows.batch = batch
 """
     assert launch_two(tmp_path, plant, straggler_window_steps=2) == 0
     lines = lines_of(tmp_path)
-    told = [line for line in lines if line["event"] == "stragglers"]
-    assert [line["rank"] for line in told] == [1]
-    assert told[0]["ratio"] > RATIO
-    assert told[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window has each rank's first pass in it
+    output = [line for line in lines if line["event"] == "stragglers"]
+    assert [line["rank"] for line in output] == [1]
+    assert output[0]["ratio"] > RATIO
+    assert output[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window has each rank's first pass in it
     ranks = {line["step"]: line for line in lines if line["event"] == "ranks"}
     assert list(ranks) == [2, 4, 6, 8, 10]
-    slow = [ranks[told[0]["step"] - 2 * back] for back in range(WINDOWS)]
+    slow = [ranks[output[0]["step"] - 2 * back] for back in range(WINDOWS)]
     assert {line["slowest"] for line in slow} == {1}
     assert all(line["seconds"][1] > RATIO * line["seconds"][0] for line in slow)
-    assert told[0]["seconds"] == pytest.approx(2 * ranks[told[0]["step"]]["seconds"][1])
+    assert output[0]["seconds"] == pytest.approx(2 * ranks[output[0]["step"]]["seconds"][1])

@@ -294,8 +294,8 @@ except Occupied:
         )
         for number in range(4)
     ]
-    told = sorted(process.communicate(timeout=60)[0].strip() for process in started)
-    assert told == ["1", "occupied", "occupied", "occupied"]
+    output = sorted(process.communicate(timeout=60)[0].strip() for process in started)
+    assert output == ["1", "occupied", "occupied", "occupied"]
 
 
 def test_the_next_start_removes_what_killed_runs_left_in_shared_memory(tmp_path, monkeypatch):

@@ -56,10 +56,10 @@ def test_a_killed_rank_takes_the_others_down_and_is_named(pretend, caplog, capfd
     [named] = caplog.records
     grace, took = launcher._GRACE_SECONDS, named.created - float((tmp_path / "killed-at").read_text())
     assert grace <= took < 60 - (GRACE - grace)  # the real grace keeps to a minute as well
-    told = named.getMessage()
-    assert "rank 1" in told
-    assert "SIGKILL" in told
-    assert "step 7 begins" in told
+    output = named.getMessage()
+    assert "rank 1" in output
+    assert "SIGKILL" in output
+    assert "step 7 begins" in output
     assert "step 7 begins" in capfd.readouterr().err  # passed on as well
 
 
@@ -97,7 +97,7 @@ def test_a_second_try_may_succeed(pretend, tmp_path):
         ("os.kill(os.getpid(), signal.SIGTERM)", 143),
     ],
 )
-def test_what_was_explained_or_asked_for_is_not_tried_again(pretend, line, status):
+def test_what_was_explained_or_requested_is_not_tried_again(pretend, line, status):
     assert pretend(line, restarts=3) == (status, 1)
 
 
@@ -106,7 +106,7 @@ def test_a_hang_is_tried_again(pretend):
     assert pretend(f"sys.exit({launcher.HUNG})", restarts=1, progress_of=lambda: next(steps)) == (70, 2)
 
 
-def test_of_a_hang_the_rank_that_still_stands_is_named(pretend, caplog):
+def test_the_rank_that_made_no_progress_is_named_after_a_hang(pretend, caplog):
     stopped = "os.kill(os.getpid(), signal.SIGSTOP)"
     assert pretend(f"time.sleep(0.5); sys.exit({launcher.HUNG})", stopped, restarts=0) == (70, 1)
     [named] = caplog.records

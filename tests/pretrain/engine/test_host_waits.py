@@ -48,7 +48,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), *((s, p) for s in (1, 2, 3) for p in ("fp32", "bf16"))])
-def test_no_step_asks_the_device_for_a_number(requests, stage, precision):
+def test_no_step_waits_for_a_number_of_the_device(requests, stage, precision):
     """Forward, backward, norms, clipping and update, after the first step, which builds what the others use."""
     engine = open_one("adamw", stage, precision)
     for step in (1, 2):
@@ -66,7 +66,7 @@ def learn_one(engine: Engine, step: int) -> None:
     engine.update(1.0, torch.zeros(()))
 
 
-def test_what_deepspeed_would_ask_is_seen(requests, monkeypatch):
+def test_what_deepspeed_would_read_is_seen(requests, monkeypatch):
     from deepspeed.runtime import utils
     from deepspeed.runtime.zero import stage3
 

@@ -112,7 +112,7 @@ def _tasks(folder, **settings):
     return EvaluationConfig(tasks=(task,), **settings)
 
 
-def test_the_loop_asks_and_keeps_what_it_found(tmp_path, run_training):
+def test_the_loop_evaluates_and_keeps_what_it_found(tmp_path, run_training):
     config = pin(_tasks(tmp_path, every_steps=4), tmp_path)
     run = run_training(
         tmp_path, evaluation=config, suite=lambda: encode_tasks(open_tasks(config, tmp_path), encode, 32)

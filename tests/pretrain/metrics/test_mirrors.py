@@ -75,7 +75,7 @@ def number(value):
     return float(value) if isinstance(value, str) else value
 
 
-def test_offline_asks_for_no_network(mirrored, proxy):
+def test_offline_needs_no_network(mirrored, proxy):
     address, asked = proxy
     assert asked == []
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({"http": address}))
@@ -141,7 +141,7 @@ def test_what_a_restart_computes_again_is_said(mirrored):
     assert drawn == [0, starts[1]["rolled_back"]]
 
 
-def test_checkpoints_have_the_names_that_a_team_asks_for(mirrored):
+def test_checkpoints_have_the_names_that_a_team_needs(mirrored):
     """The newest, each step's, and the best of those that were validated; what was used and what was made."""
     root, run, lines = mirrored
     artifacts = read_offline(root / run.folder).artifacts

@@ -54,13 +54,13 @@ def documented(text: str | None = None) -> dict[str, dict[str, bool]]:
 
 def differences(lines: list[dict]) -> list[str]:
     """What these lines of a record have and the page does not say, and the other way about."""
-    page, told = documented(), []
+    page, output = documented(), []
     for line in lines:
         fields = page.get(line["event"], {})
-        told += [f"{line['event']}: {name} is not described" for name in sorted(line.keys() - fields.keys())]
+        output += [f"{line['event']}: {name} is not described" for name in sorted(line.keys() - fields.keys())]
         lacks = [name for name, may_lack in fields.items() if name not in line and not may_lack]
-        told += [f"{line['event']}: {name} is described and not there" for name in lacks]
-    return list(dict.fromkeys(told))
+        output += [f"{line['event']}: {name} is described and not there" for name in lacks]
+    return list(dict.fromkeys(output))
 
 
 def recorded_names() -> set[str]:
@@ -82,7 +82,7 @@ def test_the_page_has_the_events_that_the_code_records():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, run_training):
-    """Lines of real trainings: one asks tasks, changes its mixture, is told to leave and diverges; one has a budget."""
+    """Lines of real runs: one has tasks, changes its mixture, is signalled to leave and diverges; one has a budget."""
     root, folder = (tmp_path_factory.mktemp(name) for name in ("page", "budget"))
     (root / "pairs.jsonl").write_text(
         "".join(

@@ -255,8 +255,8 @@ def test_sync_brings_everything_later(server, about, tmp_path, between):
     asked = server.asked
     lines = train(tmp_path, about, 12, start=4, mode="offline")
     assert server.asked == asked
-    told = sync(server, folders[0].parent)  # all that is not uploaded yet
-    assert told.count("Finished syncing") == (1 if between else 2)
+    output = sync(server, folders[0].parent)  # all that is not uploaded yet
+    assert output.count("Finished syncing") == (1 if between else 2)
     same(server.history(id_of(about)), lines)
     local = read_offline(tmp_path)
     assert [row["_step"] for row in local.history] == [row["_step"] for row in server.history(id_of(about))]

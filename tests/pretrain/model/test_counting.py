@@ -73,7 +73,7 @@ def test_presets_have_the_size_that_they_are_named_for(name):
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "10m"])
-def test_presets_fit_the_gpus_that_they_ask_for(name):
+def test_presets_fit_the_gpus_that_they_name(name):
     """GPUs of 80 GB, nodes of 1 TB."""
     run = run_of(name)
     ranks = run.config.slurm.nodes * run.config.slurm.gpus_per_node

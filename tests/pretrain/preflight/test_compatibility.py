@@ -179,10 +179,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("rule", "settings", "mend"), REFUSED)
-def test_a_rule_refuses_with_its_mend(rule, settings, mend):
-    told = getattr(compatibility, rule)(*case(**settings))
-    assert told is not None
-    assert mend in told
+def test_a_rule_refuses_with_its_fix(rule, settings, mend):
+    output = getattr(compatibility, rule)(*case(**settings))
+    assert output is not None
+    assert mend in output
 
 
 def test_the_page_and_the_table_have_the_same_rules():
@@ -191,9 +191,9 @@ def test_the_page_and_the_table_have_the_same_rules():
     part = text.split("## Incompatible settings", 1)[1].split("\n## ", 1)[0]
     for page, table in zip(part.split("Warnings:"), (RULES, WARNINGS), strict=True):
         lines = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("|")]
-        told = [re.findall(r"`(\w+)`", cell) for cell in lines[2:]]
-        assert all(told)
-        assert sorted(name for names in told for name in names) == sorted(rule.__name__ for rule in table)
+        output = [re.findall(r"`(\w+)`", cell) for cell in lines[2:]]
+        assert all(output)
+        assert sorted(name for names in output for name in names) == sorted(rule.__name__ for rule in table)
 
 
 def test_every_rule_is_tested_and_none_refuses_what_suits():
@@ -238,13 +238,13 @@ def test_what_alters_what_is_learned_enters_the_key_and_the_layout_does_not():
     assert len(keys) == 3
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     recipe, settings, _ = case(sequence_length=256, zero_stage=0)
     with pytest.raises(ConfigError, match=r"(?s)max_position_embeddings.*before the first"):
         check_together(recipe, settings)
 
 
-def test_both_moments_know_that_tasks_are_asked():
+def test_both_moments_know_that_tasks_are_requested():
     recipe, settings, _ = case(
         sequence_length=768, max_position_embeddings=768, sequence_parallel_size=3, num_key_value_heads=3,
         num_attention_heads=3, hidden_size=48,
@@ -257,7 +257,7 @@ def test_both_moments_know_that_tasks_are_asked():
         check_start(recipe, settings, Hardware(Ranks(0, 3, 0, 3), "cpu"))
 
 
-def test_a_device_that_is_asked_for_is_known_before_the_start():
+def test_a_requested_device_is_known_before_the_start():
     recipe, settings, _ = case(precision="fp16", device="cpu")
     with pytest.raises(ConfigError, match="fp16"):
         check_together(recipe, settings)
@@ -310,7 +310,7 @@ WARNED_OF = [
 
 
 @pytest.mark.parametrize(("rule", "settings", "words"), WARNED_OF)
-def test_what_works_badly_is_told(rule, settings, words, caplog):
+def test_what_works_badly_is_reported(rule, settings, words, caplog):
     arguments = case(**settings)
     assert words in getattr(compatibility, rule)(*arguments)
     with caplog.at_level(logging.WARNING):
@@ -342,7 +342,7 @@ def test_every_warning_is_tested():
     ],
 )
 def test_what_works_well_is_not_warned_of(settings):
-    assert [told for rule in WARNINGS if (told := rule(*case(**settings)))] == []
+    assert [output for rule in WARNINGS if (output := rule(*case(**settings)))] == []
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 30), st.integers(1, 4))
@@ -366,7 +366,7 @@ def test_keep_best_is_warned_of_exactly_where_it_keeps_nothing_more(saved, valid
     assert (no_checkpoint_is_validated(*arguments) is None) == differs
 
 
-def test_training_knows_what_the_warnings_ask(tmp_path, run_training, caplog):
+def test_training_knows_what_the_warnings_need(tmp_path, run_training, caplog):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_open_data", _stop)
         with pytest.raises(MissingInput, match="stop here"), caplog.at_level(logging.WARNING):
@@ -378,7 +378,7 @@ def _stop(*_):
     raise MissingInput("stop here")
 
 
-def test_no_gpu_where_one_is_asked_for(monkeypatch):
+def test_no_gpu_where_one_is_requested(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

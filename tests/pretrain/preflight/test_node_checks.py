@@ -80,7 +80,7 @@ def test_memory_errors(answer, fault):
     assert fault in found.figures
 
 
-def test_without_a_tool_to_ask_nothing_is_claimed():
+def test_without_a_tool_to_query_nothing_is_claimed():
     assert "unknown" in ecc(requested(2), "n1", lambda: None).figures
 
 
@@ -168,13 +168,13 @@ def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
 
 def test_a_node_alone_is_checked_without_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    told = []
-    check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-0", told.append)
-    assert "preflight n7: root: 1 of 1 nodes see" in told[0]
-    assert "bad-node" not in told[0]
+    output = []
+    check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-0", output.append)
+    assert "preflight n7: root: 1 of 1 nodes see" in output[0]
+    assert "bad-node" not in output[0]
     monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1}))
     with pytest.raises(ClusterError, match=r"n7: disk: .*Another node would have the same fault") as error:
-        check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-1", told.append)
+        check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-1", output.append)
     assert error.value.exit_code == 69
 
 
@@ -221,8 +221,8 @@ def nodes(root: Path, world: int, plant: str = "") -> list[tuple[int, str]]:
         )
         for rank in range(world)
     ]  # fmt: skip
-    told = [process.communicate(timeout=120)[0] for process in started]
-    return [(process.returncode, text) for process, text in zip(started, told, strict=True)]
+    output = [process.communicate(timeout=120)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, output, strict=True)]
 
 
 def test_two_nodes_meet_and_add_up(tmp_path):
