@@ -91,7 +91,12 @@ def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> t
             run is not under its site's rules.
     """
     with _reported_by_actions(run, artifacts, runtime, opens=False):
-        return _judge(run, artifacts, runtime)
+        checked, verdict = _judge(run, artifacts, runtime)
+    if runtime.make and run.config.tracking.mode != "disabled":
+        from assay.wandb_runs import show_data_and_gate
+
+        show_data_and_gate(run, {**artifacts, "audit": checked}, verdict, runtime)
+    return checked, verdict
 
 
 def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:

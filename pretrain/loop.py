@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -120,7 +121,7 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     folder = artifact_folder("train", context.checkpoints.train_key, context.checkpoints.root)
     attempt = context.checkpoints.gather(context.attempt)[0]
     reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, attempt)
-    hung = partial(tell_hang, context.energy)
+    hung = partial(_report_hang, context)
     with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, translated_errors():
         context.budget.start(lambda payload: add_up(payload, HOST))
         context.engine, state = _open_engine(context)
@@ -134,6 +135,18 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
             yield state
             begin(context.energy, CHECKPOINT)
             context.heartbeat.beat("waiting for the last checkpoint", long=True)
+
+
+def _report_hang(context: TrainContext, seconds: float) -> None:
+    """Called by the watchdog before it ends the process."""
+    tell_hang(context.energy, seconds)
+
+    def record() -> None:
+        with contextlib.suppress(Exception):
+            context.record("hang", context.energy.get("step", 0), seconds=seconds)
+
+    # Not in the watchdog's thread: the main thread may hang inside a record, which holds the record's lock.
+    threading.Thread(target=record, daemon=True).start()
 
 
 def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
 
     `command` is the command that a failed look-up suggests.
     """
-    run = load_run(arguments.config, arguments.overrides)
+    run = load_run(arguments.config, [*sweep_overrides(), *arguments.overrides])
     root: Path = arguments.root or Path("runs") / arguments.config.stem
     refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
@@ -54,6 +55,25 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         ),
     )
     return run, runtime
+
+
+def sweep_overrides() -> list[str]:
+    """Overrides of a W&B sweep's run: the agent's parameters, named as fields.
+
+    Raises:
+        ConfigError: the agent's file cannot be read.
+    """
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not path or not os.environ.get("WANDB_SWEEP_ID"):
+        return []
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = {name: entry["value"] for name, entry in values.items() if isinstance(entry, dict)}
+        return [f"{name}={json.dumps(value)}" for name, value in found.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"WANDB_SWEEP_PARAM_PATH = {path}: is not a sweep's parameter file: {error}") from error
 
 
 def refuse_edited(run: LoadedRun, root: Path) -> None:

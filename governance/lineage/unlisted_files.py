@@ -37,6 +37,7 @@ _BY_RULE = re.compile(
     | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # values that ranks of earlier releases exchanged
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
+    | wandb/.+                                                      # W&B's runs of the data and of the gate
     | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
     """
 )

@@ -220,11 +220,26 @@ class TrackingConfig(Section):
     """
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
-    """auto: online when WANDB_API_KEY is set, else offline (upload later with `wandb sync`)."""
+    """auto: as WANDB_MODE says, else online after `wandb login` or with WANDB_API_KEY, else offline (upload later with
+    `wandb sync`)."""
     project: str = Field(default="assay", min_length=1)
-    """Project of the run."""
+    """Project of the run; unless it is set here, WANDB_PROJECT is used where that is set."""
     name: str | None = None
-    """Name of the run; None: `train-` and the first 8 characters of its key."""
+    """Name of the run; None: WANDB_NAME, or `train-` and the first 8 characters of its key."""
+    entity: str | None = None
+    """User or team that owns the project; None: WANDB_ENTITY, or the account's default."""
+    group: str | None = None
+    """Group of the data, gate and training runs; None: WANDB_RUN_GROUP, or `tokens-` and part of the corpus' digest."""
+    tags: tuple[str, ...] = ()
+    """Tags of the runs; none: WANDB_TAGS."""
+    notes: str | None = None
+    """Notes on the runs; None: WANDB_NOTES."""
+    job_type: str = Field(default="train", min_length=1)
+    """Job type of the training run, unless WANDB_JOB_TYPE is set; those of the other runs are `data` and `gate`."""
+    system_metrics: bool = True
+    """Whether W&B samples processor, memory, network and GPUs of rank 0's node."""
+    alerts: bool = True
+    """Whether W&B alerts when a run diverges, hangs or uses up its energy budget, or when the gate is closed."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
 

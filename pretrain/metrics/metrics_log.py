@@ -61,7 +61,7 @@ def open_record(
         ConfigError: TensorBoard is requested and not installed.
     """
     from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
-    from pretrain.metrics.wandb import open_wandb
+    from pretrain.metrics.wandb import mode_of, open_wandb
 
     if config.tensorboard:
         require_tensorboard()
@@ -76,7 +76,7 @@ def open_record(
     reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
     with contextlib.ExitStack() as stack:
         mirrors = []
-        if config.mode != "disabled":
+        if mode_of(config) != "disabled":
             mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, identity))))
         if config.tensorboard:
             mirrors.append(stack.enter_context(_guarded("TensorBoard", lambda: open_tensorboard(folder))))

@@ -1,19 +1,23 @@
-"""W&B mirror of metrics.jsonl.
+"""W&B mirror of metrics.jsonl, and W&B runs for finished data and gate.
 
-Line `n` of metrics.jsonl is row `n` of the run's history, over all attempts: so a restart never writes over a row, and
+Line `n` of metrics.jsonl is row `n` of the run's history, over all attempts: so a restart never overwrites a row, and
 `wandb_reader.py` can compare the two. The x-axis is "step". Artifacts are references with our digest in their metadata:
 no weights, no document and no file of the run is uploaded. Offline nothing leaves the machine.
 
-A thread reads metrics.jsonl behind the run and is the only one that speaks to wandb, so what W&B takes, waits for or
-breaks is never a step's:
+A thread reads metrics.jsonl behind the run and is the only one that speaks to wandb, so no step waits for W&B or fails
+because of it:
 
-    online    the run goes on with the row that the server lacks, so what a kill or an outage kept from it comes now
-    offline   each attempt's folder begins with the row that no folder and no server has, because `wandb sync` sets the
-              rows of a folder behind those that the server has
-    neither   no answer within `_INIT_SECONDS`, or not all of it taken within `_FINISH_SECONDS` of the end: what is
-              online is given up, what the server may lack is written offline, and a warning says so
+    online    the run continues at the row that the server lacks, so rows that a kill or an outage kept from it are sent
+    offline   each attempt's folder begins with the row that no folder and no server has, because `wandb sync` appends
+              the rows of a folder to those that the server has
+    neither   no answer within `_INIT_SECONDS`, or not all rows accepted within `_FINISH_SECONDS` of the end: the online
+              run is given up, rows that the server may lack are written offline, and a warning says so
 
-Price: a millisecond of processor time a line, with the process that wandb starts beside ours; 2 ms a checkpoint.
+W&B's own variables hold where the file is silent (WANDB_ENTITY, WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP, WANDB_TAGS,
+WANDB_NOTES, WANDB_JOB_TYPE, WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL), except the folders (WANDB_DIR and others, since
+a run's files stay in its own folder) and, outside a sweep, WANDB_RUN_ID: a restart must find its run by its key.
+
+Price: a millisecond of processor time a line, including the process that wandb starts; 2 ms a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,12 +25,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import multiprocessing
+import netrc
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from governance.errors import MissingInput
 from governance.files import remove_tree, write_json
@@ -40,37 +48,95 @@ from pretrain.metrics.wandb_reader import read_offline
 
 FOLDER = "wandb"
 _SENT_FILE = "sent.json"
+_SHOWN_FILE = "shown.json"
 _INIT_SECONDS = 60.0
 _FINISH_SECONDS = 30.0  # with the next less than the minute that Slurm and the launcher leave to a rank that saves
 _OFFLINE_SECONDS = 15.0
 _SHORT = 16
 _MOST_ROWS = 10_000  # wandb cuts a longer table off
+ALERTS = {
+    "diverged": ("Training diverged", "ERROR"),
+    "hang": ("A rank hangs", "ERROR"),
+    "budget": ("Energy budget used up", "WARN"),
+}
+"""Title and level of the events that alert."""
+
+
+def mode_of(config: TrackingConfig) -> str:
+    """Mode of the file, else of WANDB_MODE, else online if logged in, else offline."""
+    if config.mode != "auto":
+        return config.mode
+    variable = os.environ.get("WANDB_MODE", "").lower()
+    if variable in ("online", "offline", "disabled", "dryrun"):
+        return {"dryrun": "offline"}.get(variable, variable)
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    with contextlib.suppress(OSError, netrc.NetrcParseError):  # where `wandb login` keeps its key
+        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+    return "offline"
 
 
 def open_wandb(folder: Path, config: TrackingConfig, identity: RunIdentity) -> WandbMirror:
     """Start to mirror the record of `folder`.
 
-    The run's configuration is the recipe, and the digests it is made from.
-
-    Returns at once: the service is asked by the mirror's own thread.
+    The run's configuration is the recipe, and the digests it is made from. Returns at once: the mirror's own thread
+    connects to the service.
 
     Raises:
         ImportError: wandb cannot be imported.
     """
-    place = folder / FOLDER
+    mode = mode_of(config)
+    return WandbMirror(_import_wandb(folder / FOLDER, mode), folder, config, identity, mode)
+
+
+def _import_wandb(place: Path, mode: str) -> Any:
+    """Import wandb, which reads these variables at its import."""
     place.mkdir(parents=True, exist_ok=True)
-    # Read at import, and the only way to keep its staged files inside the artifact's folder.
+    # The only way to keep its staged files inside the artifact's folder.
     for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         os.environ[variable] = str(place)
     os.environ.setdefault("WANDB_SILENT", "true")
-    mode = config.mode
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    if mode != "online":  # read at import, too: it looks up the address of its error reports even when it is offline
+    if mode != "online":  # it looks up the address of its error reports even when it is offline
         os.environ["WANDB_ERROR_REPORTING"] = "false"
-    import wandb  # here and not in the thread: two threads that import at once can see half a module
+    import wandb  # not in the mirror's thread: two threads that import at once can see half a module
 
-    return WandbMirror(wandb, folder, config, identity, mode)
+    return wandb
+
+
+def _options(config: TrackingConfig, job_type: str, name: str, run_id: str, group: str) -> dict[str, Any]:
+    """Arguments of `wandb.init`: the file's fields, else W&B's own variables, else defaults of ours."""
+    given = os.environ.get
+    options: dict[str, Any] = {"reinit": "create_new"}
+    options |= {field: value for field in ("entity", "notes") if (value := getattr(config, field))}
+    options |= {"tags": list(config.tags)} if config.tags else {}
+    if config.group or not given("WANDB_RUN_GROUP"):
+        options["group"] = config.group or group
+    if "project" in config.model_fields_set or not given("WANDB_PROJECT"):
+        options["project"] = config.project
+    if not given("WANDB_JOB_TYPE"):
+        options["job_type"] = job_type
+    if not given("WANDB_NAME"):
+        options["name"] = name
+    if not given("WANDB_SWEEP_ID"):  # the sweep's agent has set WANDB_RUN_ID
+        options["id"] = run_id
+    return options
+
+
+def _settings(wandb: Any, config: TrackingConfig) -> Any:
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=_INIT_SECONDS,
+        x_disable_stats=not config.system_metrics,
+        x_save_requirements=False,
+        disable_git=True,
+    )
+
+
+def group_of(digest: str) -> str:
+    """Default group of all runs on token shards of this digest."""
+    return f"tokens-{digest[:8]}"
 
 
 class WandbMirror:
@@ -88,22 +154,19 @@ class WandbMirror:
         self._thread.start()
 
     def show(self, number: int, line: Mapping[str, Any]) -> None:
-        """Say that a line was written.
-
-        What it says is read from the record.
-        """
+        """Announce a line; it is read from the record."""
         self._follower.more()
 
     def close(self) -> None:
-        """Wait until all is taken, for `_FINISH_SECONDS` at most.
+        """Wait at most `_FINISH_SECONDS` until all is accepted.
 
-        Then write offline what W&B may lack.
+        Then write rows offline that W&B may lack.
         """
         self._follower.end()
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
             if self._mode == "online":
-                self._say("W&B has not taken all within %.0f s of the end", _FINISH_SECONDS)
+                self._say("W&B has not accepted all rows within %.0f s of the end", _FINISH_SECONDS)
                 self._given_up.set()
                 _end_service(self._wandb)
                 self._mode = "offline"
@@ -113,11 +176,11 @@ class WandbMirror:
         if self._thread.is_alive():
             self._given_up.set()
             _end_service(self._wandb)
-            get_logger(__name__).warning("W&B is left behind; %s is the record in any case", METRICS_FILE)
+            get_logger(__name__).warning("W&B does not end and is given up; %s is the record in any case", METRICS_FILE)
 
-    def _say(self, told: str, *given: Any) -> None:
+    def _say(self, message: str, *given: Any) -> None:
         get_logger(__name__).warning(
-            f"{told}; what it may lack is written offline. Upload it later: wandb sync %s",
+            f"{message}; rows that it may lack are written offline. Upload them later: wandb sync %s",
             *given,
             self._folder / FOLDER / "wandb",
         )
@@ -128,7 +191,7 @@ class WandbMirror:
             unwritten = self._first_unwritten()
             run, mode = self._start(given_up)
             first = run.starting_step if mode == "online" else unwritten
-            drawing = _Drawing(self._wandb, run, self._identity, first)
+            drawing = _Drawing(self._wandb, run, self._identity, first, alerts=self._config.alerts)
             for number, line in follower.lines():
                 drawing.draw(number, line)
                 rows = number + 1
@@ -136,7 +199,7 @@ class WandbMirror:
             whole = True
         except Exception as error:
             if not given_up.is_set():
-                get_logger(__name__).warning("W&B fails (%s); the run goes on without it", error)
+                get_logger(__name__).warning("W&B fails (%s); the run continues without it", error)
         try:
             if run is not None and not given_up.is_set():
                 self._end(run, mode, rows if whole else None)
@@ -147,7 +210,7 @@ class WandbMirror:
                 )
 
     def _first_unwritten(self) -> int:
-        """First row that is neither offline nor at the server."""
+        """First row that neither a folder nor the server has."""
         sent = json.loads(self._sent.read_text()) if self._sent.exists() else {}
         try:
             rows = [row["_step"] + 1 for row in read_offline(self._folder / FOLDER).history]
@@ -156,10 +219,7 @@ class WandbMirror:
         return max([0, int(sent.get("rows", 0)), *rows])
 
     def _start(self, given_up: threading.Event) -> tuple[Any, str]:
-        """A run, and whether it is online.
-
-        `_mode` may be another thread's by the time that this one ends.
-        """
+        """A run, and its mode: `_mode` may belong to another thread by the time that this one ends."""
         if self._mode == "online":
             try:
                 run = self._init("online")
@@ -178,11 +238,14 @@ class WandbMirror:
     def _init(self, mode: str) -> Any:
         identity, place = self._identity, self._folder / FOLDER
         run = self._wandb.init(
-            project=self._config.project,
-            name=self._config.name or f"train-{identity.key[:8]}",
-            id=identity.key[:_SHORT],
+            **_options(
+                self._config,
+                self._config.job_type,
+                self._config.name or f"train-{identity.key[:8]}",
+                identity.key[:_SHORT],
+                group_of(identity.inputs[0].digest if identity.inputs else identity.key),
+            ),
             resume="allow" if mode == "online" else None,
-            reinit="create_new",
             mode=mode,
             dir=place,
             config={
@@ -190,22 +253,15 @@ class WandbMirror:
                 "key": identity.key,
                 "inputs": {item.stage: {"digest": item.digest, "path": item.path} for item in identity.inputs},
             },
-            settings=self._wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=_INIT_SECONDS,
-                x_disable_stats=True,  # memory, energy and speed are in our own record, with their sources
-                x_save_requirements=False,
-                disable_git=True,
-            ),
+            settings=_settings(self._wandb, self._config),
         )
         _log_without_waiting(run)
         return run
 
     def _end(self, run: Any, mode: str, rows: int | None) -> None:
-        """Leave the journal's head in the summary, and end the run.
+        """Put the journal's head into the summary, and end the run.
 
-        `rows`: those of the record, where it has all.
+        `rows`: those of the record, if the run has all of them.
         """
         with contextlib.suppress(Exception):  # a broken run still has to be ended
             run.summary["journal_head"] = self._identity.head()
@@ -215,15 +271,16 @@ class WandbMirror:
         elif rows is not None:
             write_json(self._sent, {"rows": rows})
             for folder in (self._folder / FOLDER).rglob(f"offline-run-*-{self._identity.key[:_SHORT]}"):
-                remove_tree(folder)  # the server has its rows; uploaded later, they would stand there twice
+                remove_tree(folder)  # the server has its rows; an upload would append them once more
 
 
 class _Drawing:
     """Contents of a W&B run: rows, artifacts, tables."""
 
-    def __init__(self, wandb: Any, run: Any, identity: RunIdentity, first: int) -> None:
+    def __init__(self, wandb: Any, run: Any, identity: RunIdentity, first: int, *, alerts: bool) -> None:
         self._wandb, self._run, self._identity, self._first = wandb, run, identity, first
         self._charts: set[str] = set()
+        self._alerts = alerts
         self._validated: dict[int, float] = {}
         self._saved: dict[int, float] = {}
         run.define_metric("step", hidden=True)
@@ -238,7 +295,7 @@ class _Drawing:
             self._row(number, line)
         step, event = line["step"], line["event"]
         if event == "start":
-            # What was measured behind this step was rolled back; a checkpoint behind it is no more of this run.
+            # Measurements and checkpoints after this step were rolled back.
             self._validated = {at: loss for at, loss in self._validated.items() if at <= step}
             self._saved = {at: loss for at, loss in self._saved.items() if at <= step}
             texts = {name: value for name, value in line.items() if isinstance(value, str) and name != "event"}
@@ -248,11 +305,15 @@ class _Drawing:
             self._validated[step] = line["loss"]
         elif event == "checkpoint":
             self._checkpoint(line, new)
+        if new and self._alerts and event in ALERTS:
+            title, level = ALERTS[event]
+            facts = ", ".join(f"{name} {value}" for name, value in line.items() if isinstance(value, (int, float, str)))
+            self._run.alert(title=title, text=facts, level=level)
 
     def _row(self, number: int, line: Mapping[str, Any]) -> None:
         values = chart_values(line)
         for chart in values.keys() - self._charts:
-            # A star (in a pattern that names a group of parameters) is a wildcard to W&B, and stands at the end alone.
+            # W&B takes a star (in a pattern that names a group of parameters) for a wildcard, allowed at the end alone.
             name = f"{chart.partition('/')[0]}/*" if "*" in chart else chart
             self._run.define_metric(name, step_metric="step", step_sync=False, summary=summary_of(chart))
             self._charts.add(chart)
@@ -298,15 +359,75 @@ class _Drawing:
         except Exception as error:
             get_logger(__name__).warning("W&B gets no tables (%s)", error)
             return
-        for name, value in shown.items():
-            if isinstance(value, MirrorTable):
-                if len(value.rows) > _MOST_ROWS:
-                    get_logger(__name__).warning(
-                        "W&B gets the first %d of %d rows of %s", _MOST_ROWS, len(value.rows), name
-                    )
-                rows = [list(row) for row in value.rows[:_MOST_ROWS]]
-                value = self._wandb.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
-            self._run.summary[name] = value
+        _summarize(self._wandb, self._run, shown)
+
+
+def _summarize(wandb: Any, run: Any, values: Mapping[str, MirrorTable | float | str | None]) -> None:
+    """Put tables and figures into the run's summary."""
+    for name, value in values.items():
+        if isinstance(value, MirrorTable):
+            if len(value.rows) > _MOST_ROWS:
+                get_logger(__name__).warning(
+                    "W&B gets the first %d of %d rows of %s", _MOST_ROWS, len(value.rows), name
+                )
+            rows = [list(row) for row in value.rows[:_MOST_ROWS]]
+            run.summary[name] = wandb.Table(columns=list(value.columns), data=rows, allow_mixed_types=True)
+        else:
+            run.summary[name] = value
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A W&B run of something that is done: the data, or the gate's decision."""
+
+    job_type: str
+    name: str
+    identity: str
+    """Hexadecimal digest of what it shows; the same is shown once."""
+    config: dict[str, Any]
+    summary: dict[str, MirrorTable | float | str | None]
+    alert: str = ""
+    """Text of an alert that goes with it; "": none."""
+
+
+def show_finished(place: Path, config: TrackingConfig, group: str, runs: Sequence[FinishedRun]) -> None:
+    """Show runs at W&B, or write them offline below `place`, each once.
+
+    Only where W&B was requested: by the mode, by WANDB_MODE, or by a login. A process of its own does it, because
+    wandb reads its folders at import, and a training of this process has other ones. Its faults are warnings. Price:
+    about 4 s, most of them starting that process.
+    """
+    mode, record = mode_of(config), place / _SHOWN_FILE
+    requested = mode == "online" or (mode == "offline" and (config.mode != "auto" or "WANDB_MODE" in os.environ))
+    shown = json.loads(record.read_text()) if record.exists() else []
+    new = [run for run in runs if run.identity not in shown]
+    if not requested or not new:
+        return
+    apart = multiprocessing.get_context("spawn").Process(target=_show, args=(place, config, group, new))
+    apart.start()
+    apart.join(_INIT_SECONDS + _FINISH_SECONDS)
+    if apart.exitcode == 0:
+        write_json(record, [*shown, *(run.identity for run in new)])
+        return
+    apart.kill()
+    names = ", ".join(run.name for run in new)
+    get_logger(__name__).warning("W&B does not show %s; the reports and metrics.jsonl are the record", names)
+
+
+def _show(place: Path, config: TrackingConfig, group: str, runs: Sequence[FinishedRun]) -> None:
+    mode = mode_of(config)
+    wandb = _import_wandb(place, mode)
+    for shown in runs:
+        options = _options(config, shown.job_type, shown.name, shown.identity[:_SHORT], group)
+        options |= {"id": shown.identity[:_SHORT], "name": shown.name, "job_type": shown.job_type}
+        resume = "allow" if mode == "online" else None
+        settings = _settings(wandb, config)
+        run = wandb.init(**options, resume=resume, mode=mode, dir=place, config=shown.config, settings=settings)
+        _summarize(wandb, run, shown.summary)
+        if shown.alert and config.alerts:
+            run.alert(title="Gate closed", text=shown.alert, level="ERROR")
+        run.finish()
+    _tear_down(wandb)
 
 
 def _log_without_waiting(run: Any) -> None:
@@ -327,7 +448,7 @@ def _log_without_waiting(run: Any) -> None:
 
 
 def _end_service(wandb: Any) -> None:
-    """End wandb's own process, and with it whatever waits for that.
+    """End wandb's own process, and everything that waits for it.
 
     `finish_timeout` does not: with a server that is gone, `finish` of wandb 0.31 waits on, and so would the hook that
     ends that process when ours exits.

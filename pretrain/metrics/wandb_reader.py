@@ -35,6 +35,12 @@ class OfflineRuns:
     """Name, type, metadata, references as (path, address), aliases, and whether the run uses it or made it."""
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Charts that were defined: their x-axis and summary."""
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """Identity of each attempt: id, name, entity, project, group, job type, tags, notes."""
+    alerts: list[dict[str, str]] = field(default_factory=list)
+    """Title, text and level."""
+    system: list[dict[str, Any]] = field(default_factory=list)
+    """Samples of system metrics."""
 
 
 def read_offline(folder: Path) -> OfflineRuns:
@@ -100,7 +106,17 @@ def _take(runs: OfflineRuns, record: Any) -> None:
         runs.history.append(_items(record.history.item))
     elif kind == "summary":
         runs.summary.update(_items(record.summary.update))
+    elif kind == "alert":
+        alert = record.alert
+        runs.alerts.append({"title": alert.title, "text": alert.text, "level": alert.level})
+    elif kind == "stats":
+        runs.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
     elif kind in ("run", "config"):
+        if kind == "run":
+            run = record.run
+            names = {"id": run.run_id, "name": run.display_name, "entity": run.entity, "project": run.project}
+            names |= {"group": run.run_group, "job_type": run.job_type, "notes": run.notes}
+            runs.runs.append({**names, "tags": list(run.tags)})
         update = record.run.config.update if kind == "run" else record.config.update
         runs.config.update(_items(update))
     elif kind == "metric":

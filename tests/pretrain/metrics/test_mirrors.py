@@ -14,6 +14,7 @@ import pytest
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from pretrain import loop
+from pretrain.loss_spikes import Diverged
 from pretrain.metrics.events import chart_values
 from pretrain.metrics.wandb_reader import read_offline
 from pretrain.optim.optimizers import rate_factor
@@ -191,3 +192,20 @@ def test_a_log_that_was_altered_is_refused(mirrored, tmp_path):
 def test_no_offline_run_is_missing(tmp_path):
     with pytest.raises(MissingInput):
         read_offline(tmp_path)
+
+
+def test_alerts_and_system_metrics_are_in_the_run(tmp_path, run_training, monkeypatch):
+    """A run that diverges: its alert and samples of this machine; neither where they are turned off."""
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, "unset")
+    diverges = {"learning_rate": 1e30, "weight_decay": 0.0, "gradient_clipping": 0.0, "warmup_steps": 0}
+    for wanted in (True, False):
+        root = tmp_path / str(wanted)
+        with pytest.raises(Diverged):
+            run_training(root, mode="offline", alerts=wanted, system_metrics=wanted, tags=("a", "b"), **diverges)
+        [folder] = (root / "train").glob("*")
+        found = read_offline(folder / "wandb")
+        assert [(alert["title"], alert["level"]) for alert in found.alerts] == [("Training diverged", "ERROR")] * wanted
+        assert bool(found.system) == wanted
+        [run] = found.runs
+        assert (run["job_type"], run["tags"], run["group"][:7]) == ("train", ["a", "b"], "tokens-")

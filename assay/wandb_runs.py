@@ -1,0 +1,64 @@
+"""W&B runs of the data and of the gate's decision.
+
+So a corpus that the gate stopped appears at W&B, next to those that were trained on, in one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from assay.config import LoadedRun
+from assay.wandb_tables import mirror_tables
+from governance.config import canonical_json
+from governance.files import sha256_bytes
+from governance.log import get_logger
+from governance.manifest import Manifest
+from governance.stage import Runtime
+from pretrain.metrics.run_identity import MirrorTable
+from pretrain.metrics.wandb import FOLDER, FinishedRun, group_of, show_finished
+
+
+def show_data_and_gate(
+    run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime
+) -> None:
+    """Show the corpus with its tables, and the verdict with its reasons; a closed gate alerts.
+
+    A fault is a warning: no mirror stops a run.
+    """
+    try:
+        _show(run, artifacts, verdict, runtime)
+    except Exception as error:
+        get_logger(__name__).warning("W&B does not show the data and the gate (%s)", error)
+
+
+def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime) -> None:
+    tokens = artifacts.get("pack", artifacts["encode"])
+    tables = mirror_tables(artifacts, runtime.root)
+    data = {name: value for name, value in tables.items() if not name.startswith("bias/")}
+    shards = {"digest": tokens.digest, "path": tokens.path}
+    decision, reasons = str(verdict["verdict"]), [str(reason) for reason in verdict["reasons"]]
+    opened = decision in ("PASS", "WAIVED")
+    gate: dict[str, MirrorTable | float | str | None] = {
+        "gate/verdict": decision,
+        "gate/open": float(opened),
+        "gate/reasons": MirrorTable(("reason",), [(reason,) for reason in reasons]),
+        **{name: value for name, value in tables.items() if name.startswith("bias/")},
+    }
+    identity = sha256_bytes(canonical_json({"policy": verdict["policy"], "verdict": decision, "of": tokens.digest}))
+    show_finished(
+        runtime.root / FOLDER,
+        run.config.tracking,
+        group_of(tokens.digest),
+        [
+            FinishedRun("data", f"data-{tokens.digest[:8]}", tokens.digest, {"tokens": shards}, data),
+            FinishedRun(
+                "gate",
+                f"gate-{tokens.digest[:8]}",
+                identity,
+                {"tokens": shards, "policy": verdict["policy"], "audit": verdict["audit"]},
+                gate,
+                "" if opened else f"{decision}: {'; '.join(reasons)}",
+            ),
+        ],
+    )

@@ -1,0 +1,130 @@
+"""W&B as its users know it, offline: data and gate as runs of their own, alerts, variables, and a sweep's agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from assay.cli.main import main
+from assay.cli.run_commands import sweep_overrides
+from assay.config import load_run
+from governance.errors import ConfigError
+from governance.verification import verify_root
+from pretrain.config.training import TrackingConfig
+from pretrain.metrics.wandb import _options, mode_of
+from pretrain.metrics.wandb_reader import read_offline
+from tests.governance.attacked import FAILS, demand, prepare, words_of
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_a_run_that_the_gate_stopped_appears_and_alerts(tmp_path):
+    folder = prepare(tmp_path / "project", checked=False)
+    demand(folder, FAILS)
+    offline = ("--set", 'tracking.mode="offline"', "--set", 'tracking.entity="lab"', "--set", 'tracking.tags=["first"]')
+    check = ["governance", "check", *words_of(folder), *offline]
+    assert main(check) == 77
+    root = folder / "root"
+    found = read_offline(root / "wandb")
+    runs = {run["job_type"]: run for run in found.runs}
+    assert set(runs) == {"data", "gate"}
+    assert runs["data"]["group"] == runs["gate"]["group"] == runs["data"]["name"].replace("data-", "tokens-")
+    assert all((run["entity"], run["project"], run["tags"]) == ("lab", "assay", ["first"]) for run in runs.values())
+    assert found.summary["gate/verdict"] == "BLOCK"
+    assert found.summary["gate/open"] == 0.0
+    assert found.summary["data/funnel"]["nrows"] > 3
+    [alert] = found.alerts
+    assert (alert["title"], alert["level"]) == ("Gate closed", "ERROR")
+    assert "sources.few" in alert["text"]
+    assert main(check) == 77
+    assert len(read_offline(root / "wandb").runs) == 2  # the same decision is shown once
+    loaded = load_run(folder / "run.toml", [])
+    assert [line for line in verify_root(root, loaded.config.governance, folder).problems if "wandb" in line] == []
+
+
+def test_what_the_file_leaves_open_is_w_and_bs_variable(monkeypatch):
+    ours = {"job_type": "train", "name": "train-1", "id": "abc", "group": "tokens-1", "project": "assay"}
+    options = ("train", "train-1", "abc", "tokens-1")
+    assert _options(TrackingConfig(), *options) == {"reinit": "create_new", **ours}
+    for name in ("PROJECT", "NAME", "RUN_GROUP", "JOB_TYPE", "ENTITY"):
+        monkeypatch.setenv(f"WANDB_{name}", "theirs")
+    assert _options(TrackingConfig(), *options) == {"reinit": "create_new", "id": "abc"}
+    fixed = _options(TrackingConfig(project="p", group="g", entity="e", notes="n"), *options)
+    assert fixed == {"reinit": "create_new", "id": "abc", "project": "p", "group": "g", "entity": "e", "notes": "n"}
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    assert "id" not in _options(TrackingConfig(), *options)  # the agent has chosen it
+
+
+def test_the_mode_is_the_files_then_the_variables_then_the_logins(monkeypatch, tmp_path):
+    assert mode_of(TrackingConfig()) == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert mode_of(TrackingConfig()) == "online"  # after `wandb login`
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab.example")
+    assert mode_of(TrackingConfig()) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert mode_of(TrackingConfig()) == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert mode_of(TrackingConfig()) == "disabled"
+    assert mode_of(TrackingConfig(mode="offline")) == "offline"
+
+
+AGENT = """
+import sys
+from wandb import wandb_agent
+class Api:
+    def __init__(self): self.left = [
+        {"type": "run", "run_id": "r1", "program": "assay", "args": {"optim.learning_rate": {"value": 0.004},
+         "optim.schedule": {"value": "wsd"}, "train.skip.most_skips": {"value": 3}}},
+    ]
+    def register_agent(self, *given, **named): return {"id": "agent"}
+    def agent_heartbeat(self, *given, **named): return [self.left.pop()] if self.left else [{"type": "exit"}]
+    def upsert_run(self, *given, **named): return {}, True, ""
+    def sweep(self, *given, **named): return {}
+agent = wandb_agent.Agent.__new__(wandb_agent.Agent)
+agent._api, agent._run_processes, agent._in_jupyter, agent._function = Api(), {}, False, None
+agent._forward_signals = False
+agent._sweep_command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
+agent._command_run(Api().left[0])
+[process] = agent._run_processes.values()
+sys.exit(process.wait())
+"""
+COMMAND = """
+import json, sys
+from types import SimpleNamespace
+from assay.cli.run_commands import load
+from pathlib import Path
+given = SimpleNamespace(config=Path(sys.argv[1]), root=Path("root"), overrides=["train.skip.most_skips=5"], data_workers=1)
+config = load(given, "train")[0].config
+print(json.dumps([config.optim.learning_rate, config.optim.schedule, config.train.skip.most_skips]))
+"""
+
+
+def test_a_sweeps_agent_sets_the_fields_that_its_parameters_name(project, tmp_path):
+    """The agent of the package itself starts the command; its parameters reach the run's settings, --set wins."""
+    run = project / "run.toml"
+    environment = {**os.environ, "WANDB_SWEEP_ID": "sweep", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", AGENT, COMMAND, str(run)],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [0.004, "wsd", 5]
+
+
+def test_a_sweeps_file_that_is_none_is_refused(monkeypatch, tmp_path):
+    assert sweep_overrides() == []
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match=r"none\.yaml: is not a sweep's parameter file"):
+        sweep_overrides()
