@@ -83,7 +83,7 @@ def test_wandb_holds_them(run, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "unset")
     root, made, _ = run
     shown = mirror_tables(made, root)
-    about = RunIdentity(RECIPE, "7" * 64, shown=lambda: mirror_tables(made, root))
+    about = RunIdentity(RECIPE, "7" * 64, tables=lambda: mirror_tables(made, root))
     with open_record(tmp_path, TrackingConfig(mode="offline"), about, writes=True) as (record, _):
         record("step", 1, loss=1.0)
     summary = read_offline(tmp_path).summary

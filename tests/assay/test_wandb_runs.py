@@ -104,7 +104,8 @@ import json, sys
 from types import SimpleNamespace
 from assay.cli.run_commands import load
 from pathlib import Path
-given = SimpleNamespace(config=Path(sys.argv[1]), root=Path("root"), overrides=["train.skip.most_skips=5"], data_workers=1)
+own = ["train.skip.most_skips=5"]
+given = SimpleNamespace(config=Path(sys.argv[1]), root=Path("root"), overrides=own, data_workers=1)
 config = load(given, "train")[0].config
 print(json.dumps([config.optim.learning_rate, config.optim.schedule, config.train.skip.most_skips]))
 """

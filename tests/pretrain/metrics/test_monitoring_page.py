@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,15 +139,28 @@ def of_two_ranks():
     return lines
 
 
+def of_a_hang():
+    """What the watchdog's callback records, in a thread of its own."""
+    lines, recorded = [], threading.Event()
+
+    def record(event, step, **values):
+        lines.append({"event": event, "step": step, "attempt": 1, **values})
+        recorded.set()
+
+    loop._report_hang(SimpleNamespace(energy={"step": 7}, record=record), 300.5)
+    assert recorded.wait(10)
+    return lines
+
+
 def test_every_event_has_the_fields_of_the_page(written):
-    lines = [*written, *of_two_ranks()]
+    lines = [*written, *of_two_ranks(), *of_a_hang()]
     assert {line["event"] for line in lines} == set(documented())
     assert differences(lines) == []
 
 
 @pytest.mark.parametrize("event", sorted(documented()))
 def test_a_field_that_is_dropped_or_added_on_either_side_would_be_found(written, event):
-    [line, *_] = [line for line in [*written, *of_two_ranks()] if line["event"] == event]
+    [line, *_] = [line for line in [*written, *of_two_ranks(), *of_a_hang()] if line["event"] == event]
     need = [name for name, may_lack in documented()[event].items() if not may_lack]
     assert differences([{**line, "new": 1}]) == [f"{event}: new is not described"]
     for name in need:
