@@ -1,5 +1,6 @@
 """The whole way on a small corpus, as a user types it; and what a user can do wrong."""
 
+import base64
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ from assay.config import load_run
 from assay.pipeline import corpus
 from assay.training_recipe import training_folder
 from governance.stage import Runtime
+from tests.pretrain.export.hub_server import TOKEN, running_hub
 
 
 def assay(*words, cwd=None, timeout=300):
@@ -198,7 +200,9 @@ def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
     assert "stage: 'clean' against 'dedup'" in capsys.readouterr().out
 
 
-def test_evaluate_and_export(project_copy, capsys):
+def test_evaluate_and_export(project_copy, capsys, monkeypatch):
+    from huggingface_hub import constants
+
     root = project_copy / "root"
     config = [str(project_copy / "run.toml"), "--root", str(root)]
     newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda p: json.loads(p.read_bytes())["config"]["step"])
@@ -216,7 +220,17 @@ def test_evaluate_and_export(project_copy, capsys):
     trained = training_folder(run, corpus(run, Runtime(root, make=False)), root)  # where a launcher looks for progress
     assert (trained / "manifest.json").exists()
     target = project_copy / "exported"
-    assert main(["export", *config, str(newest.parent), str(target)]) == 0
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        assert main(["export", *config, str(newest.parent), str(target), "--push", "tiny"]) == 78
+        assert not target.exists()
+        assert main(["export", *config, str(newest.parent), str(target), "--push", "lab/tiny"]) == 0
+    assert hub.files == {path.name: path.read_bytes() for path in target.iterdir()}
+    lines = [json.loads(line) for line in (root / "journal.jsonl").read_text().splitlines()]
+    stated = [base64.b64decode(line["payload"]).decode() for line in lines if "payload" in line]
+    assert any("hub/lab/tiny/model.safetensors" in text and "/lab/tiny/commit/" in text for text in stated)
     with safe_open(target / "model.safetensors", framework="pt") as file:
         assert "model.layers.1.self_attn.q_proj.weight" in set(file.keys())
     assert json.loads((target / "config.json").read_bytes())["model_type"] == "llama"

@@ -166,7 +166,10 @@ def export(arguments: Arguments) -> None:
     from assay.pipeline import corpus, journal_of
     from governance.files import sha256_file
     from pretrain.export.huggingface import export as write
+    from pretrain.export.push import push, require_name
 
+    if arguments.push:
+        require_name(arguments.push)
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = write(
@@ -177,5 +180,12 @@ def export(arguments: Arguments) -> None:
         for path in sorted(arguments.target.glob("*.safetensors"))
     }
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
-    journal_of(loaded, runtime).state("export", subjects, made_from)
+    journal = journal_of(loaded, runtime)
+    journal.state("export", subjects, made_from)
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder")
+    if arguments.push:
+        message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"
+        commit = push(arguments.target, arguments.push, message, public=arguments.public)
+        pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}
+        journal.state("push", pushed, made_from, commit=commit)
+        say(f"{arguments.push}: {commit}")

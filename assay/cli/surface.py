@@ -164,6 +164,10 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     command.add_argument("target", type=Path, metavar="FOLDER", help="the folder to create")
+    command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
+    command.add_argument(
+        "--public", action="store_true", help="with --push: create a public repository, not a private one"
+    )
     command.add_argument(
         "--dtype",
         choices=("fp32", "bf16", "fp16"),

@@ -113,7 +113,7 @@ def open_folder(path: Path) -> WeightsFolder:
         ConfigError: the weights have another form than safetensors.
     """
     if not path.is_dir():
-        raise MissingInput(f"{FIELD}: there is no folder {path}. Give a local folder of Hugging Face weights.")
+        raise MissingInput(f"{FIELD}: there is no folder {path}. Give a local folder, relative to the run's file.")
     required = [CONFIG, TOKENIZER]
     if (path / INDEX).exists():
         weights = sorted(set(read_object(path / INDEX).get("weight_map", {}).values()))

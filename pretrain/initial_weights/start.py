@@ -10,7 +10,6 @@ zero, so that their number is Assay's (a multiple of 128).
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,9 +164,11 @@ def _encoding(path: Path) -> dict[str, Any]:
     """Parts of a tokenizer file that decide the ids of a text."""
     held = read_object(path)
     model = {name: value for name, value in held.get("model", {}).items() if value not in (None, False)}
+    if "merges" in model:  # pairs, or texts with a blank between: two forms of one list
+        model["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     added = sorted((token["id"], token["content"]) for token in held.get("added_tokens", []))
     kept = {name: held.get(name) for name in ("normalizer", "pre_tokenizer")}
-    return json.loads(json.dumps({**kept, "model": model, "added_tokens": added}))
+    return {**kept, "model": model, "added_tokens": added}
 
 
 def parameter_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:

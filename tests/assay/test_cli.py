@@ -29,7 +29,7 @@ SURFACE = {
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
     "evaluate": [*COMMON, "--json", "CHECKPOINT"],
-    "export": [*COMMON, "--dtype", "CHECKPOINT", "FOLDER"],
+    "export": [*COMMON, "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--help", "--output", "--sample-mb", "PATH"],
     "governance anchor": [*COMMON, "--accept"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],

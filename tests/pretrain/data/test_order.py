@@ -62,6 +62,7 @@ def rows_of(owners, names=("a", "b", "c")):
     return SimpleNamespace(count=len(owners), sources=lambda: sources_of(names, owners))
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 99))
 def test_steps_walk_through_whole_epochs(count, batch, seed):
     order = sampler_of(rows_of([0] * count), train_config(global_batch_size=batch, seed=seed))
@@ -143,7 +144,7 @@ def mixtures(draw):
     return tuple({"from_step": step, "weights": draw(WEIGHTS)} for step in steps)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(OWNERS, mixtures(), RAMPS, st.integers(0, 99))
 def test_a_mixture_keeps_its_weights_and_each_source_its_epochs(owners, mixture, ramp, seed):
     config = train_config(mixture=mixture, batch_size_ramp=ramp, seed=seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from assay.cli.main import main
 from assay.config import load_run
@@ -16,14 +17,16 @@ from data_pipeline.tokens.pack import PackConfig, pack
 from governance.errors import CheckpointError, ManifestError
 from governance.manifest import Input, Manifest, read_manifest, write_manifest
 from governance.stage import Runtime
+from pretrain.checkpoint.format import identity_of
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.data.dataset import open_rows
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer, refuse_foreign_vocabulary, tokenizer_of
 from pretrain.evaluation.model_bias import ModelAuditConfig, audit_model
-from pretrain.evaluation.validation import evaluate
+from pretrain.evaluation.validation import evaluate, load_decoder
 from pretrain.export.huggingface import export
+from pretrain.initial_weights.start import initial_weights_of
 from pretrain.metrics import peak_flops as peaks
 from pretrain.train import train
 
@@ -190,6 +193,20 @@ def test_a_chain_is_believed_only_as_far_as_its_digests_fit(two, tmp_path, caplo
     write_manifest(another, root)  # in the place of those that it learned from
     refuse_foreign_tokenizer(two.checkpoint, two.theirs.tokenizer, root)
     assert "cannot verify" in caplog.text
+
+
+def test_exported_weights_start_a_run_on_shards_of_their_tokenizer_only(two, tmp_path):
+    export(two.place, two.ours.tokenizer, tmp_path / "exported", two.root)
+    recipe = identity_of(two.checkpoint).recipe
+    train = recipe.train.model_copy(update={"initial_weights": str(tmp_path / "exported"), "continue_from": ""})
+    recipe = recipe.model_copy(update={"train": train})
+    weights = initial_weights_of(recipe, two.packed, two.root)
+    weights.check(SIZE)
+    trained = load_decoder(two.checkpoint, two.root)
+    for name, parameter in trained.named_parameters():
+        assert torch.equal(weights.weight(name, parameter.shape), parameter.detach())
+    with pytest.raises(CheckpointError, match="another tokenizer than that of the token shards"):
+        initial_weights_of(recipe, two.theirs.tokens, two.root)
 
 
 def test_a_tokenizer_that_was_altered_is_not_used(two, tmp_path):

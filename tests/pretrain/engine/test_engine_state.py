@@ -180,9 +180,13 @@ def test_anothers_state_is_refused():
         load_state(engine, plain("lion")[1], 3)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"),
-                                                  (2, "bf16"), (3, "bf16")])  # fmt: skip
+BITWISE = [
+    *((optimizer, stage, "fp32" if stage == 0 else "bf16") for optimizer in OPTIMIZERS for stage in range(4)),
+    ("adamw", 1, "fp32"), ("lion", 2, "fp32"), ("muon", 3, "fp32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("optimizer", "stage", "precision"), BITWISE)
 def test_state_comes_back_and_a_skipped_step_leaves_it_to_the_bit(optimizer, stage, precision):
     engine = open_one(optimizer, stage, precision)
     learn(engine, last=2)
@@ -199,7 +203,7 @@ def test_state_comes_back_and_a_skipped_step_leaves_it_to_the_bit(optimizer, sta
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_norms_by_group_are_the_plain_ones(optimizer, stage):
     plain_engine, engine = open_one(optimizer, 0), open_one(optimizer, stage)
     for step in (1, 2):

@@ -7,7 +7,10 @@ scale, doubled after every 2 steps without overflow.
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,67 +25,92 @@ from tests.pretrain.test_train import Crash, crash
 LIVELY = {"initial_scale_power": 22, "loss_scale_window": 2, "hysteresis": 2}
 
 
-@pytest.fixture
-def in_fp16(monkeypatch):
+@pytest.fixture(scope="module")
+def in_fp16():
     """fp16 on any CPU, with a lively search; the settings of such a run."""
     from deepspeed.accelerator import get_accelerator
 
     rules = tuple(rule for rule in compatibility.RULES if rule is not compatibility.fp16_needs_cuda)
-    monkeypatch.setattr(compatibility, "RULES", rules)
-    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
     precision = deepspeed_config._precision
 
     def lively(name: str) -> dict:
         values = precision(name)
-        return {**values, "fp16": {**values["fp16"], **LIVELY}}
+        return {**values, "fp16": {**values["fp16"], **LIVELY}} if name == "fp16" else values
 
-    monkeypatch.setattr(deepspeed_config, "_precision", lively)
-    return {"precision": "fp16", "validate_every_steps": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compatibility, "RULES", rules)
+        patch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+        patch.setattr(deepspeed_config, "_precision", lively)
+        yield {"precision": "fp16", "validate_every_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, in_fp16, run_training):
+    """The root and the run of a stage that nothing interrupts."""
+
+    @functools.cache
+    def run(stage: int):
+        root = tmp_path_factory.mktemp("whole")
+        return root, run_training(root, zero_stage=stage, **in_fp16)
+
+    return run
+
+
+@pytest.fixture
+def interrupted(tmp_path_factory, tmp_path, in_fp16, run_training, at_step):
+    """A root in which a run of a stage died in step 7, after the checkpoint of step 4."""
+
+    def root(stage: int) -> Path:
+        if stage not in _INTERRUPTED:
+            _INTERRUPTED[stage] = tmp_path_factory.mktemp("cut")
+            at_step(7, crash)
+            with pytest.raises(Crash):
+                run_training(_INTERRUPTED[stage], zero_stage=stage, **in_fp16)
+        shutil.copytree(_INTERRUPTED[stage], tmp_path / "cut")
+        return tmp_path / "cut"
+
+    return root
+
+
+_INTERRUPTED: dict[int, Path] = {}
 
 
 def scale_in(root, step: int) -> dict:
-    """What the checkpoint of a step says."""
+    """Loss scale in the checkpoint of a step."""
     states = [json.loads(path.read_text()) for path in root.glob("checkpoint/*/state.json")]
     return next(state["loss_scale"] for state in states if state["step"] == step)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_an_interrupted_run_is_the_uninterrupted_one_fp16(tmp_path, in_fp16, run_training, at_step, stage):
-    whole = run_training(tmp_path / "whole", zero_stage=stage, **in_fp16)
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "cut", zero_stage=stage, **in_fp16)
-    before = scale_in(tmp_path / "cut", 4)
+def test_an_interrupted_run_is_the_uninterrupted_one_fp16(in_fp16, run_training, whole_run, interrupted, stage):
+    _, whole = whole_run(stage)
+    cut = interrupted(stage)
+    before = scale_in(cut, 4)
     assert before["step"] == 4
     assert before["last_overflow"] >= 0
     assert before["scale"] < 2 ** LIVELY["initial_scale_power"]
-    assert run_training(tmp_path / "cut", zero_stage=stage, **in_fp16).digest == whole.digest
-    lines = read_lines(tmp_path / "cut" / whole.folder / "metrics.jsonl")
+    assert run_training(cut, zero_stage=stage, **in_fp16).digest == whole.digest
+    lines = read_lines(cut / whole.folder / "metrics.jsonl")
     skipped = [line for line in lines if line["event"] == "skipped"]
     assert {line["reason"] for line in skipped} == {"overflow"}
     assert any(line["step"] > 4 for line in skipped)  # the search went on after the restart, and counted
 
 
-def test_without_its_scale_a_run_would_leave_out_other_steps(tmp_path, in_fp16, run_training, at_step, monkeypatch):
-    """That the test above can fail."""
-    whole = run_training(tmp_path / "whole", **in_fp16)
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "cut", **in_fp16)
+def test_without_its_scale_a_run_would_skip_other_steps(in_fp16, run_training, whole_run, interrupted, monkeypatch):
+    """The test above can fail."""
+    _, whole = whole_run(1)
     monkeypatch.setattr(engine_loss_scale, "restore_loss_scale", lambda engine, values: None)
-    cut = run_training(tmp_path / "cut", **in_fp16)
+    cut = run_training(interrupted(1), zero_stage=1, **in_fp16)
     assert cut.stats["skipped_steps"] > whole.stats["skipped_steps"]
 
 
-def test_another_stage_goes_on_with_the_scale(tmp_path, in_fp16, run_training, at_step, losses_of):
-    """Stages 2 and 3, which overflow at the same scale; stage 1 adds up otherwise, and does so at half of it."""
-    whole = run_training(tmp_path / "whole", zero_stage=2, **in_fp16)
-    at_step(7, crash)
-    with pytest.raises(Crash):
-        run_training(tmp_path / "cut", zero_stage=2, **in_fp16)
-    cut = run_training(tmp_path / "cut", zero_stage=3, **in_fp16)
-    assert losses_of(cut, tmp_path / "cut") == pytest.approx(losses_of(whole, tmp_path / "whole"), rel=1e-3)
-    assert scale_in(tmp_path / "cut", 10) == scale_in(tmp_path / "whole", 10)
+def test_another_stage_goes_on_with_the_scale(in_fp16, run_training, whole_run, interrupted, losses_of):
+    """Stages 2 and 3, which overflow at the same scale; stage 1 sums differently, and does so at half of it."""
+    root, whole = whole_run(2)
+    cut = interrupted(2)
+    resumed = run_training(cut, zero_stage=3, **in_fp16)
+    assert losses_of(resumed, cut) == pytest.approx(losses_of(whole, root), rel=1e-3)
+    assert scale_in(cut, 10) == scale_in(root, 10)
 
 
 def test_precisions_that_scale_no_loss_say_nothing_of_it(finished):

@@ -62,7 +62,7 @@ def saved(name: str, target: Path, shard: str = "5GB", **changes: Any) -> Any:
             parameter.add_(0.1 * torch.randn(parameter.shape))  # norms and biases, too
     made.config._attn_implementation = "eager"
     made.save_pretrained(target, max_shard_size=shard)
-    (target / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}, "added_tokens": []}))
+    (target / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}, "merges": ["a b"]}, "added_tokens": []}))
     return made.eval()
 
 
@@ -302,7 +302,7 @@ def test_the_tokenizer_of_the_shards_must_be_the_folders(folder, tmp_path):
         model=opened(folder).model, optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0), train=train
     )
     ours = {
-        "model": {"vocab": {}, "dropout": None},
+        "model": {"vocab": {}, "dropout": None, "merges": [["a", "b"]]},
         "added_tokens": [],
         "post_processor": {"type": "TemplateProcessing"},
     }

@@ -1,0 +1,76 @@
+"""Uploads of an exported folder, to a local fake of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from governance.errors import ConfigError, PipelineError, StorageError
+from pretrain.export.push import push
+from tests.pretrain.export.hub_server import TOKEN, running_hub
+
+WEIGHTS = os.urandom(50_000)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by Git LFS
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "exported"
+    path.mkdir()
+    (path / "README.md").write_text("---\nlibrary_name: transformers\n---\n# Model\n")
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(WEIGHTS)
+    return path
+
+
+def test_every_file_arrives_in_a_private_repository_and_again_in_the_same(hub, folder):
+    for _ in range(2):
+        assert push(folder, "lab/tiny", "Checkpoint 1", endpoint=hub.endpoint).endswith("/commit/" + "c" * 40)
+    assert list(hub.repositories) == ["lab/tiny"]
+    assert hub.repositories["lab/tiny"].get("private") or hub.repositories["lab/tiny"].get("visibility") == "private"
+    assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert list(hub.objects) == [hashlib.sha256(WEIGHTS).hexdigest()]
+    push(folder, "lab/open", "Checkpoint 1", public=True, endpoint=hub.endpoint)
+    assert not hub.repositories["lab/open"].get("private")
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "error", "message"),
+    [
+        ("create", 401, PipelineError, r"answers 401 .*run hf auth login, or set HF_TOKEN"),
+        ("create", 403, PipelineError, r"answers 403 .*use one with write access"),
+        ("preupload", 404, PipelineError, "answers 404"),
+        ("commit/main", 403, PipelineError, "answers 403"),
+    ],
+)
+def test_a_refusal_says_what_to_do_and_how_to_finish(hub, folder, part, status, error, message):
+    hub.fail[part] = status
+    with pytest.raises(error, match=message) as raised:
+        push(folder, "lab/tiny", "Checkpoint 1", endpoint=hub.endpoint)
+    assert f"send it with: hf upload lab/tiny {folder}" in str(raised.value)
+    hub.fail.clear()
+    push(folder, "lab/tiny", "Checkpoint 1", endpoint=hub.endpoint)
+    assert hub.files["model.safetensors"] == WEIGHTS
+
+
+def test_a_hub_that_is_not_there_and_a_bad_name_are_errors(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(ConfigError, match="as OWNER/NAME"):
+        push(folder, "tiny", "Checkpoint 1")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        push(folder, "lab/tiny", "Checkpoint 1", endpoint="http://127.0.0.1:9")
