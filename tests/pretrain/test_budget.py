@@ -90,9 +90,9 @@ def test_earlier_attempts_count_and_another_trainings_do_where_the_scope_is_the_
 
 def test_a_signal_is_honoured_as_ever(tmp_path, run_training, planted, monkeypatch):
     from governance.errors import Preempted
-    from pretrain.distributed.preemption import Leave
+    from pretrain.distributed.preemption import StopRequested
 
-    monkeypatch.setattr(Leave, "__call__", lambda self: Planted.steps >= 5)
+    monkeypatch.setattr(StopRequested, "__call__", lambda self: Planted.steps >= 5)
     with pytest.raises(Preempted, match="after step 5"):
         run_training(tmp_path, **options(tmp_path, 1e6), **SETTINGS)
 
