@@ -229,7 +229,7 @@ def test_evaluate_and_export(project_copy, capsys, monkeypatch):
         assert main(["export", *config, str(newest.parent), str(target), "--push", "lab/tiny"]) == 0
     assert hub.files == {path.name: path.read_bytes() for path in target.iterdir()}
     lines = [json.loads(line) for line in (root / "journal.jsonl").read_text().splitlines()]
-    stated = [base64.b64decode(line["payload"]).decode() for line in lines if "payload" in line]
+    stated = [base64.b64decode(line["envelope"]["payload"]).decode() for line in lines]
     assert any("hub/lab/tiny/model.safetensors" in text and "/lab/tiny/commit/" in text for text in stated)
     with safe_open(target / "model.safetensors", framework="pt") as file:
         assert "model.layers.1.self_attn.q_proj.weight" in set(file.keys())

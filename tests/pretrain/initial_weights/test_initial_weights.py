@@ -267,6 +267,17 @@ def test_a_killed_run_goes_on_and_its_child_keeps_the_terms(trained, folder, run
     assert child.stats["initial_weights"] == run.stats["initial_weights"]
 
 
+@pytest.mark.slow
+def test_two_ranks_at_stage_3_begin_from_the_same_weights(folder, run_training, losses_of, tmp_path):
+    from tests.pretrain import rank_runs
+
+    settings = {"initial_weights": str(folder), "zero_stage": 3, **MODEL}
+    runs: rank_runs.Runs = {"two": settings}
+    found = rank_runs.losses_of_runs(tmp_path / "ranks", runs, ranks=2)
+    alone = run_training(tmp_path / "alone", **rank_runs.SHORT, **settings)
+    assert found["two"] == pytest.approx(losses_of(alone, tmp_path / "alone"), abs=1e-5)
+
+
 def test_the_exported_card_states_the_licence(trained):
     from pretrain.checkpoint.format import identity_of
     from pretrain.export.huggingface import _card
