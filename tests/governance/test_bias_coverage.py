@@ -14,7 +14,7 @@ import pytest
 from benchmarks.measures.governance import bias_null
 from governance.checks.bias.adverse_impact import impact_rows
 from governance.checks.bias.interval_rows import ALL, NOBODY, OTHERS
-from governance.checks.bias.representation import split_sequences
+from governance.checks.bias.representation import share_rows
 from governance.checks.bias.statistics import LOGIT, jackknife
 from governance.checks.bias.tables import bias_tables
 from tests.governance.bias_corpora import CATEGORY_RATE, GROUPS, RATES, Planted, corpus, simpson
@@ -109,7 +109,7 @@ def shares_covered(seeds):
         for place in range(4):
             part = d.into(drawn[:, place])
             rows += per_bucket("shares", ("source", f"s{place}", None), part, part, part)
-        found = split_sequences(table_of("shares", rows))
+        found = share_rows(table_of("shares", rows))
         for row in found:
             if row["metric"] == "hhi":
                 held["hhi"] += row["lower"] <= float((weights**2).sum()) <= row["upper"]

@@ -12,7 +12,7 @@ import pytest
 from governance.checks.bias.adverse_impact import NOT_COMPARABLE, Passage, adjusted_ratio, impact_rows
 from governance.checks.bias.bucket_counts import by_bucket
 from governance.checks.bias.interval_rows import ALL, COLUMNS, NOBODY, OTHERS, false_discovery_rates
-from governance.checks.bias.representation import split_sequences
+from governance.checks.bias.representation import share_rows
 from governance.checks.bias.statistics import LOG, jackknife, quantile, share_estimates, two_sided_p
 from governance.checks.bias.tables import SUITES, Choices, Recorded, bias_tables
 from governance.errors import ManifestError
@@ -285,7 +285,7 @@ def test_shares_index_and_values_beyond_the_most():
         ("year", str(2000 + year), bucket, 10 + bucket % (year + 2), 0, 5) for year in range(4) for bucket in range(64)
     ]
     rows += [("year", "unknown", bucket, 7, 0, 5) for bucket in range(64)]
-    found = split_sequences(table_of("shares", rows), most=3)
+    found = share_rows(table_of("shares", rows), most=3)
     numbers = np.arange(1, 81)
     hhi = row(found, metric="hhi", axis="domain")
     assert hhi["value"] == pytest.approx((numbers**2).sum() / numbers.sum() ** 2)
