@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FastTextFile:
-    """What a file holds; arrays are read-only."""
+    """A parsed file; arrays are read-only."""
 
     dimensions: int
     word_grams: int

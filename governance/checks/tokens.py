@@ -103,7 +103,7 @@ class TokenReaders:
 
 
 @dataclass(frozen=True)
-class TokenShard:
+class CheckedShard:
     """One token shard, its documents, and the readers of both."""
 
     path: Path
@@ -117,14 +117,14 @@ class TokenShard:
     readers: TokenReaders
 
 
-def count_tokens(section: Section, shard: TokenShard, path_of: Callable[[str], Path]) -> ShardMade:
+def count_tokens(section: Section, shard: CheckedShard, path_of: Callable[[str], Path]) -> ShardMade:
     """Write one shard's row: a function for `map_shards`."""
     path = path_of(f"tokens_{shard.split}")
     write_json(path, {"subject": shard.subject, "sha256": shard.sha256, **token_row(shard)})
     return ShardMade({f"tokens_{shard.split}": path}, {})
 
 
-def token_row(shard: TokenShard) -> dict[str, Any]:
+def token_row(shard: CheckedShard) -> dict[str, Any]:
     """The row of one shard, see the module.
 
     Raises:
@@ -185,7 +185,7 @@ def _count_ends(file: TokenFile) -> dict[str, int]:
     }
 
 
-def _round_trip(file: TokenFile, decoder: Decoder, shard: TokenShard) -> dict[str, int]:
+def _round_trip(file: TokenFile, decoder: Decoder, shard: CheckedShard) -> dict[str, int]:
     """Decode some documents' ids and compare the bytes."""
     checked = failed = 0
     places = {identity.tobytes(): place for place, identity in enumerate(file.identities)}
@@ -203,7 +203,7 @@ def identity_of(name: str) -> bytes:
     return bytes.fromhex(sha256_bytes(name.encode("utf-8")))[:16]
 
 
-def _sample(shard: TokenShard, known: set[bytes]) -> list[tuple[str, bytes]]:
+def _sample(shard: CheckedShard, known: set[bytes]) -> list[tuple[str, bytes]]:
     """Ids and texts of evenly spaced documents of a row group."""
     if shard.documents is None:
         return []
@@ -224,12 +224,12 @@ def _sample(shard: TokenShard, known: set[bytes]) -> list[tuple[str, bytes]]:
 
 def shards_of(
     encode: Manifest, tokenizer: Manifest, documents: Manifest, root: Path, readers: TokenReaders
-) -> list[TokenShard]:
+) -> list[CheckedShard]:
     """The token shards of a corpus, those of training first."""
     texts = {path.stem: path for path in documents.files("documents", root)}
     digests = {root / output.path: output.sha256 for output in encode.outputs}
     return [
-        TokenShard(
+        CheckedShard(
             path=path,
             subject=path.relative_to(root).as_posix(),
             sha256=digests[path],
@@ -245,7 +245,7 @@ def shards_of(
 
 
 def token_shard_rows(
-    shards: Sequence[TokenShard], found: Sequence[Mapping[str, Any]], encode: Manifest
+    shards: Sequence[CheckedShard], found: Sequence[Mapping[str, Any]], encode: Manifest
 ) -> tuple[list[dict[str, Any]], str]:
     """The table, sorted, a row "(all)" for each split last.
 

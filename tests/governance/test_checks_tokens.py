@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
 from data_pipeline.tokens.token_shards import TokenShard as File
-from governance.checks.tokens import ALL, TokenReaders, TokenShard, identity_of, token_row, token_shard_rows
+from governance.checks.tokens import ALL, CheckedShard, TokenReaders, identity_of, token_row, token_shard_rows
 from governance.errors import MissingInput
 from governance.manifest import Manifest
 
@@ -59,7 +59,7 @@ def shard(tmp_path):
     path = tmp_path / "0.tokens"
     write_token_shard(path, written, 5, 0)
     readers = TokenReaders(File.open, lambda tokenizer, root: Decoder())
-    return TokenShard(path, "encode/0/train/0.tokens", "0" * 64, "train", documents, manifest(), tmp_path, readers)
+    return CheckedShard(path, "encode/0/train/0.tokens", "0" * 64, "train", documents, manifest(), tmp_path, readers)
 
 
 SOUND = {
