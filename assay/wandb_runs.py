@@ -22,7 +22,9 @@ from pretrain.metrics.wandb import FOLDER, FinishedRun, group_of, show_finished
 def show_data_and_gate(
     run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime
 ) -> None:
-    """Show the corpus with its tables, and the verdict with its reasons; a closed gate alerts.
+    """Show the corpus with its tables, and the verdict with its reasons.
+
+    A closed gate alerts.
 
     A fault is a warning: no mirror stops a run.
     """

@@ -63,7 +63,7 @@ ALERTS = {
 
 
 def mode_of(config: TrackingConfig) -> str:
-    """Mode of the file, else of WANDB_MODE, else online if logged in, else offline."""
+    """Mode of the file, else of WANDB_MODE, else as logged in."""
     if config.mode != "auto":
         return config.mode
     variable = os.environ.get("WANDB_MODE", "").lower()
@@ -105,7 +105,10 @@ def _import_wandb(place: Path, mode: str) -> Any:
 
 
 def _options(config: TrackingConfig, job_type: str, name: str, run_id: str, group: str) -> dict[str, Any]:
-    """Arguments of `wandb.init`: the file's fields, else W&B's own variables, else defaults of ours."""
+    """Arguments of `wandb.init`.
+
+    The file's fields, else W&B's own variables, else defaults of ours.
+    """
     given = os.environ.get
     options: dict[str, Any] = {"reinit": "create_new"}
     options |= {field: value for field in ("entity", "notes") if (value := getattr(config, field))}
@@ -219,7 +222,10 @@ class WandbMirror:
         return max([0, int(sent.get("rows", 0)), *rows])
 
     def _start(self, given_up: threading.Event) -> tuple[Any, str]:
-        """A run, and its mode: `_mode` may belong to another thread by the time that this one ends."""
+        """A run, and its mode.
+
+        `_mode` may belong to another thread by the time that this one ends.
+        """
         if self._mode == "online":
             try:
                 run = self._init("online")
@@ -378,7 +384,10 @@ def _summarize(wandb: Any, run: Any, values: Mapping[str, MirrorTable | float | 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A W&B run of something that is done: the data, or the gate's decision."""
+    """A W&B run of something that is done.
+
+    The data, or the gate's decision.
+    """
 
     job_type: str
     name: str
