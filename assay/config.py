@@ -3,22 +3,26 @@
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
     [evaluation] [profile] [model_audit] [slurm]
 
-Every section belongs to the package that uses it; this module only combines them. Derived values (accumulation steps,
-DeepSpeed's whole configuration) are functions of these, never settings of their own.
+A run may have several files (`run_file.py`). Every section belongs to the package that uses it; this module only
+combines them. Derived values (accumulation steps, DeepSpeed's whole configuration) are functions of these, never
+settings of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from assay.run_file import Needs, RunFile, fill_defaults, read_run_file
 from data_pipeline.config import DataConfig
 from governance.checks.audit import AuditConfig
-from governance.config import Section, load_config
+from governance.config import Section, validate
 from governance.energy.meters import EnergyConfig
 from governance.errors import ConfigError
 from governance.gate.policy import Policy, load_policy
 from governance.gate.verdict import GovernanceConfig
+from governance.log import get_logger
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import (
@@ -31,7 +35,7 @@ from pretrain.config.training import (
     TrainConfig,
     TrainRecipe,
 )
-from pretrain.distributed.process_group import slurm_attempt
+from pretrain.distributed.process_group import read_ranks, slurm_attempt
 from pretrain.evaluation.model_bias import ModelAuditConfig
 from pretrain.preflight.compatibility import check_together
 from slurm.config import SlurmConfig, with_site
@@ -68,6 +72,8 @@ class LoadedRun:
     config: RunConfig
     path: Path
     policy: Policy
+    source: RunFile = field(default_factory=RunFile)
+    """The merged values with their origins."""
 
     @property
     def folder(self) -> Path:
@@ -92,13 +98,17 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
             )
 
 
-def load_run(path: Path, overrides: list[str]) -> LoadedRun:
-    """Read a run's file and the policy that it names.
+def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *, needs: Needs = "all") -> LoadedRun:
+    """Read a run's file, those merged over it, and the policy that it names.
+
+    `more`: files merged over `path`, from left to right. `needs`: what the command uses of it.
 
     Raises:
-        ConfigError: either is wrong, or its sections do not fit together.
+        ConfigError: a file is wrong, or its sections do not fit together.
     """
-    config = load_config(path, RunConfig, overrides)
+    found = read_run_file((path, *more), overrides)
+    fill_defaults(found, path.parent, needs)
+    config = _shortened(validate(found.values, RunConfig, " + ".join(map(str, (path, *more)))), found.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack
@@ -107,4 +117,20 @@ def load_run(path: Path, overrides: list[str]) -> LoadedRun:
             f"{path}: data.pack.sequence_length is {packed.sequence_length}, train.sequence_length "
             f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
         )
-    return LoadedRun(config, path, load_policy(path.parent / config.governance.policy))
+    return LoadedRun(config, path, load_policy(path.parent / config.governance.policy), found)
+
+
+def _shortened(config: RunConfig, origins: dict[str, str]) -> RunConfig:
+    """The configuration with warm-up and decay that fit a short run."""
+    optim, steps = config.optim, config.train.steps
+    planned = optim.warmup_steps + optim.decay_steps
+    if planned <= steps:
+        return config
+    shorter = {name: getattr(optim, name) * steps // planned for name in ("warmup_steps", "decay_steps")}
+    origins.update({f"optim.{name}": "shortened to fit train.steps" for name in shorter})
+    if read_ranks().first:
+        get_logger(__name__).warning(
+            "train.steps = %d is shorter than warm-up and decay (%d + %d steps): they take %d + %d in this run",
+            steps, optim.warmup_steps, optim.decay_steps, *shorter.values(),
+        )  # fmt: skip
+    return config.model_copy(update={"optim": optim.model_copy(update=shorter)})

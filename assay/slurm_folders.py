@@ -58,7 +58,7 @@ def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
 def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
     """The run's file, its policies and the script that is sourced, absolute."""
     policies = policy_files(run.folder / run.config.governance.policy)
-    named = [run.path, *policies, *[Path(environment)] * bool(environment)]
+    named = [*(run.source.files or [run.path]), *policies, *[Path(environment)] * bool(environment)]
     return [Path(os.path.abspath(path)) for path in named]
 
 

@@ -82,7 +82,7 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         values = tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: no such file. Give the path of a run's TOML file; examples are in configs/."
+            f"{path}: no such file. Give the path of a run's TOML file, or write one: assay init"
         ) from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
@@ -91,7 +91,7 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a number of 4,301 digits, brackets in brackets without end
         raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return values
 
 
@@ -109,7 +109,8 @@ def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Co
         raise ConfigError(f"{origin}: {len(lines)} fault(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one value, given as "section.field=VALUE"."""
     name, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"--set {override}: needs the form section.field=VALUE, for example --set train.steps=20")
@@ -165,8 +166,15 @@ def _names_at(schema: Any, location: list[Any]) -> list[str]:
         for model in here:
             if part in getattr(model, "model_fields", {}):
                 below += _models(model.model_fields[part].annotation)
-        here = below or here  # an index or a union's tag does not descend
+        tagged = [model for model in here if part in _tags(model)]
+        here = below or tagged or here  # an index does not descend; a union's tag chooses
     return [name for model in here for name in getattr(model, "model_fields", {})]
+
+
+def _tags(model: Any) -> tuple[Any, ...]:
+    """Values of the field "type", which chooses a model of a union."""
+    field = getattr(model, "model_fields", {}).get("type")
+    return typing.get_args(field.annotation) if field is not None else ()
 
 
 def _models(annotation: Any) -> list[Any]:

@@ -137,6 +137,23 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     return found if mistyped and not Path(rest[0]).exists() else [*found[: place + 1], "write", *rest]
 
 
+def join_files(words: Sequence[str], top: Parser) -> list[str]:
+    """`a.toml b.toml` as `a.toml --with b.toml`, for commands that merge files."""
+    command: Parser | None = top
+    for word in words:
+        if not word.startswith("-") and command is not None and subcommands(command):
+            command = subcommands(command).get(word)
+    if command is None or "--with" not in _options(command):
+        return list(words)
+    found: list[str] = []
+    after_file = False
+    for word in words:
+        is_file = word.endswith(".toml") and not word.startswith("-")
+        found += ["--with", word] if is_file and after_file else [word]
+        after_file = is_file
+    return found
+
+
 def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
     """Put the last release's order of positional words, CONFIG last, right."""
     given = [name for name in ("config", "checkpoint", "target") if hasattr(arguments, name)]
@@ -150,8 +167,16 @@ def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
         warn(f"CONFIG comes first now: assay {arguments.words} {shown}; the old order goes with the next release")
 
 
+def _shipped(path: Path) -> Path:
+    """The shipped configuration of this name, such as `configs/1b.toml`."""
+    known = str(path.parent) in (".", "configs")
+    return Path(__file__).parents[1] / "configs" / path.name if known else path
+
+
 def refuse_missing(arguments: argparse.Namespace) -> None:
     """Refuse a path that does not exist, before anything slow is imported.
+
+    A missing `configs/1b.toml` is the shipped one.
 
     Raises:
         ConfigError: it is the run's file.
@@ -159,14 +184,18 @@ def refuse_missing(arguments: argparse.Namespace) -> None:
     """
     from governance.errors import ConfigError, MissingInput
 
-    for name in _INPUTS:
-        path = getattr(arguments, name, None)
+    named = [(name, getattr(arguments, name, None)) for name in _INPUTS]
+    for name, path in [*named, *(("config", path) for path in getattr(arguments, "more", []))]:
         if path is None or path.exists() or (name == "checkpoint" and str(path) == "last"):
+            continue
+        if name == "config" and _shipped(path).is_file() and hasattr(arguments, "more"):
+            arguments.more = [_shipped(path) if other == path else other for other in arguments.more]
+            arguments.config = _shipped(path) if arguments.config == path else arguments.config
             continue
         names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=1)
         mend = f"Did you mean {path.parent / near[0]}?" if near else ""
         if name == "config":
-            mend = mend or "Give the path of a run's TOML file; examples are in configs/."
+            mend = mend or "Give the path of a run's TOML file, or write one: assay init"
             raise ConfigError(f"{path}: no such file. {mend}")
         raise MissingInput(f"{path}: no such file or folder in {path.absolute().parent}. {mend}".rstrip())

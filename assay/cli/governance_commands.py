@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from assay.cli.run_commands import Arguments, load, say
+from assay.cli.run_commands import Arguments, checkpoint_of, load, say
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
@@ -218,7 +218,7 @@ def audit_model(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    made = model_audit(loaded, artifacts, arguments.checkpoint, runtime)
+    made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime), runtime)
     found = json.loads((runtime.root / made.folder / "leanings.json").read_bytes())
     say(f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:")
     for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:

@@ -85,8 +85,13 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
     command.add_argument("theirs", type=Path, metavar="B", help="the other artifact")
     command = add("audit-model", "audit_model", "measure the biases of a checkpoint on templates and published sets")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
     config(command)
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help='a checkpoint\'s folder, or "last" for the final one of this run',
+    )
     _keys(add)
 
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from types import ModuleType
 
-from assay.cli.command_words import current_words, in_order, refuse_missing
+from assay.cli.command_words import current_words, in_order, join_files, refuse_missing
 from assay.cli.surface import parser
 
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     if not words:
         top.print_help(sys.stderr)
         return 2
-    arguments = top.parse_args(words)
+    arguments = top.parse_args(join_files(words, top))
     if getattr(arguments, "wait", False) and arguments.task is None:
         top.error("--wait goes with --task I/N: it waits for the other tasks")
     in_order(arguments, warnings.append)

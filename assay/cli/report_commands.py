@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from assay.cli.run_commands import Arguments, load, say
+from assay.cli.run_commands import Arguments, default_root, load, say
 from assay.config import load_run
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_text
@@ -110,7 +110,7 @@ def _find(run: Path, root: Path | None) -> tuple[Path, Manifest]:
     from governance.reports.recompute import newest_report
 
     if run.is_file() and run.suffix == ".toml":
-        place = root or Path("runs") / run.stem
+        place = root or default_root(run)
         return place, newest_report(place)
     folder = run.parent if run.name in (FILE_NAME, "report.html", "report.json") else run
     if not (folder / FILE_NAME).exists():

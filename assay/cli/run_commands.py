@@ -10,19 +10,24 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from assay.config import LoadedRun, load_run
+from assay.run_file import CONFIGS
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError
 from governance.files import append_line
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
+from governance.manifest import Manifest
 from governance.stage import Runtime
 from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
 
 Arguments = argparse.Namespace
+_PROJECT = ("runs", ".git", "pyproject.toml")
+"""One of these marks the folder of a project."""
 TALLY_VARIABLE = "ASSAY_TALLY"
 """Names the file of the tally of `Hooks`; a job's script sets it."""
 
@@ -32,8 +37,9 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
 
     `command` is the command that a failed look-up suggests.
     """
-    run = load_run(arguments.config, [*sweep_overrides(), *arguments.overrides])
-    root: Path = arguments.root or Path("runs") / arguments.config.stem
+    more, overrides = getattr(arguments, "more", []), [*sweep_overrides(), *arguments.overrides]
+    run = load_run(arguments.config, overrides, more, needs=getattr(arguments, "needs", "all"))
+    root: Path = arguments.root or default_root(arguments.config)
     refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
     task = getattr(arguments, "task", None)
@@ -41,7 +47,8 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.data_workers,
-        command=f"assay {command} {arguments.config}" + (f" --root {arguments.root}" if arguments.root else ""),
+        command=" ".join(["assay", command, *map(str, (arguments.config, *more))])
+        + (f" --root {arguments.root}" if arguments.root else ""),
         worker=task or (0, 1),
         mode="share" if task and not arguments.wait else "join" if getattr(arguments, "merge", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
@@ -76,6 +83,20 @@ def sweep_overrides() -> list[str]:
         raise ConfigError(f"WANDB_SWEEP_PARAM_PATH = {path}: is not a sweep's parameter file: {error}") from error
 
 
+def default_root(config: Path) -> Path:
+    """Root of a run without `--root`: the same from every folder.
+
+    It is `runs/<name>` in the nearest folder around CONFIG that has `runs`, `.git` or `pyproject.toml`, else next to
+    CONFIG. An existing `runs/<name>` here wins, and the shipped configurations, which are copied nowhere, run here.
+    """
+    here = Path("runs") / config.stem
+    folder = config.absolute().parent
+    if here.exists() or folder.resolve() == CONFIGS.resolve():
+        return here
+    marked = (above for above in (folder, *folder.parents) if any((above / name).exists() for name in _PROJECT))
+    return next(marked, folder) / here
+
+
 def refuse_edited(run: LoadedRun, root: Path) -> None:
     """Refuse, in a job of a cluster, what differs from the submission.
 
@@ -94,7 +115,8 @@ def refuse_edited(run: LoadedRun, root: Path) -> None:
 def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:
     """The command-line words that repeat this run's configuration to a child process."""
     overrides = [word for override in arguments.overrides for word in ("--set", override)]
-    return [str(arguments.config.absolute()), "--root", str(runtime.root), *overrides]
+    more = [word for path in arguments.more for word in ("--with", str(path.absolute()))]
+    return [str(arguments.config.absolute()), *more, "--root", str(runtime.root), *overrides]
 
 
 def say(line: str) -> None:
@@ -116,6 +138,8 @@ def train(arguments: Arguments) -> None:
 
     from assay.pipeline import corpus, training
 
+    if arguments.dry_run:
+        arguments.needs = "model"
     loaded, runtime = load(arguments, "data prepare")
     if arguments.dry_run:
         from assay.dry_run import dry_run, planned, ranks_of
@@ -134,11 +158,24 @@ def train(arguments: Arguments) -> None:
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
 
 
+def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
+    """Folder of the named checkpoint; "last" is the final one of this run."""
+    from dataclasses import replace
+
+    from assay.pipeline import training
+
+    checkpoint: Path = arguments.checkpoint
+    if str(checkpoint) != "last" or checkpoint.exists():
+        return checkpoint
+    look = replace(runtime, make=False, command=f"assay train {arguments.config}")
+    return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
+
+
 def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
     from dataclasses import asdict, replace
 
-    from assay.pipeline import corpus, evaluation, journal_of, training
+    from assay.pipeline import corpus, evaluation, journal_of
     from governance.config import canonical_json
     from governance.files import json_text, sha256_bytes
     from governance.stage import read_artifact
@@ -146,10 +183,7 @@ def evaluate(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    checkpoint: Path = arguments.checkpoint
-    if str(checkpoint) == "last" and not checkpoint.exists():
-        look = replace(runtime, make=False, command=f"assay train {arguments.config}")
-        checkpoint = runtime.root / training(loaded, artifacts, look).stats["checkpoint"]["path"]
+    checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
     found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
     values = {**asdict(found), "tasks": tasks}
     say(json_text(values).rstrip("\n") if arguments.json else "\n".join(table(found, tasks)))
@@ -172,9 +206,8 @@ def export(arguments: Arguments) -> None:
         require_name(arguments.push)
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = write(
-        arguments.checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype
-    )
+    checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
+    manifest = write(checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype)
     subjects = {
         f"{arguments.target.name}/{path.name}": sha256_file(path)
         for path in sorted(arguments.target.glob("*.safetensors"))

@@ -405,7 +405,10 @@ def _our_joules(root: Path) -> float | None:
 
 def _config_words(arguments: Arguments) -> str:
     """The configuration as the user named it."""
-    words = [str(arguments.config), *(["--root", str(arguments.root)] if arguments.root else [])]
+    words = [
+        *map(str, (arguments.config, *arguments.more)),
+        *(["--root", str(arguments.root)] if arguments.root else []),
+    ]
     return shlex.join(words + [word for override in arguments.overrides for word in ("--set", override)])
 
 

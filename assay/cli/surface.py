@@ -12,13 +12,17 @@ from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import trusted_keys
 from assay.cli.option_values import hours, natural, positive, prefix, size, task
 
+_EXAMPLES = (
+    "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
+)  # fmt: skip
+"""The shipped configurations; pinned, so that `--help` reads no folder."""
 Commands = argparse._SubParsersAction
 
 _EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
 69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted, 73 another attempt
 holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error"""
-_FIRST = """first steps: assay run configs/quickstart.toml          the whole run in miniature, on this machine
-             assay train my.toml --dry-run              parameters, memory and layout; starts nothing
+_FIRST = """first steps: assay init my-run                          writes a run's file and its policy
+             assay run my-run/quickstart.toml           the whole run in miniature, on this machine
              assay COMMAND --help                       options of a command
 
 """
@@ -36,6 +40,7 @@ def parser() -> Parser:
     top.set_defaults(verbose=False, quiet=False)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
+    _setup(commands)
     command = _add(
         commands, "run", "run", "do everything on this machine: prepare the corpus, audit it, train, write the report"
     )
@@ -82,10 +87,34 @@ def _inspect(commands: Commands[Parser]) -> None:
     )
 
 
+def _setup(commands: Commands[Parser]) -> None:
+    command = _add(commands, "init", "init", "write a run's file and a policy that work as they are into a folder")
+    command.add_argument(
+        "folder", type=Path, nargs="?", default=Path(), metavar="FOLDER", help="folder to write to (default: this one)"
+    )
+    command.add_argument(
+        "--from",
+        dest="name",
+        choices=_EXAMPLES,
+        default="quickstart",
+        help="configuration to start from: a whole run, or a model size (default: %(default)s)",
+    )
+    command.set_defaults(group="config")
+    command = _add(commands, "doctor", "doctor", "print what this machine can do, and how to fix what it cannot")
+    command.add_argument("--json", action="store_true", help="print the checks as JSON")
+    command.set_defaults(group="config")
+    add = _group(commands, "config", "print a run's settings, or the schema of its file")
+    command = add("show", "show", "print every setting of a run and where its value comes from")
+    _config(command)
+    command.add_argument("--json", action="store_true", help="print the settings as JSON")
+    add("schema", "schema", "print the JSON schema of a run's file, for editors")
+
+
 def _data(commands: Commands[Parser]) -> None:
     add = _group(commands, "data", "prepare a corpus, look at it, convert it")
     command = add("prepare", "prepare", "make every artifact of the corpus; finished parts are found and kept")
     _config(command)
+    command.set_defaults(needs="data")
     part = command.add_mutually_exclusive_group()
     part.add_argument(
         "--task",
@@ -111,6 +140,7 @@ def _data(commands: Commands[Parser]) -> None:
     )
     command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
+    command.set_defaults(needs="data")
     command = add("trace", "trace", "print which document, file and line a token comes from")
     command.add_argument("shard", type=Path, metavar="SHARD", help="a token shard (.tokens) or packed rows (.rows)")
     command.add_argument("offset", type=natural, metavar="OFFSET", help="position of the token in the shard, from 0")
@@ -162,7 +192,12 @@ def _training(commands: Commands[Parser]) -> None:
     command.add_argument("--json", action="store_true", help="print all figures as JSON")
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help='a checkpoint\'s folder, or "last" for the final one of this run',
+    )
     command.add_argument("target", type=Path, metavar="FOLDER", help="the folder to create")
     command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
     command.add_argument(
@@ -297,6 +332,15 @@ def _config(
     command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
 ) -> None:
     command.add_argument("config", type=Path, metavar=name, help=text)
+    command.add_argument(
+        "--with",
+        dest="more",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is short for it",
+    )
     command.add_argument("--root", type=Path, help="folder that holds all artifacts (default: runs/<name of CONFIG>)")
     command.add_argument(
         "--data-workers",

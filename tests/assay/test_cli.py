@@ -8,6 +8,7 @@ import pytest
 
 from assay.cli import (
     check_commands,
+    config_commands,
     data_commands,
     governance_commands,
     inspect_commands,
@@ -20,14 +21,17 @@ from assay.cli.command_words import current_words, in_order
 from assay.cli.main import main
 from assay.cli.surface import parser
 
-COMMON = ["--data-workers", "--help", "--root", "--set", "CONFIG"]
+COMMON = ["--data-workers", "--help", "--root", "--set", "--with", "CONFIG"]
 SURFACE = {
+    "config schema": ["--help"],
+    "config show": [*COMMON, "--json"],
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
     "data prepare": [*COMMON, "--engine", "--merge", "--task", "--wait"],
     "data show": [*COMMON[:-1], "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
+    "doctor": ["--help", "--json"],
     "evaluate": [*COMMON, "--json", "CHECKPOINT"],
     "export": [*COMMON, "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--help", "--output", "--sample-mb", "PATH"],
@@ -44,6 +48,7 @@ SURFACE = {
     "governance site": ["--help", "POLICY"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
+    "init": ["--from", "--help", "FOLDER"],
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
     "report verify": ["--help", "--key", "--root", "CONFIG|ROOT|REPORT"],
@@ -76,7 +81,7 @@ def test_surface_is_pinned_and_each_command_exists():
         name: sorted([*words, "--quiet", "--verbose"]) for name, words in SURFACE.items()
     }
     modules = {
-        "check": check_commands, "data": data_commands, "governance": governance_commands,
+        "check": check_commands, "config": config_commands, "data": data_commands, "governance": governance_commands,
         "inspect": inspect_commands, "report": report_commands, "review": review_commands,
         "slurm": slurm_commands, "": commands,
     }  # fmt: skip

@@ -96,7 +96,7 @@ def settings(quick: bool) -> dict[str, Setting]:
 def _preset(name: str) -> ModelConfig:
     from assay.config import load_run
 
-    return load_run(CONFIGS / f"{name}.toml", []).config.model
+    return load_run(CONFIGS / f"{name}.toml", [], needs="model").config.model
 
 
 def goals_on(quick: bool) -> list[Goal]:

@@ -29,7 +29,7 @@ PRESETS = {
 
 
 def run_of(name: str) -> LoadedRun:
-    return load_run(CONFIGS / f"{name}.toml", [])
+    return load_run(CONFIGS / f"{name}.toml", [], needs="model")
 
 
 @pytest.mark.parametrize("vocabulary", [100, 128, 300])

@@ -118,7 +118,7 @@ STEPS = 10
 @pytest.mark.parametrize("name", ["10m", "125m", "350m", "1b", "7b", "13b", "70b"])
 def test_a_new_preset_knows_nothing(name):
     """As its file says, but narrower and of two layers."""
-    preset = load_run(Path(__file__).parents[3] / "configs" / f"{name}.toml", []).config.model
+    preset = load_run(Path(__file__).parents[3] / "configs" / f"{name}.toml", [], needs="model").config.model
     shared = preset.num_attention_heads // preset.num_key_value_heads
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8 // shared}
     small = preset.model_copy(

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 PRESETS = {"1b": (8, 0.54), "7b": (64, 0.59), "13b": (128, 0.57), "70b": (512, 0.40)}
 """Ranks, and the least model FLOPs utilization that a preset's forecast must reach."""
 SLOW = 45e9
-read = functools.cache(lambda name: load_run(CONFIGS / f"{name}.toml", []).config)
+read = functools.cache(lambda name: load_run(CONFIGS / f"{name}.toml", [], needs="model").config)
 
 
 def plan(name: str, network: float | None = None, **changes: Any) -> Forecast:

@@ -1,0 +1,209 @@
+"""Values of a run from several TOML files, with the origin of each.
+
+    base = "1b.toml"      # merged below this file; found next to it, else among the shipped configurations
+    [model]
+    preset = "1b"         # the [model] of a shipped configuration, below the keys of this section
+
+A file wins over its base, a later file over an earlier one, and `--set` over all. Tables merge key by key; arrays and
+other values are replaced whole. Relative paths in each file start from the folder of the first one named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipeline.tokens.tokenizer import TokenizerConfig
+from governance.config import apply_override, read_toml, validate
+from governance.errors import ConfigError
+from pretrain.config.model import ModelConfig
+from pretrain.model.flops import parameter_count
+
+CONFIGS = Path(__file__).with_name("configs")
+"""The shipped configurations and policies."""
+_TOKENS_PER_PARAMETER = 20
+"""Compute-optimal number of tokens (arXiv:2203.15556)."""
+_UNUSED: dict[str, dict[str, Any]] = {
+    "model": {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 1 << 20,
+    },
+    "optim": {"learning_rate": 1e-3},
+    "train": {"global_batch_size": 8, "steps": 1},
+}
+"""Sections of a file that only prepares a corpus; no data stage reads them."""
+_NO_SOURCE = {"type": "text", "name": "none", "paths": ["none.txt"], "licence": "NOASSERTION"}
+_NOT_USED = "not used by this command"
+Needs = Literal["all", "data", "model", "data or model"]
+"""Parts of a run's file that a command uses."""
+
+
+@dataclass
+class RunFile:
+    """Merged values, their origins and the files read."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Dotted name of a value -> file, "--set" or the reason of a default."""
+    files: list[Path] = field(default_factory=list)
+
+
+def read_run_file(paths: Sequence[Path], overrides: Sequence[str] = ()) -> RunFile:
+    """Merge files from left to right, then overrides.
+
+    Raises:
+        ConfigError: a file is missing or wrong, or a base leads back to itself.
+    """
+    found = RunFile()
+    for path in paths:
+        for layer, values in _layers(path, ()):
+            _merge(found, values, f"shipped {layer.name}" if layer.parent == CONFIGS else str(layer))
+            found.files.append(layer)
+    for override in overrides:
+        apply_override(found.values, override)
+        found.origins[override.partition("=")[0].strip()] = "--set"
+    return found
+
+
+def names_of(folder: Path = CONFIGS) -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.stem for path in folder.glob("*.toml") if not path.stem.startswith("policy"))
+
+
+def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A file after its bases and the preset of its model."""
+    children = (*children, path.resolve())
+    values = read_toml(path)
+    bases = values.pop("base", [])
+    for name in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: base = {bases!r}: give the path of a TOML file, or a list of paths")
+        base = path.parent / name if (path.parent / name).exists() else CONFIGS / name
+        if base.resolve() in children:
+            raise ConfigError(f"{path}: base = {name!r} leads back to this file; remove it there or here")
+        if not base.exists():
+            shipped = ", ".join(f"{known}.toml" for known in names_of())
+            raise ConfigError(f"{path}: base = {name!r}: no such file next to it; the shipped ones are: {shipped}")
+        yield from _layers(base, children)
+    if isinstance(model := values.get("model"), dict) and "preset" in model:
+        name = model.pop("preset")
+        if name not in (known := names_of()):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the presets are: {', '.join(known)}"
+            raise ConfigError(f"{path}: model.preset = {name!r}: no such preset; {hint}")
+        yield CONFIGS / f"{name}.toml", {"model": read_toml(CONFIGS / f"{name}.toml")["model"]}
+    yield path, values
+
+
+def _merge(found: RunFile, values: dict[str, Any], origin: str) -> None:
+    def merge(target: dict[str, Any], new: dict[str, Any], above: str) -> None:
+        for key, value in new.items():
+            name = f"{above}{key}"
+            if isinstance(value, dict) and isinstance(target.get(key), dict):
+                merge(target[key], value, f"{name}.")
+                continue
+            target[key] = value
+            for old in [old for old in found.origins if old.startswith(f"{name}.")]:
+                del found.origins[old]
+            found.origins.update(dict.fromkeys(_names(value, name), origin))
+
+    merge(found.values, values, "")
+
+
+def _names(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _names(item, f"{name}.{key}")
+    else:
+        yield name
+
+
+def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
+    """Fill in the policy and what follows from the model's size.
+
+    No value of a file is changed.
+
+    `needs`: what the command uses; "data": the sections of the training may be missing; "model": the corpus may.
+
+    Raises:
+        ConfigError: there is no corpus, and the command needs one.
+    """
+    if "sources" not in _table(found.values, "data"):
+        if "model" not in needs:
+            raise ConfigError(
+                f"{found.files[0]}: has no [[data.sources]]. Add one, or name a file with your corpus first: assay run "
+                f"corpus.toml {found.files[0]}"
+            )
+        _fill(found, "data", "sources", [_NO_SOURCE], _NOT_USED)
+    policy = _table(found.values, "governance").get("policy", "policy.toml")
+    own = not found.origins.get("governance.policy", "shipped").startswith("shipped")
+    if isinstance(policy, str) and not own and not (folder / policy).exists() and (CONFIGS / policy).exists():
+        _table(found.values, "governance").pop("policy", None)
+        _fill(found, "governance", "policy", str(CONFIGS.absolute() / policy), "the shipped policy")
+    data = _table(found.values, "data")
+    length = _table(data, "pack").get("sequence_length")
+    if "data" in needs and "model" not in found.values:
+        for section in [section for section in _UNUSED if section not in found.values]:
+            for key, value in _UNUSED[section].items():
+                _fill(found, section, key, value, _NOT_USED)
+        if "sequence_length" not in _table(found.values, "train"):
+            _fill(found, "train", "sequence_length", length or 8, _NOT_USED)
+    try:
+        model = validate(found.values.get("model", {}), ModelConfig, "")
+        tokenizer = validate(_table(data, "tokenizer"), TokenizerConfig, "")
+    except ConfigError:
+        return  # the validation of the whole file reports it with all other faults
+    _fill(found, "train", "sequence_length", length or model.max_position_embeddings, "the model's longest row")
+    _fill_for_size(found, parameter_count(model, tokenizer.vocabulary_size))
+
+
+def _fill_for_size(found: RunFile, parameters: int) -> None:
+    """Fill in batch, steps and learning rate.
+
+    Batch and rate follow the scaling laws of arXiv:2401.02954, the steps 20 tokens a parameter.
+    """
+    train, reason = _table(found.values, "train"), f"default for {parameters:,} parameters"
+    length, tokens = train.get("sequence_length"), _TOKENS_PER_PARAMETER * parameters
+    if not _is_count(length):
+        return
+    rows = 0.2920 * (6 * parameters * tokens) ** 0.3271 / length
+    _fill(found, "train", "global_batch_size", 2 ** max(0, round(math.log2(rows))), reason)
+    rows = train["global_batch_size"]
+    if not _is_count(rows):
+        return
+    if rows % 8:
+        _fill(found, "engine", "micro_batch_size", math.gcd(rows, 8), "default for this global batch")
+    _fill(found, "train", "steps", math.ceil(tokens / (rows * length)), reason)
+    steps, optim = train["steps"], _table(found.values, "optim")
+    if "learning_rate" in optim or not _is_count(steps):
+        return
+    rate = min(3e-3, 0.3118 * (6 * parameters * steps * rows * length) ** -0.125)
+    _fill(found, "optim", "learning_rate", float(f"{rate:.2g}"), reason)
+    _fill(found, "optim", "warmup_steps", min(2000, max(1, steps // 50)), "default for these steps")
+    if optim.get("schedule", "wsd") == "wsd":
+        _fill(found, "optim", "decay_steps", steps // 5, "default for these steps")
+
+
+def _fill(found: RunFile, section: str, key: str, value: Any, reason: str) -> None:
+    target = found.values.setdefault(section, {})
+    if isinstance(target, dict) and key not in target:
+        target[key] = value
+        found.origins[f"{section}.{key}"] = reason
+
+
+def _table(values: Any, name: str) -> dict[str, Any]:
+    """A table of this name; a new one if it is missing or not a table."""
+    found = values.get(name) if isinstance(values, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

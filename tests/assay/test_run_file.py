@@ -1,0 +1,166 @@
+"""A run from several files: bases, presets, defaults, a short run, and the commands that print settings."""
+
+import json
+import os
+
+import pytest
+
+from assay.cli.main import main
+from assay.config import load_run
+from assay.run_file import CONFIGS, names_of, read_run_file
+from governance.errors import ConfigError
+
+CORPUS = '[[data.sources]]\ntype = "text"\nname = "mine"\npaths = ["*.txt"]\nlicence = "MIT"\nlanguage = "en"\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.toml").write_text(CORPUS)
+    return tmp_path
+
+
+def run(capsys, *words):
+    status = main([str(word) for word in words])
+    return status, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", names_of())
+def test_init_writes_a_run_that_loads_as_it_is(folder, capsys, name):
+    status, out = run(capsys, "init", "new", "--from", name)
+    assert status == 0
+    files = [folder / word for word in out.splitlines()[-1].removeprefix("next: assay run ").split()]
+    loaded = load_run(files[0], [], files[1:])
+    assert loaded.config.governance.policy == "policy.toml"
+    assert loaded.config.train.steps >= 50
+    assert run(capsys, "init", "new", "--from", name)[0] == 0, "the same again is no fault"
+    files[-1].write_text("# mine\n")
+    assert run(capsys, "init", "new", "--from", name)[0] == 78
+    assert files[-1].read_text() == "# mine\n"
+
+
+def test_later_files_win_over_earlier_ones_a_file_over_its_base_and_set_over_all(folder):
+    (folder / "base.toml").write_text(
+        "[train]\nsteps = 1\nseed = 1\nsequence_length = 64\n[optim]\nlearning_rate = 1.0\n"
+    )
+    (folder / "mine.toml").write_text(f'base = "base.toml"\n{CORPUS}[train]\nseed = 2\nsteps = 2\n')
+    (folder / "over.toml").write_text("[train]\nsteps = 3\n")
+    found = read_run_file([folder / "mine.toml", folder / "over.toml"], ["train.validation_rows=4"])
+    assert found.values["train"] == {"steps": 3, "seed": 2, "sequence_length": 64, "validation_rows": 4}
+    origins = {name: os.path.basename(origin) for name, origin in found.origins.items()}
+    assert {name: origins[name] for name in origins if name.startswith(("train", "optim"))} == {
+        "train.steps": "over.toml", "train.seed": "mine.toml", "train.sequence_length": "base.toml",
+        "optim.learning_rate": "base.toml", "train.validation_rows": "--set",
+    }  # fmt: skip
+
+
+def test_a_preset_is_below_its_section_and_a_shipped_file_may_be_a_base(folder):
+    (folder / "a.toml").write_text(f'{CORPUS}[model]\npreset = "1b"\nnum_hidden_layers = 2\n')
+    shipped = load_run(CONFIGS / "1b.toml", [], needs="model").config.model
+    assert load_run(folder / "a.toml", []).config.model == shipped.model_copy(update={"num_hidden_layers": 2})
+    (folder / "b.toml").write_text(f'base = "1b.toml"\n{CORPUS}')
+    merged = load_run(folder / "corpus.toml", [], [CONFIGS / "1b.toml"]).config
+    assert load_run(folder / "b.toml", []).config == merged
+    assert [source.name for source in merged.data.sources] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('base = "run.toml"', "base = 'run.toml' leads back to this file"),
+        ('base = "other.toml"', "base = 'run.toml' leads back to this file"),
+        ('base = "1bn.toml"', "no such file next to it; the shipped ones are: 10m.toml"),
+        ("base = 3", "give the path of a TOML file, or a list of paths"),
+        ('[model]\npreset = "1bb"', "model.preset = '1bb': no such preset; did you mean '1b'?"),
+        ("[model]\npreset = 0.5", "no such preset; the presets are: 10m"),
+        ("", "has no [[data.sources]]. Add one, or name a file with your corpus first"),
+        (CORPUS.replace("paths", "path"), "text.path: unknown key; did you mean 'paths'?"),
+    ],
+)
+def test_a_wrong_composition_is_refused(folder, text, words):
+    (folder / "run.toml").write_text(text)
+    (folder / "other.toml").write_text('base = "run.toml"')
+    with pytest.raises(ConfigError) as refused:
+        load_run(folder / "run.toml", [])
+    assert words in str(refused.value).replace("(", "").replace("base = 3: ", "")
+
+
+def test_a_corpus_alone_is_enough_for_the_commands_of_data(folder, capsys):
+    config = load_run(folder / "corpus.toml", [], needs="data").config
+    assert config.data == load_run(folder / "corpus.toml", [], [CONFIGS / "quickstart.toml"]).config.data.model_copy(
+        update={name: getattr(config.data, name) for name in type(config.data).model_fields}
+    )
+    assert main(["data", "show", "corpus.toml"]) == 66, "nothing is made yet, but the file is enough"
+    with pytest.raises(ConfigError, match="model"):
+        load_run(folder / "corpus.toml", [])
+
+
+def test_what_a_file_leaves_out_suits_the_size_of_its_model(folder):
+    chosen = {}
+    for name in ("10m", "1b", "70b"):
+        (folder / "run.toml").write_text(f'{CORPUS}[model]\npreset = "{name}"\n')
+        config = load_run(folder / "run.toml", []).config
+        chosen[name] = (config.train.steps, config.train.global_batch_size, config.optim.learning_rate)
+        assert config.train.sequence_length == config.model.max_position_embeddings
+        assert 0 < config.optim.warmup_steps + config.optim.decay_steps < config.train.steps
+    _, batches, rates = zip(*chosen.values(), strict=True)
+    assert list(batches) == sorted(batches)
+    assert list(rates) == sorted(rates, reverse=True)
+    (folder / "run.toml").write_text(f'{CORPUS}[model]\npreset = "1b"\n[optim]\nlearning_rate = 0.5\n')
+    assert load_run(folder / "run.toml", []).config.optim.learning_rate == 0.5
+
+
+@pytest.mark.parametrize("steps", [1, 20, 59, 60, 200])
+def test_a_short_run_shortens_its_schedule_and_says_so(folder, caplog, steps):
+    """The quick start has 10 steps of warm-up and 50 of decay."""
+    loaded = load_run(CONFIGS / "quickstart.toml", [f"train.steps={steps}"])
+    warmup, decay = loaded.config.optim.warmup_steps, loaded.config.optim.decay_steps
+    assert (warmup, decay) == (10 * min(steps, 60) // 60, 50 * min(steps, 60) // 60)
+    shortened = loaded.source.origins["optim.warmup_steps"] == "shortened to fit train.steps"
+    assert shortened == (steps < 60)
+
+
+def test_config_show_names_the_origin_of_each_value(folder, capsys):
+    status, out = run(capsys, "config", "show", "corpus.toml", "1b.toml", "--set", "train.steps=7", "--json")
+    assert status == 0
+    rows = json.loads(out)
+    assert rows["train.steps"] == {"value": 7, "origin": "--set"}
+    assert rows["data.sources"]["origin"] == "corpus.toml"
+    assert rows["model.hidden_size"] == {"value": 2048, "origin": "shipped 1b.toml"}
+    assert rows["optim.warmup_steps"] == {"value": 1, "origin": "shortened to fit train.steps"}
+    assert rows["optim.eps"]["origin"] == "default"
+    assert run(capsys, "config", "show", "corpus.toml")[0] == 0
+
+
+def test_the_schema_describes_each_setting(capsys):
+    status, out = run(capsys, "config", "schema")
+    assert status == 0
+    schema = json.loads(out)
+    assert "description" in schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]
+    assert "1b" in schema["$defs"]["ModelConfig"]["properties"]["preset"]["enum"]
+    assert {"data", "train", "base"} <= schema["properties"].keys()
+
+
+def test_the_root_is_the_same_from_every_folder(folder, capsys, monkeypatch):
+    (folder / "project" / "configs").mkdir(parents=True)
+    (folder / "project" / ".git").mkdir()
+    file = folder / "project" / "configs" / "mine.toml"
+    file.write_text(CORPUS)
+    found = set()
+    for place in (folder, folder / "project", file.parent):
+        monkeypatch.chdir(place)
+        assert main(["slurm", "cancel", os.path.relpath(file)]) == 78, "it has no model"
+        assert main(["data", "show", os.path.relpath(file)]) == 66
+        from assay.cli.run_commands import default_root
+
+        found.add(default_root(file).absolute())
+    assert found == {folder / "project" / "runs" / "mine"}
+
+
+def test_doctor_names_a_fix_for_each_missing_ability(capsys):
+    status, out = run(capsys, "doctor", "--json")
+    assert status == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert {"python", "memory", "torch", "gpu", "energy", "slurm"} <= rows.keys()
+    assert all(row["fix"] for row in rows.values() if not row["ok"])
+    assert rows["torch"]["ok"]
