@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 
 from assay.cli.run_commands import Arguments, default_root, load, say
@@ -9,6 +10,7 @@ from assay.config import load_run
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_text
 from governance.gate.verdict import GovernanceConfig
+from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 
 
@@ -19,12 +21,15 @@ def write(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "run")
     refresh_accounting(runtime.root)
-    if not arguments.documents:
-        say(f"report: {write_report(loaded, runtime)}")
-        return
-    page, folder = write_documents(loaded, runtime)
+    if arguments.documents:
+        page, folder = write_documents(loaded, runtime)
+    else:
+        page, folder = write_report(loaded, runtime), None
     say(f"report: {page}")
-    say(f"documents: {folder}")
+    if folder is not None:
+        say(f"documents: {folder}")
+    if arguments.open and not webbrowser.open(page.absolute().as_uri()):
+        get_logger(__name__).warning("no browser can be opened here; open %s on a machine that has one", page)
 
 
 def verify(arguments: Arguments) -> None:

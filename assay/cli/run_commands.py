@@ -17,7 +17,7 @@ from assay.config import LoadedRun, load_run
 from assay.run_file import CONFIGS
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
-from governance.errors import ConfigError
+from governance.errors import ConfigError, MissingInput
 from governance.files import append_line
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
@@ -125,11 +125,17 @@ def say(line: str) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Run everything and print the report's path."""
-    from assay.pipeline import whole_way
+    """Run everything and print the run's card."""
+    import time
 
+    from assay.pipeline import whole_way
+    from assay.run_card import card
+
+    begun = time.monotonic()
     loaded, runtime = load(arguments, "run")
-    say(f"report: {whole_way(loaded, runtime, arguments.nproc, words_of(arguments, runtime))}")
+    page = whole_way(loaded, runtime, arguments.nproc, words_of(arguments, runtime))
+    for line in card(page, time.monotonic() - begun):
+        say(line)
 
 
 def train(arguments: Arguments) -> None:
@@ -168,7 +174,13 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
     if str(checkpoint) != "last" or checkpoint.exists():
         return checkpoint
     look = replace(runtime, make=False, command=f"assay train {arguments.config}")
-    return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
+    try:
+        return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
+    except MissingInput as error:
+        from assay.run_card import other_trainings
+
+        hint = other_trainings(loaded.config.recipe.model_dump(mode="json"), runtime.root)
+        raise MissingInput(f"{error}{hint}") from error
 
 
 def evaluate(arguments: Arguments) -> None:

@@ -221,6 +221,7 @@ def _report(commands: Commands[Parser]) -> None:
         action="store_true",
         help="also write the model card, the datasheet, bills of materials and regulatory forms",
     )
+    command.add_argument("--open", action="store_true", help="open the report in a browser")
     run = "CONFIG|ROOT|REPORT"
     text = "a run's TOML file, a run's root (its newest report), or a report's folder"
     command = add("verify", "verify", "compute every number of a report again and print those that differ")

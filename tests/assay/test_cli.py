@@ -52,7 +52,7 @@ SURFACE = {
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
     "report verify": ["--help", "--key", "--root", "CONFIG|ROOT|REPORT"],
-    "report write": [*COMMON, "--documents"],
+    "report write": [*COMMON, "--documents", "--open"],
     "run": [*COMMON, "--from-scratch", "--nproc"],
     "slurm cancel": COMMON,
     "slurm logs": [*COMMON, "--attempt", "--follow", "--job", "--rank"],

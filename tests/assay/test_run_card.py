@@ -1,0 +1,49 @@
+"""The card at the end of a run, and the hint that names trainings with other settings."""
+
+import json
+
+from assay.run_card import card, other_trainings
+from governance.files import write_json
+from governance.manifest import Manifest, write_manifest
+
+SUMMARY = {
+    "verdict": "PASS", "policy": "policy assay-default", "documents_in": 71341, "documents_kept": 2204,
+    "train_tokens": 5194960, "steps": 200, "validation_loss": 5.891, "bits_per_byte": 2.7036, "energy_kwh": 2.3e-4,
+    "energy_low_kwh": 6.8e-5, "energy_high_kwh": 4.7e-4,
+}  # fmt: skip
+
+
+def lines_of(folder, **changes):
+    write_json(folder / "report.json", {"summary": {**SUMMARY, **changes}})
+    return card(folder / "report.html", 312.0)
+
+
+def test_a_card_has_the_figures_of_the_report(tmp_path):
+    assert lines_of(tmp_path) == [
+        "verdict     PASS under policy assay-default",
+        "corpus      2,204 of 71,341 documents kept, 5,194,960 training tokens",
+        "training    200 steps, validation loss 5.891, bits a byte 2.704",
+        "energy      0.00023 kWh (6.8e-05 to 0.00047)",
+        "time        5.2 minutes",
+        f"report: {tmp_path / 'report.html'}",
+    ]
+
+
+def test_a_card_leaves_out_what_is_unknown(tmp_path):
+    unknown = dict.fromkeys(("steps", "validation_loss", "bits_per_byte", "energy_kwh", "train_tokens"))
+    found = lines_of(tmp_path, **unknown, verdict="BLOCK")
+    assert [line.split()[0] for line in found] == ["verdict", "corpus", "time", "report:"]
+    assert found[0].startswith("verdict     BLOCK")
+
+
+def test_a_forgotten_setting_is_named(tmp_path):
+    recipe = {"train": {"steps": 200, "precision": "bf16"}, "optim": {"betas": [0.9, 0.95]}}
+    assert other_trainings(recipe, tmp_path) == ""
+    other = {"train": {"steps": 20, "precision": "fp32"}, "optim": {"betas": [0.9, 0.95]}}
+    manifest = Manifest(
+        stage="train", version=1, key="0123456789abcdef", config=other, inputs=(), outputs=(), stats={}, run={}
+    )
+    write_manifest(manifest, tmp_path)
+    hint = other_trainings(recipe, tmp_path)
+    assert hint == "\n  found: train/0123456789abcdef with --set train.precision='\"fp32\"' --set train.steps=20"
+    assert other_trainings(json.loads(json.dumps(other)), tmp_path).endswith("train/0123456789abcdef")
