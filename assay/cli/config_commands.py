@@ -135,6 +135,15 @@ def _descriptions(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
+def completion(arguments: Arguments) -> None:
+    """Print the completion script of a shell."""
+    import shtab
+
+    from assay.cli.surface import parser
+
+    say(shtab.complete(parser(), arguments.shell))
+
+
 def doctor(arguments: Arguments) -> int:
     """Print what this machine can do and how to fix what it cannot."""
     rows = list(_checks())

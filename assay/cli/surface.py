@@ -103,6 +103,16 @@ def _setup(commands: Commands[Parser]) -> None:
     command = _add(commands, "doctor", "doctor", "print what this machine can do, and how to fix what it cannot")
     command.add_argument("--json", action="store_true", help="print the checks as JSON")
     command.set_defaults(group="config")
+    command = _add(
+        commands, "completion", "completion", "print a script that completes commands and options in your shell"
+    )
+    command.add_argument(
+        "shell",
+        choices=("bash", "zsh"),
+        metavar="SHELL",
+        help="bash or zsh: assay completion bash >> ~/.bashrc",
+    )
+    command.set_defaults(group="config")
     add = _group(commands, "config", "print a run's settings, or the schema of its file")
     command = add("show", "show", "print every setting of a run and where its value comes from")
     _config(command)

@@ -23,6 +23,7 @@ from assay.cli.surface import parser
 
 COMMON = ["--data-workers", "--help", "--root", "--set", "--with", "CONFIG"]
 SURFACE = {
+    "completion": ["--help", "SHELL"],
     "config schema": ["--help"],
     "config show": [*COMMON, "--json"],
     "data export": [*COMMON, "PREFIX"],

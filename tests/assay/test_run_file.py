@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -155,6 +156,15 @@ def test_the_root_is_the_same_from_every_folder(folder, capsys, monkeypatch):
 
         found.add(default_root(file).absolute())
     assert found == {folder / "project" / "runs" / "mine"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_completion_knows_commands_and_options(capsys, shell):
+    status, out = run(capsys, "completion", shell)
+    assert status == 0
+    assert all(word in out for word in ("governance", "prepare", "--data-workers"))
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=out, text=True, check=True)
 
 
 def test_doctor_names_a_fix_for_each_missing_ability(capsys):
