@@ -1,9 +1,9 @@
 """Signed notes that a run leaves for the next.
 
 A finished shard's record, the note of a file that a join makes, the remembered digests of source files: each is
-trusted without making the thing again, so whoever could write one could decide what the corpus becomes. A note is
-written by a `NoteSigner` and counts only if that signer trusts it; one that does not count is ignored, and what it
-describes is made again. Without keys the signer is `NoSigner`, which trusts every note.
+trusted without making the thing again, so an account that could write one could decide what the corpus becomes. A
+note is written by a `NoteSigner` and counts only if that signer trusts it; one that does not count is ignored, and
+what it describes is made again. Without keys the signer is `NoSigner`, which trusts every note.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
                 get_logger(__name__).debug("left at %s", left)
                 if not shares or left.made:
                     continue
-                if left.missing is not None:  # made by nobody, or soon by its own worker
+                if left.missing is not None:  # its own worker makes it, or this one does
                     turn = replace(own, worker=(left.missing, count))
                 else:
                     # If a join has left no more for a share to do, no share ever can (a source whose server gives no

@@ -1,7 +1,7 @@
 """Consistency of energy ledger and manifests.
 
 A manifest's `run.energy` and the ledger's last line about its making are one reading of one meter, so they are equal to
-the millijoule. Whoever alters one must alter the other, and both are stated in the journal.
+the millijoule. To alter one unnoticed, the other must be altered, too, and the journal states both.
 """
 
 from __future__ import annotations

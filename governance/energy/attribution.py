@@ -265,7 +265,7 @@ def add(pieces: Iterable[EnergyPiece]) -> Sum:
 def _known(values: Iterable[int | None]) -> int | None:
     """The sum of what is known.
 
-    None where there is something and nothing of it is known.
+    None where the parts exist and all are unknown.
     """
     values = list(values)
     known = [value for value in values if value is not None]

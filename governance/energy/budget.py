@@ -15,7 +15,7 @@ longest. The first shard of a stage and the first step of a training have nothin
 anything is left, unless an earlier start recorded their need (the mark "needs").
 
 The upper bound of the meters counts, not what is likely, unless the policy says otherwise. Energy that no meter
-measured stops everything, unless the policy allows it. Everybody decides on the same sums, so all ranks leave after
+measured stops everything, unless the policy allows it. All ranks decide on the same sums, so they leave after
 the same step.
 """
 
@@ -61,13 +61,11 @@ class Keeper:
         self._watch: NodeWatch | None = None
 
     def check(self, stage: str, artifact: str) -> None:
-        """Before anything is opened.
+        """Check that a start of `stage` has room, before anything is opened.
 
-        That there is room for a start of `stage`.
-
-        Raises:
-            BudgetReached: there is none, or the use is unknown.
-            ManifestError: a file of the ledger is of another schema.
+            Raises:
+        BudgetReached: there is none, or the use is unknown.
+        ManifestError: a file of the ledger is of another schema.
         """
         if not self._bounds(stage):
             return
@@ -219,7 +217,7 @@ class NodeWatch(Watch):
 
         Its lines in the same ledger count there.
 
-        Between two of its intervals, and after its last, nobody measures: that is made up for as a silent meter is.
+        Between two of its intervals, and after its last, no meter runs: the gap is estimated as for a silent meter.
         Soon after its last this process takes the meter over (`governance.energy.node_lock`).
         """
         self._waits = True

@@ -1,7 +1,7 @@
 """codecarbon's offline tracker as a meter.
 
 It is read at each sample: the energy of processors, memory and GPUs. What it reads (RAPL, NVML) keeps the bounds of
-those meters. What it guesses is said to be estimated, and has a part of its own:
+those meters. What it guesses is marked as estimated, and is a part of its own:
 
     processors   TDP x load: bounds from the lesser to the greater of its figure and the bounds of our own model
     memory       from its size alone, whatever it does: bounds from nothing to twice the figure

@@ -11,7 +11,7 @@
                goes on from there, and the mean power so far fills the time before
 
 A reading that fails leaves a gap as well, and the next one makes up for it. In a long gap a small counter can wrap
-several times: the number that agrees best with the mean power so far is taken. All of this is said in the detail of the
+several times: the number that agrees best with the mean power so far is taken. All of this is in the detail of the
 figure, and its bounds then reach from what is certain to what `MOST_WATTS` allow. Indistinguishable: a reset
 within a gap so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the
 counter; a glitch that looks like a reset adds at most what `MOST_WATTS` allow in its interval.

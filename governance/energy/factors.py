@@ -15,7 +15,7 @@ A whole example; everything is optional, and what is not set stays unknown:
     reserved = { value = 0.25, source = "16 of 64 cores", year = 2026 }
 
 Where `grid` is not set, the yearly mean of `country` is used (`grid_intensity.toml`, with year and source), or
-without a country the world's mean; where `pue` is not set, the industry's average. Such a default says so in its
+without a country the world's mean; where `pue` is not set, the industry's average. Such a default is marked in its
 source, has a band, and is listed in `Factors.defaults`. `defaults = false` leaves what is not set unknown.
 """
 
@@ -50,14 +50,14 @@ _TABLE = "grid_intensity.toml"
 
 class _Sourced(Section):
     source: str = Field(min_length=3)
-    """Who says so, and where."""
+    """The source of the figure: institution and document."""
     year: int = Field(ge=1990, le=2100)
     """The year that the figure holds for, or was published in."""
 
     @model_validator(mode="after")
     def _source_says_something(self) -> _Sourced:
         if not self.source.strip():
-            raise ValueError("source is blank: name who says so")
+            raise ValueError("source is blank: name the institution and document")
         return self
 
 
@@ -166,7 +166,7 @@ class Factors(_Common):
 
     by_hour: HourlySeries | None = None
     defaults: tuple[str, ...] = ()
-    """The factors that are public averages, because nobody set them."""
+    """Factors from public averages, because the run sets none."""
 
 
 def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime] | None = None) -> Factors:

@@ -136,7 +136,7 @@ def own_file(ledger: Path, host: str | None = None) -> Path:
 
 
 def _claim(path: Path, host: str) -> str | None:
-    """Make the ledger `path` for `host` unless it is there.
+    """Make the ledger `path` for `host` unless it exists.
 
     Return the host whose file it is.
     """

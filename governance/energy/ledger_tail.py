@@ -26,7 +26,7 @@ from governance.energy.ledger import KINDS, MARKS, MOST_SAMPLE_SECONDS, NEEDS, f
 Bound = Literal["upper", "central"]
 FIELD_OF: dict[Bound, str] = {"upper": "high", "central": "millijoules"}
 MOST_UNSEEN_SECONDS = 300.0
-"""A meter that is silent for longer is not made up for any more."""
+"""A longer silence of a meter is not estimated any more."""
 HEADROOM = 1.1
 """What was not read is counted at the greatest mean power so far, times this."""
 _LEAST_SPAN_SECONDS = 0.05

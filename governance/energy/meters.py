@@ -6,7 +6,7 @@ estimate says "estimated"; an unknown value is None, never 0; one meter a node, 
 most one sample interval; the meter never stops the run that it measures. Its price: one wake-up a sample interval
 (docs/energy.md has the measurement).
 
-The scope is the node: whatever else ran there is in the figure. Where a job was allotted a part of the node, the scope
+The scope is the node: other processes on it are in the figure. Where a job was allotted a part of the node, the scope
 is its share (`governance.energy.cgroup`).
 """
 

@@ -1,7 +1,7 @@
 """NVIDIA GPUs through NVML (`nvidia-ml-py`, optional); this is the door to it.
 
 A GPU's own energy counter (Volta and later) is followed, else its power is integrated over the samples. Both are of
-the whole device: where it is divided (MIG), the other instances' energy is in the figure, and the part says so.
+the whole device: where it is divided (MIG), the other instances' energy is in the figure, as the part's detail says.
 """
 
 from __future__ import annotations

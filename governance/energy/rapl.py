@@ -1,7 +1,7 @@
 """RAPL counters and processor model of a node.
 
 A source is read every few seconds. It returns parts: what was counted, by which method, with bounds. Where a counter
-fails on the way, its part keeps what it had and says so; the whole then has no upper bound.
+fails on the way, its part keeps its last value and reports the failure; the whole then has no upper bound.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def counted(name: str, method: str, count: Counter | Integral, percent: int, fai
 class Metered:
     """One counter with its name, read again and again.
 
-    A reading that fails is said until the next one.
+    A failed reading is reported until the next one.
     """
 
     def __init__(self, name: str, method: str, count: Counter | Integral, percent: int):

@@ -73,8 +73,8 @@ def decide(
 ) -> Judgement:
     """Judge the results of one corpus (its digest) under a policy.
 
-    A failed or inconclusive result can be waived; an error or a missing result cannot: there is nothing to waive where
-    nothing is known. A result or a statement for a gate that the policy does not have is an error too.
+    A failed or inconclusive result can be waived; an error or a missing result cannot, because nothing is known. A
+    result or a statement for a gate that the policy does not have is an error too.
     """
     papers = papers or Papers()
     case = Case(policy, corpus, today, papers.submitters, papers.verdict_key)

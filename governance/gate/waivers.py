@@ -28,7 +28,7 @@ from governance.gate.signed_statements import Paper, Signed, person_fault
 WAIVER = "urn:assay:waiver:1"
 REFUSAL = "urn:assay:refusal:1"
 WAIVABLE = ("fail", "inconclusive")
-"""An error or a missing result cannot be waived: there is nothing to waive where nothing is known."""
+"""Statuses that can be waived; of an error or a missing result nothing is known."""
 
 
 class Refusal(Signed):

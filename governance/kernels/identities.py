@@ -1,8 +1,8 @@
 """64-bit text hashes for duplicate detection.
 
 FNV-1a over the bytes (Fowler, Noll, Vo; RFC 9923), then the finaliser of MurmurHash3 (Appleby, public domain), because
-FNV's high bits mix poorly and hashes are cut into ranges by them. Nobody is kept from making two texts of one hash:
-whoever must know that texts are equal compares them.
+FNV's high bits mix poorly and hashes are cut into ranges by them. An attacker can make two texts of one hash:
+code that must know that texts are equal compares them.
 """
 
 from __future__ import annotations

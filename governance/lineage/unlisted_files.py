@@ -6,11 +6,11 @@ A file below a root is one of these, and `verify` says of any other that it is f
   training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
 - a file that grows (`running_digests.py`), a signed note (`signed_notes.py`), a model's signature;
 - a second name of the newest report's files (`report/latest.html`), whose bytes must be a report's;
-- by rule, because it holds nothing that is believed: a lock, which is empty or names its holder; a file that is
+- by rule, because nothing in it is trusted: a lock, which is empty or names its holder; a file that is
   being written, or whose writer was killed; what ranks say to each other while they save; what Slurm keeps of its own
   below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and wandb's link to a run's folder;
 - a file of an artifact that is not finished, or that an earlier release made, which listed outputs alone. Nothing can
-  be said of these, and that is said (a note, no problem).
+  be said of these; a note says so.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def beside_faults(manifests: Sequence[Manifest], root: Path) -> list[str]:
 
 
 def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = "") -> Strays:
-    """The files below `root`, or below its folder `below`, that nothing names.
+    """Files below `root`, or its folder `below`, that nothing names.
 
     Args:
         manifests: path -> manifest of every artifact below the root; None: it cannot be read.
@@ -110,14 +110,14 @@ def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = ""
 
 
 def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> Strays:
-    """The notes and the model signatures that nobody answers for.
+    """Notes and model signatures that nothing vouches for.
 
     A record counts if it is listed or signed.
 
     Args:
         manifests: every artifact below the root that can be read.
         root: the artifacts' root.
-        signer: says whose notes are believed.
+        signer: decides which notes count.
     """
     found, unsigned = Strays(), list[str]()
     listed: dict[str, list[Output]] = {}
@@ -205,7 +205,7 @@ def _finished(name: str, manifests: Mapping[str, Manifest | None]) -> bool:
 def _unfinished(name: str, manifests: Mapping[str, Manifest | None]) -> str | None:
     """Owner of an unlisted file: unfinished, torn or old artifact.
 
-    "" where nothing need be said; None where nobody answers.
+    "" for a torn manifest; None if nothing accounts for the file.
     """
     stage, _, rest = name.partition("/")
     key, _, file = rest.partition("/")

@@ -203,7 +203,7 @@ def sign(payload: dict[str, Any], key: SigningKey) -> dict[str, Any]:
 def refuse_expired(key: SigningKey, moment: str) -> None:
     """Raise if the key's certificate does not hold at `moment`.
 
-    The signature would be believed here, where the key itself is known, and by nobody else; a journal keeps it.
+    The signature would count only here, where the key itself is known; a journal keeps it.
 
     Raises:
         ConfigError: names the certificate's time.
@@ -224,7 +224,7 @@ def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict
     Return its statement and the signer's key id.
 
     Raises:
-        ManifestError: it cannot be read, was altered, or nobody who is trusted signed it.
+        ManifestError: it cannot be read, was altered, or has no trusted signature.
     """
     try:
         envelope = json.loads(path.read_bytes())

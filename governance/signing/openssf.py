@@ -1,7 +1,7 @@
 """OpenSSF model signatures (v1.0) of checkpoints.
 
 The bundle (`model.sig` in the checkpoint's folder, no output of its manifest) is a sigstore bundle v0.3 with a DSSE
-envelope around an in-toto statement that names each file with its SHA-256. Whoever gets the folder verifies it with
+envelope around an in-toto statement that names each file with its SHA-256. Its receiver verifies the folder with
 
     model_signing verify key <folder> --signature <folder>/model.sig --public_key <key>.pub
 
