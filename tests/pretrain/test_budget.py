@@ -71,19 +71,19 @@ def test_earlier_attempts_count_and_another_trainings_do_where_the_scope_is_the_
         with pytest.raises(Crash):
             run_training(root, **options(root, 1e6), **SETTINGS)
     assert read_ledger(root / "energy.jsonl")[0].outcome == "wasted"
-    with pytest.raises(BudgetReached, match="left after step"):
+    with pytest.raises(BudgetReached, match="stopped after step"):
         run_training(root, **options(root, 2500), **SETTINGS)
     used = sum(interval.samples[-1].high for interval in read_ledger(root / "energy.jsonl"))
     assert 1_200_000 < used <= 2_500_000
     before = Planted.steps
-    with pytest.raises(BudgetReached, match="left after step"):  # nobody knew what another training needs
+    with pytest.raises(BudgetReached, match="stopped after step"):  # nobody knew what another training needs
         run_training(root, **options(root, 2500), seed=2, **SETTINGS)
     assert Planted.steps - before <= 2
     assert sum(interval.samples[-1].high for interval in read_ledger(root / "energy.jsonl")) <= 2_500_000
     with pytest.raises(BudgetReached, match="train is not started"):
         run_training(root, **options(root, 2500), seed=2, **SETTINGS)
     before = Planted.steps
-    with pytest.raises(BudgetReached, match=r"this training; .*left after step"):
+    with pytest.raises(BudgetReached, match=r"this training; .*stopped after step"):
         run_training(root, **options(root, 2500, scope="training"), seed=2, **SETTINGS)
     assert Planted.steps - before > 10
 
@@ -123,7 +123,7 @@ def test_two_nodes_add_up_and_leave_after_the_same_step(tmp_path):
     (first, again), (other, other_again) = output
     assert first == other
     assert again == other_again
-    assert "left after step" in first["error"]
+    assert "stopped after step" in first["error"]
     assert 1 <= first["steps"] < 15
     assert "train is not started" in again["error"]
     assert again["steps"] == 0
