@@ -63,9 +63,9 @@ class Keeper:
     def check(self, stage: str, artifact: str) -> None:
         """Check that a start of `stage` has room, before anything is opened.
 
-            Raises:
-        BudgetReached: there is none, or the use is unknown.
-        ManifestError: a file of the ledger is of another schema.
+        Raises:
+            BudgetReached: there is none, or the use is unknown.
+            ManifestError: a file of the ledger is of another schema.
         """
         if not self._bounds(stage):
             return
