@@ -19,7 +19,12 @@ DOORS = {
     "deepspeed": {"pretrain/engine/engine.py", "pretrain/engine/state.py"},
     "wandb": {"pretrain/metrics/wandb.py", "pretrain/metrics/wandb_reader.py"},
     "tensorboard": set(),
-    "great_expectations": {"governance/checks/expectations.py", "governance/checks/data_docs.py"},
+    "great_expectations": {
+        "governance/checks/expectations.py",
+        "governance/checks/data_docs.py",
+        "governance/checks/gx/named_expectations.py",
+        "governance/checks/gx/own_expectations.py",
+    },
     "tokenizers": {"data_pipeline/tokens/tokenizer.py"},
     "gigatoken": {"data_pipeline/tokens/encoder.py"},
     "tiktoken": set(),

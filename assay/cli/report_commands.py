@@ -45,16 +45,16 @@ def verify(arguments: Arguments) -> None:
     root, report = _find(arguments.run, arguments.root)
     problems = verify_evidence(rests_on(report, root), root.absolute(), *_keys(arguments))
     checked = recompute(report, root, replace_all)
-    for line in (*problems, *(fault.line() for fault in checked.faults)):
+    for line in (*problems, *(one.line() for one in checked.mismatches)):
         say(line)
     folder = root / report.folder
     if problems:
         raise ManifestError(
-            f"{folder}: {len(problems)} problem(s) with its evidence, {len(checked.faults)} place(s) differ from "
+            f"{folder}: {len(problems)} problem(s) with its evidence, {len(checked.mismatches)} place(s) differ from "
             "it. If another key signed the journal, give its public key with --key"
         )
-    if checked.faults:
-        raise ManifestError(f"{folder}: {len(checked.faults)} place(s) differ from the evidence")
+    if checked.mismatches:
+        raise ManifestError(f"{folder}: {len(checked.mismatches)} place(s) differ from the evidence")
     say(
         f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all equal to the evidence, and the "
         "evidence to the journal"

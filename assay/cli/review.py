@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from governance.checks.messages import limits, offending_rows, row_words, rows_where, shown
+from governance.checks.messages import limits, offending_rows, row_text, rows_where, shown
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.gate.approvals import APPROVAL, Approval, links, policy_differences
@@ -317,7 +317,7 @@ def _evidence(bench: Bench, gate: Gate, subject: str) -> list[str]:
         places = offending_rows(gate, chosen)
     except (TypeError, ValueError, KeyError):  # what cannot be judged has no offending row; the finding says so
         return []
-    lines = [f"  row        {row_words(gate, chosen, place)}" for place in places[:_ROWS]]
+    lines = [f"  row        {row_text(gate, chosen, place)}" for place in places[:_ROWS]]
     if len(places) > _ROWS:
         lines.append(f"             and {len(places) - _ROWS} more")
     if documents and "id" in chosen.columns:

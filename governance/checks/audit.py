@@ -1,10 +1,10 @@
 """Audit stage: evaluate every gate of the policy, record all results.
 
-Promise: each gate has at least one result (`missing` where there was nothing to judge), each shard has one for each
-gate of its suite, and no result is dropped. A corpus of which nothing is left fails its gates; it does not crash the
-audit. The audit decides nothing: that is `governance.gate.verdict`. Where the run has the artifact of the stage "bias",
-its tables are judged as they are. Price: the columns beside the text of raw documents and features, one pass over the
-token shards, and the import of Great Expectations; docs/checks.md has figures.
+Promise: each gate has at least one result (`missing` where there was nothing to judge), each shard one per gate of its
+suite, and no result is dropped. A corpus without remaining documents fails its gates; it does not crash the audit. The
+audit does not decide: `governance.gate.verdict` does. Tables of the stage "bias" are judged as they are. Price: the
+columns other than text of raw documents and features, one pass over the token shards, and the import of Great
+Expectations; docs/checks.md has figures.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from governance.checks.bias.bias import TABLES_FILE, BiasConfig
 from governance.checks.drift import COLUMNS as DRIFT_COLUMNS
 from governance.checks.drift import Sketch, drift_rows
 from governance.checks.gathering import judge_table
+from governance.checks.gx.own_expectations import source_digests
 from governance.checks.shards import (
-    Place,
+    AuditLocation,
     counted_token_shards,
     document_results,
     raw_results,
     read_values,
     shard_tables,
 )
-from governance.checks.suites import Table, frame_of, licence_rows, pii_rows, source_rows, token_rows
+from governance.checks.suites import SuiteTable, frame_of, licence_rows, pii_rows, source_rows, token_rows
 from governance.checks.tokens import COLUMNS as TOKEN_COLUMNS
 from governance.checks.tokens import TokenReaders
 from governance.config import Section, canonical_json
@@ -41,11 +42,11 @@ from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
-"""The artifacts that every audit is of, in their order."""
+"""Artifacts that every audit requires, in order."""
 OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "decontaminate", "mix", "bias")
-"""Those that it is of as well where the run has them."""
+"""Artifacts that are audited where the run has them."""
 STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 
 
@@ -53,31 +54,33 @@ class AuditConfig(Section):
     """Settings of counting; the policy holds the thresholds."""
 
     min_documents: int = Field(default=30, ge=1)
-    """Documents without which a share of the representation table is inconclusive."""
+    """Documents below which a share of the representation table is inconclusive."""
     reference: str = ""
-    """A file of `assay governance freeze`, relative to the run's file: what the suite `drift` compares the features
-    with; empty: there is no such table."""
+    """A file of `assay governance freeze`, relative to the run's file, with which the suite `drift` compares the
+    features; empty: no such table."""
     min_drift_documents: int = Field(default=500, ge=1)
-    """Documents without which the table `drift` has no number: fewer differ by chance."""
+    """Documents below which the table `drift` has no number: fewer differ by chance."""
     bias: BiasConfig = BiasConfig()
-    """How whom the corpus speaks of is counted; the stage "bias" of its own hashes it."""
+    """Settings of the bias audit, hashed by the stage "bias" instead of this one."""
 
 
 class AuditSection(Section):
-    """All that decides an audit's bytes beside its inputs."""
+    """Settings that decide an audit's bytes."""
 
     audit: AuditConfig
-    """The section, without the path of the reference and without what the stage "bias" hashes."""
+    """The section without the path of the reference and the settings of "bias"."""
     policy: Policy
-    """The rules, whole: other rules give another audit."""
+    """The whole policy: other rules give another audit."""
     reference_sha256: str
     """The digest of the reference's sketch; empty: none."""
     token_shards: bool
     """Whether the token shards are counted again."""
+    own_sources: dict[str, str]
+    """Dotted path of an own expectation -> SHA-256 of its source."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class AuditInputs:
     """Inputs of an audit."""
 
     artifacts: Mapping[str, Manifest]
@@ -102,7 +105,7 @@ class Findings:
     drift: list[dict[str, Any]]
     token_shards: list[dict[str, Any]]
     outputs: tuple[Output, ...]
-    """What the workers left."""
+    """Files of the workers."""
 
 
 def audit(
@@ -122,28 +125,29 @@ def audit(
     Args:
         artifacts: stage -> manifest: ingest, clean, dedup, redact, tokenizer, encode; others where the run has them.
         policy: the gates.
-        config: how to count.
-        runtime: where.
-        readers: how token shards are read; without them the suite `token_shards` has no table.
-        reference: what `drift` compares with; without it that table has no rows, and gates on it are inconclusive.
+        config: settings.
+        runtime: where to write.
+        readers: readers of token shards; without them the suite `token_shards` has no table.
+        reference: sketch for `drift`; without it that table has no rows, and gates on it are inconclusive.
 
     Raises:
-        MissingInput: an artifact is not given, or one of its files is gone.
+        MissingInput: an artifact or one of its files is missing.
         ManifestError: a shard cannot be read.
     """
     if absent := [stage for stage in STAGES if stage not in artifacts]:
-        raise MissingInput(f"audit: wants the artifacts {', '.join(absent)}. Make them with: {runtime.command}")
+        raise MissingInput(f"audit: the artifacts {', '.join(absent)} are missing. Make them with: {runtime.command}")
     section = AuditSection(
         audit=config.model_copy(update={"reference": "", "bias": BiasConfig()}),
         policy=policy,
         reference_sha256="" if reference is None else sha256_bytes(canonical_json(reference)),
         token_shards=readers is not None,
+        own_sources=source_digests(policy.gate),
     )
-    asked = Asked(artifacts, policy.gates(), config, readers, reference)
+    given = AuditInputs(artifacts, policy.gates(), config, readers, reference)
 
     def make(folder: Path) -> Made:
         try:
-            findings = find_all(asked, Place(VERSION, folder, runtime))
+            findings = find_all(given, AuditLocation(VERSION, folder, runtime))
         finally:
             close_pool()
         return _write(findings, folder, runtime.root)
@@ -167,79 +171,79 @@ def _write(findings: Findings, folder: Path, root: Path) -> Made:
     return Made([*(describe(folder / name, root) for name in files), *findings.outputs], stats)
 
 
-def find_all(asked: Asked, place: Place) -> Findings:
-    """Judge what lies in shards, then each table of the whole corpus."""
-    artifacts, root = asked.artifacts, place.root
+def find_all(given: AuditInputs, place: AuditLocation) -> Findings:
+    """Judge the shards, then each table of the whole corpus."""
+    artifacts, root = given.artifacts, place.root
     results: list[CheckResult] = []
     outputs: list[Output] = []
-    if judging := asked.of("raw"):
+    if judging := given.of("raw"):
         raw = raw_results(place, artifacts["ingest"], judging)
         results, outputs = [*raw.results], [*raw.outputs]
     drift: list[dict[str, Any]] = []
-    if asked.of("documents") or asked.reference is not None:
+    if given.of("documents") or given.reference is not None:
         documents, sketch = document_results(
-            place, artifacts["clean"], asked.of("documents"), asked.reference is not None
+            place, artifacts["clean"], given.of("documents"), given.reference is not None
         )
         results += documents.results
         outputs += documents.outputs
-        if asked.reference is not None:
-            drift = drift_rows(sketch, asked.reference, asked.config.min_drift_documents)
+        if given.reference is not None:
+            drift = drift_rows(sketch, given.reference, given.config.min_drift_documents)
     counted: list[dict[str, Any]] = []
     problem = ""
-    if asked.readers is not None:
-        counted, problem, left = counted_token_shards(place, artifacts, asked.readers)
+    if given.readers is not None:
+        counted, problem, left = counted_token_shards(place, artifacts, given.readers)
         outputs += left
-    tables = dict(corpus_tables(asked, root))
+    tables = dict(corpus_tables(given, root))
     representation: dict[str, Any] = {}
     if "bias" in artifacts:
-        representation = representation_of_bias(artifacts["bias"], bias_tables(artifacts, root), asked.config)
-    tables["drift"] = Table("drift", frame_of(drift, DRIFT_COLUMNS))  # without a reference: no rows, inconclusive
-    if asked.readers is not None:
-        tables["token_shards"] = Table("token_shards", frame_of(counted, TOKEN_COLUMNS), problem)
+        representation = representation_of_bias(artifacts["bias"], bias_tables(artifacts, root), given.config)
+    tables["drift"] = SuiteTable("drift", frame_of(drift, DRIFT_COLUMNS))  # without a reference: no rows, inconclusive
+    if given.readers is not None:
+        tables["token_shards"] = SuiteTable("token_shards", frame_of(counted, TOKEN_COLUMNS), problem)
     for suite, table in tables.items():
-        judging = asked.of(suite)
+        judging = given.of(suite)
         results += judge_table(table, judging) if judging else []
     return Findings(
-        _with_missing(asked, results), source_rows(artifacts), representation, drift, counted, tuple(outputs)
+        _with_missing(given, results), source_rows(artifacts), representation, drift, counted, tuple(outputs)
     )
 
 
-def _with_missing(asked: Asked, results: Sequence[CheckResult]) -> tuple[CheckResult, ...]:
+def _with_missing(given: AuditInputs, results: Sequence[CheckResult]) -> tuple[CheckResult, ...]:
     """The results, sorted, and one for each gate that has none."""
     judged = {result.gate for result in results}
     missing = [
         CheckResult(gate.id, gate.suite, "missing", None, 0, 0, f"there is no table for the suite {gate.suite}")
-        for gate in asked.gates
+        for gate in given.gates
         if gate.id not in judged
     ]
     return tuple(sorted([*results, *missing], key=lambda item: (item.gate, item.subject)))
 
 
-def corpus_tables(asked: Asked, root: Path) -> Iterator[tuple[str, Table]]:
+def corpus_tables(given: AuditInputs, root: Path) -> Iterator[tuple[str, SuiteTable]]:
     """Tables of the whole corpus by suite, from manifests and stage "bias"."""
-    artifacts = asked.artifacts
-    yield "sources", Table("sources", frame_of(source_rows(artifacts)))
-    yield "licences", Table("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))
-    yield "tokens", Table("tokens", frame_of(token_rows(artifacts["encode"])))
-    yield "pii", Table("pii", frame_of(pii_rows(artifacts["redact"]), _PII))
+    artifacts = given.artifacts
+    yield "sources", SuiteTable("sources", frame_of(source_rows(artifacts)))
+    yield "licences", SuiteTable("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))
+    yield "tokens", SuiteTable("tokens", frame_of(token_rows(artifacts["encode"])))
+    yield "pii", SuiteTable("pii", frame_of(pii_rows(artifacts["redact"]), _PII))
     for suite, rows in bias_tables(artifacts, root).items():
-        yield suite, Table(suite, frame_of(rows, INTERVAL_COLUMNS))
+        yield suite, SuiteTable(suite, frame_of(rows, INTERVAL_COLUMNS))
 
 
 def tables_again(
     checked: Manifest, artifacts: Mapping[str, Manifest], policy: Policy, runtime: Runtime
-) -> Iterator[tuple[str, Table]]:
+) -> Iterator[tuple[str, SuiteTable]]:
     """Tables that an audit judged, with their suites, rebuilt one by one."""
-    place = Place(VERSION, runtime.root / checked.folder, runtime)
-    asked = Asked(artifacts, policy.gates(), AuditConfig())
+    place = AuditLocation(VERSION, runtime.root / checked.folder, runtime)
+    given = AuditInputs(artifacts, policy.gates(), AuditConfig())
     for suite, table in shard_tables(place, artifacts):
-        if asked.of(suite):
+        if given.of(suite):
             yield suite, table
-    tables = dict(corpus_tables(asked, runtime.root))
+    tables = dict(corpus_tables(given, runtime.root))
     columns = {"drift": DRIFT_COLUMNS, "token_shards": TOKEN_COLUMNS}
     for suite in sorted(set(columns) - set(tables)):
         if rows := read_values(checked.named(f"{suite}.json"), runtime.root):
-            tables[suite] = Table(suite, frame_of(rows, columns[suite]))
+            tables[suite] = SuiteTable(suite, frame_of(rows, columns[suite]))
     yield from tables.items()
 
 

@@ -1,8 +1,8 @@
 """Great Expectations' Data Docs of an audit, on request.
 
 Every table is judged once more, and the engine writes its static site ("Data Docs") into a folder: what it found, and
-the suites. The pages say what the *engine* found, and that fails open where `governance.checks.expectations` does
-not: a pass there over an empty table is no pass. The verdict stands in the report, not here.
+the suites. The pages show the *engine's* results, which fail open where `governance.checks.expectations` does
+not: a pass over an empty table there is not a pass here. The verdict is in the report, not in Data Docs.
 
 The pages load their styles, fonts and scripts from hosts outside (seven of them with 1.24), so without a network they
 are bare text; writing them sends nothing. Price: as much as the audit's suites again, and about 0.1 s a
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.checks.expectations import built_expectations, quiet_context
-from governance.checks.suites import Table
+from governance.checks.suites import SuiteTable
 from governance.errors import ConfigError, PipelineError, storage_errors
 from governance.gate.policy import Gate
 from governance.log import get_logger
@@ -26,18 +26,18 @@ from governance.log import get_logger
 _SITE = "assay"
 
 
-def write_data_docs(tables: Iterable[tuple[str, Table]], gates: Sequence[Gate], folder: Path) -> int:
+def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Gate], folder: Path) -> int:
     """Write Data Docs into an empty folder; return the number of tables.
 
-    A table with a problem, or with no gate that the engine can evaluate, is left out, and that is said.
+    A table with a problem, or without a gate that the engine can evaluate, is skipped with a warning.
 
     Raises:
-        ConfigError: there is something in the folder.
+        ConfigError: the folder is not empty.
         PipelineError: the engine could not draw a table.
         StorageError: the disk is full or refuses.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--data-docs {folder}: there is something already. Name a folder that is new.")
+        raise ConfigError(f"--data-docs {folder}: the folder is not empty. Name a new one.")
     context = quiet_context()
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())}
     index = {"class_name": "DefaultSiteIndexBuilder"}
@@ -57,7 +57,7 @@ def write_data_docs(tables: Iterable[tuple[str, Table]], gates: Sequence[Gate], 
     return shown
 
 
-def _validate(context: Any, asset: Any, named: tuple[str, Table], gates: Sequence[Gate]) -> bool:
+def _validate(context: Any, asset: Any, named: tuple[str, SuiteTable], gates: Sequence[Gate]) -> bool:
     """Evaluate one table and keep the results in the context."""
     import great_expectations as gx
     from great_expectations.core.result_format import ResultFormat
@@ -72,7 +72,7 @@ def _validate(context: Any, asset: Any, named: tuple[str, Table], gates: Sequenc
     expectations = [] if table.problem else built_expectations(table.frame, gates)
     if not expectations:
         if gates:
-            get_logger(__name__).warning("data docs: %s is left out: %s", table.subject, table.problem or "no values")
+            get_logger(__name__).warning("data docs: %s is skipped: %s", table.subject, table.problem or "no values")
         return False
     subject = table.subject.replace("/", "-").replace(".", "_")  # the store makes folders of names
     name = suite if subject == suite else f"{suite}-{subject}"

@@ -1,9 +1,9 @@
 """Drift suite: distance of document statistics from a frozen reference.
 
-A *sketch* is a histogram of whole counts, by feature and language, over bins that no data decides: a bin holds the
-numbers whose IEEE 754 exponent and first five bits of the fraction are the same, so that it is at most 1/32 of its
-lower end wide (the idea of DDSketch: Masson, Rim and Lee 2019, arXiv:1908.10693; here without a logarithm, hence
-equal on every machine). Sketches of shards add up in any order. Let a_b and e_b be the counts of the corpus and of
+A *sketch* is a histogram of integer counts, by feature and language, over bins independent of the data: a bin holds the
+numbers with equal IEEE 754 exponent and first five bits of the fraction, so that its width is at most 1/32 of its lower
+end (as in DDSketch: Masson, Rim and Lee 2019, arXiv:1908.10693; here without a logarithm, hence equal on every
+machine). Sketches of shards add up in any order. Let a_b and e_b be the counts of the corpus and of
 the reference.
 
     psi   population stability index (Siddiqi 2006, *Credit Risk Scorecards*; its distribution: Yurdakul and Naranjo
@@ -17,8 +17,8 @@ Under no drift the expected psi is about (G - 1)(1/n_a + 1/n_e): 0.036 for 500 d
 fewer documents than `[audit] min_drift_documents` are missing. Rules of thumb for psi: below 0.1 none, above 0.25
 much.
 
-A reference is a signed file (`assay governance freeze`): an in-toto statement about the corpus that it was made of.
-Price: 0.15 s a feature shard of 100,000 documents and 35 features.
+A reference is a signed file (`assay governance freeze`): an in-toto statement about its corpus. Price: 0.15 s per
+feature shard of 100,000 documents and 35 features.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def drift_rows(corpus: Sketch, reference: Sketch, min_documents: int) -> list[di
     """Drift rows by feature and language, with "(all)"; see the module.
 
     `n` and `reference_n` are documents with a value. psi and ks are None where either is below `min_documents`: a
-    feature or a language that is new, or gone, has a row and no number.
+    new or removed feature or language has a row without numbers.
     """
     rows = []
     for feature in sorted({*corpus, *reference}):
@@ -187,11 +187,11 @@ def write_reference(path: Path, sketch: Sketch, tokens: Manifest, clean: Manifes
     """Sign a corpus' sketch and write it.
 
     Args:
-        path: where.
+        path: file to write.
         sketch: of the kept rows of `clean`.
-        tokens: the encoded corpus that was let through; the statement is about it.
+        tokens: the encoded corpus that passed the gate, subject of the statement.
         clean: the artifact whose features were sketched.
-        key: the Ed25519 private key of whose reference it is.
+        key: Ed25519 private key of the signer.
     """
     predicate = {"clean": {"path": clean.path, "digest": clean.digest}, "sketch": sketch}
     write_json(path, sign(statement({tokens.path: tokens.digest}, PREDICATE_TYPE, predicate), key))
@@ -201,8 +201,8 @@ def read_reference(path: Path, trusted: Iterable[Any]) -> Sketch:
     """Read a reference sketch signed by a trusted Ed25519 key.
 
     Raises:
-        MissingInput: it is not there.
-        ManifestError: it was altered, is something else, or nobody who is trusted signed it.
+        MissingInput: the file does not exist.
+        ManifestError: it was altered, is not a reference, or no trusted key signed it.
     """
     if not path.exists():
         raise MissingInput(f"audit.reference: {path}: no such file. Make one: assay governance freeze CONFIG FILE")

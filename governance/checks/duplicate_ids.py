@@ -1,8 +1,8 @@
 """Duplicate document ids over all shards, exact, in bounded memory.
 
-Each shard's ids are hashed to 64 bits and the hashes written sorted, by whatever worker has the shard. Then one range
-of hashes after the other is gathered from all shards and sorted: those that stand more than once are candidates, and
-only the ids behind them are read and compared, so that two ids of one hash are no repetition.
+The worker of a shard hashes its ids to 64 bits and writes the hashes sorted. Then one range of hashes after the other
+is gathered from all shards and sorted: hashes that occur more than once are candidates, and only their ids are read and
+compared, so that two ids with one hash are not duplicates.
 
 Price: 8 bytes a document on disk; one pass over the ids, and one over those of shards with candidates. Memory: one
 range (256 MiB of hashes), and 12 bytes for each document whose id is repeated.
@@ -32,7 +32,7 @@ ReadIds = Callable[[Path], pa.ChunkedArray]
 
 @dataclass(frozen=True)
 class Repeats:
-    """The rows of one shard whose id stands elsewhere, too."""
+    """Rows of a shard whose id occurs elsewhere as well."""
 
     rows: npt.NDArray[np.int64]
     """Ascending."""

@@ -1,23 +1,24 @@
 """Great Expectations: evaluate a policy's gates on one table, failing closed.
 
 Promise: exactly one `CheckResult` for each gate, in the gates' order, whatever the table holds. Great Expectations (GX)
-is the engine that evaluates; it fails open in ways that were reproduced with 1.24, so the status is decided here:
+evaluates; it fails open in ways that were reproduced with 1.24, so the status is decided here:
 
-    GX says success when ...                         here
+    GX reports success when ...                       here
     results of several files collide on one key      each call validates one table, alone
     a stored suite loses an unknown expectation      the suite is built in code; each gate's own result must come back
     the table is empty                               inconclusive
     nearly every value is null                       inconclusive above `max_missing`, and with no value at all
-    the suite is empty                               nothing is returned; the audit then says "missing"
-    an expectation demands nothing (no bound ...)    error
-    a mean overflows                                 inconclusive: a pass wants an observed number
+    the suite is empty                               no result; the audit then records "missing"
+    an expectation has no constraint (no bound ...)  error
+    a mean overflows                                 inconclusive: a pass needs an observed number
     an integer is rounded to a bound above 2^53      integers are compared as integers
     `$` matches before a final line feed             `$` is the end of the text
 
-Intervals are judged by an expectation of our own (`governance.checks.interval_rules`) that goes through the same door.
+Intervals are judged by a custom expectation (`governance.checks.interval_rules`), and expectations that a gate names
+(`gx`) by `governance.checks.gx.named_expectations`, through the same checks.
 
-Nothing is sent, drawn or written: telemetry and progress bars are off, the context lives in memory. No column of
-document text is ever handed over. Cost: the import takes 3 to 4 s, so it happens on the first call.
+Nothing is sent, drawn or written: telemetry and progress bars are off, the context is in memory. Columns of document
+text are never passed. Price: the import takes 3 to 4 s, so it happens on the first call.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from governance.checks.gx import named_expectations
 from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import INTERVAL as _INTERVAL
 from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 _ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
 _ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
-_WORDS = 300  # characters of an engine's message that a detail keeps
+_MOST_CHARACTERS = 300  # characters of an engine's message that a detail keeps
 
 Outcomes = Mapping[int, Sequence[Any]]
 """Index of a gate -> the results that came back for it: exactly one, or something is wrong."""
@@ -56,13 +58,13 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
     """Judge one table by each gate.
 
     Args:
-        table: the rows, judged by themselves; null (None or NaN) means that a value is missing.
-        gates: the rules, in any number.
-        subject: what the table is, for the reader: a file relative to the root, or the table's name.
+        table: the rows; null (None or NaN) is a missing value.
+        gates: the rules.
+        subject: for the reader: a file relative to the root, or the table's name.
 
     Returns:
         One result for each gate, in their order: `pass`; `fail`; `inconclusive` (too few values to judge, or a pass
-        with too many missing); `error` (the gate could not be evaluated; the detail has the words).
+        with too many missing); `error` (the gate could not be evaluated; the detail has the reason).
     """
     table = table.reset_index(drop=True)
     parts: dict[tuple[tuple[str, str], ...], list[int]] = {}
@@ -72,8 +74,8 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
     for where, indices in parts.items():
         chosen = [gates[index] for index in indices]
         if absent := [name for name, _ in where if list(table.columns).count(name) != 1]:
-            words = f"`where` names {', '.join(absent)}; the table's columns are {columns(table)}"
-            found = [_error(gate, subject, table, words) for gate in chosen]
+            detail = f"`where` names {', '.join(absent)}; the table's columns are {columns(table)}"
+            found = [_error(gate, subject, table, detail) for gate in chosen]
         else:
             found = _judge_part(rows_where(table, dict(where)), chosen, subject)
         results |= zip(indices, found, strict=True)
@@ -81,19 +83,19 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
 
 
 def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:
-    refused = {index: words for index, gate in enumerate(gates) if (words := unjudgeable(gate, table))}
+    refused = {index: reason for index, gate in enumerate(gates) if (reason := _unjudgeable(gate, table))}
     built: dict[int, Any] = {}
     for index, gate in enumerate(gates):
-        if index in refused or values_of(gate, table) == 0:
-            continue  # GX has nothing to evaluate; `_result` says so
+        if index in refused or _values_of(gate, table) == 0:
+            continue  # GX has nothing to evaluate; `_result` reports it
         try:
-            built[index] = _build(gate, index)
-        except Exception as error:  # whatever the engine says against a gate is that gate's result
-            refused[index] = f"the expectation cannot be built: {_words(error)}"
+            built[index] = build_expectation(gate, index)
+        except Exception as error:  # any objection of the engine becomes the gate's result
+            refused[index] = f"the expectation cannot be built: {_one_line(error)}"
     try:
         outcomes = _execute(table, built) if built else {}
     except Exception as error:
-        refused |= dict.fromkeys(built, f"the suite did not run: {_words(error)}")
+        refused |= dict.fromkeys(built, f"the suite did not run: {_one_line(error)}")
         outcomes = {}
     return [
         _error(gate, subject, table, refused[index])
@@ -103,10 +105,25 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
     ]
 
 
-def _build(gate: Gate, index: int) -> Any:
+def _unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
+    if gate.expectation == "gx":
+        return named_expectations.unjudgeable_values(gate, table)
+    return unjudgeable(gate, table)
+
+
+def _values_of(gate: Gate, table: pd.DataFrame) -> int:
+    if gate.expectation == "gx":
+        return named_expectations.judgeable_values(gate, table)
+    return values_of(gate, table)
+
+
+def build_expectation(gate: Gate, index: int = 0) -> Any:
+    """Build the expectation of a gate; raises whatever GX raises."""
     _engine()  # quiet before the first import
     import great_expectations.expectations as gxe
 
+    if gate.expectation == "gx":
+        return named_expectations.build(gate, index)
     return _BUILDERS[gate.expectation](gxe, gate, {"gate": str(index)})
 
 
@@ -161,12 +178,10 @@ def _interval(gate: Gate, meta: dict[str, str]) -> Any:
 
 @functools.cache
 def _interval_expectation() -> Any:
-    """Our own expectation: each row of an interval table keeps the bounds.
+    """Custom expectation: each row of an interval table keeps the bounds.
 
-    What cannot be judged is never a success.
-
-    It is defined when it is first built, because its parents are GX's. A suite that GX stored would lose it wherever
-    this function had not been called; no suite is ever stored.
+    An undecidable table is never a success. The class is defined on first use because its parents are GX's. GX would
+    lose it from a stored suite where this function was not called; no suite is ever stored.
     """
     from great_expectations.execution_engine import PandasExecutionEngine
     from great_expectations.expectations.expectation import BatchExpectation
@@ -224,7 +239,7 @@ def quiet_context() -> Any:
 
 @functools.cache
 def _engine() -> Any:
-    """GX's way in for a table in memory; made once a process."""
+    """GX batch definition for a table in memory, one per process."""
     asset = quiet_context().data_sources.add_pandas("memory").add_dataframe_asset("table")
     return asset.add_batch_definition_whole_dataframe("whole")
 
@@ -232,23 +247,21 @@ def _engine() -> Any:
 def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     """GX's expectations for the gates that it can evaluate on a table.
 
-    What `run_suite` would hand it.
+    The same as in `run_suite`.
     """
     built = []
     for index, gate in enumerate(gates):
-        if not unjudgeable(gate, table) and values_of(gate, table):
+        if not _unjudgeable(gate, table) and _values_of(gate, table):
             with contextlib.suppress(Exception):  # what the engine refuses is an error in the audit's own results
-                built.append(_build(gate, index))
+                built.append(build_expectation(gate, index))
     return built
 
 
 def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
-    """Run the built expectations on the table.
+    """Run the built expectations on the table; return results by gate index.
 
-    The results by the gate that each says it is for.
-
-    GX makes a fingerprint of every column that it is given, each time that it is given a batch: so it gets the columns
-    that a gate names, and gets them once (`Batch.validate` would fetch them again).
+    GX hashes every column of each batch it receives, so it gets only the columns that a gate names, and only once
+    (`Batch.validate` would fetch them again).
     """
     definition = _engine()
     import great_expectations as gx
@@ -273,10 +286,7 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
 
 
 def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
-    """The columns that an expectation looks at.
-
-    All of them where it does not say so in a way that is known here.
-    """
+    """Columns that an expectation needs; all columns if its arguments name none."""
     arguments = expectation.configuration.kwargs
     if "column" in arguments:
         return {arguments["column"]}
@@ -286,8 +296,7 @@ def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
 
 
 def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes: Sequence[Any]) -> CheckResult:
-    rows, values = len(table), values_of(gate, table)
-    counted = gate.expectation in _WHOLE_TABLE
+    rows, values = len(table), _values_of(gate, table)
     if built is None:
         return CheckResult(gate.id, subject, "inconclusive", None, rows, 0, _too_few(gate, rows, values))
     if len(outcomes) != 1 or not _same(built, outcomes[0].expectation_config):
@@ -300,10 +309,20 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
         return _error(gate, subject, table, f"{content.get('element_count')} of {rows} rows were evaluated")
     if gate.expectation == _INTERVAL:
         return _interval_result(gate, subject, table, Judged(**content["details"]), bool(outcome.success))
+    if gate.expectation == "gx":
+        return named_expectations.judged(gate, subject, table, content, outcome.success)
+    return _plain_result(gate, subject, table, content, bool(outcome.success))
+
+
+def _plain_result(
+    gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, Any], success: bool
+) -> CheckResult:
+    """Result of a gate on values, rows or columns."""
+    rows, values, counted = len(table), _values_of(gate, table), gate.expectation in _WHOLE_TABLE
     unexpected = int(content.get("unexpected_count") or 0)
     observed, detail = describe(gate, table, content, unexpected, values)
     missing = 1 - values / rows if rows else 0.0
-    status: Status = "pass" if bool(outcome.success) else "fail"  # numpy.bool from quantiles and means
+    status: Status = "pass" if success else "fail"
     if not counted and values < gate.min_rows:
         status, detail = "inconclusive", f"{_too_few(gate, rows, values)}; {detail}"
     elif status == "pass" and counted and rows < gate.min_rows:
@@ -327,41 +346,35 @@ def _interval_result(gate: Gate, subject: str, table: pd.DataFrame, found: Judge
     elif found.biased or found.missing_too_many(gate.max_missing):
         status = "inconclusive"
     if success != (status == "pass") and found.judged >= gate.min_rows:
-        return _error(gate, subject, table, f"the engine says success = {success} of a result that is {status}")
+        return _error(gate, subject, table, f"the engine reports success = {success} for a result that is {status}")
     return CheckResult(gate.id, subject, status, observed, len(table), found.outside, detail)
 
 
 def _same(built: Any, config: Any) -> bool:
-    """Return whether a result is about the very expectation that was built.
-
-    Its type, column and limits.
-    """
-    wanted = built.configuration
+    """Return whether a result is about the built expectation."""
+    expected = built.configuration
     arguments = {name: value for name, value in config.kwargs.items() if name != "batch_id"}
-    return bool(config.type == wanted.type and arguments == dict(wanted.kwargs))
+    return bool(config.type == expected.type and arguments == dict(expected.kwargs))
 
 
 def _raised(info: Any) -> str:
     """Message of an exception inside a GX result; "" if none."""
     entries = [info or {}, *(item for item in (info or {}).values() if isinstance(item, Mapping))]
     messages = {str(item.get("exception_message")) for item in entries if item.get("raised_exception")}
-    return "; ".join(_words(message) for message in sorted(messages))
+    return "; ".join(_one_line(message) for message in sorted(messages))
 
 
-def _words(error: object) -> str:
-    """An exception in one line that is the same on every machine.
-
-    No addresses, no paths of a traceback.
-    """
+def _one_line(error: object) -> str:
+    """One line for an exception, without memory addresses or a traceback."""
     text = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
-    return re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(text.split()))[:_WORDS]
+    return re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(text.split()))[:_MOST_CHARACTERS]
 
 
-def _error(gate: Gate, subject: str, table: pd.DataFrame, words: str) -> CheckResult:
-    return CheckResult(gate.id, subject, "error", None, len(table), 0, words)
+def _error(gate: Gate, subject: str, table: pd.DataFrame, detail: str) -> CheckResult:
+    return CheckResult(gate.id, subject, "error", None, len(table), 0, detail)
 
 
 def _too_few(gate: Gate, rows: int, values: int) -> str:
-    chosen = " and ".join(f"{name} = {value or 'nothing'}" for name, value in sorted(gate.where.items()))
+    chosen = " and ".join(f"{name} = {value or '(missing)'}" for name, value in sorted(gate.where.items()))
     place = f"{rows} row(s) where {chosen}" if chosen else f"{rows} row(s)"
-    return f"{values} value(s) in {place}, at least {gate.min_rows} are wanted"
+    return f"{values} value(s) in {place}, at least {gate.min_rows} are required"

@@ -1,7 +1,7 @@
 """Merging of workers' results: one for each shard and gate.
 
-A worker judges one shard by a suite and leaves a *finding*, a JSON file that says what was judged (the shard's name and
-digest), by which gates, and the results. Nothing is believed of it without a look:
+A worker judges one shard by a suite and writes a *finding*, a JSON file with the judged shard (name and digest), the
+gates and the results. Each finding is verified:
 
     a shard has no finding                            each gate gets `missing` for this shard
     a shard has two findings, or a finding no shard   each gate gets `error`
@@ -9,7 +9,7 @@ digest), by which gates, and the results. Nothing is believed of it without a lo
       other gates, or has not one result a gate
     no shard has a row                                one empty table is judged, which no gate can pass
 
-So what a worker did not do, did twice or did to something else closes the gate. A worker that dies ends the audit
+Work that was omitted, repeated or applied to another shard therefore closes the gate. If a worker dies, the audit ends
 without a manifest, and without an audit there is no verdict.
 """
 
@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from governance.checks.expectations import run_suite
-from governance.checks.suites import Table, frame_of
+from governance.checks.suites import SuiteTable, frame_of
 from governance.config import Section
 from governance.files import write_json
 from governance.gate.policy import Gate
@@ -33,18 +35,20 @@ class SuiteSection(Section):
 
     suite: str
     gates: tuple[Gate, ...]
+    own_sources: dict[str, str] = Field(default={})
+    """Dotted path of an own expectation -> SHA-256 of its source."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A shard that must have been judged."""
+    """A shard that must be judged."""
 
     subject: str
     """Its path relative to the root."""
     sha256: str
 
 
-def judge_table(table: Table, gates: Sequence[Gate]) -> list[CheckResult]:
+def judge_table(table: SuiteTable, gates: Sequence[Gate]) -> list[CheckResult]:
     """One result for each gate.
 
     The engine's, or an error where the table has a problem.
@@ -54,11 +58,8 @@ def judge_table(table: Table, gates: Sequence[Gate]) -> list[CheckResult]:
     return [CheckResult(gate.id, table.subject, "error", None, len(table.frame), 0, table.problem) for gate in gates]
 
 
-def write_finding(section: SuiteSection, table: Table, shard: Expected, path: Path) -> None:
-    """Judge a shard's table and write what was found.
-
-    A table without rows is not judged, but told.
-    """
+def write_finding(section: SuiteSection, table: SuiteTable, shard: Expected, path: Path) -> None:
+    """Judge a shard's table, unless it is empty, and write the finding."""
     judged = bool(len(table.frame) or table.problem)
     finding = {
         "suite": section.suite,
@@ -75,15 +76,13 @@ def write_finding(section: SuiteSection, table: Table, shard: Expected, path: Pa
 def gather(
     section: SuiteSection, expected: Sequence[Expected], findings: Iterable[Mapping[str, Any]], place: str
 ) -> list[CheckResult]:
-    """The results of all shards.
-
-    Whatever is missing, doubled or foreign is a result of its own.
+    """Merge all shards' results; missing and foreign findings are results too.
 
     Args:
         section: the suite and its gates.
         expected: the shards, each once.
-        findings: what came back, in any order.
-        place: the subject of what concerns no single shard.
+        findings: the workers' findings, in any order.
+        place: subject of results that concern no single shard.
     """
     if not section.gates:
         return []
@@ -102,10 +101,10 @@ def gather(
         else:
             empty += 1
     for subject in sorted(by_subject):
-        words = "a result came back for a shard that is not of this corpus"
-        results += [CheckResult(gate.id, subject, "error", None, 0, 0, words) for gate in section.gates]
+        detail = "a result was received for a shard that is not part of this corpus"
+        results += [CheckResult(gate.id, subject, "error", None, 0, 0, detail) for gate in section.gates]
     if empty and not results:
-        results += judge_table(Table(place, frame_of([], _columns(section))), section.gates)
+        results += judge_table(SuiteTable(place, frame_of([], _columns(section))), section.gates)
     return results
 
 
@@ -113,24 +112,21 @@ def _problem(section: SuiteSection, shard: Expected, own: Sequence[Mapping[str, 
     """Reason to distrust a worker's result; "" for none."""
     gates = [gate.id for gate in section.gates]
     if len(own) != 1:
-        return f"{len(own)} findings came back for this shard, not one"
+        return f"{len(own)} findings were received for this shard, not one"
     [finding] = own
     if finding["suite"] != section.suite or finding["sha256"] != shard.sha256:
-        return f"what came back is of suite {finding['suite']!r} and bytes {finding['sha256'][:16]}…, not this shard's"
+        return f"the finding is of suite {finding['suite']!r} and bytes {finding['sha256'][:16]}…, not this shard's"
     if finding["gates"] != gates:
-        return f"the suite that was run has the gates {finding['gates']}, the one that was built {gates}"
+        return f"the finding has the gates {finding['gates']}, the suite {gates}"
     if not finding["judged"]:
-        return "it has rows, and was not judged" if finding["rows"] or finding["results"] else ""
+        return "it has rows but was not judged" if finding["rows"] or finding["results"] else ""
     if [row["gate"] for row in finding["results"]] != gates:
-        return f"results came back for {[row['gate'] for row in finding['results']]}, wanted are {gates}"
+        return f"the results are for {[row['gate'] for row in finding['results']]}, expected are {gates}"
     if any(row["subject"] != shard.subject for row in finding["results"]):
-        return "a result that came back names another subject"
+        return "a result names another subject"
     return ""
 
 
 def _columns(section: SuiteSection) -> list[str]:
-    """The columns of an empty table.
-
-    Those that the gates ask for, so that they find no value instead of no column.
-    """
+    """Columns that the gates need in an empty table."""
     return sorted({gate.column for gate in section.gates if gate.column})

@@ -1,18 +1,18 @@
 """Interval rules: rows inside, outside or undecidable for a gate's bounds.
 
-A row is an estimate: `value` with its 95 % interval [`lower`, `upper`], resting on `n` units. The rule says which of
-these is compared with the bounds: `upper_ci` with a minimum closes only when the whole interval lies below it (the
-corpus is surely bad), `lower_ci` with the same minimum unless the whole interval lies above it (it is surely good).
-`whole_ci` looks at both ends: an interval within the bounds is kept, one beyond them is outside, one that a bound cuts
-is not judged. Promise: a row is kept, outside, or not judged, and the three add up. Not judged are, in this order:
+A row is an estimate: `value` with its 95 % interval [`lower`, `upper`], based on `n` units. The rule selects which of
+these is compared with the bounds: `upper_ci` with a minimum fails only if the whole interval is below it (surely bad),
+`lower_ci` with the same minimum unless the whole interval is above it (surely good).
+`whole_ci` compares both ends: an interval within the bounds is kept, one beyond them is outside, one that a bound cuts
+is not judged. Promise: a row is kept, outside, or not judged, and the three add up. Not judged, in this order:
 
     biased   its `note` begins "biased instrument": the instrument that measured it cannot decide
     thin     `n` is missing or below the gate's
-    bare     a number that the rule compares is missing
-    cut      a bound lies within the interval (`whole_ci`)
+    bare     a compared number is missing
+    cut      a bound is within the interval (`whole_ci`)
 
-Numbers that no estimate can have (infinite, lower above upper, a value outside its own interval) raise. No engine is
-needed here, so the tests compare this with a plain loop, and the expectation with this.
+Impossible numbers (infinite, lower above upper, a value outside its own interval) raise. The module needs no engine, so
+tests compare it with a plain loop, and the expectation with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("value", "lower", "upper", "n")
 NUMBER: dict[str, str] = {"point": "value", "lower_ci": "lower", "upper_ci": "upper", "whole_ci": "value"}
-"""Rule -> the column that it compares; of `whole_ci` the one that is shown."""
+"""Rule -> the compared column; for `whole_ci` the displayed one."""
 BIASED = "biased instrument"
 _UNNAMED = "(unnamed)"
 _SLACK = 1e-9  # relative: an end is rounded by itself, and an interval may be as narrow as its value
@@ -49,9 +49,9 @@ class Judged:
     instruments: tuple[str, ...]
     """The biased instruments, by name, sorted."""
     worst: float | None
-    """The compared number that lies farthest beyond a bound, or nearest to one when all keep it."""
+    """The compared number furthest beyond a bound, or nearest to one when all keep it."""
     places: tuple[int, ...]
-    """Positions of the rows outside, the farthest first."""
+    """Positions of the rows outside, the furthest first."""
 
     @property
     def judged(self) -> int:
@@ -59,7 +59,7 @@ class Judged:
         return self.rows - self.biased - self.thin - self.bare - self.cut
 
     def kept(self, mostly: float) -> bool:
-        """Return whether rows were judged, and enough of them lie inside."""
+        """Return whether rows were judged, and enough of them are inside."""
         return self.judged > 0 and self.outside <= (1 - mostly) * self.judged + 1e-9
 
     def missing_too_many(self, max_missing: float) -> bool:
@@ -72,9 +72,9 @@ def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | N
 
     Args:
         table: columns `value, lower, upper, n`, and `note` if any row has one; missing is None or NaN.
-        rule: which number is compared.
-        limits: the least and the greatest number allowed; None is no limit.
-        min_n: a row that rests on fewer units is not judged.
+        rule: the compared number.
+        limits: minimum and maximum; None for no limit.
+        min_n: a row with fewer units is not judged.
 
     Raises:
         ValueError: a number is infinite, an interval ends before it begins or does not hold its own value, or a
@@ -85,19 +85,19 @@ def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | N
     numbers = {name: _numbers(table, name) for name in COLUMNS}
     with np.errstate(invalid="ignore"):
         if crossed := int((numbers["lower"] > numbers["upper"]).sum()):
-            raise ValueError(f"{crossed} row(s) whose interval's lower end lies above its upper end")
+            raise ValueError(f"{crossed} row(s) with a lower end above the upper end")
         slack = _SLACK * np.abs(numbers["value"])
         below, above = numbers["value"] < numbers["lower"] - slack, numbers["value"] > numbers["upper"] + slack
         if astray := int((below | above).sum()):
-            raise ValueError(f"{astray} row(s) whose value lies outside its own interval")
+            raise ValueError(f"{astray} row(s) with a value outside its own interval")
     names = instruments(table)
     biased = np.array([bool(name) for name in names], dtype=bool)
     thin = ~biased & ~(numbers["n"] >= min_n)
     compared = numbers[NUMBER[rule]]
     ends = (numbers["lower"], numbers["upper"]) if rule == "whole_ci" else (compared, compared)
     bare = ~biased & ~thin & (np.isnan(compared) | np.isnan(ends[0]) | np.isnan(ends[1]))
-    nearest, farthest = _beyond(ends, limits)
-    cut = ~(biased | thin | bare) & (nearest <= 0) & (farthest > 0)
+    nearest, furthest = _beyond(ends, limits)
+    cut = ~(biased | thin | bare) & (nearest <= 0) & (furthest > 0)
     judged = ~(biased | thin | bare | cut)
     beyond = np.where(judged, nearest, -np.inf)
     order = np.argsort(-beyond, kind="stable")
@@ -123,9 +123,9 @@ def _numbers(table: pd.DataFrame, name: str) -> Any:
     try:
         numbers = pd.to_numeric(table[name]).to_numpy(dtype="float64", na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} holds something that is no number ({error})") from error
+        raise ValueError(f"column {name!r} contains a value that is not a number ({error})") from error
     if infinite := int(np.isinf(numbers).sum()):
-        raise ValueError(f"column {name!r} holds {infinite} infinite value(s)")
+        raise ValueError(f"column {name!r} contains {infinite} infinite value(s)")
     return numbers
 
 
@@ -141,10 +141,7 @@ def _beyond(ends: tuple[Any, Any], limits: tuple[float | None, float | None]) ->
 
 
 def instruments(table: pd.DataFrame) -> list[str]:
-    """For each row the biased instrument that its note names.
-
-    Empty where none is.
-    """
+    """The biased instrument named by each row's note; "" for none."""
     if "note" not in table.columns:
         return [""] * len(table)
     return [_instrument(note) for note in table["note"]]

@@ -1,8 +1,8 @@
 r"""Preconditions of an expectation on a table, and column conversion.
 
-Promise: what is handed over means the same to the engine as to the policy. Great Expectations holds every bound as a
-64-bit float and pandas compares an integer column with it after rounding, so that 2^53 + 1 is "at most 2^53"; a mean
-or a quantile of such integers is rounded too. Python's `$` matches before a final line feed, so `^a+$` finds "a\n".
+Promise: the engine's input has the meaning that the policy gives it. Great Expectations stores every bound as a 64-bit
+float and pandas compares an integer column with it after rounding, so that 2^53 + 1 is "at most 2^53"; a mean or a
+quantile of such integers is rounded too. Python's `$` matches before a final line feed, so `^a+$` finds "a\n".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EXACT = 2**53
-"""Up to here each integer is a 64-bit float."""
+"""Integers up to here are exact as 64-bit floats."""
 INTERVAL = "interval_between"
 WHOLE_TABLE = {"row_count_between", "columns_present"}
 _NUMERIC = {"between", "mean_between", "quantile_between"}
@@ -34,13 +34,13 @@ def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
     kind = gate.expectation
     if kind not in _KNOWN:
         return f"unknown expectation {kind!r}; known are {', '.join(sorted(_KNOWN))}"
-    if idle := _demands_nothing(gate):
-        return idle
+    if reason := _without_constraint(gate):
+        return reason
     if kind in WHOLE_TABLE:
         return ""
     for name in COLUMNS if kind == INTERVAL else (gate.column,):
         if (found := list(table.columns).count(name)) != 1:
-            return f"column {name!r} stands {found} times in the table; its columns are {columns(table)}"
+            return f"column {name!r} occurs {found} times in the table; its columns are {columns(table)}"
     return _not_exact(gate, table[gate.column]) if kind in _NUMERIC else ""
 
 
@@ -49,38 +49,32 @@ def columns(table: pd.DataFrame) -> str:
     return ", ".join(sorted(map(str, table.columns)))
 
 
-def _demands_nothing(gate: Gate) -> str:
-    """GX passes an expectation without a demand.
-
-    The policy refuses such a gate, and so does this door.
-    """
+def _without_constraint(gate: Gate) -> str:
+    """Reason if a gate has no constraint; "" otherwise."""
     kind = gate.expectation
     if kind in _NUMERIC | {"row_count_between", INTERVAL} and gate.min is None and gate.max is None:
-        return f"{kind} without min or max demands nothing"
+        return f"{kind} without min or max has no constraint"
     if kind == "quantile_between" and gate.quantile is None:
         return "quantile_between without a quantile"
     if kind in {"in_set", "columns_present"} and not gate.values:
-        return f"{kind} without values demands nothing"
+        return f"{kind} without values has no constraint"
     if kind == "match_regex" and not gate.regex:
         return "match_regex without a regex matches everything"
     if not 0 < gate.mostly <= 1:
-        return f"mostly = {gate.mostly:g} is no share of rows above 0"
+        return f"mostly = {gate.mostly:g} is not a share of rows above 0"
     return ""
 
 
 def _not_exact(gate: Gate, column: pd.Series) -> str:
-    """Values that a bound cannot be compared with.
-
-    Infinite ones, and integers whose mean or quantile is rounded.
-    """
-    if infinite := _infinite(column):
-        return f"column {gate.column!r} holds {infinite} infinite value(s)"
-    if gate.expectation != "between" and _beyond_exact(column):
-        return f"column {gate.column!r} holds integers beyond 2^53: {gate.expectation} would round them"
+    """Reason if values cannot be compared exactly: infinite ones, or rounded integers."""
+    if infinite := infinite_values(column):
+        return f"column {gate.column!r} contains {infinite} infinite value(s)"
+    if gate.expectation != "between" and beyond_exact(column):
+        return f"column {gate.column!r} contains integers beyond 2^53: {gate.expectation} would round them"
     return ""
 
 
-def _infinite(column: pd.Series) -> int:
+def infinite_values(column: pd.Series) -> int:
     """Number of infinite values, of any type."""
     import numpy as np
 
@@ -97,7 +91,7 @@ def _is_infinite(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, Integral) and math.isinf(value)
 
 
-def _beyond_exact(column: pd.Series) -> bool:
+def beyond_exact(column: pd.Series) -> bool:
     """Return whether a column has integers that float64 rounds."""
     if column.dtype.kind in "iu":
         values = column.dropna()
@@ -108,16 +102,13 @@ def _beyond_exact(column: pd.Series) -> bool:
 def exactly(table: pd.DataFrame) -> pd.DataFrame:
     """The table with integers beyond 2^53 as exact Python integers."""
     wide = [name for name in table.columns if table[name].ndim == 1 and table[name].dtype.kind in "iu"]
-    return table.astype({name: object for name in wide if _beyond_exact(table[name])})
+    return table.astype({name: object for name in wide if beyond_exact(table[name])})
 
 
 def values_of(gate: Gate, table: pd.DataFrame) -> int:
-    """Number of values that the gate can judge.
-
-    Those of its column that are not missing; for a missing-value rule all rows.
-    """
+    """Number of judgeable values: non-missing ones of the column, or all rows."""
     if gate.expectation in WHOLE_TABLE:
-        return max(1, len(table))  # an empty table has a row count and columns, too
+        return max(1, len(table))  # an empty table also has a row count and columns
     if gate.expectation in ("not_null", INTERVAL):
         return len(table)
     return int(table[gate.column].notna().sum())
@@ -126,7 +117,7 @@ def values_of(gate: Gate, table: pd.DataFrame) -> int:
 def anchored(regex: str) -> str:
     r"""A regular expression whose `$` is the end of the text (`\Z`).
 
-    One that asks for lines (`(?m)`) stays.
+    A multi-line one (`(?m)`) is unchanged.
     """
     if _BY_LINE.search(regex):
         return regex

@@ -1,6 +1,6 @@
 """Messages of check results: observed value, threshold, first failing rows.
 
-The words are the same on every machine: numbers have 12 significant digits, rows come in the table's order.
+Messages are equal on every machine: numbers have 12 significant digits, rows the table's order.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ _SHOWN = 3  # offending rows that a detail names
 
 
 def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
-    """The rows whose columns hold these values.
-
-    "" stands for a missing one.
-    """
+    """Rows whose columns have these values; "" is a missing one."""
     for name, value in where.items():
         column = table[name]
         table = table[column.eq(value).fillna(False) | (column.isna() if value == "" else False)]
@@ -36,7 +33,7 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
 def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     """Positions of rows that break a gate, in table order.
 
-    For a reader who wants to see them: what decides is the engine's own result.
+    For display only; the engine's own result decides.
     """
     kind = gate.expectation
     if kind == "interval_between":
@@ -60,11 +57,8 @@ def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     return [int(place) for place in table.index[broken.astype(bool)]]
 
 
-def row_words(gate: Gate, table: pd.DataFrame, place: int) -> str:
-    """One row for the reader.
-
-    Its names, and the value that its gate looks at.
-    """
+def row_text(gate: Gate, table: pd.DataFrame, place: int) -> str:
+    """One row as text: labels and compared value."""
     if gate.expectation == "interval_between":
         return _interval(gate, table, place)
     name, value = label(gate, table, place), table.at[place, gate.column]
@@ -75,34 +69,34 @@ def row_words(gate: Gate, table: pd.DataFrame, place: int) -> str:
 def describe(
     gate: Gate, table: pd.DataFrame, content: Mapping[str, Any], unexpected: int, values: int
 ) -> tuple[float | str | None, str]:
-    """The telling number, and the finding in words with the threshold."""
+    """Observed number, and the result as text with the threshold."""
     kind, bounds = gate.expectation, limits(gate)
     if kind == "row_count_between":
-        return len(table), f"{len(table)} rows, wanted {bounds}"
+        return len(table), f"{len(table)} rows, required {bounds}"
     if kind == "columns_present":
         absent = sorted(set(gate.values) - set(map(str, table.columns)))
         return (", ".join(absent) or None), f"missing columns: {', '.join(absent) or 'none'}"
     if kind == "mean_between":
         mean = number(content["observed_value"])
-        return mean, f"mean of {gate.column} {shown(mean)}, wanted {bounds}"
+        return mean, f"mean of {gate.column} {shown(mean)}, required {bounds}"
     if kind == "quantile_between":
         value = number(content["observed_value"]["values"][0])
-        return value, f"quantile {gate.quantile:g} of {gate.column} {shown(value)}, wanted {bounds}"
+        return value, f"quantile {gate.quantile:g} of {gate.column} {shown(value)}, required {bounds}"
     share = number(1 - unexpected / values)
     observed = _worst(gate, table) if kind == "between" and gate.mostly == 1 else share
-    wish = {"between": bounds, "in_set": f"one of {len(gate.values)} value(s)", "match_regex": f"/{gate.regex}/"}
+    constraint = {"between": bounds, "in_set": f"one of {len(gate.values)} value(s)", "match_regex": f"/{gate.regex}/"}
     detail = (
-        f"{gate.column}: {values - unexpected} of {values} rows fulfil {kind}"
-        f"{' ' + wish[kind] if kind in wish else ''}, wanted a share of {gate.mostly:g}"
+        f"{gate.column}: {values - unexpected} of {values} rows satisfy {kind}"
+        f"{' ' + constraint[kind] if kind in constraint else ''}, required share {gate.mostly:g}"
     )
     if kind == "between":
         detail += f"; worst {shown(_worst(gate, table))}"
     offenders = _offenders(gate, table, content) if unexpected else ""
-    return observed, f"{detail}; such as {offenders}" if offenders else detail
+    return observed, f"{detail}; for example {offenders}" if offenders else detail
 
 
 def _worst(gate: Gate, table: pd.DataFrame) -> float | None:
-    """The value farthest beyond a limit, or nearest to one."""
+    """Value furthest beyond a limit, or nearest to one."""
     column = table[gate.column]
     least, greatest = number(column.min()), number(column.max())
     if gate.max is None or least is None or greatest is None:
@@ -128,32 +122,32 @@ def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> s
 
 
 def label(gate: Gate, table: pd.DataFrame, place: Any) -> str:
-    """The names of a row, as far as it has any."""
+    """Labels of a row, if any."""
     names = [name for name in _LABELS if name in table.columns and name != gate.column]
     values = [table.at[place, name] for name in names]
     return "/".join(str(value) for value in values if value is not None and value == value)
 
 
 def describe_intervals(gate: Gate, table: pd.DataFrame, found: Judged) -> tuple[float | None, str]:
-    """The worst of the compared numbers, and the finding in words."""
+    """Worst compared number, and the result as text."""
     column = NUMBER[gate.rule]
     lines = [
         f"{found.judged - found.outside} of {found.judged} judged rows have {column} {limits(gate)},"
-        f" wanted a share of {gate.mostly:g}"
+        f" required share {gate.mostly:g}"
     ]
     if found.worst is not None:
         lines.append(f"worst {shown(number(found.worst))}")
     if found.instruments:
         lines.append(f"{found.biased} row(s) measured by a biased instrument: {', '.join(found.instruments)}")
     if found.thin:
-        lines.append(f"{found.thin} row(s) rest on fewer than {gate.min_n} units, or on an unknown number")
+        lines.append(f"{found.thin} row(s) have fewer than {gate.min_n} units, or an unknown number")
     if found.bare:
         lines.append(f"{found.bare} row(s) have no {'interval' if gate.rule == 'whole_ci' else column}")
     if found.cut:
         named = ", ".join(_with_note(gate, table, place) for place in found.cut_places[:_SHOWN])
-        lines.append(f"{found.cut} interval(s) have a bound within them: {named}")
+        lines.append(f"{found.cut} interval(s) contain a bound: {named}")
     if found.places:
-        lines.append("such as " + ", ".join(_interval(gate, table, place) for place in found.places[:_SHOWN]))
+        lines.append("for example " + ", ".join(_interval(gate, table, place) for place in found.places[:_SHOWN]))
     return (None if found.worst is None else number(found.worst)), "; ".join(lines)
 
 
@@ -171,7 +165,7 @@ def _with_note(gate: Gate, table: pd.DataFrame, place: int) -> str:
 
 
 def limits(gate: Gate) -> str:
-    """The bounds in words."""
+    """Bounds as text."""
     low = "" if gate.min is None else f"at least {gate.min:g}"
     high = "" if gate.max is None else f"at most {gate.max:g}"
     return " and ".join(filter(None, (low, high)))
@@ -183,16 +177,13 @@ def number(value: Any) -> float | None:
         return None
     try:
         plain = float(value)
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer beyond the range of floats
         return None
     return float(f"{plain:.12g}") if math.isfinite(plain) else None
 
 
 def shown(value: Real | float | None) -> str:
-    """A number for the reader.
-
-    An integer that a float would round, digit by digit.
-    """
+    """A number as text; integers that a float would round are exact."""
     if isinstance(value, Integral) and abs(int(value)) > EXACT:
         return str(value)
-    return "nothing" if value is None else f"{float(value):.6g}"
+    return "none" if value is None else f"{float(value):.6g}"

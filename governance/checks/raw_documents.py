@@ -1,19 +1,19 @@
 """Raw suite: ingested documents without texts, a table a shard.
 
-A table has every column of the shard but `text`, and four that are worked out here:
+A table has every column of the shard except `text`, and four computed ones:
 
     repeats         how many other documents of the whole corpus have this id; 0 by law
     digest_fits     1 where the text's SHA-256 is the column `sha256`, else 0; missing where it was not computed
-    opt_out_date    what `opt_out_fetched` is: "none" (nobody looked), "valid", "invalid" (no ISO 8601 date or time),
-                    "future" (after the day on which ingest read it), "undated" (signals stand without a date),
-                    "unknown" (a date, but the manifest does not say when ingest ran)
+    opt_out_date    kind of `opt_out_fetched`: "none" (not checked), "valid", "invalid" (no ISO 8601 date or time),
+                    "future" (after the day on which ingest read it), "undated" (signals without a date), "unknown" (a
+                    date, but the manifest does not state when ingest ran)
     bytes           UTF-8 bytes of the text; missing where the digest is
 
 Digests are computed for one row group of each shard, chosen by the shard's own digest: every document of a small
-corpus, an eighth of a large one, and nobody can say beforehand which. An empty text in a column is a missing value.
+corpus, about an eighth of a large one, unpredictable in advance. An empty text in a column is a missing value.
 
-The day on which ingest ran is the one thing that is taken from a manifest's `run` block: a reading on another day can
-only turn "future" into "valid". Price: one pass over the columns beside the text, and an eighth of the texts.
+The day on which ingest ran is the only value taken from a manifest's `run` block: another day can only turn "future"
+into "valid". Price: one pass over the columns other than the text, and an eighth of the texts.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.checks.duplicate_ids import Repeats
-from governance.checks.suites import Table, frame_of, read_columns, without_empty_text
+from governance.checks.suites import SuiteTable, frame_of, read_columns, without_empty_text
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.manifest import Manifest
 
 TEXTS = ("id", "source", "url", "language", "licence", "sha256", "file", "opt_out", "opt_out_fetched")
-"""The columns of text that a document shard has beside `text`; `position` is a whole number."""
+"""String columns of a document shard other than `text`; `position` is an integer."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RawShard:
     sha256: str
     repeats: Repeats
     read_on: str
-    """The day on which ingest ran, YYYY-MM-DD in UTC; empty where nobody knows."""
+    """The day on which ingest ran, YYYY-MM-DD in UTC; empty if unknown."""
 
 
 def read_ids(path: Path) -> pa.ChunkedArray:
@@ -68,7 +68,7 @@ def day_of(ingest: Manifest) -> str:
     return str(ingest.run.get("finished") or "")[:10]
 
 
-def raw_table(shard: RawShard) -> Table:
+def raw_table(shard: RawShard) -> SuiteTable:
     """Table of a raw shard, or a problem with its columns.
 
     Raises:
@@ -76,19 +76,19 @@ def raw_table(shard: RawShard) -> Table:
     """
     table = read_columns(shard.path, without=("text",))
     if problem := _problem(shard.path, table):
-        return Table(shard.subject, frame_of([]), problem)
+        return SuiteTable(shard.subject, frame_of([]), problem)
     fits, sizes = _digests(shard, table["sha256"])
     repeats = np.zeros(table.num_rows, np.int64)
     repeats[shard.repeats.rows] = shard.repeats.others
-    worked_out: Mapping[str, Any] = {
+    computed: Mapping[str, Any] = {
         "repeats": pa.array(repeats),
         "digest_fits": fits,
         "bytes": sizes,
         "opt_out_date": _dates(table["opt_out_fetched"], table["opt_out"], shard.read_on),
     }
-    for name, column in worked_out.items():
+    for name, column in computed.items():
         table = table.append_column(name, column)
-    return Table(shard.subject, without_empty_text(table, {}).to_pandas())
+    return SuiteTable(shard.subject, without_empty_text(table, {}).to_pandas())
 
 
 def _problem(path: Path, table: pa.Table) -> str:
@@ -98,26 +98,26 @@ def _problem(path: Path, table: pa.Table) -> str:
         return f"has the column {twice[0]!r} more than once"
     for name in (*TEXTS, "text"):
         if name not in kinds or not (pa.types.is_string(kinds[name]) or pa.types.is_large_string(kinds[name])):
-            return f"has no column {name!r} of text, so it is no document shard"
+            return f"has no column {name!r} of strings, so it is not a document shard"
     if "position" not in kinds or not pa.types.is_int64(kinds["position"]):
-        return "has no column 'position' of 64-bit whole numbers, so it is no document shard"
+        return "has no column 'position' of 64-bit integers, so it is not a document shard"
     if nulls := sorted(name for name in table.column_names if table[name].null_count):
         return f"has nulls in {', '.join(nulls)}; a document shard has empty texts instead"
     return ""
 
 
-def _digests(shard: RawShard, wanted: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+def _digests(shard: RawShard, expected: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     """Match of each text with its stated digest, and its length."""
-    fits: list[int | None] = [None] * len(wanted)
-    sizes: list[int | None] = [None] * len(wanted)
+    fits: list[int | None] = [None] * len(expected)
+    sizes: list[int | None] = [None] * len(expected)
     try:
         with pq.ParquetFile(shard.path) as file:
             if file.num_row_groups:
                 chosen = int(shard.sha256[:8], 16) % file.num_row_groups
                 first = sum(file.metadata.row_group(group).num_rows for group in range(chosen))
                 texts = file.read_row_group(chosen, columns=["text"])["text"].cast(pa.large_binary())
-                said = wanted.slice(first, len(texts)).to_pylist()
-                for row, (text, digest) in enumerate(zip(texts, said, strict=True), first):
+                stated = expected.slice(first, len(texts)).to_pylist()
+                for row, (text, digest) in enumerate(zip(texts, stated, strict=True), first):
                     fits[row] = int(sha256_bytes(text.as_buffer()) == digest)
                     sizes[row] = len(text.as_buffer())
     except (pa.ArrowException, OSError) as error:

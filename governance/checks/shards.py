@@ -1,10 +1,9 @@
 """Suites over shards: workers and the merging of their results.
 
-`raw` and `documents` are judged in the worker that reads the shard, so that no table of the whole corpus is ever
-made; of `token_shards` a worker counts one row, and the rows are judged together. Each worker imports Great
-Expectations (3 to 4 s), so there is one only for every `SHARDS_A_WORKER` shards. What a worker left is in the audit's
-artifact, and taken up again by the next audit that would find the same: under another policy the hashes of ids stay,
-and with the same gates on a suite all its findings.
+`raw` and `documents` are judged in the worker that reads the shard, so that no table of the whole corpus exists; for
+`token_shards` a worker counts one row, and the rows are judged together. Each worker imports Great Expectations (3 to
+4 s), so there is one per `SHARDS_A_WORKER` shards. Workers' files are part of the audit's artifact and reused by the
+next audit with equal inputs: id hashes under any policy, findings under the same gates of the suite.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ import pyarrow as pa
 from governance.checks.drift import Sketch, merge_sketches, sketch_of
 from governance.checks.duplicate_ids import repeated_ids, write_hashes
 from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
+from governance.checks.gx.own_expectations import source_digests
 from governance.checks.raw_documents import RawShard, day_of, raw_table, read_ids
-from governance.checks.suites import Table, disagreement, document_table, read_columns
+from governance.checks.suites import SuiteTable, disagreement, document_table, read_columns
 from governance.checks.tokens import TokenReaders, count_tokens, shards_of, token_shard_rows
 from governance.config import Section, canonical_json
 from governance.files import sha256_bytes, write_json
@@ -37,8 +37,8 @@ SHARDS_A_WORKER = 16
 
 
 @dataclass(frozen=True)
-class Place:
-    """Location of the audit: version, artifact folder, runtime."""
+class AuditLocation:
+    """Version, artifact folder and runtime of an audit."""
 
     version: int
     folder: Path
@@ -51,7 +51,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Found:
+class SuiteResults:
     """Outcome of one suite's shards."""
 
     results: list[CheckResult]
@@ -59,7 +59,11 @@ class Found:
 
 
 def _map(
-    place: Place, section: Section, function: Callable[..., ShardMade], shards: list[Shard], suffix: str = ".json"
+    place: AuditLocation,
+    section: Section,
+    function: Callable[..., ShardMade],
+    shards: list[Shard],
+    suffix: str = ".json",
 ) -> list[ShardDone]:
     few = replace(place.runtime, workers=min(place.runtime.workers, max(1, len(shards) // SHARDS_A_WORKER)))
     recipe = Recipe("audit", place.version, section)
@@ -84,7 +88,7 @@ def read_values(output: Output, root: Path) -> Any:
 # --- raw
 
 
-def raw_shards(place: Place, ingest: Manifest) -> tuple[list[RawShard], list[Output]]:
+def raw_shards(place: AuditLocation, ingest: Manifest) -> tuple[list[RawShard], list[Output]]:
     """Ingested shards with repeated ids, and the hash files."""
     root, listed = place.root, ingest.listed("documents")
     hashing = [Shard(Path(of.path).stem, ("ids", of.sha256), (root / of.path, read_ids), (of,)) for of in listed]
@@ -111,9 +115,9 @@ def judge_raw(section: SuiteSection, shard: RawShard, path_of: Callable[[str], P
     return ShardMade({"raw": path_of("raw")}, {"documents": {str(name): int(n) for name, n in counts.items()}})
 
 
-def raw_results(place: Place, ingest: Manifest, gates: Sequence[Gate]) -> Found:
+def raw_results(place: AuditLocation, ingest: Manifest, gates: Sequence[Gate]) -> SuiteResults:
     """The results of the suite `raw`."""
-    section = SuiteSection(suite="raw", gates=tuple(gates))
+    section = SuiteSection(suite="raw", gates=tuple(gates), own_sources=source_digests(gates))
     shards, outputs = raw_shards(place, ingest)
     work = [
         Shard(shard.path.stem, ("raw", shard.subject, shard.sha256, _state(shard)), shard, (of,))
@@ -125,22 +129,22 @@ def raw_results(place: Place, ingest: Manifest, gates: Sequence[Gate]) -> Found:
     corpus = f"{ingest.folder}/documents"
     results = gather(section, expected, found, corpus)
     counted = sum_stats([shard.stats for shard in done]).get("documents", {})
-    wanted = {name: own["documents_kept"] for name, own in ingest.stats.get("by_source", {}).items()}
-    if counted != {name: number for name, number in wanted.items() if number}:
+    stated = {name: own["documents_kept"] for name, own in ingest.stats.get("by_source", {}).items()}
+    if counted != {name: number for name, number in stated.items() if number}:
         results += _errors(
-            gates, corpus, f"the shards have these documents by source: {counted}; the manifest: {wanted}"
+            gates, corpus, f"the shards have these documents by source: {counted}; the manifest: {stated}"
         )
-    return Found(results, outputs + _outputs(done))
+    return SuiteResults(results, outputs + _outputs(done))
 
 
 def _state(shard: RawShard) -> str:
-    """The digest of what is known of a shard beside its bytes."""
+    """Digest of a shard's facts other than its bytes."""
     repeats = [shard.repeats.rows.tolist(), shard.repeats.others.tolist()]
     return sha256_bytes(canonical_json([shard.read_on, repeats]))
 
 
-def _errors(gates: Sequence[Gate], subject: str, words: str) -> list[CheckResult]:
-    return [CheckResult(gate.id, subject, "error", None, 0, 0, words[:300]) for gate in gates]
+def _errors(gates: Sequence[Gate], subject: str, detail: str) -> list[CheckResult]:
+    return [CheckResult(gate.id, subject, "error", None, 0, 0, detail[:300]) for gate in gates]
 
 
 # --- documents, and their sketches for `drift`
@@ -153,7 +157,7 @@ class FeatureShard:
     path: Path
     shard: Expected
     sketched: bool
-    """Whether its sketch is wanted."""
+    """Whether a sketch is made."""
 
 
 def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable[[str], Path]) -> ShardMade:
@@ -167,9 +171,11 @@ def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable
     return ShardMade(files, {"rows": rows, "kept": len(table.frame)})
 
 
-def document_results(place: Place, clean: Manifest, gates: Sequence[Gate], sketched: bool) -> tuple[Found, Sketch]:
+def document_results(
+    place: AuditLocation, clean: Manifest, gates: Sequence[Gate], sketched: bool
+) -> tuple[SuiteResults, Sketch]:
     """Results of the suite `documents`, with the sketch if requested."""
-    section = SuiteSection(suite="documents", gates=tuple(gates))
+    section = SuiteSection(suite="documents", gates=tuple(gates), own_sources=source_digests(gates))
     shards = [(place.root / of.path, Expected(of.path, of.sha256), of) for of in clean.listed("features")]
     work = [
         Shard(
@@ -186,7 +192,7 @@ def document_results(place: Place, clean: Manifest, gates: Sequence[Gate], sketc
     problem = disagreement(clean, counted.get("rows", 0), counted.get("kept", 0)) if done and known else ""
     results += _errors(gates, corpus, problem) if problem else []
     sketch = merge_sketches(_values(done, "sketches", place.root))
-    return Found(results, _outputs(done)), sketch
+    return SuiteResults(results, _outputs(done)), sketch
 
 
 def sketch_corpus(clean: Manifest, root: Path) -> Sketch:
@@ -203,7 +209,7 @@ def sketch_corpus(clean: Manifest, root: Path) -> Sketch:
 
 
 def counted_token_shards(
-    place: Place, artifacts: Mapping[str, Manifest], readers: TokenReaders
+    place: AuditLocation, artifacts: Mapping[str, Manifest], readers: TokenReaders
 ) -> tuple[list[dict[str, Any]], str, list[Output]]:
     """Rows of `token_shards`, problems of the table, and workers' files."""
     encode, tokenizer = artifacts["encode"], artifacts["tokenizer"]
@@ -225,10 +231,10 @@ def counted_token_shards(
     return rows, problem, outputs
 
 
-# --- for those who want the tables themselves
+# --- tables rebuilt for Data Docs and reviewers
 
 
-def shard_tables(place: Place, artifacts: Mapping[str, Manifest]) -> Iterator[tuple[str, Table]]:
+def shard_tables(place: AuditLocation, artifacts: Mapping[str, Manifest]) -> Iterator[tuple[str, SuiteTable]]:
     """Tables of `raw` and `documents`, rebuilt in this process."""
     ingest, clean = artifacts["ingest"], artifacts["clean"]
     for shard, of in zip(raw_shards(place, ingest)[0], ingest.listed("documents"), strict=True):

@@ -1,13 +1,13 @@
 """Tables of the suites, built from manifests and shards.
 
-    documents       the kept rows of each feature shard of `clean`, without any text; one table a shard
+    documents       the kept rows of each feature shard of `clean`, without texts; one table per shard
     sources         one row for each source at each stage, and the source "(all)"
-    licences        one row for each (source, licence) of the documents that stay
+    licences        one row for each (source, licence) of the kept documents
     tokens          one row: the counts of `encode`
     representation, association, tone, impact, shares, privacy, parity, instruments: `governance.checks.bias.tables`
 
-Promise: a table that cannot be judged carries its problem in words, so that each of its gates gets a result. A shard
-that cannot be read raises: nothing is known then, and nothing is committed.
+Promise: a table that cannot be judged carries its problem, so that each of its gates gets a result. A shard that cannot
+be read raises: nothing is then known and nothing is committed.
 """
 
 from __future__ import annotations
@@ -32,30 +32,27 @@ if TYPE_CHECKING:
 FUNNEL = ("ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
 """The stages that pass documents, in their order."""
 ALL = "(all)"
-_NO_LANGUAGE = ("und",)  # a language that is not known is a missing value, not a text
+_NO_LANGUAGE = ("und",)  # an unknown language is a missing value, not a string
 
 
 @dataclass(frozen=True)
-class Table:
-    """Something to judge."""
+class SuiteTable:
+    """A table to judge, with its subject."""
 
     subject: str
     frame: pd.DataFrame
     problem: str = ""
-    """Why it cannot be judged; empty when it can."""
+    """Reason why it cannot be judged; "" if it can."""
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of rows with equal keys.
-
-    None is a missing value; `columns` name those of an empty table.
-    """
+    """Frame of rows with equal keys; `columns` if there are none."""
     import pandas as pd
 
     return pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(columns))
 
 
-def document_table(path: Path, subject: str) -> tuple[Table, int]:
+def document_table(path: Path, subject: str) -> tuple[SuiteTable, int]:
     """Kept rows of a feature shard, without text, and the total.
 
     Raises:
@@ -64,21 +61,21 @@ def document_table(path: Path, subject: str) -> tuple[Table, int]:
     table = read_columns(path, without=("text",))
     if table.column_names.count("kept") != 1 or not pa.types.is_boolean(table.schema.field("kept").type):
         words = "has no column `kept` of true and false, so its kept rows are not known"
-        return Table(subject, frame_of([]), words), table.num_rows
+        return SuiteTable(subject, frame_of([]), words), table.num_rows
     kept = table.filter(table["kept"])
-    return Table(subject, without_empty_text(kept, {"language": _NO_LANGUAGE}).to_pandas()), table.num_rows
+    return SuiteTable(subject, without_empty_text(kept, {"language": _NO_LANGUAGE}).to_pandas()), table.num_rows
 
 
 def disagreement(clean: Manifest, rows: int, kept: int) -> str:
     """Difference between feature shards and manifest counts; "" if none."""
-    wanted = (clean.stats.get("documents_in"), clean.stats.get("documents_kept"))
-    if (rows, kept) == wanted:
+    stated = (clean.stats.get("documents_in"), clean.stats.get("documents_kept"))
+    if (rows, kept) == stated:
         return ""
-    return f"the feature shards have {rows} rows, {kept} kept; the manifest says {wanted[0]} and {wanted[1]}"
+    return f"the feature shards have {rows} rows, {kept} kept; the manifest states {stated[0]} and {stated[1]}"
 
 
 def read_columns(path: Path, without: Sequence[str] = ()) -> pa.Table:
-    """All columns of a shard but those named.
+    """Read all columns of a shard except some.
 
     Raises:
         ManifestError: it cannot be read.
@@ -105,9 +102,9 @@ def _unreadable(path: Path, error: Exception) -> ManifestError:
 
 
 def without_empty_text(table: pa.Table, absent: Mapping[str, Sequence[str]]) -> pa.Table:
-    """An empty text is a missing value.
+    """Turn empty strings into missing values.
 
-    "not null" must not be met by it; `absent`: column -> more such texts.
+    `absent`: column -> further strings that mean missing.
     """
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
@@ -128,7 +125,7 @@ def source_rows(artifacts: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     records / in), `torn_files` (at `ingest`), `unaccounted` (in - kept - removed; 0 by law), `lost` (kept by the stage
     before - in; 0 by law). What belongs to one stage is 0 at the others.
 
-    A source of which nothing is left has no row at later stages: its last row shows where it went.
+    A source without remaining documents has no row at later stages.
     """
     rows: list[dict[str, Any]] = []
     before: dict[str, int] = {}
@@ -149,20 +146,20 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
     counts = {name: int(entry.get(name, 0)) for name in ("documents_in", "documents_kept", "bytes_in", "bytes_kept")}
     removed = sum(entry.get("removed", {}).values())
     raw = stage == "ingest"
-    refused = entry.get("quarantined") if raw else 0  # None where it was not counted: unknown is not zero
+    refused = entry.get("quarantined") if raw else 0  # None where not counted: unknown is not zero
     without_text = entry.get("removed", {}).get("quarantine:no_text", 0) if raw else 0
     earlier = entry.get("removed", {}).get("duplicate_of_earlier", 0) if stage == "dedup" else 0
-    came, new = counts["documents_in"], counts["documents_in"] - earlier
-    twice = removed - earlier if stage == "dedup" else 0
+    entered, new = counts["documents_in"], counts["documents_in"] - earlier
+    repeated = removed - earlier if stage == "dedup" else 0
     return {
         "stage": stage,
         "source": source,
         **counts,
         "removed_share": _share(removed, counts["documents_in"]),
-        "earlier_share": _share(earlier, came) if stage == "dedup" else 0.0,
-        "duplicate_share": _share(twice, new) if stage == "dedup" and (new or not came) else 0.0,
-        "no_text_share": _share(None if refused is None else without_text, came) if raw else 0.0,
-        "quarantined_share": _share(None if refused is None else refused - without_text, came) if raw else 0.0,
+        "earlier_share": _share(earlier, entered) if stage == "dedup" else 0.0,
+        "duplicate_share": _share(repeated, new) if stage == "dedup" and (new or not entered) else 0.0,
+        "no_text_share": _share(None if refused is None else without_text, entered) if raw else 0.0,
+        "quarantined_share": _share(None if refused is None else refused - without_text, entered) if raw else 0.0,
         "torn_files": entry.get("torn_files") if raw else 0,
         "unaccounted": counts["documents_in"] - counts["documents_kept"] - removed,
         "lost": 0 if before is None and raw else (before or 0) - counts["documents_in"],
@@ -174,7 +171,7 @@ def _share(part: int | None, whole: int) -> float | None:
 
 
 def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
-    """The licences of the documents that stay: `source, licence, documents`, sorted.
+    """Licences of the kept documents: `source, licence, documents`, sorted.
 
     Raises:
         ManifestError: a shard cannot be read.
@@ -193,11 +190,10 @@ def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
 
 
 def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
-    """A row a type that was looked for.
+    """One row per type of personal data: `type, planted, found, canary_recall`.
 
-    `type, planted, found, canary_recall` (None where none was planted).
-
-    Canaries are strings that the stage planted into copies of documents and looked for with its own rules.
+    Canaries are strings that the stage planted into copies of documents and searched for with its own rules; the recall
+    is None where none was planted.
     """
     return [
         {"type": kind, **counts, "canary_recall": _share(counts["found"], counts["planted"])}
@@ -208,8 +204,8 @@ def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
 def token_rows(encode: Manifest) -> list[dict[str, Any]]:
     """One row of the counts of `encode`.
 
-    A nested count is named by its path: `{"train": {"tokens": 5}}` gives `train_tokens`. The funnel by source and by
-    reason is left to the `sources` table.
+    A nested count is named by its path: `{"train": {"tokens": 5}}` gives `train_tokens`. The `sources` table has the
+    funnel by source and reason.
     """
     row = _flat({name: value for name, value in encode.stats.items() if name not in ("by_source", "removed")}, "")
     return [dict(sorted(row.items()))] if row else []

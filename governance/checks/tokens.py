@@ -1,25 +1,25 @@
 """Token shard suite: each shard recounted from its bytes.
 
-Encode counts while it writes; this reads what was written. The format is the data pipeline's, so the roof hands in
-two functions that read it (`TokenReaders`); everything that is counted is worked out here, on plain arrays:
+Encode counts while it writes; this module counts the files on disk. The format belongs to the data pipeline, so
+`assay` passes two functions that read it (`TokenReaders`); all counts are computed here on plain arrays:
 
     shard, split           its path, and "train" or "validation"
     tokens, documents      how many
     ids_above_vocabulary   ids that are not below the vocabulary's size
-    unknown, unknown_share ids that stand for no text, but for those that begin and end documents; their share of all
-    ends_out_of_order      document ends that do not lie above the one before
-    ends_beyond            document ends outside 1 ... tokens, and 1 more where the last is not the number of tokens
+    unknown, unknown_share ids without text, except those that begin and end documents; their share of all
+    ends_out_of_order      document ends that are not above the previous one
+    ends_beyond            document ends outside 1 ... tokens, and 1 more if the last is not the number of tokens
     documents_without_end  documents whose last id is not the end-of-document token
     round_trip_checked     documents of a sample whose ids were turned into text again
     round_trip_failed      ... and that differ from the document
     tokens_off             tokens of the split in all shards - those of the manifest, in the row "(all)" of a split
     documents_off          the same of documents; 0 in the other rows
 
-A shard that cannot be opened has a row all the same, with its counts missing and its `problem` in words; then each
-gate is an error, for what is not known is no pass and cannot be waived. The sample is at most 16 documents that the
-shard holds, from one row group of the documents it was made of, chosen by its digest.
+A shard that cannot be opened still has a row, with missing counts and its `problem`; each gate is then an error, which
+is not a pass and cannot be waived. The sample is at most 16 documents of the shard, from one row group of its
+documents, chosen by its digest.
 
-Price: one pass over the token shards, at about 400 million tokens a second and core, and one row group of texts a
+Price: one pass over the token shards, at about 400 million tokens per core-second, and one row group of texts per
 shard.
 """
 
@@ -44,7 +44,7 @@ from governance.parallel import ShardMade
 ALL = "(all)"
 SPLITS = ("train", "validation")
 _SAMPLE = 16
-_CHUNK = 1 << 22  # ids that are looked at together
+_CHUNK = 1 << 22  # ids counted at once
 _COUNTED = (
     "tokens", "documents", "ids_above_vocabulary", "unknown", "ends_out_of_order", "ends_beyond",
     "documents_without_end", "round_trip_checked", "round_trip_failed",
@@ -78,15 +78,12 @@ class TokenFile(Protocol):
         """[documents, 16], the first half of the SHA-256 of each document's id."""
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """A loaded tokeniser."""
 
     @property
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of each id.
-
-        Empty for one that stands for no text.
-        """
+        """Bytes of each id; empty for an id without text."""
 
     def recovers(self, ids: Sequence[int], text: bytes) -> bool:
         """Return whether the ids give the text again."""
@@ -98,7 +95,7 @@ class TokenReaders:
 
     open_shard: Callable[[Path], TokenFile]
     """Raises a ManifestError for a file that is torn or no token shard, MissingInput for none."""
-    load_decoder: Callable[[Manifest, Path], Decoder]
+    load_decoder: Callable[[Manifest, Path], TokenDecoder]
     """Given the tokeniser's manifest and the root."""
 
 
@@ -111,7 +108,7 @@ class CheckedShard:
     sha256: str
     split: str
     documents: Path | None
-    """The shard of documents; None where it is gone, and then nothing is turned into text."""
+    """The shard of documents; None where missing: no round trip is then checked."""
     tokenizer: Manifest
     root: Path
     readers: TokenReaders
@@ -128,7 +125,7 @@ def token_row(shard: CheckedShard) -> dict[str, Any]:
     """The row of one shard, see the module.
 
     Raises:
-        MissingInput: it, or the documents that it was made of, are not there: that is no finding about the corpus.
+        MissingInput: the shard or its documents do not exist, which is not a finding about the corpus.
     """
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "shard": shard.subject, "split": shard.split}
     row |= {"tokens_off": 0, "documents_off": 0}
@@ -138,39 +135,39 @@ def token_row(shard: CheckedShard) -> dict[str, Any]:
         pieces = decoder.pieces
         begin = shard.tokenizer.stats.get("begin_of_document")
         counted = {**_count_ids(file, pieces, begin), **_count_ends(file), **_round_trip(file, decoder, shard)}
-    except (ManifestError, ValueError, IndexError) as error:  # of Arrow too; what is not there raises
+    except (ManifestError, ValueError, IndexError) as error:  # Arrow's errors included; a missing file raises
         return {**row, "problem": f"{type(error).__name__}: {error}"[:300].replace(f"{shard.root}/", "")}
     tokens = counted["tokens"]
     return {**row, **counted, "unknown_share": counted["unknown"] / tokens if tokens else None}
 
 
 def _count_ids(file: TokenFile, pieces: Sequence[bytes], begin: int | None) -> dict[str, int]:
-    is_text = np.array([*map(bool, pieces), False])  # the last stands for every id that is too large
-    above = wordless = 0
+    is_text = np.array([*map(bool, pieces), False])  # the last entry serves every id that is too large
+    above = textless = 0
     for start in range(0, len(file.tokens), _CHUNK):
         ids = file.tokens[start : start + _CHUNK]
         if int(ids.max()) >= file.vocabulary_size or file.vocabulary_size != len(pieces):
             above += int(np.count_nonzero(ids >= min(file.vocabulary_size, len(pieces))))
-        wordless += int(np.count_nonzero(~is_text[np.minimum(ids, len(pieces))]))
+        textless += int(np.count_nonzero(~is_text[np.minimum(ids, len(pieces))]))
     ends = int(np.count_nonzero(_last_ids(file) == file.end_of_document))
     return {
         "tokens": len(file.tokens),
         "documents": len(file.document_ends),
         "ids_above_vocabulary": above,
-        "unknown": wordless - ends - (0 if begin is None else int(np.count_nonzero(_first_ids(file) == begin))),
+        "unknown": textless - ends - (0 if begin is None else int(np.count_nonzero(_first_ids(file) == begin))),
         "documents_without_end": len(file.document_ends) - ends,
     }
 
 
 def _last_ids(file: TokenFile) -> Integers:
-    """The last id of each document whose end lies within the tokens."""
+    """The last id of each document whose end is within the tokens."""
     ends = file.document_ends
     within = (ends > 0) & (ends <= len(file.tokens))
     return file.tokens[ends[within].astype(np.int64) - 1]
 
 
 def _first_ids(file: TokenFile) -> Integers:
-    """First id of each document that begins and goes on."""
+    """First id of each document of two tokens or more."""
     ends = file.document_ends.astype(np.int64)
     begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))[: len(ends)]
     return file.tokens[begins[(begins < ends - 1) & (begins < len(file.tokens)) & (begins >= 0)]]
@@ -185,7 +182,7 @@ def _count_ends(file: TokenFile) -> dict[str, int]:
     }
 
 
-def _round_trip(file: TokenFile, decoder: Decoder, shard: CheckedShard) -> dict[str, int]:
+def _round_trip(file: TokenFile, decoder: TokenDecoder, shard: CheckedShard) -> dict[str, int]:
     """Decode some documents' ids and compare the bytes."""
     checked = failed = 0
     places = {identity.tobytes(): place for place, identity in enumerate(file.identities)}
@@ -247,28 +244,26 @@ def shards_of(
 def token_shard_rows(
     shards: Sequence[CheckedShard], found: Sequence[Mapping[str, Any]], encode: Manifest
 ) -> tuple[list[dict[str, Any]], str]:
-    """The table, sorted, a row "(all)" for each split last.
-
-    Also says what is wrong with it as a whole.
+    """Sorted table with totals by split, and its problem ("" for none).
 
     Args:
         shards: those that must have been counted, each once.
-        found: the rows that came back, in any order.
+        found: the workers' rows, in any order.
         encode: the manifest that the sums are compared with.
     """
-    wanted = {shard.subject: shard.sha256 for shard in shards}
-    came = [(str(row.get("subject")), str(row.get("sha256"))) for row in found]
-    if sorted(came) != sorted(wanted.items()):
-        absent = sorted(set(wanted.items()) - set(came))
-        words = f"{len(came)} rows came back for {len(wanted)} token shards"
-        return [], f"{words}; without a row: {', '.join(name for name, _ in absent[:3]) or 'none'}"
+    expected = {shard.subject: shard.sha256 for shard in shards}
+    received = [(str(row.get("subject")), str(row.get("sha256"))) for row in found]
+    if sorted(received) != sorted(expected.items()):
+        absent = sorted(set(expected.items()) - set(received))
+        counts = f"{len(received)} rows were received for {len(expected)} token shards"
+        return [], f"{counts}; without a row: {', '.join(name for name, _ in absent[:3]) or 'none'}"
     rows = [{name: row.get(name) for name in COLUMNS} for row in found]
     rows.sort(key=lambda row: (str(row["split"]), str(row["shard"])))
     for split in sorted({str(row["split"]) for row in rows}):
         rows.append(_sums(split, [row for row in rows if row["split"] == split], encode))
     if torn := [row for row in rows if row["problem"]]:
-        words = f"{len(torn)} of {len(shards)} token shards could not be counted"
-        return rows, f"{words}: {torn[0]['shard']}: {torn[0]['problem']}"
+        count = f"{len(torn)} of {len(shards)} token shards could not be counted"
+        return rows, f"{count}: {torn[0]['shard']}: {torn[0]['problem']}"
     return rows, ""
 
 
@@ -280,6 +275,6 @@ def _sums(split: str, rows: Sequence[Mapping[str, Any]], encode: Manifest) -> di
     if total["tokens"]:
         total["unknown_share"] = total["unknown"] / total["tokens"]
     for name in ("tokens", "documents"):
-        said = encode.stats.get(f"{split}_{name}")
-        total[f"{name}_off"] = None if None in (said, total[name]) else total[name] - said
+        stated = encode.stats.get(f"{split}_{name}")
+        total[f"{name}_off"] = None if None in (stated, total[name]) else total[name] - stated
     return total

@@ -26,7 +26,7 @@ Suite = Literal[
 ]  # fmt: skip
 Expectation = Literal[
     "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
-    "columns_present", "interval_between",
+    "columns_present", "interval_between", "gx",
 ]  # fmt: skip
 Rule = Literal["point", "lower_ci", "upper_ci", "whole_ci"]
 _WITH_BOUNDS = {"between", "quantile_between", "mean_between", "row_count_between", "interval_between"}
@@ -41,8 +41,13 @@ class Gate(Section):
     """Its name, for example "raw.quarantined_share"."""
     suite: Suite
     """The table that it judges."""
-    expectation: Expectation
-    """What is expected of it."""
+    expectation: Expectation = "gx"
+    """What is expected of it; not written where `gx` is."""
+    gx: str = Field(default="", pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
+    """Any expectation of Great Expectations by its own name ("expect_column_value_lengths_to_be_between"), or a class
+    of one's own by dotted path ("mylab.rules:ExpectIt")."""
+    kwargs: dict[str, Any] = Field(default={})
+    """For `gx`: its arguments, as Great Expectations names them."""
     column: str = ""
     """The column; empty for expectations on the whole table and on intervals."""
     where: dict[str, str] = Field(default={})
@@ -85,6 +90,10 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Gate:
+        if self.expectation == "gx":
+            return self._named()
+        if self.gx or self.kwargs:
+            raise ValueError(f"gate {self.id}: write either `expectation`, or `gx` with `kwargs`")
         if self.expectation in _WITH_BOUNDS and self.min is None and self.max is None:
             raise ValueError(f"gate {self.id}: {self.expectation} needs min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -99,6 +108,22 @@ class Gate(Section):
         if self.expectation in {"in_set", "columns_present"} and not self.values and self.suite != "licences":
             raise ValueError(f"gate {self.id}: {self.expectation} needs values")
         return self
+
+    def _named(self) -> Gate:
+        if not self.gx:
+            raise ValueError(f"gate {self.id}: needs an `expectation`, or `gx`")
+        if self.min is not None or self.max is not None or self.values or self.regex or self.quantile is not None:
+            raise ValueError(f"gate {self.id}: the arguments of {self.gx} belong in `kwargs`")
+        if self.column and "column" in self.kwargs:
+            raise ValueError(f"gate {self.id}: names a column twice, in `column` and in `kwargs`")
+        canonical_json(self.kwargs)  # a date or NaN raises
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A gate without empty later fields, so that old verdicts hold."""
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if value or name not in ("gx", "kwargs")}
 
     @model_validator(mode="after")
     def _interval(self) -> Gate:

@@ -97,7 +97,7 @@ def deviation(gate: Gate, observed: float | str | None) -> float | None:
     """
     if gate.expectation == "columns_present":
         return float(len(str(observed).split(", "))) if observed else 0.0
-    if observed is None or isinstance(observed, str):
+    if observed is None or isinstance(observed, str) or gate.expectation == "gx":
         return None
     if _observes_a_share(gate):
         return max(0.0, _rounded(gate.mostly - observed))

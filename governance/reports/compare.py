@@ -24,15 +24,15 @@ from governance.reports.html.markup import (
     tag,
     visible,
 )
-from governance.reports.html.svg_figures import Series, chart
-from governance.reports.sections.page import standing_page
+from governance.reports.html.svg_figures import Curve, chart
+from governance.reports.sections.page import runs_page
 
 _LONGEST = 60  # characters of a setting's value
 
 
 @dataclass(frozen=True)
 class Side:
-    """One run: what its report says, and the settings of its stages."""
+    """One run: content of its report, settings of its stages."""
 
     name: str
     digest: str
@@ -42,9 +42,7 @@ class Side:
 
 
 def side_of(report: Manifest, root: Path, name: str) -> Side:
-    """A run by its report.
-
-    Settings come from the manifests that it reports on, as far as they are there.
+    """Read a run from its report and the manifests that remain.
 
     Raises:
         ManifestError: report.json cannot be read.
@@ -98,18 +96,18 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
         for stage in stages
         for word, field, write in (("documents kept", "documents_kept", number), ("text kept", "bytes_kept", size))
     ]
-    rates = [_middle(side.found, "tokens_per_second") for side in sides]
-    use = [_middle(side.found, "mfu") for side in sides]
-    per_token = [_middle(side.found, "joules_per_token") for side in sides]
+    rates = [_median(side.found, "tokens_per_second") for side in sides]
+    use = [_median(side.found, "mfu") for side in sides]
+    per_token = [_median(side.found, "joules_per_token") for side in sides]
     waivers = [len(side.found["verdict"].get("waivers", [])) for side in sides]
     return {
         "names": [side.name for side in sides],
         "digests": [side.digest for side in sides],
         "sections": {
             "Verdict": [row("verdict", "verdict", str), _line("waivers", waivers, number),
-                        _line("first to look at", [_first(side.found) for side in sides], str)],
+                        _line("main finding", [_first(side.found) for side in sides], str)],
             "Data": [row("documents read", "documents_in", number), *funnel,
-                     row("tokens to train on", "train_tokens", number)],
+                     row("training tokens", "train_tokens", number)],
             "Loss": [row("steps", "steps", number), row("tokens trained", "tokens_trained", number),
                      row("training loss, nats per token", "final_loss", compact),
                      row("validation loss, nats per token", "validation_loss", compact),
@@ -126,19 +124,16 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
 
 def _line(name: str, values: Sequence[Any], write: Any) -> list[str]:
     ours, theirs = values
-    told = [UNKNOWN if value is None else write(value) for value in (ours, theirs)]
-    return [name, *told, _difference(ours, theirs, write)]
+    cells = [UNKNOWN if value is None else write(value) for value in (ours, theirs)]
+    return [name, *cells, _difference(ours, theirs, write)]
 
 
 def _difference(ours: Any, theirs: Any, write: Any) -> str:
-    """B less A, and as a share of A.
-
-    Words are the same or not, and what neither has is unknown.
-    """
+    """B minus A, also as a share of A."""
     if ours is None and theirs is None:
         return UNKNOWN
     if ours == theirs:
-        return "the same"
+        return "equal"
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (ours, theirs)):
         return "differs"
     apart = theirs - ours
@@ -146,7 +141,7 @@ def _difference(ours: Any, theirs: Any, write: Any) -> str:
     return f"{'+' if apart > 0 else '-'}{write(abs(apart))}{part}"
 
 
-def _middle(found: Mapping[str, Any], name: str) -> float | None:
+def _median(found: Mapping[str, Any], name: str) -> float | None:
     """The median of a curve, as thinned in report.json."""
     values = sorted(value for _, value in ((found["training"] or {}).get("curves") or {}).get(name, []))
     return values[len(values) // 2] if values else None
@@ -154,23 +149,20 @@ def _middle(found: Mapping[str, Any], name: str) -> float | None:
 
 def _first(found: Mapping[str, Any]) -> str:
     rows = found.get("first") or []
-    return str(rows[0]["what"]) if rows else "nothing"
+    return str(rows[0]["what"]) if rows else "none"
 
 
 def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[list[str]]:
-    """The settings that differ: name, A, B.
+    """Differing settings: name, A, B; an en dash for a missing one."""
 
-    A missing one is an en dash.
-    """
-
-    def told(settings: Mapping[str, Any], name: str) -> str:
+    def cell(settings: Mapping[str, Any], name: str) -> str:
         if name not in settings:
             return "–"
         text = json.dumps(settings[name], ensure_ascii=False)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
     return [
-        [name, told(ours, name), told(theirs, name)]
+        [name, cell(ours, name), cell(theirs, name)]
         for name in sorted({*ours, *theirs})
         if name not in ours or name not in theirs or ours[name] != theirs[name]
     ]
@@ -200,14 +192,12 @@ def comparison_page(found: Mapping[str, Any]) -> str:
     body: list[Html] = [*names]
     for title, rows in found["sections"].items():
         body.append(
-            table(title, ["what", "A", "B", "B - A"], [list(map(foreign, row)) for row in rows], numeric=(1, 2, 3))
+            table(title, ["figure", "A", "B", "B - A"], [list(map(foreign, row)) for row in rows], numeric=(1, 2, 3))
         )
-        curves = [
-            Series(letter, curve, style) for letter, curve, style in zip("AB", found["curves"], "ab", strict=True)
-        ]
-        present = [series for series in curves if series.points]
+        curves = [Curve(letter, curve, style) for letter, curve, style in zip("AB", found["curves"], "ab", strict=True)]
+        present = [curve for curve in curves if curve.points]
         if title == "Loss" and present:
             body.append(chart("Training loss", present, "step", "nats per token"))
     rows = [list(map(foreign, row)) for row in found["changed"]]
     body.append(table("Settings that differ", ["setting", "A", "B"], rows))
-    return standing_page("Two runs side by side", body)
+    return runs_page("Comparison of two runs", body)

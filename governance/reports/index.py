@@ -14,7 +14,7 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME
 from governance.reports.html.markup import UNKNOWN, Html, compact, digest, energy, foreign, number, table, tag, visible
 from governance.reports.recompute import newest_report
-from governance.reports.sections.page import standing_page
+from governance.reports.sections.page import runs_page
 from governance.reports.sections.page_one import BADGES
 
 _DEPTH = 3
@@ -22,19 +22,19 @@ _DEPTH = 3
 Row = dict[str, Any]
 
 
-def runs_below(folder: Path, beside: Path) -> list[Row]:
+def runs_below(folder: Path, base: Path) -> list[Row]:
     """Newest report of each root below a folder, newest first.
 
-    A report that cannot be read is passed over with a warning. Links are relative to the folder `beside`.
+    An unreadable report is skipped with a warning. Links are relative to the folder `base`.
     """
     rows = []
     for root in dict.fromkeys(_roots(folder)):
         try:
             manifest = newest_report(root)
             found = json.loads((root / manifest.folder / "report.json").read_bytes())
-            row = _row(found, root, folder, os.path.relpath(root / manifest.folder / "report.html", beside))
+            row = _row(found, root, folder, os.path.relpath(root / manifest.folder / "report.html", base))
         except (ManifestError, MissingInput, OSError, ValueError, KeyError) as error:
-            get_logger(__name__).warning("index: %s is left out: %s", root, error)
+            get_logger(__name__).warning("index: %s is skipped: %s", root, error)
             continue
         rows.append({**row, "finished": str(manifest.run.get("finished") or UNKNOWN), "digest": manifest.digest})
     return sorted(rows, key=lambda row: (row["finished"], row["name"]), reverse=True)
@@ -62,14 +62,14 @@ def index_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
-    told = row["summary"]
+    summary = row["summary"]
     return [
         row["name"],
-        told["verdict"],
-        number(told["steps"]) if told["steps"] is not None else "not trained",
-        compact(told["validation_loss"]) if told["validation_loss"] is not None else "–",
-        energy(told["energy_joules"]),
-        energy(told["energy_wasted_joules"]),
+        summary["verdict"],
+        number(summary["steps"]) if summary["steps"] is not None else "not trained",
+        compact(summary["validation_loss"]) if summary["validation_loss"] is not None else "–",
+        energy(summary["energy_joules"]),
+        energy(summary["energy_wasted_joules"]),
         row["finished"],
     ]
 
@@ -87,13 +87,13 @@ def index_page(rows: Sequence[Row], name: str) -> str:
         ]
         for row in rows
     ]
-    head = ["run, digest of its report", "verdict", "to look at first", "steps", "validation loss", "energy",
-            "of it wasted", "energy, bounds", "report written"]  # fmt: skip
+    head = ["run, report digest", "verdict", "main finding", "steps", "validation loss", "energy",
+            "of which wasted", "energy bounds", "report written"]  # fmt: skip
     body = [
-        tag("p", f"The newest report of each of {len(rows):,} runs, the newest first.", class_="lead"),
+        tag("p", f"The newest report of each of {len(rows):,} runs, newest first.", class_="lead"),
         table("Runs", head, lines, numeric=(3, 4, 5, 6, 7, 8)),
     ]
-    return standing_page(f"Runs in {name}", body)
+    return runs_page(f"Runs in {name}", body)
 
 
 def _badge(word: str) -> Html:

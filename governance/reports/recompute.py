@@ -1,11 +1,10 @@
 """Recomputation of a report from its evidence.
 
-Promises: nothing of report.json or report.html is believed but which evidence was used and how far files had grown
-then. From that evidence all is computed anew, report.json, the page and the documents, and compared value by value and
-piece by piece. One changed digit anywhere in any of them is a fault, with what stands there and what the evidence
-gives; so is evidence that was altered, replaced or lost since, and a file that is not the one that its own sealed
-manifest names, which finds a change in what the report says of its evidence, too. Whether to believe the signers is
-another question, which `assay governance verify --deep` answers.
+Promises: report.json and report.html are trusted only for which evidence was used and how long growing files were. From
+that evidence report.json, the page and the documents are computed again and compared value by value. One changed digit
+anywhere is a mismatch, with the stated and the recomputed value; so is evidence that was altered, replaced or lost, and
+a file whose digest differs from its sealed manifest, which also exposes a changed list of evidence. Trust in the
+signers is checked by `assay governance verify --deep`.
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.report import VERSION, ReportSection
 from governance.reports.sections.page import page
 
-MOST_FAULTS = 200  # of one file: who changed everything need not be told everything
+MOST_MISMATCHES = 200  # per file
 _PIECES = re.compile(r"(<[^>]*>)")
 _SECTION = re.compile(r'<section[^>]* aria-label="([^"]*)"')
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One place that is not as the evidence gives it."""
+class Mismatch:
+    """One place where a file differs from its evidence."""
 
     file: str
     place: str
-    """A JSON pointer, or a section, row and line of the page."""
-    stands: str
-    """What the file says there."""
+    """JSON pointer, or section, row and line of the page."""
+    stated: str
+    """Value in the file."""
     evidence: str
-    """What the evidence gives."""
+    """Value recomputed from the evidence."""
     source: str = ""
-    """Ids of the evidence, where they are known."""
+    """Ids of the evidence, if known."""
 
     def line(self) -> str:
-        """As it is printed."""
+        """Line of the command's output."""
         source = f" ({self.source})" if self.source else ""
-        return f"{self.file}: {self.place}: says {self.stands}, the evidence gives {self.evidence}{source}"
+        return f"{self.file}: {self.place}: states {self.stated}, the evidence gives {self.evidence}{source}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Checked:
     files: tuple[str, ...]
     numbers: int
     """Numbers in report.json that were computed again."""
-    faults: tuple[Fault, ...]
+    mismatches: tuple[Mismatch, ...]
 
 
 def newest_report(root: Path) -> Manifest:
@@ -87,7 +86,7 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     Args:
         report: the report's manifest.
         root: the artifacts' root.
-        rules: what masked personal data when it was written.
+        rules: masking function used when it was written.
 
     Raises:
         ManifestError: it is of another version of Assay, or the evidence cannot be read.
@@ -97,29 +96,31 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     folder = root / report.folder
     text = _read(folder / "report.json")
     try:
-        stands = json.loads(text)
-        stated = [dict(entry) for entry in stands["evidence"]["entries"]]
-        verdict = dict(stands["verdict"])
+        stated = json.loads(text)
+        entries = [dict(entry) for entry in stated["evidence"]["entries"]]
+        verdict = dict(stated["verdict"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{folder / 'report.json'}: is no report ({type(error).__name__}: {error})") from error
+        raise ManifestError(f"{folder / 'report.json'}: is not a report ({type(error).__name__}: {error})") from error
     artifacts = _artifacts(report, root)
-    faults = [Fault("report.json", *told) for told in _verdict(report, verdict, root)]
-    if faults:
+    mismatches = [Mismatch("report.json", *parts) for parts in _verdict(report, verdict, root)]
+    if mismatches:
         verdict = _signed(verdict, root)
     section = ReportSection.model_validate_json(json.dumps(report.config), strict=True)
-    found = facts(artifacts, verdict, root, rules, section.given, stated)
+    found = facts(artifacts, verdict, root, rules, section.given, entries)
     expected = json.loads(json_text(found))
-    faults += [*json_faults("report.json", stands, expected)] or text_faults("report.json", text, json_text(found))
-    faults += text_faults("report.html", _read(folder / "report.html"), page(found))
-    faults += _unsealed(report, root)
+    mismatches += [*json_mismatches("report.json", stated, expected)] or text_mismatches(
+        "report.json", text, json_text(found)
+    )
+    mismatches += text_mismatches("report.html", _read(folder / "report.html"), page(found))
+    mismatches += _unsealed(report, root)
     files = ["report.json", "report.html"]
     for documents in _documents(report, root):
         texts = document_texts(Evidence(expected, artifacts, root))
-        for name, wanted in sorted(texts.items()):
+        for name, expected_text in sorted(texts.items()):
             files.append(name)
-            faults += text_faults(name, _read(root / documents.folder / name), wanted)
-        faults += _unsealed(documents, root)
-    return Checked(report, tuple(files), sum(1 for _ in numbers_of(expected)), tuple(faults))
+            mismatches += text_mismatches(name, _read(root / documents.folder / name), expected_text)
+        mismatches += _unsealed(documents, root)
+    return Checked(report, tuple(files), sum(1 for _ in numbers_of(expected)), tuple(mismatches))
 
 
 def rests_on(report: Manifest, root: Path) -> list[Manifest]:
@@ -132,26 +133,26 @@ def rests_on(report: Manifest, root: Path) -> list[Manifest]:
         entries = json.loads(_read(root / report.folder / "report.json"))["evidence"]["entries"]
         named = [str(entry["path"]) for entry in entries]
     except (ValueError, KeyError, TypeError):
-        named = []  # `recompute` says what is wrong with it
+        named = []  # `recompute` reports the defect
     paths = dict.fromkeys([*(item.path for item in report.inputs), *named])
     inside = [path for path in paths if path.endswith(f"/{FILE_NAME}") and ".." not in path.split("/")]
     return [report, *(read_manifest(root / path) for path in inside if (root / path).is_file())]
 
 
-def _unsealed(manifest: Manifest, root: Path) -> Iterator[Fault]:
-    """The files that are not the ones that their manifest names."""
+def _unsealed(manifest: Manifest, root: Path) -> Iterator[Mismatch]:
+    """Files whose digest differs from their manifest."""
     for output in manifest.outputs:
         path = root / output.path
-        stands = sha256_file(path) if path.is_file() else "nothing"
-        if stands != output.sha256:
-            yield Fault(path.name, "SHA-256 of the file", stands, output.sha256, f"in {manifest.path}")
+        digest = sha256_file(path) if path.is_file() else "no file"
+        if digest != output.sha256:
+            yield Mismatch(path.name, "SHA-256 of the file", digest, output.sha256, f"in {manifest.path}")
 
 
 def _same_version(manifest: Manifest, version: int) -> None:
     if manifest.version != version:
         raise ManifestError(
-            f"{manifest.path}: was written by version {manifest.version} of {manifest.stage}, here is version "
-            f"{version}, which cannot compute it again. Write it anew: assay report CONFIG"
+            f"{manifest.path}: was written by version {manifest.version} of {manifest.stage}; this is version "
+            f"{version}, which cannot recompute it. Write it again: assay report CONFIG"
         )
 
 
@@ -170,7 +171,7 @@ def _artifacts(report: Manifest, root: Path) -> dict[str, Manifest]:
         if manifest.digest != item.digest:
             raise ManifestError(
                 f"{item.path}: the report is about digest {item.digest[:16]}…, now it is {manifest.digest[:16]}…: it "
-                "was made anew since. Write the report again."
+                "was made again since. Write the report again."
             )
         found[item.stage] = manifest
     return found
@@ -178,16 +179,16 @@ def _artifacts(report: Manifest, root: Path) -> dict[str, Manifest]:
 
 def _verdict(report: Manifest, verdict: Mapping[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
     """Differences between the reported and the signed verdict."""
-    wanted, given = report.config.get("verdict_sha256"), sha256_bytes(canonical_json(verdict))
-    if given != wanted:
-        yield "/verdict", f"a verdict of sha256 {given[:16]}…", f"{str(wanted)[:16]}…, in the report's manifest"
+    expected, given = report.config.get("verdict_sha256"), sha256_bytes(canonical_json(verdict))
+    if given != expected:
+        yield "/verdict", f"a verdict of sha256 {given[:16]}…", f"{str(expected)[:16]}…, in the report's manifest"
     path = root / verdict_name(verdict)
     if verdict and path.exists() and read_stated_verdict(path) != verdict:
-        yield "/verdict", f"{verdict.get('verdict')} of {verdict.get('signed_at')}", f"another one: {path.name}"
+        yield "/verdict", f"{verdict.get('verdict')} of {verdict.get('signed_at')}", f"a different one in {path.name}"
 
 
 def _signed(verdict: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """The signed verdict that a changed one hides, if it is there."""
+    """Signed verdict on disk in place of an altered one."""
     path = root / verdict_name(verdict)
     return read_stated_verdict(path) if path.exists() else dict(verdict)
 
@@ -218,13 +219,13 @@ def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def json_faults(file: str, stands: Any, expected: Any) -> Iterator[Fault]:
+def json_mismatches(file: str, stated: Any, expected: Any) -> Iterator[Mismatch]:
     """Differences of two JSON values; 1 is not 1.0."""
-    for count, (place, ours, theirs) in enumerate(_unlike(stands, expected, "")):
-        if count == MOST_FAULTS:
+    for count, (place, ours, theirs) in enumerate(_unlike(stated, expected, "")):
+        if count == MOST_MISMATCHES:
             return
         ids = ", ".join(origin_of(expected, place)["from"][:4]) if "evidence" in expected else ""
-        yield Fault(file, place or "/", _told(ours), _told(theirs), ids)
+        yield Mismatch(file, place or "/", _shown(ours), _shown(theirs), ids)
 
 
 _ABSENT = object()
@@ -241,34 +242,31 @@ def _unlike(ours: Any, theirs: Any, place: str) -> Iterator[tuple[str, Any, Any]
         yield place, ours, theirs
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is _ABSENT:
-        return "nothing"
-    told = json.dumps(value, ensure_ascii=False)
-    return told if len(told) <= 120 else f"{told[:120]}…"
+        return "no value"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
-def text_faults(file: str, stands: str, expected: str) -> list[Fault]:
+def text_mismatches(file: str, stated: str, expected: str) -> list[Mismatch]:
     """Differences of two texts: HTML by tag and word, others by line."""
-    if stands == expected:
+    if stated == expected:
         return []
     split = _html_pieces if file.endswith(".html") else _line_pieces
-    ours, theirs = split(stands), split(expected)
+    ours, theirs = split(stated), split(expected)
     if len(ours) != len(theirs):
         pairs = enumerate(zip(ours, theirs, strict=False))
         first = next((index for index, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
-        place, a = ours[first] if first < len(ours) else ("at its end", "nothing")
-        b = theirs[first][1] if first < len(theirs) else "nothing"
-        return [Fault(file, f"{place}, and on from there", _short(a), _short(b))]
+        place, a = ours[first] if first < len(ours) else ("end of file", "no text")
+        b = theirs[first][1] if first < len(theirs) else "no text"
+        return [Mismatch(file, f"{place} and after", _short(a), _short(b))]
     apart = [(a, b) for a, b in zip(ours, theirs, strict=True) if a[1] != b[1]]
-    return [Fault(file, place, *_numbers(a, b)) for (_, a), (place, b) in apart[:MOST_FAULTS]]
+    return [Mismatch(file, place, *_numbers(a, b)) for (_, a), (place, b) in apart[:MOST_MISMATCHES]]
 
 
 def _html_pieces(text: str) -> list[tuple[str, str]]:
-    """Tags and texts in turn, each with where it stands.
-
-    Section, what heads its row or list.
-    """
+    """Split into tags and texts, each with its section and row heading."""
     pieces, section, row, before = [], "head of the page", "", ""
     for piece in _PIECES.split(text):
         if found := _SECTION.match(piece):
@@ -289,10 +287,7 @@ def _line_pieces(text: str) -> list[tuple[str, str]]:
 
 
 def _numbers(ours: str, theirs: str) -> tuple[str, str]:
-    """The first number that differs, in what surrounds it.
-
-    Where the words differ, the words.
-    """
+    """First differing number with its context, or the differing texts."""
     a, b = (_NUMBER.findall(text) for text in (ours, theirs))
     if len(a) == len(b) and a != b and _NUMBER.sub("0", ours) == _NUMBER.sub("0", theirs):
         apart = [(x, y) for x, y in zip(a, b, strict=True) if x != y]

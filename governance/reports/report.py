@@ -1,10 +1,10 @@
 """Report stage: report.html for people, report.json for programs.
 
-Promises: it computes nothing new, it reads manifests, verdict, audit, metrics and ledger, and says of each number
-which; the page is one file that opens without a network and runs no script; what came from a corpus reaches it as text
-only; it is made when the gate is closed too. It holds times and energies of `run` blocks, so two runs of one recipe
-differ in its bytes; a report that stands for these artifacts and this verdict is found, not made again. Neither torch
-nor Great Expectations is imported.
+Promises: it measures nothing; every number is read from manifests, verdict, audit, metrics or ledger and cites its
+file. The page is one file that needs no network and runs no script; corpus text enters it as escaped text only. It is
+also written when the gate is closed. It contains times and energies of `run` blocks, so two runs of one recipe differ
+in its bytes; a report that exists for these artifacts and this verdict is reused. Neither torch nor Great Expectations
+is imported.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 17
+VERSION = 18
 
 
 class ReportSection(Section):
     """Settings of a report."""
 
     name: str = ""
-    """Of the run, as its page is headed: as a rule that of the root's folder."""
+    """Title of the page, by default the name of the root's folder."""
 
     verdict_sha256: str
     """The hash of the verdict's content, signer and subjects included."""
     factors: Factors = Factors()
-    """What the footprint was reckoned with."""
+    """Factors of the footprint."""
     begun: str = Field(default="", pattern=rf"^(train/[0-9a-f]{{{KEY_LENGTH}}})?$")
-    """Folder of a training that was begun and is not finished: no artifact, but its record tells of its faults."""
+    """Folder of an unfinished training: not an artifact, but its record lists its faults."""
     begun_bytes: int = 0
-    """Of that record when the report was asked for: one that has grown since makes another report."""
+    """Size of that record at the time of the report: a longer one gives another report."""
 
     @property
     def given(self) -> Given:
-        """As the facts take it."""
+        """Inputs for the facts."""
         return Given(self.factors, self.begun, self.name)
 
 
@@ -63,13 +63,13 @@ def report(
     `<root>/report/latest.html` and `latest.json` are second names of the last one's files.
 
     Args:
-        artifacts: stage -> manifest; `train` and any other may be missing, and the page says so.
-        verdict: the signed decision's content with `key_id` and `subjects`; `{}` when none was given.
+        artifacts: stage -> manifest; any stage may be missing, and the page then states that.
+        verdict: the signed decision's content with `key_id` and `subjects`; `{}` for none.
         root: the artifacts' root.
-        runtime: where to write; its root is `root` as a rule.
-        rules: mask personal data in examples; without them only addresses of e-mail and runs of digits are masked.
-        factors: what turns energy into carbon and water (`governance.reports.facts.energy_totals.look_up`).
-        begun: folder below the root of a training that was begun and is not finished; counts without `train` alone.
+        runtime: where to write; its root is usually `root`.
+        rules: masking of personal data in examples; by default only e-mail addresses and runs of digits are masked.
+        factors: conversion of energy into carbon and water (`governance.reports.facts.energy_totals.look_up`).
+        begun: folder below the root of an unfinished training; ignored if `train` is given.
 
     Raises:
         ManifestError: a shard, the audit or the ledger cannot be read.

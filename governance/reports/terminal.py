@@ -34,12 +34,12 @@ def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -
         for reason, examples in (
             removed_samples(manifest, root, rules).items() if manifest.files("removed", root) else ()
         ):
-            lines += ["", f"{manifest.stage}: removed as {reason}, for example"]
+            lines += ["", f"{manifest.stage}: examples removed for {reason}"]
             for row in examples[:2]:
                 lines += [f"  {row['id']}  {row['evidence']}", f"    {row['text'][:_WIDTH]}"]
     with_documents = [manifest for manifest in manifests if manifest.files("documents", root)]
     if with_documents:
-        lines += ["", f"{with_documents[-1].stage}: kept, for example"]
+        lines += ["", f"{with_documents[-1].stage}: examples of kept documents"]
         for row in kept_samples(with_documents[-1], root, rules):
             lines += [f"  {row['id']}", f"    {row['text'][:_WIDTH]}"]
     last = next((manifest for manifest in manifests if manifest.stage == "encode"), manifests[-1])
@@ -69,7 +69,7 @@ def _tables(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def _table(table: Mapping[str, Any]) -> list[str]:
-    """A table with columns as wide as their cells; numbers stand right."""
+    """A table with columns as wide as their cells; numbers align right."""
     rows = [[f"{cell:,}" if isinstance(cell, int) else visible(cell) for cell in row] for row in table["rows"]]
     right = {place for row in table["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
     widths = [max(map(len, column)) for column in zip(table["head"], *rows, strict=True)]
@@ -84,10 +84,7 @@ def _table(table: Mapping[str, Any]) -> list[str]:
 
 
 def _histogram(histogram: Mapping[str, Any]) -> list[str]:
-    """A line a bin.
-
-    Kept as #, removed as ., on one scale.
-    """
+    """One line per bin: # kept, . removed, on one scale."""
     kept, removed, edges = histogram["kept"], histogram["removed"], histogram["edges"]
     most = max(a + b for a, b in zip(kept, removed, strict=True))
     lines = [f"{histogram['stage']}: {histogram['name']} (documents; # kept, . removed)"]

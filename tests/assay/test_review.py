@@ -34,9 +34,9 @@ IMPACT = [
     {"metric": "keep_ratio", "axis": "gender", "group": "men", "value": 1.0, "lower": 0.9, "upper": 1.1, "n": 990},
 ]
 RESULTS = [
-    CheckResult("documents.words", SHARD, "fail", 0.0, 3, 1, "words: 2 of 3 rows fulfil between"),
+    CheckResult("documents.words", SHARD, "fail", 0.0, 3, 1, "words: 2 of 3 rows satisfy between"),
     CheckResult("impact.keep", "impact", "fail", 0.7, 2, 1, "1 of 2 judged rows"),
-    CheckResult("sources.lost", "sources", "error", None, 4, 0, "column 'lost' stands 0 times in the table"),
+    CheckResult("sources.lost", "sources", "error", None, 4, 0, "column 'lost' occurs 0 times in the table"),
 ]
 
 

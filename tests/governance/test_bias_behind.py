@@ -15,13 +15,13 @@ from governance.checks.bias.findings import _behind, contributions, findings_of,
 from governance.checks.bias.tables import bias_tables
 from governance.checks.bias.within_source import NOT_TOGETHER
 from governance.checks.bias.word_lists.lexicons import load_lexicons
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.errors import ConfigError
 from governance.kernels.mentions import LONG
 from tests.governance import test_bias_counts as plain
 from tests.governance.bias_reference import match, sentence_spans, split_words
 
-LEXICONS = load_lexicons(ListsConfig())
+LEXICONS = load_lexicons(WordListsConfig())
 PHRASES = (
     *plain.PHRASES, "The black man and his wife are good nurses.", "Muslim women are wonderful!", "An old man, awful.",
     "She, a Muslim, is a bad idiot; he is good " + "and so on " * 60 + ".", "Black women. Good.",
@@ -171,13 +171,13 @@ def test_intersections_are_counted_in_their_own_suite_and_can_be_switched_off():
         (row["axis"], row["group"]) for row in rows
     }
     assert not any(CROSS in str(row["axis"]) for suite, of in tables.items() if suite != "intersections" for row in of)
-    off = load_lexicons(ListsConfig(intersections=()))
+    off = load_lexicons(WordListsConfig(intersections=()))
     assert not any(lexicon.crossed for lexicon in off.languages.values())
     assert off.sha256 != LEXICONS.sha256
     assert chosen_pairs(None, {"gender", "religion"}) == ("religion x gender",)
     for wrong in ("gender", "gender x gender", "gender x shoe"):
-        with pytest.raises(ConfigError, match="no pair of axes"):
-            load_lexicons(ListsConfig(intersections=(wrong,)))
+        with pytest.raises(ConfigError, match="not a pair of axes"):
+            load_lexicons(WordListsConfig(intersections=(wrong,)))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +192,4 @@ def test_intersections_are_counted_in_their_own_suite_and_can_be_switched_off():
     ],
 )
 def test_effects_in_words(found, size, words):
-    assert found == {"size": size, "words": words}
+    assert {name: found[name] for name in ("size", "words")} == {"size": size, "words": words}

@@ -13,11 +13,11 @@ from governance.checks.bias import count_tables as t
 from governance.checks.bias import counts as c
 from governance.checks.bias.provenance_columns import bucket_of, country_of, host_of, year_of
 from governance.checks.bias.word_lists.lexicons import load_lexicons
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.errors import ManifestError
 from tests.governance.bias_reference import count
 
-LEXICONS = load_lexicons(ListsConfig(intersections=()))
+LEXICONS = load_lexicons(WordListsConfig(intersections=()))
 PHRASES = (
     "She is a nurse.", "The man was arrested for theft!", "A wonderful black woman", "old friend", "lesbian idiots",
     "an African American judge", "nobody here.", "colour and colour", "Die Frau ist eine gute Ärztin.", "ella", "\n\n",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.checks.audit import INTERVAL_COLUMNS
-from governance.checks.bias.coverage import coverage_rows, uncovered_words
+from governance.checks.bias.coverage import coverage_rows, uncovered_note
 from governance.checks.expectations import run_suite
 from governance.checks.suites import frame_of
 from governance.gate.policy import load_policy
@@ -68,7 +68,7 @@ def test_the_gate_says_in_words_what_was_not_counted():
 
 
 def test_what_is_little_is_not_called_none_nor_nearly_all_called_all():
-    words = uncovered_words({"aa": 9_997, "bb": 1}, 10_000)
+    words = uncovered_note({"aa": 9_997, "bb": 1}, 10_000)
     assert words == "> 99.9 % of documents are in languages that no word list covers: aa > 99.9 %, bb < 0.1 %"
-    many = uncovered_words({f"a{number:02}": 2 for number in range(20)}, 100)
+    many = uncovered_note({f"a{number:02}": 2 for number in range(20)}, 100)
     assert many.endswith("a06 2.0 %, a07 2.0 %, 12 more 24 %")

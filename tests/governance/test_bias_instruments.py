@@ -18,14 +18,14 @@ from governance.checks.bias.instrument_check import (
     paired,
 )
 from governance.checks.bias.word_lists.lexicons import load_lexicons
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.errors import ConfigError
 
 TEMPLATES = load_templates()
 PRAISE = {"good": 1.0, "nice": 1.0, "bad": -1.0, "awful": -1.0, "very bad": -1.0}
 
 
-TERMS = _terms(load_lexicons(ListsConfig()))
+TERMS = _terms(load_lexicons(WordListsConfig()))
 FEW = {"en": {("x", "a"): ["ann", "anna"], ("x", "b"): ["bob", "ben"]}}
 
 

@@ -15,12 +15,12 @@ import pytest
 
 from governance.checks.bias.counts import _packed
 from governance.checks.bias.word_lists.lexicons import load_lexicons
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import count_texts
 from governance.kernels.word_lookup import joined
 
-LEXICONS = load_lexicons(ListsConfig())
+LEXICONS = load_lexicons(WordListsConfig())
 SENTENCES = [
     ("ar", "تعمل المرأة طبيبة، والرجل ممرض.", "female male"),
     ("ar", "وصلت السيدات قبل السادة.", "female male"),

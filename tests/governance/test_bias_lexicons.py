@@ -72,7 +72,7 @@ def test_our_plain_lists_are_written_as_they_are_compared(name):
 
 
 def test_a_language_without_words_of_an_instrument_has_no_score_in_it():
-    lexicons = x.load_lexicons(x.ListsConfig())
+    lexicons = x.load_lexicons(x.WordListsConfig())
     assert {name: set(codes) for name, codes in lexicons.scored.items()} == dict.fromkeys(
         ("sentiment", "toxicity"), SCORED
     )
@@ -109,8 +109,8 @@ def test_dialects_do_not_share_a_word():
 )
 def test_a_file_that_is_no_list_is_reported(tmp_path, text):
     (tmp_path / "terms.toml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"terms\.toml: is no list of words"):
-        x.load_lexicons(x.ListsConfig(lists={"terms": "terms.toml"}), tmp_path)
+    with pytest.raises(ConfigError, match=r"terms\.toml: is not a word list"):
+        x.load_lexicons(x.WordListsConfig(lists={"terms": "terms.toml"}), tmp_path)
 
 
 def outside(tmp_path):
@@ -124,14 +124,14 @@ def outside(tmp_path):
     (tmp_path / "o.tsv").write_text(
         "occupation\tbergsma_pct_female\tbls_pct_female\ntechnician\t9\t40.3\nteacher\t70\t73"
     )
-    return x.ListsConfig(
+    return x.WordListsConfig(
         holistic_descriptors="d.json", holistic_nouns="n.json", bad_words={"en": "bad.txt"}, winobias_female="f.txt",
         winobias_male="m.txt", winogender="o.tsv",
     )  # fmt: skip
 
 
 def test_lists_of_others_by_path(tmp_path, caplog):
-    ours, loaded = x.load_lexicons(x.ListsConfig()), x.load_lexicons(outside(tmp_path), tmp_path)
+    ours, loaded = x.load_lexicons(x.WordListsConfig()), x.load_lexicons(outside(tmp_path), tmp_path)
     assert ours.instruments == ("sentiment", "toxicity")
     assert loaded.instruments == ("bad_words", "sentiment", "toxicity")
     assert ours.sha256 != loaded.sha256
@@ -158,7 +158,7 @@ def test_the_lists_of_others_as_they_are_given_out():
     folder = os.environ.get("ASSAY_TEST_DATA")
     if not folder:
         pytest.skip("ASSAY_TEST_DATA is not set: no lists of others here")
-    config = x.ListsConfig(
+    config = x.WordListsConfig(
         holistic_descriptors="holisticbias_descriptors.json",
         holistic_nouns="holisticbias_nouns.json",
         bad_words={code: f"ldnoobw/{code}.txt" for code in sorted(SCORED)},
@@ -176,7 +176,7 @@ def test_the_lists_of_others_as_they_are_given_out():
 @pytest.mark.parametrize(
     ("field", "value", "text", "output"),
     [
-        ("holistic_nouns", "", "", "holistic_descriptors is named, but not its other half"),
+        ("holistic_nouns", "", "", "holistic_descriptors is set without its counterpart"),
         ("holistic_descriptors", "gone.json", "", "holistic_descriptors: .*gone.json is not such a file"),
         ("holistic_descriptors", "w", "[]", "is not such a file"),
         ("holistic_descriptors", "w", "{}", "hold no descriptor"),
@@ -188,7 +188,7 @@ def test_the_lists_of_others_as_they_are_given_out():
             "one line of far too many words for any phrase that anybody would ever list",
             "bad_words",
         ),
-        ("bad_words", {"xx": "w"}, "foo", "'xx', for which there are no identity terms"),
+        ("bad_words", {"xx": "w"}, "foo", "'xx', which has no identity terms"),
         ("winobias_male", "w", "--", "winobias_male"),
         ("winogender", "w", "job\tshare\nnurse\t90", "winogender: .*w is not such a file"),
         ("winogender", "w", "occupation\tbls_pct_female\nnurse\tninety", "winogender"),
@@ -203,7 +203,7 @@ def test_a_wrong_file_is_reported_with_its_field(tmp_path, field, value, text, o
 
 def test_a_further_instrument_is_scored_next_to_ours(tmp_path):
     (tmp_path / "calm.toml").write_text('version = 1\n[en.calm]\npositive = ["calm"]\nnegative = ["hectic", "good"]\n')
-    loaded = x.load_lexicons(x.ListsConfig(), more={"calm": x.read_lists("calm", tmp_path / "calm.toml")})
+    loaded = x.load_lexicons(x.WordListsConfig(), more={"calm": x.read_lists("calm", tmp_path / "calm.toml")})
     assert loaded.instruments == ("calm", "sentiment", "toxicity")
     assert loaded.languages["en"].others[("good",)] == ((1, 0, -1), (1, 1, 1))
 
@@ -219,4 +219,4 @@ def test_a_further_instrument_is_scored_next_to_ours(tmp_path):
 def test_a_list_under_another_heading_is_reported_and_not_counted_as_nothing(tmp_path, name, text):
     (tmp_path / "list.toml").write_text(text)
     with pytest.raises(ConfigError, match=rf"list {name} has"):
-        x.load_lexicons(x.ListsConfig(lists={name: "list.toml"}), tmp_path)
+        x.load_lexicons(x.WordListsConfig(lists={name: "list.toml"}), tmp_path)

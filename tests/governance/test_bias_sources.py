@@ -69,6 +69,8 @@ def test_a_gap_that_the_mix_of_sources_makes_is_no_finding(seed):
     assert 0.6 < tone["toxicity_ratio"]["value"] < 1.5
     assert pooled(tone["sentiment_gap"]) < -0.7
     assert pooled(tone["toxicity_ratio"]) > 3
+    association = of_muslims(tables["association"])["npmi_gap"]
+    assert abs(association["value"]) < abs(pooled(association))
 
 
 @pytest.mark.parametrize("seed", range(2))

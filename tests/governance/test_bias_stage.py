@@ -21,7 +21,7 @@ from governance.checks.bias.count_tables import ALL_TABLES
 from governance.checks.bias.counts import _packed
 from governance.checks.bias.provenance_columns import bucket_of
 from governance.checks.bias.word_lists.lexicons import load_lexicons
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
@@ -250,7 +250,7 @@ def planted(name: str) -> tuple[dict[str, str], dict[str, list[dict[str, object]
 @pytest.mark.parametrize("name", ["skewed", "control"])
 def test_planted_sentences_are_scored_as_planted(name):
     texts, truth = planted(name)
-    lexicons = load_lexicons(ListsConfig())
+    lexicons = load_lexicons(WordListsConfig())
     english, packed = lexicons.languages["en"], _packed(lexicons, "en")
     mentions = [(texts[one][m["sent_start"] : m["sent_end"]], m) for one, own in truth.items() for m in own]
     right: dict[str, Counter[bool]] = defaultdict(Counter)

@@ -12,7 +12,7 @@ from governance.checks.bias.findings import _behind, contributions, findings_of,
 from governance.checks.bias.instrument_check import biased_instruments, instrument_rows, load_templates
 from governance.checks.bias.tables import Choices, bias_tables
 from governance.checks.bias.word_lists.lexicons import load_lexicons
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.checks.bias.word_lists.tabbed_lists import PROXIES
 from governance.config import Section, load_config
 from governance.errors import ConfigError
@@ -40,7 +40,7 @@ def counted(rows, lexicons):
 def with_file(tmp_path, text, language="en", name="mine"):
     data = text if isinstance(text, bytes) else text.encode("utf-8")
     (tmp_path / "words.tsv").write_bytes(data)
-    return ListsConfig(sentiment={name: {language: "words.tsv"}}, intersections=())
+    return WordListsConfig(sentiment={name: {language: "words.tsv"}}, intersections=())
 
 
 def test_scores_are_read_as_thousandths_without_emoticons(tmp_path):
@@ -50,7 +50,7 @@ def test_scores_are_read_as_thousandths_without_emoticons(tmp_path):
     weights = weights_of(loaded, "en", "sentiment:mine")
     assert weights == {"fine": 0.8, "fav": 2.2, "grim": -2.125, "not good": -1.0, "self made": 0.1, "can t": -0.5}
     assert weights_of(loaded, "en", "sentiment")["good"] == 1
-    ours = load_lexicons(ListsConfig(intersections=()))
+    ours = load_lexicons(WordListsConfig(intersections=()))
     assert set(loaded.files) - set(ours.files) == {"sentiment:mine"}
     assert {name: loaded.files[name] for name in ours.files} == ours.files
 
@@ -71,7 +71,10 @@ def test_a_scored_list_has_gaps_in_its_points_that_its_words_add_up_to(tmp_path)
     assert sum(share for *_, share in contributions(own, _behind(tables), weights)) == pytest.approx(own["value"])
     found = {one["id"]: one for one in findings_of(made, tables, lexicons)}
     one = found["tone/en/religion/muslim/sentiment_gap/other groups/sentiment:mine"]
-    assert one["effect"] == {"size": "large", "words": "3 points of sentiment:mine a sentence lower"}
+    assert {name: one["effect"][name] for name in ("size", "words")} == {
+        "size": "large",
+        "words": "3 points of sentiment:mine a sentence lower",
+    }
     assert [word["term"] for word in one["terms"]["words"]] == ["grim", "not good", "fine"]
     assert [row["instrument"] for row in made["representation"] if row["metric"] == "coverage"].count("sentiment:mine")
 
@@ -132,12 +135,12 @@ def test_a_scored_list_of_no_language_or_of_one_twice_is_refused(tmp_path):
     class Run(Section):
         bias: BiasConfig = BiasConfig()
 
-    with pytest.raises(ConfigError, match="'xx', for which there are no identity terms"):
+    with pytest.raises(ConfigError, match="'xx', which has no identity terms"):
         load_lexicons(with_file(tmp_path, VADER, "xx"), tmp_path)
     with pytest.raises(ConfigError, match=r"sentiment\.mine: names no file"):
-        load_lexicons(ListsConfig(sentiment={"mine": {}}), tmp_path)
+        load_lexicons(WordListsConfig(sentiment={"mine": {}}), tmp_path)
     with pytest.raises(ConfigError, match=r"sentiment\.mine\.en: .*gone cannot be read"):
-        load_lexicons(ListsConfig(sentiment={"mine": {"en": "gone"}}), tmp_path)
+        load_lexicons(WordListsConfig(sentiment={"mine": {"en": "gone"}}), tmp_path)
     for table, said in (('mine = { en = "a", en = "b" }', "line 2"), ('"My list" = { en = "a" }', "My list")):
         (tmp_path / "run.toml").write_text(f"[bias.sentiment]\n{table}\n")
         with pytest.raises(ConfigError, match=rf"run\.toml.*(?s:.)*{said}"):
@@ -153,11 +156,11 @@ NAMES = (
 
 def with_names(tmp_path, text=NAMES, **more):
     (tmp_path / "names.tsv").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return load_lexicons(ListsConfig(names="names.tsv", **more), tmp_path)
+    return load_lexicons(WordListsConfig(names="names.tsv", **more), tmp_path)
 
 
 def test_names_are_groups_of_axes_of_their_own(tmp_path, caplog):
-    loaded, ours = with_names(tmp_path), load_lexicons(ListsConfig())
+    loaded, ours = with_names(tmp_path), load_lexicons(WordListsConfig())
     english, german = loaded.languages["en"], loaded.languages["de"]
     groups = {("gender (names)", "female"), ("gender (names)", "male")}
     assert set(english.groups) - set(ours.languages["en"].groups) == groups | {("ethnicity (names)", "black")}
@@ -172,7 +175,7 @@ def test_names_are_groups_of_axes_of_their_own(tmp_path, caplog):
     assert named["de"] == {**everywhere, "karl": ["male"]}
     assert named["ko"] == everywhere
     assert loaded.left_out_names == 2, "good is praise, she a pronoun"
-    assert "2 given names begin terms of other lists: left out" in caplog.text
+    assert "2 given names begin terms of other lists and were dropped" in caplog.text
     assert {name: loaded.files[name] for name in ours.files} == ours.files
     assert (set(loaded.files) - set(ours.files), ours.left_out_names) == ({"names"}, None)
 
@@ -207,7 +210,7 @@ BOTH: list = []
 def both(factory):
     """The lexicons without and with names, made once."""
     if not BOTH:
-        BOTH.extend((load_lexicons(ListsConfig()), with_names(factory.mktemp("names"))))
+        BOTH.extend((load_lexicons(WordListsConfig()), with_names(factory.mktemp("names"))))
     return BOTH
 
 
@@ -244,7 +247,7 @@ def test_the_key_of_the_audit_follows_the_names_and_its_stats_count_those_left_o
         ("--\tgender\tfemale\n", "line 1"),
         ("Anna\tgender\tnone\n", "line 1"),
         ("Anna\ta x b\tfemale\n", "line 1"),
-        ("Anna\tgender\tfemale\n\nPeter\tgender\tmale\txx\n", "line 3: 'xx' is no language with identity terms"),
+        ("Anna\tgender\tfemale\n\nPeter\tgender\tmale\txx\n", "line 3: 'xx' is not a language with identity terms"),
         (b"Anna\tgender\tfemale\nRen\xe9\tgender\tmale\n", "line 2: is not UTF-8"),
         ("name\taxis\tgroup\n", "has no name"),
         ("Good\tgender\tmale\ten\n", "each name begins a term of another list"),

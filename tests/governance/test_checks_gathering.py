@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
-from governance.checks.suites import Table
+from governance.checks.suites import SuiteTable
 from governance.gate.policy import Gate
 
 GATES = tuple(
@@ -32,7 +32,7 @@ def findings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("findings")
     paths = [folder / f"{number}.json" for number in range(3)]
     for shard, path in zip(SHARDS, paths, strict=True):
-        write_finding(SECTION, Table(shard.subject, pd.DataFrame({"words": [9, 10]})), shard, path)
+        write_finding(SECTION, SuiteTable(shard.subject, pd.DataFrame({"words": [9, 10]})), shard, path)
     return read_all(paths)
 
 
@@ -80,15 +80,15 @@ def changed(finding, **fields):
     [
         (lambda f: changed(f, suite="raw"), "of suite 'raw'"),
         (lambda f: changed(f, sha256="f" * 64), "not this shard's"),
-        (lambda f: changed(f, gates=f["gates"][:1]), "the suite that was run has the gates"),
-        (lambda f: changed(f, gates=f["gates"][:1], results=f["results"][:1]), "the suite that was run has the gates"),
-        (lambda f: changed(f, results=f["results"][:1]), "results came back for"),
-        (lambda f: changed(f, results=[*f["results"], f["results"][0]]), "results came back for"),
-        (lambda f: changed(f, results=f["results"][::-1]), "results came back for"),
-        (lambda f: changed(f, results=[f["results"][0]] * 2), "results came back for"),
-        (lambda f: changed(f, results=[]), "results came back for"),
-        (lambda f: changed(f, judged=False), "it has rows, and was not judged"),
-        (lambda f: changed(f, judged=False, rows=0), "it has rows, and was not judged"),
+        (lambda f: changed(f, gates=f["gates"][:1]), "the finding has the gates"),
+        (lambda f: changed(f, gates=f["gates"][:1], results=f["results"][:1]), "the finding has the gates"),
+        (lambda f: changed(f, results=f["results"][:1]), "the results are for"),
+        (lambda f: changed(f, results=[*f["results"], f["results"][0]]), "the results are for"),
+        (lambda f: changed(f, results=f["results"][::-1]), "the results are for"),
+        (lambda f: changed(f, results=[f["results"][0]] * 2), "the results are for"),
+        (lambda f: changed(f, results=[]), "the results are for"),
+        (lambda f: changed(f, judged=False), "it has rows but was not judged"),
+        (lambda f: changed(f, judged=False, rows=0), "it has rows but was not judged"),
         (lambda f: changed(f, results=[changed(row, subject="other") for row in f["results"]]), "another subject"),
     ],
 )
@@ -102,7 +102,7 @@ def test_results_of_other_work_than_requested_are_an_error(findings, change, wor
 
 
 def test_a_shard_of_which_nothing_is_kept_has_nothing_to_judge_as_long_as_another_has(findings, tmp_path):
-    write_finding(SECTION, Table(SHARDS[0].subject, pd.DataFrame({"words": []})), SHARDS[0], tmp_path / "0.json")
+    write_finding(SECTION, SuiteTable(SHARDS[0].subject, pd.DataFrame({"words": []})), SHARDS[0], tmp_path / "0.json")
     [empty] = read_all([tmp_path / "0.json"])
     assert set(statuses([empty, *findings[1:]]).values()) == {"pass"}
     found = statuses([empty], SHARDS[:1])
@@ -113,7 +113,7 @@ def test_a_shard_of_which_nothing_is_kept_has_nothing_to_judge_as_long_as_anothe
 
 
 def test_a_problem_is_an_error_of_each_gate(tmp_path):
-    write_finding(SECTION, Table(SHARDS[0].subject, pd.DataFrame(), "is torn"), SHARDS[0], tmp_path / "0.json")
+    write_finding(SECTION, SuiteTable(SHARDS[0].subject, pd.DataFrame(), "is torn"), SHARDS[0], tmp_path / "0.json")
     assert set(statuses(read_all([tmp_path / "0.json"]), SHARDS[:1]).values()) == {"error"}
 
 

@@ -59,8 +59,8 @@ def test_the_detail_names_the_row_with_its_interval():
     result = one([row(1.0, 0.9, 1.1, group="men"), *STRADDLES], gate(min=0.8))
     assert result.unexpected == 1
     assert result.detail == (
-        "1 of 2 judged rows have value at least 0.8, wanted a share of 1; worst 0.75; "
-        "such as keep_ratio/clean/gender/women: 0.75 [0.6, 0.9], n 100"
+        "1 of 2 judged rows have value at least 0.8, required share 1; worst 0.75; "
+        "for example keep_ratio/clean/gender/women: 0.75 [0.6, 0.9], n 100"
     )
 
 
@@ -84,8 +84,8 @@ def test_the_detail_names_the_row_with_its_interval():
         ),
         (STRADDLES, gate(min=0.8, where={"axis": "age"}), "0 row(s) where axis = age"),
         ([row(0.75, 0.6, 0.9, note="why")], gate(min=0.8, rule="whole_ci"), "n 100 (why)"),
-        ([*STRADDLES, row(1.0, 0.9, 1.1)], gate(min=0.8, rule="whole_ci"), "1 interval(s) have a bound within them"),
-        (STRADDLES, gate(min=0.1, min_rows=2), "at least 2 are wanted"),
+        ([*STRADDLES, row(1.0, 0.9, 1.1)], gate(min=0.8, rule="whole_ci"), "1 interval(s) contain a bound"),
+        (STRADDLES, gate(min=0.1, min_rows=2), "at least 2 are required"),
     ],
 )
 def test_what_cannot_be_judged_is_inconclusive_and_named(rows, rule, words):
@@ -111,11 +111,11 @@ def test_some_rows_may_be_missing_or_outside_where_the_gate_says_so():
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([row(1.0, 1.1, 0.9)], "lower end lies above"),
+        ([row(1.0, 1.1, 0.9)], "lower end above"),
         ([row(math.inf, 0.9, 1.1)], "infinite"),
         ([row(1.0, 0.9, math.inf)], "infinite"),
-        ([row("many", 0.9, 1.1)], "no number"),
-        ([{"value": 1.0, "lower": 0.9, "n": 5}], "'upper' stands 0 times"),
+        ([row("many", 0.9, 1.1)], "not a number"),
+        ([{"value": 1.0, "lower": 0.9, "n": 5}], "'upper' occurs 0 times"),
     ],
 )
 def test_what_no_estimate_can_be_is_an_error(rows, words):
@@ -168,7 +168,7 @@ def test_an_engine_that_says_success_of_a_failure_is_an_error(monkeypatch):
     monkeypatch.setattr(expectations, "_execute", kind)
     result = one(STRADDLES, gate(min=0.8))
     assert result.status == "error"
-    assert "success = True of a result that is fail" in result.detail
+    assert "success = True for a result that is fail" in result.detail
 
 
 NUMBER = st.one_of(st.none(), st.floats(0, 2))

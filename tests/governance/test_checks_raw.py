@@ -136,7 +136,7 @@ def test_an_empty_shard_is_an_empty_table(tmp_path):
     [
         ({"licence": None}, "no column 'licence'"),
         ({"text": None}, "no column 'text'"),
-        ({"sha256": pa.array([1, 2, 3])}, "no column 'sha256' of text"),
+        ({"sha256": pa.array([1, 2, 3])}, "no column 'sha256' of strings"),
         ({"position": ["0", "1", "2"]}, "no column 'position'"),
         ({"id": pa.array(["a", None, "b"])}, "nulls in id"),
     ],

@@ -372,7 +372,7 @@ def test_data_docs_have_a_page_for_each_table(tmp_path, capfd):
     checked = audit(artifacts, gates, AuditConfig(), Runtime(tmp_path))
     folder = tmp_path / "docs"
     shown = write_data_docs(tables_again(checked, artifacts, gates, Runtime(tmp_path)), gates.gates(), folder)
-    assert shown == 3 + 2, "three shards of ingest, two of clean; a gate without its column is left out"
+    assert shown == 3 + 2, "three shards of ingest, two of clean; a gate without its column is dropped"
     assert (folder / "index.html").exists()
     assert len(list(folder.glob("validations/**/*.html"))) == shown
     [page] = folder.glob("validations/raw-ingest-*-00001_parquet/**/*.html")

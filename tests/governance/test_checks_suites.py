@@ -66,7 +66,7 @@ def test_documents_are_the_kept_rows_without_text(tmp_path):
 def test_rows_that_the_manifest_does_not_know_are_reported(tmp_path):
     clean = manifest("clean", tmp_path, {}, **funnel(5, 2))
     assert disagreement(clean, 5, 2) == ""
-    assert "have 4 rows, 2 kept; the manifest says 5 and 2" in disagreement(clean, 4, 2)
+    assert "have 4 rows, 2 kept; the manifest states 5 and 2" in disagreement(clean, 4, 2)
 
 
 @pytest.mark.parametrize("kept", [None, ["yes", "no"]])

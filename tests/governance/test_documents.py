@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -13,11 +14,13 @@ from governance.energy.ledger import own_file
 from governance.files import append_line
 from governance.manifest import read_manifest, verify
 from governance.reports.documents.all_documents import document_texts, documents, read_report
-from governance.reports.documents.computation import THRESHOLDS, standing
+from governance.reports.documents.computation import THRESHOLDS, threshold_ratio
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
-from governance.reports.documents.markdown import plain, yaml_block
+from governance.reports.documents.markdown import plain
+from governance.reports.documents.model_card import metadata_block
 from governance.reports.documents.training_content import token_range
 from governance.reports.facts.energy_totals import energy_facts
+from governance.reports.html.markup import visible
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_reports_page import HOSTILE, corpus, ledger, trained, verdict_of
@@ -193,18 +196,30 @@ def test_no_text_becomes_markdown(text):
     made.encode("utf-8")
 
 
-@given(st.lists(st.text(st.characters(), max_size=40), min_size=1, max_size=4))
-@example([HOSTILE, 'a: "b"\n- c', "---\nx: 1", "\x85\u2028\ufeff", "null", "1.0", "é 漢"])
-def test_a_text_in_the_yaml_block_stays_one_value(texts):
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    block = yaml_block({"one": texts, "two": {"three": 0.1, "four": 1.5e-7, "five": 10**20}}, texts)
-    assert block.startswith("---\n")
-    assert block.endswith("\n---\n")
-    read = yaml.safe_load(block[4:-4])
-    assert len(read["one"]) == len(texts)
-    assert all(isinstance(value, str) for value in read["one"])
-    assert read["two"] == {"three": 0.1, "four": 1.5e-7, "five": 10**20}
-    assert set(read) == {"one", "two"}
+@given(st.text(st.characters(), max_size=40))
+@example('a: "b"\n- c')
+@example("---\nx: 1")
+@example("\x85\u2028\ufeff")
+@example("null")
+@example(HOSTILE)
+def test_the_hub_reads_any_text_of_the_card_as_one_value(evidence, text):
+    known = {"value": 1.5e-7, "at_least": False, "factors": [], "needs": [], "low": None, "high": None, "unit": "g"}
+    block = metadata_block(
+        changed(
+            evidence,
+            energy__footprint__figures__carbon_location=known,
+            energy__footprint__country=text or "SWE",
+            training__stats__tasks={"blimp" + text: {"acc": 0.25, "questions": 8, "step": 4}},
+        )
+    )
+    read = ModelCard(f"{block}\n# Card\n").data
+    assert read.co2_eq_emissions["emissions"] == 1.5e-7
+    assert read.co2_eq_emissions["geographical_location"] == visible(text or "SWE")
+    assert [(of.dataset_name, of.metric_type, of.metric_value) for of in read.eval_results] == [
+        ("blimp" + visible(text), "acc", 0.25),
+        ("blimp" + visible(text), "questions", 8),
+    ]
+    assert read.license is None
 
 
 def test_flop_are_tokens_times_flop_per_token_and_compared_with_the_thresholds(evidence):
@@ -213,8 +228,8 @@ def test_flop_are_tokens_times_flop_per_token_and_compared_with_the_thresholds(e
     assert [threshold.flop for threshold in THRESHOLDS] == [10**23, 10**25]
     assert "C(2025) 5045" in THRESHOLDS[0].source
     assert "Article 51(2)" in THRESHOLDS[1].source
-    assert standing(10**23, THRESHOLDS[0]) == "not above: 1 of the threshold"
-    assert standing(2 * 10**25, THRESHOLDS[1]) == "above: 2 of the threshold"
+    assert threshold_ratio(10**23, THRESHOLDS[0]) == "not above: 1 of the threshold"
+    assert threshold_ratio(2 * 10**25, THRESHOLDS[1]) == "above: 2 of the threshold"
     card = document_texts(changed(evidence, training__flops=3 * 10**24))["model_card.md"]
     assert "above: 30 of the threshold" in card
     assert "not above: 0.3 of the threshold" in card

@@ -50,8 +50,7 @@ def biases(texts):
 def test_a_bias_is_a_tested_finding_and_listed_once(texts):
     output = biases(texts)
     assert output[0] == (
-        "3 differences between groups were tested; 1 of them stands out, with q below 0.05 and an interval without no"
-        " difference."
+        "1 of 3 tested differences between groups is significant (q below 0.05, 95 % interval without equality)."
     )
     assert output[1:] == [
         "tone: sentiment gap of en nationality danish against other groups: -0.2 (95 % interval -0.3 to -0.1; p 0.001,"
@@ -72,8 +71,7 @@ def test_what_was_not_tested_is_said(evidence):  # noqa: F811
     nothing = changed(evidence, bias={"tone": TONE[2:]})
     assert findings(nothing) == {}
     assert biases(document_texts(nothing)) == [
-        "1 differences between groups were tested; none of them stands out, with q below 0.05 and an interval without"
-        " no difference."
+        "None of 1 tested difference between groups is significant (q below 0.05, 95 % interval without equality)."
     ]
 
 
@@ -84,7 +82,7 @@ def test_personal_data_names_the_types_that_were_sought(evidence):  # noqa: F811
     output = json.loads(document_texts(changed(evidence, counts=counts))["croissant.json"])
     [found, note] = output["rai:personalSensitiveInformation"]
     assert "e-mail: 2 found" in found
-    assert "3 structured types were sought; names and places are not among them" in note
+    assert "3 structured types; names and places are not among them" in note
 
 
 def test_domains_dates_and_parents_that_evidence_has_are_filled_in(texts, evidence):  # noqa: F811

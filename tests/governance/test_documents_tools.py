@@ -10,7 +10,7 @@ import pytest
 
 from governance.files import append_line
 from governance.reports.documents.all_documents import documents, read_report
-from governance.reports.documents.corpus_facts import SPDX_LISTED, licence_told
+from governance.reports.documents.corpus_facts import SPDX_LISTED, licence_text
 from governance.reports.documents.evidence import Evidence
 from governance.reports.documents.model_card import model_card
 from governance.reports.report import report
@@ -189,7 +189,7 @@ def test_prov_reads_the_lineage(run):
 def test_every_licence_that_gets_an_address_is_in_the_spdx_list():
     spdx = pytest.importorskip("cyclonedx.spdx", reason="cyclonedx-python-lib is not installed")
     assert [name for name in SPDX_LISTED if not spdx.is_supported_id(name)] == []
-    assert licence_told("CC0-1.0") == "https://spdx.org/licenses/CC0-1.0"
+    assert licence_text("CC0-1.0") == "https://spdx.org/licenses/CC0-1.0"
     for name in ("LicenseRef-Public-Domain", "NOASSERTION", "CC0-1.0 OR MIT", "Public"):
-        assert "://" not in licence_told(name)
-        assert licence_told(name).startswith(name)
+        assert "://" not in licence_text(name)
+        assert licence_text(name).startswith(name)

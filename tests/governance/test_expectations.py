@@ -135,14 +135,14 @@ def test_an_empty_suite_is_no_success():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"expectation": "between"}, "demands nothing"),
-        ({"expectation": "mean_between"}, "demands nothing"),
-        ({"expectation": "row_count_between", "column": ""}, "demands nothing"),
-        ({"expectation": "in_set"}, "demands nothing"),
-        ({"expectation": "columns_present", "column": ""}, "demands nothing"),
+        ({"expectation": "between"}, "has no constraint"),
+        ({"expectation": "mean_between"}, "has no constraint"),
+        ({"expectation": "row_count_between", "column": ""}, "has no constraint"),
+        ({"expectation": "in_set"}, "has no constraint"),
+        ({"expectation": "columns_present", "column": ""}, "has no constraint"),
         ({"expectation": "match_regex"}, "matches everything"),
         ({"expectation": "quantile_between", "min": 0.0}, "without a quantile"),
-        ({"expectation": "not_null", "mostly": 0.0}, "no share of rows"),
+        ({"expectation": "not_null", "mostly": 0.0}, "not a share of rows"),
         ({"expectation": "not_nul"}, "unknown expectation 'not_nul'"),
     ],
 )
@@ -202,7 +202,7 @@ def test_too_few_values_are_inconclusive_even_when_they_fail():
         (["a", "b"], gate("match_regex", regex="("), "regular expression"),
         ([1.0, -math.inf], gate("between", max=5.0), "1 infinite value"),
         ([1.0, math.inf], gate("mean_between", min=0.0), "1 infinite value"),
-        ([1.0, 2.0], gate("between", "nowhere", max=5.0), "'nowhere' stands 0 times"),
+        ([1.0, 2.0], gate("between", "nowhere", max=5.0), "'nowhere' occurs 0 times"),
         ([1.0, 2.0], gate("not_null", "nowhere"), "columns are x"),
     ],
 )
@@ -240,7 +240,7 @@ def test_the_detail_names_the_offending_row():
     table = pd.DataFrame({"stage": ["clean", "clean"], "source": ["wiki", "news"], "x": [0.1, 0.7]})
     result = one(table, gate("between", max=0.5))
     assert result.detail == (
-        "x: 1 of 2 rows fulfil between at most 0.5, wanted a share of 1; worst 0.7; such as clean/news: 0.7"
+        "x: 1 of 2 rows satisfy between at most 0.5, required share 1; worst 0.7; for example clean/news: 0.7"
     )
 
 

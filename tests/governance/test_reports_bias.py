@@ -2,7 +2,7 @@
 
 from governance.checks.bias.interval_rows import COLUMNS
 from governance.reports.html.markup import join
-from governance.reports.sections.bias_sections import standing_out
+from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_sections import groups, groups_folded
 
 
@@ -26,8 +26,8 @@ def test_only_whole_intervals_on_one_side_are_findings():
         row("sentiment_gap", -2.0, -1.5, -1.0, group="not tested", p=None, q=None),
         row("npmi_gap", 0.1, 0.2, 0.3, group="by chance", q=0.2),
     ]
-    assert [r["group"] for r in standing_out({"tone": rows})["tone"]] == ["far", "near"]
-    assert standing_out({"association": rows[-1:]}) == {}
+    assert [r["group"] for r in significant_rows({"tone": rows})["tone"]] == ["far", "near"]
+    assert significant_rows({"association": rows[-1:]}) == {}
 
 
 def test_of_keep_rates_only_the_adjusted_ones_that_fell_are_findings():
@@ -36,9 +36,9 @@ def test_of_keep_rates_only_the_adjusted_ones_that_fell_are_findings():
         row("keep_ratio_adjusted", 1.5, 2.0, 3.0, group="kept more"),
         row("keep_ratio_adjusted", 0.5, 0.6, 0.7, group="harmed", p=0.01, q=0.02),
     ]
-    assert [r["group"] for r in standing_out({"impact": rows})["impact"]] == ["harmed"]
+    assert [r["group"] for r in significant_rows({"impact": rows})["impact"]] == ["harmed"]
     page = str(groups(found(impact=rows)))
-    assert "adverse impact, below four fifths" in page
+    assert "adverse impact, ratio below four fifths" in page
     assert "<script" not in page
 
 
@@ -48,7 +48,7 @@ def test_instruments_are_findings_by_the_note_of_their_own_check():
         row("instrument_bias", -0.1, 0.1, 0.3, group="one term", note='biased: furthest term "y" +0.9'),
         row("instrument_bias", 0.009, 0.01, 0.011, group="sound", note='not biased: furthest term "z" +0.01'),
     ]
-    assert [r["group"] for r in standing_out({"instruments": rows})["instruments"]] == ["planted", "one term"]
+    assert [r["group"] for r in significant_rows({"instruments": rows})["instruments"]] == ["planted", "one term"]
 
 
 def test_hostile_names_reach_the_page_as_text_and_nothing_is_said_aloud():

@@ -40,7 +40,7 @@ def test_causes_are_counted_by_job(tmp_path):
     ]
     page = str(cluster({"cluster": found}))
     assert "the &lt;disk&gt; is full" in page
-    assert "was not asked" in page
+    assert "was not read" in page
 
 
 def test_both_meters_and_their_difference_are_shown(tmp_path):
@@ -49,7 +49,7 @@ def test_both_meters_and_their_difference_are_shown(tmp_path):
     path = tmp_path / "slurm" / "accounting.jsonl"
     append_line(path, json.dumps(values))
     page = str(cluster({"cluster": cluster_facts(tmp_path)}))
-    assert "+25% of ours" in page
+    assert "+25% of our meters" in page
     assert "2.00 core hours" in page
     append_line(path, json.dumps({**values, "slurm": None}))  # the newest answer is shown
     assert "unknown" in str(cluster({"cluster": cluster_facts(tmp_path)}))
@@ -70,5 +70,5 @@ def test_what_was_submitted_and_the_edits_that_were_taken_are_shown(tmp_path):
     assert found["submitted"]["submission"] == 2
     assert found["submitted"]["taken"] == [{"name": "run.toml", "sha256": "b" * 64}]
     page = str(cluster({"cluster": found}))
-    assert "an edit that jobs took" in page
+    assert "edited after submission" in page
     assert all(digest[:16] in page for digest in ("a" * 64, "b" * 64, "c" * 64))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from governance.errors import ManifestError
 from governance.manifest import Manifest, describe
 from governance.reports.facts.distributions import distributions, write_edge
-from governance.reports.facts.samples import _told, kept_samples, removed_samples
+from governance.reports.facts.samples import _masked_evidence, kept_samples, removed_samples
 from governance.reports.html.svg_figures import histogram
 from governance.reports.report import report
 from governance.reports.sections.document_sections import documents_folded
@@ -212,19 +212,22 @@ def test_examples_come_from_as_many_sources_as_there_are(tmp_path):
 
 
 def test_a_measure_is_reported_and_what_is_next_to_it_masked():
-    assert _told("kept=web/a#7 jaccard=0.912345") == "kept=web/a#7 jaccard=0.912345"
-    assert _told("words=12") == "words=12"
-    assert _told("share=0.1234567 call 020 7946 0958 now score=0.5") == "share=0.1234567 call [digits] now score=0.5"
-    assert _told("phone=4915112345678") == "phone=[digits]"
-    assert _told("by jane.doe@example.org score=1") == "by [e-mail] score=1"
-    assert _told("") == ""
+    assert _masked_evidence("kept=web/a#7 jaccard=0.912345") == "kept=web/a#7 jaccard=0.912345"
+    assert _masked_evidence("words=12") == "words=12"
+    assert (
+        _masked_evidence("share=0.1234567 call 020 7946 0958 now score=0.5")
+        == "share=0.1234567 call [digits] now score=0.5"
+    )
+    assert _masked_evidence("phone=4915112345678") == "phone=[digits]"
+    assert _masked_evidence("by jane.doe@example.org score=1") == "by [e-mail] score=1"
+    assert _masked_evidence("") == ""
 
 
 def test_a_terminal_is_not_commanded_by_a_corpus(tmp_path):
     output = show_corpus(list(corpus(tmp_path).values()), tmp_path)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", output)
     assert "jane.doe" not in output
-    assert "clean: removed as too_few_words, for example" in output
+    assert "clean: examples removed for too_few_words" in output
     assert removed_samples(corpus(tmp_path)["clean"], tmp_path)["too_few_words"][0]["evidence"] == "words=0.5"
     assert output.count("a/f#0") == 1
 

@@ -95,7 +95,7 @@ def test_the_footprint_is_of_everything_and_names_its_factors(run):
         assert row["source"] in words
     assert "Not computed" in words
     assert "the operator &lt;b&gt;" in html
-    assert "with ancestors, data whole" in words
+    assert "with ancestors, all data" in words
     assert re.search(r"0\.129 g", words)  # 3,099.75 J x 1.5 x 100 g/kWh
 
 
@@ -111,7 +111,7 @@ def test_without_a_factor_the_page_says_unknown_and_what_to_set(tmp_path):
     for setting in ("grid", "pue", "wue", "grid_water", "embodied", "lifetime"):
         assert any(need.startswith(f"energy.factors.{setting}") for need in needs), setting
     text = (tmp_path / manifest.folder / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"Not computed, as nobody set [a-z_ ,()]*\bgrid\b", text)
+    assert re.search(r"Not computed because [a-z_ ,()]*\bgrid\b", text)
 
 
 def test_out_of_the_box_co2_is_known_with_bounds_and_says_on_what_it_rests(run):

@@ -21,7 +21,7 @@ from governance.reports.index import index_page, runs_below
 from governance.reports.recompute import recompute
 from governance.reports.report import ReportSection, report
 from governance.reports.sections.corpus_sections import checks
-from governance.reports.sections.page_one import wasted_in_words
+from governance.reports.sections.page_one import waste_clause
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
 
@@ -80,8 +80,8 @@ def test_a_step_left_out_by_two_attempts_counts_once(tmp_path):
         {"reason": "spike", "count": 2, "first": 40, "last": 44, "greatest_z": 9.5},
     ]
     page = str(faults({"faults": fault_facts(record(tmp_path), tmp_path), "energy": {"wasted_by_cause": {}}}))
-    assert "spike of the loss" in page
-    assert "not finite" in page
+    assert "loss spike" in page
+    assert "non-finite" in page
 
 
 def page_of(root, *lines):
@@ -98,9 +98,9 @@ def test_a_verdict_that_stopped_the_training_is_among_the_faults(tmp_path):
     assert found["diverged"] == [{"attempt": 1, "step": 40, **kept}]
     assert "more skipped steps than train.skip.most_skips allows" in page
     assert "9 of 128" in page
-    assert "loss that was not finite: 1, spike of the loss: 8" in page
+    assert "non-finite loss: 1, loss spike: 8" in page
     assert "d0, d1, d2, d3, d4, d5 and 3 more" in page
-    assert page.count("stopped: it diverged") == 1  # of the two attempts
+    assert page.count("stopped: diverged") == 1  # of the two attempts
 
 
 def test_the_own_work_of_ranks_is_of_the_newest_attempt_and_weighed_by_steps(tmp_path):
@@ -114,8 +114,8 @@ def test_the_own_work_of_ranks_is_of_the_newest_attempt_and_weighed_by_steps(tmp
         {"rank": 0, "seconds": 1.0, "ratio": 1.0},
         {"rank": 1, "seconds": 1.0, "ratio": 1.0},
     ]
-    assert "seconds a step" in page
-    assert "seconds a step" not in page_of(tmp_path / "alone", step(1, 1))[1]
+    assert "seconds per step" in page
+    assert "seconds per step" not in page_of(tmp_path / "alone", step(1, 1))[1]
 
 
 def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_verified(tmp_path):
@@ -135,8 +135,8 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     for line in (step(1, 0, "start"), step(1, 31), step(1, 32)):
         output(line)
     running, found, page = reported(begun=begun)
-    assert "Training was begun and is not finished" in page
-    assert "Attempt 1 reached step 32; attempts and faults are below" in page
+    assert "Training started and is not finished" in page
+    assert "Attempt 1 reached step 32; attempts and faults are listed below" in page
     assert found["faults"]["diverged"] == []
     output(step(1, 32, "skipped", reason="loss", z=0.0))
     verdict = {"reason": "not finite", "skipped": 3, "window": 128, "by_reason": {"loss": 3}, "documents": ["d1"]}
@@ -145,15 +145,15 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     assert stopped.key != running.key  # the record has grown
     assert found["faults"]["diverged"] == [{"attempt": 1, "step": 32, **verdict}]
     assert "Training diverged and was stopped" in [row["what"] for row in found["first"]]
-    assert "Attempt 1 reached step 32 and was stopped, as it diverged" in page
+    assert "Attempt 1 reached step 32 and was stopped because it diverged" in page
     [entry] = [entry for entry in found["evidence"]["entries"] if entry["kind"] == "record"]
     assert entry["path"] == f"{begun}/metrics.jsonl"
     assert entry["id"] in found["evidence"]["of"]["/faults"]["from"]
     output(step(2, 30, "start"))  # it goes on
     for written in (running, stopped):
-        assert recompute(written, tmp_path).faults == ()
+        assert recompute(written, tmp_path).mismatches == ()
     (tmp_path / begun / "metrics.jsonl").write_text("{}\n")
-    assert any("/faults" in fault.place for fault in recompute(stopped, tmp_path).faults)
+    assert any("/faults" in fault.place for fault in recompute(stopped, tmp_path).mismatches)
     with pytest.raises(ValueError, match="begun"):
         ReportSection(verdict_sha256="", begun="train/../elsewhere00")
     made["train"] = trained(tmp_path, made)
@@ -185,13 +185,13 @@ def test_a_run_without_faults_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("total", "words"),
     [
-        ({"wasted": None, "joules": 1000.0}, "what was wasted is unknown"),
+        ({"wasted": None, "joules": 1000.0}, "the wasted energy is unknown"),
         ({"wasted": 49.0, "joules": 1000.0}, "4.9 % of the energy was wasted"),
-        ({"wasted": 0.0, "joules": 1000.0}, "nothing was wasted"),
+        ({"wasted": 0.0, "joules": 1000.0}, "no energy was wasted"),
     ],
 )
 def test_without_a_finding_the_waste_is_reported_as_it_is(total, words):
-    assert wasted_in_words(total) == words
+    assert waste_clause(total) == words
 
 
 def test_the_largest_problem_comes_first(runs):
@@ -200,7 +200,7 @@ def test_the_largest_problem_comes_first(runs):
     assert "licences.allowed" in closed["first"][0]["detail"]
     assert open_one["first"][0]["what"] == "1 failure waived"
     output = [row["what"] for row in open_one["first"]]
-    assert output.index("1 attempt failed") < output.index("1 check that only warns did not pass")
+    assert output.index("1 attempt failed") < output.index("1 non-blocking check did not pass")
 
 
 def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
@@ -218,8 +218,8 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         ("of the documents were removed", lambda f: f["summary"].update(documents_kept=1)),
         ("The energy is unknown", lambda f: f["energy"]["total"].update(joules=None)),
         ("not in the corpus", lambda f: f["sources"][0].update(fate="nothing left", documents_kept=0)),
-        ("only warns", lambda f: next(row for row in f["checks"] if "gender" in row["gate"]).update(status="fail")),
-        ("kept the others waiting", lambda f: f["faults"]["stragglers"].append({"rank": 1, "ratio": 2.0})),
+        ("non-blocking", lambda f: next(row for row in f["checks"] if "gender" in row["gate"]).update(status="fail")),
+        ("slower than the others", lambda f: f["faults"]["stragglers"].append({"rank": 1, "ratio": 2.0})),
         ("2 updates skipped", lambda f: f["faults"]["skipped"].append({"reason": "spike", "count": 2})),
         ("1 attempt failed", lambda f: f["faults"]["ended"].append({"stage": "train", "cause": "hang", "count": 1})),
         (
@@ -277,7 +277,7 @@ def test_two_runs_are_set_side_by_side(runs):
     sides = [side_of(*found) for found in (_side(runs / "a", "a"), _side(runs / "b/deep", "b"))]
     assert comparison(sides[0], sides[0])["changed"] == []
     assert {row[3] for rows in comparison(sides[0], sides[0])["sections"].values() for row in rows} == {
-        "the same",
+        "equal",
         "unknown",
     }
     other = copy.deepcopy(sides[1])
@@ -331,7 +331,7 @@ def test_an_index_passes_over_what_it_cannot_read(runs, tmp_path, caplog):
     broken.write_text("{")
     rows = runs_below(tmp_path / "copy", tmp_path)
     assert {row["name"] for row in rows} == {"b/deep", "closed"}
-    assert "a is left out" in caplog.text
+    assert "a is skipped" in caplog.text
     assert "BLOCK" in index_page(rows, "copy")
     with pytest.raises(ManifestError):
         side_of(*_broken_side(tmp_path / "copy" / "closed"))

@@ -11,7 +11,7 @@ from governance.checks.bias.interval_rows import COLUMNS
 from governance.reports.facts.problems import first_look
 from governance.reports.html.markup import join
 from governance.reports.sections.group_sections import groups, groups_folded
-from governance.reports.sections.group_words import distinct, headline, says
+from governance.reports.sections.group_words import distinct, headline, phrase
 from governance.reports.sections.interval_plots import PANEL_ROWS, panels, scale_of
 from tests.governance.test_reports_page import Page
 
@@ -98,7 +98,7 @@ def test_the_axis_of_a_ratio_says_ratios():
 )
 def test_a_headline_is_a_sentence(given_row, sentence):
     assert headline(given_row) == sentence
-    assert says(given_row)
+    assert phrase(given_row)
 
 
 def test_the_same_ratio_of_the_only_filter_is_said_once():

@@ -61,7 +61,7 @@ def test_the_page_has_the_words_of_the_field(root):
 
 def test_a_profile_is_a_folded_table_with_its_evidence(root):
     text = (root / "report.html").read_text(encoding="utf-8")
-    fold = text[text.index("Profile: where the time of a step went") :]
+    fold = text[text.index("Profile of a step") :]
     part = fold[: fold.index("</details>")]
     assert "steps 3 to 4, attempt 1" in part
     assert "aten::mm&lt;int&gt;" in part
@@ -136,7 +136,7 @@ def test_on_paper_it_has_at_most_twelve_pages_and_an_annex_of_what_was_unfolded(
     first = output.split("\f")[0]
     for word in ("WAIVED", "licences.allowed", "kWh", "1 attempt failed"):
         assert word in first
-    for word in ("not allowed, in the corpus", "Failed attempts, by cause", "last checkpoint"):
+    for word in ("not allowed, but in the corpus", "Failed attempts, by cause", "last checkpoint"):
         assert word in output
     assert "Skip to the report" not in output
     assert "nation_27" not in output

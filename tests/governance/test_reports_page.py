@@ -352,7 +352,7 @@ def test_what_is_judged_is_in_the_page(whole):
     output = " ".join(Page(html_of(whole)).words)
     for word in (
         "WAIVED", "legal-counsel", "2027-01-31", "sha256:0011223344556677", "estimated", "NOASSERTION", "node1",
-        "not allowed, in the corpus", "near_duplicate", "0.1 quantile of alphabetic_share ≥ 0.6",
+        "not allowed, but in the corpus", "near_duplicate", "0.1 quantile of alphabetic_share ≥ 0.6",
         "Neither side should", "inconclusive", "2.9.1", "KeyError", "fetch", "Personal data", "torch", "step 600",
         "measured: best 1024^3 product",
     ):  # fmt: skip

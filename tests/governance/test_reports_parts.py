@@ -10,7 +10,7 @@ from governance.files import append_line
 from governance.lineage.unlisted_files import strays
 from governance.manifest import Manifest
 from governance.reports.facts.report_facts import threshold
-from governance.reports.facts.samples import _told, mask, shorten
+from governance.reports.facts.samples import _masked_evidence, mask, shorten
 from governance.reports.facts.training_facts import thin, training_facts
 from governance.reports.html.bars import bar
 from governance.reports.html.markup import (
@@ -26,7 +26,7 @@ from governance.reports.html.markup import (
     tag,
 )
 from governance.reports.html.style import CSS
-from governance.reports.html.svg_figures import Series, chart, ticks
+from governance.reports.html.svg_figures import Curve, chart, ticks
 from governance.reports.report import report
 from governance.stage import Runtime
 
@@ -70,8 +70,8 @@ def test_personal_data_is_masked_also_across_the_cut():
         "write to [e-mail] [digits] or [digits]"
     )
     assert mask("in 1984 the 12 of 100") == "in 1984 the 12 of 100"
-    assert _told("symbol_share=0.1234567") == "symbol_share=0.1234567"
-    assert _told("phone=4915112345678") == "phone=[digits]"
+    assert _masked_evidence("symbol_share=0.1234567") == "symbol_share=0.1234567"
+    assert _masked_evidence("phone=4915112345678") == "phone=[digits]"
     text = "x@y.zz " * 113 + "secret.name@example.org"
     assert "secret" not in shorten(text)
     assert len(shorten("a" * 3000)) == 201
@@ -89,7 +89,7 @@ def test_ticks_are_few_and_span_the_values(low, span):
 
 def test_a_constant_curve_and_a_single_point_can_be_drawn():
     for points in ([(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -3.0), (5.0, -3.0)]):
-        assert "nan" not in chart("t", [Series("c", points)], "step", "unit")
+        assert "nan" not in chart("t", [Curve("c", points)], "step", "unit")
 
 
 def test_a_bar_is_not_wider_than_its_whole():

@@ -19,7 +19,7 @@ from governance.manifest import Manifest, manifest_text, read_manifest, write_ma
 from governance.reports.documents.all_documents import documents
 from governance.reports.facts.citations import origin_of
 from governance.reports.facts.evidence_ids import as_of, verdict_name
-from governance.reports.recompute import newest_report, numbers_of, recompute, text_faults
+from governance.reports.recompute import newest_report, numbers_of, recompute, text_mismatches
 from governance.reports.report import report
 from governance.signing.dsse import statement
 from governance.stage import Runtime
@@ -90,7 +90,7 @@ def changed(text, place, digit):
 def test_a_report_and_its_documents_are_what_the_evidence_gives_also_of_a_moved_root(copied):
     root, made = copied
     found = recompute(made, root, replace_all)
-    assert found.faults == ()
+    assert found.mismatches == ()
     assert {"report.json", "report.html", CARD, "datasheet.md", "spdx.json"} <= set(found.files)
     assert found.numbers > 1000
 
@@ -101,8 +101,8 @@ def test_no_number_of_the_page_or_of_a_document_can_be_changed(whole, data):
     texts = whole[3]
     name = data.draw(st.sampled_from(sorted(set(texts) - {"report.json"})))
     text = changed(texts[name], data.draw(st.integers(0, 10**6)), data.draw(st.sampled_from("0123456789")))
-    [fault] = text_faults(name, text, texts[name])
-    assert fault.stands != fault.evidence
+    [fault] = text_mismatches(name, text, texts[name])
+    assert fault.stated != fault.evidence
     assert fault.place
 
 
@@ -113,7 +113,7 @@ def test_no_number_of_report_json_can_be_changed_nor_of_what_it_says_of_its_evid
     path = root / made.folder / "report.json"
     path.write_text(changed(texts["report.json"], place, digit), encoding="utf-8")
     try:
-        message = [fault.line() for fault in recompute(made, root, replace_all).faults]
+        output = [fault.line() for fault in recompute(made, root, replace_all).mismatches]
     except ManifestError as error:  # it is no JSON any more
         message = [f"report.json: {error}"]
     finally:
@@ -157,7 +157,7 @@ def test_what_was_appended_since_is_not_in_it(copied):
     append_line(root / "slurm" / "attempts" / "13.jsonl", json.dumps({"event": "started", "started": "2"}))
     append_line(root / "slurm" / "accounting.jsonl", json.dumps({"asked": "2", "slurm": 5, "core_seconds": 3}))
     append_line(root / "energy.node9.jsonl", json.dumps({"kind": "ledger", "schema": 1, "host": "node9"}))
-    assert recompute(made, root, replace_all).faults == ()
+    assert recompute(made, root, replace_all).mismatches == ()
 
 
 def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
@@ -173,7 +173,7 @@ def test_what_still_ran_when_it_was_written_may_have_ended_since(tmp_path):
     total = json.loads((tmp_path / written.folder / "report.json").read_bytes())["energy"]["total"]
     assert total["running"] == 1.0
     begin(tmp_path, "open", "end", outcome="wasted", cause="KeyError", host=host, millijoules=5000)
-    assert recompute(written, tmp_path).faults == ()
+    assert recompute(written, tmp_path).mismatches == ()
 
 
 def test_what_ends_or_begins_while_a_report_is_written_was_not_killed(tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_what_ends_or_begins_while_a_report_is_written_was_not_killed(tmp_path, 
     [running] = [entry["running"] for entry in found["evidence"]["entries"] if entry["kind"] == "ledger"]
     assert running == ["ends"]
     assert found["energy"]["wasted_by_cause"]["killed"] == found["energy"]["total"]["running"] == 1.0
-    assert recompute(written, tmp_path).faults == ()
+    assert recompute(written, tmp_path).mismatches == ()
 
 
 def descended(root):
@@ -230,12 +230,12 @@ def test_what_is_behind_a_training_is_evidence_of_its_energy(tmp_path):
         message = set(origin_of(found, place)["from"])
         assert {entries[path]["id"] for path in (parent.path, middle.path, child.path, *records)} <= message
     assert set(origin_of(found, "/training/curves")["from"]) == {entries[f"{child.folder}/metrics.jsonl"]["id"]}
-    assert recompute(made, tmp_path).faults == ()
+    assert recompute(made, tmp_path).mismatches == ()
     append_line(tmp_path / parent.folder / "metrics.jsonl", json.dumps({"event": "step", "step": 4, "tokens": 44}))
     written(tmp_path, "clean", "d", [], {})
-    assert recompute(made, tmp_path).faults == ()
+    assert recompute(made, tmp_path).mismatches == ()
     shutil.rmtree(tmp_path / parent.folder)
-    lines = [fault.line() for fault in recompute(made, tmp_path).faults]
+    lines = [fault.line() for fault in recompute(made, tmp_path).mismatches]
     assert any("/evidence/entries/" in line and parent.path in line for line in lines)
 
 
@@ -274,8 +274,8 @@ def altered_text(root, pattern, before, after):
 def test_altered_evidence_is_named(copied, alter, message):
     root, made = copied
     alter(root)
-    lines = [fault.line() for fault in recompute(made, root, replace_all).faults]
-    assert any(message in line for line in lines), lines[:10]
+    lines = [fault.line() for fault in recompute(made, root, replace_all).mismatches]
+    assert any(output in line for line in lines), lines[:10]
 
 
 def state(root, change):
@@ -287,7 +287,7 @@ def state(root, change):
 
 
 def sealed_faults(root, made):
-    return [fault for fault in recompute(made, root, replace_all).faults if fault.place == "SHA-256 of the file"]
+    return [fault for fault in recompute(made, root, replace_all).mismatches if fault.place == "SHA-256 of the file"]
 
 
 def test_what_only_the_report_says_cannot_be_changed_either(copied):
@@ -298,7 +298,7 @@ def test_what_only_the_report_says_cannot_be_changed_either(copied):
     assert fault.file == "report.json"
     assert made.path in fault.line()
     [page] = [output.sha256 for output in made.outputs if output.path.endswith(".json")]
-    assert (fault.evidence, fault.stands != page) == (page, True)
+    assert (fault.evidence, fault.stated != page) == (page, True)
 
 
 def test_a_dropped_entry_and_an_altered_document_are_found(copied):
@@ -319,11 +319,11 @@ def test_stated_evidence_neither_reads_nor_overwrites_a_foreign_file(copied, tmp
         next(entry for entry in entries if entry["kind"] == "checkpoint").update(path=names[way], bytes=2)
 
     state(root, change)
-    with pytest.raises(ManifestError, match="is no manifest of a checkpoint"):
+    with pytest.raises(ManifestError, match="is not a checkpoint's manifest"):
         recompute(made, root, replace_all)
     for kind in ("checkpoint", "ledger"):
         with (
-            pytest.raises(ManifestError, match="leads out of the root"),
+            pytest.raises(ManifestError, match="points outside the root"),
             as_of(root, [{"path": names[way], "kind": kind, "bytes": 2}]),
         ):
             pass
@@ -337,7 +337,7 @@ def verdict_of_root(root):
 def test_an_artifact_that_was_made_anew_or_is_gone_is_named(copied):
     root, made = copied
     altered_stats(root, "dedup")
-    with pytest.raises(ManifestError, match=r"dedup/.*made anew"):
+    with pytest.raises(ManifestError, match=r"dedup/.*made again"):
         recompute(made, root, replace_all)
     shutil.rmtree(root / "dedup")
     with pytest.raises(MissingInput, match="dedup"):

@@ -1,15 +1,15 @@
 """Adverse impact of filters on documents that mention a group.
 
     keep_ratio_adjusted = sum(a n0 / N) / sum(b n1 / N)      Mantel-Haenszel over source, language, length_bin and site
-    keep_ratio          = (a / n1) / (b / n0)                raw risk ratio; says mostly that sources differ
+    keep_ratio          = (a / n1) / (b / n0)                raw risk ratio; mostly reflects differences between sources
 
 In a stratum a of n1 documents that mention the group were kept, b of n0 of the reference, N = n1 + n0. A stratum is a
-source, a language, a length bin and a site: the host, the source itself where documents have no address, and the bucket
-for hosts beyond the largest (`counts.py`). The reference is the documents that mention no group of the axis, or
-("highest") the group of the axis with the highest keep rate among those with `min_documents`, as the Uniform Guidelines
-compare. A stage is judged on the documents that came into it, the stage "(all)" on those that came into the first. A
-stage that removes for several reasons has rows for each ("clean/too_few_words") over all languages: of the documents
-that came in, those that this filter let pass. They are listed where there are enough to test.
+source, a language, a length bin and a site: the host, the source itself where documents have no URL, and the bucket for
+hosts beyond the largest (`counts.py`). The reference is the documents that mention no group of the axis, or ("highest")
+the group of the axis with the highest keep rate among those with `min_documents`, as the Uniform Guidelines compare. A
+stage is judged on the documents that entered it, the stage "(all)" on those that entered the first. A stage with
+several reasons of removal has rows for each ("clean/too_few_words") over all languages: the share of entering documents
+that passed this filter. They are listed if there are enough to test.
 
 Intervals (`interval_choice.py`): with fewer than 5 expected removals exact, of effective units; with more the
 delete-a-group jackknife's (Kott 2001), on the log scale, since documents of a site share their fate. Where its variance
@@ -17,14 +17,14 @@ exceeds that of independent documents (Greenland & Robins 1985, Biometrics 41(1)
 (sum(a n0 / N) sum(b n1 / N)), m = a + b) the note has the design effect, their quotient. Effective units give the
 variance of a - n1 m / N when the margins are fixed, sum(n1 n0 m (N - m) / (N^2 (N - 1))) (Mantel & Haenszel 1959, JNCI
 22(4), 719-748). A ratio cannot exceed 1 / the reference's rate, and neither does the exact interval. Raw ratios have an
-interval and no p: what they show is not tested.
+interval and no p: they are not tested.
 
-A kept document is read as it stays, a removed one as it was when it left. Where `c4_lines` or `paragraphs` cut out the
-lines that held the mentions, keep ratios are therefore too low.
+A kept document is read in its final form, a removed one as it was when removed. Where `c4_lines` or `paragraphs`
+removed lines with mentions, keep ratios are therefore too low.
 
-The four-fifths rule (29 CFR 1607.4 D, EEOC 1978) sees adverse impact below 0.8: the note says whether the whole
-interval lies there. `n` is the group's documents that came in. Languages in which no document mentions the axis (no
-term list, or removed before the language was known) are no reference and are left out.
+The four-fifths rule (29 CFR 1607.4 D, EEOC 1978) defines adverse impact as below 0.8: the note states whether the whole
+interval is there. `n` is the group's entering documents. Languages in which no document mentions the axis (no term
+list, or removed before the language was known) are no reference and are excluded.
 """
 
 from __future__ import annotations

@@ -4,19 +4,20 @@
     npmi_gap(g, c) = npmi(g, c | own rate) - npmi(g, c | others' rate)      in -2 .. 2; 0 is the same rate
 
 p(g,c), p(g), p(c) are shares of the language's sentences. Bouma 2009, "Normalized (Pointwise) Mutual Information in
-Collocation Extraction", Proceedings of GSCL, defines it. Never together is -1, by Bouma's limit. npmi is a description
-of the whole corpus: it has an interval and no p, for sources and sentences that mention nobody have a part in it.
+Collocation Extraction", Proceedings of GSCL, defines it. Never together is -1, by Bouma's limit. npmi describes the
+whole corpus: it has an interval and no p, because sources and sentences without a mention enter into it.
 
 The gap compares within sources (`within_source.py`): both rates, and the category's, are taken as if the group and the
-axis' other groups stood in the same sources, and the others' rate is put in place of the group's own. So the gap is 0
-where both speak of the category equally often, however much more often than other sentences do; two npmi of groups of
-unlike size would differ there. The other groups are pooled: a sentence that mentions two of them counts twice.
+axis' other groups occurred in the same sources, and the others' rate replaces the group's own. The gap is therefore 0
+where both co-occur with the category equally often, however often other sentences do; two npmi of groups of unlike size
+would differ. The other groups are pooled: a sentence that mentions two of them counts twice.
 
 Intervals and p (`interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains with Student's
 t, npmi on Fisher's atanh scale, where chance alone would have the pair in 5 sentences or more (Cochran 1954, Biometrics
 10(4), 417-451, draws the same line); from 1 to 5 exact ones of the group's rate, with the category's as known; with
-fewer none. What was seen draws no line: it would choose the extremes. q: Benjamini & Hochberg 1995 over the suite. `n`
-is the group's sentences. A pair has a row when it was seen or when chance would have it in `least_expected` sentences.
+fewer none. Observed counts are not used for this choice: they would select the extremes. q: Benjamini & Hochberg 1995
+over the suite. `n` is the group's sentences. A pair has a row when it was seen or when chance would have it in
+`least_expected` sentences.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ LEAST_EXPECTED = 5.0
 def normalised_pmi(both: Floats, one: Floats, other: Floats, everything: Floats) -> Floats:
     """Bouma's npmi of counts.
 
-    -1 where the two are never together, NaN where one of them is not there.
+    -1 where the two never co-occur, NaN where one of them does not occur.
     """
     with np.errstate(all="ignore"):
         value = np.log(both * everything / (one * other)) / -np.log(both / everything)
@@ -130,8 +131,8 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], least_e
         pooled = _gap(*(part.sum(axis=(1, 2))[:, None, None].astype(np.float64) for part in counts))[:, 0]
         units = units_within(mine[1], mine[3], mine[4] - mine[0], mine[5] - mine[1], sums.variance)
         exact = rate_bounds(sums.rate, units, sums.others_rate)
-        beside = _npmi_of(sums.others_rate, sums)
-        exact = Bounds(_npmi_of(exact.lower, sums) - beside, _npmi_of(exact.upper, sums) - beside, exact.p)
+        baseline = _npmi_of(sums.others_rate, sums)
+        exact = Bounds(_npmi_of(exact.lower, sums) - baseline, _npmi_of(exact.upper, sums) - baseline, exact.p)
         expected = np.minimum(sums.one, mine[3].sum(axis=(1, 2))) * sums.subject_rate
     found, notes = chosen_intervals(
         jackknife(_gap, tuple(mine), mine[5].sum(axis=1), IDENTITY, 0.0), exact, expected, mine[1].sum(axis=1)
@@ -188,15 +189,12 @@ def _within(
 
 
 def _npmi_of(rate: Floats, sums: _Within) -> Floats:
-    """npmi, were `rate` of the group's sentences of the category."""
+    """Association npmi at a given rate of the group's sentences."""
     return normalised_pmi(rate * sums.one, sums.one, sums.subject_rate * sums.whole, sums.whole)
 
 
 def _npmi_bounds(sums: _Sums, units: Floats) -> Bounds:
-    """Bounds of npmi, of the group's rate.
-
-    The category's has the group's sentences in it.
-    """
+    """Bounds of npmi, derived from bounds of the group's rate."""
     with np.errstate(all="ignore"):
         found = rate_bounds(sums.together / sums.one, units, np.full_like(units, np.nan))
         lower, upper = (

@@ -1,17 +1,17 @@
 """Bias stage: count tables of mentions, tone and removals.
 
-Reads the documents that stayed (`redact`) and those that each filter removed, once each, and writes the count tables
+Reads the kept documents (`redact`) and those that each filter removed, once each, and writes the count tables
 of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same of each shard. Of the counts
-`tables.json` is made: suite -> rows with intervals (`tables.py`), which the gates judge; nothing here is a judgement.
-`findings.json` has what stands behind each row that stands out (`findings.py`): its sentences are not masked.
+`tables.json` is made: suite -> rows with intervals (`tables.py`), which the gates judge.
+`findings.json` has the evidence of each significant row (`findings.py`); its sentences are not masked.
 Word lists and classifiers are instruments, and are checked by neutral sentences first (`instrument_check.py`).
 
-Promise: an artifact of any number of workers, in any order, after any crash, is the same to the byte. Documents of a
-language without term lists are counted (`documents_without_terms` in the stats, in `fates` with the axis "", and in the
-metric `coverage`) and reported; they are never taken for documents that mention nobody.
+Promise: any number of workers, in any order, after any crash, gives the same bytes. Documents of a language without
+term lists are counted (`documents_without_terms` in the stats, `fates` with the axis "", and the metric `coverage`) and
+reported; they never count as documents without a mention.
 
-Price: one pass over the texts. One core of a busy AMD EPYC counts 5.4 million words (35 MB of text) a second, reading
-the shards included; removed documents as fast. A process holds 0.4 GB of memory.
+Price: one pass over the texts. One core of a busy AMD EPYC counts 5.4 million words (35 MB of text) per second, reading
+included; removed documents at the same rate. A process needs 0.4 GB of memory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pydantic import Field
 
 from governance.checks.bias.adverse_impact import Reference
 from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
-from governance.checks.bias.counts import KEPT, Work, count_shard
-from governance.checks.bias.coverage import uncovered_words
+from governance.checks.bias.counts import KEPT, CountTask, count_shard
+from governance.checks.bias.coverage import uncovered_note
 from governance.checks.bias.findings import findings_of
 from governance.checks.bias.instrument_check import Scorer, instrument_rows, lexicon_scorer, load_templates
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.checks.bias.word_lists.lexicons import Lexicons, load_lexicons, scale_of
 from governance.checks.bias.word_lists.list_files import ListFile
-from governance.checks.bias.word_lists.lists_config import ListsConfig
+from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.config import Section
 from governance.errors import MissingInput
 from governance.files import write_json
@@ -43,7 +43,7 @@ from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact
 
-VERSION = 7
+VERSION = 8
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "filter", "classify", "dedup", "paragraphs", "decontaminate")
@@ -55,21 +55,21 @@ Models = Mapping[str, tuple[Manifest, Scorer]]
 """Name -> a classifier's artifact, and how it scores texts."""
 
 
-class BiasConfig(ListsConfig):
+class BiasConfig(WordListsConfig):
     """Settings `[audit.bias]`: word lists and comparisons."""
 
     reference: Reference = "none"
-    """Against whom a filter's keep rate is taken: "none", the documents that mention no group of the axis; "highest",
-    the group of the axis with the highest rate."""
+    """Reference of a filter's keep rate: "none", the documents that mention no group of the axis; "highest", the group
+    of the axis with the highest rate."""
     parity_reference: str = Field(default="en", pattern="^[a-z]{2,3}$")
     """The language against which the tokeniser's premium is taken."""
 
 
 class BiasSection(Section):
-    """All that decides the bytes beside the documents."""
+    """Settings that decide the bytes."""
 
     lists: dict[str, str]
-    """List -> SHA-256 of what it holds; where a list lies decides nothing."""
+    """List -> SHA-256 of its content; its path is not hashed."""
     templates: int
     """Version of the neutral sentences."""
     reference: Reference
@@ -88,19 +88,19 @@ def bias_audit(
 
     Args:
         artifacts: stage -> manifest; `redact`, the filters that the run has, and `encode` where it is made.
-        config: which word lists.
-        runtime: where.
-        instruments: further lists that sentences are scored with, by name.
-        folder: where relative paths of `config` start.
-        models: the classifiers that judged this corpus; they are checked as instruments.
+        config: word lists and comparisons.
+        runtime: where to write.
+        instruments: further scoring lists, by name.
+        folder: base of relative paths in `config`.
+        models: classifiers of this corpus, checked as instruments.
 
     Raises:
-        MissingInput: there is no `redact`.
-        ConfigError: a word list is not what it should be.
+        MissingInput: `redact` is missing.
+        ConfigError: a word list is invalid.
         ManifestError: a shard cannot be read.
     """
     if FINAL not in artifacts:
-        raise MissingInput(f"bias: wants the artifact {FINAL}. Make it with: {runtime.command}")
+        raise MissingInput(f"bias: the artifact {FINAL} is missing. Make it with: {runtime.command}")
     lexicons = load_lexicons(config, folder, instruments)
     templates, models = load_templates(), models or {}
     section = BiasSection(
@@ -122,8 +122,8 @@ def bias_audit(
             counts = merge_parts([reading.enter_context(intact(part, runtime.root)) for part in parts])
         for name, table in counts.items():
             write_counts(folder / "counts" / f"{name}.parquet", table)
-        spoken = set(counts["documents"]["language"].to_pylist())
-        scorers = {code: of for code, of in _scorers(lexicons, models).items() if code in spoken}
+        present = set(counts["documents"]["language"].to_pylist())
+        scorers = {code: of for code, of in _scorers(lexicons, models).items() if code in present}
         checked = instrument_rows(scorers, _terms(lexicons), templates)
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
@@ -144,7 +144,7 @@ def bias_audit(
 
 
 def _with_attributes(lexicons: Lexicons) -> list[str]:
-    """The languages in which associations are looked for."""
+    """Languages with attribute lists, in which associations are counted."""
     return [code for code, lexicon in lexicons.languages.items() if lexicon.categories]
 
 
@@ -182,13 +182,13 @@ def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]
                     name = lexicons.instruments[number]
                     weights[name][joined(term)] = weight / scale_of(name)
         found[code] = {name: lexicon_scorer(of, lexicon.identity) for name, of in weights.items() if of}
-        found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list is called so
+        found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list has such a name
     return found
 
 
 def _shards(manifest: Manifest, role: str, stage: str, lexicons: Lexicons, root: Path) -> list[Shard]:
     return [
-        Shard(f"{stage}-{Path(of.path).stem}", (stage, of.sha256), Work(root / of.path, stage, lexicons), (of,))
+        Shard(f"{stage}-{Path(of.path).stem}", (stage, of.sha256), CountTask(root / of.path, stage, lexicons), (of,))
         for of in manifest.listed(role)
     ]
 
@@ -201,8 +201,8 @@ def _stats(counts: Mapping[str, pa.Table], lexicons: Lexicons) -> dict[str, obje
         by_language[code] = by_language.get(code, 0) + number
     without = {code: number for code, number in by_language.items() if code not in lexicons.languages}
     if without:
-        words = uncovered_words(without, sum(by_language.values()))
-        get_logger(__name__).warning("bias: %s; whom they mention is not known", words)
+        note = uncovered_note(without, sum(by_language.values()))
+        get_logger(__name__).warning("bias: %s; their mentions are unknown", note)
     totals = {name: sum(documents[name].to_pylist()) for name in TABLES["documents"][1]}
     rows = {name: table.num_rows for name, table in counts.items()}
     left_out = {"left_out_terms": lexicons.left_out}

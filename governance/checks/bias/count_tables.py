@@ -1,6 +1,6 @@
 """Columns of the count tables, their parts, and their sum.
 
-`counts.py` says what each table counts. Parts hold all sites; their sum names the largest `MOST_SITES`, by documents,
+`counts.py` describes the tables. Parts hold all sites; their sum names the largest `MOST_SITES`, by documents,
 whatever the partition into parts.
 """
 
@@ -23,7 +23,7 @@ from governance.kernels.behind_counts import EXAMPLES
 Tables = dict[str, list[pa.Table]]
 
 MOST_SITES = 4096
-"""Sites that `fates` names; a smaller one has too few documents to be compared with itself."""
+"""Sites that `fates` names; smaller ones have too few documents for a stratum."""
 TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "documents": (("language", "source", "bucket"), ("documents", "words", "sentences", "bytes")),
     "axes": (("language", "bucket", "axis"), ("documents",)),
@@ -92,7 +92,7 @@ def _first_examples(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def table_of(name: str, **columns: Any) -> pa.Table:
-    """Rows of a count table; a single value stands for all rows."""
+    """Rows of a count table; a single value applies to all rows."""
     schema = schema_of(name)
     rows = max(len(values) for values in columns.values() if not isinstance(values, str))
     whole = {key: [value] * rows if isinstance(value, str) else value for key, value in columns.items()}
@@ -105,10 +105,7 @@ def _part_schema() -> pa.Schema:
 
 
 def write_part(path: Path, tables: Mapping[str, pa.Table]) -> None:
-    """Write all tables of a shard into one Parquet file.
-
-    A column `table`, and the columns of all.
-    """
+    """Write a shard's tables into one Parquet file (column `table`)."""
     rows = [table.append_column("table", pa.array([name] * len(table), pa.string())) for name, table in tables.items()]
     whole = pa.concat_tables([_part_schema().empty_table(), *rows], promote_options="default")
     write_counts(path, whole.select(_part_schema().names))
@@ -123,7 +120,7 @@ def write_counts(path: Path, table: pa.Table) -> None:
 def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str, pa.Table]:
     """The count tables of all parts.
 
-    The largest sites keep their names, the others are one.
+    The largest sites keep their names, the others are merged.
 
     Raises:
         ManifestError: a part cannot be read.
@@ -163,7 +160,7 @@ def _largest_sites(paths: Sequence[Path], most: int) -> pa.Array | None:
     if found is None or found.num_rows <= most:
         return None
     ordered = found.sort_by([("documents", "descending"), ("site", "ascending")])
-    return pa.concat_arrays([ordered["site"].combine_chunks()[:most], pa.array([""])])  # no address is no small site
+    return pa.concat_arrays([ordered["site"].combine_chunks()[:most], pa.array([""])])  # no URL is not a small site
 
 
 def _by_site(parts: Sequence[pa.Table]) -> pa.Table:

@@ -11,24 +11,24 @@ cluster (`provenance_columns.py`), `language` the column's ("und" where it is em
     pairs       language, source, bucket, axis, group, family, category -> sentences
     scores      language, source, bucket, axis, group, instrument -> sentences, total, squares, hits
                 total and squares of the sentences' scores, hits: sentences with a listed word; axis and group are ""
-                for the sentences that mention nobody
+                for sentences without a mention
     fates       stage, reason, source, site, language, length_bin, bucket, axis, group -> documents
                 `site` is the host, "" without one, "(small sites)" beyond the MOST_SITES with most documents;
-                where each document ended that came into the first filter: "kept", or the stage that removed it; once
-                for each group that it mentions, and with the group "" on an axis of which it mentions none. In a
-                language without term lists: once, with axis and group "", since nobody knows whom it mentions
+                outcome of each document that entered the first filter: "kept", or the stage that removed it; once for
+                each group that it mentions, and with the group "" on an axis of which it mentions none. In a language
+                without term lists: once, with axis and group "", since its mentions are unknown
     shares      dimension, value, bucket -> documents, bytes, words; of language, source, domain, licence, year,
                 country, dialect
     terms       stage, language, term, family, category -> mentions
-                of an identity term: all of them (family and category ""), and of what stayed those in sentences that
-                hold the category, or whose score is "below" or "above" 0 (family: the instrument)
+                of an identity term: all of them (family and category ""), and in kept documents those in sentences
+                with the category, or with a score "below" or "above" 0 (family: the instrument)
     beside      language, source, axis, group, term -> words, scored
-                of any other term in sentences that mention the group (or, "", nobody): how often it stands there, and
-                how often without being part of an identity term, as scores count it
+                of any other term in sentences that mention the group ("": no group): its occurrences, and those
+                outside identity terms, as scores count it
 
-The table `examples` is no sum: of each stage, language, axis, group, family and category the `EXAMPLES` sentences with
-the least `priority`, each of another document (`examples.py`). Intersections (`crossed.py`) are groups of axes of their
-own in `groups`, `pairs`, `scores` and `beside`.
+The table `examples` is not a sum: for each stage, language, axis, group, family and category the `EXAMPLES` sentences
+with the least `priority`, each of another document (`examples.py`). Intersections (`crossed.py`) are groups of axes of
+their own in `groups`, `pairs`, `scores` and `beside`.
 
 Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
 words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, 64 x groups x categories
@@ -67,12 +67,12 @@ Integers = npt.NDArray[np.int64]
 KEPT = "kept"
 LENGTH_BINS = 16
 MOST_BYTES = 256 << 20
-"""Of counts of sentences in memory."""
+"""Limit of sentence counts in memory."""
 _COLUMNS = ("id", "text", "source", "url", "language", "licence")
 
 
 @dataclass(frozen=True)
-class Work:
+class CountTask:
     """One shard to count."""
 
     path: Path
@@ -81,7 +81,7 @@ class Work:
     lexicons: Lexicons
 
 
-def count_shard(section: Section, work: Work, path_of: Callable[[str], Path]) -> ShardMade:
+def count_shard(section: Section, work: CountTask, path_of: Callable[[str], Path]) -> ShardMade:
     """Count one shard of kept or removed documents and write its part."""
     found = count_groups(read_groups(work.path, work.stage != KEPT), work.stage, work.lexicons)
     write_part(path_of("parts"), found)
@@ -99,7 +99,7 @@ def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=columns, use_threads=False).select(columns)
-                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted
+                pa.default_memory_pool().release_unused()  # else a worker keeps the memory of its largest group
     except (KeyError, ValueError, pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{path}: cannot be read as a document shard: {error}. Remove its folder and make it again."
@@ -134,7 +134,7 @@ class Running:
     kept: Kept
 
     def sums_of(self, code: str, source: str, packed: Packed, deep: bool) -> MentionSums:
-        """The sums of a language and source, which begin with nothing."""
+        """The sums of a language and source, empty at first."""
         from governance.kernels.mentions import no_sums
 
         if (code, source) not in self.sums:
@@ -144,10 +144,7 @@ class Running:
 
 
 def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) -> None:
-    """Move the sums into `parts`.
-
-    A shard of many sources would hold them all at once.
-    """
+    """Move the sums into `parts` to bound memory over many sources."""
     for (code, source), sums in running.sums.items():
         packed = _packed(lexicons, code)
         deep = stage == KEPT
@@ -222,7 +219,7 @@ def _packed(lexicons: Lexicons, code: str) -> Packed:
 
 
 def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Running, parts: Tables) -> None:
-    """Count one row group into what is running, and `parts`."""
+    """Count one row group into `running` and `parts`."""
     from governance.kernels.buffers import text_buffers
     from governance.kernels.mentions import count_texts
 
@@ -243,8 +240,8 @@ def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Runni
         if lexicon and stage == KEPT:
             for name, table in _mention_tables((code, source), lexicon, buckets, found):
                 parts[name].append(table)
-            spoken = np.array([*lexicon.dialects, UNKNOWN], object)
-            dialects[rows] = spoken[found.dialects]
+            names = np.array([*lexicon.dialects, UNKNOWN], object)
+            dialects[rows] = names[found.dialects]
         parts["fates"].append(_fates(stage, code, lexicon, facts, rows, found))
     if stage == KEPT:
         parts["documents"].append(_documents(facts, words, sentences))
@@ -255,9 +252,9 @@ def _by_language_and_source(facts: Facts) -> Iterator[tuple[str, str, Integers]]
     """The rows of each language and source, in order."""
     sources = np.array(facts.sources, object)
     for code in sorted(set(facts.languages.tolist())):
-        spoken = facts.languages == code
-        for source in sorted(set(sources[spoken].tolist())):
-            yield code, source, np.flatnonzero(spoken & (sources == source))
+        of_language = facts.languages == code
+        for source in sorted(set(sources[of_language].tolist())):
+            yield code, source, np.flatnonzero(of_language & (sources == source))
 
 
 def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:

@@ -3,11 +3,11 @@
     coverage = documents in languages with identity terms / documents                       in 0 .. 1
 
 One row of all languages for the identity terms (`instrument` is None), one for each word list that scores sentences,
-and one for the attributes of associations. A corpus is known whole, so this is no estimate: [lower, upper] are the
-worst and the best case of what nobody counted (Manski 1989, "Anatomy of the Selection Problem", Journal of Human
-Resources 24(3)). What a table says of whom the corpus mentions holds for at least `lower` of the documents and for at
-most all of them. A gate with the rule `whole_ci` and a minimum is therefore inconclusive, never passed, where too many
-documents were not counted; the note says in which languages they are.
+and one for the attributes of associations. The whole corpus is known, so this is not an estimate: [lower, upper]
+are the worst and the best case for uncounted documents (Manski 1989, "Anatomy of the Selection Problem", Journal of
+Human Resources 24(3)): statements about mentioned groups cover at least `lower` of the documents and at most all of
+them. A gate with the rule `whole_ci` and a minimum is therefore inconclusive, never passed, if too many documents were
+not counted; the note lists their languages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def coverage_rows(documents: pa.Table, listed: Collection[str], scored: Mapping[
     Args:
         documents: the count table of that name.
         listed: the languages with identity terms.
-        scored: list that scores sentences -> the languages that it has words of.
+        scored: scoring list -> its languages.
     """
     sizes: dict[str, int] = {}
     for code, number in zip(documents["language"].to_pylist(), documents["documents"].to_pylist(), strict=True):
@@ -43,11 +43,11 @@ def coverage_rows(documents: pa.Table, listed: Collection[str], scored: Mapping[
         share = 1 - sum(without.values()) / whole
         numbers = {"value": share, "lower": share, "upper": 1.0, "n": whole}
         names = {"metric": METRIC, "language": ALL, "instrument": instrument}
-        rows.append(interval_row(names, numbers, uncovered_words(without, whole, instrument)))
+        rows.append(interval_row(names, numbers, uncovered_note(without, whole, instrument)))
     return rows
 
 
-def uncovered_words(without: Mapping[str, int], whole: int, instrument: str | None = None) -> str:
+def uncovered_note(without: Mapping[str, int], whole: int, instrument: str | None = None) -> str:
     """Documents that no word list covers, by language; "" if none."""
     if not without:
         return ""
@@ -65,10 +65,7 @@ def _language(code: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share with two digits.
-
-    What is little is not called none, nor nearly all called all.
-    """
+    """Percentage of two digits, never 0 for little or 100 for most."""
     percent = 100 * share
     if percent < 0.1:
         return "< 0.1 %"

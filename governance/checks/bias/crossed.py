@@ -2,7 +2,7 @@
 
 "ethnicity x gender" is an axis with the groups "black x female", "white x male", ... A sentence mentions one when it
 mentions both groups, or when a single term names both: "black women" is a term of ethnicity that holds the term "women"
-of gender. What is found at an intersection need not be the sum of its parts (Crenshaw 1989; Buolamwini & Gebru 2018,
+of gender. Effects at an intersection need not be the sum of its parts (Crenshaw 1989; Buolamwini & Gebru 2018,
 "Gender Shades", FAccT), so it has rows, intervals and p values of its own, in the suite `intersections`.
 """
 
@@ -21,10 +21,7 @@ Name = tuple[str, str]
 
 
 class Crossed(NamedTuple):
-    """Two groups, by their numbers, and the name of their intersection.
-
-    (axis x axis, group x group).
-    """
+    """Two groups by number, and the name of their intersection."""
 
     name: Name
     one: int
@@ -32,19 +29,18 @@ class Crossed(NamedTuple):
 
 
 def chosen_pairs(pairs: Sequence[str] | None, axes: Collection[str]) -> tuple[str, ...]:
-    """The pairs of axes to count.
-
-    None: those of `USUAL` that the lists have.
+    """Pairs of axes to count; None: the usual ones among the lists.
 
     Raises:
-        ConfigError: a pair is no two axes of the lists: nothing would be counted, and nothing said.
+        ConfigError: a pair does not name two axes of the lists, so that nothing would be counted.
     """
     for pair in pairs or ():
         named = pair.split(CROSS)
         if len(named) != 2 or len(set(named)) != 2 or not set(named) <= set(axes):
             known = ", ".join(sorted(axes))
             raise ConfigError(
-                f"audit.bias.intersections: {pair!r} is no pair of axes. Write two of {known} as 'ethnicity x gender'."
+                f"audit.bias.intersections: {pair!r} is not a pair of axes. Write two of {known} as"
+                " 'ethnicity x gender'."
             )
     return tuple(pair for pair in (USUAL if pairs is None else pairs) if set(pair.split(CROSS)) <= set(axes))
 
@@ -52,10 +48,10 @@ def chosen_pairs(pairs: Sequence[str] | None, axes: Collection[str]) -> tuple[st
 def crossed_groups(groups: Sequence[Name], pairs: Sequence[str]) -> tuple[Crossed, ...]:
     """Intersections of one language's groups, ordered by pair and group."""
     return tuple(
-        Crossed((pair, f"{group}{CROSS}{beside}"), one, other)
+        Crossed((pair, f"{group}{CROSS}{crossing_group}"), one, other)
         for pair in dict.fromkeys(pairs)
         for one, (axis, group) in enumerate(groups)
-        for other, (crossing, beside) in enumerate(groups)
+        for other, (crossing, crossing_group) in enumerate(groups)
         if [axis, crossing] == pair.split(CROSS)
     )
 
@@ -63,10 +59,7 @@ def crossed_groups(groups: Sequence[Name], pairs: Sequence[str]) -> tuple[Crosse
 def intersections_of_terms(
     identity: Mapping[Words, Sequence[int]], crossed: Sequence[Crossed], first: int
 ) -> dict[Words, tuple[int, ...]]:
-    """Term -> the intersections that it names by itself, numbered from `first`.
-
-    Terms that name none are left out.
-    """
+    """Terms that name intersections by themselves -> their numbers, from `first`."""
     found = {}
     for term, groups in identity.items():
         inner = (term[i:j] for i in range(len(term)) for j in range(i + 1, len(term) + 1))

@@ -1,8 +1,8 @@
 """Example sentences for each cell, a bottom-k sample a shard.
 
-A cell is a group with a category, or with a score below or above 0, in what stayed; in what was removed any mention of
-the group. Texts are kept as the shard holds them, in the artifact, beside the shards themselves: whoever shows one
-masks personal data first (`governance/reports/facts/samples.py`).
+A cell is a group with a category, or with a score below or above 0, in kept documents; in removed ones any mention of
+the group. Texts are stored unmasked: a caller that shows one must mask personal data first
+(`governance/reports/facts/samples.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from governance.kernels.mentions import Integers, TextMentions
 
 CHARACTERS = 1000
-"""Of a sentence, that are kept."""
+"""Stored characters of a sentence."""
 
 
 class Example(NamedTuple):
@@ -58,10 +58,7 @@ class Documents(Protocol):
 
 
 def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """63 bits of a hash of each id.
-
-    Which documents are shown is nobody's choice.
-    """
+    """63 bits of a hash of each id: an arbitrary, fixed order."""
     from governance.kernels.identities import hash_texts
 
     return hash_texts(ids) >> np.uint64(1)
@@ -77,10 +74,10 @@ def add_examples(
     """Add the kernel's sampled sentences to a shard's examples.
 
     Args:
-        kept: is added to.
+        kept: examples, extended in place.
         lists: the language, and the lexicons.
-        counted: what was found, and the least priorities of each cell after it.
-        rows: which documents were counted, and the priorities of all.
+        counted: the kernel's result, and the least priorities of each cell after it.
+        rows: counted documents, and the priorities of all.
         documents: facts and texts of all.
     """
     from governance.kernels.mentions import LONG

@@ -1,7 +1,7 @@
 """Fates: counts of documents by outcome, group, stratum and bucket.
 
-A stratum is a source, a language, a length bin and a site. A site is a host; the source, where documents have no
-address; and a bucket of hosts, for those beyond the largest.
+A stratum is a source, a language, a length bin and a site. A site is a host; the source, where documents have no URL;
+and a bucket of hosts, for those beyond the largest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ORDER = (
     "encode",
     "kept",
 )
-"""Where a document can end, in the order of a run."""
+"""Possible outcomes of a document, in the order of a run."""
 _COLUMNS = ("axis", "group", "language", "stage", "reason", "source", "site", "length_bin", "bucket", "documents")
 
 
@@ -42,7 +42,7 @@ class AxisFates:
     axis: str
     languages: list[str]
     stages: list[str]
-    """Those of the run that removed any document, in order, and "kept"."""
+    """Stages that removed a document, in order, and "kept"."""
     outcomes: list[tuple[str, str]]
     """Stage and reason."""
     strata: Integers
@@ -65,13 +65,13 @@ def axes_of(fates: pa.Table) -> Iterator[AxisFates]:
         raise ManifestError(f"fates: a table of {fates.column_names} lacks {absent}. Make the stage `bias` again.")
     found = set(pc.unique(fates["stage"]).to_pylist())
     if unknown := sorted(found - set(ORDER)):
-        raise ManifestError(f"fates: documents ended at {unknown}, which are not among the stages {list(ORDER)}.")
+        raise ManifestError(f"fates: documents ended at {unknown}, which are not among the known stages {list(ORDER)}.")
     stages = [stage for stage in ORDER if stage in found or stage == "kept"]
     mentioned = fates.filter(pc.not_equal(fates["group"], ""))
     for axis in sorted(pc.unique(mentioned["axis"]).to_pylist()):
-        spoken = pc.unique(mentioned.filter(pc.equal(mentioned["axis"], axis))["language"])
-        chosen = pc.and_(pc.equal(fates["axis"], axis), pc.is_in(fates["language"], value_set=spoken))
-        yield _axis(axis, sorted(spoken.to_pylist()), stages, fates.filter(chosen))
+        present = pc.unique(mentioned.filter(pc.equal(mentioned["axis"], axis))["language"])
+        chosen = pc.and_(pc.equal(fates["axis"], axis), pc.is_in(fates["language"], value_set=present))
+        yield _axis(axis, sorted(present.to_pylist()), stages, fates.filter(chosen))
 
 
 def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) -> AxisFates:
@@ -93,8 +93,8 @@ def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) ->
         sums = np.zeros((len(outcomes), len(cells)), np.int64)
         np.add.at(sums, (outcome[mine], cell[mine]), documents[mine])
         groups[group] = sums
-    spoken = np.array(code["language"][1], object)[code["language"][0][first]]
-    return AxisFates(axis, languages, stages, outcomes, cells // BUCKETS, cells % BUCKETS, spoken, groups)
+    language = np.array(code["language"][1], object)[code["language"][0][first]]
+    return AxisFates(axis, languages, stages, outcomes, cells // BUCKETS, cells % BUCKETS, language, groups)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Integers, list[str]]:

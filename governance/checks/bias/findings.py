@@ -1,16 +1,21 @@
 """Findings: significant rows with effect, terms and example sentences.
 
-A row stands out when it was tested, q is below 0.05, and its whole 95 % interval lies on one side of no difference: 0
-for a gap, 1 for a ratio. Of keep rates only adjusted ones count, and only of groups that are kept less often. Terms:
+A row is significant when it was tested, q is below 0.05, and its whole 95 % interval is on one side of no difference: 0
+for a gap, 1 for a ratio. Keep rates count only where adjusted, and only for groups that are kept less often. Terms:
 
     tone, sentiment   contribution(t) = weight (scored of t / n - scored of t with the others / n of the others), within
                       sources as the row is; the contributions of all terms are the value of the row
-    association       a word's count is how often it stands in sentences that mention the group
+    association       occurrences of a word in sentences that mention the group
     impact            documents removed, by reason
 
-Effects are named by a scale of ours, on the value: a ratio (or its inverse) is small below 1.25 (beyond four fifths),
-medium below 2, large from 2 on; a gap in words a sentence is small below 0.2, medium below 0.5, large from there. A gap
-in points of a scored list is divided by the mean size of its scores first.
+Effect sizes are named by Assay's own scale, on the value: a ratio (or its inverse) is small below 1.25 (beyond four
+fifths), medium below 2, large from 2 on; a gap in words a sentence is small below 0.2, medium below 0.5, large from
+there. A gap in points of a scored list is divided by the mean size of its scores first.
+
+A finding is `precise` when its effective sample size could detect the smallest medium effect with 80 % power at the 5 %
+level: n >= (z_.975 + z_.80)^2 sigma^2 / delta^2 (Cohen 1988, "Statistical Power Analysis"), where the interval's width
+gives sigma^2 / n. A significant difference of a smaller sample exaggerates its effect (Gelman & Carlin 2014,
+"Beyond Power Calculations", Perspectives on Psychological Science 9(6), type M error), so it is no headline.
 """
 
 from __future__ import annotations
@@ -35,11 +40,15 @@ NEUTRAL = {
     "toxicity_ratio": 1.0,
     "keep_ratio_adjusted": 1.0,
 }
-"""Metric of a finding -> what it is where groups do not differ."""
+"""Metric of a finding -> its value when groups do not differ."""
 SUITES = ("impact", "association", "tone", "intersections")
 TERMS = 5
 MOST_Q = 0.05
 RATIO_SIZES, GAP_SIZES = (1.25, 2.0), (0.2, 0.5)
+_INTERVAL, _POWER = 1.959964, 0.841621  # quantiles of the normal distribution: 97.5 %, 80 %
+
+Effect = dict[str, Any]
+"""`size`, `words`, and `ratio` (None where it is 0 or infinite) or `unit` (of the gap's size)."""
 
 Sums = dict[tuple[str, ...], int]
 
@@ -53,7 +62,7 @@ class Behind:
     beside: dict[tuple[str, ...], dict[str, dict[str, tuple[int, int]]]]
     """language, axis, group -> term -> source -> words, scored."""
     sentences: dict[tuple[str, ...], dict[str, int]]
-    """language, axis, group -> source -> sentences that mention it; axis and group "": nobody."""
+    """language, axis, group -> source -> sentences that mention it; axis and group "": no mention."""
     pairs: dict[tuple[str, ...], dict[str, int]]
     """language, axis, group, family, category -> source -> sentences."""
     removed: Sums
@@ -62,7 +71,7 @@ class Behind:
     """A cell -> its examples."""
 
 
-def stands_out(row: Mapping[str, Any]) -> bool:
+def is_significant(row: Mapping[str, Any]) -> bool:
     """Return whether a row was tested and its interval excludes equality."""
     neutral = NEUTRAL.get(str(row["metric"]))
     if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MOST_Q:
@@ -76,19 +85,33 @@ def stands_out(row: Mapping[str, Any]) -> bool:
 def findings_of(
     tables: Mapping[str, Sequence[Row]], counts: Mapping[str, pa.Table], lexicons: Lexicons
 ) -> list[dict[str, Any]]:
-    """Every finding, by suite, the largest effect first.
+    """All findings by suite, the largest effect first.
 
     Args:
         tables: the interval tables, suite -> rows.
-        counts: the tables that they were made of.
-        lexicons: the word lists that were counted with.
+        counts: the count tables behind them.
+        lexicons: the word lists of the counts.
     """
     behind = _behind(counts)
     found = []
     for suite in SUITES:
-        rows = [row for row in tables.get(suite, ()) if stands_out(row)]
+        rows = [row for row in tables.get(suite, ()) if is_significant(row)]
         found += [_finding(suite, row, behind, lexicons) for row in sorted(rows, key=_order)]
     return found
+
+
+def precise(row: Mapping[str, Any], effect: Effect) -> bool:
+    """Return whether the sample could detect a medium effect (80 % power)."""
+    lower, upper, smallest = row["lower"], row["upper"], math.log(RATIO_SIZES[0])
+    if row["metric"] == "sentiment_gap":
+        margin, smallest = (upper - lower) / 2, GAP_SIZES[0] * effect["unit"]
+    elif row["metric"] == "npmi_gap":  # on the scale of its ratio of rates, by the same relative error
+        margin = (
+            abs(math.log(effect["ratio"])) * (upper - lower) / 2 / abs(row["value"]) if effect["ratio"] else math.inf
+        )
+    else:
+        margin = math.log(upper / lower) / 2 if lower > 0 else math.inf
+    return bool((_INTERVAL + _POWER) * margin / _INTERVAL <= smallest)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -143,15 +166,15 @@ class _Source:
 
 
 def _sources(own: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict[str, _Source]:
-    beside = {source: sum(of.get(source, 0) for of in others) for source in own}
-    weight = {source: n * beside[source] / (n + beside[source]) for source, n in own.items() if beside[source]}
+    reference = {source: sum(of.get(source, 0) for of in others) for source in own}
+    weight = {source: n * reference[source] / (n + reference[source]) for source, n in own.items() if reference[source]}
     whole = math.fsum(weight.values())
-    return {source: _Source(own[source], beside[source], of / whole) for source, of in weight.items()}
+    return {source: _Source(own[source], reference[source], of / whole) for source, of in weight.items()}
 
 
 def _finding(suite: str, row: Row, behind: Behind, lexicons: Lexicons) -> dict[str, Any]:
     names = [row[name] for name in ("language", "axis", "group", "metric", "against", "stage", "instrument")]
-    make: dict[str, Callable[[Row, Behind, Lexicons], tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]]] = {
+    make: dict[str, Callable[[Row, Behind, Lexicons], tuple[Effect, Any, Any, list[tuple[str, ...]]]]] = {
         "npmi_gap": _association,
         "sentiment_gap": _tone,
         "toxicity_ratio": _tone,
@@ -164,6 +187,7 @@ def _finding(suite: str, row: Row, behind: Behind, lexicons: Lexicons) -> dict[s
         **row,
         "neutral": NEUTRAL[row["metric"]],
         "effect": effect,
+        "precise": precise(row, effect),
         "terms": {"group": own, "words": words},
         "examples": _examples(behind, cells),
     }
@@ -180,7 +204,7 @@ def _examples(behind: Behind, cells: Sequence[tuple[str, ...]]) -> list[dict[str
 
 
 def _others(row: Row, keys: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:
-    """Against whom a row compares: the axis' other groups, or nobody."""
+    """Keys of a row's reference: the axis' other groups, or no mention."""
     if row["against"] == NOBODY:
         return [(row["language"], "", "")]
     language, axis, group = row["language"], row["axis"], row["group"]
@@ -190,10 +214,7 @@ def _others(row: Row, keys: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ..
 def _own_terms(
     row: Row, behind: Behind, lexicons: Lexicons, stages: Sequence[str], cell: tuple[str, str]
 ) -> list[dict[str, Any]]:
-    """The group's identity terms by their mentions in a cell.
-
-    An intersection has no terms of its own.
-    """
+    """The group's identity terms by mentions; none for an intersection."""
     if CROSS in row["axis"]:
         return []
     languages = sorted(lexicons.languages) if row["language"] == ALL else [row["language"]]
@@ -213,9 +234,7 @@ def _own_terms(
     return [{"term": term, "count": number} for term, number in first]
 
 
-def _association(
-    row: Row, behind: Behind, lexicons: Lexicons
-) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:
+def _association(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, Any, Any, list[tuple[str, ...]]]:
     family, _, category = row["against"].partition("/")
     key = (row["language"], row["axis"], row["group"])
     others = _others({**row, "against": ""}, behind.sentences)
@@ -245,7 +264,7 @@ def _words(
     listed: Callable[[str], bool],
     column: int,
 ) -> list[dict[str, Any]]:
-    """The listed words that stand most often beside the group."""
+    """Listed words that occur most often with the group."""
     own = {term: _total(values, column) for term, values in behind.beside.get(key, {}).items() if listed(term)}
     own = {term: number for term, number in own.items() if number}
     first = sorted(own.items(), key=lambda item: (-item[1], item[0]))[:TERMS]
@@ -277,9 +296,9 @@ def weights_of(lexicons: Lexicons, language: str, instrument: str) -> dict[str, 
 
 
 def contributions(row: Row, behind: Behind, weights: Mapping[str, float]) -> Iterator[tuple[str, int, int, float]]:
-    """Each term's contribution to the gap.
+    """Contributions of the terms to a gap, which they add up to.
 
-    (term, count with the group, count with the others, contribution); contributions add up to the gap.
+    Yields term, count with the group, count with the others, contribution.
     """
     key = (row["language"], row["axis"], row["group"])
     others = _others(row, behind.sentences)
@@ -297,7 +316,7 @@ def contributions(row: Row, behind: Behind, weights: Mapping[str, float]) -> Ite
             yield term, count, against, weight * gap
 
 
-def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:
+def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, Any, Any, list[tuple[str, ...]]]:
     key, instrument = (row["language"], row["axis"], row["group"]), row["instrument"]
     weights = weights_of(lexicons, row["language"], instrument)
     if row["metric"] == "sentiment_gap":
@@ -317,7 +336,7 @@ def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str],
     return effect, own, words, [(KEPT, *key, instrument, side)]
 
 
-def _impact(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str], Any, Any, list[tuple[str, ...]]]:
+def _impact(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, Any, Any, list[tuple[str, ...]]]:
     name, _, only = row["stage"].partition("/")
     stages = sorted({key[0] for key in behind.removed}) if name == ALL else [name]
     languages = sorted(lexicons.languages) if row["language"] == ALL else [row["language"]]
@@ -334,8 +353,8 @@ def _impact(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[dict[str, str
     return ratio_effect(row["value"], "kept"), _own_terms(row, behind, lexicons, stages, ("", "")), words, cells
 
 
-def ratio_effect(ratio: float, what: str = "") -> dict[str, str]:
-    """A ratio in words: "2.4 times as often", "half as often"."""
+def ratio_effect(ratio: float, what: str = "") -> Effect:
+    """Size and text of a ratio, such as "half as often"."""
     size = max(ratio, 1 / ratio) if ratio > 0 else math.inf
     if ratio == 0:
         words = "never"
@@ -347,14 +366,15 @@ def ratio_effect(ratio: float, what: str = "") -> dict[str, str]:
         words = "twice as often"
     else:
         words = f"{ratio:.2g} times as often"
-    return {"size": _size(size, RATIO_SIZES), "words": f"{what} {words}".strip()}
+    known = round(ratio, 9) if ratio and math.isfinite(ratio) else None
+    return {"size": _size(size, RATIO_SIZES), "words": f"{what} {words}".strip(), "ratio": known}
 
 
-def gap_effect(gap: float, instrument: str = "sentiment", a_word: float = 1.0) -> dict[str, str]:
-    """A tone gap in words, in units of `a_word`."""
+def gap_effect(gap: float, instrument: str = "sentiment", a_word: float = 1.0) -> Effect:
+    """Size and text of a sentiment gap, in units of `a_word`."""
     unit = "listed words" if instrument == "sentiment" else f"points of {instrument}"
     words = f"{abs(gap):.2g} {unit} a sentence {'lower' if gap < 0 else 'higher'}"
-    return {"size": _size(abs(gap) / a_word, GAP_SIZES), "words": words}
+    return {"size": _size(abs(gap) / a_word, GAP_SIZES), "words": words, "unit": round(a_word, 9)}
 
 
 def _size(value: float, bounds: tuple[float, float]) -> str:

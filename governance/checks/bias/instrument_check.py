@@ -3,17 +3,17 @@
     d(t)            = mean score of template t with the group's terms - mean with the terms of the axis' other groups
     instrument_bias = mean of d over the templates                     points of the instrument
 
-Templates are neutral sentences (`templates.toml`), the same for every term, so each difference is made by the term
+Templates are neutral sentences (`templates.toml`), the same for every term, so each difference is due to the term
 alone: the design of Dixon et al. 2018, "Measuring and Mitigating Unintended Bias in Text Classification" (AIES).
-Interval: Student's t over the templates, paired by template (as Kiritchenko & Mohammad 2018, *SEM); the terms are no
-sample, they are the terms that the audit counts. `n` is the sentences scored for the group. An instrument whose
-differences do not vary, as a count of words does, has an interval of no width: it is exact for these terms. An
-instrument that scores all these sentences the same has one row that says so, and no number: a word list from which the
-identity terms were taken, as ours are, cannot score a neutral sentence, so this check does not bear on it.
+Interval: Student's t over the templates, paired by template (as Kiritchenko & Mohammad 2018, *SEM); the terms are not a
+sample but those that the audit counts. `n` is the sentences scored for the group. An instrument whose differences do
+not vary, such as a word count, has an interval of zero width: it is exact for these terms. An instrument that scores
+all these sentences equally has one row with a note and no number: a word list without identity terms, such as ours,
+cannot score a neutral sentence, so the check does not apply.
 
 An instrument is biased, for a language, when the interval of a group excludes 0 and |instrument_bias| exceeds
 `tolerance`, or when a single term's mean is further than `term_tolerance` from the mean of the axis' terms: one word
-among fifty hardly moves a group. The note names the term that is furthest. A biased instrument cannot decide a gate.
+among fifty hardly moves a group. The note names the furthest term. A biased instrument cannot decide a gate.
 """
 
 from __future__ import annotations
@@ -45,20 +45,18 @@ Terms = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
 
 
 @dataclass(frozen=True)
-class Templates:
+class SentenceTemplates:
     """The neutral sentences of each language."""
 
     version: int
     languages: Mapping[str, tuple[str, ...]]
 
 
-def load_templates(path: Path | None = None) -> Templates:
-    """Read a file of templates, ours when `path` is None.
-
-    `version`, then a list of sentences with {term} a language.
+def load_templates(path: Path | None = None) -> SentenceTemplates:
+    """Read a templates file; ours if `path` is None.
 
     Raises:
-        ConfigError: it is no such file, a sentence lacks {term}, or a language has fewer than two.
+        ConfigError: it is not such a file, a sentence lacks {term}, or a language has fewer than two.
     """
     origin = str(path) if path else "templates.toml"
     try:
@@ -68,23 +66,21 @@ def load_templates(path: Path | None = None) -> Templates:
         languages = {language: tuple(sentences) for language, sentences in sorted(values.items())}
         for language, sentences in languages.items():
             if len(sentences) < 2 or not all(sentence.count("{term}") == 1 for sentence in sentences):
-                raise ValueError(f"{language}: wants two sentences or more, each with one {{term}}")
+                raise ValueError(f"{language}: needs two sentences or more, each with one {{term}}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{origin}: is no list of templates ({error!r}). It wants `version = n` and a list of sentences for each "
-            f'language, each with one "{{term}}".'
+            f"{origin}: is not a list of templates ({error!r}). It needs `version = n` and sentences for each language,"
+            ' each with one "{term}".'
         ) from error
-    return Templates(version, languages)
+    return SentenceTemplates(version, languages)
 
 
 def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str, ...]] = ()) -> Scorer:
-    """Score a text by a lexicon.
-
-    The sum of the weights of its terms, each as often as it stands there.
+    """Scorer that sums the weights of a lexicon's terms, with repetitions.
 
     Args:
         weights: term (a word or a phrase, of any case) -> weight; +1 and -1 for praise and blame, 1 for listed words.
-        identity: terms that use up their words, as they do in the counts: what begins within one is not scored.
+        identity: terms that consume their words, as in the counts: a term that begins within one is not scored.
     """
     by_words = {tuple(split_words(term)): weight for term, weight in weights.items()}
     lengths = sorted({len(words) for words in by_words if words})
@@ -114,16 +110,14 @@ def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str,
 def instrument_rows(
     instruments: Mapping[str, Mapping[str, Scorer]],
     terms: Terms,
-    templates: Templates,
+    templates: SentenceTemplates,
     tolerance: float = TOLERANCE,
     term_tolerance: float = TERM_TOLERANCE,
 ) -> list[Row]:
-    """The rows of the suite `instruments`, without q.
-
-    A language, an instrument and a group, or "not applicable".
+    """Rows of the suite `instruments`, without q, by language, instrument and group.
 
     Args:
-        instruments: language -> name -> scorer; classifiers are handed in by whoever has them.
+        instruments: language -> name -> scorer; the caller supplies classifiers.
         terms: the identity terms that the audit counts.
         templates: of each language; one without templates or terms is not checked and has no row.
         tolerance: the least mean difference that counts, in the instrument's points.
@@ -157,7 +151,7 @@ def _scores(scorer: Scorer, groups: Mapping[str, Sequence[str]], sentences: Sequ
     texts = [sentence.replace("{term}", term) for term in terms for sentence in sentences]
     scores = np.asarray(scorer(texts), np.float64)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
-        raise ValueError(f"an instrument gave {scores.shape} scores for {len(texts)} texts, or some not finite")
+        raise ValueError(f"an instrument returned {scores.shape} scores for {len(texts)} texts, or non-finite ones")
     return dict(zip(terms, scores.reshape(len(terms), len(sentences)), strict=True))
 
 
@@ -171,8 +165,8 @@ def _measured(
     own = np.array([scores[term] for term in groups[group]])
     others = np.array([scores[term] for name, of in groups.items() if name != group for term in of])
     value, lower, upper, p = paired(own.mean(axis=0) - others.mean(axis=0))
-    middle = float(np.mean(list(means.values())))
-    deviations = {term: means[term] - middle for term in sorted(groups[group])}
+    overall = float(np.mean(list(means.values())))
+    deviations = {term: means[term] - overall for term in sorted(groups[group])}
     furthest = max(deviations, key=lambda term: abs(deviations[term]))
     of_group = (lower > 0 or upper < 0) and abs(value) > tolerances[0]
     of_term = abs(deviations[furthest]) > tolerances[1]
@@ -182,10 +176,7 @@ def _measured(
 
 
 def paired(differences: Floats) -> tuple[float, float, float, float]:
-    """Mean, 95 % interval and p (of 0) of paired differences, [templates].
-
-    P is unknown where nothing varies.
-    """
+    """Mean, 95 % interval and p of paired differences [templates]."""
     mean, number = float(differences.mean()), len(differences)
     error = float(differences.std(ddof=1)) / math.sqrt(number)
     if error < 1e-12:

@@ -4,17 +4,18 @@
     expected < 5                             exact, of effective units (`small_samples.py`)
     more                                     the jackknife's (`statistics.py`)
 
-`expected` counts what the reference's rate would give the group of the rarer outcome: sentences with a listed word,
-documents removed. It is never what was seen: a line drawn there would choose the extremes. Cochran 1954, Biometrics
-10(4), 417-451, draws the line at 5; simulation bears it out (`benchmarks/governance.py bias_null`): below 3 the
-jackknife of a mean of scores covers 57 to 90 % instead of 95 %, for sentences that all score 0 vary by nothing.
+`expected` is the group's expected count of the rarer outcome (sentences with a listed word, removed documents) at the
+reference's rate. Observed counts are not used: a threshold on them would select the extremes. The threshold of 5 is
+that of Cochran 1954, Biometrics 10(4), 417-451, and simulation confirms it (`benchmarks/governance.py bias_null`):
+below 3 the jackknife of a mean of scores covers 57 to 90 % instead of 95 %, because sentences that all score 0 have no
+variance.
 
-p is the greater of the jackknife's and the exact one wherever both are known: an estimate of variance from few sites is
-now and then far too small, units taken as independent are never too few.
+p is the greater of the jackknife's and the exact one wherever both are known: a variance estimated from few sites is
+occasionally far too small.
 
     effective units = units / (1 + rho (m - 1))    m: mean units a bucket, by unit (sum of squares / sum)
 
-rho is how much the reference's units of a bucket resemble each other (Kish 1965), from its own design effect.
+rho is the intraclass correlation of the reference's units within a bucket (Kish 1965), from its own design effect.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def rate_ratio_bounds(rate: Floats, reference: Floats, units: Floats) -> Bounds:
 def effective_units(
     units: Integers | Floats, sums: Integers | Floats, of: Integers | Floats, variance: Floats
 ) -> Floats:
-    """Units of a group that count, [rows], of `units` [rows, buckets].
+    """Effective units of a group, [rows], of `units` [rows, buckets].
 
     Args:
         units: the group's, by bucket.
@@ -80,7 +81,7 @@ def units_against(units: Floats, of: Floats) -> Floats:
 def chosen_intervals(
     found: Estimates, exact: Bounds, expected: Floats, sampled: Integers | Floats
 ) -> tuple[Estimates, list[str]]:
-    """Choose for each row; the notes say where there are too few.
+    """Choose the interval of each row; notes mark too few units.
 
     Args:
         found: the jackknife's.

@@ -4,11 +4,11 @@
      "stage": "dedup", "instrument": None, "value": 0.91, "lower": 0.85, "upper": 0.97, "n": 1200, "p": 0.004, "q": 0.3,
      "note": None}
 
-Intervals are of 95 %. `n` counts the units that the number rests on. None means: has no meaning here, or is not known.
+Intervals are of 95 %. `n` is the number of units behind the value. None means: not applicable or unknown.
 q is the false discovery rate of Benjamini & Hochberg 1995 ("Controlling the False Discovery Rate", Journal of the Royal
 Statistical Society B 57(1), 289-300), over all rows of a table that have a p.
 
-Promise: the same counts give the same bytes; numbers are rounded to 9 places after the point, rows are sorted by names.
+Promise: equal counts give equal bytes; numbers are rounded to 9 decimal places, rows are sorted by names.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 def interval_row(names: Mapping[str, str | None], numbers: Mapping[str, Any], note: str | None = None) -> Row:
     """One row: some of NAMES, some of value, lower, upper, n, p.
 
-    The rest is None, and what is not finite.
+    Other columns and non-finite numbers are None.
     """
     known = {name: _rounded(number) for name, number in numbers.items()}
     return {**dict.fromkeys(COLUMNS), **names, **known, "note": note or None}
@@ -57,23 +57,14 @@ def interval_rows(
 
 
 def false_discovery_rates(p: Sequence[float]) -> list[float]:
-    """The q of each p, in order.
+    """False discovery rate of each p, in order."""
+    from scipy.stats import false_discovery_control
 
-    The least rate at which it would be called a discovery.
-    """
-    values = np.asarray(p, np.float64)
-    order = np.argsort(values, kind="stable")
-    ranked = values[order] * len(values) / np.arange(1, len(values) + 1)
-    q = np.empty(len(values))
-    q[order] = np.minimum(1.0, np.minimum.accumulate(ranked[::-1])[::-1])
-    return [float(value) for value in q]
+    return [float(value) for value in false_discovery_control(p)] if p else []
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
-    """The table as it is written.
-
-    Sorted, with q where there is a p.
-    """
+    """Sort the rows and add q where there is a p."""
     table = sorted(
         (dict(row) for row in rows),
         key=lambda row: tuple(str(row[name] or "") for name in NAMES),

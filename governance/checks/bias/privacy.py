@@ -1,4 +1,4 @@
-"""Privacy: how much personal data is there, before and after redaction?
+"""Privacy: rate of personal data before and after redaction.
 
     pii_per_million_tokens = findings x 10^6 / tokens           findings a million tokens
 
@@ -6,8 +6,8 @@
 type, "(all)" their sum. The measure, identifiers over the size of the corpus, is that of Subramani et al. 2023,
 "Detecting Personal Information in Training Corpora" (TrustNLP). Both rates are of the tokens that encode wrote.
 
-There is no interval: every document was looked at. What the rules did not find is not in the rate: where canaries were
-planted the note has their recall, and "after" cannot be taken to be 0 below a recall of 1. `n` is the tokens.
+There is no interval: every document was searched. The rate excludes what the rules missed: if canaries were planted the
+note has their recall, and with a recall below 1 "after" may exceed the stated rate. `n` is the tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def privacy_rows(redact: Mapping[str, Any], actions: Mapping[str, str], encode: 
 
     Args:
         redact: the stats of the stage `redact` (`findings`, `canaries`).
-        actions: type -> what was done with it: the `actions` of the manifest's config.
+        actions: type -> action, from the manifest's config.
         encode: the stats of the stage `encode` (its tokens).
     """
     tokens = sum(int(encode.get(f"{split}_tokens", 0)) for split in ("train", "validation"))

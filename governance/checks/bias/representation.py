@@ -7,9 +7,9 @@
 The Herfindahl-Hirschman index is that of Hirschman 1964, "The Paternity of an Index", American Economic Review 54(5),
 761-762. Documents of the value "unknown" have a share, and are left out of the index.
 
-Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale. Where each value lies in
-one bucket (a domain does) the numbers describe this corpus and no more: they have no interval. A dimension shows its
-`most` largest values, the rest as "(others)"; the index is of all. In a row the dimension is the `axis`, the value the
+Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale. Where each value is in
+one bucket (as a domain is) the numbers only describe this corpus and have no interval. A dimension shows its `most`
+largest values, the rest as "(others)"; the index is of all. In a row the dimension is the `axis`, the value the
 `group`; `n` is the documents (words) of the dimension.
 """
 
@@ -30,7 +30,7 @@ Flags = npt.NDArray[np.bool_]
 MOST = 50
 UNKNOWN = "unknown"
 REST = "(others)"
-_ONE_BUCKET = "each value lies in one bucket: a description of this corpus, without an interval"
+_ONE_BUCKET = "each value is in one bucket: a description of this corpus, without an interval"
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _cells(part: pa.Table, unit: str) -> Cells:
 
 def _dimension_rows(dimension: str, suffix: str, cells: Cells, most: int) -> list[Row]:
     known = np.array([value != UNKNOWN for value in cells.values])
-    lie_in = np.bincount(cells.places, minlength=len(known))[known]
-    note = _ONE_BUCKET if len(lie_in) > 1 and (lie_in == 1).all() else ""
+    buckets_of = np.bincount(cells.places, minlength=len(known))[known]
+    note = _ONE_BUCKET if len(buckets_of) > 1 and (buckets_of == 1).all() else ""
     shown = _largest(cells, most)
     part = np.array(list(shown.values()), np.int64)
     whole = part.sum(axis=0, keepdims=True)

@@ -22,7 +22,7 @@ BELOW, ABOVE = "below", "above"
 def sentence_tables(
     of: tuple[str, str], lexicons: Lexicons, packed: Packed, sums: MentionSums
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The tables of what sentences of one language and source hold."""
+    """Count tables of the sentences of one language and source."""
     code, source = of
     lexicon = lexicons.languages[code]
     groups = np.array([*lexicon.everyone, ("", "")], object).reshape(-1, 2)
@@ -34,31 +34,31 @@ def sentence_tables(
         category=named[:, 1], sentences=sums.categories[bucket, category],
     )  # fmt: skip
     bucket, group, category = np.nonzero(sums.pairs)
-    whom, named = groups[group], categories[category]
+    mentioned, named = groups[group], categories[category]
     yield "pairs", table_of(
-        "pairs", language=code, source=source, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
+        "pairs", language=code, source=source, bucket=bucket, axis=mentioned[:, 0], group=mentioned[:, 1],
         family=named[:, 0], category=named[:, 1], sentences=sums.pairs[bucket, group, category],
     )  # fmt: skip
     scored = np.array([code in lexicons.scored[name] for name in lexicons.instruments], bool)
     bucket, group, instrument = np.nonzero(sums.scores[:, :, :, 0] * scored)
-    whom = groups[group]
+    mentioned = groups[group]
     sentences, total, squares, hits = sums.scores[bucket, group, instrument].T
     yield "scores", table_of(
-        "scores", language=code, source=source, bucket=bucket, axis=whom[:, 0], group=whom[:, 1],
+        "scores", language=code, source=source, bucket=bucket, axis=mentioned[:, 0], group=mentioned[:, 1],
         instrument=np.array(lexicons.instruments, object)[instrument], sentences=sentences, total=total,
         squares=squares, hits=hits,
     )  # fmt: skip
     yield "terms", _terms(KEPT, code, packed, sums, cells_of(lexicon, lexicons.instruments))
     group, term = np.nonzero(sums.beside[:, :, 0])
-    whom, words = groups[group], np.array([" ".join(words) for words in packed.terms[1]], object)
+    mentioned, words = groups[group], np.array([" ".join(words) for words in packed.terms[1]], object)
     yield "beside", table_of(
-        "beside", language=code, source=source, axis=whom[:, 0], group=whom[:, 1], term=words[term],
+        "beside", language=code, source=source, axis=mentioned[:, 0], group=mentioned[:, 1], term=words[term],
         words=sums.beside[group, term, 0], scored=sums.beside[group, term, 1],
     )  # fmt: skip
 
 
 def removed_tables(stage: str, code: str, packed: Packed, sums: MentionSums) -> Iterator[tuple[str, pa.Table]]:
-    """The tables of whom the removed documents of one language name."""
+    """Tables of the groups that removed documents of one language mention."""
     yield "terms", _terms(stage, code, packed, sums, [])
 
 

@@ -1,19 +1,18 @@
-"""Tone: in what words are the sentences kept that mention a group?
+"""Tone of sentences that mention a group: sentiment and insults.
 
     sentiment_gap  = mean score of the group's sentences - mean score of the others'      points of the instrument
     toxicity_ratio = share of hits in the group's sentences / share of hits in the others'   a risk ratio; 1 is equal
 
 Means and shares are compared within sources (`within_source.py`): where several differ, the note has the value that
 pooling them would give. "The others" are the axis' other groups pooled (a sentence that mentions two of them counts
-twice), and, in a row of its own, the sentences that mention nobody. An instrument whose name begins with "sentiment"
-has a score for each sentence, "sentiment:NAME" in the points of that scored list; any other is a list of words of
-abuse, of which hits are counted (sentences with at least one).
+twice), and, in a row of its own, the sentences without a mention. An instrument whose name begins with "sentiment" has
+a score for each sentence, "sentiment:NAME" in the points of that scored list; any other is a list of words of abuse, of
+which hits are counted (sentences with at least one).
 
 Intervals and p (of 0, of 1; `interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains, the
 ratio on the log scale (Katz et al. 1978, Biometrics 34(3), 469-474, for independent sentences); exact ones where few
-sentences are scored. `n` is the group's sentences. The
-method, scores of what is said about groups, is that of Dhamala et al. 2021 ("BOLD", FAccT), turned from generated
-text to the corpus. A row of an instrument that was found biased says so in its note: it cannot decide a gate.
+sentences are scored. `n` is the group's sentences. The method is that of Dhamala et al. 2021 ("BOLD", FAccT), applied
+to the corpus instead of generated text. The note of a row names a biased instrument, which cannot decide a gate.
 """
 
 from __future__ import annotations
@@ -75,11 +74,11 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> lis
         by_axis = [key[1:] for key in keys]
         own = [by_source(part, keys, sources) for part in parts]
         others = [pooled_others(by_axis, part) for part in own]
-        nobody = [
+        unmentioned = [
             np.broadcast_to(by_source(part, [(instrument, language, "", "")], sources), own[0].shape) for part in parts
         ]
         names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
-        for against, reference in ((OTHERS, others), (NOBODY, nobody)):
+        for against, reference in ((OTHERS, others), (NOBODY, unmentioned)):
             found, notes = _compared(toxic, own, reference, scale_of(instrument))
             metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
             made = interval_rows(
@@ -94,10 +93,7 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> lis
 def _compared(
     toxic: bool, own: Sequence[Integers], others: Sequence[Integers], scale: int
 ) -> tuple[Estimates, list[str]]:
-    """Gaps or ratios in points, and what is said of them.
-
-    Sides are sentences, total, squares, hits, by source.
-    """
+    """Gaps or ratios in points, with notes."""
     statistic, form, null = (_ratio, LOG, 1.0) if toxic else (_difference, IDENTITY, 0.0)
     there = comparable(own[0], others[0])
     sides = [[np.asarray(part * there) for part in side] for side in (own, others)]
@@ -128,10 +124,7 @@ def _compared(
 
 
 def _in_points(found: Estimates, scale: int) -> Estimates:
-    """Estimates of scaled scores in points.
-
-    All is linear in the scores, so p stays.
-    """
+    """Convert estimates of scaled scores to points; p does not change."""
     parts = {name: getattr(found, name) / scale for name in ("value", "lower", "upper", "error")}
     return replace(found, **parts)
 

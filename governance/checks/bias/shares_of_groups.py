@@ -1,12 +1,12 @@
-"""Representation: which groups of people the documents mention, by language.
+"""Representation: share of documents that mention each group, by language.
 
     share             = documents that mention the group / documents of the language             in 0 .. 1
     axis_share        = documents that mention the group / documents that mention any of its axis   in 0 .. 1
     per_million_words = mentions x 10^6 / words of the language                                 mentions a million words
 
 Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale for shares and on the log
-scale for the rate. `n` is the denominator. A listed group that nobody mentions has a row of zeros, with the upper bound
-that so many clusters can carry. A mention is no opinion: these numbers say who is spoken of, not how.
+scale for the rate. `n` is the denominator. A listed group without a mention has a row of zeros, with the upper bound
+for that many clusters. The numbers count mentions, not what is said.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def representation_rows(counts: Mapping[str, pa.Table], listed: Groups) -> list[
 
     Args:
         counts: the tables documents, axes, groups.
-        listed: the groups that are looked for, so that one which nobody mentions has its rows too.
+        listed: groups with terms, so that one without a mention has rows as well.
     """
     documents = by_bucket(counts["documents"], ("language",), "documents")
     words = by_bucket(counts["documents"], ("language",), "words")

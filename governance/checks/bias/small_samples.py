@@ -3,16 +3,16 @@
     rate r of n units       beta quantiles of (x + 1/2, n - x + 1/2), x = r n; 0 and 1 are their own bounds
     mean of n scores        the pool's scores -c, 0, +c with chances tilted by exp(theta s), n convolved
 
-Ten sentences that all score 0 vary by nothing, and say little. The rate's interval is Jeffreys' (Brown, Cai & DasGupta
-2001, "Interval Estimation for a Binomial Proportion", Statistical Science 16(2), 101-133), close to the mid-p interval
-of Clopper & Pearson 1934. The mean's is its counterpart for scores: exponential tilting of the scores of all groups
-gives a family with one parameter in which the sum is sufficient (Efron 1981, Canadian Journal of Statistics 9(2),
-139-172), and the limits are those thetas under which the sum lies in a tail of 2.5 % (mid-p, Lancaster 1961, JASA 56,
-223-234); with two scores it is the binomial's. p are two-sided mid-p.
+Ten sentences that all score 0 have no variance, yet carry little information. The rate's interval is Jeffreys' (Brown,
+Cai & DasGupta 2001, "Interval Estimation for a Binomial Proportion", Statistical Science 16(2), 101-133), close to the
+mid-p interval of Clopper & Pearson 1934. The mean's is its counterpart for scores: exponential tilting of the scores of
+all groups gives a family with one parameter in which the sum is sufficient (Efron 1981, Canadian Journal of Statistics
+9(2), 139-172), and the limits are those thetas under which the sum is in a tail of 2.5 % (mid-p, Lancaster 1961, JASA
+56, 223-234); with two scores it is the binomial's. p are two-sided mid-p.
 
-n need not be whole: units that resemble each other, or a reference that is small itself, count as fewer (effective
-sample size, Korn & Graubard 1998, "Confidence Intervals for Proportions with Small Expected Number of Positive Counts",
-Survey Methodology 24(2), 193-201).
+n need not be an integer: correlated units, or a small reference, count as fewer (effective sample size, Korn & Graubard
+1998, "Confidence Intervals for Proportions with Small Expected Number of Positive Counts", Survey Methodology 24(2),
+193-201).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def scores_of(n: float, total: float, squares: float, hits: float) -> Scores | N
         return None
     step = max((squares / hits) ** 0.5, (squares / n) ** 0.5)
     scored = squares / n / step**2
-    lean = float(np.clip(total / n / step, -scored, scored))
-    return Scores((scored - lean) / 2, (scored + lean) / 2, step)
+    balance = float(np.clip(total / n / step, -scored, scored))
+    return Scores((scored - balance) / 2, (scored + balance) / 2, step)
 
 
 def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float, float, float]:
@@ -96,15 +96,12 @@ def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float
     at = float(np.clip(mean / pool.step * units, -units, units))
 
     def below(theta: float) -> float:
-        """P(T <= at), half of P(T = at) left out.
-
-        Between two sums, by interpolation.
-        """
+        """P(T <= at) - P(T = at) / 2, interpolated between sums."""
         logs = log_weights + theta * support
         chances = np.exp(logs - logs.max())
         chances /= chances.sum()
-        middles = np.cumsum(chances) - chances / 2
-        return float(np.interp(at, support, middles))
+        mid_p = np.cumsum(chances) - chances / 2
+        return float(np.interp(at, support, mid_p))
 
     def solved(tail: float) -> float:
         low, high = -40.0, 40.0

@@ -4,21 +4,21 @@
     interval = f(total) +- t(v_eff; 0.975) sqrt(v), taken back from the scale    95 %
     v_eff = (3.16 - 2.77/sqrt(G)) (sum of d_g^2)^2 / sum of d_g^4, in 1 .. G-1,   d_g = f(without g) - f(total)
 
-Kott 2001, "The Delete-a-Group Jackknife", Journal of Official Statistics 17(4), 521-526, gives v; Johnson & Rust
-1992, "Population Inferences and Variance Estimation for NAEP Data", Journal of Educational Statistics 17(2), 175-190,
-give the degrees of freedom: few large domains make a few buckets carry the variance, and G-1 would promise too much.
-G is the number of buckets that hold anything of what is sampled. Documents of one domain share a bucket, so what they
-have in common is in the interval.
+Kott 2001, "The Delete-a-Group Jackknife", Journal of Official Statistics 17(4), 521-526, gives v; Johnson & Rust 1992,
+"Population Inferences and Variance Estimation for NAEP Data", Journal of Educational Statistics 17(2), 175-190, give
+the degrees of freedom: few large domains concentrate the variance in few buckets, where G-1 would be too many. G is the
+number of buckets with sampled units. Documents of one domain share a bucket, so the interval accounts for their
+correlation.
 
 Scales make a skewed statistic nearly symmetric, and keep an interval inside its range: logit for shares, log for
-ratios, Fisher's atanh for values between -1 and 1. The variance is that of what was seen: ten sentences that all score
-0 vary by nothing, so groups with few units have exact intervals instead (`interval_choice.py`, `share_estimates`).
+ratios, Fisher's atanh for values between -1 and 1. The variance is that of the observed units: ten sentences that all
+score 0 have none, so groups with few units have exact intervals instead (`interval_choice.py`, `share_estimates`).
 Coverage is measured by `benchmarks/governance.py bias_null`. Where a handful of huge domains hold most mentions of a
 rare group (2,000 domains, sizes log-normal with sigma 2, a group in 1 of 1,000 documents) it falls to 82 %: so few
-domains cannot tell how domains differ.
+domains do not show how domains differ.
 
-Promise: a statistic that rests on one bucket alone has no interval (NaN), never a narrow one. Price: 65 evaluations
-of the statistic, vectorised; no second pass over documents.
+Promise: a statistic of one bucket alone has no interval (NaN), never a narrow one. Price: 65 evaluations of the
+statistic, vectorised; no second pass over documents.
 """
 
 from __future__ import annotations
@@ -77,20 +77,14 @@ class Estimates:
 
 
 def two_sided_p(t: npt.ArrayLike, degrees: npt.ArrayLike) -> Floats:
-    """The chance that |T| of Student's t is at least |t|.
-
-    NaN where either is.
-    """
+    """Two-sided p of Student's t; NaN where undefined."""
     from scipy.special import stdtr
 
     return np.asarray(2.0 * stdtr(degrees, -np.abs(np.asarray(t, np.float64))))
 
 
 def quantile(degrees: npt.ArrayLike) -> Floats:
-    """The t that |T| stays under with a chance of 95 %.
-
-    NaN where the degrees of freedom are.
-    """
+    """Two-sided 95 % quantile of Student's t; NaN where undefined."""
     from scipy.special import stdtrit
 
     return np.asarray(stdtrit(degrees, 0.975))
@@ -118,8 +112,8 @@ def jackknife(
         statistic: elementwise, of as many arrays as there are counts; NaN or infinite where it has no value.
         counts: each [rows, buckets], or [1, buckets] when all rows share them.
         sampled: [rows or 1, buckets] units that could have entered the statistic; a bucket without any is no cluster.
-        scale: where the statistic is nearly symmetric.
-        null: the value whose p is wanted; NaN: none.
+        scale: on which the statistic is nearly symmetric.
+        null: the tested value; NaN for none.
     """
     with np.errstate(all="ignore"):
         values = statistic(*(replicates(part) for part in counts))
@@ -139,8 +133,8 @@ def jackknife(
 def spread(scaled: Floats, sampled: Integers) -> tuple[Floats, Floats]:
     """Standard error and degrees of freedom from [rows, 1 + buckets].
 
-    Both are NaN with fewer than two clusters, where a value without one of the buckets is not finite, and where nothing
-    varies: then nothing is known of how it varies.
+    Both are NaN with fewer than two clusters, where a value without one of the buckets is not finite, and without
+    variance.
     """
     used = np.broadcast_to(sampled > 0, scaled[:, 1:].shape)
     with np.errstate(all="ignore"):
@@ -155,10 +149,7 @@ def spread(scaled: Floats, sampled: Integers) -> tuple[Floats, Floats]:
 
 
 def effective_clusters(sampled: Integers) -> Floats:
-    """[rows, buckets] -> [rows].
-
-    How many buckets of equal size carry the same, (sum n)^2 / sum n^2 (Kish 1965).
-    """
+    """Effective number of buckets, (sum n)^2 / sum n^2 (Kish 1965)."""
     sizes = sampled.astype(np.float64)
     with np.errstate(all="ignore"):
         return np.asarray(sizes.sum(axis=-1) ** 2 / (sizes**2).sum(axis=-1))
@@ -167,10 +158,10 @@ def effective_clusters(sampled: Integers) -> Floats:
 def share_estimates(part: Integers, whole: Integers) -> Estimates:
     """Shares part / whole, [rows, buckets] each, on the logit scale.
 
-    A share of fewer than FEW_UNITS is skewed: it has the interval of so many effective units (`small_samples.py`), with
-    the design effect of its own buckets, 1 at least. A share of 0 or 1 has the exact bound of so many independent
-    clusters, 1 - 0.025^(1/G) from the edge (Clopper & Pearson 1934), with G the effective clusters of the whole:
-    documents of one cluster may all be alike.
+    A share of fewer than FEW_UNITS is skewed: it has the interval of its effective units (`small_samples.py`), with the
+    design effect of its own buckets, at least 1. A share of 0 or 1 has the exact bound of G independent clusters,
+    1 - 0.025^(1/G) from the edge (Clopper & Pearson 1934), with G the effective clusters of the whole: documents of one
+    cluster may all be alike.
     """
     found = jackknife(lambda some, all_: some / all_, (part, whole), whole, LOGIT)
     clusters = np.broadcast_to(effective_clusters(whole), found.value.shape)

@@ -12,7 +12,7 @@
     intersections    the metrics of association and tone, of groups of two axes at once; q is of this suite
 
 A row is that of `interval_rows.py`. Promise: a pure function of sums of integers, so any order and any partition of the
-counts gives the same bytes. A suite whose counts are not there has no rows, so its gates find nothing and do not pass.
+counts gives the same bytes. A suite without counts has no rows, so its gates do not pass.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES, PROXIES
 SUITES = (
     "representation", "association", "tone", "impact", "shares", "privacy", "parity", "instruments", "intersections",
 )  # fmt: skip
-_WANTED = {
+_REQUIRED = {
     "representation": ("documents", "axes", "groups"),
     "association": ("documents", "groups", "categories", "pairs"),
     "tone": ("scores",),
@@ -55,11 +55,11 @@ class Choices:
     """Settings of the tables."""
 
     listed: Groups = field(default_factory=dict)
-    """Language -> the (axis, group) that were looked for; those which nobody mentions have rows of zero."""
+    """Language -> listed (axis, group); those without a mention have rows of zero."""
     scored: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Word list that scores sentences -> the languages that it has words of."""
     reference: Reference = "none"
-    """Against whom a keep rate is compared: "none", documents that mention no group of the axis; or "highest"."""
+    """Reference of keep rates: "none", documents that mention no group of the axis; or "highest"."""
     min_documents: int = 30
     """Documents without which a group is no candidate for the highest keep rate."""
     least_expected: float = LEAST_EXPECTED
@@ -79,7 +79,7 @@ class Recorded:
     redact: Mapping[str, Any] = field(default_factory=dict)
     """The stats of `redact`."""
     actions: Mapping[str, str] = field(default_factory=dict)
-    """Type of personal data -> what was done with it (the config of `redact`)."""
+    """Type of personal data -> action (config of `redact`)."""
     encode: Mapping[str, Any] = field(default_factory=dict)
     """The stats of `encode`."""
 
@@ -95,8 +95,8 @@ def bias_tables(
     Args:
         counts: name -> count table, those of the stage `bias`.
         recorded: for the suites privacy and parity.
-        instruments: the rows of `instruments.instrument_rows`; what they find biased is named in the rows of `tone`.
-        choices: how.
+        instruments: the rows of `instruments.instrument_rows`; rows of `tone` name biased ones.
+        choices: settings.
 
     Raises:
         ManifestError: a count table lacks a column, or has a value that it cannot have.
@@ -119,7 +119,7 @@ def bias_tables(
             if row["n"] >= choices.min_sentences
         ],
     }
-    tables = {suite: make() for suite, make in makers.items() if set(_WANTED[suite]) <= set(counts)}
+    tables = {suite: make() for suite, make in makers.items() if set(_REQUIRED[suite]) <= set(counts)}
     if recorded.redact:
         tables["privacy"] = privacy_rows(recorded.redact, recorded.actions, recorded.encode)
     if recorded.encode:
@@ -129,17 +129,14 @@ def bias_tables(
 
 
 def _noted(row: Row) -> Row:
-    """The row, which says so where its group is one of names."""
+    """Add a note to rows of given names."""
     if OF_NAMES not in str(row["axis"]):
         return row
     return {**row, "note": "; ".join(filter(None, (row["note"], PROXIES)))}
 
 
 def _parted(counts: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
-    """The counts of groups, and those of intersections.
-
-    What is of nobody is in both.
-    """
+    """Counts of groups and of intersections, each with unmentioned sentences."""
     groups, together = dict(counts), dict(counts)
     for name, table in counts.items():
         if "axis" in table.column_names:

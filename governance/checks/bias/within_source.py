@@ -3,10 +3,10 @@
     w_s            = n1 n0 / (n1 + n0)                             weight of source s; 0 where one side is not there
     mean of a side = sum over s of w_s x_s / n_s  /  sum of w_s    direct standardisation
 
-A source is a stratum: parliaments and plays speak in other words, whomever they speak of, and a group that stands
-mostly in one of them has that one's tone. The weights are Cochran's (1954, Biometrics 10(4), 417-451); with them a
+A source is a stratum: parliaments and plays differ in vocabulary, whatever group they mention, and a group that occurs
+mostly in one of them takes on its tone. The weights are Cochran's (1954, Biometrics 10(4), 417-451); with them a
 difference of means has the least variance where sources differ by a constant, and a ratio of rates is Mantel and
-Haenszel's (1959, JNCI 22(4), 719-748). With one source all is as if nothing had been weighed.
+Haenszel's (1959, JNCI 22(4), 719-748). With one source the weights have no effect.
 
 Arrays are [rows, sources, buckets], or [rows, sources, replicates]; a row is a comparison.
 """
@@ -60,7 +60,7 @@ def standardised(sums: Floats, of: Floats, weight: Floats) -> Floats:
 def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, variance: Floats) -> Floats:
     """Effective units of a comparison, [rows].
 
-    So many units against a reference that is known exactly would say as much.
+    That many units against an exactly known reference carry the same information.
 
     The variance of a weighed difference is sum of w_s^2 (1/n1 + 1/n0) over (sum of w_s)^2, the group's units counted by
     the design effect that its buckets have (`interval_choice.py`).
@@ -68,7 +68,7 @@ def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, 
     Args:
         own: the group's units.
         others: the reference's units.
-        sums: scores or hits of those that tell how units of a bucket resemble each other.
+        sums: scores or hits from which the intraclass correlation is estimated.
         of: the units of these.
         variance: of one unit within its source, [rows].
     """
@@ -100,7 +100,7 @@ def notes_of(within: Floats, pooled: Floats, own: Integers, others: Integers) ->
         if not mine[row]:
             parts.append(NOT_TOGETHER)
         elif mine[row] < all_[row]:
-            parts.append(f"{mine[row]:,} of {all_[row]:,} sentences are in a source that has both sides")
+            parts.append(f"{mine[row]:,} of {all_[row]:,} sentences are in a source with both sides")
         if several[row] and np.isfinite(pooled[row]) and value != pooled[row]:
             parts.append(f"{pooled[row]:.3g} with sources pooled")
         notes.append("; ".join(parts))

@@ -1,17 +1,16 @@
 """The documents of a run as one artifact.
 
-    model_card.md             the model, as the Hugging Face Hub reads it       (where there is a training)
+    model_card.md             the model, in the Hugging Face Hub's form       (where there is a training)
     model_documentation.md    the European form on the model                    (where there is a training)
     training_content.md       the European summary of the training data
     datasheet.md              the corpus, after Gebru et al.
-    croissant.json            the corpus for machines, with the RAI vocabulary
+    croissant.json            the corpus, machine-readable, with the RAI vocabulary
     spdx.json                 bill of materials: SPDX 3.0.1
     cyclonedx.json            bill of materials: CycloneDX 1.6
-    openlineage.ndjson        how it was made: OpenLineage events
-    prov.json                 how it was made: W3C PROV
+    openlineage.ndjson        lineage: OpenLineage events
+    prov.json                 lineage: W3C PROV
 
-Promises: each figure stands in report.json; what evidence has nothing of is left to a person, in these words; no
-library is imported for any of them.
+Promises: each figure is one of report.json; entries without evidence are marked for a person to complete.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from governance.reports.documents.training_content import training_content
 from governance.reports.facts.report_facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 
 
 class DocumentsSection(Section):
-    """Nothing but the report and the artifacts decides the documents."""
+    """Empty section: report and artifacts alone decide the documents."""
 
 
 def documents(artifacts: Mapping[str, Manifest], report: Manifest, runtime: Runtime) -> Manifest:
     """Write the documents about these artifacts.
 
     Args:
-        artifacts: stage -> manifest, as they were given to the report.
+        artifacts: stage -> manifest, as passed to the report.
         report: the report on them.
-        runtime: where to write; the artifacts lie below its root.
+        runtime: where to write; its root holds the artifacts.
 
     Raises:
         ManifestError: report.json cannot be read.

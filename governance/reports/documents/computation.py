@@ -1,8 +1,8 @@
 """Computation and energy of a model, for the documents.
 
 FLOP of a run = FLOP per token (6 N of every weight that a token multiplies, and attention, as the trainer counts it)
-x tokens of the steps that stand. It leaves out validation, steps that were computed twice, activation checkpointing and
-what was spent on other models (data that a model wrote, a parent model): where there is such, a person adds it.
+x tokens of the steps that count. Excluded are validation, repeated steps, activation checkpointing and other models
+(synthetic data, a parent model): a person adds these where they apply.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from governance.reports.documents.evidence import Evidence, Field
 
 
 class Threshold(NamedTuple):
-    """A count that a text of law names."""
+    """A legal threshold of computation."""
 
     flop: int
     meaning: str
@@ -34,7 +34,7 @@ THRESHOLDS = (
     ),
 )
 
-METHOD = "FLOP per token (6 N and attention, from the architecture) x tokens of the steps that stand"
+METHOD = "FLOP per token (6 N and attention, from the architecture) x tokens of the steps that count"
 
 
 def computation_fields(evidence: Evidence) -> list[Field]:
@@ -48,11 +48,11 @@ def computation_fields(evidence: Evidence) -> list[Field]:
     ]
     for threshold in THRESHOLDS:
         name = f"threshold of {threshold.flop:.0e} FLOP: {threshold.meaning} ({threshold.source})"
-        fields.append(Field(name, standing(total, threshold), "training.flops" if total is not None else ""))
+        fields.append(Field(name, threshold_ratio(total, threshold), "training.flops" if total is not None else ""))
     return fields
 
 
-def standing(flop: Any, threshold: Threshold) -> str | None:
+def threshold_ratio(flop: Any, threshold: Threshold) -> str | None:
     """Return whether a count exceeds a threshold, and by how much."""
     if flop is None:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import Evidence, Field
 from governance.reports.html.markup import compact, number, share, visible
-from governance.reports.sections.bias_sections import standing_out
+from governance.reports.sections.bias_sections import significant_rows
 
 Row = Mapping[str, Any]
 
@@ -21,16 +21,13 @@ SPDX_LISTED = frozenset({
     "MPL-2.0", "ODC-By-1.0", "ODbL-1.0", "OGL-UK-3.0", "PDDL-1.0", "PSF-2.0", "Unlicense", "WTFPL", "Zlib",
     "etalab-2.0",
 })  # fmt: skip
-"""Names of the SPDX licence list that texts bear: each has a page there; no other name gets an address."""
+"""Identifiers of the SPDX licence list that are common for text; only these get a link."""
 
 _ALL, _REST, _UNKNOWN = "(all)", "(others)", ("unknown", "und")
 
 
-def licence_told(name: str) -> str:
-    """The address of a licence of the SPDX list.
-
-    Of any other name, what it is.
-    """
+def licence_text(name: str) -> str:
+    """Link to an SPDX licence; a description of other names."""
     if name in SPDX_LISTED:
         return f"https://spdx.org/licenses/{name}"
     if name.startswith("LicenseRef-"):
@@ -41,11 +38,13 @@ def licence_told(name: str) -> str:
 def findings(evidence: Evidence) -> dict[str, list[Row]]:
     """Significant differences by suite, largest first."""
     found: dict[str, list[Row]] = {}
-    for suite, rows in standing_out(evidence.found["bias"]).items():
+    for suite, rows in significant_rows(evidence.found["bias"]).items():
         tested = [row for row in rows if row["p"] is not None and row["q"] is not None]
         seen: set[tuple[Any, ...]] = set()
         once = []
-        for row in sorted(tested, key=lambda row: row["language"] == _ALL):  # the language says more than all of them
+        for row in sorted(
+            tested, key=lambda row: row["language"] == _ALL
+        ):  # a single language is more specific than all
             named = tuple(row[name] for name in ("metric", "axis", "group", "against"))
             names = {(*named, row["language"]), (*named, *(row[name] for name in ("value", "lower", "upper", "n")))}
             if not names & seen:
@@ -56,56 +55,55 @@ def findings(evidence: Evidence) -> dict[str, list[Row]]:
     return found
 
 
-def findings_told(evidence: Evidence) -> str:
+def findings_text(evidence: Evidence) -> str:
     """Numbers of tested and of significant differences."""
     tested = sum(row["p"] is not None for rows in evidence.found["bias"].values() for row in rows)
     if not tested:
         return "No difference between groups was tested."
     count = sum(map(len, findings(evidence).values()))
-    told = f"{number(tested)} differences between groups were tested; {number(count) if count else 'none'} of them"
-    return f"{told} {'stand' if count > 1 else 'stands'} out, with q below 0.05 and an interval without no difference."
+    of_tested = f"of {number(tested)} tested difference{'' if tested == 1 else 's'} between groups"
+    verb = "is" if count <= 1 else "are"
+    rule = "q below 0.05, 95 % interval without equality"
+    return f"{number(count) if count else 'None'} {of_tested} {verb} significant ({rule})."
 
 
-def finding_told(suite: str, row: Row) -> str:
+def finding_text(suite: str, row: Row) -> str:
     """One finding in a line, with its interval, p, q and n."""
     where = " ".join(str(row[name]) for name in ("language", "axis", "group") if row.get(name))
     against = f" against {row['against']}" if row.get("against") else ""
     value, low, high, p, q = (compact(row[name]) for name in ("value", "lower", "upper", "p", "q"))
-    told = f"{suite}: {row['metric'].replace('_', ' ')} of {where}{against}: {value}"
-    return visible(f"{told} (95 % interval {low} to {high}; p {p}, q {q}, n {number(row['n'])})")
+    text = f"{suite}: {row['metric'].replace('_', ' ')} of {where}{against}: {value}"
+    return visible(f"{text} (95 % interval {low} to {high}; p {p}, q {q}, n {number(row['n'])})")
 
 
 def shares_of(evidence: Evidence, axis: str, metric: str) -> list[Row]:
-    """The largest values of a dimension of the corpus, with their shares.
-
-    Without what is unknown.
-    """
+    """Shares of the largest known values of a dimension."""
     rows = evidence.found["bias"].get("shares", ())
     return [row for row in rows if (row["axis"], row["metric"]) == (axis, metric) and row["group"] not in _UNKNOWN]
 
 
 def domains(evidence: Evidence, name: str) -> Field:
     """The largest domains by words, as the bias audit counted them."""
-    told = [f"{row['group']} {share(row['value'])}" for row in shares_of(evidence, "domain", "share_of_words")]
-    if told:
-        counted = any(text.startswith(_REST) for text in told)
-        rest = "; the bias audit lists no more" if counted else "; these are all"
-        return Field(name, f"by words: {', '.join(told)}{rest}", "bias.shares")
+    parts = [f"{row['group']} {share(row['value'])}" for row in shares_of(evidence, "domain", "share_of_words")]
+    if parts:
+        counted = any(text.startswith(_REST) for text in parts)
+        rest = "; the bias audit lists no further ones" if counted else "; these are all"
+        return Field(name, f"by words: {', '.join(parts)}{rest}", "bias.shares")
     counted = any(row["axis"] == "domain" for row in evidence.found["bias"].get("shares", ()))
-    return Field(name, "none: no document has an address", "bias.shares") if counted else Field(name, None)
+    return Field(name, "none: no document has a URL", "bias.shares") if counted else Field(name, None)
 
 
 def read_on(evidence: Evidence, name: str, before: str = "") -> Field:
-    """The day on which the sources were read into this run."""
+    """Day on which the sources were ingested."""
     finished = next((row["finished"] for row in evidence.found["lineage"] if row["stage"] == "ingest"), None)
     return Field(name, f"{before}{str(finished)[:10]}" if finished else None, "lineage" if finished else "")
 
 
 def years(evidence: Evidence, name: str) -> Field:
-    """The years that documents' addresses name."""
+    """Years in the documents' URLs."""
     found = sorted(shares_of(evidence, "year", "share"), key=lambda row: str(row["group"]))
-    told = ", ".join(f"{row['group']} {share(row['value'])}" for row in found)
-    return Field(name, told or None, "bias.shares" if told else "")
+    text = ", ".join(f"{row['group']} {share(row['value'])}" for row in found)
+    return Field(name, text or None, "bias.shares" if text else "")
 
 
 def parents(evidence: Evidence, name: str) -> Field:

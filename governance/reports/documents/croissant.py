@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from governance.manifest import Output
-from governance.reports.documents.corpus_facts import finding_told, findings, findings_told, licence_told
+from governance.reports.documents.corpus_facts import finding_text, findings, findings_text, licence_text
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.html.markup import visible
 
@@ -87,7 +87,7 @@ def croissant(evidence: Evidence) -> Values:
         "version": "1.0.0",
         "citeAs": TO_COMPLETE,
         "dateCreated": corpus.run["finished"],
-        "license": [licence_told(name) for name in evidence.licences] or [TO_COMPLETE],
+        "license": [licence_text(name) for name in evidence.licences] or [TO_COMPLETE],
         "isLiveDataset": False,
         **({"inLanguage": evidence.languages} if evidence.languages else {}),
         **_rai(evidence),
@@ -105,7 +105,7 @@ def _rai(evidence: Evidence) -> Values:
     """Fields of the RAI vocabulary."""
     funnel = evidence.found["funnel"]
     cleaning = [f"{row['stage']}: kept {row['documents_kept']} of {row['documents_in']} documents" for row in funnel]
-    tested = [finding_told(suite, row) for suite, rows in findings(evidence).items() for row in rows]
+    tested = [finding_text(suite, row) for suite, rows in findings(evidence).items() for row in rows]
     personal = [
         f"{row['title']}: {visible(str(line[0]))}: {line[2]} found, {visible(str(line[1]))}"
         for row in evidence.found["counts"]
@@ -114,9 +114,9 @@ def _rai(evidence: Evidence) -> Values:
     ] + [row["note"] for row in evidence.found["counts"] if row["title"].startswith("redact:")]
     kinds = sorted({f"{row['name']} ({row['kind']})" for row in evidence.found["sources"]})
     return {
-        "rai:dataCollection": visible(f"read from {', '.join(kinds)}; how the texts were come by: {TO_COMPLETE}"),
+        "rai:dataCollection": visible(f"read from {', '.join(kinds)}; how the texts were obtained: {TO_COMPLETE}"),
         "rai:dataPreprocessingProtocol": cleaning,
-        "rai:dataBiases": [findings_told(evidence), *tested],
+        "rai:dataBiases": [findings_text(evidence), *tested],
         "rai:personalSensitiveInformation": personal or [TO_COMPLETE],
         "rai:dataLimitations": [TO_COMPLETE],
         "rai:dataSocialImpact": TO_COMPLETE,

@@ -13,7 +13,7 @@ Values = dict[str, Any]
 
 
 def cyclonedx(evidence: Evidence) -> Values:
-    """The document; without a training it is of the corpus alone."""
+    """The document; without a training it describes the corpus alone."""
     model, corpus = evidence.model, evidence.corpus
     packages = _packages(evidence)
     components = [_corpus(evidence), *packages]
@@ -94,10 +94,7 @@ def _model(evidence: Evidence, model: Manifest) -> Values:
 
 
 def _environment(evidence: Evidence) -> Values:
-    """Energy of the whole run and its location-based carbon.
-
-    Nothing where no meter read.
-    """
+    """Energy of the run and its location-based carbon; empty without a meter."""
     total = evidence.at("energy.total")
     if total["joules"] is None:
         return {}
@@ -119,8 +116,10 @@ def _environment(evidence: Evidence) -> Values:
     }
     if carbon["value"] is not None:
         consumption["co2CostEquivalent"] = {"value": carbon["value"] / 1e6, "unit": "tCO2eq"}
-        told = evidence.footprint("carbon_location")
-        consumption["properties"].append(_property("carbon:scope", f"location-based, failed attempts included: {told}"))
+        scope = evidence.footprint("carbon_location")
+        consumption["properties"].append(
+            _property("carbon:scope", f"location-based, failed attempts included: {scope}")
+        )
     return {"energyConsumptions": [consumption]}
 
 
@@ -154,7 +153,7 @@ def _corpus(evidence: Evidence) -> Values:
 
 
 def _packages(evidence: Evidence) -> list[Values]:
-    """Each version of each package that a stage was made with."""
+    """Package versions used by the stages."""
     return [
         {
             "type": "library",

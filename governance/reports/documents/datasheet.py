@@ -18,16 +18,18 @@ def datasheet(evidence: Evidence) -> str:
         [
             f"# Datasheet of {evidence.at('verdict.corpus.path') or 'a corpus'}\n",
             "Filled from the evidence of the run: numbers are those of report.json."
-            f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
-            section("Motivation", form(_open("why the corpus was made", "who made it", "who paid for it"))),
+            f" Entries without evidence are marked: {TO_COMPLETE}.\n",
+            section("Motivation", form(_open("why the corpus was created", "who created it", "who funded it"))),
             section("Composition", form(_composition(evidence)), "### Sources\n", sources(evidence), _groups(evidence)),
             section("Collection", form(_collection(evidence))),
             section("Cleaning", _cleaning(evidence)),
             section("Personal data", *_counted(evidence)),
-            section("Uses", form(_open("what it was used for before", "what it should not be used for"))),
+            section("Uses", form(_open("previous uses", "unsuitable uses"))),
             section("Distribution", form(_distribution(evidence))),
-            section("Care", form(_open("who cares for it", "how to report an error or ask for removal", "updates"))),
-            section("The gate", form(gate(evidence))),
+            section(
+                "Maintenance", form(_open("who maintains it", "how to report an error or request removal", "updates"))
+            ),
+            section("Gate", form(gate(evidence))),
         ]
     )
 
@@ -38,7 +40,7 @@ def _open(*names: str) -> list[Field]:
 
 def _composition(evidence: Evidence) -> list[Field]:
     return [
-        Field("what a record is", "one document of text, with its id and source"),
+        Field("content of a record", "one document of text, with its id and source"),
         evidence.field("documents", "summary.documents_kept"),
         evidence.field("bytes of text", "summary.bytes_kept"),
         evidence.field("tokens for training", "summary.train_tokens"),
@@ -63,7 +65,7 @@ def sources(evidence: Evidence) -> str:
         ]
         for row in evidence.found["sources"]
     ]
-    return table(["source", "kind", "licence", "documents read", "documents kept", "bytes kept", "fate"], rows)
+    return table(["source", "kind", "licence", "documents read", "documents kept", "bytes kept", "outcome"], rows)
 
 
 def _groups(evidence: Evidence) -> str:
@@ -72,23 +74,23 @@ def _groups(evidence: Evidence) -> str:
         for row in evidence.at("representation.rows") or []
         if row["documents"]
     ]
-    told = table(["language", "axis", "group", "documents", "mentions"], rows)
-    return f"### Groups of people that documents mention\n\n{told}"
+    groups = table(["language", "axis", "group", "documents", "mentions"], rows)
+    return f"### Groups of people that documents mention\n\n{groups}"
 
 
 def _collection(evidence: Evidence) -> list[Field]:
     return [
-        read_on(evidence, "when it was read into this run"),
-        years(evidence, "years that addresses name"),
+        read_on(evidence, "date of ingestion"),
+        years(evidence, "years in the URLs"),
         domains(evidence, "largest domains"),
         Field("how the texts were collected", None),
-        Field("whether the people in it know and agreed", None),
+        Field("whether the people in it were informed and consented", None),
         Field("ethical review", None),
     ]
 
 
 def _cleaning(evidence: Evidence) -> str:
-    """The funnel, and why documents left it."""
+    """Funnel and reasons of removal."""
     funnel = [
         [row["stage"], *(number(row[name]) for name in ("documents_in", "documents_kept", "bytes_in", "bytes_kept"))]
         for row in evidence.found["funnel"]
@@ -103,9 +105,9 @@ def _cleaning(evidence: Evidence) -> str:
     return "\n".join(
         [
             table(head, funnel),
-            "### Why documents were removed\n",
+            "### Removed documents by reason\n",
             table(["stage", "reason", "documents"], reasons),
-            "What a stage removed lies beside its artifact, with the reason.\n",
+            "Removed documents are kept in the stage's artifact, with the reason.\n",
         ]
     )
 
@@ -114,7 +116,7 @@ def _counted(evidence: Evidence) -> list[str]:
     """Personal data counted by the stages, if any looked."""
     found: list[Mapping[str, Any]] = [row for row in evidence.found["counts"] if row["title"].startswith("redact:")]
     if not found:
-        return [form(_open("personal data: no stage looked for it"))]
+        return [form(_open("personal data: no stage searched for it"))]
     return [
         part
         for row in found
@@ -128,7 +130,7 @@ def _cell(value: Any) -> str:
 
 def _distribution(evidence: Evidence) -> list[Field]:
     return [
-        Field("licences of the sources that stayed", joined(evidence.licences), "sources" if evidence.licences else ""),
+        Field("licences of the sources kept", joined(evidence.licences), "sources" if evidence.licences else ""),
         evidence.field("licences that the policy allows", "licences_allowed", lambda names: ", ".join(names) or "none"),
-        *_open("whether and how it is given to others", "licence of the corpus as a whole", "export controls"),
+        *_open("whether and how it is distributed", "licence of the corpus as a whole", "export controls"),
     ]

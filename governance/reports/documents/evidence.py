@@ -1,7 +1,7 @@
 """Evidence for documents: facts of report.json by path, and manifests.
 
-A document never holds a figure of its own: it names a path into report.json (`summary.train_tokens`) and a way to write
-what stands there. Where nothing stands there it says that a person must complete it; it never guesses.
+A document has no figures of its own: it names a path into report.json (`summary.train_tokens`) and a format. Where the
+path has no value, the entry asks a person to complete it; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ class Field:
 
     name: str
     text: str | None
-    """None: evidence has nothing, a person completes it."""
+    """None: no evidence, a person completes it."""
     source: str = ""
-    """Where it is from: paths into report.json."""
+    """Origin: paths into report.json."""
 
     @property
-    def told(self) -> str:
-        """Text shown by the form."""
+    def entry(self) -> str:
+        """Text of the form's entry."""
         return TO_COMPLETE if self.text is None else self.text
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that documents may say."""
+    """Everything that documents may use."""
 
     found: Mapping[str, Any]
-    """What report.json holds."""
+    """Content of report.json."""
     artifacts: Mapping[str, Manifest]
-    """stage -> manifest; they list the files and their digests."""
+    """Stage -> manifest, which lists files and digests."""
     root: Path
 
     def at(self, path: str) -> Any:
@@ -57,22 +57,22 @@ class Evidence:
         return value
 
     def field(self, name: str, path: str, write: Callable[[Any], str] = number) -> Field:
-        """The item that a path gives."""
+        """Item for a path."""
         value = self.at(path)
         return Field(name, None, "") if value is None else Field(name, write(value), path)
 
     def figure(self, name: str, figure: str) -> Field:
-        """The item that a figure of the footprint gives."""
-        told = self.footprint(figure)
-        return Field(name, told, f"energy.footprint.figures.{figure}" if told is not None else "")
+        """Item for a figure of the footprint."""
+        text = self.footprint(figure)
+        return Field(name, text, f"energy.footprint.figures.{figure}" if text is not None else "")
 
     def footprint(self, figure: str) -> str | None:
-        """A figure of the footprint in words; None where it is unknown."""
-        return figure_told(self.at(f"energy.footprint.figures.{figure}"), self.at("energy.footprint.factors"))
+        """A figure of the footprint as text; None where unknown."""
+        return figure_text(self.at(f"energy.footprint.figures.{figure}"), self.at("energy.footprint.factors"))
 
     @property
     def model(self) -> Manifest | None:
-        """The training that made a model; None where there is none yet."""
+        """Finished training of the model; None without one."""
         return self.artifacts.get("train")
 
     @property
@@ -80,7 +80,7 @@ class Evidence:
         """The last document artifact before the tokenizer.
 
         Raises:
-            MissingInput: there is no funnel.
+            MissingInput: no stage counted documents.
         """
         rows = [self.artifacts[row["stage"]] for row in self.found["funnel"] if row["stage"] in self.artifacts]
         holding = [manifest for manifest in rows if manifest.files("documents", self.root)]
@@ -95,7 +95,7 @@ class Evidence:
 
     @property
     def kept(self) -> list[Mapping[str, Any]]:
-        """The sources of which something is left."""
+        """Sources with kept documents."""
         return [row for row in self.found["sources"] if row["fate"] == "kept"]
 
     @property
@@ -116,22 +116,16 @@ def kilowatt_hours(joules: float) -> str:
     return f"{joules / KWH:.6g} kWh"
 
 
-def energy_told(found: Mapping[str, Any]) -> str | None:
-    """The run's energy with its bounds and methods.
-
-    None where it is unknown.
-    """
+def energy_text(found: Mapping[str, Any]) -> str | None:
+    """The run's energy with bounds and methods; None where unknown."""
     total = found["energy"]["total"]
     if total["joules"] is None:
         return None
     return f"{kilowatt_hours(total['joules'])} ({_bounds(total)}; {'; '.join(total['methods'])})"
 
 
-def ancestry_told(found: Mapping[str, Any]) -> str | None:
-    """Energy of the last checkpoint with ancestors and bounds.
-
-    None where it is unknown.
-    """
+def ancestry_text(found: Mapping[str, Any]) -> str | None:
+    """Energy of the last checkpoint with ancestors and bounds; None where unknown."""
     views = found["energy"]["views"] or {"rows": {}}
     row = views["rows"].get("cumulative")
     if row is None or row["joules"] is None:
@@ -146,11 +140,8 @@ def _bounds(row: Mapping[str, Any]) -> str:
     return f"from {low} to {high}"
 
 
-def figure_told(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | None:
-    """A figure of the footprint with its scenarios, factors, sources and years.
-
-    None where it is unknown.
-    """
+def figure_text(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | None:
+    """A footprint figure with scenarios, factors, sources, years; None where unknown."""
     if figure["value"] is None:
         return None
     low, high = (_UNBOUNDED if figure[name] is None else f"{figure[name]:.6g}" for name in ("low", "high"))
@@ -159,15 +150,15 @@ def figure_told(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | 
 
 
 def _with(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str:
-    told = [f"{name}: {factors[name]['source']}, {factors[name]['year']}" for name in figure["factors"]]
+    sources = [f"{name}: {factors[name]['source']}, {factors[name]['year']}" for name in figure["factors"]]
     lacking = [f"without {', '.join(figure['needs'])}"] if figure["needs"] else []
-    return "".join(f"; {text}" for text in (*told, *lacking))
+    return "".join(f"; {text}" for text in (*sources, *lacking))
 
 
 def architecture(config: Mapping[str, Any]) -> str:
     """A model's shape in a line."""
     experts = config.get("moe") or {}
-    words = [
+    parts = [
         f"{config['num_hidden_layers']} layers of width {config['hidden_size']}",
         f"{config['num_attention_heads']} attention heads ({config['num_key_value_heads']} for keys and values)",
         f"{config['feed_forward']} of width {config['intermediate_size']}",
@@ -175,10 +166,10 @@ def architecture(config: Mapping[str, Any]) -> str:
         f"positions: {config['position_embedding']}, up to {config['max_position_embeddings']:,}",
     ]
     if experts:
-        words.append(f"{experts['num_local_experts']} experts, {experts['num_experts_per_tok']} a token")
-    return "decoder-only Transformer: " + "; ".join(words)
+        parts.append(f"{experts['num_local_experts']} experts, {experts['num_experts_per_tok']} per token")
+    return "decoder-only Transformer: " + "; ".join(parts)
 
 
 def joined(values: Sequence[str]) -> str | None:
-    """Values with commas between; None for none."""
+    """Comma-separated values; None for none."""
     return ", ".join(values) or None

@@ -1,7 +1,7 @@
 """Model card: README.md with YAML block for the Hugging Face Hub.
 
-(arXiv:1810.03993.) The block names only what evidence has; what the Hub may know and evidence has not stands there as a
-remark, so that a person sees it.
+The form is that of arXiv:1810.03993. The block contains only what evidence supports; fields of the Hub without evidence
+are remarks for a person to complete.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from governance.reports.documents.computation import computation_fields
-from governance.reports.documents.corpus_facts import findings, findings_told, parents
+from governance.reports.documents.corpus_facts import findings, findings_text, parents
 from governance.reports.documents.evidence import (
     TO_COMPLETE,
     Evidence,
     Field,
-    ancestry_told,
+    ancestry_text,
     architecture,
-    energy_told,
+    energy_text,
     joined,
     kilowatt_hours,
 )
-from governance.reports.documents.markdown import form, section, table, yaml_block
-from governance.reports.html.markup import compact, number
+from governance.reports.documents.markdown import form, section, table
+from governance.reports.html.markup import compact, number, visible
 
 _CUMULATIVE = "energy.views.rows.cumulative.joules"
-_MOST_ROWS = 12  # of differences between groups: the farthest; the report has all
+_MOST_ROWS = 12  # of differences between groups, the largest; the report has all
 
 
 def model_card(evidence: Evidence) -> str:
     """The card; the run must have a training."""
     parts = [
-        _block(evidence),
+        metadata_block(evidence),
         f"# Model card of {evidence.at('training.path')}\n",
         "Filled from the evidence of the run: numbers are those of report.json."
-        f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
+        f" Entries without evidence are marked: {TO_COMPLETE}.\n",
         section("Model", form(_model(evidence))),
-        section("Uses", form(_open("intended uses", "uses out of scope", "users who are affected"))),
+        section("Uses", form(_open("intended uses", "out-of-scope uses", "affected users"))),
         section("Training data", _data(evidence)),
         section("Training", form(_training(evidence)), "### Computation\n", form(computation_fields(evidence))),
         section("Evaluation", _evaluation(evidence)),
-        section("Bias, risks and limits", _bias(evidence)),
+        section("Bias, risks and limitations", _bias(evidence)),
         section("Environment", form(environment(evidence))),
-        section("The corpus's gate", form(gate(evidence))),
+        section("Gate of the corpus", form(gate(evidence))),
         section("Contact", form(_open("citation", "authors of this card", "contact"))),
     ]
     return "\n".join(parts)
@@ -52,17 +52,20 @@ def _open(*names: str) -> list[Field]:
     return [Field(name, None) for name in names]
 
 
-def _block(evidence: Evidence) -> str:
-    values: dict[str, Any] = {}
-    if evidence.languages:
-        values["language"] = evidence.languages
-    values |= {"pipeline_tag": "text-generation", "tags": ["pretraining", "assay"]}
+def metadata_block(evidence: Evidence) -> str:
+    """YAML block of the card (`huggingface_hub.ModelCardData`), with remarks for a person.
+
+    Each measure of a task evaluated during training is an `EvalResult`; its data set is local, so its type is "local".
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
     remarks = [f"license: {TO_COMPLETE}"]
     carbon = evidence.at("energy.footprint.figures.carbon_location")
+    emissions: dict[str, Any] | None = None
     if carbon["value"] is None:
         remarks.append(f"co2_eq_emissions: unknown; set {', '.join(carbon['needs'])}")
     else:
-        values["co2_eq_emissions"] = {
+        emissions = {
             "emissions": float(carbon["value"]),
             "source": f"{'; '.join(evidence.at('energy.total.methods'))}; location-based, failed attempts included:"
             f" {evidence.footprint('carbon_location')}",
@@ -70,7 +73,23 @@ def _block(evidence: Evidence) -> str:
             "geographical_location": evidence.at("energy.footprint.country") or TO_COMPLETE,
             "hardware_used": hardware(evidence) or TO_COMPLETE,
         }
-    return yaml_block(values, remarks)
+    results = [
+        EvalResult("text-generation", "local", visible(task), measure, value)
+        for task, measure, value in _task_measures(evidence)
+    ]
+    data = ModelCardData(
+        language=evidence.languages or None,
+        pipeline_tag="text-generation",
+        tags=["pretraining", "assay"],
+        model_name=evidence.at("training.path") if results else None,
+        eval_results=results or None,
+    )
+    if emissions:
+        data["co2_eq_emissions"] = {
+            name: visible(value) if isinstance(value, str) else value for name, value in emissions.items()
+        }
+    comments = [f"# {' '.join(visible(remark).split())}" for remark in remarks]
+    return "\n".join(["---", data.to_yaml(), *comments, "---"]) + "\n"
 
 
 def hardware(evidence: Evidence) -> str | None:
@@ -92,8 +111,8 @@ def _model(evidence: Evidence) -> list[Field]:
         evidence.field("parameters", "training.stats.parameters"),
         evidence.field("vocabulary", "training.stats.vocabulary_size"),
         evidence.field("last checkpoint, digest of its manifest", "training.stats.checkpoint.digest", str),
-        evidence.field("last checkpoint, place", "training.stats.checkpoint.path", str),
-        parents(evidence, "model that it was made from"),
+        evidence.field("last checkpoint, path", "training.stats.checkpoint.path", str),
+        parents(evidence, "parent model"),
         Field("languages", joined(evidence.languages), "representation.documents" if evidence.languages else ""),
     ]
 
@@ -101,22 +120,22 @@ def _model(evidence: Evidence) -> list[Field]:
 def _data(evidence: Evidence) -> str:
     fields = [
         evidence.field("documents read", "summary.documents_in"),
-        evidence.field("documents that stayed", "summary.documents_kept"),
+        evidence.field("documents kept", "summary.documents_kept"),
         evidence.field("tokens for training", "summary.train_tokens"),
         evidence.field("tokens for validation", "summary.validation_tokens"),
     ]
-    return f"{form(fields)}\nThe datasheet beside this card tells of sources and of what was done to them.\n"
+    return f"{form(fields)}\nThe datasheet next to this card describes the sources and their processing.\n"
 
 
 def _training(evidence: Evidence) -> list[Field]:
     return [
         evidence.field("steps", "summary.steps"),
         evidence.field("tokens trained on", "summary.tokens_trained"),
-        evidence.field("rows in a batch", "training.config.train.global_batch_size"),
-        evidence.field("tokens in a row", "training.config.train.sequence_length"),
+        evidence.field("rows per batch", "training.config.train.global_batch_size"),
+        evidence.field("tokens per row", "training.config.train.sequence_length"),
         evidence.field("precision", "training.config.train.precision", str),
         evidence.field("optimizer", "training.config.optim.optimizer", str),
-        evidence.field("greatest learning rate", "training.config.optim.learning_rate", compact),
+        evidence.field("peak learning rate", "training.config.optim.learning_rate", compact),
         evidence.field("schedule", "training.config.optim.schedule", str),
         evidence.field("weight decay", "training.config.optim.weight_decay", compact),
         evidence.field("attempts", "training.attempts"),
@@ -130,15 +149,23 @@ def _evaluation(evidence: Evidence) -> str:
         evidence.field("validation loss", "summary.validation_loss", compact),
         evidence.field("validation bits per byte", "summary.bits_per_byte", compact),
     ]
-    tasks: Mapping[str, Mapping[str, Any]] = evidence.at("training.stats.tasks") or {}
     rows = [
-        [name, measure, number(value) if isinstance(value, int) else compact(value)]
+        [task, measure, number(value) if isinstance(value, int) else compact(value)]
+        for task, measure, value in _task_measures(evidence)
+    ]
+    results = table(["task", "measure", "value"], rows) if rows else "No task was evaluated during training.\n"
+    return f"{form(fields)}\n{results}"
+
+
+def _task_measures(evidence: Evidence) -> list[tuple[str, str, int | float]]:
+    """Task, measure and value of the tasks evaluated during training."""
+    tasks: Mapping[str, Mapping[str, Any]] = evidence.at("training.stats.tasks") or {}
+    return [
+        (name, measure, value)
         for name, row in sorted(tasks.items())
         for measure, value in row.items()
         if isinstance(value, (int, float)) and measure not in ("step", "attempt")
     ]
-    told = table(["task", "measure", "value"], rows) if rows else "No task was evaluated in training.\n"
-    return f"{form(fields)}\n{told}"
 
 
 def _bias(evidence: Evidence) -> str:
@@ -157,9 +184,9 @@ def _bias(evidence: Evidence) -> str:
         for row in found[:each]
     ]
     head = ["suite", "measure", "group", "value", "from", "to", "p", "q", "n"]
-    listed = "" if len(rows) == sum(map(len, out.values())) else f" The greatest {number(each)} of each suite:"
-    shown = f"{findings_told(evidence)}{listed}\n\n{table(head, rows)}" if rows else f"{findings_told(evidence)}\n"
-    risks = form(_open("risks of the model", "limits of the model", "advice to users"))
+    listed = "" if len(rows) == sum(map(len, out.values())) else f" The {number(each)} largest of each suite:"
+    shown = f"{findings_text(evidence)}{listed}\n\n{table(head, rows)}" if rows else f"{findings_text(evidence)}\n"
+    risks = form(_open("risks of the model", "limitations of the model", "recommendations to users"))
     return f"{shown}\n{risks}"
 
 
@@ -169,19 +196,21 @@ def _group(row: Mapping[str, Any]) -> str:
 
 def environment(evidence: Evidence) -> list[Field]:
     """Energy with its bounds, what of it was wasted, carbon and water."""
-    told, line = energy_told(evidence.found), ancestry_told(evidence.found)
+    energy, with_ancestors = energy_text(evidence.found), ancestry_text(evidence.found)
     return [
-        Field("energy of the run, failed attempts included", told, "energy.total" if told else ""),
-        evidence.field("of it wasted by failures", "energy.total.wasted", kilowatt_hours),
+        Field("energy of the run, failed attempts included", energy, "energy.total" if energy else ""),
+        evidence.field("of which wasted by failures", "energy.total.wasted", kilowatt_hours),
         evidence.figure("CO2e, location-based", "carbon_location"),
         evidence.figure("CO2e, market-based", "carbon_market"),
         evidence.figure("embodied CO2e of the nodes", "carbon_embodied"),
         evidence.figure("SCI (ISO/IEC 21031:2024)", "sci"),
         evidence.figure("water on site", "water_on_site"),
         evidence.figure("water of the electricity", "water_of_electricity"),
-        Field("energy of the last checkpoint with its ancestors", line, _CUMULATIVE if line else ""),
-        evidence.field("what no meter saw", "energy.missing", lambda missing: "; ".join(missing) or "nothing is told"),
-        evidence.field("place of the machines, country", "energy.footprint.country", str),
+        Field(
+            "energy of the last checkpoint with its ancestors", with_ancestors, _CUMULATIVE if with_ancestors else ""
+        ),
+        evidence.field("not metered", "energy.missing", lambda missing: "; ".join(missing) or "not stated"),
+        evidence.field("country of the machines", "energy.footprint.country", str),
     ]
 
 

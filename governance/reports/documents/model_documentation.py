@@ -1,7 +1,7 @@
 """Model documentation form of the EU general-purpose-AI code of practice.
 
-It gathers what Annexes XI and XII of the AI Act ask for. Items are the form's, named in our own words and in its order;
-whom each is meant for (AI Office, authorities, providers downstream) stands in the form itself.
+Covers Annexes XI and XII of the AI Act. Items follow the form's order and are paraphrased; the form itself states the
+addressee of each (AI Office, authorities, downstream providers).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from governance.reports.documents.evidence import (
     Evidence,
     Field,
     architecture,
-    energy_told,
+    energy_text,
     joined,
 )
 from governance.reports.documents.markdown import form, section
@@ -27,8 +27,8 @@ def model_documentation(evidence: Evidence) -> str:
         [
             "# Model documentation\n",
             "Items after the model documentation form of the European code of practice for general-purpose AI (10 July"
-            " 2025), in our own words. Filled from the evidence of the run: numbers are those of report.json."
-            f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
+            " 2025), paraphrased. Filled from the evidence of the run: numbers are those of report.json."
+            f" Entries without evidence are marked: {TO_COMPLETE}.\n",
             section("General", form(_general(evidence))),
             section("The model", form(_properties(evidence))),
             section("Distribution and licences", form(_open("channels", "licence, and a link to it", "other assets"))),
@@ -52,7 +52,7 @@ def _general(evidence: Evidence) -> list[Field]:
             "authenticity: digest of the last checkpoint's manifest", "training.stats.checkpoint.digest", str
         ),
         *_open("date of release", "date of placing on the Union market"),
-        parents(evidence, "models that it was made from"),
+        parents(evidence, "parent models"),
     ]
 
 
@@ -60,10 +60,10 @@ def _properties(evidence: Evidence) -> list[Field]:
     return [
         evidence.field("architecture", "training.config.model", architecture),
         Field("reasons for the design", None),
-        Field("modalities of input", "text"),
-        evidence.field("greatest input, in tokens", "training.config.model.max_position_embeddings"),
-        Field("modalities of output", "text"),
-        Field("greatest output", None),
+        Field("input modalities", "text"),
+        evidence.field("maximum input, in tokens", "training.config.model.max_position_embeddings"),
+        Field("output modalities", "text"),
+        Field("maximum output", None),
         evidence.field("parameters", "training.stats.parameters", parameters),
     ]
 
@@ -75,9 +75,9 @@ def parameters(count: int) -> str:
 
 def _use(evidence: Evidence) -> list[Field]:
     return [
-        *_open("policy of acceptable use", "intended uses, or those that are barred"),
-        *_open("kinds of systems that it can be built into", "technical means of building it in"),
-        *_open("hardware that it needs", "software that it needs"),
+        *_open("acceptable use policy", "intended or prohibited uses"),
+        *_open("systems into which it can be integrated", "technical means of integration"),
+        *_open("required hardware", "required software"),
     ]
 
 
@@ -85,11 +85,11 @@ def _process(evidence: Evidence) -> list[Field]:
     return [
         evidence.field("steps", "summary.steps"),
         evidence.field("tokens trained on", "summary.tokens_trained"),
-        evidence.field("rows in a batch", "training.config.train.global_batch_size"),
+        evidence.field("rows per batch", "training.config.train.global_batch_size"),
         evidence.field("optimizer", "training.config.optim.optimizer", str),
         evidence.field("schedule", "training.config.optim.schedule", str),
         evidence.field("precision", "training.config.train.precision", str),
-        Field("objective", "the next token of a text"),
+        Field("objective", "prediction of the next token"),
         *_open("reasons for these decisions"),
     ]
 
@@ -99,37 +99,37 @@ def _data(evidence: Evidence) -> list[Field]:
     filters = [row["stage"] for row in evidence.found["funnel"]]
     return [
         Field("kind", "text"),
-        Field("sources that stayed", joined(kinds), "sources" if kinds else ""),
+        Field("sources kept", joined(kinds), "sources" if kinds else ""),
         Field("provenance: public, licensed, crawled, of users, synthetic", None),
-        Field("how the data was got, and chosen", None),
+        Field("how the data was obtained and selected", None),
         evidence.field("documents", "summary.documents_kept"),
         evidence.field("tokens for training", "summary.train_tokens"),
         evidence.field("tokens for validation", "summary.validation_tokens"),
         Field("languages", joined(evidence.languages), "representation.documents" if evidence.languages else ""),
         Field("stages of cleaning", joined(filters), "funnel" if filters else ""),
-        Field("licences of the sources that stayed", joined(evidence.licences), "sources" if evidence.licences else ""),
+        Field("licences of the sources kept", joined(evidence.licences), "sources" if evidence.licences else ""),
         evidence.field("verdict of the corpus's gate on its sources", "summary.verdict", str),
-        evidence.field("measures to find biases: tables measured", "bias", lambda tables: ", ".join(tables) or "none"),
+        evidence.field("bias detection: tables measured", "bias", lambda tables: ", ".join(tables) or "none"),
     ]
 
 
 def _computation(evidence: Evidence) -> list[Field]:
     seconds = (evidence.training_energy or {}).get("seconds")
-    told, source = (None, "") if seconds is None else (duration(seconds), "energy.stages")
+    text, source = (None, "") if seconds is None else (duration(seconds), "energy.stages")
     return [
-        Field("time of the attempt that ended the training", told, source),
+        Field("duration of the attempt that finished training", text, source),
         Field("hardware", hardware(evidence), "training.execution" if hardware(evidence) else ""),
         *computation_fields(evidence),
-        Field("computation for other models that it rests on (synthetic data, parents)", None),
+        Field("computation of other models it depends on (synthetic data, parents)", None),
     ]
 
 
 def _energy(evidence: Evidence) -> list[Field]:
-    total, told = evidence.at("energy.total.joules"), energy_told(evidence.found)
+    total, text = evidence.at("energy.total.joules"), energy_text(evidence.found)
     return [
         Field("energy of the run, in MWh", None if total is None else megawatt_hours(total), "energy.total.joules"),
-        Field("the same with bounds and method", told, "energy.total" if told else ""),
-        Field("computation of a benchmark of inference", None),
+        Field("the same with bounds and method", text, "energy.total" if text else ""),
+        Field("computation of an inference benchmark", None),
         Field("its method", None),
     ]
 

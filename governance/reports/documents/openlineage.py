@@ -67,10 +67,7 @@ def _energy(row: Mapping[str, Any]) -> Values:
 
 
 def _input(item: Input, checks: list[Mapping[str, Any]]) -> Values:
-    """An artifact by its folder.
-
-    A source file in a name space of its own.
-    """
+    """Input data set: an artifact's folder or a source file."""
     artifact = item.path.endswith("/manifest.json")
     facets: Values = {}
     if checks:

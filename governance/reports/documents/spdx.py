@@ -1,7 +1,7 @@
 """SPDX 3.0.1 (JSON-LD) bill of materials.
 
 The elements are those of the AI and Dataset profiles. Conformance is claimed for the core and software profiles alone:
-the others also want a supplier and a time of release, which a person knows.
+the others also require a supplier and a release time, which a person must add.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOOL = "urn:assay:tool"
 
 
 def spdx(evidence: Evidence) -> Values:
-    """The document; without a training it is of the corpus alone."""
+    """The document; without a training it describes the corpus alone."""
     model, corpus = evidence.model, evidence.corpus
     elements: list[Values] = [_agent()]
     if model is not None:
@@ -84,8 +84,8 @@ def _model(evidence: Evidence, model: Manifest) -> Values:
     figures = {name: evidence.at(f"summary.{name}") for name in ("final_loss", "validation_loss", "bits_per_byte")}
     package["ai_metric"] = [_entry(name, repr(value)) for name, value in figures.items() if value is not None]
     counted = {"parameters": "training.stats.parameters", "tokens": "summary.tokens_trained", "flops": "training.flops"}
-    told = [f"{name} {evidence.at(path)}" for name, path in counted.items() if evidence.at(path) is not None]
-    package["ai_informationAboutTraining"] = f"pre-training: {', '.join(told) or TO_COMPLETE}"
+    counts = [f"{name} {evidence.at(path)}" for name, path in counted.items() if evidence.at(path) is not None]
+    package["ai_informationAboutTraining"] = f"pre-training: {', '.join(counts) or TO_COMPLETE}"
     package["ai_informationAboutApplication"] = TO_COMPLETE
     package["ai_limitation"] = TO_COMPLETE
     parts = [("train", evidence.at("training.config.train")), ("optim", evidence.at("training.config.optim"))]

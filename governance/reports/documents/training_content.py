@@ -1,8 +1,8 @@
 """The public summary of training content (AI Act, Article 53(1)(d)).
 
 The items are those of the European Commission's template of 24 July 2025, adopted by its Communication C(2025) 8311 of
-5 December 2025, named in our own words and in its order. The template itself is what a provider publishes; this is what
-the run can say for it. Sizes are written as the ranges that the template asks for.
+5 December 2025, paraphrased and in its order. A provider publishes the template itself; this document supplies what the
+run knows. Sizes are given in the template's ranges.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def training_content(evidence: Evidence) -> str:
         [
             "# Summary of training content\n",
             "Items after the European Commission's template of 24 July 2025, adopted by its Communication C(2025) 8311"
-            " of 5 December 2025, for Article 53(1)(d) of Regulation (EU) 2024/1689, in our own words. Filled from the"
+            " of 5 December 2025, for Article 53(1)(d) of Regulation (EU) 2024/1689, paraphrased. Filled from the"
             " evidence of the run: numbers are those of report.json."
-            f" Where evidence has nothing it says: {TO_COMPLETE}.\n",
+            f" Entries without evidence are marked: {TO_COMPLETE}.\n",
             section("1.1 Provider", form(_open("name and contact", "representative in the Union and contact"))),
             section("1.2 Model", form(_model(evidence))),
             section("1.3 Modalities, size and character of the data", form(_size(evidence))),
-            section("2. Sources", _told(evidence)),
+            section("2. Sources", _sources(evidence)),
             section(
                 "2.1 Public data sets", form(_open("large public data sets: names and links", "other public ones"))
             ),
             section("2.2 Data sets that are not public", form(_open("licensed by rights holders", "from others"))),
             section("2.3 Crawled and scraped from the web", form(_crawled(evidence))),
             section("2.4 Data of users", form(_open("from the provider's services", "what kind, which service"))),
-            section("2.5 Synthetic data", form(_open("written by models for this one", "by which models"))),
-            section("2.6 Other sources", form(_open("what, and how it was got"))),
+            section("2.5 Synthetic data", form(_open("generated for this model", "by which models"))),
+            section("2.6 Other sources", form(_open("what, and how it was obtained"))),
             section("3.1 Reservation of rights", form(_reservations(evidence))),
             section("3.2 Unlawful content", form(_unlawful(evidence))),
             section("3.3 Other", form(_other(evidence))),
@@ -53,7 +53,7 @@ def _model(evidence: Evidence) -> list[Field]:
     return [
         *_open("name and version"),
         evidence.field("training, by the digest of its manifest", "training.digest", str),
-        parents(evidence, "model that it was made from"),
+        parents(evidence, "parent model"),
         *_open("date of placing on the Union market"),
     ]
 
@@ -73,28 +73,28 @@ def _size(evidence: Evidence) -> list[Field]:
 
 
 def _countries(evidence: Evidence) -> list[Field]:
-    name, found = "regions and people that the data speaks of", shares_of(evidence, "country", "share")
-    told = ", ".join(f"{row['group']} {share(row['value'])}" for row in found)
-    by_domain = [Field("countries of the documents' domains", told, "bias.shares")] if told else []
+    name, found = "regions and demographics in the data", shares_of(evidence, "country", "share")
+    text = ", ".join(f"{row['group']} {share(row['value'])}" for row in found)
+    by_domain = [Field("countries of the documents' domains", text, "bias.shares")] if text else []
     return [*by_domain, Field(name, None)]
 
 
 def token_range(tokens: int) -> str:
-    """The range of the template that a count of tokens lies in."""
+    """The template's range for a count of tokens."""
     return next((name for bound, name in RANGES if tokens < bound), "more than 10 trillion tokens")
 
 
-def _told(evidence: Evidence) -> str:
+def _sources(evidence: Evidence) -> str:
     return (
-        f"{sources(evidence)}\nWhich of these belongs to which of the six kinds below: {TO_COMPLETE}; the run knows"
-        " how a source was read, not how it was come by.\n"
+        f"{sources(evidence)}\nAssignment of these sources to the six kinds below: {TO_COMPLETE}; the run records"
+        " how a source was read, not how it was obtained.\n"
     )
 
 
 def _crawled(evidence: Evidence) -> list[Field]:
     return [
         *_open("crawlers: names, owners, purposes, behaviour towards robots.txt, log-ins and captchas"),
-        years(evidence, "when it was collected: years that addresses name"),
+        years(evidence, "when it was collected: years in the URLs"),
         *_open("kinds of content and of sites"),
         domains(
             evidence,
@@ -118,7 +118,7 @@ def _unlawful(evidence: Evidence) -> list[Field]:
     removed = sum(count for row in evidence.found["funnel"] for count in row["removed"].values())
     return [
         Field("documents removed by filters, all reasons", number(removed), "funnel"),
-        Field("documents removed for their address, by lists", _removed(evidence, "blocked")),
+        Field("documents removed by URL block lists", _removed(evidence, "blocked")),
         Field("measures against child sexual abuse material, terrorist content and other unlawful content", None),
     ]
 

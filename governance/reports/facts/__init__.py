@@ -1,1 +1,1 @@
-"""Facts of a report: each number of `report.json`, computed from the evidence."""
+"""Facts of a report: the numbers of `report.json`, computed from the evidence."""

@@ -2,9 +2,9 @@
 
     "/funnel/2": {"from": ["E4"], "key": "stats", "how": "copied"}
 
-holds for everything below that place: `/funnel/2/documents_in` is `stats.documents_in` of E4. What is "copied" stands
-there as it is; what is "counted" was added up, drawn from, or set beside each other. A place without a line of its own
-has that of the nearest place above it, so every number has one.
+applies to everything below that place: `/funnel/2/documents_in` is `stats.documents_in` of E4. A "copied" value is
+unchanged; a "counted" one was summed, sampled or combined. A place without a line of its own inherits from the nearest
+place above it, so every number has an origin.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from governance.reports.facts.evidence_ids import Entry
 from governance.reports.html.markup import Html, tag
 
 LISTED = 300
-"""Pieces of evidence that the page lists; report.json holds all."""
-_IDS, _KEYS = 12, 3  # ids and keys that a mark says when it is hovered; report.json has all
+"""Evidence entries that the page lists; report.json has all."""
+_IDS, _KEYS = 12, 3  # ids and keys in a mark's tooltip; report.json has all
 
 Origin = dict[str, Any]
 _ENERGY_SUMMARY = ("energy_", "carbon_")
@@ -25,7 +25,7 @@ _COUNTS = ("documents", "bytes")
 
 
 def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Origin]:
-    """Place -> origin of all that `found` holds."""
+    """Place -> origin, for every value of `found`."""
     by_stage = {str(entry["path"]).partition("/")[0]: entry["id"] for entry in entries if entry["kind"] == "manifest"}
     kinds: dict[str, list[str]] = {}
     for entry in entries:
@@ -72,10 +72,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
 
 
 def _kind(entry: Entry, found: Mapping[str, Any]) -> str:
-    """An entry's kind.
-
-    The record of a training that this one was started from is an ancestor's.
-    """
+    """Kind of an entry; a parent training's record is an ancestor."""
     own = (found["training"] or {}).get("path") or found["begun"]
     return "ancestor" if entry["kind"] == "record" and not entry["path"].startswith(f"{own}/") else str(entry["kind"])
 
@@ -142,32 +139,23 @@ def _nearest(made: Mapping[str, Origin], place: str) -> Origin:
 
 
 def origin_of(found: Mapping[str, Any], place: str) -> Origin:
-    """The origin of what stands at a place of report.json.
-
-    Of a part that is shown by itself, none.
-    """
+    """Origin of a place in report.json; empty without evidence."""
     evidence = found.get("evidence")
     return _nearest(evidence["of"], place) if evidence else _origin([], "")
 
 
 def cite(found: Mapping[str, Any], *places: str) -> Html:
-    """The quiet mark of a table or a figure.
-
-    Its evidence by ids when it is hovered, a link to the first of them.
-    """
+    """Evidence mark of a table or figure, linked to its first id."""
     chosen = [origin_of(found, place) for place in places]
     ids = list(dict.fromkeys(name for origin in chosen for name in origin["from"]))
     if not ids:
         return Html("")
     keys = "; ".join(list(dict.fromkeys(origin["key"] for origin in chosen if origin["key"]))[:_KEYS])
-    told = f"Evidence: {', '.join(ids[:_IDS])}{f' and {len(ids) - _IDS} more' if len(ids) > _IDS else ''}"
+    label = f"Evidence: {', '.join(ids[:_IDS])}{f' and {len(ids) - _IDS} more' if len(ids) > _IDS else ''}"
     return tag("a", "E", href=f"#{ids[0]}" if int(ids[0][1:]) <= LISTED else "#evidence", class_="ev",
-               title=f"{told} ({keys})" if keys else told, aria_label=told)  # fmt: skip
+               title=f"{label} ({keys})" if keys else label, aria_label=label)  # fmt: skip
 
 
 def cite_each(found: Mapping[str, Any], place: str, count: int) -> Html:
-    """The mark of a table whose rows are from different evidence.
-
-    `place`/0, `place`/1,.
-    """
+    """Evidence mark of a table with an origin per row."""
     return cite(found, *(f"{place}/{index}" for index in range(count)))

@@ -1,6 +1,6 @@
 """Cluster facts: causes of ended attempts, the scheduler's accounting.
 
-Read from what the jobs left below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its last
+Read from the jobs' files below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its last
 line); None where the run was not submitted to a cluster.
 """
 
@@ -69,14 +69,14 @@ def _submitted(folder: Path) -> dict[str, Any] | None:
 
 
 def cluster(found: Mapping[str, Any]) -> Html:
-    """The section."""
+    """Section on the cluster's jobs."""
     data = found["cluster"]
     if data is None:
         return tag("p", "This run was not submitted to a cluster.", class_="note")
     lines = [[row["job"], foreign(row["cause"]), number(row["count"])] for row in data["causes"]]
-    told = f"{data['jobs']:,} jobs, {data['attempts']:,} attempts of them and of their tasks."
+    totals = f"{data['jobs']:,} jobs; {data['attempts']:,} attempts of jobs and array tasks."
     return join([
-        tag("p", told, class_="note"),
+        tag("p", totals, class_="note"),
         table("Attempts that failed", ["job", "cause", "count"], lines, numeric=(2,),
               cited=cite(found, "/cluster")),
         _meters(data["accounting"], cite(found, "/cluster")),
@@ -85,34 +85,34 @@ def cluster(found: Mapping[str, Any]) -> Html:
 
 
 def _frozen(data: Mapping[str, Any] | None, cited: Html) -> Html:
-    """The submitted run, and what jobs took instead."""
+    """Submitted files, and later edits that jobs used."""
     if data is None:
-        return tag("p", "What was submitted is not on record.", class_="note")
+        return tag("p", "The submission is not on record.", class_="note")
     rows = [[foreign(file["name"]), file["sha256"][:16], "submitted"] for file in data["files"]]
-    code = (data["code_sha256"] or "of the image")[:16]
+    code = (data["code_sha256"] or "in the image")[:16]
     rows.append([f"assay {data['version']}", code, "submitted"])
-    rows += [[foreign(file["name"]), file["sha256"][:16], "an edit that jobs took"] for file in data["taken"]]
-    told = f"Submission {data['submission']}, {data['time']}; later edits are {data['edits']} as a job starts."
+    rows += [[foreign(file["name"]), file["sha256"][:16], "edited after submission"] for file in data["taken"]]
+    note = f"Submission {data['submission']}, {data['time']}; edits made later: {data['edits']} when a job starts."
     return join([
-        table("What the jobs used", ["file", "SHA-256", "as"], rows, cited=cited), tag("p", told, class_="note"),
+        table("Files that the jobs used", ["file", "SHA-256", "as"], rows, cited=cited), tag("p", note, class_="note"),
     ])  # fmt: skip
 
 
 def _meters(accounting: Mapping[str, Any] | None, cited: Html) -> Html:
-    """The scheduler's accounting beside our meters; a difference is shown, not resolved."""
+    """The scheduler's accounting next to our meters, differences unresolved."""
     if accounting is None:
-        return tag("p", "The cluster's accounting was not asked, or has nothing.", class_="note")
+        return tag("p", "The scheduler's accounting was not read, or has no record.", class_="note")
     slurm, ours = accounting.get("slurm"), accounting.get("ours")
-    apart = f"{slurm / ours - 1:+.0%} of ours" if slurm is not None and ours else UNKNOWN
+    apart = f"{slurm / ours - 1:+.0%} of our meters" if slurm is not None and ours else UNKNOWN
     lines = [
-        ["by the scheduler's accounting", energy(slurm)],
-        ["by our meters", energy(ours)],
+        ["scheduler's accounting", energy(slurm)],
+        ["our meters", energy(ours)],
         ["difference", apart],
     ]
     hours = (
-        f"Asked {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours by then."
+        f"Read {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours until then."
     )
     return join([
-        table("Two meters of the same nodes", ["meter", "energy"], lines, numeric=(1,), cited=cited),
+        table("Energy of the same nodes by two meters", ["meter", "energy"], lines, numeric=(1,), cited=cited),
         tag("p", hours, class_="note"),
     ])  # fmt: skip

@@ -1,7 +1,7 @@
 """Histograms of document statistics, kept and removed apart.
 
-Read from the tables that the stages left: `features` (clean), `scores` (classify), `token_features` (encode). Counts
-are whole documents in fixed bins, so that shards add up in any order. A shard is read a row group at a time.
+Read from the stages' tables: `features` (clean), `scores` (classify), `token_features` (encode). Counts are documents
+in fixed bins, so shards add up in any order. A shard is read one row group at a time.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ def distributions(manifest: Manifest, root: Path) -> list[dict[str, Any]]:
     if not paths:
         return []
     known = _columns(paths[0])
-    wanted = [(name, True) for name in _SIZES.get(manifest.stage, ()) if name in known]
+    columns = [(name, True) for name in _SIZES.get(manifest.stage, ()) if name in known]
     shares = [name for name in known if name not in _NOT_SCORES] if manifest.stage == "classify" else ()
-    wanted += [(name, False) for name in (*_SHARES.get(manifest.stage, ()), *shares) if name in known]
-    counts = {name: ([0] * _bins(sizes), [0] * _bins(sizes)) for name, sizes in wanted}
+    columns += [(name, False) for name in (*_SHARES.get(manifest.stage, ()), *shares) if name in known]
+    counts = {name: ([0] * _bins(sizes), [0] * _bins(sizes)) for name, sizes in columns}
     for path in paths:
-        for kept, values in _groups(path, [name for name, _ in wanted], "kept" in known):
-            for name, sizes in wanted:
+        for kept, values in _groups(path, [name for name, _ in columns], "kept" in known):
+            for name, sizes in columns:
                 _add(counts[name], values[name], kept, sizes)
     return [
-        _described(manifest.stage, name, sizes, *counts[name]) for name, sizes in wanted if any(map(any, counts[name]))
+        _described(manifest.stage, name, sizes, *counts[name]) for name, sizes in columns if any(map(any, counts[name]))
     ]
 
 
 def write_edge(value: float) -> str:
-    """An edge of a bin as it is shown: 0.05, 512, 1,048,576."""
+    """Text of a bin's edge: 0.05, 512, 1,048,576."""
     return compact(value) if value >= 10 else f"{value:g}"
 
 
@@ -78,11 +78,11 @@ def _groups(path: Path, names: list[str], with_kept: bool) -> Iterator[tuple[Any
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [*names, "kept"] if with_kept else names
+    selected = [*names, "kept"] if with_kept else names
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=columns)
+                table = file.read_row_group(group, columns=selected)
                 values = {name: table[name].to_numpy() for name in names}
                 yield (table["kept"].to_numpy() if with_kept else np.ones(len(table), bool)), values
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -96,7 +96,7 @@ def _add(counts: tuple[list[int], list[int]], values: Any, kept: Any, sizes: boo
     there = ~np.isnan(numbers)
     numbers, kept = numbers[there], kept[there].astype(bool)
     if sizes:
-        places = np.clip(np.frexp(numbers)[1], 0, _DOUBLINGS - 1)  # [2^(k-1), 2^k) is bin k; nothing is bin 0
+        places = np.clip(np.frexp(numbers)[1], 0, _DOUBLINGS - 1)  # [2^(k-1), 2^k) is bin k; 0 is bin 0
     else:
         places = np.clip((numbers * _SHARE_BINS).astype(np.int64), 0, _SHARE_BINS - 1)
     for side, chosen in zip(counts, (kept, ~kept), strict=True):

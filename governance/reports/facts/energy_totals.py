@@ -46,12 +46,12 @@ def energy_facts(
     By stage, waste by cause, checkpoints, views, footprint.
 
     The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
-    The making of reports and documents is not in it.
+    Writing reports and documents is not counted.
 
     Args:
-        manifests: the artifacts that are reported on.
-        root: where the ledger, the trainings' records and the manifests behind these lie.
-        factors: what turns energy into carbon and water; None: nothing is known of it.
+        manifests: the reported artifacts.
+        root: folder of the ledger, of the trainings' records and of the ancestors' manifests.
+        factors: conversion of energy into carbon and water; None: unknown.
         alive: as `read_ledger` takes it.
 
     Raises:
@@ -82,11 +82,11 @@ def energy_facts(
             {**row, **priced(row["low"], row["joules"], row["high"], footing)}
             for row in (
                 *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
-                *(_only_attempts(stage, told) for stage, told in attempts.items() if stage not in artifacts),
+                *(_only_attempts(stage, spent) for stage, spent in attempts.items() if stage not in artifacts),
             )
         ],
         "scopes": scopes,
-        "phases": [_phase(phase, told, footing) for phase, told in by_phase(pieces).items()],
+        "phases": [_phase(phase, spent, footing) for phase, spent in by_phase(pieces).items()],
         "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry, footing) if trained else [],
         "views": view_facts(pieces, manifests, root, ancestry, footing),
@@ -118,10 +118,10 @@ def _waste(total: Mapping[str, Any], footing: tuple[Grid, Factors]) -> dict[str,
     return {"wasted_kwh": wasted["kwh"]["value"], "wasted_carbon": wasted["carbon"]}
 
 
-def _phase(phase: str, told: Sum, footing: tuple[Grid, Factors]) -> dict[str, Any]:
-    known = told.measured is not None
-    low, joules, high = (_joules(value) if known else None for value in (told.low, told.measured, told.high))
-    row = {"phase": phase, "joules": joules, "low": low, "high": high, "wasted": _joules(told.wasted)}
+def _phase(phase: str, spent: Sum, footing: tuple[Grid, Factors]) -> dict[str, Any]:
+    known = spent.measured is not None
+    low, joules, high = (_joules(value) if known else None for value in (spent.low, spent.measured, spent.high))
+    row = {"phase": phase, "joules": joules, "low": low, "high": high, "wasted": _joules(spent.wasted)}
     return {**row, **priced(low, joules, high, footing)}
 
 
@@ -144,7 +144,7 @@ def _measured(root: Path, alive: Callable[[Mapping[str, Any]], bool] | None = No
 
 
 def _block(manifest: Manifest) -> dict[str, Any]:
-    """A manifest's energy block; whatever it does not say is unknown."""
+    """A manifest's energy block; missing fields are unknown."""
     block = manifest.run.get("energy")
     known = block if isinstance(block, dict) else {}
     empty = {"joules": None, "low": None, "high": None, "method": "unknown", "seconds": None}

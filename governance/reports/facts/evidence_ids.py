@@ -6,9 +6,9 @@ An entry of report.json's `evidence.entries`:
      "digest": "...64 hex"}
 
 `digest` is an artifact's own (it covers all but the `run` block), `sha256` that of the file's first `bytes` bytes. A
-manifest never changes; the record of a training, the ledger of energy and what a cluster's jobs left are appended to
-after a report was written. So a report is read from, and verified against, their first `bytes` bytes: `as_of` lays them
-out in a folder of their own. Which measurements still ran then is not in the files: the entry of a ledger says it.
+manifest never changes; a training's record, the energy ledger and a cluster's job files grow after a report was
+written. A report is therefore read from, and verified against, their first `bytes` bytes, which `as_of` copies to a
+temporary folder. The entry of a ledger lists the measurements that were still running, as the files do not.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def gather(
     """The entries, in the order of a run.
 
     Args:
-        manifests: the artifacts that are reported on, in order.
-        verdict: as it is given to the report.
+        manifests: the reported artifacts, in order.
+        verdict: as passed to the report.
         root: the artifacts' root.
-        stated: the entries of a report that stands: then only its files are looked at, and of files that grow only as
-            many bytes as it says.
-        begun: the folder of a training that is not finished, whose record is read.
+        stated: entries of an existing report; only its files are then read, and growing ones up to its byte counts.
+        begun: folder of an unfinished training, whose record is read.
 
     Raises:
-        ManifestError: what is stated names a file that no checkpoint can have, or a manifest is torn or altered.
+        ManifestError: a stated path cannot be a checkpoint's, or a manifest is torn or altered.
     """
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
     read_first = _sizes(root) if known is None else known
@@ -72,7 +71,7 @@ def gather(
 
 
 _Piece = tuple[str, str, dict[str, Any]]
-"""Kind, path below the root, what else is known of it."""
+"""Kind, path below the root, further fields."""
 
 
 def _pieces(
@@ -98,11 +97,11 @@ def _pieces(
             yield "record", path, {}
         else:
             yield "ancestor", path, {"digest": read_manifest(root / path).digest}
-    yield from _that_grow(root)
+    yield from _growing_files(root)
 
 
-def _that_grow(root: Path) -> Iterator[_Piece]:
-    """Files of the whole root that every run below it appends to."""
+def _growing_files(root: Path) -> Iterator[_Piece]:
+    """Files to which every run under this root appends."""
     ledger = Path(LEDGER)
     for file in [root / ledger, *sorted(root.glob(f"{ledger.stem}.*{ledger.suffix}"))]:
         if file.exists():
@@ -122,7 +121,7 @@ def read_stated_verdict(path: Path) -> dict[str, Any]:
     """Content of a verdict's envelope, signature unchecked.
 
     Raises:
-        ManifestError: it is gone, or is no envelope.
+        ManifestError: it is missing or not an envelope.
     """
     try:
         envelope = json.loads(path.read_bytes())
@@ -144,14 +143,14 @@ def as_of(root: Path, entries: Sequence[Entry]) -> Iterator[Path]:
     """A copy of growing files and removable manifests, as they were.
 
     Raises:
-        ManifestError: a path leads out of the root.
+        ManifestError: a path points outside the root.
     """
     with tempfile.TemporaryDirectory(prefix="assay-report-") as name:
         view = Path(name)
         for entry in entries:
             path = PurePosixPath(entry["path"])
             if path.is_absolute() or ".." in path.parts:
-                raise ManifestError(f"evidence {entry['path']!r}: leads out of the root. Write the report again.")
+                raise ManifestError(f"evidence {entry['path']!r}: points outside the root. Write the report again.")
             source = root / path
             if entry["kind"] in _LAID_OUT and source.is_file():
                 copy_beginning(source, view / path, entry["bytes"])
@@ -183,8 +182,8 @@ def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None)
     if known is not None:
         for path, entry in known.items():
             if entry.get("kind") == "checkpoint":
-                if not _CHECKPOINT.fullmatch(path):  # what a report says is not to be believed: it may be anybody's
-                    raise ManifestError(f"evidence {path!r}: is no manifest of a checkpoint. Write the report again.")
+                if not _CHECKPOINT.fullmatch(path):  # report.json is untrusted input
+                    raise ManifestError(f"evidence {path!r}: is not a checkpoint's manifest. Write the report again.")
                 there = (root / path).exists()
                 yield "checkpoint", path, {"digest": read_manifest(root / path).digest if there else None}
         return
@@ -202,7 +201,7 @@ def _sizes(root: Path) -> dict[str, Entry]:
 def _running(root: Path, sizes: Mapping[str, Entry]) -> list[str]:
     """Open intervals of the ledger with a living or ended process.
 
-    Whether it lives is asked first: what ends between the two questions has its end by the second.
+    Liveness is checked first, so an interval that ends in between is found ended by the second read.
     """
     opened: dict[str, bool] = {}
     still_open: set[str] = set()

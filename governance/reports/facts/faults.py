@@ -1,6 +1,6 @@
 """Faults of a run: skipped updates, attempts, hangs, stragglers.
 
-Read from the record of the training and the ledger of energy; what a cluster's jobs left is in the section on it.
+Read from the training's record and the energy ledger; `cluster_jobs.py` covers a cluster's jobs.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from governance.reports.facts.citations import cite
 from governance.reports.html.markup import Html, compact, energy, foreign, join, number, table, tag
 
 _REASONS = {
-    "loss": "loss that was not finite",
-    "gradient": "gradient that was not finite",
-    "spike": "spike of the loss",
-    "overflow": "overflow in fp16, as its loss scale is found",
+    "loss": "non-finite loss",
+    "gradient": "non-finite gradient",
+    "spike": "loss spike",
+    "overflow": "fp16 overflow while the loss scale adapts",
 }
 _VERDICTS = {
-    "not finite": "several steps in a row were not finite: the batches are not the cause",
+    "not finite": "several consecutive steps were not finite, so the batches are not the cause",
     "too many": "more skipped steps than train.skip.most_skips allows",
 }
 _REPORTS = ("report", "documents")
 _SLOWEST = 8  # ranks whose own work is listed
-_NAMED = 6  # documents of a verdict; the record has more, and each step that was left out has all of its own
+_NAMED = 6  # documents of a divergence; the record has more
 
 
 def fault_facts(
@@ -43,14 +43,14 @@ def fault_facts(
 ) -> dict[str, Any]:
     """Skipped updates, verdicts, attempts, failures, stragglers and own work times.
 
-    `ledger` says whether there is one: without it nothing is known of attempts of other stages, nor of hangs.
-    `finished` says whether the training is.
+    `ledger`: whether there is a ledger; without one, attempts of other stages and hangs are unknown. `finished`:
+    whether the training is finished.
 
     Args:
         train: the training, if it is finished.
-        root: where its record and the ledger lie.
+        root: folder of its record and of the ledger.
         alive: as `read_ledger` takes it.
-        begun: the folder of a training that is not.
+        begun: folder of an unfinished training.
     """
     folder = train.folder if train else begun
     lines = read_lines(root / folder / RECORD) if folder else []
@@ -83,10 +83,7 @@ def fault_facts(
 
 
 def _own_work(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Ranks of the newest attempt by own work a step.
-
-    Slowest first, with their ratio to the median.
-    """
+    """Own work per step of the newest attempt's ranks, slowest first."""
     newest = [line for line in lines if line.get("attempt") == lines[-1].get("attempt")]
     steps = sum(line["steps"] for line in newest)
     if not steps:
@@ -95,10 +92,10 @@ def _own_work(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         sum(line["steps"] * seconds for line, seconds in zip(newest, rank, strict=True)) / steps
         for rank in zip(*(line["seconds"] for line in newest), strict=True)
     ]
-    middle = statistics.median(means)
+    median = statistics.median(means)
     order = sorted(range(len(means)), key=lambda rank: (-means[rank], rank))
     return [
-        {"rank": rank, "seconds": means[rank], "ratio": means[rank] / middle if middle else None}
+        {"rank": rank, "seconds": means[rank], "ratio": means[rank] / median if median else None}
         for rank in order[:_SLOWEST]
     ]
 
@@ -136,7 +133,7 @@ def hangs(found: Mapping[str, Any]) -> int:
 
 
 def faults(found: Mapping[str, Any]) -> Html:
-    """The section."""
+    """Section on faults."""
     data, wasted = found["faults"], found["energy"]["wasted_by_cause"]
     skipped = [
         [_REASONS.get(row["reason"], row["reason"]), number(row["count"]), number(row["first"]), number(row["last"]),
@@ -159,24 +156,24 @@ def faults(found: Mapping[str, Any]) -> Html:
     verdicts = [_verdict(row) for row in data["diverged"]]
     cited = cite(found, "/faults")
     unknown = None if data["ledger"] else (
-        "Whether an attempt failed or hung is unknown: there is no ledger of energy, which records how attempts ended."
+        "Whether an attempt failed or hung is unknown: there is no energy ledger, which records how attempts ended."
     )  # fmt: skip
     if not (skipped or verdicts or ended or slow) and len(attempts) < 2:
         failed = "" if unknown else "no attempt failed, nothing hung, "
-        told = f"No update was skipped, {failed}no rank was slow."
-        return join([tag("p", f"{told} {unknown}" if unknown else told, cited, class_="none"), _work(work, cited)])
+        text = f"No update was skipped, {failed}no rank was slow."
+        return join([tag("p", f"{text} {unknown}" if unknown else text, cited, class_="none"), _work(work, cited)])
     return join([
         tag("p", unknown, class_="note") if unknown else None,
         table("Divergence",
               ["attempt", "step", "why", "steps skipped", "by reason", "documents"], verdicts,
               numeric=(0, 1), cited=cited),
-        table("Failed attempts, by cause", ["stage", "cause", "count", "energy wasted by the cause"], ended,
+        table("Failed attempts, by cause", ["stage", "cause", "count", "energy wasted"], ended,
               numeric=(2, 3), cited=cited),
-        table("Attempts of the training", ["attempt", "from step", "to step", "steps computed again", "end"], attempts,
+        table("Attempts of the training", ["attempt", "from step", "to step", "repeated steps", "end"], attempts,
               numeric=(1, 2, 3), cited=cited),
         table("Skipped updates", ["reason", "updates", "first step", "last step", "largest z-score"], skipped,
               numeric=(1, 2, 3, 4), cited=cited),
-        table("Slow ranks", ["rank", "step", "own work over the median", "windows"], slow,
+        table("Slow ranks", ["rank", "step", "own work / median", "windows"], slow,
               numeric=(1, 2, 3), cited=cited),
         _work(work, cited),
     ])  # fmt: skip
@@ -185,24 +182,24 @@ def faults(found: Mapping[str, Any]) -> Html:
 def _work(rows: Sequence[Sequence[Any]], cited: Html) -> Html | None:
     if not rows:
         return None  # one rank alone, or no window was whole
-    name = "Own work of the newest attempt's ranks, slowest first"
-    return table(name, ["rank", "seconds a step", "over the median"], rows, numeric=(1, 2), cited=cited)
+    name = "Own work per rank, newest attempt, slowest first"
+    return table(name, ["rank", "seconds per step", "ratio to median"], rows, numeric=(1, 2), cited=cited)
 
 
 def _verdict(row: Mapping[str, Any]) -> list[Any]:
     reasons = ", ".join(f"{_REASONS.get(name, name)}: {count}" for name, count in (row["by_reason"] or {}).items())
     documents, more = (row["documents"] or [])[:_NAMED], len(row["documents"] or []) - _NAMED
-    told = ", ".join(map(str, documents)) + (f" and {number(more)} more" if more > 0 else "")
+    names = ", ".join(map(str, documents)) + (f" and {number(more)} more" if more > 0 else "")
     left_out = f"{number(row['skipped'])} of {number(row['window'])}"
     why = _VERDICTS.get(row["reason"], row["reason"])
-    return [number(row["attempt"]), number(row["step"]), why, left_out, foreign(reasons), foreign(told or "unknown")]
+    return [number(row["attempt"]), number(row["step"]), why, left_out, foreign(reasons), foreign(names or "unknown")]
 
 
 def _end(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if any(verdict["attempt"] == row["attempt"] for verdict in data["diverged"]):
-        return "stopped: it diverged"
+        return "stopped: diverged"
     if row["left"]:
-        return "saved and left on request"
+        return "saved and stopped on request"
     if row is not data["attempts"][-1]:
-        return "ended early; the next one continued"
+        return "ended early; the next attempt continued"
     return "finished" if data["finished"] else "running, or ended early"

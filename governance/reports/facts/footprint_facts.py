@@ -50,7 +50,7 @@ class Ancestry:
     trainings: Mapping[str, Training]
     recorded: Mapping[str, Sum]
     corpus: Training | None
-    """What the tokens are and what is behind them; None without token shards."""
+    """The tokens with their ancestors; None without token shards."""
 
 
 def read_ancestry(manifests: Sequence[Manifest], root: Path) -> Ancestry:
@@ -65,10 +65,7 @@ def read_ancestry(manifests: Sequence[Manifest], root: Path) -> Ancestry:
 def usage_of(
     measured: Mapping[str, Any], intervals: Sequence[Interval], factors: Factors, tokens: int | None = None
 ) -> Usage:
-    """Measured work as the footprint takes it.
-
-    `measured` has joules with low and high.
-    """
+    """Measured work as input of the footprint."""
     band = Band(measured["low"], measured["joules"], measured["high"])
     return Usage(band, node_seconds(intervals) if intervals else None, intensity_of(intervals, factors), tokens)
 
@@ -77,8 +74,8 @@ def footprint_facts(root: Usage, training: Usage | None, factors: Factors, whole
     """The figures, and the factors that each was computed with."""
     figures = footprint(root, training, factors, whole_nodes)
     return {
-        "boundary": "every attempt under this root, wasted work too; of what the meters cover",
-        "boundary_of_sci": "every attempt of this training, wasted work too; no data work, no other training",
+        "boundary": "every attempt under this root, wasted work included, as far as meters covered it",
+        "boundary_of_sci": "every attempt of this training, wasted work included, without data work and other training",
         "country": factors.country,
         "basis": basis(factors, root.grid),
         "defaults": list(factors.defaults),
@@ -99,22 +96,19 @@ def footprint_facts(root: Usage, training: Usage | None, factors: Factors, whole
 
 
 def basis(factors: Factors, grid: Grid) -> str:
-    """Grid and PUE behind the figures of CO2e, in words.
-
-    A default's own source says that it is an average.
-    """
-    told = []
+    """Grid intensity and PUE behind the CO2e figures."""
+    parts = []
     if factors.by_hour is not None and "by_hour" in grid.used:
-        told.append(f"grid by the hour: {factors.by_hour.source}, {factors.by_hour.year}")
+        parts.append(f"grid by the hour: {factors.by_hour.source}, {factors.by_hour.year}")
     if factors.grid is not None and "grid" in grid.used:
         place = f" of {factors.country}" if factors.country else ""
-        told.append(_told(f"grid{place}", factors.grid, "grid" in factors.defaults))
+        parts.append(_factor_text(f"grid{place}", factors.grid, "grid" in factors.defaults))
     if factors.pue is not None:
-        told.append(_told(f"PUE {factors.pue.value:g}", factors.pue, "pue" in factors.defaults))
-    return "; ".join([*told, *(["no PUE is set: of the nodes alone"] if factors.pue is None else [])])
+        parts.append(_factor_text(f"PUE {factors.pue.value:g}", factors.pue, "pue" in factors.defaults))
+    return "; ".join([*parts, *(["no PUE is set: nodes only"] if factors.pue is None else [])])
 
 
-def _told(name: str, factor: Factor, default: bool) -> str:
+def _factor_text(name: str, factor: Factor, default: bool) -> str:
     return f"{name}: {factor.source}" if default else f"{name}: {factor.source}, {factor.year}"
 
 
@@ -137,7 +131,7 @@ def view_facts(
 ) -> dict[str, Any] | None:
     """The last checkpoint's energy in every view.
 
-    Prices of a token, a document and a nat. None without a ledger.
+    With its cost per token, document and nat. None without a ledger.
     """
     if not pieces:
         return None
@@ -181,19 +175,19 @@ def view_facts(
     }
 
 
-def _row(told: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:
-    known = told.measured is not None
-    band = Band(*(_joules(value) if known else None for value in (told.low, told.measured, told.high)))
+def _row(total: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:
+    known = total.measured is not None
+    band = Band(*(_joules(value) if known else None for value in (total.low, total.measured, total.high)))
     return {
         "joules": band.value,
         "low": band.low,
         "high": band.high,
-        "at_least": known and told.high is None,
-        "surviving": _joules(told.surviving),
-        "wasted": _joules(told.wasted),
-        "running": _joules(told.unknown),
+        "at_least": known and total.high is None,
+        "surviving": _joules(total.surviving),
+        "wasted": _joules(total.wasted),
+        "running": _joules(total.unknown),
         "tokens": tokens,
-        "per_token": asdict(rate(told, tokens)),
+        "per_token": asdict(rate(total, tokens)),
         **priced(*band, footing),
     }
 

@@ -1,7 +1,7 @@
 """Documents by language: ingested, kept, encoded.
 
-Read from the tables that `clean` leaves (`features`) and from what `encode` counted. A document's language is the one
-that `clean` determined, so there is no count before it.
+Read from the `features` of `clean` and the counts of `encode`. `clean` determines a document's language, so there is no
+earlier count.
 """
 
 from __future__ import annotations

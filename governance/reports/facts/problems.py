@@ -1,9 +1,9 @@
 """Page-one problems of a run, the largest first.
 
-The order is that of consequences: a closed gate (nothing may be trained), critical checks that failed or could not be
-judged, failures that were waived, energy that was wasted, faults of the run, differences between groups that were
-tested, checks that only warn, languages that no word list covers, sources of which nothing is kept, energy that nobody
-measured, the largest cut of the funnel. Nothing is weighed beyond that order: a reader judges.
+Ordered by consequence: a closed gate (training is refused), critical checks that failed or could not be judged, waived
+failures, wasted energy, faults of the run, significant differences between groups, non-blocking checks, languages
+without word lists, sources that were removed whole, unmeasured energy, the largest cut of the funnel. There is no other
+weighting: the reader judges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from governance.reports.html.markup import chance, compact, energy, share
-from governance.reports.sections.bias_sections import standing_out
+from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_words import detailed, distinct, headline, language_of, named
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
@@ -22,8 +22,8 @@ _NAMED = 3
 _EXAMPLE = 150  # characters
 
 Finding = dict[str, str]
-"""`what` in a few words, `detail` in a line, `n`: what it rests on, `example`: one case of it ("": there is none),
-`at`: where in report.json, `section`: of the page."""
+"""`what` (headline), `detail` (one line), `n` (sample size), `example` ("" for none), `at` (place in report.json),
+`section` (of the page)."""
 
 
 def first_look(found: Mapping[str, Any]) -> list[Finding]:
@@ -40,7 +40,7 @@ def _finding(what: str, detail: str, at: str, section: str, n: str = "", example
 def closing(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The reasons of the verdict that close the gate.
 
-    A verdict of an older release does not say `closes`.
+    Verdicts of older releases have no `closes`.
     """
     reasons = found["verdict"].get("reasons", [])
     return [row for row in reasons if row.get("closes", not row.get("waived") and row.get("severity") == "critical")]
@@ -51,11 +51,11 @@ def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
     if word in _OPEN:
         return
     reasons = closing(found)
-    told = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in reasons[:_NAMED]]
+    lines = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in reasons[:_NAMED]]
     if len(reasons) > _NAMED:
-        told.append(f"{len(reasons) - _NAMED:,} more")
+        lines.append(f"{len(reasons) - _NAMED:,} more")
     example = str(reasons[0].get("detail") or "") if reasons else ""
-    yield _finding(f"The gate is closed: {word}", "; ".join(told) or "No verdict names a reason.", "/verdict",
+    yield _finding(f"The gate is closed: {word}", "; ".join(lines) or "The verdict gives no reason.", "/verdict",
                    "verdict", counted(len(reasons), "reason"), example)  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def _critical(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _warnings(found: Mapping[str, Any]) -> Iterator[Finding]:
-    return _checks(found, "warning", "check that only warns", "checks that only warn")
+    return _checks(found, "warning", "non-blocking check", "non-blocking checks")
 
 
 def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
@@ -98,10 +98,10 @@ def _few(names: Sequence[str]) -> str:
 def _waived(found: Mapping[str, Any]) -> Iterator[Finding]:
     waivers = found["verdict"].get("waivers", [])
     if waivers:
-        told = [
+        lines = [
             f"{waiver.get('gate')} until {waiver.get('expires')}, by {waiver.get('approver')}" for waiver in waivers
         ]
-        yield _finding(f"{counted(len(waivers), 'failure')} waived", _few(told), "/verdict", "verdict",
+        yield _finding(f"{counted(len(waivers), 'failure')} waived", _few(lines), "/verdict", "verdict",
                        counted(len(waivers), "waiver"), f"reason given: {waivers[0].get('reason')}")  # fmt: skip
 
 
@@ -113,11 +113,11 @@ def _waste(found: Mapping[str, Any]) -> Iterator[Finding]:
     most = max(causes, key=lambda cause: causes[cause], default="")
     yield _finding(
         f"{share(total['wasted'] / total['joules'])} of the energy was wasted",
-        f"{energy(total['wasted'])} of {energy(total['joules'])} went into work that nothing here rests on",
+        f"{energy(total['wasted'])} of {energy(total['joules'])} went into work that no result uses",
         "/energy/wasted_by_cause",
         "energy",
         counted(sum(row["count"] for row in found["faults"]["ended"]), "failed attempt"),
-        f"most of it: {most}, {energy(causes.get(most))}" if most else "",
+        f"largest cause: {most}, {energy(causes.get(most))}" if most else "",
     )
 
 
@@ -126,33 +126,33 @@ def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
     failed, skipped = sum(row["count"] for row in data["ended"]), sum(row["count"] for row in data["skipped"])
     again = sum(row["lost"] for row in data["attempts"])
     often = [(row, f", {row['count']:,} times" if row["count"] > 1 else "") for row in data["ended"]]
-    told = [f"{row['stage']}: {row['cause']}{times}" for row, times in often]
+    ends = [f"{row['stage']}: {row['cause']}{times}" for row, times in often]
     if data["diverged"]:
         last = data["diverged"][-1]
         yield _finding("Training diverged and was stopped", f"attempt {last['attempt']}, step {last['step']}",
                        "/faults", "faults", f"step {last['step']:,}", f"cause: {last['reason']}")  # fmt: skip
     if failed:
-        detail = f"{counted(again, 'step')} computed again" if again else "no step had to be computed again"
+        detail = f"{counted(again, 'step')} repeated" if again else "no step was repeated"
         yield _finding(f"{counted(failed, 'attempt')} failed", detail, "/faults", "faults",
-                       counted(failed, "attempt"), _few(told))  # fmt: skip
+                       counted(failed, "attempt"), _few(ends))  # fmt: skip
     if skipped:
         why = ", ".join(f"{row['reason']} {row['count']:,}" for row in data["skipped"])
         first = min((row.get("first") for row in data["skipped"] if row.get("first") is not None), default=None)
         yield _finding(f"{counted(skipped, 'update')} skipped", why, "/faults", "faults", counted(skipped, "step"),
-                       "" if first is None else f"the first at step {first:,}")  # fmt: skip
+                       "" if first is None else f"first at step {first:,}")  # fmt: skip
     if data["stragglers"]:
         worst = max(data["stragglers"], key=lambda row: row["ratio"] or 0)
-        yield _finding("A rank kept the others waiting", f"rank {worst['rank']}: {worst['ratio']:.3g} times the median",
+        detail = f"rank {worst['rank']}: {worst['ratio']:.3g} times the median"
+        yield _finding("A rank was slower than the others", detail,
                        "/faults", "faults", counted(len(data["stragglers"]), "report"))  # fmt: skip
 
 
 def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
-    """The largest difference of each kind.
-
-    All of them were tested (q below 0.05).
-    """
+    """The largest difference of each suite that is significant and precise (`checks/bias/findings.py`)."""
     for suite, rows in _differences(found).items():
-        [worst] = detailed(found, rows[:1])
+        worst = next((row for row in detailed(found, rows) if row.get("precise", True)), None)
+        if worst is None:
+            continue
         examples, effect = worst.get("examples") or [], worst.get("effect") or {}
         where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
         size = f"{effect['words']}; " if effect.get("words") else ""
@@ -170,14 +170,14 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Suite -> rows that were tested and stand out."""
-    out = standing_out(found["bias"])
+    """Suite -> significant rows."""
+    out = significant_rows(found["bias"])
     tested = {suite: distinct([row for row in rows if row["q"] is not None]) for suite, rows in out.items()}
     return {suite: rows for suite, rows in tested.items() if rows}
 
 
 def uncovered(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """Row on documents without word lists; None if all are covered."""
+    """Coverage row if some documents have no word list, else None."""
     for suite, rows in found["bias"].items():
         for row in rows:
             if row["metric"] == "coverage" and not row["instrument"] and row["note"]:
@@ -186,23 +186,23 @@ def uncovered(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
 
 
 def _uncovered(found: Mapping[str, Any]) -> Iterator[Finding]:
-    if told := uncovered(found):
-        suite, row = told
+    if gap := uncovered(found):
+        suite, row = gap
         what, _, languages = str(row["note"]).partition(": ")
-        yield _finding(what, "nothing is known of the groups that they mention", f"/bias/{suite}", "bias",
+        yield _finding(what, "the groups they mention were not measured", f"/bias/{suite}", "bias",
                        counted(row["n"] or 0, "document"), languages)  # fmt: skip
 
 
 def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
     gone = [row for row in found["sources"] if row["fate"] != "kept" and not row["documents_kept"]]
     if gone:
-        told = [
+        lines = [
             f"{row['name']} ({row['fate']}{' ' + row['licence'] if 'licence' in row['fate'] else ''})" for row in gone
         ]
         documents = sum(row["documents_in"] for row in gone)
         yield _finding(
             f"{counted(len(gone), 'source')} of {len(found['sources']):,} not in the corpus",
-            _few(told),
+            _few(lines),
             "/sources",
             "sources",
             counted(documents, "document"),
@@ -211,7 +211,7 @@ def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _removed_example(found: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> str:
-    """Sample text that a refused source lost."""
+    """Sample text of a removed source."""
     names = tuple(f"{row['name']}/" for row in gone)
     for stage in found["removed"]:
         for rows in stage["examples"].values():
@@ -225,17 +225,17 @@ def _unmeasured(found: Mapping[str, Any]) -> Iterator[Finding]:
     total = found["energy"]["total"]
     why = (found["energy"]["missing"] or [""])[0]
     if total["joules"] is None:
-        yield _finding("The energy is unknown", "no meter could be read; it is not zero", "/energy/total", "energy",
+        yield _finding("The energy is unknown", "no meter could be read; unknown, not zero", "/energy/total", "energy",
                        counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
     elif found["energy"]["estimated"]:
-        yield _finding("The energy is an estimate", "; ".join(total["methods"]), "/energy/total", "energy",
+        yield _finding("The energy is estimated", "; ".join(total["methods"]), "/energy/total", "energy",
                        counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
 
 
 def _cut(found: Mapping[str, Any]) -> Iterator[Finding]:
-    """The reason that removed most, where the funnel keeps less than half."""
-    told = found["summary"]
-    came, kept = told["documents_in"], told["documents_kept"]
+    """Most frequent reason of removal, if less than half is kept."""
+    summary = found["summary"]
+    came, kept = summary["documents_in"], summary["documents_kept"]
     if not came or kept is None or 1 - kept / came < _CUT_SHARE:
         return
     reasons = [(count, reason, row["stage"]) for row in found["funnel"] for reason, count in row["removed"].items()]

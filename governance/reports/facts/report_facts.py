@@ -1,6 +1,6 @@
 """Facts of a report (report.json), from manifests, verdict, audit, ledger.
 
-Nothing here judges or measures. The `summary` is what the head of the page shows.
+This module only gathers; it neither judges nor measures. `summary` is the content of page one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ORDER = (
     "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix",
     "encode", "pack", "bias", "audit", "train",
 )  # fmt: skip
-"""The stages in the order of a run; others come after them by name."""
+"""Stages in the order of a run; others follow by name."""
 
 _OF_TOKENS = ("tokenizer", "encode", "pack")
 _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
@@ -49,11 +49,11 @@ class Given:
     """Inputs of a report besides artifacts and verdict."""
 
     factors: Factors | None = None
-    """What turns energy into carbon and water."""
+    """Conversion of energy into carbon and water."""
     begun: str = ""
-    """Folder of a training that is not finished; "": there is none."""
+    """Folder of an unfinished training; "" for none."""
     name: str = ""
-    """Of the run, as people call it."""
+    """Name of the run."""
 
 
 def facts(
@@ -64,15 +64,15 @@ def facts(
     given: Given | None = None,
     stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the page shows.
+    """Content of report.json.
 
     Args:
         artifacts: stage -> manifest.
         verdict: the signed decision's content.
         root: the artifacts' root.
         rules: mask personal data in examples.
-        given: what else decides a report.
-        stated: the evidence of a report that stands: then files that grow are read as far as it read them.
+        given: further inputs.
+        stated: evidence of an existing report; growing files are then read only as far as it read them.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
@@ -88,15 +88,15 @@ def _facts(
     artifacts: Mapping[str, Manifest],
     verdict: Mapping[str, Any],
     places: tuple[Path, Path],
-    asked: tuple[Mask, Given],
+    settings: tuple[Mask, Given],
     entries: Sequence[Entry],
 ) -> dict[str, Any]:
     """Facts of a report.
 
-    `places`: the artifacts' root, and where growing files are as they were; `asked`: as `facts` takes them.
+    `places`: the artifacts' root, and where growing files are as they were; `settings`: as `facts` takes them.
     """
     manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
-    rules, (factors, begun, name) = asked[0], (asked[1].factors, asked[1].begun, asked[1].name)
+    rules, (factors, begun, name) = settings[0], (settings[1].factors, settings[1].begun, settings[1].name)
 
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running
@@ -169,9 +169,9 @@ def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dic
 
 
 def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
-    """The findings of the bias audit, their examples masked.
+    """Findings of the bias audit with masked examples.
 
-    None without one, or where it was made before there were.
+    Empty without an audit, or for one that an older release made.
 
     Raises:
         ManifestError: they cannot be read.
@@ -197,9 +197,7 @@ def _funnel(manifest: Manifest) -> dict[str, Any]:
 
 
 def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each configured source.
-
-    Its licence, whether the policy allows it, and what is left of it.
+    """Each configured source: licence, whether the policy allows it, what remains.
 
     `fate` is "kept", "refused: licence", or "nothing left".
     """
@@ -229,10 +227,7 @@ def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mappi
 
 
 def gates(policy: Mapping[str, Any], results: Any) -> dict[str, dict[str, Any]]:
-    """Each gate that has a result.
-
-    What it demands, how severe it is, its owner and reason.
-    """
+    """Threshold, severity, owner and reason of each gate that has a result."""
     known = {gate["id"]: gate for gate in policy.get("gate", [])}
     return {
         name: {
@@ -246,10 +241,7 @@ def gates(policy: Mapping[str, Any], results: Any) -> dict[str, dict[str, Any]]:
 
 
 def checks(results: Any, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each result of the audit and whether it was waived.
-
-    Those that did not pass come first.
-    """
+    """Audit results with waivers, passes last."""
     waived = {
         (reason.get("gate"), reason.get("subject")) for reason in verdict.get("reasons", []) if reason.get("waived")
     }
@@ -258,9 +250,12 @@ def checks(results: Any, verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def threshold(gate: Mapping[str, Any]) -> str:
-    """A gate's demand in a few words."""
+    """A gate's threshold as text."""
     if not gate:
         return "unknown"
+    if gate.get("gx"):
+        named = {**({"column": gate["column"]} if gate.get("column") else {}), **gate.get("kwargs", {})}
+        return f"{gate['gx']}({', '.join(f'{name}={json.dumps(value)}' for name, value in named.items())})"
     low, high = gate.get("min"), gate.get("max")
     column = gate.get("column", "")
     if gate.get("quantile") is not None:
@@ -270,17 +265,17 @@ def threshold(gate: Mapping[str, Any]) -> str:
     elif gate.get("expectation") == "row_count_between":
         column = "rows"
     if low is not None and high is not None:
-        told = f"{column} from {low:g} to {high:g}"
+        text = f"{column} from {low:g} to {high:g}"
     elif low is not None or high is not None:
-        told = f"{column} ≥ {low:g}" if low is not None else f"{column} ≤ {high:g}"
+        text = f"{column} ≥ {low:g}" if low is not None else f"{column} ≤ {high:g}"
     elif gate.get("regex"):
-        told = f"{column} matches {gate['regex']}"
+        text = f"{column} matches {gate['regex']}"
     elif gate.get("values"):
-        told = f"{column or 'columns'}: {', '.join(gate['values'])}"
+        text = f"{column or 'columns'}: {', '.join(gate['values'])}"
     else:
-        told = f"{gate.get('expectation', '').replace('_', ' ')} {column}".strip()
+        text = f"{gate.get('expectation', '').replace('_', ' ')} {column}".strip()
     mostly = gate.get("mostly", 1.0)
-    return told if mostly == 1.0 else f"{told}, in {100 * mostly:g} % of rows"
+    return text if mostly == 1.0 else f"{text}, in {100 * mostly:g} % of rows"
 
 
 def _lineage(manifest: Manifest) -> dict[str, Any]:
@@ -306,14 +301,14 @@ def environment(manifests: list[Manifest]) -> dict[str, Any]:
         git = run.get("git") or {}
         host = run.get("host") or {}
         commit = f"{git['commit']}{' (with uncommitted changes)' if git.get('dirty') else ''}" if git else "unknown"
-        told = {
+        values = {
             "host": " · ".join(str(host[name]) for name in ("name", "system") if host.get(name)) or "unknown",
             "processors": str(host.get("cpus", "unknown")),
             "python": str(run.get("python", "unknown")),
             "commit": commit,
             "slurm job": str(run.get("slurm_job_id") or "none"),
         }
-        for name, value in told.items():
+        for name, value in values.items():
             places.setdefault(name, {}).setdefault(value, []).append(manifest.stage)
         for name, version in sorted((run.get("packages") or {}).items()):
             packages.setdefault(name, {}).setdefault(str(version), []).append(manifest.stage)
@@ -321,17 +316,14 @@ def environment(manifests: list[Manifest]) -> dict[str, Any]:
 
 
 def scalars(stats: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain figures of a stage beside its funnel."""
+    """Scalar stats of a stage other than its funnel."""
     return {
         name: value for name, value in stats.items() if name not in _COUNTS and isinstance(value, (int, float, str))
     }
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures at the head of the page.
-
-    None is unknown or not there.
-    """
+    """Figures of page one; None is unknown or absent."""
     funnel, training = found["funnel"], found["training"]
     stats = training["stats"] if training else {}
     encode = found["tokens"].get("encode", {})

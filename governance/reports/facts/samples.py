@@ -1,11 +1,11 @@
 """Masked examples of removed and unreadable documents.
 
-What masks is handed in (`Mask`): the rules of personal data belong to the data pipeline, which this package does not
-import; the roof knows both. In texts, addresses and runs of digits are masked besides, proof or no proof. In evidence,
-which a filter wrote, they are not: a document's id or an item's number there must stay readable.
+The caller passes the masking function (`Mask`): personal-data rules belong to the data pipeline, which this package
+does not import. Addresses and runs of digits in texts are always masked as well, validated or not. In evidence, which a
+filter wrote, they are not: a document's id or an item's number there must stay readable.
 
-A shard is read by its narrow columns first and its texts only for the rows that are shown, shard by shard, so that a
-report on a terabyte costs memory of one row group.
+Narrow columns of a shard are read first and texts only for the rows shown, so a report on a terabyte needs the memory
+of one row group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_SHARDS = 50  # examples come from the first shards; counts come from the m
 _READ = 16_384  # characters of a text that are masked, so that a key of many lines is seen whole
 
 Mask = Callable[[str], str]
-"""A text without what must not be shown."""
+"""Text -> the same text with personal data masked."""
 
 _EMAIL = re.compile(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,255}")
 _PLAIN = re.compile(r"(?<!\S)(\w{1,60}=\d{1,3}(?:\.\d{1,20})?|kept=\S+)(?!\S)")
@@ -39,15 +39,14 @@ def mask(text: str) -> str:
     return _DIGITS.sub("[digits]", _EMAIL.sub("[e-mail]", text))
 
 
-def _told(evidence: str, rules: Mask = mask) -> str:
-    """A filter's evidence.
+def _masked_evidence(evidence: str, rules: Mask = mask) -> str:
+    """Mask a filter's evidence, except measured shares and document ids.
 
-    `name=0.1234567` is a measured share and `kept=` has a document's id; what is around them is masked by the rules,
-    the id as every id is.
+    `name=0.1234567` is a share, `kept=` an id. The text around them is masked by the rules, an id as every id is.
     """
     parts = _PLAIN.split(evidence)
-    told = [_id(part) if place % 2 else _short(part, rules) for place, part in enumerate(parts)]
-    return " ".join(filter(None, told))
+    shown = [_id(part) if place % 2 else _short(part, rules) for place, part in enumerate(parts)]
+    return " ".join(filter(None, shown))
 
 
 def _id(name: str) -> str:
@@ -62,8 +61,8 @@ def shorten(text: str, rules: Mask = mask) -> str:
 def _short(text: str, masking: Mask) -> str:
     """First 200 characters after `masking`, on one line.
 
-    More is masked than is shown, and a word that this cut may have torn is left out, so that no half of an address or
-    number escapes the mask.
+    More text is masked than is shown, and a word that the first cut may have split is dropped, so that no half of an
+    address or number escapes the mask.
     """
     begin = text[:_READ]
     if len(text) > len(begin) and not text[len(begin)].isspace():
@@ -75,13 +74,13 @@ def _short(text: str, masking: Mask) -> str:
 def removed_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:
     """Up to five removed documents for each reason."""
     found: dict[str, list[dict[str, str]]] = {}
-    wanted = {reason for reason, number in manifest.stats.get("removed", {}).items() if number}
+    reasons = {reason for reason, number in manifest.stats.get("removed", {}).items() if number}
     for row in _rows(manifest.files("removed", root), ["id", "text", "reason", "evidence"], "reason"):
         examples = found.setdefault(str(row["reason"]), [])
         if len(examples) < EXAMPLES:
-            told = {"id": _id(str(row["id"])), "evidence": _told(str(row["evidence"] or ""), rules)}
-            examples.append({**told, "text": shorten(str(row["text"]), rules)})
-        if wanted and wanted <= {reason for reason, rows in found.items() if len(rows) >= EXAMPLES}:
+            origin = {"id": _id(str(row["id"])), "evidence": _masked_evidence(str(row["evidence"] or ""), rules)}
+            examples.append({**origin, "text": shorten(str(row["text"]), rules)})
+        if reasons and reasons <= {reason for reason, rows in found.items() if len(rows) >= EXAMPLES}:
             break
     return dict(sorted(found.items()))
 
@@ -100,17 +99,14 @@ def kept_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> list[dic
 
 
 def masked_example(example: Mapping[str, str], rules: Mask = mask) -> dict[str, str]:
-    """A sentence behind a finding, masked and shortened.
-
-    Its id as every id is.
-    """
+    """Mask and shorten an example sentence of a finding."""
     return {**example, "id": _id(example["id"]), "text": shorten(example["text"], rules)}
 
 
 def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:
     """Reason -> up to five records that could not become documents.
 
-    Where they stand, and their beginning.
+    Each with its place and the beginning of its text.
     """
     found: dict[str, list[dict[str, str]]] = {}
     columns = ["source", "file", "position", "reason", "sample"]
@@ -126,7 +122,7 @@ def _rows(paths: list[Path], columns: list[str], by: str) -> Iterator[dict[str, 
     """First rows of each value of column `by`, by shard.
 
     Raises:
-        ManifestError: a shard is no Parquet file or lacks a column.
+        ManifestError: a shard is not a Parquet file or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,9 +1,8 @@
 """Counts of each stage, as small tables.
 
-Personal data by type and source, records that a reader passed over, what was cut out of documents that stayed, what
-classifiers removed, and what of evaluation sets was found. Read from manifests alone; a stage without such counts has
-no table, and a table without a count above 0 is left out, but for personal data and evaluation sets: that nothing was
-found is worth telling.
+Personal data by type and source, records that a reader skipped, text cut out of kept documents, documents removed by
+classifiers, and passages of evaluation sets. Read from manifests alone. A stage without such counts has no table, and a
+table without a count above 0 is omitted, except for personal data and evaluation sets, where zero is a result.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Any
 from governance.manifest import Manifest
 from governance.reports.html.markup import number, share
 
-_SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are told together
+_SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are summed
 
 Table = dict[str, Any]
-"""`title`, `head`, `rows` (words and whole numbers, in the order of `head`), `note`."""
+"""`title`, `head`, `rows` (strings and integers, in the order of `head`), `note`."""
 
 
 def counted(manifests: Sequence[Manifest]) -> list[Table]:
@@ -48,13 +47,13 @@ def _passed_over(ingest: Manifest) -> Iterator[Table]:
         for reason, count in _by_count(counts.get("passed_over", {}))
     ]
     if rows:
-        note = "Records that are no document of their source: neither kept nor quarantined, and not in the funnel."
-        yield _table("ingest: records passed over", ["source", "reason", "records"], rows, note)
+        note = "Records that are not documents: neither kept nor quarantined, and not in the funnel."
+        yield _table("ingest: records skipped", ["source", "reason", "records"], rows, note)
 
 
 def _lines(clean: Manifest) -> Iterator[Table]:
     if rows := _by_count(clean.stats.get("lines_removed", {})):
-        yield _table("clean: lines cut out of documents", ["reason", "lines"], rows)
+        yield _table("clean: lines removed from documents", ["reason", "lines"], rows)
 
 
 def _classifiers(classify: Manifest) -> Iterator[Table]:
@@ -63,17 +62,17 @@ def _classifiers(classify: Manifest) -> Iterator[Table]:
         bounds = [f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None]
         removed = stats.get("removed", {}).get(f"classifier:{name}", 0)
         of = share(removed / stats["documents_in"]) if stats.get("documents_in") else "–"
-        rows.append((name, " ".join(bounds) or "all stay", removed, of))
-    note = "A document counts for the first model whose bounds it is outside of."
-    yield _table("classify: removed by classifiers", ["model", "scores that stay", "removed", "share"], rows, note)
+        rows.append((name, " ".join(bounds) or "all", removed, of))
+    note = "A document is counted under the first model whose bounds it violates."
+    yield _table("classify: removed by classifiers", ["model", "kept scores", "removed", "share"], rows, note)
 
 
 def _paragraphs(paragraphs: Manifest) -> Iterator[Table]:
     cut = paragraphs.stats.get("cut", {})
     if rows := [(name, cut[name]) for name in ("paragraphs", "lines", "documents") if cut.get(name)]:
-        named = {"documents": "documents that lost any"}
-        told = [(named.get(name, name), count) for name, count in rows]
-        yield _table("paragraphs: cut out of documents", ["what", "count"], told)
+        named = {"documents": "documents affected"}
+        renamed = [(named.get(name, name), count) for name, count in rows]
+        yield _table("paragraphs: repeated passages removed", ["unit", "count"], renamed)
 
 
 def _evaluation_sets(decontaminate: Manifest) -> Iterator[Table]:
@@ -83,9 +82,13 @@ def _evaluation_sets(decontaminate: Manifest) -> Iterator[Table]:
     )
     rows = [(name, sought.get(name, 0), hits.get(name, 0), documents.get(name, 0)) for name in sorted({*sought, *hits})]
     cut = stats.get("documents_cut", 0)
-    note = f"Spans were cut out of {number(cut)} documents, {number(stats.get('bytes_cut', 0))} bytes." if cut else ""
-    head = ["evaluation set", "items sought", "passages found", "documents with any"]
-    yield _table("decontaminate: evaluation sets found", head, rows, note)
+    note = (
+        f"Passages were removed from {number(cut)} documents ({number(stats.get('bytes_cut', 0))} bytes)."
+        if cut
+        else ""
+    )
+    head = ["evaluation set", "items searched for", "passages found", "documents affected"]
+    yield _table("decontaminate: passages of evaluation sets", head, rows, note)
 
 
 def _personal_data(redact: Manifest) -> Iterator[Table]:
@@ -95,13 +98,13 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
     rows = []
     for kind, count in _by_count(stats.get("findings", {})):
         among = _by_count({source: counts.get(kind, 0) for source, counts in by_source.items()})
-        told = [f"{source} {found:,}" for source, found in among[:_SOURCES_SHOWN]]
+        sources = [f"{source} {found:,}" for source, found in among[:_SOURCES_SHOWN]]
         rest = sum(found for _, found in among[_SOURCES_SHOWN:])
-        told += [f"{len(among) - _SOURCES_SHOWN} more {rest:,}"] * bool(rest)
-        rows.append((kind, actions.get(kind, ""), count, ", ".join(told)))
+        sources += [f"{len(among) - _SOURCES_SHOWN} more {rest:,}"] * bool(rest)
+        rows.append((kind, actions.get(kind, ""), count, ", ".join(sources)))
     looked, having = len(stats.get("findings", {})), stats.get("documents_with_findings", 0)
     note = (
-        f"{number(having)} of {number(stats.get('documents_in', 0))} documents hold any. "
-        f"{looked} structured types were sought; names and places are not among them."
+        f"{number(having)} of {number(stats.get('documents_in', 0))} documents contain personal data. "
+        f"The detector covers {looked} structured types; names and places are not among them."
     )
-    yield _table("redact: personal data found", ["type", "what was done", "found", "in sources"], rows, note)
+    yield _table("redact: personal data", ["type", "action", "found", "sources"], rows, note)

@@ -27,7 +27,7 @@ _MOST_POINTS = 400
 def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
     """Figures, curves and checkpoints of a training run.
 
-    Where a step was computed twice (an attempt was killed behind its checkpoint), the later attempt's numbers stand.
+    Where a step was computed twice (an attempt was killed after its checkpoint), the later attempt's numbers count.
     """
     lines = [line for line in read_lines(root / train.folder / "metrics.jsonl") if isinstance(line, dict)]
     steps = _by_step(lines, "step")
@@ -62,12 +62,7 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
 
 
 def _groups(lines: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Validation of each source or language.
-
-    Its last figures, and its loss and bits per byte by step.
-
-    The group with most validation tokens comes first.
-    """
+    """Last validation and curves of each source or language, most tokens first."""
     names = {name for line in lines for name in line.get(key, {})}
     rows = []
     for name in names:
@@ -85,10 +80,7 @@ def _by_step(lines: Sequence[Mapping[str, Any]], event: str) -> list[Mapping[str
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
-    """(step, value) where the value is a finite number.
-
-    A loss that was not is written as text and stays out.
-    """
+    """Points (step, value) of the finite values."""
     points = [(line["step"], line.get(key)) for line in lines]
     return [
         (float(step), float(value))
@@ -98,10 +90,7 @@ def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most about 400 points that keep every peak.
-
-    Each stretch keeps its first least and first greatest value.
-    """
+    """About 400 points at most; each stretch keeps its minimum and maximum."""
     if len(points) <= _MOST_POINTS:
         return list(points)
     width = -(-len(points) // (_MOST_POINTS // 2))
@@ -113,7 +102,7 @@ def thin(points: Sequence[Point]) -> list[Point]:
 
 
 def checkpoints(train: Manifest, root: Path) -> list[dict[str, Any]]:
-    """The checkpoints of this training that stand, by step.
+    """Existing checkpoints of this training, by step.
 
     Raises:
         ManifestError: a checkpoint's manifest is torn or altered.

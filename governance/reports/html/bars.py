@@ -18,8 +18,8 @@ class Bar:
     name: str
     parts: Sequence[tuple[str, float]]
     """Style and amount of each part."""
-    told: str
-    """The amount in words, right of the bar."""
+    amount: str
+    """Text to the right of the bar."""
 
 
 def bar(parts: Sequence[tuple[str, float]], whole: float, label: str) -> Html:
@@ -46,8 +46,8 @@ def bars(title: Child, lines: Sequence[Bar], keys: Sequence[Html] = (), cited: H
         tag(
             "div",
             tag("b", foreign(line.name)),
-            bar(line.parts, whole, f"{line.name}: {line.told}"),
-            tag("span", line.told),
+            bar(line.parts, whole, f"{line.name}: {line.amount}"),
+            tag("span", line.amount),
         )
         for line in lines
     ]

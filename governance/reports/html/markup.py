@@ -1,7 +1,7 @@
 """HTML by functions that escape all external text.
 
-Documents, ids, file names and reasons come from the outside: they may hold tags, control characters, halves of
-surrogate pairs or marks that turn the writing direction. All pass through `escape`.
+Documents, ids, file names and reasons are untrusted: they may contain tags, control characters, lone surrogates or
+direction marks. All of them pass through `escape`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 _VOID = frozenset({"meta", "br", "hr", "col"})
 
 UNKNOWN = "unknown"
-_FEW, _MIDDLE = 3, 6  # columns: so many fit on a telephone, on a narrow window
+_FEW, _MIDDLE = 3, 6  # columns that fit on a phone, in a narrow window
 
 
 class Html(str):
@@ -27,16 +27,13 @@ class Html(str):
 def visible(text: str) -> str:
     """Make control characters, surrogates and direction marks visible.
 
-    Then text can neither command a terminal nor turn its neighbours.
+    The result can neither control a terminal nor reverse adjacent text.
     """
     return _CONTROL.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def escape(text: str) -> Html:
-    """Any text as the text of a page.
-
-    Made visible, and markup escaped.
-    """
+    """Escape any text for a page, control characters made visible."""
     return Html(html.escape(visible(text), quote=True))
 
 
@@ -48,20 +45,20 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Html:
 
     An attribute that is None is left out.
     """
-    words = "".join(
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
     if name in _VOID:
-        return Html(f"<{name}{words}>")
-    return Html(f"<{name}{words}>{join(children)}</{name}>")
+        return Html(f"<{name}{written}>")
+    return Html(f"<{name}{written}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[Child]) -> Html:
     """Children one after the other.
 
-    Text is escaped, None is nothing, lists are flattened.
+    Text is escaped, None is omitted, lists are flattened.
     """
     parts = []
     for child in children:
@@ -75,24 +72,18 @@ def join(children: Iterable[Child]) -> Html:
 
 
 def foreign(text: str) -> Html:
-    """Text from a corpus.
-
-    Isolated, so that its writing direction does not turn its neighbours'.
-    """
+    """Text from a corpus, isolated from the direction of its neighbours."""
     return tag("bdi", text, dir="auto")
 
 
 def digest(value: str) -> Html:
-    """A digest by its first 16 digits.
-
-    The whole of it is in the title.
-    """
+    """First 16 digits of a digest; the title holds all of it."""
     return tag("code", value[:16], title=value) if value else Html("")
 
 
 ROWS_SHOWN = 10
+"""Rows of a table that are open; a longer table is folded below them."""
 _SPARE = 2  # rows too few to fold
-"""Rows of a table that are open; the whole of a longer one is folded below them."""
 
 
 def fold(summary: Child, *inner: Child, id_: str | None = None, open_: bool = False) -> Html:
@@ -112,16 +103,16 @@ def table(
 
     The first cell of a row heads it; `numeric` columns align right.
 
-    Ten rows are open; a longer table is folded below them and takes their place when it is unfolded. On a narrow screen
-    a row becomes a block with its columns' names beside its values (`--c2` to `--c9`), so that nothing is cut off.
+    Ten rows are open; a longer table is folded below them and replaces them when unfolded. On a narrow screen a row
+    becomes a block with column names next to its values (`--c2` to `--c9`), so that nothing is cut off.
 
     Args:
         caption: what the table holds.
         head: names of the columns.
         rows: cells.
         numeric: columns of numbers.
-        cited: the mark that leads to the table's evidence.
-        shown: how many rows are open.
+        cited: mark that links to the table's evidence.
+        shown: number of open rows.
     """
     body = list(rows)
     if not body:
@@ -151,7 +142,7 @@ def _grid(caption: Child, head: Sequence[str], rows: Sequence[Sequence[Child]], 
 def number(value: float | None, digits: int | None = None) -> str:
     """A number with thousands separators.
 
-    `digits` after the point (default 3 for what is not whole).
+    `digits` after the point; by default 3 for a float, 0 for an integer.
     """
     if value is None:
         return UNKNOWN

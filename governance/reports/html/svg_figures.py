@@ -1,7 +1,7 @@
 """Figures as inline SVG, with HTML labels.
 
 Each drawing stretches to its box (`preserveAspectRatio="none"`) with strokes that do not scale, and has a text
-alternative that says what it shows.
+alternative.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Series:
+class Curve:
     """A named curve; `dots` draws its points as well."""
 
     name: str
@@ -41,11 +41,9 @@ def svg(inner: Sequence[Html], label: str, height: int, class_: str) -> Html:
 
 
 def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Html | None = None) -> Html:
-    """Documents in bins, those kept below those removed.
+    """Stacked histogram: kept documents below removed ones.
 
-    The edges of the first and last bin and the highest count.
-
-    `cited`: links to the evidence, as in `chart`.
+    Labels give the first and last edge and the highest count. `cited` links to the evidence, as in `chart`.
     """
     kept, removed, edges = found["kept"], found["removed"], found["edges"]
     most = max(a + b for a, b in zip(kept, removed, strict=True))
@@ -53,7 +51,7 @@ def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Ht
     drawn = []
     for place, parts in enumerate(zip(kept, removed, strict=True)):
         top = 110.0
-        told = f"{write(edges[place])} to {write(edges[place + 1])}: {parts[0]:,} kept, {parts[1]:,} removed"
+        text = f"{write(edges[place])} to {write(edges[place + 1])}: {parts[0]:,} kept, {parts[1]:,} removed"
         bars = []
         for style, count in zip(("a", "gone"), parts, strict=True):
             height = 105 * count / most
@@ -63,7 +61,7 @@ def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Ht
                     tag("rect", x=f"{place * width + 1:.1f}", y=f"{top:.1f}", width=f"{width - 2:.1f}",
                         height=f"{max(height, 0.6):.1f}", class_=f"f-{style}")
                 )  # fmt: skip
-        drawn.append(tag("g", tag("title", told), bars))
+        drawn.append(tag("g", tag("title", text), bars))
     label = f"{found['stage']}: {found['name']}: {sum(kept):,} documents kept, {sum(removed):,} removed"
     axis = tag("line", x1="0", x2="1000", y1="110", y2="110", class_="grid")
     ends = tag("p", tag("span", write(edges[0])), tag("span", write(edges[-1])), class_="ends")
@@ -110,26 +108,24 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def chart(
     title: str,
-    series: Sequence[Series],
+    curves: Sequence[Curve],
     x_name: str,
     y_name: str,
     write: Callable[[float], str] = compact,
     cited: Html | None = None,
 ) -> Html:
-    """Curves over a common x, with a legend where there are several.
-
-    None of them may be empty.
+    """Line chart of one or more non-empty curves.
 
     Args:
         title: the figure's caption.
-        series: the curves.
+        curves: one or more.
         x_name: what x is, with its unit.
         y_name: what y is, with its unit.
         write: how a value of y is written at the axis.
         cited: links to the evidence.
     """
-    xs = [x for curve in series for x, _ in curve.points]
-    ys = [y for curve in series for _, y in curve.points]
+    xs = [x for curve in curves for x, _ in curve.points]
+    ys = [y for curve in curves for _, y in curve.points]
     left, right = min(xs), max(xs)
     marks = ticks(min(ys), max(ys))
     bottom, top = marks[0], marks[-1]
@@ -144,17 +140,17 @@ def chart(
     for mark in marks:
         y = f"{height * (1 - (mark - bottom) / (top - bottom)):.1f}"
         drawn.append(tag("line", x1="0", x2="1000", y1=y, y2=y, class_="grid"))
-    for curve in series:
+    for curve in curves:
         points = curve.points
         drawn.append(tag("path", d="M" + "L".join(map(place, points)), class_=f"line s-{curve.style}"))
         if curve.dots or len(points) == 1:
             drawn.append(tag("path", d="".join(f"M{place(p)}h.01" for p in points), class_=f"dot s-{curve.style}"))
-    told = "; ".join(
-        f"{curve.name} from {write(curve.points[0][1])} to {write(curve.points[-1][1])}" for curve in series
+    ranges = "; ".join(
+        f"{curve.name} from {write(curve.points[0][1])} to {write(curve.points[-1][1])}" for curve in curves
     )
-    label = f"{title}: {told}; {x_name} {compact(left)} to {compact(right)}"
+    label = f"{title}: {ranges}; {x_name} {compact(left)} to {compact(right)}"
     axis = [tag("span", write(mark)) for mark in reversed(marks)]
-    legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in series]
+    legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in curves]
     return tag(
         "figure",
         tag("figcaption", tag("b", title), cited, " ", tag("span", y_name, class_="unit"), _legend(legend)),

@@ -1,8 +1,8 @@
-"""Differences between groups that stand out.
+"""Significant differences between groups.
 
-A row stands out when it was tested, its q is below 0.05, and its whole 95 % interval lies on one side of what "no
-difference" would be: 1 for a ratio, 0 for a gap. A row without a p was not tested: it shows a number and is no finding.
-Shares have no such value: they say who is there, and nobody here knows who should be.
+A row is significant when it was tested, its q is below 0.05, and its whole 95 % interval is on one side of "no
+difference": 1 for a ratio, 0 for a gap. A row without a p was not tested and is not a finding. Shares describe the
+corpus; there is no value that they should have, so they are never tested.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ NEUTRAL = {
     "premium": 1.0,
     "instrument_bias": 0.0,
 }
-"""Metric -> what it is where groups do not differ."""
+"""Metric -> its value when groups do not differ."""
 FOUR_FIFTHS = 0.8
 LEVEL = 0.05
-"""Below this q a tested row may stand out."""
+"""False discovery rate below which a tested row may be significant."""
 SUITES = ("impact", "tone", "association", "intersections", "parity", "instruments")
-"""Suites of which rows can stand out, the gravest first."""
+"""Suites with tested rows, the gravest first."""
 
 
-def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows by suite whose interval excludes equality, farthest first.
+def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Significant rows by suite, the largest difference first.
 
-    Of keep rates only the adjusted ones, and only groups that are kept less often: a raw ratio mostly says that sources
-    differ, and being kept more often is no harm.
+    Keep rates count only where adjusted and only for groups kept less often: a raw ratio mostly shows that sources
+    differ, and being kept more often does no harm.
     """
     found = {}
     for suite in SUITES:
-        rows = [row for row in tables.get(suite, ()) if stands_out(row)]
+        rows = [row for row in tables.get(suite, ()) if is_significant(row)]
         if suite == "impact":
             rows = [row for row in rows if row["metric"] == "keep_ratio_adjusted" and row["upper"] < 1]
         if rows:
@@ -46,10 +46,10 @@ def standing_out(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
     return found
 
 
-def stands_out(row: Mapping[str, Any]) -> bool:
-    """Its interval leaves out "no difference", and the test says so too."""
+def is_significant(row: Mapping[str, Any]) -> bool:
+    """Return whether test and interval both exclude "no difference"."""
     if row["metric"] in findings.NEUTRAL:
-        return findings.stands_out(row)
+        return findings.is_significant(row)
     neutral, note = NEUTRAL.get(row["metric"]), str(row["note"] or "")
     if row["metric"] == "instrument_bias":  # the check has its own bounds, of a group and of a single term
         return note.startswith("biased")
@@ -69,11 +69,6 @@ def _distance(row: Mapping[str, Any]) -> float:
     if neutral == 1.0:
         return abs(math.log(max(near, 1e-9)))
     return abs(float(near))
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    named = (row[name] for name in ("stage", "instrument", "language", "axis", "group", "against"))
-    return " · ".join(str(value) for value in named if value)
 
 
 def _order(row: Mapping[str, Any]) -> str:

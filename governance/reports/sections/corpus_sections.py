@@ -23,9 +23,9 @@ from governance.reports.html.markup import (
 )
 
 _CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
-_DETAIL = 140  # characters of what a check says
+_DETAIL = 140  # characters of a check's detail
 _OF_A_GATE = 10  # of these, results of one gate and status that are shown one by one
-_SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be told apart
+_SOURCES_SHOWN = 5  # a bar shows the largest sources and the rest together, as more colours cannot be distinguished
 _LANGUAGES_SHOWN = 10
 OTHERS = "all others"
 
@@ -41,7 +41,7 @@ def funnel(found: Mapping[str, Any]) -> Html:
     """Documents through the stages, by source, language and reason."""
     rows = found["funnel"]
     if not rows:
-        return tag("p", "No stage of the corpus has counts.", class_="none")
+        return tag("p", "No stage has document counts.", class_="none")
     names = _largest(rows[0]["by_source"])
     cited = cite_each(found, "/funnel", len(rows))
     keys = [key(STYLES[index], name) for index, name in enumerate(names)]
@@ -83,10 +83,10 @@ def funnel_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         for name in sorted(rows[0]["by_source"])
     ]
     stages_named = [row["stage"] for row in rows]
-    yield fold("The funnel in numbers, in bytes and by source",
+    yield fold("Funnel in documents, bytes and by source",
                bars("Bytes of text kept", stages, keys, cited),
                table("Documents and bytes", head, lines, numeric=(1, 2, 3, 4, 5), cited=cited),
-               table("Documents kept of each source", ["source", *stages_named], by_source,
+               table("Documents kept by source", ["source", *stages_named], by_source,
                      numeric=tuple(range(1, len(rows) + 1)), cited=cited))  # fmt: skip
 
 
@@ -109,13 +109,13 @@ def _parts(row: Mapping[str, Any], names: Sequence[str], field: str) -> list[tup
 
 
 def _of_sources(found: Mapping[str, Any], cited: Html) -> Html:
-    """Kept share of each source."""
+    """Share of each source that was kept."""
     rows = found["funnel"]
     first, last = rows[0]["by_source"], rows[-1]["by_source"]
     ordered = sorted(first, key=lambda name: (-first[name]["documents_in"], name))[:_LANGUAGES_SHOWN]
     lines = [_own(name, last.get(name, {}).get("documents_kept", 0), first[name]["documents_in"]) for name in ordered]
     rest = len(first) - len(ordered)
-    return bars(f"Kept of each source{f', the largest {len(ordered)}' if rest else ''}", lines, cited=cited)
+    return bars(f"Share kept by source{f' (the {len(ordered)} largest)' if rest else ''}", lines, cited=cited)
 
 
 def _of_languages(found: Mapping[str, Any]) -> Html | None:
@@ -126,9 +126,9 @@ def _of_languages(found: Mapping[str, Any]) -> Html | None:
     shown = known[:_LANGUAGES_SHOWN]
     lines = [_own(row["language"], row["documents_kept"], row["documents_in"]) for row in shown]
     rest = sum(row["documents_in"] for row in known[_LANGUAGES_SHOWN:])
-    note = f" {len(known) - len(shown)} more have {number(rest)} documents" if rest else ""
+    note = f" {len(known) - len(shown)} more languages: {number(rest)} documents" if rest else ""
     return bars(
-        ["Kept of each language by clean", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages")
+        ["Share kept by clean, by language", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages")
     )
 
 
@@ -150,12 +150,12 @@ def _removed_table(found: Mapping[str, Any]) -> Html:
     ]
     lines.sort(key=lambda line: -line[0])
     head = ["reason", "removed by", "documents", "share"]
-    return table("Why documents were removed", head, [line for _, line in lines], numeric=(2, 3),
+    return table("Removed documents by reason", head, [line for _, line in lines], numeric=(2, 3),
                  cited=cite_each(found, "/funnel", len(rows)), shown=5)  # fmt: skip
 
 
 def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
-    """Counts of the stages besides the funnel."""
+    """Counts of the stages other than the funnel."""
     for index, one in enumerate(found["counts"]):
         cited = cite(found, f"/counts/{index}")
         rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
@@ -163,15 +163,15 @@ def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         note = tag("p", one["note"], cited if not rows else None, class_="note") if one["note"] else None
         stage, _, name = one["title"].partition(": ")
         title = f"{name[:1].upper()}{name[1:]} ({stage})"
-        told = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
-        yield fold([title, tag("span", f" {number(told)}", class_="unit")],
+        total = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
+        yield fold([title, tag("span", f" {number(total)}", class_="unit")],
                    table(one["title"], one["head"], rows, numeric=sorted(whole), cited=cited), note)  # fmt: skip
 
 
 def examples_folded(found: Mapping[str, Any]) -> Iterator[Html]:
-    """Examples of removed documents by reason, and of records that were quarantined."""
+    """Examples of removed documents by reason and of quarantined records."""
     note = tag("p", "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits "
-                    "are masked; the removed shards hold the whole text.", class_="note")  # fmt: skip
+                    "are masked; the shards of removed documents have the whole text.", class_="note")  # fmt: skip
     parts: list[Any] = []
     for index, stage in enumerate(found["funnel"]):
         for of in (item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]):
@@ -179,11 +179,11 @@ def examples_folded(found: Mapping[str, Any]) -> Iterator[Html]:
             cited = cite(found, f"/funnel/{index}")
             parts += [_examples(f"{stage['stage']}: {reason}", of[reason], cited) for reason in often]
     if parts:
-        yield fold(f"Examples of removed documents, {len(parts)} reasons", note, *parts)
+        yield fold(f"Examples of removed documents ({len(parts)} reasons)", note, *parts)
     if found["quarantined"]:
         cited = cite(found, "/quarantined")
-        told = "Records that could not become documents, with their place."
-        yield fold("Examples of quarantined records", tag("p", told, class_="note"),
+        note = tag("p", "Records that could not be read as documents, with their place.", class_="note")
+        yield fold("Examples of quarantined records", note,
                    *(_examples(reason, rows, cited) for reason, rows in found["quarantined"].items()))  # fmt: skip
 
 
@@ -197,10 +197,7 @@ def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html) -> Ht
 
 
 def sources(found: Mapping[str, Any]) -> Html:
-    """Every source with its licence and what became of it.
-
-    Refused ones first.
-    """
+    """Sources with licence and outcome, refused ones first."""
     order = sorted(found["sources"], key=lambda row: (row["fate"] == "kept", row["name"]))
     lines = [
         [
@@ -214,20 +211,20 @@ def sources(found: Mapping[str, Any]) -> Html:
         for row in order
     ]
     cited = cite_each(found, "/sources", len(order))
-    head = ["source", "licence", "documents", "kept", "text kept", "fate"]
+    head = ["source", "licence", "documents", "kept", "text kept", "outcome"]
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
-    note = tag("p", f"Licences that the policy allows: {allowed}.", class_="note") if lines else None
+    note = tag("p", f"Licences allowed by the policy: {allowed}.", class_="note") if lines else None
     return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="alongside")
 
 
 def _fate(row: Mapping[str, Any]) -> str:
     """Outcome of a source, even of one the policy refuses."""
     refused = row["fate"] != "kept" and row["documents_kept"]
-    return "not allowed, in the corpus" if refused else str(row["fate"])
+    return "not allowed, but in the corpus" if refused else str(row["fate"])
 
 
 def checks(found: Mapping[str, Any]) -> Html:
-    """Checks that did not pass in a table, those that passed folded."""
+    """Table of checks that did not pass; passed ones folded."""
     rows = found["checks"]
     if len(rows) > _CHECKS_SHOWN:
         rows = _fewer(rows)
@@ -235,10 +232,10 @@ def checks(found: Mapping[str, Any]) -> Html:
     others = [row for row in rows if row not in passed]
     count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
     gates = len({row["gate"] for row in passed})
-    told = f"{counted(count, 'check')} passed, of {counted(gates, 'gate')}"
+    title = f"{counted(count, 'check')} of {counted(gates, 'gate')} passed"
     return join([
         _checks_table(found, "Checks that did not pass", others, shown=3) if others else None,
-        fold(told, _checks_table(found, "Checks that passed", passed)) if passed else None,
+        fold(title, _checks_table(found, "Checks that passed", passed)) if passed else None,
     ])  # fmt: skip
 
 
@@ -265,28 +262,25 @@ def _checks_table(
 
 
 def _cut(detail: str) -> str:
-    """A detail that leaves the page its height; report.json has it whole."""
+    """Truncate a detail; report.json has all of it."""
     return detail if len(detail) <= _DETAIL else f"{detail[:_DETAIL].rstrip()}…"
 
 
 def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A gate's results of one status.
-
-    The first ones as they are, the rest as one row that adds them up.
-    """
+    """First results by gate and status, the rest merged."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["gate"], row["status"], row["waived"]), []).append(row)
-    told: list[dict[str, Any]] = []
+    merged: list[dict[str, Any]] = []
     for (_, status, _), mine in groups.items():
         shown = 0 if status == "pass" and len(mine) > 1 else min(_OF_A_GATE, len(mine))
-        told += [dict(row) for row in mine[:shown]]
+        merged += [dict(row) for row in mine[:shown]]
         if rest := mine[shown:]:
-            told.append(_added_up(rest))
-    return told
+            merged.append(_merged_row(rest))
+    return merged
 
 
-def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merged_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seen = sorted(row["observed"] for row in rows if isinstance(row["observed"], (int, float)))
     ends = f"{compact(seen[0])} – {compact(seen[-1])}" if seen else None
     return {

@@ -12,14 +12,11 @@ from governance.reports.html.markup import UNKNOWN, Html, duration, energy, fold
 from governance.reports.sections.footprint_sections import factors_table, footprint_section, views_section
 from governance.reports.sections.run_sections import facts_list
 
-_WHOLE_NODE = "the whole node: what else ran there is in the figure"
+_WHOLE_NODE = "the whole node, other processes included"
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """An interval in words.
-
-    An unknown upper bound is said, not left out.
-    """
+    """Bounds as text; an unknown upper bound is stated."""
     if low is None:
         return "bounds unknown"
     return f"{energy(low)} to {energy(high)}" if high is not None else f"at least {energy(low)}, no upper bound"
@@ -30,7 +27,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     data = found["energy"]
     total = data["total"]
     wasted = any(row["wasted"] for row in data["stages"])
-    keys = [key("a", "in what is reported"), key("gone", "wasted")] if wasted else []
+    keys = [key("a", "in reported artifacts"), key("gone", "wasted")] if wasted else []
     stages = [
         Bar(row["stage"], _used(row["all_attempts"], row["wasted"], row["joules"]),
             energy(row["all_attempts"] if row["all_attempts"] is not None else row["joules"]))
@@ -48,9 +45,9 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         bars("Energy by phase", phases, keys, cite(found, "/energy/phases")) if phases else None,
     ]
     used = f"{energy(total['joules'])} ({bounds(total['low'], total['high'])})"
-    told = f"{used}; {'; '.join(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
+    summary = f"{used}; {'; '.join(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
     return join([
-        tag("p", told, cite(found, "/energy/total"), class_="note"),
+        tag("p", summary, cite(found, "/energy/total"), class_="note"),
         tag("div", [one for one in figures if one is not None], class_="pair"),
         footprint_section(found),
     ])  # fmt: skip
@@ -58,8 +55,8 @@ def energy_section(found: Mapping[str, Any]) -> Html:
 
 _PHASES = {UNTOLD: "not recorded"}
 _ORIGINS = {
-    "ledger": "everything run under this root, failed attempts included, this report left out",
-    "manifests": "the sum over the artifacts; there is no ledger of failed attempts",
+    "ledger": "everything that ran under this root, failed attempts included, this report excluded",
+    "manifests": "sum over the artifacts; there is no ledger of failed attempts",
 }
 
 
@@ -80,36 +77,34 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         ("Total", exact(total["joules"])),
         ("Bounds", f"{exact(total['low'])} to {exact(total['high'])}"),
         ("Scope", "; ".join({"node": _WHOLE_NODE}.get(scope, scope) for scope in data["scopes"]) or _WHOLE_NODE),
-        ("In what is reported", exact(total["surviving"])),
+        ("In reported artifacts", exact(total["surviving"])),
         ("Wasted", exact(total["wasted"])),
     ]
     if total["running"]:
         pairs.append(("Still running", exact(total["running"])))
     if total["unmeasured_seconds"]:
-        pairs.append(
-            ("Not measured", f"{duration(total['unmeasured_seconds'])} while another run's meter had the node")
-        )
+        pairs.append(("Not measured", f"{duration(total['unmeasured_seconds'])} while another run metered the node"))
     if total["before_seconds"]:
         most = energy(total["before_joules_at_most"])
         lasted = duration(total["before_seconds"])
-        told = f"{lasted}, at most {most}: while programs load, and between stages; in no figure here"
-        pairs.append(("Before meters opened", told))
+        text = f"{lasted}, at most {most}: program start and time between stages; in no figure here"
+        pairs.append(("Before meters opened", text))
     if total["unseen_seconds"]:
-        lost = f"at most the last {duration(total['unseen_seconds'])} before kills; that energy is in no figure here"
-        pairs.append(("Lost by kills", lost))
+        lost = f"at most {duration(total['unseen_seconds'])} before kills, in no figure here"
+        pairs.append(("Lost to kills", lost))
     lines = [
         [row["stage"], energy(row["joules"]), bounds(row["low"], row["high"]), duration(row["seconds"]),
          energy(row["all_attempts"]), energy(row["wasted"]), row["method"]]
         for row in data["stages"]
     ]  # fmt: skip
-    head = ["stage", "this artifact", "bounds", "time", "all attempts", "of that wasted", "method"]
+    head = ["stage", "this artifact", "bounds", "time", "all attempts", "of which wasted", "method"]
     wasted = [[foreign(cause), exact(value)] for cause, value in data["wasted_by_cause"].items()]
     phases = [
         [_PHASES.get(row["phase"], row["phase"]), exact(row["joules"]), exact(row["wasted"])] for row in data["phases"]
     ]
     missing = [tag("li", text) for text in data["missing"]]
     yield fold(
-        "Energy in joules, by stage, phase and cause",
+        "Energy in joules by stage, phase and cause",
         facts_list(pairs, cite(found, "/energy/total")),
         table(
             "Energy by stage",
@@ -121,19 +116,23 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         ),
         table(
             "Energy by phase",
-            ["phase", "all attempts", "of that wasted"],
+            ["phase", "all attempts", "of which wasted"],
             phases,
             numeric=(1, 2),
             cited=cite(found, "/energy/phases"),
         ),
         table(
-            "Wasted, by cause", ["cause", "energy"], wasted, numeric=(1,), cited=cite(found, "/energy/wasted_by_cause")
+            "Wasted energy by cause",
+            ["cause", "energy"],
+            wasted,
+            numeric=(1,),
+            cited=cite(found, "/energy/wasted_by_cause"),
         ),
-        [tag("h4", "Without a meter"), tag("ul", missing, class_="note")] if missing else None,
+        [tag("h4", "Not metered"), tag("ul", missing, class_="note")] if missing else None,
     )
     if data["views"] is not None:
         yield fold("Energy of the last checkpoint", views_section(found))
-    yield fold("Factors, and what was not computed", factors_table(found))
+    yield fold("Conversion factors and omitted figures", factors_table(found))
 
 
 def exact(joules: float | None) -> str:

@@ -11,17 +11,17 @@ from governance.reports.html.markup import UNKNOWN, Html, digest, fold, foreign,
 _KINDS = {
     "verdict": "signed verdict",
     "manifest": "manifest",
-    "table": "table of an audit",
-    "ancestor": "artifact behind these",
-    "record": "record of a training",
+    "table": "audit table",
+    "ancestor": "ancestor",
+    "record": "training record",
     "checkpoint": "checkpoint",
-    "ledger": "ledger of energy",
-    "cluster": "of the cluster's jobs",
+    "ledger": "energy ledger",
+    "cluster": "cluster job file",
 }
 
 
 def evidence(found: Mapping[str, Any]) -> Html:
-    """The table that every mark leads to, folded."""
+    """Folded table to which every evidence mark links."""
     entries = found["evidence"]["entries"]
     rows = [
         [
@@ -35,13 +35,13 @@ def evidence(found: Mapping[str, Any]) -> Html:
         for entry in entries[:LISTED]
     ]
     note = (
-        "Paths are below the root of the run. A file that has grown since was read as far as its bytes say. "
-        "report.json names the piece and the key of each of its numbers (evidence.of)."
+        "Paths are relative to the root of the run. Growing files were read up to the stated bytes. "
+        "report.json names the file and key of each number (evidence.of)."
     )
     rest = len(entries) - len(rows)
-    more = tag("p", f"{rest:,} more pieces, of the cluster's jobs, are in report.json.", class_="note")
-    head = ["id", "kind", "path", "bytes read", "their SHA-256", "digest of the artifact"]
-    pieces = table("Evidence", head, rows, numeric=(3,), shown=LISTED)
-    inner = fold(f"{len(entries):,} files that every number here was read from, with their digests",
-                 tag("p", note, class_="note"), pieces, more if rest > 0 else None)  # fmt: skip
+    more = tag("p", f"{rest:,} more cluster job files are listed in report.json.", class_="note")
+    head = ["id", "kind", "path", "bytes read", "SHA-256", "artifact digest"]
+    listed = table("Evidence", head, rows, numeric=(3,), shown=LISTED)
+    inner = fold(f"{len(entries):,} files from which every number here was read, with digests",
+                 tag("p", note, class_="note"), listed, more if rest > 0 else None)  # fmt: skip
     return tag("section", tag("h2", "Evidence"), inner, id="evidence", class_="reader", aria_label="Evidence")

@@ -11,19 +11,19 @@ from governance.reports.html.markup import UNKNOWN, Html, compact, decimal, ener
 
 NONE = "–"
 _VIEWS = {
-    "marginal": ("this checkpoint", "since the checkpoint before"),
+    "marginal": ("this checkpoint", "since the previous checkpoint"),
     "training": ("this training", "up to this checkpoint"),
-    "cumulative": ("with ancestors", f"their work, and data work {BY_TOKENS}"),
-    "cumulative_whole": ("with ancestors, data whole", "their work, and all of the data work"),
-    "fully_loaded": ("fully loaded", "every attempt under this root, wasted work too"),
+    "cumulative": ("with ancestors", f"ancestors, and data work {BY_TOKENS}"),
+    "cumulative_whole": ("with ancestors, all data", "ancestors, and all data work"),
+    "fully_loaded": ("fully loaded", "every attempt under this root, wasted work included"),
 }
 
 
 def footprint_section(found: Mapping[str, Any]) -> Html:
     """Footprint figures with low and high scenario."""
-    told = found["energy"]["footprint"]
+    footprint = found["energy"]["footprint"]
     rows = []
-    for figure in told["figures"].values():
+    for figure in footprint["figures"].values():
         if figure["value"] is None:
             continue
         write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
@@ -40,15 +40,17 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
         )
     cited = cite(found, "/energy/footprint")
     return join([
-        table("Footprint of the whole run", ["figure", "central", "low", "high", "computed with"], rows,
+        table("Footprint of the whole run", ["figure", "central", "low", "high", "factors"], rows,
               numeric=(1, 2, 3), cited=cited),
-        tag("p", tag("b", "Basis of CO2e"), f" {told['basis']}", class_="note") if told.get("basis") else None,
+        tag("p", tag("b", "Basis of CO2e"), f" {footprint['basis']}", class_="note")
+        if footprint.get("basis")
+        else None,
     ])  # fmt: skip
 
 
 def factors_table(found: Mapping[str, Any]) -> Html:
     """Factors with source and year, omissions, and the boundary."""
-    told = found["energy"]["footprint"]
+    footprint = found["energy"]["footprint"]
     factors = [
         [
             tag("code", name),
@@ -57,19 +59,20 @@ def factors_table(found: Mapping[str, Any]) -> Html:
             str(factor["year"]),
             factor["source"],
         ]
-        for name, factor in told["factors"].items()
+        for name, factor in footprint["factors"].items()
     ]
-    unset = [figure for figure in told["figures"].values() if figure["value"] is None]
+    unset = [figure for figure in footprint["figures"].values() if figure["value"] is None]
     lacking = ", ".join(
         dict.fromkeys(need.replace("energy.factors.", "") for figure in unset for need in figure["needs"])
     )
-    lack = f"Not computed, as nobody set {lacking}: " + ", ".join(figure["name"] for figure in unset) + "."
-    place = f" Country: {told['country']}." if told["country"] else ""
-    sci = f" Of SCI: {told['boundary_of_sci']}." if told.get("boundary_of_sci") else ""
+    lack = f"Not computed because {lacking} is not set: " + ", ".join(figure["name"] for figure in unset) + "."
+    place = f" Country: {footprint['country']}." if footprint["country"] else ""
+    sci = f" SCI: {footprint['boundary_of_sci']}." if footprint.get("boundary_of_sci") else ""
     note = (
-        f"Boundary: {told['boundary']}.{sci} Low and high multiply the meter's bounds and those of each factor:"
-        f" scenarios, no confidence interval. Location-based, market-based: GHG Protocol, Scope 2 Guidance (2015). What"
-        f" is not set is unknown, not zero; it is set in [energy.factors] of the configuration.{place}"
+        f"Boundary: {footprint['boundary']}.{sci} Low and high multiply the meter's bounds by those of each factor:"
+        f" they are scenarios, not a confidence interval. Location-based, market-based: GHG Protocol, Scope 2 Guidance"
+        f" (2015). A factor that is not set is unknown, not zero; set it in [energy.factors] of the"
+        f" configuration.{place}"
     )
     head = ["factor", "value", "from, to", "year", "source"]
     return join(
@@ -105,24 +108,24 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
         ]
         for name, row in views["rows"].items()
     ]
-    head = ["view", "energy", "from, to", "of that wasted", "a token", "CO2e", "includes"]
-    title = "What it cost" if views["step"] is None else f"What the checkpoint of step {number(views['step'])} cost"
+    head = ["view", "energy", "from, to", "of which wasted", "per token", "CO2e", "includes"]
+    title = "Cost of the run" if views["step"] is None else f"Cost of the checkpoint at step {number(views['step'])}"
     parts = [
         [tag("code", part["artifact"]), part["kind"], share(part["share"]), energy(part["joules"]), part["from"]]
         for part in views["parts"]
     ]
     rates = views["rates"]
     prices = [
-        f"Data work for each of {number(rates['documents'])} documents kept: {_price(rates['per_document'])}.",
-        f"Training for each nat that its loss fell ({compact(rates['nats'])} nats): {_price(rates['per_nat'])}.",
+        f"Data work per document kept ({number(rates['documents'])}): {_price(rates['per_document'])}.",
+        f"Training per nat of loss reduction ({compact(rates['nats'])} nats): {_price(rates['per_nat'])}.",
     ]
     cited = cite(found, "/energy/views")
-    gaps = "Not in these figures, for there is no record of it: " + ", ".join(views["missing"])
+    gaps = "Not in these figures, as there is no record: " + ", ".join(views["missing"])
     return join([
         table(title, head, rows, numeric=(1, 2, 3, 4, 5), cited=cited),
         tag("p", " ".join(prices), class_="note"),
         tag("p", gaps, class_="note") if views["missing"] else None,
-        table("Shares of artifacts, by tokens used", ["artifact", "kind", "share", "energy", "from"], parts,
+        table("Share of each artifact by tokens used", ["artifact", "kind", "share", "energy", "from"], parts,
               numeric=(2, 3), cited=cited)
         if parts
         else None,

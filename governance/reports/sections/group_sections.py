@@ -8,50 +8,51 @@ from typing import Any
 from governance.reports.facts.citations import cite
 from governance.reports.facts.problems import uncovered
 from governance.reports.html.markup import Html, chance, compact, fold, foreign, join, number, table, tag
-from governance.reports.sections.bias_sections import standing_out, stands_out
+from governance.reports.sections.bias_sections import is_significant, significant_rows
 from governance.reports.sections.group_words import (
     bounds,
     detailed,
     distinct,
     language_of,
     named,
+    phrase,
     place,
-    says,
     spaced,
     theme,
     written,
 )
-from governance.reports.sections.interval_plots import in_words, panels
+from governance.reports.sections.interval_plots import panels, test_counts
 
 Row = Mapping[str, Any]
 
 _MOST = 1000  # rows of a table of the page; report.json holds all
 _TERMS = 3
 _TITLES = {
-    "impact": "Filters: who is removed more often",
-    "tone": "Tone: how groups are described",
-    "association": "Association: themes in the same sentence",
+    "impact": "Adverse impact of the filters",
+    "tone": "Sentiment and insults by group",
+    "association": "Associations of groups with themes",
     "intersections": "Intersections of two axes",
     "shares": "Composition",
-    "parity": "Tokens for the same text",
+    "parity": "Tokenizer parity",
     "privacy": "Personal data",
-    "instruments": "Neutrality of the word lists and models",
+    "instruments": "Bias of the word lists and classifiers",
 }
 _NOTES = {
-    "impact": "Keep rate of documents that mention a group over the reference's. The adjusted ratio compares documents "
-    "within source, language, length and site (Mantel-Haenszel); the raw one mostly shows that sources differ. Below "
-    "0.8 is adverse impact by the four-fifths rule.",
-    "association": "Normalised pointwise mutual information of group and theme in a sentence (-1 to 1), and its gap to "
-    "the other groups of the axis, compared within source.",
-    "tone": "Positive less negative words in sentences that mention the group, against other groups; and the ratio of "
-    "such sentences with a listed insult. Both are compared within source; notes have the values with sources pooled.",
-    "instruments": "Neutral sentences about each group, scored by each word list and model. One that scores groups "
-    "differently decides no gate.",
-    "shares": "Shares of the corpus. Nothing says what they should be, so none of them is tested.",
+    "impact": "Keep rate of documents that mention a group, divided by that of the reference. The adjusted ratio "
+    "compares documents within source, language, length and site (Mantel-Haenszel); the raw ratio mostly reflects "
+    "differences between sources. Below 0.8 is adverse impact by the four-fifths rule.",
+    "association": "Normalised pointwise mutual information of group and theme within a sentence (-1 to 1), and its "
+    "gap to the other groups of the axis, compared within source.",
+    "tone": "Sentiment gap: positive minus negative words per sentence that mentions the group, minus the same for "
+    "other groups. Ratio of insults: share of such sentences with a listed insult, divided by that of other groups. "
+    "Both are compared within source; notes give the pooled values.",
+    "instruments": "Scores of neutral template sentences about each group, by word list or classifier. A biased one "
+    "cannot decide a gate.",
+    "shares": "Shares of the corpus. There is no target value, so none of them is tested.",
 }
 _DRAWN = ("impact", "tone", "association", "intersections")
 _MAIN = {"impact": "keep_ratio_adjusted", "association": "npmi_gap"}
-"""The measure that is drawn where a suite has several of one thing."""
+"""Metric that is plotted where a suite has several."""
 
 
 def groups(found: Mapping[str, Any]) -> Html:
@@ -64,28 +65,27 @@ def groups(found: Mapping[str, Any]) -> Html:
 
 
 def groups_folded(found: Mapping[str, Any]) -> list[Html]:
-    """A fold a suite.
-
-    Its dot plots by language and axis, then its tables; and mentions.
-    """
+    """One fold per suite, with dot plots and tables; mentions first."""
     folds = []
     if mentions := mentions_of(found["representation"]):
-        folds.append(fold(f"Mentions of {len({row['group'] for row in mentions}):,} groups, with 95 % intervals",
+        folds.append(fold(f"Mentions of {len({row['group'] for row in mentions}):,} groups with 95 % intervals",
                           *_mentions(found, mentions)))  # fmt: skip
     others: list[Html] = []
     for suite, title in _TITLES.items():
         rows = found["bias"].get(suite, [])
         if rows and suite in _DRAWN:
             folds.append(
-                fold([title, tag("span", f" {_told(suite, rows)}", class_="unit")], *_suite(found, suite, rows))
+                fold([title, tag("span", f" {_test_summary(suite, rows)}", class_="unit")], *_suite(found, suite, rows))
             )
         elif rows:
             others += [tag("h4", title), *filter(None, _suite(found, suite, rows))]
-    return [*folds, fold("Composition, tokens, personal data, neutrality of the lists", *others)] if others else folds
+    return (
+        [*folds, fold("Composition, tokenizer parity, personal data, bias of word lists", *others)] if others else folds
+    )
 
 
-def _told(suite: str, rows: Sequence[Row]) -> str:
-    return in_words([row for row in rows if row["metric"] == _MAIN[suite]] if suite in _MAIN else rows)
+def _test_summary(suite: str, rows: Sequence[Row]) -> str:
+    return test_counts([row for row in rows if row["metric"] == _MAIN[suite]] if suite in _MAIN else rows)
 
 
 def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterable[Html | None]:
@@ -99,10 +99,7 @@ def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterabl
 
 
 def _plots(rows: Sequence[Row], cited: Html) -> Iterable[Html]:
-    """A measure drawn.
-
-    A block a language and reference and, of filters, over all stages.
-    """
+    """Dot plots of a metric, one block per language and reference."""
     whole = [row for row in rows if row["stage"] in (None, "(all)")] or list(rows)
     themes = rows[0]["metric"] == "npmi_gap"
     blocks: dict[tuple[Any, Any], list[Row]] = {}
@@ -118,10 +115,7 @@ def _plots(rows: Sequence[Row], cited: Html) -> Iterable[Html]:
 
 
 def _open_plot(found: Mapping[str, Any]) -> Html | None:
-    """Adjusted keep ratios over all stages and languages.
-
-    What filters did to groups, in one picture.
-    """
+    """Dot plot of adjusted keep ratios over all stages and languages."""
     rows = [row for row in found["bias"].get("impact", []) if row["metric"] == _MAIN["impact"]]
     whole = [row for row in rows if row["stage"] == "(all)"] or rows
     mine = [row for row in whole if row["language"] == "(all)"] or whole
@@ -129,8 +123,8 @@ def _open_plot(found: Mapping[str, Any]) -> Html | None:
     if drawn is None:
         return None
     return join([
-        tag("h4", "Kept, relative to documents that mention no group of the axis"),
-        tag("p", f"Compared within source, language, length and site; 1 is no difference. {in_words(mine)}.",
+        tag("h4", "Keep rate relative to documents that mention no group of the axis"),
+        tag("p", f"Compared within source, language, length and site; 1 means no difference. {test_counts(mine)}.",
             class_="note"),
         drawn,
     ])  # fmt: skip
@@ -139,9 +133,9 @@ def _open_plot(found: Mapping[str, Any]) -> Html | None:
 def _findings(found: Mapping[str, Any]) -> Html:
     rows = _ordered(found)
     if not rows:
-        return tag("p", "No difference between groups stands out of its interval and its test.", class_="none")
+        return tag("p", "No difference between groups is significant.", class_="none")
     with_words = any(row.get("examples") or row.get("terms") for row in rows)
-    head = ["group", "finding", "value (95 % interval)", "n", "q", *(["words and an example"] if with_words else [])]
+    head = ["group", "finding", "value (95 % interval)", "n", "q", *(["words and example"] if with_words else [])]
     lines = [
         [
             [
@@ -149,7 +143,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
                 tag("br"),
                 tag("span", foreign(place(row)), class_="note"),
             ],
-            foreign(says(row)),
+            foreign(phrase(row)),
             [f"{written(row)} ({bounds(row)})", _effect(row)],
             number(row["n"]) if row["n"] is not None else None,
             chance(row["q"]) if row["q"] is not None else None,
@@ -157,13 +151,14 @@ def _findings(found: Mapping[str, Any]) -> Html:
         ]
         for row in rows[:_MOST]
     ]
-    return table(f"{len(rows):,} tested differences stand out, the gravest kind first", head, lines, numeric=(3, 4),
-                 cited=cite(found, *(f"/bias/{suite}" for suite in standing_out(found["bias"]))), shown=4)  # fmt: skip
+    cited = cite(found, *(f"/bias/{suite}" for suite in significant_rows(found["bias"])))
+    title = f"{len(rows):,} significant differences, the gravest kind first"
+    return table(title, head, lines, numeric=(3, 4), cited=cited, shown=4)
 
 
 def _ordered(found: Mapping[str, Any]) -> list[Row]:
     """Findings, alternating between suites."""
-    tested = [[row for row in rows if row["q"] is not None] for rows in standing_out(found["bias"]).values()]
+    tested = [[row for row in rows if row["q"] is not None] for rows in significant_rows(found["bias"]).values()]
     turns = [detailed(found, distinct(rows)) for rows in tested]
     most = max(map(len, turns), default=0)
     return [rows[turn] for turn in range(most) for rows in turns if turn < len(rows)]
@@ -176,7 +171,7 @@ def _effect(row: Row) -> Html | None:
 
 
 def _case(row: Row) -> Html:
-    """The words that drive a finding, and a sentence behind it."""
+    """Words that drive a finding, with an example sentence."""
     terms = [str(item["term"]) for item in (row.get("terms") or {}).get("words", [])[:_TERMS]]
     examples = row.get("examples") or []
     return join([
@@ -186,11 +181,8 @@ def _case(row: Row) -> Html:
 
 
 def _table(rows: Sequence[Row], cited: Html) -> Html:
-    """Every row of a measure.
-
-    Those that stand out first, then those with most to rest on.
-    """
-    mine = sorted(rows, key=lambda row: (not stands_out(row), -(row["n"] or 0), place(row), str(row["group"])))
+    """All rows of a metric: significant ones first, then by sample size."""
+    mine = sorted(rows, key=lambda row: (not is_significant(row), -(row["n"] or 0), place(row), str(row["group"])))
     lines = [
         [
             foreign(spaced(row["group"] or row["axis"] or "all")),
@@ -211,7 +203,7 @@ def _table(rows: Sequence[Row], cited: Html) -> Html:
 
 
 def mentions_of(data: Any) -> list[dict[str, Any]]:
-    """Rows of the count of mentions as the plots take them."""
+    """Rows of the mention counts in the form of the plots."""
     rows = (data.get("rows", []) if isinstance(data, Mapping) else data) or []
     return [
         {**dict.fromkeys(("stage", "instrument", "against", "p", "q", "note")), "metric": "share",
@@ -225,7 +217,7 @@ def mentions_of(data: Any) -> list[dict[str, Any]]:
 def _mentions(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
     cited = cite(found, "/representation")
     yield tag("p", "Share of the language's documents that mention the group, with 95 % jackknife intervals. A mention "
-                   "is a word of a list, not a judgement of what is said.", class_="note")  # fmt: skip
+                   "is a listed word, whatever is said about the group.", class_="note")  # fmt: skip
     for language in dict.fromkeys(row["language"] for row in rows):
         drawn = panels([row for row in rows if row["language"] == language and row["n"]], cited)
         if drawn is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from governance.checks.bias.interval_rows import NOBODY
 from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES
 from governance.reports.html.markup import compact, share
 from governance.reports.sections.bias_sections import FOUR_FIFTHS, NEUTRAL
@@ -22,10 +23,10 @@ _NAMES = {
     "hhi": "HHI",
     "hhi_of_words": "HHI of words",
 }
-_SAYS = {
+_PHRASES = {
     "npmi_gap": ("occurs more often with {against}", "occurs less often with {against}"),
-    "sentiment_gap": ("described more favourably", "described less favourably"),
-    "toxicity_ratio": ("insults more often in the same sentence", "insults less often in the same sentence"),
+    "sentiment_gap": ("more favourable sentences", "less favourable sentences"),
+    "toxicity_ratio": ("more often in a sentence with an insult", "less often in a sentence with an insult"),
     "premium": ("needs more tokens for the same text", "needs fewer tokens for the same text"),
     "instrument_bias": ("scored higher in neutral sentences", "scored lower in neutral sentences"),
     "keep_ratio_adjusted": ("removed less often", "removed more often"),
@@ -34,7 +35,7 @@ _SAYS = {
 
 
 def named(metric: str) -> str:
-    """A measure in words."""
+    """Name of a metric for the reader."""
     return _NAMES.get(metric, metric.replace("_", " "))
 
 
@@ -44,43 +45,41 @@ def language_of(row: Mapping[str, Any]) -> str:
     return "" if not language else "all languages" if language == _ALL else str(language)
 
 
-def says(row: Mapping[str, Any]) -> str:
+def phrase(row: Mapping[str, Any]) -> str:
     """A significant difference in words."""
     metric = row["metric"]
     if metric.startswith("keep_ratio") and row["upper"] is not None and row["upper"] < FOUR_FIFTHS:
-        return "adverse impact, below four fifths"
+        return "adverse impact, ratio below four fifths"
     up = row["value"] > NEUTRAL.get(metric, 0.0)
-    words = _SAYS.get(metric, ("higher than the reference", "lower than the reference"))
-    return words[0 if up else 1].format(against=theme(row))
+    phrases = _PHRASES.get(metric, ("higher than the reference", "lower than the reference"))
+    return phrases[0 if up else 1].format(against=theme(row))
 
 
 def headline(row: Mapping[str, Any]) -> str:
-    """A difference that stands out as a sentence."""
+    """A significant difference as a sentence."""
     proxy = OF_NAMES if str(row["axis"]).endswith(OF_NAMES) else ""
     group, up = f"“{spaced(row['group'] or row['axis'])}{proxy}”", row["value"] > NEUTRAL.get(row["metric"], 0.0)
     others = f"than other {spaced(row['axis'])} groups"
-    more, kindly = ("more" if up else "less"), ("higher" if up else "lower")
+    those = "than those that mention no group" if row["against"] == NOBODY else f"than those of {others[5:]}"
+    more, level = ("more" if up else "less"), ("higher" if up else "lower")
     sentences = {
         "npmi_gap": f"{group} occurs {more} often with “{theme(row)}” {others}",
-        "sentiment_gap": f"{group} is described {more} favourably {others}",
-        "toxicity_ratio": f"Insults occur {more} often near {group} {others}",
+        "sentiment_gap": f"Sentences that mention {group} are {more} favourable {those}",
+        "toxicity_ratio": f"Sentences that mention {group} contain insults {more} often {those}",
         "keep_ratio_adjusted": f"Documents that mention {group} are removed {'less' if up else 'more'} often",
         "premium": f"{row['language']} needs {more if up else 'fewer'} tokens for the same text",
-        "instrument_bias": f"{spaced(row['instrument'])} scores {group} {kindly} in neutral sentences",
+        "instrument_bias": f"{spaced(row['instrument'])} scores {group} {level} in neutral sentences",
     }
-    return sentences.get(row["metric"], f"{group}: {says(row)}")
+    return sentences.get(row["metric"], f"{group}: {phrase(row)}")
 
 
 def spaced(name: object) -> str:
-    """A name of the lists as words."""
+    """A list's name with spaces."""
     return str(name or "").replace("_", " ")
 
 
 def distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Without rows that repeat another.
-
-    Where one filter removed everything, its ratio is the total's.
-    """
+    """Drop rows that repeat another."""
     seen, kept = set(), []
     for row in sorted(rows, key=lambda row: row["stage"] != _ALL):
         same = (*(row[name] for name in ("metric", "instrument", "language", "axis", "group", "against")), row["value"])
@@ -94,10 +93,7 @@ _KEY = ("metric", "stage", "instrument", "language", "axis", "group", "against")
 
 
 def detailed(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows with effect, terms and examples, where the audit left any.
-
-    `findings` of report.json.
-    """
+    """Rows with effect, terms and examples from `findings` of report.json, if any."""
     known = {tuple(row[name] for name in _KEY): row for row in found.get("findings") or []}
     return [known.get(tuple(row[name] for name in _KEY), row) for row in rows]
 
@@ -109,7 +105,7 @@ def theme(row: Mapping[str, Any]) -> str:
 
 
 def place(row: Mapping[str, Any]) -> str:
-    """Distinguishing place of a row."""
+    """Stage, instrument, language and axis of a row."""
     stage = row["stage"] if row["stage"] != _ALL else "all stages"
     return " · ".join(str(value) for value in (stage, row["instrument"], language_of(row), row["axis"]) if value)
 

@@ -1,7 +1,7 @@
 """Dot plots with intervals, one panel an axis.
 
-A dot is an estimate, a line its 95 % interval, an upright mark the value where nothing differs (Cleveland, 1984). What
-stands out is in the warning colour; everything else is quiet. Intervals beyond the scale end at its edge.
+A dot is an estimate, a line its 95 % interval, an upright mark the value of no difference (Cleveland, 1984).
+Significant rows have the warning colour. Intervals beyond the scale end at its edge.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from governance.reports.html.markup import Html, compact, foreign, share, tag
 from governance.reports.html.svg_figures import interval_about
-from governance.reports.sections.bias_sections import NEUTRAL, stands_out
+from governance.reports.sections.bias_sections import NEUTRAL, is_significant
 from governance.reports.sections.group_words import bounds, spaced, theme, written
 
 PANEL_ROWS = 16
 _TAIL = 0.02  # of the interval ends on either side that the scale may cut off
 _LEAST = 1e-3  # of a ratio, for its logarithm
-_WIDEST = math.log(8)  # of a ratio on either side of 1: beyond it lie only intervals that say nothing
+_WIDEST = math.log(8)  # of a ratio on either side of 1: wider intervals are uninformative
 
 Row = Mapping[str, Any]
 
@@ -34,9 +34,9 @@ def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = F
     None where no row has an interval.
 
     Args:
-        rows: of one metric; other languages may be among them if their panels are to share the scale.
-        cited: the mark that leads to the evidence, on the first panel.
-        by_theme: name what a group is compared with as well.
+        rows: of one metric; rows of several languages share the scale.
+        cited: evidence mark of the first panel.
+        by_theme: label rows with the theme as well.
     """
     shown = [row for row in rows if drawable(row)]
     if not shown:
@@ -55,10 +55,7 @@ def _axis_order(row: Row) -> tuple[str, str]:
 
 
 def scale_of(rows: Sequence[Row]) -> tuple[float, float]:
-    """Ends of the scale, as `_at` places them.
-
-    All dots, and the intervals but for their longest tails.
-    """
+    """Ends of the scale, without the longest tails of intervals."""
     neutral = _neutral(rows[0])
     lows = sorted(_at(row["lower"], row) for row in rows)
     highs = sorted(_at(row["upper"], row) for row in rows)
@@ -90,7 +87,7 @@ def _back(place: float, row: Row) -> str:
 
 
 def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], cited: Html | None, by_theme: bool) -> Html:
-    hits = {id(row) for row in rows if stands_out(row)}
+    hits = {id(row) for row in rows if is_significant(row)}
     kept = sorted(rows, key=lambda row: (id(row) not in hits, -(row["n"] or 0)))[:PANEL_ROWS]
     kept.sort(key=lambda row: (row["value"], str(row["group"])))
     neutral = 0.0 if _neutral(rows[0]) is not None else None
@@ -99,15 +96,15 @@ def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], cited: Ht
         name = (
             f"{spaced(row['group'] or row['axis'])} · {theme(row)}" if by_theme else spaced(row["group"] or row["axis"])
         )
-        told = f"{name}: {written(row)}, 95 % interval {bounds(row)}, n = {row['n'] or 0:,}"
+        label = f"{name}: {written(row)}, 95 % interval {bounds(row)}, n = {row['n'] or 0:,}"
         estimate = (_at(row["lower"], row), _at(row["value"], row), _at(row["upper"], row))
-        drawn = interval_about(estimate, scale, neutral, told, hit=id(row) in hits)
+        drawn = interval_about(estimate, scale, neutral, label, hit=id(row) in hits)
         lines.append(tag("div", tag("span", foreign(name)), drawn, class_="hit" if id(row) in hits else None))
     rest = len(rows) - len(kept)
     ends = [tag("span", _back(scale[0], rows[0])), tag("span", _back(scale[1], rows[0]))]
     if neutral is not None and scale[0] < 0 < scale[1]:
         place = 100 * -scale[0] / (scale[1] - scale[0])
-        if 15 < place < 85:  # else it would cover an end's number
+        if 15 < place < 85:  # otherwise it would overlap an end label
             ends.insert(1, tag("span", _back(0.0, rows[0]), class_="at", style=f"left:{place:.1f}%"))
     axis_line = tag("div", tag("span", f"{rest:,} more in the table" if rest else ""),
                     tag("div", ends, class_="ends"), class_="axis", aria_hidden="true")  # fmt: skip
@@ -115,8 +112,12 @@ def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], cited: Ht
     return tag("figure", title, tag("div", lines, axis_line, class_="dots"), class_="panel")
 
 
-def in_words(rows: Sequence[Row]) -> str:
+def test_counts(rows: Sequence[Row]) -> str:
     """Number of tested and significant rows, in words."""
     tested = [row for row in rows if row["q"] is not None]
-    hits = sum(stands_out(row) for row in tested)
-    return f"{hits:,} of {len(tested):,} tested differ (q below {compact(0.05)})" if tested else "not tested"
+    hits = sum(is_significant(row) for row in tested)
+    return (
+        f"{hits:,} of {len(tested):,} tested differences are significant (q below {compact(0.05)})"
+        if tested
+        else "not tested"
+    )

@@ -16,16 +16,13 @@ _SOURCES_SHOWN = 6  # boxes of sources in the drawing; the rest are one box
 
 
 def lineage(found: Mapping[str, Any]) -> Html:
-    """The way from the sources to the last checkpoint in a line.
-
-    The graph and every artifact in words folded.
-    """
+    """Strip from sources to last checkpoint; graph and list of artifacts folded."""
     rows = found["lineage"]
     cited = cite_each(found, "/lineage", len(rows))
     return join([
         _strip(found, cited),
-        fold(f"Lineage as a graph, and all {len(rows)} artifacts with their inputs", _drawing(found),
-             tag("h4", "The same in words", cited), tag("ol", _in_words(found), class_="rail")),
+        fold(f"Lineage graph and all {len(rows)} artifacts with their inputs", _drawing(found),
+             tag("h4", "Artifacts and their inputs", cited), tag("ol", _in_words(found), class_="rail")),
     ])  # fmt: skip
 
 
@@ -53,7 +50,7 @@ def _in_words(found: Mapping[str, Any]) -> list[Html]:
         ]
         rest = len(row["inputs"]) - len(shown)
         if rest > 0:
-            shown.append(tag("li", f"and {rest:,} more inputs, listed in the manifest"))
+            shown.append(tag("li", f"and {rest:,} more inputs, see the manifest"))
         about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
         made = tag("li", f"{row['path']}: {about}")
         items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
@@ -68,16 +65,16 @@ def _drawing(found: Mapping[str, Any]) -> Html | None:
     boxes, edges = _boxes(found)
     if not boxes:
         return None
-    told = f"Lineage: {len(boxes)} boxes, source files at the top; the list below says the same in words"
-    drawn = Html(draw_boxes(boxes, edges, told, inline=True))
+    label = f"Lineage: {len(boxes)} boxes, source files at the top; the list below has the same content"
+    drawn = Html(draw_boxes(boxes, edges, label, inline=True))
     box = tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label="Lineage as a drawing")
     return tag(
         "figure",
         tag(
             "figcaption",
-            tag("b", "What was made from what"),
+            tag("b", "Lineage graph"),
             " ",
-            tag("span", "edges that longer paths imply are left out", class_="unit"),
+            tag("span", "transitive edges omitted", class_="unit"),
         ),
         box,
     )
@@ -96,8 +93,8 @@ def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str
     names = {(row["path"], row["digest"]): f"made {row['stage']} {row['path']}" for row in found["lineage"]}
     for row in found["lineage"]:
         name = names[row["path"], row["digest"]]
-        told = counts.get(row["stage"], f"{row['files']:,} files, {size(row['bytes'])}")
-        boxes[name] = Box(row["stage"], (told, row["digest"][:16]), "made")
+        size_text = counts.get(row["stage"], f"{row['files']:,} files, {size(row['bytes'])}")
+        boxes[name] = Box(row["stage"], (size_text, row["digest"][:16]), "made")
         for source, (text, files) in _sources(row["inputs"]).items():
             boxes[source] = Box(text, (f"{files:,} files" if files > 1 else "1 file", ""), "source")
             edges.add((source, name))
@@ -115,10 +112,7 @@ def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str
 
 
 def _sources(inputs: list[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-    """Source files by the source that they are of.
-
-    Name of the box -> what it says, number of files.
-    """
+    """Source files by source: box name -> (text, number of files)."""
     files: dict[str, int] = defaultdict(int)
     for item in inputs:
         if item["stage"] in SOURCES:

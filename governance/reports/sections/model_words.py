@@ -8,26 +8,24 @@ from typing import Any
 from governance.reports.html.markup import UNKNOWN, Child, compact, digest, number
 
 MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/training/attempts")
-"""Places in report.json that the facts are from."""
+"""Places in report.json of these facts."""
 _BLOCKS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm", "swiglu": "SwiGLU", "gelu": "GELU", "rope": "RoPE"}
 
 
 def model_line(found: Mapping[str, Any]) -> str:
-    """Family, parameters, tokens, final loss and bits per byte in a line.
-
-    "" where nothing was trained.
-    """
+    """Family, parameters, tokens, loss and bits per byte; "" without a training."""
     run = found["training"]
     if run is None:
         return ""
-    stats, told = run["stats"], found["summary"]
+    stats, summary = run["stats"], found["summary"]
     parts = [
         f"{family(run['config'])}, {parameters(stats.get('parameters'))}",
-        f"{number(told['tokens_trained'])} tokens in {number(told['steps'])} steps",
-        f"training loss {number(told['final_loss'])}, validation loss {number(told['validation_loss'])} nats per token",
+        f"{number(summary['tokens_trained'])} tokens in {number(summary['steps'])} steps",
+        f"training loss {number(summary['final_loss'])}, "
+        f"validation loss {number(summary['validation_loss'])} nats per token",
     ]
-    if told["bits_per_byte"] is not None:
-        parts.append(f"{number(told['bits_per_byte'])} bits per byte")
+    if summary["bits_per_byte"] is not None:
+        parts.append(f"{number(summary['bits_per_byte'])} bits per byte")
     return "; ".join(parts)
 
 
@@ -48,7 +46,7 @@ def parameters(count: int | None) -> str:
 
 
 def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
-    """The model's shape, its training and where it ran."""
+    """Shape of the model, its training and its hardware."""
     run = found["training"]
     stats, config, execution = run["stats"], run["config"], run["execution"]
     pairs: list[tuple[str, Child]] = [
@@ -61,8 +59,8 @@ def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
             "Execution",
             ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(execution.items())) or UNKNOWN,
         ),
-        ("MFU refers to", run["peak_source"] or UNKNOWN),
-        ("Measured product", run["gemm_source"] or UNKNOWN),
+        ("Peak for MFU", run["peak_source"] or UNKNOWN),
+        ("Measured matmul", run["gemm_source"] or UNKNOWN),
         ("Artifact", [digest(run["digest"]), f" {run['path']}"]),
     ]
     return pairs
@@ -71,7 +69,7 @@ def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
 def _before(stats: Mapping[str, Any]) -> str:
     if "continued" not in stats:
         return ""
-    return f", {number(stats['continued']['tokens'])} of them by the run that it continues"
+    return f", {number(stats['continued']['tokens'])} of them in the parent run"
 
 
 def _shape(model: Mapping[str, Any]) -> list[tuple[str, Child]]:

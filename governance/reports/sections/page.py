@@ -1,6 +1,6 @@
 """The page: page one, three readers, evidence.
 
-One file, no script, nothing loaded from anywhere.
+One file without scripts or external resources.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def page(found: Mapping[str, Any]) -> str:
             "footer",
             tag(
                 "p",
-                "report.json beside this file has every number with its evidence; ",
+                "report.json next to this file has every number with its evidence; ",
                 tag("code", "assay report verify"),
-                " computes each of them again. The mark E leads to the evidence of a table. Digests are SHA-256.",
+                " recomputes them. The mark E links to the evidence of a table. Digests are SHA-256.",
             ),
         ),
     ]  # fmt: skip
@@ -49,13 +49,13 @@ def _link(name: str, title: str, parts: Sequence[str]) -> Html:
     return tag("li", tag("a", tag("b", title), href=f"#{name}"), inner)
 
 
-def standing_page(title: str, body: Sequence[Child]) -> str:
-    """A page about several runs, in the report's look."""
+def runs_page(title: str, body: Sequence[Child]) -> str:
+    """Page about several runs in the report's style."""
     inner = [
         tag("a", "Skip to the content", href="#main", class_="skip"),
         tag("header", tag("p", "Assay", class_="eyebrow"), tag("h1", title)),
         tag("main", body, id="main", tabindex="-1"),
-        tag("footer", tag("p", "Read from report.json of each run; nothing is loaded from anywhere.")),
+        tag("footer", tag("p", "Read from report.json of each run; the page loads no external resources.")),
     ]
     return _whole(title, inner)
 

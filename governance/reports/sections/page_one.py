@@ -52,33 +52,33 @@ def front(found: Mapping[str, Any]) -> Html:
 
 def _verdict(found: Mapping[str, Any]) -> Html:
     word = found["summary"]["verdict"]
-    told = [tag("li", foreign(sentence)) for sentence in reasons(found)]
+    sentences = [tag("li", foreign(sentence)) for sentence in reasons(found)]
     small = [tag("span", signer(found)), " ", tag("span", rules(found)), " ",
              tag("span", f"Valid {expiry(found)}." if found["verdict"].get("expires") else "")]  # fmt: skip
     return tag(
         "div",
         tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}"),
         tag("div", tag("p", tag("strong", meaning(found)), cite(found, "/summary/verdict")),
-            tag("ul", told, class_="why"), tag("p", small, class_="note")),
+            tag("ul", sentences, class_="why"), tag("p", small, class_="note")),
         class_=f"verdict {BADGES.get(word, 'bad')}",
     )  # fmt: skip
 
 
 def _tiles(found: Mapping[str, Any]) -> Html:
-    told = found["summary"]
-    kept = told["documents_kept"]
+    summary = found["summary"]
+    kept = summary["documents_kept"]
     tiles = [
         _tile(found, f"Energy{', estimated' if found['energy']['estimated'] else ''}",
-              kilowatt_hours(told["energy_joules"]), _between(told), "energy_joules"),
+              kilowatt_hours(summary["energy_joules"]), _between(summary), "energy_joules"),
         _carbon(found),
-        _tile(found, "Wasted by failed attempts", kilowatt_hours(told["energy_wasted_joules"]), _wasted(found),
+        _tile(found, "Wasted by failed attempts", kilowatt_hours(summary["energy_wasted_joules"]), _wasted(found),
               "energy_wasted_joules"),
-        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(told), "documents_kept", "train_tokens"),
+        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(summary), "documents_kept", "train_tokens"),
     ]  # fmt: skip
     if found["training"]:
-        tiles.append(_tile(found, "Validation", f"{number(told['bits_per_byte'])} bits per byte",
-                           f"loss {number(told['validation_loss'])} nats per token; training loss "
-                           f"{number(told['final_loss'])}", "validation_loss"))  # fmt: skip
+        tiles.append(_tile(found, "Validation", f"{number(summary['bits_per_byte'])} bits per byte",
+                           f"loss {number(summary['validation_loss'])} nats per token; training loss "
+                           f"{number(summary['final_loss'])}", "validation_loss"))  # fmt: skip
     return tag("dl", tiles, class_="tiles", id="figures")
 
 
@@ -89,15 +89,17 @@ def _tile(found: Mapping[str, Any], name: str, value: Child, note: Child, *field
     return tag("div", tag("dt", name, cited), tag("dd", big, tag("small", note)))
 
 
-def _corpus(told: Mapping[str, Any]) -> str:
-    kept, came = told["documents_kept"], told["documents_in"]
+def _corpus(summary: Mapping[str, Any]) -> str:
+    kept, came = summary["documents_kept"], summary["documents_in"]
     part = f" ({share(kept / came)})" if kept is not None and came else ""
-    tokens = f"{number(told['train_tokens'])} tokens to train on, {number(told['validation_tokens'])} to validate"
-    return f"of {number(came)}{part}, {size(told['bytes_kept'])}; {tokens}"
+    tokens = (
+        f"{number(summary['train_tokens'])} training tokens, {number(summary['validation_tokens'])} validation tokens"
+    )
+    return f"of {number(came)}{part}, {size(summary['bytes_kept'])}; {tokens}"
 
 
-def _between(told: Mapping[str, Any]) -> str:
-    low, high = told["energy_low_joules"], told["energy_high_joules"]
+def _between(summary: Mapping[str, Any]) -> str:
+    low, high = summary["energy_low_joules"], summary["energy_high_joules"]
     if low is None:
         return "bounds unknown"
     if high is None:
@@ -106,9 +108,9 @@ def _between(told: Mapping[str, Any]) -> str:
 
 
 def _carbon(found: Mapping[str, Any]) -> Html:
-    told = found["summary"]
-    value, low, high = (told.get(f"carbon_{name}grams") for name in ("", "low_", "high_"))
-    basis = str(told.get("carbon_basis") or "")
+    summary = found["summary"]
+    value, low, high = (summary.get(f"carbon_{name}grams") for name in ("", "low_", "high_"))
+    basis = str(summary.get("carbon_basis") or "")
     if value is None:
         return _tile(found, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
     between = f"{grams(low)} to {grams(high)}" if high is not None else f"at least {grams(low)}"
@@ -127,12 +129,12 @@ def _wasted(found: Mapping[str, Any]) -> str:
     cost = f", {grams(carbon)} CO2e" if carbon else ""
     attempts = sum(row["count"] for row in found["faults"]["ended"])
     unseen = total["unseen_seconds"]
-    lost = f"; at most the last {duration(unseen)} before a kill is in no figure" if unseen else ""
+    lost = f"; at most {duration(unseen)} before a kill is unmetered" if unseen else ""
     return f"{part}{cost}; {counted(attempts, 'failed attempt')}{lost}"
 
 
 def _findings(found: Mapping[str, Any]) -> Html:
-    """Three cards of findings with n and example, others as links."""
+    """Three findings as cards with n and example, the others as links."""
     rows = [row for row in found["first"] if row["at"] not in _IN_VERDICT]
     inner: Child
     if rows:
@@ -141,10 +143,10 @@ def _findings(found: Mapping[str, Any]) -> Html:
             tag("li", tag("a", foreign(row["what"]), href=f"#{row['section']}")) for row in rows[CARDS : CARDS + _NEXT]
         ]
         inner = [tag("div", cards, class_="cards"),
-                 tag("ul", tag("li", "Then:"), rest, class_="next") if rest else None]  # fmt: skip
+                 tag("ul", tag("li", "Also:"), rest, class_="next") if rest else None]  # fmt: skip
     else:
-        inner = tag("p", f"Nothing stands out: every check passed and {wasted_in_words(found['energy']['total'])}.")
-    name = "What to look at first"
+        inner = tag("p", f"No findings: every check passed and {waste_clause(found['energy']['total'])}.")
+    name = "Main findings"
     return tag("section", tag("h2", name), inner, class_="first", id="first", aria_label=name)
 
 
@@ -159,10 +161,10 @@ def _card(found: Mapping[str, Any], row: Mapping[str, str]) -> Html:
     )
 
 
-def wasted_in_words(total: Mapping[str, Any]) -> str:
-    """Waste in words, if small or unknown."""
+def waste_clause(total: Mapping[str, Any]) -> str:
+    """Wasted energy as a clause."""
     if total["wasted"] is None or (total["wasted"] and not total["joules"]):
-        return "what was wasted is unknown"
+        return "the wasted energy is unknown"
     if total["wasted"]:
         return f"{share(total['wasted'] / total['joules'])} of the energy was wasted"
-    return "nothing was wasted"
+    return "no energy was wasted"

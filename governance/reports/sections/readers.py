@@ -30,8 +30,8 @@ from governance.reports.sections.run_sections import environment_folded, facts_l
 
 
 def officer(found: Mapping[str, Any]) -> Html:
-    """May it be used, under whose rules, at what cost."""
-    return _reader("officer", "Officer", "May it be used, who decided, and what did it cost?", [
+    """Section for the officer: verdict, sources, energy, lineage."""
+    return _reader("officer", "Officer", "May the corpus be used, who decided, and what did it cost?", [
         _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
         _part("sources", "Sources and licences", corpus.sources(found)),
         _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
@@ -40,7 +40,7 @@ def officer(found: Mapping[str, Any]) -> Html:
 
 
 def data_reviewer(found: Mapping[str, Any]) -> Html:
-    """Data reviewer: corpus, removals, affected groups."""
+    """Section for the data reviewer: corpus, removals, affected groups."""
     return _reader("data", "Data reviewer", "What is in the corpus, what was removed, and who is affected?", [
         _part("corpus", "Corpus", corpus.funnel(found), *corpus.funnel_folded(found), *corpus.counts_folded(found),
               *documents_folded(found), *corpus.examples_folded(found)),
@@ -49,11 +49,11 @@ def data_reviewer(found: Mapping[str, Any]) -> Html:
 
 
 def engineer(found: Mapping[str, Any]) -> Html:
-    """Engineer: learning, speed, faults."""
-    return _reader("engineer", "Engineer", "How did it learn, how fast, and what went wrong?", [
+    """Section for the engineer: training, faults, environment."""
+    return _reader("engineer", "Engineer", "How did training go, how fast was it, and what went wrong?", [
         _part("training", "Training", training(found), *training_folded(found)),
         _part("faults", "Faults", faults(found),
-              fold("Cluster: jobs, attempts, accounting", cluster(found)) if found["cluster"] else None),
+              fold("Cluster jobs, attempts and accounting", cluster(found)) if found["cluster"] else None),
         _part("environment", "Environment", None, *environment_folded(found)),
     ])  # fmt: skip
 
@@ -69,10 +69,7 @@ def _part(name: str, title: str, shown: Child, *folds: Child) -> Html:
 
 
 def verdict(found: Mapping[str, Any]) -> Html:
-    """The signed decision in facts.
-
-    What was waived, and where the policy is looser than its parent.
-    """
+    """The signed decision, waivers, and relaxations of the parent policy."""
     given = found["verdict"]
     policy, audit, tokens = (given.get(name) or {} for name in ("policy", "audit", "corpus"))
     counts = ", ".join(f"{count:,} {status}" for status, count in sorted((given.get("summary") or {}).items()))
@@ -122,7 +119,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         [
             facts_list(pairs, cited),
             table(
-                "Reasons besides the checks",
+                "Other reasons",
                 ["gate", "status", "owner, severity", "subject", "detail"],
                 reasons,
                 cited=cited,
@@ -131,10 +128,10 @@ def verdict(found: Mapping[str, Any]) -> Html:
             if reasons
             else None,
             table(
-                "Waivers", ["gate", "result", "observed", "up to", "approver", "until", "reason"], waivers, cited=cited
+                "Waivers", ["gate", "result", "observed", "limit", "approver", "until", "reason"], waivers, cited=cited
             )
             if waivers
             else None,
-            table("Looser than the parent policy", ["difference"], looser, cited=cited) if looser else None,
+            table("Relaxations of the parent policy", ["difference"], looser, cited=cited) if looser else None,
         ]
     )

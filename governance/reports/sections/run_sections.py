@@ -22,7 +22,7 @@ from governance.reports.html.markup import (
     table,
     tag,
 )
-from governance.reports.html.svg_figures import Series, chart
+from governance.reports.html.svg_figures import Curve, chart
 from governance.reports.sections.model_words import MODEL_FACTS, model_facts
 
 _CURVES_SHOWN = 5  # sources or languages of a chart, those with most validation tokens
@@ -37,15 +37,15 @@ def training(found: Mapping[str, Any]) -> Html:
 
 
 def not_trained(found: Mapping[str, Any]) -> Html | None:
-    """Reason why there is no training, unless the verdict says."""
+    """Notice on a missing or unfinished training, unless the verdict explains it."""
     if found["training"]:
         return None
     verdict = found["summary"]["verdict"]
     is_open = verdict in ("PASS", "WAIVED")
     if found["begun"]:
-        closed = "" if is_open else f" The verdict is now {verdict}: no further step is computed."
+        closed = "" if is_open else f" The verdict is now {verdict}, so training cannot continue."
         small = tag("small", f"{_how_far(found)}{closed}")
-        return tag("p", "Training was begun and is not finished.", small, class_="stop")
+        return tag("p", "Training started and is not finished.", small, class_="stop")
     if is_open:
         return tag(
             "p", "Not trained yet.", tag("small", "The gate is open; no finished training was found."), class_="stop"
@@ -59,14 +59,14 @@ def _how_far(found: Mapping[str, Any]) -> str:
     if not attempts:
         return f"Its record is {found['begun']}."
     last = attempts[-1]
-    told = f"Attempt {number(last['attempt'])} reached step {number(last['to'])}"
+    progress = f"Attempt {number(last['attempt'])} reached step {number(last['to'])}"
     if verdicts and verdicts[-1]["attempt"] == last["attempt"]:
-        return f"{told} and was stopped, as it diverged: see the faults."
-    return f"{told}; attempts and faults are below."
+        return f"{progress} and was stopped because it diverged; see the faults."
+    return f"{progress}; attempts and faults are listed below."
 
 
 def facts_list(pairs: Sequence[tuple[str, Child]], cited: Html | None = None) -> Html:
-    """Names and values in columns, with one mark for their evidence."""
+    """Definition list of names and values with one evidence mark."""
     entries = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs]
     return tag("div", tag("dl", entries, class_="facts"), cited, class_="facts-box")
 
@@ -82,11 +82,11 @@ def _curves(found: Mapping[str, Any]) -> Html:
         _by_group("Validation loss by source", "nats per token", run["validation"]["source"], "loss", groups),
         _by_group("Validation by language", "bits per byte", run["validation"]["language"], "bits_per_byte", groups),
         _chart("Throughput", "tokens per second", [("tokens per second", curves["tokens_per_second"], "a")], cited),
-        _chart("Utilisation", "share of the peak, of the measured matrix product",
-               [("MFU", curves["mfu"], "a"), ("of the measured product", curves["mfu_gemm"], "b")], cited, write=share),
+        _chart("Utilisation", "share of peak; share of measured matmul rate",
+               [("MFU", curves["mfu"], "a"), ("of measured matmul", curves["mfu_gemm"], "b")], cited, write=share),
         _chart("Learning rate", "as applied", [("learning rate", curves["learning_rate"], "a")], cited),
         _chart("Gradient norm", "before clipping", [("gradient norm", curves["grad_norm"], "a")], cited),
-        _chart("Energy per token", "joules, of the node",
+        _chart("Energy per token", "joules per token, whole node",
                [("joules per token", curves["joules_per_token"], "a")], cited),
     ]  # fmt: skip
     return tag("div", [one for one in charts if one is not None], class_="charts")
@@ -102,16 +102,16 @@ def _chart(
     write: Any = compact,
 ) -> Html | None:
     """A chart of the curves that have points."""
-    series = [Series(name, points, style, dots=name in dots) for name, points, style in curves if points]
-    return chart(title, series, "step", unit, write, cited) if series else None
+    drawn = [Curve(name, points, style, dots=name in dots) for name, points, style in curves if points]
+    return chart(title, drawn, "step", unit, write, cited) if drawn else None
 
 
 def _by_group(title: str, unit: str, rows: Sequence[Mapping[str, Any]], field: str, cited: Html) -> Html | None:
     shown = [row for row in rows if row["curves"][field]][:_CURVES_SHOWN]
-    series = [
-        Series(row["name"], row["curves"][field], style, dots=True) for row, style in zip(shown, "abcde", strict=False)
+    drawn = [
+        Curve(row["name"], row["curves"][field], style, dots=True) for row, style in zip(shown, "abcde", strict=False)
     ]
-    return chart(title, series, "step", unit, compact, cited) if series else None
+    return chart(title, drawn, "step", unit, compact, cited) if drawn else None
 
 
 def _validation(found: Mapping[str, Any]) -> Html | None:
@@ -122,7 +122,7 @@ def _validation(found: Mapping[str, Any]) -> Html | None:
         for by in ("source", "language")
         for row in found["training"]["validation"][by]
     ]  # fmt: skip
-    head = ["part of the validation text", "by", "loss, nats per token", "standard error", "bits per byte", "tokens"]
+    head = ["validation subset", "by", "loss, nats per token", "standard error", "bits per byte", "tokens"]
     return table("Last validation by source and language", head, lines, numeric=(2, 3, 4, 5),
                  cited=cite(found, "/training/validation"), shown=6) if lines else None  # fmt: skip
 
@@ -149,13 +149,11 @@ def training_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         ]
         for row in run["checkpoints"]
     ]
-    head = ["checkpoint", "digest, manifest", "size", "finished (UTC)", "energy since the one before", "up to here",
+    head = ["checkpoint", "digest, manifest", "size", "finished (UTC)", "energy since previous", "cumulative",
             "with ancestors"]  # fmt: skip
     cited = cite(found, *(f"/training/checkpoints/{index}" for index in range(len(lines))), "/energy/checkpoints")
     title = f"{len(lines):,} checkpoints on disk" if len(lines) != 1 else "1 checkpoint on disk"
-    note = (
-        "Curves of more than 400 points show the least and the greatest value of each stretch; metrics.jsonl has all."
-    )
+    note = "Curves of more than 400 points show the minimum and maximum of each stretch; metrics.jsonl has all points."
     yield fold(title, table("Checkpoints", head, lines, numeric=(2, 4, 5, 6), cited=cited),
                tag("p", note, class_="note"))  # fmt: skip
     if run["profiles"]:
@@ -175,26 +173,23 @@ def _profiles(found: Mapping[str, Any]) -> Html:
         head = ["name", "shapes", "calls", "seconds", "share"]
         tables += [
             table(f"Profile of {steps}: {row['time']}", head, lines, numeric=(2, 3, 4), cited=cited, shown=20),
-            tag("p", f"{compact(row['seconds'])} s a step in all of them. Trace of rank 0: ",
+            tag("p", f"{compact(row['seconds'])} s per step in total. Trace of rank 0: ",
                 tag("code", foreign(row["path"])), class_="note"),
         ]  # fmt: skip
-    return fold("Profile: where the time of a step went", *tables)
+    return fold("Profile of a step", *tables)
 
 
 def _with_ancestors(row: Mapping[str, float | None]) -> str:
-    """Energy with that of models and data behind it.
-
-    "at least" where some of it has no record or no upper bound.
-    """
-    told = energy(row.get("with_ancestors"))
-    return told if row.get("with_ancestors") is None or row["with_ancestors_high"] is not None else f"at least {told}"
+    """Energy with ancestors; "at least" without a record or an upper bound."""
+    text = energy(row.get("with_ancestors"))
+    return text if row.get("with_ancestors") is None or row["with_ancestors_high"] is not None else f"at least {text}"
 
 
 def environment_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     """Hosts, commits, package versions and commands; with the stages where they differ."""
     data = found["environment"]
 
-    def told(values: Mapping[str, Sequence[str]]) -> Any:
+    def by_stage(values: Mapping[str, Sequence[str]]) -> Any:
         if len(values) == 1:
             return next(iter(values))
         return [
@@ -202,9 +197,9 @@ def environment_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         ]
 
     cited = cite(found, "/environment")
-    packages = [[name, told(values)] for name, values in data["packages"].items()]
+    packages = [[name, by_stage(values)] for name, values in data["packages"].items()]
     commands = [[row["stage"], tag("code", " ".join(map(str, row["command"] or [])))] for row in found["lineage"]]
     yield fold("Environment: hosts, commit, packages, commands",
-               facts_list([(name, told(values)) for name, values in data["places"].items()], cited),
+               facts_list([(name, by_stage(values)) for name, values in data["places"].items()], cited),
                table("Packages", ["package", "version"], packages, cited=cited, shown=40),
                table("Commands", ["stage", "command"], commands, cited=cited, shown=20))  # fmt: skip

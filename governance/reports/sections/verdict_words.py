@@ -1,4 +1,4 @@
-"""The verdict in words: reason, signer, approval, rules."""
+"""Verdict as text: reason, signer, approval, rules."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _SHOWN = 3  # reasons, and sources of one
 _DID = {"fail": "failed", "error": "could not be carried out", "missing": "without a result"}
 _PLAIN = {
     "PASS": "Every critical gate passed. The corpus may be trained on.",
-    "WAIVED": "The corpus may be trained on: the owners of the gates that failed have waived them.",
+    "WAIVED": "The corpus may be trained on: the owners of the failed gates have waived them.",
     "BLOCK": "A critical gate failed. The corpus may not be trained on.",
-    "INCONCLUSIVE": "A critical gate had too little to judge by, which is not a pass.",
-    "ERROR": "A check could not be carried out, which is not a pass.",
-    "NOT_RUN": "A gate has no result, which is not a pass.",
+    "INCONCLUSIVE": "A critical gate had too little data to judge, which does not count as a pass.",
+    "ERROR": "A check could not be carried out, which does not count as a pass.",
+    "NOT_RUN": "A gate has no result, which does not count as a pass.",
 }
 
 
 def meaning(found: Mapping[str, Any]) -> str:
     """Meaning of the verdict for the corpus."""
     word = found["summary"]["verdict"]
-    told = _PLAIN.get(word, "This verdict is not known to this release.")
+    text = _PLAIN.get(word, "This release does not know this verdict.")
     untouched = word not in ("PASS", "WAIVED") and not found["training"] and not found["begun"]
-    return f"{told} Nothing was trained." if untouched else told
+    return f"{text} Nothing was trained." if untouched else text
 
 
 def reasons(found: Mapping[str, Any]) -> list[str]:
@@ -37,38 +37,38 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
     by_gate: dict[str, list[Mapping[str, Any]]] = {}
     for row in closing(found):
         by_gate.setdefault(str(row.get("gate")), []).append(row)
-    told = [sentence for gate, rows in by_gate.items() for sentence in _closed(found, gate, rows)]
-    more = [f"{counted(len(told) - _SHOWN, 'more reason')} below."] if len(told) > _SHOWN else []
-    return [*(told[:_SHOWN] or ["No verdict names a reason."]), *more]
+    sentences = [sentence for gate, rows in by_gate.items() for sentence in _closed(found, gate, rows)]
+    more = [f"{counted(len(sentences) - _SHOWN, 'more reason')} below."] if len(sentences) > _SHOWN else []
+    return [*(sentences[:_SHOWN] or ["The verdict gives no reason."]), *more]
 
 
 def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
     counts = found["verdict"].get("summary") or {}
     others = [f"{count:,} {_DID.get(status, status)}" for status, count in sorted(counts.items())
               if status != "pass" and count]  # fmt: skip
-    only = ", in gates that only warn" if found["summary"]["verdict"] == "PASS" else ""
-    told = f"{' and '.join(others)}{only}" if others else "none failed"
-    yield f"{counted(counts.get('pass', 0), 'check')} passed; {told}."
+    only = ", in non-blocking gates" if found["summary"]["verdict"] == "PASS" else ""
+    rest = f"{' and '.join(others)}{only}" if others else "none failed"
+    yield f"{counted(counts.get('pass', 0), 'check')} passed; {rest}."
     for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
         yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
 
 
 def _closed(found: Mapping[str, Any], gate: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    whose = _whose(found, str(rows[0].get("owner")))
+    owner = _owner(found, str(rows[0].get("owner")))
     refused = [row for row in found["sources"] if "licence" in row["fate"] and row["documents_kept"]]
     if gate == _LICENCES and refused:
         for row in refused[:_SHOWN]:
             yield (
                 f"{counted(row['documents_kept'], 'document')} of source {row['name']} are in the corpus under licence "
-                f"{row['licence']}, which the policy does not allow. {whose}"
+                f"{row['licence']}, which the policy does not allow. {owner}"
             )
         return
     detail = "; ".join(part for part in str(rows[0].get("detail") or "").split("; ") if part)
     more = f" and {counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
-    yield f"{gate} on {rows[0].get('subject')}{more}: {detail or rows[0].get('status')}. {whose}"
+    yield f"{gate} on {rows[0].get('subject')}{more}: {detail or rows[0].get('status')}. {owner}"
 
 
-def _whose(found: Mapping[str, Any], owner: str) -> str:
+def _owner(found: Mapping[str, Any], owner: str) -> str:
     people = found["owners"].get(owner, [])
     return f"Decision: {owner} ({', '.join(map(str, people))})." if people else f"Decision: {owner}."
 
@@ -80,7 +80,7 @@ def signer(found: Mapping[str, Any]) -> str:
 
 
 def rules(found: Mapping[str, Any]) -> str:
-    """The policy with its strength, and whether it is a site's."""
+    """Policy, its strength, and the site policy."""
     return f"Judged by {found['summary']['policy']}, {found['summary']['site']}."
 
 

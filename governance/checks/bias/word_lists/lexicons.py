@@ -1,11 +1,11 @@
 """Lexicons: word lists read, checked and merged for each language.
 
-Ours lie beside this file: `terms/` (a file a language; heading = axis, name = group), `attributes.toml` (family,
+Ours are in this folder: `terms/` (a file a language; heading = axis, name = group), `attributes.toml` (family,
 category), `sentiment.toml`, `toxicity.toml` (instrument; positive 1, negative -1, listed 1) and `dialects.toml`;
-`list_files.py` has their form. Each can be replaced by path, and lists of others added (`outside_lists.py`).
+`list_files.py` has their form. Each can be replaced by path, and external lists added (`outside_lists.py`).
 
-Promise: no identity term is a term of an instrument or of an attribute: what a list of others brings of them is left
-out, and counted. The digest of all lists as they are used is part of every audit.
+Promise: no identity term is a term of an instrument or attribute: such terms of external lists are dropped and counted.
+The digest of all lists in use is part of every audit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from governance.checks.bias.crossed import Crossed, chosen_pairs, crossed_groups, intersections_of_terms
 from governance.checks.bias.word_lists.list_files import NONE, Headings, ListFile, Words, read_lists
-from governance.checks.bias.word_lists.lists_config import SCORED, ListName, ListsConfig
+from governance.checks.bias.word_lists.lists_config import SCORED, ListName, WordListsConfig
 from governance.checks.bias.word_lists.tabbed_lists import SCALE, apart_from, given_names
 from governance.config import canonical_json
 from governance.errors import ConfigError
@@ -67,7 +67,7 @@ class Lexicons:
     """The lexicons of all languages; equal where their lists are."""
 
     sha256: str
-    """Of all lists as they are used."""
+    """Of all lists in use."""
     files: Mapping[str, str]
     """List -> SHA-256 of its file."""
     instruments: tuple[str, ...]
@@ -75,14 +75,11 @@ class Lexicons:
     left_out: int
     """Terms of instruments and attributes that are identity terms."""
     left_out_names: int | None = None
-    """Given names by which terms of other lists begin; None: there is no list of names."""
+    """Dropped given names, with which terms of other lists begin; None: no list of names."""
 
     @functools.cached_property
     def scored(self) -> dict[str, tuple[str, ...]]:
-        """Instrument -> the languages that it has words of.
-
-        Elsewhere it has no score, not a score of 0.
-        """
+        """Instrument -> languages in which it has words."""
         from governance.kernels.mentions import WEIGHT
 
         used = {
@@ -106,16 +103,18 @@ def _ours(name: str) -> ListFile:
     return read_lists(name)
 
 
-def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str, ListFile] | None = None) -> Lexicons:
+def load_lexicons(
+    config: WordListsConfig, folder: Path = Path(), more: Mapping[str, ListFile] | None = None
+) -> Lexicons:
     """All lexicons of a configuration; relative paths start at `folder`.
 
     Args:
-        config: which lists.
-        folder: of the run's file.
+        config: the lists.
+        folder: folder of the run's file.
         more: further instruments: name -> lists with headings of that name and names of `WEIGHTS`.
 
     Raises:
-        ConfigError: a file is not what it should be.
+        ConfigError: a file is invalid.
     """
     from governance.checks.bias.word_lists.outside_lists import as_list_file, outside_lists
 
@@ -128,8 +127,8 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
     instruments = tuple(sorted(set(files) - {"terms", "holistic", "attributes", "winobias", "winogender", "dialects"}))
     scored = [(number, files[name].languages, name) for number, name in enumerate(instruments)]
     _require_terms({name: files[name] for name in chosen}, identity)
-    ours_in_form = [name for name in (*instruments, "dialects") if not name.startswith(SCORED)]
-    _require_headings({name: chosen[name] for name in ours_in_form if name in chosen})
+    own_format = [name for name in (*instruments, "dialects") if not name.startswith(SCORED)]
+    _require_headings({name: chosen[name] for name in own_format if name in chosen})
     left_out_names = None
     if config.names:
         terms = _merged([file for name, file in files.items() if name != "dialects"])
@@ -148,10 +147,10 @@ def load_lexicons(config: ListsConfig, folder: Path = Path(), more: Mapping[str,
         left_out += dropped
     if left_out:
         get_logger(__name__).warning(
-            "bias: %d terms of instruments or attributes are identity terms: left out", left_out
+            "bias: %d terms of instruments or attributes are identity terms and were dropped", left_out
         )
     if left_out_names:
-        get_logger(__name__).warning("bias: %d given names begin terms of other lists: left out", left_out_names)
+        get_logger(__name__).warning("bias: %d given names begin terms of other lists and were dropped", left_out_names)
     digests = {name: file.sha256 for name, file in sorted(files.items())}
     digests["intersections"] = sha256_bytes(canonical_json(pairs))
     return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out, left_out_names)
@@ -168,14 +167,15 @@ def scale_of(instrument: str) -> int:
 
 
 def _require_headings(files: Mapping[str, ListFile]) -> None:
-    """A list under another heading would count nothing, and say nothing."""
+    """Refuse a list under a wrong heading, which would silently count nothing."""
     for name, file in files.items():
         heading, names = ("dialect", set[str]()) if name == "dialects" else (name, set(WEIGHTS))
         for code, headings in file.languages.items():
             if set(headings) != {heading} or (names and set(headings[heading]) - names):
-                wish = f", with lists named {', '.join(sorted(names))}" if names else ""
+                names_text = f", with lists named {', '.join(sorted(names))}" if names else ""
                 raise ConfigError(
-                    f"audit.bias: list {name} has {sorted(headings)} for {code!r}; it wants [{code}.{heading}]{wish}"
+                    f"audit.bias: list {name} has {sorted(headings)} for {code!r}; expected"
+                    f" [{code}.{heading}]{names_text}"
                 )
 
 
@@ -183,8 +183,8 @@ def _require_terms(files: Mapping[str, ListFile], identity: Mapping[str, object]
     for name, file in files.items():
         if alone := sorted(set(file.languages) - set(identity)):
             raise ConfigError(
-                f"audit.bias: the list {name} has the language {alone[0]!r}, for which there are no identity terms:"
-                " nothing would be counted. Add terms of it with lists.terms, or leave it out."
+                f"audit.bias: the list {name} has the language {alone[0]!r}, which has no identity terms, so"
+                " nothing would be counted. Add terms of it with lists.terms, or remove it."
             )
 
 
@@ -204,7 +204,7 @@ def _lexicon(
     weighed: Mapping[int, Mapping[str, Sequence[Words]]],
     varieties: Mapping[str, Sequence[Words]],
 ) -> tuple[Lexicon, int]:
-    """One language's lexicon, and how many terms were left out of it."""
+    """One language's lexicon, and the number of dropped terms."""
     from governance.kernels.mentions import CATEGORY, DIALECT, WEIGHT
 
     groups = tuple(sorted((axis, group) for axis, names in axes.items() for group in names if group != NONE))
@@ -240,10 +240,7 @@ def _lexicon(
 
 
 def pack_lexicon(lexicon: Lexicon | None, instruments: int) -> Packed:
-    """The lexicon as the kernel reads it.
-
-    None stands for a language without lists.
-    """
+    """Pack a lexicon for the kernel; None is a language without lists."""
     from governance.kernels.mentions import pack
 
     if lexicon is None:

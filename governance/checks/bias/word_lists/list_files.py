@@ -18,14 +18,14 @@ Whole example:
     hindu = { man = "hindú, hindúes", woman = "hindú, hindúes", word = "none: its word is not in use" }
 
     [ja.gender]
-    none = ["彼ら"]                        # holds a term of he and means they: uses its words up, counts for no group
+    none = ["彼ら"]                        # "they", contains the term for "he": consumes its words, counts for no group
 
 A cell is terms with commas between them. Laws, each a `ConfigError` where a file breaks it:
 
-- Rows of `pairs` name the same groups, and each cell has terms: what cannot be counted of one group is not counted of
-  its counterpart, and `none` says why. Such a group has no terms outside the pairs.
-- Rows of groups name the same forms; a cell without terms says why ("none: ..."); where the man's form is not counted,
-  the woman's is not either. A row has terms in one cell or more.
+- Rows of `pairs` name the same groups, and each cell has terms: what cannot be counted for one group is not counted for
+  its counterpart, and `none` states the reason. Such a group has no terms outside the pairs.
+- Rows of groups name the same forms; a cell without terms states the reason ("none: ..."); where the man's form is not
+  counted, the woman's is not either. A row has terms in one cell or more.
 """
 
 from __future__ import annotations
@@ -63,12 +63,10 @@ class ListFile:
 
 
 def read_lists(name: str, path: Path | None = None) -> ListFile:
-    """Read a list file.
-
-    Ours of that name when `path` is None, a folder with a file a language or one file of all.
+    """Read a list file or folder; ours if `path` is None.
 
     Raises:
-        ConfigError: it is no such file, breaks a law above, or a term has no word.
+        ConfigError: it is not such a file, breaks a law above, or a term has no word.
     """
     if path is not None:
         return _read_file(str(path), path)
@@ -90,15 +88,13 @@ def _read_file(origin: str, file: Any) -> ListFile:
         languages = {code: headings_of(tables, named.get(code, {})) for code, tables in sorted(values.items())}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(
-            f"{origin}: is no list of words ({error!r}). It wants `version = n` and [language.heading] tables of lists."
+            f"{origin}: is not a word list ({error!r}). It needs `version = n` and [language.heading] tables of lists."
         ) from error
     return ListFile(version, sha256_bytes(data), languages)
 
 
 def headings_of(tables: Mapping[str, Mapping[str, Any]], named: NamedLists) -> Headings:
-    """The terms of one language, spelt out.
-
-    Each once a name, in the order of the file.
+    """Expanded terms of one language, in the order of the file.
 
     Raises:
         ValueError: a law of this module is broken.
@@ -115,8 +111,8 @@ def headings_of(tables: Mapping[str, Mapping[str, Any]], named: NamedLists) -> H
                 raise ValueError(f"{heading}.{name}: has terms outside [{heading}.{PAIRS}], without a counterpart")
             names[name] = _of_forms(f"{heading}.{name}", value, forms) if isinstance(value, Mapping) else list(value)
         for name, terms in names.items():
-            spelt = [text for term in terms for text in _spelt_out(term, named)]
-            words = [_words(text, f"{heading}.{name}") for text in spelt]
+            expanded = [text for term in terms for text in _expanded(term, named)]
+            words = [_words(text, f"{heading}.{name}") for text in expanded]
             found.setdefault(heading, {})[name] = list(dict.fromkeys(words))
     return found
 
@@ -132,7 +128,7 @@ def _of_pairs(heading: str, rows: Mapping[str, Mapping[str, str]]) -> dict[str, 
             if not _cells(cell):
                 raise ValueError(
                     f"{heading}.{PAIRS}.{concept}: {group} has no term. Add its counterpart, or write"
-                    f' `{concept} = {{ {NONE} = "why" }}`, and the concept is counted of no group'
+                    f' `{concept} = {{ {NONE} = "why" }}`, and the concept counts for no group'
                 )
             found[group] += _cells(cell)
     for concept in rows.keys() - counted.keys():
@@ -148,7 +144,7 @@ def _of_forms(place: str, row: Mapping[str, str], forms: Sequence[set[str]]) -> 
     for form in empty:
         _reason(f"{place}.{form}", row[form].removeprefix(f"{NONE}:"))
     if len(empty & {"man", "woman"}) == 1:
-        raise ValueError(f"{place}: counts one of man and woman alone. Count both, or neither")
+        raise ValueError(f"{place}: counts only one of man and woman. Count both or neither")
     terms = [term for form, cell in row.items() if form not in empty for term in _cells(cell)]
     if not terms or not all(_cells(cell) for cell in row.values()):
         raise ValueError(f'{place}: has an empty cell. Add terms, or "{NONE}: why"')
@@ -161,14 +157,11 @@ def _cells(cell: str) -> list[str]:
 
 def _reason(place: str, words: str) -> None:
     if len(words.split()) < 2:
-        raise ValueError(f"{place}: says no reason")
+        raise ValueError(f"{place}: states no reason")
 
 
-def _spelt_out(term: str, named: NamedLists) -> Iterator[str]:
-    """The terms that braces stand for.
-
-    A named list may itself use braces.
-    """
+def _expanded(term: str, named: NamedLists) -> Iterator[str]:
+    """Expand the braces of a term, nested lists included."""
     pieces = _BRACES.split(term)  # text, inside, text, inside, ..., text
     choices = [[piece] if place % 2 == 0 else _chosen(piece, named) for place, piece in enumerate(pieces)]
     return ("".join(chosen) for chosen in itertools.product(*choices))
@@ -177,7 +170,7 @@ def _spelt_out(term: str, named: NamedLists) -> Iterator[str]:
 def _chosen(piece: str, named: NamedLists) -> list[str]:
     if "|" in piece:
         return piece.split("|")
-    return [text for term in named[piece] for text in _spelt_out(term, named)]
+    return [text for term in named[piece] for text in _expanded(term, named)]
 
 
 def _words(text: str, where: str) -> Words:

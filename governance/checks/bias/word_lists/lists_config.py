@@ -12,10 +12,10 @@ ListName = Literal["terms", "attributes", "sentiment", "toxicity", "dialects"]
 
 
 SCORED = "sentiment:"
-"""How the instruments of scored word lists begin; the names of their lists are the weights."""
+"""Prefix of instruments of scored word lists, whose list names are the weights."""
 
 
-class ListsConfig(Section):
+class WordListsConfig(Section):
     """Word lists in use; paths are relative to the run's file."""
 
     lists: dict[ListName, str] = Field(default={})
@@ -23,7 +23,7 @@ class ListsConfig(Section):
     holistic_descriptors: str = ""
     """`descriptors.json` of HolisticBias (Smith et al. 2022): before nouns, as identity terms of English."""
     holistic_nouns: str = ""
-    """`nouns.json` of HolisticBias; wanted with the descriptors."""
+    """`nouns.json` of HolisticBias; required with the descriptors."""
     bad_words: dict[str, str] = Field(default={})
     """Language -> a word list, one a line (LDNOOBW); scored as the instrument "bad_words"."""
     sentiment: dict[Annotated[str, StringConstraints(pattern="^[a-z0-9_.-]+$")], dict[str, str]] = Field(default={})

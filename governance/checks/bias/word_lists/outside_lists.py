@@ -2,12 +2,12 @@
 
 HolisticBias (Smith et al. 2022, arXiv:2205.09209): `descriptors.json` is axis -> bucket -> descriptors, a descriptor a
 text or {"descriptor": ...}; `nouns.json` is gender -> [[singular, plural], ...]. A mention is a descriptor before a
-noun, as in the paper's sentences, since a descriptor alone ("slow", "poor") is mostly none. Axes are named
+noun, as in the paper's sentences, since a descriptor alone ("slow", "poor") is mostly not one. Axes are named
 "holistic.AXIS"; the group is the bucket, or the descriptor where the axis has but one bucket, "all"; the made-up words
 of the axis "nonce" are left out.
 
 LDNOOBW ("List of Dirty, Naughty, Obscene and Otherwise Bad Words"): one word or phrase a line. A line without a word
-(an emoji) is left out.
+(an emoji) is dropped.
 
 WinoBias (Zhao et al. 2018, arXiv:1804.06876): one occupation a line, in one file those that more women hold in US
 labour statistics, in the other those that more men hold. Winogender (Rudinger et al. 2018, arXiv:1804.09301):
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.checks.bias.word_lists.list_files import ListFile, Words
-from governance.checks.bias.word_lists.lists_config import SCORED, ListsConfig
+from governance.checks.bias.word_lists.lists_config import SCORED, WordListsConfig
 from governance.checks.bias.word_lists.tabbed_lists import scored_words
 from governance.config import canonical_json
 from governance.errors import ConfigError
@@ -36,8 +36,8 @@ from governance.kernels.word_lookup import split_words
 Lists = dict[str, dict[str, list[Words]]]
 
 
-def outside_lists(config: ListsConfig, folder: Path) -> dict[str, ListFile]:
-    """The configured lists of others, by name: holistic, bad_words, winobias, winogender, sentiment:NAME.
+def outside_lists(config: WordListsConfig, folder: Path) -> dict[str, ListFile]:
+    """The configured external lists, by name: holistic, bad_words, winobias, winogender, sentiment:NAME.
 
     Raises:
         ConfigError: a file is not of its form, or one of a pair is not named.
@@ -59,17 +59,17 @@ def outside_lists(config: ListsConfig, folder: Path) -> dict[str, ListFile]:
     for name, files in sorted(config.sentiment.items()):
         instrument, field = f"{SCORED}{name}", f"sentiment.{name}"
         if not files:
-            raise ConfigError(f"audit.bias.{field}: names no file. Name one for each language, or leave it out.")
+            raise ConfigError(f"audit.bias.{field}: names no file. Name one for each language, or remove it.")
         scores = {code: scored_words(folder / path, f"{field}.{code}") for code, path in sorted(files.items())}
         found[instrument] = as_list_file({code: {instrument: terms} for code, terms in scores.items()})
     return found
 
 
-def _pair(config: ListsConfig, one: str, other: str) -> bool:
+def _pair(config: WordListsConfig, one: str, other: str) -> bool:
     """Return whether both are named."""
     named = [name for name in (one, other) if getattr(config, name)]
     if len(named) == 1:
-        raise ConfigError(f"audit.bias: {named[0]} is named, but not its other half. Name {one} and {other}, or none.")
+        raise ConfigError(f"audit.bias: {named[0]} is set without its counterpart. Set {one} and {other}, or neither.")
     return len(named) == 2
 
 
@@ -85,23 +85,23 @@ def as_list_file(languages: Mapping[str, Lists]) -> ListFile:
     return ListFile(1, sha256_bytes(canonical_json(plain)), languages)
 
 
-def _read(path: Path, field: str, understand: Callable[[str], Any]) -> Any:
+def _read(path: Path, field: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return understand(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"audit.bias.{field}: {path} is not such a file ({error!r}). Name the file as it is given out."
+            f"audit.bias.{field}: {path} is not such a file ({error!r}). Name the unmodified file."
         ) from error
 
 
 def _lines(path: Path, field: str) -> list[Words]:
-    def understand(text: str) -> list[Words]:
+    def parse(text: str) -> list[Words]:
         terms = sorted({tuple(split_words(line)) for line in text.splitlines()} - {()})
         if not terms or max(map(len, terms)) > _MOST_WORDS:
             raise ValueError("not a list of one word or phrase a line")
         return terms
 
-    found: list[Words] = _read(path, field, understand)
+    found: list[Words] = _read(path, field, parse)
     return found
 
 
@@ -148,7 +148,7 @@ def _plural(word: str) -> str:
 
 
 def _winogender(path: Path) -> dict[str, list[Words]]:
-    def understand(text: str) -> dict[str, list[Words]]:
+    def parse(text: str) -> dict[str, list[Words]]:
         found: dict[str, list[Words]] = {"female": [], "male": []}
         for row in csv.DictReader(text.splitlines(), delimiter="\t"):
             name = "female" if float(row["bls_pct_female"]) >= 50 else "male"
@@ -157,5 +157,5 @@ def _winogender(path: Path) -> dict[str, list[Words]]:
             raise ValueError("no occupations")
         return {name: _with_plurals(terms) for name, terms in found.items()}
 
-    table: dict[str, list[Words]] = _read(path, "winogender", understand)
+    table: dict[str, list[Words]] = _read(path, "winogender", parse)
     return table

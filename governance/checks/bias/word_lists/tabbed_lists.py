@@ -1,14 +1,14 @@
 """Tab-separated external lists: scored words and given names.
 
-Scored words, `word<TAB>score`, further columns passed over, one file a language: the form of VADER (Hutto & Gilbert
-2014, ICWSM) and of AFINN (Nielsen 2011, arXiv:1103.2903). Scores are kept as integers, `SCALE` to the point, so that
-sums of any shards add up; a word that is listed with several (VADER has "fav" and "FAV") has their mean. An emoticon is
-no word and is left out, and so is a score of 0.
+Scored words, `word<TAB>score`, further columns ignored, one file per language: the form of VADER (Hutto & Gilbert 2014,
+ICWSM) and of AFINN (Nielsen 2011, arXiv:1103.2903). Scores are kept as integers, `SCALE` to the point, so that sums of
+any shards add up; a word that is listed with several (VADER has "fav" and "FAV") has their mean. Emoticons and scores
+of 0 are dropped.
 
 Given names, `name<TAB>axis<TAB>group[<TAB>language]`, without a language for every one with identity terms, the heading
 of the columns optional. They are groups of "AXIS (names)", never of the axis itself: a name is a proxy. A name of two
-groups counts for each. Promise: whom the other axes count stays the same, so a name that begins with a word, or holds
-one, by which a term of another list begins ("Joy", "Christian") is left out, and counted.
+groups counts for each. Promise: the counts of other axes do not change, so a name that contains the first word of a
+term of another list ("Joy", "Christian") is dropped and counted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from governance.errors import ConfigError
 from governance.kernels.word_lookup import split_words
 
 SCALE = 1000
-"""Integers of a scored list to one point of it: three decimals count."""
+"""Integers per point of a scored list: three decimals count."""
 MOST = 1000
 """The greatest score."""
 OF_NAMES = " (names)"
-"""How the axes of given names end."""
+"""Suffix of axes of given names."""
 PROXIES = "names are proxies"
-"""What each row of such an axis says."""
+"""Note of each row of such an axis."""
 Names = dict[str, dict[str, dict[str, list[Words]]]]
 """Language -> axis of names -> group -> names."""
 _WITHIN_WORDS = "-'’._·"
@@ -48,8 +48,8 @@ def scored_words(path: Path, field: str) -> dict[str, list[Words]]:
     for line, columns in _rows(path, field):
         score = _score(columns[1]) if len(columns) > 1 else None
         if score is None or not columns[0].strip():
-            wish = f"a word, a tab and a number from -{MOST:,} to {MOST:,}"
-            raise _wrong(path, field, line, f"{' '.join(columns)!r} is not {wish}")
+            expected = f"a word, a tab and a number from -{MOST:,} to {MOST:,}"
+            raise _wrong(path, field, line, f"{' '.join(columns)!r} is not {expected}")
         if words := _plain_words(columns[0]):
             scores.setdefault(words, []).append(score)
     found: dict[str, list[Words]] = {}
@@ -78,16 +78,16 @@ def given_names(path: Path, languages: Collection[str]) -> Names:
             continue
         words, language = tuple(split_words(name)), "".join(more)
         if not words or not _is_label(axis) or not _is_label(group):
-            wish = "name, axis, group and, if you like, language, with tabs between them"
-            raise _wrong(path, "names", line, f"{' '.join(columns)!r} is not {wish}")
+            expected = "name, axis, group and optionally language, separated by tabs"
+            raise _wrong(path, "names", line, f"{' '.join(columns)!r} is not {expected}")
         if language and language not in languages:
             known = ", ".join(sorted(languages))
-            raise _wrong(path, "names", line, f"{language!r} is no language with identity terms ({known})")
+            raise _wrong(path, "names", line, f"{language!r} is not a language with identity terms ({known})")
         for code in [language] if language else languages:
             names = found.setdefault(code, {}).setdefault(f"{axis}{OF_NAMES}", {}).setdefault(group, [])
             names.append(words)
     if not found:
-        raise ConfigError(f"audit.bias.names: {path} has no name. Name another file, or leave the setting out.")
+        raise ConfigError(f"audit.bias.names: {path} has no name. Name another file, or remove the setting.")
     return {
         code: {axis: {group: sorted(set(names)) for group, names in of.items()} for axis, of in axes.items()}
         for code, axes in sorted(found.items())
@@ -124,7 +124,7 @@ def _rows(path: Path, field: str) -> Iterator[tuple[int, list[str]]]:
     try:
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
-        raise ConfigError(f"audit.bias.{field}: {path} cannot be read ({error}). Name a file that is there.") from error
+        raise ConfigError(f"audit.bias.{field}: {path} cannot be read ({error}). Name an existing file.") from error
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -148,10 +148,7 @@ def _score(text: str) -> Decimal | None:
 
 
 def _plain_words(text: str) -> Words:
-    """The words of a term.
-
-    None where signs stand in it, as in ":D", whose letter is no word.
-    """
+    """Words of a term; none if it contains symbols, as in ":D"."""
     signs = any(unicodedata.category(one)[0] in "PS" and one not in _WITHIN_WORDS for one in text)
     return () if signs else tuple(split_words(text))
 

@@ -1,0 +1,1 @@
+"""Great Expectations: expectations by name, own classes, suite files."""

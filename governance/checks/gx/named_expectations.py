@@ -1,0 +1,141 @@
+"""Expectations of Great Expectations by their own names and arguments.
+
+    [[gate]]
+    id = "documents.language_code"
+    suite = "documents"
+    gx = "expect_column_value_lengths_to_be_between"
+    kwargs = { column = "language", min_value = 2, max_value = 3, mostly = 0.99 }
+
+Any registered expectation, or a class of one's own by dotted path (`own_expectations.py`), with GX's arguments. The
+gate's `where`, `severity`, `min_rows`, `max_missing` and `why` apply as they do to every gate. GX validates names and
+arguments; whatever it refuses or raises becomes an error of the gate, and so do cases in which GX passes an expectation
+without a constraint, rounds integers beyond 2^53, or has looked at other rows than the table's. A pass needs an
+observed value or counted rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from governance.checks.gx.own_expectations import own_class
+from governance.checks.judgeable import anchored, beyond_exact, infinite_values
+from governance.checks.messages import number, shown
+from governance.gate.policy import Gate
+from governance.gate.verdict import CheckResult, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESERVED = {
+    "id", "meta", "notes", "result_format", "description", "catch_exceptions", "rendered_content", "severity",
+    "windows", "batch_id", "row_condition", "condition_parser",
+}  # fmt: skip
+"""Arguments of GX that a gate has fields for (`where`, `severity`, `why`), or that the audit sets."""
+_COLUMNS = ("column", "column_A", "column_B")
+_LISTS = ("value_set", "column_set", "column_list", "type_list", "regex_list", "like_pattern_list", "value_pairs_set")
+_MOST_CHARACTERS = 200
+
+
+def build(gate: Gate, index: int) -> Any:
+    """Build the gate's expectation.
+
+    Raises:
+        ValueError: GX does not know the name or refuses an argument, or there is no constraint.
+    """
+    from great_expectations.exceptions import ExpectationNotFoundError
+    from great_expectations.expectations.registry import get_expectation_impl
+
+    arguments = dict(gate.kwargs)
+    if taken := sorted(set(arguments) & RESERVED):
+        raise ValueError(f"kwargs {', '.join(taken)}: use the gate's own fields (`where`, `severity`, `why`)")
+    try:
+        kind = own_class(gate.gx) if ":" in gate.gx else get_expectation_impl(gate.gx)
+    except ExpectationNotFoundError as error:
+        raise ValueError(f"Great Expectations has no expectation {gate.gx!r}") from error
+    fields = set(kind.__fields__)
+    if gate.column:
+        arguments["column"] = gate.column
+    if "mostly" in fields:
+        arguments.setdefault("mostly", gate.mostly)
+    elif gate.mostly != 1:
+        raise ValueError(f"{gate.gx} has no argument `mostly`")
+    if empty := [name for name in _LISTS if name in arguments and not arguments[name]]:
+        raise ValueError(f"{gate.gx} with an empty {empty[0]} has no constraint")
+    if isinstance(arguments.get("regex"), str):
+        arguments["regex"] = anchored(arguments["regex"])
+    if isinstance(arguments.get("regex_list"), list):
+        arguments["regex_list"] = [anchored(str(regex)) for regex in arguments["regex_list"]]
+    built = kind(**arguments, meta={"gate": str(index)})
+    if {"min_value", "max_value"} <= fields and built.min_value is None and built.max_value is None:
+        raise ValueError(f"{gate.gx} without min_value or max_value has no constraint")
+    return built
+
+
+def columns_of(gate: Gate) -> list[str]:
+    """Columns that the arguments name, if any."""
+    named = [gate.column, *(gate.kwargs.get(name) for name in _COLUMNS)]
+    several = gate.kwargs.get("column_list")
+    return [str(name) for name in (*named, *(several if isinstance(several, list) else ())) if name]
+
+
+def unjudgeable_values(gate: Gate, table: pd.DataFrame) -> str:
+    """Reason why the named columns cannot be judged exactly; "" for none."""
+    for name in columns_of(gate):
+        if (found := list(table.columns).count(name)) > 1:
+            return f"column {name!r} occurs {found} times in the table"
+        if found and (infinite := infinite_values(table[name])):
+            return f"column {name!r} contains {infinite} infinite value(s)"
+        if found and beyond_exact(table[name]):
+            return f"column {name!r} contains integers beyond 2^53: {gate.gx} may round them"
+    return ""
+
+
+def judgeable_values(gate: Gate, table: pd.DataFrame) -> int:
+    """Judgeable values: non-missing ones of a single column, else rows."""
+    named = [name for name in columns_of(gate) if name in table.columns]
+    if len(named) != 1 or gate.gx.endswith("be_null") or gate.gx == "expect_column_to_exist":
+        return len(table)
+    return int(table[named[0]].notna().sum())
+
+
+def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, Any], success: Any) -> CheckResult:
+    """Result of a gate from GX's own, failing closed."""
+    rows, values, unexpected = len(table), judgeable_values(gate, table), int(content.get("unexpected_count") or 0)
+    counted, seen = content.get("element_count"), content.get("observed_value")
+    observed: float | str | None = None
+    if isinstance(seen, Real) and not isinstance(seen, bool):
+        observed = number(seen)
+    elif counted is not None and values:
+        observed = number(1 - unexpected / values)
+    text = shown(observed) if isinstance(observed, float) else " ".join(str(seen).split())[:_MOST_CHARACTERS]
+    detail = (
+        f"{gate.gx}: observed {text}"
+        if seen is not None
+        else f"{values - unexpected} of {values} rows satisfy {gate.gx}"
+    )
+    status: Status = "pass" if bool(success) else "fail"
+    if success is None:
+        status, detail = "error", f"{gate.gx} returned no verdict"
+    elif counted is not None and len(columns_of(gate)) == 1 and counted != rows:
+        status, detail = "error", f"{counted} of {rows} rows were evaluated"
+    elif min(rows, values) < gate.min_rows:
+        status, detail = (
+            "inconclusive",
+            f"{min(rows, values)} value(s), at least {gate.min_rows} are required; {detail}",
+        )
+    elif status == "pass" and rows and 1 - values / rows > gate.max_missing:
+        status = "inconclusive"
+        detail = f"{1 - values / rows:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
+    elif status == "pass" and not _has_evidence(counted, seen):
+        status, detail = "inconclusive", f"nothing was observed; {detail}"
+    return CheckResult(gate.id, subject, status, observed, rows, unexpected, detail)
+
+
+def _has_evidence(counted: Any, seen: Any) -> bool:
+    """Return whether a pass has counted rows or a finite observed value."""
+    if isinstance(seen, Real) and not isinstance(seen, bool):
+        return math.isfinite(float(seen))
+    return counted is not None or seen is not None

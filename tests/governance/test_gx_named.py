@@ -1,0 +1,202 @@
+"""Gates that name any expectation of Great Expectations: each verdict as GX gives it, and every way to fail closed."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pandas as pd
+import pytest
+
+from governance.checks.expectations import run_suite
+from governance.checks.gx.own_expectations import source_digests
+from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
+from governance.errors import ConfigError
+from governance.gate.policy import Gate, load_policy
+
+TABLE = pd.DataFrame({
+    "language": ["en", "de", "eng", None],
+    "words": [10, 20, 30, 40],
+    "kept": [5, 20, 29, 38],
+    "big": [2**60, 1, 2, 3],
+    "score": [0.5, float("inf"), 0.1, 0.2],
+})  # fmt: skip
+
+
+def gate(gx, more=None, **kwargs):
+    return Gate(id="a.b", suite="documents", gx=gx, kwargs=kwargs, owner="data", why="a reason for it", **(more or {}))
+
+
+def judged(one, table=TABLE):
+    [found] = run_suite(table, [one], "subject")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("one", "status", "observed"),
+    [
+        (gate("expect_column_value_lengths_to_be_between", {"max_missing": 0.3}, column="language", min_value=2,
+              max_value=3), "pass", 1.0),
+        (gate("expect_column_value_lengths_to_be_between", column="language", min_value=2, max_value=3),
+         "inconclusive", 1.0),  # a quarter is missing
+        (gate("expect_column_value_lengths_to_be_between", column="language", max_value=2), "fail", 2 / 3),
+        (gate("expect_column_value_lengths_to_be_between", {"max_missing": 0.3, "mostly": 0.6}, column="language",
+              max_value=2), "pass", 2 / 3),
+        (gate("expect_column_value_lengths_to_be_between", {"max_missing": 0.3}, column="language", max_value=2,
+              mostly=0.6), "pass", 2 / 3),
+        (gate("expect_column_median_to_be_between", column="words", min_value=25, max_value=25), "pass", 25.0),
+        (gate("expect_column_sum_to_be_between", column="words", max_value=99), "fail", 100.0),
+        (gate("expect_column_pair_values_a_to_be_greater_than_b", column_A="words", column_B="kept", or_equal=True),
+         "pass", 1.0),
+        (gate("expect_table_column_count_to_equal", value=5), "pass", 5.0),
+        (gate("expect_table_columns_to_match_ordered_list", column_list=["words"]), "fail", None),
+        (gate("expect_column_to_exist", column="words"), "pass", None),
+        (gate("expect_column_to_exist", column="nowhere"), "fail", None),
+        (gate("expect_column_values_to_not_be_in_set", {"where": {"language": "en"}}, column="words", value_set=[20]),
+         "pass", 1.0),
+        (gate("expect_column_values_to_be_null", column="language", mostly=0.2), "pass", 0.25),
+    ],
+)  # fmt: skip
+def test_gx_judges_with_its_own_arguments(one, status, observed):
+    found = judged(one)
+    if one.gx == "expect_column_to_exist" and status == "pass":
+        assert found.status in ("pass", "inconclusive")  # GX observes nothing
+        return
+    assert (found.status, found.observed) == (
+        status,
+        pytest.approx(observed) if observed is not None else found.observed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (gate("expect_nothing"), "has no expectation 'expect_nothing'"),
+        (gate("expect_column_sum_to_be_between", column="words", min_value=1, bogus=2), "extra fields not permitted"),
+        (gate("expect_column_sum_to_be_between", column="words", min_value="much"), "min_value"),
+        (gate("expect_column_sum_to_be_between", min_value=1), "column"),
+        (gate("expect_column_sum_to_be_between", column="nowhere", min_value=1), "nowhere"),
+        (gate("expect_column_sum_to_be_between", column="words"), "has no constraint"),
+        (gate("expect_column_values_to_be_in_set", column="words", value_set=[]), "has no constraint"),
+        (gate("expect_column_sum_to_be_between", {"mostly": 0.5}, column="words", min_value=1), "no argument `mostly`"),
+        (gate("expect_column_sum_to_be_between", column="words", min_value=1, row_condition="words"), "own fields"),
+        (gate("expect_column_max_to_be_between", column="big", max_value=2**60), "beyond 2^53"),
+        (gate("expect_column_max_to_be_between", column="score", max_value=2), "infinite"),
+        (gate("expect_column_values_to_match_strftime_format", column="words", strftime_format="%Y"), ""),
+        (gate("expect_query_results_to_match_comparison", base_query="SELECT 1", comparison_data_source_name="x",
+              comparison_query="SELECT 1"), ""),
+        (gate("no.such.module:ExpectIt"), "cannot be imported"),
+        (gate("json:JSONDecoder"), "is not a class of expectations"),
+    ],
+)  # fmt: skip
+def test_whatever_gx_refuses_or_raises_is_an_error_of_the_gate(one, words):
+    found = judged(one)
+    assert found.status == "error", found
+    assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        gate("expect_column_sum_to_be_between", column="words", max_value=99),
+        gate("expect_table_row_count_to_be_between", min_value=0),
+        gate("expect_column_values_to_be_unique", column="words"),
+    ],
+)
+def test_no_gate_passes_over_an_empty_table(one):
+    assert judged(one, TABLE[:0]).status == "inconclusive"
+
+
+def test_a_pattern_ends_where_the_text_ends():
+    table = pd.DataFrame({"x": ["a\n"]})
+    assert judged(gate("expect_column_values_to_match_regex", column="x", regex="^a$"), table).status == "fail"
+    assert (
+        judged(gate("expect_column_values_to_match_regex_list", column="x", regex_list=["^a$"]), table).status == "fail"
+    )
+
+
+OWN = """
+    import great_expectations.expectations as gxe
+
+    class ExpectShortWords(gxe.ExpectColumnValueLengthsToBeBetween):
+        min_value: int = {least}
+        max_value: int = 3
+
+    class ExpectTrouble(gxe.ExpectColumnValuesToNotBeNull):
+        def _validate(self, *arguments, **more):
+            raise RuntimeError("trouble of its own")
+"""
+
+
+def test_own_expectations_come_by_dotted_path_and_their_source_is_digested(tmp_path, monkeypatch):
+    source = tmp_path / "assay_own_rules.py"
+    source.write_text(textwrap.dedent(OWN.format(least=1)))
+    monkeypatch.syspath_prepend(tmp_path)
+    short = gate("assay_own_rules:ExpectShortWords", {"max_missing": 0.3}, column="language")
+    assert judged(short).status == "pass", judged(short).detail
+    trouble = judged(gate("assay_own_rules:ExpectTrouble", column="language"))
+    assert (trouble.status, "trouble of its own" in trouble.detail) == ("error", True)
+    before = source_digests([short])
+    source.write_text(textwrap.dedent(OWN.format(least=2)))
+    assert before["assay_own_rules:ExpectShortWords"] != source_digests([short])["assay_own_rules:ExpectShortWords"]
+    assert source_digests([gate("no.such.module:X")]) == {"no.such.module:X": ""}
+
+
+def test_suites_go_out_as_gx_json_and_come_back(tmp_path):
+    between = Gate(id="documents.words", suite="documents", expectation="between", column="words", min=5.0,
+                   mostly=0.9, owner="data", why="a reason for it")  # fmt: skip
+    lengths = gate("expect_column_value_lengths_to_be_between", {"severity": "warning"}, column="language", min_value=2)
+    [path] = write_suites([between, lengths], tmp_path / "out")
+    rows = json.loads(path.read_bytes())["expectations"]
+    assert [(row["type"], row["severity"]) for row in rows] == [
+        ("expect_column_values_to_be_between", "critical"), ("expect_column_value_lengths_to_be_between", "warning"),
+    ]  # fmt: skip
+    assert rows[0]["kwargs"] == {"column": "words", "min_value": 5.0, "mostly": 0.9}
+    import great_expectations as gx
+
+    assert len(gx.ExpectationSuite(**json.loads(path.read_bytes())).expectations) == 2  # GX reads its own form
+    assert read_suite(path, "documents", "data") == [between, lengths]
+    with pytest.raises(ConfigError, match="not empty"):
+        write_suites([between], tmp_path / "out")
+
+
+def test_a_suite_of_others_becomes_gates_of_a_policy(tmp_path):
+    path = tmp_path / "suite.json"
+    old = {"expectation_type": "expect_column_values_to_not_be_null", "kwargs": {"column": "words"}}
+    new = {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 1}, "severity": "info",
+           "description": "there are rows"}  # fmt: skip
+    path.write_text(json.dumps({"name": "mine", "expectations": [old, old, new]}))
+    gates = read_suite(path, "documents", "data")
+    assert [one.id for one in gates] == [
+        "documents.words_column_values_to_not_be_null", "documents.words_column_values_to_not_be_null_2",
+        "documents.table_row_count_to_be_between",
+    ]  # fmt: skip
+    assert [one.severity for one in gates] == ["critical", "critical", "warning"]
+    assert {one.status for one in run_suite(TABLE, gates, "subject")} == {"pass"}
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'name = "p"\nowners = {{ data = ["x"] }}\nlicences = {{ allowed = [] }}\n\n{gates_toml(gates)}')
+    assert load_policy(policy).gates() == tuple(gates)
+    path.write_text("[]")
+    with pytest.raises(ConfigError, match="is not a suite"):
+        read_suite(path, "documents", "data")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"gx": "expect_column_to_exist", "expectation": "not_null", "column": "x"}, "either"),
+        ({"gx": "Not A Name"}, "gx"),
+        ({"gx": "expect_column_to_exist", "min": 1.0}, "kwargs"),
+        ({"gx": "expect_column_to_exist", "column": "x", "kwargs": {"column": "y"}}, "column"),
+        ({"kwargs": {"column": "y"}, "expectation": "not_null", "column": "y"}, "kwargs"),
+        ({}, "expectation"),
+    ],
+)
+def test_a_policy_refuses_a_gate_of_two_minds(values, words):
+    with pytest.raises(ValueError, match=words):
+        Gate(**{"id": "a.b", "suite": "documents", "owner": "data", "why": "a reason for it", **values})
+
+
+def test_a_policy_without_such_gates_keeps_its_digest():
+    plain = Gate(id="a.b", suite="documents", expectation="not_null", column="x", owner="data", why="a reason for it")
+    assert not {"gx", "kwargs"} & set(plain.model_dump())
