@@ -113,7 +113,7 @@ ASYMMETRIC = {
     "terms beside the pairs": ({"gender": {PAIRS: {"a": {"f": "she", "m": "he"}}, "f": ["her"]}}, "outside"),
     "no reason": ({"gender": {PAIRS: {"a": {"f": "she", "m": "he"}, "b": {"none": "no"}}}}, "no reason"),
     "a form that others have": ({"faith": {"x": {"man": "a", "woman": "b"}, "y": {"man": "c"}}}, "lacks woman"),
-    "a man without a woman": ({"faith": {"x": {"man": "a", "woman": "none: a reason"}}}, "alone"),
+    "a man without a woman": ({"faith": {"x": {"man": "a", "woman": "none: a reason"}}}, "only one of man"),
     "a form without a reason": ({"faith": {"x": {"man": "a", "woman": "b", "word": "none:"}}}, "no reason"),
     "an empty form": ({"faith": {"x": {"man": "a", "woman": "b", "word": ""}}}, "empty cell"),
     "nothing counted": ({"faith": {"x": {"word": "none: a reason"}}}, "empty cell"),

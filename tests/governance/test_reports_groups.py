@@ -83,12 +83,15 @@ def test_the_axis_of_a_ratio_says_ratios():
     ("given_row", "sentence"),
     [
         (row("keep_ratio_adjusted", 0.5, 0.6, 0.7), "Documents that mention “female” are removed more often"),
-        (row(), "“female” is described less favourably than other gender groups"),
+        (row(), "Sentences that mention “female” are less favourable than those of other gender groups"),
         (
             row(axis="gender (names)"),
-            "“female (names)” is described less favourably than other gender (names) groups",
+            "Sentences that mention “female (names)” are less favourable than those of other gender (names) groups",
         ),
-        (row("toxicity_ratio", 2, 3, 4), "Insults occur more often near “female” than other gender groups"),
+        (
+            row("toxicity_ratio", 2, 3, 4),
+            "Sentences that mention “female” contain insults more often than those of other gender groups",
+        ),
         (
             row("npmi_gap", 0.1, 0.2, 0.3, group="middle_aged", axis="age", against="career/career"),
             "“middle aged” occurs more often with “career” than other age groups",
@@ -112,9 +115,11 @@ def test_no_headline_without_a_test_behind_it():
     chance = row(q=0.2, group="by chance")
     assert first_look(found(tone=[untested, chance])) == []
     [output] = first_look(found(tone=[untested, chance, row(), row(group="male")]))
-    assert output["what"] == "“female” is described less favourably than other gender groups"
+    assert output["what"] == "Sentences that mention “female” are less favourable than those of other gender groups"
     assert output["n"] == "100 mentions, q 0.002"
     assert "95 % interval -0.4 to -0.1; 1 more difference of this kind" in output["detail"]
+    imprecise = {"suite": "tone", **row(), "precise": False, "effect": {}, "examples": []}
+    assert first_look({**found(tone=[row()]), "findings": [imprecise]}) == []
     assert "never tested" not in str(groups(found(tone=[untested, chance])))
 
 
