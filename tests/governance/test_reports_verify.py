@@ -113,7 +113,7 @@ def test_no_number_of_report_json_can_be_changed_nor_of_what_it_says_of_its_evid
     path = root / made.folder / "report.json"
     path.write_text(changed(texts["report.json"], place, digit), encoding="utf-8")
     try:
-        output = [fault.line() for fault in recompute(made, root, replace_all).mismatches]
+        message = [fault.line() for fault in recompute(made, root, replace_all).mismatches]
     except ManifestError as error:  # it is no JSON any more
         message = [f"report.json: {error}"]
     finally:
@@ -275,7 +275,7 @@ def test_altered_evidence_is_named(copied, alter, message):
     root, made = copied
     alter(root)
     lines = [fault.line() for fault in recompute(made, root, replace_all).mismatches]
-    assert any(output in line for line in lines), lines[:10]
+    assert any(message in line for line in lines), lines[:10]
 
 
 def state(root, change):
