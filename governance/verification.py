@@ -27,7 +27,7 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate.chain import Stated, latest_statements, unstated
 from governance.gate.verdict import GovernanceConfig, read_verdict
-from governance.lineage.attest import MODEL_SIGNATURE, KeySigner, believed, open_journal
+from governance.lineage.attest import MODEL_SIGNATURE, KeySigner, journal_keys, open_journal
 from governance.lineage.lineage_graph import read_graph
 from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
@@ -268,7 +268,7 @@ def _verify_verdict(
 def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_JournalEvidence, list[str]]:
     signer = KeySigner(config, folder)
     try:
-        entries, problems = read_journal(root / JOURNAL, believed(config, folder))
+        entries, problems = read_journal(root / JOURNAL, journal_keys(config, folder))
     except ManifestError as error:
         return _JournalEvidence((), {}, signer), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
     problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]

@@ -31,7 +31,7 @@ MODEL_SIGNATURE = "model-signature"
 NOTE = "urn:assay:note:1"
 
 
-def believed(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
+def journal_keys(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
     """The keys whose statements count.
 
     The trusted ones and, except on a site, the signing key's own if it exists.
@@ -51,7 +51,7 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
     return Journal(
         root,
         lambda: private_key(config.key_path(folder)),
-        lambda: believed(config, folder),
+        lambda: journal_keys(config, folder),
         anchor(root, folder if config.git_note else None),
         HomeAnchor(root),
     )
@@ -103,7 +103,7 @@ class KeySigner:
         """Content of a valid signed note; None otherwise."""
         own = self._config.key_path(self._folder).exists()
         if self._trusted is None or self._trusted[0] != own:
-            self._trusted = (own, believed(self._config, self._folder))
+            self._trusted = (own, journal_keys(self._config, self._folder))
         try:
             found, _ = verify_envelope(written, self._trusted[1], name)
         except ManifestError:
