@@ -242,6 +242,8 @@ class TrackingConfig(Section):
     """Whether W&B alerts when a run diverges, hangs or uses up its energy budget, or when the gate is closed."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
+    prometheus: str = ""
+    """Folder of node_exporter's textfile collector, for the latest values; empty: none are written."""
 
 
 SHORT = 256  # tokens of a row of short texts: dense attention costs the square of a row's length

@@ -1,4 +1,4 @@
-"""Metrics log (`metrics.jsonl`); W&B and TensorBoard mirror it.
+"""Metrics log (`metrics.jsonl`); W&B, TensorBoard and Prometheus mirror it.
 
 A line of metrics.jsonl, one a step (of rank 0; a restart appends, and `attempt` is the start that computed a step):
 
@@ -21,6 +21,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,7 @@ def open_record(
     Raises:
         ConfigError: TensorBoard is requested and not installed.
     """
+    from pretrain.metrics.prometheus import open_prometheus
     from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
     from pretrain.metrics.wandb import mode_of, open_wandb
 
@@ -80,6 +82,10 @@ def open_record(
             mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, identity))))
         if config.tensorboard:
             mirrors.append(stack.enter_context(_guarded("TensorBoard", lambda: open_tensorboard(folder))))
+        if config.prometheus:
+            name = identity.key[:8]
+            start = partial(open_prometheus, Path(config.prometheus), name)
+            mirrors.append(stack.enter_context(_guarded("Prometheus", start)))
 
         def record(event: str, step: int, **values: Any) -> None:
             nonlocal number
