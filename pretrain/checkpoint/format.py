@@ -124,7 +124,7 @@ class CheckpointStore:
     tokens: Input
     """The token shards' manifest."""
     attest: Attest = no_attest
-    """As `Runtime.attest`."""
+    """As `Hooks.attest`."""
     check_lease: Callable[[], None] = lambda: None
     """Called before each part of a checkpoint is written; raises where a newer attempt holds the run."""
     parent: Parent | None = None

@@ -193,7 +193,7 @@ def test_an_older_attempt_commits_no_checkpoint_whenever_the_newer_one_begins(
     plain = saving.write_checkpoint
 
     def counted(store, state, *others):
-        return plain(replace(store, allowed=lambda: looks.append(state.step)), state, *others)
+        return plain(replace(store, check_lease=lambda: looks.append(state.step)), state, *others)
 
     saving.write_checkpoint = counted
     try:
@@ -213,9 +213,9 @@ def test_an_older_attempt_commits_no_checkpoint_whenever_the_newer_one_begins(
                 asked.append(1)
                 if len(asked) == number + 1:
                     leave_behind(folder, replace(ELSEWHERE, number=77))
-                store.allowed()
+                store.check_lease()
 
-            return plain(replace(store, allowed=look), state, *others)
+            return plain(replace(store, check_lease=look), state, *others)
 
         saving.write_checkpoint = fenced
         try:
