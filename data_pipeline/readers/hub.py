@@ -1,7 +1,10 @@
 """Hugging Face datasets at one commit, from the hub or on disk.
 
-Rows are streamed; nothing is copied into the library's cache. What the hub serves is identified by its commit, local
-files by their SHA-256. Of local folders there are two kinds: what `save_to_disk` wrote (Arrow streams, of which only
+On the hub a data set is listed once: its commit and its Parquet files, each with the SHA-256 that the hub keeps of it,
+are written down below the root (`fetch/hub-...json`), so that a branch that moves changes nothing until that file is
+removed. Each Parquet file is an item of its own: a worker fetches it into a temporary folder, checks its digest, and
+reads it as a local one. A data set without such files is streamed whole by one worker. Local files are identified by
+their SHA-256. Of local folders there are two kinds: what `save_to_disk` wrote (Arrow streams, of which only
 those are read that its state names, so no left-over of the library's cache; of several splits the one that the source
 names), and any other, whose Parquet and JSON Lines files are read.
 
@@ -14,9 +17,15 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Mapping
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,9 +34,11 @@ from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.rows import read_batch, wanted
-from data_pipeline.readers.sources import HubSource
+from data_pipeline.readers.sources import HubSource, Source
 from data_pipeline.readers.streams import blocks, open_source, plain_name
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError, MissingInput, PipelineError
+from governance.files import sha256_bytes, sha256_file, write_json
+from governance.log import get_logger
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
 _LOOSE = (".parquet", *(f"{ending}{more}" for ending in (".jsonl", ".json") for more in ("", ".gz", ".zst")))
@@ -60,7 +71,7 @@ def local_files(source: HubSource, folder: Path) -> list[LocalFile]:
     else:
         raise MissingInput(
             f"source {source.name}: dataset = {source.dataset!r} is not a file or folder in {folder.absolute()}. For a "
-            "data set of the hub give its commit too: revision = 40 hexadecimal digits."
+            "data set of the hub give its revision too: a commit, a tag or a branch."
         )
     loose = path.is_dir() and not (path / _STATE).is_file()
     return find_files(patterns, folder, source.name, follow_links=source.follow_links, any_of=loose)
@@ -127,6 +138,162 @@ def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | Recor
             position += 1
     except Exception as error:  # a damaged file: Arrow, fsspec and the library raise types of their own
         yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A Parquet file of the hub."""
+
+    name: str
+    """Its path in the repository."""
+    bytes: int
+    sha256: str
+    """As the hub keeps it of files in its large-file storage; "" for others."""
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """A data set's commit and the Parquet files of a split."""
+
+    commit: str
+    files: tuple[HubFile, ...]
+
+
+def list_hub(source: HubSource, root: Path) -> HubListing:
+    """A data set's listing, from below the root where it is written down.
+
+    Raises:
+        MissingInput: the hub does not answer, or has no such data set, revision or file.
+    """
+    path = _note(source, root)
+    if not path.exists():
+        info = _patiently(
+            source,
+            lambda api: api.dataset_info(source.dataset, revision=source.revision, files_metadata=True),
+        )
+        found = [
+            (file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+            for file in info.siblings
+            if _belongs(file.rfilename, source)
+        ]
+        if source.files and not found:
+            raise MissingInput(
+                f"source {source.name}: no file of {source.dataset!r} at {info.sha} matches {', '.join(source.files)}. "
+                "Correct `files`."
+            )
+        listing = {"dataset": source.dataset, "revision": source.revision, "commit": info.sha, "files": sorted(found)}
+        write_json(_note(source.model_copy(update={"revision": info.sha}), root), listing)
+        write_json(path, listing)
+        get_logger(__name__).info(
+            "source %s: %s at %s is commit %s, with %d Parquet files; written to %s",
+            source.name, source.dataset, source.revision, info.sha, len(found), path,
+        )  # fmt: skip
+    written = json.loads(path.read_bytes())
+    return HubListing(str(written["commit"]), tuple(HubFile(*file) for file in written["files"]))
+
+
+def _note(source: HubSource, root: Path) -> Path:
+    """Where a listing is written down."""
+    wanted = [source.dataset, source.revision, source.config_name, source.split, list(source.files)]
+    return root / "fetch" / f"hub-{sha256_bytes(json.dumps(wanted).encode())[:16]}.json"
+
+
+def at_commit(source: Source, root: Path) -> Source:
+    """The source with its branch or tag replaced by the commit."""
+    if not isinstance(source, HubSource) or not source.revision or re.fullmatch("[0-9a-f]{40}", source.revision):
+        return source
+    return source.model_copy(update={"revision": list_hub(source, root).commit})
+
+
+def _belongs(name: str, source: HubSource) -> bool:
+    """Return whether a file holds rows of the split."""
+    if not name.endswith(".parquet"):
+        return False
+    if source.files:
+        return any(fnmatchcase(name, pattern) for pattern in source.files)
+    folders = name.split("/")[:-1]
+    of_split = re.search(rf"(^|[/._-]){re.escape(source.split)}([/._-]|$)", name) is not None
+    return of_split and (not source.config_name or source.config_name in folders)
+
+
+def read_hub_file(source: HubSource, commit: str, file: str, sha256: str) -> Iterator[Record | RecordFault]:
+    """The rows of one Parquet file of the hub.
+
+    Raises:
+        MissingInput: it cannot be fetched, or is not what was listed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(
+            _patiently(
+                source,
+                lambda api: api.hf_hub_download(
+                    source.dataset, file, repo_type="dataset", revision=commit, local_dir=folder
+                ),
+            )
+        )
+        if sha256 and sha256_file(path) != sha256:
+            raise MissingInput(
+                f"source {source.name}: {file} of {source.dataset!r} is not what the hub listed (another SHA-256). "
+                "Run it again; if it stays so, the copy on the hub is damaged."
+            )
+        yield from read_parquet(path, file, source.fields)
+
+
+_Answer = TypeVar("_Answer")
+_WAITS = (1.0, 4.0, 15.0)  # seconds before another try where the hub is busy or the connection broke
+
+
+def _patiently(source: HubSource, request: Callable[[Any], _Answer]) -> _Answer:
+    """The hub's answer; tried again where it is busy or breaks off."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    for wait in (*_WAITS, None):
+        try:
+            return request(api)
+        except PipelineError:
+            raise
+        except Exception as error:  # a dozen types of two packages
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            passing = (status or 500) >= 500 or status == 429
+            passing &= not isinstance(error, OfflineModeIsEnabled)
+            if wait is None or not passing:
+                raise MissingInput(f"source {source.name}: {_reason(source, error, status)}") from error
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _reason(source: HubSource, error: Exception, status: int | None) -> str:
+    """The hub's refusal, and the way out of it."""
+    place = f"the data set {source.dataset!r} at {source.revision}"
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    kind = type(error).__name__
+    if kind == "GatedRepoError" or status == 403:
+        return (
+            f"{place} is gated: its owner grants access. Accept its terms on its page, then set HF_TOKEN to a token of "
+            "that account (or run: hf auth login)."
+        )
+    if status == 401:
+        return (
+            f"the hub does not show {place} without a valid token: it is private, gated or does not exist. Check the "
+            "name, and set HF_TOKEN to a token that may read it."
+        )
+    if kind == "RevisionNotFoundError":
+        return f"{place}: there is no such revision. Give a branch, a tag or a commit of the data set."
+    if status == 404:
+        return f"{place}: not found on the hub. Check the name: owner/name."
+    if status == 429:
+        return f"the hub answered {place} with 429 (too many requests). Wait some minutes, or set HF_TOKEN."
+    if (status or 0) >= 500:
+        return f"the hub answered {place} with {status}, {len(_WAITS) + 1} times. Run the command again later."
+    return (
+        f"{place} cannot be fetched ({said}). Where the hub cannot be reached, fetch it elsewhere with `hf download "
+        f"--repo-type dataset {source.dataset} --revision {source.revision} --local-dir FOLDER`, and give dataset = "
+        '"FOLDER" without a revision.'
+    )
 
 
 def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:

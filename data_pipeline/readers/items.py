@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipeline.own_code import find_code, load
 from data_pipeline.readers.archive import Member, members
-from data_pipeline.readers.hub import local_files
+from data_pipeline.readers.hub import list_hub, local_files
 from data_pipeline.readers.local import Digests, LocalFile, find_files
 from data_pipeline.readers.package import fetch
 from data_pipeline.readers.parts import FilePart
@@ -87,7 +87,10 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
         return [_copied(fetch(source, runtime), "", digests, runtime)]
     if isinstance(source, HubSource):
         if source.revision:
-            return [SourceItem(source.dataset, None, source.revision, 0)]
+            listing = list_hub(source, runtime.root)
+            whole = [SourceItem(source.dataset, None, listing.commit, 0)]
+            files = listing.files
+            return [SourceItem(f.name, None, f.sha256 or f"{listing.commit}:{f.name}", f.bytes) for f in files] or whole
         return _digested(local_files(source, folder), digests)
     if any(is_url(pattern) for pattern in source.paths):
         remote = find_remote(source.paths, source.name)
@@ -245,6 +248,8 @@ def has_lines(source: Source, item: SourceItem) -> bool:
 
 def has_row_groups(source: Source, item: SourceItem) -> bool:
     """Return whether an item can be cut between its row groups."""
+    if item.path is None:
+        return False
     return isinstance(source, ParquetSource) or (isinstance(source, HubSource) and item.file.endswith(".parquet"))
 
 

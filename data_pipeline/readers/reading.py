@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from data_pipeline.readers.archive import members, read_blocks
-from data_pipeline.readers.hub import read_hub, read_local
+from data_pipeline.readers.hub import read_hub, read_hub_file, read_local
 from data_pipeline.readers.items import Reading, SourceItem, has_row_groups
 from data_pipeline.readers.jsonl import read_jsonl
 from data_pipeline.readers.own_reader import read_own
@@ -98,7 +98,12 @@ def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
         language = source.language_of(item.file)
         return read_member(blocks(item.local), item.file, ending, source.fields, language)
     assert isinstance(source, HubSource), "the last of the kinds"
-    return read_local(item.path, item.file, source.fields) if item.path else read_hub(source)
+    if item.path:
+        return read_local(item.path, item.file, source.fields)
+    if item.file == source.dataset:
+        return read_hub(source)
+    digest, _, of_commit = item.digest.partition(":")
+    return read_hub_file(source, source.revision, item.file, "" if of_commit else digest)
 
 
 def _read_part(source: Source, item: SourceItem, part: FilePart) -> Iterator[Record | RecordFault]:

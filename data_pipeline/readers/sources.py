@@ -216,10 +216,13 @@ class HubSource(_Rows):
     type: Literal["hub"]
     dataset: str = Field(min_length=1)
     """The hub's id ("owner/name", with `revision`), or a local file or folder, relative to the run's file."""
-    revision: str = Field(default="", pattern=r"^([0-9a-f]{40})?$")
-    """The hub's commit, 40 hexadecimal digits (a branch or tag may move); "" for local files."""
+    revision: str = Field(default="", pattern=r"^[A-Za-z0-9._/-]*$")
+    """The hub's commit, or a branch or tag, whose commit is looked up once and written down; "" for local files."""
     config_name: str = ""
     """Which configuration of the hub's data set; "": its only one."""
+    files: tuple[str, ...] = ()
+    """Shell patterns of Parquet files in the hub's repository ("data/*.parquet"); none: those that are named after the
+    split, and where none is, the data set is streamed by one worker."""
     split: str = Field(default="train", pattern=r"^[A-Za-z0-9_.-]+$")
     """Which split, of a data set of the hub or of a local one that was saved with several."""
     follow_links: bool = False
@@ -230,6 +233,8 @@ class HubSource(_Rows):
         local = self.dataset.startswith(("/", ".", "~")) or self.dataset.endswith(_LOCAL_ENDINGS)
         if self.revision and (local or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.dataset)):
             raise ValueError(f"dataset = {self.dataset!r} is not a hub id (owner/name): local files take no revision")
+        if not self.revision and self.files:
+            raise ValueError("files is for a data set of the hub, which needs revision; a local folder is read whole")
         if not self.revision and self.config_name:
             raise ValueError("config_name is for a data set of the hub, which needs revision = its commit")
         return self

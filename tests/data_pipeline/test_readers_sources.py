@@ -57,7 +57,7 @@ HUB = {"type": "hub", "dataset": "owner/name"}
         (PYPI | {"version": ""}, "needs version and sha256"),
         (PYPI | {"package": "--requirement=x"}, "should match pattern"),
         (PYPI | {"version": "1 --hash=x"}, "should match pattern"),
-        (HUB | {"revision": "main"}, "should match pattern"),
+        (HUB | {"revision": "ma in"}, "should match pattern"),
         (HUB | {"revision": "0" * 40, "dataset": "./folder"}, "local files take no revision"),
         (HUB | {"revision": "0" * 40, "dataset": "x.parquet"}, "local files take no revision"),
         (HUB | {"split": "a/b"}, "should match pattern"),
@@ -369,7 +369,7 @@ def test_which_local_files_a_dataset_names(tmp_path):
     for name in ("d/sub/a.parquet", "d/b.jsonl.zst", "d/README.md"):
         (tmp_path / name).write_bytes(b"x")
     assert [file.name for file in local_files(hub("d"), tmp_path)] == ["b.jsonl.zst", "sub/a.parquet"]
-    with pytest.raises(MissingInput, match="revision = 40 hexadecimal digits"):
+    with pytest.raises(MissingInput, match="give its revision too: a commit, a tag or a branch"):
         local_files(hub("owner/name"), tmp_path)
     with pytest.raises(ConfigError, match=r"README\.md is not one of"):
         local_files(hub("d/README.md"), tmp_path)

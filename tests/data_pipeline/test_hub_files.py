@@ -1,0 +1,128 @@
+"""Parquet files of the hub, against a local server of its interface: listed once, pinned, verified, explained."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.documents import read_documents
+from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers import hub
+from data_pipeline.readers.sources import HubSource
+from governance.errors import MissingInput
+from governance.stage import Runtime
+from tests.hub_server import HubRepository, HubServer
+
+
+def parquet(texts):
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), file)
+    return file.getvalue()
+
+
+FILES = {
+    "README.md": b"# a data set",
+    "data/train-00000-of-00002.parquet": parquet(["one", "two"]),
+    "data/train-00001-of-00002.parquet": parquet(["three"]),
+    "data/test-00000-of-00001.parquet": parquet(["held out"]),
+}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(hub, "_WAITS", (0.01, 0.01))
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer({"lab/news": HubRepository(dict(FILES))}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def source(**values):
+    return HubSource(
+        **{"type": "hub", "name": "h", "licence": "MIT", "dataset": "lab/news", "revision": "main"} | values
+    )
+
+
+def made(root, one, **runtime):
+    manifest = ingest((one,), IngestConfig(), root, Runtime(root, **runtime))
+    return manifest, [document.text for document in read_documents(manifest.files("documents", root))]
+
+
+def test_each_file_is_an_item_and_the_branch_a_commit(server, tmp_path):
+    manifest, texts = made(tmp_path / "1", source())
+    assert texts == ["one", "two", "three"]
+    names = [name for name in sorted(FILES) if "train" in name]
+    assert [(item.stage, item.path) for item in manifest.inputs] == [("hub", f"h/{name}") for name in names]
+    assert manifest.config["sources"][0]["revision"] == "c" * 40
+    note = json.loads(next((tmp_path / "1" / "fetch").glob("hub-*.json")).read_bytes())
+    assert (note["dataset"], note["commit"]) == ("lab/news", "c" * 40)
+    assert sum("/api/datasets/" in request for request in server.requests) == 1, "listed once"
+    server.repositories["lab/news"].commit = "d" * 40  # the branch moves on
+    seen = len(server.requests)
+    again, _ = made(tmp_path / "1", source(), make=False)
+    assert (again.digest, len(server.requests)) == (manifest.digest, seen), "found without the hub"
+    server.repositories["lab/news"].commit = "c" * 40
+    two, _ = made(tmp_path / "2", source(revision="c" * 40), workers=2)
+    assert two.digest == manifest.digest
+
+
+def test_splits_and_patterns_choose_files(server, tmp_path):
+    assert made(tmp_path / "1", source(split="test"))[1] == ["held out"]
+    assert made(tmp_path / "2", source(files=("data/*-00001-of-*",)))[1] == ["three"]
+    with pytest.raises(MissingInput, match=r"no file of 'lab/news' at c{40} matches x/\*"):
+        made(tmp_path / "3", source(files=("x/*",)))
+
+
+def test_a_busy_hub_and_a_broken_connection_are_tried_again(server, tmp_path):
+    server.failures += [429, 503]
+    server.torn.append("data/train-00001-of-00002.parquet")
+    assert made(tmp_path, source())[1] == ["one", "two", "three"]
+    assert server.torn == []
+
+
+def test_a_file_that_is_not_what_was_listed_is_refused(server, tmp_path):
+    listing = hub.list_hub(source(), tmp_path)
+    file = listing.files[0]
+    with pytest.raises(MissingInput, match="is not what the hub listed"):
+        list(hub.read_hub_file(source(), listing.commit, file.name, "0" * 64))
+
+
+REFUSALS = {
+    "gated": (
+        {"gated": True},
+        {},
+        [],
+        "Accept its terms on its page, then set HF_TOKEN",
+    ),
+    "private": ({"token": "hf_x"}, {}, [], "without a valid token"),
+    "revision": ({}, {"revision": "nope"}, [], "there is no such revision"),
+    "name": ({}, {"dataset": "lab/nothing"}, [], "not found on the hub|without a valid token"),
+    "busy": ({}, {}, [429] * 50, r"with 429 \(too many requests\)"),
+    "broken": ({}, {}, [500] * 50, "with 500, 3 times"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_is_explained_and_nothing_is_made(server, tmp_path, case):
+    repository, values, failures, words = REFUSALS[case]
+    for name, value in repository.items():
+        setattr(server.repositories["lab/news"], name, value)
+    server.failures += failures
+    with pytest.raises(MissingInput, match=words):
+        made(tmp_path, source(**values))
+    assert not list(tmp_path.glob("ingest/*/manifest.json"))
+
+
+def test_a_token_opens_a_private_data_set(server, tmp_path, monkeypatch):
+    server.repositories["lab/news"].token = "hf_right"
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert made(tmp_path, source())[1] == ["one", "two", "three"]
+
+
+def test_no_hub_at_all(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(MissingInput, match=r"cannot be fetched .*hf download --repo-type dataset lab/news"):
+        made(tmp_path, source())

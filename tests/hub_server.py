@@ -1,0 +1,103 @@
+"""The Hugging Face hub's HTTP interface, as far as data sets need it, on this machine.
+
+`HubServer(repositories)` is a context manager; `url` is for HF_ENDPOINT. A repository is
+`HubRepository(commit, branches, files)`; `failures` are statuses to answer with, one a request, before it works.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class HubRepository:
+    """A data set: its files at one commit, and the names of that commit."""
+
+    files: dict[str, bytes]
+    commit: str = "c" * 40
+    branches: tuple[str, ...] = ("main",)
+    token: str = ""
+    """A token that a request must carry; "": none."""
+    gated: bool = False
+
+
+@dataclass
+class HubServer:
+    """A local server of data sets; counts requests."""
+
+    repositories: dict[str, HubRepository]
+    failures: list[int] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+    """Files of which half is sent, once each."""
+    requests: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self):
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_HEAD(self):
+                hub.answer(self, body=False)
+
+            def do_GET(self):
+                hub.answer(self, body=True)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, request, body):
+        self.requests.append(f"{request.command} {request.path}")
+        if self.failures:
+            return self._send(request, self.failures.pop(0), b"", {})
+        listed = re.match(r"/api/datasets/([^/]+/[^/]+)/revision/([^/?]+)", request.path)
+        fetched = re.match(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", request.path)
+        match = listed or fetched
+        name, revision = match.group(1, 2) if match else ("", "")
+        repository = self.repositories.get(name)
+        if repository is None:
+            return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
+        if repository.gated:
+            return self._send(request, 403, b"", {"X-Error-Code": "GatedRepo"})
+        if repository.token and request.headers.get("Authorization") != f"Bearer {repository.token}":
+            return self._send(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
+        if revision not in (repository.commit, *repository.branches):
+            return self._send(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+        if listed:
+            files = [
+                {"rfilename": file, "size": len(data), "blobId": hashlib.sha1(data).hexdigest(),
+                 "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1}}
+                for file, data in repository.files.items()
+            ]  # fmt: skip
+            about = {"id": name, "sha": repository.commit, "siblings": files}
+            return self._send(request, 200, json.dumps(about).encode(), {"Content-Type": "application/json"})
+        data = repository.files.get(fetched[3])
+        if data is None:
+            return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": repository.commit}
+        if body and fetched[3] in self.torn:
+            self.torn.remove(fetched[3])
+            return self._send(request, 200, data, headers, sent=len(data) // 2)
+        return self._send(request, 200, data, headers, sent=None if body else 0)
+
+    def _send(self, request, status, data, headers, sent=None):
+        request.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            request.send_header(key, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(data[:sent])
+        request.close_connection = True
