@@ -160,7 +160,7 @@ class HubListing:
 
 
 def list_hub(source: HubSource, root: Path) -> HubListing:
-    """A data set's listing, from below the root where it is written down.
+    """A data set's listing, written down below the root.
 
     Raises:
         MissingInput: the hub does not answer, or has no such data set, revision or file.
