@@ -47,4 +47,18 @@ def data_docs(
 
     tables = tables_again(checked, artifacts, loaded.policy, runtime)
     shown = write_data_docs(tables, loaded.policy.gates(), folder)
-    say(f"{folder / 'index.html'}: {shown} tables by Great Expectations; the pages load styles from outside hosts")
+    say(f"{folder / 'index.html'}: {shown} tables by Great Expectations; the pages need no network")
+
+
+def suites(arguments: argparse.Namespace) -> None:
+    """Write a policy's gates as suites of Great Expectations, or print a suite as gates."""
+    from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
+    from governance.gate.policy import load_policy
+
+    if arguments.policy.suffix == ".json":
+        say(gates_toml(read_suite(arguments.policy, arguments.suite, arguments.owner)).rstrip())
+        return
+    if arguments.folder is None:
+        raise ConfigError("assay governance suites POLICY FOLDER: name a new folder for the suites")
+    for path in write_suites(load_policy(arguments.policy).gates(), arguments.folder):
+        say(str(path))

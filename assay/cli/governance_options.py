@@ -23,8 +23,16 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         "--data-docs",
         type=Path,
         metavar="FOLDER",
-        help="also write Great Expectations' Data Docs, which load styles and scripts from the internet",
+        help="also write Great Expectations' Data Docs, which open without a network",
     )
+    command = add(
+        "suites", "suites", "write a policy's gates as suites of Great Expectations, or read a suite as gates"
+    )
+    command.set_defaults(group="check")
+    command.add_argument("policy", type=Path, metavar="POLICY|SUITE", help="a policy's file, or a suite of GX (.json)")
+    command.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="new folder for the suites of a policy")
+    command.add_argument("--suite", default="documents", help="for a suite of GX: the table that its gates judge")
+    command.add_argument("--owner", default="data", help="for a suite of GX: the owner of its gates")
     command = add(
         "freeze",
         "freeze",

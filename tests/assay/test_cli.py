@@ -47,6 +47,7 @@ SURFACE = {
     "governance review": [*COMMON, "--key"],
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
     "governance site": ["--help", "POLICY"],
+    "governance suites": ["--help", "--owner", "--suite", "FOLDER", "POLICY|SUITE"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "init": ["--from", "--help", "FOLDER"],

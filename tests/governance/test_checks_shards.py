@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -375,7 +376,17 @@ def test_data_docs_have_a_page_for_each_table(tmp_path, capfd):
     assert shown == 3 + 2, "three shards of ingest, two of clean; a gate without its column is dropped"
     assert (folder / "index.html").exists()
     assert len(list(folder.glob("validations/**/*.html"))) == shown
-    [page] = folder.glob("validations/raw-ingest-*-00001_parquet/**/*.html")
+    assert sorted(page.stem for page in folder.glob("expectations/*.html")) == sorted(
+        {gate.suite for gate in gates.gates()} - {"tokens"}
+    ), "one page a suite"
+    [page] = folder.glob("validations/raw/audit/*/ingest-*-00001_parquet.html")
     assert "repeats" in page.read_text()
-    with pytest.raises(ConfigError, match="something already"):
+    for page in folder.rglob("*.html"):
+        text = page.read_text()
+        assert not re.search(r"<script|(src|<link[^>]*href)=.?(https?:)?//|url\(.?https?:", text), page
+        assert "Content-Security-Policy" in text
+    index = (folder / "index.html").read_text()
+    assert all((folder / link).is_file() for link in re.findall(r'href="([^"]+)"', index))
+    assert index.count("<tr>") == 1 + shown
+    with pytest.raises(ConfigError, match="not empty"):
         write_data_docs([], gates.gates(), folder)
