@@ -25,9 +25,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         metavar="FOLDER",
         help="also write Great Expectations' Data Docs, which open without a network",
     )
-    command = add(
-        "suites", "suites", "write a policy's gates as suites of Great Expectations, or read a suite as gates"
-    )
+    command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or read a suite as gates")
     command.set_defaults(group="check")
     command.add_argument("policy", type=Path, metavar="POLICY|SUITE", help="a policy's file, or a suite of GX (.json)")
     command.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="new folder for the suites of a policy")
