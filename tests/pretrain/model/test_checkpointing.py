@@ -42,6 +42,12 @@ def learn(variant: str, how: str):
     return objective, {name: p.grad for name, p in model.named_parameters()}, products, size
 
 
+@pytest.fixture(autouse=True)
+def plain_linear(monkeypatch):
+    """torch's own linear map: a run at stage 3 earlier in this process leaves DeepSpeed's, which adds a bias twice."""
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
+
+
 @pytest.mark.parametrize("how", ["full", "selective"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_losses_and_gradients_are_the_same(variant, how):
