@@ -145,7 +145,7 @@ def completion(arguments: Arguments) -> None:
 
 
 def doctor(arguments: Arguments) -> int:
-    """Print what this machine can do and how to fix what it cannot."""
+    """Print what this machine can do, and fixes for what it cannot."""
     rows = list(_checks())
     if arguments.json:
         say(json.dumps([dict(zip(("name", "ok", "found", "fix"), row, strict=True)) for row in rows], indent=1))
