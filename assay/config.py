@@ -99,7 +99,7 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
 
 
 def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *, needs: Needs = "all") -> LoadedRun:
-    """Read a run's file, those merged over it, and the policy that it names.
+    """Read a run's file, those merged over it, and its policy.
 
     `more`: files merged over `path`, from left to right. `needs`: what the command uses of it.
 

@@ -1,4 +1,4 @@
-"""Card of a run: its most important figures in six lines, and trainings with other settings."""
+"""Card of a run in six lines, and trainings with other settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 3
 
 
 def card(page: Path, seconds: float) -> list[str]:
-    """Lines about the report at `page`, which took `seconds` with everything before it."""
+    """Lines about the report at `page`; `seconds` is the whole run's."""
     found = json.loads(page.with_name("report.json").read_bytes())["summary"]
     known = {name: value for name, value in found.items() if value is not None}
     lines = [f"verdict     {found['verdict']} under {found['policy']}"]
@@ -36,7 +36,7 @@ def card(page: Path, seconds: float) -> list[str]:
 
 
 def other_trainings(recipe: Mapping[str, Any], root: Path) -> str:
-    """Hint that names finished trainings of this root and the settings in which they differ; "" without any."""
+    """Hint: finished trainings of this root and how their settings differ."""
     ours, found = dict(_settings(recipe, "")), []
     for path in sorted(root.glob(f"train/*/{FILE_NAME}"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:

@@ -1,4 +1,4 @@
-"""Values of a run from several TOML files, with the origin of each.
+"""Values of a run from TOML files, with their origins.
 
     base = "1b.toml"      # merged below this file; found next to it, else among the shipped configurations
     [model]
@@ -200,7 +200,7 @@ def _fill(found: RunFile, section: str, key: str, value: Any, reason: str) -> No
 
 
 def _table(values: Any, name: str) -> dict[str, Any]:
-    """A table of this name; a new one if it is missing or not a table."""
+    """The table of this name, or a new one."""
     found = values.get(name) if isinstance(values, dict) else None
     return found if isinstance(found, dict) else {}
 

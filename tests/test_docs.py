@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import random
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from assay.cli.command_words import current_words, in_order
+from assay.cli.command_words import current_words, in_order, join_files
 from assay.cli.surface import parser
 from assay.config import RunConfig
 from governance.config import validate
@@ -28,7 +29,7 @@ SURFACE = parser()
 PROGRAMS = ("assay", "make", "python", "pip", "cp", "mkdir", "git", "head", "export", ".", "cd", "apptainer", "lm_eval",
             "model_signing")  # fmt: skip
 # Stand-ins for the words in capitals that pages use for a reader's own paths.
-WORDS = {"N": "2", "I/N": "0/2", "SIZE": "80GiB", "HOURS": "24", "OFFSET": "300", "M": "2"}
+WORDS = {"N": "2", "I/N": "0/2", "SIZE": "80GiB", "HOURS": "24", "OFFSET": "300", "M": "2", "NAME": "1b"}
 
 
 def blocks(page, language):
@@ -60,12 +61,14 @@ def inline(page):
 
 
 def parses(words):
-    words = [WORDS.get(word, word) for word in words[1:]]
+    words = [
+        WORDS.get(word, word) for word in itertools.takewhile(lambda word: word not in (">>", ">", "|"), words[1:])
+    ]
     words = [re.sub(r"\$\w+/\$\w+", "0/2", word) if "/$" in word else re.sub(r"\$\w+", "2", word) for word in words]
     errors, old = io.StringIO(), []
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            in_order(SURFACE.parse_args(current_words(words, old.append)), old.append)
+            in_order(SURFACE.parse_args(join_files(current_words(words, old.append), SURFACE)), old.append)
     except SystemExit as leaving:
         return "" if leaving.code == 0 else errors.getvalue().splitlines()[-1]
     return "; ".join(old)

@@ -165,7 +165,7 @@ def train(arguments: Arguments) -> None:
 
 
 def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
-    """Folder of the named checkpoint; "last" is the final one of this run."""
+    """Folder of the named checkpoint; "last": the final one."""
     from dataclasses import replace
 
     from assay.pipeline import training

@@ -193,7 +193,7 @@ def list_hub(source: HubSource, root: Path) -> HubListing:
 
 
 def _note(source: HubSource, root: Path) -> Path:
-    """Where a listing is written down."""
+    """Path of a written listing."""
     wanted = [source.dataset, source.revision, source.config_name, source.split, list(source.files)]
     return root / "fetch" / f"hub-{sha256_bytes(json.dumps(wanted).encode())[:16]}.json"
 
