@@ -11,13 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assay.cli.main import main
-from assay.config import load_config
+from assay.config import load_run
 from assay.inspect.formats import choose_fields, find_inputs
 from assay.inspect.inspection import inspect_path
+from assay.inspect.inspection_page import as_page, as_text
 from assay.inspect.sampling import sample_files
-from data_pipeline.config import DataConfig
-from governance.config import Section
 from governance.errors import ConfigError, MissingInput
 
 WORDS = """
@@ -34,12 +32,6 @@ def prose(seed, sentences=8):
 
 def tables(result):
     return {table.title.partition(":")[0]: table for table in result.tables}
-
-
-class DataOnly(Section):
-    """The sections of a proposed file."""
-
-    data: DataConfig
 
 
 def test_every_format_is_found_read_and_proposed(tmp_path):
@@ -61,11 +53,11 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     ):
         out.write_batch(pa.record_batch({"text": [prose(70), prose(71)]}))
     (folder / "g.png").write_bytes(b"\x89PNG")
-    assert main(["inspect", str(folder), "--output", str(tmp_path / "out"), "--data-workers", "1"]) == 0
-    page = (tmp_path / "out" / "inspection.html").read_text()
+    result = inspect_path(folder)
+    page, found = as_page(result), tables(result)
     assert "Funnel under the usual rules" in page
-    assert "jane@example.org" not in page
-    found = tables(inspect_path(folder))
+    assert "jane@example.org" not in page + as_text(result)
+    (tmp_path / "run.toml").write_text(result.proposal)
     assert {row[0]: row[3] for row in found["Formats and fields"].rows} == {
         "arrow (.arrow)": "text: text",
         "csv (.csv)": "text: content",
@@ -81,7 +73,7 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     assert ("dedup", "exact_duplicate", 1) in [row[:3] for row in found["Removed, by reason"].rows]
     assert ("email", 1) in found["Personal data and secrets"].rows
     assert found["Languages"].rows[0][0] == "en"
-    proposed = load_config(tmp_path / "out" / "run.toml", DataOnly, []).data
+    proposed = load_run(tmp_path / "run.toml", [], needs="data").config.data
     assert {source.type for source in proposed.sources} == {"hub", "jsonl", "parquet", "text"}
 
 
@@ -133,16 +125,17 @@ def test_nothing_to_read_is_reported(tmp_path, files, error, words):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_files(tmp_path):
-    text = prose(1)
+    one = tmp_path / "one.txt"
+    one.write_text(prose(1))
     for number in range(100_000):
-        folder = tmp_path / str(number % 100)
-        folder.mkdir(exist_ok=True)
-        (folder / f"{number}.txt").write_text(f"{number} {text}")
+        if number % 1000 == 0:
+            (tmp_path / f"{number:06d}").mkdir()
+        (tmp_path / f"{number - number % 1000:06d}" / f"{number}.txt").hardlink_to(one)
     done = subprocess.run(
         [sys.executable, "-m", "assay", "inspect", str(tmp_path), "--output", str(tmp_path / "out")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "100,000" in done.stdout
+    assert "100,001" in done.stdout
     assert "A sample of about" in done.stdout
 
 
