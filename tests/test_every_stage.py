@@ -72,7 +72,7 @@ def test_nothing_held_out_is_reported_and_trained_all_the_same(everything, capsy
     text = (everything / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
     (everything / "run.toml").write_text(text[: text.index("[data.pack]")] + text[text.index("[data.tokenizer]") :])
     assert main(["run", str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]) == 0
-    assert "nothing is validated" in capsys.readouterr().err
+    assert "no validation loss is measured" in capsys.readouterr().err
 
 
 def test_rows_packed_for_another_length_are_refused(everything, capsys):
