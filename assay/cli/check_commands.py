@@ -51,7 +51,7 @@ def data_docs(
 
 
 def suites(arguments: argparse.Namespace) -> None:
-    """Write a policy's gates as suites of Great Expectations, or print a suite as gates."""
+    """Write gates as suites of Great Expectations, or a suite as gates."""
     from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
     from governance.gate.policy import load_policy
 
