@@ -84,7 +84,7 @@ def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Ga
 
 
 def _index(folder: Path, outcomes: Sequence[tuple[str, str, int, int]]) -> str:
-    """Index page: a row for each batch with its counts and its page."""
+    """Index page: a row for each batch, with counts and link."""
     pages = {(page.relative_to(folder).parts[1], page.stem): page for page in folder.glob("validations/**/*.html")}
     rows = []
     for suite, subject, count, passed in outcomes:
@@ -112,7 +112,7 @@ def _named(subject: str) -> str:
 def _validate(
     context: Any, asset: Any, named: tuple[str, SuiteTable], gates: Sequence[Gate], run: Any
 ) -> tuple[int, int] | None:
-    """Evaluate one table as a batch of its suite; return the expectations and those that passed."""
+    """Evaluate one table as a batch: the expectations, and those that passed."""
     import great_expectations as gx
     from great_expectations.core.result_format import ResultFormat
     from great_expectations.data_context.types.resource_identifiers import (
