@@ -206,7 +206,7 @@ def test_deep_verification_of_a_real_root_and_its_train_anchor(trained):
     [train] = root.glob("train/*")
     assert read_manifest(train / FILE_NAME).run["journal"].count(":") == 1
     assert main(["governance", "verify", str(train), "--deep", "--key", str(trained / "key.pem.pub")]) == 0
-    assert Runtime(root).head() == ""
+    assert Runtime(root).hooks.head() == ""
 
 
 def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
