@@ -42,7 +42,7 @@ from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 6
+VERSION = 7
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """Artifacts that every audit requires, in order."""
 OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "decontaminate", "mix", "bias")

@@ -10,6 +10,7 @@ evaluates; it fails open in ways that were reproduced with 1.24, so the status i
     nearly every value is null                       inconclusive above `max_missing`, and with no value at all
     the suite is empty                               no result; the audit then records "missing"
     an expectation has no constraint (no bound ...)  error
+    the table has columns that no gate names         it gets all columns where they matter
     a mean overflows                                 inconclusive: a pass needs an observed number
     an integer is rounded to a bound above 2^53      integers are compared as integers
     `$` matches before a final line feed             `$` is the end of the text
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
 _ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
+_COLUMN_SET = "expect_table_columns_to_match_set"
 _MOST_CHARACTERS = 300  # characters of an engine's message that a detail keeps
 
 Outcomes = Mapping[int, Sequence[Any]]
@@ -286,13 +288,17 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
 
 
 def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
-    """Columns that an expectation needs; all columns if its arguments name none."""
-    arguments = expectation.configuration.kwargs
-    if "column" in arguments:
+    """Columns that an expectation needs.
+
+    All of the table's, unless the code is GX's and looks at the named ones alone.
+    """
+    kind, arguments = expectation.configuration.type, expectation.configuration.kwargs
+    by_gx = type(expectation).__module__.startswith("great_expectations.")
+    if by_gx and "column" in arguments and arguments.get("column_index") is None:
         return {arguments["column"]}
-    if "column_set" in arguments:
+    if by_gx and kind == _COLUMN_SET and arguments.get("exact_match") is False:
         return set(arguments["column_set"])
-    return set() if expectation.configuration.type == _ROW_COUNT else set(table.columns)
+    return set() if kind == _ROW_COUNT else set(table.columns)
 
 
 def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes: Sequence[Any]) -> CheckResult:

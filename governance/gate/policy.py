@@ -116,7 +116,10 @@ class Gate(Section):
             raise ValueError(f"gate {self.id}: the arguments of {self.gx} belong in `kwargs`")
         if self.column and "column" in self.kwargs:
             raise ValueError(f"gate {self.id}: names a column twice, in `column` and in `kwargs`")
-        canonical_json(self.kwargs)  # a date or NaN raises
+        try:
+            canonical_json(self.kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"gate {self.id}: kwargs hold a value that JSON has no form for: {error}") from error
         return self
 
     @model_serializer(mode="wrap")

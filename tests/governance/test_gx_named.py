@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import textwrap
 
@@ -59,9 +60,6 @@ def judged(one, table=TABLE):
 )  # fmt: skip
 def test_gx_judges_with_its_own_arguments(one, status, observed):
     found = judged(one)
-    if one.gx == "expect_column_to_exist" and status == "pass":
-        assert found.status in ("pass", "inconclusive")  # GX observes nothing
-        return
     assert (found.status, found.observed) == (
         status,
         pytest.approx(observed) if observed is not None else found.observed,
@@ -86,6 +84,20 @@ def test_gx_judges_with_its_own_arguments(one, status, observed):
         (gate("expect_query_results_to_match_comparison", base_query="SELECT 1", comparison_data_source_name="x",
               comparison_query="SELECT 1"), ""),
         (gate("no.such.module:ExpectIt"), "cannot be imported"),
+        (gate("expect_column_values_to_not_be_null", column="words", mostly=0), "has no constraint"),
+        (gate("expect_column_values_to_not_be_null", column="words", mostly=1.5), "mostly"),
+        (gate("expect_column_quantile_values_to_be_between", column="words",
+              quantile_ranges={"quantiles": [0.5], "value_ranges": [[None, None]]}), "has no constraint"),
+        (gate("expect_column_quantile_values_to_be_between", column="words",
+              quantile_ranges={"quantiles": [], "value_ranges": []}), "has no constraint"),
+        (gate("expect_column_values_to_be_in_type_list", column="words"), "has no constraint"),
+        (gate("expect_table_columns_to_match_ordered_list"), "has no constraint"),
+        (gate("expect_table_columns_to_match_set"), "has no constraint"),
+        (gate("expect_column_to_exist", column="words", column_index=0), "ignores"),
+        (gate("expect_column_values_to_match_regex", column="language"), "has no constraint"),
+        (gate("expect_column_values_to_match_regex_list", column="language", regex_list=["a", ""]), "every text"),
+        (gate("expect_column_kl_divergence_to_be_less_than", column="words",
+              partition_object={"values": [10], "weights": [1.0]}), "has no constraint"),
         (gate("json:JSONDecoder"), "is not a class of expectations"),
     ],
 )  # fmt: skip
@@ -113,6 +125,56 @@ def test_a_pattern_ends_where_the_text_ends():
     assert (
         judged(gate("expect_column_values_to_match_regex_list", column="x", regex_list=["^a$"]), table).status == "fail"
     )
+
+
+def test_a_forbidden_pattern_keeps_its_final_line_feed():
+    table = pd.DataFrame({"x": ["bad\n"]})
+    assert judged(gate("expect_column_values_to_not_match_regex", column="x", regex="bad$"), table).status == "fail"
+    listed = gate("expect_column_values_to_not_match_regex_list", column="x", regex_list=["bad$"])
+    assert judged(listed, table).status == "fail"
+
+
+def test_a_gate_on_the_table_sees_all_its_columns_whatever_is_judged_with_it():
+    exact = gate("expect_table_columns_to_match_set", column_set=["words"])
+    part = gate("expect_table_columns_to_match_set", column_set=["words"], exact_match=False)
+    second = gate("expect_column_to_exist", column="words", column_index=1)
+    third = gate("expect_column_to_exist", column="words", column_index=2)
+    alone = [judged(one).status for one in (exact, part, second, third)]
+    assert alone == ["fail", "pass", "pass", "fail"]
+    assert [found.status for found in run_suite(TABLE, [exact, part, second, third], "subject")] == alone
+
+
+PAIR = {"column_A": "a", "column_B": "b"}
+SEVERAL = [
+    gate("expect_column_pair_values_to_be_equal", **PAIR),
+    gate("expect_column_pair_values_a_to_be_greater_than_b", or_equal=True, **PAIR),
+    gate("expect_compound_columns_to_be_unique", column_list=["a", "b"]),
+    gate("expect_select_column_values_to_be_unique_within_record", column_list=["a", "b"]),
+    gate("expect_multicolumn_sum_to_equal", column_list=["a", "b"], sum_total=2),
+]
+
+
+@pytest.mark.parametrize("one", SEVERAL, ids=lambda one: one.gx)
+def test_several_columns_without_values_are_inconclusive(one):
+    table = pd.DataFrame({"a": [1.0, 1.0] * 2, "b": [1.0, 1.0] * 2})
+    table[["a", "b"]] = float("nan")
+    assert judged(one, table).status == "inconclusive"
+
+
+def test_missing_values_and_few_rows_count_on_several_columns():
+    table = pd.DataFrame({"a": [1.0, 2.0, None, None], "b": [1.0, 2.0, None, None]})
+    equal = SEVERAL[0]
+    assert judged(equal, table).status == "inconclusive"
+    assert judged(equal.model_copy(update={"max_missing": 0.5}), table).status == "pass"
+    assert judged(equal.model_copy(update={"max_missing": 0.5, "min_rows": 3}), table).status == "inconclusive"
+    lopsided = judged(equal, pd.DataFrame({"a": [1.0, 2.0, None], "b": [1.0, 3.0, 4.0]}))
+    assert (lopsided.status, lopsided.observed) == ("fail", pytest.approx(1 / 3))
+
+
+def test_a_column_without_deviation_has_no_z_scores():
+    one = gate("expect_column_value_z_scores_to_be_less_than", column="x", threshold=1, double_sided=True)
+    assert judged(one, pd.DataFrame({"x": [5.0, 5.0, 5.0]})).status == "inconclusive"
+    assert judged(one, pd.DataFrame({"x": [5.0, 5.0, 5.0, 90.0]})).status == "fail"
 
 
 OWN = """
@@ -182,6 +244,32 @@ def test_a_suite_of_others_becomes_gates_of_a_policy(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"quantile_ranges": {"quantiles": [0.5], "value_ranges": [[1, None]]}}, "quantile_ranges.value_ranges.0.1"),
+        ({"min_value": float("inf")}, "has no inf"),
+        ({"min_value": 1, "row_condition": 'language == "en"'}, "row_condition"),
+        ({"min_value": 1, "condition_parser": "pandas"}, "condition_parser"),
+    ],
+)
+def test_a_suite_that_no_gate_can_hold_is_refused(tmp_path, kwargs, words):
+    path = tmp_path / "suite.json"
+    row = {"type": "expect_column_sum_to_be_between", "kwargs": {"column": "words", **kwargs}}
+    path.write_text(json.dumps({"name": "mine", "expectations": [row]}))
+    with pytest.raises(ConfigError, match=words):
+        read_suite(path, "documents", "data")
+
+
+def test_what_says_how_gx_reports_is_dropped_from_a_suite(tmp_path):
+    path = tmp_path / "suite.json"
+    kwargs = {"column": "words", "min_value": 1, "result_format": "BASIC", "batch_id": "x", "max_value": None}
+    path.write_text(json.dumps({"expectations": [{"type": "expect_column_sum_to_be_between", "kwargs": kwargs}]}))
+    [one] = read_suite(path, "documents", "data")
+    assert one.kwargs == {"column": "words", "min_value": 1}
+    assert judged(one).status == "pass"
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"gx": "expect_column_to_exist", "expectation": "not_null", "column": "x"}, "either"),
@@ -190,6 +278,8 @@ def test_a_suite_of_others_becomes_gates_of_a_policy(tmp_path):
         ({"gx": "expect_column_to_exist", "column": "x", "kwargs": {"column": "y"}}, "column"),
         ({"kwargs": {"column": "y"}, "expectation": "not_null", "column": "y"}, "kwargs"),
         ({}, "expectation"),
+        ({"gx": "expect_column_to_exist", "kwargs": {"column": float("inf")}}, "kwargs"),
+        ({"gx": "expect_column_to_exist", "kwargs": {"column": datetime.date(2026, 1, 1)}}, "kwargs"),
     ],
 )
 def test_a_policy_refuses_a_gate_of_two_minds(values, words):

@@ -36,6 +36,13 @@ RESERVED = {
 """Arguments of GX that a gate has fields for (`where`, `severity`, `why`), or that the audit sets."""
 _COLUMNS = ("column", "column_A", "column_B")
 _LISTS = ("value_set", "column_set", "column_list", "type_list", "regex_list", "like_pattern_list", "value_pairs_set")
+_OF_NULLS = {
+    "expect_column_values_to_be_null", "expect_column_values_to_not_be_null",
+    "expect_column_proportion_of_non_null_values_to_be_between",
+}  # fmt: skip
+_EXISTS = "expect_column_to_exist"
+_Z_SCORES = "expect_column_value_z_scores_to_be_less_than"
+_ANY_TEXT = ("", "(?s).*")  # the second is GX's default
 _MOST_CHARACTERS = 200
 
 
@@ -62,16 +69,40 @@ def build(gate: Gate, index: int) -> Any:
         arguments.setdefault("mostly", gate.mostly)
     elif gate.mostly != 1:
         raise ValueError(f"{gate.gx} has no argument `mostly`")
-    if empty := [name for name in _LISTS if name in arguments and not arguments[name]]:
-        raise ValueError(f"{gate.gx} with an empty {empty[0]} has no constraint")
-    if isinstance(arguments.get("regex"), str):
+    forbids = "not_match" in f"{gate.gx} {getattr(kind, 'map_metric', '')}"
+    if not forbids and isinstance(arguments.get("regex"), str):
         arguments["regex"] = anchored(arguments["regex"])
-    if isinstance(arguments.get("regex_list"), list):
+    if not forbids and isinstance(arguments.get("regex_list"), list):
         arguments["regex_list"] = [anchored(str(regex)) for regex in arguments["regex_list"]]
     built = kind(**arguments, meta={"gate": str(index)})
-    if {"min_value", "max_value"} <= fields and built.min_value is None and built.max_value is None:
-        raise ValueError(f"{gate.gx} without min_value or max_value has no constraint")
+    if reason := _without_constraint({name: getattr(built, name) for name in fields}, forbids):
+        raise ValueError(f"{gate.gx} {reason} has no constraint")
     return built
+
+
+def _without_constraint(fields: Mapping[str, Any], forbids: bool) -> str:
+    """Reason why the built expectation holds for every table; "" for none.
+
+    `forbids`: its patterns are the ones that no value may match.
+    """
+    mostly = fields.get("mostly", 1)
+    if not (isinstance(mostly, (int, float)) and 0 < mostly <= 1):
+        return f"with mostly = {mostly}, which is not a share of rows above 0,"
+    for name in _LISTS:
+        if name in fields and not fields[name]:
+            return f"with an empty {name}"
+    patterns = [*([fields["regex"]] if "regex" in fields else []), *(fields.get("regex_list") or ())]
+    if not forbids and any(pattern in _ANY_TEXT for pattern in patterns):
+        return "with a regex that every text matches"
+    bounds = ("threshold",) if "threshold" in fields else ("min_value", "max_value")
+    if all(name in fields for name in bounds) and all(fields[name] is None for name in bounds):
+        return f"without {' or '.join(bounds)}"
+    if "quantile_ranges" in fields:
+        ranges = dict(fields["quantile_ranges"])
+        rows = list(zip(ranges["quantiles"], ranges["value_ranges"], strict=True))
+        if not rows or any(all(bound is None for bound in between) for _, between in rows):
+            return "with a quantile without bounds"
+    return "with column_index = 0, which Great Expectations ignores," if fields.get("column_index") == 0 else ""
 
 
 def columns_of(gate: Gate) -> list[str]:
@@ -94,27 +125,34 @@ def unjudgeable_values(gate: Gate, table: pd.DataFrame) -> str:
 
 
 def judgeable_values(gate: Gate, table: pd.DataFrame) -> int:
-    """Judgeable values: non-missing ones of a single column, else rows."""
+    """Judgeable values: rows with a value in each named column.
+
+    All rows where no column is named, or the gate is on nulls or on the columns themselves.
+    """
     named = [name for name in columns_of(gate) if name in table.columns]
-    if len(named) != 1 or gate.gx.endswith("be_null") or gate.gx == "expect_column_to_exist":
+    if not named or gate.gx in {*_OF_NULLS, _EXISTS} or gate.gx.startswith("expect_table_"):
         return len(table)
-    return int(table[named[0]].notna().sum())
+    if gate.gx == _Z_SCORES and table[named[0]].nunique() < 2:
+        return 0  # no deviation, so no score: GX passes each NaN
+    return int(table[named].notna().all(axis=1).sum())
 
 
 def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, Any], success: Any) -> CheckResult:
     """Result of a gate from GX's own, failing closed."""
     rows, values, unexpected = len(table), judgeable_values(gate, table), int(content.get("unexpected_count") or 0)
     counted, seen = content.get("element_count"), content.get("observed_value")
+    several = counted is not None and len(columns_of(gate)) > 1  # GX judges rows with some values missing, too
+    judged_rows = int(counted or 0) - int(content.get("missing_count") or 0) if several else values
     observed: float | str | None = None
     if isinstance(seen, Real) and not isinstance(seen, bool):
         observed = number(seen)
-    elif counted is not None and values:
-        observed = number(1 - unexpected / values)
+    elif counted is not None and judged_rows:
+        observed = number(1 - unexpected / judged_rows)
     text = shown(observed) if isinstance(observed, float) else " ".join(str(seen).split())[:_MOST_CHARACTERS]
     detail = (
         f"{gate.gx}: observed {text}"
         if seen is not None
-        else f"{values - unexpected} of {values} rows satisfy {gate.gx}"
+        else f"{judged_rows - unexpected} of {judged_rows} rows satisfy {gate.gx}"
     )
     status: Status = "pass" if bool(success) else "fail"
     if success is None:
@@ -129,7 +167,7 @@ def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, 
     elif status == "pass" and rows and 1 - values / rows > gate.max_missing:
         status = "inconclusive"
         detail = f"{1 - values / rows:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
-    elif status == "pass" and not _has_evidence(counted, seen):
+    elif status == "pass" and gate.gx != _EXISTS and not _has_evidence(counted, seen):
         status, detail = "inconclusive", f"nothing was observed; {detail}"
     return CheckResult(gate.id, subject, status, observed, rows, unexpected, detail)
 

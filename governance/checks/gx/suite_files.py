@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from governance.checks.gx.named_expectations import RESERVED
 from governance.errors import ConfigError
 from governance.files import write_json
 from governance.gate.policy import Gate, Suite
 
+_DROPPED = {"batch_id", "result_format", "catch_exceptions"}  # how GX reports, which the audit sets
 _SEVERITY = {"critical": "critical", "warning": "warning", "info": "warning"}
 
 
@@ -67,9 +69,9 @@ def read_suite(path: Path, suite: str, owner: str) -> list[Gate]:
     gates: list[Gate] = []
     taken: set[str] = set()
     for row, kind in zip(rows, types, strict=True):
-        gate = _gate_of(row, kind, (suite, owner), str(values.get("name") or path.stem), taken)
-        taken.add(str(gate.get("id")))
         try:
+            gate = _gate_of(row, kind, (suite, owner), str(values.get("name") or path.stem), taken)
+            taken.add(str(gate.get("id")))
             gates.append(Gate.model_validate(gate))
         except ValueError as error:
             raise ConfigError(f"{path}: {kind}: {error}") from error
@@ -82,7 +84,12 @@ def _gate_of(
     written = (row.get("meta") or {}).get("assay")
     if isinstance(written, Mapping):
         return dict(written)
-    kwargs = {key: value for key, value in (row.get("kwargs") or {}).items() if key != "batch_id" and value is not None}
+    given = dict(row.get("kwargs") or {})
+    kwargs = {key: value for key, value in given.items() if key not in _DROPPED and value is not None}
+    if taken_by_gate := sorted(set(kwargs) & RESERVED):
+        raise ValueError(f"{', '.join(taken_by_gate)}: remove it; a gate selects rows with its own field `where`")
+    if null := next(_nulls(kwargs), ""):
+        raise ValueError(f"kwargs.{null}: is null, which a policy's TOML has no form for; write a value")
     subject = "_".join(str(kwargs[key]) for key in ("column", "column_A") if key in kwargs)
     label = re.sub(r"[^a-z0-9_]+", "_", f"{subject}_{kind.removeprefix('expect_')}".lower()).strip("_")
     ids = (f"{place[0]}.{label}{suffix}" for suffix in ("", *(f"_{number}" for number in range(2, 10**6))))
@@ -96,6 +103,15 @@ def _gate_of(
         "owner": place[1],
         "why": why if len(why) >= 10 else f"expected by the suite {name}",
     }
+
+
+def _nulls(value: Any, place: str = "") -> Iterator[str]:
+    """Places of null inside a value, as dotted paths."""
+    if value is None:
+        yield place
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield from _nulls(item, f"{place}.{name}".lstrip("."))
 
 
 def gates_toml(gates: Iterable[Gate]) -> str:
