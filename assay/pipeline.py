@@ -26,6 +26,7 @@ from governance.errors import (
     AlteredFile,
     BudgetReached,
     CheckpointError,
+    ConfigError,
     GateClosed,
     MissingInput,
     PipelineError,
@@ -298,7 +299,7 @@ def _launch(
     restarts = run.config.engine.restarts
     status = launch(processes, ["train", *words], restarts=restarts, progress_of=partial(progress_in, folder))
     if status == Preempted.exit_code:
-        raise Preempted("the training processes saved a checkpoint and stopped")
+        raise Preempted("a signal stopped the training processes; what they learned is saved")
     if status == BudgetReached.exit_code:
         raise BudgetReached("the training processes stopped for the energy budget; see their message above")
     if status == 128 + signal.SIGINT:
@@ -358,7 +359,7 @@ def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Ma
     try:
         begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
-    except (GateClosed, MissingInput, CheckpointError) as error:  # its tasks or parent checkpoint may be gone since
+    except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:  # the files that it names may differ now
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)

@@ -2,7 +2,7 @@
 
 torchrun exits with 1 whatever a rank's status was, so a job could not tell "preempted, requeue me" (75) from a crash;
 and it dies of SIGUSR1, which Slurm sends. This launcher passes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) on, waits for the
-ranks to save, and exits with their status; after a second Ctrl-C the ranks end at once.
+ranks to save, and exits with their status; after a second Ctrl-C, a second or more later, it kills them.
 
 When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them time to report their
 errors, ends them, and names the rank that failed first: its status or signal, and its last lines. A crash or a hang
@@ -28,6 +28,7 @@ from pathlib import Path
 from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.files import read_lines
 from governance.log import get_logger
+from pretrain.distributed.preemption import ONE_REQUEST_SECONDS
 from pretrain.distributed.rank_output import RankOutput, open_output
 
 LAUNCHER = "ASSAY_LAUNCHER"
@@ -39,7 +40,8 @@ _GRACE_SECONDS = 40.0  # between the first end and killing the others
 _EXPLAINED_SECONDS = 10.0  # the same after an explained error: the others have it too, or wait in vain
 _SAVING_SECONDS = 60.0  # the same after a stop request: they are saving
 _POLL_SECONDS = 0.1
-_STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
+_STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGUSR1)
+_INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 _EXPLAINED = range(64, 79)  # sysexits.h: errors that the user can fix, and 75
 
 Progress = tuple[int, int]
@@ -80,7 +82,7 @@ class Rank:
         status = self.status
         if status == 1:
             return self.output.traceback  # without one, the error was explained
-        return status not in _STOP_SIGNALS and (status == HUNG or status not in (*_EXPLAINED, 130))
+        return status not in (*_STOP_SIGNALS, *_INTERRUPTED, *_EXPLAINED) or status == HUNG
 
     def in_words(self) -> str:
         """The end of a rank, in words."""
@@ -120,14 +122,12 @@ def launch(
         if culprit is None:
             return 0
         status = culprit.status
-        if signals.count(signal.SIGINT) > 1:
+        if signals.count(signal.SIGINT) > 1 or (signals and status in _INTERRUPTED):
             return 128 + signal.SIGINT
         if status == BudgetReached.exit_code:  # it reported why, and it is no fault
             return status
-        if status == Preempted.exit_code or (
-            signals and status in _STOP_SIGNALS
-        ):  # before it handled signals: nothing is lost
-            return Preempted.exit_code
+        if status == Preempted.exit_code or (signals and status in _STOP_SIGNALS):
+            return Preempted.exit_code  # killed by the signal before it handled it: nothing is lost
         log.error(
             "%s. Its last lines:\n%s", culprit.in_words(), "\n".join(f"  {line}" for line in culprit.output.lines)
         )
@@ -156,11 +156,21 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
     port = _free_port()
     signals: list[int] = []
     ranks: list[Rank] = []
+    interrupts: list[float] = []
 
     def pass_on(number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            interrupts.append(now)  # first of all: another signal may interrupt this handler
+            if interrupts[0] is not now and now - interrupts[0] < ONE_REQUEST_SECONDS:
+                return
         signals.append(number)
         for rank in ranks:
-            if rank.child.poll() is None:
+            if rank.child.poll() is not None:
+                continue
+            if signals.count(signal.SIGINT) > 1:
+                rank.child.kill()  # a rank inside a kernel or a collective would not see the signal
+            else:
                 rank.child.send_signal(number)
 
     with _handled(pass_on), contextlib.ExitStack() as stack:

@@ -7,6 +7,8 @@ scheduler waits. From the first update on the handler only takes note; the loop 
 validation batches, agrees with the other ranks, saves a checkpoint and stops. The exit code is 75 in both cases.
 
 Ctrl-C (SIGINT) does the same; a second one ends the process at once, and what the last checkpoint lacks is lost.
+SIGINTs less than a second apart are one request: `scancel -s INT` signals the ranks, and the launcher, which passes it
+on.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from types import FrameType
 from governance.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ONE_REQUEST_SECONDS = 1.0
+"""Seconds after a SIGINT within which another one is the same request, delivered twice."""
 
 
 class StopNow(BaseException):
@@ -38,7 +42,7 @@ class StopRequested:
         self._arrived = False
         self._at = 0.0
         self._at_once = True
-        self._interrupted = False
+        self._interrupted = 0.0
 
     def __call__(self) -> bool:
         """Return whether a signal arrived."""
@@ -58,10 +62,11 @@ class StopRequested:
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if number == signal.SIGINT:
-            if self._interrupted:  # not an exception: it would wait for the save that the user gives up
-                signal.signal(number, signal.SIG_DFL)
+            now = time.monotonic()
+            if self._interrupted and now - self._interrupted > ONE_REQUEST_SECONDS:
+                signal.signal(number, signal.SIG_DFL)  # an exception would wait for the save that the user gives up
                 os.kill(os.getpid(), number)
-            self._interrupted = True
+            self._interrupted = self._interrupted or now
         first = not self._arrived
         if first:
             self._at, self._arrived = time.monotonic(), True

@@ -7,6 +7,7 @@ or HF_TOKEN). A failed upload loses nothing: the folder stays, and `hf upload` s
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from governance.errors import ConfigError, PipelineError, StorageError
@@ -45,7 +46,8 @@ def push(folder: Path, repository: str, message: str, *, public: bool = False, e
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     api = HfApi(endpoint=endpoint, library_name="assay")
-    again = f"{folder} is complete; send it with: hf upload {repository} {folder}"
+    private = "" if public else " --private"  # hf upload, too, creates a repository, and a public one without it
+    again = f"{folder} is complete; send it with: hf upload {repository} {shlex.quote(str(folder))}{private}"
     try:
         api.create_repo(repository, private=not public, exist_ok=True)
         made = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)

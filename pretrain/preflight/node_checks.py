@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _MEET_SECONDS = 120.0  # from the first node's start to the last one's, and until its file is seen
 _CONNECT_SECONDS = 60.0
+_ARRIVE_SECONDS = _CONNECT_SECONDS / 2  # the others wait longer for the first node's word on who is missing
 _SUM_SECONDS = 120.0
 _LINGER_SECONDS = 2.0  # the first node's store stays open so much longer, for the others to read who is missing
 _SKEW_SECONDS = 5.0
@@ -235,7 +236,7 @@ def network(ranks: Ranks, names: Sequence[str], device: str) -> list[NodeFinding
     if missing:
         if len(missing) == len(names) - 1 > 1:  # nobody reaches the first node, so that one is at fault
             missing = [names[0]]
-        fault = f"no connection from {', '.join(missing)} to {address}:{port} within {_CONNECT_SECONDS:.0f} s"
+        fault = f"no connection from {', '.join(missing)} to {address}:{port} within {_ARRIVE_SECONDS:.0f} s"
         return [NodeFinding("network", fault, bad=True, nodes=tuple(missing))]
     found = []
     try:
@@ -295,7 +296,7 @@ def _presence(store: distributed.Store, ranks: Ranks, names: Sequence[str]) -> l
     if not ranks.first:
         return list(json.loads(store.get("missing")))
     keys = [f"here-{rank}" for rank in range(len(names))]
-    late = await_keys(store, keys, until(time.monotonic() + _CONNECT_SECONDS / 2))
+    late = await_keys(store, keys, until(time.monotonic() + _ARRIVE_SECONDS))
     missing = [names[keys.index(key)] for key in late]
     store.set("missing", json.dumps(missing))
     if missing:

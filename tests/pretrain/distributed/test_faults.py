@@ -161,6 +161,8 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, finished, run_trai
     time.sleep(0.5)  # into the evaluation of step 8, in which no batch ends and so no signal is seen
     second.send_signal(signal.SIGINT)
     time.sleep(0.5)
+    second.send_signal(signal.SIGINT)  # the same request, delivered to the launcher and to the rank
+    time.sleep(1.0)
     assert second.poll() is None
     second.send_signal(signal.SIGINT)
     assert second.wait(timeout=10) == -signal.SIGINT

@@ -119,7 +119,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
     line = (
         "import signal, sys, time; import assay.cli.main as cli\n"
         f"signal.signal(15, lambda *_: (open({str(tmp_path / 'left')!r}, 'w').close(), sys.exit(75)))\n"
-        "cli._module = lambda arguments: (print('up', flush=True), time.sleep(60))\n"
+        "cli.refuse_missing = lambda arguments: (print('up', flush=True), time.sleep(60))\n"
         "cli.main(['data', 'show', 'x.toml'])"
     )
     outer = (
@@ -135,24 +135,33 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("handler", "status"),
+    ("number", "handler", "status"),
     [
-        ("lambda *_: os.kill(os.getpid(), 9)", 137),
-        ("lambda *_: sys.exit(75)", 75),
-        ("signal.SIG_DFL", 75),  # it came while the rank still imported: nothing was learned, nothing is lost
+        (signal.SIGTERM, "lambda *_: os.kill(os.getpid(), 9)", 137),
+        (signal.SIGTERM, "lambda *_: sys.exit(75)", 75),
+        (signal.SIGTERM, "signal.SIG_DFL", 75),  # it came while the rank still imported: nothing was learned
+        (signal.SIGINT, "signal.SIG_DFL", 130),
+        (signal.SIGINT, "lambda *_: sys.exit(130)", 130),  # the same, as KeyboardInterrupt in the imports
     ],
 )
-def test_a_signal_is_passed_on_and_nothing_is_tried_again(handler, status):
-    line = f"import os, sys, time, signal; signal.signal(15, {handler}); print('up', flush=True); time.sleep(60)"
+def test_a_signal_is_passed_on_and_nothing_is_tried_again(number, handler, status):
+    line = (
+        "import os, sys, time, signal\n"
+        f"signal.signal({int(number)}, {handler}); print('up', flush=True); time.sleep(60)"
+    )
     outer = (
         "import sys; from pretrain.distributed import launcher as l\n"
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
         "sys.exit(l.launch(1, [], restarts=3))"
     )
-    child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", outer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
     assert child.stdout.readline() == "up\n"
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(30) == status
+    child.send_signal(number)
+    errors = child.communicate(timeout=30)[1]
+    assert child.returncode == status
+    assert ("ended with status" in errors or "was killed by" in errors) == (status == 137)
 
 
 def test_how_far_a_run_is(tmp_path):
@@ -183,33 +192,39 @@ def test_at_a_terminal_a_rank_has_one_too(tmp_path):
 
 
 def test_ctrl_c_is_passed_on_once_and_the_second_ends_all(tmp_path, monkeypatch):
-    """The launcher and two ranks as one foreground job: the terminal's Ctrl-C goes to the launcher's group alone."""
+    """The launcher and two ranks as one foreground job: the terminal's Ctrl-C goes to the launcher's group alone.
+
+    In the last two cases the ranks run C code that never returns to Python, so none handles the signal.
+    """
     rank = (
-        "import os, signal, sys, time\n"
+        "import itertools, os, signal, sys, time\n"
         "caught = []\n"
-        "def note(number, frame):\n"
-        "    if caught: signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)\n"
-        "    caught.append(number)\n"
-        "signal.signal(signal.SIGINT, note)\n"
+        "signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))\n"
         "open(sys.argv[1] + os.environ['RANK'], 'x').close()\n"
-        "while True:\n"
-        "    time.sleep(0.05)\n"
-        "    if caught and not os.path.exists(sys.argv[2]): sys.exit(75)\n"
+        "if os.path.exists(sys.argv[2]): sum(itertools.repeat(0))\n"
+        "while not caught: time.sleep(0.05)\n"
+        "sys.exit(75)\n"
     )
     code = (
         "import sys\nfrom pretrain.distributed import launcher\n"
         f"launcher._command = lambda words: [sys.executable, '-c', {rank!r}, *words]\n"
         "sys.exit(launcher.launch(2, sys.argv[1:]))"
     )
-    for name, statuses in (("once", [75]), ("twice", [130])):
+    for name, pause, status in (("once", 0.0, 75), ("delivered twice", 0.0, None), ("twice", 1.2, 130)):
         stay = tmp_path / "stay"
-        if name == "twice":
+        if name != "once":
             stay.touch()
         words = [sys.executable, "-c", code, str(tmp_path / name), str(stay)]
         job = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
         while not all((tmp_path / f"{name}{number}").exists() for number in range(2)):
             time.sleep(0.05)
-        for _ in range(1 if name == "once" else 2):
+        os.killpg(job.pid, signal.SIGINT)
+        if name != "once":
+            time.sleep(pause)
             os.killpg(job.pid, signal.SIGINT)
-            time.sleep(0.5)
-        assert [job.wait(timeout=30)] == statuses
+        if status is None:
+            with pytest.raises(subprocess.TimeoutExpired):
+                job.wait(timeout=0.5)
+            time.sleep(1.0)
+            os.killpg(job.pid, signal.SIGINT)
+        assert job.wait(timeout=15) == (status or 130)
