@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from assay.config import LoadedRun
+from data_pipeline.own_code import find_code
 from data_pipeline.readers.items import is_elsewhere
+from data_pipeline.readers.sources import OwnSource
 from governance.log import get_logger
 from governance.signing.dsse import default_key_path, key_id, private_key
 from governance.signing.home_anchor import state_folder
@@ -56,10 +58,22 @@ def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
 
 
 def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
-    """The run's file, its policies and the script that is sourced, absolute."""
+    """The run's files, policies, sourced script and own code, absolute.
+
+    Own code that is installed is not among them.
+
+    Raises:
+        MissingInput: there is no such module.
+    """
     policies = policy_files(run.folder / run.config.governance.policy)
     named = [*(run.source.files or [run.path]), *policies, *[Path(environment)] * bool(environment)]
-    return [Path(os.path.abspath(path)) for path in named]
+    data = run.config.data
+    functions = {f"data.filters {own.name}: filter": own.filter for own in data.filters}
+    functions |= {f"source {one.name}: reader": one.reader for one in data.sources if isinstance(one, OwnSource)}
+    for where, dotted in functions.items():
+        code = find_code(dotted, run.folder, where)
+        named += code.files if code.root == run.folder.absolute() else ()
+    return list(dict.fromkeys(Path(os.path.abspath(path)) for path in named))
 
 
 def signing_key_id(run: LoadedRun) -> str:

@@ -249,7 +249,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         raise ConfigError(
             f"data.sources: the name {twice[0]!r} is given {names[twice[0]]} times. Rename one: ids start with it."
         )
-    sources = tuple(at_commit(source, runtime.root) for source in sources)
+    sources = tuple(at_commit(source, runtime) for source in sources)
     digests = Digests(runtime)
     files = [source_files(source, config_folder, digests, runtime) for source in sources]
     beside = [files_beside(source, config_folder, digests) for source in sources]

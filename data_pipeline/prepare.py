@@ -1,6 +1,6 @@
 """The corpus on a page: from sources to packed token shards.
 
-    sources -> ingest -> clean -> [classify] -> dedup -> [paragraphs] -> [decontaminate] -> redact
+    sources -> ingest -> clean -> [filter] -> [classify] -> dedup -> [paragraphs] -> [decontaminate] -> redact
             -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
@@ -115,6 +115,7 @@ def _left(documents: Manifest, runtime: Runtime) -> Manifest:
 def stage_names(config: DataConfig) -> tuple[str, ...]:
     """The stages of the corpus, in order."""
     present = {
+        "filter": bool(config.filters),
         "classify": bool(config.classifiers),
         "paragraphs": config.paragraphs is not None,
         "decontaminate": config.decontaminate is not None,
@@ -125,8 +126,8 @@ def stage_names(config: DataConfig) -> tuple[str, ...]:
 
 
 _STAGES = (
-    "ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix", "encode",
-    "pack",
+    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix",
+    "encode", "pack",
 )  # fmt: skip
 
 
@@ -149,10 +150,10 @@ class Survey:
     """The local folder of each source; a fetched source has none."""
 
 
-def survey(config: DataConfig, folder: Path) -> Survey:
+def survey(config: DataConfig, folder: Path, runtime: Runtime) -> Survey:
     """List the files of each source once.
 
-    The server of a remote source is queried for their names.
+    The server of a remote source is queried for their names; what the hub lists is kept below the root.
 
     The steps of `ingest` hang on the files: large plain ones are cut before they are read; ids of a source's own are
     compared behind that, and what one reading made of a packed file or an archive gets its places. A step that then has
@@ -162,7 +163,7 @@ def survey(config: DataConfig, folder: Path) -> Survey:
         MissingInput: a source's file is not there.
     """
     size = config.ingest.shard_bytes
-    found = [(source, expected_items(source, folder, size)) for source in config.sources]
+    found = [(source, expected_items(source, folder, size, runtime)) for source in config.sources]
     items = [(source, item) for source, of_source in found for item in of_source]
     cut = any(item.part and has_lines(source, item) for source, item in items)
     placed = any(source.fields.id or may_overflow(item, size) for source, item in items)

@@ -49,7 +49,7 @@ def render(arguments: Arguments) -> None:
         size = max_array_size()
     except ClusterError:
         size = _FALLBACK_ARRAY_SIZE
-    sources = _sources(loaded)
+    sources = _sources(loaded, runtime)
     given = seen(loaded, sources.folders, config)
     jobs = _plan(arguments, sources, runtime, config, size)
     selected = [job for job in jobs if arguments.job in ("", job.name)]
@@ -77,7 +77,7 @@ def submit(arguments: Arguments) -> int:
     under_site(loaded)
     config = _section_with_cores(arguments, loaded)
     _refuse_start(loaded, runtime, config)
-    sources = _sources(loaded)
+    sources = _sources(loaded, runtime)
     jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
     start = begin_of(arguments, config)
     if start is not None and arguments.local:
@@ -117,7 +117,7 @@ def retry(arguments: Arguments) -> int:
     loaded, runtime = load(arguments, "slurm submit")
     config = _section_with_cores(arguments, loaded)
     _refuse_start(loaded, runtime, config)
-    sources = _sources(loaded)
+    sources = _sources(loaded, runtime)
     jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
     with one_at_a_time(runtime.root):
         view = gather(runtime.root) or _no_jobs(runtime)
@@ -143,7 +143,7 @@ def status(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "slurm submit")
     try:
-        sources = _sources(loaded)  # once: it queries servers for their files
+        sources = _sources(loaded, runtime)  # once: it queries servers for their files
         data = (sources.steps, sources.shards)
     except PipelineError:  # the status must appear even when a source has vanished
         data = ((), 0)
@@ -242,10 +242,10 @@ def _plan(
     return plan(work, config, max_array_size, runtime.root)
 
 
-def _sources(loaded: LoadedRun) -> Survey:
+def _sources(loaded: LoadedRun, runtime: Runtime) -> Survey:
     from data_pipeline.prepare import survey
 
-    return survey(loaded.config.data, loaded.folder)
+    return survey(loaded.config.data, loaded.folder, runtime)
 
 
 def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:

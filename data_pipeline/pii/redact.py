@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ class RedactSettings(Section):
     """As in `PiiConfig`."""
     seed: int
     """As in `PiiConfig`."""
+    stdnum: str
+    """Version of python-stdnum, whose check digits decide what is a number of its type."""
 
 
 def redact_table(table: pa.Table, actions: Mapping[str, Action], key: bytes = b"") -> tuple[pa.Table, dict[str, Any]]:
@@ -182,6 +185,7 @@ def redact(documents: Manifest, config: PiiConfig, runtime: Runtime, folder: Pat
         key_fingerprint=fingerprint(key) if key else "",
         canary_bytes=config.canary_bytes,
         seed=config.seed,
+        stdnum=metadata.version("python-stdnum"),
     )
     recipe = Recipe("redact", VERSION, settings)
 

@@ -1,12 +1,13 @@
 """Hugging Face datasets at one commit, from the hub or on disk.
 
 On the hub a data set is listed once: its commit and its Parquet files, each with the SHA-256 that the hub keeps of it,
-are written down below the root (`fetch/hub-...json`), so that a branch that moves changes nothing until that file is
-removed. Each Parquet file is an item of its own: a worker fetches it into a temporary folder, checks its digest, and
-reads it as a local one. A data set without such files is streamed whole by one worker. Local files are identified by
-their SHA-256. Of local folders there are two kinds: what `save_to_disk` wrote (Arrow streams, of which only
-those are read that its state names, so no left-over of the library's cache; of several splits the one that the source
-names), and any other, whose Parquet and JSON Lines files are read.
+are written down below the root as a signed note (`fetch/hub-...json`), so that a branch that moves changes nothing
+until that file is removed; one that is damaged, or that no trusted key signed, is made again. Each Parquet file is an
+item of its own: a worker fetches it into a temporary folder, checks its digest, and reads it as a local one. A data set
+without such files is streamed whole by one worker. Local files are identified by their SHA-256. Of local folders there
+are two kinds: what `save_to_disk` wrote (Arrow streams, of which only those are read that its state names, so no
+left-over of the library's cache; of several splits the one that the source names), and any other, whose Parquet and
+JSON Lines files are read.
 
 A file whose rows cannot be decoded to the end gives all rows before the damage, then one fault. Parquet, Arrow and
 JSON *Lines* go through our own readers: the library gives up a whole block of rows for one bad one, takes a column of
@@ -21,7 +22,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,8 +38,10 @@ from data_pipeline.readers.rows import read_batch, wanted
 from data_pipeline.readers.sources import HubSource, Source
 from data_pipeline.readers.streams import blocks, open_source, plain_name
 from governance.errors import ConfigError, MissingInput, PipelineError
-from governance.files import sha256_bytes, sha256_file, write_json
+from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
+from governance.signed_notes import read_note, write_note
+from governance.stage import Runtime
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
 _LOOSE = (".parquet", *(f"{ending}{more}" for ending in (".jsonl", ".json") for more in ("", ".gz", ".zst")))
@@ -159,37 +162,50 @@ class HubListing:
     files: tuple[HubFile, ...]
 
 
-def list_hub(source: HubSource, root: Path) -> HubListing:
-    """A data set's listing, written down below the root.
+def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
+    """A data set's listing, kept as a signed note below the root.
 
     Raises:
         MissingInput: the hub does not answer, or has no such data set, revision or file.
+        ConfigError: the files belong to several configurations, and the source names none.
     """
+    root, signer = runtime.root, runtime.hooks.signer
     path = _note(source, root)
-    if not path.exists():
-        info = _patiently(
-            source,
-            lambda api: api.dataset_info(source.dataset, revision=source.revision, files_metadata=True),
+    if (known := _listing(read_note(path, root, signer))) is not None:
+        return known
+    info = _patiently(
+        source,
+        lambda api: api.dataset_info(source.dataset, revision=source.revision, files_metadata=True),
+    )
+    found = [
+        HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+        for file in info.siblings
+        if _belongs(file.rfilename, source)
+    ]
+    if source.files and not found:
+        raise MissingInput(
+            f"source {source.name}: no file of {source.dataset!r} at {info.sha} matches {', '.join(source.files)}. "
+            "Correct `files`."
         )
-        found = [
-            (file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
-            for file in info.siblings
-            if _belongs(file.rfilename, source)
-        ]
-        if source.files and not found:
-            raise MissingInput(
-                f"source {source.name}: no file of {source.dataset!r} at {info.sha} matches {', '.join(source.files)}. "
-                "Correct `files`."
-            )
-        listing = {"dataset": source.dataset, "revision": source.revision, "commit": info.sha, "files": sorted(found)}
-        write_json(_note(source.model_copy(update={"revision": info.sha}), root), listing)
-        write_json(path, listing)
-        get_logger(__name__).info(
-            "source %s: %s at %s is commit %s, with %d Parquet files; written to %s",
-            source.name, source.dataset, source.revision, info.sha, len(found), path,
-        )  # fmt: skip
-    written = json.loads(path.read_bytes())
-    return HubListing(str(written["commit"]), tuple(HubFile(*file) for file in written["files"]))
+    _refuse_mixture([file.name for file in found], source)
+    found.sort(key=lambda file: file.name)
+    files = [[file.name, file.bytes, file.sha256] for file in found]
+    note = {"dataset": source.dataset, "revision": source.revision, "commit": info.sha, "files": files}
+    write_note(_note(source.model_copy(update={"revision": info.sha}), root), note, root, signer)
+    write_note(path, note, root, signer)
+    get_logger(__name__).info(
+        "source %s: %s at %s is commit %s, with %d Parquet files; written to %s",
+        source.name, source.dataset, source.revision, info.sha, len(found), path,
+    )  # fmt: skip
+    return HubListing(info.sha, tuple(found))
+
+
+def _listing(note: Mapping[str, Any] | None) -> HubListing | None:
+    """The listing in a note; None without a sound one."""
+    try:
+        return None if note is None else HubListing(note["commit"], tuple(HubFile(*file) for file in note["files"]))
+    except (KeyError, TypeError):
+        return None
 
 
 def _note(source: HubSource, root: Path) -> Path:
@@ -198,22 +214,53 @@ def _note(source: HubSource, root: Path) -> Path:
     return root / "fetch" / f"hub-{sha256_bytes(json.dumps(wanted).encode())[:16]}.json"
 
 
-def at_commit(source: Source, root: Path) -> Source:
+def at_commit(source: Source, runtime: Runtime) -> Source:
     """The source with its branch or tag replaced by the commit."""
     if not isinstance(source, HubSource) or not source.revision or re.fullmatch("[0-9a-f]{40}", source.revision):
         return source
-    return source.model_copy(update={"revision": list_hub(source, root).commit})
+    return source.model_copy(update={"revision": list_hub(source, runtime).commit})
 
 
 def _belongs(name: str, source: HubSource) -> bool:
-    """Return whether a file holds rows of the split."""
+    """Return whether a file holds rows of the split.
+
+    It is named after the split (`train.parquet`, `train-00000-of-00002.parquet`, also with a digest behind that), or
+    is in a folder named after it, unless the file is named after another.
+    """
     if not name.endswith(".parquet"):
         return False
     if source.files:
         return any(fnmatchcase(name, pattern) for pattern in source.files)
-    folders = name.split("/")[:-1]
-    of_split = re.search(rf"(^|[/._-]){re.escape(source.split)}([/._-]|$)", name) is not None
+    *folders, file = name.split("/")
+    named = _SHARD.fullmatch(file)
+    of_file = named["split"] if named else ""
+    of_split = of_file == source.split or (source.split in folders and of_file not in _SPLIT_NAMES)
     return of_split and (not source.config_name or source.config_name in folders)
+
+
+_SHARD = re.compile(r"(?P<split>.+?)([-_.]\d+([-_]of[-_]\d+)?)?(-[0-9a-f]{8,})?\.parquet")
+_SPLIT_NAMES = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+
+
+def _refuse_mixture(names: Sequence[str], source: HubSource) -> None:
+    """Refuse files of several configurations, whose rows are often the same.
+
+    Raises:
+        ConfigError: they are in several folders, and the source chooses none.
+    """
+    if source.config_name or source.files:
+        return
+    found = set()
+    for name in names:
+        folders = name.split("/")[:-1]
+        before = folders[: folders.index(source.split)] if source.split in folders else folders
+        found.add("/".join(before[1:] if before[:1] == ["data"] else before))
+    if len(found) > 1:
+        raise ConfigError(
+            f"source {source.name}: the files of split {source.split!r} of {source.dataset!r} are in {len(found)} "
+            f"folders ({', '.join(sorted(found)[:8])}{', ...' * (len(found) > 8)}), which may be configurations of the "
+            'same rows. Set config_name to one of them, or files = ["data/*.parquet"] with patterns of those you need.'
+        )
 
 
 def read_hub_file(source: HubSource, commit: str, file: str, sha256: str) -> Iterator[Record | RecordFault]:

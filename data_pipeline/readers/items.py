@@ -87,10 +87,7 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
         return [_copied(fetch(source, runtime), "", digests, runtime)]
     if isinstance(source, HubSource):
         if source.revision:
-            listing = list_hub(source, runtime.root)
-            whole = [SourceItem(source.dataset, None, listing.commit, 0)]
-            files = listing.files
-            return [SourceItem(f.name, None, f.sha256 or f"{listing.commit}:{f.name}", f.bytes) for f in files] or whole
+            return _of_hub(source, runtime)
         return _digested(local_files(source, folder), digests)
     if any(is_url(pattern) for pattern in source.paths):
         remote = find_remote(source.paths, source.name)
@@ -98,6 +95,14 @@ def source_files(source: Source, folder: Path, digests: Digests, runtime: Runtim
         fetched = [fetch_remote(file, source.name, runtime) for file in remote]
         return [_copied(copy, file.name, digests, runtime) for copy, file in zip(fetched, remote, strict=True)]
     return _digested(_local_files(source, folder), digests)
+
+
+def _of_hub(source: HubSource, runtime: Runtime) -> list[SourceItem]:
+    """An item for each listed file, else one for all rows."""
+    listing = list_hub(source, runtime)
+    whole = [SourceItem(source.dataset, None, listing.commit, 0)]
+    files = listing.files
+    return [SourceItem(f.name, None, f.sha256 or f"{listing.commit}:{f.name}", f.bytes) for f in files] or whole
 
 
 def is_elsewhere(source: Source) -> bool:
@@ -190,16 +195,19 @@ def _chosen_by(member: Member, pattern: str) -> bool:
     return fnmatchcase(member.name, pattern) or fnmatchcase(f"{outer[0]}.zip" if outer[1] else outer[0], pattern)
 
 
-def expected_items(source: Source, folder: Path, shard_bytes: int) -> list[SourceItem]:
+def expected_items(source: Source, folder: Path, shard_bytes: int, runtime: Runtime) -> list[SourceItem]:
     """Expected items of a source, from names and sizes alone.
 
-    A remote item counts as a full shard: a package, a data set of the hub, each file that a URL names.
+    A remote item of unknown size counts as a full shard: a package, a data set of the hub that is streamed, each file
+    that a URL names.
 
     Raises:
         MissingInput: a file is missing, or its server does not answer.
     """
-    if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
+    if isinstance(source, PackageSource):
         return [SourceItem(source.name, None, "", shard_bytes)]
+    if isinstance(source, HubSource) and source.revision:
+        return [item if item.bytes else replace(item, bytes=shard_bytes) for item in _of_hub(source, runtime)]
     if isinstance(source, HubSource):
         found = local_files(source, folder)
     elif any(is_url(pattern) for pattern in source.paths):

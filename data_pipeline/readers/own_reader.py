@@ -6,8 +6,10 @@
     paths = ["mails/*.mbox"]
 
 The function takes a file's path and yields its records: a string, or a mapping with the source's fields (`text`, `id`,
-`url`, ...). What it raises, and a record that takes longer than `seconds`, is a fault `reader_failed`: the records in
-front of it are kept, the rest of the file is lost and counted as torn. The function's source files are inputs of the
+`url`, ...). What it raises of the file's content is a fault `reader_failed`: the records in front of it are kept, the
+rest of the file is lost and counted as torn. What the machine causes (an OSError of the system, no memory, a record
+that takes longer than `seconds`) ends the stage: the next start may read the same file whole, and the bytes of an
+artifact must not depend on that. The function's source files are inputs of the
 artifact (`items.files_beside`), and each worker checks their digest before it runs them.
 """
 
@@ -19,6 +21,7 @@ from pathlib import Path
 from data_pipeline.own_code import OwnCode, first_line, load, source_digest, time_limit
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import OwnSource
+from governance.errors import ConfigError
 
 _END = object()
 
@@ -35,7 +38,7 @@ def read_own(
         code: each source file's name, path and SHA-256, as the artifact's key has them.
 
     Raises:
-        ConfigError: the source changed since the stage started, or has no such function.
+        ConfigError: the source changed since the stage started, or has no such function; or the machine failed it.
     """
     root = code[0][1].parents[len(Path(code[0][0]).parts) - 1]
     own = OwnCode(source.reader, root, tuple(place for _, place, _ in code))
@@ -54,4 +57,12 @@ def read_own(
             yield record if isinstance(record, Record) else RecordFault(file, position, record, sample(str(row)))
             position += 1
     except Exception as error:  # whatever own code raises
-        yield RecordFault(file, position, "reader_failed", sample(first_line(error)))
+        words = first_line(error, path, file)
+        # without a number an OSError is a library's word for damaged content: gzip.BadGzipFile, of bz2, of Arrow
+        system = isinstance(error, OSError) and error.errno is not None
+        if system or isinstance(error, TimeoutError | MemoryError):
+            raise ConfigError(
+                f"source {source.name} ({source.reader}), {file}, record {position}: {words}. No artifact was made. "
+                "Start again; if it stays so, correct the function or raise the source's `seconds`."
+            ) from error
+        yield RecordFault(file, position, "reader_failed", sample(words))

@@ -45,4 +45,11 @@ def test_what_decides_the_run_is_kept(run, tmp_path):
     kept = files_frozen(run, str(tmp_path / "modules.sh"))
     names = ["own/run.toml", "lab/policy.toml", "site/policy.toml", "modules.sh"]
     assert kept == [tmp_path / name for name in names]
+    own = tmp_path / "own"
+    (own / "rules.py").write_text("import limits\n")
+    (own / "limits.py").write_text("")
+    text = (own / "run.toml").read_text() + '\n[[data.filters]]\nname = "x"\nfilter = "rules:f"\n'
+    (own / "run.toml").write_text(text)
+    kept = files_frozen(load_run(own / "run.toml", []), "")
+    assert kept[3:] == [own / "limits.py", own / "rules.py"], "own code and what it imports"
     assert signing_key_id(run) == ""  # none was made

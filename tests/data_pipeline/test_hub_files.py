@@ -11,7 +11,10 @@ from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import hub
 from data_pipeline.readers.sources import HubSource
-from governance.errors import MissingInput
+from governance.errors import ConfigError, MissingInput
+from governance.gate.verdict import GovernanceConfig
+from governance.hooks import Hooks
+from governance.lineage.attest import KeySigner
 from governance.stage import Runtime
 from tests.hub_server import HubRepository, HubServer
 
@@ -76,6 +79,55 @@ def test_splits_and_patterns_choose_files(server, tmp_path):
         made(tmp_path / "3", source(files=("x/*",)))
 
 
+LAYOUTS = {
+    "older names": ("data/train-00000-of-00001-a09b74b3ef9c3b56.parquet", {}, True),
+    "converted": ("default/train/0000.parquet", {}, True),
+    "one file": ("train.parquet", {}, True),
+    "another split in the folder": ("train/test-00000-of-00001.parquet", {}, False),
+    "another split behind a word": ("data/test-train-00000-of-00001.parquet", {}, False),
+    "a folder that is only like it": ("train-small/test-00000-of-00001.parquet", {}, False),
+    "a part of a word": ("data/train_sft-00000-of-00001.parquet", {}, False),
+    "the configuration": ("en/train-00000-of-00001.parquet", {"config_name": "en"}, True),
+    "another configuration": ("de/train-00000-of-00001.parquet", {"config_name": "en"}, False),
+}
+
+
+@pytest.mark.parametrize(("name", "values", "belongs"), LAYOUTS.values(), ids=LAYOUTS)
+def test_only_files_of_the_split_belong_to_it(server, tmp_path, name, values, belongs):
+    server.repositories["lab/news"].files = {name: FILES["data/train-00001-of-00002.parquet"]}
+    listing = hub.list_hub(source(**values), Runtime(tmp_path))
+    assert [file.name for file in listing.files] == [name] * belongs
+
+
+def test_several_configurations_are_refused_unless_one_is_chosen(server, tmp_path):
+    files = {f"{name}/train-00000-of-00001.parquet": parquet([name]) for name in ("all", "en")}
+    server.repositories["lab/news"].files = files
+    with pytest.raises(ConfigError, match=r"in 2 folders \(all, en\).*Set config_name to one of them"):
+        made(tmp_path / "1", source())
+    assert made(tmp_path / "2", source(config_name="en"))[1] == ["en"]
+    assert made(tmp_path / "3", source(files=("*/train-*.parquet",)))[1] == ["all", "en"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"commit": 1}', '{"commit": "x", "files": [1]}'])
+def test_a_damaged_listing_is_made_again(server, tmp_path, damage):
+    first = hub.list_hub(source(), Runtime(tmp_path))
+    for note in (tmp_path / "fetch").glob("hub-*.json"):
+        note.write_text(damage)
+    assert hub.list_hub(source(), Runtime(tmp_path)) == first
+
+
+def test_a_listing_that_no_trusted_key_signed_is_made_again(server, tmp_path):
+    keys = GovernanceConfig(signing_key="key.pem")
+    signed = Runtime(tmp_path / "root", hooks=Hooks(signer=KeySigner(keys, tmp_path)))
+    first = hub.list_hub(source(), signed)
+    requests = len(server.requests)
+    assert hub.list_hub(source(), signed) == first
+    assert len(server.requests) == requests, "found without the hub"
+    for note in (tmp_path / "root" / "fetch").glob("hub-*.json"):
+        note.write_text(json.dumps({"commit": "e" * 40, "files": []}))
+    assert hub.list_hub(source(), signed) == first
+
+
 def test_a_busy_hub_and_a_broken_connection_are_tried_again(server, tmp_path):
     server.failures += [429, 503]
     server.torn.append("data/train-00001-of-00002.parquet")
@@ -84,7 +136,7 @@ def test_a_busy_hub_and_a_broken_connection_are_tried_again(server, tmp_path):
 
 
 def test_a_file_that_is_not_what_was_listed_is_refused(server, tmp_path):
-    listing = hub.list_hub(source(), tmp_path)
+    listing = hub.list_hub(source(), Runtime(tmp_path))
     file = listing.files[0]
     with pytest.raises(MissingInput, match="is not what the hub listed"):
         list(hub.read_hub_file(source(), listing.commit, file.name, "0" * 64))

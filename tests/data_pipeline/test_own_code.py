@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.config import DataConfig
@@ -89,6 +90,19 @@ def test_an_edit_between_two_starts_makes_the_stage_anew(project):
     assert made(project, "filter", config())["filter"].digest == first["filter"].digest
 
 
+def test_modules_that_the_code_imports_decide_the_key_too(project):
+    (project / "limits.py").write_text("import deeper\n\nMARKS = deeper.MARKS\n")
+    (project / "deeper.py").write_text("MARKS = 100\n")
+    (project / "mylab" / "rules.py").write_text("import limits\n" + RULES.replace("marks, 100", "marks, limits.MARKS"))
+    first = made(project, "filter", config())
+    assert first["filter"].stats["removed"] == {"own:loud": 3}
+    (project / "deeper.py").write_text("MARKS = 0\n")
+    second = made(project, "filter", config())
+    assert second["filter"].key != first["filter"].key
+    assert second["filter"].stats["removed"] == {}
+    assert "deeper.py" in dict(find_code("mylab.rules:not_loud", project, "filter").named())
+
+
 BROKEN = {
     "raise KeyError('x')": r"filter loud \(mylab\.rules:not_loud\), .*, rows 0 to \d+: KeyError: 'x' at rules\.py:2",
     "return [True]": "it returned 1 values for 12 rows",
@@ -117,10 +131,29 @@ def test_what_a_reader_raises_is_quarantined(project):
     stats = made(project, "ingest", config())["ingest"].stats
     faults = {"quarantine:not_an_object": 1, "quarantine:text_not_string": 1, "quarantine:reader_failed": 1}
     assert (stats["documents_kept"], stats["removed"], stats["torn_files"]) == (2, faults, 1)
-    formats.write_text("def read_mails(path):\n    while True: pass\n    yield\n")
+    formats.write_text(
+        "def read_mails(path):\n    yield {'text': 'a', 'id': 'a'}\n    raise ValueError(f'{path} is torn')\n"
+    )
+    found = made(project, "ingest", config())["ingest"]
+    [table] = [pq.read_table(file) for file in found.files("quarantine", project / "root")]
+    assert table["sample"].to_pylist() == ["ValueError: a.mbox is torn at formats.py:3"], "no path of this machine"
+
+
+FAILED = {
+    "while True: pass": r"a\.mbox, record 1: TimeoutError: no answer after 0\.3 seconds.*raise the source's `seconds`",
+    "raise MemoryError": r"a\.mbox, record 1: MemoryError",
+    "open('/no/such/file')": r"a\.mbox, record 1: FileNotFoundError",
+}
+
+
+@pytest.mark.parametrize(("body", "words"), FAILED.items())
+def test_a_failure_of_the_machine_ends_the_stage(project, body, words):
+    text = f"def read_mails(path):\n    yield {{'text': 'first', 'id': 'a'}}\n    {body}\n"
+    (project / "mylab" / "formats.py").write_text(text)
     source = config().sources[0].model_copy(update={"seconds": 0.3})
-    with pytest.raises(ConfigError, match=r"no record became a document of 1 \(quarantine:reader_failed 1"):
+    with pytest.raises(ConfigError, match=words):
         made(project, "ingest", config(sources=[source.model_dump()]))
+    assert not list(project.glob("root/ingest/*/manifest.json"))
 
 
 WRONG = {

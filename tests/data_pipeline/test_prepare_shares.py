@@ -13,6 +13,8 @@ from assay.cli.main import main
 from assay.config import load_run
 from data_pipeline.config import DataConfig
 from data_pipeline.prepare import stage_names, stages, survey
+from data_pipeline.readers import items
+from data_pipeline.readers.hub import HubFile, HubListing
 from governance import parallel
 from governance.manifest import read_manifest
 from governance.stage import Runtime
@@ -116,7 +118,7 @@ def numbered(stages_in_order):
 
 def test_steps_are_what_happens_with_every_stage(everything, calls, capsys):
     run = load_run(everything / "run.toml", [])
-    expected = list(survey(run.config.data, run.folder).steps)
+    expected = list(survey(run.config.data, run.folder, Runtime(run.folder / "root")).steps)
     assert expected == [
         "ingest", "clean", "classify", "dedup", "dedup-2", "paragraphs", "paragraphs-2", "decontaminate", "redact",
         "mix", "mix-2", "encode", "pack",
@@ -134,7 +136,7 @@ def test_steps_are_what_happens_with_every_stage(everything, calls, capsys):
 
 def test_steps_are_what_happens_with_ids_and_large_files(project, calls):
     run = load_run(with_ids(project) / "run.toml", [])
-    expected = list(survey(run.config.data, run.folder).steps)
+    expected = list(survey(run.config.data, run.folder, Runtime(run.folder / "root")).steps)
     assert expected == ["ingest", "ingest-2", "ingest-3", "clean", "dedup", "dedup-2", "redact", "encode"]
     assert numbered(by_turns(project, project / "shared", calls, count=3)) == expected
     assert prepare(project, project / "plain") == 0
@@ -143,7 +145,7 @@ def test_steps_are_what_happens_with_ids_and_large_files(project, calls):
     ingested = read_manifest(path)
     assert ingested.stats["removed"] == {"quarantine:duplicate_id": 5}
     made = len(ingested.files("documents", project / "plain"))
-    assert abs(survey(run.config.data, run.folder).shards - made) <= 0.2 * made
+    assert abs(survey(run.config.data, run.folder, Runtime(run.folder / "root")).shards - made) <= 0.2 * made
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -218,9 +220,15 @@ def test_shares_at_once_in_processes(project, tales):
     assert digests(project, root) == digests(project, project / "plain")
 
 
-def test_shard_count_of_files_that_are_joined_or_cut(tmp_path):
+def test_own_filters_are_a_stage_of_the_plan():
+    source = {"type": "jsonl", "name": "x", "licence": "MIT", "paths": ["*.jsonl"]}
+    values = {"sources": [source], "filters": [{"name": "loud", "filter": "a:b"}]}
+    assert stage_names(DataConfig.model_validate(values))[:4] == ("ingest", "clean", "filter", "dedup")
+
+
+def test_shard_count_of_files_that_are_joined_or_cut(tmp_path, monkeypatch):
     def looked(config):
-        found = survey(config, tmp_path)
+        found = survey(config, tmp_path, Runtime(tmp_path / "root"))
         return found.shards, found.steps[:2]
 
     source = {"type": "jsonl", "name": "x", "licence": "CC0-1.0", "paths": ["*.jsonl*"]}
@@ -232,8 +240,12 @@ def test_shard_count_of_files_that_are_joined_or_cut(tmp_path):
     assert looked(config) == (10, ("ingest", "ingest-2"))
     (tmp_path / "a.jsonl").rename(tmp_path / "a.jsonl.gz")
     assert looked(config) == (4 + 22, ("ingest", "ingest-2"))
+    elsewhere = Runtime(tmp_path / "root")
     package = {"type": "package", "name": "y", "licence": "MIT", "package": "p", "index": "debian", "files": ["*"]}
     hub = {"type": "hub", "name": "z", "licence": "MIT", "dataset": "a/b", "revision": "0" * 40, "split": "train"}
-    far = DataConfig.model_validate({"sources": [package, hub]})
-    assert survey(far, tmp_path).shards == 2
-    assert (survey(config, tmp_path).folders, survey(far, tmp_path).folders) == ((tmp_path,), ())
+    listed = HubListing("0" * 40, (HubFile("a.parquet", 1000, ""), HubFile("b.parquet", 2000, "")))
+    monkeypatch.setattr(items, "list_hub", lambda source, runtime: listed)
+    far = DataConfig.model_validate({"sources": [package, hub], "ingest": {"shard_bytes": 1000}})
+    assert survey(far, tmp_path, elsewhere).shards == 1 + 4 + 8, "each file of the hub is an item"
+    assert survey(config, tmp_path, elsewhere).folders == (tmp_path,)
+    assert survey(far, tmp_path, elsewhere).folders == ()
