@@ -47,7 +47,7 @@ from data_pipeline.filters.model_files import FASTTEXT, Scorer, model_files, ope
 from data_pipeline.readers.local import Digests, find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
-from governance.errors import ConfigError, ManifestError
+from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.files import place, sha256_bytes
 from governance.manifest import Input, Manifest, describe
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
@@ -105,6 +105,8 @@ class ClassifierConfig(Section):
     def _check(self) -> ClassifierConfig:
         if bool(self.paths) == bool(self.model):
             raise ValueError("give either paths, the labelled files to train on, or model, a model made elsewhere")
+        if self.model and len({label.removeprefix("__label__") for label in self.positive}) < len(self.positive):
+            raise ValueError(f"positive = {list(self.positive)} names a label twice; name each once")
         for name in ("min_score", "max_score"):
             bound = getattr(self, name)
             if bound is not None and not self.model and not 0 <= bound <= 1:
@@ -302,8 +304,22 @@ def _opened(kind: str, path: Path, name: str, positive: tuple[str, ...]) -> Scor
 
 def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:
     """Probability of the positive label of each text."""
-    column = pa.array(list(texts), pa.large_string())
-    return [float(value) for value in np.round(load_scorer(model, root)(column), 6)]
+    column, name = pa.array(list(texts), pa.large_string()), model.config["model"]["name"]
+    places = [f"text {number}" for number in range(1, len(texts) + 1)]
+    return [float(value) for value in _scores(name, load_scorer(model, root), column, places)]
+
+
+def _scores(
+    name: str, scorer: Scorer, texts: pa.Array | pa.ChunkedArray, places: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    """Scores to 1e-6, each of which must be finite: NaN is within any bounds."""
+    scores = np.round(scorer(texts), 6)
+    if len(wrong := np.flatnonzero(~np.isfinite(scores))):
+        raise PipelineError(
+            f"classifier {name}: the score of {places[wrong[0]]} is {scores[wrong[0]]} ({len(wrong)} such of "
+            f"{len(scores)} texts). The model's weights are damaged or overflow: fetch the model again, or use another."
+        )
+    return scores
 
 
 Judges = tuple[tuple[str, Manifest, float | None, float | None], ...]
@@ -323,7 +339,7 @@ def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_o
             reasons, evidence = [""] * len(group), [""] * len(group)
             columns: dict[str, Any] = {name: group[name] for name, _ in described}
             for (name, _, low, high), scorer in zip(judges, scorers, strict=True):
-                scores = np.round(scorer(group["text"]), 6)
+                scores = _scores(name, scorer, group["text"], group["id"].to_pylist())
                 columns[name] = scores
                 outside = (scores < (-np.inf if low is None else low)) | (scores > (np.inf if high is None else high))
                 for row in np.flatnonzero(outside).tolist():
@@ -344,6 +360,7 @@ def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manif
 
     Raises:
         ConfigError: two models have one name.
+        PipelineError: a score is not a finite number.
     """
     bounds = {config.name: (config.min_score, config.max_score) for config, _ in models}
     if len(bounds) < len(models):

@@ -66,6 +66,8 @@ def load_model(path: Path) -> FastTextModel:
         )
     if file.kept is None or not file.quantised:
         raise ManifestError(f"{path}: is not quantised.")
+    if not file.words or not file.shortest <= file.longest:
+        raise ManifestError(f"{path}: has no words, or no character n-grams.")
     grams = np.full(file.buckets, -1, np.int32)
     grams[file.kept[:, 0]] = len(file.words) + file.kept[:, 1]
     bits = np.packbits(grams >= 0, bitorder="little")

@@ -5,6 +5,8 @@ in float32 in the order of the text, then softmax, one-vs-all, negative sampling
 hierarchical softmax. As there, a probability p is given as p + 1e-5, and a line end is a blank of the one line that a
 text is. `tests/data_pipeline/test_fasttext_scores.py` compares it with the library.
 
+A score that overflows float32 is not a number: the caller refuses it.
+
 Price: the rows of a text's words and n-grams are read once; a matrix that is not quantised is mapped from its file.
 """
 
@@ -126,9 +128,10 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
         )  # fmt: skip
         scores = found[first : first + len(rows)]
         if model.loss == SOFTMAX:
-            values = hidden @ model.output.T
-            values = np.exp(values - values.max(axis=1, keepdims=True))
-            scores[:] = (values / values.sum(axis=1, keepdims=True))[:, list(chosen)] + np.float32(_FLOOR)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = hidden @ model.output.T
+                values = np.exp(values - values.max(axis=1, keepdims=True))
+                scores[:] = (values / values.sum(axis=1, keepdims=True))[:, list(chosen)] + np.float32(_FLOOR)
         elif model.loss == HIERARCHICAL:
             for place, label in enumerate(chosen):
                 scores[:, place] = _descend(hidden, model.output, model.paths[label])
@@ -285,7 +288,7 @@ def _descend(hidden, output, path):  # type: ignore[no-untyped-def]
                 dot += output[path[step, 0], d] * hidden[text, d]
             f = float32(1.0 / (1.0 + np.exp(-dot)))
             score += float32(np.log((f if path[step, 1] else float32(1.0) - f) + _FLOOR))
-        found[text] = np.exp(score) if score >= float32(np.log(_FLOOR)) else 0.0
+        found[text] = 0.0 if score < float32(np.log(_FLOOR)) else np.exp(score)  # NaN stays NaN
     return found
 
 
@@ -296,7 +299,9 @@ def _sigmoids(hidden, output, chosen, table, scores):  # type: ignore[no-untyped
             dot = float32(0)
             for d in range(output.shape[1]):
                 dot += output[chosen[place], d] * hidden[text, d]
-            if dot < -_MOST:
+            if np.isnan(dot):
+                value = dot  # it has no place in the table
+            elif dot < -_MOST:
                 value = float32(0)
             elif dot > _MOST:
                 value = float32(1)

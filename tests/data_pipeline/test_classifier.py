@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest, describe
 from governance.stage import Runtime
+from tests.data_pipeline import test_fasttext_scores as fasttext_models
 from tests.data_pipeline.test_fasttext_scores import model_bytes
 from tests.data_pipeline.tokenizer_kinds import KINDS
 
@@ -228,6 +230,20 @@ def test_a_fasttext_model_that_exists_scores_and_removes(tmp_path):
     assert scores_of(model, tmp_path / "root", ["the cat"]) == scores_of(model, tmp_path / "root", ["the cat"])
 
 
+def test_a_score_that_is_no_number_ends_the_stage(tmp_path, monkeypatch):
+    """NaN is outside no bounds, so a filter that let it pass would keep every document."""
+    huge = np.full(1 << 10, 3e38, "<f4").tobytes()  # finite, but the sum of two such is not
+    monkeypatch.setattr(fasttext_models, "matrix", lambda _, m, n: struct.pack("<qq", m, n) + huge[: 4 * m * n])
+    (tmp_path / "q.bin").write_bytes(model_bytes())
+    settings = ClassifierConfig(name="m", model="q.bin", positive=("l1",), min_score=0.5)
+    runtime = Runtime(tmp_path / "root")
+    model = train_classifier(settings, tmp_path, runtime)
+    with pytest.raises(PipelineError, match="classifier m: the score of web/f#0 is nan"):
+        classify(corpus(tmp_path / "root", ["the cat", "sat"]), [(settings, model)], runtime)
+    with pytest.raises(PipelineError, match="the score of text 1 is nan"):
+        scores_of(model, tmp_path / "root", ["the cat", "sat"])
+
+
 @pytest.mark.parametrize("labels", [1, 2])
 def test_a_transformers_classifier_scores_and_removes(tmp_path, labels):
     transformers = pytest.importorskip("transformers", reason="needs transformers, of the extra `dev`")
@@ -292,6 +308,7 @@ def test_models_that_cannot_be_used_are_reported(tmp_path, files, settings, word
         ({}, "give either paths"),
         ({"paths": ["a"], "model": "b"}, "give either paths"),
         ({"paths": ["a"], "max_score": 1.5}, "not within 0 and 1"),
+        ({"model": "b", "positive": ["hq", "__label__hq"]}, "names a label twice"),
     ],
 )
 def test_settings_that_exclude_one_another_are_reported(values, words):

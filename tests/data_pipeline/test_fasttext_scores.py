@@ -143,3 +143,74 @@ def test_files_that_cannot_be_used_are_reported(tmp_path, data, words):
     with pytest.raises(ManifestError, match=words) as caught:
         load_classifier(path)
     assert "model.bin" in str(caught.value)
+
+
+def changed(at, kind, value, **shape):
+    """A model with one number of its file replaced."""
+    data = bytearray(model_bytes(**{"word_grams": 2, "buckets": 100, **shape}))
+    struct.pack_into(f"<{kind}", data, at % len(data), value)
+    return bytes(data)
+
+
+PRUNED = MODELS["pruned"]
+KEPT = model_bytes(**PRUNED).index(b"__label__l1\0") + len("__label__l1\0") + 9  # where the pairs of buckets begin
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (changed(40, "i", 1 << 27), "rows for 13 words and 134217728 buckets"),
+        (changed(40, "i", 0), "rows for 13 words and 0 buckets"),
+        (changed(40, "i", -5), "-5 buckets"),
+        (changed(40, "i", 0, **PRUNED), "0 buckets"),
+        (changed(40, "i", 2**31 - 1, **PRUNED), "2147483647 buckets"),
+        (changed(28, "i", 1 << 30), "1073741824 words"),
+        (changed(48, "i", 5, buckets=0, word_grams=1), "rows for 13 words and 0 buckets"),
+        (changed(8, "i", 1 << 30), "1073741824 dimensions"),
+        (changed(68, "i", -1), "entries for -1 words"),
+        (changed(84, "q", 1 << 62), "cut short"),
+        (changed(KEPT, "i", 64, **PRUNED), "an n-gram that pruning kept"),
+        (changed(KEPT, "i", -1, **PRUNED), "an n-gram that pruning kept"),
+        (changed(KEPT + 4, "i", 20, **PRUNED), "an n-gram that pruning kept"),
+        (changed(KEPT + 4, "i", -1, **PRUNED), "an n-gram that pruning kept"),
+        (changed(-4, "f", float("nan")), "not a finite number"),
+        (changed(-4, "f", float("inf"), loss=ONE_VS_ALL), "not a finite number"),
+        (changed(-4 - 4 * 16 * 2 - 17, "f", float("nan")), "not a finite number"),
+        (changed(GOOD.index(b"__label__l0\0") + 12, "q", 1 << 60, loss=HIERARCHICAL), "count of a label"),
+    ],
+)
+def test_a_damaged_number_is_reported(tmp_path, data, words):
+    test_files_that_cannot_be_used_are_reported(tmp_path, data, words)
+
+
+@settings(max_examples=300)
+@given(
+    shape=st.sampled_from([MODELS[name] for name in ("trigrams", "pruned", "quantised_with_norm", "hierarchical")]),
+    at=st.integers(0, 1 << 16),
+    value=st.sampled_from([-(1 << 31), -1, 0, 1, 2, 255, 1 << 20, (1 << 31) - 1]),
+)
+def test_any_damaged_number_is_reported_or_harmless(tmp_path_factory, shape, at, value):
+    """Read and score in the process of the test: a wrong place in memory would end it."""
+    path = tmp_path_factory.mktemp("damaged") / "model.bin"
+    good = model_bytes(**shape)
+    path.write_bytes(changed(at % min(len(good) - 4, 1500), "i", value, **shape))
+    try:
+        model = load_classifier(path)
+    except ManifestError:
+        return
+    found = score_labels(*text_buffers(pa.array(["the cat sat", "", "ü unknown"])), model, range(len(model.labels)))
+    assert found.shape == (3, len(model.labels))
+
+
+@pytest.mark.parametrize("loss", [SOFTMAX, ONE_VS_ALL, HIERARCHICAL])
+def test_a_score_that_overflows_is_not_a_number(tmp_path, loss):
+    """No label's probability is made from what float32 cannot hold."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(model_bytes(loss=loss))
+    model = load_classifier(path)
+    large = np.full_like(model.rows, 3e38)
+    large[:, ::2] *= -1
+    model = replace(model, rows=large, output=np.full_like(model.output, 3e38))
+    with np.errstate(all="ignore"):
+        found = score_labels(*text_buffers(pa.array(["the cat sat on a mat"])), model, [0, 1])
+    assert np.isnan(found).all()
