@@ -312,7 +312,7 @@ def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:
 def _scores(
     name: str, scorer: Scorer, texts: pa.Array | pa.ChunkedArray, places: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Scores to 1e-6, each of which must be finite: NaN is within any bounds."""
+    """Finite scores to 1e-6; NaN would be within any bounds."""
     scores = np.round(scorer(texts), 6)
     if len(wrong := np.flatnonzero(~np.isfinite(scores))):
         raise PipelineError(

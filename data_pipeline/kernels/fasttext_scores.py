@@ -306,5 +306,5 @@ def _sigmoids(hidden, output, chosen, table, scores):  # type: ignore[no-untyped
             elif dot > _MOST:
                 value = float32(1)
             else:
-                value = table[int64((dot + _MOST) * _SIGMOIDS / _MOST / 2)]
+                value = table[int64(float32(dot + float32(_MOST)) * float32(_SIGMOIDS / _MOST / 2))]  # rounded as there
             scores[text, place] = value + _FLOOR
