@@ -16,7 +16,8 @@
 
 Promise: an action runs after the decision and has no way to change it. One that fails, hangs or is misconfigured at
 run time is a warning in the log; a closed gate stays closed and an open one open. Secrets come from environment
-variables and are never logged. Price: nothing without actions, else at most `timeout_seconds` each.
+variables and are never logged: of an error that a library raises, the log has the type and the status. Price: nothing
+without actions, else at most `timeout_seconds` each.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import os
 import smtplib
 import ssl
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from email.message import EmailMessage
@@ -80,8 +82,8 @@ class GateAction(Section):
                 raise ValueError("`user` and `password_variable` belong together")
         elif mail or bool(self.url) == bool(self.url_variable):
             raise ValueError(f"a {self.kind} action needs `url` or `url_variable`, not both, and no mail settings")
-        elif self.url and urlsplit(self.url).scheme not in ("http", "https"):
-            raise ValueError("`url` must begin with http:// or https://")
+        elif self.url and not _is_web_address(self.url):
+            raise ValueError("`url` must begin with http:// or https://, and hold a host and no white space")
         return self
 
 
@@ -134,8 +136,7 @@ def _run(action: GateAction, event: GateEvent) -> str:
             _mail(action, event) if action.kind == "mail" else _post(action, event)
             found[0] = ""
         except Exception as error:
-            # A message may repeat the address, which can be a secret.
-            found[0] = " ".join(str(error).replace(_address(action), "<url>").split()) or type(error).__name__
+            found[0] = _description(error)
 
     thread = threading.Thread(target=send, daemon=True, name="gate action")
     thread.start()
@@ -143,25 +144,54 @@ def _run(action: GateAction, event: GateEvent) -> str:
     return found[0]
 
 
-def _address(action: GateAction) -> str:
-    return action.url or os.environ.get(action.url_variable, "") or "<url>"
+class _Misconfigured(ValueError):
+    """Fault of an action's settings; its message repeats no secret."""
+
+
+def _description(error: Exception) -> str:
+    """Description of an error without its message, which may repeat a part of the address or of a header."""
+    if isinstance(error, _Misconfigured):
+        return str(error)
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered with status {error.code}"
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"the mail server answered with status {error.smtp_code} ({type(error).__name__})"
+    reason = error.reason if isinstance(error, urllib.error.URLError) and not isinstance(error.reason, str) else error
+    number = reason.errno if isinstance(reason, OSError) and not isinstance(reason, ssl.SSLError) else None
+    return type(reason).__name__ + (f": {os.strerror(number)}" if number is not None and number > 0 else "")
 
 
 def _secret(variable: str) -> str:
-    value = os.environ.get(variable, "")
+    value = os.environ.get(variable, "").strip("\r\n")  # the last line end of the file that it was read from
     if not value:
-        raise ValueError(f"the environment variable {variable} is not set")
+        raise _Misconfigured(f"the environment variable {variable} is not set")
     return value
 
 
+def _is_web_address(url: str) -> bool:
+    """Return whether an HTTP client accepts the address."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and _is_one_word(url)
+    except ValueError:  # the port or the host is malformed
+        return False
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
 def _post(action: GateAction, event: GateEvent) -> None:
-    url = action.url or _secret(action.url_variable)
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"{action.url_variable} does not hold an http or https URL")
+    url = action.url or _secret(action.url_variable).strip()
+    if not _is_web_address(url):
+        raise _Misconfigured(f"the environment variable {action.url_variable} does not hold an http or https URL")
     content: dict[str, Any] = {"text": event.text()} if action.kind == "slack" else dataclasses.asdict(event)
     headers = {"Content-Type": "application/json", "User-Agent": "assay"}
     if action.token_variable:
-        headers["Authorization"] = f"Bearer {_secret(action.token_variable)}"
+        token = _secret(action.token_variable).strip()
+        if not _is_one_word(token):
+            raise _Misconfigured(f"the environment variable {action.token_variable} holds white space or no ASCII")
+        headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(url, json.dumps(content).encode("utf-8"), headers, method="POST")
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=action.timeout_seconds):
         return  # any status other than 2xx raises

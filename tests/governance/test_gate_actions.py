@@ -1,9 +1,13 @@
 """Actions on a closed gate: each message arrives, and no fault of an action opens or changes the gate."""
 
 import contextlib
+import errno
+import http.client
 import json
+import smtplib
 import socketserver
 import threading
+import urllib.error
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 from assay import pipeline
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
+from governance.gate import gate_actions
 from governance.gate.gate_actions import GateAction, GateEvent, run_actions
 from governance.gate.verdict import GovernanceConfig
 from governance.stage import Runtime
@@ -119,6 +124,57 @@ def test_a_server_that_fails_is_a_warning_and_hides_its_secret(web, monkeypatch,
     assert fault.startswith("governance.actions.0 (slack): ")
     assert web.url not in fault + caplog.text
     assert len(web.got) == 1, "a redirect is not followed"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{url}/s3cret key",
+        "http://s3cret:port/hook",
+        "http://[s3cret/hook",
+        "http://127.0.0.1:s3cret/hook",
+        "https:s3cret",
+    ],
+)
+def test_a_malformed_address_is_named_by_its_variable_alone(web, monkeypatch, caplog, url):
+    monkeypatch.setenv("HOOK", url.format(url=web.url))
+    [fault] = run_actions([action(kind="slack", url_variable="HOOK")], EVENT)
+    assert "the environment variable HOOK does not hold an http or https URL" in fault
+    assert "s3cret" not in fault + caplog.text
+
+
+def test_a_secrets_last_line_end_is_dropped_and_a_malformed_token_is_not_logged(web, monkeypatch, caplog):
+    monkeypatch.setenv("HOOK", f"{web.url}\n")
+    monkeypatch.setenv("TOKEN", "s3cret\r\n")
+    hook = action(kind="slack", url_variable="HOOK", token_variable="TOKEN")
+    assert run_actions([hook], EVENT) == []
+    assert [(path, token) for path, token, _ in web.got] == [("/hook", "Bearer s3cret")]
+    for token in ("s3cret\nX: y", "s3cret key", "s3crèt"):
+        monkeypatch.setenv("TOKEN", token)
+        [fault] = run_actions([hook], EVENT)
+        assert "the environment variable TOKEN holds" in fault
+        assert "s3cr" not in fault + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "described"),
+    [
+        (ValueError("Invalid header value b'Bearer s3cret'"), "ValueError"),
+        (OSError("s3cret"), "OSError"),
+        (urllib.error.URLError("s3cret"), "URLError"),
+        (urllib.error.URLError(ConnectionRefusedError(errno.ECONNREFUSED, "s3cret")), "Connection refused"),
+        (smtplib.SMTPAuthenticationError(535, b"s3cret"), "status 535"),
+        (http.client.InvalidURL("nonnumeric port: 's3cret'"), "InvalidURL"),
+    ],
+)
+def test_an_error_of_another_library_is_logged_without_its_message(web, monkeypatch, caplog, error, described):
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr(gate_actions, "_post", fail)
+    [fault] = run_actions([action(kind="webhook", url=web.url)], EVENT)
+    assert described in fault
+    assert "s3cret" not in fault + caplog.text
 
 
 def test_the_others_are_run_after_one_that_fails(web, monkeypatch):
