@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from assay.run_file import Needs, RunFile, fill_defaults, read_run_file
+from assay.run_file import Needs, RunFile, fill_defaults, is_shipped, read_run_file
 from data_pipeline.config import DataConfig
 from governance.checks.audit import AuditConfig
 from governance.config import Section, validate
@@ -71,13 +71,14 @@ class LoadedRun:
 
     config: RunConfig
     path: Path
+    """The first of its files that is not shipped."""
     policy: Policy
     source: RunFile = field(default_factory=RunFile)
     """The merged values with their origins."""
 
     @property
     def folder(self) -> Path:
-        """Folder from which the file's relative paths start."""
+        """Folder from which relative paths start."""
         return self.path.parent
 
     @property
@@ -101,14 +102,17 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
 def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *, needs: Needs = "all") -> LoadedRun:
     """Read a run's file, those merged over it, and its policy.
 
-    `more`: files merged over `path`, from left to right. `needs`: what the command uses of it.
+    `more`: files merged over `path`, from left to right. `needs`: what the command uses of it. The first file that is
+    not shipped is the run's own: its folder has the policy, and relative paths start there.
 
     Raises:
         ConfigError: a file is wrong, or its sections do not fit together.
     """
-    found = read_run_file((path, *more), overrides)
+    files = (path, *more)
+    found = read_run_file(files, overrides)
+    path = next((file for file in files if not is_shipped(file)), path)
     fill_defaults(found, path.parent, needs)
-    config = _shortened(validate(found.values, RunConfig, " + ".join(map(str, (path, *more)))), found.origins)
+    config = _shortened(validate(found.values, RunConfig, " + ".join(map(str, files))), found.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack

@@ -5,7 +5,8 @@
     preset = "1b"         # the [model] of a shipped configuration, below the keys of this section
 
 A file wins over its base, a later file over an earlier one, and `--set` over all. Tables merge key by key; arrays and
-other values are replaced whole. Relative paths in each file start from the folder of the first one named.
+other values are replaced whole. Relative paths in each file start from the folder of the first one named that is not
+shipped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any, Literal
 from data_pipeline.tokens.tokenizer import TokenizerConfig
 from governance.config import apply_override, read_toml, validate
 from governance.errors import ConfigError
+from governance.log import get_logger
 from pretrain.config.model import ModelConfig
+from pretrain.distributed.process_group import read_ranks
 from pretrain.model.flops import parameter_count
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -65,12 +68,17 @@ def read_run_file(paths: Sequence[Path], overrides: Sequence[str] = ()) -> RunFi
     found = RunFile()
     for path in paths:
         for layer, values in _layers(path, ()):
-            _merge(found, values, f"shipped {layer.name}" if layer.parent == CONFIGS else str(layer))
+            _merge(found, values, f"shipped {layer.name}" if is_shipped(layer) else str(layer))
             found.files.append(layer)
     for override in overrides:
         apply_override(found.values, override)
         found.origins[override.partition("=")[0].strip()] = "--set"
     return found
+
+
+def is_shipped(path: Path) -> bool:
+    """Return whether a file is one of the shipped configurations."""
+    return path.parent.resolve() == CONFIGS.resolve()
 
 
 def names_of(folder: Path = CONFIGS) -> list[str]:
@@ -147,7 +155,13 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
     own = not found.origins.get("governance.policy", "shipped").startswith("shipped")
     if isinstance(policy, str) and not own and not (folder / policy).exists() and (CONFIGS / policy).exists():
         _table(found.values, "governance").pop("policy", None)
-        _fill(found, "governance", "policy", str(CONFIGS.absolute() / policy), "the shipped policy")
+        shipped = str(CONFIGS.absolute() / policy)
+        _fill(found, "governance", "policy", shipped, "the shipped policy")
+        if needs == "all" and read_ranks().first:
+            get_logger(__name__).warning(
+                "no own policy (no [governance] policy, and no %s): the shipped policy %s judges this corpus. "
+                "Write an own one next to the run's file: assay init %s", folder / policy, shipped, folder,
+            )  # fmt: skip
     data = _table(found.values, "data")
     length = _table(data, "pack").get("sequence_length")
     if "data" in needs and "model" not in found.values:

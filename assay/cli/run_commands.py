@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from assay.config import LoadedRun, load_run
-from assay.run_file import CONFIGS
+from assay.run_file import is_shipped
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError, MissingInput
@@ -91,7 +91,7 @@ def default_root(config: Path) -> Path:
     """
     here = Path("runs") / config.stem
     folder = config.absolute().parent
-    if here.exists() or folder.resolve() == CONFIGS.resolve():
+    if here.exists() or is_shipped(config):
         return here
     marked = (above for above in (folder, *folder.parents) if any((above / name).exists() for name in _PROJECT))
     return next(marked, folder) / here

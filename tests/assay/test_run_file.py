@@ -96,6 +96,21 @@ def test_a_corpus_alone_is_enough_for_the_commands_of_data(folder, capsys):
         load_run(folder / "corpus.toml", [])
 
 
+def test_the_shipped_policy_judges_with_a_warning_and_an_own_one_wherever_its_file_is_named(folder, caplog):
+    (folder / "run.toml").write_text(f'{CORPUS}[model]\npreset = "10m"\n')
+    assert load_run(folder / "run.toml", []).policy == load_run(CONFIGS / "10m.toml", [], needs="model").policy
+    [warned] = [record for record in caplog.records if "policy" in record.message]
+    assert warned.levelname == "WARNING"
+    assert all(word in warned.message for word in (str(CONFIGS.absolute() / "policy.toml"), "assay init", str(folder)))
+    load_run(folder / "corpus.toml", [], needs="data")
+    (folder / "policy.toml").write_text((CONFIGS / "policy.toml").read_text().replace("assay-default", "mine"))
+    for files in (["corpus.toml", "10m.toml"], ["10m.toml", "corpus.toml"], ["10m.toml", "1b.toml", "corpus.toml"]):
+        first, *more = [CONFIGS / name if (CONFIGS / name).exists() else folder / name for name in files]
+        loaded = load_run(first, [], more)
+        assert (loaded.policy.name, loaded.folder) == ("mine", folder)
+    assert [record for record in caplog.records if "policy" in record.message] == [warned]
+
+
 def test_what_a_file_leaves_out_suits_the_size_of_its_model(folder):
     chosen = {}
     for name in ("10m", "1b", "70b"):
