@@ -46,7 +46,7 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
     count = runtime.worker[1]
     note = f"process {os.getpid()} on {socket.gethostname()}"
     own = turn = replace(runtime, mode="share")
-    last_join = ""
+    planned = joined = ""
     while True:
         shares = turn.mode == "share"
         lock = runtime.root / (f"share-{turn.worker[0]}-of-{count}.lock" if shares else "join.lock")
@@ -59,6 +59,10 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
                 return work(turn_made)
             except ShareDone as left:
                 get_logger(__name__).debug("left at %s", left)
+                if turn_made.mode == "join":  # not one that found the lock held: its holder may be killed
+                    joined = planned
+                if left.made:
+                    joined = ""
                 if not shares or left.made:
                     continue
                 if left.missing is not None:  # its own worker makes it, or this one does
@@ -66,8 +70,8 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
                 else:
                     # If a join has left no more for a share to do, no share ever can (a source whose server gives no
                     # version): then one process makes everything.
-                    turn = replace(own, mode="all" if str(left) == last_join else "join")
-                    last_join = str(left)
+                    planned = str(left)
+                    turn = replace(own, mode="all" if planned == joined else "join")
 
 
 def _wait(lock: Path, holder: str) -> None:

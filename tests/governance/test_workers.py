@@ -169,6 +169,37 @@ def test_what_no_share_can_see_is_made_by_one_process(tmp_path):
     assert modes == ["share", "join", "share", "all"]
 
 
+def test_a_join_that_another_worker_was_killed_in_is_run_again_by_a_join(tmp_path):
+    """Else one worker would make alone all that the others could share."""
+    another = held(tmp_path / "join.lock", "another")
+    another.__enter__()
+    modes = []
+
+    def work(turn: Runtime) -> str:
+        modes.append(turn.mode)
+        if turn.mode != "share":
+            return "made"
+        if len(modes) == 1:  # its end while this worker waits
+            threading.Timer(0.2, another.__exit__, (None, None, None)).start()
+        raise ShareDone("dedup", "a join makes what is next")
+
+    assert take_turns(Runtime(tmp_path, worker=(0, 2)), work) == "made"
+    assert modes == ["share", "share", "join"]
+
+
+def test_a_share_that_makes_something_ends_the_suspicion_that_shares_can_do_no_more(tmp_path):
+    ends = iter([("share", 0), ("join", 0), ("share", 3), ("share", 0), ("join", None)])
+
+    def work(turn: Runtime) -> str:
+        mode, made = next(ends)
+        assert turn.mode == mode
+        if made is None:
+            return "made"
+        raise ShareDone("dedup", "a join comes next", made)
+
+    assert take_turns(Runtime(tmp_path, worker=(0, 2)), work) == "made"
+
+
 def test_a_lock_excludes_threads_and_processes_and_ends_with_them(tmp_path):
     lock = tmp_path / "some.lock"
     assert not is_held(lock)
