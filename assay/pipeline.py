@@ -147,14 +147,18 @@ def journal_of(run: LoadedRun, runtime: Runtime) -> Journal:
     return open_journal(run.config.governance, run.folder, runtime.root)
 
 
-def pass_gate(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Any]:
+def pass_gate(
+    run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *, again: bool = False
+) -> dict[str, Any]:
     """The verdict that lets exactly these token shards through, now.
+
+    `again`: it was open before, so that actions report only that it has closed.
 
     Raises:
         GateClosed: none does.
     """
     own = (run.config.governance, run.folder, runtime.root, journal_of(run, runtime))
-    with _reported_by_actions(run, artifacts, runtime):
+    with _reported_by_actions(run, artifacts, runtime, opens=not again):
         return require_open(artifacts["encode"], run.policy, *own, _packed(artifacts))
 
 
@@ -242,8 +246,8 @@ def training(
     pass_gate(run, artifacts, runtime)
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
+        pass_gate(run, artifacts, runtime, again=True)  # hours later: a verdict may have been revoked
         runtime = replace(runtime, make=False)
-        pass_gate(run, artifacts, runtime)  # hours later: a verdict may have been revoked
     tokens = artifacts.get("pack", artifacts["encode"])
     if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
         raise GateClosed(
@@ -294,10 +298,16 @@ def evaluation(
 def _launch(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, processes: int, words: Sequence[str]
 ) -> None:
-    """Train in `processes` ranks of this machine, and raise as they do."""
+    """Train in `processes` ranks of this machine, and raise as they do.
+
+    The ranks run no actions of the gate: this process does, once for all of them and their restarts.
+    """
     folder = training_folder(run, artifacts, runtime.root)
     restarts = run.config.engine.restarts
-    status = launch(processes, ["train", *words], restarts=restarts, progress_of=partial(progress_in, folder))
+    words = ["train", *words, "--set", "governance.actions=[]"]
+    status = launch(processes, words, restarts=restarts, progress_of=partial(progress_in, folder))
+    if status == GateClosed.exit_code:
+        pass_gate(run, artifacts, runtime, again=True)
     if status == Preempted.exit_code:
         raise Preempted("a signal stopped the training processes; what they learned is saved")
     if status == BudgetReached.exit_code:

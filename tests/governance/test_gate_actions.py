@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from assay import pipeline
-from governance.config import validate
+from governance.config import apply_override, validate
 from governance.errors import ConfigError, GateClosed
 from governance.gate import gate_actions
 from governance.gate.gate_actions import GateAction, GateEvent, run_actions
@@ -230,6 +230,7 @@ def gate(web, monkeypatch, tmp_path):
         monkeypatch.setattr(pipeline, "require_open", require_open)
         return pipeline.pass_gate(run, artifacts, Runtime(tmp_path, **values))
 
+    passed.given = run, artifacts
     return passed
 
 
@@ -243,6 +244,37 @@ def test_a_closed_gate_stays_closed_whatever_the_action_does(web, gate, status):
     assert [event["message"] for _, _, event in web.got] == ["pii: too much"]
     assert gate({"verdict": "PASS"}) == {"verdict": "PASS"}
     assert len(web.got) == 1
+
+
+@pytest.mark.parametrize("ends", [0, GateClosed.exit_code])
+def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_once(web, gate, monkeypatch, ends):
+    """The launcher reports; its ranks, which pass the gate too, and after each restart, do not."""
+    started, outcomes = [], iter([{"verdict": "PASS"}, GateClosed("revoked")])
+
+    def launch(processes, words, **named):
+        started.append(words)
+        return ends
+
+    def require_open(*given):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(pipeline, "launch", launch)
+    monkeypatch.setattr(pipeline, "training_folder", lambda *given: Path("train"))
+    run, artifacts = gate.given
+    run.config.governance = GovernanceConfig(actions=(action(kind="webhook", url=web.url, on="any"),))
+    run.config.engine = SimpleNamespace(restarts=1)
+    monkeypatch.setattr(pipeline, "require_open", require_open)
+    with pytest.raises(GateClosed, match="revoked"):
+        pipeline.training(run, artifacts, Runtime(run.folder), 2, ["run.toml"])
+    assert [event["decision"] for _, _, event in web.got] == ["open", "closed"]
+    [words] = started
+    assert words == ["train", "run.toml", "--set", "governance.actions=[]"]
+    values = {"governance": {"actions": [{"kind": "slack"}]}}
+    apply_override(values, words[-1])
+    assert values == {"governance": {"actions": []}}
 
 
 def test_one_rank_reports_and_a_look_up_does_not(web, gate, monkeypatch):
