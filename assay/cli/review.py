@@ -290,7 +290,9 @@ def _threshold(gate: Gate) -> str:
     number = gate.column or _COMPARED[gate.rule]
     quantile = f"quantile {gate.quantile:g} of " if gate.quantile is not None else ""
     bounds = limits(gate) or (f"one of {', '.join(gate.values)}" if gate.values else gate.regex)
-    parts = [f"{gate.expectation}: {quantile}{number} {bounds}".rstrip()]
+    arguments = {**({"column": gate.column} if gate.column else {}), **gate.kwargs}
+    named = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    parts = [f"{gate.gx}({named})" if gate.gx else f"{gate.expectation}: {quantile}{number} {bounds}".rstrip()]
     parts += [f"in a share of {gate.mostly:g}"] if gate.mostly < 1 else []
     parts += [f"where {name} = {value or 'nothing'}" for name, value in sorted(gate.where.items())]
     return "; ".join([*parts, f"severity {gate.severity}"])

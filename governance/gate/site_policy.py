@@ -12,6 +12,8 @@ On a site a run's policy must be the site's or descend from it (its chain of `pa
 is looser needs the approvals of `approvals.py`), the run's `trusted_keys` must be the site's or certified by them,
 and so must the signing key. Promise: `/etc/assay` cannot be switched off by a variable; where both exist, both bind.
 
+A gate whose expectation is code of one's own (`gx = "mylab.rules:ExpectIt"`) must pin it (`sha256`) on a site.
+
 Limits: an account that can write `/etc/assay`, start a container without it, or alter this program is not bound. The
 reader decides then: a verdict names the site's policy that it is under, and a reader who trusts that site's keys alone
 accepts no other. Where neither place has a file, nothing is required, and the verdict says so.
@@ -94,10 +96,19 @@ def sites() -> tuple[Site, ...]:
     Raises:
         ConfigError: a file of a site is missing, is wrong, or the policy is not the one that is pinned.
     """
+    return tuple(_read(path) for path in _paths())
+
+
+def site_binds() -> bool:
+    """Return whether the rules of any site hold on this machine."""
+    return bool(_paths())
+
+
+def _paths() -> list[Path]:
     paths = [SYSTEM] if _is_there(SYSTEM) or _is_there(SYSTEM.with_name(PINS)) else []
     if named := os.environ.get(VARIABLE):
         paths += [path for path in [Path(named).absolute()] if path not in paths]
-    return tuple(_read(path) for path in paths)
+    return paths
 
 
 def _is_there(path: Path) -> bool:

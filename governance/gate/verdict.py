@@ -2,7 +2,8 @@
 
 A verdict is an in-toto statement in a signed envelope at `<root>/verdicts/<corpus>-<policy>.json`. Its subjects are the
 encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest and
-what it loosens against its parent, the audit's digest, the waivers, the journal's head, and an expiry.
+what it loosens against its parent, the audit's digest, the digests of own expectations' sources, the waivers, the
+journal's head, and an expiry.
 `require_open` is the one door into training: it re-checks signature, subjects, files, policy, clock, expiry, journal,
 waivers, refusals and approvals each time. Signing and training both call `require_chain` first:
 every manifest of the corpus and of its audit is the one that the journal states last. Anything unknown, empty, missing,
@@ -223,6 +224,7 @@ def give_verdict(
 def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy) -> dict[str, Any]:
     """Content of a verdict, without its times."""
     parents = [{"name": parent.name, "digest": parent.digest} for _, parent in links(policy)]
+    sources = audit.config.get("own_sources")  # only where a gate runs code of one's own, so that old verdicts hold
     return {
         "verdict": judgement.decision,
         "policy": {
@@ -233,6 +235,7 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
             "differences": list(judgement.differences),
         },
         "audit": {"path": audit.path, "digest": audit.digest},
+        **({"own_sources": dict(sources)} if sources else {}),
         "corpus": {"path": tokens.path, "digest": tokens.digest},
         "summary": judgement.summary,
         "reasons": list(judgement.reasons),

@@ -141,6 +141,16 @@ def test_an_interval_gate_shows_the_rows_with_their_intervals(desk):
     assert len(written) == 1
 
 
+def test_a_gate_of_gx_shows_its_arguments(desk):
+    named = {"gx": "expect_column_max_to_be_between", "column": "words", "kwargs": {"max_value": 3, "strict_max": True}}
+    kept = {name: value for name, value in GATES[0].items() if name not in ("expectation", "column", "min")}
+    gates = [{**kept, **named}, *GATES[1:]]
+    policy = validate({**desk.policy.model_dump(mode="json"), "gate": gates}, Policy, "policy")
+    _, output = desk.walk("ann", "q", policy=policy)
+    words = "expect_column_max_to_be_between(column='words', max_value=3, strict_max=True)"
+    assert f"threshold  {words}; severity critical" in output
+
+
 def test_an_error_offers_no_waiver(desk):
     written, output = desk.walk("ann", "s", "s", "w", "q")
     assert output.count("answer with one of r, s, q") == 1

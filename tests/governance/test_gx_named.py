@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 import textwrap
+import zipfile
 
 import pandas as pd
 import pytest
@@ -13,7 +15,11 @@ from governance.checks.expectations import run_suite
 from governance.checks.gx.own_expectations import source_digests
 from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
 from governance.errors import ConfigError
-from governance.gate.policy import Gate, load_policy
+from governance.gate import site_policy
+from governance.gate.approvals import policy_differences
+from governance.gate.policy import Gate, Policy, load_policy
+from governance.gate.site_policy import VARIABLE
+from tests.governance.yard import Yard
 
 TABLE = pd.DataFrame({
     "language": ["en", "de", "eng", None],
@@ -204,6 +210,57 @@ def test_own_expectations_come_by_dotted_path_and_their_source_is_digested(tmp_p
     assert source_digests([gate("no.such.module:X")]) == {"no.such.module:X": ""}
 
 
+@pytest.fixture
+def own_rules(tmp_path, monkeypatch):
+    """The path of a module with an own expectation, on Python's path."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(site_policy, "SYSTEM", tmp_path / "none" / "policy.toml")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"assay_rules_{tmp_path.name.translate(str.maketrans('[]-', '___'))}"
+    path = tmp_path / f"{name}.py"
+    path.write_text(textwrap.dedent(OWN.format(least=1)))
+    return path
+
+
+def own_gate(path, **more):
+    return gate(f"{path.stem}:ExpectShortWords", {"max_missing": 0.3, **more}, column="language")
+
+
+def test_another_source_than_the_pinned_one_is_an_error_and_is_not_run(own_rules):
+    [digest] = source_digests([own_gate(own_rules)]).values()
+    own_rules.write_text(f"raise SystemExit\n{own_rules.read_text()}")
+    found = judged(own_gate(own_rules, sha256=digest))
+    assert (found.status, f"the gate pins {digest}" in found.detail) == ("error", True), found.detail
+    assert own_rules.stem not in sys.modules
+    own_rules.write_text(textwrap.dedent(OWN.format(least=1)))
+    assert judged(own_gate(own_rules, sha256=digest)).status == "pass"
+
+
+def test_a_site_requires_the_digest_of_own_code(own_rules, monkeypatch):
+    open_there = source_digests([own_gate(own_rules)])
+    monkeypatch.setenv(VARIABLE, "/somewhere/policy.toml")
+    found = judged(own_gate(own_rules))
+    [digest] = open_there.values()
+    assert (found.status, digest in found.detail) == ("error", True), found.detail
+    assert own_rules.stem not in sys.modules
+    assert source_digests([own_gate(own_rules)]) != open_there, "no audit from outside the site is reused"
+    pinned = own_gate(own_rules, sha256=digest)
+    assert source_digests([pinned]) == open_there
+    assert judged(pinned).status == "pass"
+
+
+@pytest.mark.parametrize("package", [False, True])
+def test_code_in_an_archive_has_no_digest_and_is_not_run(own_rules, tmp_path, monkeypatch, package):
+    name = f"{own_rules.stem}_zipped"
+    with zipfile.ZipFile(tmp_path / "rules.zip", "w") as archive:
+        archive.writestr(f"{name}/__init__.py" if package else f"{name}.py", own_rules.read_text())
+    monkeypatch.syspath_prepend(tmp_path / "rules.zip")
+    one = gate(f"{name}:ExpectShortWords", {"max_missing": 0.3}, column="language")
+    found = judged(one)
+    assert (found.status, "cannot be imported from files" in found.detail) == ("error", True), found.detail
+    assert list(source_digests([one]).values()) == [""]
+
+
 def test_suites_go_out_as_gx_json_and_come_back(tmp_path):
     between = Gate(id="documents.words", suite="documents", expectation="between", column="words", min=5.0,
                    mostly=0.9, owner="data", why="a reason for it")  # fmt: skip
@@ -278,6 +335,8 @@ def test_what_says_how_gx_reports_is_dropped_from_a_suite(tmp_path):
         ({"gx": "expect_column_to_exist", "column": "x", "kwargs": {"column": "y"}}, "column"),
         ({"kwargs": {"column": "y"}, "expectation": "not_null", "column": "y"}, "kwargs"),
         ({}, "expectation"),
+        ({"gx": "expect_column_to_exist", "sha256": "0" * 64}, "sha256"),
+        ({"gx": "mylab.rules:ExpectIt", "sha256": "0"}, "sha256"),
         ({"gx": "expect_column_to_exist", "kwargs": {"column": float("inf")}}, "kwargs"),
         ({"gx": "expect_column_to_exist", "kwargs": {"column": datetime.date(2026, 1, 1)}}, "kwargs"),
     ],
@@ -289,4 +348,27 @@ def test_a_policy_refuses_a_gate_of_two_minds(values, words):
 
 def test_a_policy_without_such_gates_keeps_its_digest():
     plain = Gate(id="a.b", suite="documents", expectation="not_null", column="x", owner="data", why="a reason for it")
-    assert not {"gx", "kwargs"} & set(plain.model_dump())
+    assert not {"gx", "kwargs", "sha256"} & set(plain.model_dump())
+
+
+def test_another_pin_loosens_a_policy_and_a_first_one_does_not():
+    def policy(digest):
+        one = gate("mylab.rules:ExpectIt", {"sha256": digest})
+        return Policy(name="p", owners={"data": ("ann",)}, licences={"allowed": ()}, gate=(one,))
+
+    bare, pinned, other = policy(""), policy("1" * 64), policy("2" * 64)
+    loosened = [policy_differences(*pair)[0].loosened for pair in ((pinned, bare), (bare, pinned), (other, pinned))]
+    assert loosened == [False, True, True]
+
+
+def test_a_verdict_names_own_sources_and_is_the_same_without_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(site_policy, "SYSTEM", tmp_path / "none" / "policy.toml")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    yard = Yard(tmp_path)
+    assert "own_sources" not in yard.judge()
+    yard.audit = yard.audit.model_copy(update={"config": {"own_sources": {}}})
+    assert "own_sources" not in yard.judge()
+    sources = {"mylab.rules:ExpectIt": "5" * 64}
+    yard.audit = yard.audit.model_copy(update={"config": {"own_sources": sources}})
+    assert yard.judge()["own_sources"] == sources
+    assert yard.open()["own_sources"] == sources

@@ -59,7 +59,7 @@ def build(gate: Gate, index: int) -> Any:
     if taken := sorted(set(arguments) & RESERVED):
         raise ValueError(f"kwargs {', '.join(taken)}: use the gate's own fields (`where`, `severity`, `why`)")
     try:
-        kind = own_class(gate.gx) if ":" in gate.gx else get_expectation_impl(gate.gx)
+        kind = own_class(gate) if ":" in gate.gx else get_expectation_impl(gate.gx)
     except ExpectationNotFoundError as error:
         raise ValueError(f"Great Expectations has no expectation {gate.gx!r}") from error
     fields = set(kind.__fields__)

@@ -3,8 +3,12 @@
     gx = "mylab.rules:ExpectNoShouting"
 
 The module is imported as Python does: installed, or on PYTHONPATH. The class derives from one of Great Expectations',
-so it may bring its own metric. The digest covers every `.py` file of the module's top-level package (or the one file)
-and is part of the audit's key: changed code gives another audit, and no result of the old one is reused.
+so it may bring its own metric. The digest covers every file of the module's top-level package that Python can import
+(or the one file). It is part of the audit's key: changed code gives another audit, and no result of the old one is
+reused. The verdict names it, and a gate may pin it (`sha256`), as it must on a site. Code that is not the pinned one,
+or that no digest names, is not run: the gate is in error.
+
+Limits: the digest does not cover other packages that the code imports, nor data files, nor Python's own cache.
 """
 
 from __future__ import annotations
@@ -12,23 +16,32 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
 from governance.config import canonical_json
 from governance.files import sha256_bytes, sha256_file
 from governance.gate.policy import Gate
+from governance.gate.site_policy import site_binds
 
 
-def own_class(path: str) -> Any:
-    """Import a class "package.module:Class" that derives from GX's `Expectation`.
+def own_class(gate: Gate) -> Any:
+    """Import a gate's class "package.module:Class", derived from GX's `Expectation`.
 
     Raises:
-        ValueError: the module cannot be imported, or the name is not such a class.
+        ValueError: the module cannot be imported or is not the pinned one, or the name is not such a class.
     """
     from great_expectations.expectations.expectation import Expectation
 
+    path = gate.gx
     module, _, name = path.partition(":")
+    if not (digest := _digest(module)):
+        raise ValueError(f"{path}: cannot be imported from files; set PYTHONPATH, or install it, not as an archive")
+    if not gate.sha256 and site_binds():
+        raise ValueError(f'{path}: a site requires a pin of its source; review it, then write sha256 = "{digest}"')
+    if gate.sha256 and digest != gate.sha256:
+        raise ValueError(f"{path}: was not run: its source has the SHA-256 {digest}; the gate pins {gate.sha256}")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # code of others may raise anything
@@ -39,8 +52,14 @@ def own_class(path: str) -> Any:
 
 
 def source_digests(gates: Iterable[Gate]) -> dict[str, str]:
-    """Dotted path of each own expectation -> SHA-256 of its source."""
-    return {gate.gx: _digest(gate.gx.partition(":")[0]) for gate in gates if ":" in gate.gx}
+    """Dotted path of each own expectation -> SHA-256 of its source.
+
+    Empty where a gate is in error because no digest names the source, or because it lacks the pin that a site requires:
+    such an audit is another one than where the code was run.
+    """
+    own = [gate for gate in gates if ":" in gate.gx]
+    unpinned = {gate.gx for gate in own if not gate.sha256} if site_binds() else set()
+    return {gate.gx: "" if gate.gx in unpinned else _digest(gate.gx.partition(":")[0]) for gate in own}
 
 
 def _digest(module: str) -> str:
@@ -54,6 +73,7 @@ def _digest(module: str) -> str:
     if spec.submodule_search_locations:
         folders = [Path(folder) for folder in spec.submodule_search_locations]
         files = {f"{number}/{path.relative_to(folder).as_posix()}": sha256_file(path)
-                 for number, folder in enumerate(folders) for path in sorted(folder.rglob("*.py"))}  # fmt: skip
-        return sha256_bytes(canonical_json(files))
+                 for number, folder in enumerate(folders) for path in sorted(folder.rglob("*"))
+                 if path.name.endswith(tuple(all_suffixes())) and "__pycache__" not in path.parts}  # fmt: skip
+        return sha256_bytes(canonical_json(files)) if files else ""
     return sha256_file(Path(spec.origin)) if spec.origin and Path(spec.origin).is_file() else ""
