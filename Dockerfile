@@ -1,7 +1,11 @@
 # The program with everything that it imports. Its steps are the Makefile's; `tests/test_release.py` compares them.
 #
 #   docker build -t assay .
-#   docker run --rm -v "$PWD:/work" assay run my.toml
+#   docker run --rm -v "$PWD:/work" -v "$HOME/.config/assay:/root/.config/assay" \
+#     -v "$HOME/.local/state/assay:/root/.local/state/assay" assay run my.toml
+#
+# The last two mounts keep the signing key and the heads of the journal. Without them each container makes a new key, and
+# what an earlier one signed is not trusted: a lost key closes the gate (77).
 #
 # A node of GPUs needs the NVIDIA container toolkit and `--gpus all`. A site's rules count where /etc/assay is mounted.
 FROM python:3.12-slim-bookworm

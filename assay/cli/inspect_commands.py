@@ -8,7 +8,10 @@ from assay.cli.run_commands import Arguments, say
 
 
 def inspect(arguments: Arguments) -> None:
-    """Print an inspection; write its page and the proposed run's file."""
+    """Print an inspection; write its page and the proposed run's file.
+
+    A run's file that was edited is kept: the proposal gets another name.
+    """
     from assay.inspect.inspection import inspect_path
     from assay.inspect.inspection_page import as_page, as_text
     from governance.files import write_text
@@ -20,5 +23,9 @@ def inspect(arguments: Arguments) -> None:
     write_text(folder / "inspection.html", as_page(result))
     say(f"\npage: {folder / 'inspection.html'}")
     if result.proposal:
-        write_text(folder / "run.toml", result.proposal)
-        say(f"proposed run's file: {folder / 'run.toml'}\nnext: assay data prepare {folder / 'run.toml'}")
+        file = folder / "run.toml"
+        if file.exists() and file.read_text(encoding="utf-8", errors="replace") != result.proposal:
+            say(f"{file} differs from the proposal and is kept")
+            file = folder / "run.proposed.toml"
+        write_text(file, result.proposal)
+        say(f"proposed run's file: {file}\nnext: assay data prepare {file}")

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.readers.streams import blocks, lines, plain_name
+from data_pipeline.readers.streams import TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
 _KINDS = {
@@ -68,7 +68,11 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
     for file in _walk(path):
         ending = Path(plain_name(file.name)).suffix.lower()
         kind = _KINDS.get(ending)
-        if kind is None or (kind == "megatron" and not file.with_suffix(".bin").is_file()):
+        if kind in ("arrow", "megatron") and not plain_name(file.name).endswith(ending):
+            kind = None  # their readers know small letters only
+        if not (file.is_file() and os.access(file, os.R_OK)):  # a link whose target is gone, a pipe, another's file
+            others["(unreadable)"] += 1
+        elif kind is None or (kind == "megatron" and not file.with_suffix(".bin").is_file()):
             others[ending or "(no ending)"] += 1
         else:
             found.setdefault((kind, ending + file.name[len(plain_name(file.name)) :]), []).append(file)
@@ -110,12 +114,12 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
 def _rows(kind: str, file: Path) -> list[Any]:
     if kind == "jsonl":
         records = []
-        for line in itertools.islice(lines(blocks(file)), _FIRST_RECORDS):
+        for line in itertools.islice(_lines(file), _FIRST_RECORDS):
             with contextlib.suppress(ValueError, RecursionError):  # `ingest` quarantines such a line
                 records.append(json.loads(line))
         return records
     if kind == "csv":
-        head = b"\n".join(itertools.islice(lines(blocks(file)), 4 * _FIRST_RECORDS)).decode("utf-8", "replace")
+        head = b"\n".join(itertools.islice(_lines(file), 4 * _FIRST_RECORDS)).decode("utf-8", "replace")
         return list(itertools.islice(csv.DictReader(io.StringIO(head)), _FIRST_RECORDS))
     if kind == "parquet":
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
@@ -125,6 +129,11 @@ def _rows(kind: str, file: Path) -> list[Any]:
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
             return list(stream.read_next_batch().slice(0, _FIRST_RECORDS).to_pylist())
     return []
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with contextlib.suppress(TornStream):  # the lines in front of the damage
+        yield from lines(blocks(file))
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

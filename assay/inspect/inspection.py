@@ -93,7 +93,9 @@ def inspect_path(path: Path, sample_bytes: int = SAMPLE_BYTES, workers: int = 1)
             copies = root / "sample" / str(at)
             read, partly = sample_files(group, fraction, copies)
             taken.append((read, partly))
-            sources.append(_section(at, read, chosen, _patterns(read, path if read is group else copies)))
+            listed = [str(file.absolute()) for file in read.files]
+            paths = listed if read.kind == "arrow" else [*map(escape, listed)]
+            sources.append(_section(at, read, chosen, paths) | {"follow_links": True})
         tables += _stages(sources, Runtime(root / "root", workers=workers))
     size = sum(group.text_bytes for group, _ in taken)
     part = any(partly for _, partly in taken)
@@ -137,7 +139,8 @@ def _megatron(group: InputFiles) -> InspectTable:
 def _patterns(group: InputFiles, folder: Path) -> list[str]:
     if folder.is_file():
         return [escape(str(folder.absolute()))]
-    return [f"{escape(str(folder.absolute()))}/**/*{group.ending}"]
+    endings = sorted({file.name[-len(group.ending) :] for file in group.files})  # .txt and .TXT
+    return [f"{escape(str(folder.absolute()))}/**/*{ending}" for ending in endings]
 
 
 def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: Sequence[str]) -> dict[str, Any]:
@@ -157,10 +160,9 @@ def _stages(sources: Sequence[Mapping[str, Any]], runtime: Runtime) -> Iterator[
     sections: list[Mapping[str, Any]] = []
     for source in sources:
         if source["type"] == "hub":  # an Arrow file each: local data sets are named one by one
-            [pattern] = source["paths"]
             base = {key: value for key, value in source.items() if key != "paths"}
-            files = sorted(Path(pattern.partition("/**/")[0]).rglob("*.arrow"))
-            sections += [base | {"dataset": str(file), "name": f"{source['name']}-{n}"} for n, file in enumerate(files)]
+            files = enumerate(source["paths"])
+            sections += [base | {"dataset": file, "name": f"{source['name']}-{n}"} for n, file in files]
         else:
             sections.append(source)
     values = {
@@ -226,7 +228,7 @@ def _examples(cleaned: Manifest, root: Path) -> InspectTable:
             for row in batch.to_pylist():
                 if row["reason"] not in rows and len(rows) < _EXAMPLES:
                     text = " ".join(replace_all(row["text"][:2000])[:_EXAMPLE_CHARACTERS].split())
-                    rows[row["reason"]] = (row["reason"], row["id"], row["evidence"], text)
+                    rows[row["reason"]] = (row["reason"], replace_all(row["id"]), replace_all(row["evidence"]), text)
     head = ("reason", "document", "evidence", "beginning")
     return InspectTable(
         "Worst documents: one for each reason", head, tuple(rows.values()), "Personal data is replaced."
@@ -249,6 +251,8 @@ def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]
         if group.kind == "arrow":
             section = {key: value for key, value in section.items() if key != "paths"}
             section["dataset"] = str(group.files[0].absolute() if path.is_file() else path.absolute())
+        if any(not file.resolve().is_relative_to(path.resolve()) for file in group.files):
+            section["follow_links"] = True
         parts += ["[[data.sources]]"]
         parts += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items()]
         parts += [""]

@@ -1,27 +1,36 @@
 """An even sample of files within a bound of bytes.
 
-Small files are taken whole, every n-th one; of a larger one evenly spaced stretches of whole lines or row groups are
-copied. A compressed file and a web archive can only be read from the start: its head is copied.
+Small files, and texts of any size, are taken whole, every n-th one; of other larger files evenly spaced stretches of
+whole lines or row groups are copied. A compressed file, a web archive and an Arrow stream can only be read from the
+start: the head is copied, compressed as the file is. `ingest` reports what is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.inspect.formats import InputFiles
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.files import atomic_file, atomic_path, place
 
+_Item = TypeVar("_Item")
 MAX_FILES = 5_000
 """Files of one kind that are read."""
 _WHOLE_BYTES = 4 << 20
 _STRETCH_BYTES = 1 << 20
 _GZIP_MEMBER = b"\x1f\x8b\x08"
+_LINE = (b"\n", 1)
+_RECORD = (b"\r\n\r\nWARC/1", 4)
+"""What is between two records, and how many of its bytes belong to the first."""
 
 
 def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[InputFiles, bool]:
@@ -34,85 +43,149 @@ def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[Inp
         fraction: how much of their bytes may be read, up to 1.
         folder: where copies are written.
     """
-    count = len(inputs.files)
-    every = min(fraction, MAX_FILES / count) if fraction < 1 or count > MAX_FILES else 1.0
-    if every == 1.0 and inputs.kind != "csv":
+    few = min(1.0, MAX_FILES / len(inputs.files))
+    if fraction >= 1 and few == 1 and inputs.kind != "csv":
         return inputs, False
+    sizes = {file: file.stat().st_size for file in inputs.files}
+    small = [file for file, size in sizes.items() if size <= _WHOLE_BYTES or inputs.kind == "text"]
+    large = [file for file in inputs.files if file not in set(small)]
+    every = min(few, fraction * sum(sizes[file] for file in large) / max(1, len(large)) / _STRETCH_BYTES)
+    taken = {file: 1.0 for file in _every(small, min(fraction, few))}
+    taken |= {file: min(1.0, fraction / every) for file in _every(large, every)}
     copies = []
-    for number, file in enumerate(inputs.files):
+    for number, file in enumerate(file for file in inputs.files if file in taken):
         target = folder / f"{number:06d}-{file.name}"
-        if file.stat().st_size > _WHOLE_BYTES or inputs.kind == "csv":
-            copies.append(_cut(inputs, file, target, fraction))
-        elif int((number + 1) * every) > int(number * every) or (number == 0 and count * every < 1):
-            place(file, target)
-            copies.append(target)
+        copies.append(_copy(inputs, file, target, int(sizes[file] * taken[file])))
     kind, ending = ("jsonl", ".jsonl") if inputs.kind == "csv" else (inputs.kind, inputs.ending)
-    return InputFiles(kind, ending, tuple(copies), sum(path.stat().st_size for path in copies)), every < 1
+    return InputFiles(kind, ending, tuple(copies), sum(path.stat().st_size for path in copies)), min(fraction, few) < 1
 
 
-def _cut(inputs: InputFiles, file: Path, target: Path, fraction: float) -> Path:
-    """A copy of the file's share."""
-    size = int(file.stat().st_size * fraction)
-    if inputs.kind == "parquet":
-        return _row_groups(file, target, fraction)
+def _every(files: Sequence[_Item], share: float) -> Sequence[_Item]:
+    """That share of the files, evenly spaced; at least one of them."""
+    share = min(share, 1.0)
+    return [file for number, file in enumerate(files) if int((number + 1) * share) > int(number * share)] or files[:1]
+
+
+def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
+    """A copy of the file's first or evenly spaced `size` bytes."""
+    packed = inputs.ending.endswith((".gz", ".zst"))
+    text = size * inputs.text_bytes // max(1, inputs.bytes)
     if inputs.kind == "csv":
-        return _json_lines(file, target.with_name(f"{target.name}.jsonl"), inputs.text_bytes * fraction)
-    if inputs.kind == "jsonl" and inputs.ending.count(".") == 1:
-        pieces = _stretches(file, size)
-    elif inputs.kind == "warc" and inputs.ending.endswith(".gz"):
-        pieces = iter([_whole_members(file, size)])
-    elif inputs.kind in ("jsonl", "warc"):
-        target = target.with_name(target.name.removesuffix(".gz").removesuffix(".zst") + ".jsonl")
-        pieces = _head(file, size * 4)
-    else:
+        return _json_lines(file, target.with_name(f"{target.name}.jsonl"), text)
+    if size >= file.stat().st_size and (inputs.kind != "text" or size <= _WHOLE_BYTES):
         place(file, target)
         return target
-    with atomic_file(target) as out:
+    if inputs.kind in ("parquet", "arrow"):
+        try:
+            _row_groups(file, target, size) if inputs.kind == "parquet" else _batches(file, target, size)
+            return target
+        except (OSError, ValueError, pa.ArrowException):
+            pieces = iter([_first_bytes(file, size)])
+    elif inputs.kind == "warc" and inputs.ending.endswith(".gz"):
+        pieces, packed = iter([_whole_members(file, size)]), False
+    elif inputs.kind == "jsonl" and not packed:
+        pieces = _stretches(file, size)
+    else:
+        bound = min(text, _WHOLE_BYTES) if inputs.kind == "text" else text
+        pieces = _whole_records(_sound(file), bound, *(_RECORD if inputs.kind == "warc" else _LINE))
+    with atomic_file(target) as out, _packer(out, target.suffix if packed else "") as packer:
         for piece in pieces:
-            out.write(piece)
+            packer.write(piece)
     return target
+
+
+def _packer(out: BinaryIO, ending: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A file that compresses what is written to it."""
+    if ending == ".gz":
+        return cast(BinaryIO, gzip.GzipFile("", "wb", 1, out, 0))
+    if ending == ".zst":
+        import zstandard
+
+        return cast(BinaryIO, zstandard.ZstdCompressor(1).stream_writer(out, closefd=False))
+    return contextlib.nullcontext(out)
+
+
+def _sound(file: Path) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, in front of any damage."""
+    with contextlib.suppress(TornStream):
+        yield from blocks(file)
+
+
+def _first_bytes(file: Path, size: int) -> bytes:
+    with file.open("rb") as source:
+        return source.read(size)
 
 
 def _stretches(file: Path, size: int) -> Iterator[bytes]:
     """Whole lines at evenly spaced places."""
     number = max(1, size // _STRETCH_BYTES)
-    step = file.stat().st_size // number
+    end = file.stat().st_size
+    left = size
     with file.open("rb") as source:
-        for at in range(0, step * number, step):
-            source.seek(at)
-            if at:
-                source.readline()  # the rest of a line that began before
-            stretch = source.read(min(size, _STRETCH_BYTES))
-            yield stretch + source.readline() if not stretch.endswith(b"\n") else stretch
+        for at in range(number):
+            source.seek(at * (end // number))
+            if at and not source.readline(_STRETCH_BYTES).endswith(b"\n"):  # the rest of a line that began before
+                continue
+            stretch = source.read(min(size, _STRETCH_BYTES)) + source.readline(_STRETCH_BYTES)
+            if source.tell() < end:
+                stretch = stretch[: stretch.rfind(b"\n") + 1]
+            yield stretch
+            left -= len(stretch)
+            if left <= 0:
+                return
 
 
 def _whole_members(file: Path, size: int) -> bytes:
-    with file.open("rb") as source:
-        head = source.read(size)
+    head = _first_bytes(file, size)
     end = head.rfind(_GZIP_MEMBER)
     return head[:end] if end > 0 else head
 
 
-def _head(file: Path, size: int) -> Iterator[bytes]:
-    for line in lines(blocks(file)):
-        yield line + b"\n"
-        size -= len(line)
-        if size < 0:
+def _whole_records(pieces: Iterator[bytes], size: int, mark: bytes, kept: int) -> Iterator[bytes]:
+    """About the first `size` bytes, up to the end of a record.
+
+    A first record that is longer is cut.
+    """
+    pending, given = b"", 0
+    for piece in pieces:
+        pending += piece
+        end = pending.rfind(mark, 0, max(size - given, 0) + len(mark))
+        if end >= 0:
+            yield pending[: end + kept]
+            given += end + kept
+            pending = pending[end + kept :]
+        if given + len(pending) > size:
+            if not given:
+                yield pending[:size]
             return
+    yield pending
 
 
-def _row_groups(file: Path, target: Path, fraction: float) -> Path:
+def _row_groups(file: Path, target: Path, size: int) -> None:
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
-        groups = parquet.num_row_groups
-        taken = [number for number in range(groups) if int((number + 1) * fraction) > int(number * fraction)] or [0]
+        fraction = (size + 1) / file.stat().st_size
+        taken = _every([*range(parquet.num_row_groups)], fraction)
         rows = max(1, int(parquet.metadata.num_rows * fraction))
         with atomic_path(target) as temporary, pq.ParquetWriter(temporary, parquet.schema_arrow) as writer:
-            for batch in parquet.iter_batches(1024, row_groups=taken, use_threads=False):
+            for batch in parquet.iter_batches(min(rows, 1024), row_groups=taken, use_threads=False):
                 writer.write_batch(batch)
                 rows -= batch.num_rows
                 if rows <= 0:
                     break
-    return target
+
+
+def _batches(file: Path, target: Path, size: int) -> None:
+    with (
+        pa.OSFile(str(file)) as source,
+        pa.ipc.open_stream(source) as stream,
+        atomic_path(target) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, stream.schema) as out,
+    ):
+        for batch in stream:
+            out.write_batch(batch)
+            if source.tell() >= size:
+                break
 
 
 def _json_lines(file: Path, target: Path, size: float) -> Path:

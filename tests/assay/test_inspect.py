@@ -10,8 +10,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
+from assay.cli.main import main
 from assay.config import load_run
+from assay.inspect import sampling
 from assay.inspect.formats import choose_fields, find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import as_page, as_text
@@ -85,6 +88,106 @@ def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
     assert result.sampled.startswith("A sample of about 2 MB of ")
     came = tables(result)["Funnel under the usual rules"].rows[0]
     assert came[1] == came[2] > 4_000, "whole lines only"
+
+
+def some(folder, ending, count=3, rows=400):
+    """Files of one kind with rows of about 4 KB; compressed ones hardly shrink."""
+    draw = random.Random(1)
+    folder.mkdir()
+    for number in range(count):
+        texts = [f"{number} {row} {prose(row, 2)} {draw.randbytes(2000).hex()}" for row in range(rows)]
+        plain = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        path = folder / f"{number}{ending}"
+        if ending == ".csv":
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([["text"], *([text] for text in texts)])
+        elif ending == ".parquet":
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=100)
+        elif ending == ".arrow":
+            batches = pa.table({"text": texts}).to_batches(50)
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as out:
+                [out.write_batch(batch) for batch in batches]
+        elif ".warc" in ending:
+            body = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+            head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+            head += b"WARC-Target-URI: http://a.example/%d\r\nContent-Length: %d\r\n\r\n"
+            records = [(body + text.encode(), row) for row, text in enumerate(texts)]
+            records = [head % (row, len(data)) + data + b"\r\n\r\n" for data, row in records]
+            path.write_bytes(zstandard.compress(b"".join(records)) if ending.endswith("zst") else b"".join(records))
+        else:
+            plain = "\n".join(texts).encode() if ending.startswith(".txt") else plain
+            pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+            path.write_bytes(pack(plain))
+    return folder
+
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".txt", ".txt.gz", ".parquet", ".arrow", ".warc", ".warc.zst")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 100_000)
+    monkeypatch.setattr(sampling, "_STRETCH_BYTES", 50_000)
+    folder = some(tmp_path / "in", ending)
+    [group], _ = find_inputs(folder)
+    read, partly = sample_files(group, 0.2, tmp_path / "copies")
+    assert partly
+    assert {file.name.split("-", 1)[1] for file in read.files} <= {
+        f"{number}{ending}{'.jsonl' * (ending == '.csv')}" for number in range(3)
+    }
+    packed = ending.endswith(("gz", "zst"))  # to a half here; a quarter is expected
+    assert 0 < read.bytes <= (0.6 if packed else 0.3) * group.bytes
+    came = tables(inspect_path(folder, sample_bytes=group.text_bytes // 5))["Funnel under the usual rules"].rows[0]
+    assert came[1] > 0
+    assert came[2] == came[1], "no record is cut"
+
+
+def test_one_line_longer_than_the_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 1000)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 20_000_000}))
+    [group], _ = find_inputs(tmp_path)
+    read, _ = sample_files(group, 0.01, tmp_path / "copies")
+    assert read.bytes < 2_500_000
+
+
+def test_an_ordinary_folder_is_inspected(tmp_path, monkeypatch):
+    """Links that lead nowhere or outside, names in capitals, damaged files: all are read or counted."""
+    monkeypatch.setattr(sampling, "_WHOLE_BYTES", 1000)
+    folder, outside = tmp_path / "in", tmp_path / "outside.txt"
+    folder.mkdir()
+    outside.write_text(prose(1))
+    (folder / "A.TXT").write_text(prose(2))
+    (folder / "gone.txt").symlink_to(tmp_path / "nothing")
+    (folder / "out.txt").symlink_to(outside)
+    rows = "".join(json.dumps({"text": prose(n)}) + "\n" for n in range(40)).encode()
+    (folder / "torn.jsonl.gz").write_bytes(gzip.compress(rows)[:-900])
+    pq.write_table(pa.table({"text": [prose(n) for n in range(50, 90)]}), folder / "a.parquet")
+    (folder / "torn.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-50])
+    whole = tables(inspect_path(folder))
+    assert whole["Formats and fields"].note == "Not read: (unreadable) 1."
+    kept = whole["Funnel under the usual rules"].rows[0][2]
+    assert kept > 2 + 40
+    part = inspect_path(folder, sample_bytes=20_000)
+    assert 0 < tables(part)["Funnel under the usual rules"].rows[0][2] < kept
+    (tmp_path / "run.toml").write_text(part.proposal)
+    sources = load_run(tmp_path / "run.toml", [], needs="data").config.data.sources
+    [text] = [source for source in sources if source.type == "text"]
+    assert text.follow_links
+    assert [path[-4:] for path in text.paths] == [".TXT", ".txt"]
+
+
+def test_a_run_file_that_was_edited_is_kept(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(prose(1))
+    words = ["inspect", str(tmp_path / "a.txt"), "--output", str(tmp_path / "out"), "--data-workers", "1"]
+    assert main(words) == 0
+    assert main(words) == 0
+    run = tmp_path / "out" / "run.toml"
+    assert not (tmp_path / "out" / "run.proposed.toml").exists()
+    proposed = run.read_text()
+    run.write_text("edited")
+    assert main(words) == 0
+    assert (run.read_text(), (tmp_path / "out" / "run.proposed.toml").read_text()) == ("edited", proposed)
+    assert "is kept" in capsys.readouterr().out
 
 
 def test_one_file_of_many_row_groups_and_many_small_files(tmp_path):
