@@ -30,8 +30,12 @@ def card(page: Path, seconds: float) -> list[str]:
         ]
         lines.append(", ".join([f"training    {known['steps']:,} steps", *figures]))
     if "energy_kwh" in known:
-        low, high = (known.get(f"energy_{bound}_kwh", known["energy_kwh"]) for bound in ("low", "high"))
-        lines.append(f"energy      {known['energy_kwh']:.3g} kWh ({low:.3g} to {high:.3g})")
+        low, high = (known.get(f"energy_{bound}_kwh") for bound in ("low", "high"))
+        bounds = [
+            "no lower bound" if low is None else f"at least {low:.3g}",
+            "no upper bound" if high is None else f"at most {high:.3g}",
+        ]
+        lines.append(f"energy      {known['energy_kwh']:.3g} kWh ({', '.join(bounds)})")
     return [*lines, f"time        {seconds / 60:.1f} minutes", f"report: {page}"]
 
 

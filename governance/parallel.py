@@ -34,7 +34,7 @@ from governance.errors import AlteredFile, BudgetReached, MissingInput, Pipeline
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.processes import end_with_parent
+from governance.processes import end_with_parent, pass_on_interrupt
 from governance.signed_notes import NoteSigner, read_note, write_note
 from governance.stage import Recipe, Runtime, ShareDone
 from governance.verified_files import intact
@@ -270,6 +270,7 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     workers, longest = runtime.workers, 0.0
     if workers <= 1 or len(work) <= 1:
         for item in work:
+            pass_on_interrupt()
             runtime.hooks.budget.look(longest)
             began = time.monotonic()
             yield task(item)
@@ -281,6 +282,7 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     queue = iter(work)
     try:
         while (items := list(itertools.islice(queue, 2 * workers - len(waiting)))) or waiting:
+            pass_on_interrupt()
             try:
                 runtime.hooks.budget.look(2 * longest)
             except BudgetReached:

@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, SIGKILL included."""
+"""Child processes that end with their parent, and Ctrl-C that no library swallows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
@@ -20,3 +21,31 @@ def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:  # it ended before this request
         os.kill(os.getpid(), number)
+
+
+_interrupts: list[int] = []  # the SIGINTs of this process
+
+
+def count_interrupts() -> None:
+    """Note each SIGINT, and raise KeyboardInterrupt as Python does.
+
+    A process that ignores SIGINT, as one in the background of a script does, keeps to that.
+    """
+    _interrupts.clear()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def pass_on_interrupt() -> None:
+    """Raise KeyboardInterrupt if one was raised before, and lost.
+
+    Python drops an exception in a callback from C, a finalizer or a compiler's thread, and goes on.
+    """
+    if _interrupts:
+        raise KeyboardInterrupt

@@ -43,6 +43,7 @@ from governance.manifest import (
     read_manifest,
     write_manifest,
 )
+from governance.processes import pass_on_interrupt
 from governance.provenance import provenance
 
 _LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
@@ -187,6 +188,7 @@ def run_stage(
         raise ShareDone(stage, "a join makes it")
     folder, hooks = artifact_folder(stage, key, runtime.root), runtime.hooks
     artifact = f"{stage}/{folder.name}"
+    pass_on_interrupt()
     hooks.budget.check(stage, artifact)
     get_logger(__name__).info("%s: making %s", step_label(stage), folder)
     started = now()

@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from types import ModuleType
 
 from assay.cli.command_words import current_words, in_order, join_files, refuse_missing
@@ -43,15 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     in_order(arguments, warnings.append)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
+    from governance.processes import count_interrupts, end_with_parent
     from pretrain.distributed.process_group import read_ranks
 
     amount = {"verbose": arguments.verbose, "quiet": arguments.quiet}
     set_up_logging(**amount)
-    if launcher := os.environ.pop(
-        "ASSAY_LAUNCHER", ""
-    ):  # LAUNCHER of launcher.py, whose import every command would pay
-        from governance.processes import end_with_parent
-
+    if threading.current_thread() is threading.main_thread():
+        count_interrupts()
+    # LAUNCHER of launcher.py, whose import every command would pay
+    if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):
         end_with_parent(int(launcher), signal.SIGTERM)
     try:
         set_up_logging(read_ranks().rank, **amount)

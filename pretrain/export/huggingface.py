@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from governance.errors import CheckpointError, ConfigError
-from governance.files import atomic_path, place, write_json, write_text
+from governance.files import atomic_path, copy_beginning, write_json, write_text
 from governance.manifest import Manifest
 from pretrain.checkpoint.canonical import file_plan
 from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, weights
@@ -115,7 +115,8 @@ def write_folder(
     held = json.loads(tokenizer.path.read_bytes())
     adds = (held.get("post_processor") or {}).get("type", "ByteLevel") != "ByteLevel"
     if tokenizer.begin is None and not adds and not held.get("truncation") and not held.get("padding"):
-        place(tokenizer.path, target / "tokenizer.json")
+        # A copy, not a second name: a tool may edit the exported file in place.
+        copy_beginning(tokenizer.path, target / "tokenizer.json", tokenizer.path.stat().st_size)
     else:
         # The tokens that training put around a text, and no others: a Llama file, say, adds one of its own.
         begins = None if tokenizer.begin is None else _begin_processor(special["bos"], tokenizer.begin)

@@ -23,7 +23,7 @@ def test_a_card_has_the_figures_of_the_report(tmp_path):
         "verdict     PASS under policy assay-default",
         "corpus      2,204 of 71,341 documents kept, 5,194,960 training tokens",
         "training    200 steps, validation loss 5.891, bits a byte 2.704",
-        "energy      0.00023 kWh (6.8e-05 to 0.00047)",
+        "energy      0.00023 kWh (at least 6.8e-05, at most 0.00047)",
         "time        5.2 minutes",
         f"report: {tmp_path / 'report.html'}",
     ]
@@ -34,6 +34,10 @@ def test_a_card_leaves_out_what_is_unknown(tmp_path):
     found = lines_of(tmp_path, **unknown, verdict="BLOCK")
     assert [line.split()[0] for line in found] == ["verdict", "corpus", "time", "report:"]
     assert found[0].startswith("verdict     BLOCK")
+
+
+def test_a_bound_that_is_missing_is_no_figure(tmp_path):
+    assert lines_of(tmp_path, energy_high_kwh=None)[3].endswith("(at least 6.8e-05, no upper bound)")
 
 
 def test_a_forgotten_setting_is_named(tmp_path):

@@ -125,6 +125,14 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
     return family, model
 
 
+def test_an_export_shares_no_file_with_the_run(tokenizer, tmp_path):
+    """A tool that edits an exported file in place leaves the run's own as it is."""
+    exported(next(iter(EVERY)), tokenizer, tmp_path / "out")
+    copy = tmp_path / "out" / "tokenizer.json"
+    assert copy.read_bytes() == tokenizer.read_bytes()
+    assert not copy.samefile(tokenizer)
+
+
 def our_logits(model, ids: torch.Tensor) -> torch.Tensor:
     from pretrain.model.decoder import Batch
 

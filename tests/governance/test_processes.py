@@ -1,0 +1,29 @@
+"""Ctrl-C that a library swallows ends the process at the next step all the same."""
+
+import subprocess
+import sys
+
+SWALLOWED = """
+import ctypes, os, signal
+from governance.processes import count_interrupts, pass_on_interrupt
+
+count_interrupts()
+callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
+callback()  # an exception in a callback from C is dropped
+print("went on", flush=True)
+try:
+    pass_on_interrupt()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_that_was_dropped_is_raised_again():
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["went on", "interrupted"]
+
+
+def test_a_process_that_ignores_interrupts_keeps_to_it():
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SWALLOWED
+    done = subprocess.run([sys.executable, "-c", ignoring], capture_output=True, text=True, check=True)
+    assert done.stdout == "went on\n"
