@@ -12,6 +12,7 @@ from assay.config import LoadedRun
 from assay.wandb_tables import mirror_tables
 from governance.config import canonical_json
 from governance.files import sha256_bytes
+from governance.gate.explanation import reason_words
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.stage import Runtime
@@ -39,7 +40,9 @@ def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[st
     tables = mirror_tables(artifacts, runtime.root)
     data = {name: value for name, value in tables.items() if not name.startswith("bias/")}
     shards = {"digest": tokens.digest, "path": tokens.path}
-    decision, reasons = str(verdict["verdict"]), [str(reason) for reason in verdict["reasons"]]
+    decision = str(verdict["verdict"])
+    reasons = [reason_words(reason) for reason in verdict["reasons"]]
+    closing = [reason_words(reason) for reason in verdict["reasons"] if reason["closes"]]
     opened = decision in ("PASS", "WAIVED")
     gate: dict[str, MirrorTable | float | str | None] = {
         "gate/verdict": decision,
@@ -60,7 +63,7 @@ def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[st
                 identity,
                 {"tokens": shards, "policy": verdict["policy"], "audit": verdict["audit"]},
                 gate,
-                "" if opened else f"{decision}: {'; '.join(reasons)}",
+                "" if opened else f"{decision}: {'; '.join(closing)}",
             ),
         ],
     )

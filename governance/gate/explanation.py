@@ -16,13 +16,17 @@ def explain(verdict: Mapping[str, Any]) -> str:
     if not verdict.get("anchored", True):
         lines.append("  no head of this journal was kept here before: lines cut from its end would not have been seen")
     lines += [f"  {difference}" for difference in verdict["policy"]["differences"]]
-    for reason in verdict["reasons"]:
-        mark = "waived " if reason["waived"] else "" if reason["closes"] else "shown "
-        lines.append(
-            f"  {mark}{reason['status']} {reason['gate']} ({reason['severity']}, owner: {reason['owner']}): "
-            f"{reason['detail']} [{reason['subject']}]"
-        )
+    lines += [f"  {reason_words(reason)}" for reason in verdict["reasons"]]
     return "\n".join(lines)
+
+
+def reason_words(reason: Mapping[str, Any]) -> str:
+    """A reason of a verdict, in one line."""
+    mark = "waived " if reason["waived"] else "" if reason["closes"] else "shown "
+    return (
+        f"{mark}{reason['status']} {reason['gate']} ({reason['severity']}, owner: {reason['owner']}): "
+        f"{reason['detail']} [{reason['subject']}]"
+    )
 
 
 def policy_words(verdict: Mapping[str, Any]) -> str:

@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from assay import wandb_runs
 from assay.cli.main import main
 from assay.cli.run_commands import sweep_overrides
 from assay.config import load_run
 from governance.errors import ConfigError
+from governance.stage import Runtime
 from governance.verification import verify_root
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.wandb import _options, mode_of
@@ -45,11 +48,31 @@ def test_a_run_that_the_gate_stopped_appears_and_alerts(tmp_path):
     assert found.summary["data/funnel"]["nrows"] > 3
     [alert] = found.alerts
     assert (alert["title"], alert["level"]) == ("Gate closed", "ERROR")
-    assert "sources.few" in alert["text"]
+    assert "sources.few (" in alert["text"]
     assert main(check) == 77
     assert len(read_offline(root / "wandb").runs) == 2  # the same decision is shown once
     loaded = load_run(folder / "run.toml", [])
     assert [line for line in verify_root(root, loaded.config.governance, folder).problems if "wandb" in line] == []
+
+
+def test_reasons_are_words_and_the_alert_has_those_that_close(monkeypatch, tmp_path):
+    reason = {
+        "gate": "pii.rate", "subject": "encode", "status": "fail", "severity": "critical", "owner": "privacy",
+        "detail": "0.2 > 0.1", "waived": False, "closes": True,
+    }  # fmt: skip
+    shown = {**reason, "gate": "bias.gap", "severity": "warning", "closes": False}
+    verdict = {"verdict": "BLOCK", "policy": {}, "audit": {}, "reasons": [reason, shown]}
+    finished = []
+    monkeypatch.setattr(wandb_runs, "mirror_tables", lambda *given: {})
+    monkeypatch.setattr(wandb_runs, "show_finished", lambda *given: finished.extend(given[-1]))
+    run = SimpleNamespace(config=SimpleNamespace(tracking=TrackingConfig()))
+    tokens = SimpleNamespace(digest="c" * 64, path="encode/c")
+    wandb_runs.show_data_and_gate(run, {"encode": tokens}, verdict, Runtime(tmp_path))
+    words = "fail pii.rate (critical, owner: privacy): 0.2 > 0.1 [encode]"
+    _, gate = finished
+    assert gate.alert == f"BLOCK: {words}"
+    table = gate.summary["gate/reasons"]
+    assert table.rows == [(words,), ("shown fail bias.gap (warning, owner: privacy): 0.2 > 0.1 [encode]",)]
 
 
 def test_what_the_file_leaves_open_is_w_and_bs_variable(monkeypatch):
