@@ -302,7 +302,7 @@ def _launch(
 
     The ranks run no actions of the gate: this process does, once for all of them and their restarts.
     """
-    folder = training_folder(run, artifacts, runtime.root)
+    folder = training_folder(run, artifacts, runtime)
     restarts = run.config.engine.restarts
     words = ["train", *words, "--set", "governance.actions=[]"]
     status = launch(processes, words, restarts=restarts, progress_of=partial(progress_in, folder))
@@ -367,7 +367,7 @@ def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Ma
     artifacts["audit"], verdict = judge(run, artifacts, look)
     begun = ""
     try:
-        begun = training_folder(run, artifacts, runtime.root).relative_to(runtime.root).as_posix()
+        begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:  # the files that it names may differ now
         get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])

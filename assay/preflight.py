@@ -9,9 +9,10 @@ that is finished nothing is asked. The vocabulary is that of the token shards; w
 `[data.tokenizer]` asks for, which may be more than its sample will give.
 
 Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
-this one for as long as the corpus takes. Another one matches the patterns against a model without storage. Price: that
-process' import of torch, where there is a driver or a pattern; where token
-shards may be, the look-up of the corpus, which reads sources whose digests are not remembered in `fetch/digests.json`.
+this one for as long as the corpus takes. Another one compares the patterns, and the names and shapes of the tensors of
+`train.initial_weights`, with a model without storage. Price: that process' import of torch, where there is a driver, a
+pattern or a folder of weights; where token shards may be, the look-up of the corpus, which reads sources whose digests
+are not remembered in `fetch/digests.json`.
 """
 
 from __future__ import annotations
@@ -67,22 +68,24 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
         GateClosed: the run is not under the rules of its site.
         ConfigError: the settings do not work there, or the GPU that they ask for is not there.
         MissingInput: the checkpoint to go on from is not there, or a file of its tasks.
-        CheckpointError: what is named as that checkpoint is none.
+        CheckpointError: the parent checkpoint is not a checkpoint, or the initial weights are not those of the model.
         PipelineError: the model does not fit.
     """
     from assay.training_recipe import pinned
 
     under_site(run)
     artifacts = _look_up(run, runtime)
-    if artifacts is not None and _finished(run, artifacts, runtime.root):
+    if artifacts is not None and _finished(run, artifacts, runtime):
         return
-    open_weights(pinned(run), runtime.root)
+    weights = open_weights(pinned(run), runtime)
     parent_of(pinned(run).train, runtime.root)
     hardware, recipe, engine = find_hardware(), run.config.recipe, run.config.engine
     check_start(recipe, run.settings, hardware)
     refuse_missing_packages(run.config.tracking)
     vocabulary, _ = _size(run, artifacts)
     refuse_groups(recipe, vocabulary)
+    if weights is not None:
+        _apart(weights.check, vocabulary)
     refuse_passed_keys(recipe, engine, hardware.world_size or 1)
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
 
@@ -109,8 +112,7 @@ def refuse_groups(recipe: TrainRecipe, vocabulary: int) -> None:
         ConfigError: names the nearest parameters.
     """
     if recipe.optim.groups:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-            apart.submit(_group, recipe, vocabulary).result()
+        _apart(_group, recipe, vocabulary)
 
 
 def _group(recipe: TrainRecipe, vocabulary: int) -> None:
@@ -133,8 +135,7 @@ def refuse_passed_keys(recipe: TrainRecipe, engine: EngineConfig, world_size: in
         ConfigError: names the keys.
     """
     if engine.deepspeed:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-            apart.submit(_pass, deepspeed_config(recipe, engine, world_size)).result()
+        _apart(_pass, deepspeed_config(recipe, engine, world_size))
 
 
 def _pass(config: dict[str, Any]) -> None:
@@ -170,11 +171,11 @@ def _look_up(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest] | None:
         return None
 
 
-def _finished(run: LoadedRun, artifacts: dict[str, Manifest], root: Path) -> bool:
+def _finished(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> bool:
     from assay.training_recipe import training_folder
 
     try:
-        return (training_folder(run, artifacts, root) / FILE_NAME).exists()
+        return (training_folder(run, artifacts, runtime) / FILE_NAME).exists()
     except MissingInput:  # a file of its tasks
         return False
 
@@ -188,8 +189,14 @@ def here(engine: EngineConfig, ranks: Ranks) -> Hardware:
     if engine.device == "cpu" or not may_have_gpu():
         kind_of(0, ranks, engine.device)
         return cpu_hardware(ranks)
+    hardware: Hardware = _apart(_ask_torch, engine.device, _last(ranks))
+    return replace(hardware, ranks=ranks)
+
+
+def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that imports torch, in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return replace(apart.submit(_ask_torch, engine.device, _last(ranks)).result(), ranks=ranks)
+        return apart.submit(function, *arguments).result()
 
 
 def may_have_gpu() -> bool:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assay.config import LoadedRun
 from governance.manifest import Manifest
+from governance.stage import Runtime
 from pretrain.evaluation.tasks import pin
 
 if TYPE_CHECKING:
     from pretrain.config.training import TrainRecipe
 
 
-def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], root: Path) -> Path:
+def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
     """Folder of this run's training record."""
     from pretrain.train import folder_of
 
-    return folder_of(artifacts.get("pack", artifacts["encode"]), pinned(run), root)
+    return folder_of(artifacts.get("pack", artifacts["encode"]), pinned(run), runtime)
 
 
 def pinned(run: LoadedRun) -> TrainRecipe:
-    """The recipe with the digests of task files filled in."""
+    """The recipe with the digests of task files filled in.
+
+    `initial_weights` is relative to the run's file; `continue_from`, too, or else to the artifacts' root.
+    """
     train = run.config.train
-    for field in ("continue_from", "initial_weights"):
-        path = run.folder / getattr(train, field)
-        if getattr(train, field) and path.exists():
-            train = train.model_copy(update={field: str(path.absolute())})
+    if train.initial_weights:
+        weights = run.folder / os.path.expanduser(train.initial_weights)
+        train = train.model_copy(update={"initial_weights": str(weights.absolute())})
+    if train.continue_from and (parent := run.folder / train.continue_from).exists():
+        train = train.model_copy(update={"continue_from": str(parent.absolute())})
     evaluation = pin(run.config.evaluation, run.folder)
     return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation})

@@ -46,13 +46,13 @@ from data_pipeline.readers.items import (
     source_files,
     text_bytes,
 )
-from data_pipeline.readers.local import Digests
 from data_pipeline.readers.parts import FilePart, group_parts, line_parts
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import PackageSource, Source
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
+from governance.file_digests import Digests
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, Output

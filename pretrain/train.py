@@ -87,7 +87,7 @@ def train(
         Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
     check_together(recipe, settings)
-    initial = initial_weights_of(recipe, tokens, runtime.root)
+    initial = initial_weights_of(recipe, tokens, runtime)
     parent = parent_of(recipe.train, runtime.root)
     key = _key(tokens, recipe, parent, initial)
     if (finished := find(STAGE, key, runtime.root)) is not None:
@@ -186,10 +186,10 @@ def train(
     return gather(manifest)[0]
 
 
-def folder_of(tokens: Manifest, recipe: TrainRecipe, root: Path) -> Path:
+def folder_of(tokens: Manifest, recipe: TrainRecipe, runtime: Runtime) -> Path:
     """Folder of this recipe's run, whether it exists or not."""
-    initial = initial_weights_of(recipe, tokens, root)
-    return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, root), initial), root)
+    initial = initial_weights_of(recipe, tokens, runtime)
+    return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, runtime.root), initial), runtime.root)
 
 
 def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None, initial: InitialWeights | None) -> str:

@@ -315,7 +315,8 @@ failures() { # failed attempts of this job, and of the links before it, since it
 
 finish() { # STATUS [CAUSE]
   local status=$1 cause outcome=failed known=yes unseen blamed=
-  [ -z "$watcher" ] || kill -KILL "$watcher" 2>/dev/null || true # it ignores SIGTERM, which Slurm sends to all
+  # The watcher ignores SIGTERM, which Slurm sends to all. It ends within seconds: hours later its number may be another's.
+  [ -z "$watcher" ] || ! grep -qsx "PPid:[[:space:]]*$$" "/proc/$watcher/status" || kill -KILL "$watcher" 2>/dev/null || true
   trap '' TERM USR1 # Slurm signals our children, too, and the record of the end must be written
   cause=${2:-$(cause_of "$status")}
   case $status in

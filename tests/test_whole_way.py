@@ -217,7 +217,8 @@ def test_evaluate_and_export(project_copy, capsys, monkeypatch):
     assert output["tasks"][0]["questions"] == 3
     assert main(["train", *config, "--set", task]) == 0
     run = load_run(project_copy / "run.toml", [task])
-    trained = training_folder(run, corpus(run, Runtime(root, make=False)), root)  # where a launcher looks for progress
+    looked = Runtime(root, make=False)
+    trained = training_folder(run, corpus(run, looked), looked)  # where a launcher looks for progress
     assert (trained / "manifest.json").exists()
     target = project_copy / "exported"
     with running_hub() as hub:

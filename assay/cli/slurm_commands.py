@@ -387,7 +387,7 @@ def _training_folder(loaded: LoadedRun, runtime: Runtime) -> Path | None:
     from assay.training_recipe import training_folder
 
     try:
-        return training_folder(loaded, corpus(loaded, replace(runtime, make=False)), runtime.root)
+        return training_folder(loaded, corpus(loaded, replace(runtime, make=False)), runtime)
     except PipelineError:
         return None
 

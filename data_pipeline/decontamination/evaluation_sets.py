@@ -31,10 +31,11 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from data_pipeline.documents import shard_writer
-from data_pipeline.readers.local import Digests, find_files
+from data_pipeline.readers.local import find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
+from governance.file_digests import Digests
 from governance.files import sha256_bytes
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats

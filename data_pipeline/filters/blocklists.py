@@ -34,11 +34,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_pipeline.documents import read_table, write_table
-from data_pipeline.readers.local import Digests, LocalFile, find_files
+from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from data_pipeline.urls import normalise_url
 from governance.config import Section
 from governance.errors import ManifestError
+from governance.file_digests import Digests
 from governance.files import atomic_path, sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, describe

@@ -44,10 +44,11 @@ from data_pipeline.documents import (
     write_table,
 )
 from data_pipeline.filters.model_files import FASTTEXT, Scorer, model_files, open_model
-from data_pipeline.readers.local import Digests, find_files
+from data_pipeline.readers.local import find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, PipelineError
+from governance.file_digests import Digests
 from governance.files import place, sha256_bytes
 from governance.manifest import Input, Manifest, describe
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats

@@ -12,7 +12,7 @@ from pathlib import Path
 from data_pipeline.own_code import find_code, load
 from data_pipeline.readers.archive import Member, members
 from data_pipeline.readers.hub import list_hub, local_files
-from data_pipeline.readers.local import Digests, LocalFile, find_files
+from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.package import fetch
 from data_pipeline.readers.parts import FilePart
 from data_pipeline.readers.remote import fetch_remote, find_remote, is_url, local_pattern
@@ -29,6 +29,7 @@ from data_pipeline.readers.sources import (
 from data_pipeline.readers.streams import plain_name
 from data_pipeline.readers.text import HTML, PLAIN, TABLE, ending_of
 from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.file_digests import Digests
 from governance.manifest import Manifest
 from governance.stage import Runtime
 

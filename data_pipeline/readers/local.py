@@ -1,4 +1,4 @@
-"""Local source files: glob patterns, names within the source, digests.
+"""Local source files: glob patterns and names within the source.
 
 A file's name within its source does not change when the folder moves: it is the path below the folder that all of the
 source's patterns share in front of their first wildcard.
@@ -13,18 +13,12 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from governance.errors import MissingInput, StorageError
-from governance.files import sha256_file
-from governance.log import get_logger
-from governance.signed_notes import read_note, write_note
-from governance.stage import Runtime, ShareDone
+from governance.errors import MissingInput
 
-_SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
 _WILD = "*?["
 
 
@@ -172,66 +166,3 @@ def _names(folder: str) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-class Digests:
-    """SHA-256 of source files, cached as a signed note.
-
-    The cache is a signed note (`governance/signed_notes.py`). An entry holds only for the same path, size, times
-    and inode, and only for a file that had not changed for two seconds when it was read. Without it everything is
-    read again; but a share of an array, of which there are many, reads nothing for it and leaves. So the join before
-    it waits until what it reads is unchanged for two seconds at most, and not for each file, since all are
-    fetched before one is read.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._path = runtime.root / "fetch" / "digests.json"
-        self._runtime = runtime
-        self._mode = runtime.mode
-        self._changed = False
-        self._known: dict[str, list[object]] = read_note(self._path, runtime.root, runtime.hooks.signer) or {}
-
-    def of(self, path: Path) -> str:
-        """The file's SHA-256.
-
-        Raises:
-            MissingInput: it is not there or cannot be read.
-            ShareDone: it is not cached, and this is a share.
-        """
-        name = str(path.absolute())
-        before = _facts(path)
-        known = self._known.get(name)
-        if isinstance(known, list) and known[:-1] == before:
-            return str(known[-1])
-        if self._mode == "share":
-            raise ShareDone("sources", f"the digest of {path} is not known yet; a join reads the file")
-        started = time.time_ns()
-        left = max(before[1:3]) + _SETTLED_NANOSECONDS - started
-        if self._mode == "join" and 0 <= left <= _SETTLED_NANOSECONDS:  # a time in the future is never cached
-            time.sleep(left / 1e9 + 0.01)
-            started = time.time_ns()
-        digest = sha256_file(path)
-        if before == _facts(path) and started - max(before[1], before[2]) > _SETTLED_NANOSECONDS:
-            self._known[name] = [*before, digest]
-            self._changed = True
-        return digest
-
-    def save(self) -> None:
-        """Write the new digests.
-
-        A disk that refuses costs only the time to read again.
-        """
-        if not self._changed:
-            return
-        try:
-            write_note(self._path, self._known, self._runtime.root, self._runtime.hooks.signer)
-        except StorageError as error:
-            get_logger(__name__).warning("the digests of the source files are not cached: %s", error)
-
-
-def _facts(path: Path) -> list[int]:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]

@@ -5,14 +5,14 @@
     tokenizer.json                                       compared with the tokenizer of the token shards
     README.md, LICENSE*, NOTICE*, USE_POLICY*            card and terms, carried on into an export's card
 
-The digest of the folder is that of its files' names and digests. Price: every byte is hashed at each start.
+The digest of the folder is that of its files' names and digests.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
+from governance.log import get_logger
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,7 @@ class WeightsFolder:
     def facts(self) -> dict[str, Any]:
         """Facts of the folder's model card, and its files of terms."""
         terms = {name: digest for name, digest in self.files.items() if _TERMS.fullmatch(name)}
-        facts = card_facts(self.path / CARD) if CARD in self.files else {}
+        facts = _card_facts(self.path / CARD) if CARD in self.files else {}
         return {
             "name": self.path.name,
             "digest": self.digest,
@@ -105,8 +106,8 @@ class WeightsFolder:
         }
 
 
-def open_folder(path: Path) -> WeightsFolder:
-    """Hash the files of a folder of weights.
+def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file) -> WeightsFolder:
+    """Hash the files of a folder of weights, by `digest_of`.
 
     Raises:
         MissingInput: there is no such folder, or it lacks a file.
@@ -132,21 +133,20 @@ def open_folder(path: Path) -> WeightsFolder:
         raise MissingInput(f"{FIELD}: {path} lacks {', '.join(absent)}. Fetch the whole folder again.")
     known = [entry.name for entry in path.iterdir() if entry.name == CARD or _TERMS.fullmatch(entry.name)]
     names = [*required, *(name for name in known if (path / name).is_file())]
-    return WeightsFolder(path, {name: sha256_file(path / name) for name in names})
+    return WeightsFolder(path, {name: digest_of(path / name) for name in names})
 
 
-def card_facts(path: Path) -> dict[str, Any]:
-    """Facts of a model card's YAML block.
-
-    Raises:
-        ConfigError: the block is not valid YAML.
-    """
+def _card_facts(path: Path) -> dict[str, Any]:
+    """Facts of a model card's YAML block; none, with a warning, if it is not valid YAML."""
     from huggingface_hub import ModelCard
 
     try:
         held = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except Exception as error:  # what the library raises for broken YAML is not one class
-        raise ConfigError(f"{path}: its block of metadata cannot be read ({error}). Correct it.") from error
+        get_logger(__name__).warning(
+            "%s: its metadata cannot be read, so the run has no licence of it: %s", path, error
+        )
+        return {}
     return {name: held[name] for name in _CARD_FACTS if held.get(name)}
 
 

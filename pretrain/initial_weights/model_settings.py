@@ -63,6 +63,21 @@ def computed(model: ModelConfig) -> dict[str, Any]:
     return found
 
 
+def lacks_bias(config: Fields, name: str) -> bool:
+    """Return whether the model of `config` has no such bias.
+
+    `[model] bias` gives one to all maps or to none; some families have them in some maps only.
+    """
+    family, (part, kind) = config.get("model_type"), name.split(".")[-2:]
+    if kind != "bias" or family in ("assay", "gpt2", "gpt_neox"):
+        return False
+    if part in ("gate_proj", "up_proj", "down_proj"):
+        return not (family in ("llama", "granite") and config.get("mlp_bias"))
+    if family == "qwen2":
+        return part == "o_proj"
+    return not config.get("attention_bias")
+
+
 def _llama(config: Fields, rms_norm_eps: float = 1e-6, tied: bool = False, silu: bool = True) -> dict[str, Any]:
     """Settings that Llama's relatives share; without window, experts and norms of heads."""
     if silu:
@@ -81,16 +96,21 @@ def _llama(config: Fields, rms_norm_eps: float = 1e-6, tied: bool = False, silu:
     }
 
 
-def _rotary(config: Fields, kind: str | None = None) -> dict[str, Any]:
+def _rotary(config: Fields, kind: str | None = None, base: float | None = 10_000.0) -> dict[str, Any]:
     """Base wavelength and scaling, in the form of transformers 4 or 5.
 
-    `kind`: of one kind of layer.
+    Args:
+        config: fields of config.json.
+        kind: of one kind of layer.
+        base: the family's own, where the file has none; None: the file must have it.
     """
-    parameters = config.get("rope_parameters") or {}
+    parameters: dict[str, Any] = config.get("rope_parameters") or {}
     parameters = parameters.get(kind, parameters) if kind else parameters
-    scaling = config.get("rope_scaling") or parameters
+    scaling: dict[str, Any] = config.get("rope_scaling") or parameters
     name = scaling.get("rope_type", scaling.get("type", "default"))
-    found: dict[str, Any] = {"rope_theta": parameters.get("rope_theta", config.get("rope_theta", 10_000.0))}
+    found: dict[str, Any] = {"rope_theta": parameters.get("rope_theta", config.get("rope_theta", base))}
+    if found["rope_theta"] is None:
+        raise _absent("rope_theta")
     if name == "default":
         return found
     known = {
@@ -111,11 +131,24 @@ def _rotary(config: Fields, kind: str | None = None) -> dict[str, Any]:
     return {**found, "rope_scaling": {"rope_type": name, **values}}
 
 
-def _windows(config: Fields, model: dict[str, Any], default: Callable[[int], bool]) -> dict[str, Any]:
+def _absent(name: str) -> ConfigError:
+    """Error for a field whose default `transformers` changes from family to family."""
+    return ConfigError(f"config.json has no field {name!r}. Add the value that the model was trained with")
+
+
+def _windows(
+    config: Fields, model: dict[str, Any], default: Callable[[int], bool], required: bool = True
+) -> dict[str, Any]:
     """Settings with the layers' windows.
 
-    `default(layer)` decides where the file does not say.
+    Args:
+        config: fields of config.json.
+        model: the other settings.
+        default: whether a layer has a window, where the file does not say.
+        required: the family has a window where the file has no `sliding_window` at all; null is none.
     """
+    if required and "sliding_window" not in config:
+        raise _absent("sliding_window")
     layers, window = config["num_hidden_layers"], config.get("sliding_window")
     kinds = config.get("layer_types") or [
         "sliding_attention" if default(layer) else "full_attention" for layer in range(layers)
@@ -161,7 +194,8 @@ def _qwen3_moe(config: Fields) -> dict[str, Any]:
 
 def _mixtral(config: Fields) -> dict[str, Any]:
     moe = {"num_local_experts": config["num_local_experts"], "num_experts_per_tok": config["num_experts_per_tok"]}
-    return {**_windows(config, _llama(config, 1e-5), lambda layer: True), "moe": moe}
+    model = {**_llama(config, 1e-5), **_rotary(config, base=None)}
+    return {**_windows(config, model, lambda layer: True, required=False), "moe": moe}
 
 
 def _granite(config: Fields) -> dict[str, Any]:
@@ -212,7 +246,7 @@ def _gemma3(config: Fields) -> dict[str, Any]:
     if config.get("use_bidirectional_attention"):
         raise ConfigError("use_bidirectional_attention = true: Assay's models are causal")
     pattern = config.get("sliding_window_pattern", 6)
-    model = {**_gemma(config), "qk_norm": True, **_rotary(config, "full_attention")}
+    model = {**_gemma(config), "qk_norm": True, **_rotary(config, "full_attention", None)}
     model = _windows(config, model, lambda layer: bool((layer + 1) % pattern))
     local = _rotary({"rope_parameters": config.get("rope_parameters")}, "sliding_attention")
     base = local["rope_theta"] if config.get("rope_parameters") else config.get("rope_local_base_freq", 10_000.0)

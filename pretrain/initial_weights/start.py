@@ -11,21 +11,23 @@ zero, so that their number is Assay's (a multiple of 128).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
+from governance.file_digests import Digests
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
+from governance.stage import Runtime
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
 from pretrain.data.tokenizer_check import tokenizer_of
 from pretrain.export.architectures import tensors_of
 from pretrain.export.export_family import ExportedTensor
 from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
-from pretrain.initial_weights.model_settings import differences, read_model
+from pretrain.initial_weights.model_settings import differences, lacks_bias, read_model
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,7 @@ class InitialWeights:
         import torch
 
         tensor = self._tensors[name]
-        if tensor.name not in self.folder.tensors and name.endswith(".bias"):
+        if tensor.name not in self.folder.tensors and lacks_bias(self.folder.config, name):
             return torch.zeros(shape)
         part = tensor.invert(self.folder.read(tensor.name))[tensor.sources.index(name)]
         if name in _ROWS and part.shape[0] != shape[0]:
@@ -81,8 +83,8 @@ class InitialWeights:
         for name, tensor in self._tensors.items():
             used.add(tensor.name)
             if tensor.name not in self.folder.tensors:
-                if name.endswith(".bias"):
-                    continue  # Qwen 2 has biases in some maps only: the others are zero
+                if lacks_bias(self.folder.config, name):
+                    continue  # it begins at zero
                 raise CheckpointError(f"{FIELD}: {self.folder.path} has no tensor {tensor.name}. Fetch it again.")
             wanted = tuple(tensor.make([torch.empty(shapes[source], device="meta") for source in tensor.sources]).shape)
             found = self.folder.shape(tensor.name)
@@ -105,7 +107,7 @@ class InitialWeights:
             )
 
 
-def initial_weights_of(recipe: TrainRecipe, tokens: Manifest, root: Path) -> InitialWeights | None:
+def initial_weights_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> InitialWeights | None:
     """Weights that the recipe names, for these token shards, or None.
 
     Raises:
@@ -113,14 +115,16 @@ def initial_weights_of(recipe: TrainRecipe, tokens: Manifest, root: Path) -> Ini
         ConfigError: its family is unknown, or `[model]` differs; names every difference.
         CheckpointError: it has a torn file, or another tokenizer than the shards.
     """
-    found = open_weights(recipe, root)
+    found = open_weights(recipe, runtime)
     if found is not None:
-        _refuse_other_tokenizer(found.folder, tokens, root)
+        _refuse_other_tokenizer(found.folder, tokens, runtime.root)
     return found
 
 
-def open_weights(recipe: TrainRecipe, root: Path) -> InitialWeights | None:
+def open_weights(recipe: TrainRecipe, runtime: Runtime) -> InitialWeights | None:
     """Weights that the recipe names, checked against its model.
+
+    A file's digest is cached until the file changes: every rank asks for it, and `assay slurm status` each 10 s.
 
     Raises: as `initial_weights_of`, but for the tokenizer.
     """
@@ -128,7 +132,9 @@ def open_weights(recipe: TrainRecipe, root: Path) -> InitialWeights | None:
         return None
     if recipe.train.continue_from:
         raise ConfigError(f"{FIELD} with train.continue_from: a run starts from one of them; remove the other")
-    folder = open_folder(root / recipe.train.initial_weights)
+    digests = Digests(replace(runtime, mode="all"))
+    folder = open_folder(runtime.root / recipe.train.initial_weights, digests.of)
+    digests.save()
     try:
         theirs = read_model(folder.config)
     except ConfigError as error:
@@ -166,7 +172,9 @@ def _encoding(path: Path) -> dict[str, Any]:
     model = {name: value for name, value in held.get("model", {}).items() if value not in (None, False)}
     if "merges" in model:  # pairs, or texts with a blank between: two forms of one list
         model["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    added = sorted((token["id"], token["content"]) for token in held.get("added_tokens", []))
+    added = sorted(
+        held.get("added_tokens", []), key=lambda token: token["id"]
+    )  # with their flags: lstrip, normalized ...
     kept = {name: held.get(name) for name in ("normalizer", "pre_tokenizer")}
     return {**kept, "model": model, "added_tokens": added}
 

@@ -8,7 +8,7 @@
 The first part of a chart's name (`events.py`) is the metric, the rest its label `name`. The file `assay-<run>.prom` is
 replaced at most each `_SECONDS`, and at each event other than a step; `assay_running` becomes 0 when an attempt ends,
 and `assay_updated_seconds` (Unix time) shows one that was killed. Format: prometheus.io/docs/instrumenting, "Text-based
-format". Price: under a millisecond each `_SECONDS`.
+format". Price: a synced write each `_SECONDS`, several milliseconds on most disks, in the loop.
 """
 
 from __future__ import annotations

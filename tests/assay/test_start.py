@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from assay import preflight as start
 from assay.cli.main import main
@@ -77,6 +80,14 @@ def test_a_checkpoint_to_go_on_from_that_is_not_there_is_refused_before_a_source
     assert "train.continue_from = 'checkpoint/0123456789abcdef'" in output
 
 
+def test_weights_of_another_model_are_refused_before_a_source_is_read(whole_way, project):
+    model = load_run(project / "run.toml", []).config.model.model_dump(mode="json")
+    weights_of(project / "weights", {"model_type": "assay", "assay_model": model})
+    status, output = whole_way("--set", "train.initial_weights='weights'", "--set", 'engine.device="cpu"')
+    assert status == 65
+    assert "has no tensor model.embed_tokens.weight" in output
+
+
 def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     """A pattern that matches nothing, a source that nobody has, a package that is not installed, a decay that flips."""
     for setting, words in (
@@ -139,7 +150,7 @@ def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(pr
     assert vocabulary_of(small, runtime)[0] == 300  # the shards that are there are not its own
     with pytest.raises(ConfigError, match="is not a multiple"):
         refuse_start(run, runtime, lambda: three)
-    folder = training_folder(run, artifacts, runtime.root)
+    folder = training_folder(run, artifacts, runtime)
     folder.mkdir(parents=True)
     (folder / FILE_NAME).touch()
     refuse_start(run, runtime, lambda: pytest.fail("hardware is not looked up for a finished training"))
@@ -215,3 +226,15 @@ def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(projec
     judge(run, corpus(run, runtime), runtime)
     assert write_report(run, runtime).is_file()
     assert "the report has no training" in caplog.text
+    caplog.clear()
+    weights_of(project / "weights", {"model_type": "t5"})
+    assert write_report(load_run(project / "run.toml", ["train.initial_weights='weights'"]), runtime).is_file()
+    assert "the report has no training: train.initial_weights: " in caplog.text
+
+
+def weights_of(folder, config):
+    """A folder of weights with a tensor that no model has."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"other": np.zeros(1, np.float32)}, folder / "model.safetensors")

@@ -40,7 +40,7 @@ class Fault(Exception):
 @pytest.fixture(autouse=True)
 def settled(monkeypatch):
     """The digests of files that a test has just written are remembered, too."""
-    monkeypatch.setattr("data_pipeline.readers.local._SETTLED_NANOSECONDS", -(10**18))
+    monkeypatch.setattr("governance.file_digests._SETTLED_NANOSECONDS", -(10**18))
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ import zstandard
 
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import local_files, read_local
-from data_pipeline.readers.local import Digests, find_files
+from data_pipeline.readers.local import find_files
 from data_pipeline.readers.package import archive_of, fetch
 from data_pipeline.readers.record import Fields, Record, RecordFault
 from data_pipeline.readers.sources import HubSource, PackageSource, Source
 from data_pipeline.readers.streams import TornStream
 from governance.config import Section, validate
 from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.file_digests import Digests
 from governance.files import sha256_bytes, sha256_file
 from governance.stage import Runtime, ShareDone
 
@@ -114,11 +115,11 @@ def test_digests_are_cached_only_for_files_that_do_not_change(tmp_path, monkeypa
     assert digests.of(path) == sha256_bytes(b"one")
     digests.save()
     assert not (tmp_path / "fetch" / "digests.json").exists(), "it changed a moment ago"
-    monkeypatch.setattr("data_pipeline.readers.local._SETTLED_NANOSECONDS", -1)
+    monkeypatch.setattr("governance.file_digests._SETTLED_NANOSECONDS", -1)
     digests.of(path)
     digests.save()
     again = Digests(Runtime(tmp_path))
-    monkeypatch.setattr("data_pipeline.readers.local.sha256_file", lambda path: "read again")
+    monkeypatch.setattr("governance.file_digests.sha256_file", lambda path: "read again")
     assert again.of(path) == sha256_bytes(b"one")
     times = path.stat()
     path.write_bytes(b"two")
@@ -129,7 +130,7 @@ def test_digests_are_cached_only_for_files_that_do_not_change(tmp_path, monkeypa
 
 
 def test_a_share_reads_no_file_for_its_digest_and_a_join_waits_until_it_can_be_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipeline.readers.local._SETTLED_NANOSECONDS", 300_000_000)
+    monkeypatch.setattr("governance.file_digests._SETTLED_NANOSECONDS", 300_000_000)
     path = tmp_path / "a"
     path.write_bytes(b"one")
     share, join = Runtime(tmp_path, mode="share"), Runtime(tmp_path, mode="join")

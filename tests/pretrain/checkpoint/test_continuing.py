@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -334,6 +335,10 @@ def test_a_path_starts_at_the_file_of_the_run(project):
     assert pinned(run).train.continue_from == "before/checkpoint/0123456789abcdef"  # of the root, or of nobody
     (project / "before" / "checkpoint" / "0123456789abcdef").mkdir(parents=True)
     assert pinned(run).train.continue_from == str(project / "before" / "checkpoint" / "0123456789abcdef")
+    run = load_run(project / "run.toml", ["train.initial_weights='llama'"])
+    assert pinned(run).train.initial_weights == str(project / "llama")  # never of the root, though it is missing
+    run = load_run(project / "run.toml", ["train.initial_weights='~/llama'"])
+    assert pinned(run).train.initial_weights == os.path.expanduser("~/llama")
 
 
 @pytest.mark.slow

@@ -200,13 +200,13 @@ def test_exported_weights_start_a_run_on_shards_of_their_tokenizer_only(two, tmp
     recipe = identity_of(two.checkpoint).recipe
     train = recipe.train.model_copy(update={"initial_weights": str(tmp_path / "exported"), "continue_from": ""})
     recipe = recipe.model_copy(update={"train": train})
-    weights = initial_weights_of(recipe, two.packed, two.root)
+    weights = initial_weights_of(recipe, two.packed, Runtime(two.root))
     weights.check(SIZE)
     trained = load_decoder(two.checkpoint, two.root)
     for name, parameter in trained.named_parameters():
         assert torch.equal(weights.weight(name, parameter.shape), parameter.detach())
     with pytest.raises(CheckpointError, match="another tokenizer than that of the token shards"):
-        initial_weights_of(recipe, two.theirs.tokens, two.root)
+        initial_weights_of(recipe, two.theirs.tokens, Runtime(two.root))
 
 
 def test_a_tokenizer_that_was_altered_is_not_used(two, tmp_path):

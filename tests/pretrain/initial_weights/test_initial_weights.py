@@ -12,10 +12,13 @@ import torch
 
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.manifest import Input, Manifest, read_manifest
+from governance.stage import Runtime
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.export.architectures import family_of, tensors_of
 from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import differences, read_model
-from pretrain.initial_weights.start import InitialWeights, initial_weights_of, parameter_shapes
+from pretrain.initial_weights.start import InitialWeights, initial_weights_of, open_weights, parameter_shapes
 from pretrain.model.decoder import Decoder
 from tests.pretrain.conftest import VOCABULARY
 from tests.pretrain.export.test_export import EVERY, our_logits
@@ -35,6 +38,7 @@ LLAMA3 = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", GROUPED),
     "llama3": ("LlamaForCausalLM", {**GROUPED, "rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama_attention_bias": ("LlamaForCausalLM", {**GROUPED, "attention_bias": True}),
     "qwen2": ("Qwen2ForCausalLM", GROUPED),
     "qwen3": ("Qwen3ForCausalLM", {**GROUPED, "head_dim": 20, "tie_word_embeddings": True}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", {
@@ -200,6 +204,46 @@ def test_a_faulty_folder_is_refused_by_name(tmp_path, folder, fault, error, mess
         opened(tmp_path / "llama").check(VOCABULARY)
 
 
+@pytest.mark.parametrize(("name", "map_"), [("qwen2", "q_proj"), ("llama_attention_bias", "o_proj")])
+def test_a_bias_of_the_family_that_is_missing_is_refused(tmp_path, name, map_):
+    from safetensors.torch import load_file, save_file
+
+    saved(name, tmp_path)
+    opened(tmp_path).check(201)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = f"model.layers.1.self_attn.{map_}.bias"
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"has no tensor {lost}"):
+        opened(tmp_path).check(201)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("mistral", "sliding_window"),
+        ("gemma2", "sliding_window"),
+        ("gemma3", "sliding_window"),
+        ("mixtral", "rope_theta"),
+        ("gemma3", "rope_theta"),
+    ],
+)
+def test_an_absent_field_with_a_default_of_the_familys_own_is_refused(name, field):
+    kind, settings = CASES[name]
+    config = getattr(transformers, kind).config_class(**settings).to_dict()
+    read_model(config)
+    del config["rope_parameters" if field == "rope_theta" else field]
+    with pytest.raises(ConfigError, match=f"config.json has no field '{field}'. Add the value"):
+        read_model(config)
+
+
+def test_a_card_that_is_not_yaml_is_a_warning(tmp_path, folder, caplog):
+    shutil.copytree(folder, tmp_path / "llama")
+    (tmp_path / "llama" / "README.md").write_text("---\nlicense: [\n---\n")
+    assert opened(tmp_path / "llama").folder.facts()["card"] == {}
+    assert "its metadata cannot be read" in caplog.text
+
+
 def test_too_few_rows_for_the_tokenizer_are_refused_and_others_fit(folder):
     weights = opened(folder)
     with pytest.raises(CheckpointError, match="has 200 rows, the tokenizer of the token shards has 300 tokens"):
@@ -298,27 +342,55 @@ def test_another_model_and_two_beginnings_are_refused(folder, run_training, tmp_
         run_training(tmp_path, initial_weights=str(folder), continue_from="x", **MODEL, **SHORT)
 
 
-def test_the_tokenizer_of_the_shards_must_be_the_folders(folder, tmp_path):
-    from pretrain.config.optim import OptimConfig
-    from pretrain.config.training import TrainConfig, TrainRecipe
+def test_unchanged_weights_are_hashed_once(folder, tmp_path, monkeypatch):
+    from governance import file_digests
 
+    hashed: list[str] = []
+    plain = file_digests.sha256_file
+    monkeypatch.setattr(file_digests, "sha256_file", lambda path: hashed.append(path.name) or plain(path))
+    monkeypatch.setattr(file_digests, "_SETTLED_NANOSECONDS", -1)  # the copy is new
+    copy = shutil.copytree(folder, tmp_path / "llama")
+    recipe = _recipe(copy)
+    first = open_weights(recipe, Runtime(tmp_path / "root"))
+    assert sorted(hashed) == sorted(first.folder.files)
+    hashed.clear()
+    assert open_weights(recipe, Runtime(tmp_path / "root")).folder.digest == first.folder.digest
+    assert hashed == []
+    (copy / "README.md").write_text("# Another card\n")
+    assert open_weights(recipe, Runtime(tmp_path / "root")).folder.digest != first.folder.digest
+    assert hashed == ["README.md"]
+
+
+def _recipe(folder: Path) -> TrainRecipe:
+    train = TrainConfig(sequence_length=8, global_batch_size=1, steps=1, initial_weights=str(folder))
+    optim = OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0)
+    return TrainRecipe(model=opened(folder).model, optim=optim, train=train)
+
+
+def test_the_tokenizer_of_the_shards_must_be_the_folders(folder, tmp_path):
     source = Input(stage="tokenizer", digest="t" * 64, path="tokenizer/t/manifest.json")
     tokens = Manifest(
         stage="encode", version=1, key="e" * 64, config={}, inputs=(source,), outputs=(), stats={}, run={}
     )
     held = tmp_path / "tokenizer" / "t" / "tokenizer.json"
     held.parent.mkdir(parents=True)
-    train = TrainConfig(sequence_length=8, global_batch_size=1, steps=1, initial_weights=str(folder))
-    recipe = TrainRecipe(
-        model=opened(folder).model, optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0), train=train
-    )
+    recipe = _recipe(folder)
     ours = {
         "model": {"vocab": {}, "dropout": None, "merges": [["a", "b"]]},
         "added_tokens": [],
         "post_processor": {"type": "TemplateProcessing"},
     }
     held.write_text(json.dumps(ours))
-    assert initial_weights_of(recipe, tokens, tmp_path) is not None  # a begin token changes no id of a text
-    held.write_text(json.dumps({**ours, "model": {"vocab": {"a": 0}}}))
+    assert initial_weights_of(recipe, tokens, Runtime(tmp_path)) is not None  # a begin token changes no id of a text
+    token = {"id": 0, "content": "<end>", "lstrip": True, "normalized": False}
+    for other in ({"model": {"vocab": {"a": 0}}}, {"added_tokens": [token]}):
+        held.write_text(json.dumps({**ours, **other}))
+        with pytest.raises(CheckpointError, match="another tokenizer than that of the token shards"):
+            initial_weights_of(recipe, tokens, Runtime(tmp_path))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    _edit(copy / "tokenizer.json", added_tokens=[{**token, "lstrip": False}])
+    recipe = _recipe(copy)
     with pytest.raises(CheckpointError, match="another tokenizer than that of the token shards"):
-        initial_weights_of(recipe, tokens, tmp_path)
+        initial_weights_of(recipe, tokens, Runtime(tmp_path))  # it strips blanks in front of a token
+    _edit(copy / "tokenizer.json", added_tokens=[token])
+    assert initial_weights_of(recipe, tokens, Runtime(tmp_path)) is not None

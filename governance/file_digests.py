@@ -1,0 +1,77 @@
+"""Cache of the SHA-256 of files outside the root: sources and weights."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from governance.errors import MissingInput, PipelineError
+from governance.files import sha256_file
+from governance.log import get_logger
+from governance.signed_notes import read_note, write_note
+from governance.stage import Runtime, ShareDone
+
+_SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
+
+
+class Digests:
+    """SHA-256 of files outside the root, cached as a signed note.
+
+    The cache is a signed note (`governance/signed_notes.py`). An entry holds only for the same path, size, times
+    and inode, and only for a file that had not changed for two seconds when it was read. Without it everything is
+    read again; but a share of an array, of which there are many, reads nothing for it and leaves. So the join before
+    it waits until what it reads is unchanged for two seconds at most, and not for each file, since all are
+    fetched before one is read.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._path = runtime.root / "fetch" / "digests.json"
+        self._runtime = runtime
+        self._mode = runtime.mode
+        self._changed = False
+        self._known: dict[str, list[object]] = read_note(self._path, runtime.root, runtime.hooks.signer) or {}
+
+    def of(self, path: Path) -> str:
+        """The file's SHA-256.
+
+        Raises:
+            MissingInput: it is not there or cannot be read.
+            ShareDone: it is not cached, and this is a share.
+        """
+        name = str(path.absolute())
+        before = _facts(path)
+        known = self._known.get(name)
+        if isinstance(known, list) and known[:-1] == before:
+            return str(known[-1])
+        if self._mode == "share":
+            raise ShareDone("sources", f"the digest of {path} is not known yet; a join reads the file")
+        started = time.time_ns()
+        left = max(before[1:3]) + _SETTLED_NANOSECONDS - started
+        if self._mode == "join" and 0 <= left <= _SETTLED_NANOSECONDS:  # a time in the future is never cached
+            time.sleep(left / 1e9 + 0.01)
+            started = time.time_ns()
+        digest = sha256_file(path)
+        if before == _facts(path) and started - max(before[1], before[2]) > _SETTLED_NANOSECONDS:
+            self._known[name] = [*before, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write the new digests.
+
+        A disk that refuses costs only the time to read again.
+        """
+        if not self._changed:
+            return
+        try:
+            write_note(self._path, self._known, self._runtime.root, self._runtime.hooks.signer)
+        except PipelineError as error:
+            get_logger(__name__).warning("the digests of the files that were read are not cached: %s", error)
+
+
+def _facts(path: Path) -> list[int]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
