@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "assay-pretrain", "torch", "deepspeed", "datasets", "tokenizers", "tiktoken", "wandb", "great-expectations",
-    "pyarrow", "numpy", "numba", "duckdb", "pydantic", "cryptography", "safetensors",
+    "assay-pretrain", "torch", "deepspeed", "datasets", "tokenizers", "gigatoken", "tiktoken", "wandb",
+    "great-expectations", "pyarrow", "numpy", "numba", "duckdb", "pydantic", "cryptography", "safetensors",
 )  # fmt: skip
 
 

@@ -43,8 +43,8 @@ class Encoder:
     """The id before each document's text; None: none."""
     decode_text: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
     """Decoder of a tokeniser whose ids are not the text's bytes; None: `pieces`, joined, are the text."""
-    normalise: Callable[[str], str] | None = field(default=None, repr=False)
-    """The tokeniser's normaliser, applied before it encodes."""
+    unknown: int | None = None
+    """The id of what its vocabulary lacks; None: it lacks nothing."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -85,11 +85,17 @@ class Encoder:
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
 
     def recovers(self, ids: Sequence[int], text: bytes) -> bool:
-        """Return whether the ids give the text again, but for normalisation."""
+        """Return whether the ids give the text again.
+
+        With `decode_text`: the text, or one of the same ids, of which none is `unknown`; it then differs only in what
+        the tokeniser does not see, such as a space that its normaliser removes.
+        """
         if self.decode_text is None:
             return b"".join(map(self.pieces.__getitem__, ids)) == text
         found, given = self.decode_text(ids), text.decode("utf-8")
-        return found == given or (self.normalise is not None and self.normalise(found) == self.normalise(given))
+        if found == given:
+            return True
+        return self.unknown not in ids and all(np.array_equal(self.encode(each), ids) for each in (found, given))
 
 
 def begun(engine: Engine, begin: int) -> Engine:

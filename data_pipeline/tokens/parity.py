@@ -39,6 +39,7 @@ def awkward_strings() -> list[str]:
     texts = [
         "", "I'll they're we've I'm you'd it's don't I'LL ’s 's'S !'s 'l 're", "<|endoftext|> <|endoftext|>x",
         "a\x00b\x01\x7f", "½²٣१Ⅷ〇 1234567890 3.14", "x = {'a':\t[1,\n\n  2]}\r\n",
+        "a\n  ", "a \n\n\t ", "\n \u3000", "a\r\n ",
         "שלום עולם مرحبا สวัสดีชาวโลก 你好，世界。 こんにちは 안녕하세요",
     ]  # fmt: skip
     return [*strings, *runs, *(run + "x" for run in runs), *texts]

@@ -28,7 +28,8 @@ PATTERNS: dict[str, tuple[str, dict[str, int]]] = {
         {"<|endoftext|>": 50256},
     ),
     "cl100k_base": (
-        rf"{_CASELESS}|{_WORD_START}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",
+        rf"{_CASELESS}|{_WORD_START}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+        rf"|\s+\z|\s*[\r\n]+|{_SPACES}",
         {
             "<|endoftext|>": 100257,
             "<|fim_prefix|>": 100258,

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -39,9 +40,10 @@ from governance.errors import ConfigError, ManifestError, MissingInput, Pipeline
 from governance.files import sha256_file, write_bytes, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
+from governance.provenance import provenance
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 BEGIN = "begin_of_document"  # of the statistics, where documents begin with a token of their own
 TOKENIZER_FILE = "tokenizer.json"
 RANKS_FILE = "tokenizer.tiktoken"
@@ -94,8 +96,9 @@ class TokenizerConfig(Section):
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
     """Load a tokenizer from its manifest or a folder.
 
-    Where the stage recorded unequal ids, or the two engines installed here disagree on the awkward strings, it uses
-    `tokenizers` and logs a warning. A folder without a manifest ends documents with its special token of lowest id.
+    Where the stage recorded unequal ids, or the two engines installed here disagree on the awkward strings (and, where
+    they are of other versions than its manifest states, on every character), it uses `tokenizers` and logs a warning.
+    A folder without a manifest ends documents with its special token of lowest id.
 
     Raises:
         MissingInput: a file is not there.
@@ -104,20 +107,22 @@ def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encode
     if isinstance(tokenizer, Manifest):
         if root is None:
             raise TypeError("a manifest needs the root of its artifacts")
-        return _load(root / tokenizer.folder, *_facts(tokenizer.stats))
+        return _load(root / tokenizer.folder, *_facts(tokenizer))
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
     if (folder / FILE_NAME).exists():
-        return _load(folder, *_facts(read_manifest(folder / FILE_NAME).stats))
-    return _load(folder, True, None, None)
+        return _load(folder, *_facts(read_manifest(folder / FILE_NAME)))
+    return _load(folder, True, False, None, None)
 
 
-def _facts(stats: Mapping[str, Any]) -> tuple[bool, int, int | None]:
-    """Agreement of the engines, and the end and begin tokens."""
-    return bool(stats["parity"]), int(stats["end_of_document"]), stats.get(BEGIN)
+def _facts(tokenizer: Manifest) -> tuple[bool, bool, int, int | None]:
+    """Agreement of the engines, whether they are those installed here, and the end and begin tokens."""
+    made, here = tokenizer.run.get("packages", {}), provenance()["packages"]
+    same = all(name in made and made[name] == here.get(name) for name in ("gigatoken", "tokenizers"))
+    return bool(tokenizer.stats["parity"]), same, int(tokenizer.stats["end_of_document"]), tokenizer.stats.get(BEGIN)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Encoder:
+def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin: int | None) -> Encoder:
     path = folder / TOKENIZER_FILE
     try:
         text = path.read_text(encoding="utf-8")
@@ -134,9 +139,11 @@ def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Enc
         raise ManifestError(
             f"{path}: cannot be read as a tokeniser ({error}). Remove its folder and make it again."
         ) from error
-    if parity and fast is not None and (unequal := compare(library, fast, awkward_strings()).unequal):
-        get_logger(__name__).warning("%s: gigatoken and tokenizers differ on %r", folder, unequal[0][:40])
-        fast = None
+    if parity and fast is not None:
+        texts = awkward_strings() if same_engines else [*awkward_strings(), *every_character()]
+        if unequal := compare(library, fast, texts).unequal:
+            get_logger(__name__).warning("%s: gigatoken and tokenizers differ on %r", folder, unequal[0][:40])
+            fast = None
     engine, name = (fast, "gigatoken") if parity and fast is not None else (library, "tokenizers")
     if name == "tokenizers":
         get_logger(__name__).warning("%s: encoding with `tokenizers`, which is many times slower", folder)
@@ -144,13 +151,9 @@ def _load(folder: Path, parity: bool, end: int | None, begin: int | None) -> Enc
     encoder = Encoder(len(vocabulary.pieces), end, name, vocabulary.pieces, run, begin)
     if vocabulary.lossless:
         return encoder
-    normalise = reference.normalizer.normalize_str if vocabulary.normaliser else str
-
-    def as_encoded(text: str) -> str:
-        found: str = normalise(text)
-        return f" {found}" if vocabulary.prefixed and not found.startswith(" ") else found
-
-    return replace(encoder, decode_text=reference.decode, normalise=as_encoded)
+    if "cleanup" in dir(reference.decoder):
+        reference.decoder.cleanup = False  # it makes one text of "do n't" and "don't", whose ids differ
+    return replace(encoder, decode_text=reference.decode, unknown=vocabulary.unknown)
 
 
 def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, Engine | None]:
@@ -265,11 +268,17 @@ def _check_usable(text: str, vocabulary: TokenVocabulary) -> None:
                 f"is loaded"
             )
     try:
-        ids, _ = _engines(text, vocabulary, 0)[0](pa.array(awkward_strings(), pa.large_string()))
+        ids, ends = _engines(text, vocabulary, 0)[0](pa.array(awkward_strings(), pa.large_string()))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"`tokenizers` cannot encode with it: {error}") from error
     if int(ids.max(initial=0)) >= len(vocabulary.pieces):
         raise ValueError(f"it gives the id {ids.max()}, which is not in its vocabulary")
+    if vocabulary.unknown is not None and vocabulary.unknown in np.delete(ids, ends[1:] - 1):
+        get_logger(__name__).warning(
+            "tokenizer: a tokenizer of %s loses the characters and words that its vocabulary lacks (id %d); a document "
+            "with one fails the round trip, which the gate tokens.round_trip requires of every document checked",
+            vocabulary.kind, vocabulary.unknown,
+        )  # fmt: skip
 
 
 def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
@@ -316,7 +325,11 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
             "sample_bytes": int(sample.places["size"].sum()),
             "sample_bytes_by_source": sample.bytes_by_source,
             "trained": int(given is None),
-            **({} if given is None else {"kind": vocabulary.kind, "special_tokens": vocabulary.special}),
+            **({} if given is None else {
+                "kind": vocabulary.kind,
+                "special_tokens": vocabulary.special,
+                "round_trip": "bytes" if vocabulary.lossless else "ids",
+            }),
             "vocabulary_size": len(vocabulary.pieces),
             "end_of_document": end,
             **({BEGIN: vocabulary.special[config.bos]} if config.bos else {}),

@@ -30,12 +30,12 @@ class TokenVocabulary:
     kind: str
     """Model and pre-tokeniser, such as "BPE, ByteLevel"."""
     lossless: bool
-    prefixed: bool
-    """Whether a space is put before a text that does not begin with one."""
     normaliser: str
     """Type of the normaliser, such as "NFC"; empty: none."""
     cut_at_spaces: bool
     """Whether a text may be encoded in segments (`encoder.segments`): GPT-2's pre-tokeniser, and nothing else."""
+    unknown: int | None
+    """The id of characters and words that the vocabulary lacks; None: there is none."""
 
 
 @functools.cache
@@ -55,7 +55,16 @@ def read_vocabulary(text: str) -> TokenVocabulary:
     Raises:
         ValueError: it is not such a file, has random merges, or ids that cannot be used; names the fault.
     """
-    values = json.loads(text)
+    try:
+        return _vocabulary_of(json.loads(text))
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"a part of it is missing, has another type than in a tokenizer.json, or is nested too deep "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _vocabulary_of(values: Any) -> TokenVocabulary:
     if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
         raise ValueError("it has no model")
     model = values["model"]
@@ -85,11 +94,12 @@ def read_vocabulary(text: str) -> TokenVocabulary:
     strips = any(token.get("lstrip") or token.get("rstrip") for token in added if not token.get("special"))
     prefixed = any(part.get("add_prefix_space") for part in cutters)
     normaliser = str((values.get("normalizer") or {}).get("type", ""))
-    unknown = model.get("unk_token") is not None or model.get("type", "BPE") != "BPE"
-    lossless = byte_level and not (strips or prefixed or normaliser or unknown)
+    loses = model.get("unk_token") is not None or model.get("type", "BPE") != "BPE"
+    lossless = byte_level and not (strips or prefixed or normaliser or loses)
     gpt2 = len(cutters) == 1 and cutters[0]["type"] == "ByteLevel" and cutters[0].get("use_regex", True)
     cut_at_spaces = lossless and gpt2 and not plain
-    return TokenVocabulary(tuple(pieces), special, kind, lossless, prefixed, normaliser, cut_at_spaces)
+    unknown = model.get("unk_id", ids.get(model.get("unk_token")))
+    return TokenVocabulary(tuple(pieces), special, kind, lossless, normaliser, cut_at_spaces, unknown)
 
 
 def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import base64
 import json
 
+import pyarrow.compute as pc
 import pytest
 from tokenizers import Tokenizer
 
@@ -22,6 +23,7 @@ TEXTS = [
     *awkward_strings(),
     "a <s> b </s> <|endoftext|> <|im_start|>[SEP] <unk>",
     "!\n\n\n a",
+    "a\n  ",
     "x" * 9000,
 ]
 SENTENCE = "Der schnelle Fuchs isn't here,  12."
@@ -62,9 +64,43 @@ def test_the_ids_are_those_of_the_library(tmp_path, kind, caplog):
     assert (ours.engine == "gigatoken") == (kind in FAST), ours.engine
     assert (ours.decode_text is None) == (kind in LOSSLESS)
     assert set(manifest.stats["special_tokens"]) == special
-    if kind not in {"bert", "word_level"}:
-        assert ours.recovers(ours.encode(SENTENCE).tolist(), SENTENCE.encode())
+    assert manifest.stats["round_trip"] == ("bytes" if kind in LOSSLESS else "ids")
+    for text in (WORDS if kind == "word_level" else SENTENCE, "", "do n't" if kind == "bert" else ""):
+        assert ours.recovers(ours.encode(text).tolist(), text.encode())
     assert not ours.recovers(ours.encode("brown").tolist(), SENTENCE.encode())
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert", "word_level"])
+def test_what_a_vocabulary_lacks_is_not_recovered(tmp_path, kind, caplog):
+    """The library decodes it to nothing, or to the text of a token that has the same id."""
+    build, end = KINDS[kind]
+    ours = load_encoder(taken_over(tmp_path, build().to_str(), end), tmp_path)
+    for text in ("the \u0cb6 cat", "quick\U0001f9ea"):
+        ids = ours.encode(text).tolist()
+        assert ours.unknown in ids
+        assert not ours.recovers(ids, text.encode())
+    assert "fails the round trip" in caplog.text
+
+
+def test_engines_of_other_versions_are_compared_on_every_character(tmp_path, monkeypatch, caplog):
+    build, end = KINDS["gpt2"]
+    manifest = taken_over(tmp_path, build().to_str(), end)
+    right = subject.fast_engine
+
+    def newer(*arguments):
+        """A later version, which takes one rare letter for another."""
+        engine = right(*arguments)
+        return lambda texts: engine(pc.replace_substring(texts, "\u0cb6", "\u0cb7"))
+
+    monkeypatch.setattr(subject, "fast_engine", newer)
+    monkeypatch.setattr(subject, "every_character", every_character)
+    subject._load.cache_clear()
+    assert load_encoder(manifest, tmp_path).engine == "gigatoken"
+    for name in ("gigatoken", "tokenizers"):
+        packages = {**manifest.run["packages"], name: "0.0.1"}
+        other = manifest.model_copy(update={"run": {**manifest.run, "packages": packages}})
+        assert load_encoder(other, tmp_path).engine == "tokenizers"
+    subject._load.cache_clear()
 
 
 def test_chat_tokens_are_added_behind_the_last_id(tmp_path):
@@ -118,6 +154,12 @@ FAULTS = {
     "two of its tokens have one id": lambda v: v["model"]["vocab"].update({"zzz": 5}),
     "0 to 16,777,215 can be used": lambda v: v["model"]["vocab"].update({"zzz": 1 << 33}),
     "has the id 9000 in the file": lambda v: v["added_tokens"][2].update(id=9000),
+    "AttributeError": lambda v: v.update(added_tokens=["<s>"]),
+    "KeyError": lambda v: v.update(added_tokens=[{"content": "<s>", "special": True}]),
+    "TypeError": lambda v: v["model"]["vocab"].update({"zzz": "5"}),
+    "'int' object": lambda v: v.update(decoder=5),
+    "'list' object": lambda v: v.update(normalizer=["NFC"]),
+    "another type": lambda v: v["model"].update(vocab=5),
     "out of vocabulary": lambda v: v["model"]["merges"].append(["zq", "qz"]),
 }
 
@@ -133,6 +175,7 @@ def test_a_file_that_cannot_be_used_is_reported(tmp_path, fault):
     ("data", "settings", "words"),
     [
         (b'{"model": ', {}, "given/tokenizer.json"),
+        (b'{"model": {}, "decoder": ' + b"[" * 99_999, {}, "nested too deep .RecursionError"),
         (b"\xff\xfe", {}, "given/tokenizer.json"),
         (b"YQ== 0\n", {"name": "x.tiktoken"}, "set tokenizer.pattern to r50k_base"),
         (b"YQ== 0\n", {"name": "x.tiktoken", "pattern": "r50k_base"}, "no token for the byte 0x00"),
