@@ -115,7 +115,7 @@ def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encode
 
 
 def _facts(tokenizer: Manifest) -> tuple[bool, bool, int, int | None]:
-    """Agreement of the engines, whether they are those installed here, and the end and begin tokens."""
+    """Agreement of the engines, whether installed here, end and begin tokens."""
     made, here = tokenizer.run.get("packages", {}), provenance()["packages"]
     same = all(name in made and made[name] == here.get(name) for name in ("gigatoken", "tokenizers"))
     return bool(tokenizer.stats["parity"]), same, int(tokenizer.stats["end_of_document"]), tokenizer.stats.get(BEGIN)
