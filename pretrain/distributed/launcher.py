@@ -165,15 +165,15 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
             if interrupts[0] is not now and now - interrupts[0] < ONE_REQUEST_SECONDS:
                 return
         signals.append(number)
-        for rank in ranks:
-            if rank.child.poll() is not None:
-                continue
-            if signals.count(signal.SIGINT) > 1:
-                rank.child.kill()  # a rank inside a kernel or a collective would not see the signal
-            else:
-                rank.child.send_signal(number)
+        # A rank inside a kernel or a collective would not see a second request.
+        _send(ranks, signal.SIGKILL if signals.count(signal.SIGINT) > 1 else number)
 
-    with _handled(pass_on), contextlib.ExitStack() as stack:
+    def pause(number: int, frame: object) -> None:
+        _send(ranks, signal.SIGSTOP)  # a terminal's Ctrl-Z does not reach their groups
+        os.kill(os.getpid(), signal.SIGSTOP)
+        _send(ranks, signal.SIGCONT)
+
+    with _handled(pass_on, pause), contextlib.ExitStack() as stack:
         for number in range(processes):
             ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
         _wait(ranks)
@@ -185,13 +185,19 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
     return culprit, signals
 
 
+def _send(ranks: Sequence[Rank], number: int) -> None:
+    for rank in ranks:
+        rank.child.send_signal(number)  # nothing to one that has ended
+
+
 def _command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pretrain", *words]
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+def _handled(handler: Callable[[int, object], None], pause: Callable[[int, object], None]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, pause)
     try:
         yield
     finally:

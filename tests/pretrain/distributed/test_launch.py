@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +190,29 @@ def test_at_a_terminal_a_rank_has_one_too(tmp_path):
     assert child.wait(30) == 78
     assert os.read(reading, 1 << 16).decode().count("tty True") >= 1
     os.close(reading)
+
+
+def test_ctrl_z_stops_the_ranks_and_fg_continues_them(tmp_path):
+    rank = "import sys, time; open(sys.argv[1], 'x').close()\nwhile not open(sys.argv[1]).read(): time.sleep(0.05)"
+    code = (
+        "import sys\nfrom pretrain.distributed import launcher\n"
+        f"launcher._command = lambda words: [sys.executable, '-c', {rank!r}, *words]\n"
+        "sys.exit(launcher.launch(1, sys.argv[1:]))"
+    )
+    mark = tmp_path / "mark"
+    job = subprocess.Popen([sys.executable, "-c", code, str(mark)], process_group=0)
+    while not mark.exists():
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTSTP)
+    assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
+    [child] = (Path("/proc") / str(job.pid) / "task" / str(job.pid) / "children").read_text().split()
+    stat, deadline = Path("/proc") / child / "stat", time.monotonic() + 15
+    while (stopped := stat.read_text().rpartition(")")[2].split()[0] == "T") is False and time.monotonic() < deadline:
+        time.sleep(0.05)
+    mark.write_text("go on")
+    os.killpg(job.pid, signal.SIGCONT)
+    assert stopped
+    assert job.wait(timeout=15) == 0
 
 
 def test_ctrl_c_is_passed_on_once_and_the_second_ends_all(tmp_path, monkeypatch):
