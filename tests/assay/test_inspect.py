@@ -176,6 +176,15 @@ def test_an_ordinary_folder_is_inspected(tmp_path, monkeypatch):
     assert [path[-4:] for path in text.paths] == [".TXT", ".txt"]
 
 
+def test_ids_of_removed_documents_are_masked(tmp_path):
+    rows = [{"id": f"jane{number}@example.org", "text": prose(number)} for number in range(4)]
+    rows[0]["text"] = "too short"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = inspect_path(tmp_path)
+    assert tables(result)["Worst documents"].rows
+    assert "@example.org" not in as_page(result) + as_text(result)
+
+
 def test_a_run_file_that_was_edited_is_kept(tmp_path, capsys):
     (tmp_path / "a.txt").write_text(prose(1))
     words = ["inspect", str(tmp_path / "a.txt"), "--output", str(tmp_path / "out"), "--data-workers", "1"]

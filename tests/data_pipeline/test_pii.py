@@ -18,7 +18,7 @@ from data_pipeline.pii.checksums import is_card
 from data_pipeline.pii.detections import FAMILIES, TYPES
 from data_pipeline.pii.redact import Detection, PiiConfig, find, redact, redact_table, replace
 from governance.config import validate
-from governance.errors import ConfigError
+from governance.errors import ConfigError, MissingInput
 from governance.manifest import Manifest, describe, write_manifest
 from governance.stage import Runtime
 
@@ -190,7 +190,8 @@ CORPUS = [
 ]
 
 
-def test_the_stage_keeps_every_document_and_counts(tmp_path):
+def test_the_stage_keeps_every_document_and_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.pii.redact.metadata.version", lambda name: "2.2")
     documents = artifact(tmp_path, CORPUS)
     made = redact(documents, PiiConfig(), Runtime(tmp_path))
     tables = [read_table(path) for path in made.files("documents", tmp_path)]
@@ -215,13 +216,22 @@ def test_the_stage_keeps_every_document_and_counts(tmp_path):
     assert made.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/pii/redact.py"
 
 
-GOLDEN = "f14382fdee6fc3966554c463b6d3e0926cb2532ae27eb5c50db5fdbd418e1641"
+GOLDEN = "1dc4ecd1d6d081592e219a9dfb36ff07e8da48e1558efc195b5572ccc4d8e5e5"
 
 
 def test_workers_do_not_change_a_byte(tmp_path):
     one = redact(artifact(tmp_path / "1", CORPUS), PiiConfig(), Runtime(tmp_path / "1"))
     two = redact(artifact(tmp_path / "2", CORPUS), PiiConfig(), Runtime(tmp_path / "2", workers=2))
     assert one.digest == two.digest
+
+
+def test_another_version_of_the_library_of_check_digits_makes_another_artifact(tmp_path, monkeypatch):
+    documents = artifact(tmp_path, CORPUS)
+    first = redact(documents, PiiConfig(), Runtime(tmp_path))
+    monkeypatch.setattr("data_pipeline.pii.redact.metadata.version", lambda name: f"other {name}")
+    with pytest.raises(MissingInput, match="redact"):
+        redact(documents, PiiConfig(), Runtime(tmp_path, make=False))
+    assert first.config["stdnum"]
 
 
 def test_counting_leaves_texts_and_types_choose(tmp_path):
