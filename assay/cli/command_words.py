@@ -131,10 +131,11 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     command, rest = found[place : place + 1], found[place + 1 :]
     if command == ["help"]:
         return [*found[:place], *rest, "--help"]
-    if command != ["report"] or rest in ([], ["-h"], ["--help"]) or rest[0] in REPORT_COMMANDS:
+    first = next((word for word in rest if word not in ("-v", "--verbose", "-q", "--quiet")), "")
+    if command != ["report"] or first in ("", "-h", "--help", *REPORT_COMMANDS):
         return found
-    mistyped = re.fullmatch(r"[a-z]+", rest[0]) and difflib.get_close_matches(rest[0], REPORT_COMMANDS, n=1)
-    return found if mistyped and not Path(rest[0]).exists() else [*found[: place + 1], "write", *rest]
+    mistyped = re.fullmatch(r"[a-z]+", first) and difflib.get_close_matches(first, REPORT_COMMANDS, n=1)
+    return found if mistyped and not Path(first).exists() else [*found[: place + 1], "write", *rest]
 
 
 def join_files(words: Sequence[str], top: Parser) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from assay.cli.run_commands import Arguments, checkpoint_of, load, say
+from assay.cli.run_commands import Arguments, checkpoint_of, command_line, load, say
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
@@ -70,7 +70,7 @@ def clock(arguments: Arguments) -> int:
     under_site(loaded)
     count = journal.state_clock(sorted(verdicts), arguments.reason, submitters(loaded.config.governance.submitter)[0])
     say(f"signed: the times of {count} line(s) of the journal are void, and so is each verdict given before")
-    say(f"next: assay governance check {arguments.config}")
+    say(f"next: {command_line(arguments, 'governance check')}")
     return 0
 
 

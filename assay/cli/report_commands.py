@@ -66,7 +66,7 @@ def _keys(arguments: Arguments) -> tuple[GovernanceConfig, Path]:
     given = tuple(str(key.absolute()) for key in arguments.keys)
     if not (arguments.run.is_file() and arguments.run.suffix == ".toml"):
         return GovernanceConfig(trusted_keys=given), Path()
-    run = load_run(arguments.run, [])
+    run = load_run(arguments.run, [], arguments.more, needs="data or model")  # the other sections hold no key
     keys = (*run.config.governance.trusted_keys, *given)
     return run.config.governance.model_copy(update={"trusted_keys": keys}), run.folder
 

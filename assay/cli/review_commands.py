@@ -7,7 +7,7 @@ import datetime
 import sys
 from dataclasses import replace
 
-from assay.cli.run_commands import load, say
+from assay.cli.run_commands import command_line, load, say
 
 
 def review(arguments: argparse.Namespace) -> None:
@@ -36,4 +36,4 @@ def review(arguments: argparse.Namespace) -> None:
         approvals=loaded.folder / config.approvals,
     )
     if walk(bench, key, sys.stdin, sys.stdout):
-        say(f"next: assay governance check {arguments.config}")
+        say(f"next: {command_line(arguments, 'governance check')}")

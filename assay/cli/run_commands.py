@@ -9,6 +9,7 @@ import argparse
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +48,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     runtime = Runtime(
         root=root.absolute(),
         workers=arguments.data_workers,
-        command=" ".join(["assay", command, *map(str, (arguments.config, *more))])
-        + (f" --root {arguments.root}" if arguments.root else ""),
+        command=command_line(arguments, command),
         worker=task or (0, 1),
         mode="share" if task and not arguments.wait else "join" if getattr(arguments, "merge", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
@@ -62,6 +62,14 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         ),
     )
     return run, runtime
+
+
+def command_line(arguments: Arguments, command: str) -> str:
+    """The line that runs another command on the same files and root."""
+    root = ["--root", str(arguments.root)] if arguments.root else []
+    return shlex.join(
+        ["assay", *command.split(), *map(str, (arguments.config, *getattr(arguments, "more", []))), *root]
+    )
 
 
 def sweep_overrides() -> list[str]:
@@ -173,7 +181,7 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
     checkpoint: Path = arguments.checkpoint
     if str(checkpoint) != "last" or checkpoint.exists():
         return checkpoint
-    look = replace(runtime, make=False, command=f"assay train {arguments.config}")
+    look = replace(runtime, make=False, command=command_line(arguments, "train"))
     try:
         return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
     except MissingInput as error:

@@ -236,6 +236,7 @@ def _report(commands: Commands[Parser]) -> None:
     text = "a run's TOML file, a run's root (its newest report), or a report's folder"
     command = add("verify", "verify", "compute every number of a report again and print those that differ")
     command.add_argument("run", type=Path, metavar=run, help=text)
+    _more(command)
     command.add_argument("--root", type=Path, help="for a CONFIG: folder of its artifacts (default: runs/<its name>)")
     trusted_keys(command)
     command = add("compare", "compare", "compare two runs: verdict, data, loss, speed, energy, configuration")
@@ -339,10 +340,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _config(
-    command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
-) -> None:
-    command.add_argument("config", type=Path, metavar=name, help=text)
+def _more(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--with",
         dest="more",
@@ -352,6 +350,13 @@ def _config(
         metavar="FILE",
         help="merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is short for it",
     )
+
+
+def _config(
+    command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
+) -> None:
+    command.add_argument("config", type=Path, metavar=name, help=text)
+    _more(command)
     command.add_argument("--root", type=Path, help="folder that holds all artifacts (default: runs/<name of CONFIG>)")
     command.add_argument(
         "--data-workers",

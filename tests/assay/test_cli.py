@@ -53,7 +53,7 @@ SURFACE = {
     "init": ["--from", "--help", "FOLDER"],
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
-    "report verify": ["--help", "--key", "--root", "CONFIG|ROOT|REPORT"],
+    "report verify": ["--help", "--key", "--root", "--with", "CONFIG|ROOT|REPORT"],
     "report write": [*COMMON, "--documents", "--open"],
     "run": [*COMMON, "--from-scratch", "--nproc"],
     "slurm cancel": COMMON,
@@ -99,6 +99,7 @@ def test_surface_is_pinned_and_each_command_exists():
         (["report", "verify", "x.toml"], None), (["report", "write", "x.toml"], None), (["report", "--help"], None),
         (["report"], None), (["train", "report"], None), ([], None),
         (["report", "./verify"], ["report", "write", "./verify"]), (["report", "verfiy", "x"], None),
+        (["report", "-v", "verify", "x"], None), (["report", "-q", "x.toml"], ["report", "write", "-q", "x.toml"]),
         (["help"], ["--help"]), (["help", "data", "show"], ["data", "show", "--help"]),
     ],
 )  # fmt: skip

@@ -6,7 +6,11 @@ import subprocess
 
 import pytest
 
+from assay.cli.command_words import join_files
 from assay.cli.main import main
+from assay.cli.report_commands import _keys
+from assay.cli.run_commands import command_line
+from assay.cli.surface import parser
 from assay.config import load_run
 from assay.run_file import CONFIGS, names_of, read_run_file
 from governance.errors import ConfigError
@@ -109,6 +113,20 @@ def test_the_shipped_policy_judges_with_a_warning_and_an_own_one_wherever_its_fi
         loaded = load_run(first, [], more)
         assert (loaded.policy.name, loaded.folder) == ("mine", folder)
     assert [record for record in caplog.records if "policy" in record.message] == [warned]
+
+
+def test_a_report_is_verified_with_the_keys_of_all_files_of_its_run(folder):
+    (folder / "keys.toml").write_text('[governance]\ntrusted_keys = ["ann.pub"]\n')
+    words = ["report", "verify", "corpus.toml", "keys.toml", "--root", "a root"]
+    arguments = parser().parse_args(join_files(words, parser()))
+    keys, place = _keys(arguments)
+    assert (keys.trusted_keys, place) == (("ann.pub",), arguments.run.parent)
+
+
+def test_a_suggested_command_has_all_files_and_the_root(folder):
+    words = ["train", "corpus.toml", "1b.toml", "--root", "a root"]
+    arguments = parser().parse_args(join_files(words, parser()))
+    assert command_line(arguments, "data prepare") == "assay data prepare corpus.toml 1b.toml --root 'a root'"
 
 
 def test_what_a_file_leaves_out_suits_the_size_of_its_model(folder):
