@@ -38,7 +38,9 @@ def show_data_and_gate(
 def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime) -> None:
     tokens = artifacts.get("pack", artifacts["encode"])
     tables = mirror_tables(artifacts, runtime.root)
-    data = {name: value for name, value in tables.items() if not name.startswith("bias/")}
+    data: dict[str, MirrorTable | float | str | None] = {
+        name: value for name, value in tables.items() if not name.startswith("bias/")
+    }
     shards = {"digest": tokens.digest, "path": tokens.path}
     decision = str(verdict["verdict"])
     reasons = [reason_words(reason) for reason in verdict["reasons"]]

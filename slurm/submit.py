@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,7 +29,6 @@ from slurm.graph import Condition, SlurmJob, logs_of, throttled
 from slurm.render import NO_MOUNTS, ContainerMounts, keep_machinery, render, script_of
 
 JOBS_FILE = "jobs.jsonl"
-_LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -118,17 +116,12 @@ def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     Raises:
         Occupied: another process still holds it.
     """
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        with held(root / "slurm" / "submitting", "a submission") as holder:
-            if holder is None:
-                yield
-                return
-        if time.monotonic() >= deadline:
+    with held(root / "slurm" / "submitting", "a submission", wait_seconds=patience_seconds) as holder:
+        if holder is not None:
             raise Occupied(
                 f"{root}: another process submits or cancels jobs for this root. Wait for it, then look with status."
             )
-        time.sleep(_LOOK_SECONDS)
+        yield
 
 
 def called_off(root: Path, job: str) -> Path:

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import shlex
 import shutil
 import textwrap
 import tomllib
@@ -31,8 +32,8 @@ def init(arguments: Arguments) -> None:
         ConfigError: a file of that name exists with other content.
     """
     source = CONFIGS / f"{arguments.name}.toml"
-    named = tomllib.loads(source.read_text(encoding="utf-8")).get("governance", {}).get("policy", "policy.toml")
-    policies = [CONFIGS / named]
+    values = tomllib.loads(source.read_text(encoding="utf-8"))
+    policies = [CONFIGS / values.get("governance", {}).get("policy", "policy.toml")]
     while parent := tomllib.loads(policies[-1].read_text(encoding="utf-8")).get("parent"):
         policies.append(CONFIGS / parent)
     folder: Path = arguments.folder
@@ -50,7 +51,12 @@ def init(arguments: Arguments) -> None:
     for path, text in texts.items():
         write_text(path, text)
         say(f"written: {path}")
-    say(f"next: assay run {' '.join(map(str, run))}")
+    for pattern in (
+        pattern for source in values.get("data", {}).get("sources", []) for pattern in source.get("paths", [])
+    ):
+        if not any(folder.glob(pattern)):
+            say(f"your part: put your files where {folder / pattern} finds them, or name yours in `paths` of {run[0]}")
+    say(f"next: {shlex.join(['assay', 'run', *map(str, run)])}")
 
 
 def show(arguments: Arguments) -> None:

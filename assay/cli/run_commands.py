@@ -92,10 +92,11 @@ def sweep_overrides() -> list[str]:
 
 
 def default_root(config: Path) -> Path:
-    """Root of a run without `--root`: the same from every folder.
+    """Root of a run without `--root`.
 
     It is `runs/<name>` in the nearest folder around CONFIG that has `runs`, `.git` or `pyproject.toml`, else next to
-    CONFIG. An existing `runs/<name>` here wins, and the shipped configurations, which are copied nowhere, run here.
+    CONFIG. So it is the same from every folder, except from one that has a `runs/<name>` already: that one wins, also
+    if it is of another project. The shipped configurations, which are copied nowhere, run here.
     """
     here = Path("runs") / config.stem
     folder = config.absolute().parent

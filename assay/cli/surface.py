@@ -88,7 +88,7 @@ def _inspect(commands: Commands[Parser]) -> None:
 
 
 def _setup(commands: Commands[Parser]) -> None:
-    command = _add(commands, "init", "init", "write a run's file and a policy that work as they are into a folder")
+    command = _add(commands, "init", "init", "write a run's file and its policy into a folder")
     command.add_argument(
         "folder", type=Path, nargs="?", default=Path(), metavar="FOLDER", help="folder to write to (default: this one)"
     )

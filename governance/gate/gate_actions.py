@@ -149,7 +149,10 @@ class _Misconfigured(ValueError):
 
 
 def _description(error: Exception) -> str:
-    """Description of an error without its message, which may repeat a part of the address or of a header."""
+    """Describe an error without its message.
+
+    The message may repeat a part of the address or of a header.
+    """
     if isinstance(error, _Misconfigured):
         return str(error)
     if isinstance(error, urllib.error.HTTPError):

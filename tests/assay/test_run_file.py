@@ -44,6 +44,16 @@ def test_init_writes_a_run_that_loads_as_it_is(folder, capsys, name):
     assert files[-1].read_text() == "# mine\n"
 
 
+def test_init_names_the_files_that_are_missing_and_quotes_its_next_command(folder, capsys):
+    status, out = run(capsys, "init", "my new", "--from", "web")
+    assert (status, out.splitlines()[-1]) == (0, "next: assay run 'my new/web.toml'")
+    assert "your part: put your files where my new/crawl/*.warc.gz finds them" in out
+    (folder / "my new" / "crawl").mkdir()
+    (folder / "my new" / "crawl" / "a.warc.gz").touch()
+    assert "your part" not in run(capsys, "init", "my new", "--from", "web")[1]
+    assert "your part" not in run(capsys, "init", "other")[1]
+
+
 def test_later_files_win_over_earlier_ones_a_file_over_its_base_and_set_over_all(folder):
     (folder / "base.toml").write_text(
         "[train]\nsteps = 1\nseed = 1\nsequence_length = 64\n[optim]\nlearning_rate = 1.0\n"
