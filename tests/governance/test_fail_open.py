@@ -234,7 +234,7 @@ def test_results_that_were_altered_give_no_verdict(project, capsys):
         path.write_text(path.read_text().replace('"status": "fail"', '"status": "pass"'))
     capsys.readouterr()
     assert main(["governance", "check", *words_of(project)]) == 77
-    assert "not as it was written" in capsys.readouterr().err
+    assert "the audit's results were altered" in capsys.readouterr().err
     closed(project, capsys, "results.json: has sha256", checked=None)
 
 
