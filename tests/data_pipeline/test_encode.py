@@ -26,6 +26,7 @@ from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
 from governance.stage import Runtime
+from tests.data_pipeline.tokenizer_kinds import KINDS, WORDS
 
 PHRASES = ["the quick brown fox isn't here. ", "Der schnelle Fuchs läuft über 12 Wiesen.\n", "中文 <|endoftext|> é "]
 CORPUS = [[PHRASES[place % 3] * (1 + place % 5) + str(place) for place in range(60)], ["", "one", "one"], []]
@@ -61,6 +62,18 @@ def made(root, workers=1, config=CONFIG):
     documents = artifact(root, CORPUS)
     tokenizer = train_tokenizer(documents, TokenizerConfig(vocabulary_size=400), Runtime(root))
     return tokenizer, encode(documents, tokenizer, config, Runtime(root, workers=workers))
+
+
+def test_texts_within_a_wordpiece_vocabulary_pass_the_round_trip(tmp_path):
+    """Its decoder does not give the spaces of a text back, but a text of the same ids."""
+    texts = [["the quick  brown fox isn't here, do n't re-read", f"{WORDS}", "The Cat SAT 2026"]]
+    documents = artifact(tmp_path, texts)
+    (tmp_path / "tokenizer.json").write_text(KINDS["bert"][0]().to_str(), encoding="utf-8")
+    config = TokenizerConfig(path="tokenizer.json", special_tokens=("[SEP]",))
+    tokenizer = train_tokenizer(documents, config, Runtime(tmp_path), tmp_path)
+    stats = encode(documents, tokenizer, CONFIG, Runtime(tmp_path, workers=1)).stats
+    assert tokenizer.stats["round_trip"] == "ids"
+    assert (stats["round_trip_checked"] > 0, stats["round_trip_failed"]) == (True, 0)
 
 
 @pytest.fixture(scope="module")
