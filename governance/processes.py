@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, and Ctrl-C that no library swallows."""
+"""Child processes that end with their parent; Ctrl-C never lost."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file) -> W
 
 
 def _card_facts(path: Path) -> dict[str, Any]:
-    """Facts of a model card; none, with a warning, if its YAML is invalid."""
+    """Facts of a model card; none if its YAML is invalid."""
     from huggingface_hub import ModelCard
 
     try:
