@@ -25,11 +25,16 @@ def test_memory_and_then_a_disk_run_out(bed, local, prepared):
     assert [cause[: len("out of memory")] for cause in run.causes()] == ["out of memory"], run.causes()
 
     full, left = small / "full", 192 << 10  # room for the records, and for no checkpoint
-    with full.open("wb") as file:
-        while (free := shutil.disk_usage(small).free - left) > 0:
-            file.write(bytes(min(free, 1 << 20)))
-            file.flush()
-    until(lambda: len(run.causes()) >= 3, 120, run.summary)  # it is full still as it begins again
+
+    def stopped_while_full() -> bool:
+        """Filled again at each look: a save that began earlier removes an older checkpoint when it ends."""
+        with full.open("ab") as file:
+            while (free := shutil.disk_usage(small).free - left) > 0:
+                file.write(bytes(min(free, 1 << 20)))
+                file.flush()
+        return len(run.causes()) >= 3
+
+    until(stopped_while_full, 120, run.summary)  # it is full still as it begins again
     assert "no space left" in run.causes()[1]
     assert "disk: 0 MiB free" in run.causes()[2]
     full.unlink()
