@@ -28,7 +28,7 @@ def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Mi
     data/funnel       stage, source ("(all)" first), documents and bytes in and kept
     data/removed      stage, source, reason, documents
     bias/<suite>      every row of the audit's interval tables
-    bias/is_significant   those rows whose interval leaves out no difference, as the report's first table
+    bias/stands_out   those rows whose interval leaves out no difference, as the report's first table
     energy/stages     by stage, with bounds and method; what all its attempts took, and what of that was wasted
     energy/wasted     by cause; also as figures: energy/wasted_joules/<cause>
 
@@ -62,7 +62,7 @@ def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, Mi
     if tables := bias_of(artifacts, root):
         shown |= {f"bias/{suite}": _table(rows) for suite, rows in tables.items() if rows}
         out = [{"suite": suite, **row} for suite, rows in significant_rows(tables).items() for row in rows]
-        shown["bias/is_significant"] = _table(out)
+        shown["bias/stands_out"] = _table(out)
     return shown
 
 

@@ -318,7 +318,6 @@ def test_fewer_tokens_than_a_batch(project, capsys, tales):
         ("train.stepz=3", ["train.stepz", "unknown key", "steps"]),
         ('train.steps="many"', ["train.steps", "many"]),
         ("model.num_attention_heads=5", ["hidden_size", "5"]),
-        ("optim.warmup_steps=13", ["warm"]),
         ("engine.zero_stage=0", ["zero_stage", "bf16"]),
         ('governance.policy="nowhere.toml"', ["nowhere.toml", "no such file"]),
     ],

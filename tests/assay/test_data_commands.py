@@ -86,11 +86,11 @@ def test_show_reports_the_same_of_a_run_and_of_its_last_artifact(prepared, capsy
 def test_show_has_reasons_histograms_and_masked_samples(prepared, capsys):
     _, out = output(capsys, "data", "show", prepared / "run.toml", "--root", prepared / "made")
     assert re.search(r"clean +removed +1 +too_few_words", out)
-    assert "clean: removed as too_few_words, for example" in out
+    assert "clean: examples removed for too_few_words" in out
     assert "    Too short." in out
     assert "clean: words (documents; # kept, . removed)" in out
     assert "encode: tokens (documents" in out
-    assert "redact: kept, for example" in out
+    assert "redact: examples of kept documents" in out
     assert "jane.doe" not in out
     assert "7946" not in out
     assert "\x1b" not in out

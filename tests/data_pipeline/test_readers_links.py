@@ -56,7 +56,7 @@ def test_a_link_out_of_the_folder_is_refused_unless_it_is_allowed(tmp_path, link
     with pytest.raises(MissingInput) as error:
         find_files(patterns, tmp_path, "s")
     words = str(error.value)
-    assert f"{tmp_path / link} is a symbolic link to {tmp_path / target}, which lies outside" in words
+    assert f"{tmp_path / link} is a symbolic link to {tmp_path / target}, which is outside" in words
     assert "follow_links = true" in words
     found = find_files(patterns, tmp_path, "s", follow_links=True)
     assert "b" in {file.path.read_text() for file in found}

@@ -216,7 +216,7 @@ def test_other_lists_give_another_key_and_their_place_gives_none(tmp_path):
 
 def test_what_is_not_there_is_reported(tmp_path):
     artifacts = corpus(tmp_path)
-    with pytest.raises(MissingInput, match="wants the artifact redact"):
+    with pytest.raises(MissingInput, match="the artifact redact is missing"):
         bias_audit({"clean": artifacts["clean"]}, BiasConfig(), Runtime(tmp_path))
     with pytest.raises(MissingInput, match="not made yet"):
         bias_audit(artifacts, BiasConfig(), Runtime(tmp_path, make=False))

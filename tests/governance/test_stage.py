@@ -242,7 +242,7 @@ def test_unknown_schema_and_foreign_manifest_are_errors(tmp_path):
     with pytest.raises(ManifestError, match="is of key"):
         upper(TEXTS, Upper(), Runtime(tmp_path))
     path.write_text(path.read_text()[:40])
-    with pytest.raises(ManifestError, match="no JSON"):
+    with pytest.raises(ManifestError, match="is not JSON"):
         upper(TEXTS, Upper(), Runtime(tmp_path))
 
 

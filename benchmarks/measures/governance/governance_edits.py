@@ -2,7 +2,8 @@
 
 The root is a whole run (two sources' files, ids of their own, an offline W&B mirror, checkpoints, verdict, report). An
 edit is one of `EDITS`, on a file drawn from all files below the root, whatever they are. No edits of evidence, and not
-drawn, are the removal of an empty lock or of `fetch/digests.json` (a cache: without it sources are read again), and a
+drawn, are the removal of an empty lock, of `fetch/digests.json` (a cache: without it sources are read again) or of
+`report/latest.*` (second names of the newest report), and a
 change that leaves the bytes as they were. Where a manifest is exchanged with a file that it lists, it is the manifest
 that must be named: nothing can be said of its files.
 """
@@ -77,7 +78,7 @@ sample_seconds = 0.5
 [tracking]
 mode = "offline"
 """
-_CACHE = "digests.json"
+_CACHES = ("digests.json", "latest.html", "latest.json")  # made again, or second names of what lies elsewhere
 KEYS = GovernanceConfig(trusted_keys=("key.pem.pub",))
 
 
@@ -201,14 +202,14 @@ def rename(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
     target = path.with_name(f"{chance.choice('abcdef')}{path.name}")
     edit = _on(target, path.read_bytes())
     edit.write(path, None)
-    edit.named = [target] * (path.name != FILE_NAME) + [path] * bool(edit.before[path] and path.name != _CACHE)
+    edit.named = [target] * (path.name != FILE_NAME) + [path] * bool(edit.before[path] and path.name not in _CACHES)
     return edit
 
 
 def delete(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
     """Gone; an empty lock and a cache say nothing, and stay."""
     data = path.read_bytes()
-    return _on(path, None if data and path.name != _CACHE else data)
+    return _on(path, None if data and path.name not in _CACHES else data)
 
 
 def add(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:

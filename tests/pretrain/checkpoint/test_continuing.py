@@ -225,7 +225,7 @@ def test_a_torn_one_is_refused_before_anything_is_loaded(begun, run_training):
     with pytest.raises(CheckpointError, match=rf"(?s){named}, which train.continue_from names.*moments/00000"):
         run_training(root, continue_from=named, **DECAYS)
     (root / named / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         run_training(root, continue_from=named, **DECAYS)
 
 
