@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from fractions import Fraction
@@ -316,7 +317,9 @@ def test_energy_counts_the_tokens_of_the_line_once(continued):
         assert theirs.share(8, "by tokens used") + mine.share(12, "by tokens used") == Fraction(1, 10)
 
 
-def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, tmp_path, caplog):
+def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("assay"), "propagate", True)  # a command of this process may have ended it
+    caplog.set_level(logging.INFO, "assay")
     root, parent, named, child = continued
     root = shutil.copytree(root, tmp_path / "root")
     (root / child.path).unlink()  # it is not finished
