@@ -25,7 +25,7 @@ class FoundDocuments:
     fates: tuple[str, ...]
     """Stage and reason of each removed one."""
     known: bool
-    """Whether any document of the roots matches."""
+    """True if any document of the roots matches."""
 
 
 def find_documents(request: str, roots: Roots) -> FoundDocuments:

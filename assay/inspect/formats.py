@@ -45,7 +45,7 @@ class InputFiles:
 
     kind: str
     ending: str
-    """Of their names, compression included: ".jsonl.gz"."""
+    """Endings of their names, compression included: ".jsonl.gz"."""
     files: tuple[Path, ...]
     bytes: int
 

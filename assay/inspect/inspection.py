@@ -56,7 +56,7 @@ class Inspection:
 
     path: Path
     sampled: str
-    """What share was read; "" where all of it was."""
+    """Share that was read; "" if all of it was."""
     tables: tuple[InspectTable, ...]
     proposal: str
     """A run's file, or "" where no text was found."""

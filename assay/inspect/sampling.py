@@ -30,7 +30,7 @@ _STRETCH_BYTES = 1 << 20
 _GZIP_MEMBER = b"\x1f\x8b\x08"
 _LINE = (b"\n", 1)
 _RECORD = (b"\r\n\r\nWARC/1", 4)
-"""What is between two records, and how many of its bytes belong to the first."""
+"""Bytes between two records, and how many belong to the first."""
 
 
 def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[InputFiles, bool]:

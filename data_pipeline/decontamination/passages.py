@@ -87,7 +87,7 @@ class PassageIndex:
     lengths: Integers
     """Length of each passage, in tenths of a word."""
     items: dict[str, int]
-    """Of each set: items with at least one passage that is searched."""
+    """Items of each set with at least one passage that is searched."""
 
     def errors(self, passage: int) -> int:
         """Number of words of a passage that may be missing."""

@@ -91,7 +91,7 @@ class DedupConfig(Section):
 
     It is strict: with word 5-grams, changing 5 % of the words at random already gives about 0.65."""
     urls: bool = True
-    """Whether documents of one address can be duplicates."""
+    """Allow documents of one address to be duplicates."""
     url_overlap: float = Field(default=0.2, ge=0, le=1)
     """Shingles of the smaller text that two texts of one address must share; 0: the address alone suffices."""
     prefer: tuple[Preference, ...] = ("length", "source_order")
