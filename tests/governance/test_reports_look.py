@@ -145,4 +145,4 @@ def test_on_paper_it_has_at_most_twelve_pages_and_an_annex_of_what_was_unfolded(
     unfolded.write_text(text.replace("<details>", "<details open>"), encoding="utf-8")
     annex = printed(unfolded)
     assert annex.count("\f") > output.count("\f")
-    assert "their SHA-256" in annex
+    assert "artifact digest" in annex

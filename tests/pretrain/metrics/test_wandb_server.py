@@ -164,7 +164,7 @@ def test_what_a_server_that_dies_midway_lacks_is_written_offline(server, about, 
 
     lines = train(tmp_path, about, 8, halfway=fall_ill)
     assert server.run(id_of(about))["upserts"]
-    assert "W&B has not taken all" in caplog.text
+    assert "W&B has not accepted all rows" in caplog.text
     same(read_offline(tmp_path).history, lines)
     server.health = WELL  # and the next attempt goes on online, with all that the server lacks
     lines = train(tmp_path, about, 12, start=8)
