@@ -151,7 +151,8 @@ def glob(word, folder):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """What the pages take for granted: `configs/`, and documents in `corpus/` of enough words for a tokenizer."""
+    """A checkout as the pages assume it: `.git`, `configs/`, and documents in `corpus/` with many different words."""
+    (tmp_path / ".git").mkdir()
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "corpus").mkdir()
     write_tales(tmp_path / "corpus" / "a.jsonl", range(150))

@@ -94,16 +94,16 @@ def test_the_report_of_a_run_verifies_and_no_report_command_needs_a_heavy_librar
     shutil.rmtree(root / "report")
     command(config, "--root", root, "--documents")
     output = command("verify", config, "--root", root)
-    assert "all as the evidence gives them" in output
+    assert "all equal to the evidence" in output
     assert "model_card.md" in output
-    assert "the same" in command("compare", root, root, "--html", project_copy / "two.html")
+    assert "Settings that differ: 0" in command("compare", root, root, "--html", project_copy / "two.html")
     assert "PASS" in command("index", project_copy)
     [card] = root.glob("documents/*/model_card.md")
     steps = json.loads(next(root.glob("report/*/report.json")).read_bytes())["summary"]["steps"]
     card.write_text(card.read_text().replace(f"| {steps} |", f"| {steps + 1} |", 1))
     output = command("verify", root, code=65)
     assert "model_card.md: line " in output
-    assert f"says {steps + 1}, the evidence gives {steps} in" in output
+    assert f"states {steps + 1}, the evidence gives {steps} in" in output
 
 
 def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy):  # noqa: F811

@@ -34,7 +34,7 @@ def assay(*words, cwd=None, timeout=300):
 
 
 HOOK = """
-import logging, os, signal, threading, time
+import logging, os, re, signal, threading, time
 from pretrain import loop
 
 STAGES, DELAY = os.environ.get("TEST_KILL_AT", "").split(), float(os.environ.get("TEST_KILL_AFTER", "0"))
@@ -47,7 +47,8 @@ made_before = logging.getLogRecordFactory()
 def watched(*args, **more):
     record = made_before(*args, **more)
     message = record.getMessage()
-    if any(f"{stage}: making" in message for stage in STAGES) or ("train" in STAGES and "checkpoint: made" in message):
+    begins = any(re.search(rf"\\b{stage}( \\(\\d+ of \\d+\\))?: making", message) for stage in STAGES)
+    if begins or ("train" in STAGES and "checkpoint: made" in message):
         threading.Timer(DELAY, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return record
 
@@ -58,17 +59,17 @@ if STAGES:
 save, sent = loop._save, []
 
 
-def save_and_be_told_to_leave(parts, state):
-    save(parts, state)
-    if parts.job.ranks.first and not sent:
+def save_then_request_stop(context, state):
+    save(context, state)
+    if context.ranks.first and not sent:
         sent.append(True)
         os.kill(os.getppid() if TO_PARENT else os.getpid(), getattr(signal, SIGNAL))
-        while not parts.job.leave():  # until the launcher has passed it on
+        while not context.stop_requested():  # until the launcher has passed it on
             time.sleep(0.01)
 
 
 if SIGNAL:
-    loop._save = save_and_be_told_to_leave
+    loop._save = save_then_request_stop
 """
 """What a child does to itself, so that a test that gets no processor in time misses no moment: it kills itself a while
 after a stage began, or is asked to leave after its first checkpoint."""
@@ -347,7 +348,7 @@ def test_kill_in_each_stage_then_the_same_command_ends_the_same(finished, tmp_pa
         if child.returncode == 0:
             break
         assert child.returncode == -signal.SIGKILL, child.stderr
-        begun = [stage for stage in left if f"{stage}: making" in child.stderr]
+        begun = [stage for stage in left if re.search(rf"\b{stage}( \(\d+ of \d+\))?: making", child.stderr)]
         left.remove(begun[0] if begun else "train")
     assert len(left) <= 5  # a start may run into the next stages before it is killed: then none is killed at them
     done = assay("run", project / "run.toml", "--root", project / "root")
