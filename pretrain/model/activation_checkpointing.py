@@ -24,7 +24,7 @@ Checkpointing = Literal["none", "full", "selective"]
 _PRODUCTS = torch.ops.aten
 _KEPT = (
     _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default,
-    _PRODUCTS._scaled_dot_product_flash_attention_for_cpu.default,
+    _PRODUCTS._grouped_mm.default, _PRODUCTS._scaled_dot_product_flash_attention_for_cpu.default,
 )  # fmt: skip
 _KEPT_NAMES = (
     "flex_attention",  # in a model that is compiled

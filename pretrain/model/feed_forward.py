@@ -28,9 +28,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""
-        if self.gated:
-            return self.down_proj(_gated(self.gate_proj(x), self.up_proj(x), self.kind))
-        return self.down_proj(_activate(self.up_proj(x), self.kind))
+        gate = self.gate_proj(x) if self.gated else None
+        return self.down_proj(self.activate(self.up_proj(x), gate))
+
+    def activate(self, up: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        """Input of `down_proj` from the products of `up_proj` and, if gated, `gate_proj`."""
+        return _activate(up, self.kind) if gate is None else _gated(gate, up, self.kind)
 
 
 def _gated(gate: torch.Tensor, up: torch.Tensor, kind: str) -> torch.Tensor:

@@ -1,16 +1,25 @@
 """Mixture of experts without dropped tokens (arXiv:2211.15841).
 
-Parameters are named as in Qwen 3's mixtures: `mlp.gate` and `mlp.experts.E.up_proj`. Every expert is called on every
-rank in every pass, if need be without tokens: at ZeRO-3 all ranks gather its weights together.
+Tokens are sorted by expert, and each projection of all experts is one grouped product (`_GroupedProduct`): the borders
+between experts stay on the device, so the host never waits for them. Every expert takes part in every pass, if need be
+without tokens, and then its gradient is zero.
 
-Price: tokens are sorted by expert, and the host must know how many each has: one wait per layer on CUDA.
+Parameters are named as in Qwen 3's mixtures: `mlp.gate` and `mlp.experts.E.up_proj`. Where ZeRO keeps the weights of a
+projection at equal distances in one storage, the product reads them in place; otherwise they are copied for it.
+
+Price: on a GPU without grouped products for the type (fp32, and before compute capability 8.0) torch loops over the
+experts, and waits for their borders. Not measured on a GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from pretrain.config.model import ModelConfig, MoeConfig
 from pretrain.model.feed_forward import FeedForward
@@ -44,13 +53,98 @@ class Experts(nn.Module):
         weights, chosen = logits.softmax(-1).topk(self.used, dim=-1)
         if self.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
-        order = chosen.flatten().argsort(stable=True)
-        counts = F.one_hot(chosen, len(self.experts)).sum((0, 1)).tolist()
-        parts = tokens[order // self.used].split(counts)
-        outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        owners, order = chosen.flatten().sort(stable=True)
+        numbers = torch.arange(len(self.experts), device=x.device)
+        ends = torch.searchsorted(owners, numbers, right=True).to(torch.int32)
+        sorted_tokens = tokens[order // self.used]
+
+        def product(name: str, of: torch.Tensor) -> torch.Tensor:
+            maps = [getattr(expert, name) for expert in self.experts]
+            out = grouped_product(of, ends, [part.weight for part in maps])
+            biases = [part.bias for part in maps]
+            return out if biases[0] is None else out + torch.stack(biases).to(out.dtype)[owners]
+
+        first = self.experts[0]
+        gate = product("gate_proj", sorted_tokens) if first.gated else None
+        outputs = product("down_proj", first.activate(product("up_proj", sorted_tokens), gate))
         outputs = outputs[order.argsort()].view(*chosen.shape, -1)
         out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
         return out.view(x.shape), logits.view(*x.shape[:2], -1)
+
+
+def grouped_product(x: torch.Tensor, ends: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Linear maps of consecutive groups of rows, each with its weight.
+
+    Args:
+        x: [N, in], sorted by group.
+        ends: int32 [G], the row after the last of each group; the last of them is N.
+        weights: G times [out, in].
+
+    Returns:
+        [N, out], in the type of the products (autocast's, where it is on).
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        computed = torch.get_autocast_dtype(device)
+        x, weights = x.to(computed), [weight.to(computed) for weight in weights]
+    with torch.autocast(device, enabled=False):
+        return _GroupedProduct.apply(x, ends, *weights)
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """`grouped_product` of one type, keeping the weights themselves and no copy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, ends, *weights)
+        return _multiply(x, _stacked(weights).transpose(1, 2), ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, ends, *weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        for_x = _multiply(gradient, _stacked(weights), ends)
+        for_weights = _multiply(gradient.t(), x, ends)
+        return for_x, None, *for_weights.unbind(0)
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Grouped product, as our own operation where the compiler lacks the type."""
+    compiled_by_name = torch.compiler.is_compiling() and left.dtype is not torch.bfloat16
+    product: Callable[..., torch.Tensor] = torch.ops.assay.grouped_product if compiled_by_name else F.grouped_mm
+    return product(left, right, offs=ends)
+
+
+_LIBRARY: Any = torch.library.Library("assay", "DEF")
+_LIBRARY.define("grouped_product(Tensor left, Tensor right, Tensor offs) -> Tensor")
+_LIBRARY.impl(
+    "grouped_product", lambda left, right, offs: F.grouped_mm(left, right, offs=offs), "CompositeExplicitAutograd"
+)
+
+
+@torch.library.register_fake("assay::grouped_product", lib=_LIBRARY)
+def _(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    groups = () if right.dim() == 3 else (len(offs),)
+    return left.new_empty((*groups, left.shape[0], right.shape[-1]))
+
+
+def _stacked(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Weights as [G, out, in]: a view if evenly spaced, else copied."""
+    first = weights[0]
+    if torch.compiler.is_compiling() or len(weights) == 1:
+        return torch.stack(list(weights))
+    distance = weights[1].storage_offset() - first.storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    even = all(
+        weight.is_contiguous()
+        and weight.untyped_storage().data_ptr() == storage
+        and weight.storage_offset() == first.storage_offset() + number * distance
+        for number, weight in enumerate(weights)
+    )
+    if not even or distance < first.numel():
+        return torch.stack(list(weights))
+    return first.as_strided((len(weights), *first.shape), (distance, *first.stride()), first.storage_offset())
 
 
 def balance_losses(logits: torch.Tensor, targets: torch.Tensor, moe: MoeConfig) -> torch.Tensor:

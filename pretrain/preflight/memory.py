@@ -4,11 +4,11 @@ The terms follow what DeepSpeed 0.19 keeps (its fp32 copies of fp32 weights incl
 block saves. `memory_room.py` compares the sum with the memory available.
 
 Measured on CPU, peak resident memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens per
-pass; a shared machine): bf16 1.01, soft cap .98, several documents in rows of 2,048 1.07, eight experts 1.09, autocast
-1.02, bf16 masters 1.01, selective checkpointing 1.07, fp32 1.03 at stage 0 and 1.06 at stage 3, there with full
-checkpointing in bf16 1.08. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
+pass; a shared machine): bf16 .97, soft cap .95, several documents in rows of 2,048 1.02, eight experts 1.03 to 1.05,
+autocast .97, bf16 masters .98, fp32 1.02 at stage 0 and 1.00 at stage 3, there with full checkpointing in bf16 1.06;
+selective checkpointing 1.10. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
 
-Not counted: fragmentation of the allocator, and cached pages of token shards, which the system frees on demand.
+Not counted: fragmentation of a GPU's allocator, and cached pages of token shards, which the system frees on demand.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _SWAPPED_BYTES = 8 << 30  # buffers in host memory for weights in files
 _COPY = "copy for checkpoints"  # fp32, of this rank's masters and moments, throughout training
 _RUNTIME = {"cpu": 450 << 20, "cuda": 500 << 20}  # torch and DeepSpeed; CUDA's context
 _NCCL = 1000 << 20  # NCCL's channels to other ranks
+_FRAGMENTED = 0.12  # share of free pieces within the memory that the host's allocator holds; measured .07 to .16
 _GPU_LIBRARIES = 300 << 20  # of a torch built for GPUs: resident on the CPU, too
 
 
@@ -91,7 +92,9 @@ def estimate(
         on_host["swap buffers of state"] = SWAP_BUFFERS * min(held["masters"], 4 * SWAPPED_GROUP)
     if device == "cpu":
         moved = {name if name == _COPY else f"offloaded {name}": count for name, count in on_host.items()}
-        return Estimate({**on_device, **moved}, {})
+        on_device |= moved
+        on_device["fragmentation"] = int(_FRAGMENTED * (sum(on_device.values()) - on_device["runtime"]))
+        return Estimate(on_device, {})
     if engine.zero_stage < 3:
         on_host["model while it is built"] = 4 * parameters
     return Estimate(on_device, on_host)

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.model import MoeConfig
-from pretrain.model.moe import Experts, balance_losses
+from pretrain.model.moe import Experts, _stacked, balance_losses, grouped_product
 from tests.pretrain.rank_runs import SHORT, Runs, losses_of_runs
 from tests.pretrain.small_models import VARIANTS, config, model_of, rows
+
+KINDS = (torch.float32, torch.bfloat16)
 
 
 def layer_of(experts: int, used: int, normalised: bool = True) -> tuple[Experts, MoeConfig]:
@@ -41,16 +48,51 @@ def test_one_expert_a_token_with_normalised_weights_is_refused():
         MoeConfig(num_local_experts=4, num_experts_per_tok=1)
 
 
-def test_an_expert_that_nobody_chose_takes_part():
+def test_an_expert_that_nobody_chose_takes_part_and_learns_nothing():
     layer, _ = layer_of(4, 1, normalised=False)
     with torch.no_grad():
-        layer.gate.weight.zero_()  # all alike: the first is chosen by all
-    calls = []
-    for number, expert in enumerate(layer.experts):
-        expert.register_forward_hook(lambda *_, number=number: calls.append(number))
+        layer.gate.weight.zero_()  # all alike: every token makes the same choice
     layer(torch.ones(1, 3, 32))[0].sum().backward()
-    assert calls == [0, 1, 2, 3]
-    assert all(parameter.grad is not None for parameter in layer.parameters())
+    gradients = [[parameter.grad for parameter in expert.parameters()] for expert in layer.experts]
+    assert all(gradient is not None for of_expert in gradients for gradient in of_expert)
+    assert sum(any(gradient.any() for gradient in of_expert) for of_expert in gradients) == 1
+
+
+@settings(max_examples=20)
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=5), even=st.booleans(), kind=st.sampled_from(KINDS))
+def test_a_grouped_product_is_a_product_for_each_group(counts, even, kind):
+    """Forward and both gradients; weights spread over storages, and evenly spaced in one, which is read in place."""
+    generator = torch.Generator().manual_seed(sum(counts))
+    flat = torch.randn(len(counts), 3 * 8 * 16, generator=generator).to(kind)
+    weights = [row[: 8 * 16].view(8, 16) if even else row[: 8 * 16].view(8, 16).clone() for row in flat]
+    weights = [weight.detach().requires_grad_() for weight in weights]
+    x = torch.randn(sum(counts), 16, generator=generator).to(kind).requires_grad_()
+    ends = torch.tensor(counts).cumsum(0).to(torch.int32)
+    slopes = torch.randn(sum(counts), 8, generator=generator).to(kind)
+    out = grouped_product(x, ends, weights)
+    found = (out, *torch.autograd.grad(out, [x, *weights], slopes))
+    plain = torch.cat([part @ weight.t() for part, weight in zip(x.split(counts), weights, strict=True)])
+    for ours, expected in zip(found, (plain, *torch.autograd.grad(plain, [x, *weights], slopes)), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5 if kind is torch.float32 else 0.02)
+    assert (_stacked(weights).data_ptr() == weights[0].data_ptr()) == (even and len(counts) > 1)
+
+
+def test_experts_multiply_without_a_number_for_the_host():
+    """One grouped product for each projection forward and two backward; no tensor is read, by any operation."""
+    layer, _ = layer_of(4, 2)
+    seen = Counter[str]()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen[str(function)] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        layer(torch.randn(2, 5, 32, requires_grad=True))[0].sum().backward()
+    assert seen["aten._grouped_mm.default"] == 9
+    assert not seen["aten._local_scalar_dense.default"]
+    assert not seen["aten.nonzero.default"]
+    assert seen["aten.mm.default"] <= 3  # the router's
 
 
 def test_balance_is_one_when_all_experts_are_used_alike():
