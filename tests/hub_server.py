@@ -10,6 +10,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 
 @dataclass
@@ -63,10 +64,12 @@ class HubServer:
         self.requests.append(f"{request.command} {request.path}")
         if self.failures:
             return self._send(request, self.failures.pop(0), b"", {})
-        listed = re.match(r"/api/datasets/([^/]+/[^/]+)/revision/([^/?]+)", request.path)
+        listed = re.match(r"/api/datasets/([^/]+/[^/?]+)(?:/revision/([^/?]+))?(\?|$)", request.path)
+        tree = re.match(r"/api/datasets/([^/]+/[^/]+)/tree/([^/?]+)/?([^?]*)", request.path)
         fetched = re.match(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", request.path)
-        match = listed or fetched
+        match = listed or tree or fetched
         name, revision = match.group(1, 2) if match else ("", "")
+        revision = unquote(revision or "main")
         repository = self.repositories.get(name)
         if repository is None:
             return self._send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -84,14 +87,33 @@ class HubServer:
             ]  # fmt: skip
             about = {"id": name, "sha": repository.commit, "siblings": files}
             return self._send(request, 200, json.dumps(about).encode(), {"Content-Type": "application/json"})
-        data = repository.files.get(fetched[3])
+        if tree:
+            return self._send(request, 200, json.dumps(self._tree(repository, unquote(tree[3]))).encode(), {})
+        data = repository.files.get(unquote(fetched[3]))
         if data is None:
             return self._send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": repository.commit}
         if body and fetched[3] in self.torn:
             self.torn.remove(fetched[3])
             return self._send(request, 200, data, headers, sent=len(data) // 2)
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+        if ranged and body:
+            return self._send(request, 206, data[int(ranged[1]) : int(ranged[2]) + 1], headers)
         return self._send(request, 200, data, headers, sent=None if body else 0)
+
+    @staticmethod
+    def _tree(repository, folder):
+        """The files and folders directly below a folder, as the hub lists them."""
+        entries = {}
+        for file, data in repository.files.items():
+            if folder and not file.startswith(folder + "/"):
+                continue
+            part, _, rest = file.removeprefix(folder + "/" if folder else "").partition("/")
+            path = f"{folder}/{part}".lstrip("/")
+            oid = hashlib.sha1(data).hexdigest()
+            entries[path] = {"type": "directory" if rest else "file", "path": path, "oid": oid,
+                             "size": 0 if rest else len(data)}  # fmt: skip
+        return list(entries.values())
 
     def _send(self, request, status, data, headers, sent=None):
         request.send_response(status)

@@ -19,6 +19,7 @@ DOORS = {
     "deepspeed": {"pretrain/engine/engine.py", "pretrain/engine/state.py"},
     "wandb": {"pretrain/metrics/wandb.py", "pretrain/metrics/wandb_reader.py"},
     "tensorboard": set(),
+    "mlflow": {"pretrain/metrics/mlflow.py"},
     "great_expectations": {
         "governance/checks/expectations.py",
         "governance/checks/data_docs.py",

@@ -17,7 +17,7 @@ def inspect(arguments: Arguments) -> None:
     from governance.files import write_text
 
     path: Path = arguments.path
-    result = inspect_path(path, arguments.sample_mb * 1_000_000, arguments.data_workers)
+    result = inspect_path(path, arguments.sample_mb * 1_000_000, arguments.data_workers, arguments.eval_sets)
     say(as_text(result))
     folder: Path = arguments.output or Path(f"inspect-{path.resolve().name}")
     write_text(folder / "inspection.html", as_page(result))

@@ -79,6 +79,15 @@ def _inspect(commands: Commands[Parser]) -> None:
         help="megabytes of text above which a sample is read (default: %(default)s)",
     )
     command.add_argument(
+        "--eval-set",
+        dest="eval_sets",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="search the documents for the items of this evaluation set, JSON Lines or Parquet (repeatable)",
+    )
+    command.add_argument(
         "--data-workers",
         type=positive,
         default=os.cpu_count() or 1,

@@ -19,15 +19,20 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from assay.inspect.evaluation_overlap import find_sets, overlap_table
 from assay.inspect.formats import InputFiles, choose_fields, find_inputs, first_records
 from assay.inspect.sampling import sample_files
+from assay.inspect.tables import InspectTable
 from data_pipeline.config import DataConfig
+from data_pipeline.decontamination.decontaminate import decontaminate
+from data_pipeline.decontamination.evaluation_sets import EvaluationSet, evaluation_sets
 from data_pipeline.dedup.dedup import dedup
 from data_pipeline.filters.clean import clean
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.detect import replace_all
 from data_pipeline.pii.redact import redact
 from data_pipeline.tokens.megatron import open_indexed
+from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.config import validate
 from governance.errors import ConfigError, PipelineError
 from governance.manifest import Manifest
@@ -38,16 +43,6 @@ SAMPLE_BYTES = 500_000_000
 _SHARD_BYTES = 16 << 20
 _EXAMPLES = 8
 _EXAMPLE_CHARACTERS = 160
-
-
-@dataclass(frozen=True)
-class InspectTable:
-    """One table of the result."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str | int, ...], ...]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,13 +57,18 @@ class Inspection:
     """A run's file, or "" where no text was found."""
 
 
-def inspect_path(path: Path, sample_bytes: int = SAMPLE_BYTES, workers: int = 1) -> Inspection:
+def inspect_path(
+    path: Path, sample_bytes: int = SAMPLE_BYTES, workers: int = 1, eval_sets: Sequence[Path] = ()
+) -> Inspection:
     """Inspect the files at or below a path.
 
+    `eval_sets` are files or folders of evaluation items that the documents are searched for.
+
     Raises:
-        MissingInput: there is no file of a known format.
+        MissingInput: there is no file of a known format, or no such evaluation set.
         ConfigError: no field holds text.
     """
+    sets = find_sets(eval_sets)
     inputs, others = find_inputs(path)
     readable = [group for group in inputs if group.kind != "megatron"]
     total = sum(group.text_bytes for group in readable)
@@ -96,11 +96,11 @@ def inspect_path(path: Path, sample_bytes: int = SAMPLE_BYTES, workers: int = 1)
             listed = [str(file.absolute()) for file in read.files]
             paths = listed if read.kind == "arrow" else [*map(escape, listed)]
             sources.append(_section(at, read, chosen, paths) | {"follow_links": True})
-        tables += _stages(sources, Runtime(root / "root", workers=workers))
+        tables += _stages(sources, sets, Runtime(root / "root", workers=workers))
     size = sum(group.text_bytes for group, _ in taken)
     part = any(partly for _, partly in taken)
     sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read." if part else ""
-    return Inspection(path, sampled, tuple(tables), _proposal(path, usable))
+    return Inspection(path, sampled, tuple(tables), _proposal(path, usable, sets))
 
 
 def _formats(
@@ -155,7 +155,9 @@ def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: S
     return section
 
 
-def _stages(sources: Sequence[Mapping[str, Any]], runtime: Runtime) -> Iterator[InspectTable]:
+def _stages(
+    sources: Sequence[Mapping[str, Any]], sets: Sequence[EvaluationSet], runtime: Runtime
+) -> Iterator[InspectTable]:
     """Run the stages and draw their tables."""
     sections: list[Mapping[str, Any]] = []
     for source in sources:
@@ -171,15 +173,21 @@ def _stages(sources: Sequence[Mapping[str, Any]], runtime: Runtime) -> Iterator[
         "clean": {"refuse_licences": []},
         "pii": {"action": "count", "canary_bytes": 0},
     }
+    if sets:
+        values["decontaminate"] = {"sets": [one.model_dump() for one in sets]}
     config = validate(values, DataConfig, "assay inspect")
     try:
         documents = ingest(config.sources, config.ingest, Path(), runtime)
         cleaned = clean(documents, config.clean, runtime)
         unique = dedup(cleaned, config.dedup, runtime)
-        redacted = redact(unique, config.pii, runtime)
+        made = [documents, cleaned, unique]
+        if config.decontaminate:
+            items = evaluation_sets(sets, Path(), runtime)
+            made.append(decontaminate(unique, items, config.decontaminate, runtime))
+        redacted = redact(made[-1], config.pii, runtime)
+        counted = bias_audit({"redact": redacted}, BiasConfig(intersections=()), runtime)
     finally:
         close_pool()
-    made = (documents, cleaned, unique)
     yield _funnel(made)
     yield _reasons(made)
     yield _counts("Languages", cleaned, runtime.root, "features", "language", "identified; und: undetermined")
@@ -189,6 +197,9 @@ def _stages(sources: Sequence[Mapping[str, Any]], runtime: Runtime) -> Iterator[
     hit, of = redacted.stats["documents_with_findings"], redacted.stats["documents_in"]
     note = f"In {hit:,} of the {of:,} documents that stay."
     yield InspectTable("Personal data and secrets", ("type", "found"), tuple(found), note)
+    if sets:
+        yield overlap_table(sets, made[-1])
+    yield _groups(counted, runtime.root)
     yield _examples(cleaned, runtime.root)
 
 
@@ -219,6 +230,32 @@ def _counts(title: str, manifest: Manifest, root: Path, role: str, column: str, 
     return InspectTable(title, (column.replace("_", " "), "documents", "share"), rows, note)
 
 
+def _groups(counted: Manifest, root: Path) -> InspectTable:
+    """Groups of people that the documents name, by axis."""
+    [groups], [documents] = (
+        [pq.read_table(file) for file in counted.files("counts", root) if file.stem == name]
+        for name in ("groups", "documents")
+    )
+    of = groups.group_by(["axis", "group"]).aggregate([("documents", "sum"), ("mentions", "sum")])
+    total = max(1, sum(documents["documents"].to_pylist()))
+    rows = [
+        (
+            row["axis"],
+            row["group"],
+            row["documents_sum"],
+            f"{100 * row['documents_sum'] / total:.1f} %",
+            row["mentions_sum"],
+        )
+        for row in sorted(of.to_pylist(), key=lambda row: (row["axis"], -row["documents_sum"], row["group"]))
+        if row["documents_sum"]
+    ]
+    without = counted.stats["documents_without_terms"]
+    note = f"Counted by word lists; {without:,} documents are in languages without one." if without else ""
+    return InspectTable(
+        "Groups of people named", ("axis", "group", "documents", "share", "mentions"), tuple(rows), note
+    )
+
+
 def _examples(cleaned: Manifest, root: Path) -> InspectTable:
     """A removed document for each reason, personal data replaced."""
     rows: dict[str, tuple[str | int, ...]] = {}
@@ -235,7 +272,7 @@ def _examples(cleaned: Manifest, root: Path) -> InspectTable:
     )
 
 
-def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]) -> str:
+def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]], sets: Sequence[EvaluationSet]) -> str:
     """A run's file that prepares these files."""
     parts = [
         "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
@@ -257,4 +294,10 @@ def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]
         parts += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items()]
         parts += [""]
     parts += ["[data.clean]", "refuse_licences = []", ""]
+    for one in sets:
+        parts += ["[[data.decontaminate.sets]]"]
+        parts += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in one.model_dump().items() if value
+        ]
+        parts += [""]
     return "\n".join(parts)

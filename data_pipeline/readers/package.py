@@ -144,9 +144,11 @@ def _only_file(folder: Path, identity: PackageIdentity, words: str) -> Path:
     client = "pip" if identity.index == "pypi" else "apt-get"
     said = [line.strip() for line in words.splitlines() if line.startswith(("ERROR", "E:", "WARNING", "W:"))]
     if _UNREACHABLE.search(words):
-        what = f"the package index cannot be reached, so {release} cannot be fetched. Mend the network, or {client}'s"
+        what = f"the package index cannot be reached, so {release} cannot be fetched. Check the network, or {client}'s"
         what += " configuration (a mirror), or copy a root that has it (nodes of a cluster: submit with --fetch)"
     else:
-        what = f"{client} cannot fetch {release} ({identity.archive if client == 'pip' else 'deb'}). Mend package and"
+        what = (
+            f"{client} cannot fetch {release} ({identity.archive if client == 'pip' else 'deb'}). Correct package and"
+        )
         what += " version" + ("" if client == "pip" else ", or run apt-get update")
     raise MissingInput(f"{what}; {client} says:\n  " + "\n  ".join(said[-4:] or words.strip().splitlines()[-4:]))

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from data_pipeline.readers.sources import HUB_SCHEME
 from data_pipeline.readers.streams import BLOCK_BYTES
 from governance.config import Section
 from governance.errors import ConfigError, MissingInput, PipelineError
@@ -36,7 +37,7 @@ VERSION = 1
 _FILE = "file://"
 _VALIDATORS = (
     "ETag", "etag", "Content-MD5", "content_md5", "Digest", "checksum", "md5", "md5Hash", "crc32c", "generation",
-    "VersionId", "mtime", "modified", "Last-Modified", "LastModified", "last_modified",
+    "VersionId", "blob_id", "mtime", "modified", "Last-Modified", "LastModified", "last_modified",
 )  # fmt: skip
 _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
@@ -100,7 +101,7 @@ def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
 def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
     """Fixed folder of a pattern, and each file's path and URL."""
     with _explained(pattern, source):
-        system, path = _door().core.url_to_fs(pattern)
+        system, path = _system(pattern)
         web = pattern.startswith(("http://", "https://"))
         wild = "*[" if web else "*?["  # a URL's query starts with a question mark
         if not any(sign in path for sign in wild):
@@ -108,7 +109,7 @@ def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
         else:
             paths = sorted(name for name, about in system.glob(path, detail=True).items() if about["type"] == "file")
         if not paths:
-            raise MissingInput(f"source {source}: {_public(pattern)!r} names no file. Mend its `paths`.")
+            raise MissingInput(f"source {source}: {_public(pattern)!r} names no file. Correct its `paths`.")
         fixed: list[str] = []
         for part in PurePosixPath(_plain(path)).parent.parts:
             if any(sign in part for sign in wild):
@@ -157,7 +158,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
 
 def _facts(url: str) -> tuple[str, ...]:
     """Size and version facts of a remote file, sorted."""
-    system, path = _door().core.url_to_fs(url)
+    system, path = _system(url)
     system.invalidate_cache()
     about = system.info(path)
     known = [f"{name}={about[name]}" for name in _VALIDATORS if about.get(name) is not None]
@@ -176,7 +177,7 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
     Fewer than its server says it has are an error.
     """
     with _explained(url, source):
-        system, path = _door().core.url_to_fs(url)
+        system, path = _system(url)
         size, came = system.info(path).get("size"), 0
         with system.open(path, "rb", cache_type="readahead") as stream:
             while block := stream.read(BLOCK_BYTES):
@@ -202,10 +203,12 @@ def _explained(url: str, source: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         if isinstance(error, ValueError) and "Protocol not known" in str(error):
-            raise ConfigError(f"source {source}: {_public(url)!r}: fsspec knows no {scheme}://. Mend it.") from error
+            raise ConfigError(
+                f"source {source}: {_public(url)!r}: fsspec has no {scheme}://. Correct the URL."
+            ) from error
         said = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, _public(url))
         raise MissingInput(
-            f"source {source}: {_public(url)} cannot be read ({said}). Mend its `paths`, the network, or the "
+            f"source {source}: {_public(url)} cannot be read ({said}). Correct its `paths`, the network, or the "
             "credentials in the environment."
         ) from error
 
@@ -224,7 +227,10 @@ def _public(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _door() -> Any:
+def _system(url: str) -> tuple[Any, str]:
+    """File system of a URL, and the path within it."""
     import fsspec
 
-    return fsspec
+    options = {"endpoint": os.environ.get("HF_ENDPOINT")} if url.startswith(HUB_SCHEME) else {}
+    found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
+    return found

@@ -24,6 +24,8 @@ from data_pipeline.own_code import DOTTED
 from data_pipeline.readers.record import Fields
 from governance.config import Section
 
+HUB_SCHEME = "hf://"
+_HUB_URL = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?/?")
 _LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".arrow")
 
 
@@ -89,7 +91,8 @@ class _Paths(Section):
 
     paths: tuple[str, ...] = Field(min_length=1)
     """Shell patterns (`**` goes through folders), relative to the folder of the run's file, or absolute; or URLs
-    (s3://, https://, memory://, file:// and what else fsspec knows), with the same wildcards where it can list."""
+    (s3://, hf://, https://, memory://, file:// and what else fsspec knows), with the same wildcards where it can
+    list."""
     follow_links: bool = False
     """Whether a file may be reached through a symbolic link that leads out of its pattern's folder."""
 
@@ -215,7 +218,8 @@ class HubSource(_Rows):
 
     type: Literal["hub"]
     dataset: str = Field(min_length=1)
-    """The hub's id ("owner/name", with `revision`), or a local file or folder, relative to the run's file."""
+    """The hub's id ("owner/name", with `revision`); or "hf://datasets/owner/name@revision/path", which has id, revision
+    ("main" if there is none) and `files` in one; or a local file or folder, relative to the run's file."""
     revision: str = Field(default="", pattern=r"^[A-Za-z0-9._/-]*$")
     """The hub's commit, or a branch or tag, whose commit is looked up once and written down; "" for local files."""
     config_name: str = ""
@@ -227,6 +231,24 @@ class HubSource(_Rows):
     """Which split, of a data set of the hub or of a local one that was saved with several."""
     follow_links: bool = False
     """Whether a local file may be reached through a symbolic link that leads out of its folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_scheme(cls, values: Any) -> Any:
+        """Split "hf://datasets/owner/name@revision/path" into its fields."""
+        dataset = values.get("dataset") if isinstance(values, dict) else None
+        if not isinstance(dataset, str) or not dataset.startswith(HUB_SCHEME):
+            return values
+        parts = _HUB_URL.fullmatch(dataset)
+        if parts is None:
+            raise ValueError(f"dataset = {dataset!r} is not hf://datasets/OWNER/NAME[@REVISION][/PATH]")
+        named = {"revision": parts["revision"], "files": parts["path"]}
+        for field, value in named.items():
+            if value and values.get(field):
+                raise ValueError(f"dataset = {dataset!r} already names {field}: remove the line `{field} = ...`")
+        files = {"files": [parts["path"].rstrip("/") + "/*" * parts["path"].endswith("/")]} if parts["path"] else {}
+        revision = (parts["revision"] or values.get("revision") or "main").replace("%2F", "/")
+        return {**values, **files, "dataset": parts["name"], "revision": revision}
 
     @model_validator(mode="after")
     def _is_pinned(self) -> HubSource:

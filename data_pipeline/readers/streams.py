@@ -54,7 +54,9 @@ def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
     try:
         return open(path, "rb", buffer_bytes)
     except OSError as error:
-        raise MissingInput(f"cannot read {path}: {error.strerror}. Mend the source's `paths`, or the file.") from error
+        raise MissingInput(
+            f"cannot read {path}: {error.strerror}. Correct the source's `paths`, or the file."
+        ) from error
 
 
 def blocks(path: Path) -> Iterator[bytes]:

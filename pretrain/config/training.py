@@ -214,7 +214,7 @@ class ProfileConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Mirrors at Weights & Biases and TensorBoard.
+    """Mirrors at Weights & Biases, TensorBoard, MLflow and Prometheus.
 
     Metrics.jsonl is the record in any case.
     """
@@ -242,6 +242,8 @@ class TrackingConfig(Section):
     """Whether W&B alerts when a run diverges, hangs or uses up its energy budget, or when the gate is closed."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
+    mlflow: str = ""
+    """Tracking URI of MLflow, such as http://host:5000 or sqlite:///mlflow.db; empty: none. Needs the extra `mlflow`."""
     prometheus: str = ""
     """Folder of node_exporter's textfile collector, for the latest values; empty: none are written."""
 

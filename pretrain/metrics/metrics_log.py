@@ -1,4 +1,4 @@
-"""Metrics log (`metrics.jsonl`); W&B, TensorBoard and Prometheus mirror it.
+"""Metrics log (`metrics.jsonl`); W&B, TensorBoard, MLflow and Prometheus mirror it.
 
 A line of metrics.jsonl, one a step (of rank 0; a restart appends, and `attempt` is the start that computed a step):
 
@@ -21,7 +21,6 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,14 +58,9 @@ def open_record(
     raising.
 
     Raises:
-        ConfigError: TensorBoard is requested and not installed.
+        ConfigError: TensorBoard or MLflow is requested and not installed.
     """
-    from pretrain.metrics.prometheus import open_prometheus
-    from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
-    from pretrain.metrics.wandb import mode_of, open_wandb
-
-    if config.tensorboard:
-        require_tensorboard()
+    mirrors_of = _mirrors(folder, config, identity)
     path = folder / METRICS_FILE
     earlier = read_lines(path)
     attempt = 1 + max((line.get("attempt", 0) for line in earlier), default=0)
@@ -77,15 +71,7 @@ def open_record(
     before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
     reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
     with contextlib.ExitStack() as stack:
-        mirrors = []
-        if mode_of(config) != "disabled":
-            mirrors.append(stack.enter_context(_guarded("W&B", lambda: open_wandb(folder, config, identity))))
-        if config.tensorboard:
-            mirrors.append(stack.enter_context(_guarded("TensorBoard", lambda: open_tensorboard(folder))))
-        if config.prometheus:
-            name = identity.key[:8]
-            start = partial(open_prometheus, Path(config.prometheus), name)
-            mirrors.append(stack.enter_context(_guarded("Prometheus", start)))
+        mirrors = [stack.enter_context(_guarded(name, start)) for name, start in mirrors_of]
 
         def record(event: str, step: int, **values: Any) -> None:
             nonlocal number
@@ -103,6 +89,31 @@ def open_record(
                 number += 1
 
         yield record, attempt
+
+
+def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> list[tuple[str, Callable[[], Mirror]]]:
+    """Names of the requested mirrors, and how each is opened.
+
+    Raises:
+        ConfigError: a package that one needs is not installed.
+    """
+    from pretrain.metrics.mlflow import MlflowMirror, require_mlflow
+    from pretrain.metrics.prometheus import open_prometheus
+    from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
+    from pretrain.metrics.wandb import mode_of, open_wandb
+
+    found: list[tuple[str, Callable[[], Mirror]]] = []
+    if mode_of(config) != "disabled":
+        found.append(("W&B", lambda: open_wandb(folder, config, identity)))
+    if config.tensorboard:
+        require_tensorboard()
+        found.append(("TensorBoard", lambda: open_tensorboard(folder)))
+    if config.mlflow:
+        require_mlflow()
+        found.append(("MLflow", lambda: MlflowMirror(folder, config, identity)))
+    if config.prometheus:
+        found.append(("Prometheus", lambda: open_prometheus(Path(config.prometheus), identity.key[:8])))
+    return found
 
 
 def _finite(value: Any) -> Any:

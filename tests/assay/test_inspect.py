@@ -4,9 +4,11 @@ import csv
 import gzip
 import json
 import random
+import struct
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -174,6 +176,50 @@ def test_an_ordinary_folder_is_inspected(tmp_path, monkeypatch):
     [text] = [source for source in sources if source.type == "text"]
     assert text.follow_links
     assert [path[-4:] for path in text.paths] == [".TXT", ".txt"]
+
+
+def test_overlap_with_evaluation_sets_and_groups(tmp_path):
+    rows = [{"text": prose(number) + " My grandmother and the young woman laughed."} for number in range(12)]
+    items = [{"question": prose(100 + n, 3), "choices": ["one", "two"], "n": n} for n in range(3)]
+    rows[4]["text"] += " " + items[1]["question"]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "quiz.v2.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    result = inspect_path(tmp_path / "docs", eval_sets=[tmp_path / "quiz.v2.jsonl"])
+    found = tables(result)
+    assert found["Overlap with evaluation sets"].rows == (("quiz", "question, choices", 3, 1, 1),)
+    assert ("decontaminate", "contaminated", 1) in [row[:3] for row in found["Removed, by reason"].rows]
+    named = {row[:2]: row[2:] for row in found["Groups of people named"].rows}
+    assert named["gender", "female"][:2] == (11, "100.0 %"), "the contaminated document is not counted"
+    assert not any(" x " in axis for axis, _ in named)
+    (tmp_path / "run.toml").write_text(result.proposal)
+    [proposed] = load_run(tmp_path / "run.toml", [], needs="data").config.data.decontaminate.sets
+    assert (proposed.fields, proposed.answer_fields) == (("question",), ("choices",))
+    with pytest.raises(MissingInput, match=r"--eval-set .*none: no such file"):
+        inspect_path(tmp_path / "docs", eval_sets=[tmp_path / "none"])
+    (tmp_path / "numbers.jsonl").write_text('{"n": 1}')
+    with pytest.raises(ConfigError, match="no field of its first items holds text; they have: n"):
+        inspect_path(tmp_path / "docs", eval_sets=[tmp_path / "numbers.jsonl"])
+
+
+def test_token_files_are_counted(tmp_path):
+    np.array([1, 2, 3, 4, 5], np.uint16).tofile(tmp_path / "a.bin")
+    (tmp_path / "b.bin").write_bytes(b"")
+    (tmp_path / "b.idx").write_bytes(b"MMIDIDX\x00\x00")
+    write_index(tmp_path / "a.idx", [3, 2])
+    result = inspect_path(tmp_path)
+    rows = {row[0]: row[1:] for row in tables(result)["Token files (Megatron)"].rows}
+    assert rows["a.idx"] == (2, 5, "uint16")
+    assert "b.idx" in str(rows["b.idx"][2]), "damaged: named"
+    assert not result.proposal
+
+
+def write_index(path, sizes, kind=8):
+    """An IndexedDataset's index: each sequence a document."""
+    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, kind, len(sizes), len(sizes) + 1)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) * 2
+    path.write_bytes(head + np.array(sizes, np.int32).tobytes() + starts.tobytes()
+                     + np.arange(len(sizes) + 1, dtype=np.int64).tobytes())  # fmt: skip
 
 
 def test_ids_of_removed_documents_are_masked(tmp_path):

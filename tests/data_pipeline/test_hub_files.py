@@ -6,11 +6,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfFileSystem
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import hub
-from data_pipeline.readers.sources import HubSource
+from data_pipeline.readers.sources import HubSource, JsonlSource, ParquetSource
 from governance.errors import ConfigError, MissingInput
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
@@ -178,3 +179,45 @@ def test_no_hub_at_all(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(MissingInput, match=r"cannot be fetched .*hf download --repo-type dataset lab/news"):
         made(tmp_path, source())
+
+
+def test_hf_paths_name_data_sets_and_files(server, tmp_path):
+    """`hf://datasets/owner/name[@revision][/path]` as a hub's data set, and in the paths of any other source."""
+    plain, texts = made(tmp_path / "1", source())
+    for number, dataset in enumerate(["hf://datasets/lab/news", "hf://datasets/lab/news@main"], 2):
+        one = HubSource(type="hub", name="h", licence="MIT", dataset=dataset)
+        assert made(tmp_path / str(number), one)[0].digest == plain.digest
+    one = HubSource(type="hub", name="h", licence="MIT", dataset="hf://datasets/lab/news@main/data/test-*.parquet")
+    assert (one.dataset, one.revision, one.files) == ("lab/news", "main", ("data/test-*.parquet",))
+    assert made(tmp_path / "4", one)[1] == ["held out"]
+    server.repositories["lab/news"].files["lines/a.jsonl"] = b'{"text": "a line"}\n'
+    rows = {"name": "p", "licence": "MIT"}
+    files = ParquetSource(type="parquet", paths=("hf://datasets/lab/news/data/train-*.parquet",), **rows)
+    assert made(tmp_path / "5", files)[1] == texts
+    lines = JsonlSource(type="jsonl", paths=("hf://datasets/lab/news@main/lines/a.jsonl",), **rows)
+    first, found = made(tmp_path / "6", lines)
+    assert found == ["a line"]
+    assert made(tmp_path / "6", lines)[0].digest == first.digest
+    server.repositories["lab/news"].files["lines/a.jsonl"] = b'{"text": "another"}\n'
+    HfFileSystem.clear_instance_cache()
+    assert made(tmp_path / "6", lines)[1] == ["another"], "the hub's id of the content is part of the key"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"dataset": "hf://lab/news"}, r"is not hf://datasets/OWNER/NAME\[@REVISION\]\[/PATH\]"),
+        ({"dataset": "hf://datasets/news"}, "is not hf://datasets"),
+        ({"dataset": "hf://datasets/lab/news@main", "revision": "v1"}, "already names revision: remove the line"),
+        ({"dataset": "hf://datasets/lab/news/a.parquet", "files": ("b",)}, "already names files"),
+    ],
+)
+def test_hf_paths_that_contradict_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        HubSource(type="hub", name="h", licence="MIT", **values)
+
+
+def test_hf_paths_that_the_hub_refuses(server, tmp_path):
+    missing = ParquetSource(type="parquet", name="p", licence="MIT", paths=("hf://datasets/lab/none/*.parquet",))
+    with pytest.raises(MissingInput, match=r"hf://datasets/lab/none/\*\.parquet (names no file|cannot be read)"):
+        made(tmp_path, missing)

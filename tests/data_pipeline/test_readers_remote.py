@@ -92,7 +92,7 @@ def test_names_are_those_below_the_shared_folder(memory):
         (("memory://bucket/none*",), MissingInput, "'memory://bucket/none\\*' names no file"),
         (("memory://bucket/raw",), MissingInput, "names no file"),
         (("memory://bucket/raw/de/a.jsonl", "here/*.jsonl"), ConfigError, "mixes paths of this machine and memory://"),
-        (("nope://x/y",), ConfigError, "fsspec knows no nope://"),
+        (("nope://x/y",), ConfigError, "fsspec has no nope://"),
     ],
 )
 def test_urls_that_name_nothing(memory, patterns, error, words):

@@ -1,0 +1,75 @@
+"""MLflow mirror: charts, settings and state of a run in a local store; the record stays what it is without it."""
+
+import pytest
+
+from governance.errors import ConfigError
+from governance.files import read_lines
+from pretrain.config.training import TrackingConfig
+from pretrain.metrics import mlflow as mirror
+from pretrain.metrics.metrics_log import open_record
+from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
+from tests.pretrain.metrics.test_tracking import RECIPE as BASE
+
+RECIPE = BASE.model_copy(update={"train": BASE.train.model_copy(update={"steps": 4})})
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    return mlflow.MlflowClient(tracking_uri=uri(tmp_path))
+
+
+def uri(tmp_path):
+    return (tmp_path / "mlflow").as_uri()
+
+
+def recorded(tmp_path, *events, **settings):
+    config = TrackingConfig(mode="disabled", project="lab", mlflow=uri(tmp_path), **settings)
+    identity = RunIdentity(RECIPE, "0123abcd" * 8, head=lambda: "journal head")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    with open_record(tmp_path / "run", config, identity, writes=True) as (record, _):
+        for event, step, values in events:
+            record(event, step, **values)
+
+
+def steps(first, last):
+    return [("step", step, {"loss": 5.0 - step, "by_origin": {"web/en (a)": 1.5}}) for step in range(first, last + 1)]
+
+
+def test_a_run_its_restart_and_its_end(tmp_path, client):
+    recorded(tmp_path, ("start", 0, {}), *steps(1, 2), name="first", tags=("a", "b"))
+    [experiment] = [one for one in client.search_experiments() if one.name == "lab"]
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("first", "KILLED"), "two of four steps"
+    assert run.data.params["train.steps"] == "4"
+    assert {
+        "assay.key": "0123abcd" * 8,
+        "assay.journal": "journal head",
+        "assay.tags": "a,b",
+    }.items() <= run.data.tags.items()
+    recorded(tmp_path, ("start", 2, {}), *steps(3, 4))
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
+    lines = [line for line in read_lines(tmp_path / "run" / METRICS_FILE) if line["event"] == "step"]
+    assert [(m.step, m.value) for m in losses] == [(line["step"], line["loss"]) for line in lines]
+    assert run.data.metrics["loss/web/en _a_"] == 1.5
+    assert run.data.metrics["attempt"] == 2
+    recorded(tmp_path, ("start", 4, {}), ("diverged", 4, {"loss": 99.0}))
+    assert client.get_run(run.info.run_id).info.status == "FAILED"
+
+
+def test_a_store_that_does_not_answer_stops_no_run(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("mlflow")
+    (tmp_path / "mlflow").write_text("not a folder")
+    recorded(tmp_path, ("start", 0, {}), *steps(1, 2))
+    assert "MLflow fails (" in caplog.text
+    assert len(read_lines(tmp_path / "run" / METRICS_FILE)) == 3
+
+
+def test_without_the_package_the_setting_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"tracking.mlflow is set, but the package mlflow is not installed"):
+        recorded(tmp_path)
