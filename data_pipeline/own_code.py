@@ -16,9 +16,7 @@ import contextlib
 import importlib
 import importlib.util
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -186,28 +184,6 @@ def _first_on_path(folder: Path) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = kept
         sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in code that runs longer.
-
-    Python code alone is interrupted, in the main thread of a process alone.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def expire(number: int, frame: object) -> None:
-        raise TimeoutError(f"no answer after {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def first_line(error: BaseException, path: Path | None = None, name: str = "") -> str:

@@ -1,11 +1,14 @@
-"""Child processes that end with their parent; Ctrl-C never lost."""
+"""Child processes that end with their parent; Ctrl-C never lost; a time limit on code."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
@@ -49,3 +52,25 @@ def pass_on_interrupt() -> None:
     """
     if _interrupts:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in code that runs longer, and again each second until it ends.
+
+    Python code alone is interrupted, in the main thread of a process alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(number: int, frame: object) -> None:
+        raise TimeoutError(f"no answer after {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # libraries retry what raised, and own code may swallow it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

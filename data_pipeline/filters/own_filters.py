@@ -31,11 +31,12 @@ from data_pipeline.documents import (
     split_table,
     table_writer,
 )
-from data_pipeline.own_code import DOTTED, OwnCode, find_code, first_line, load, time_limit
+from data_pipeline.own_code import DOTTED, OwnCode, find_code, first_line, load
 from governance.config import Section
 from governance.errors import ConfigError
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1

@@ -11,6 +11,7 @@ nothing, run no script, and the index is written plainly. Price: the audit's sui
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import html
 import re
@@ -21,11 +22,13 @@ from typing import Any
 from urllib.parse import quote
 
 from governance.checks.expectations import built_expectations, quiet_context
+from governance.checks.gx.own_expectations import own_seconds
 from governance.checks.suites import SuiteTable
 from governance.errors import ConfigError, PipelineError, storage_errors
 from governance.files import write_text
 from governance.gate.policy import Gate
 from governance.log import get_logger
+from governance.processes import time_limit
 
 _SITE = "assay"
 _OUTSIDE = re.compile(
@@ -135,7 +138,12 @@ def _validate(
         batch_parameters={"dataframe": table.frame},
         result_format=ResultFormat.SUMMARY,
     )
-    found = validator.validate_expectation_suite(kept)
+    seconds = sum(own_seconds(gate) for gate in gates)
+    try:
+        with time_limit(seconds) if seconds else contextlib.nullcontext():
+            found = validator.validate_expectation_suite(kept)
+    except TimeoutError as error:
+        raise PipelineError(f"--data-docs: an own expectation of suite {suite} on {table.subject}: {error}") from error
     for result in found.results:
         result.success = bool(result.success)  # the store cannot write numpy.bool, which quantiles and means give
     found.meta |= {"run_id": run, "validation_time": run.run_time}

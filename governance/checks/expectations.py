@@ -36,6 +36,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from governance.checks.gx import named_expectations
+from governance.checks.gx.own_expectations import own_seconds
 from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import INTERVAL as _INTERVAL
 from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
@@ -43,6 +44,7 @@ from governance.checks.judgeable import anchored, columns, exactly, unjudgeable,
 from governance.checks.messages import describe, describe_intervals, rows_where
 from governance.gate.policy import Gate
 from governance.gate.verdict import CheckResult, Status
+from governance.processes import time_limit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,20 +93,31 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
         if index in refused or _values_of(gate, table) == 0:
             continue  # GX has nothing to evaluate; `_result` reports it
         try:
-            built[index] = build_expectation(gate, index)
+            with _limited(gate):
+                built[index] = build_expectation(gate, index)
         except Exception as error:  # any objection of the engine becomes the gate's result
             refused[index] = f"the expectation cannot be built: {_one_line(error)}"
-    try:
-        outcomes = _execute(table, built) if built else {}
-    except Exception as error:
-        refused |= dict.fromkeys(built, f"the suite did not run: {_one_line(error)}")
-        outcomes = {}
+    outcomes: dict[int, Sequence[Any]] = {}
+    own = [[index] for index in built if own_seconds(gates[index])]  # each by itself, within its time
+    by_gx = [index for index in built if [index] not in own]
+    for part in filter(None, [by_gx, *own]):
+        try:
+            with _limited(gates[part[0]]):
+                outcomes |= _execute(table, {index: built[index] for index in part})
+        except Exception as error:
+            refused |= dict.fromkeys(part, f"the suite did not run: {_one_line(error)}")
     return [
         _error(gate, subject, table, refused[index])
         if index in refused
         else _result(gate, subject, table, built.get(index), outcomes.get(index, ()))
         for index, gate in enumerate(gates)
     ]
+
+
+def _limited(gate: Gate) -> contextlib.AbstractContextManager[None]:
+    """Time limit of a gate's own class; none for GX's."""
+    seconds = own_seconds(gate)
+    return time_limit(seconds) if seconds else contextlib.nullcontext()
 
 
 def _unjudgeable(gate: Gate, table: pd.DataFrame) -> str:

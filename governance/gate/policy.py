@@ -51,6 +51,8 @@ class Gate(Section):
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """For a class of one's own: the digest of its source. Another source is an error of the gate, and is not run. On a
     site (`site_policy.py`) it is required. The error of a gate with a wrong one names the right one."""
+    seconds: float = Field(default=0, ge=0)
+    """For a class of one's own: time that it may take on a table; 0: 600 seconds. More is an error of the gate."""
     column: str = ""
     """The column; empty for expectations on the whole table and on intervals."""
     where: dict[str, str] = Field(default={})
@@ -95,7 +97,7 @@ class Gate(Section):
     def _complete(self) -> Gate:
         if self.expectation == "gx":
             return self._named()
-        if self.gx or self.kwargs or self.sha256:
+        if self.gx or self.kwargs or self.sha256 or self.seconds:
             raise ValueError(f"gate {self.id}: write either `expectation`, or `gx` with `kwargs`")
         if self.expectation in _WITH_BOUNDS and self.min is None and self.max is None:
             raise ValueError(f"gate {self.id}: {self.expectation} needs min, max or both")
@@ -117,8 +119,8 @@ class Gate(Section):
             raise ValueError(f"gate {self.id}: needs an `expectation`, or `gx`")
         if self.min is not None or self.max is not None or self.values or self.regex or self.quantile is not None:
             raise ValueError(f"gate {self.id}: the arguments of {self.gx} belong in `kwargs`")
-        if self.sha256 and ":" not in self.gx:
-            raise ValueError(f"gate {self.id}: `sha256` belongs to a class of one's own, and only there")
+        if (self.sha256 or self.seconds) and ":" not in self.gx:
+            raise ValueError(f"gate {self.id}: `sha256` and `seconds` belong to a class of one's own, and only there")
         if self.column and "column" in self.kwargs:
             raise ValueError(f"gate {self.id}: names a column twice, in `column` and in `kwargs`")
         try:
@@ -131,7 +133,9 @@ class Gate(Section):
     def _without_later_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A gate without empty later fields, so that old verdicts hold."""
         values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if value or name not in ("gx", "kwargs", "sha256")}
+        return {
+            name: value for name, value in values.items() if value or name not in ("gx", "kwargs", "sha256", "seconds")
+        }
 
     @model_validator(mode="after")
     def _interval(self) -> Gate:

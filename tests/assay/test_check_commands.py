@@ -21,6 +21,17 @@ def typed(project, capsys):
     return run
 
 
+WRONG_GATE = """
+[[gate]]
+id = "documents.wrong"
+suite = "documents"
+owner = "data"
+why = "An expectation that cannot be evaluated."
+"""
+WRONG = [
+    ("expect_no_such_thing", "{}", "Great Expectations has no expectation 'expect_no_such_thing'"),
+    ("expect_column_to_exist", '{ column = "language", column_name = "x" }', "column_name"),
+]
 REFERENCE = ("--set", 'audit.reference="reference.json"', "--set", "audit.min_drift_documents=50")
 
 
@@ -45,6 +56,14 @@ def test_a_reference_is_frozen_once_from_a_corpus_that_was_let_through(project, 
     status, said = typed("governance check")
     assert status == 77, "a gate on drift without a reference"
     assert "inconclusive drift.reference" in said
+    with_reference = policy.read_text()
+    for gx, kwargs, words in WRONG:
+        policy.write_text(f'{with_reference}\n{WRONG_GATE}gx = "{gx}"\nkwargs = {kwargs}\n')
+        status, said = typed("governance check", *REFERENCE)
+        assert (status, "error documents.wrong" in said, words in said) == (77, True, True), said
+        status, said = typed("train", *REFERENCE)
+        assert (status, list((project / "root").glob("train/*"))) == (77, []), said
+    policy.write_text(with_reference)
     status, said = typed("governance check", *REFERENCE)
     assert status == 0, said
     newest = max((project / "root").glob("audit/*/drift.json"), key=lambda path: path.stat().st_mtime_ns)

@@ -14,10 +14,11 @@ import pytest
 from data_pipeline.config import DataConfig
 from data_pipeline.documents import read_documents
 from data_pipeline.filters.own_filters import kept_rows
-from data_pipeline.own_code import find_code, load, time_limit
+from data_pipeline.own_code import find_code, load
 from data_pipeline.prepare import stages
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
+from governance.processes import time_limit
 from governance.stage import Runtime
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_code.md").read_text(encoding="utf-8")

@@ -226,6 +226,30 @@ def own_gate(path, **more):
     return gate(f"{path.stem}:ExpectShortWords", {"max_missing": 0.3, **more}, column="language")
 
 
+LOOPS = """
+    import great_expectations.expectations as gxe
+
+    class ExpectForEver(gxe.ExpectColumnValuesToNotBeNull):
+        def _validate(self, *arguments, **more):
+            while True:
+                sum(range(1000))
+"""
+
+
+def test_an_own_expectation_that_loops_is_ended_and_leaves_its_neighbours_alone(own_rules):
+    own_rules.write_text(textwrap.dedent(LOOPS))
+    loops = gate(f"{own_rules.stem}:ExpectForEver", {"seconds": 0.2, "max_missing": 0.3}, column="language")
+    plain = gate("expect_column_to_exist", column="language")
+    found = run_suite(TABLE, [loops, plain], "table")
+    assert [result.status for result in found] == ["error", "pass"]
+    own_rules.with_name(f"{own_rules.stem}_2.py").write_text("while True:\n    pass\n")
+    [stuck] = run_suite(TABLE, [gate(f"{own_rules.stem}_2:X", {"seconds": 0.2}, column="language")], "table")
+    assert (stuck.status, "no answer after 0.2 seconds" in stuck.detail) == ("error", True), stuck.detail
+    with pytest.raises(ValueError, match="`seconds` belong to a class of one's own"):
+        gate("expect_column_to_exist", {"seconds": 1}, column="language")
+    assert "seconds" not in plain.model_dump()
+
+
 def test_another_source_than_the_pinned_one_is_an_error_and_is_not_run(own_rules):
     [digest] = source_digests([own_gate(own_rules)]).values()
     own_rules.write_text(f"raise SystemExit\n{own_rules.read_text()}")

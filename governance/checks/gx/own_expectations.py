@@ -8,6 +8,9 @@ so it may bring its own metric. The digest covers every file of the module's top
 reused. The verdict names it, and a gate may pin it (`sha256`), as it must on a site. Code that is not the pinned one,
 or that no digest names, is not run: the gate is in error.
 
+Time: an own expectation may take the gate's `seconds` (600) on a table; more is an error of the gate. Python code is
+interrupted; a call of a compiled library that never returns is not.
+
 Limits: the digest does not cover other packages that the code imports, nor data files, nor Python's own cache.
 """
 
@@ -24,6 +27,13 @@ from governance.config import canonical_json
 from governance.files import sha256_bytes, sha256_file
 from governance.gate.policy import Gate
 from governance.gate.site_policy import site_binds
+
+_SECONDS = 600.0
+
+
+def own_seconds(gate: Gate) -> float:
+    """Time that a gate's own class may take on a table; 0: the code is GX's, without a limit."""
+    return (gate.seconds or _SECONDS) if ":" in gate.gx else 0.0
 
 
 def own_class(gate: Gate) -> Any:
