@@ -55,6 +55,7 @@ def parser() -> Parser:
     _training(commands)
     _slurm(commands)
     _report(commands)
+    _mirror(commands)
     for _, leaf in leaves(top):
         leaf.top = top
     return top
@@ -94,6 +95,17 @@ def _inspect(commands: Commands[Parser]) -> None:
         metavar="N",
         help="processes for reading and filtering (default: one for each core)",
     )
+
+
+def _mirror(commands: Commands[Parser]) -> None:
+    add = _group(commands, "mirror", "copy a root to S3, GCS or another store, and back")
+    url = "folder of the store: s3://bucket/runs/mine, gs://..., or what else fsspec knows"
+    command = add("push", "push", "send the files of a root that the store lacks; repeat it to continue or to update")
+    command.add_argument("folder", type=Path, metavar="ROOT", help="folder that holds all artifacts of a run")
+    command.add_argument("url", metavar="URL", help=url)
+    command = add("pull", "pull", "fetch a root from a store and verify every file; repeat it to continue")
+    command.add_argument("url", metavar="URL", help=url)
+    command.add_argument("target", type=Path, metavar="ROOT", help="a new folder")
 
 
 def _setup(commands: Commands[Parser]) -> None:

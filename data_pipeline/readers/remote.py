@@ -101,7 +101,7 @@ def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:
 def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
     """Fixed folder of a pattern, and each file's path and URL."""
     with _explained(pattern, source):
-        system, path = _system(pattern)
+        system, path = file_system(pattern)
         web = pattern.startswith(("http://", "https://"))
         wild = "*[" if web else "*?["  # a URL's query starts with a question mark
         if not any(sign in path for sign in wild):
@@ -109,7 +109,7 @@ def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
         else:
             paths = sorted(name for name, about in system.glob(path, detail=True).items() if about["type"] == "file")
         if not paths:
-            raise MissingInput(f"source {source}: {_public(pattern)!r} names no file. Correct its `paths`.")
+            raise MissingInput(f"source {source}: {public_url(pattern)!r} names no file. Correct its `paths`.")
         fixed: list[str] = []
         for part in PurePosixPath(_plain(path)).parent.parts:
             if any(sign in part for sign in wild):
@@ -132,11 +132,11 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
         if len(facts) < 2:  # a size alone says nothing
             if runtime.mode == "share":
                 raise ShareDone(
-                    "fetch", f"{_public(file.url)}: its server does not say which version it is; a join reads it"
+                    "fetch", f"{public_url(file.url)}: its server does not say which version it is; a join reads it"
                 )
             _copy(file, source, fetched)
             facts = (f"sha256={sha256_file(fetched)}",)
-        public = _public(file.url)
+        public = public_url(file.url)
         hidden = "" if public == file.url else sha256_bytes(file.url.encode("utf-8"))
         identity = RemoteIdentity(url=public, secret_sha256=hidden, facts=facts)
 
@@ -158,7 +158,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
 
 def _facts(url: str) -> tuple[str, ...]:
     """Size and version facts of a remote file, sorted."""
-    system, path = _system(url)
+    system, path = file_system(url)
     system.invalidate_cache()
     about = system.info(path)
     known = [f"{name}={about[name]}" for name in _VALIDATORS if about.get(name) is not None]
@@ -177,14 +177,14 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
     Fewer than its server says it has are an error.
     """
     with _explained(url, source):
-        system, path = _system(url)
+        system, path = file_system(url)
         size, came = system.info(path).get("size"), 0
         with system.open(path, "rb", cache_type="readahead") as stream:
             while block := stream.read(BLOCK_BYTES):
                 came += len(block)
                 yield block
         if size is not None and came != size:
-            raise MissingInput(f"source {source}: {_public(url)} gave {came} of {size} bytes. Run it again.")
+            raise MissingInput(f"source {source}: {public_url(url)} gave {came} of {size} bytes. Run it again.")
 
 
 @contextmanager
@@ -204,11 +204,11 @@ def _explained(url: str, source: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and "Protocol not known" in str(error):
             raise ConfigError(
-                f"source {source}: {_public(url)!r}: fsspec has no {scheme}://. Correct the URL."
+                f"source {source}: {public_url(url)!r}: fsspec has no {scheme}://. Correct the URL."
             ) from error
-        said = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, _public(url))
+        said = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, public_url(url))
         raise MissingInput(
-            f"source {source}: {_public(url)} cannot be read ({said}). Correct its `paths`, the network, or the "
+            f"source {source}: {public_url(url)} cannot be read ({said}). Correct its `paths`, the network, or the "
             "credentials in the environment."
         ) from error
 
@@ -218,7 +218,7 @@ def _plain(path: str) -> str:
     return urlsplit(path).path if path.startswith(("http://", "https://")) else path
 
 
-def _public(url: str) -> str:
+def public_url(url: str) -> str:
     """A URL without query and password."""
     if not url.startswith(("http://", "https://")):
         scheme, _, rest = url.partition("://")
@@ -227,7 +227,7 @@ def _public(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """File system of a URL, and the path within it."""
     import fsspec
 

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from data_pipeline.tokens.chat_template import TEMPLATE_FILE, find_template
 from data_pipeline.tokens.encoder import Encoder, Engine, begun, fast_engine, library_engine, segments
 from data_pipeline.tokens.parity import awkward_strings, compare, every_character
 from data_pipeline.tokens.tiktoken_ranks import SUFFIX, from_ranks
@@ -37,7 +38,7 @@ from data_pipeline.tokens.vocabulary import (
 )
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
-from governance.files import sha256_file, write_bytes, write_text
+from governance.files import sha256_bytes, sha256_file, write_bytes, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
 from governance.provenance import provenance
@@ -285,19 +286,21 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
     """Train a byte-level BPE on a sample, or adopt `config.path`.
 
     Relative paths start at `folder`. Writes tokenizer.json and, where the vocabulary has that form,
-    tokenizer.tiktoken.
+    tokenizer.tiktoken; and the chat template next to `config.path`, which an export carries on.
 
     Raises:
         PipelineError: there are no documents, or none with text.
         MissingInput: the file at `config.path` is missing.
         ConfigError: the file at `config.path` is not a tokeniser of the supported kind.
     """
-    inputs, given = [documents.as_input()], None
+    inputs, given, template = [documents.as_input()], None, ""
     if config.path:
         given = take_over(folder / config.path, config)
         source = folder / config.path
         source = source / TOKENIZER_FILE if source.is_dir() else source
         inputs.append(Input(stage="file", digest=sha256_file(source), path=source.name))
+        if template := find_template(source):
+            inputs.append(Input(stage="file", digest=sha256_bytes(template.encode()), path=TEMPLATE_FILE))
         config = config.model_copy(update={"path": source.name})  # its folder decides nothing
 
     def make(target: Path) -> Made:
@@ -317,8 +320,11 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
         write_text(target / TOKENIZER_FILE, text)
         if (ranks := ranks_text(text)) is not None:
             write_bytes(target / RANKS_FILE, ranks)
+        if template:
+            write_text(target / TEMPLATE_FILE, template)
         end = vocabulary.special[config.special_tokens[0]]
-        written = [path for path in (target / TOKENIZER_FILE, target / RANKS_FILE) if path.exists()]
+        files = [target / name for name in (TOKENIZER_FILE, RANKS_FILE, TEMPLATE_FILE)]
+        written = [path for path in files if path.exists()]
         return Made([describe(path, runtime.root) for path in written], {
             "documents": sample.documents,
             "sample_documents": len(sample.places),

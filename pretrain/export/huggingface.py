@@ -3,7 +3,7 @@
     config.json, generation_config.json                     architecture (`architectures.py`), ids of special tokens
     model.safetensors                                       fp32 masters, or rounded; vocabulary padded
     model-00001-of-0000N.safetensors, ...index.json         the same above 5 GB
-    tokenizer.json, tokenizer_config.json, special_tokens_map.json
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json, and the tokenizer's chat_template.jinja, if any
     configuration_assay.py, modeling_assay.py               only where no architecture of transformers is exact
     README.md                                               model card: facts and digests
 
@@ -31,6 +31,7 @@ from pretrain.export.architectures import family_of
 from pretrain.export.export_family import ExportedTensor, Family
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
+CHAT_TEMPLATE = "chat_template.jinja"
 INDEX = "model.safetensors.index.json"
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
@@ -48,6 +49,8 @@ class ExportVocabulary:
     end: int
     begin: int | None = None
     """Id that begins documents; None: documents have none."""
+    chat_template: Path | None = None
+    """File of the chat template of a tokenizer that was taken over."""
 
 
 def export(
@@ -83,7 +86,10 @@ def export(
     refuse_foreign_tokenizer(manifest, tokenizer, root)
     stats = tokenizer.stats
     vocabulary = ExportVocabulary(
-        root / tokenizer.folder / "tokenizer.json", int(stats["end_of_document"]), stats.get("begin_of_document")
+        root / tokenizer.folder / "tokenizer.json",
+        int(stats["end_of_document"]),
+        stats.get("begin_of_document"),
+        next((root / out.path for out in tokenizer.outputs if out.path.endswith(f"/{CHAT_TEMPLATE}")), None),
     )
     with weights(manifest, root) as files:
         family = write_folder(files.read, identity, vocabulary, target, shard_bytes, dtype)
@@ -122,6 +128,8 @@ def write_folder(
         begins = None if tokenizer.begin is None else _begin_processor(special["bos"], tokenizer.begin)
         plain = {"post_processor": begins, "truncation": None, "padding": None}
         write_json(target / "tokenizer.json", {**held, **plain})
+    if tokenizer.chat_template is not None:
+        write_text(target / CHAT_TEMPLATE, tokenizer.chat_template.read_text(encoding="utf-8"))
     _write_settings(target, family, identity, (tokenizer, special), dtype)
     return family
 

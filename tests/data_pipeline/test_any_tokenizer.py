@@ -114,6 +114,20 @@ def test_chat_tokens_are_added_behind_the_last_id(tmp_path):
     assert made.token_to_id("<|im_start|>") == size
     assert made.encode("a<|im_start|>", add_special_tokens=False).ids[-1] == size
     assert size not in load_encoder(manifest, tmp_path).encode("a<|im_start|>")
+    assert not [output for output in manifest.outputs if "chat_template" in output.path]
+
+    def with_settings(held):
+        (tmp_path / "given" / "tokenizer_config.json").write_text(held if isinstance(held, str) else json.dumps(held))
+        return taken_over(tmp_path, given.to_str(), end, special_tokens=(end, "<|im_start|>", "<|eot_id|>"))
+
+    assert with_settings({"eos_token": end}).digest == manifest.digest
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ messages[0].content }}"}]
+    for held in ({"chat_template": "{{ messages[0].content }}"}, {"chat_template": named}):
+        made = with_settings(held)
+        [kept] = [output for output in made.outputs if output.path.endswith("chat_template.jinja")]
+        assert (tmp_path / kept.path).read_text() == "{{ messages[0].content }}"
+    with pytest.raises(ConfigError, match=r"the chat template next to .* cannot be read"):
+        with_settings("{torn")
 
 
 @pytest.mark.parametrize(("name", "own"), [*((name, False) for name in PATTERNS), ("cl100k_base", True)])

@@ -119,9 +119,9 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
     )
     identity = CheckpointIdentity(train_key="k" * 64, step=1, vocabulary_size=size, recipe=recipe)
     held = dict(model.named_parameters())
-    family = write_folder(
-        lambda parameter: held[parameter].detach(), identity, ExportVocabulary(tokenizer, end, begin), target, **options
-    )
+    template = tokenizer.with_name("chat_template.jinja")
+    vocabulary = ExportVocabulary(tokenizer, end, begin, template if template.exists() else None)
+    family = write_folder(lambda parameter: held[parameter].detach(), identity, vocabulary, target, **options)
     return family, model
 
 
@@ -278,9 +278,16 @@ def test_a_tokenizer_of_any_kind_comes_back(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["llama", "speedy"])
 def test_a_token_that_begins_documents_begins_texts_there_too(tmp_path, name):
-    path = write_tokenizer(tmp_path / "tokenizer.json", VOCABULARY, ["<|endoftext|>", "<|begin|>"])
+    path = write_tokenizer(tmp_path / "tokenizer.json", VOCABULARY, ["<|endoftext|>", "<|begin|>", "<|user|>"])
+    chat = "{{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(chat)
     exported(name, path, tmp_path / "model", begin=1)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    said = [{"role": "user", "content": "A cat"}]
+    assert theirs.apply_chat_template(said, tokenize=False) == "<|begin|><|user|>A cat<|endoftext|>"
+    chatted = theirs.apply_chat_template(said, return_dict=False)
+    assert (chatted[:2], chatted[-1]) == ([1, 2], 0), "special tokens keep their ids"
+    assert theirs.decode(chatted, skip_special_tokens=True) == "A cat"
     ours = load_encoder(path.parent)
     for text in ("The cat sat.", "été 猫 \U0001f408 12345", ""):
         assert theirs(text)["input_ids"] == [1, *ours.encode(text).tolist()]

@@ -1,0 +1,30 @@
+"""Functions behind `assay mirror ...`."""
+
+from __future__ import annotations
+
+import argparse
+
+from assay.cli.run_commands import say
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """Send a root to a store."""
+    from assay.mirror.root_mirror import push_root
+    from data_pipeline.readers.remote import public_url
+
+    done = push_root(arguments.folder, arguments.url)
+    say(
+        f"{public_url(arguments.url)}: {done.files:,} files, {done.bytes / 1e6:,.1f} MB; "
+        f"sent {done.sent:,}, {done.sent_bytes / 1e6:,.1f} MB"
+    )
+
+
+def pull(arguments: argparse.Namespace) -> None:
+    """Fetch a root from a store."""
+    from assay.mirror.root_mirror import pull_root
+
+    done = pull_root(arguments.url, arguments.target)
+    say(
+        f"{arguments.target}: {done.files:,} files, {done.bytes / 1e6:,.1f} MB, each verified; "
+        f"fetched {done.sent:,}, {done.sent_bytes / 1e6:,.1f} MB"
+    )

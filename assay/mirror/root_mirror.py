@@ -1,0 +1,189 @@
+"""Copies of a root in S3, GCS or any other file system of fsspec, by digest.
+
+    <URL>/blobs/<SHA-256>        each content once, whatever its names
+    <URL>/index.json             {"files": {"encode/0123.../train-00000.tokens": ["<SHA-256>", bytes], ...}}
+
+`push_root` sends what the store lacks, then writes the index: an interrupted one is repeated by the same command and
+sends the rest. What a manifest lists must have its digest, else nothing of the index changes. Locks, unfinished files
+and links stay here; of a file that grows (the journal, a record) the bytes at the moment of its digest are sent.
+`pull_root` verifies each digest and overwrites nothing. Price: a push reads what is sent once, and what no manifest
+lists once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from data_pipeline.readers.remote import file_system, public_url
+from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, PipelineError, StorageError
+from governance.files import atomic_file, is_temporary, json_text, running_sha256, sha256_file
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, read_manifest
+
+_BLOCK_BYTES = 8 << 20
+_AT_ONCE = 8
+_BLOBS, _INDEX = "blobs", "index.json"
+_JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Files of a copy, and what was transferred."""
+
+    files: int
+    bytes: int
+    sent: int
+    """Files whose content was transferred; the others were there."""
+    sent_bytes: int
+
+
+def push_root(root: Path, url: str) -> Mirrored:
+    """Send a root's files to a store.
+
+    Raises:
+        MissingInput: the root has no manifest, or the store needs a package that is not installed.
+        AlteredFile: a file is not what its manifest states.
+        StorageError: the store refuses or cannot be reached.
+    """
+    listed = _listed(root)
+    if not listed:
+        raise MissingInput(f"{root}: holds no artifact. Give the root of a run (default: runs/<name of its file>).")
+    files = sorted(_files(root), key=lambda path: (path.name == _JOURNAL, path))  # artifacts before what names them
+    with _reported(url):
+        system, base = file_system(url)
+        system.makedirs(f"{base}/{_BLOBS}", exist_ok=True)
+        there = {
+            PurePosixPath(name).name: about["size"]
+            for name, about in system.find(f"{base}/{_BLOBS}", detail=True).items()
+        }
+
+        def send(path: Path) -> tuple[str, int, bool]:
+            size = path.stat().st_size
+            name = path.relative_to(root).as_posix()
+            digest = listed.get(name) or _digest(path, size)
+            if there.get(digest) == size:
+                return digest, size, False
+            with path.open("rb") as source, system.open(f"{base}/{_BLOBS}/{digest}", "wb") as target:
+                sent = _copy(source, target.write, size)
+            if sent != digest:
+                system.rm(f"{base}/{_BLOBS}/{digest}")
+                raise AlteredFile(f"{path}: is not what its manifest states. Remove its folder and make it again.")
+            return digest, size, True
+
+        done = dict(zip(files, _at_once(send, files), strict=True))
+        index = {path.relative_to(root).as_posix(): [digest, size] for path, (digest, size, _) in done.items()}
+        system.pipe_file(f"{base}/{_INDEX}", json_text({"files": index}).encode())
+    return _counted(done.values())
+
+
+def pull_root(url: str, root: Path) -> Mirrored:
+    """Fetch a root from a store into a new folder, or what an interrupted fetch left out.
+
+    Raises:
+        MissingInput: the store has no such copy, or needs a package that is not installed.
+        ManifestError: an object is not what the index names.
+        ConfigError: the folder has a file of the same name with other content.
+        StorageError: the store refuses or cannot be reached.
+    """
+    with _reported(url):
+        system, base = file_system(url)
+        if not system.exists(f"{base}/{_INDEX}"):
+            raise MissingInput(f"{public_url(url)}: holds no copy of a root (no {_INDEX}). Give the URL of a push.")
+        index = _read_index(system.cat_file(f"{base}/{_INDEX}"), url)
+
+        def fetch(entry: tuple[str, tuple[str, int]]) -> tuple[str, int, bool]:
+            name, (digest, size) = entry
+            target = root / name
+            if target.exists():
+                if target.stat().st_size == size and sha256_file(target) == digest:
+                    return digest, size, False
+                raise ConfigError(f"{target}: exists with other content. Fetch into a new folder.")
+            with system.open(f"{base}/{_BLOBS}/{digest}", "rb") as source, atomic_file(target) as out:
+                if _copy(source, out.write, size) != digest:
+                    raise ManifestError(f"{public_url(url)}: the object of {name} is damaged. Push the root again.")
+            return digest, size, True
+
+        return _counted(_at_once(fetch, sorted(index.items(), key=lambda entry: entry[0].endswith(_JOURNAL))))
+
+
+def _listed(root: Path) -> dict[str, str]:
+    """SHA-256 of each file that a manifest lists, by name below the root."""
+    found: dict[str, str] = {}
+    for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
+        found |= {output.path: output.sha256 for output in read_manifest(path).outputs}
+    return found
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not is_temporary(path) and path.suffix != ".lock":
+            yield path
+
+
+def _digest(path: Path, size: int) -> str:
+    with path.open("rb") as source:
+        return _copy(source, lambda block: None, size)
+
+
+def _copy(source: BinaryIO, write: Callable[[bytes], Any], size: int) -> str:
+    """Copy the first `size` bytes; return their SHA-256."""
+    digest = running_sha256()
+    while size > 0 and (block := source.read(min(size, _BLOCK_BYTES))):
+        digest.update(block)
+        write(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
+def _at_once(work: Callable[[Any], tuple[str, int, bool]], items: Iterable[Any]) -> list[tuple[str, int, bool]]:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = [pool.submit(work, item) for item in items]
+        try:
+            return [one.result() for one in waiting]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _counted(done: Iterable[tuple[str, int, bool]]) -> Mirrored:
+    whole = list(done)
+    sent = [size for _, size, new in whole if new]
+    return Mirrored(len(whole), sum(size for _, size, _ in whole), len(sent), sum(sent))
+
+
+def _read_index(data: bytes, url: str) -> dict[str, tuple[str, int]]:
+    try:
+        index = {str(name): (str(digest), int(size)) for name, (digest, size) in json.loads(data)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"{public_url(url)}/{_INDEX}: cannot be read ({error}). Push the root again.") from error
+    for name in index:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ManifestError(f"{public_url(url)}/{_INDEX}: names {name!r}, which is outside the root.")
+    return index
+
+
+@contextlib.contextmanager
+def _reported(url: str) -> Iterator[None]:
+    """Turn exceptions of a file system into our errors."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except ImportError as error:
+        raise MissingInput(
+            f"{public_url(url)}: {error}. Install the package: s3fs for s3://, gcsfs for gs://."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{public_url(url)}: {error}. Give a URL such as s3://bucket/runs/mine.") from error
+    except Exception as error:  # what the packages raise is not one class
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].replace(url, public_url(url))
+        get_logger(__name__).debug("mirror", exc_info=True)
+        raise StorageError(
+            f"{public_url(url)}: the store fails ({reason}). What was sent stays there; run the same command again."
+        ) from error
