@@ -30,6 +30,7 @@ _BLOCK_BYTES = 8 << 20
 _AT_ONCE = 8
 _BLOBS, _INDEX = "blobs", "index.json"
 _JOURNAL = "journal.jsonl"
+_OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://")  # without folders; a bucket must exist
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def push_root(root: Path, url: str) -> Mirrored:
     files = sorted(_files(root), key=lambda path: (path.name == _JOURNAL, path))  # artifacts before what names them
     with _reported(url):
         system, base = file_system(url)
-        system.makedirs(f"{base}/{_BLOBS}", exist_ok=True)
+        if not url.startswith(_OBJECT_STORES):
+            system.makedirs(f"{base}/{_BLOBS}", exist_ok=True)
         there = {
             PurePosixPath(name).name: about["size"]
             for name, about in system.find(f"{base}/{_BLOBS}", detail=True).items()

@@ -12,6 +12,7 @@ from assay.cli import (
     data_commands,
     governance_commands,
     inspect_commands,
+    mirror_commands,
     report_commands,
     review_commands,
     slurm_commands,
@@ -35,7 +36,9 @@ SURFACE = {
     "doctor": ["--help", "--json"],
     "evaluate": [*COMMON, "--json", "CHECKPOINT"],
     "export": [*COMMON, "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
-    "inspect": ["--data-workers", "--help", "--output", "--sample-mb", "PATH"],
+    "inspect": ["--data-workers", "--eval-set", "--help", "--output", "--sample-mb", "PATH"],
+    "mirror pull": ["--help", "ROOT", "URL"],
+    "mirror push": ["--help", "ROOT", "URL"],
     "governance anchor": [*COMMON, "--accept"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],
@@ -84,7 +87,7 @@ def test_surface_is_pinned_and_each_command_exists():
     }
     modules = {
         "check": check_commands, "config": config_commands, "data": data_commands, "governance": governance_commands,
-        "inspect": inspect_commands, "report": report_commands, "review": review_commands,
+        "inspect": inspect_commands, "mirror": mirror_commands, "report": report_commands, "review": review_commands,
         "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)

@@ -1,0 +1,140 @@
+"""Copies of a root in an object store: whole, by digest, resumable, verified; against a local S3 server."""
+
+import json
+import shutil
+
+import pytest
+
+from assay.cli.main import main
+from assay.mirror import root_mirror
+from assay.mirror.root_mirror import pull_root, push_root
+from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers.sources import JsonlSource
+from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, StorageError
+from governance.manifest import read_manifest, verify
+from governance.stage import Runtime
+
+pytest.importorskip("s3fs")
+moto = pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = moto.ThreadedMotoServer(port=0, verbose=False)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def store(server, monkeypatch):
+    """A bucket's URL."""
+    import s3fs
+
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    if system.exists("runs"):
+        system.rm("runs", recursive=True)
+    system.mkdir("runs")
+    return "s3://runs/mine"
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(50)))
+    source = JsonlSource(type="jsonl", name="a", licence="MIT", paths=("a.jsonl",))
+    ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root"))
+    (tmp_path / "root" / "journal.jsonl").write_text("a line\n")
+    (tmp_path / "root" / "commit.lock").write_text("")
+    return tmp_path / "root"
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and path.suffix != ".lock"}  # fmt: skip
+
+
+def test_a_root_goes_out_and_comes_back(root, store, tmp_path, capsys):
+    assert main(["mirror", "push", str(root), store]) == 0
+    count = len(files(root))
+    assert f"{count} files" in capsys.readouterr().out
+    again = push_root(root, store)
+    assert (again.files, again.sent) == (count, 0), "by digest: nothing is sent twice"
+    with (root / "journal.jsonl").open("a") as journal:
+        journal.write("another line\n")
+    assert push_root(root, store).sent == 1
+    assert main(["mirror", "pull", store, str(tmp_path / "back")]) == 0
+    assert files(tmp_path / "back") == files(root)
+    [path] = (tmp_path / "back").glob("ingest/*/manifest.json")
+    assert verify(read_manifest(path), tmp_path / "back", deep=True) == []
+
+
+def test_an_interrupted_push_or_pull_goes_on(root, store, tmp_path, monkeypatch):
+    left = [2]
+    copy = root_mirror._copy
+
+    def breaks(source, write, size):
+        if write.__name__ != "<lambda>":
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError("the line is cut")
+        return copy(source, write, size)
+
+    monkeypatch.setattr(root_mirror, "_AT_ONCE", 1)
+    monkeypatch.setattr(root_mirror, "_copy", breaks)
+    with pytest.raises(StorageError, match=r"the line is cut.*What was sent stays there; run the same command again"):
+        push_root(root, store)
+    with pytest.raises(MissingInput, match="holds no copy of a root"):
+        pull_root(store, tmp_path / "back")
+    left[0] = 99
+    done = push_root(root, store)
+    assert 0 < done.sent < done.files
+    left[0] = 1
+    with pytest.raises(StorageError):
+        pull_root(store, tmp_path / "back")
+    left[0] = 99
+    assert pull_root(store, tmp_path / "back").sent == done.files - 1
+    assert files(tmp_path / "back") == files(root)
+
+
+def test_what_is_altered_is_refused_on_both_sides(root, store, tmp_path):
+    push_root(root, store)
+    before = (tmp_path / "first", pull_root(store, tmp_path / "first"))[0]
+    victim = next(root.glob("ingest/*/documents/*.parquet"))
+    data = bytearray(victim.read_bytes())
+    data[9] ^= 1
+    digest = root_mirror._listed(root)[victim.relative_to(root).as_posix()]
+    system, base = root_mirror.file_system(store)
+    system.rm(f"{base}/blobs/{digest}")
+    whole = victim.read_bytes()
+    victim.write_bytes(bytes(data))
+    with pytest.raises(AlteredFile, match="is not what its manifest states"):
+        push_root(root, store)
+    assert not system.exists(f"{base}/blobs/{digest}")
+    system.pipe_file(f"{base}/blobs/{digest}", bytes(data))
+    with pytest.raises(ManifestError, match=r"the object of ingest/.* is damaged"):
+        pull_root(store, tmp_path / "second")
+    (before / "journal.jsonl").write_text("of another run\n")
+    system.pipe_file(f"{base}/blobs/{digest}", whole)
+    with pytest.raises(ConfigError, match=r"journal.jsonl: exists with other content. Fetch into a new folder"):
+        pull_root(store, before)
+    system.pipe_file(f"{base}/index.json", json.dumps({"files": {"../x": [digest, 1]}}).encode())
+    with pytest.raises(ManifestError, match="outside the root"):
+        pull_root(store, tmp_path / "third")
+
+
+def test_places_that_cannot_be_used_are_named(root, store, tmp_path):
+    with pytest.raises(StorageError, match=r"s3://nowhere/x: the store fails \(FileNotFoundError|NoSuchBucket"):
+        push_root(root, "s3://nowhere/x")
+    with pytest.raises(MissingInput, match="holds no artifact"):
+        push_root(tmp_path / "none", store)
+    with pytest.raises(ConfigError, match=r"Protocol not known: nope.*Give a URL such as s3://"):
+        push_root(root, "nope://x")
+    push_root(root, f"file://{tmp_path}/disk")
+    shutil.rmtree(root / "ingest")
+    assert pull_root(f"file://{tmp_path}/disk", root).sent > 0
