@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from assay.inspect.evaluation_overlap import find_sets, overlap_table
 from assay.inspect.formats import InputFiles, choose_fields, find_inputs, first_records
+from assay.inspect.inspect_table import InspectTable
 from assay.inspect.sampling import sample_files
-from assay.inspect.tables import InspectTable
 from data_pipeline.config import DataConfig
 from data_pipeline.decontamination.decontaminate import decontaminate
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet, evaluation_sets

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from assay.inspect.inspect_table import InspectTable
 from assay.inspect.inspection import Inspection
-from assay.inspect.tables import InspectTable
 from governance.reports.html import style
 from governance.reports.html.markup import Html, number, table, tag, visible
 

@@ -1,4 +1,4 @@
-"""Tables of an inspection."""
+"""Table of an inspection."""
 
 from __future__ import annotations
 
