@@ -1,4 +1,4 @@
-"""Child processes that end with their parent; Ctrl-C never lost; a time limit on code."""
+"""Child processes that end with their parent; Ctrl-C; time limits."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def pass_on_interrupt() -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in code that runs longer, and again each second until it ends.
+    """Raise TimeoutError in code that runs longer.
 
-    Python code alone is interrupted, in the main thread of a process alone.
+    Again each second until it ends. Python code alone is interrupted, in the main thread of a process alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Evaluation sets given to `assay inspect`: fields, and documents that hold their items.
+"""Evaluation sets of `assay inspect`: fields, and their overlap with documents.
 
 A set is searched for as the stage `decontaminate` does. Its fields are chosen by their usual names; where a set has
 none of them, the field with the longest texts is taken, and the table says which.
@@ -28,7 +28,9 @@ _ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
 def find_sets(paths: Sequence[Path]) -> list[EvaluationSet]:
-    """An evaluation set for each path, its fields chosen from its first items.
+    """An evaluation set for each path.
+
+    Fields are chosen from the first items.
 
     Raises:
         MissingInput: a file does not exist or cannot be read.

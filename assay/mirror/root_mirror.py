@@ -1,4 +1,4 @@
-"""Copies of a root in S3, GCS or any other file system of fsspec, by digest.
+"""Copies of a root in S3, GCS and other stores, by digest.
 
     <URL>/blobs/<SHA-256>        each content once, whatever its names
     <URL>/index.json             {"files": {"encode/0123.../train-00000.tokens": ["<SHA-256>", bytes], ...}}
@@ -85,7 +85,9 @@ def push_root(root: Path, url: str) -> Mirrored:
 
 
 def pull_root(url: str, root: Path) -> Mirrored:
-    """Fetch a root from a store into a new folder, or what an interrupted fetch left out.
+    """Fetch a root from a store into a new folder.
+
+    Files of an interrupted fetch are kept.
 
     Raises:
         MissingInput: the store has no such copy, or needs a package that is not installed.
@@ -115,7 +117,7 @@ def pull_root(url: str, root: Path) -> Mirrored:
 
 
 def _listed(root: Path) -> dict[str, str]:
-    """SHA-256 of each file that a manifest lists, by name below the root."""
+    """SHA-256 of each file that a manifest lists, by name."""
     found: dict[str, str] = {}
     for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
         found |= {output.path: output.sha256 for output in read_manifest(path).outputs}

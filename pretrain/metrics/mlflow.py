@@ -90,7 +90,10 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -
 
 
 def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[str, int]:
-    """Id of the run with this key, new if there is none, and the first row that it lacks."""
+    """Id of the run, and the first row that it lacks.
+
+    The run is created if there is none.
+    """
     from mlflow.entities import Param
 
     known = client.get_experiment_by_name(config.project)

@@ -32,7 +32,10 @@ _SECONDS = 600.0
 
 
 def own_seconds(gate: Gate) -> float:
-    """Time that a gate's own class may take on a table; 0: the code is GX's, without a limit."""
+    """Seconds that a gate's own class may take on a table.
+
+    0 for a class of GX, which has no limit.
+    """
     return (gate.seconds or _SECONDS) if ":" in gate.gx else 0.0
 
 
