@@ -13,9 +13,9 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 CONFIG ?= configs/quickstart.toml
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install site quickstart handbook test test-slow test-cluster check format tree picture benchmarks clean
+.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture benchmarks clean
 
 install: $(VENV)/installed
 
@@ -34,10 +34,14 @@ test-slow: $(VENV)/installed-dev
 test-cluster: $(VENV)/installed-dev
 	@$(BIN)/pytest -m cluster --durations=0 $(CLUSTER)
 
-check: $(VENV)/installed-dev
+check: types lint
+
+types: $(VENV)/installed-dev
+	@$(BIN)/mypy
+
+lint: $(VENV)/installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/pytest tests/test_house.py
 

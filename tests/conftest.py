@@ -1,4 +1,4 @@
-"""What several test files need: a small honest corpus, and a run's file for it."""
+"""Fixtures of several test files: a small corpus, and a run file for it."""
 
 import json
 import random
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+from benchmarks.measures.small_run import SMALL_RUN as CONFIG
 
 hypothesis.settings.register_profile("assay", deadline=None)  # a test asks what is true, not how fast
 hypothesis.settings.load_profile("assay")
@@ -21,54 +23,6 @@ _TEXT = (
 )
 _WORDS = _TEXT.split()
 _GLUE = ("the", "of", "and", "to", "that", "with", "have", "be")
-
-CONFIG = """
-[[data.sources]]
-type = "jsonl"
-name = "tales"
-paths = ["*.jsonl"]
-licence = "CC0-1.0"
-
-[data.tokenizer]
-vocabulary_size = 512
-
-[data.encode]
-validation_share = 0.1
-
-[governance]
-policy = "policy.toml"
-signing_key = "key.pem"
-
-[model]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-max_position_embeddings = 64
-
-[optim]
-learning_rate = 1e-2
-warmup_steps = 2
-decay_steps = 4
-
-[train]
-sequence_length = 64
-global_batch_size = 4
-steps = 12
-validate_every_steps = 6
-validation_rows = 8
-
-[checkpoint]
-every_steps = 4
-
-[engine]
-micro_batch_size = 4
-threads = 1
-
-[tracking]
-mode = "disabled"
-"""
 
 
 def tale(seed: int, words: int = 90) -> str:
@@ -87,6 +41,25 @@ def write_tales(path: Path, seeds: range) -> None:
     path.write_text("".join(json.dumps({"text": tale(seed)}) + "\n" for seed in seeds))
 
 
+# Files that take a minute or more, most first: started first, no process ends long after the others.
+LONGEST = (
+    "test_compiled.py", "test_layouts.py", "test_resuming.py", "test_whole_way.py", "test_faults.py",
+    "test_quickstart.py", "test_no_network.py", "test_documents_run.py", "test_release.py", "test_docs.py",
+    "test_gathering.py", "test_training_memory.py", "test_wandb_server.py", "test_bias_coverage.py",
+    "test_offload_files.py", "test_hangs.py", "test_engine_state.py", "test_trajectories.py",
+    "test_width_transfer.py", "test_compile_signal.py", "test_prepare_shares.py", "test_bias_stage.py",
+    "test_every_stage.py", "test_impact.py", "test_checks_shards.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; `-n` hands files out in this order (`--no-loadscope-reorder`)."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    here = [item for item in items if item.path.parent.name != "cluster"]
+    here.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    items[:] = here + [item for item in items if item.path.parent.name == "cluster"]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_keys(tmp_path_factory: pytest.TempPathFactory):
     """Keys that a command makes on first use lie in a folder of the tests, not in the user's."""
@@ -97,16 +70,20 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
+def write_project(folder: Path) -> Path:
     """A folder with a run's file, a policy and two files of documents."""
-    folder = tmp_path / "project"
     folder.mkdir()
     (folder / "run.toml").write_text(CONFIG)
     (folder / "policy.toml").write_bytes((Path(__file__).parents[1] / "configs" / "policy.toml").read_bytes())
     write_tales(folder / "a.jsonl", range(60))
     write_tales(folder / "b.jsonl", range(60, 120))
     return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The small project in a folder of the test."""
+    return write_project(tmp_path / "project")
 
 
 @pytest.fixture
@@ -149,8 +126,7 @@ sequence_length = 64
 """
 
 
-@pytest.fixture
-def everything(project, tales):
+def with_every_stage(project: Path) -> Path:
     """The small project with every stage, and something for each to remove."""
     text = (project / "run.toml").read_text()
     text = text.replace("[data.tokenizer]", SECTIONS + "\n[data.tokenizer]").replace(
@@ -176,3 +152,9 @@ def everything(project, tales):
     lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in good + bad)
     (project / "more" / "labelled.jsonl").write_text("".join(lines))
     return project
+
+
+@pytest.fixture
+def everything(project: Path) -> Path:
+    """The project of `with_every_stage` in a folder of the test."""
+    return with_every_stage(project)

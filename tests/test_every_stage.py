@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import subprocess
-import sys
+import shutil
 
 import pytest
 
 from assay.cli.main import main
 from governance.manifest import read_manifest, write_manifest
+from tests.conftest import with_every_stage, write_project
 
 
 def only(root, stage):
@@ -37,41 +37,48 @@ def test_every_stage_and_then_training(everything, capsys):
     assert all(f"\n{stage}" in f"\n{shown}" for stage in stages)
 
 
-@pytest.mark.parametrize("role", ["pack", "encode"])
-def test_the_trainer_refuses_an_altered_shard_or_index(everything, role):
-    root = everything / "made"
-    words = [str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The project with every stage, its corpus prepared and let through; tests go on in copies."""
+    folder = with_every_stage(write_project(tmp_path_factory.mktemp("judged") / "project"))
+    words = [str(folder / "run.toml"), "--root", str(folder / "made"), "--data-workers", "1"]
     assert main(["data", "prepare", *words]) == 0
     assert main(["governance", "check", *words]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(judged, tmp_path):
+    """A copy of it: the folder and the words of a command."""
+    folder = shutil.copytree(judged, tmp_path / "copy")
+    return folder, [str(folder / "run.toml"), "--root", str(folder / "made"), "--data-workers", "1"]
+
+
+@pytest.mark.parametrize("role", ["pack", "encode"])
+def test_the_trainer_refuses_an_altered_shard_or_index(copied, role, capsys):
+    root, words = copied[0] / "made", copied[1]
     victim = only(root, role).files("train", root)[0]
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(bytes(data))
-    done = subprocess.run(
-        [sys.executable, "-m", "pretrain", "train", *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 65
-    assert victim.name in done.stderr
+    assert main(["train", *words]) == 65
+    assert victim.name in capsys.readouterr().err
     assert not list(root.glob("train/*/manifest.json"))
 
 
-def test_rows_of_token_shards_that_were_not_judged_are_refused(everything):
-    root = everything / "made"
-    words = [str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]
-    assert main(["data", "prepare", *words]) == 0
-    assert main(["governance", "check", *words]) == 0
-    judged = only(root, "pack")
+def test_rows_of_token_shards_that_were_not_judged_are_refused(copied):
+    root, words = copied[0] / "made", copied[1]
+    approved = only(root, "pack")
     assert main(["data", "prepare", *words, "--set", "data.encode.validation_share=0.3"]) == 0
-    [other] = [m for m in map(read_manifest, root.glob("pack/*/manifest.json")) if m.key != judged.key]
-    write_manifest(judged.model_copy(update={"inputs": other.inputs, "outputs": other.outputs}), root)
+    [other] = [m for m in map(read_manifest, root.glob("pack/*/manifest.json")) if m.key != approved.key]
+    write_manifest(approved.model_copy(update={"inputs": other.inputs, "outputs": other.outputs}), root)
     assert main(["train", *words]) == 77
 
 
-def test_nothing_held_out_is_reported_and_trained_all_the_same(everything, capsys):
-    root = everything / "made"
-    text = (everything / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
-    (everything / "run.toml").write_text(text[: text.index("[data.pack]")] + text[text.index("[data.tokenizer]") :])
-    assert main(["run", str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]) == 0
+def test_nothing_held_out_is_reported_and_trained_all_the_same(project, capsys):
+    text = (project / "run.toml").read_text().replace("validation_share = 0.1", "validation_share = 0")
+    (project / "run.toml").write_text(text)
+    assert main(["run", str(project / "run.toml"), "--root", str(project / "made"), "--data-workers", "1"]) == 0
     assert "no validation loss is measured" in capsys.readouterr().err
 
 

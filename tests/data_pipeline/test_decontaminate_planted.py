@@ -123,7 +123,7 @@ def planted(rng, edit=None):
     texts, names = [], []
     for name in QUESTIONS:
         rows = [row for row in rows_of(f"evals/{name}.jsonl.gz") if len(row["question"].split()) >= 8]
-        for row in rng.sample(rows, 40):
+        for row in rng.sample(rows, 20):
             for text in forms(row):
                 document = rng.choice(documents)[:4000]
                 cut = document.find("\n", rng.randrange(len(document))) + 1

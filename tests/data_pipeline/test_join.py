@@ -132,19 +132,23 @@ def dedup_on(root, engine, **environment):
     return message(start(root, engine, **environment))
 
 
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    """What one worker says on DuckDB."""
+    return dedup_on(tmp_path_factory.mktemp("one"), "duckdb")
+
+
 @pytest.mark.slow
-def test_the_artifact_is_the_same_of_one_worker_and_of_an_array(tmp_path):
-    wanted = dedup_on(tmp_path / "one", "duckdb")
+def test_the_artifact_is_the_same_of_one_worker_and_of_an_array(tmp_path, wanted):
     array = [start(tmp_path / "array", "duckdb", (worker, 3)) for worker in range(3)]
     assert [message(process) for process in array] == [wanted] * 3
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
-def test_the_artifact_is_the_same_on_duckdb_on_daft_and_on_ray(tmp_path):
+def test_the_artifact_is_the_same_on_duckdb_on_daft_and_on_ray(tmp_path, wanted):
     import ray
 
-    wanted = dedup_on(tmp_path / "duckdb", "duckdb")
     assert wanted.split()[1] < wanted.split()[2]
     assert dedup_on(tmp_path / "daft", "daft") == wanted
     context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, logging_level="ERROR")

@@ -76,7 +76,7 @@ def cells_of(categories, scores):
 TEXTS = st.lists(st.lists(st.sampled_from(PHRASES), max_size=5).map("\n\n".join), max_size=9)
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(TEXTS)
 def test_terms_examples_and_intersections_are_those_of_a_plain_loop(texts):
     rows = rows_of(texts)
@@ -119,7 +119,7 @@ def test_terms_examples_and_intersections_are_those_of_a_plain_loop(texts):
         assert {text for _, text in of} <= {text for _, text in cells[key].values()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(TEXTS)
 def test_the_contributions_of_all_terms_are_the_gap(texts):
     tables = counted(rows_of(texts))

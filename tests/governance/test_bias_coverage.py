@@ -1,6 +1,6 @@
 """Intervals over many corpora: how often they cover the truth, and how often a corpus without bias raises an alarm.
 
-The long versions are of 200 corpora of domains with log-normal sizes whose documents resemble each other; the short
+The long versions are of 100 corpora of domains with log-normal sizes whose documents resemble each other; the short
 ones of 40 have bounds that a method of 95 % crosses in one of 10,000 runs, and one of 80 % nearly always.
 """
 
@@ -90,9 +90,9 @@ def test_intervals_cover_the_truth():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_intervals_cover_the_truth_in_90_to_98_of_100(shape):
-    even, odd = in_halves(covered, range(200), SHAPES[shape])
+    even, odd = in_halves(covered, range(100), SHAPES[shape])
     hits = {key: [held + odd[key][0], number + odd[key][1]] for key, (held, number) in even.items()}
-    assert min(number for _, number in hits.values()) >= 198
+    assert min(number for _, number in hits.values()) >= 99
     rates = by_metric(hits)
     assert all(0.90 <= rate <= 0.98 for rate in rates.values()), rates
 
@@ -144,9 +144,9 @@ def test_corpora_without_bias_seldom_raise_an_alarm_and_are_covered(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_corpus_without_bias_raises_an_alarm_in_5_of_100_at_most(shape):
     """Of another simulator than the benchmark's: scores are normal, not counted words."""
-    even, odd = in_halves(alarms_of, range(200), SHAPES[shape])
+    even, odd = in_halves(alarms_of, range(100), SHAPES[shape])
     found = {suite: number + odd[suite] for suite, number in even.items()}
-    allowed = 200 * 0.05 + 1.645 * math.sqrt(200 * 0.05 * 0.95)  # 5 % within the error of 200 corpora
+    allowed = 100 * 0.05 + 1.645 * math.sqrt(100 * 0.05 * 0.95)  # 5 % within the error of 100 corpora
     assert max(found.values()) <= allowed, found
 
 

@@ -145,13 +145,20 @@ def test_documents_without_lists_are_reported(tmp_path, caplog):
     assert sum(row["documents"] for row in silent if row["stage"] == "kept") == number
 
 
-def test_workers_arrays_and_partitions_give_the_same_tables(tmp_path):
-    whole = bias_audit(corpus(tmp_path / "1"), BiasConfig(), Runtime(tmp_path / "1"))
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The root and the artifact of one process over the whole corpus."""
+    root = tmp_path_factory.mktemp("alone")
+    return root, bias_audit(corpus(root), BiasConfig(), Runtime(root))
+
+
+def test_workers_and_partitions_give_the_same_tables(tmp_path, alone):
+    root, whole = alone
     two = bias_audit(corpus(tmp_path / "2"), BiasConfig(), Runtime(tmp_path / "2", workers=2))
     close_pool()
     assert whole.digest == two.digest
     other = bias_audit(corpus(tmp_path / "3", a_shard=15), BiasConfig(), Runtime(tmp_path / "3"))
-    for path in whole.files("counts", tmp_path / "1"):
+    for path in whole.files("counts", root):
         [same] = [one for one in other.files("counts", tmp_path / "3") if one.name == path.name]
         assert path.read_bytes() == same.read_bytes()
 
@@ -161,8 +168,7 @@ def _one_of_two(root: Path, worker: int) -> None:
     take_turns(Runtime(root, worker=(worker, 2)), lambda turn: bias_audit(made, BiasConfig(), turn))
 
 
-def test_two_workers_of_an_array_share_the_shards(tmp_path):
-    alone = bias_audit(corpus(tmp_path / "alone"), BiasConfig(), Runtime(tmp_path / "alone"))
+def test_two_workers_of_an_array_share_the_shards(tmp_path, alone):
     corpus(tmp_path / "array")
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_one_of_two, args=(tmp_path / "array", worker)) for worker in (0, 1)]
@@ -173,14 +179,13 @@ def test_two_workers_of_an_array_share_the_shards(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     look = Runtime(tmp_path / "array", make=False)
     found = bias_audit(corpus(tmp_path / "array"), BiasConfig(), look)
-    assert found.digest == alone.digest
+    assert found.digest == alone[1].digest
     assert verify(found, tmp_path / "array") == []
 
 
-def test_a_crash_is_resumed_and_only_what_changed_is_counted_again(tmp_path, monkeypatch):
+def test_a_crash_is_resumed_and_only_what_changed_is_counted_again(tmp_path, monkeypatch, alone):
     from governance.checks.bias import bias, counts
 
-    alone = bias_audit(corpus(tmp_path / "alone"), BiasConfig(), Runtime(tmp_path / "alone"))
     root, counted = tmp_path / "crash", []
     real = counts.count_groups
 
@@ -193,8 +198,8 @@ def test_a_crash_is_resumed_and_only_what_changed_is_counted_again(tmp_path, mon
     monkeypatch.setattr(counts, "count_groups", dying)
     with pytest.raises(KeyboardInterrupt):
         bias_audit(corpus(root), BiasConfig(), Runtime(root))
-    assert bias_audit(corpus(root), BiasConfig(), Runtime(root)).digest == alone.digest
-    assert len(counted) == 3 + 5, "two of seven shards stood finished"
+    assert bias_audit(corpus(root), BiasConfig(), Runtime(root)).digest == alone[1].digest
+    assert len(counted) == 3 + 5, "two of seven shards were finished"
     changed = corpus(root)
     changed["clean"] = artifact(root, "clean", "removed", [rows_of(10, 200, reason="short", evidence=""), []])
     bias_audit(changed, BiasConfig(), Runtime(root))

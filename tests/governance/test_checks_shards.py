@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -96,16 +93,6 @@ def test_a_sound_corpus_passes_with_one_result_a_shard_and_gate(tmp_path):
     assert len(checked.files("id_hashes", tmp_path)) == 3
 
 
-def test_workers_and_arrays_change_no_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(by_shard, "SHARDS_A_WORKER", 1)
-    roots = [tmp_path / name for name in ("one", "two")]
-    found = {
-        audit(whole(root, SHARDS), policy(), AuditConfig(), Runtime(root, workers=workers)).digest
-        for root, workers in zip(roots, (1, 2), strict=True)
-    }
-    assert len(found) == 1
-
-
 def test_an_id_that_is_in_two_shards_is_found_in_both(tmp_path):
     artifacts = whole(tmp_path, [(names(0), "s"), (["s/9", "s/3"], "s"), (names(10), "t")])
     found = bad(audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path)), tmp_path)
@@ -174,26 +161,21 @@ def test_an_engine_that_breaks_in_a_worker_is_an_error_of_each_gate(tmp_path, mo
 
 def test_an_audit_whose_worker_was_killed_leaves_nothing_and_goes_on(tmp_path):
     artifacts = whole(tmp_path / "killed", SHARDS)
-    program = f"""
-        import os, signal, sys
-        from pathlib import Path
-        from governance.checks import shards as by_shard; from governance.checks import gathering
-        from governance.checks.audit import AuditConfig, audit
-        from governance.stage import Runtime
-        from tests.governance.test_checks_shards import policy, whole, SHARDS
-        root = Path({str(tmp_path / "killed")!r})
-        write = by_shard.write_finding
-        def killed(section, table, shard, path):
-            if "ingest" in shard.subject and "00001" in shard.subject:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(section, table, shard, path)
+    write = by_shard.write_finding
+
+    def killed(section, table, shard, path):
+        if "ingest" in shard.subject and "00001" in shard.subject:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(section, table, shard, path)
+
+    def audit_that_dies():
         by_shard.write_finding = killed
-        audit(whole(root, SHARDS), policy(), AuditConfig(), Runtime(root))
-    """
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root}
-    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=root, env=environment, check=False)
-    assert ran.returncode == -signal.SIGKILL
+        audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path / "killed"))
+
+    child = multiprocessing.get_context("fork").Process(target=audit_that_dies)
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
     assert list((tmp_path / "killed").glob("audit/*/manifest.json")) == []
     assert len(list((tmp_path / "killed").glob("audit/*/raw/*.json"))) == 1
     after = audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path / "killed"))
@@ -233,6 +215,9 @@ def encoded(root):
 
 
 def test_a_worker_process_that_is_killed_ends_the_audit_and_the_next_one_goes_on(tmp_path, monkeypatch):
+    """Two workers; in the end every byte is that of one process."""
+    other = tmp_path / "one"
+    alone = audit(encoded(other), policy(*TOKENS), AuditConfig(), Runtime(other), TokenReaders(sound, decoder))
     monkeypatch.setattr(by_shard, "SHARDS_A_WORKER", 1)
     artifacts, runtime = encoded(tmp_path), Runtime(tmp_path, workers=2)
     with pytest.raises(PipelineError, match="a worker process was killed"):
@@ -240,6 +225,7 @@ def test_a_worker_process_that_is_killed_ends_the_audit_and_the_next_one_goes_on
     assert list(tmp_path.glob("audit/*/manifest.json")) == []
     checked = audit(artifacts, policy(*TOKENS), AuditConfig(), runtime, TokenReaders(sound, decoder))
     assert bad(checked, tmp_path) == {}
+    assert checked.digest == alone.digest
     rows = json.loads((tmp_path / checked.folder / "token_shards.json").read_bytes())
     assert [(row["shard"][-13:], row["tokens"], row["tokens_off"]) for row in rows] == [
         ("00000.parquet", 12, 0), ("00001.parquet", 12, 0), ("(all)", 24, 0)

@@ -64,7 +64,7 @@ def test_a_bias_is_a_tested_finding_and_listed_once(texts):
     assert "mentioned in" not in texts["croissant.json"]
 
 
-def test_what_was_not_tested_is_said(evidence):  # noqa: F811
+def test_what_was_not_tested_is_reported(evidence):  # noqa: F811
     untested = document_texts(changed(evidence, bias={}))
     assert biases(untested) == ["No difference between groups was tested."]
     assert "No difference between groups was tested." in untested[CARD]

@@ -68,7 +68,7 @@ class Node:
                 self.read()
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_the_upper_bound_never_exceeds_the_budget_while_the_assumption_holds(data, tmp_path_factory):
     """Steps and saves of one or two nodes; none takes longer or more than what came before, by more than a tenth."""

@@ -67,7 +67,7 @@ class Tracker:
         ("intel_rapl", "codecarbon: RAPL", 3_240, 3_960),
     ],
 )
-def test_what_it_guesses_is_said_and_has_bounds_of_its_own(monkeypatch, mode, method, low, high):
+def test_what_it_guesses_is_reported_and_has_bounds_of_its_own(monkeypatch, mode, method, low, high):
     tracker = Tracker(mode)
     monkeypatch.setattr(codecarbon_tracker, "_tracker", lambda: (tracker, tracker))
     processors, memory, gpus = CodeCarbon(Fixed()).read()

@@ -67,7 +67,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, lines, output):
         read_intensity(written(tmp_path, *lines))
 
 
-def test_a_file_that_is_not_there_or_no_text_is_said(tmp_path):
+def test_a_file_that_is_not_there_or_no_text_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         read_intensity(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes(b"time,grams_per_kwh\n\xff")

@@ -300,7 +300,7 @@ def test_a_ledger_that_refuses_never_stops_the_run(tmp_path):
     assert energy["joules"] is not None
 
 
-def test_the_estimate_is_said_to_be_one():
+def test_the_estimate_is_reported_to_be_one():
     assert ESTIMATED.startswith("estimated")
 
 

@@ -111,7 +111,7 @@ def test_four_processes_make_one_chain(tmp_path):
     assert len({*(name for entry in entries for name in entry.subjects)}) == 100
 
 
-def test_a_killed_writer_tears_its_own_last_line_only_which_is_said_and_closed(tmp_path, caplog):
+def test_a_killed_writer_tears_its_own_last_line_only_which_is_reported_and_closed(tmp_path, caplog):
     journal = open_it(tmp_path)
     for number in range(3):
         journal.state_artifact(manifest(number))

@@ -237,7 +237,7 @@ def test_edits_are_found_and_named(pristine, working, edit):
 
 
 @pytest.mark.slow
-def test_a_thousand_random_edits_are_all_found_and_named(tmp_path, monkeypatch):
+def test_hundreds_of_random_edits_are_all_found_and_named(tmp_path, monkeypatch):
     """Pieces of 1 MiB, for each edit costs two readings of the large file; above they have their own size."""
     for module in (files, governance.manifest):
         monkeypatch.setattr(module, "LEAF_BYTES", 1 << 20)
@@ -245,10 +245,10 @@ def test_a_thousand_random_edits_are_all_found_and_named(tmp_path, monkeypatch):
     working = copy_of(pristine, tmp_path / "working")
     chance = random.Random(20)
     made, seed = dict.fromkeys(EDITS, 0), 100
-    while sum(made.values()) < 1000:
+    while sum(made.values()) < 400:
         edit = chance.choice(EDITS)
         made[edit] += check(pristine, working, edit, seed := seed + 1)
-    assert min(made.values()) > 60
+    assert min(made.values()) > 15
     assert verify_root(working, CONFIG, working.parent, deep=True)[1] == []
 
 

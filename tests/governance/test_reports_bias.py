@@ -51,7 +51,7 @@ def test_instruments_are_findings_by_the_note_of_their_own_check():
     assert [r["group"] for r in significant_rows({"instruments": rows})["instruments"]] == ["planted", "one term"]
 
 
-def test_hostile_names_reach_the_page_as_text_and_nothing_is_said_aloud():
+def test_hostile_names_reach_the_page_as_text_and_nothing_is_reported_aloud():
     hostile = found(tone=[row("sentiment_gap", -0.4, -0.3, -0.1, group="<script>alert(1)</script>", p=0.01, q=0.02)])
     page = join([groups(hostile), *groups_folded(hostile)])
     assert "<script>" not in page

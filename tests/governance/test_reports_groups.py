@@ -104,7 +104,7 @@ def test_a_headline_is_a_sentence(given_row, sentence):
     assert phrase(given_row)
 
 
-def test_the_same_ratio_of_the_only_filter_is_said_once():
+def test_the_same_ratio_of_the_only_filter_is_reported_once():
     same = [row("keep_ratio_adjusted", 0.5, 0.6, 0.7, stage=stage) for stage in ("clean", "(all)", "dedup")]
     other = row("keep_ratio_adjusted", 0.5, 0.65, 0.7, stage="dedup")
     assert [one["stage"] for one in distinct([*same, other])] == ["(all)", "dedup"]
@@ -162,7 +162,7 @@ def test_two_references_are_two_drawings():
     assert folded.count("<figure") == 2
 
 
-def test_what_no_word_list_covers_is_said_in_words():
+def test_what_no_word_list_covers_is_reported_in_words():
     note = "3.0 % of documents are in languages that no word list covers: fi 2.0 %, et 1.0 %"
     gap = row("coverage", 0.97, 0.97, 1.0, instrument=None, n=1000, p=None, q=None, note=note)
     covered = row("coverage", 1.0, 1.0, 1.0, instrument=None, n=1000, p=None, q=None, note="")

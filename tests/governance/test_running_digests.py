@@ -156,7 +156,7 @@ def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
     assert any("energy.jsonl: is missing" in line for line in problems_of(root).problems)
 
 
-def test_an_end_that_is_not_stated_is_said_and_is_no_problem(measured):
+def test_an_end_that_is_not_stated_is_reported_and_is_no_problem(measured):
     root, _, _ = measured
     begun = {"kind": "begin", "interval": "1.1", "attempt": "1", "stage": "train", "host": "node", "process": [1, 1],
              "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0, "high": 0,

@@ -90,7 +90,7 @@ def _run(folder: Path) -> None:
                 folder / f"ended{1 - rank}"
             ).exists():  # as a launcher does, which starts anew when all have ended
                 time.sleep(0.05)
-    (folder / f"told{rank}.json").write_text(json.dumps(output))
+    (folder / f"outcome{rank}.json").write_text(json.dumps(output))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Run on each rank: train a little at every ZeRO stage and save, or go on from what others saved and save again.
 
-    python resume_layouts.py FOLDER write|read|hpz
+    python resume_layouts.py FOLDER write|read|hpz...
 
 Each precision has a folder of its own. `read` leaves, for each checkpoint that it finds, the digest of what it saved
 after loading it (which is a function of the masters and moments), which form it read, and the loss of a batch that
 nobody trained on. fp16 (DeepSpeed sees this CPU as able) has overflowed twice, so its loss scale is not
-that of a start. `hpz` writes and then reads with weights kept twice, which DeepSpeed begins once in a process.
+that of a start. `hpz` writes and then reads with weights kept twice, which DeepSpeed begins once in a process: last.
 """
 
 from __future__ import annotations
@@ -162,17 +162,18 @@ def every_stage(folder: Path, precision: str, act: str, ranks, device) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)
-    root, act = Path(sys.argv[1]), sys.argv[2]
+    root, acts = Path(sys.argv[1]), sys.argv[2:]
     ranks = read_ranks()
     device = join(ranks, 120.0)
-    for precision in ("fp32",) if act == "hpz" else ("fp32", "bf16", "fp16"):
-        folder = root / precision
-        if act == "hpz":
-            found = hpz(folder, precision, ranks, device)
-        else:
-            found = every_stage(folder, precision, act, ranks, device)
-        if ranks.first and act != "write":
-            (folder / f"read-{ranks.world_size}.json").write_text(json.dumps(found))
+    for act in acts:
+        for precision in ("fp32",) if act == "hpz" else STAGES:
+            folder = root / (act if act == "hpz" else precision)
+            if act == "hpz":
+                found = hpz(folder, precision, ranks, device)
+            else:
+                found = every_stage(folder, precision, act, ranks, device)
+            if ranks.first and act != "write":
+                (folder / f"read-{ranks.world_size}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

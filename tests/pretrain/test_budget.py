@@ -119,7 +119,7 @@ def test_two_nodes_add_up_and_leave_after_the_same_step(tmp_path):
     """100 W and 300 W: of 6,000 J at most fifteen steps; alone either would have gone on."""
     well, log = run_ranks(tmp_path, [budget_ranks.__file__, str(tmp_path)], 2)
     assert well, log[-6000:]
-    output = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in (0, 1)]
+    output = [json.loads((tmp_path / f"outcome{rank}.json").read_text()) for rank in (0, 1)]
     (first, again), (other, other_again) = output
     assert first == other
     assert again == other_again

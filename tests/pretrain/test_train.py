@@ -27,7 +27,6 @@ from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
-from tests.pretrain.rank_runs import losses_of_runs
 
 # Runs in a process of its own: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -54,7 +53,7 @@ def crash():
     raise Crash
 
 
-def test_a_validation_that_is_not_finite_is_kept_as_null_and_said(tmp_path, run_training, monkeypatch, caplog):
+def test_a_validation_that_is_not_finite_is_kept_as_null_and_reported(tmp_path, run_training, monkeypatch, caplog):
     measure = loop.measure
     by_source = {"web": {"loss": math.inf, "tokens": 3}}
     monkeypatch.setattr(loop, "measure", lambda *given: replace(measure(*given), loss=math.nan, by_source=by_source))
@@ -302,33 +301,6 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
         process.wait()
     done = subprocess.run([sys.executable, "-c", script(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == finished[1].digest
-
-
-@pytest.mark.slow
-def test_two_ranks_learn_what_one_does(tmp_path, run_training, losses_of, at_step):
-    """And so do two that go on from where one was cut off: the checkpoint is canonical."""
-    cases = {
-        f"{precision}-{stage}": {"precision": precision, "zero_stage": stage}
-        for precision in ("fp32", "bf16")
-        for stage in (1, 2, 3)
-    }
-    expected, ranks = {}, tmp_path / "ranks"
-    for name, settings in cases.items():
-        one = run_training(tmp_path / name, **settings)
-        expected[name] = losses_of(one, tmp_path / name)
-        at_step(7, crash)
-        with pytest.raises(Crash):
-            run_training(ranks / f"{name}-mixed", **settings)
-    runs = {f"{name}{how}": settings for name, settings in cases.items() for how in ("", "-mixed")}
-    losses_of_runs(ranks, runs, 2, length={})
-    for name, settings in cases.items():
-        close = {"rel": 1e-5} if settings["precision"] == "fp32" else {"rel": 2e-3}
-        for root in (ranks / name, ranks / f"{name}-mixed"):
-            found = run_training(root, make=False, **settings)
-            assert losses_of(found, root) == pytest.approx(expected[name], **close), root.name
-        starts = [line for line in read_lines(ranks / f"{name}-mixed" / found.folder / "metrics.jsonl")
-                  if line["event"] == "start"]  # fmt: skip
-        assert [line["world_size"] for line in starts] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ PARTITIONS = [tools.Partition("gpu", "infinite", 2, 2, False), tools.Partition("
         ({"partition": "gpu", "gpus_per_node": 16}, 0),  # no node fits: that is refused elsewhere
     ],
 )
-def test_a_rank_gets_its_share_of_the_smallest_node_and_that_is_said(settings, cores):
+def test_a_rank_gets_its_share_of_the_smallest_node_and_that_is_reported(settings, cores):
     config, words = with_cores(SlurmConfig(**settings), PARTITIONS, NODES)
     assert config.cpus_per_task == cores
     assert (f"each rank gets {cores} cores" in words) == (cores > 0 and "cpus_per_task" not in settings)

@@ -1,6 +1,5 @@
 """The graph of jobs: no cycles, each behind what it needs, arrays within the cluster's bounds, every shard once."""
 
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,10 +80,8 @@ def test_a_task_makes_no_more_than_requested_where_the_cluster_allows_it(shards,
     assert max(len(shards_of(task, tasks, shards)) for task in range(tasks)) <= each
 
 
-def test_five_thousand_shards_are_planned_within_five_seconds():
-    begun = time.perf_counter()
+def test_five_thousand_shards_are_planned_in_as_many_tasks_as_an_array_may_have():
     jobs = planned(5000, SlurmConfig(throttle=20), 1001)
-    assert time.perf_counter() - begun < 5
     [ingest] = [job for job in jobs if job.name == "ingest"]
     assert ingest.tasks == 1001
     assert "--array=0-1000%20" in ingest.options

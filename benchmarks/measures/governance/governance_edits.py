@@ -24,60 +24,19 @@ from pathlib import Path
 
 from benchmarks.measures.corpora import rows, write_jsonl
 from benchmarks.measures.goals import Goal, figure
+from benchmarks.measures.small_run import SMALL_RUN
 from governance.gate.verdict import GovernanceConfig
 from governance.manifest import FILE_NAME
 from governance.verification import Verified, verify_root
 
 _HERE = Path(__file__).resolve().parents[3]
-_CONFIG = """
-[[data.sources]]
-type = "jsonl"
-name = "mixed"
-paths = ["raw/*.jsonl"]
-licence = "CC0-1.0"
-id_field = "id"
-
-[data.tokenizer]
-vocabulary_size = 512
-
-[data.encode]
-validation_share = 0.1
-
-[governance]
-policy = "policy.toml"
-signing_key = "key.pem"
-
-[model]
-hidden_size = 32
-intermediate_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-max_position_embeddings = 64
-
-[optim]
-learning_rate = 1e-2
-warmup_steps = 2
-decay_steps = 4
-
-[train]
-sequence_length = 64
-global_batch_size = 4
-steps = 12
-
-[checkpoint]
-every_steps = 4
-
-[engine]
-micro_batch_size = 4
-threads = 1
-
-[energy]
-sample_seconds = 0.5
-
-[tracking]
-mode = "offline"
-"""
+_SOURCE = 'name = "tales"\npaths = ["*.jsonl"]\n'
+_CONFIG = (
+    SMALL_RUN.replace(_SOURCE, 'name = "mixed"\npaths = ["raw/*.jsonl"]\nid_field = "id"\n').replace(
+        'mode = "disabled"', 'mode = "offline"'
+    )
+    + "\n[energy]\nsample_seconds = 0.5\n"
+)
 _CACHES = ("digests.json", "latest.html", "latest.json")  # made again, or second names of what lies elsewhere
 KEYS = GovernanceConfig(trusted_keys=("key.pem.pub",))
 

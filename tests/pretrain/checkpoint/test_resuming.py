@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,18 +19,17 @@ from tests.pretrain.test_train import script
 PROGRAM = str(Path(__file__).parents[1] / "resume_layouts.py")
 
 
-def on_ranks(count: int, folder: Path, act: str) -> None:
-    well, message = run_ranks(folder, [PROGRAM, str(folder), act], count)
+def on_ranks(count: int, folder: Path, *acts: str) -> None:
+    well, message = run_ranks(folder, [PROGRAM, str(folder), *acts], count)
     assert well, message[-6000:]
 
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    """Of every precision, what one and two ranks wrote, read by one and two ranks: each a start of its own."""
+    """Of every precision, what one and two ranks wrote, read by one and two ranks."""
     folder = tmp_path_factory.mktemp("layouts")
-    for act in ("write", "read"):
-        for count in (1, 2):
-            on_ranks(count, folder, act)
+    for count, acts in ((2, ["write"]), (1, ["write", "read"]), (2, ["read", "hpz"])):
+        on_ranks(count, folder, *acts)
     return folder
 
 
@@ -51,9 +51,8 @@ def test_every_layout_goes_on_exactly_from_every_other(layouts, precision):
 
 
 @pytest.mark.slow
-def test_weights_kept_twice_are_both_those_of_the_native_shards(tmp_path):
-    on_ranks(2, tmp_path, "hpz")
-    values = json.loads((tmp_path / "fp32" / "read-2.json").read_text())["hpz"]
+def test_weights_kept_twice_are_both_those_of_the_native_shards(layouts):
+    values = json.loads((layouts / "hpz" / "read-2.json").read_text())["hpz"]
     assert values["native"]
     assert values["digest"] == values["first"]
     assert values["loss"] == pytest.approx(values["learned"], rel=0)
@@ -71,64 +70,58 @@ Saver.save = once
 """
 
 
-def trained(root: Path, count: int, crash: bool, **settings) -> tuple[bool, str]:
-    return run_ranks(root.with_suffix(".ranks"), ["-c", (CRASH if crash else "") + script(root, **settings)], count)
+SAY = "import sys; print('--', {name!r}, file=sys.stderr, flush=True)\n"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Two ranks at stage 1, to the end."""
-    root = tmp_path_factory.mktemp("whole") / "root"
-    well, message = trained(root, 2, False, zero_stage=1)
+def trained(count: int, stages: dict[Path, int]) -> dict[str, str]:
+    """Train at a stage in each of these roots, one after the other in one start; what was written of each, by name."""
+    text = "".join(SAY.format(name=root.name) + script(root, zero_stage=stage) for root, stage in stages.items())
+    well, message = run_ranks(next(iter(stages)).with_suffix(".ranks"), ["-c", text], count)
     assert well, message[-6000:]
-    return root
+    parts = [part.partition("\n") for part in re.split("^-- ", message, flags=re.MULTILINE)[1:]]
+    return {root.name: "".join(said for name, _, said in parts if name == root.name) for root in stages}
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """The same, killed when step 4 was saved. Tests go on in copies."""
-    root = tmp_path_factory.mktemp("killed") / "root"
-    well, message = trained(root, 2, True, zero_stage=1)
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Two ranks at stage 1: "whole" to the end, "killed" until step 4 was saved. Tests go on in copies."""
+    folder = tmp_path_factory.mktemp("runs")
+    text = script(folder / "whole", zero_stage=1) + CRASH + script(folder / "killed", zero_stage=1)
+    well, message = run_ranks(folder / "ranks", ["-c", text], 2)
     assert not well
     assert "killed" in message
-    return root
+    return {name: folder / name for name in ("whole", "killed")}
 
 
-@pytest.mark.slow
-def test_shards_that_were_parted_otherwise_are_reported_and_the_canonical_form_is_read(
-    tmp_path, whole, killed, run_training, losses_of
-):
-    root = shutil.copytree(killed, tmp_path / "parted")
+def part_otherwise(root: Path) -> None:
+    """Exchange the native shards of two ranks, and state it."""
     manifest = read_manifest(next(root.glob("checkpoint-native/*/manifest.json")))
     first, second = (root / output.path for output in manifest.outputs)
-    first.rename(spare := tmp_path / "spare")
+    first.rename(spare := root.with_name("spare"))
     second.rename(first)
     spare.rename(second)
     outputs = tuple(describe(path, root) for path in (first, second))
     (root / manifest.path).unlink()
     commit(manifest.model_copy(update={"outputs": outputs}), root)
-    well, message = trained(root, 2, False, zero_stage=1)
-    assert well, message[-6000:]
-    assert "partitioned them differently" in message
-    assert "canonical form" in message
-    assert losses_of(run_training(root, make=False), root) == losses_of(run_training(whole, make=False), whole)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(
-    tmp_path, whole, killed, run_training, losses_of
-):
-    runs = {}
-    for name, (ranks, stage) in {"same": (2, 1), "stage": (2, 3), "other": (1, 3)}.items():
-        root = shutil.copytree(killed, tmp_path / name)
-        well, message = trained(root, ranks, False, zero_stage=stage)
-        assert well, message[-6000:]
-        assert ("native form" if name == "same" else "canonical form") in message
-        runs[name] = losses_of(run_training(root, make=False), root)
+def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(tmp_path, runs, run_training, losses_of):
+    """Shards that are parted otherwise than the manifest says are reported, and the canonical form is read."""
+    roots = {name: shutil.copytree(runs["killed"], tmp_path / name) for name in ("same", "stage", "parted", "other")}
+    part_otherwise(roots["parted"])
+    message = trained(2, {roots["same"]: 1, roots["stage"]: 3, roots["parted"]: 1}) | trained(1, {roots["other"]: 3})
+    assert "partitioned them differently" in message["parted"]
+    assert not any("partitioned them differently" in message[name] for name in ("same", "stage", "other"))
+    losses = {}
+    for name, root in roots.items():
+        assert ("canonical form" in message[name]) == (name != "same")
+        assert ("native form" in message[name]) == (name in ("same", "parted"))  # of the latter, before it is read
+        losses[name] = losses_of(run_training(root, make=False), root)
         attempts = {line["attempt"] for line in read_lines(next(root.glob("train/*/metrics.jsonl")))}
         assert attempts == {1, 2}
-    expected = losses_of(run_training(whole, make=False), whole)
-    assert runs["same"] == runs["stage"] == expected
+    expected = losses_of(run_training(runs["whole"], make=False), runs["whole"])
+    assert losses["same"] == losses["stage"] == losses["parted"] == expected
     # The first step after it is of the same weights; on another number of ranks the next may be summed otherwise.
-    assert runs["other"][:5] == expected[:5]
-    assert runs["other"] == pytest.approx(expected, rel=1e-6)
+    assert losses["other"][:5] == expected[:5]
+    assert losses["other"] == pytest.approx(expected, rel=1e-6)

@@ -64,7 +64,7 @@ def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path)
     began = time.monotonic()
     with hold_folder(tmp_path, ("main/13", 0), first=True) as held:
         assert held.number == 4
-        assert 0.5 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.5
         with pytest.raises(Occupied, match=r"newer attempt trains here: attempt 4, process \d+ on .* job main/13"):
             older.look()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -44,12 +43,10 @@ with watchdog.watch_hangs(watchdog.HangReports(Path({str(tmp_path)!r})), EngineC
     time.sleep(1.5)
     ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the lock
 """
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
     assert "File" in done.stderr
-    assert time.monotonic() - began < 50
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def test_offline_wandb_names_what_it_was_made_from(mirrored):
     assert runs.summary["train/loss"]["min"] == min(last)
 
 
-def test_what_a_restart_computes_again_is_said(mirrored):
+def test_what_a_restart_computes_again_is_reported(mirrored):
     root, run, lines = mirrored
     starts = [line for line in lines if line["event"] == "start"]
     done = [line["step"] for line in lines if line["event"] == "step" and line["attempt"] == 1]

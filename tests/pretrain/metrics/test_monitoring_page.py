@@ -100,13 +100,13 @@ def written(tmp_path_factory, run_training):
     }  # fmt: skip
     plain = loop.rate_factor
 
-    def told_to_leave(step, *others):
+    def request_stop(step, *others):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(step, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "rate_factor", told_to_leave)
+        patch.setattr(loop, "rate_factor", request_stop)
         with pytest.raises(Preempted):
             run_training(root, **settings)
     with pytest.raises(Diverged):

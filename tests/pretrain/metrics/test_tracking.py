@@ -189,7 +189,7 @@ def test_a_broken_mirror_never_stops_the_run(tmp_path, monkeypatch, fake_wandb, 
     assert [line["step"] for line in read_lines(tmp_path / METRICS_FILE)] == [1, 2, 3]
 
 
-def test_tensorboard_that_is_not_there_is_said_with_the_fix(tmp_path, monkeypatch):
+def test_tensorboard_that_is_not_there_is_reported_with_the_fix(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name))
     config = TrackingConfig(mode="disabled", tensorboard=True)

@@ -135,7 +135,7 @@ def waits(monkeypatch, start, end):
 
 
 @pytest.mark.parametrize("illness", ["refuses", SILENT, BROKEN])
-def test_no_answer_at_the_start_is_said_and_all_is_written_offline(
+def test_no_answer_at_the_start_is_reported_and_all_is_written_offline(
     server, about, tmp_path, monkeypatch, caplog, illness
 ):
     waits(monkeypatch, 2.0, 30.0)

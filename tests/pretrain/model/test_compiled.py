@@ -1,5 +1,6 @@
-"""What the presets ask for at once: torch.compile in bf16 at each ZeRO stage, with what a block keeps.
+"""The presets' settings at once: torch.compile in bf16 at each ZeRO stage, with what a block keeps.
 
+`test_gathering.py` has the others of stage 3: nothing recomputed (the 7b preset) and selectively (13b).
 On two ranks, in one start: the pieces that one case compiles are there for the next (TORCHINDUCTOR_CACHE_DIR), and what
 Dynamo knows is forgotten between cases, else the ninth shape of a function would run uncompiled without a word.
 """
@@ -16,8 +17,6 @@ from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
 CASES = {
     "1b": (1, "none"),
     "second": (2, "selective"),
-    "7b": (3, "none"),
-    "13b": (3, "selective"),
     "70b": (3, "full"),
 }
 """Stage and checkpointing, of presets and of the stage that none has."""

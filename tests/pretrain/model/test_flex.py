@@ -86,9 +86,9 @@ def counted(monkeypatch):
 
 def test_no_class_of_shapes_is_one_too_many_and_none_is_compiled_twice(counted):
     """torch's limit is 8: the ninth class would run with all logits in memory."""
-    shapes = [(rows, length) for length in (128, 256) for rows in range(1, 7)]
+    shapes = [(rows, length) for length in (128, 256) for rows in range(1, 6)]
     assert len(shapes) > torch._dynamo.config.recompile_limit
-    for turn in range(3):
+    for turn in range(2):
         for rows, length in shapes:
             segments = documents(length, 0.01, rows, seed=turn)
             with torch.no_grad():
