@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from slurm.config import SlurmConfig
@@ -56,7 +55,7 @@ class SlurmJob:
     """Tasks of an array, numbered from 0; 0 for a single job."""
 
 
-def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int, root: Path) -> list[SlurmJob]:
+def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int) -> list[SlurmJob]:
     """The jobs in the order of submission, dependencies first."""
     jobs: list[SlurmJob] = []
     tasks = tasks_of(work.shards, config, max_array_size)
@@ -69,7 +68,7 @@ def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int, root: Path)
         tasks: int = 0,
         last: Sequence[str] = (),
     ) -> None:
-        options = _options(work.name, name, kind, config, tasks, root)
+        options = _options(work.name, name, kind, config, tasks)
         jobs.append(SlurmJob(name, kind, ("assay", *command, *work.words, *last), options, tuple(after), tasks))
 
     def behind() -> list[tuple[Condition, str]]:
@@ -102,18 +101,13 @@ def shards_of(task: int, tasks: int, shards: int) -> range:
     return range(task, shards, tasks)
 
 
-def logs_of(root: Path, array: bool) -> Path:
-    """Log path of a job in sbatch's patterns (%x, %j, %A, %a)."""
-    return root / "slurm" / "logs" / ("%x-%A_%a.log" if array else "%x-%j.log")
-
-
-def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int, root: Path) -> tuple[str, ...]:
+def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -> tuple[str, ...]:
     training, model = kind == "train", kind in ("train", "evaluate")
     time = config.time_limit if model else config.data_time_limit
     signal = f"USR1@{config.signal_seconds}"
     texts = {
         "job-name": f"{run}.{name}",
-        "output": str(logs_of(root, bool(tasks))),
+        "output": "/dev/null",  # each attempt opens its own log; a job whose log Slurm cannot open fails for good
         "partition": config.partition if model else config.data_partition or config.partition,
         "account": config.account if model else config.data_account or config.account,
         "qos": config.qos if model else config.data_qos or config.qos,

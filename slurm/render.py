@@ -6,18 +6,16 @@ The template is valid bash before substitution. Values are quoted, so any path s
     @ROOT@                  the folder of all artifacts
     @COMMAND@               the command, as a person would type it
     @ENVIRONMENT@           a script to source, or ''
-    @PROGRAMS@              the folder of the submitter's `assay`, for nodes without it on PATH
-    @SHARES@                tasks of the array, 0 for a single job
-    @RETRIES@ @REQUEUES@    how often a failure is tried again; "yes", or "no" for a link of a chain
-    @INTERFACE@             network interface, or ''
+    @RETRIES@               how often a failure is tried again
+    @OPTIONS@               more options of the program that runs an attempt
     @SRUN_OPTIONS@          options of srun that put a command into a container (pyxis), as words
     @RANK_OPTIONS@          the user's own options of the srun that starts the ranks
     @INSIDE@                words before a command that put it into a container (apptainer) and set variables there
-    @MACHINERY@             the folders that hold the machinery, the kept copy first
-    @PART@                  the file of it for this kind of job
+    @PROGRAM@               the folders of the program that runs an attempt, the kept copy first
+    @PYTHON@                the submitter's Python; any of 3.11 or later will do
 
-The machinery (attempt.sh, settle.sh, then step.sh or train.sh) is sourced. `keep_machinery` copies it below the root,
-under its own digest, so a job that waits is not changed by another release of the program.
+That program is `slurm/attempt`. `keep_program` copies it below the root, with the modules that it imports, under its
+own digest, so a job that waits is not changed by another release.
 """
 
 from __future__ import annotations
@@ -34,7 +32,8 @@ from slurm.config import SlurmConfig
 from slurm.graph import Kind, SlurmJob
 
 _FOLDER = Path(__file__).parent
-_MACHINERY = ("attempt.sh", "settle.sh", "step.sh", "train.sh")
+_IMPORTED = ("governance/__init__.py", "governance/errors.py", "governance/files.py", "slurm/__init__.py")
+"""Modules that `slurm/attempt` imports."""
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~")
 _PURPOSES: dict[Kind, str] = {
     "share": "A task of an array: its share of the shards of one data step.",
@@ -52,16 +51,23 @@ def script_of(root: Path, job: str) -> Path:
     return root / "slurm" / f"{job}.sbatch"
 
 
-def machinery_of(root: Path) -> Path:
-    """Folder of this release's job machinery below a root."""
-    digest = sha256_bytes(b"".join((_FOLDER / name).read_bytes() for name in _MACHINERY))
-    return root / "slurm" / "machinery" / digest[:16]
+def _program() -> dict[str, str]:
+    """Text of each file of the program that runs an attempt, by its path."""
+    files = [*(_FOLDER.parent / name for name in _IMPORTED), *sorted((_FOLDER / "attempt").glob("*.py"))]
+    return {path.relative_to(_FOLDER.parent).as_posix(): path.read_text(encoding="utf-8") for path in files}
 
 
-def keep_machinery(root: Path) -> None:
-    """Copy the machinery below the root."""
-    for name in _MACHINERY:
-        write_text(machinery_of(root) / name, (_FOLDER / name).read_text(encoding="utf-8"))
+def program_of(root: Path) -> Path:
+    """Folder of this release's program below a root."""
+    digest = sha256_bytes("\0".join(_program().values()).encode())
+    return root / "slurm" / "machinery" / digest[:16] / "slurm" / "attempt"
+
+
+def keep_program(root: Path) -> None:
+    """Copy the program below the root."""
+    above = program_of(root).parents[1]
+    for name, text in _program().items():
+        write_text(above / name, text)
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,13 @@ def render(job: SlurmJob, config_file: Path, root: Path, config: SlurmConfig, se
         "@ROOT@": (str(root),),
         "@COMMAND@": job.command,
         "@ENVIRONMENT@": (config.environment,),
-        "@PROGRAMS@": (str(Path(sys.executable).parent),),
-        "@SHARES@": (str(job.tasks),),
         "@RETRIES@": (str(config.retries),),
-        "@REQUEUES@": ("no" if job.kind == "train" and config.chain > 1 else "yes",),
-        "@INTERFACE@": (config.interface,),
+        "@OPTIONS@": _options(job, config),
         "@SRUN_OPTIONS@": pyxis,
         "@RANK_OPTIONS@": config.srun_options,
         "@INSIDE@": inside,
-        "@MACHINERY@": (str(machinery_of(root)), str(_FOLDER)),
-        "@PART@": ("train.sh" if job.kind == "train" else "step.sh",),
+        "@PROGRAM@": (str(program_of(root)), str(_FOLDER / "attempt")),
+        "@PYTHON@": (sys.executable,),
     }
     # In one pass: a value may itself look like a mark.
     marks = "|".join([*values, "@PURPOSE@"])
@@ -102,6 +105,15 @@ def render(job: SlurmJob, config_file: Path, root: Path, config: SlurmConfig, se
         marks, lambda mark: " ".join(map(_quoted, values[mark[0]])) if mark[0] in values else _PURPOSES[job.kind], rest
     )
     return "\n".join([first, *(f"#SBATCH {_directive(option)}" for option in job.options), rest])
+
+
+def _options(job: SlurmJob, config: SlurmConfig) -> tuple[str, ...]:
+    """Options of the program that runs an attempt of this job."""
+    options = [f"--kind={job.kind}", f"--programs={Path(sys.executable).parent}"]
+    options += [f"--shares={job.tasks}"] * bool(job.tasks)
+    options += [f"--interface={config.interface}"] * bool(config.interface)
+    options += [f"--excluded={config.exclude}"] * bool(config.exclude)
+    return (*options, *["--chained"] * (job.kind == "train" and config.chain > 1))
 
 
 def _container(

@@ -25,8 +25,8 @@ from governance.log import get_logger
 from governance.stage import now
 from slurm import commands as tools
 from slurm.config import SlurmConfig
-from slurm.graph import Condition, SlurmJob, logs_of, throttled
-from slurm.render import NO_MOUNTS, ContainerMounts, keep_machinery, render, script_of
+from slurm.graph import Condition, SlurmJob, throttled
+from slurm.render import NO_MOUNTS, ContainerMounts, keep_program, render, script_of
 
 JOBS_FILE = "jobs.jsonl"
 
@@ -76,8 +76,8 @@ def keep_scripts(
     jobs: Iterable[SlurmJob], config_file: Path, root: Path, config: SlurmConfig, seen: ContainerMounts = NO_MOUNTS
 ) -> None:
     """Write the scripts and the log folder below the root."""
-    touch(logs_of(root, array=False).with_name(".keep"))
-    keep_machinery(root)
+    touch(root / "slurm" / "logs" / ".keep")
+    keep_program(root)
     for job in jobs:
         write_text(script_of(root, job.name), render(job, config_file, root, config, seen))
     _take_write_permission(root)
@@ -86,7 +86,7 @@ def keep_scripts(
 def _take_write_permission(root: Path) -> None:
     """Remove other accounts' write permission from what the jobs execute.
 
-    That is their scripts, the machinery, and the records that they compare with.
+    That is their scripts, the program that runs them, and the records that they compare with.
 
     Raises:
         ConfigError: one of them belongs to another account.

@@ -239,7 +239,7 @@ def _plan(
 
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
     work = PlannedRun(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
-    return plan(work, config, max_array_size, runtime.root)
+    return plan(work, config, max_array_size)
 
 
 def _sources(loaded: LoadedRun, runtime: Runtime) -> Survey:

@@ -40,7 +40,7 @@ def test_a_container_holds_the_command_and_sees_the_run_and_what_that_reads():
 def test_a_directive_quotes_what_would_end_it():
     config, root = SlurmConfig(options=("--comment=grant #12",)), Path("/shared/#1/run")
     text = render(jobs_of(config, root)["train"], Path("/shared/run.toml"), root, config)
-    assert '#SBATCH --output="/shared/#1/run/slurm/logs/%x-%j.log"' in text
+    assert "#SBATCH --output=/dev/null" in text
     assert '#SBATCH --comment="grant #12"' in text
 
 
@@ -55,13 +55,14 @@ def test_the_shell_that_submitted_does_not_leak_in(node, tmp_path, monkeypatch):
         assert (tmp_path / "seen").read_text().split() == [address, *["unset"] * 5]
 
 
-def test_a_node_that_sees_no_machinery_is_left_out_while_there_are_others(node):
+@pytest.mark.parametrize("lacks", ["program", "python"])
+def test_a_node_that_cannot_run_the_attempt_is_excluded_while_there_are_others(node, lacks):
     script = node.root / "slurm" / "data.sbatch"
     node.program("scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "ExcNodeList=n9"')
     node.program("sinfo", "printf 'n1\nn2\n'")
     config = SlurmConfig(retries=1)
     text = render(jobs_of(config, node.root)["data"], Path("/shared/run.toml"), node.root, config)
-    lines = ["for machinery in /nowhere; do" if "for machinery" in line else line for line in text.splitlines()]
+    lines = [f"for {lacks} in /nowhere; do" if f"for {lacks} in" in line else line for line in text.splitlines()]
     script.write_text("\n".join(lines) + "\n")
     for attempt, asked in ((0, ["show job 7", "requeue 7", "update jobid=7 ExcNodeList=n9,n1"]), (1, [])):
         node.asked.unlink(missing_ok=True)
@@ -70,7 +71,8 @@ def test_a_node_that_sees_no_machinery_is_left_out_while_there_are_others(node):
         done = subprocess.run(["bash", str(script)], env=here, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 66
         assert "does not see" in done.stderr
-        assert node.requests == asked
+        assert "comment=assay: n1 does not see" in node.requests[0]
+        assert node.requests[1:] == asked
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The graph of jobs: no cycles, each behind what it needs, arrays within the cluster's bounds, every shard once."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -28,7 +27,7 @@ def work(shards, steps=STEPS):
 
 
 def planned(shards, config, size, steps=STEPS):
-    return plan(work(shards, steps), config, size, Path("/shared/run"))
+    return plan(work(shards, steps), config, size)
 
 
 @given(CONFIGS, st.integers(1, 10_000), SIZES, st.integers(0, 5))

@@ -1,7 +1,5 @@
 """Entries in the queue are counted against the site's limits before the first job is queued."""
 
-from pathlib import Path
-
 import pytest
 
 from slurm import commands as tools
@@ -15,7 +13,7 @@ QOS = "normal|%s|\n"
 
 def jobs_of(tasks=100, **settings):
     config = SlurmConfig(max_tasks=tasks, **settings)
-    return plan(PlannedRun("run", ("ingest", "clean"), 1000, ("run.toml",)), config, 1001, Path("/shared/run")), config
+    return plan(PlannedRun("run", ("ingest", "clean"), 1000, ("run.toml",)), config, 1001), config
 
 
 @pytest.fixture

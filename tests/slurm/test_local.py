@@ -16,7 +16,7 @@ from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
 from slurm.job_states import gather
 from slurm.rehearsal import record, refuse_here, rehearse
-from slurm.render import keep_machinery
+from slurm.render import keep_program
 from slurm.submit import JobRequest, called_off, keep_scripts
 
 CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
@@ -41,10 +41,10 @@ class Rehearsal:
 
     def run(self, orders=None, shards=1, config=CONFIG):
         words = (str(self.root.parent / "run.toml"), "--root", str(self.root))
-        jobs = plan(PlannedRun("run", ("ingest",), shards, words), config, 1001, self.root)
+        jobs = plan(PlannedRun("run", ("ingest",), shards, words), config, 1001)
         orders = [JobRequest(job) for job in jobs] if orders is None else orders
         keep_scripts(jobs, self.root.parent / "run.toml", self.root, config)
-        keep_machinery(self.root)
+        keep_program(self.root)
         self.jobs = {job.name: job for job in jobs}
         return rehearse(record(orders, self.root), self.jobs, self.root, config)
 

@@ -62,7 +62,7 @@ def cluster(tmp_path, monkeypatch):
 def look(cluster, root=None, sources=(), **settings):
     config = SlurmConfig(**{"time_limit": "30", "data_time_limit": "30", **settings})
     root = root or cluster / "root"
-    jobs = plan(PlannedRun("run", ("ingest",), 4, ("run.toml",)), config, 1001, root)
+    jobs = plan(PlannedRun("run", ("ingest",), 4, ("run.toml",)), config, 1001)
     keep_scripts(jobs, cluster / "run.toml", root, config)
     refuse(jobs, config, root, cluster / "run.toml", sources)
 

@@ -5,7 +5,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
-from slurm.render import keep_machinery, render
+from slurm.render import keep_program, render
 
 FOLDER = Path(__file__).parents[2] / "slurm"
 TEMPLATES = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
@@ -21,7 +23,7 @@ TEMPLATES = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
 
 def jobs_of(config, root=Path("/shared/run"), file=Path("/shared/run.toml"), shards=40):
     words = (str(file), "--root", str(root))
-    return {job.name: job for job in plan(PlannedRun("run", ("ingest", "clean"), shards, words), config, 1001, root)}
+    return {job.name: job for job in plan(PlannedRun("run", ("ingest", "clean"), shards, words), config, 1001)}
 
 
 def bash_accepts(text):
@@ -88,19 +90,29 @@ class ClusterNode:
         self.file.touch()
         self.asked = folder / "asked"
         self.program("scontrol", f'echo "$*" >> {self.asked}')
-        self.program("sleep", ":")
+        self.naps()
 
     def program(self, name, body):
         path = self.programs / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
 
+    def naps(self, seconds=0.0):
+        """Let each pause of an attempt last so long."""
+        (self.programs / "naps.py").write_text(
+            f"import runpy, sys, time\nlast = time.sleep\ntime.sleep = lambda _: last({seconds})\n"
+            "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        own = sys.executable
+        self.program("python", f'[ "$1" = -I ] || exec {own} "$@"\nexec {own} -I -B {self.programs}/naps.py "${{@:3}}"')
+
     def run(self, name="data", attempt=0, task=None, config=None):
         config = config or SlurmConfig(retries=2)
         job = jobs_of(config, self.root, self.file)[name]
         script = self.root / "slurm" / f"{name}.sbatch"
-        script.write_text(render(job, self.file, self.root, config))
-        keep_machinery(self.root)
+        with mock.patch("sys.executable", str(self.programs / "python")):
+            script.write_text(render(job, self.file, self.root, config))
+        keep_program(self.root)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "GLOO_", "NCCL_"))}
         here = {
             "PATH": f"{self.programs}:{os.environ['PATH']}",

@@ -77,7 +77,7 @@ class Cluster:
 
 
 def jobs_of(root, shards=6, config=CONFIG):
-    return plan(PlannedRun("run", ("ingest", "clean"), shards, ("run.toml",)), config, 1001, root)
+    return plan(PlannedRun("run", ("ingest", "clean"), shards, ("run.toml",)), config, 1001)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def node(tmp_path):
         '[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=${RESTARTS:-0} PreemptTime=${PREEMPTED:-None}'
         ' ExcNodeList=${EXCLUDED:-(null)}"',
     )
-    made.program("sleep", "exec /bin/sleep 0.1")  # the script waits for what was said to be read
+    made.naps(0.1)
     folder = made.root / "train" / "key"
     folder.mkdir(parents=True)
     lines = [{"event": "checkpoint", "step": 40}, {"event": "step", "step": 43}]

@@ -1,0 +1,223 @@
+"""Ends of an attempt: recorded, and followed by a requeue, a release, or nothing.
+
+`settle` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch that it
+takes for failed and holds, an end that it takes for a preemption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from slurm.attempt import controller
+from slurm.attempt.causes import cause_of
+from slurm.attempt.controller import ask, requested, value
+from slurm.attempt.job_attempt import PATIENCE_SECONDS, JobAttempt, events, failures, jobs, links, note, say, this_node
+from slurm.attempt.watched_command import ignore_signals
+
+_EXPLAINED = (2, 65, 66, 71, 77, 78)
+_UNSEEN = (66, 78)
+_NEED_TIME = (69, 73, 74)
+_POLL_SECONDS = 5
+_MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6
+_LONGEST_WORD = 100_000
+"""An argument has at most 128 KiB."""
+_ENDED = threading.Event()
+
+
+def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
+    """Record the end of this attempt, do what follows from its status, and exit."""
+    _ENDED.set()
+    ignore_signals()
+    cause = cause or cause_of(status)
+    outcome = "done" if status == 0 else "left" if status == 75 else "failed"
+    if status in _UNSEEN and not attempt.left_out and (unseen := _unseen(attempt)):
+        attempt.left_out.append(this_node())  # if other nodes see the file, another node can run the job
+        cause = f"{this_node()} does not see {unseen}; {cause}"
+    elif status in _EXPLAINED and not (status in _UNSEEN and attempt.left_out):
+        outcome = "explained"
+    more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
+    more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
+    known = note(attempt, "ended", **more)
+    # Without its record, Slurm's count of all starts bounds the failures; a file system that refuses for a while is
+    # waited for. An attempt that leaves has no time.
+    for _ in range(0, PATIENCE_SECONDS if outcome == "failed" else 0, _POLL_SECONDS):
+        if known:
+            break
+        time.sleep(_POLL_SECONDS)
+        known = note(attempt, "ended", **more)
+    say(f"assay: job {attempt.job}, attempt {attempt.number}: {cause} (status {status})")
+    if outcome == "explained":
+        controller.remark(attempt, f"assay: {cause}")
+        _end_chain(attempt)
+    elif outcome == "left":
+        if attempt.requeues:
+            _again(attempt, status, 0)
+        controller.remark(attempt, f"assay: {cause}")  # the next link continues
+    elif outcome == "failed":
+        _after_failure(attempt, status, cause, failures(attempt) if known else attempt.number + 1)
+    _settle(attempt, status)
+    sys.exit(status)
+
+
+def _after_failure(attempt: JobAttempt, status: int, cause: str, failed: int) -> None:
+    if status in (126, 127) and not attempt.left_out:
+        attempt.left_out.append(this_node())
+    if failed > attempt.retries:
+        controller.remark(attempt, f"assay: {cause}; none of {attempt.retries} tries is left")
+        _end_chain(attempt)
+        return
+    controller.remark(attempt, f"assay: {cause}; try {failed} of {attempt.retries} more")
+    if attempt.requeues:
+        _again(attempt, status, failed)
+    for link in links(attempt, behind=True) if attempt.left_out else ():  # they exclude these nodes, too
+        if (shown := controller.show(attempt, link)) is not None:
+            controller.exclude(attempt, link, shown)
+
+
+def _unseen(attempt: JobAttempt) -> str:
+    """A file of the command that existed at submission and is not visible on this node."""
+    return next((word for word in attempt.command if word.startswith("/") and not Path(word).exists()), "")
+
+
+def _again(attempt: JobAttempt, status: int, failed: int) -> None:
+    """Requeue this job and exit; returns if Slurm does not know the job, or refuses for good."""
+    # A job that ended while slurmctld is down would not come back, and jobs that depend on it would be cancelled.
+    for refused in range(1, _MOST_REQUEUES + 1):
+        shown = controller.show(attempt, attempt.job)
+        if shown is None:
+            break
+        if _let_go(attempt, shown) or controller.is_cancelled(shown) or attempt.called_off.exists():
+            sys.exit(status)
+        stand_aside(attempt, shown)
+        # Slurm itself requeues a job that it preempts, or whose node it lost: the start that follows is left alone.
+        if value("Restarts", shown) not in ("", str(attempt.number)):
+            say(f"assay: Slurm has requeued job {attempt.job} itself; this attempt only ends")
+            sys.exit(status)
+        if requested("scontrol", "requeue", attempt.job):
+            if attempt.called_off.exists():  # it was cancelled between the two
+                requested("scancel", attempt.job)
+            if attempt.left_out:
+                controller.exclude(attempt, attempt.job, shown)
+            elif status in _NEED_TIME and "ASSAY_LOCAL" not in os.environ:
+                _later(attempt, failed)
+            sys.exit(status)
+        time.sleep(5 * refused)
+    say(f"assay: job {attempt.job} could not be requeued; continue with: assay slurm retry")
+    sys.exit(status)
+
+
+def _later(attempt: JobAttempt, failed: int) -> None:
+    """Delay a retry that needs time, not another node: 60 s x 2^n, spread for the tasks of an array."""
+    unit = int(os.environ.get("ASSAY_PAUSE_SECONDS") or 60)  # tests have less time
+    seconds = unit << min(_MOST_DOUBLINGS, max(0, failed - 1))
+    if attempt.is_task:
+        seconds += random.randint(0, seconds)
+    say(f"assay: job {attempt.job} starts again in {seconds} s, or later")
+    ask("scontrol", "update", f"jobid={attempt.job}", f"StartTime=now+{seconds}")
+
+
+def _end_chain(attempt: JobAttempt) -> None:
+    """Cancel the later links, which would end as this one."""
+    if later := links(attempt, behind=True):
+        controller.show(attempt, attempt.job)  # wait for a controller that is down
+        say(f"assay: the later links are cancelled: {' '.join(later)}")
+        requested("scancel", *later)
+
+
+def is_forgotten(attempt: JobAttempt, shown: str) -> bool:
+    """Whether the controller, killed before it saved that this job runs, has it waiting."""
+    return (value("JobState", shown), value("Restarts", shown)) == ("PENDING", str(attempt.number))
+
+
+def stand_aside(attempt: JobAttempt, shown: str) -> None:
+    """Let a forgotten job start later, and wait for its end.
+
+    The controller starts it again while the nodes, which register with it, end this process: a race that one start in
+    two loses ("Job credential revoked"), and the job with it. If this attempt ended by itself, Slurm would take the
+    waiting job for ended.
+    """
+    if is_forgotten(attempt, shown):
+        _postpone(attempt)
+        ignore_signals()
+        time.sleep(900)
+
+
+def _postpone(attempt: JobAttempt) -> None:
+    say(f"assay: the controller was down and forgot that job {attempt.job} runs; it starts again in 30 s")
+    requested("scontrol", "update", f"jobid={attempt.job}", "StartTime=now+30")
+
+
+def watch_start(attempt: JobAttempt) -> None:
+    """Look at the controller after the seconds in which, if killed, it forgets a start."""
+
+    def look() -> None:
+        time.sleep(8)
+        shown = None if _ENDED.is_set() else controller.show(attempt, attempt.job)
+        if shown is not None and not _ENDED.is_set() and is_forgotten(attempt, shown):
+            _postpone(attempt)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def runs_on(attempt: JobAttempt) -> bool:
+    """Whether the controller, after a wait for it, has this job running."""
+    shown = controller.show(attempt, attempt.job)
+    if shown is None:
+        return False
+    stand_aside(attempt, shown)
+    return value("JobState", shown) == "RUNNING"
+
+
+def _let_go(attempt: JobAttempt, shown: str) -> bool:
+    """Release a job that Slurm holds because it took a launch for failed.
+
+    A late reply of a busy node, or a launch sent twice, causes this for jobs that run or ended well.
+    """
+    if not value("Reason", shown).startswith("launch_failed"):
+        return False
+    if sum(line.get("event") == "released" for line in events(attempt)) >= _MOST_RELEASES:
+        held = "is held for the eleventh time (launch failed requeued held) and is not released again"
+        say(f"assay: job {attempt.job} {held}")
+        return False
+    note(attempt, "released")
+    say(f"assay: Slurm holds job {attempt.job} as if its launch had failed; releasing it")
+    return requested("scontrol", "release", attempt.job)
+
+
+def _settle(attempt: JobAttempt, status: int) -> None:
+    """Correct the job's state before a script ends for good: nothing would do it afterwards."""
+    shown = controller.show(attempt, attempt.job)
+    if shown is None or _let_go(attempt, shown):
+        return
+    stand_aside(attempt, shown)
+    if status or attempt.is_task:
+        return
+    # Slurm takes a job that it once signalled to leave within a grace time for preempted when it ends, however much
+    # later, and requeues it for a start with nothing left to do. Jobs that depend on this one need not wait for that.
+    if (value("Restarts", shown), value("PreemptTime", shown)) != ("0", "None"):
+        _free(attempt)
+    # If that launch fails, on a busy node, Slurm holds a job that is done; the next one of the run to end releases it.
+    _, queue = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %r")
+    own = {line["job"] for line in jobs(attempt)}
+    for job in re.findall(r"^(\d+) launch failed requeued held$", queue, re.MULTILINE):
+        if job in own:
+            requested("scontrol", "release", job)
+
+
+def _free(attempt: JobAttempt) -> None:
+    """Remove the dependency on this job, which has succeeded, from the jobs that wait for it."""
+    done = ["afterok", attempt.job]
+    for line in jobs(attempt):
+        if done in line["after"]:
+            rest = ",".join(":".join(condition) for condition in line["after"] if condition != done)
+            with contextlib.suppress(OSError):
+                if len(rest) < _LONGEST_WORD:  # else the job waits for the empty start
+                    ask("scontrol", "update", f"jobid={line['job']}", f"Dependency={rest}")

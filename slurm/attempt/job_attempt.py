@@ -1,0 +1,201 @@
+"""The attempt that this process is, and its record.
+
+`<root>/slurm/attempts/JOB.jsonl` has a line for each event:
+
+    {"attempt": 0, "event": "started", "job": "7", "nodes": "n[1-2]", "progress": "step 40", "started": "...", "time":
+     "..."}
+    {..., "event": "ended", "cause": "the gate is closed", "outcome": "explained", "status": 77}
+
+A task of an array is named by the array and its number: the id of its last task is the array's own, and to requeue that
+would requeue all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from governance.errors import StorageError
+from governance.files import append_line, read_lines
+
+REFUSALS = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENODEV)
+"""Errors of a file system that may accept the same a minute later."""
+PATIENCE_SECONDS = 300
+"""How long an attempt waits for it, at its start and at its end."""
+
+
+@dataclass
+class JobAttempt:
+    """One start of a job: the script's values, Slurm's, and what has happened so far."""
+
+    root: Path
+    kind: str
+    """"train"; anything else runs one command."""
+    command: Sequence[str]
+    """The command that a person would type."""
+    environment: str = ""
+    """A script to source, or ''."""
+    programs: str = ""
+    """Folder of the submitter's `assay`."""
+    retries: int = 0
+    requeues: bool = True
+    """False for a link of a chain."""
+    shares: int = 0
+    interface: str = ""
+    excluded: str = ""
+    """Nodes that the script itself excludes."""
+    srun_options: Sequence[str] = ()
+    rank_options: Sequence[str] = ()
+    inside: Sequence[str] = ()
+    """Words before a command that put it into a container."""
+    job: str = "0"
+    number: int = 0
+    began: str = ""
+    progress: str = ""
+    """A text that changes when the job advances; failures are counted anew after each change."""
+    left_out: list[str] = field(default_factory=list)
+    """Nodes to exclude, once the job is back in the queue."""
+
+    @property
+    def record(self) -> Path:
+        """Its file of events."""
+        return self.root / "slurm" / "attempts" / f"{self.job}.jsonl"
+
+    @property
+    def tally(self) -> Path:
+        """File with a line for each shard and artifact that the job has finished."""
+        return self.record.with_suffix(".made")
+
+    @property
+    def called_off(self) -> Path:
+        """The mark of a cancellation."""
+        return self.root / "slurm" / "cancelled" / self.job.partition("_")[0]
+
+    @property
+    def is_task(self) -> bool:
+        """Whether it is a task of an array."""
+        return "_" in self.job
+
+
+def job_here(environment: Mapping[str, str]) -> tuple[str, int]:
+    """The job's id (a task: `7_3`) and the number of this start."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{environment.get('SLURM_ARRAY_TASK_ID', '0')}" if array else environment.get("SLURM_JOB_ID", "0")
+    return job, int(environment.get("SLURM_RESTART_COUNT") or 0)
+
+
+def say(text: str) -> None:
+    """A line of the log; a disk that refuses it ends nothing."""
+    with contextlib.suppress(OSError):
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def moment() -> str:
+    """Now, in UTC to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def nodes_here() -> str:
+    """The job's nodes, as Slurm writes them."""
+    return os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()
+
+
+def this_node() -> str:
+    """Slurm's name of this node."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+
+def note(attempt: JobAttempt, event: str, **more: Any) -> bool:
+    """Record an event; False where the disk refuses."""
+    line = {"attempt": attempt.number, "event": event, "job": attempt.job, "nodes": nodes_here()}
+    line |= {"started": attempt.began, "time": moment(), **more}
+    if not (attempt.root / "slurm").is_dir():
+        return False
+    try:
+        append_line(attempt.record, dumps(line, sort_keys=True))
+    except (OSError, StorageError):
+        return False
+    return True
+
+
+def events(attempt: JobAttempt, job: str = "") -> list[dict[str, Any]]:
+    """Recorded events of this job, or of another one."""
+    path = attempt.record.with_name(f"{job}.jsonl") if job else attempt.record
+    try:
+        return [line for line in read_lines(path) if isinstance(line, dict)]
+    except (OSError, StorageError):
+        return []
+
+
+def killed_in_a_row(attempt: JobAttempt) -> int:
+    """Number of the last starts that recorded no end and saved nothing."""
+    count = 0
+    for line in events(attempt):
+        if line.get("event") == "ended":
+            count = 0
+        elif line.get("event") == "started":
+            count = count + 1 if line.get("progress") == attempt.progress else 0
+    return count
+
+
+def failures(attempt: JobAttempt) -> int:
+    """Failed attempts of this job, and of the links before it, since its last progress."""
+    lines = [line for job in ["", *links(attempt, behind=False)] for line in events(attempt, job)]
+    return sum(line.get("outcome") == "failed" and line.get("progress") == attempt.progress for line in lines)
+
+
+def times_blamed(attempt: JobAttempt, node: str) -> int:
+    """Number of attempts of this job that blamed a node."""
+    return sum(f",{node}," in line.get("blamed", "") for line in events(attempt))
+
+
+def jobs(attempt: JobAttempt) -> list[dict[str, Any]]:
+    """The lines of jobs.jsonl."""
+    try:
+        return [line for line in read_lines(attempt.root / "slurm" / "jobs.jsonl") if isinstance(line, dict)]
+    except (OSError, StorageError):
+        return []
+
+
+def links(attempt: JobAttempt, *, behind: bool) -> list[str]:
+    """Later links of this chain, or the earlier ones that were submitted with it."""
+    if attempt.requeues:
+        return []
+    trainings = [line for line in jobs(attempt) if line["kind"] == "train"]
+    at = next((place for place, line in enumerate(trainings) if line["job"] == attempt.job), None)
+    if at is None:
+        return []
+    if behind:
+        return [line["job"] for line in trainings[at + 1 :]]
+    return [line["job"] for line in trainings[:at] if line["submission"] == trainings[at]["submission"]]
+
+
+def shards_made(attempt: JobAttempt) -> str:
+    """Progress of a data step: what this job has finished, in all its attempts."""
+    try:
+        count = attempt.tally.read_bytes().count(b"\n")
+    except OSError:
+        count = 0
+    return f"{count} made"
+
+
+def last_saved(attempt: JobAttempt) -> str:
+    """Progress of a training: the last saved step of the run that wrote last."""
+    step = 0
+    with contextlib.suppress(OSError):
+        newest = max(attempt.root.glob("train/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)
+        for line in newest.open("rb") if newest else ():
+            if b'"event": "checkpoint"' in line and (found := re.search(rb'"step": (\d+)', line)):
+                step = max(step, int(found[1]))
+    return f"step {step}"

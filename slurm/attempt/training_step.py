@@ -1,0 +1,148 @@
+"""Training on the job's nodes.
+
+Each node is checked first; a bad one is excluded, and the job requests another. Then `srun` starts one rank a task,
+with the command that a person would type. Slurm sends SIGUSR1 to the ranks before the time limit and SIGTERM when it
+takes the nodes away: they save, exit with 75, and the job is requeued. A link of a chain ends instead, and the next
+link continues; one that finds the run finished ends with 0 at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import NoReturn
+
+from slurm.attempt.causes import cause_in, cause_of, exited
+from slurm.attempt.controller import ask, names, was_preempted
+from slurm.attempt.ending import finish, runs_on
+from slurm.attempt.job_attempt import JobAttempt, last_saved, say
+from slurm.attempt.watched_command import WORDS, ignore_signals, watch
+
+_RELEVANT = re.compile(
+    r" ERROR [A-Za-z]+: |bad-node=|oom.kill|[Oo]ut [Oo]f [Mm]emory|xceeded .*memory limit|execve|srun: error: "
+)
+_UNREACHED = re.compile(r"srun: error: Unable to (confirm allocation|contact slurm controller)")
+_TRIES, _LINES_READ = 5, 40
+_LOST_COMMAND = (2, 13)
+"""Statuses of a node that could not start the command: the number of the system's error."""
+
+
+def run_training(attempt: JobAttempt) -> NoReturn:
+    """Check the nodes, run the ranks, and end the attempt with them."""
+    _set_rendezvous(attempt)
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    of_rank = [f"--cpus-per-task={cores}"] * bool(cores)  # srun does not inherit it
+    _check_nodes(attempt, of_rank)
+    before = attempt.progress
+    say(f"assay: {' '.join(attempt.command)}")
+    # When the first rank fails, the others have a minute to save or to report; then they are ended.
+    words = ["--kill-on-bad-exit=0", "--wait=60", *of_rank, *attempt.rank_options, *_log_of_rank(attempt)]
+    status, lines, signalled = _step(attempt, [*words, *attempt.inside, *attempt.command])
+    ignore_signals()
+    attempt.progress = last_saved(attempt)
+    cause = cause_in(lines)
+    if status > 128 and any(" ERROR Hang: " in line for line in lines):
+        status = 70  # the hung rank was killed last
+    if status == 75:
+        if attempt.progress == before and not _preempted(signalled):
+            finish(attempt, 124, "its time limit was reached before it saved a step; raise slurm.time_limit")
+        cause = f"{signalled or 'signalled to leave'}; {attempt.progress} is saved"
+    elif status in (137, 143) and signalled and "Node failure" not in cause:
+        # where a node failed, Slurm ends the rest of the job, this process included
+        cause = f"{signalled}, and ended before the save was complete; {attempt.progress} is saved. "
+        cause += "Raise slurm.signal_seconds"
+    finish(attempt, status, cause)
+
+
+def _set_rendezvous(attempt: JobAttempt) -> None:
+    """The first node and a port, unless the site's script has exported others."""
+    if not os.environ.get("MASTER_ADDR"):
+        first = names(os.environ.get("SLURM_JOB_NODELIST", ""))
+        os.environ["MASTER_ADDR"] = first[0] if first else socket.gethostname()
+    if not os.environ.get("MASTER_PORT"):  # another one for each attempt: a taken port is not used again
+        number = int(os.environ.get("SLURM_JOB_ID", "0")) + 97 * attempt.number
+        os.environ["MASTER_PORT"] = str(20000 + number % 12768)
+    if attempt.interface:  # else gloo uses the interface by which a node reaches the first one, and NCCL chooses itself
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = attempt.interface
+    say(f"assay: ranks meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
+
+
+def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
+    """Run the preflight on each node; a node that fails is left out, and the attempt ends."""
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    # When the first node has ended, the others have a minute: one that waits for another program's port would hang.
+    words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=60"]
+    words += ["--time=15", *of_rank, *attempt.inside, "assay", "slurm", "preflight", *attempt.command[2:]]
+    status, lines, signalled = _step(attempt, words)
+    if signalled:
+        finish(attempt, 75, signalled)
+    if status == 0:
+        return
+    if any("execve" in line for line in lines):
+        attempt.left_out += exited(lines, *_LOST_COMMAND)
+        finish(attempt, 127, f"the command is not on {','.join(attempt.left_out) or 'a node'}")
+    if _preempted(signalled):
+        finish(attempt, 75, "signalled to leave, as another job takes its nodes, during the preflight")
+    cause = cause_in(lines)
+    bad = sorted({name for line in lines for name in re.findall(r"bad-node=([^;]*)", line)})
+    if not bad and (blind := _blind_nodes(lines)):
+        attempt.left_out += blind
+        finish(attempt, 69, f"preflight: {','.join(blind)} does not see files that the other nodes see: {cause}")
+    attempt.left_out += bad
+    if status > 128 and any(" ERROR ClusterError: " in line for line in lines):
+        status = 69  # the other nodes were ended because of it
+    finish(attempt, status, f"preflight: {cause or cause_of(status)}")
+
+
+def _step(attempt: JobAttempt, words: Sequence[str]) -> tuple[int, list[str], str]:
+    """Run a parallel step: its status, the relevant lines of its output, and the signal in words.
+
+    It is started again, once the controller answers, if srun did not reach that.
+    """
+    signalled = ""
+
+    def pass_on(step: subprocess.Popen[bytes], number: int) -> bool:
+        # for a signal to this process alone (scancel --batch); ranks that already have it act on the first
+        nonlocal signalled
+        signalled = WORDS[number]
+        step.send_signal(signal.SIGUSR1)
+        return True  # the ranks are still saving
+
+    for number in range(1, _TRIES + 1):
+        status, lines = watch(["srun", *attempt.srun_options, *words], os.environ, pass_on, _RELEVANT)
+        lines = lines[-_LINES_READ:]
+        if status == 0 or signalled or not any(map(_UNREACHED.search, lines)) or number == _TRIES:
+            break
+        if not runs_on(attempt):
+            break
+        say(f"assay: the controller answers again; srun is started again (try {number + 1})")
+    return status, lines, signalled
+
+
+def _blind_nodes(lines: Sequence[str]) -> list[str]:
+    """Nodes that ended for a missing file or a wrong configuration; none if all did."""
+    found = sorted({name for nodes in exited(lines, 66, 78) for name in names(nodes)})
+    return found if len(found) < int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) else []
+
+
+def _preempted(signalled: str) -> bool:
+    """Whether another job takes these nodes, as far as known."""
+    return "SIGTERM" in signalled or was_preempted(
+        ask("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "0"))[1]
+    )
+
+
+def _log_of_rank(attempt: JobAttempt) -> list[str]:
+    """Words that copy a rank's output to a file of its own, written on its node."""
+    name = os.environ.get("SLURM_JOB_NAME", "train")
+    folder = attempt.root / "slurm" / "logs" / f"{name}-{attempt.job}.{attempt.number}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        copy = 'exec "$@" > >(trap "" TERM USR1; exec tee "$0/rank-${SLURM_PROCID:-0}.log") 2>&1'
+        return ["bash", "-c", copy, str(folder)]
+    return []
