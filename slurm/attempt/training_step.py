@@ -75,8 +75,8 @@ def _set_rendezvous(attempt: JobAttempt) -> None:
 def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
     """Run the preflight on each node; a node that fails is left out, and the attempt ends."""
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
-    # When the first node has ended, the others have a minute: one that waits for another program's port would hang.
-    words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=60"]
+    # When a node has failed, the others have half a minute: one that waits for another program's port would hang.
+    words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=30"]
     words += ["--time=15", *of_rank, *attempt.inside, "assay", "slurm", "preflight", *attempt.command[2:]]
     status, lines, signalled = _step(attempt, words)
     if signalled:

@@ -1,13 +1,15 @@
-"""A training run that a cluster does everything to: it ends by itself, with the losses of an unbroken run."""
+"""Training runs that a cluster does everything to: they end by themselves, with the losses of an unbroken run."""
 
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.cluster.bed import Training, change, losses, lost, status, until
+from tests.cluster.bed import SCRIPT, Training, change, losses, lost, status, until
 from tests.cluster.test_whole_run import PARITY
 
 pytestmark = pytest.mark.cluster
@@ -82,3 +84,56 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     energy = json.loads(report.read_bytes())["energy"]
     assert energy["total"]["wasted"] > 0, energy
     assert energy["wasted_by_cause"]["killed"] > 0, energy
+
+
+LISTENER = "import socket, sys, time; kept = socket.create_server(('', int(sys.argv[1]))); time.sleep(600)"
+
+
+def test_a_run_past_a_port_a_clock_a_read_only_root_and_a_dead_mount(bed, local, prepared):
+    change(prepared, ("retries = 3", "retries = 6"))
+    first, wrong, third = bed.nodes
+    (prepared / "faults" / "clock").write_text(wrong)
+    run = Training(bed, prepared)
+
+    # the port of the first attempt is taken on each node; of the two nodes that get the job, one has a wrong clock
+    port = str(20000 + int(run.job) % 12768)
+    words = [[str(SCRIPT), "in", str(bed.folder), node, sys.executable, "-c", LISTENER, port] for node in bed.nodes]
+    listeners = [subprocess.Popen(["bash", *each]) for each in words]
+    try:
+        now = run.saved()
+    finally:
+        for listener in listeners:
+            listener.kill()
+            listener.wait()
+    taken, *blamed = run.causes()
+    assert f"cannot reach {first}:{port}" in taken, run.causes()
+    assert len(blamed) == 2, run.causes()  # each other node is tried with it before it is known
+    assert all(f"{wrong}: clock: +240" in cause or f"{wrong}: clock: -240" in cause for cause in blamed), run.causes()
+    assert sorted(run.nodes()) == [first, third]
+    (prepared / "faults" / "clock").unlink()
+
+    # the root is read-only for 30 seconds: the attempt ends, and the next one waits for it
+    for node in bed.nodes:
+        bed("in", node, "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"', str(run.root))
+    time.sleep(30)
+    for node in bed.nodes:
+        bed("in", node, "umount", "--lazy", str(run.root))
+    now = run.saved(now + 1)
+    assert run.causes()[3].startswith(("cannot write", "preflight: cannot write")), run.causes()
+
+    # a node no longer sees the project: it is left out, by its name
+    bed("in", third, "mount", "-t", "tmpfs", "none", str(prepared))
+    bed.slurm("scontrol", "requeue", run.job)
+    try:
+        run.saved(now + 1)
+    finally:
+        bed("in", third, "umount", "--lazy", str(prepared))
+    assert sorted(run.nodes()) == [first, wrong]
+    assert f"{third} does not see" in run.causes()[-1], run.causes()
+    output = status(bed, prepared)
+    assert third in output
+
+    rows = run.end()
+    assert rows["train"]["State"] == rows["report"]["State"] == "COMPLETED", run.summary()
+    assert losses(run.root) == pytest.approx(losses(local / "root"), rel=PARITY)
+    assert max(lost(run.root).values()) <= EVERY

@@ -18,6 +18,7 @@ usage:
   testbed.sh env DIR              the line that points Slurm's commands here: eval "\$(testbed.sh env DIR)"
   testbed.sh crash DIR NAME       kill -9 a node and all in it, or munged, slurmctld, slurmdbd, mariadbd
   testbed.sh start DIR NAME       start it again
+  testbed.sh in DIR NODE CMD...   run a command in the node's network and with its mounts
   testbed.sh cut DIR NODE         cut the node's network; heal DIR NODE ends it
 
 options of up:
@@ -525,6 +526,14 @@ link() { # NODE up|down
     ip link set "$(bridge).$node" "$2"
 }
 
+inside() { # NODE COMMAND...
+    local pid
+    number "$1" >/dev/null
+    pid=$(pid_of "$1") || die "$1 is not running"
+    shift
+    exec nsenter --target "$pid" --mount --net "$@"
+}
+
 read_settings() {
     [[ -f $DIR/settings ]] || die "no testbed in $DIR"
     # shellcheck disable=SC1091
@@ -535,6 +544,7 @@ main() {
     NODES=2 CPUS=2 MEM=4000 GPUS=2 WATTS=100 PREFIX=node PORT_BASE=28000 SLURMD_TIMEOUT=15 PURGE=0 NET=0 CONF=()
     local words=() name
     while (($#)); do
+        if [[ ${words[0]:-} == in ]]; then words+=("$@"); break; fi # the command's own options
         case $1 in
             --nodes) NODES=$2; shift ;;
             --cpus) CPUS=$2; shift ;;
@@ -557,7 +567,7 @@ main() {
     for name in $(compgen -e | grep -E '^(SLURM|SBATCH|SRUN|SALLOC|SACCT|SQUEUE|SINFO|SCANCEL)_' || true); do unset "$name"; done
     case ${words[0]:-} in
         install) install; return ;;
-        up | down | status | env | crash | start | cut | heal) ;;
+        up | down | status | env | crash | start | cut | heal | in) ;;
         *) usage; exit 2 ;;
     esac
     [[ -n ${words[1]:-} ]] || die "${words[0]} wants a state folder"
@@ -576,6 +586,7 @@ main() {
         start) start "${words[2]:-}" ;;
         cut) link "${words[2]:-}" down ;;
         heal) link "${words[2]:-}" up ;;
+        in) inside "${words[@]:2}" ;;
     esac
 }
 

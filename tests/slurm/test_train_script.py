@@ -43,7 +43,7 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     assert done.returncode == 0
     first, second = [line for line in node.requests if line.startswith("srun")]
     words = f"{node.file} --root {node.root}"
-    assert first.endswith(f"--wait=60 --time=15 assay slurm preflight {words}")
+    assert first.endswith(f"--wait=30 --time=15 assay slurm preflight {words}")
     assert second.endswith(f"{node.root}/slurm/logs/run.train-7.0 assay train {words}")
     assert "preflight node4:20007" in node.log
     assert "train node4:20007" in node.log

@@ -5,6 +5,7 @@
 - `slow`: seconds that each training step takes longer, read at each step; no file: none;
 - `refuse`: why training is refused in its first step, as a wrong configuration;
 - `memory`: megabytes that rank 1 takes before its next step, once: the file goes;
+- `clock`: the name of a node whose clock is four minutes ahead, as its check before training measures;
 - `bad-node`: the name of a node whose GPUs' memory has errors, as its check before training finds;
 - `fail-once/<stage>.<index>`: the shard is not made, its process fails, and the file goes;
 - `fail-always/<stage>.<index>`: the same as long as the file is there.
@@ -21,6 +22,7 @@ import os
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 FOLDER = Path(os.environ["ASSAY_TEST_FAULTS"])
@@ -72,6 +74,16 @@ def of_checks(checks):
         return ecc(asked, node, query)
 
     checks.ecc = planted
+    exchange = checks.exchange
+
+    @functools.wraps(exchange)
+    def shifted(store, ranks):
+        with contextlib.suppress(FileNotFoundError):
+            if (FOLDER / "clock").read_text() == os.environ["SLURMD_NODENAME"]:
+                checks.time = types.SimpleNamespace(time=lambda: time.time() + 240, monotonic=time.monotonic)
+        return exchange(store, ranks)
+
+    checks.exchange = shifted
 
 
 def of_shards(parallel):
