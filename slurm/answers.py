@@ -1,8 +1,8 @@
 """Cached answers of queue and accounting, at most one a minute.
 
 `<root>/slurm/answers.json` keeps the last answers, and for good what accounting says of jobs that have ended: those
-are never asked for again. A job has ended once the queue has forgotten it and accounting has an end for each unit, so
-what somebody puts back within MinJobAge is seen. `assay slurm status` asks anew; with `--watch` answers of any other
+are never queried again. A job has ended once the queue has forgotten it and accounting has an end for each unit, so
+a requeue by hand within MinJobAge is seen. `assay slurm status` queries anew; with `--watch` answers of any other
 process that are younger than a minute do.
 
     {"accounted": [{"job": "12", "state": "RUNNING", ...}], "asked": 1764151200.0, "jobs": ["11", "12"],
@@ -29,7 +29,7 @@ from slurm.submit import SubmittedJob
 
 ANSWERS_FILE = "answers.json"
 WATCH_SECONDS = 60.0
-"""Age up to which an answer does for somebody who watches."""
+"""Age up to which an answer does for `--watch`."""
 _CLOCKS_DIFFER = datetime.timedelta(minutes=5)
 """The controller's clock and ours, at most."""
 
@@ -139,5 +139,5 @@ def _keep(
         "over": [asdict(item) for item in over] + ended,
         "queued": [asdict(item) for item in queued],
     }
-    with contextlib.suppress(StorageError):  # a full disk, or a root of somebody else
+    with contextlib.suppress(StorageError):  # a full disk, or a root of another account
         write_json(root / "slurm" / ANSWERS_FILE, values)

@@ -44,7 +44,7 @@ class Queued:
     """Seconds."""
     nodes: str
     starts: str
-    """When it began or is expected to; "" where nobody knows."""
+    """When it began or is expected to; "" if unknown."""
     excluded: str = ""
     """Nodes that it does not get."""
     name: str = ""

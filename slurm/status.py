@@ -25,9 +25,9 @@ _NEVER = {
     "BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit", "AccountNotAllowed", "QOSNotAllowed",
     "InvalidAccount", "InvalidQOS", "JobHoldMaxRequeue", "DependencyNeverSatisfied", "ReservationDeleted",
 }  # fmt: skip
-"""Reasons with which a job waits until somebody does something."""
+"""Reasons with which a job waits for a person."""
 _HELD = {
-    "JobHeldUser": "somebody holds it, or a submission was broken off",
+    "JobHeldUser": "it is held by hand, or a submission was interrupted",
     "job requeued in held state": "requeued with requeuehold",
     "job requeued in special exit state": "requeued in the state SPECIAL_EXIT",
     "launch failed requeued held": "Slurm holds it, for it took a launch for failed",
@@ -130,7 +130,7 @@ def _training(view: View, progress: Progress) -> list[str]:
 def _running_since(view: View) -> float | None:
     """Start of the training's current attempt, epoch seconds.
 
-    0 where nobody knows; None: none runs.
+    0 if unknown; None: none runs.
     """
     running = [part for row in view.rows if row.kind == "train" for part in row.parts if part.kind == "running"]
     if not running:

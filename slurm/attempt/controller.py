@@ -15,7 +15,7 @@ _PATIENCE_SECONDS = 3600
 _COMMENT_CHARACTERS = 240
 
 
-def ask(*words: str) -> tuple[int, str]:
+def query(*words: str) -> tuple[int, str]:
     """Exit status and output of a command; 127 where there is none."""
     try:
         done = subprocess.run(
@@ -28,7 +28,7 @@ def ask(*words: str) -> tuple[int, str]:
 
 def requested(*words: str) -> bool:
     """Run a command of Slurm; a refusal goes to the log."""
-    status, output = ask(*words)
+    status, output = query(*words)
     if status and output:
         say(output)
     return status == 0
@@ -44,7 +44,7 @@ def show(attempt: JobAttempt, job: str) -> str | None:
     """The controller's description of a job, after a wait for a controller that is down; None: unknown to it."""
     waited, pause = 0, 1  # at first each second: a forgotten job starts again within three, see `stand_aside`
     while True:
-        status, shown = ask("scontrol", "show", "job", job)
+        status, shown = query("scontrol", "show", "job", job)
         if status == 0:
             return shown
         if "Invalid job id" in shown or waited >= _PATIENCE_SECONDS:
@@ -76,16 +76,18 @@ def remark(attempt: JobAttempt, text: str) -> None:
     """
     if "SLURM_JOB_ID" not in os.environ:
         return
-    was = re.findall(r"^ *Comment=(.*)$", ask("scontrol", "show", "job", attempt.job)[1], re.MULTILINE)
+    was = re.findall(r"^ *Comment=(.*)$", query("scontrol", "show", "job", attempt.job)[1], re.MULTILINE)
     site = re.split(r"assay[: ]", was[-1])[0].removesuffix("; ") if was else ""
     head = re.findall(r"assay journal \d*:[0-9a-f]*", was[-1]) if was else []
     text = "".join(sign if sign.isprintable() else " " for sign in text)[:_COMMENT_CHARACTERS]
-    ask("scontrol", "update", f"jobid={attempt.job}", f"comment={'; '.join([*[site] * bool(site), text, *head[-1:]])}")
+    query(
+        "scontrol", "update", f"jobid={attempt.job}", f"comment={'; '.join([*[site] * bool(site), text, *head[-1:]])}"
+    )
 
 
 def names(nodes: str) -> list[str]:
     """Node names of a list as Slurm writes it."""
-    return ask("scontrol", "show", "hostnames", nodes)[1].split()
+    return query("scontrol", "show", "hostnames", nodes)[1].split()
 
 
 def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:
@@ -93,7 +95,7 @@ def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:
 
     A formula of features is Slurm's alone to evaluate.
     """
-    status, output = ask(
+    status, output = query(
         "sinfo", "--noheader", "--Node", "--format=%N %b", f"--partition={partition}", "--responding",
         "--states=idle,allocated,mixed,completing,planned,reserved",
     )  # fmt: skip
@@ -124,7 +126,7 @@ def exclude(attempt: JobAttempt, job: str, shown: str) -> None:
             say(f"assay: without {all_of_them} too few nodes are left in {partition}: only the most blamed is excluded")
     say(f"assay: job {job} excludes {','.join(nodes)} from now on")
     for _ in range(10):
-        status, output = ask(
+        status, output = query(
             "scontrol", "update", f"jobid={job}", f"ExcNodeList={','.join(filter(None, [before, *nodes]))}"
         )
         if status == 0:

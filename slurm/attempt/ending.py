@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from slurm.attempt import controller
 from slurm.attempt.causes import cause_of
-from slurm.attempt.controller import ask, requested, value
+from slurm.attempt.controller import query, requested, value
 from slurm.attempt.job_attempt import PATIENCE_SECONDS, JobAttempt, events, failures, jobs, links, note, say, this_node
 from slurm.attempt.watched_command import ignore_signals
 
@@ -77,7 +77,7 @@ def _after_failure(attempt: JobAttempt, status: int, cause: str, failed: int) ->
     controller.remark(attempt, f"assay: {cause}; try {failed} of {attempt.retries} more")
     if attempt.requeues:
         _again(attempt, status, failed)
-    for link in links(attempt, behind=True) if attempt.left_out else ():  # they exclude these nodes, too
+    for link in links(attempt, later=True) if attempt.left_out else ():  # they exclude these nodes, too
         if (shown := controller.show(attempt, link)) is not None:
             controller.exclude(attempt, link, shown)
 
@@ -121,15 +121,15 @@ def _later(attempt: JobAttempt, failed: int) -> None:
     if attempt.is_task:
         seconds += random.randint(0, seconds)
     say(f"assay: job {attempt.job} starts again in {seconds} s, or later")
-    ask("scontrol", "update", f"jobid={attempt.job}", f"StartTime=now+{seconds}")
+    query("scontrol", "update", f"jobid={attempt.job}", f"StartTime=now+{seconds}")
 
 
 def _end_chain(attempt: JobAttempt) -> None:
     """Cancel the later links, which would end as this one."""
-    if later := links(attempt, behind=True):
+    if cancelled := links(attempt, later=True):
         controller.show(attempt, attempt.job)  # wait for a controller that is down
-        say(f"assay: the later links are cancelled: {' '.join(later)}")
-        requested("scancel", *later)
+        say(f"assay: the later links are cancelled: {' '.join(cancelled)}")
+        requested("scancel", *cancelled)
 
 
 def is_forgotten(attempt: JobAttempt, shown: str) -> bool:
@@ -205,7 +205,7 @@ def _settle(attempt: JobAttempt, status: int) -> None:
     if (value("Restarts", shown), value("PreemptTime", shown)) != ("0", "None"):
         _free(attempt)
     # If that launch fails, on a busy node, Slurm holds a job that is done; the next one of the run to end releases it.
-    _, queue = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %r")
+    _, queue = query("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %r")
     own = {line["job"] for line in jobs(attempt)}
     for job in re.findall(r"^(\d+) launch failed requeued held$", queue, re.MULTILINE):
         if job in own:
@@ -220,4 +220,4 @@ def _free(attempt: JobAttempt) -> None:
             rest = ",".join(":".join(condition) for condition in line["after"] if condition != done)
             with contextlib.suppress(OSError):
                 if len(rest) < _LONGEST_WORD:  # else the job waits for the empty start
-                    ask("scontrol", "update", f"jobid={line['job']}", f"Dependency={rest}")
+                    query("scontrol", "update", f"jobid={line['job']}", f"Dependency={rest}")

@@ -151,7 +151,7 @@ def killed_in_a_row(attempt: JobAttempt) -> int:
 
 def failures(attempt: JobAttempt) -> int:
     """Failed attempts of this job, and of the links before it, since its last progress."""
-    lines = [line for job in ["", *links(attempt, behind=False)] for line in events(attempt, job)]
+    lines = [line for job in ["", *links(attempt, later=False)] for line in events(attempt, job)]
     return sum(line.get("outcome") == "failed" and line.get("progress") == attempt.progress for line in lines)
 
 
@@ -168,7 +168,7 @@ def jobs(attempt: JobAttempt) -> list[dict[str, Any]]:
         return []
 
 
-def links(attempt: JobAttempt, *, behind: bool) -> list[str]:
+def links(attempt: JobAttempt, *, later: bool) -> list[str]:
     """Later links of this chain, or the earlier ones that were submitted with it."""
     if attempt.requeues:
         return []
@@ -176,7 +176,7 @@ def links(attempt: JobAttempt, *, behind: bool) -> list[str]:
     at = next((place for place, line in enumerate(trainings) if line["job"] == attempt.job), None)
     if at is None:
         return []
-    if behind:
+    if later:
         return [line["job"] for line in trainings[at + 1 :]]
     return [line["job"] for line in trainings[:at] if line["submission"] == trainings[at]["submission"]]
 

@@ -122,7 +122,7 @@ def _begin(attempt: JobAttempt) -> None:
     if not (attempt.root / "slurm" / "jobs.jsonl").exists():  # it existed at submission, so this node's mount is dead
         attempt.left_out.append(this_node())
         finish(attempt, 66, f"{this_node()} does not see {attempt.root}; put it on a file system that all nodes share")
-    if attempt.called_off.exists():  # it was requeued while somebody cancelled it
+    if attempt.called_off.exists():  # it was requeued during its cancellation
         say(f"assay: job {attempt.job} is cancelled")
         requested("scancel", attempt.job)
         sys.exit(75)

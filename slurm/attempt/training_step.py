@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from slurm.attempt.causes import cause_in, cause_of, exited
-from slurm.attempt.controller import ask, names, was_preempted
+from slurm.attempt.controller import names, query, was_preempted
 from slurm.attempt.ending import finish, runs_on
 from slurm.attempt.job_attempt import JobAttempt, last_saved, say
 from slurm.attempt.watched_command import WORDS, ignore_signals, watch
@@ -133,7 +133,7 @@ def _blind_nodes(lines: Sequence[str]) -> list[str]:
 def _preempted(signalled: str) -> bool:
     """Whether another job takes these nodes, as far as known."""
     return "SIGTERM" in signalled or was_preempted(
-        ask("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "0"))[1]
+        query("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "0"))[1]
     )
 
 

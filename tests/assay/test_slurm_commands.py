@@ -38,12 +38,12 @@ def cluster(tmp_path, monkeypatch):
     count = tmp_path / "count"
     bodies = {
         "sbatch": f"""[[ $* == *--test-only* ]] || {{ echo x >> {count}; wc -l < {count}; }}
-            echo "$*" >> {tmp_path}/asked""",
-        "scontrol": f'case $* in *config*) echo "MaxArraySize = 3" ;; release*) echo "$*" >> {tmp_path}/asked ;; esac',
+            echo "$*" >> {tmp_path}/calls""",
+        "scontrol": f'case $* in *config*) echo "MaxArraySize = 3" ;; release*) echo "$*" >> {tmp_path}/calls ;; esac',
         "squeue": f"cat {tmp_path}/queue 2>/dev/null; exit 0",
         "sacct": "exit 1",
         "sacctmgr": "exit 1",
-        "scancel": f'echo "scancel $*" >> {tmp_path}/asked',
+        "scancel": f'echo "scancel $*" >> {tmp_path}/calls',
         "srun": 'while [[ $1 == -* ]]; do shift; done; "$@"',
     }
     for name, body in bodies.items():
@@ -89,11 +89,11 @@ def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     lines = said.out.splitlines()
     assert lines[1].split() == ["2", "ingest", "(3", "of", "3", "tasks)"]  # MaxArraySize is 3 here
     assert lines[-1].startswith("next: assay slurm status")
-    asked = (cluster / "asked").read_text().splitlines()
-    handed = [line for line in asked if "--parsable" in line]
+    calls = (cluster / "calls").read_text().splitlines()
+    handed = [line for line in calls if "--parsable" in line]
     assert handed[0] == f"--parsable --hold {root}/slurm/sources.sbatch"
     assert handed[1] == f"--parsable --dependency=afterok:1 {root}/slurm/ingest.sbatch"
-    assert asked[-1] == "release 1"
+    assert calls[-1] == "release 1"
     assert (root / "slurm" / "train.sbatch").exists()
 
     (cluster / "queue").write_text("2_0|RUNNING|None|1:00|n1|N/A||\n3|PENDING|Dependency|0:00||N/A||\n")
@@ -104,7 +104,7 @@ def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     assert "! sacct: status 1" in output
     assert slurm("cancel", root=root) == 0
     assert "cancelled: ingest, ingest-join" in capsys.readouterr().out
-    assert (cluster / "asked").read_text().splitlines()[-1] == "scancel 2 3"
+    assert (cluster / "calls").read_text().splitlines()[-1] == "scancel 2 3"
 
     (cluster / "queue").unlink()  # the controller forgot all of it
     assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so it ends
@@ -157,7 +157,7 @@ def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster
     said = capsys.readouterr().err
     assert "nothing was queued" in said
     assert output in said
-    assert not (cluster / "asked").exists()
+    assert not (cluster / "calls").exists()
     assert not (cluster / "root").exists()
 
 
@@ -184,10 +184,10 @@ def test_a_retry_looks_at_the_start_too(cluster, capsys):
     root = cluster / "root"
     assert slurm("submit", root=root) == 0
     (cluster / "queue").write_text("1|FAILED|None|1:00|n1|N/A||\n")
-    before = (cluster / "asked").read_text()
+    before = (cluster / "calls").read_text()
     assert slurm("retry", *setting("slurm.nodes=3"), root=root) == 78
     assert "nothing was queued" in capsys.readouterr().err
-    assert (cluster / "asked").read_text() == before
+    assert (cluster / "calls").read_text() == before
 
 
 def test_a_submission_imports_no_torch(cluster):
@@ -221,13 +221,13 @@ def test_a_retry_that_is_refused_has_cancelled_nothing(cluster, capsys):
     (cluster / "programs" / "sbatch").write_text(
         "#!/bin/bash\n[[ $* != *--test-only* ]] || { echo 'Invalid qos specification' >&2; exit 1; }\n" + taken
     )
-    before = (cluster / "asked").read_text()
+    before = (cluster / "calls").read_text()
     assert slurm("retry", root=root) == 69
     assert "Invalid qos specification" in capsys.readouterr().err
-    assert (cluster / "asked").read_text() == before
+    assert (cluster / "calls").read_text() == before
     (cluster / "programs" / "sbatch").write_text(taken)
     assert slurm("retry", root=root) == 0
-    assert "\nscancel 2_0 5 " in (cluster / "asked").read_text()
+    assert "\nscancel 2_0 5 " in (cluster / "calls").read_text()
 
 
 def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, capsys):
@@ -244,21 +244,21 @@ def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, ca
 
     submission = begin("submit")
     try:
-        while not (cluster / "asked").exists() or (cluster / "asked").read_text().count("/audit.sbatch") < 2:
+        while not (cluster / "calls").exists() or (cluster / "calls").read_text().count("/audit.sbatch") < 2:
             assert submission.poll() is None
             time.sleep(0.05)
         (cluster / "queue").write_text("".join(f"{job}|PENDING|Dependency|0:00||N/A||\n" for job in range(1, 60)))
         end = begin("cancel")
         with pytest.raises(subprocess.TimeoutExpired):
             end.wait(3)
-        assert "scancel" not in (cluster / "asked").read_text()
+        assert "scancel" not in (cluster / "calls").read_text()
     finally:
         go.touch()
     assert (submission.wait(60), end.wait(60)) == (0, 0)
     lines = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
     single = {line["job"] for line in lines if not line["tasks"]}
     assert len(lines) == 20  # all of it was queued before the cancel began
-    assert set((cluster / "asked").read_text().splitlines()[-1].split()) == {"scancel", *single}
+    assert set((cluster / "calls").read_text().splitlines()[-1].split()) == {"scancel", *single}
     assert {path.name for path in (root / "slurm" / "cancelled").iterdir()} == single
 
 
@@ -277,7 +277,7 @@ def test_a_run_begins_in_the_greenest_hours(cluster, capsys):
     assert re.search(
         r"begins not before \S+ \S+: 40 g CO2e/kWh by the forecast, 400 if it began now \(90% less\)", output
     )
-    handed = [line for line in (cluster / "asked").read_text().splitlines() if "--parsable" in line]
+    handed = [line for line in (cluster / "calls").read_text().splitlines() if "--parsable" in line]
     [waits] = re.findall(r"--parsable --hold --begin=now\+(\d+) ", handed[0])
     assert 4 * 3600 - 60 <= int(waits) <= 5 * 3600
     assert not [line for line in handed[1:] if "--begin" in line]  # the others wait for it
@@ -289,7 +289,7 @@ def test_a_run_never_begins_later_than_it_may(cluster, capsys):
     csv = forecast(cluster / "day.csv", [400, 390] + [380] * 3 + [40] * 43)
     words = ["--carbon-aware", str(csv), "--latest", "0.5", "--expected", "1"]
     assert slurm("submit", *words, root=cluster / "root") == 0
-    [waits] = re.findall(r"--begin=now\+(\d+) ", (cluster / "asked").read_text())
+    [waits] = re.findall(r"--begin=now\+(\d+) ", (cluster / "calls").read_text())
     assert int(waits) <= 1800
 
 
@@ -309,5 +309,5 @@ def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, 
         (cluster / "day.csv").write_text(f"time,grams_per_kwh\n{rows}")
     assert slurm("submit", "--carbon-aware", str(cluster / "day.csv"), *words, root=cluster / "root") == 78
     assert output in capsys.readouterr().err
-    assert not (cluster / "asked").exists()
+    assert not (cluster / "calls").exists()
     assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # of what?

@@ -1,4 +1,4 @@
-"""The cluster as tests see it: start, crash and cut its parts; ask Slurm; wait until something holds."""
+"""The cluster as tests see it: start, crash and cut its parts; query Slurm; wait until something holds."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 def until(holds, seconds, what, every=0.3):
-    """What `holds()` gives once it is true; fails after `seconds`, with `what` and what `tell()` says."""
+    """What `holds()` gives once it is true; fails after `seconds`, with `what`."""
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end, f"after {seconds} s: {what() if callable(what) else what}"
@@ -134,7 +134,7 @@ class Training:
         (self.folder / "faults" / "slow").write_text(str(seconds))
 
     def summary(self):
-        """How it stands, for a test that failed."""
+        """Its state, for a test that failed."""
         return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
 
     def attempt(self):
@@ -209,7 +209,7 @@ def submit(bed, folder, *words, **environment):
 
 
 def status(bed, folder):
-    """What the product tells of the run's jobs."""
+    """The product's status of the run's jobs."""
     done = bed.assay("slurm", "status", folder / "run.toml", "--root", folder / "root")
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -49,7 +49,7 @@ def _why_not():
     if missing:
         return f"not installed: {', '.join(missing)} (tests/cluster/testbed.sh install)"
     if os.getuid() != 0:
-        return "wants root: nodes have networks and process trees of their own"
+        return "needs root: nodes have networks and process trees of their own"
     probe = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "hostname", "probe"]
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else f"no namespaces here: {done.stderr.strip()}"

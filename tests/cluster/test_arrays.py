@@ -13,7 +13,7 @@ TASKS = SHARDS // EACH
 ONCE = (7, 48)
 """Shards whose first try fails: the first by SIGKILL, the second by an exception."""
 ALWAYS = (33, 90)
-"""Shards that fail until their fault is mended."""
+"""Shards that fail until their fault is removed."""
 
 
 def made(folder):

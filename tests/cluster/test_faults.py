@@ -62,7 +62,7 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     assert node not in run.nodes()
     bed("start", node)
 
-    # a network is cut: the old start runs on where nobody reaches it, and must do no harm
+    # a network is cut: the old start runs on out of reach, and must do no harm
     node = run.nodes()[0]
     bed("cut", node)
     run.saved(now + 1)
@@ -78,7 +78,7 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     assert len(again) == 5, again
     assert max(again.values()) <= EVERY, again
     assert again[preempted] == again[limited] == 0, again
-    assert sum("Node failure" in cause for cause in run.causes()) == 1, run.causes()  # a cut node cannot tell
+    assert sum("Node failure" in cause for cause in run.causes()) == 1, run.causes()  # a cut node records nothing
     assert "begun again: Node failure" in status(bed, prepared)
     [report] = (prepared / "root").glob("report/*/report.json")
     energy = json.loads(report.read_bytes())["energy"]

@@ -70,7 +70,7 @@ def test_a_chain_goes_on_past_a_bad_node_and_a_link_that_is_killed_at_its_limit(
 
 def test_a_chain_ends_with_a_failure_that_would_be_the_same_again(bed, prepared):
     change(prepared, ("retries = 3", "retries = 3\nchain = 3"))
-    (prepared / "faults" / "refuse").write_text("a fault that a test asked for")
+    (prepared / "faults" / "refuse").write_text("a fault that a test planted")
     jobs = submit(bed, prepared)
     rows = await_end(bed, prepared, 120)
     assert rows["train"]["ExitCode"] == "78:0", tails(prepared)
@@ -103,7 +103,7 @@ def test_a_run_waits_for_greener_hours(bed, prepared):
     assert json.loads((prepared / "root" / "slurm" / "carbon.json").read_text())["grams_per_kwh"] == 40
     assert "BeginTime" in status(bed, prepared)
 
-    # what is edited meanwhile is refused as the job starts, and by a retry that does not ask for it
+    # what is edited meanwhile is refused as the job starts, and by a retry without --take-edits
     change(prepared, ("steps = 100", "steps = 50"))
     bed.slurm("scontrol", "update", f"jobid={jobs['data']}", "StartTime=now")
     until(lambda: bed.state(jobs["data"]) == "FAILED", 90, lambda: status(bed, prepared) + tails(prepared))

@@ -1,4 +1,4 @@
-"""What the cluster would refuse is refused before anything is queued, in Slurm's words, with the mend."""
+"""What the cluster would refuse is refused before anything is queued, in Slurm's words, with the fix."""
 
 import shutil
 import subprocess
@@ -83,7 +83,7 @@ def test_what_training_would_refuse(bed, fresh):
 
 def test_no_slurm_here(bed, fresh, tmp_path):
     (tmp_path / "bin").mkdir()
-    for tool in ("env", "git", "uname"):  # what else a run asks for
+    for tool in ("env", "git", "uname"):  # other tools that a run needs
         if found := shutil.which(tool):
             (tmp_path / "bin" / tool).symlink_to(found)
     done = refused(bed, fresh, PATH=f"{Path(sys.executable).parent}:{tmp_path / 'bin'}")

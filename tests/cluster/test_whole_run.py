@@ -18,7 +18,7 @@ BF16_PARITY = 1e-2
 
 
 LEAKS = {"MASTER_ADDR": "localhost", "RANK": "3", "WORLD_SIZE": "9", "LOCAL_RANK": "3", "SLURM_EXPORT_ENV": "NONE"}
-"""What the shell of somebody may have set, who trained by hand, or is inside a job."""
+"""Variables of a shell from a training by hand, or of one inside a job."""
 
 
 def test_two_nodes_make_what_one_process_makes(bed, local, fresh):

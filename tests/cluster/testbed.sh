@@ -90,9 +90,9 @@ launch() { # NAME COMMAND...: in the background, in a session of its own, nothin
 # ---------------------------------------------------------------- packages
 
 install() {
-    local want=(munge slurmctld slurmd slurm-client slurmdbd slurm-wlm-mysql-plugin mariadb-server libeatmydata1
+    local needed=(munge slurmctld slurmd slurm-client slurmdbd slurm-wlm-mysql-plugin mariadb-server libeatmydata1
         util-linux procps iproute2 hostname) missing=() name guard=/usr/sbin/policy-rc.d log
-    for name in "${want[@]}"; do
+    for name in "${needed[@]}"; do
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null) == installed ]] || missing+=("$name")
     done
     ((${#missing[@]})) || return 0
@@ -570,7 +570,7 @@ main() {
         up | down | status | env | crash | start | cut | heal | in) ;;
         *) usage; exit 2 ;;
     esac
-    [[ -n ${words[1]:-} ]] || die "${words[0]} wants a state folder"
+    [[ -n ${words[1]:-} ]] || die "${words[0]} needs a state folder"
     DIR=$(realpath -m "${words[1]}")
     [[ $DIR != / && $DIR != *[[:space:]%,\#]* ]] || die "unfit state folder: $DIR"
     export SLURM_CONF=$DIR/slurm.conf

@@ -13,7 +13,7 @@ HELD = "JobState=COMPLETING Reason=launch_failed_requeued_held Restarts=1"
 
 @pytest.mark.parametrize("status", [0, 1, 75, 78, 143])
 def test_a_job_that_slurm_holds_as_if_its_launch_had_failed_is_released(node, status):
-    node.program("scontrol", SAYS.format(HELD, node.asked))
+    node.program("scontrol", SAYS.format(HELD, node.calls))
     assert train(node, training=f"exit {status}").returncode in (status, 124)
     assert node.requests.count("release 7") == 1
     assert "released" in [line["event"] for line in node.attempts()]
@@ -30,27 +30,27 @@ def test_what_waits_for_a_job_that_was_preempted_before_does_not_wait_for_its_em
     node.run("train", attempt=1, config=CONFIG)
     assert [line for line in node.requests if "Dependency=" in line] == ["update jobid=8 Dependency=afterok:5"]
     monkeypatch.delenv("RESTARTS")
-    node.asked.unlink()
+    node.calls.unlink()
     node.program("squeue", 'printf "%s launch failed requeued held\\n" 8 88; echo "6 Priority"')
     train(node)
     assert not [line for line in node.requests if "Dependency=" in line]
     assert [line for line in node.requests if line.startswith("release")] == ["release 8"]
 
 
-def test_a_job_is_released_ten_times_and_no_more_and_never_one_that_somebody_holds(node):
-    node.program("scontrol", SAYS.format(HELD, node.asked))
+def test_a_job_is_released_ten_times_and_no_more_and_never_one_that_is_held_by_hand(node):
+    node.program("scontrol", SAYS.format(HELD, node.calls))
     for _ in range(11):
         train(node)
     assert node.requests.count("release 7") == 10
-    node.asked.unlink()
-    node.program("scontrol", SAYS.format("JobState=PENDING Reason=job_requeued_in_held_state Restarts=1", node.asked))
+    node.calls.unlink()
+    node.program("scontrol", SAYS.format("JobState=PENDING Reason=job_requeued_in_held_state Restarts=1", node.calls))
     train(node)
     assert not [line for line in node.requests if line.startswith("release")]
 
 
 @pytest.mark.parametrize("training", ["exit 0", "exit 1"])
 def test_a_start_that_the_controller_forgot_begins_later_and_is_not_ended_twice(node, training):
-    node.program("scontrol", SAYS.format("JobState=PENDING Reason=None Restarts=0", node.asked))
+    node.program("scontrol", SAYS.format("JobState=PENDING Reason=None Restarts=0", node.calls))
     train(node, training=training)
     assert "update jobid=7 StartTime=now+30" in node.requests
     assert not [line for line in node.requests if line.startswith("requeue")]
@@ -94,9 +94,9 @@ def test_a_preemption_during_the_preflight_is_no_failure(node, monkeypatch):
 
 
 def test_a_hang_is_named_though_the_rank_that_hung_was_killed(node):
-    output = 'echo "10:00:00 ERROR Hang: rank 1 stands at all_reduce since 70 s" >&2'
+    output = 'echo "10:00:00 ERROR Hang: rank 1 is at all_reduce since 70 s" >&2'
     assert train(node, training=f'{output}; echo "srun: error: n2: task 1: Killed" >&2; exit 137').returncode == 70
-    assert node.attempts()[-1]["cause"] == "rank 1 stands at all_reduce since 70 s"
+    assert node.attempts()[-1]["cause"] == "rank 1 is at all_reduce since 70 s"
 
 
 def hosts(node, *names):
@@ -108,12 +108,12 @@ def hosts(node, *names):
 
 def left_out(node):
     found = [line.partition("ExcNodeList=")[2] for line in node.requests if "jobid=7 ExcNodeList" in line]
-    node.asked.unlink(missing_ok=True)
+    node.calls.unlink(missing_ok=True)
     return found
 
 
 def test_of_nodes_that_cannot_all_be_left_out_the_most_blamed_is(node, monkeypatch):
-    """The clock of node5 is wrong; of the pair it is in nobody knows which."""
+    """The clock of node5 is wrong; in its pair, either may be."""
     node.more["SLURM_JOB_NUM_NODES"] = "2"
     hosts(node, "node4", "node5", "node6")
     for pair, before, expected in ((("node4", "node5"), "(null)", "node4"), (("node5", "node6"), "node4", "node5")):
@@ -135,7 +135,7 @@ def test_a_node_that_does_not_see_the_file_is_left_out(node):
     assert train(node, preflight=f"{error}; {both}; exit 78").returncode == 78
     assert node.attempts()[-1]["outcome"] == "explained"
     node.more["SLURMD_NODENAME"] = "node4"
-    node.asked.unlink()
+    node.calls.unlink()
     assert train(node, training=f"rm {node.file}; exit 78").returncode == 78
     assert node.attempts()[-1]["cause"].startswith(f"node4 does not see {node.file}")
     assert left_out(node) == ["node4"]

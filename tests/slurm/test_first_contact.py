@@ -58,21 +58,21 @@ def test_the_shell_that_submitted_does_not_leak_in(node, tmp_path, monkeypatch):
 @pytest.mark.parametrize("lacks", ["program", "python"])
 def test_a_node_that_cannot_run_the_attempt_is_excluded_while_there_are_others(node, lacks):
     script = node.root / "slurm" / "data.sbatch"
-    node.program("scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "ExcNodeList=n9"')
+    node.program("scontrol", f'echo "$*" >> {node.calls}; [ "$1" != show ] || echo "ExcNodeList=n9"')
     node.program("sinfo", "printf 'n1\nn2\n'")
     config = SlurmConfig(retries=1)
     text = render(jobs_of(config, node.root)["data"], Path("/shared/run.toml"), node.root, config)
     lines = [f"for {lacks} in /nowhere; do" if f"for {lacks} in" in line else line for line in text.splitlines()]
     script.write_text("\n".join(lines) + "\n")
-    for attempt, asked in ((0, ["show job 7", "requeue 7", "update jobid=7 ExcNodeList=n9,n1"]), (1, [])):
-        node.asked.unlink(missing_ok=True)
+    for attempt, calls in ((0, ["show job 7", "requeue 7", "update jobid=7 ExcNodeList=n9,n1"]), (1, [])):
+        node.calls.unlink(missing_ok=True)
         here = {"PATH": f"{node.programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"}
         here["SLURM_RESTART_COUNT"] = str(attempt)
         done = subprocess.run(["bash", str(script)], env=here, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 66
         assert "does not see" in done.stderr
         assert "comment=assay: n1 does not see" in node.requests[0]
-        assert node.requests[1:] == asked
+        assert node.requests[1:] == calls
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_an_option_that_a_field_says_or_the_program_sets_is_refused(field, optio
 
 
 def test_what_is_no_field_is_passed_on():
-    """A typed gres takes the place of the plain number; the evaluation asks for one of that type."""
+    """A typed gres takes the place of the plain number; the evaluation requests one of that type."""
     more = ("--gres=gpu:h100:8", "--exclusive", "--licenses=fast:2", "--switches=1@10", "--network=sn_all", "--nice=5")
     config = SlurmConfig(gpus_per_node=8, options=more, data_options=("--wckey=x",), srun_options=("--cpu-bind=cores",))
     jobs = jobs_of(config)

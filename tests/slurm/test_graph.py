@@ -1,4 +1,4 @@
-"""The graph of jobs: no cycles, each behind what it needs, arrays within the cluster's bounds, every shard once."""
+"""The graph of jobs: no cycles, each after what it needs, arrays within the cluster's bounds, every shard once."""
 
 from itertools import pairwise
 
@@ -105,8 +105,8 @@ def test_who_requests_what():
     assert training <= jobs["train"]
     data = {"--partition=cpu", "--nodes=1", "--cpus-per-task=16", "--time=30", "--signal=B:USR1@90", "--account=a"}
     assert data <= jobs["clean"] & jobs["data"] & jobs["audit"]
-    asked = {option.split("=")[0] for option in jobs["clean"] | jobs["audit"]}
-    assert not asked & {"--gpus-per-node", "--constraint", "--mem", "--mail-user", "--qos"}
+    options = {option.split("=")[0] for option in jobs["clean"] | jobs["audit"]}
+    assert not options & {"--gpus-per-node", "--constraint", "--mem", "--mail-user", "--qos"}
     assert {"--partition=gpu", "--nodes=1", "--gpus-per-node=1", "--ntasks-per-node=1"} <= jobs["evaluate"]
     assert all("--kill-on-invalid-dep=yes" in options for options in jobs.values())
 

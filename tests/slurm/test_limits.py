@@ -18,7 +18,7 @@ def jobs_of(tasks=100, **settings):
 
 @pytest.fixture
 def site(monkeypatch):
-    """The limits of a site; what it was asked."""
+    """The limits of a site, and the queries about them."""
     limits = {"maxsubmit": "", "pu": "", "MaxJobCount": "10000", "mine": 0}
 
     def ask(*words):

@@ -23,7 +23,7 @@ CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
 
 
 class Rehearsal:
-    """A root, and an `assay` that stands in: it writes down how it was called and ends as the test wants."""
+    """A root, and an `assay` that stands in: it writes down how it was called and ends as the test requires."""
 
     def __init__(self, folder, monkeypatch):
         self.root, self.calls = folder / "root", folder / "calls"
@@ -95,7 +95,7 @@ def test_a_failure_is_tried_again_and_what_is_left_is_made_by_a_retry(rehearsal)
     assert rehearsal.states()["train"] == ["FAILED"]
     orders, stale = missing(gather(rehearsal.root), list(rehearsal.jobs.values()))
     assert ([order.job.name for order in orders], stale) == (["train", "evaluate", "report"], [])
-    rehearsal.ends('[ "$1" != evaluate ] || [ "$SLURM_RESTART_COUNT" -ge 2 ] || exit 75')  # asked to leave: again
+    rehearsal.ends('[ "$1" != evaluate ] || [ "$SLURM_RESTART_COUNT" -ge 2 ] || exit 75')  # signalled to leave: again
     assert rehearsal.run(orders) == 0
     assert all(states == ["COMPLETED"] for states in rehearsal.states().values())
 

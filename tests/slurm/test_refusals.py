@@ -1,4 +1,4 @@
-"""What is refused before anything is queued, with Slurm's own words and the mend; and the site's defaults."""
+"""Refusals before anything is queued, with Slurm's own words and the fix; and the site's defaults."""
 
 import os
 from pathlib import Path

@@ -77,7 +77,7 @@ def test_any_path_survives_quoting(name, folder):
 
 
 class ClusterNode:
-    """A machine on which a script runs: a root, programs that stand in, and what they were asked."""
+    """A machine on which a script runs: a root, programs that stand in, and the calls that those received."""
 
     def __init__(self, folder):
         self.root, self.programs = folder / "root", folder / "programs"
@@ -88,8 +88,8 @@ class ClusterNode:
         """Of the job's environment."""
         self.file = folder / "run.toml"
         self.file.touch()
-        self.asked = folder / "asked"
-        self.program("scontrol", f'echo "$*" >> {self.asked}')
+        self.calls = folder / "calls"
+        self.program("scontrol", f'echo "$*" >> {self.calls}')
         self.naps()
 
     def program(self, name, body):
@@ -133,7 +133,7 @@ class ClusterNode:
 
     @property
     def requests(self):
-        return self.asked.read_text().splitlines() if self.asked.exists() else []
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
 
     def attempts(self, unit="7"):
         path = self.root / "slurm" / "attempts" / f"{unit}.jsonl"
@@ -183,11 +183,11 @@ def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
     assert node.attempts()[-1]["cause"] == reason
     assert f"update jobid=7 comment=assay: {reason}" in node.requests
     head = "assay journal 12:0123abc"
-    node.program("scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "   Comment={head}"')
+    node.program("scontrol", f'echo "$*" >> {node.calls}; [ "$1" != show ] || echo "   Comment={head}"')
     node.run("audit")
     assert f"update jobid=7 comment=assay: {reason}; {head}" in node.requests
     node.program(
-        "scontrol", f'echo "$*" >> {node.asked}; [ "$1" != show ] || echo "   Comment=grant 12; assay: x; {head}"'
+        "scontrol", f'echo "$*" >> {node.calls}; [ "$1" != show ] || echo "   Comment=grant 12; assay: x; {head}"'
     )
     node.run("audit")  # what the site wrote there is kept
     assert f"update jobid=7 comment=grant 12; assay: {reason}; {head}" in node.requests
@@ -196,12 +196,12 @@ def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
 def test_failures_are_bounded_and_preemptions_are_not(node):
     node.program("assay", "exit 1")
     for attempt in range(4):
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         node.run(attempt=attempt)
         assert ("requeue 7" in node.requests) == (attempt < 2)
     node.program("assay", "exit 75")
     for attempt in range(4, 8):
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         node.run(attempt=attempt)
         assert "requeue 7" in node.requests
 
@@ -211,7 +211,7 @@ def test_where_the_record_cannot_be_written_slurms_own_count_bounds(node):
     (node.root / "slurm" / "attempts").write_text("a file in the folder's place")
     node.run(attempt=1)
     assert "requeue 7" in node.requests
-    node.asked.unlink()
+    node.calls.unlink()
     node.run(attempt=2)
     assert "requeue 7" not in node.requests
 
@@ -231,7 +231,7 @@ def test_a_task_requeues_itself_and_not_its_array(node):
 )  # fmt: skip
 def test_a_cancelled_job_does_not_come_back(node, output, comes_back):
     node.program("assay", "exit 75")
-    node.program("scontrol", f'echo "$*" >> {node.asked}; echo "JobId=7 {output}"')
+    node.program("scontrol", f'echo "$*" >> {node.calls}; echo "JobId=7 {output}"')
     node.run()
     assert ("requeue 7" in node.requests) == comes_back
 
@@ -260,7 +260,7 @@ def test_a_node_without_the_command_is_left_out(node):
 
 def test_the_signal_before_the_limit_puts_a_step_back(node):
     node.program("assay", "echo shard >> $ASSAY_TALLY; kill -USR1 $PPID; exec /bin/sleep 30")
-    for attempt in range(4):  # without bound, as long as somebody gets further
+    for attempt in range(4):  # without bound, as long as one makes progress
         assert node.run(attempt=attempt).returncode == 75
         assert node.attempts()[-1]["cause"] == "signalled to leave before the time limit"
     assert node.requests.count("requeue 7") == 4
@@ -278,9 +278,9 @@ def test_a_controller_that_is_down_is_waited_for(node, tmp_path):
     answers = f'echo x >> {tmp_path}/tries; [ $(wc -l < {tmp_path}/tries) -gt 40 ] || {{ echo "$down" >&2; exit 1; }}'
     for down, comes_back in (("Unable to contact slurm controller", True), ("Invalid job id specified", False)):
         (tmp_path / "tries").unlink(missing_ok=True)
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         node.program(
-            "scontrol", f'down="{down}"; case "$*" in "show job 7") {answers} ;; esac; echo "$*" >> {node.asked}'
+            "scontrol", f'down="{down}"; case "$*" in "show job 7") {answers} ;; esac; echo "$*" >> {node.calls}'
         )
         assert node.run().returncode == 75
         assert ("requeue 7" in node.requests) == comes_back
@@ -290,7 +290,7 @@ def test_failures_are_bounded_whatever_the_bytes_of_their_messages(node, monkeyp
     monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where grep takes a file with such bytes for no text
     node.program("assay", "printf 'ERR: caf\\303' >&2; exit 1")
     for attempt in range(3):
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         node.run(attempt=attempt)
         assert ("requeue 7" in node.requests) == (attempt < 2)
     assert node.attempts()[-1]["cause"] == "failed with status 1: ERR: caf"
@@ -309,9 +309,9 @@ def test_a_job_that_takes_its_nodes_with_it_ends_at_last(node):
     assert "requeue 7" not in node.requests
 
 
-def test_failures_of_a_data_step_are_counted_anew_behind_each_shard(node):
+def test_failures_of_a_data_step_are_counted_anew_after_each_shard(node):
     for makes, comes_back in (("", True), ("", True), ("", False), ("echo shard >> $ASSAY_TALLY;", True), ("", True)):
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         node.program("assay", f"{makes} exit 1")
         node.run("ingest", task=4)
         assert ("requeue 7_4" in node.requests) == comes_back
@@ -371,20 +371,20 @@ def test_a_signal_while_the_environment_is_sourced_is_no_fault_of_it(node, tmp_p
 
 
 def test_a_job_that_is_called_off_does_not_come_back(node):
-    """Whenever its script notices: before it asks to be requeued, behind that, or as it begins once more."""
+    """Whenever its attempt notices: before its request for a requeue, after that, or as it begins again."""
     off = node.root / "slurm" / "cancelled" / "7"
     cancel = f"mkdir -p {off.parent}; touch {off}"
-    node.program("scancel", f'echo "scancel $*" >> {node.asked}')
+    node.program("scancel", f'echo "scancel $*" >> {node.calls}')
     node.program("assay", f"{cancel}; exit 75")
     assert node.run().returncode == 75
     assert not [line for line in node.requests if line.startswith("requeue")]
     off.unlink()
     node.program("assay", "exit 75")
-    node.program("scontrol", f'echo "$*" >> {node.asked}; case $1 in requeue) {cancel} ;; esac')
+    node.program("scontrol", f'echo "$*" >> {node.calls}; case $1 in requeue) {cancel} ;; esac')
     assert node.run().returncode == 75
     assert node.requests[-2:] == ["requeue 7", "scancel 7"]
     node.program("assay", f"touch {node.root}/ran")
-    node.asked.unlink()
+    node.calls.unlink()
     assert node.run(attempt=1).returncode == 75
     assert node.requests == ["scancel 7"]
     assert not (node.root / "ran").exists()

@@ -1,4 +1,4 @@
-"""How jobs stand while parts of Slurm are down, what is submitted again, and what the status says of it."""
+"""States of jobs while parts of Slurm are down, what is submitted again, and what the status says about it."""
 
 import json
 import os
@@ -218,7 +218,7 @@ def test_a_chain_has_failed_when_its_last_link_has_and_is_begun_anew(cluster):
         cluster.ended(cluster.units(name)[0], "FAILED", 75)
     again = [order.job.name for order in missing(gather(cluster.root), jobs)[0]]
     assert again == ["train", "train-2", "train-3", "evaluate", "report"]
-    (cluster.root / "slurm" / ANSWERS_FILE).unlink()  # what has ended is never asked again
+    (cluster.root / "slurm" / ANSWERS_FILE).unlink()  # ended jobs are never queried again
     finish(cluster, "train-3", "evaluate", "report")
     assert next_command(gather(cluster.root), progress(cluster)) == "all is done"
 

@@ -1,4 +1,4 @@
-"""What the status says where it said something else than what is so; and how rarely Slurm is asked for it."""
+"""Lines of the status that were once wrong; and how rarely it queries Slurm."""
 
 import json
 from dataclasses import replace
@@ -127,25 +127,25 @@ def test_a_job_of_another_that_had_the_same_id_is_not_counted(queued):
 
 
 def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_requested_again(queued):
-    def asked():
+    def queries():
         found = [call for call in queued.calls if call[0] in ("queue", "accounted")]
         queued.calls.clear()
         return found
 
     finish(queued, "sources", "ingest")
-    asked()
+    queries()
     first = gather(queued.root, WATCH_SECONDS)
-    assert len(asked()) == 2
+    assert len(queries()) == 2
     assert gather(queued.root, WATCH_SECONDS) == first
-    assert asked() == []
-    again = gather(queued.root)  # a person who asks once gets the present state
-    queue, accounts = asked()
+    assert queries() == []
+    again = gather(queued.root)  # a single look gets the present state
+    queue, accounts = queries()
     assert not {"101", "102"} & {*queue[1:], *accounts[1:]}
     assert again == first
     put(queued, jobs_of(queued.root)[-1:])
-    asked()
+    queries()
     gather(queued.root, WATCH_SECONDS)
-    assert len(asked()) == 2  # another submission makes the answer old
+    assert len(queries()) == 2  # another submission makes the answer old
 
 
 def test_both_meters_are_side_by_side(queued):

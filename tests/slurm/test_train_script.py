@@ -1,4 +1,4 @@
-"""The script of training, with programs that stand in for Slurm's: checks first, signals, what follows an end."""
+"""The script of training with stand-ins for Slurm's programs: checks first, signals, reactions to an end."""
 
 import json
 import os
@@ -15,12 +15,12 @@ CONFIG = SlurmConfig(retries=2, nodes=2, cpus_per_task=3)
 
 @pytest.fixture
 def node(tmp_path):
-    """Its `srun` runs the command once and tells with which options; step 40 is saved, as training's record says."""
+    """Its `srun` records its options and runs the command once; step 40 is saved, by training's record."""
     made = ClusterNode(tmp_path)
-    made.program("srun", f'echo "srun $*" >> {made.asked}; while [[ $1 == -* ]]; do shift; done; exec "$@"')
+    made.program("srun", f'echo "srun $*" >> {made.calls}; while [[ $1 == -* ]]; do shift; done; exec "$@"')
     made.program(
         "scontrol",
-        f'echo "$*" >> {made.asked}\n'
+        f'echo "$*" >> {made.calls}\n'
         '[ "$*" != "show hostnames node\\"1" ] || printf "node4\\nnode5\\n"\n'
         '[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=${RESTARTS:-0} PreemptTime=${PREEMPTED:-None}'
         ' ExcNodeList=${EXCLUDED:-(null)}"',
@@ -84,11 +84,11 @@ def test_what_another_node_would_not_fix_leaves_none_out(node):
     assert not [line for line in node.requests if "ExcNodeList" in line and line.startswith("update")]
 
 
-def test_failures_are_counted_anew_behind_each_checkpoint(node):
+def test_failures_are_counted_anew_after_each_checkpoint(node):
     for step, attempts in ((40, 3), (60, 1)):
         (node.root / "train" / "key" / "metrics.jsonl").write_text(f'{{"event": "checkpoint", "step": {step}}}\n')
         for number in range(attempts):
-            node.asked.unlink(missing_ok=True)
+            node.calls.unlink(missing_ok=True)
             train(node, training="exit 1")
             assert ("requeue 7" in node.requests) == (number < 2)
     assert node.attempts()[-1]["progress"] == "step 60"
@@ -111,7 +111,7 @@ def test_failures_are_counted_anew_behind_each_checkpoint(node):
             134,
             "node5: task 1",
         ),
-        ("nothing that tells", 1, "failed with status 1"),
+        ("nothing of use", 1, "failed with status 1"),
     ],
 )
 def test_the_cause_in_words(node, said, status, cause):
@@ -136,7 +136,7 @@ def test_a_signal_to_the_script_reaches_the_ranks_which_save(node, number):
 
 def test_a_limit_that_is_too_short_for_a_step_is_bounded_and_a_preemption_is_not(node, monkeypatch):
     for attempt in range(3):
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         assert train(node, training="exit 75").returncode == 124
         assert ("requeue 7" in node.requests) == (attempt < 2)
     assert "raise slurm.time_limit" in node.attempts()[-1]["cause"]
@@ -168,7 +168,7 @@ def test_no_node_is_left_out_where_too_few_would_remain(node):
     show = node.programs / "scontrol"
     show.write_text(show.read_text() + '[ "$*" != "show hostnames node5" ] || echo node5\n')
     for others, left_out in (("", False), ("node6", True)):
-        node.asked.unlink(missing_ok=True)
+        node.calls.unlink(missing_ok=True)
         node.program("sinfo", f"echo node5 {others} | tr ' ' '\\n'")
         train(node, preflight="echo 'preflight bad-node=node5;'; exit 69")
         assert "requeue 7" in node.requests
@@ -193,7 +193,7 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
 def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(node):
     """As Slurm does where a node has died: what waits in the script, and what reads for it, gets SIGTERM as well."""
     everybody = '"$PPID" $(cat "/proc/$PPID/task/$PPID/children")'
-    node.program("sleep", f'/bin/sleep 0.1; ! grep -q "assay train" {node.asked} || kill -TERM {everybody}')
+    node.program("sleep", f'/bin/sleep 0.1; ! grep -q "assay train" {node.calls} || kill -TERM {everybody}')
     message = 'echo "srun: error: Node failure on node5" >&2'
     done = train(
         node, training=f"{message}; (/bin/sleep 0.5) & exit 143"
@@ -205,7 +205,7 @@ def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(n
 
 @pytest.fixture
 def chain(node):
-    """Job 7 is the second of four links; `scancel` tells what it is asked."""
+    """Job 7 is the second of four links; `scancel` records its calls."""
     same = {"after": [], "numbers": [], "submission": 1, "submitted": "", "tasks": 0}
     lines = [
         {**same, "job": job, "kind": kind, "name": name}
@@ -215,16 +215,16 @@ def chain(node):
         )
     ]  # fmt: skip
     (node.root / "slurm" / "jobs.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
-    node.program("scancel", f'echo "scancel $*" >> {node.asked}')
+    node.program("scancel", f'echo "scancel $*" >> {node.calls}')
     return node
 
 
-def test_the_links_behind_do_not_get_a_node_that_a_link_left_out(chain, monkeypatch):
+def test_later_links_do_not_get_a_node_that_a_link_excluded(chain, monkeypatch):
     monkeypatch.setenv("EXCLUDED", "node9")
     done = train(chain, preflight="echo 'preflight bad-node=node5;'; exit 69", chain=4)
     assert done.returncode == 69
-    asked = [line for line in chain.requests if line.startswith(("requeue", "scancel")) or "ExcNodeList" in line]
-    assert asked == ["update jobid=8 ExcNodeList=node9,node5", "update jobid=9 ExcNodeList=node9,node5"]
+    calls = [line for line in chain.requests if line.startswith(("requeue", "scancel")) or "ExcNodeList" in line]
+    assert calls == ["update jobid=8 ExcNodeList=node9,node5", "update jobid=9 ExcNodeList=node9,node5"]
 
 
 @pytest.mark.parametrize("status", [2, 65, 66, 77, 78])
@@ -246,14 +246,14 @@ def test_the_tries_of_a_chain_are_bounded_as_those_of_one_job(chain):
     record = chain.root / "slurm" / "attempts" / "6.jsonl"
     record.parent.mkdir()
     for failures, ends in ((1, False), (2, True)):
-        chain.asked.unlink(missing_ok=True)
+        chain.calls.unlink(missing_ok=True)
         (record.parent / "7.jsonl").unlink(missing_ok=True)
         record.write_text(failures * (json.dumps({**before, "cause": "x"}, sort_keys=True) + "\n"))
         assert train(chain, training="exit 1", chain=4).returncode == 1
         assert ("scancel 8 9" in chain.requests) == ends
     record.write_text(2 * (json.dumps({**before, "cause": "x", "progress": "step 30"}, sort_keys=True) + "\n"))
     (record.parent / "7.jsonl").unlink()
-    chain.asked.unlink()
+    chain.calls.unlink()
     train(chain, training="exit 1", chain=4)
     assert not [line for line in chain.requests if line.startswith("scancel")]
 

@@ -109,7 +109,7 @@ def fail(name):
     once.unlink(missing_ok=True)
     if int(name.rpartition(".")[2]) % 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    raise RuntimeError(f"a fault that a test asked for: {name}")
+    raise RuntimeError(f"a fault that a test planted: {name}")
 
 
 CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards, "pretrain.preflight.node_checks": of_checks}
