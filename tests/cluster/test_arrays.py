@@ -1,4 +1,4 @@
-"""Data as an array: 200 shards, 20 tasks at a time, some of which fail; exactly what is missing is made again."""
+"""Data as an array: 100 shards, 10 tasks at a time, some of which fail; exactly what is missing is made again."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.cluster.bed import attempts, change, status, submit, tails, until
 from tests.cluster.conftest import write_project
 
 pytestmark = pytest.mark.cluster
-SHARDS, EACH, AT_ONCE = 200, 2, 20
+SHARDS, EACH, AT_ONCE = 100, 2, 10
 TASKS = SHARDS // EACH
 ONCE = (7, 48)
 """Shards whose first try fails: the first by SIGKILL, the second by an exception."""
