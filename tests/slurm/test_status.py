@@ -82,6 +82,21 @@ def test_a_stage_is_one_row(queued):
     assert "Dependency" not in row
 
 
+def test_only_shards_of_an_unfinished_stage_are_compared_with_a_guess(queued):
+    records = queued.root / "ingest" / "records"
+    records.mkdir(parents=True)
+    for number in range(5):
+        (records / f"{number:064x}.json").touch()
+    now = replace(progress(queued), steps=("ingest", "clean"), shards=6)
+    [line] = [line for line in describe(gather(queued.root), now, None) if "shards made" in line]
+    assert line.endswith(": ingest 5 of about 6")
+    for name in ("ingest", "ingest-join"):
+        for unit in queued.units(name):
+            queued.ended(unit)
+    [line] = [line for line in describe(gather(queued.root), now, None) if "shards made" in line]
+    assert line.endswith(": ingest all 5")
+
+
 def test_a_job_that_was_done_before_slurm_ended_it_says_so(queued):
     [data] = queued.units("data")
     queued.said(data, "done", 0, "done")
