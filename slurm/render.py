@@ -52,7 +52,7 @@ def script_of(root: Path, job: str) -> Path:
 
 
 def _program() -> dict[str, str]:
-    """Text of each file of the program that runs an attempt, by its path."""
+    """Text of each file that runs an attempt, by path."""
     files = [*(_FOLDER.parent / name for name in _IMPORTED), *sorted((_FOLDER / "attempt").glob("*.py"))]
     return {path.relative_to(_FOLDER.parent).as_posix(): path.read_text(encoding="utf-8") for path in files}
 

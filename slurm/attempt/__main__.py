@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # where `slurm` and `governance` are; -I leaves all else out
-from slurm.attempt.start import main  # noqa: E402
+from slurm.attempt.attempt_start import main  # noqa: E402
 
 if __name__ == "__main__":
     main(sys.argv[1:])

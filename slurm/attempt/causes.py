@@ -37,7 +37,10 @@ def cause_of(status: int) -> str:
 
 
 def reason_in(lines: Sequence[str]) -> str:
-    """The last error that our command reported, with the indented lines below it; else the last line."""
+    """The last error that our command reported; else the last line.
+
+    With the indented lines below it.
+    """
     text, inside, last = "", False, ""
     for line in lines:
         if found := _ERROR.match(line):
@@ -65,7 +68,7 @@ def cause_in(lines: Sequence[str]) -> str:
 
 
 def exited(lines: Sequence[str], *statuses: int) -> list[str]:
-    """Nodes, as Slurm writes them, whose tasks exited with one of these statuses."""
+    """Lists of nodes whose tasks exited with one of these statuses."""
     codes = "|".join(map(str, statuses))
     pattern = re.compile(rf"{_SRUN}(\S+): tasks? .*Exited with exit code ({codes})$")
     return sorted({found[1] for line in lines if (found := pattern.match(line))})

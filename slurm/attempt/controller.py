@@ -41,7 +41,10 @@ def value(name: str, shown: str) -> str:
 
 
 def show(attempt: JobAttempt, job: str) -> str | None:
-    """The controller's description of a job, after a wait for a controller that is down; None: unknown to it."""
+    """The controller's description of a job; None: unknown to it.
+
+    A controller that is down is waited for.
+    """
     waited, pause = 0, 1  # at first each second: a forgotten job starts again within three, see `stand_aside`
     while True:
         status, shown = query("scontrol", "show", "job", job)
@@ -57,12 +60,12 @@ def show(attempt: JobAttempt, job: str) -> str | None:
 
 
 def was_preempted(shown: str) -> bool:
-    """Whether Slurm preempted the job, by its description."""
+    """Return whether Slurm preempted the job, by its description."""
     return value("PreemptTime", shown) not in ("", "None")
 
 
 def is_cancelled(shown: str) -> bool:
-    """Whether the job was cancelled; a requeue would undo that."""
+    """Return whether the job was cancelled; a requeue would undo that."""
     if value("JobState", shown) not in ("CANCELLED", "COMPLETING"):
         return False
     # Slurm ends it: for its time limit, a preemption, or a cancellation or a failed dependency
@@ -91,7 +94,7 @@ def names(nodes: str) -> list[str]:
 
 
 def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:
-    """Whether enough other nodes run jobs there; True if unknown.
+    """Return whether enough other nodes run jobs there; True if unknown.
 
     A formula of features is Slurm's alone to evaluate.
     """
@@ -136,5 +139,5 @@ def exclude(attempt: JobAttempt, job: str, shown: str) -> None:
 
 
 def most_blamed(attempt: JobAttempt) -> str:
-    """The node to exclude that the attempts of this job, with this one, blamed most often."""
+    """The node to exclude that this job's attempts blamed most often."""
     return max(attempt.left_out, key=lambda node: times_blamed(attempt, node))

@@ -1,4 +1,4 @@
-"""Ends of an attempt: recorded, and followed by a requeue, a release, or nothing.
+"""Ends of an attempt: their record, and the reaction to them.
 
 `settle` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch that it
 takes for failed and holds, an end that it takes for a preemption.
@@ -33,7 +33,7 @@ _ENDED = threading.Event()
 
 
 def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
-    """Record the end of this attempt, do what follows from its status, and exit."""
+    """Record the end of this attempt, react to it, and exit."""
     _ENDED.set()
     ignore_signals()
     cause = cause or cause_of(status)
@@ -83,12 +83,15 @@ def _after_failure(attempt: JobAttempt, status: int, cause: str, failed: int) ->
 
 
 def _unseen(attempt: JobAttempt) -> str:
-    """A file of the command that existed at submission and is not visible on this node."""
+    """A file of the command that this node does not see.
+
+    It existed at submission.
+    """
     return next((word for word in attempt.command if word.startswith("/") and not Path(word).exists()), "")
 
 
-def _again(attempt: JobAttempt, status: int, failed: int) -> None:
-    """Requeue this job and exit; returns if Slurm does not know the job, or refuses for good."""
+def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
+    """Requeue this job, and exit."""
     # A job that ended while slurmctld is down would not come back, and jobs that depend on it would be cancelled.
     for refused in range(1, _MOST_REQUEUES + 1):
         shown = controller.show(attempt, attempt.job)
@@ -115,7 +118,10 @@ def _again(attempt: JobAttempt, status: int, failed: int) -> None:
 
 
 def _later(attempt: JobAttempt, failed: int) -> None:
-    """Delay a retry that needs time, not another node: 60 s x 2^n, spread for the tasks of an array."""
+    """Delay a retry that needs time, not another node.
+
+    By 60 s x 2^n, spread for the tasks of an array.
+    """
     unit = int(os.environ.get("ASSAY_PAUSE_SECONDS") or 60)  # tests have less time
     seconds = unit << min(_MOST_DOUBLINGS, max(0, failed - 1))
     if attempt.is_task:
@@ -133,7 +139,10 @@ def _end_chain(attempt: JobAttempt) -> None:
 
 
 def is_forgotten(attempt: JobAttempt, shown: str) -> bool:
-    """Whether the controller, killed before it saved that this job runs, has it waiting."""
+    """Return whether the controller forgot this start.
+
+    It was killed before it saved that the job runs, and has it waiting.
+    """
     return (value("JobState", shown), value("Restarts", shown)) == ("PENDING", str(attempt.number))
 
 
@@ -156,7 +165,7 @@ def _postpone(attempt: JobAttempt) -> None:
 
 
 def watch_start(attempt: JobAttempt) -> None:
-    """Look at the controller after the seconds in which, if killed, it forgets a start."""
+    """Query the controller after the seconds in which it forgets starts."""
 
     def look() -> None:
         time.sleep(8)
@@ -168,7 +177,7 @@ def watch_start(attempt: JobAttempt) -> None:
 
 
 def runs_on(attempt: JobAttempt) -> bool:
-    """Whether the controller, after a wait for it, has this job running."""
+    """Return whether the controller, after a wait, has this job running."""
     shown = controller.show(attempt, attempt.job)
     if shown is None:
         return False
@@ -177,7 +186,7 @@ def runs_on(attempt: JobAttempt) -> bool:
 
 
 def _let_go(attempt: JobAttempt, shown: str) -> bool:
-    """Release a job that Slurm holds because it took a launch for failed.
+    """Release a job whose launch Slurm took for failed.
 
     A late reply of a busy node, or a launch sent twice, causes this for jobs that run or ended well.
     """
@@ -193,7 +202,10 @@ def _let_go(attempt: JobAttempt, shown: str) -> bool:
 
 
 def _settle(attempt: JobAttempt, status: int) -> None:
-    """Correct the job's state before a script ends for good: nothing would do it afterwards."""
+    """Correct the job's state before its last end.
+
+    Nothing would do it afterwards.
+    """
     shown = controller.show(attempt, attempt.job)
     if shown is None or _let_go(attempt, shown):
         return
@@ -213,7 +225,7 @@ def _settle(attempt: JobAttempt, status: int) -> None:
 
 
 def _free(attempt: JobAttempt) -> None:
-    """Remove the dependency on this job, which has succeeded, from the jobs that wait for it."""
+    """Remove the dependency on this successful job from waiting jobs."""
     done = ["afterok", attempt.job]
     for line in jobs(attempt):
         if done in line["after"]:

@@ -36,7 +36,10 @@ PATIENCE_SECONDS = 300
 
 @dataclass
 class JobAttempt:
-    """One start of a job: the script's values, Slurm's, and what has happened so far."""
+    """One start of a job.
+
+    The script's values, Slurm's, and what has happened so far.
+    """
 
     root: Path
     kind: str
@@ -73,7 +76,7 @@ class JobAttempt:
 
     @property
     def tally(self) -> Path:
-        """File with a line for each shard and artifact that the job has finished."""
+        """File with a line for each finished shard and artifact."""
         return self.record.with_suffix(".made")
 
     @property
@@ -83,7 +86,7 @@ class JobAttempt:
 
     @property
     def is_task(self) -> bool:
-        """Whether it is a task of an array."""
+        """True for a task of an array."""
         return "_" in self.job
 
 
@@ -150,7 +153,10 @@ def killed_in_a_row(attempt: JobAttempt) -> int:
 
 
 def failures(attempt: JobAttempt) -> int:
-    """Failed attempts of this job, and of the links before it, since its last progress."""
+    """Number of failed attempts since the last progress.
+
+    Of this job, and of the links before it.
+    """
     lines = [line for job in ["", *links(attempt, later=False)] for line in events(attempt, job)]
     return sum(line.get("outcome") == "failed" and line.get("progress") == attempt.progress for line in lines)
 
@@ -169,7 +175,7 @@ def jobs(attempt: JobAttempt) -> list[dict[str, Any]]:
 
 
 def links(attempt: JobAttempt, *, later: bool) -> list[str]:
-    """Later links of this chain, or the earlier ones that were submitted with it."""
+    """Later links of this chain, or earlier ones of its submission."""
     if attempt.requeues:
         return []
     trainings = [line for line in jobs(attempt) if line["kind"] == "train"]
@@ -182,7 +188,7 @@ def links(attempt: JobAttempt, *, later: bool) -> list[str]:
 
 
 def shards_made(attempt: JobAttempt) -> str:
-    """Progress of a data step: what this job has finished, in all its attempts."""
+    """Progress of a data step, in all attempts of the job."""
     try:
         count = attempt.tally.read_bytes().count(b"\n")
     except OSError:
@@ -191,7 +197,7 @@ def shards_made(attempt: JobAttempt) -> str:
 
 
 def last_saved(attempt: JobAttempt) -> str:
-    """Progress of a training: the last saved step of the run that wrote last."""
+    """Progress of a training: the newest run's last saved step."""
     step = 0
     with contextlib.suppress(OSError):
         newest = max(attempt.root.glob("train/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime, default=None)

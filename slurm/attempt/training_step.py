@@ -60,7 +60,7 @@ def run_training(attempt: JobAttempt) -> NoReturn:
 
 
 def _set_rendezvous(attempt: JobAttempt) -> None:
-    """The first node and a port, unless the site's script has exported others."""
+    """Export the first node and a port, unless the site's script did."""
     if not os.environ.get("MASTER_ADDR"):
         first = names(os.environ.get("SLURM_JOB_NODELIST", ""))
         os.environ["MASTER_ADDR"] = first[0] if first else socket.gethostname()
@@ -73,7 +73,10 @@ def _set_rendezvous(attempt: JobAttempt) -> None:
 
 
 def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
-    """Run the preflight on each node; a node that fails is left out, and the attempt ends."""
+    """Run the preflight on each node.
+
+    A node that fails is excluded, and the attempt ends.
+    """
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
     # When a node has failed, the others have half a minute: one that waits for another program's port would hang.
     words = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--wait=30"]
@@ -100,7 +103,7 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
 
 
 def _step(attempt: JobAttempt, words: Sequence[str]) -> tuple[int, list[str], str]:
-    """Run a parallel step: its status, the relevant lines of its output, and the signal in words.
+    """Run a parallel step; its status, relevant output, and signal in words.
 
     It is started again, once the controller answers, if srun did not reach that.
     """
@@ -125,20 +128,20 @@ def _step(attempt: JobAttempt, words: Sequence[str]) -> tuple[int, list[str], st
 
 
 def _blind_nodes(lines: Sequence[str]) -> list[str]:
-    """Nodes that ended for a missing file or a wrong configuration; none if all did."""
+    """Nodes that do not see a file; none if all do not."""
     found = sorted({name for nodes in exited(lines, 66, 78) for name in names(nodes)})
     return found if len(found) < int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) else []
 
 
 def _preempted(signalled: str) -> bool:
-    """Whether another job takes these nodes, as far as known."""
+    """Return whether another job takes these nodes, as far as known."""
     return "SIGTERM" in signalled or was_preempted(
         query("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "0"))[1]
     )
 
 
 def _log_of_rank(attempt: JobAttempt) -> list[str]:
-    """Words that copy a rank's output to a file of its own, written on its node."""
+    """Words that copy a rank's output to a file of its own."""
     name = os.environ.get("SLURM_JOB_NAME", "train")
     folder = attempt.root / "slurm" / "logs" / f"{name}-{attempt.job}.{attempt.number}"
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A command of an attempt: its output goes to the log, and signals of Slurm reach this process meanwhile.
+"""A command of an attempt, its output, and signals meanwhile.
 
 Slurm signals every process of the job: this one survives, to read the command's last messages and to record its end.
 """
@@ -55,7 +55,9 @@ def watch(
     on_signal: Callable[[subprocess.Popen[bytes], int], bool],
     relevant: re.Pattern[str] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a command; its exit status and the last lines of its output, those that match `relevant`.
+    """Run a command; its exit status and last output.
+
+    Of its lines those that match `relevant`.
 
     `on_signal` gets each signal, and returns whether the end of the command is awaited.
     """

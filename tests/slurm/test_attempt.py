@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.attempt import ending, job_attempt, start
+from slurm.attempt import attempt_start, ending, job_attempt
 from slurm.attempt.causes import cause_in, cause_of, exited, reason_in
 from slurm.attempt.job_attempt import JobAttempt, events, failures, job_here, last_saved, note
 from slurm.render import keep_program, program_of
@@ -34,7 +34,10 @@ def test_the_copy_imports_neither_torch_nor_the_installed_program(tmp_path):
     done = subprocess.run([sys.executable, "-I", "-S", "-c", look], capture_output=True, text=True, check=True)
     files = [Path(name) for name in done.stdout.splitlines()[-1].split()]
     own = {path for path in files if tmp_path in path.parents}
-    assert {path.relative_to(program).name for path in own if program in path.parents} >= {"start.py", "ending.py"}
+    assert {path.relative_to(program).name for path in own if program in path.parents} >= {
+        "attempt_start.py",
+        "ending.py",
+    }
     assert not [path for path in files if "site-packages" in path.parts]
     assert not [path for path in files if Path(__file__).parents[2] in path.parents and path not in own]
 
@@ -107,8 +110,8 @@ def test_a_start_waits_for_a_file_system_that_refuses_for_a_while(attempt, naps,
     log = attempt.root / "slurm" / "logs" / "run.train-7.0.log"
     out, error = os.dup(1), os.dup(2)
     with monkeypatch.context() as changed:
-        changed.setattr(start.os, "open", refusing(6, number)(os.open))
-        start._open_log(attempt)
+        changed.setattr(attempt_start.os, "open", refusing(6, number)(os.open))
+        attempt_start._open_log(attempt)
     os.dup2(out, 1)
     os.dup2(error, 2)
     assert (sum(naps), log.exists()) == (waits, waits > 0)

@@ -1,4 +1,4 @@
-"""Start of an attempt: its log, its record, the site's script, then the job's command.
+"""Start of an attempt: log, record, the site's script, the command.
 
 The site's script is sourced by bash, which then becomes this program again: exported variables, limits and the umask
 stay, and nothing else of it.
@@ -49,7 +49,7 @@ _POLL_SECONDS = 5
 
 
 def main(words: Sequence[str]) -> NoReturn:
-    """Run one attempt of the job that the words describe, and exit with its status."""
+    """Run one attempt of a job, and exit with its status."""
     attempt = _parsed(words)
     job, number, began = [*os.environ.pop(_ENTERED, "").split(), "", "", ""][:3]
     entered = (job, number) == (attempt.job, str(attempt.number))
@@ -91,7 +91,10 @@ def _parsed(words: Sequence[str]) -> JobAttempt:
 
 
 def _open_log(attempt: JobAttempt) -> None:
-    """Write to a log of this attempt, after a wait for a file system that refuses it for a while."""
+    """Write to a log of this attempt.
+
+    A file system that refuses it for a while is waited for.
+    """
     name = os.environ.get("SLURM_JOB_NAME", "assay")
     log = attempt.root / "slurm" / "logs" / f"{name}-{attempt.job}.{attempt.number}.log"
     for waited in range(0, PATIENCE_SECONDS, _POLL_SECONDS):
@@ -117,7 +120,7 @@ def _title(attempt: JobAttempt) -> str:
 
 
 def _begin(attempt: JobAttempt) -> None:
-    """Record the start, unless the job must not start here, or at all."""
+    """Record the start, if the job may start here."""
     say(_title(attempt))
     if not (attempt.root / "slurm" / "jobs.jsonl").exists():  # it existed at submission, so this node's mount is dead
         attempt.left_out.append(this_node())
