@@ -14,7 +14,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from pretrain.model.float8 import convert_to_float8
 from pretrain.model.init import learning_rate_scale
 from pretrain.model.layers import join_projections
 from pretrain.model.sequence_parallel import split_sequences
+from pretrain.model.vocabulary_part import VocabularyPart, split_vocabulary
 from pretrain.optim.optimizers import make_optimizer, parameter_groups
 
 Weight = Callable[[str, torch.Size], torch.Tensor]
@@ -157,6 +158,8 @@ def open_engine(
             join_projections(model)
         if settings.sequence_parallel_size > 1:
             split_sequences(model, _sequence_group(ranks, settings))
+        if settings.tensor_parallel_size > 1:
+            split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings))
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
         optimizer = make_optimizer(groups, recipe.optim)
@@ -234,17 +237,28 @@ def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
 
 
 def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
-    """Process group that shares rows with this rank.
-
-    Every rank helps to form every group.
-    """
+    """Process group that shares rows with this rank."""
     tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
+    firsts = range(0, ranks.world_size, tensor * sequence)
+    return _own_group(
+        ranks,
+        [range(rank, first + tensor * sequence, tensor) for first in firsts for rank in range(first, first + tensor)],
+    )
+
+
+def _vocabulary_part(ranks: Ranks, settings: EngineConfig) -> VocabularyPart:
+    """This rank's rows of the vocabulary, with the group of its tensor ranks."""
+    size = settings.tensor_parallel_size
+    group = _own_group(ranks, [range(first, first + size) for first in range(0, ranks.world_size, size)])
+    return VocabularyPart(size, layout_of(ranks, settings).tensor_rank, group)
+
+
+def _own_group(ranks: Ranks, groups: Iterable[range]) -> Any:
+    """Process group of this rank; every rank helps to form every group."""
     mine = None
-    for first in range(0, ranks.world_size, tensor * sequence):
-        for rank in range(first, first + tensor):
-            members = list(range(rank, first + tensor * sequence, tensor))
-            group = torch.distributed.new_group(members)
-            mine = group if ranks.rank in members else mine
+    for members in groups:
+        group = torch.distributed.new_group(list(members))
+        mine = group if ranks.rank in members else mine
     return mine
 
 

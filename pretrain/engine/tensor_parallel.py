@@ -1,7 +1,8 @@
 """Tensor parallelism: conversion between parts of matrices and whole ones.
 
 AutoTP cuts the matrices that `deepspeed_config.py` names: by output (rows of the stored matrix) or by input (columns),
-into equal parts in the order of the tensor ranks. All other parameters are equal on every tensor rank.
+into equal parts in the order of the tensor ranks. Embedding and output projection are cut by `vocabulary_part.py`, by
+rows of the vocabulary. All other parameters are equal on every tensor rank.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from pretrain.engine.deepspeed_config import COLUMN, ROW
 from pretrain.optim.zero_fragments import Fragment
 
+_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 ReadStretch = Callable[[str, int, int], Mapping[str, torch.Tensor]]
 """(name, start, length) -> that stretch of the whole parameter's master and moments, flattened."""
 
@@ -36,7 +38,7 @@ class TensorParts:
         if self.size == 1:
             return None
         weight = re.sub(r"\.bias$", ".weight", name)
-        if re.match(COLUMN, weight):
+        if re.match(COLUMN, weight) or name in _TABLES:
             return 0
         return 1 if re.match(ROW, name) else None
 

@@ -7,6 +7,9 @@ cache, on CUDA and under torch.compile in one kernel that reads a piece's produc
 gradients. That kernel finds the target by comparison, because a scatter or gather would write the fp32 probabilities to
 memory in between.
 
+Where tensor ranks split the vocabulary (`vocabulary_part.py`), each computes this of its own rows: nothing of the size
+of all logits is exchanged, and the hidden states' gradient is summed once over the ranks.
+
 Price: in training the gradients of hidden states and projection (fp32 sums where there are several pieces) are kept
 from the forward pass to the backward pass, which follows at once. fp16 cannot hold some values of a softmax, so there
 autograd works on fp32 logits.
@@ -25,6 +28,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.model.flops import piece_tokens
+from pretrain.model.vocabulary_part import VocabularyPart
 
 _RUN_LOGITS = 1 << 17  # elements in a run of rows on CPU
 
@@ -50,20 +54,21 @@ class Head(nn.Linear):
     def __init__(self, width: int, rows: int, rule: Logits) -> None:
         super().__init__(width, rows, bias=False)
         self.rule = rule
+        self.part: VocabularyPart | None = None
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """Logits [B, L, rows] of hidden states [B, L, hidden].
+        """Logits [B, L, rows] of hidden states [B, L, hidden]; of a split vocabulary this rank's.
 
         With targets [B, L]: objective and nats (`cross_entropy`).
         """
         if targets is None:
             return self.rule.of(F.linear(x, self.weight))
-        objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule)
+        objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule, self.part)
         return objective, nats.view(targets.shape)
 
 
 def cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, part: VocabularyPart | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over targets of cross entropy and z-loss, fp32.
 
@@ -73,24 +78,32 @@ def cross_entropy(
 
     Args:
         hidden: [N, D].
-        weight: [V, D].
+        weight: [V, D], or this rank's [V / n, D].
         targets: int64 [N], negative where nothing is predicted.
         rule: transform of products to logits.
+        part: place of the weight's rows in the vocabulary; None: they are all of it. Collective among its ranks.
     """
     device = hidden.device.type
     computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if computed == torch.float16:
-        return _by_autograd(hidden, weight, targets, rule)
+        return _by_autograd(hidden, weight, targets, rule, part)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _InPieces.apply(hidden, weight, targets, rule, (computed, learns))
+    return _InPieces.apply(hidden, weight, targets, rule, (computed, learns, part))
 
 
 def _by_autograd(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, part: VocabularyPart | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = rule.of(F.linear(hidden, weight).float())
-    nats = F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="none")
-    added = rule.z_loss * (logits.logsumexp(-1).square() * (targets >= 0)).sum() if rule.z_loss else 0.0
+    logits = rule.of(F.linear(hidden if part is None else part.shared(hidden), weight).float())
+    counted = targets >= 0
+    if part is None:
+        nats = F.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="none")
+        level = logits.logsumexp(-1) if rule.z_loss else nats
+    else:
+        places, mine = part.local(targets, len(weight))
+        level, of_target = (values.squeeze(-1) for values in part.level(logits, places.unsqueeze(-1), mine))
+        nats = torch.where(counted, level - of_target, 0.0)
+    added = rule.z_loss * (level.square() * counted).sum() if rule.z_loss else 0.0
     return nats.sum() + added, nats.detach()
 
 
@@ -101,9 +114,9 @@ class _InPieces(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, how: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        computed, learns = how
+        computed, learns, part = how
         with torch.autocast(hidden.device.type, enabled=False):
-            objective, nats, gradients = _losses(hidden.to(computed), weight.to(computed), targets, rule, learns)
+            objective, nats, gradients = _losses(hidden.to(computed), weight.to(computed), targets, rule, learns, part)
         if gradients is not None:
             ctx.save_for_backward(gradients[0].to(hidden.dtype), gradients[1].to(weight.dtype))
         ctx.mark_non_differentiable(nats)
@@ -117,24 +130,31 @@ class _InPieces(torch.autograd.Function):
 
 
 def _losses(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    rule: Logits,
+    learns: bool,
+    part: VocabularyPart | None,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
     count, vocabulary = len(hidden), len(weight)
     step = piece_tokens(vocabulary, hidden.device.type)
     pieces = [slice(start, start + step) for start in range(0, count, step)]
-    softmax_losses = _softmax_losses_on(hidden.device.type)
+    softmax_losses = _softmax_losses_on(hidden.device.type, part)
     nats = torch.empty(count, dtype=torch.float32, device=hidden.device)
     added = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for_hidden = torch.empty_like(hidden) if learns else None
-    for_weight = None
+    for_weight: torch.Tensor | None = None
     for piece in pieces:
         products = F.linear(hidden[piece], weight)
         nats[piece], extra = softmax_losses(products, targets[piece], rule, learns)
         added += extra
         if for_hidden is not None:
             torch.mm(products, weight, out=for_hidden[piece])
-            part = products.t() @ hidden[piece]
-            for_weight = part if len(pieces) == 1 else _add(for_weight, part)
+            added_to_it = products.t() @ hidden[piece]
+            for_weight = added_to_it if len(pieces) == 1 else _add(for_weight, added_to_it)
+    if part is not None and for_hidden is not None:
+        for_hidden = part.summed(for_hidden)
     objective = nats.sum() + added
     return objective, nats, None if for_hidden is None or for_weight is None else (for_hidden, for_weight)
 
@@ -144,25 +164,32 @@ def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
 
 
 def _softmax_losses(
-    products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
+    products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool, part: VocabularyPart | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats [N] and the sum of z-losses.
 
-    If the model `learns`, `products` [N, V] are overwritten with the gradient of their sum.
+    If the model `learns`, `products` [N, V] (of a split vocabulary [N, V / n]) are overwritten with the gradient of
+    their sum.
     """
     counted = targets >= 0
     logits = rule.of(products.float())
-    log_probabilities = torch.log_softmax(logits, -1)
-    places = targets.clamp(min=0).unsqueeze(-1)
-    of_target = log_probabilities.gather(-1, places)
-    level = logits.gather(-1, places) - of_target  # log-sum-exp
+    if part is None:
+        log_probabilities = torch.log_softmax(logits, -1)
+        places, hit = targets.clamp(min=0).unsqueeze(-1), counted.unsqueeze(-1)
+        of_target = log_probabilities.gather(-1, places)
+        level = logits.gather(-1, places) - of_target  # log-sum-exp
+    else:
+        rows, mine = part.local(targets, logits.shape[1])
+        places, hit = rows.unsqueeze(-1), mine.unsqueeze(-1)
+        level, of_target = part.level(logits, places, mine)
+        log_probabilities, of_target = logits - level, of_target - level
     nats = torch.where(counted, -of_target.squeeze(-1), 0.0)
     extra = rule.z_loss * torch.where(counted, level.squeeze(-1).square(), 0.0).sum()
     if learns:
         slopes = log_probabilities.exp_()
         if rule.z_loss:
             slopes.mul_(1.0 + 2.0 * rule.z_loss * level)
-        slopes.scatter_add_(-1, places, torch.full_like(of_target, -1.0))
+        slopes.scatter_add_(-1, places, -hit.float())
         if rule.softcap is not None:
             slopes.mul_(1.0 - (logits / rule.softcap).square())
         products.copy_(slopes.mul_(counted.unsqueeze(-1) * rule.scale))
@@ -216,7 +243,9 @@ def _kernel(
     return nats, extras
 
 
-def _softmax_losses_on(device: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def _softmax_losses_on(device: str, part: VocabularyPart | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    if part is not None:  # its collectives lie between the passes over a piece
+        return functools.partial(_softmax_losses, part=part)
     return _softmax_losses_fused if device == "cuda" or torch.compiler.is_compiling() else _softmax_losses_in_runs
 
 

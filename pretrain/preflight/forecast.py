@@ -135,7 +135,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
     copies = data_ranks(ranks.world_size, engine)
     passes = gradient_accumulation_steps(recipe.train.global_batch_size, engine.micro_batch_size, copies)
     outside = parameter_count(one, vocabulary_size) - stored
-    sizes = (recipe.train.sequence_length, met // tensor, stored // tensor, outside)
+    sizes = (recipe.train.sequence_length, met // tensor, stored // tensor, outside // tensor)
     return _Work(
         model,
         engine,
@@ -161,7 +161,7 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     # Selective checkpointing keeps the results of products and of attention's kernel.
     computed_again = engine.activation_checkpointing == "full"
     read_again = engine.activation_checkpointing != "none"
-    rate, head = _products(work), work.vocabulary * model.hidden_size
+    rate, head = _products(work), work.vocabulary * model.hidden_size // engine.tensor_parallel_size
     body = 2 * layers * work.block * work.tokens / rate
     output = 2 * head * work.tokens / rate  # the loss computes all three of its products in the forward pass
     fast = _ATTENTION[model.head_dim > 64]
@@ -261,11 +261,11 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
 def _within_blocks(work: _Work) -> float:
     """Seconds per pass of tensor and sequence parallelism.
 
-    Four all-reduces and eight all-to-alls per block.
+    Four all-reduces and eight all-to-alls per block; tensor ranks also sum embeddings and the loss's gradient.
     """
     engine = work.engine
     stream = 2 * work.tokens * work.model.hidden_size
     again = 1.5 if engine.activation_checkpointing == "full" else 1.0
-    tensor = 4 * 2 * _ring(work, stream, engine.tensor_parallel_size)
+    summed = 2 * _ring(work, stream, engine.tensor_parallel_size)
     sequence = 8 * _ring(work, stream, engine.sequence_parallel_size) / max(1, engine.sequence_parallel_size)
-    return again * work.model.num_hidden_layers * (tensor + sequence)
+    return again * work.model.num_hidden_layers * (4 * summed + sequence) + 2 * summed

@@ -65,10 +65,9 @@ def estimate(
         _layers(recipe.model, 1), vocabulary_size
     )
     blocks = block * recipe.model.num_hidden_layers
-    parameters = parameter_count(recipe.model, vocabulary_size) - blocks + blocks // tensor
-    two = (
-        parameters - blocks if recipe.optim.optimizer == "muon" else parameters
-    )  # the vectors of blocks are negligible
+    every = parameter_count(recipe.model, vocabulary_size)
+    parameters = every // tensor  # norms and learned positions, which are whole, are negligible
+    two = every - blocks if recipe.optim.optimizer == "muon" else parameters  # Muon is never split
     moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
     held = _state(recipe, engine, (parameters, moments), world_size // tensor)
     on_device = {"runtime": _runtime(device), "activations": activations(recipe, engine, device)}

@@ -130,7 +130,7 @@ def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device
 
     A piece of logits and the sums, or the gradients and their product.
     """
-    of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size)
+    of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size) // engine.tensor_parallel_size
     if recipe.train.precision == "fp16":
         return of.tokens * rows * (of.size + 8)
     piece = min(of.tokens, piece_tokens(rows, device))

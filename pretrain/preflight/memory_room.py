@@ -6,7 +6,8 @@ that would fit; one that fits is refused only if the estimate is too high by mor
 
 from __future__ import annotations
 
-from governance.errors import PipelineError
+from governance.errors import ConfigError, PipelineError
+from pretrain.config.model import padded_vocabulary
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.distributed.process_group import Ranks
 from pretrain.preflight.compatibility import faults_of
@@ -33,8 +34,15 @@ def refuse_what_cannot_fit(recipe: TrainRecipe, engine: EngineConfig, vocabulary
     """Raise where the model, its state and its activations cannot fit.
 
     Raises:
+        ConfigError: tensor ranks do not divide the padded vocabulary.
         PipelineError: what is needed, what is available, and settings that would fit.
     """
+    rows, tensor = padded_vocabulary(vocabulary_size), engine.tensor_parallel_size
+    if rows % tensor:
+        raise ConfigError(
+            f"engine.tensor_parallel_size = {tensor} does not divide the {rows} rows of the vocabulary "
+            f"({vocabulary_size} tokens, padded to a multiple of 128); set it to a power of two"
+        )
     needed = needed_memory(recipe, engine, vocabulary_size, hardware)
     if not fits(needed, hardware, _TOLERANCE):
         raise PipelineError(

@@ -99,7 +99,7 @@ def test_pieces_of_any_size_share_one_compilation(monkeypatch):
     torch._dynamo.reset()
     compiled = torch.compile(loss._kernel, fullgraph=True, backend=count)
     monkeypatch.setattr(loss, "_compiled", lambda: compiled)
-    monkeypatch.setattr(loss, "_softmax_losses_on", lambda device: loss._softmax_losses_fused)
+    monkeypatch.setattr(loss, "_softmax_losses_on", lambda device, part: loss._softmax_losses_fused)
     monkeypatch.setattr(counting, "_PIECE_TOKENS", 16)
     monkeypatch.setattr(counting, "_PIECE_LOGITS", {"cpu": 1})
     for length in (50, 37, 20):
