@@ -288,6 +288,14 @@ def add_up(values: list[float] | list[int], device: torch.device | str) -> list[
     return tensor.tolist()
 
 
+def broadcast(tensor: torch.Tensor, source: int) -> None:
+    """Overwrite a tensor of every rank with that of rank `source`."""
+    from torch import distributed
+
+    if distributed.get_world_size() > 1:
+        distributed.broadcast(tensor, source, group=_HOSTS.get("group") if tensor.is_cpu else None)
+
+
 def ranks_store() -> Any:
     """A thread's own connection to the ranks' store; None alone."""
     from torch import distributed

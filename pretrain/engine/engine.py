@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from governance.errors import ConfigError, PipelineError
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import layout_of
-from pretrain.distributed.process_group import Ranks, gather
+from pretrain.distributed.process_group import Ranks, broadcast, gather
 from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.engine.gradient_sums import accumulate_in_one_pass
@@ -311,6 +311,9 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     return deepspeed
 
 
+_NO_CONTEXT = contextlib.nullcontext()
+
+
 class _Unfilled(TorchFunctionMode):
     """Skip torch's initialisation of parameters, which is overwritten.
 
@@ -331,24 +334,25 @@ def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], 
     cut = config["zero_optimization"]["stage"] == 3
     with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
         model = make()
-    named = list(model.named_parameters())
-    if weight is not None and cut:
-        _draw_and_broadcast(deepspeed, named, weight)
-    elif weight is not None:
-        with torch.no_grad():
-            for name, parameter in named:
-                parameter.copy_(weight(name, parameter.shape))
+    if weight is not None:
+        _draw_and_broadcast(deepspeed, list(model.named_parameters()), weight, cut)
     return model
 
 
-def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight) -> None:
-    """Draw this rank's parameters, and broadcast each in turn."""
+def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight, cut: bool) -> None:
+    """Draw this rank's parameters, and broadcast each in turn.
+
+    `cut`: ZeRO-3 holds them in pieces, which its own context fills.
+    """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ordered = sorted(named, key=lambda pair: -full_shape(pair[1]).numel())  # similar in size: none waits long
     for first in range(0, len(ordered), ranks):
         turn = ordered[first : first + ranks]
         drawn = weight(turn[rank][0], full_shape(turn[rank][1])) if rank < len(turn) else None
         for drawer, (_, parameter) in enumerate(turn):
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer), torch.no_grad():
+            whole = deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer) if cut else _NO_CONTEXT
+            with whole, torch.no_grad():
                 if rank == drawer:
                     parameter.copy_(drawn)
+                if not cut:
+                    broadcast(parameter.data, drawer)

@@ -57,6 +57,7 @@ ALONE = {
     "heads": {"num_key_value_heads": 4},
     "gpt2": {"zero_stage": 0, **VARIANTS["gpt2"]},
     "gemma": {"zero_stage": 0, **VARIANTS["gemma"]},
+    "tied": {"zero_stage": 0, "tie_word_embeddings": True, "z_loss": 0.01},
 }
 """One rank, one batch: what the others are compared with. gpt2: biases, LayerNorm, learned positions; gemma: windows,
 soft caps, norms around and within attention."""
@@ -138,6 +139,7 @@ def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
         "qk": {**share, "qk_norm": True},
         "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
         "gemma": {**share, **VARIANTS["gemma"]},
+        "tied": {**share, **ALONE["tied"], "zero_stage": 3},
         "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
     }
     for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():
