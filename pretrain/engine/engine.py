@@ -247,7 +247,7 @@ def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
 
 
 def _vocabulary_part(ranks: Ranks, settings: EngineConfig) -> VocabularyPart:
-    """This rank's rows of the vocabulary, with the group of its tensor ranks."""
+    """This rank's rows of the vocabulary, and its group."""
     size = settings.tensor_parallel_size
     group = _own_group(ranks, [range(first, first + size) for first in range(0, ranks.world_size, size)])
     return VocabularyPart(size, layout_of(ranks, settings).tensor_rank, group)

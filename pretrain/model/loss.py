@@ -57,7 +57,9 @@ class Head(nn.Linear):
         self.part: VocabularyPart | None = None
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """Logits [B, L, rows] of hidden states [B, L, hidden]; of a split vocabulary this rank's.
+        """Logits [B, L, rows] of hidden states [B, L, hidden].
+
+        Of a split vocabulary those of this rank's rows.
 
         With targets [B, L]: objective and nats (`cross_entropy`).
         """

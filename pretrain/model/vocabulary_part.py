@@ -33,7 +33,10 @@ class VocabularyPart:
     """Their process group; None: all ranks."""
 
     def local(self, tokens: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Local row of each token (any, if another rank's), and the mask of own tokens."""
+        """Local row of each token, and the mask of own tokens.
+
+        A token of another rank has any row.
+        """
         places = tokens - self.rank * rows
         return places.clamp(0, rows - 1), (places >= 0) & (places < rows)
 
@@ -106,10 +109,11 @@ class SplitEmbedding(nn.Embedding):
 
 
 def split_vocabulary(embedding: nn.Embedding, head: nn.Linear, part: VocabularyPart) -> None:
-    """Keep this rank's rows of both tables, which may be one; collective at ZeRO-3.
+    """Keep this rank's rows of both tables; collective at ZeRO-3.
 
-    Needs whole tables, of a number of rows that the ranks divide. The new parameters have the mark by which DeepSpeed
-    counts every rank's gradient in the norm of all. `head` finds its part in the attribute `part`.
+    The tables may be one. Needs whole tables, of a number of rows that the ranks divide. The new parameters have the
+    mark by which DeepSpeed counts every rank's gradient in the norm of all. `head` finds its part in the attribute
+    `part`.
     """
     tied = head.weight is embedding.weight
     embedding.weight = _own_rows(embedding.weight, part)
