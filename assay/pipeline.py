@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.config import LoadedRun
-from assay.preflight import here, refuse_start, under_site
+from assay.preflight import here, refuse_start, under_site, warn_of_licences
 from assay.training_recipe import pinned, training_folder
 from data_pipeline.prepare import prepare, stage_names
 from governance.energy.factors import resolve
@@ -73,6 +73,7 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     """
     if runtime.make:
         under_site(run)
+        warn_of_licences(run)
         from governance.checks.bias.word_lists.lexicons import load_lexicons
 
         load_lexicons(run.config.audit.bias, run.folder)
@@ -132,9 +133,7 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
     papers = gather(run.config.governance, run.folder, runtime.root)
     judgement = decide(run.policy, results, tokens.digest, today, papers)
     own = (run.config.governance, run.folder)
-    verdict = give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal)
-    get_logger(__name__).info("%s", explain(verdict))
-    return checked, verdict
+    return checked, give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal)
 
 
 def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
@@ -370,7 +369,8 @@ def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Ma
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:  # the files that it names may differ now
-        get_logger(__name__).warning("the report has no training: %s", str(error).splitlines()[0])
+        why = "the gate is closed" if isinstance(error, GateClosed) else str(error).splitlines()[0]
+        get_logger(__name__).warning("the report has no training: %s", why)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
@@ -394,7 +394,9 @@ def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[
     steps = (*stage_names(run.config.data), "bias", "audit", "train", "report")
     with run_steps(steps, earlier_seconds(runtime.root, steps)):
         artifacts = corpus(run, runtime)
-        judge(run, artifacts, runtime)
+        _, verdict = judge(run, artifacts, runtime)
+        if verdict["verdict"] in ("PASS", "WAIVED"):  # a closed gate is explained by the error
+            get_logger(__name__).info("%s", explain(verdict))
         try:
             training(run, artifacts, runtime, processes, words)
         except (GateClosed, BudgetReached, Diverged):

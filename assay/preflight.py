@@ -59,6 +59,23 @@ def under_site(run: LoadedRun) -> None:
     bound_by(run.policy, run.config.governance, run.folder)
 
 
+def warn_of_licences(run: LoadedRun) -> None:
+    """Warn of declared licences that the policy does not allow, before anything is made.
+
+    Documents may carry licences of their own; those are known only when they are read.
+    """
+    gates = [gate for gate in run.policy.gates() if gate.suite == "licences" and gate.expectation == "in_set"]
+    for source in run.config.data.sources:
+        licence = source.licence
+        closing = [gate.id for gate in gates if licence not in gate.values]
+        if closing and licence not in run.config.data.clean.refuse_licences:
+            get_logger(__name__).warning(
+                "source %s: the policy does not allow its licence %s, so %s will fail if a document of it is kept. "
+                "Remove the source, or refuse the licence (data.clean.refuse_licences), or let legal allow it (%s)",
+                source.name, licence, ", ".join(closing), run.config.governance.policy,
+            )  # fmt: skip
+
+
 def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:
     """Raise if training would be refused on this hardware.
 

@@ -51,11 +51,11 @@ from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import PackageSource, Source
 from governance.config import Section, canonical_json
-from governance.errors import ConfigError
+from governance.errors import ConfigError, MissingInput
 from governance.file_digests import Digests
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
-from governance.manifest import Input, Manifest, Output
+from governance.manifest import FILE_NAME, Input, Manifest, Output, present, read_manifest
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -242,7 +242,8 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
 
     Raises:
         ConfigError: two sources have one name.
-        MissingInput: a source's file, package or data set is not there, or it was not made and `runtime.make` is off.
+        MissingInput: a source's file, package or data set is not there, or it was not made and `runtime.make` is off. A
+            look-up goes on without the files where one artifact has these settings.
     """
     names = Counter(source.name for source in sources)
     if twice := sorted(name for name, times in names.items() if times > 1):
@@ -251,8 +252,13 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         )
     sources = tuple(at_commit(source, runtime) for source in sources)
     digests = Digests(runtime)
-    files = [source_files(source, config_folder, digests, runtime) for source in sources]
-    beside = [files_beside(source, config_folder, digests) for source in sources]
+    try:
+        files = [source_files(source, config_folder, digests, runtime) for source in sources]
+        beside = [files_beside(source, config_folder, digests) for source in sources]
+    except MissingInput as error:
+        if runtime.make:
+            raise
+        return _sealed(sources, config, runtime.root, error)
     digests.save()
     inputs = [
         Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{source.name}/{item.file}")
@@ -274,6 +280,36 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         return _make(readings, folder, runtime)
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
+
+
+def _sealed(sources: Sequence[Source], config: IngestConfig, root: Path, error: MissingInput) -> Manifest:
+    """The documents of these settings whose source files are gone, if exactly one artifact has them.
+
+    The names and digests of the files are in the artifact; that they are still those of the files cannot be checked.
+
+    Raises:
+        MissingInput: `error`, where no artifact or more than one was made with these settings.
+    """
+    settings = [identity(source).model_dump(mode="json") for source in sources]
+    made = []
+    for path in sorted(root.glob(f"ingest/*/{FILE_NAME}")):
+        manifest = read_manifest(path)
+        same = (manifest.config.get("sources"), manifest.config.get("ingest")) == (
+            settings,
+            config.model_dump(mode="json"),
+        )
+        if same and manifest.version == VERSION and present(manifest, root):
+            made.append(manifest)
+    if len(made) != 1:
+        several = (
+            f" ({len(made)} artifacts of {root / 'ingest'} have these settings, so none is chosen)" if made else ""
+        )
+        raise MissingInput(f"{error}{several}") from error
+    get_logger(__name__).warning(
+        "%s The sealed documents %s are used. Not checked: that their %d source file(s) are still those recorded",
+        error, made[0].folder, len(made[0].inputs),
+    )  # fmt: skip
+    return made[0]
 
 
 def find_lines(section: Section, work: tuple[Path, int], path_of: Callable[[str], Path]) -> ShardMade:

@@ -276,6 +276,8 @@ def test_bad_records_are_quarantined_and_close_the_gate(project, capsys):
     output = capsys.readouterr().err
     assert "sources.quarantined_share" in output
     assert "sources.torn_files" in output
+    assert "c.jsonl#0 not_json" in output
+    assert output.count("verdict BLOCK") == 1
     import pyarrow.parquet as pq
 
     rows = [

@@ -36,8 +36,8 @@ def check(arguments: Arguments) -> int:
         from assay.cli.check_commands import data_docs
 
         data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
+    pass_gate(loaded, artifacts, runtime)  # a closed gate is explained by the error
     say(explain(verdict))
-    pass_gate(loaded, artifacts, runtime)
     return 0
 
 

@@ -30,7 +30,15 @@ from governance.checks.shards import (
     read_values,
     shard_tables,
 )
-from governance.checks.suites import SuiteTable, frame_of, licence_rows, pii_rows, source_rows, token_rows
+from governance.checks.suites import (
+    SuiteTable,
+    frame_of,
+    licence_rows,
+    pii_rows,
+    quarantined_records,
+    source_rows,
+    token_rows,
+)
 from governance.checks.tokens import COLUMNS as TOKEN_COLUMNS
 from governance.checks.tokens import TokenReaders
 from governance.config import Section, canonical_json
@@ -42,7 +50,7 @@ from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 7
+VERSION = 8
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """Artifacts that every audit requires, in order."""
 OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "decontaminate", "mix", "bias")
@@ -197,7 +205,8 @@ def find_all(given: AuditInputs, place: AuditLocation) -> Findings:
     representation: dict[str, Any] = {}
     if "bias" in artifacts:
         representation = representation_of_bias(artifacts["bias"], bias_tables(artifacts, root), given.config)
-    tables["drift"] = SuiteTable("drift", frame_of(drift, DRIFT_COLUMNS))  # without a reference: no rows, inconclusive
+    unmeasured = "" if given.reference is not None else _NO_REFERENCE
+    tables["drift"] = SuiteTable("drift", frame_of(drift, DRIFT_COLUMNS), unmeasured=unmeasured)
     if given.readers is not None:
         tables["token_shards"] = SuiteTable("token_shards", frame_of(counted, TOKEN_COLUMNS), problem)
     for suite, table in tables.items():
@@ -222,7 +231,12 @@ def _with_missing(given: AuditInputs, results: Sequence[CheckResult]) -> tuple[C
 def corpus_tables(given: AuditInputs, root: Path) -> Iterator[tuple[str, SuiteTable]]:
     """Tables of the whole corpus by suite, from manifests and stage "bias"."""
     artifacts = given.artifacts
-    yield "sources", SuiteTable("sources", frame_of(source_rows(artifacts)))
+    records = quarantined_records(artifacts["ingest"], root)
+    sources = [
+        {**row, "quarantined_records": records.get(row["source"], "") if row["stage"] == "ingest" else ""}
+        for row in source_rows(artifacts)
+    ]
+    yield "sources", SuiteTable("sources", frame_of(sources))
     yield "licences", SuiteTable("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))
     yield "tokens", SuiteTable("tokens", frame_of(token_rows(artifacts["encode"])))
     yield "pii", SuiteTable("pii", frame_of(pii_rows(artifacts["redact"]), _PII))
@@ -266,6 +280,7 @@ def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list
         raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
 
 
+_NO_REFERENCE = "there is no reference to compare with ([audit] reference names none)"
 _LICENCES = ("source", "licence", "documents")
 _PII = ("type", "planted", "found", "canary_recall")
 INTERVAL_COLUMNS = (

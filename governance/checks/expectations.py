@@ -41,7 +41,7 @@ from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import INTERVAL as _INTERVAL
 from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
 from governance.checks.judgeable import anchored, columns, exactly, unjudgeable, values_of
-from governance.checks.messages import describe, describe_intervals, rows_where
+from governance.checks.messages import counted, describe, describe_intervals, rows_where
 from governance.gate.policy import Gate
 from governance.gate.verdict import CheckResult, Status
 from governance.processes import time_limit
@@ -395,5 +395,7 @@ def _error(gate: Gate, subject: str, table: pd.DataFrame, detail: str) -> CheckR
 
 def _too_few(gate: Gate, rows: int, values: int) -> str:
     chosen = " and ".join(f"{name} = {value or '(missing)'}" for name, value in sorted(gate.where.items()))
-    place = f"{rows} row(s) where {chosen}" if chosen else f"{rows} row(s)"
-    return f"{values} value(s) in {place}, at least {gate.min_rows} are required"
+    where = f" where {chosen}" if chosen else ""
+    if not rows:
+        return f"the table has no row{where}"
+    return f"{values} of {counted(rows, 'row')}{where} could be judged, at least {gate.min_rows} must be"

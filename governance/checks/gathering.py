@@ -16,7 +16,7 @@ without a manifest, and without an audit there is no verdict.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,10 @@ def judge_table(table: SuiteTable, gates: Sequence[Gate]) -> list[CheckResult]:
     The engine's, or an error where the table has a problem.
     """
     if not table.problem:
-        return run_suite(table.frame, gates, table.subject)
+        results = run_suite(table.frame, gates, table.subject)
+        if table.unmeasured and table.frame.empty:
+            return [replace(one, detail=table.unmeasured) if one.status == "inconclusive" else one for one in results]
+        return results
     return [CheckResult(gate.id, table.subject, "error", None, len(table.frame), 0, table.problem) for gate in gates]
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from governance.checks.interval_rules import NUMBER, Judged, judge
+from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import EXACT, anchored, exactly
+from governance.gate.explanation import IN_CORPUS
 from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 _LABELS = ("metric", "stage", "source", "language", "axis", "group", "against", "instrument", "id")
 """Columns that name a row for the reader."""
+EXPLAINED = {"quarantined_share": "quarantined_records"}
+"""Judged column -> the column that explains its value, where the table has one."""
+_COMPARED = {
+    "point": "the value",
+    "lower_ci": "the lower end of the interval",
+    "upper_ci": "the upper end of the interval",
+    "whole_ci": "the whole interval",
+}
 _SHOWN = 3  # offending rows that a detail names
 
 
@@ -84,15 +93,41 @@ def describe(
         return value, f"quantile {gate.quantile:g} of {gate.column} {shown(value)}, required {bounds}"
     share = number(1 - unexpected / values)
     observed = _worst(gate, table) if kind == "between" and gate.mostly == 1 else share
-    constraint = {"between": bounds, "in_set": f"one of {len(gate.values)} value(s)", "match_regex": f"/{gate.regex}/"}
-    detail = (
-        f"{gate.column}: {values - unexpected} of {values} rows satisfy {kind}"
-        f"{' ' + constraint[kind] if kind in constraint else ''}, required share {gate.mostly:g}"
-    )
+    if unexpected and gate.column == "licence" and {"source", "documents"} <= set(table.columns):
+        return observed, _refused_licences(table.iloc[offending_rows(gate, table)])
+    constraint = {
+        "between": f"is {bounds}",
+        "not_null": "has a value",
+        "in_set": f"is one of {counted(len(gate.values), 'allowed value')}",
+        "unique": "is unique",
+        "match_regex": f"matches /{gate.regex}/",
+    }
+    detail = f"{gate.column} {constraint[kind]} in {values - unexpected} of {counted(values, 'row')}, {_required(gate)}"
     if kind == "between":
         detail += f"; worst {shown(_worst(gate, table))}"
     offenders = _offenders(gate, table, content) if unexpected else ""
     return observed, f"{detail}; for example {offenders}" if offenders else detail
+
+
+def counted(count: int, one: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
+def _required(gate: Gate) -> str:
+    return "required in all" if gate.mostly == 1 else f"required in {100 * gate.mostly:g} %"
+
+
+def _refused_licences(rows: pd.DataFrame) -> str:
+    """A sentence: documents, source and licence of rows of the suite `licences`."""
+    several = sorted(rows.to_dict("records"), key=lambda row: (-row["documents"], row["source"], row["licence"]))
+    parts = []
+    for row in several[:_SHOWN]:
+        verb = "is" if row["documents"] == 1 else "are"
+        documents = counted(row["documents"], "document")
+        parts.append(f"{documents} of source {row['source']} {verb} {IN_CORPUS} {row['licence']}")
+    more = f" and {counted(len(several) - _SHOWN, 'more source')}" if len(several) > _SHOWN else ""
+    return f"{', '.join(parts)}{more}, which the policy does not allow"
 
 
 def _worst(gate: Gate, table: pd.DataFrame) -> float | None:
@@ -115,8 +150,11 @@ def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> s
         return ", ".join(filter(None, (label(gate, table, place) for place in places)))
     lines = []
     for value in seen[:_SHOWN]:
-        name = label(gate, table, (table[gate.column] == value).idxmax())
+        place = (table[gate.column] == value).idxmax()
+        name = label(gate, table, place)
         text = shown(value) if isinstance(value, Real) else repr(str(value)[:60])
+        note = table.at[place, EXPLAINED[gate.column]] if EXPLAINED.get(gate.column) in table.columns else ""
+        text = f"{text} ({note})" if note else text
         lines.append(f"{name}: {text}" if name else text)
     return ", ".join(lines)
 
@@ -130,22 +168,29 @@ def label(gate: Gate, table: pd.DataFrame, place: Any) -> str:
 
 def describe_intervals(gate: Gate, table: pd.DataFrame, found: Judged) -> tuple[float | None, str]:
     """Worst compared number, and the result as text."""
-    column = NUMBER[gate.rule]
-    lines = [
-        f"{found.judged - found.outside} of {found.judged} judged rows have {column} {limits(gate)},"
-        f" required share {gate.mostly:g}"
-    ]
+    lines = []
+    if found.judged:
+        could = "" if found.judged == found.rows else " that could be judged"
+        rows = counted(found.judged, "row")
+        lines.append(
+            f"{_COMPARED[gate.rule]} is {limits(gate)} in {found.judged - found.outside} of {rows}{could}, "
+            f"{_required(gate)}"
+        )
     if found.worst is not None:
         lines.append(f"worst {shown(number(found.worst))}")
     if found.instruments:
-        lines.append(f"{found.biased} row(s) measured by a biased instrument: {', '.join(found.instruments)}")
+        lines.append(f"{counted(found.biased, 'row')} measured by a biased instrument: {', '.join(found.instruments)}")
     if found.thin:
-        lines.append(f"{found.thin} row(s) have fewer than {gate.min_n} units, or an unknown number")
+        lines.append(
+            f"{counted(found.thin, 'row')} with fewer than {counted(gate.min_n, 'unit')}, or an unknown number"
+        )
     if found.bare:
-        lines.append(f"{found.bare} row(s) have no {'interval' if gate.rule == 'whole_ci' else column}")
+        lines.append(
+            f"{counted(found.bare, 'row')} without {'an interval' if gate.rule == 'whole_ci' else _COMPARED[gate.rule]}"
+        )
     if found.cut:
         named = ", ".join(_with_note(gate, table, place) for place in found.cut_places[:_SHOWN])
-        lines.append(f"{found.cut} interval(s) contain a bound: {named}")
+        lines.append(f"{counted(found.cut, 'interval')} on both sides of a bound: {named}")
     if found.places:
         lines.append("for example " + ", ".join(_interval(gate, table, place) for place in found.places[:_SHOWN]))
     return (None if found.worst is None else number(found.worst)), "; ".join(lines)

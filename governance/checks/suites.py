@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FUNNEL = ("ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
 """The stages that pass documents, in their order."""
 ALL = "(all)"
+_NO_TEXT = "quarantine:no_text"
+_RECORDS = 3  # of a source, that a message names
 _NO_LANGUAGE = ("und",)  # an unknown language is a missing value, not a string
 
 
@@ -43,6 +45,8 @@ class SuiteTable:
     frame: pd.DataFrame
     problem: str = ""
     """Reason why it cannot be judged; "" if it can."""
+    unmeasured: str = ""
+    """Reason why it has no row, where that is a setting's choice."""
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -147,7 +151,7 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
     removed = sum(entry.get("removed", {}).values())
     raw = stage == "ingest"
     refused = entry.get("quarantined") if raw else 0  # None where not counted: unknown is not zero
-    without_text = entry.get("removed", {}).get("quarantine:no_text", 0) if raw else 0
+    without_text = entry.get("removed", {}).get(_NO_TEXT, 0) if raw else 0
     earlier = entry.get("removed", {}).get("duplicate_of_earlier", 0) if stage == "dedup" else 0
     entered, new = counts["documents_in"], counts["documents_in"] - earlier
     repeated = removed - earlier if stage == "dedup" else 0
@@ -164,6 +168,32 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
         "unaccounted": counts["documents_in"] - counts["documents_kept"] - removed,
         "lost": 0 if before is None and raw else (before or 0) - counts["documents_in"],
     }
+
+
+def quarantined_records(ingest: Manifest, root: Path) -> dict[str, str]:
+    """Source, and "(all)" -> its first unreadable records, as text; pages without text are none.
+
+    Raises:
+        ManifestError: a shard cannot be read.
+    """
+    counts = {ALL: ingest.stats, **ingest.stats.get("by_source", {})}
+    left = {name for name, entry in counts.items() if set(entry.get("removed", {})) - {_NO_TEXT}}
+    first: dict[str, list[str]] = {name: [] for name in left}
+    for output in ingest.listed("quarantine"):
+        if not any(len(records) < _RECORDS for records in first.values()):
+            break
+        with intact(output, root) as path:
+            rows = _read(path, ["source", "file", "position", "reason"]).to_pylist()
+        for row in rows:
+            if f"quarantine:{row['reason']}" != _NO_TEXT:
+                for name in left & {ALL, row["source"]}:
+                    first[name].append(f"{row['file']}#{row['position']} {row['reason']}")
+    words = {}
+    for name, records in first.items():
+        number = sum(count for reason, count in counts[name]["removed"].items() if reason != _NO_TEXT)
+        more = f" and {number - _RECORDS:,} more" if number > _RECORDS else ""
+        words[name] = ", ".join(records[:_RECORDS]) + more
+    return words
 
 
 def _share(part: int | None, whole: int) -> float | None:

@@ -368,7 +368,7 @@ def require_open(
     if stale:
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
-        raise GateClosed(explain(verdict))
+        raise GateClosed(explain(verdict, policy.owners))
     if since := _since(verdict, policy, tokens.digest, moment.date(), gather(config, folder, root)):
         raise GateClosed(
             "\n  ".join(

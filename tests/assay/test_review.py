@@ -34,8 +34,8 @@ IMPACT = [
     {"metric": "keep_ratio", "axis": "gender", "group": "men", "value": 1.0, "lower": 0.9, "upper": 1.1, "n": 990},
 ]
 RESULTS = [
-    CheckResult("documents.words", SHARD, "fail", 0.0, 3, 1, "words: 2 of 3 rows satisfy between"),
-    CheckResult("impact.keep", "impact", "fail", 0.7, 2, 1, "1 of 2 judged rows"),
+    CheckResult("documents.words", SHARD, "fail", 0.0, 3, 1, "words is at least 1 in 2 of 3 rows"),
+    CheckResult("impact.keep", "impact", "fail", 0.7, 2, 1, "the value is at least 0.8 in 1 of 2 rows"),
     CheckResult("sources.lost", "sources", "error", None, 4, 0, "column 'lost' occurs 0 times in the table"),
 ]
 

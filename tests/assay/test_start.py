@@ -66,6 +66,18 @@ def test_a_batch_that_does_not_divide_is_refused_before_a_source_is_read(whole_w
     assert "train.global_batch_size = 4 is not a multiple of engine.micro_batch_size x ranks = 4 x 3" in output
 
 
+def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_is_made(project, caplog):
+    sources = 'data.sources=[{type="jsonl",name="x",licence="%s",paths=["*.jsonl"]}]'
+    found = {}
+    for licence in ("MIT", "CC-BY-NC-4.0", "NOASSERTION"):
+        caplog.clear()
+        start.warn_of_licences(load_run(project / "run.toml", [sources % licence]))
+        found[licence] = [record.getMessage() for record in caplog.records]
+    assert found["MIT"] == found["NOASSERTION"] == []  # the second is refused by `clean`
+    [warned] = found["CC-BY-NC-4.0"]
+    assert warned.startswith("source x: the policy does not allow its licence CC-BY-NC-4.0, so licences.allowed will")
+
+
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 * MIB)
     status, output = whole_way("--nproc", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")

@@ -48,7 +48,7 @@ def test_a_run_that_the_gate_stopped_appears_and_alerts(tmp_path):
     assert found.summary["data/funnel"]["nrows"] > 3
     [alert] = found.alerts
     assert (alert["title"], alert["level"]) == ("Gate closed", "ERROR")
-    assert "sources.few (" in alert["text"]
+    assert "sources.few failed (owner: " in alert["text"]
     assert main(check) == 77
     assert len(read_offline(root / "wandb").runs) == 2  # the same decision is shown once
     loaded = load_run(folder / "run.toml", [])
@@ -68,11 +68,11 @@ def test_reasons_are_words_and_the_alert_has_those_that_close(monkeypatch, tmp_p
     run = SimpleNamespace(config=SimpleNamespace(tracking=TrackingConfig()))
     tokens = SimpleNamespace(digest="c" * 64, path="encode/c")
     wandb_runs.show_data_and_gate(run, {"encode": tokens}, verdict, Runtime(tmp_path))
-    words = "fail pii.rate (critical, owner: privacy): 0.2 > 0.1 [encode]"
+    words = "pii.rate failed (owner: privacy): 0.2 > 0.1 [encode]"
     _, gate = finished
     assert gate.alert == f"BLOCK: {words}"
     table = gate.summary["gate/reasons"]
-    assert table.rows == [(words,), ("shown fail bias.gap (warning, owner: privacy): 0.2 > 0.1 [encode]",)]
+    assert table.rows == [(words,), ("bias.gap failed (cannot block, owner: privacy): 0.2 > 0.1 [encode]",)]
 
 
 def test_what_the_file_leaves_open_is_w_and_bs_variable(monkeypatch):

@@ -320,6 +320,25 @@ def test_a_look_up_makes_nothing(tmp_path):
     assert not (tmp_path / "root" / "ingest").exists()
 
 
+def test_a_look_up_goes_on_without_the_source_files(tmp_path):
+    """The one artifact of these settings is found; a second one with them leaves the choice open."""
+    write_rows(tmp_path / "x.jsonl", [{"text": "a"}])
+    root = tmp_path / "root"
+    first = made([jsonl()], tmp_path, root)
+    (tmp_path / "x.jsonl").rename(tmp_path / "x.moved")
+    assert made([jsonl()], tmp_path, root, make=False).digest == first.digest
+    for source in (jsonl(language="de"), jsonl(name="b")):
+        with pytest.raises(MissingInput, match="names no file"):
+            made([source], tmp_path, root, make=False)
+    with pytest.raises(MissingInput, match="names no file"):
+        made([jsonl()], tmp_path, root)
+    write_rows(tmp_path / "x.jsonl", [{"text": "b"}])
+    made([jsonl()], tmp_path, root)
+    (tmp_path / "x.jsonl").unlink()
+    with pytest.raises(MissingInput, match=r"names no file.* \(2 artifacts of .*have these settings"):
+        made([jsonl()], tmp_path, root, make=False)
+
+
 # --- packages and the hub's local way
 
 

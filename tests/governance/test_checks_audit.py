@@ -165,7 +165,7 @@ def test_a_forbidden_licence_is_found_and_named(tmp_path):
         "licences.allowed", "licences"
     ]
     assert row["status"] == "fail"
-    assert "s: 'NOASSERTION'" in row["detail"]
+    assert "160 documents of source s are in the corpus under licence NOASSERTION" in row["detail"]
 
 
 def test_a_corpus_of_which_nothing_is_left_fails_and_does_not_crash(tmp_path):

@@ -59,7 +59,7 @@ def test_the_detail_names_the_row_with_its_interval():
     result = one([row(1.0, 0.9, 1.1, group="men"), *STRADDLES], gate(min=0.8))
     assert result.unexpected == 1
     assert result.detail == (
-        "1 of 2 judged rows have value at least 0.8, required share 1; worst 0.75; "
+        "the value is at least 0.8 in 1 of 2 rows, required in all; worst 0.75; "
         "for example keep_ratio/clean/gender/women: 0.75 [0.6, 0.9], n 100"
     )
 
@@ -69,23 +69,23 @@ def test_the_detail_names_the_row_with_its_interval():
     [
         ([row(1.0, 0.9, 1.1, n=9)], gate(min=0.8, min_n=10), "fewer than 10 units"),
         ([row(1.0, 0.9, 1.1, n=None)], gate(min=0.8), "an unknown number"),
-        ([row(1.0, None, None)], gate(min=0.8, rule="lower_ci"), "1 row(s) have no lower"),
-        ([row(None, 0.9, 1.1)], gate(min=0.8), "1 row(s) have no value"),
-        ([row(1.0, 0.9, 1.1), row(None, None, None)], gate(min=0.8), "1 row(s) have no value"),
+        ([row(1.0, None, None)], gate(min=0.8, rule="lower_ci"), "1 row without the lower end of the interval"),
+        ([row(None, 0.9, 1.1)], gate(min=0.8), "1 row without the value"),
+        ([row(1.0, 0.9, 1.1), row(None, None, None)], gate(min=0.8), "1 row without the value"),
         (
             [row(1.0, 0.9, 1.1), row(1.0, 0.9, 1.1, note="biased instrument: sentiment")],
             gate(min=0.8, max_missing=1.0),
-            "1 row(s) measured by a biased instrument: sentiment",
+            "1 row measured by a biased instrument: sentiment",
         ),
         (
             [row(0.1, 0.0, 0.2, note="biased instrument: sentiment; see instruments")],
             gate(min=0.8),
             "biased instrument: sentiment",
         ),
-        (STRADDLES, gate(min=0.8, where={"axis": "age"}), "0 row(s) where axis = age"),
+        (STRADDLES, gate(min=0.8, where={"axis": "age"}), "the table has no row where axis = age"),
         ([row(0.75, 0.6, 0.9, note="why")], gate(min=0.8, rule="whole_ci"), "n 100 (why)"),
-        ([*STRADDLES, row(1.0, 0.9, 1.1)], gate(min=0.8, rule="whole_ci"), "1 interval(s) contain a bound"),
-        (STRADDLES, gate(min=0.1, min_rows=2), "at least 2 are required"),
+        ([*STRADDLES, row(1.0, 0.9, 1.1)], gate(min=0.8, rule="whole_ci"), "1 interval on both sides of a bound"),
+        (STRADDLES, gate(min=0.1, min_rows=2), "1 of 1 row could be judged, at least 2 must be"),
     ],
 )
 def test_what_cannot_be_judged_is_inconclusive_and_named(rows, rule, words):
@@ -137,7 +137,7 @@ def test_where_selects_rows_of_any_table_and_an_unknown_column_is_an_error():
     results = run_suite(table, rules, "sources")
     assert [result.status for result in results] == ["pass", "fail", "inconclusive", "pass", "error"]
     assert [result.rows for result in results] == [1, 1, 0, 1, 3]
-    assert "0 row(s) where stage = redact" in results[2].detail
+    assert "the table has no row where stage = redact" in results[2].detail
 
 
 def test_a_lost_or_exchanged_result_is_an_error(monkeypatch):

@@ -8,8 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from governance.checks.suites import disagreement, document_table, licence_rows, source_rows, token_rows
+from governance.checks.expectations import run_suite
+from governance.checks.suites import (
+    disagreement,
+    document_table,
+    frame_of,
+    licence_rows,
+    quarantined_records,
+    source_rows,
+    token_rows,
+)
 from governance.errors import ManifestError
+from governance.gate.policy import Gate
 from governance.manifest import Manifest, describe
 
 
@@ -176,3 +186,28 @@ def test_token_counts_are_one_row(tmp_path):
     assert (row["train_tokens"], row["round_trip_failed"], row["documents_in"]) == (5, 0, 2)
     assert "removed" not in row
     assert token_rows(manifest("encode", tmp_path, {})) == []
+
+
+def test_unreadable_records_are_named_and_pages_without_text_are_not(tmp_path):
+    reasons = ["no_text", "not_json", "not_json", "not_utf8", "not_json"]
+    rows = [{"source": "a", "file": "x.jsonl", "position": n, "reason": why} for n, why in enumerate(reasons)]
+    removed = {"quarantine:no_text": 1, "quarantine:not_json": 3, "quarantine:not_utf8": 1}
+    stats = {"removed": removed, "by_source": {"a": {"removed": removed}, "b": {"removed": {"quarantine:no_text": 7}}}}
+    ingest = manifest("ingest", tmp_path, {"quarantine/0.parquet": pa.Table.from_pylist(rows)}, **stats)
+    words = "x.jsonl#1 not_json, x.jsonl#2 not_json, x.jsonl#3 not_utf8 and 1 more"
+    assert quarantined_records(ingest, tmp_path) == {"(all)": words, "a": words}
+
+
+def test_a_licence_that_is_not_allowed_is_a_sentence():
+    """Documents, source and licence; the largest first."""
+    rule = Gate(id="licences.allowed", suite="licences", expectation="in_set", column="licence", values=("MIT",),
+                owner="legal", why="a reason of ten letters")  # fmt: skip
+    rows = [{"source": "a", "licence": "MIT", "documents": 5}, {"source": "b", "licence": "X", "documents": 1},
+            {"source": "c", "licence": "Y", "documents": 1200}]  # fmt: skip
+    [result] = run_suite(frame_of(rows), [rule], "licences")
+    assert result.detail == (
+        "1,200 documents of source c are in the corpus under licence Y, 1 document of source b is in the corpus under "
+        "licence X, which the policy does not allow"
+    )
+    [passed] = run_suite(frame_of(rows[:1]), [rule], "licences")
+    assert passed.detail == "licence is one of 1 allowed value in 1 of 1 row, required in all"

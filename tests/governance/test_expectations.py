@@ -239,9 +239,7 @@ def test_a_repeated_index_is_no_trouble():
 def test_the_detail_names_the_offending_row():
     table = pd.DataFrame({"stage": ["clean", "clean"], "source": ["wiki", "news"], "x": [0.1, 0.7]})
     result = one(table, gate("between", max=0.5))
-    assert result.detail == (
-        "x: 1 of 2 rows satisfy between at most 0.5, required share 1; worst 0.7; for example clean/news: 0.7"
-    )
+    assert result.detail == ("x is at most 0.5 in 1 of 2 rows, required in all; worst 0.7; for example clean/news: 0.7")
 
 
 VALUES = st.one_of(

@@ -129,7 +129,7 @@ def test_a_table_without_a_row(project, capsys):
     )
     where = {"stage": "paragraphs"}
     demand(project, gate("sources.some", suite="sources", expectation="between", column="lost", max=0, where=where))
-    closed(project, capsys, "0 row(s) where stage = paragraphs")
+    closed(project, capsys, "the table has no row where stage = paragraphs")
 
 
 def test_a_column_of_which_nearly_nothing_is_there(project, capsys):

@@ -167,7 +167,7 @@ def test_no_verdict_and_block_close_with_reasons_and_owners(corpus):
     with pytest.raises(GateClosed, match="NOT_RUN"):
         require_open(tokens, policy, config, root, root)
     sign_for(corpus, policy, with_status("fail", "a.law"))
-    with pytest.raises(GateClosed, match=r"BLOCK(.|\n)*a\.law \(critical, owner: legal\)") as caught:
+    with pytest.raises(GateClosed, match=r"BLOCK(.|\n)*a\.law on .* failed: .*Decision: legal") as caught:
         require_open(tokens, policy, config, root, root)
     assert caught.value.exit_code == 77
 

@@ -95,12 +95,12 @@ def test_only_reasons_that_close_are_reasons(blocked):
     rows = [{**base, "gate": "warned", "severity": "warning", "closes": False},
             *({**base, "gate": f"gate{n}", "severity": "critical", "closes": True} for n in range(5))]  # fmt: skip
     output = reasons({**found, "verdict": {**found["verdict"], "reasons": rows}})
-    assert output[0] == "gate0 on s: 3 of 4. Decision: data."
+    assert output[0] == "gate0 on s failed: 3 of 4. Decision: data."
     assert output[-1] == "2 more reasons below."
     assert not any("warned" in sentence for sentence in output)
     again = [row for row in rows if row["gate"] == "gate0"] * 3
     [output] = reasons({**found, "verdict": {**found["verdict"], "reasons": again}})
-    assert output.startswith("gate0 on s and 2 more results: 3 of 4.")
+    assert output.startswith("gate0 on s and 2 more results failed: 3 of 4.")
 
 
 def test_signer_and_rules_are_those_of_the_signed_verdict(waived):

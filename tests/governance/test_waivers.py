@@ -104,7 +104,7 @@ def test_a_right_waiver_makes_waived_and_opens(bench):
     verdict = bench.give(judgement)
     assert verdict["verdict"] == "WAIVED"
     assert bench.open()["verdict"] == "WAIVED"
-    assert "waived fail a.hard" in explain(verdict)
+    assert "a.hard failed (waived, owner:" in explain(verdict)
 
 
 def test_nothing_is_waived_where_everything_passed(bench):
@@ -135,7 +135,7 @@ def test_a_waiver_that_does_not_hold_blocks_and_says_why(bench, changes, words, 
     assert words in reason["detail"]
     assert "waiver w.json does not hold" in reason["detail"]
     bench.give(judgement)
-    with pytest.raises(GateClosed, match=r"owner: data"):
+    with pytest.raises(GateClosed, match=r"Decision: data \(ann, sue\)"):
         bench.open()
 
 

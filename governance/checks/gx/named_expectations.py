@@ -152,7 +152,7 @@ def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, 
     detail = (
         f"{gate.gx}: observed {text}"
         if seen is not None
-        else f"{judged_rows - unexpected} of {judged_rows} rows satisfy {gate.gx}"
+        else f"{judged_rows - unexpected} of {judged_rows} rows fulfil {gate.gx}"
     )
     status: Status = "pass" if bool(success) else "fail"
     if success is None:
@@ -162,7 +162,7 @@ def judged(gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, 
     elif min(rows, values) < gate.min_rows:
         status, detail = (
             "inconclusive",
-            f"{min(rows, values)} value(s), at least {gate.min_rows} are required; {detail}",
+            f"{min(rows, values)} of {rows} rows could be judged, at least {gate.min_rows} must be; {detail}",
         )
     elif status == "pass" and rows and 1 - values / rows > gate.max_missing:
         status = "inconclusive"

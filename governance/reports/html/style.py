@@ -62,7 +62,7 @@ padding:.75rem 1.1rem}
 padding:.7rem 1rem;border-radius:.45rem}
 .badge.good{background:var(--good)}.badge.warn{background:var(--warn)}.badge.bad{background:var(--bad)}
 .verdict p{margin:0;max-width:none}.verdict strong{font-size:1.08rem;font-weight:600}
-.why{margin:.1rem 0;padding:0;list-style:none}
+.why{margin:.1rem 0;padding:0;list-style:none}.why li+li{margin-top:.3rem}
 .stop{font-size:1.25rem;font-weight:700;line-height:1.2;color:var(--bad);margin:.6rem 0;max-width:none}
 .stop small{display:block;font-size:.92rem;font-weight:400;color:var(--ink);margin-top:.2rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(13rem,100%),1fr));background:var(--card);

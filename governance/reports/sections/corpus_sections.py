@@ -229,7 +229,7 @@ def checks(found: Mapping[str, Any]) -> Html:
     if len(rows) > _CHECKS_SHOWN:
         rows = _fewer(rows)
     passed = [row for row in rows if row["status"] == "pass" and not row["waived"]]
-    others = [row for row in rows if row not in passed]
+    others = sorted((row for row in rows if row not in passed), key=lambda row: _weight(found, row))
     count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
     gates = len({row["gate"] for row in passed})
     title = f"{counted(count, 'check')} of {counted(gates, 'gate')} passed"
@@ -237,6 +237,11 @@ def checks(found: Mapping[str, Any]) -> Html:
         _checks_table(found, "Checks that did not pass", others, shown=3) if others else None,
         fold(title, _checks_table(found, "Checks that passed", passed)) if passed else None,
     ])  # fmt: skip
+
+
+def _weight(found: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Sort key: critical gates first, then failures."""
+    return found["gates"][row["gate"]]["severity"] != "critical", row["status"] != "fail"
 
 
 def _checks_table(
@@ -253,11 +258,11 @@ def _checks_table(
             pill("waived" if row["waived"] else row["status"]),
             "–" if observed is None else observed,
             gate["threshold"],
-            f"{number(row['rows'])} ({number(row['unexpected'])} unexpected)",
+            f"{number(row['unexpected'])} of {number(row['rows'])}",
             f"{gate['owner']}, {gate['severity']}",
             [gate["why"], detail],
         ])  # fmt: skip
-    head = ["gate and subject", "status", "observed", "threshold", "rows", "owner, severity", "why"]
+    head = ["gate and subject", "status", "observed", "threshold", "rows outside", "owner, severity", "why"]
     return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"), shown=shown)
 
 

@@ -153,7 +153,9 @@ def _findings(found: Mapping[str, Any]) -> Html:
     ]
     cited = cite(found, *(f"/bias/{suite}" for suite in significant_rows(found["bias"])))
     title = f"{len(rows):,} significant differences, the gravest kind first"
-    return table(title, head, lines, numeric=(3, 4), cited=cited, shown=4)
+    note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
+                    "before you use a finding.", class_="note")  # fmt: skip
+    return join([table(title, head, lines, numeric=(3, 4), cited=cited, shown=4), note])
 
 
 def _ordered(found: Mapping[str, Any]) -> list[Row]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from governance.gate.explanation import closing_sentences
 from governance.reports.facts.problems import closing, counted
 from governance.reports.html.markup import number
 
-_LICENCES = "licences.allowed"
-_SHOWN = 3  # reasons, and sources of one
+_SHOWN = 3  # reasons
 _DID = {"fail": "failed", "error": "could not be carried out", "missing": "without a result"}
 _PLAIN = {
     "PASS": "Every critical gate passed. The corpus may be trained on.",
@@ -34,10 +34,7 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
     word = found["summary"]["verdict"]
     if word in ("PASS", "WAIVED"):
         return list(_open_reasons(found))
-    by_gate: dict[str, list[Mapping[str, Any]]] = {}
-    for row in closing(found):
-        by_gate.setdefault(str(row.get("gate")), []).append(row)
-    sentences = [sentence for gate, rows in by_gate.items() for sentence in _closed(found, gate, rows)]
+    sentences = [sentence for _, sentence in closing_sentences(closing(found), found["owners"])]
     more = [f"{counted(len(sentences) - _SHOWN, 'more reason')} below."] if len(sentences) > _SHOWN else []
     return [*(sentences[:_SHOWN] or ["The verdict gives no reason."]), *more]
 
@@ -51,26 +48,6 @@ def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{counted(counts.get('pass', 0), 'check')} passed; {rest}."
     for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
         yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
-
-
-def _closed(found: Mapping[str, Any], gate: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    owner = _owner(found, str(rows[0].get("owner")))
-    refused = [row for row in found["sources"] if "licence" in row["fate"] and row["documents_kept"]]
-    if gate == _LICENCES and refused:
-        for row in refused[:_SHOWN]:
-            yield (
-                f"{counted(row['documents_kept'], 'document')} of source {row['name']} are in the corpus under licence "
-                f"{row['licence']}, which the policy does not allow. {owner}"
-            )
-        return
-    detail = "; ".join(part for part in str(rows[0].get("detail") or "").split("; ") if part)
-    more = f" and {counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
-    yield f"{gate} on {rows[0].get('subject')}{more}: {detail or rows[0].get('status')}. {owner}"
-
-
-def _owner(found: Mapping[str, Any], owner: str) -> str:
-    people = found["owners"].get(owner, [])
-    return f"Decision: {owner} ({', '.join(map(str, people))})." if people else f"Decision: {owner}."
 
 
 def signer(found: Mapping[str, Any]) -> str:
