@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.checks.bias.interval_choice import TOO_FEW, effective_units
+from governance.checks.bias.fates import crowding
+from governance.checks.bias.interval_choice import TOO_FEW, design_effects, effective_units
+from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.small_samples import Scores, mean_bounds, rate_bounds, scores_of
 from tests.governance.bias_counts import table_of
@@ -96,3 +98,32 @@ def test_a_group_without_variance_has_the_exact_interval():
     sure = scores([(bucket, 1, -1, 1) for bucket in range(20)])
     assert sure["upper"] < -0.7
     assert sure["p"] < 1e-6
+
+
+def test_sentences_of_one_site_hold_less_than_those_of_a_bucket_of_several():
+    """Group a is on one site, b on ten of its bucket; documents without an address are known by bucket."""
+
+    def kept(site, group, documents, bucket=0):
+        return ("kept", "", "w", site, "en", 6, bucket, "x", group, documents)
+
+    rows = [kept("s0", "a", 20), *(kept(f"s{n}", "b", 10) for n in range(10)), kept("", "", 25, 7), kept("", "", 25, 8)]
+    rows += [("clean", "short", "w", "s0", "en", 6, 0, "x", "b", 900), kept(SMALL_SITES, "c", 3, 1)]
+    rows += [kept(SMALL_SITES, "c", 3, 2)]
+    found = crowding(table_of("fates", rows), "en", "x", {"a": 40, "b": 400, "c": 12, "d": 5}, 100)
+    assert found.own["a"] == pytest.approx(40)
+    assert found.own["b"] == pytest.approx(40)
+    assert found.own["c"] == pytest.approx(6)  # two buckets of small sites
+    assert math.isnan(found.own["d"])  # no document: unknown
+    assert found.unmentioned == pytest.approx(50)
+    nameless = crowding(table_of("fates", [kept("", "a", 20), kept("", "", 9)]), "en", "x", {"a": 40}, 100)
+    assert math.isnan(nameless.own["a"])
+    known = crowding(table_of("fates", rows), "en", "x", {"a": 40, "b": 400}, 100)
+    assert known.others == {"a": pytest.approx(40), "b": pytest.approx(40)}
+    units = np.eye(1, 64, dtype=np.int64) * 40
+    of = np.full((1, 64), 400)
+    sums = np.where(np.arange(64) % 2, 60, 20)[None]
+    by_bucket = design_effects(units, sums, of, np.array([0.09]))
+    by_site = design_effects(units, sums, of, np.array([0.09]), (np.array([40.0]), np.array([40.0])))
+    assert by_site > 3 * by_bucket
+    unknown = (np.array([np.nan]), np.array([40.0]))
+    assert design_effects(units, sums, of, np.array([0.09]), unknown) == by_bucket

@@ -1,6 +1,6 @@
 """Intervals of rare groups on very few sites, and the rule of five buckets, by simulation.
 
-As `bias_null.py`, without planted effects; but each of 28 rare groups occurs on 2, 3, 4, 5, 8, 12 or 20 sites of
+As `bias_null.py`, without planted effects; but each of 28 rare groups occurs on 2, 3, 4, 5, 8, 12, 20 or 28 sites of
 different buckets, in some 20 sentences a site. Sentences of a site resemble each other (intra-class correlation 0.05),
 and a bucket of 400 sites holds six of them: the reference's buckets show less resemblance than a group
 on one of the sites has. The rule of five buckets is switched off for the measurement, so that the lines below it say
@@ -21,8 +21,8 @@ from benchmarks.measures.governance.bias_null import NULLS, Shape
 
 Integers = npt.NDArray[np.int64]
 
-SITES = (2, 3, 4, 5, 8, 12, 20)
-_SHAPE = Shape(documents=20, rare=28, common=False, density=0.06)
+SITES = (2, 3, 4, 5, 8, 12, 20, 28)
+_SHAPE = Shape(documents=20, rare=28, common=False, density=0.06, named=True)
 _A_SITE = 12  # documents on average, of 1.5 sentences each
 _METRICS = ("npmi_gap", "sentiment_gap", "toxicity_ratio")
 _LEAST = 100  # with fewer intervals a coverage is only reported
@@ -65,11 +65,11 @@ def measured(seeds: range) -> Mapping[tuple[str, int], list[int]]:
 
 
 def few_sites(quick: bool) -> list[Goal]:
-    """Coverage by the number of sites over 200 corpora (20 when quick); p below .05 in at most 5 % of five and more."""
+    """Coverage by the number of sites over 300 corpora (20 when quick); p below .05 in at most 5 % of five and more."""
     from governance.checks.bias.interval_choice import LEAST_BUCKETS
 
     goals = []
-    for (metric, sites), (held, rows, low) in sorted(measured(range(20 if quick else 200)).items()):
+    for (metric, sites), (held, rows, low) in sorted(measured(range(20 if quick else 300)).items()):
         name, note = f"bias_few_sites.{metric}.{sites}", f"{rows:,} intervals"
         if sites < LEAST_BUCKETS or rows < _LEAST:
             why = "the rule of five buckets gives these none" if sites < LEAST_BUCKETS else "few"

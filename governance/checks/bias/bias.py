@@ -43,7 +43,7 @@ from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact
 
-VERSION = 8
+VERSION = 9
 FINAL = "redact"
 """The stage whose documents are the corpus."""
 FILTERS = ("clean", "filter", "classify", "dedup", "paragraphs", "decontaminate")

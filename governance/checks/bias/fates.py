@@ -55,6 +55,17 @@ class AxisFates:
     """Group -> [outcomes, cells] documents; "" is no group of the axis."""
 
 
+@dataclass(frozen=True)
+class Crowding:
+    """Mean units a site, by unit; NaN is unknown."""
+
+    own: Mapping[str, float]
+    """Of each group."""
+    others: Mapping[str, float]
+    """Of the other groups of its axis, pooled."""
+    unmentioned: float
+
+
 def axes_of(fates: pa.Table) -> Iterator[AxisFates]:
     """Each axis that a document mentions, in order.
 
@@ -95,6 +106,38 @@ def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) ->
         groups[group] = sums
     language = np.array(code["language"][1], object)[code["language"][0][first]]
     return AxisFates(axis, languages, stages, outcomes, cells // BUCKETS, cells % BUCKETS, language, groups)
+
+
+def crowding(fates: pa.Table, language: str, axis: str, units: Mapping[str, int], unmentioned: int) -> Crowding:
+    """Mean units a site, by unit (sum of squares / sum), as kept documents are spread over sites.
+
+    Documents without a URL, and those of small sites, are known by bucket. Unknown without a named site.
+
+    Args:
+        fates: the count table.
+        language: whose documents are read.
+        axis: of the groups.
+        units: sentences of each group, all groups of the axis.
+        unmentioned: sentences without a mention, spread as the documents that mention no group of the axis.
+    """
+    chosen = pc.and_(pc.equal(fates["axis"], axis), pc.equal(fates["language"], language))
+    rows = fates.filter(pc.and_(chosen, pc.equal(fates["stage"], "kept")))
+    site, names = _codes(rows["site"])
+    named = ~np.array([name in (SMALL_SITES, "") for name in names], bool)[site]
+    site = np.where(named, site, len(names) + rows["bucket"].to_numpy())
+    group, documents = np.array(rows["group"].to_pylist(), object), rows["documents"].to_numpy().astype(np.float64)
+    sizes = np.array([*units.values(), unmentioned], np.float64)
+    spread = np.full((len(sizes), len(names) + BUCKETS), np.nan)
+    for place, name in enumerate([*units, ""] if named.any() else []):
+        mine = group == name
+        if mine.any():
+            sums = np.bincount(site[mine], documents[mine], spread.shape[1])
+            spread[place] = sums * sizes[place] / sums.sum()
+    with np.errstate(all="ignore"):
+        own = (spread**2).sum(axis=1) / sizes
+        rest, left = spread[:-1].sum(axis=0) - spread[:-1], sizes[:-1].sum() - sizes[:-1]
+        others = (rest**2).sum(axis=1) / left
+    return Crowding(dict(zip(units, own[:-1], strict=True)), dict(zip(units, others, strict=True)), float(own[-1]))
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Integers, list[str]]:

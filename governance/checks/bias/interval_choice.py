@@ -15,7 +15,8 @@ occasionally far too small.
 
     effective units = units / (1 + rho (m - 1))    m: mean units a bucket, by unit (sum of squares / sum)
 
-rho is the intraclass correlation of the reference's units within a bucket (Kish 1965), from its own design effect.
+rho is the intraclass correlation of the reference's units within a bucket (Kish 1965), from its own design effect; of
+toxicity ratios within a site, with m by site (`fates.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from governance.checks.bias.statistics import Estimates, Floats, Integers
 LEAST_EXPECTED = 1.0
 JACKKNIFE_EXPECTED = 5.0
 LEAST_BUCKETS = 5
+_ONE_UNIT = 1.05  # units a site up to which a reference does not show how those of one site resemble each other
 TOO_FEW = "too few to say"
 
 
@@ -57,9 +59,18 @@ def effective_units(
 
 
 def design_effects(
-    units: Integers | Floats, sums: Integers | Floats, of: Integers | Floats, variance: Floats
+    units: Integers | Floats,
+    sums: Integers | Floats,
+    of: Integers | Floats,
+    variance: Floats,
+    by_site: tuple[Floats, Floats] | None = None,
 ) -> Floats:
-    """1 + rho (m - 1), [rows]; arguments as `effective_units` has them."""
+    """1 + rho (m - 1), [rows]; arguments as `effective_units` has them.
+
+    `by_site`: m of the group and of the reference by site, each [rows]; where it is unknown, or the reference has one
+    unit a site, m is by bucket. A bucket of several sites resembles itself less than one of its sites, and a group on
+    one of them would seem to hold more information than it has.
+    """
     whole = units.sum(axis=-1).astype(np.float64)
     with np.errstate(all="ignore"):
         size = of.sum(axis=-1).astype(np.float64)
@@ -67,8 +78,11 @@ def design_effects(
         clusters = (of > 0).sum(axis=-1)
         effect = clusters / (clusters - 1) * (residuals**2).sum(axis=-1) / (size * variance)
         crowded = (of.astype(np.float64) ** 2).sum(axis=-1) / size
-        rho = np.clip(np.nan_to_num((effect - 1) / (crowded - 1)), 0.0, 1.0)
         own = (units.astype(np.float64) ** 2).sum(axis=-1) / whole
+        if by_site is not None:
+            known = np.isfinite(by_site[0]) & (by_site[1] > _ONE_UNIT)
+            own, crowded = np.where(known, by_site[0], own), np.where(known, by_site[1], crowded)
+        rho = np.clip(np.nan_to_num((effect - 1) / (crowded - 1)), 0.0, 1.0)
         return np.asarray(1 + rho * (own - 1))
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from governance.checks.bias.association import pooled_others
 from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.fates import crowding
 from governance.checks.bias.interval_choice import chosen_intervals, rate_ratio_bounds
 from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
 from governance.checks.bias.small_samples import Bounds, mean_bounds, scores_of
@@ -55,12 +56,13 @@ def _ratio(hits: Floats, n: Floats, other_hits: Floats, other_n: Floats) -> Floa
     return standardised(hits, n, weight) / standardised(other_hits, other_n, weight)
 
 
-def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> list[Row]:
+def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = (), fates: pa.Table | None = None) -> list[Row]:
     """The rows of the suite `tone`, without q.
 
     Args:
         scores: the count table.
         biased: (instrument, language) that cannot decide.
+        fates: the count table that has sites; without it sentences are only known by bucket.
     """
     parts = [by_bucket(scores, (*_KEYS, "source"), name) for name in ("sentences", "total", "squares", "hits")]
     rows: list[Row] = []
@@ -78,8 +80,9 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> lis
             np.broadcast_to(by_source(part, [(instrument, language, "", "")], sources), own[0].shape) for part in parts
         ]
         names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
+        sites = _by_site(fates, by_axis, own[0], unmentioned[0]) if toxic and fates is not None else {}
         for against, reference in ((OTHERS, others), (NOBODY, unmentioned)):
-            found, notes = _compared(toxic, own, reference, scale_of(instrument))
+            found, notes = _compared(toxic, own, reference, scale_of(instrument), sites.get(against))
             metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
             made = interval_rows(
                 [{**metric, **name} for name in names], found, own[0].sum(axis=(1, 2)),
@@ -90,8 +93,30 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = ()) -> lis
     return rows
 
 
+def _by_site(
+    fates: pa.Table, keys: Sequence[tuple[str, str, str]], own: Integers, unmentioned: Integers
+) -> dict[str, tuple[Floats, Floats]]:
+    """Reference -> sentences a site of the group and of the reference, each [rows].
+
+    `keys` are language, axis and group of the rows.
+    """
+    sizes, without = own.sum(axis=(1, 2)).tolist(), unmentioned.sum(axis=(1, 2)).tolist()
+    by_axis: dict[tuple[str, str], dict[str, int]] = {}
+    for (language, axis, group), size in zip(keys, sizes, strict=True):
+        by_axis.setdefault((language, axis), {})[group] = size
+    found = {key: crowding(fates, *key, units, without[0]) for key, units in by_axis.items()}
+    mine = np.array([found[key[:2]].own[key[2]] for key in keys])
+    theirs = np.array([found[key[:2]].others[key[2]] for key in keys])
+    nobody = np.array([found[key[:2]].unmentioned for key in keys])
+    return {OTHERS: (mine, theirs), NOBODY: (mine, nobody)}
+
+
 def _compared(
-    toxic: bool, own: Sequence[Integers], others: Sequence[Integers], scale: int
+    toxic: bool,
+    own: Sequence[Integers],
+    others: Sequence[Integers],
+    scale: int,
+    by_site: tuple[Floats, Floats] | None = None,
 ) -> tuple[Estimates, list[str]]:
     """Gaps or ratios in points, with notes."""
     statistic, form, null = (_ratio, LOG, 1.0) if toxic else (_difference, IDENTITY, 0.0)
@@ -109,7 +134,7 @@ def _compared(
         spread = hits * (1 - hits) if toxic else squares - total**2
     ones = np.ones_like(size)
     variance, *pool = (standardised(part, ones, weight) for part in (spread, total, squares, hits))
-    units = units_within(n1, n0, other_sums[place], n0, variance)
+    units = units_within(n1, n0, other_sums[place], n0, variance, by_site)
     exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, pool)
     expected = units * np.minimum(pool[2], 1 - pool[2] if toxic else pool[2])
     chosen, notes = chosen_intervals(found, exact, expected, n1.sum(axis=1))

@@ -110,7 +110,7 @@ def bias_tables(
             *coverage_rows(counts["documents"], choices.listed, choices.scored),
         ],
         "association": lambda: association_rows(counts, choices.least_expected),
-        "tone": lambda: tone_rows(counts["scores"], biased),
+        "tone": lambda: tone_rows(counts["scores"], biased, counts.get("fates")),
         "impact": lambda: impact_rows(counts["fates"], choices.reference, choices.min_documents),
         "shares": lambda: share_rows(counts["shares"], choices.most_values),
         "intersections": lambda: [

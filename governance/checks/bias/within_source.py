@@ -57,7 +57,14 @@ def standardised(sums: Floats, of: Floats, weight: Floats) -> Floats:
         return np.asarray((means * weight).sum(axis=1) / weight.sum(axis=1))
 
 
-def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, variance: Floats) -> Floats:
+def units_within(
+    own: Integers,
+    others: Integers,
+    sums: Integers,
+    of: Integers,
+    variance: Floats,
+    by_site: tuple[Floats, Floats] | None = None,
+) -> Floats:
     """Effective units of a comparison, [rows].
 
     That many units against an exactly known reference carry the same information.
@@ -71,12 +78,13 @@ def units_within(own: Integers, others: Integers, sums: Integers, of: Integers, 
         sums: scores or hits from which the intraclass correlation is estimated.
         of: the units of these.
         variance: of one unit within its source, [rows].
+        by_site: units a site of either side (`interval_choice.py`).
     """
     n1, n0, size = (part.sum(axis=-1).astype(np.float64) for part in (own, others, of))
     with np.errstate(all="ignore"):
         rates = np.where(size > 0, sums.sum(axis=-1) / size, 0.0)
         residuals = (sums - rates[:, :, None] * of).sum(axis=1)
-        effective = n1 / design_effects(own.sum(axis=1), residuals, of.sum(axis=1), variance)[:, None]
+        effective = n1 / design_effects(own.sum(axis=1), residuals, of.sum(axis=1), variance, by_site)[:, None]
         weight = weights(n1, n0)
         each = effective * n0 / (effective + n0)
         spread = np.where(weight > 0, weight**2 / each, 0.0).sum(axis=1)
