@@ -47,14 +47,14 @@ def judged(values, rule, dtype=object):
         ([decimal.Decimal("-Infinity")], gate("between", max=5.0), object, "error", "1 infinite value"),
         ([-1e308] * 20, gate("mean_between", max=5.0), float, "inconclusive", "no finite number was observed"),
         ([10**400], gate("between", min=0.0), object, "inconclusive", "no finite number was observed"),
-        ([10**400], gate("between", max=5.0), object, "fail", "0 of 1 rows"),
+        ([10**400], gate("between", max=5.0), object, "fail", "in 0 of 1 row,"),
         ([WIDE], gate("between", max=float(EXACT)), "int64", "fail", f"for example {WIDE}"),
         ([-WIDE], gate("between", min=-float(EXACT)), "int64", "fail", f"for example -{WIDE}"),
         ([2**64 - 1], gate("between", max=float(2**63)), "uint64", "fail", f"for example {2**64 - 1}"),
         ([WIDE], gate("mean_between", max=float(EXACT)), "int64", "error", "integers beyond 2^53"),
         ([WIDE], gate("quantile_between", quantile=1.0, max=float(EXACT)), "int64", "error", "integers beyond 2^53"),
-        (["a\n"], gate("match_regex", regex="^a+$"), object, "fail", "0 of 1 rows"),
-        (["a\n"], gate("match_regex", regex="^(a+$|b$)"), "str", "fail", "0 of 1 rows"),
+        (["a\n"], gate("match_regex", regex="^a+$"), object, "fail", "in 0 of 1 row,"),
+        (["a\n"], gate("match_regex", regex="^(a+$|b$)"), "str", "fail", "in 0 of 1 row,"),
     ],
 )
 def test_an_edge_of_the_engine_does_not_pass(values, rule, dtype, status, words):
