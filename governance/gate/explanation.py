@@ -28,7 +28,8 @@ def explain(verdict: Mapping[str, Any], owners: Owners | None = None) -> str:
     rows: Sequence[Mapping[str, Any]] = verdict["reasons"]
     closing = [row for row in rows if row["closes"]]
     lines = [f"verdict {verdict['verdict']} under {policy_words(verdict)}, {site_words(verdict)}"]
-    lines += [f"  {sentence} [{gate}]" for gate, sentence in closing_sentences(closing, owners or {})]
+    for gate, sentence in closing_sentences(closing, owners or {}):
+        lines.append(f"  {sentence}" if sentence.startswith(gate) else f"  {sentence} [{gate}]")
     lines += [f"  {reason_words(row)}" for row in rows if row["waived"]]
     warned = list(dict.fromkeys(str(row["gate"]) for row in rows if not row["closes"] and not row["waived"]))
     if warned:
