@@ -60,9 +60,9 @@ def under_site(run: LoadedRun) -> None:
 
 
 def warn_of_licences(run: LoadedRun) -> None:
-    """Warn of declared licences that the policy does not allow, before anything is made.
+    """Warn of declared licences that the policy does not allow.
 
-    Documents may carry licences of their own; those are known only when they are read.
+    Before anything is made. Documents may carry licences of their own; those are known only when they are read.
     """
     gates = [gate for gate in run.policy.gates() if gate.suite == "licences" and gate.expectation == "in_set"]
     for source in run.config.data.sources:

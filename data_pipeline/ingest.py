@@ -283,7 +283,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
 
 
 def _sealed(sources: Sequence[Source], config: IngestConfig, root: Path, error: MissingInput) -> Manifest:
-    """The documents of these settings whose source files are gone, if exactly one artifact has them.
+    """The one artifact of these settings, without its source files.
 
     The names and digests of the files are in the artifact; that they are still those of the files cannot be checked.
 

@@ -171,7 +171,9 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
 
 
 def quarantined_records(ingest: Manifest, root: Path) -> dict[str, str]:
-    """Source, and "(all)" -> its first unreadable records, as text; pages without text are none.
+    """The first unreadable records of each source and of "(all)", as text.
+
+    Pages without text are none.
 
     Raises:
         ManifestError: a shard cannot be read.

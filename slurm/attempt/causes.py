@@ -29,6 +29,10 @@ _SRUN = "srun: error: "
 _MOST_CHARACTERS = 600
 
 
+_ASIDE = re.compile(r"  (signed by |next: |no head of |\d+ gates? that cannot block |\S+ .*\(waived, )")
+"""A line of a closed gate that is no reason."""
+
+
 def cause_of(status: int) -> str:
     """Meaning of an exit status."""
     return _CAUSES.get(status) or (
@@ -46,7 +50,7 @@ def reason_in(lines: Sequence[str]) -> str:
         if found := _ERROR.match(line):
             text, inside = line[found.end() :], True
         elif inside and line.startswith("  "):
-            if line.split()[:1] not in (["waived"], ["shown"]):
+            if not _ASIDE.match(line):
                 text += f"; {line[2:]}"
         elif line.strip():
             inside, last = False, line

@@ -174,12 +174,15 @@ def test_what_follows_an_exit_status(node, status, outcome, requeued):
 def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
     output = [
         "2026-11-25 10:00:00 ERROR GateClosed: verdict closed",
-        "  fail pii.total (owner: ann): 3 > 0",
-        "  shown raw.x",
+        "  pii.total on pii failed: 3 > 0. Decision: ann.",
+        "  pii.rate failed (waived, owner: ann): 2 > 0 [pii]",
+        "  1 gate that cannot block did not pass: raw.x (details in the report)",
+        "  signed by the account that ran it; no person has approved",
+        "  next: change the corpus or its settings, then: assay run CONFIG",
     ]
     node.program("assay", f"printf '%s\\n' {shlex.join(output)} >&2; exit 77")
     assert node.run("audit").returncode == 77
-    reason = "the gate is closed: verdict closed; fail pii.total (owner: ann): 3 > 0"
+    reason = "the gate is closed: verdict closed; pii.total on pii failed: 3 > 0. Decision: ann."
     assert node.attempts()[-1]["cause"] == reason
     assert f"update jobid=7 comment=assay: {reason}" in node.requests
     head = "assay journal 12:0123abc"

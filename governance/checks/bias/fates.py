@@ -109,9 +109,10 @@ def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) ->
 
 
 def crowding(fates: pa.Table, language: str, axis: str, units: Mapping[str, int], unmentioned: int) -> Crowding:
-    """Mean units a site, by unit (sum of squares / sum), as kept documents are spread over sites.
+    """Mean units a site, by unit (sum of squares / sum).
 
-    Documents without a URL, and those of small sites, are known by bucket. Unknown without a named site.
+    Units are spread over sites as the kept documents are. Documents without a URL, and those of small sites, are known
+    by bucket. Unknown without a named site.
 
     Args:
         fates: the count table.
