@@ -20,10 +20,11 @@ from assay.config import load_run
 from assay.pipeline import corpus
 from assay.training_recipe import training_folder
 from governance.stage import Runtime
+from tests.conftest import write_project
 from tests.pretrain.export.hub_server import TOKEN, running_hub
 
 
-def assay(*words, cwd=None, timeout=300):
+def assay(*words, cwd=None, timeout=1200):
     """Run the command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RANK": ""}
     environment.pop("RANK")
@@ -96,14 +97,7 @@ def digests(root):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A project whose run has ended, made once for this file; tests copy it before they change it."""
-    from tests.conftest import CONFIG, write_tales
-
-    folder = tmp_path_factory.mktemp("finished") / "project"
-    folder.mkdir()
-    (folder / "run.toml").write_text(CONFIG)
-    shutil.copy(Path(__file__).parents[1] / "configs" / "policy.toml", folder / "policy.toml")
-    write_tales(folder / "a.jsonl", range(60))
-    write_tales(folder / "b.jsonl", range(60, 120))
+    folder = write_project(tmp_path_factory.mktemp("finished") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder.parent))  # no other meter of this machine has the turn
         done = assay("run", folder / "run.toml", "--root", folder / "root", "--data-workers", 2)
@@ -130,8 +124,7 @@ def test_the_loss_falls_and_the_report_exists(finished):
 
 def test_again_it_makes_nothing(project_copy):
     before = {path: path.stat().st_mtime_ns for path in (project_copy / "root").rglob("*") if path.is_file()}
-    done = assay("run", project_copy / "run.toml", "--root", project_copy / "root")
-    assert done.returncode == 0, done.stderr
+    assert run(project_copy) == 0
     after = {path: path.stat().st_mtime_ns for path in (project_copy / "root").rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
     assert changed <= {"digests.json"}
@@ -162,29 +155,28 @@ def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):
     assert check(root)[1:] == ([], [])
 
 
-def test_a_licence_that_leaves_the_policy_closes_the_gate(project_copy):
+def test_a_licence_that_leaves_the_policy_closes_the_gate(project_copy, capsys):
     policy = project_copy / "policy.toml"
     policy.write_text(policy.read_text().replace('  "CC0-1.0",\n', ""))
-    done = assay("run", project_copy / "run.toml", "--root", project_copy / "root")
-    assert done.returncode == 77
-    assert "licences.allowed" in done.stderr
-    assert "owner: legal" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert assay("train", project_copy / "run.toml", "--root", project_copy / "root").returncode == 77
+    assert run(project_copy) == 77
+    output = capsys.readouterr().err
+    assert "licences.allowed" in output
+    assert "owner: legal" in output
+    assert "Traceback" not in output
+    assert main(["train", str(project_copy / "run.toml"), "--root", str(project_copy / "root")]) == 77
     reports = sorted((project_copy / "root" / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
     assert "BLOCK" in reports[-1].read_text()
 
 
-def test_an_altered_token_shard_is_never_trained_on(project_copy):
+def test_an_altered_token_shard_is_never_trained_on(project_copy, capsys):
     root = project_copy / "root"
     shutil.rmtree(root / "train")
     shutil.rmtree(root / "checkpoint")
     [shard, *_] = sorted(root.glob("encode/*/train/*.tokens"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    done = assay("train", project_copy / "run.toml", "--root", root)
-    assert done.returncode == 65
-    assert shard.name in done.stderr
+    assert main(["train", str(project_copy / "run.toml"), "--root", str(root)]) == 65
+    assert shard.name in capsys.readouterr().err
     assert not list(root.glob("checkpoint/*"))
 
 
@@ -292,7 +284,7 @@ def test_bad_records_are_quarantined_and_close_the_gate(project, capsys):
     assert len(rows) == 5
 
 
-def test_everything_filtered_out_is_said_and_can_be_looked_at(project, capsys):
+def test_everything_filtered_out_is_reported_and_can_be_looked_at(project, capsys):
     (project / "a.jsonl").write_text('{"text": "too short"}\n' * 3)
     (project / "b.jsonl").unlink()
     assert run(project) == 78
