@@ -118,6 +118,14 @@ _STORAGE_ERRNOS = {
 }
 
 
+def hub_hint(path: Path) -> str:
+    """Advice where a missing path is hf://OWNER/NAME; else ""."""
+    if "hf:" not in path.parts:
+        return ""
+    owner_and_name = "/".join(path.parts[path.parts.index("hf:") + 1 :][:2]).partition("@")[0]
+    return f" Models of the hub are fetched first: hf download {owner_and_name} --local-dir FOLDER; then give FOLDER."
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn OS write errors on `path` into `StorageError`.

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.errors import ConfigError, ManifestError, MissingInput, hub_hint
 
 Scorer = Callable[["pa.ChunkedArray | pa.Array"], npt.NDArray[np.float64]]
 """The score of each text of a column."""
@@ -43,7 +43,9 @@ def model_files(path: Path, name: str) -> tuple[str, list[Path]]:
     if path.is_file():
         raise ConfigError(f"{where}: is neither a fastText model (.bin, .ftz) nor a folder of transformers.")
     if not path.is_dir():
-        raise MissingInput(f"{where}: no such file or folder. Paths start at the folder of the run's file.")
+        raise MissingInput(
+            f"{where}: no such file or folder. Paths start at the folder of the run's file.{hub_hint(path)}"
+        )
     files = sorted(
         file for file in path.iterdir() if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model")
     )

@@ -37,7 +37,7 @@ from data_pipeline.tokens.vocabulary import (
     with_special_tokens,
 )
 from governance.config import Section
-from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
+from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError, hub_hint
 from governance.files import sha256_bytes, sha256_file, write_bytes, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
@@ -250,7 +250,7 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
             get_logger(__name__).info("tokenizer: added the special tokens %s to those of %s", further, path)
         _check_usable(text, vocabulary)
     except OSError as error:
-        raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}") from error
+        raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}.{hub_hint(path)}") from error
     except ValueError as error:
         raise ConfigError(
             f"tokenizer.path = {config.path!r}: {error}. Give a tokenizer.json that `tokenizers` loads, with its own "

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import CheckpointError, ConfigError, MissingInput
+from governance.errors import CheckpointError, ConfigError, MissingInput, hub_hint
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
 
@@ -114,7 +114,9 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file) -> W
         ConfigError: the weights have another form than safetensors.
     """
     if not path.is_dir():
-        raise MissingInput(f"{FIELD}: there is no folder {path}. Give a local folder, relative to the run's file.")
+        raise MissingInput(
+            f"{FIELD}: there is no folder {path}. Give a local folder, relative to the run's file.{hub_hint(path)}"
+        )
     required = [CONFIG, TOKENIZER]
     if (path / INDEX).exists():
         weights = sorted(set(read_object(path / INDEX).get("weight_map", {}).values()))

@@ -9,14 +9,17 @@ import pytest
 from huggingface_hub import HfFileSystem
 
 from data_pipeline.documents import read_documents
+from data_pipeline.filters.model_files import model_files
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import hub
 from data_pipeline.readers.sources import HubSource, JsonlSource, ParquetSource
-from governance.errors import ConfigError, MissingInput
+from data_pipeline.tokens.tokenizer import TokenizerConfig, take_over
+from governance.errors import ConfigError, MissingInput, hub_hint
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner
 from governance.stage import Runtime
+from pretrain.initial_weights.folder import open_folder
 from tests.hub_server import HubRepository, HubServer
 
 
@@ -221,3 +224,15 @@ def test_hf_paths_that_the_hub_refuses(server, tmp_path):
     missing = ParquetSource(type="parquet", name="p", licence="MIT", paths=("hf://datasets/lab/none/*.parquet",))
     with pytest.raises(MissingInput, match=r"hf://datasets/lab/none/\*\.parquet (names no file|cannot be read)"):
         made(tmp_path, missing)
+
+
+def test_a_model_as_hf_path_is_refused_with_the_command_that_fetches_it(tmp_path):
+    words = r"Models of the hub are fetched first: hf download lab/model --local-dir FOLDER"
+    path = tmp_path / "hf://lab/model@main/tokenizer.json"
+    with pytest.raises(MissingInput, match=words):
+        model_files(path, "quality")
+    with pytest.raises(MissingInput, match=words):
+        take_over(path, TokenizerConfig(path="hf://lab/model@main/tokenizer.json"))
+    with pytest.raises(MissingInput, match=words):
+        open_folder(tmp_path / "hf://lab/model")
+    assert hub_hint(tmp_path) == ""
