@@ -74,6 +74,8 @@ $(VENV)/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/python
 	@echo "installing Assay and what it needs (about two minutes)"
+	@# An older pip warns of an extra of lxml that is there (it compares html_clean with html-clean).
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=23.3'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 

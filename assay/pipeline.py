@@ -370,6 +370,8 @@ def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Ma
         artifacts["train"] = training(run, artifacts, look)
     except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:  # the files that it names may differ now
         why = "the gate is closed" if isinstance(error, GateClosed) else str(error).splitlines()[0]
+        if isinstance(error, MissingInput):
+            why = str(error)  # with the trainings that were found
         get_logger(__name__).warning("the report has no training: %s", why)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)

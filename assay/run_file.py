@@ -11,6 +11,7 @@ shipped.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.tokens.tokenizer import TokenizerConfig
-from governance.config import apply_override, read_toml, validate
+from governance.config import apply_override, flat, read_toml, validate
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.config.model import ModelConfig
@@ -67,13 +68,28 @@ def read_run_file(paths: Sequence[Path], overrides: Sequence[str] = ()) -> RunFi
     """
     found = RunFile()
     for path in paths:
+        before = copy.deepcopy(found.values)
         for layer, values in _layers(path, ()):
             _merge(found, values, f"shipped {layer.name}" if is_shipped(layer) else str(layer))
             found.files.append(layer)
+        _warn_of_replaced(before, found.values, path)
     for override in overrides:
         apply_override(found.values, override)
         found.origins[override.partition("=")[0].strip()] = "--set"
     return found
+
+
+def _warn_of_replaced(before: dict[str, Any], after: dict[str, Any], path: Path) -> None:
+    """Warn where a file replaces settings of a complete run."""
+    if not {"data", "model"} <= before.keys() or not read_ranks().first:
+        return
+    old, new = (dict(flat(values)) for values in (before, after))
+    replaced = [name for name in old if old[name] != new.get(name)]
+    if replaced:
+        get_logger(__name__).warning(
+            "%s replaces %d setting(s) of the files before it: %s%s. assay config show prints the result",
+            path, len(replaced), ", ".join(replaced[:5]), ", ..." if len(replaced) > 5 else "",
+        )  # fmt: skip
 
 
 def is_shipped(path: Path) -> bool:
@@ -121,17 +137,9 @@ def _merge(found: RunFile, values: dict[str, Any], origin: str) -> None:
             target[key] = value
             for old in [old for old in found.origins if old.startswith(f"{name}.")]:
                 del found.origins[old]
-            found.origins.update(dict.fromkeys(_names(value, name), origin))
+            found.origins.update((below, origin) for below, _ in flat(value, name))
 
     merge(found.values, values, "")
-
-
-def _names(value: Any, name: str) -> Iterator[str]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _names(item, f"{name}.{key}")
-    else:
-        yield name
 
 
 def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
@@ -142,7 +150,7 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
     `needs`: what the command uses; "data": the sections of the training may be missing; "model": the corpus may.
 
     Raises:
-        ConfigError: there is no corpus, and the command needs one.
+        ConfigError: there is no corpus or no model, and the command needs it.
     """
     if "sources" not in _table(found.values, "data"):
         if "model" not in needs:
@@ -151,6 +159,7 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
                 f"corpus.toml {found.files[0]}"
             )
         _fill(found, "data", "sources", [_NO_SOURCE], _NOT_USED)
+    _require_model(found, needs)
     policy = _table(found.values, "governance").get("policy", "policy.toml")
     own = not found.origins.get("governance.policy", "shipped").startswith("shipped")
     if isinstance(policy, str) and not own and not (folder / policy).exists() and (CONFIGS / policy).exists():
@@ -177,6 +186,15 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
         return  # the validation of the whole file reports it with all other faults
     _fill(found, "train", "sequence_length", length or model.max_position_embeddings, "the model's longest row")
     _fill_for_size(found, parameter_count(model, tokenizer.vocabulary_size))
+
+
+def _require_model(found: RunFile, needs: Needs) -> None:
+    if "model" not in found.values and "data" not in needs:
+        files = " ".join(map(str, found.files))
+        raise ConfigError(
+            f'{files}: has no [model]. Add one, [model] preset = "10m" for example, or name a size behind your file: '
+            f"assay run {files} configs/10m.toml"
+        )
 
 
 def _fill_for_size(found: RunFile, parameters: int) -> None:

@@ -14,13 +14,13 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from governance.errors import ConfigError
+from governance.errors import ConfigError, near_path
 
 
 class Section(BaseModel):
@@ -47,6 +47,15 @@ def canonical_json(value: Any) -> bytes:
         TypeError: JSON has no certain form for it: a NaN, an infinity, a key that is not a string, a set.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of nested tables under dotted names."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flat(item, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
 
 
 def _plain(value: Any) -> Any:
@@ -81,9 +90,8 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file. Give the path of a run's TOML file, or write one: assay init"
-        ) from error
+        hint = near_path(path) or " Name a TOML file, or write a run's: assay init"
+        raise ConfigError(f"{path}: no such file.{hint}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -105,7 +113,7 @@ def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Co
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        lines = [_explain(fault, schema) for fault in faults if not _follows(fault, faults)]
+        lines = [_explain(fault, schema, values) for fault in faults if not _follows(fault, faults, schema)]
         raise ConfigError(f"{origin}: {len(lines)} fault(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -130,27 +138,90 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     target[field] = value
 
 
-def _follows(fault: Mapping[str, Any], faults: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether a length fault only follows from an item's fault."""
+def _follows(fault: Mapping[str, Any], faults: Iterable[Mapping[str, Any]], schema: type[Section]) -> bool:
+    """Return whether a fault only follows from another one.
+
+    A list is too short because an item is wrong, or a field is missing because its name is mistyped.
+    """
     where = fault["loc"]
+    if fault["type"] == "missing":
+        typed = [other["loc"] for other in faults if other["type"] == "extra_forbidden"]
+        return any(loc[:-1] == where[:-1] and _nearest(schema, loc) == where[-1] for loc in typed)
     return fault["type"] == "too_short" and any(
         len(other["loc"]) > len(where) and other["loc"][: len(where)] == where for other in faults
     )
 
 
-def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
+def _nearest(schema: type[Section], location: Sequence[Any]) -> str:
+    """The known key that an unknown one resembles, or ""."""
+    return next(iter(difflib.get_close_matches(str(location[-1]), _names_at(schema, [*location[:-1]]), n=1)), "")
+
+
+_PLAIN = {
+    "string_type": "is not text; put it in quotes",
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "float_type": "is not a number",
+    "bool_type": "is not true or false",
+    "list_type": "is not a list; put it in [ ]",
+    "tuple_type": "is not a list; put it in [ ]",
+    "dict_type": "is not a table",
+    "model_type": "is not a section",
+    "model_attributes_type": "is not a section",
+    "literal_error": "is none of {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "needs at least {min_length} item(s)",
+    "too_long": "has more than {max_length} items",
+    "string_too_short": "needs at least {min_length} character(s)",
+    "string_too_long": "has more than {max_length} characters",
+    "string_pattern_mismatch": "does not match the pattern {pattern}",
+    "finite_number": "is not a finite number",
+}
+"""Type of a validator's fault -> its words, with the fault's own values."""
+
+
+def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> str:
     location = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    field = ".".join(str(part) for part in location) or "(whole file)"
+    field = _field_name(location, values)
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _names_at(schema, location[:-1]), n=1)
-        fix = f"did you mean {near[0]!r}?" if near else "remove it, or see the example in configs/"
+        near = _nearest(schema, location)
+        fix = f"did you mean {near!r}?" if near else "remove it, or see the example in configs/"
         return f"{field}: unknown key; {fix}"
     if fault["type"] == "missing":
         return f"{field}: is missing; add it"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error" and isinstance(fault["input"], dict):
+    found, facts = fault["input"], fault.get("ctx", {})
+    if fault["type"] == "union_tag_not_found":
+        return f"{field}.type: is missing; add it"
+    if fault["type"] == "union_tag_invalid":
+        known = facts["expected_tags"].replace("'", "").split(", ")
+        near = next(iter(difflib.get_close_matches(facts["tag"], known, n=1)), "")
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f'{field}.type = "{facts["tag"]}": is none of {", ".join(known)}{hint}'
+    message = _PLAIN.get(fault["type"], "").format(**facts) or fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error" and isinstance(found, dict):
         return f"{field}: {message}"  # a rule over several fields names its own values
-    return f"{field} = {_short(json.dumps(fault['input'], ensure_ascii=False, default=str))}: {message}"
+    return f"{field} = {_short(json.dumps(found, ensure_ascii=False, default=str))}: {message}"
+
+
+def _field_name(location: Iterable[Any], values: Any) -> str:
+    """A place in the file: `data.sources[entry 2].licence`.
+
+    Entries are counted from 1.
+    """
+    name, here = "", values
+    for part in location:
+        if isinstance(part, int):
+            name += f"[entry {part + 1}]"
+            here = here[part] if isinstance(here, Sequence) and part < len(here) else None
+        elif isinstance(here, Mapping) and part not in here and here.get("type") == part:
+            pass  # the validator names the member of a union too
+        else:
+            name += f".{part}" if name else str(part)
+            here = here.get(part) if isinstance(here, Mapping) else None
+    return name or "(whole file)"
 
 
 def _short(value: str) -> str:

@@ -20,7 +20,9 @@ A message says what is wrong (with the value), where, and how to fix it. Anythin
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +106,23 @@ class Preempted(PipelineError):
     """
 
     exit_code = 75
+
+
+def near_path(path: Path, *others: str) -> str:
+    """A hint with the nearest existing name, or "".
+
+    It is about the first part of the path that does not exist. `others` are words that may be given in place of a path.
+    """
+    while path.name and not path.parent.exists():
+        path = path.parent
+    if not path.parent.is_dir():
+        return ""
+    known = {name: str(path.parent / name) for name in sorted(os.listdir(path.parent)) if name[:1] != "."}
+    known |= {word: word for word in others}
+    typed, ending = path.stem, path.suffix
+    alike = {Path(name).stem if ending and Path(name).suffix == ending else name: name for name in known}
+    near = difflib.get_close_matches(typed if ending else path.name, alike, n=1)
+    return f" Did you mean {known[alike[near[0]]]}?" if near else ""
 
 
 _STORAGE_ERRNOS = {

@@ -13,9 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from governance.first_use import compile_seconds
 
 _LOGGER = logging.getLogger("assay")
 _PLAIN_INTERVAL_SECONDS = 10.0
+_WIDE = 140
+"""Columns of a terminal that hold a bar with its time left and note."""
 _DRAWN_A_SECOND = 2  # rich's own ten take more than 1 % of a core
 
 
@@ -99,6 +104,12 @@ def _time_left(name: str, seconds: float | None) -> str:
     return f"{left}, about {datetime.timedelta(seconds=round(seconds + later))} in all" if later else left
 
 
+def _stopwatch() -> Callable[[], float]:
+    """Seconds since now without those of compilation, which is done once."""
+    started, compiled = time.monotonic(), compile_seconds()
+    return lambda: time.monotonic() - started - (compile_seconds() - compiled)
+
+
 Advance = Callable[..., None]
 
 
@@ -121,24 +132,35 @@ def progress(description: str, total: float, unit: str, *, done: float = 0) -> I
 def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Advance]:
     from rich import progress as rich_progress
     from rich.console import Console
+    from rich.text import Text
 
     columns = (
         rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
+        rich_progress.BarColumn(20),
         rich_progress.TaskProgressColumn(),
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TextColumn("{task.fields[left]}"),
         rich_progress.TextColumn("{task.fields[note]}"),
     )
-    started = time.monotonic()
     console = Console(stderr=True)
-    bar = rich_progress.Progress(*columns, console=console, refresh_per_second=_DRAWN_A_SECOND, transient=True)
-    with bar:
+    narrow = console.width < _WIDE
+
+    class TwoLineBar(rich_progress.Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            """The bar, and in a narrow window a second line."""
+            yield from super().get_renderables()
+            for task in self.tasks if narrow else []:
+                words = ", ".join(filter(None, (task.fields["left"], task.fields["note"])))
+                yield Text(f"  {words}", no_wrap=True, overflow="ellipsis")
+
+    shown = columns[:4] if narrow else columns
+    elapsed = _stopwatch()
+    with TwoLineBar(*shown, console=console, refresh_per_second=_DRAWN_A_SECOND, transient=True) as bar:
         task = bar.add_task(step_label(description), total=total, completed=int(done), rate="", left="", note="")
 
         def advance(amount: float, note: str = "") -> None:
             made = bar.tasks[0].completed + amount - done
-            rate = made / max(time.monotonic() - started, 1e-9)
+            rate = made / max(elapsed(), 1e-9)
             left = _time_left(description, max(0.0, total - made - done) / rate if rate else None)
             bar.update(task, advance=amount, rate=f"{rate:,.1f} {unit}/s", left=left, note=note)
 
@@ -147,7 +169,7 @@ def _bar(description: str, total: float, unit: str, done: float) -> Iterator[Adv
 
 def _lines(description: str, total: float, unit: str, done: float) -> Advance:
     started = last = time.monotonic()
-    count = done
+    count, elapsed = done, _stopwatch()
 
     def advance(amount: float, note: str = "") -> None:
         nonlocal last, count
@@ -157,7 +179,7 @@ def _lines(description: str, total: float, unit: str, done: float) -> Advance:
         if now - last < _PLAIN_INTERVAL_SECONDS and not (finished and now - started > _PLAIN_INTERVAL_SECONDS):
             return
         last = now
-        rate = (count - done) / max(now - started, 1e-9)
+        rate = (count - done) / max(elapsed(), 1e-9)
         left = _time_left(description, (total - count) / rate if rate else None)
         parts = (f"{count:g} of {total:g} {unit}", f"{rate:.3g} {unit}/s", left, note)
         _LOGGER.info("%s: %s", step_label(description), ", ".join(part for part in parts if part))

@@ -232,6 +232,15 @@ def present(manifest: Manifest, root: Path) -> bool:
     return True
 
 
+def resized(manifest: Manifest, root: Path) -> str:
+    """Path of the first output with another size, or ""."""
+    for output in manifest.outputs:
+        path = root / output.path
+        if path.exists() and path.stat().st_size != output.bytes:
+            return output.path
+    return ""
+
+
 def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
     """Read each output and return the differences, one line a file.
 

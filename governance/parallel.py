@@ -26,12 +26,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from governance.config import Section
 from governance.errors import AlteredFile, BudgetReached, MissingInput, PipelineError
 from governance.files import put_in_place, remove_file, sha256_file, sweep_temporaries
+from governance.first_use import add_compile_seconds, announce_to, compile_seconds, say_compiling
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
 from governance.processes import end_with_parent, pass_on_interrupt
@@ -134,7 +136,7 @@ def map_shards(
         raise ShareDone(recipe.stage, f"{len(missing)} of {len(shards)} shards are missing; the next array makes them")
     if missing or not share:
         with progress(recipe.stage, len(missing) + len(done), "shards", done=len(done)) as advance:
-            for index, made in _run(task, missing, runtime):
+            for index, made, _ in _run(task, missing, runtime):
                 runtime.hooks.tally(f"{recipe.stage} {shards[index].name}")
                 done[index] = made
                 advance(1)
@@ -239,8 +241,10 @@ def _make_shard(
     records: Path,
     place: _ShardFolder,
     work: tuple[int, str, Shard],
-) -> tuple[int, ShardDone]:
+) -> tuple[int, ShardDone, float]:
+    """The shard's number, its result and the seconds of compilation."""
     index, key, shard = work
+    compiled = compile_seconds()
     for left in (2, 1, 0):
         try:
             with contextlib.ExitStack() as reading:
@@ -254,7 +258,7 @@ def _make_shard(
     outputs = {role: describe(path, place.root) for role, path in made.files.items()}
     record = {"key": key, "outputs": {r: o.model_dump(mode="json") for r, o in outputs.items()}, "stats": made.stats}
     write_note(records / f"{key}.json", record, place.root, place.signer)
-    return index, ShardDone(outputs, made.stats)
+    return index, ShardDone(outputs, made.stats), compile_seconds() - compiled
 
 
 def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
@@ -276,7 +280,7 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
             yield task(item)
             longest = max(longest, time.monotonic() - began)
         return
-    pool = _pool(workers)
+    pool, compiling = _pool(workers)
     waiting: set[Future[Any]] = set()
     submitted: dict[Future[Any], float] = {}
     queue = iter(work)
@@ -292,9 +296,10 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
             for item in items:
                 waiting.add(future := pool.submit(task, item))
                 submitted[future] = time.monotonic()
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            finished, waiting = _first_finished(waiting, compiling)
             for future in finished:
                 longest = max(longest, time.monotonic() - submitted.pop(future))
+                add_compile_seconds(future.result()[2] / workers)
                 yield future.result()
     except BrokenProcessPool as error:
         close_pool()
@@ -307,23 +312,41 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
             future.cancel()
 
 
-_POOL: dict[int, ProcessPoolExecutor] = {}  # at most one, by its number of workers; state with a lifetime: close_pool
+def _first_finished(waiting: set[Future[Any]], compiling: Event) -> tuple[set[Future[Any]], set[Future[Any]]]:
+    """Wait for a finished task; return those finished and the others.
+
+    Meanwhile a worker's compilation is logged.
+    """
+    while True:
+        finished, others = wait(waiting, _LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        if compiling.is_set():
+            say_compiling()
+        if finished:
+            return finished, others
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """This process's workers, spawned.
+_LOOK_SECONDS = 1.0
+_POOL: dict[int, tuple[ProcessPoolExecutor, Event]] = {}
+"""At most one, by its number of workers, with the event that one compiles; state with a lifetime: close_pool."""
+
+
+def _pool(workers: int) -> tuple[ProcessPoolExecutor, Event]:
+    """This process's workers, spawned, and their event "compiling".
 
     Forking a process with Arrow threads can deadlock.
     """
     if workers not in _POOL:
         close_pool()
         context = multiprocessing.get_context("spawn")
-        _POOL[workers] = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(os.getpid(),))
+        compiling = context.Event()
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(os.getpid(), compiling))
+        _POOL[workers] = pool, compiling
     return _POOL[workers]
 
 
-def _follow(parent: int) -> None:
-    """Make a worker end with its parent and ignore Ctrl-C."""
+def _follow(parent: int, compiling: Event) -> None:
+    """Make a worker end with its parent, ignore Ctrl-C and announce compilation."""
+    announce_to(compiling)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
 
@@ -334,7 +357,7 @@ def close_pool() -> None:
     The next `map_shards` starts new ones.
     """
     while _POOL:
-        _POOL.popitem()[1].shutdown(cancel_futures=True)
+        _POOL.popitem()[1][0].shutdown(cancel_futures=True)
 
 
 def sum_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterable, Sequence
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from governance.config import Section, canonical_json
+from governance.config import Section, canonical_json, flat
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import locked, sha256_bytes, sweep_temporaries
 from governance.hooks import Attest, Hooks, no_attest
@@ -41,11 +43,16 @@ from governance.manifest import (
     differences,
     present,
     read_manifest,
+    resized,
     write_manifest,
 )
 from governance.processes import pass_on_interrupt
 from governance.provenance import provenance
 
+_SHOWN = 3
+"""Artifacts, and settings of each, that a failed look-up names."""
+_SECTIONS = {"train": "", "audit": "audit.", "bias": "audit.bias."}
+"""Stage -> place of its section in a run's file; of others: `data.<stage>.`."""
 _LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
 
 
@@ -150,7 +157,7 @@ def read_artifact(artifact: Path) -> Manifest:
 def find(stage: str, key: str, root: Path) -> Manifest | None:
     """The finished artifact of this key, or None.
 
-    One whose files are gone or cut short counts as unfinished.
+    One whose files are gone or of another size counts as unfinished.
     """
     path = artifact_folder(stage, key, root) / FILE_NAME
     if not path.exists():
@@ -158,10 +165,7 @@ def find(stage: str, key: str, root: Path) -> Manifest | None:
     manifest = read_manifest(path)
     if manifest.key != key or manifest.stage != stage:
         raise ManifestError(f"{path}: is of key {manifest.stage}/{manifest.key}, not {stage}/{key}. Remove its folder.")
-    if not present(manifest, root):
-        get_logger(__name__).warning("%s: files are missing or truncated; it is made again", path.parent)
-        return None
-    return manifest
+    return manifest if present(manifest, root) else None
 
 
 def run_stage(
@@ -175,15 +179,23 @@ def run_stage(
     Raises:
         ShareDone: this is a share, and a join comes next.
         MissingInput: it is not there and `runtime.make` is False.
-        ManifestError: another process committed other bytes under the same key: the stage is not deterministic.
+        ManifestError: a file of it has another size and `runtime.make` is False; or another process committed other
+            bytes under the same key: the stage is not deterministic.
         BudgetReached: the policy's energy budget leaves no room for it; finished shards are kept.
     """
     stage, key = recipe.stage, recipe.key([item.digest for item in inputs])
     found = find(stage, key, runtime.root)
     if found is not None:
         return found
+    made_before = artifact_folder(stage, key, runtime.root) / FILE_NAME
     if not runtime.make:
-        raise MissingInput(f"{stage}: not made yet for this configuration. Make it with: {runtime.command}")
+        if made_before.exists() and (altered := resized(read_manifest(made_before), runtime.root)):
+            raise ManifestError(
+                f"{runtime.root / altered}: was altered or cut since it was made. Make it again with: {runtime.command}"
+            )
+        raise not_made(stage, recipe.section.model_dump(mode="json"), runtime)
+    if made_before.exists():
+        get_logger(__name__).warning("%s: files are missing or altered; it is made again", made_before.parent)
     if alone and runtime.mode == "share":
         raise ShareDone(stage, "a join makes it")
     folder, hooks = artifact_folder(stage, key, runtime.root), runtime.hooks
@@ -214,6 +226,25 @@ def run_stage(
     committed = commit(manifest, runtime.root, hooks.attest, runtime.notes.beside.pop(stage).values())
     hooks.tally(f"{stage} {folder.name}")
     return committed
+
+
+def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> MissingInput:
+    """Error of a look-up; names other artifacts of the stage.
+
+    They are the newest ones, each with the settings that differ.
+    """
+    ours, found = dict(flat(json.loads(canonical_json(section)))), []
+    paths = sorted(runtime.root.glob(f"{stage}/*/{FILE_NAME}"), key=lambda path: -path.stat().st_mtime)
+    for path in paths[:_SHOWN]:
+        with contextlib.suppress(ManifestError):
+            theirs = dict(flat(read_manifest(path).config))
+            other = [name for name in theirs if name in ours and theirs[name] != ours[name]]
+            place = _SECTIONS.get(stage, f"data.{stage}.")
+            words = [f"--set {shlex.quote(f'{place}{name}={json.dumps(theirs[name])}')}" for name in other[:_SHOWN]]
+            words += [f"and {len(other) - _SHOWN} more"] if len(other) > _SHOWN else []
+            found.append(f"\n  found: {path.parent.relative_to(runtime.root)}{' with ' * bool(words)}{' '.join(words)}")
+    line = f"{stage}: not made yet for this configuration. Make it with: {runtime.command}"
+    return MissingInput(line + "".join(found))
 
 
 def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: Iterable[Output] = ()) -> Manifest:

@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import MissingInput
 from governance.files import write_json
 from governance.hooks import UNKNOWN_ENERGY, Watched
 from governance.log import get_logger
 from governance.malloc import keep_freed_memory
 from governance.manifest import Input, Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
-from governance.stage import Recipe, Runtime, artifact_folder, commit, find, now
+from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
 from pretrain.checkpoint.load import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed.lease import hold_folder
@@ -93,7 +92,7 @@ def train(
     if (finished := find(STAGE, key, runtime.root)) is not None:
         return finished
     if not runtime.make:
-        raise MissingInput(f"{STAGE}: not made yet for this configuration. Make it with: {runtime.command}")
+        raise not_made(STAGE, recipe.model_dump(mode="json"), runtime)
     if parent is not None:
         refuse_unlike(parent, tokens, recipe)
     folder = artifact_folder(STAGE, key, runtime.root)

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from assay.cli.run_commands import load, say
+from assay.cli.output import say
+from assay.cli.run_commands import load
 from assay.config import LoadedRun
 from assay.pipeline import corpus, pass_gate
 from governance.errors import ConfigError
@@ -35,7 +36,11 @@ def freeze(arguments: argparse.Namespace) -> None:
     sketch = sketch_corpus(artifacts["clean"], runtime.root)
     key = private_key(config.key_path(loaded.folder))
     write_reference(file, sketch, artifacts["encode"], artifacts["clean"], key)
-    say(f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference")
+    say(
+        f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference",
+        reference=file,
+        features=len(sketch),
+    )
 
 
 def data_docs(
@@ -47,7 +52,8 @@ def data_docs(
 
     tables = tables_again(checked, artifacts, loaded.policy, runtime)
     shown = write_data_docs(tables, loaded.policy.gates(), folder)
-    say(f"{folder / 'index.html'}: {shown} tables by Great Expectations; the pages need no network")
+    page = folder / "index.html"
+    say(f"{page}: {shown} tables by Great Expectations; the pages need no network", data_docs=page)
 
 
 def suites(arguments: argparse.Namespace) -> None:
@@ -56,9 +62,10 @@ def suites(arguments: argparse.Namespace) -> None:
     from governance.gate.policy import load_policy
 
     if arguments.policy.suffix == ".json":
-        say(gates_toml(read_suite(arguments.policy, arguments.suite, arguments.owner)).rstrip())
+        text = gates_toml(read_suite(arguments.policy, arguments.suite, arguments.owner)).rstrip()
+        say(text, gates=text)
         return
     if arguments.folder is None:
         raise ConfigError("assay governance suites POLICY FOLDER: name a new folder for the suites")
     for path in write_suites(load_policy(arguments.policy).gates(), arguments.folder):
-        say(str(path))
+        say(str(path), suites=[path])

@@ -23,7 +23,7 @@ _OLD_OPTIONS = {
     "--join": ("--merge",),
 }
 """Option of the last release -> the same today; the last word takes the value."""
-_INPUTS = ("config", "checkpoint", "artifact", "shard", "run", "ours", "theirs")
+_INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs")
 """Positional words that name something on disk that must exist."""
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 
@@ -155,6 +155,17 @@ def join_files(words: Sequence[str], top: Parser) -> list[str]:
     return found
 
 
+def last_without_file(words: Sequence[str]) -> str:
+    """Explanation of `assay evaluate last` without a run file, or ""."""
+    plain = [word for word in words if not word.startswith("-")]
+    command = " ".join(plain[:2] if plain[:1] in (["report"], ["governance"]) else plain[:1])
+    if "last" not in plain or Path("last").exists() or any(word.endswith(".toml") for word in plain):
+        return ""
+    given = {"evaluate": "CONFIG last", "export": "CONFIG last FOLDER", "report write": "CONFIG",
+             "report verify": "CONFIG", "governance audit-model": "CONFIG last"}.get(command, "")  # fmt: skip
+    return f"'last' is the last run of a run file; name that file: assay {command} {given}" if given else ""
+
+
 def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
     """Put the last release's order of positional words, CONFIG last, right."""
     given = [name for name in ("config", "checkpoint", "target") if hasattr(arguments, name)]
@@ -165,7 +176,7 @@ def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
         for name, value in zip(given, (values[-1], *values[:-1]), strict=True):
             setattr(arguments, name, value)
         shown = " ".join(str(getattr(arguments, name)) for name in given)
-        warn(f"CONFIG comes first now: assay {arguments.words} {shown}; the old order goes with the next release")
+        warn(f"the run file comes first now: assay {arguments.words} {shown}; the old order goes with the next release")
 
 
 def _shipped(path: Path) -> Path:
@@ -180,10 +191,10 @@ def refuse_missing(arguments: argparse.Namespace) -> None:
     A missing `configs/1b.toml` is the shipped one.
 
     Raises:
-        ConfigError: it is the run's file.
-        MissingInput: it is something else.
+        MissingInput: a path names nothing.
+        ConfigError: the run's file is left out.
     """
-    from governance.errors import ConfigError, MissingInput
+    from governance.errors import MissingInput, near_path
 
     named = [(name, getattr(arguments, name, None)) for name in _INPUTS]
     for name, path in [*named, *(("config", path) for path in getattr(arguments, "more", []))]:
@@ -193,10 +204,7 @@ def refuse_missing(arguments: argparse.Namespace) -> None:
             arguments.more = [_shipped(path) if other == path else other for other in arguments.more]
             arguments.config = _shipped(path) if arguments.config == path else arguments.config
             continue
-        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=1)
-        mend = f"Did you mean {path.parent / near[0]}?" if near else ""
+        near = near_path(path, *(["last"] if name == "checkpoint" else []))
         if name == "config":
-            mend = mend or "Give the path of a run's TOML file, or write one: assay init"
-            raise ConfigError(f"{path}: no such file. {mend}")
-        raise MissingInput(f"{path}: no such file or folder in {path.absolute().parent}. {mend}".rstrip())
+            raise MissingInput(f"{path}: no such file.{near or ' Name a run file (TOML), or write one: assay init'}")
+        raise MissingInput(f"{path}: no such file or folder in {path.absolute().parent}.{near}")

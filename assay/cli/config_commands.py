@@ -16,9 +16,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from assay.cli.run_commands import Arguments, say
+from assay.cli.output import say
+from assay.cli.run_commands import Arguments
 from assay.config import RunConfig, load_run
 from assay.run_file import CONFIGS, names_of
+from governance.config import flat
 from governance.errors import ConfigError
 from governance.files import write_text
 
@@ -50,13 +52,17 @@ def init(arguments: Arguments) -> None:
             raise ConfigError(f"{path}: exists with other content. Choose another folder: assay init FOLDER")
     for path, text in texts.items():
         write_text(path, text)
-        say(f"written: {path}")
+        say(f"written: {path}", written=[path])
     for pattern in (
         pattern for source in values.get("data", {}).get("sources", []) for pattern in source.get("paths", [])
     ):
         if not any(folder.glob(pattern)):
-            say(f"your part: put your files where {folder / pattern} finds them, or name yours in `paths` of {run[0]}")
-    say(f"next: {shlex.join(['assay', 'run', *map(str, run)])}")
+            say(
+                f"your part: put your files where {folder / pattern} finds them, or name yours in `paths` of {run[0]}",
+                missing=[folder / pattern],
+            )
+    line = shlex.join(["assay", "run", *map(str, run)])
+    say(f"next: {line}", next=line)
 
 
 def show(arguments: Arguments) -> None:
@@ -68,22 +74,26 @@ def show(arguments: Arguments) -> None:
             "value": value,
             "origin": next((origins[part] for part in _prefixes(name) if part in origins), "default"),
         }
-        for name, value in _flat(loaded.config.model_dump(mode="json", exclude_none=True), "")
+        for name, value in flat(
+            loaded.config.model_dump(mode="json", exclude_none=True, exclude_unset=arguments.changed)
+        )
     }
-    if arguments.json:
-        say(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
     for name, row in rows.items():
-        setting = f"{name} = {json.dumps(row['value'], ensure_ascii=False)}"
-        say(f"{setting:<70} # {row['origin']}")
+        if arguments.changed and row["origin"] == "default":
+            continue
+        lines = [
+            f"{place} = {json.dumps(value, ensure_ascii=False)}" for place, value in _a_line_each(name, row["value"])
+        ]
+        say("\n".join(f"{line:<70} # {row['origin']}" for line in lines), **{name: row})
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    else:
+def _a_line_each(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A setting; one that lists tables, as `[[data.sources]]` does, field by field."""
+    if not (isinstance(value, list) and value and all(isinstance(item, dict) for item in value)):
         yield name, value
+        return
+    for number, item in enumerate(value, 1):
+        yield from flat(item, f"{name}[entry {number}]")
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -152,12 +162,11 @@ def completion(arguments: Arguments) -> None:
 
 def doctor(arguments: Arguments) -> int:
     """Print what this machine can do, and fixes for what it cannot."""
-    rows = list(_checks())
-    if arguments.json:
-        say(json.dumps([dict(zip(("name", "ok", "found", "fix"), row, strict=True)) for row in rows], indent=1))
-        return 0
-    for name, ok, found, fix in rows:
-        say(f"{'ok ' if ok else 'no '} {name:<12} {found}{f'; {fix}' if fix and not ok else ''}")
+    for name, ok, found, fix in _checks():
+        say(
+            f"{'ok ' if ok else 'no '} {name:<12} {found}{f'; {fix}' if fix and not ok else ''}",
+            checks=[{"name": name, "ok": ok, "found": found, "fix": fix}],
+        )
     return 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assay.cli.run_commands import Arguments, load, say
+from assay.cli.output import artifact, say
+from assay.cli.run_commands import Arguments, load
 from governance.errors import ConfigError, MissingInput
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
@@ -32,10 +33,11 @@ def prepare(arguments: Arguments) -> None:
         else:
             made = corpus(loaded, runtime)
     except ShareDone as left:
-        say(f"left at {left}")
+        say(f"left at {left}", left=str(left))
         return
     for stage, manifest in made.items():
-        say(f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+        line = f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}"
+        say(line, artifacts={stage: artifact(manifest, runtime.root)})
 
 
 def show(arguments: Arguments) -> None:
@@ -51,7 +53,8 @@ def show(arguments: Arguments) -> None:
     else:
         loaded, runtime = load(arguments, "data prepare")
         made, root = list(_made_so_far(loaded.config.data, loaded.folder, runtime)), runtime.root
-    say(show_corpus(made, root, replace_all))
+    shown = [{**artifact(manifest, root), "stats": manifest.stats} for manifest in made]
+    say(show_corpus(made, root, replace_all), stages=shown)
 
 
 def _with_ancestors(path: Path) -> Iterator[Manifest]:
@@ -91,7 +94,11 @@ def trace(arguments: Arguments) -> None:
     from data_pipeline.trace import explain
     from data_pipeline.trace import trace as find
 
-    say(explain(find(arguments.shard, arguments.offset)))
+    traced = find(arguments.shard, arguments.offset)
+    facts = asdict(traced)
+    if facts["document"]:
+        del facts["document"]["text"]  # it may hold personal data
+    say(explain(traced), **facts)
 
 
 def train_classifiers(arguments: Arguments) -> None:
@@ -104,16 +111,16 @@ def train_classifiers(arguments: Arguments) -> None:
         raise ConfigError(f"{arguments.config}: has no [[data.classifiers]]. Name one with its labelled files.")
     for model in models:
         made = train_classifier(model, loaded.folder, runtime)
-        stats = made.stats
+        stats, found = made.stats, {model.name: {**artifact(made, runtime.root), "stats": made.stats}}
         if model.model:
-            say(
-                f"{model.name}: {stats['kind']} with {stats['labels']} labels, taken over  {runtime.root / made.folder}"
-            )
+            line = f"{model.name}: {stats['kind']} with {stats['labels']} labels, taken over"
+            say(f"{line}  {runtime.root / made.folder}", classifiers=found)
             continue
         say(
             f"{model.name}: AUC {stats['auc']:.3f} ({stats['auc_low']:.3f} to {stats['auc_high']:.3f}), "
             f"precision {stats['precision']:.3f}, recall {stats['recall']:.3f} on {stats['held_out_documents']} "
-            f"documents held out of {stats['documents']}  {runtime.root / made.folder}"
+            f"documents held out of {stats['documents']}  {runtime.root / made.folder}",
+            classifiers=found,
         )
 
 
@@ -128,7 +135,7 @@ def export(arguments: Arguments) -> None:
         if tokens.files(role, runtime.root):
             prefix = arguments.prefix.with_name(f"{arguments.prefix.name}_{role}")
             for path in export_megatron(tokens, role, prefix, runtime.root):
-                say(str(path))
+                say(str(path), files=[path])
 
 
 def import_tokens(arguments: Arguments) -> None:
@@ -142,4 +149,4 @@ def import_tokens(arguments: Arguments) -> None:
     attest = attest_with(open_journal(governance, Path(), root), governance, Path(), root)
     hooks = Hooks(attest=attest, signer=KeySigner(governance, Path()))
     made = import_megatron(arguments.prefix, config, Runtime(root, hooks=hooks))
-    say(f"{made.stage} {made.digest[:16]}  {root / made.folder}")
+    say(f"{made.stage} {made.digest[:16]}  {root / made.folder}", **artifact(made, root))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import asdict
 from pathlib import Path
 
-from assay.cli.run_commands import Arguments, checkpoint_of, command_line, load, say
+from assay.cli.output import artifact, say
+from assay.cli.run_commands import Arguments, checkpoint_of, command_line, load
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
@@ -36,6 +38,8 @@ def check(arguments: Arguments) -> int:
         from assay.cli.check_commands import data_docs
 
         data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
+    if arguments.json:
+        say("", **verdict)
     pass_gate(loaded, artifacts, runtime)  # a closed gate is explained by the error
     say(explain(verdict))
     return 0
@@ -51,9 +55,10 @@ def clock(arguments: Arguments) -> int:
     journal, moment = journal_of(loaded, runtime), datetime.datetime.now(datetime.UTC)
     verdicts = _verdicts_ahead(loaded, runtime.root, moment)
     lines = [*(f"journal {words}" for words in ahead_words(journal.verified(), moment)), *verdicts.values()]
-    for line in lines or [f"nothing is dated ahead of this machine's clock, {stamp(moment)}"]:
-        say(line)
+    for line in lines:
+        say(line, ahead=[line])
     if not lines:
+        say(f"nothing is dated ahead of this machine's clock, {stamp(moment)}", ahead=[])
         return 0
     if arguments.accept is None:
         say("if this clock is the right one: assay governance clock CONFIG --accept YYYY-MM-DD --reason '...'")
@@ -69,8 +74,11 @@ def clock(arguments: Arguments) -> int:
         )
     under_site(loaded)
     count = journal.state_clock(sorted(verdicts), arguments.reason, submitters(loaded.config.governance.submitter)[0])
-    say(f"signed: the times of {count} line(s) of the journal are void, and so is each verdict given before")
-    say(f"next: {command_line(arguments, 'governance check')}")
+    say(
+        f"signed: the times of {count} line(s) of the journal are void, and so is each verdict given before", void=count
+    )
+    line = command_line(arguments, "governance check")
+    say(f"next: {line}", next=line)
     return 0
 
 
@@ -100,15 +108,17 @@ def verify(arguments: Arguments) -> int:
     alone = artifact.resolve() != root
     look = verify_artifact if alone else verify_root
     files, problems, notes = look(artifact if alone else root, config, Path(), deep=arguments.deep)
-    for line in (*problems, *(f"note: {note}" for note in notes)):
-        say(line)
+    for problem in problems:
+        say(problem, problems=[problem])
+    for note in notes:
+        say(f"note: {note}", notes=[note])
     where = f"of {artifact}" if alone else f"below {root}"
     if problems:
         raise ManifestError(f"{len(problems)} problem(s) in {files} files {where}")
     signed = ", and as the journal states" if arguments.deep else ""
-    say(f"{files} files {where}: all as their manifests say{signed}")
+    say(f"{files} files {where}: all as their manifests say{signed}", files=files, problems=[])
     for line in anchor_words(open_journal(config, Path(), root)) if arguments.deep else ():
-        say(f"{JOURNAL}: {line}")
+        say(f"{JOURNAL}: {line}", journal=[line])
     return 0
 
 
@@ -125,9 +135,10 @@ def anchor(arguments: Arguments) -> int:
         if not arguments.accept.strip():
             raise ConfigError('--accept: say why these lines are given up: --accept "restored from a backup"')
         owners = trusted(loaded.config.governance, loaded.folder)
-        say(f"{JOURNAL}: {len(journal.accept(arguments.accept, owners))} head(s) given up")
+        count = len(journal.accept(arguments.accept, owners))
+        say(f"{JOURNAL}: {count} head(s) given up", given_up=count)
     for line in anchor_words(journal):
-        say(f"{JOURNAL}: {line}")
+        say(f"{JOURNAL}: {line}", journal=[line])
     return GateClosed.exit_code if journal.behind() else 0
 
 
@@ -138,17 +149,23 @@ def site(arguments: Arguments) -> None:
     from governance.signing.dsse import key_id
 
     if arguments.policy is not None:
-        say(load_policy(arguments.policy).digest)
+        digest = load_policy(arguments.policy).digest
+        say(digest, digest=digest)
         return
     found = sites()
     for each in found:
-        say(f"{each.name}: policy {each.policy.name} {each.policy.digest} ({each.path})")
+        facts = {"policy": each.policy.name, "digest": each.policy.digest, "path": each.path}
+        trusts = {"keys": [key_id(key) for key in each.keys], "verdict_by": each.verdict_by}
+        say(
+            f"{each.name}: policy {each.policy.name} {each.policy.digest} ({each.path})",
+            sites={each.name: facts | trusts},
+        )
         for key in each.keys:
             say(f"  trusts the key {key_id(key)}, and those that it certified")
         if each.verdict_by:
             say(f"  {each.verdict_by[0]} signs the audit's statement, {each.verdict_by[1]} the verdict")
     if not found:
-        say(f"no site's policy binds here: neither {SYSTEM} nor a file named by ${VARIABLE} is there")
+        say(f"no site's policy binds here: neither {SYSTEM} nor a file named by ${VARIABLE} is there", sites={})
 
 
 def trace(arguments: Arguments) -> None:
@@ -156,10 +173,10 @@ def trace(arguments: Arguments) -> None:
     manifest = read_artifact(arguments.artifact)
     graph = read_graph(root_of(arguments.artifact))
     node = graph.find(manifest)
-    say(describe_node(node))
+    say(describe_node(node), artifact=describe_node(node), ancestors=[])
     above = list(graph.ancestors(node))
     for depth, item in above:
-        say(f"{'  ' * depth}{describe_node(item)}")
+        say(f"{'  ' * depth}{describe_node(item)}", ancestors=[{"depth": depth, "artifact": describe_node(item)}])
     if arguments.svg is not None:
         from governance.lineage.svg import draw
 
@@ -175,14 +192,15 @@ def impact(arguments: Arguments) -> None:
     from assay.impact import explain
     from assay.impact import impact as find
 
-    say(explain(find(arguments.document, [root.absolute() for root in arguments.roots])))
+    found = find(arguments.document, [root.absolute() for root in arguments.roots])
+    say(explain(found), **asdict(found))
 
 
 def diff(arguments: Arguments) -> int:
     """Two artifacts compared; 1 when they differ, as diff does."""
     lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))
-    for line in lines:
-        say(line)
+    if lines or arguments.json:
+        say("\n".join(lines), differences=lines)
     return 1 if lines else 0
 
 
@@ -196,15 +214,16 @@ def keygen(arguments: Arguments) -> None:
             raise ConfigError("--job needs the root's key, which certifies it: --root-key PATH")
         path = arguments.job
         create_job_key(path, private_key(arguments.root_key, make=False), arguments.name, arguments.days)
-        say(f"job key {path}, certified for {arguments.days} days; verify with the root's public key")
+        text = f"job key {path}, certified for {arguments.days} days; verify with the root's public key"
+        say(text, private_key=path, days=arguments.days)
     elif arguments.model is not None:
         path = Path(arguments.model) if arguments.model else default_model_key_path()
         create_model_key(path)
-        say(f"model key {path}, public key {public_path(path)}")
+        say(f"model key {path}, public key {public_path(path)}", private_key=path, public_key=public_path(path))
     else:
-        path = arguments.root or arguments.path or default_key_path()
+        path = arguments.root or arguments.new_key or default_key_path()
         create_key(path)
-        say(f"private key {path}, public key {public_path(path)}")
+        say(f"private key {path}, public key {public_path(path)}", private_key=path, public_key=public_path(path))
         if arguments.root is not None:
             say("keep the private key offline; only making a job's key needs it: keygen --job PATH --root-key ...")
 
@@ -220,7 +239,8 @@ def audit_model(arguments: Arguments) -> None:
     artifacts = corpus(loaded, replace(runtime, make=False))
     made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime), runtime)
     found = json.loads((runtime.root / made.folder / "leanings.json").read_bytes())
-    say(f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:")
+    title = f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:"
+    say(title, **artifact(made, runtime.root), **found)
     for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
         place = f"{row['axis']}/{row['group']} {row['category']}"
         say(f"  {place:<40} {row['lean']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]")
@@ -249,4 +269,5 @@ def sign(arguments: Arguments) -> None:
     name = state_model_signature(open_journal(config, Path(), root), manifest, key, root)
     folder = root / manifest.folder
     words = f"{folder} --signature {root / name} --public_key {public_path(key)}"
-    say(f"{root / name}: others check it with: model_signing verify key {words}")
+    line = f"model_signing verify key {words}"
+    say(f"{root / name}: others check it with: {line}", signature=root / name, verify=line)

@@ -92,19 +92,14 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.add_argument("theirs", type=Path, metavar="B", help="the other artifact")
     command = add("audit-model", "audit_model", "measure the biases of a checkpoint on templates and published sets")
     config(command)
-    command.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help='a checkpoint\'s folder, or "last" for the final one of this run',
-    )
+    checkpoint_option(command)
     _keys(add)
 
 
 def _keys(add: Add) -> None:
     command = add("keygen", "keygen", "make a key pair: Ed25519 for verdicts and statements, or a model's")
     command.add_argument(
-        "path", type=Path, nargs="?", metavar="PATH", help="path of the key (default: your configuration folder)"
+        "new_key", type=Path, nargs="?", metavar="PATH", help="path of the key (default: your configuration folder)"
     )
     kind = command.add_mutually_exclusive_group()
     kind.add_argument(
@@ -124,6 +119,16 @@ def _keys(add: Add) -> None:
     command.add_argument("--key", type=Path, metavar="PATH", help="the model key (default: your own)")
     command.add_argument(
         "--signing-key", type=Path, metavar="PATH", help="key that signs the journal entry (default: your own)"
+    )
+
+
+def checkpoint_option(command: argparse.ArgumentParser) -> None:
+    """Add the position that names a checkpoint."""
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help='a checkpoint\'s folder, or "last" for the final one of this run',
     )
 
 

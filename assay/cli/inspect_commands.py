@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 
-from assay.cli.run_commands import Arguments, say
+from assay.cli.output import say
+from assay.cli.run_commands import Arguments
 
 
 def inspect(arguments: Arguments) -> None:
@@ -18,14 +21,17 @@ def inspect(arguments: Arguments) -> None:
 
     path: Path = arguments.path
     result = inspect_path(path, arguments.sample_mb * 1_000_000, arguments.data_workers, arguments.eval_sets)
-    say(as_text(result))
+    say(as_text(result), path=path, sampled=result.sampled, tables=[asdict(table) for table in result.tables])
     folder: Path = arguments.output or Path(f"inspect-{path.resolve().name}")
     write_text(folder / "inspection.html", as_page(result))
-    say(f"\npage: {folder / 'inspection.html'}")
+    say(f"\npage: {folder / 'inspection.html'}", page=folder / "inspection.html")
     if result.proposal:
         file = folder / "run.toml"
         if file.exists() and file.read_text(encoding="utf-8", errors="replace") != result.proposal:
             say(f"{file} differs from the proposal and is kept")
             file = folder / "run.proposed.toml"
         write_text(file, result.proposal)
-        say(f"proposed run's file: {file}\nnext: assay data prepare {file}")
+        say(f"proposed run's file: {file}", proposal=file)
+        steps = ["assay", "data", "prepare", str(file)], ["assay", "run", str(file), "configs/10m.toml"]
+        prepare, train = map(shlex.join, steps)
+        say(f"next: {prepare}\nthen: {train}   (trains a small model)", next=[prepare, train])

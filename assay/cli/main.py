@@ -13,7 +13,7 @@ import sys
 import threading
 from types import ModuleType
 
-from assay.cli.command_words import current_words, in_order, join_files, refuse_missing
+from assay.cli.command_words import current_words, in_order, join_files, last_without_file, refuse_missing
 from assay.cli.surface import parser
 
 
@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     if not words:
         top.print_help(sys.stderr)
         return 2
+    if fault := last_without_file(words):
+        top.error(fault)
     arguments = top.parse_args(join_files(words, top))
     if getattr(arguments, "wait", False) and arguments.task is None:
         top.error("--wait goes with --task I/N: it waits for the other tasks")
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         for warning in warnings:
             get_logger(__name__).warning("%s", warning)
         refuse_missing(arguments)
-        return int(getattr(_module(arguments), arguments.command)(arguments) or 0)
+        return _call(arguments)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -69,6 +71,22 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `assay data show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    """Run the command's function; with --json its error is in the object."""
+    function = getattr(_module(arguments), arguments.command)
+    if not getattr(arguments, "json", False):
+        return int(function(arguments) or 0)
+    from assay.cli.output import one_object
+    from governance.errors import PipelineError
+
+    with one_object() as found:
+        try:
+            return int(function(arguments) or 0)
+        except PipelineError as error:
+            found["error"] = {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+            raise
 
 
 def _module(arguments: argparse.Namespace) -> ModuleType:

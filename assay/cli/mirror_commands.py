@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from assay.cli.run_commands import say
+from assay.cli.output import say
 
 
 def push(arguments: argparse.Namespace) -> None:
@@ -15,7 +16,8 @@ def push(arguments: argparse.Namespace) -> None:
     done = push_root(arguments.folder, arguments.url)
     say(
         f"{public_url(arguments.url)}: {done.files:,} files, {done.bytes / 1e6:,.1f} MB; "
-        f"sent {done.sent:,}, {done.sent_bytes / 1e6:,.1f} MB"
+        f"sent {done.sent:,}, {done.sent_bytes / 1e6:,.1f} MB",
+        **asdict(done),
     )
 
 
@@ -26,5 +28,6 @@ def pull(arguments: argparse.Namespace) -> None:
     done = pull_root(arguments.url, arguments.target)
     say(
         f"{arguments.target}: {done.files:,} files, {done.bytes / 1e6:,.1f} MB, each verified; "
-        f"fetched {done.sent:,}, {done.sent_bytes / 1e6:,.1f} MB"
+        f"fetched {done.sent:,}, {done.sent_bytes / 1e6:,.1f} MB",
+        **asdict(done),
     )

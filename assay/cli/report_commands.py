@@ -5,7 +5,8 @@ from __future__ import annotations
 import webbrowser
 from pathlib import Path
 
-from assay.cli.run_commands import Arguments, default_root, load, say
+from assay.cli.output import artifact, say
+from assay.cli.run_commands import Arguments, default_root, load
 from assay.config import load_run
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_text
@@ -25,9 +26,9 @@ def write(arguments: Arguments) -> None:
         page, folder = write_documents(loaded, runtime)
     else:
         page, folder = write_report(loaded, runtime), None
-    say(f"report: {page}")
+    say(f"report: {page}", report=page)
     if folder is not None:
-        say(f"documents: {folder}")
+        say(f"documents: {folder}", documents=folder)
     if arguments.open and not webbrowser.open(page.absolute().as_uri()):
         get_logger(__name__).warning("no browser can be opened here; open %s on a machine that has one", page)
 
@@ -46,7 +47,7 @@ def verify(arguments: Arguments) -> None:
     problems = verify_evidence(rests_on(report, root), root.absolute(), *_keys(arguments))
     checked = recompute(report, root, replace_all)
     for line in (*problems, *(one.line() for one in checked.mismatches)):
-        say(line)
+        say(line, problems=[line])
     folder = root / report.folder
     if problems:
         raise ManifestError(
@@ -57,7 +58,10 @@ def verify(arguments: Arguments) -> None:
         raise ManifestError(f"{folder}: {len(checked.mismatches)} place(s) differ from the evidence")
     say(
         f"{folder}: {checked.numbers:,} numbers of {', '.join(checked.files)}: all equal to the evidence, and the "
-        "evidence to the journal"
+        "evidence to the journal",
+        **artifact(report, root),
+        numbers=checked.numbers,
+        problems=[],
     )
 
 
@@ -80,11 +84,10 @@ def compare(arguments: Arguments) -> None:
         root, report = _find(run, None)
         sides.append(side_of(report, root, str(run)))
     found = comparison(*sides)
-    for line in comparison_lines(found):
-        say(line)
+    say("\n".join(comparison_lines(found)), **found)
     if arguments.html is not None:
         write_text(arguments.html, comparison_page(found))
-        say(f"page: {arguments.html}")
+        say(f"page: {arguments.html}", page=arguments.html)
 
 
 def index(arguments: Arguments) -> None:
@@ -100,10 +103,9 @@ def index(arguments: Arguments) -> None:
     rows = runs_below(folder, page.parent)
     if not rows:
         raise MissingInput(f"{folder}: no report in it or in its folders, three deep. Write one: assay report CONFIG")
-    for line in index_lines(rows):
-        say(line)
+    say("\n".join(index_lines(rows)), runs=rows)
     write_text(page, index_page(rows, folder.resolve().name))
-    say(f"page: {page}")
+    say(f"page: {page}", page=page)
 
 
 def _find(run: Path, root: Path | None) -> tuple[Path, Manifest]:

@@ -7,7 +7,8 @@ import datetime
 import sys
 from dataclasses import replace
 
-from assay.cli.run_commands import command_line, load, say
+from assay.cli.output import say
+from assay.cli.run_commands import command_line, load
 
 
 def review(arguments: argparse.Namespace) -> None:

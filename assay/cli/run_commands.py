@@ -10,15 +10,15 @@ import functools
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from assay.cli.output import artifact, say
 from assay.config import LoadedRun, load_run
 from assay.run_file import is_shipped
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError
 from governance.files import append_line
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
@@ -128,11 +128,6 @@ def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:
     return [str(arguments.config.absolute()), *more, "--root", str(runtime.root), *overrides]
 
 
-def say(line: str) -> None:
-    """Print one line of a result."""
-    sys.stdout.write(line + "\n")
-
-
 def run(arguments: Arguments) -> None:
     """Run everything and print the run's card."""
     import time
@@ -143,8 +138,9 @@ def run(arguments: Arguments) -> None:
     begun = time.monotonic()
     loaded, runtime = load(arguments, "run")
     page = whole_way(loaded, runtime, arguments.nproc, words_of(arguments, runtime))
-    for line in card(page, time.monotonic() - begun):
-        say(line)
+    seconds = time.monotonic() - begun
+    summary = json.loads(page.with_name("report.json").read_bytes())["summary"]
+    say("\n".join(card(summary, page, seconds)), report=page, seconds=seconds, **summary)
 
 
 def train(arguments: Arguments) -> None:
@@ -161,8 +157,8 @@ def train(arguments: Arguments) -> None:
 
         ranks = ranks_of(arguments.ranks, arguments.nproc)
         place = planned(loaded.config.engine, ranks, arguments.device, arguments.gpu_memory)
-        for line in dry_run(loaded, runtime, ranks, place):
-            say(line)
+        lines = list(dry_run(loaded, runtime, ranks, place))
+        say("\n".join(lines), plan=lines)
         return
     if arguments.ranks:
         raise ConfigError("--ranks goes with --dry-run; a start has as many ranks as --nproc, torchrun or srun starts")
@@ -170,7 +166,7 @@ def train(arguments: Arguments) -> None:
         raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
     artifacts = corpus(loaded, replace(runtime, make=False))
     manifest = training(loaded, artifacts, runtime, arguments.nproc, words_of(arguments, runtime))
-    say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}")
+    say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
 
 
 def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
@@ -183,13 +179,7 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
     if str(checkpoint) != "last" or checkpoint.exists():
         return checkpoint
     look = replace(runtime, make=False, command=command_line(arguments, "train"))
-    try:
-        return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
-    except MissingInput as error:
-        from assay.run_card import other_trainings
-
-        hint = other_trainings(loaded.config.recipe.model_dump(mode="json"), runtime.root)
-        raise MissingInput(f"{error}{hint}") from error
+    return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -198,7 +188,7 @@ def evaluate(arguments: Arguments) -> None:
 
     from assay.pipeline import corpus, evaluation, journal_of
     from governance.config import canonical_json
-    from governance.files import json_text, sha256_bytes
+    from governance.files import sha256_bytes
     from governance.stage import read_artifact
     from pretrain.evaluation.evaluation_table import table
 
@@ -207,7 +197,7 @@ def evaluate(arguments: Arguments) -> None:
     checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
     found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
     values = {**asdict(found), "tasks": tasks}
-    say(json_text(values).rstrip("\n") if arguments.json else "\n".join(table(found, tasks)))
+    say("\n".join(table(found, tasks)), **values)
     evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
     subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
     made_from = [evaluated.as_input(), tokens.as_input()]
@@ -228,7 +218,10 @@ def export(arguments: Arguments) -> None:
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
-    manifest = write(checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype)
+    sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
+    manifest = write(
+        checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, sources=sources
+    )
     subjects = {
         f"{arguments.target.name}/{path.name}": sha256_file(path)
         for path in sorted(arguments.target.glob("*.safetensors"))
@@ -236,10 +229,12 @@ def export(arguments: Arguments) -> None:
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     journal = journal_of(loaded, runtime)
     journal.state("export", subjects, made_from)
-    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder")
+    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder", folder=arguments.target)
+    line = f'transformers.AutoModelForCausalLM.from_pretrained("{arguments.target}")'
+    say(f"next: python -c 'import transformers; {line}'; {arguments.target / 'README.md'} is its card", next=line)
     if arguments.push:
         message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"
         commit = push(arguments.target, arguments.push, message, public=arguments.public)
         pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}
         journal.state("push", pushed, made_from, commit=commit)
-        say(f"{arguments.push}: {commit}")
+        say(f"{arguments.push}: {commit}", push=arguments.push, commit=commit)

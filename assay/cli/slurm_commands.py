@@ -10,13 +10,15 @@ import re
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from assay.cli.run_commands import Arguments, load, say
+from assay.cli.output import say
+from assay.cli.run_commands import Arguments, load
 from assay.config import LoadedRun
 from governance.errors import ClusterError, ConfigError, MissingInput, Occupied, PipelineError, StorageError
 from governance.files import remove_file, write_json
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from data_pipeline.prepare import Survey
     from slurm.config import SlurmConfig
     from slurm.graph import SlurmJob
-    from slurm.job_states import View
+    from slurm.job_states import JobRow, View
     from slurm.submit import JobRequest, SubmittedJob
 
 _WATCH_SECONDS = 10.0
@@ -59,7 +61,9 @@ def render(arguments: Arguments) -> None:
         if not arguments.job:
             after = ", ".join(f"{condition} {name}" for condition, name in job.after)
             say(f"# ---- {job.name}{f' (array of {job.tasks})' * bool(job.tasks)}{f' after {after}' * bool(after)}")
-        sys.stdout.write(fill_in(job, arguments.config.absolute(), runtime.root, config, given))
+        script = fill_in(job, arguments.config.absolute(), runtime.root, config, given)
+        facts = {"name": job.name, "tasks": job.tasks, "after": job.after, "script": script}
+        say(script.removesuffix("\n"), jobs=[facts])
 
 
 def submit(arguments: Arguments) -> int:
@@ -101,7 +105,7 @@ def submit(arguments: Arguments) -> int:
             remove_file(chosen)  # it is from an earlier submission
         else:
             write_json(chosen, start.evidence)
-            say(start.words)
+            say(start.words, carbon=start.evidence)
     return _rehearse(arguments, lines, requests, runtime, config)
 
 
@@ -127,7 +131,7 @@ def retry(arguments: Arguments) -> int:
         if not requests:
             if arguments.take_edits:
                 freeze_run(loaded, runtime.root, config, take_edits=True)
-            say("nothing is missing" + "; waiting jobs accept the edits" * arguments.take_edits)
+            say("nothing is missing" + "; waiting jobs accept the edits" * arguments.take_edits, jobs=[])
             return 0
         _refuse(arguments, requests, loaded, sources, runtime, config)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
@@ -149,13 +153,19 @@ def status(arguments: Arguments) -> None:
         data = ((), 0)
     while True:
         view, lines = _status_lines(arguments, loaded, runtime, data, WATCH_SECONDS if arguments.watch else 0.0)
-        if arguments.watch and sys.stdout.isatty():
+        if arguments.watch and sys.stdout.isatty() and not arguments.json:
             sys.stdout.write("\x1b[H\x1b[2J")
-        say("\n".join(lines))
-        if not arguments.watch or settled(view):
+        ended = not arguments.watch or settled(view)
+        say("\n".join(lines), jobs=[_job_facts(row) for row in view.rows] if ended else [])
+        if ended:
             return
         sys.stdout.flush()
         time.sleep(_WATCH_SECONDS)
+
+
+def _job_facts(row: JobRow) -> dict[str, Any]:
+    states = Counter(part.kind for part in row.parts)
+    return {"name": row.name, "kind": row.kind, "after": row.after, "states": states, "joules": row.joules}
 
 
 def cancel(arguments: Arguments) -> None:
@@ -178,7 +188,7 @@ def cancel(arguments: Arguments) -> None:
                 _CANCEL_PATIENCE_SECONDS,
             )
         ended = end(gather(runtime.root) or _no_jobs(runtime), runtime.root)
-    say(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs")
+    say(f"cancelled: {', '.join(ended)}" if ended else "no job waits or runs", cancelled=list(ended))
 
 
 def logs(arguments: Arguments) -> None:
@@ -328,8 +338,10 @@ def _queue(
 
     lines = record(requests, runtime.root) if arguments.local else hand_over(requests, runtime.root, config, begin)
     for line in lines:
-        say(f"{line.job:<10} {line.name}{f' ({len(line.numbers)} of {line.tasks} tasks)' * bool(line.tasks)}")
-    say(f"next: assay slurm status {_config_words(arguments)} --watch")
+        count = f" ({len(line.numbers)} of {line.tasks} tasks)" if line.tasks else ""
+        say(f"{line.job:<10} {line.name}{count}", jobs=[{"job": line.job, "name": line.name, "tasks": line.tasks}])
+    watch = f"assay slurm status {_config_words(arguments)} --watch"
+    say(f"next: {watch}", next=watch)
     return lines
 
 

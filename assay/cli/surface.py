@@ -9,18 +9,21 @@ from pathlib import Path
 
 from assay.cli.command_words import Parser, leaves
 from assay.cli.governance_options import add_commands as add_governance
-from assay.cli.governance_options import trusted_keys
+from assay.cli.governance_options import checkpoint_option, trusted_keys
 from assay.cli.option_values import hours, natural, positive, prefix, size, task
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
 )  # fmt: skip
 """The shipped configurations; pinned, so that `--help` reads no folder."""
+_WITHOUT_JSON = ("completion", "schema", "logs", "preflight", "review")
+"""Functions that print a script, a schema, a log as it grows, or questions."""
 Commands = argparse._SubParsersAction
 
 _EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
 69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted, 73 another attempt
-holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error"""
+holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error,
+130 interrupted (finished work is kept)"""
 _FIRST = """first steps: assay init my-run                          writes a run's file and its policy
              assay run my-run/quickstart.toml           the whole run in miniature, on this machine
              assay COMMAND --help                       options of a command
@@ -88,13 +91,7 @@ def _inspect(commands: Commands[Parser]) -> None:
         metavar="PATH",
         help="search the documents for the items of this evaluation set, JSON Lines or Parquet (repeatable)",
     )
-    command.add_argument(
-        "--data-workers",
-        type=positive,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes for reading and filtering (default: one for each core)",
-    )
+    _data_workers(command)
 
 
 def _mirror(commands: Commands[Parser]) -> None:
@@ -122,7 +119,6 @@ def _setup(commands: Commands[Parser]) -> None:
     )
     command.set_defaults(group="config")
     command = _add(commands, "doctor", "doctor", "print what this machine can do, and how to fix what it cannot")
-    command.add_argument("--json", action="store_true", help="print the checks as JSON")
     command.set_defaults(group="config")
     command = _add(
         commands, "completion", "completion", "print a script that completes commands and options in your shell"
@@ -137,7 +133,7 @@ def _setup(commands: Commands[Parser]) -> None:
     add = _group(commands, "config", "print a run's settings, or the schema of its file")
     command = add("show", "show", "print every setting of a run and where its value comes from")
     _config(command)
-    command.add_argument("--json", action="store_true", help="print the settings as JSON")
+    command.add_argument("--changed", action="store_true", help="leave out settings that have their default")
     add("schema", "schema", "print the JSON schema of a run's file, for editors")
 
 
@@ -214,21 +210,10 @@ def _training(commands: Commands[Parser]) -> None:
         commands, "evaluate", "evaluate", "measure a checkpoint: validation loss by source and language, task scores"
     )
     _config(command)
-    command.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help='a checkpoint\'s folder, or "last" for the final one of this run',
-    )
-    command.add_argument("--json", action="store_true", help="print all figures as JSON")
+    checkpoint_option(command)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
-    command.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help='a checkpoint\'s folder, or "last" for the final one of this run',
-    )
+    checkpoint_option(command)
     command.add_argument("target", type=Path, metavar="FOLDER", help="the folder to create")
     command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
     command.add_argument(
@@ -354,6 +339,8 @@ def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, 
 def _add(group: Commands[Parser], name: str, function: str, text: str) -> argparse.ArgumentParser:
     command = group.add_parser(name, help=text, description=_sentence(text))
     command.set_defaults(command=function, group="", words=name)
+    if function not in _WITHOUT_JSON:
+        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return command
 
 
@@ -379,13 +366,7 @@ def _config(
     command.add_argument("config", type=Path, metavar=name, help=text)
     _more(command)
     command.add_argument("--root", type=Path, help="folder that holds all artifacts (default: runs/<name of CONFIG>)")
-    command.add_argument(
-        "--data-workers",
-        type=positive,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes for preparing and checking data (default: one for each core)",
-    )
+    _data_workers(command)
     command.add_argument(
         "--set",
         dest="overrides",
@@ -393,6 +374,16 @@ def _config(
         default=[],
         metavar="FIELD=VALUE",
         help="override a setting of CONFIG, VALUE as in TOML: --set train.steps=100 (repeatable)",
+    )
+
+
+def _data_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes for reading and checking data (default: one for each core)",
     )
 
 

@@ -43,6 +43,7 @@ SAMPLE_BYTES = 500_000_000
 _SHARD_BYTES = 16 << 20
 _EXAMPLES = 8
 _EXAMPLE_CHARACTERS = 160
+_OPT_OUT = "searched in web pages; other files may state it in a field (opt_out_field)"
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _stages(
     yield _reasons(made)
     yield _counts("Languages", cleaned, runtime.root, "features", "language", "identified; und: undetermined")
     yield _counts("Licences", documents, runtime.root, "documents", "licence", "NOASSERTION: no record states one")
-    yield _counts("Opt-out signals", documents, runtime.root, "documents", "opt_out", "empty: not searched")
+    yield _counts("Opt-out signals", documents, runtime.root, "documents", "opt_out", _OPT_OUT, "not searched")
     found = [(kind, count) for kind, count in Counter(redacted.stats["findings"]).most_common() if count]
     hit, of = redacted.stats["documents_with_findings"], redacted.stats["documents_in"]
     note = f"In {hit:,} of the {of:,} documents that stay."
@@ -220,13 +221,15 @@ def _reasons(made: Sequence[Manifest]) -> InspectTable:
     return InspectTable("Removed, by reason", ("stage", "reason", "documents", "of those that came in"), rows)
 
 
-def _counts(title: str, manifest: Manifest, root: Path, role: str, column: str, note: str) -> InspectTable:
+def _counts(
+    title: str, manifest: Manifest, root: Path, role: str, column: str, note: str, empty: str = "none"
+) -> InspectTable:
     counts: Counter[str] = Counter()
     for file in manifest.files(role, root):
         for value in pc.value_counts(pq.read_table(file, columns=[column], partitioning=None)[column]).to_pylist():
-            counts[str(value["values"])] += value["counts"]
+            counts[str(value["values"]) or empty] += value["counts"]
     total = max(1, counts.total())
-    rows = tuple((value or "(empty)", count, f"{100 * count / total:.1f} %") for value, count in counts.most_common(20))
+    rows = tuple((value, count, f"{100 * count / total:.1f} %") for value, count in counts.most_common(20))
     return InspectTable(title, (column.replace("_", " "), "documents", "share"), rows, note)
 
 
@@ -277,6 +280,8 @@ def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]
     parts = [
         "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
         "# refuse_licences: by default documents without a known licence are removed.",
+        "# The file has no model. Add a size on the command line (assay run run.toml configs/10m.toml), or here:",
+        '# [model] preset = "10m".',
         "",
     ]
     for number, (group, fields) in enumerate(usable):

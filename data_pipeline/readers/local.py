@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from governance.errors import MissingInput
+from governance.errors import MissingInput, near_path
 
 _WILD = "*?["
 
@@ -57,8 +57,10 @@ def find_files(
             walk.check(path)
         found |= {path.relative_to(shared).as_posix(): path for path in files}
     if wanting and not (any_of and found):
+        gone = [part for pattern in absolute if not (part := Path(_fixed_part(pattern))).exists()]
+        near = near_path(gone[0]) if gone else ""
         raise MissingInput(
-            f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Change its `paths`."
+            f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Change its `paths`.{near}"
         )
     return [LocalFile(name, found[name]) for name in sorted(found)]
 

@@ -8,12 +8,16 @@ the kernel's folder, and of this one, is part of the cache's key.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core import event
 from numba.core.caching import FunctionCache
+
+from governance.first_use import add_compile_seconds, compilation_begins
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -45,6 +49,27 @@ def loose(function: Callable[..., Any]) -> Any:
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, fastmath=free)(
         function
     )
+
+
+class _CompileClock(event.Listener):  # type: ignore[misc]
+    """Seconds that this process compiles; nested compilations count once."""
+
+    def __init__(self) -> None:
+        self._depth, self._began = 0, 0.0
+
+    def on_start(self, event: Any) -> None:
+        if not self._depth:
+            self._began = time.monotonic()
+            compilation_begins()
+        self._depth += 1
+
+    def on_end(self, event: Any) -> None:
+        self._depth -= 1
+        if not self._depth:
+            add_compile_seconds(time.monotonic() - self._began)
+
+
+event.register("numba:compile", _CompileClock())
 
 
 class _FolderCache(FunctionCache):  # type: ignore[misc]

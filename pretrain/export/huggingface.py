@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def export(
     root: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
+    sources: Sequence[tuple[str, str, str]] = (),
 ) -> Manifest:
     """Write a checkpoint and its tokenizer into the new folder `target`.
 
@@ -70,6 +72,7 @@ def export(
         root: the artifacts' root.
         shard_bytes: most bytes of a file of weights; a larger tensor has its own file.
         dtype: type to which the weights are rounded, to nearest, ties to even.
+        sources: name, licence and URL of each source of the corpus, for the card.
 
     Returns:
         The checkpoint's manifest.
@@ -93,7 +96,7 @@ def export(
     )
     with weights(manifest, root) as files:
         family = write_folder(files.read, identity, vocabulary, target, shard_bytes, dtype)
-    write_text(target / "README.md", _card(manifest, identity, family, (dtype, vocabulary.begin)))
+    write_text(target / "README.md", _card(manifest, identity, family, (dtype, vocabulary.begin), sources))
     return manifest
 
 
@@ -193,10 +196,18 @@ def _write_weights(
         tensors = {name: _rounded_tensor(read, pieces[name], dtype) for name in names}
         with atomic_path(target / file) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         found |= dict.fromkeys(names, file)
     if len(plan) > 1:
         total = width * sum(count for _, count in elements)
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
+
+
+def _umask() -> int:
+    """The process's file mode mask; POSIX returns it only when set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _rounded_tensor(read: Read, piece: ExportedTensor, dtype: Dtype) -> Any:
@@ -251,7 +262,13 @@ def _write_settings(
     )
 
 
-def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form: tuple[Dtype, int | None]) -> str:
+def _card(
+    manifest: Manifest,
+    identity: CheckpointIdentity,
+    family: Family,
+    form: tuple[Dtype, int | None],
+    sources: Sequence[tuple[str, str, str]],
+) -> str:
     """Model card of the exported folder.
 
     `form`: type of the weights, and the id that begins documents.
@@ -276,13 +293,16 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form
         f"| architecture | {family.architecture}{', its code in this folder' if family.own_code else ''} |",
         f"| optimizer steps | {identity.step:,} |",
         f"| tokens predicted in training | {manifest.stats['tokens']:,} |",
-        f"| vocabulary | {identity.vocabulary_size:,}, padded to {padded_vocabulary(identity.vocabulary_size):,} |",
+        f"| vocabulary | {identity.vocabulary_size:,}, padded to {padded_vocabulary(identity.vocabulary_size):,} for "
+        "matrix units; no text has the ids of the padding |",
         f"| longest row in training | {identity.recipe.train.sequence_length:,} tokens |",
         f"| weights | {dtype}{', rounded from fp32' if dtype != 'fp32' else ''} |",
         f"| checkpoint, digest | {manifest.digest} |",
         f"| training run, key | {identity.train_key} |",
         *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
-        *_source_rows(source),
+        *_start_rows(source),
+        *(f"| text of {name} | {licence}{f', {url}' if url else ''} |" for name, licence, url in sources),
+        *([] if source else ["| licence of the weights | not stated; add `license` above before you publish them |"]),
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -297,7 +317,7 @@ def _card(manifest: Manifest, identity: CheckpointIdentity, family: Family, form
     return "\n".join(lines)
 
 
-def _source_rows(source: Mapping[str, Any]) -> list[str]:
+def _start_rows(source: Mapping[str, Any]) -> list[str]:
     """Card's rows about the weights that training began from, if any."""
     if not source:
         return []

@@ -1,10 +1,6 @@
-"""The card at the end of a run, and the hint that names trainings with other settings."""
+"""The card at the end of a run."""
 
-import json
-
-from assay.run_card import card, other_trainings
-from governance.files import write_json
-from governance.manifest import Manifest, write_manifest
+from assay.run_card import card
 
 SUMMARY = {
     "verdict": "PASS", "policy": "policy assay-default", "documents_in": 71341, "documents_kept": 2204,
@@ -14,8 +10,7 @@ SUMMARY = {
 
 
 def lines_of(folder, **changes):
-    write_json(folder / "report.json", {"summary": {**SUMMARY, **changes}})
-    return card(folder / "report.html", 312.0)
+    return card({**SUMMARY, **changes}, folder / "report.html", 312.0)
 
 
 def test_a_card_has_the_figures_of_the_report(tmp_path):
@@ -38,16 +33,3 @@ def test_a_card_leaves_out_what_is_unknown(tmp_path):
 
 def test_a_bound_that_is_missing_is_no_figure(tmp_path):
     assert lines_of(tmp_path, energy_high_kwh=None)[3].endswith("(at least 6.8e-05, no upper bound)")
-
-
-def test_a_forgotten_setting_is_named(tmp_path):
-    recipe = {"train": {"steps": 200, "precision": "bf16"}, "optim": {"betas": [0.9, 0.95]}}
-    assert other_trainings(recipe, tmp_path) == ""
-    other = {"train": {"steps": 20, "precision": "fp32"}, "optim": {"betas": [0.9, 0.95]}}
-    manifest = Manifest(
-        stage="train", version=1, key="0123456789abcdef", config=other, inputs=(), outputs=(), stats={}, run={}
-    )
-    write_manifest(manifest, tmp_path)
-    hint = other_trainings(recipe, tmp_path)
-    assert hint == "\n  found: train/0123456789abcdef with --set train.precision='\"fp32\"' --set train.steps=20"
-    assert other_trainings(json.loads(json.dumps(other)), tmp_path).endswith("train/0123456789abcdef")

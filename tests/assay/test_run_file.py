@@ -89,7 +89,11 @@ def test_a_preset_is_below_its_section_and_a_shipped_file_may_be_a_base(folder):
         ('[model]\npreset = "1bb"', "model.preset = '1bb': no such preset; did you mean '1b'?"),
         ("[model]\npreset = 0.5", "no such preset; the presets are: 10m"),
         ("", "has no [[data.sources]]. Add one, or name a file with your corpus first"),
-        (CORPUS.replace("paths", "path"), "text.path: unknown key; did you mean 'paths'?"),
+        (CORPUS, 'run.toml: has no [model]. Add one, [model] preset = "10m" for example'),
+        (
+            f'{CORPUS.replace("paths", "path")}[model]\npreset = "1b"',
+            "data.sources[entry 1].path: unknown key; did you mean 'paths'?",
+        ),
     ],
 )
 def test_a_wrong_composition_is_refused(folder, text, words):
@@ -213,7 +217,7 @@ def test_a_completion_knows_commands_and_options(capsys, shell):
 def test_doctor_names_a_fix_for_each_missing_ability(capsys):
     status, out = run(capsys, "doctor", "--json")
     assert status == 0
-    rows = {row["name"]: row for row in json.loads(out)}
+    rows = {row["name"]: row for row in json.loads(out)["checks"]}
     assert {"python", "memory", "torch", "gpu", "energy", "slurm"} <= rows.keys()
     assert all(row["fix"] for row in rows.values() if not row["ok"])
     assert rows["torch"]["ok"]

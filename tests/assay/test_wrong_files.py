@@ -15,13 +15,13 @@ def source(rest: str, kind: str = "jsonl") -> str:
 
 
 LOADED = {  # reported before anything is read
-    source("paths=[3]"): "data.sources.0.jsonl.paths.0 = 3",
+    source("paths=[3]"): "data.sources[entry 1].paths[entry 1] = 3: is not text; put it in quotes",
     source('paths=["a.jsonl"],language="English language"'): 'language = "English language"',
     source('paths=["t/*.txt"],language_by_path="("', "text"): "is not a regular expression: missing )",
     source('paths=["t/*.txt"],language_by_path="(?P<language>x){1001}"', "text"): "is not a regular expression",
     source('paths=["t/*.txt"],language_by_path="(?=x)(?P<language>x)"', "text"): "is not a regular expression",
-    "data.clean.presets=['gophers']": "Input should be 'gopher', 'c4' or 'fineweb'",
-    "data.clean.languages=['english']": 'data.clean.languages.0 = "english"',
+    "data.clean.presets=['gophers']": "presets[entry 1] = \"gophers\": is none of 'gopher', 'c4' or 'fineweb'",
+    "data.clean.languages=['english']": 'data.clean.languages[entry 1] = "english"',
     "data.clean.languages=['en','xq']": "data.clean.languages: 'xq' is not a language that",
     "data.clean.by_language.xq.min_words=3": "data.clean.by_language: 'xq' is not a language",
     "data.mix.language_quotas={xq={share=0.5}}": "data.mix.language_quotas: 'xq'",
@@ -97,7 +97,18 @@ def test_one_fault_is_reported_once(folder, capsys):
     _, output = prepare(folder, folder / "made", source("paths=[3]"), capsys)
     assert "1 fault(s)" in output
     _, output = prepare(folder, folder / "made", "data.sources=[]", capsys)
-    assert "at least 1 item" in output
+    assert "data.sources = []: needs at least 1 item(s)" in output
+    mistyped = source("", "jsnl").replace('licence="MIT",', 'licence="MIT",paths=["a"]')
+    _, output = prepare(folder, folder / "made", mistyped, capsys)
+    assert '1 fault(s)\n  data.sources[entry 1].type = "jsnl": is none of jsonl, parquet, text, warc' in output
+    assert "did you mean 'jsonl'?" in output
+    american = source('paths=["a.jsonl"]').replace("licence", "license")
+    _, output = prepare(folder, folder / "made", american, capsys)
+    assert "1 fault(s)\n  data.sources[entry 1].license: unknown key; did you mean 'licence'?" in output
+    absent = source('paths=["b/*.jsonl"]')
+    (folder / "bb").mkdir()
+    _, output = prepare(folder, folder / "made", absent, capsys)
+    assert f"Did you mean {folder / 'bb'}?" in output
 
 
 def test_a_broken_file_is_reported_with_its_place(folder, tmp_path, capsys):

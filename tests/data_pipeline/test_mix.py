@@ -122,7 +122,7 @@ def test_quotas_of_sources_and_languages_that_cannot_hold_together_are_reported(
         ({"weights": {"a": 0.0}}, "at least one"),
         ({"source_quotas": {"a": {}}}, "needs bytes, share"),
         ({"weights": {"a": 1.0}, "temperature": 2.0, "temperature_over": "source"}, "drop them"),
-        ({"temperature": 0.5}, "greater than or equal to 1"),
+        ({"temperature": 0.5}, "must be at least 1"),
     ],
 )
 def test_faults_of_the_section_are_reported(values, words):

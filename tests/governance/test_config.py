@@ -42,14 +42,14 @@ def test_loads_and_overrides_in_toml_grammar(tmp_path):
     ("text", "words"),
     [
         (GOOD + "stpes = 4\n", ["train.stpes", "unknown key", "did you mean 'steps'"]),
-        (GOOD.replace("3\n", '"3"\n', 1), ["train.steps", '"3"', "valid integer"]),
-        (GOOD.replace("3\n", "0\n", 1), ["train.steps = 0", "greater than 0"]),
+        (GOOD.replace("3\n", '"3"\n', 1), ["train.steps", '"3"', "is not a whole number"]),
+        (GOOD.replace("3\n", "0\n", 1), ["train.steps = 0", "must be above 0"]),
         (GOOD.replace("3e-4", "nan"), ["not finite"]),
         ("[train]\n", ["title", "missing"]),
         (GOOD + 'kind = "c"\n', ["train.kind", '"c"', "'a' or 'b'"]),
         ("title = \n", ["not valid TOML", "line 1"]),
         (b'title = "\xff"', ["not UTF-8"]),
-        (GOOD + "names = [1]\n", ["train.names.0 = 1", "string"]),
+        (GOOD + "names = [1]\n", ["train.names[entry 1] = 1", "is not text; put it in quotes"]),
     ],
 )
 def test_each_fault_names_field_value_and_fix(tmp_path, text, words):

@@ -174,7 +174,7 @@ def test_a_node_that_is_measured_twice_at_once_counts_once():
         ({"grid": {"value": 30.0}}, "grid.source: is missing"),
         ({"grid": {"value": 30.0, "source": "the operator"}}, "grid.year: is missing"),
         ({"grid": {"value": 30.0, "source": "    ", "year": 2025}}, "source is blank"),
-        ({"grid": {"value": -1.0, **SAID}}, "greater than or equal to 0"),
+        ({"grid": {"value": -1.0, **SAID}}, "must be at least 0"),
         ({"grid": {"value": 30.0, "low": 40.0, **SAID}}, "must go upwards"),
         ({"pue": {"value": 0.9, **SAID}}, "pue is 0.9"),
         ({"reserved": {"value": 1.5, **SAID}}, "reserved is 1.5"),

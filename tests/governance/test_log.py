@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from governance import log
+from governance.first_use import add_compile_seconds
 
 
 class Clock:
@@ -57,18 +58,19 @@ def test_the_last_step_of_a_long_job_is_reported_and_a_short_job_is_silent(plain
     assert caplog.records[-1].getMessage() == "train: 4 of 4 steps, 0.25 steps/s, 0:00:00 left"
 
 
-def test_a_terminal_has_one_bar_that_messages_do_not_tear():
+@pytest.mark.parametrize("columns", ["160", "80"])
+def test_a_terminal_has_one_bar_that_messages_do_not_tear_or_a_narrow_window_cut(columns):
     code = (
-        "from governance.log import get_logger, progress, set_up_logging\n"
+        "from governance.log import get_logger, progress, run_steps, set_up_logging\n"
         "set_up_logging()\n"
-        "with progress('train', 4, 'steps') as advance:\n"
+        "with run_steps(['x'] * 9 + ['decontaminate', 'y'], {'y': 99}), progress('decontaminate', 4, 's') as advance:\n"
         "    for step in range(4):\n"
         "        advance(1, 'loss 3.25, 41.0% MFU')\n"
         "        get_logger('x').info('a message of step %d', step)\n"
     )
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=theirs, env={**os.environ, "COLUMNS": "120", "TERM": "xterm"}
+        [sys.executable, "-c", code], stderr=theirs, env={**os.environ, "COLUMNS": columns, "TERM": "xterm"}
     )
     os.close(theirs)
     shown = b""
@@ -82,8 +84,21 @@ def test_a_terminal_has_one_bar_that_messages_do_not_tear():
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert text.count("100%") >= 1
     assert shown.rstrip().endswith(b"\x1b[2K"), "the bar's line is erased at its end"
+    assert "decontaminate (10 of 11)" in text
+    assert "about 0:01:39 in all" in text
     assert "loss 3.25, 41.0% MFU" in text
     assert all(f"a message of step {step}" in text for step in range(4))
+
+
+def test_a_forecast_leaves_compilation_out(plain):
+    clock, caplog = plain
+    with log.progress("bias", 40, "shards") as advance:
+        clock.now += 100.0
+        add_compile_seconds(90.0)
+        for _ in range(10):
+            advance(1)
+            clock.now += 1.0
+    assert caplog.records[0].getMessage() == "bias: 1 of 40 shards, 0.1 shards/s, 0:06:30 left"
 
 
 def test_a_step_has_its_number_and_the_time_left_of_the_whole_run(plain):

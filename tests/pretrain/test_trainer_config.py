@@ -40,7 +40,7 @@ MODEL = {
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
         ({"hidden_size": 66}, "not a multiple of num_attention_heads"),
         ({"hidden_size": 60}, "odd"),
-        ({"hidden_size": 0}, "greater than 0"),
+        ({"hidden_size": 0}, "must be above 0"),
         ({"qk_norm_whole": True}, "without qk_norm"),
         ({"rope_local_base_freq": 1e4}, "set sliding_window"),
         ({"partial_rotary_factor": 0.5, "position_embedding": "none"}, "turns none"),

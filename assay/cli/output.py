@@ -1,0 +1,56 @@
+"""Results of commands: lines, or with --json one JSON object.
+
+A command prints with `say(line, name=value)`: a person gets the line, a program the values. Lists of several calls are
+joined, tables are merged, other values are replaced. Messages and progress go to standard error either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from governance.manifest import Manifest
+
+_RESULT: list[dict[str, Any]] = []  # at most one; state with a lifetime: `one_object`
+
+
+def say(line: str, **values: Any) -> None:
+    """Print one line of a result, or collect its values."""
+    if not _RESULT:
+        sys.stdout.write(line + "\n")
+        return
+    for name, value in values.items():
+        before = _RESULT[0].get(name)
+        if isinstance(before, list):
+            before.extend(value)
+        elif isinstance(before, dict):
+            before.update(value)
+        else:
+            _RESULT[0][name] = value
+
+
+@contextlib.contextmanager
+def one_object() -> Iterator[dict[str, Any]]:
+    """Collect the values and print them as one JSON object."""
+    _RESULT.append({})
+    try:
+        yield _RESULT[0]
+    finally:
+        found = _RESULT.pop()
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON's form of other values: an artifact's facts, else text."""
+    if isinstance(value, Manifest):
+        return {"stage": value.stage, "digest": value.digest, "folder": value.folder}
+    return str(value)
+
+
+def artifact(manifest: Manifest, root: Path) -> dict[str, str]:
+    """An artifact as the JSON object names it."""
+    return {"stage": manifest.stage, "digest": manifest.digest, "folder": str(root / manifest.folder)}

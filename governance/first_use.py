@@ -1,0 +1,44 @@
+"""Compilation time of kernels at their first use on a machine.
+
+Compiled kernels are kept on disk, so this is minutes once and nothing later. Forecasts leave it out.
+"""
+
+from __future__ import annotations
+
+import logging
+from multiprocessing.synchronize import Event
+
+_LOGGER = logging.getLogger("assay.governance.first_use")  # `log.py` imports this module
+_SECONDS = [0.0]  # of this process and, as wall time, of its workers
+_SAID: list[bool] = []  # whether the message was logged
+_BEGAN: list[Event] = []  # in a worker: set when it begins to compile, so that its parent can say so
+
+
+def compile_seconds() -> float:
+    """Seconds spent on compilation so far."""
+    return _SECONDS[0]
+
+
+def add_compile_seconds(seconds: float) -> None:
+    """Count seconds of compilation."""
+    _SECONDS[0] += seconds
+
+
+def announce_to(began: Event) -> None:
+    """Make a worker set this event when it begins to compile."""
+    _BEGAN.append(began)
+
+
+def compilation_begins() -> None:
+    """Say that kernels are being compiled, here or through the parent."""
+    for began in _BEGAN:
+        began.set()
+    if not _BEGAN:
+        say_compiling()
+
+
+def say_compiling() -> None:
+    """Log the message, once a process."""
+    if not _SAID:
+        _SAID.append(True)
+        _LOGGER.info("compiling kernels for this machine, once; it may take minutes, which forecasts leave out")

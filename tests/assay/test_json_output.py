@@ -1,0 +1,86 @@
+"""`--json`: every command that prints gives one JSON object, with an error in it where there is one."""
+
+import ast
+import inspect
+import json
+from importlib import import_module
+
+import pytest
+
+from assay.cli.command_words import leaves
+from assay.cli.main import main
+from assay.cli.surface import parser
+from tests.assay.test_data_commands import only, prepared  # noqa: F401 # the corpus of that file's tests
+
+
+def printing_commands():
+    """Words, module and function of every command with --json."""
+    for words, leaf in leaves(parser()):
+        if any("--json" in action.option_strings for action in leaf._actions):
+            yield words, f"assay.cli.{leaf.get_default('group') or 'run'}_commands", leaf.get_default("command")
+
+
+def named_values(module, name, seen):
+    """Names of the values that a function of a module, or one that it calls there, passes to `say`."""
+    found = set()
+    if name in seen or not hasattr(module, name) or not inspect.isfunction(getattr(module, name)):
+        return found
+    seen.add(name)
+    for node in ast.walk(ast.parse(inspect.getsource(getattr(module, name)))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "say":
+                found |= {keyword.arg for keyword in node.keywords}
+            else:
+                found |= named_values(inspect.getmodule(getattr(module, name)), node.func.id, seen)
+    return found
+
+
+@pytest.mark.parametrize(("words", "module", "function"), list(printing_commands()), ids=lambda value: str(value))
+def test_every_command_that_prints_names_its_values(words, module, function):
+    assert named_values(import_module(module), function, set()), words
+
+
+def test_commands_print_one_object(prepared, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    root, run = prepared / "made", [str(prepared / "run.toml"), "--root", str(prepared / "made")]
+    shard = next((root / only(root, "encode").folder).rglob("*.tokens"))
+    clean, encode = (str(root / only(root, stage).path) for stage in ("clean", "encode"))
+
+    def answer(*words, status=0):
+        capsys.readouterr()
+        assert main([*words, "--json"]) == status
+        return json.loads(capsys.readouterr().out)
+
+    assert answer("init", "first")["next"] == "assay run first/quickstart.toml"
+    assert {"name", "ok", "found", "fix"} <= answer("doctor")["checks"][0].keys()
+    assert answer("config", "show", *run)["train.steps"]["origin"].endswith("run.toml")
+    made = answer("data", "prepare", *run, "--data-workers", "1")["artifacts"]
+    assert made["encode"] == {**made["encode"], "stage": "encode", "digest": only(root, "encode").digest}
+    shown = answer("data", "show", *run)["stages"]
+    assert [row["stage"] for row in shown] == list(made)
+    assert shown[0]["stats"]["documents_in"] == 43
+    traced = answer("data", "trace", str(shard), "5")
+    assert traced["document"]["source"] == "tales"
+    assert "text" not in traced["document"], "a document may hold personal data"
+    assert len(answer("data", "export", *run, "out")["files"]) >= 2
+    assert answer("governance", "diff", clean, clean)["differences"] == []
+    assert answer("governance", "diff", clean, encode, status=1)["differences"]
+    assert answer("governance", "trace", encode)["ancestors"]
+    assert answer("governance", "verify", str(root))["problems"] == []
+    impact = answer("governance", "impact", traced["document"]["id"], "--root", str(root))
+    assert impact["shards"][0]["tokens"]["manifest"]["digest"] == only(root, "encode").digest
+    assert answer("governance", "site")["sites"] == {}
+    assert answer("governance", "clock", *run)["ahead"] == []
+    assert answer("governance", "keygen", "key.pem")["public_key"] == "key.pem.pub"
+    assert [job["name"] for job in answer("slurm", "render", *run)["jobs"]]
+    error = answer("evaluate", *run, "last", status=77)["error"]
+    assert error == {"class": "GateClosed", "message": error["message"], "exit_code": 77}
+    assert error["message"].startswith("no verdict on this corpus")
+
+
+def test_last_needs_a_run_file(capsys):
+    for words in (["evaluate", "last"], ["export", "last", "folder"], ["report", "last"]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 2
+        assert f"name that file: assay {words[0]}" in capsys.readouterr().err
