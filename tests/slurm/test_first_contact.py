@@ -8,6 +8,7 @@ import pytest
 
 from governance.errors import ConfigError
 from slurm import commands as tools
+from slurm import frozen
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
 from slurm.nodes import away, of_training, with_cores
@@ -183,6 +184,24 @@ def test_a_program_that_was_edited_is_refused_by_the_first_rank(submitted, monke
     refuse_edits(root, "k" * 64, first=False)
     with pytest.raises(ConfigError, match=r"the program at .* is not the one that submitted"):
         refuse_edits(root, "k" * 64, first=True)
+
+
+def test_the_digest_of_the_program_reads_a_file_again_where_it_changed(tmp_path, monkeypatch):
+    """An edit of equal length is seen; a second call without one reads no file."""
+    monkeypatch.setattr(frozen, "__file__", str(tmp_path / "slurm" / "frozen.py"))
+    for package in frozen._PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "module.py").write_text("x = 1\n")
+    reads, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), real(path))[1])
+    before = frozen.code_digest()
+    assert (frozen.code_digest(), len(reads)) == (before, len(frozen._PACKAGES))
+    edited = tmp_path / "pretrain" / "module.py"
+    was = edited.stat()
+    edited.write_text("x = 2\n")
+    os.utime(edited, ns=(was.st_atime_ns, was.st_mtime_ns))  # the time of its last change of state remains
+    assert frozen.code_digest() != before
+    assert reads[len(frozen._PACKAGES) :] == [edited]
 
 
 @pytest.mark.parametrize("taken", [False, True])
