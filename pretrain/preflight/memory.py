@@ -6,7 +6,7 @@ block saves. `memory_room.py` compares the sum with the memory available.
 Measured on CPU, peak resident memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens per
 pass; a shared machine): bf16 .97, soft cap .95, several documents in rows of 2,048 1.02, eight experts 1.03 to 1.05,
 autocast .97, bf16 masters .98, fp32 1.02 at stage 0 and 1.00 at stage 3, there with full checkpointing in bf16 1.06;
-selective checkpointing 1.10. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
+selective checkpointing .99. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
 
 Not counted: fragmentation of a GPU's allocator, and cached pages of token shards, which the system frees on demand.
 """
@@ -33,6 +33,7 @@ _COPY = "copy for checkpoints"  # fp32, of this rank's masters and moments, thro
 _RUNTIME = {"cpu": 450 << 20, "cuda": 500 << 20}  # torch and DeepSpeed; CUDA's context
 _NCCL = 1000 << 20  # NCCL's channels to other ranks
 _FRAGMENTED = 0.12  # share of free pieces within the memory that the host's allocator holds; measured .07 to .16
+_COMPILER = 136 << 20  # of torch, which its selective checkpointing imports
 _GPU_LIBRARIES = 300 << 20  # of a torch built for GPUs: resident on the CPU, too
 
 
@@ -70,7 +71,8 @@ def estimate(
     two = every - blocks if recipe.optim.optimizer == "muon" else parameters  # Muon is never split
     moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
     held = _state(recipe, engine, (parameters, moments), world_size // tensor)
-    on_device = {"runtime": _runtime(device), "activations": activations(recipe, engine, device)}
+    compiler = _COMPILER if device == "cpu" and engine.activation_checkpointing == "selective" else 0
+    on_device = {"runtime": _runtime(device) + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
     # Allocated after activations are freed, whose memory the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, parameters, world_size)
