@@ -48,7 +48,8 @@ def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[Inp
         return inputs, False
     sizes = {file: file.stat().st_size for file in inputs.files}
     small = [file for file, size in sizes.items() if size <= _WHOLE_BYTES or inputs.kind == "text"]
-    large = [file for file in inputs.files if file not in set(small)]
+    whole = set(small)
+    large = [file for file in inputs.files if file not in whole]
     every = min(few, fraction * sum(sizes[file] for file in large) / max(1, len(large)) / _STRETCH_BYTES)
     taken = {file: 1.0 for file in _every(small, min(fraction, few))}
     taken |= {file: min(1.0, fraction / every) for file in _every(large, every)}
