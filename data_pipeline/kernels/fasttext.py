@@ -125,14 +125,15 @@ def huffman(counts: list[int]) -> npt.NDArray[np.int64]:
 
 
 def classify(
-    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], model: FastTextModel, characters: int
+    data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], model: FastTextModel
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Best label and probability of each text; -1 and 0 without words."""
-    count = len(offsets) - 1
+    """Best label and probability of each range; -1 and 0 without words."""
+    count = len(starts)
+    longest = int((ends - starts).max(initial=0))
     labels, probabilities = np.full(count, -1, np.int64), np.zeros(count, np.float32)
     _classify(
-        data, offsets, model.rows, model.output, model.word_table, model.word_bytes, model.word_ends,
-        model.kept, model.grams, model.children, model.shortest, model.longest, characters, labels, probabilities,
+        data, starts, ends, model.rows, model.output, model.word_table, model.word_bytes, model.word_ends,
+        model.kept, model.grams, model.children, model.shortest, model.longest, longest, labels, probabilities,
     )  # fmt: skip
     return labels, probabilities
 
@@ -165,23 +166,17 @@ def _hashed(h, byte):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _classify(  # type: ignore[no-untyped-def]
-    data, offsets, rows, output, word_table, word_bytes, word_ends, kept, grams, children,
-    shortest, longest, characters, labels, probabilities,
+    data, starts, ends, rows, output, word_table, word_bytes, word_ends, kept, grams, children,
+    shortest, longest, size_bytes, labels, probabilities,
 ):  # fmt: skip
     hidden = np.zeros(_DIMENSIONS, np.float32)
     word = np.zeros(64, np.uint8)
-    # A word of n characters has n + 2 with its marks; there are no more words than characters.
-    chosen = np.zeros((longest - shortest + 1) * 3 * characters + characters + 2, np.int32)
+    # A word of n characters has n + 2 with its marks; there are no more words or characters than bytes.
+    chosen = np.zeros((longest - shortest + 1) * 3 * size_bytes + size_bytes + 2, np.int32)
     stack = np.zeros(2 * len(labels) + 2 * len(output), np.int64)
     scores = np.zeros(len(stack), np.float32)
-    for text in range(len(offsets) - 1):
-        i, end = offsets[text], offsets[text + 1]
-        stop, left = i, characters
-        while stop < end and left > 0:
-            stop += 1
-            while stop < end and data[stop] & 0xC0 == 0x80:
-                stop += 1
-            left -= 1
+    for text in range(len(starts)):
+        i, stop = starts[text], ends[text]
         count = 0
         any_word = False
         while i < stop:

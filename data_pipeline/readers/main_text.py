@@ -3,8 +3,8 @@
 resiliparse parses the page and lays its text out in lines; which lines are the page's own is decided here, because
 its own choice (`main_content=True`) drops lists, and boxes whose class says "sidebar", from real manuals.
 
-Method. Control characters placed next to the tags of links and containers travel through the parser as text, so that
-each line of the layout comes back with its container and with the share of it that is link text. Then:
+Method. Control characters placed next to the tags of links, containers and headings travel through the parser as text,
+so that each line of the layout comes back with its container and with the share of it that is link text. Then:
 
 1. what HTML and ARIA exclude from the main content is skipped: nav, footer, dialog, hidden elements, roles (HTML 4.3,
    WAI-ARIA landmarks);
@@ -15,7 +15,9 @@ each line of the layout comes back with its container and with the share of it t
    shallow text features", WSDM 2010);
 4. the page's own container is the deepest that holds `SCOPE_SHARE` of the prose, where no step down to it leaves out
    more text outside links than menus and footers have; `main` and `article` are not split;
-5. at both ends of it, lines of links and of notices (cookies, copyright) are taken off.
+5. at both ends of it, lines of links and of notices (cookies, copyright) are taken off;
+6. of the lines that are left, a small linear model (`line_model.py`) takes out related articles, calls to subscribe,
+   author boxes, dates and captions: what no rule on one line finds.
 
 All that is left stays in its order, short lines, lists, tables and code included. A page without prose keeps every
 line that steps 1 and 2 leave. Price: linear in the page; depth costs no recursion.
@@ -29,6 +31,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from data_pipeline.readers.line_model import LINE_KINDS, NO_WEIGHT, keep_lines, tag_weight
+
 PROSE_SIZE = 60
 """Characters of a line of prose: ten words or so; one of a dense script (Chinese, Thai, Hindi) counts as three."""
 SCOPE_SHARE = 0.85
@@ -39,11 +43,15 @@ _NOTICE_SIZE = 250  # a longer line is a paragraph about the subject, not a noti
 MARK = "\x02"
 """Begins each mark. HTML allows no such character in a text, so that taking it out of a page loses nothing."""
 _NOTHING, _LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN = "-LloeCcNYM"  # the letter after a mark
+_OWN_KINDS = frozenset(LINE_KINDS.values())
 
 _CLOSING = (_CLOSE, _UNCELL)
+_BLANK_ENDS = ("", " ")
+_WEIGHTLESS = (_NOTHING, _LINK, _UNLINK, *_CLOSING)  # after any other letter comes the weight of the tag's names
 _CONTAINERS = "a|div|section|article|main|aside|td|th|form|header"
-_TAG = re.compile(rf"(</?(?=[admstfh])(?:{_CONTAINERS})(?:\s[^<>]*)?>)", re.IGNORECASE | re.ASCII)
-_TAG_NAME = re.compile(r"</?([a-z]+)", re.IGNORECASE)
+_LINE_TAGS = "p|h[1-6]|figcaption|time"
+_TAG = re.compile(rf"(<(?=[admstfhp/])(?:/?(?:{_CONTAINERS})|{_LINE_TAGS})(?:\s[^<>]*)?>)", re.IGNORECASE | re.ASCII)
+_TAG_NAME = re.compile(r"</?([a-z]+[1-6]?)", re.IGNORECASE)
 _NAMES = re.compile(r"""\b(?:class|id|role)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
 _SKIPPED = (
     'nav,footer,dialog,template,button,select,[hidden],[aria-hidden="true"],[aria-modal="true"],'
@@ -70,15 +78,15 @@ _BULLET_SIZE = 10
 _KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow with what pages say
 
 
-_Line = tuple[str, int, bool, int, int]
+Line = tuple[str, int, bool, int, int, str]
 """A line of the layout that holds text; a plain tuple, which is made in a tenth of a named one's time.
 
 Its text (after a line end where a blank line preceded it), its container, whether it is prose, its characters
-(those of dense scripts counted three times), and those of them that are link text.
+(those of dense scripts counted three times), those of them that are link text, and the marks of its own tags.
 """
 
 
-class _Tree(NamedTuple):
+class Tree(NamedTuple):
     """The containers of a page, numbered as they open.
 
     0 is the page.
@@ -86,18 +94,22 @@ class _Tree(NamedTuple):
 
     parent: list[int]
     mark: list[str]
+    weight: list[int]
+    """The weight of the names of its tag (`line_model.tag_weight`)."""
 
 
 @dataclass(slots=True)
 class _TreeCursor:
     """Position in the layout."""
 
-    tree: _Tree
+    tree: Tree
     open_now: list[int]
     cells: int = 0
     """How many of the open containers are table cells."""
     link_depth: int = 0
     """How many containers were open when the link began; 0: no link is open."""
+    kinds: str = ""
+    """Marks of the tags that opened in the line."""
 
 
 def main_text(page: str) -> str:
@@ -139,15 +151,19 @@ def _marked_container(tag: str) -> str:
     name = found[1].lower()
     if tag[1] == "/":
         return MARK + {"a": _UNLINK, "td": _UNCELL, "th": _UNCELL}.get(name, _CLOSE) + tag
-    return tag if name == "a" else tag + MARK + _kind(name, tag)
+    if name == "a":
+        return tag
+    names = " ".join(value for values in _NAMES.findall(tag) for value in values if value)
+    return tag + MARK + _kind(name, names) + chr(NO_WEIGHT + tag_weight(name, names))
 
 
-def _kind(name: str, tag: str) -> str:
+def _kind(name: str, names: str) -> str:
+    if name in LINE_KINDS:
+        return LINE_KINDS[name]
     if name in ("td", "th"):
         return _CELL
     if name in ("main", "article"):
         return _MAIN
-    names = " ".join(value for values in _NAMES.findall(tag) for value in values if value)
     if _NEVER_NAMES.search(names):
         return _NEVER
     return _MAYBE if name == "aside" or _MAYBE_NAMES.search(names) else _OPEN
@@ -157,7 +173,7 @@ def choose(layout: str) -> str:
     """The lines of a marked layout that are the page's own."""
     lines, tree = _read(layout)
     size, unlinked, prose = ([0] * len(tree.parent) for _ in range(3))
-    for _, container, is_prose, line_size, link_size in lines:
+    for _, container, is_prose, line_size, link_size, _ in lines:
         size[container] += line_size
         unlinked[container] += line_size - link_size
         if is_prose:
@@ -174,33 +190,41 @@ def choose(layout: str) -> str:
             first += 1
         while _is_margin(kept[last - 1]):
             last -= 1
-        kept = kept[first:last]
+        kept = keep_lines(kept[first:last], tree)
     return _laid_out(kept)
 
 
-def _read(layout: str) -> tuple[list[_Line], _Tree]:
+def _read(layout: str) -> tuple[list[Line], Tree]:
     """Take the marks out of a layout.
 
     Its lines, and the tree of its containers.
     """
-    place = _TreeCursor(_Tree([0], [_MAIN]), [0])
-    lines: list[_Line] = []
+    place = _TreeCursor(Tree([0], [_MAIN], [0]), [0])
+    lines: list[Line] = []
     blank = ""
     for line in layout.split("\n"):
         if not line:
             blank = "\n"
             continue
+        kinds = ""
         if MARK in line:
-            if len(line) == 2:
-                _turn(place, line[1])
+            if len(line) <= 3 and line[0] == MARK and len(line) == (2 if line[1:2] in _WEIGHTLESS else 3):
+                _turn(place, line[1], line[2:])
                 continue
-            words, container, size, link_size = _read_marked(line, place)
+            if line[0] == MARK and line[1] in _OWN_KINDS and line.rfind(MARK) == 0:  # half of all marked lines
+                kinds, words, container = line[1:3], line[3:].removeprefix(" "), place.open_now[-1]
+                size = _size(words)
+                link_size = size if place.link_depth else 0
+            else:
+                words, container, size, link_size = _read_marked(line, place)
+                if place.kinds:
+                    kinds, place.kinds = place.kinds, ""
         else:
             words, container, size = line, place.open_now[-1], _size(line)
             link_size = size if place.link_depth else 0
         if size:
             is_prose = size >= PROSE_SIZE and _is_prose(words, size, link_size)
-            lines.append((blank + words, container, is_prose, size, link_size))
+            lines.append((blank + words, container, is_prose, size, link_size, kinds))
             blank = ""
     return lines, place.tree
 
@@ -217,7 +241,13 @@ def _read_marked(line: str, place: _TreeCursor) -> tuple[str, int, int, int]:
     for piece in pieces:
         mark, text = piece[:1], piece[1:]
         if mark != _NOTHING:
-            _turn(place, mark)
+            if mark not in _WEIGHTLESS:
+                weight, text = text[:1], text[1:]
+                _turn(place, mark, weight)
+                if mark in _OWN_KINDS and words[-1:] in _BLANK_ENDS:
+                    text = text.removeprefix(" ")
+            else:
+                _turn(place, mark)
             if container < 0 and mark in _CLOSING:
                 words, size = "", 0  # a bullet alone is resiliparse's answer to an item outside of any list
         if text:
@@ -242,7 +272,7 @@ def _read_link(before: str, text: str, place: _TreeCursor) -> tuple[str, int, in
     return before + text, place.open_now[-1], size, link_size
 
 
-def _turn(place: _TreeCursor, mark: str) -> None:
+def _turn(place: _TreeCursor, mark: str, weight: str = "") -> None:
     """Go on behind a mark."""
     if mark == _LINK:
         place.link_depth = len(place.open_now)
@@ -250,11 +280,14 @@ def _turn(place: _TreeCursor, mark: str) -> None:
         place.link_depth = 0
     elif mark in _CLOSING:
         _close(place, mark == _UNCELL)
+    elif mark in _OWN_KINDS:
+        place.kinds += mark + weight
     else:
         tree, open_now = place.tree, place.open_now
         tree.parent.append(open_now[-1])
         open_now.append(len(tree.mark))
         tree.mark.append(mark)
+        tree.weight.append(ord(weight) - NO_WEIGHT if weight else 0)
         if mark == _CELL:
             place.cells += 1
 
@@ -277,8 +310,8 @@ def _is_prose(text: str, size: int, link_size: int) -> bool:
     return size - link_size >= PROSE_SIZE and link_size * 3 <= size and (size >= _NOTICE_SIZE or not _is_notice(text))
 
 
-def _is_margin(line: _Line) -> bool:
-    text, _, _, size, link_size = line
+def _is_margin(line: Line) -> bool:
+    text, _, _, size, link_size, _ = line
     return link_size * 3 > size or (size < _NOTICE_SIZE and _is_notice(text))
 
 
@@ -298,7 +331,7 @@ def _size(text: str) -> int:
     return width if width > 2 * len(text) else len(text)
 
 
-def _sums(own: Sequence[int], tree: _Tree) -> list[int]:
+def _sums(own: Sequence[int], tree: Tree) -> list[int]:
     """Weight of each container, with and without its children."""
     total = list(own)
     for index in range(len(total) - 1, 0, -1):  # what is inside was numbered later
@@ -306,7 +339,7 @@ def _sums(own: Sequence[int], tree: _Tree) -> list[int]:
     return total
 
 
-def _dead(tree: _Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
+def _dead(tree: Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
     """The containers that their names speak against.
 
     Of the page's prose they hold less than half.
@@ -321,7 +354,7 @@ def _dead(tree: _Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
     return dead
 
 
-def _scope(tree: _Tree, prose: Sequence[int], unlinked: Sequence[int]) -> int:
+def _scope(tree: Tree, prose: Sequence[int], unlinked: Sequence[int]) -> int:
     """Deepest container with nearly all prose and few links outside."""
     scope = 0
     for index in range(1, len(prose)):  # numbered as they open, so each step goes deeper into the last one
@@ -335,7 +368,7 @@ def _scope(tree: _Tree, prose: Sequence[int], unlinked: Sequence[int]) -> int:
     return scope
 
 
-def _inside(scope: int, tree: _Tree, dead: Sequence[bool]) -> list[bool]:
+def _inside(scope: int, tree: Tree, dead: Sequence[bool]) -> list[bool]:
     """Return for each container whether it is in scope."""
     inside = [False] * len(dead)
     inside[scope] = not dead[scope]
@@ -344,10 +377,10 @@ def _inside(scope: int, tree: _Tree, dead: Sequence[bool]) -> list[bool]:
     return inside
 
 
-def _laid_out(lines: Iterable[_Line]) -> str:
+def _laid_out(lines: Iterable[Line]) -> str:
     """Join lines and bullets, and remove the common indentation."""
     out: list[str] = []
-    bullet: _Line | None = None
+    bullet: Line | None = None
     for line in lines:
         text = line[0].rstrip()
         if line[3] <= _BULLET_SIZE and _BULLET.fullmatch(text):

@@ -30,7 +30,7 @@ from governance.manifest import Manifest, describe
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "e2ccc441a5a4f1d1d7d5152a58a763e88cd4baef284b12b67bfec9888f55f4ca"
+GOLDEN = "7315ce993d9714aa15486e4c5d8f7af9d01e18d58465a6cde00996bd5542ce23"
 NOUNS = ["river", "market", "teacher", "engine", "window", "harvest", "letter", "bridge", "council", "garden", "winter"]
 GOOD = (
     "The ferry crossed the river before dawn, and nobody on the far shore was awake to see it arrive. An old man with "

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.filters import language
-from data_pipeline.filters.language import PREFIX_CHARACTERS, model_path
+from data_pipeline.filters.language import MIXED_SHARE, WHOLE_CHARACTERS, Languages, model_path
 from data_pipeline.kernels.fasttext import huffman, load_model
+from data_pipeline.kernels.text_windows import spread_windows
 from governance.errors import ManifestError, MissingInput
 
 SENTENCES = {
@@ -40,7 +41,7 @@ def library():
     model = fasttext.load_model(str(model_path()))
 
     def predict(text: str) -> tuple[str, float]:
-        line = " ".join(text[:PREFIX_CHARACTERS].split())
+        line = " ".join(text.split())
         labels, probabilities = model.predict(line) if line else ((), ())
         if not labels:
             return "und", 0.0
@@ -50,7 +51,8 @@ def library():
 
 
 def assert_equal(library, texts):
-    codes, confidences = identify(texts)
+    texts = [text[:WHOLE_CHARACTERS] for text in texts]
+    codes, confidences, _ = identify(texts)
     for text, code, confidence in zip(texts, codes, confidences, strict=True):
         wanted, probability = library(text)
         assert abs(confidence - probability) <= 1.01e-4, text  # the last bits of single precision, then rounding
@@ -90,27 +92,67 @@ def test_the_tree_joins_the_two_rarest_first():
 
 
 def test_known_sentences():
-    codes, confidences = identify(list(SENTENCES.values()))
+    codes, confidences, shares = identify(list(SENTENCES.values()))
     assert codes == list(SENTENCES)
     assert all(0.5 < value <= 1 for value in confidences)
+    assert set(shares) == {1.0}
 
 
-def test_only_the_first_characters_count_and_line_ends_do_not():
-    english = SENTENCES["en"] * 12
-    assert len(english) > 1000
-    assert identify([english + SENTENCES["ru"] * 50]) == identify([english])
+def test_line_ends_do_not_count():
     assert identify([SENTENCES["de"].replace(" ", "\n")]) == identify([SENTENCES["de"]])
 
 
+CODES = st.sampled_from(sorted(SENTENCES))
+
+
+def written(code, size_bytes):
+    sentence = SENTENCES[code] + " "
+    return sentence * (size_bytes // len(sentence.encode()) + 1)
+
+
+@settings(max_examples=100)
+@given(code=CODES, other=CODES, others=st.integers(0, 1), before=st.booleans(), size=st.integers(5000, 30_000))
+def test_the_language_of_most_bytes_is_the_texts_wherever_another_is(code, other, others, before, size):
+    """As much as 1,100 characters of a notice, or a quarter of the text."""
+    notice = written(other, 1100 + others * max(0, size // 4 - 1100))
+    text = notice + "\n" + written(code, size) if before else written(code, size) + "\n" + notice
+    assert identify([text]).codes == [code]
+
+
+def test_a_text_half_in_another_language_is_mixed():
+    halves = written("fr", 5000) + written("ru", 5000)
+    thirds = written("fr", 5000) + written("ru", 5000) + written("ja", 5000)
+    _, confidences, shares = identify([halves, thirds, written("fr", 9000)])
+    assert max(shares[:2]) < MIXED_SHARE < shares[2] == 1.0
+    assert min(confidences) > 0.5
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text(max_size=120)), st.integers(1, 30), st.integers(1, 8), st.integers(1, 9))
+def test_windows_are_characters_of_their_text_in_order_and_spread_over_it(texts, whole, windows, size):
+    raw = [text.encode("utf-8", "replace") for text in texts]
+    data = np.frombuffer(b"".join(raw), np.uint8)
+    offsets = np.cumsum([0, *map(len, raw)])
+    starts, ends, owners = (found.tolist() for found in spread_windows(data, offsets, whole, windows, size))
+    assert sorted(set(owners)) == list(range(len(texts)))
+    assert starts == sorted(starts)
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    for start, end, owner in zip(starts, ends, owners, strict=True):
+        assert offsets[owner] <= start <= end <= offsets[owner + 1]
+        text, short = data[start:end].tobytes().decode("utf-8"), len(texts[owner]) <= whole
+        assert owners.count(owner) == (1 if short else windows)
+        assert text == raw[owner].decode("utf-8") if short else len(text) <= size
+
+
 def test_below_the_floor_is_undetermined_with_the_confidence_kept():
-    codes, confidences = identify([SENTENCES["en"]], min_confidence=1.0)
-    assert codes == ["und"]
-    assert confidences == identify([SENTENCES["en"]])[1]
+    found = identify([SENTENCES["en"]], min_confidence=1.0)
+    assert found.codes == ["und"]
+    assert found.confidences == identify([SENTENCES["en"]]).confidences
 
 
 def test_nothing_to_read_is_undetermined():
-    assert identify(["", " \n\t\r\n", "\u3000"]) == (["und"] * 3, [0.0] * 3)
-    assert identify([]) == ([], [])
+    assert identify(["", " \n\t\r\n", "\u3000"]) == Languages(["und"] * 3, [0.0] * 3, [1.0] * 3)
+    assert identify([]) == Languages([], [], [])
 
 
 def test_control_characters_do_not_break_it():

@@ -9,15 +9,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.readers import html, page_process
+from data_pipeline.readers import html, line_model, page_process
+from data_pipeline.readers import main_text as main_text_module
 from data_pipeline.readers.html import decode_html, extract
 from data_pipeline.readers.main_text import MARK, choose, main_text, mark_containers
 from data_pipeline.readers.page_process import read_html, read_page, read_pages
 from data_pipeline.readers.record import Record, RecordFault
+from governance.config import canonical_json
 from governance.errors import PipelineError
+from governance.files import sha256_bytes
 
 NEEDS_DATA = pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="ASSAY_TEST_DATA is not set")
 LONG = "This sentence of the article number {} is long enough to be prose, and it says what its author meant to say."
@@ -28,7 +31,14 @@ TEASERS = "".join(
 )
 FOOTER = "<p>Powered by SomePress</p><p>© 2026 Some House. All rights reserved.</p>"
 COOKIES = "This site uses cookies and other means of storage to make your visit a better one. Accept or reject."
+GOLDEN = "40546f9fab20188ea31c954760d7ed2d3f0635829f5059e826612938f48e6a9e"
 PARAGRAPHS = "".join(f"<p>{text}</p>" for text in PROSE)
+
+
+def resiliparse_layout(page):
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return extract_plain_text(page, alt_texts=False)
 
 
 def own_lines(page):
@@ -121,10 +131,55 @@ def test_whatever_the_nesting_all_lines_are_of_the_page_and_no_mark_is_left(piec
 
 def test_marks_are_placed_next_to_tags_only():
     page = '<DIV Class="a"><a href=x>y</a><a name=z></a><td\n>c</td><divider></div><article>'
-    assert mark_containers(page).replace(MARK, "!") == (
+    marked = mark_containers(page).replace(MARK, "!")
+    assert re.sub("(![^Llce])[A-}]", r"\1", marked) == (
         '<DIV Class="a">!o<a href=x>!Ly!l</a><a name=z>!l</a><td\n>!Cc!c</td><divider>!e</div><article>!M'
     )
     assert choose(f"{MARK}e{MARK}c{MARK}l nothing was open {MARK}") == "nothing was open"
+
+
+@settings(max_examples=100)
+@given(st.text(max_size=30), st.lists(st.sampled_from(sorted(line_model.weights().names)), max_size=9))
+def test_the_weight_of_a_tag_is_a_letter_that_html_does_not_read(tag, names):
+    letter = chr(line_model.NO_WEIGHT + line_model.tag_weight(tag, " ".join(names)))
+    assert "A" <= letter <= "}"
+
+
+RELATED = "".join(f'<p><a href="/{i}">Another story</a> was read most this week</p>' for i in range(3))
+AFTER = (
+    f'<div class="related-posts"><h3>Related articles</h3>{RELATED}</div>'
+    '<div class="newsletter-box"><p>Subscribe to our newsletter and get all news by e-mail.</p></div>'
+    '<div class="author-bio"><p>Jane Roe is an author of this site. Follow her.</p></div>'
+)
+
+
+def test_boxes_at_the_end_of_an_article_go_and_its_own_parts_stay():
+    inner = (
+        f"<h1>Title</h1>{PARAGRAPHS}<h2>Part</h2><ul><li>first item of a list</li><li>second</li></ul><p>{PROSE[0]}</p>"
+    )
+    lines = own_lines(f"<body><div class='post'>{inner}{AFTER}</div></body>")
+    assert [" ".join(line.split()) for line in lines] == [
+        "Title", *PROSE, "Part", "• first item of a list", "• second", PROSE[0],
+    ]  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(st.lists(PIECES, max_size=40))
+def test_the_model_only_leaves_lines_out_and_never_all_prose(pieces):
+    lines, tree = main_text_module._read(resiliparse_layout(mark_containers("".join([*pieces, PARAGRAPHS]))))
+    assume(any(line[2] for line in lines))  # as where `main_text` calls it
+    kept = line_model.keep_lines(lines, tree)
+    rest = iter(lines)
+    assert all(any(line is other for other in rest) for line in kept)  # in order, each once
+    assert any(line[2] for line in kept)
+
+
+def test_golden_text():
+    """Other text or other weights want another VERSION of `ingest`."""
+    pages = [f"<body>{page}</body>" for page in TEMPLATES.values()] + [f"<body><div>{PARAGRAPHS}{AFTER}</div></body>"]
+    texts = [main_text(page) for page in pages]
+    weights = Path(line_model.__file__).with_name("line_weights.json").read_text(encoding="utf-8")
+    assert sha256_bytes(canonical_json([texts, weights])) == GOLDEN
 
 
 # --- characters

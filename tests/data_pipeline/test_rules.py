@@ -246,7 +246,7 @@ def corpus(name):
 def removal_rates(rows, config):
     """Language of the corpus -> the share that is removed."""
     texts = pa.array([normalise(row["text"]) for row in rows], pa.large_string())
-    languages, _ = identify(texts, config.min_language_confidence)
+    languages = identify(texts, config.min_language_confidence).codes
     reasons = judged(config, texts, languages)
     found = {}
     for row, reason in zip(rows, reasons, strict=True):
