@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.cluster.bed import Training, attempts, await_end, change, losses, lost, status, submit, tails, until
+from tests.cluster.bed import Training, attempts, change, losses, lost, status, submit, tails, until
 from tests.cluster.test_faults import EVERY
 from tests.cluster.test_whole_run import PARITY
 
@@ -66,21 +66,6 @@ def test_a_chain_goes_on_past_a_bad_node_and_a_link_that_is_killed_at_its_limit(
     assert losses(run.root) == pytest.approx(losses(local / "root"), rel=PARITY)
     assert max(lost(run.root).values()) <= EVERY
     assert "all is done" in status(bed, prepared)
-
-
-def test_a_chain_ends_with_a_failure_that_would_be_the_same_again(bed, prepared):
-    change(prepared, ("retries = 3", "retries = 3\nchain = 3"))
-    (prepared / "faults" / "refuse").write_text("a fault that a test planted")
-    jobs = submit(bed, prepared)
-    rows = await_end(bed, prepared, 120)
-    assert rows["train"]["ExitCode"] == "78:0", tails(prepared)
-    assert [rows[name]["State"].split()[0] for name in ("train-2", "train-3")] == ["CANCELLED"] * 2
-    assert attempts(prepared, jobs["train-2"]) == []
-    assert rows["report"]["State"] == "COMPLETED"
-    output = status(bed, prepared)
-    assert "because train did not succeed" in output
-    assert "exit 78" in output
-    assert "fix that" in output
 
 
 def test_a_run_waits_for_greener_hours(bed, prepared):

@@ -114,6 +114,11 @@ def test_a_job_that_ended_well_is_done_though_slurm_calls_it_preempted(queued):
     assert gather(queued.root).row("train").done
 
 
+def test_an_explained_error_is_to_be_fixed_before_a_retry(queued):
+    queued.ended(queued.units("train")[0], "FAILED", 78)
+    assert output(queued)[-1].startswith("next: train did not succeed; fix that, then: assay slurm retry")
+
+
 def test_no_cause_is_empty(queued):
     [train], [audit] = queued.units("train"), queued.units("audit")
     queued.said(train, "", None)

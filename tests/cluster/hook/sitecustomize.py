@@ -3,7 +3,6 @@
 `$ASSAY_TEST_FAULTS` names a folder. Tests write into it while jobs run:
 
 - `slow`: seconds that each training step takes longer, read at each step; no file: none;
-- `refuse`: why training is refused in its first step, as a wrong configuration;
 - `memory`: megabytes that rank 1 takes before its next step, once: the file goes;
 - `clock`: the name of a node whose clock is four minutes ahead, as its check before training measures;
 - `bad-node`: the name of a node whose GPUs' memory has errors, as its check before training finds;
@@ -35,20 +34,11 @@ def of_training(loop):
     def slow(*arguments):
         with contextlib.suppress(FileNotFoundError):
             time.sleep(float((FOLDER / "slow").read_text() or 0))
-        refuse()
         if os.environ.get("SLURM_PROCID") == "1":
             eat()
         return agree(*arguments)
 
     loop._agree = slow
-
-
-def refuse():
-    """Raise what only training can know, and what would be the same on another node."""
-    from governance.errors import ConfigError
-
-    with contextlib.suppress(FileNotFoundError):
-        raise ConfigError((FOLDER / "refuse").read_text())
 
 
 def eat():
