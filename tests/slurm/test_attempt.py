@@ -48,7 +48,7 @@ def test_a_task_is_named_by_its_array():
 
 
 def test_the_last_error_and_what_is_indented_below_it_is_the_reason():
-    lines = ["x ERROR First: one", "  a", "between", "x ERROR Second: two", "  b", "  signed by c", "", "  d", "end", "  e"]
+    lines = ["x ERROR First: one", "  a", "x ERROR Second: two", "  b", "  signed by c", "", "  d", "end", "  e"]
     assert reason_in(lines) == "two; b; d"
     assert reason_in(["first", "last", ""]) == "last"
     assert reason_in([]) == ""
