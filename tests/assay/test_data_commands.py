@@ -122,7 +122,7 @@ def test_show_of_a_run_that_is_half_made_and_of_one_whose_ancestors_are_gone(cop
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["show", "{}/absent.toml"], 78, "absent.toml: no such file"),
+        (["show", "{}/absent.toml"], 66, "absent.toml: no such file"),
         (["show", "{}/run.toml", "--root", "{}/nothing"], 66, "not made yet"),
         (["show", "{}/made"], 66, "manifest.json"),
         (["show", "{}/made/dedup/*", "--set", "x=1"], 78, "--set has no effect"),
