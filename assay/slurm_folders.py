@@ -16,7 +16,6 @@ from pydantic import BaseModel
 
 from assay.config import LoadedRun
 from data_pipeline.own_code import find_code
-from data_pipeline.readers.items import is_elsewhere
 from data_pipeline.readers.sources import OwnSource
 from governance.log import get_logger
 from governance.signing.dsse import default_key_path, key_id, private_key
@@ -90,7 +89,7 @@ def fetch_here(run: LoadedRun, runtime: Runtime, typed: str, *, requested: bool,
     Raises:
         PipelineError: the download fails.
     """
-    elsewhere = [source.name for source in run.config.data.sources if is_elsewhere(source)]
+    elsewhere = [source.name for source in run.config.data.sources if source.elsewhere]
     if requested:
         from assay.pipeline import corpus
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
-from data_pipeline.dedup.dedup import DedupConfig
+from data_pipeline.dedup.duplicates import DedupConfig
 from data_pipeline.dedup.paragraphs import ParagraphsConfig
 from data_pipeline.filters.blocklists import BlocklistsConfig
 from data_pipeline.filters.classifier import ClassifierConfig

@@ -23,7 +23,7 @@ values that many rows share, no timestamps: the same documents give the same byt
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,40 +37,31 @@ import pyarrow.parquet as pq
 from governance.errors import ManifestError
 from governance.files import atomic_path
 from governance.manifest import Manifest, Output
-from governance.parallel import sum_stats
+from governance.parallel import ShardDone, ShardMade, sum_stats
+from governance.stage import Made
 
-DOCUMENT_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("id", pa.string()),
-            ("text", pa.large_string()),
-            ("source", pa.string()),
-            ("url", pa.string()),
-            ("language", pa.string()),
-            ("licence", pa.string()),
-            ("sha256", pa.string()),
-            ("file", pa.string()),
-            ("position", pa.int64()),
-            ("opt_out", pa.string()),
-            ("opt_out_fetched", pa.string()),
-        )
-    ]
+
+def required(**columns: pa.DataType) -> pa.Schema:
+    """The schema of these columns, none of which may be null."""
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+DOCUMENT_SCHEMA = required(
+    id=pa.string(),
+    text=pa.large_string(),
+    source=pa.string(),
+    url=pa.string(),
+    language=pa.string(),
+    licence=pa.string(),
+    sha256=pa.string(),
+    file=pa.string(),
+    position=pa.int64(),
+    opt_out=pa.string(),
+    opt_out_fetched=pa.string(),
 )
-REMOVED_SCHEMA = DOCUMENT_SCHEMA.append(pa.field("reason", pa.string(), nullable=False)).append(
-    pa.field("evidence", pa.string(), nullable=False)
-)
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("source", pa.string()),
-            ("file", pa.string()),
-            ("position", pa.int64()),
-            ("reason", pa.string()),
-            ("sample", pa.string()),
-        )
-    ]
+REMOVED_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *required(reason=pa.string(), evidence=pa.string())])
+QUARANTINE_SCHEMA = required(
+    source=pa.string(), file=pa.string(), position=pa.int64(), reason=pa.string(), sample=pa.string()
 )
 ROW_GROUP_BYTES = 8 << 20
 _REPEATED = frozenset(
@@ -262,18 +253,71 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a shard in order; one batch is in memory."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+
 def read_documents(paths: Iterable[Path]) -> Iterator[Document]:
-    """Documents of several shards in order, by row group."""
+    """Documents of several shards in order."""
     for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(columns=DOCUMENT_SCHEMA.names):
-            for row in batch.to_pylist():
-                yield Document(**row)
+        for row in read_rows(path):
+            yield Document(**row)
 
 
 def document_shards(documents: Manifest, root: Path, role: str = "documents") -> list[tuple[Output, Path]]:
     """The shards of a role with their digests, in name order."""
     outputs = {root / output.path: output for output in documents.outputs}
     return [(outputs[path], path) for path in documents.files(role, root)]
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """The documents with another column of this name."""
+    return table.set_column(table.schema.get_field_index(name), DOCUMENT_SCHEMA.field(name), column)
+
+
+def edited(texts: pa.Array, changed: Mapping[int, str]) -> pa.Array:
+    """The texts with those of the rows `changed`, which ascend."""
+    if not changed:
+        return texts
+    mask = np.zeros(len(texts), bool)
+    mask[list(changed)] = True
+    return pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string()))
+
+
+def pass_on(
+    path: Path,
+    path_of: Callable[[str], Path],
+    schemas: Mapping[str, pa.Schema],
+    judge: Callable[[pa.Table], tuple[Sequence[pa.Table], dict[str, Any]]],
+    none: dict[str, Any],
+) -> ShardMade:
+    """Write the roles of a shard side by side, by row group.
+
+    `judge` gives a row group's table for each role of `schemas`, in order, and its counts; `none` are the counts of no
+    documents.
+    """
+    files = {role: path_of(role) for role in schemas}
+    counts = [none]
+    with contextlib.ExitStack() as open_files:
+        writers = [open_files.enter_context(table_writer(files[role], schema)) for role, schema in schemas.items()]
+        for group in read_groups(path):
+            tables, counted = judge(group)
+            counts.append(counted)
+            for append, table in zip(writers, tables, strict=True):
+                append(table)
+    return ShardMade(files, sum_stats(counts))
+
+
+def gathered(done: Sequence[ShardDone], none: dict[str, Any] | None = None) -> Made:
+    """The files and the summed counts of a step's shards.
+
+    `none` are the counts of no shard.
+    """
+    outputs = [output for shard in done for output in shard.outputs.values()]
+    return Made(outputs, sum_stats([none or {}, *(shard.stats for shard in done)]))
 
 
 def split_table(

@@ -20,8 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,25 +30,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, shard_writer
+from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, read_rows, shard_writer
+from data_pipeline.readers.archive import archive_items
 from data_pipeline.readers.hub import at_commit
-from data_pipeline.readers.items import (
-    Reading,
-    SourceItem,
-    archive_items,
-    files_beside,
-    has_lines,
-    has_row_groups,
-    identity,
-    is_stream,
-    plan,
-    source_files,
-    text_bytes,
-)
-from data_pipeline.readers.parts import FilePart, group_parts, line_parts
+from data_pipeline.readers.items import list_files
+from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
-from data_pipeline.readers.sources import PackageSource, Source
+from data_pipeline.readers.sources import HubSource, PackageSource, Source, identity
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.file_digests import Digests
@@ -135,10 +123,19 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
             count["kept"] += 1
             count["bytes"] += size
             count["html_fallbacks"] += piece.fallback
-    return ShardMade(
-        {**documents, f"{prefix}quarantine": quarantine},
-        _funnel(count + Counter(torn_files=len(torn)), removed, passed),
-    )
+    counts = {
+        "documents_in": count["kept"] + removed.total(),
+        "documents_kept": count["kept"],
+        "bytes_in": count["bytes"],
+        "bytes_kept": count["bytes"],
+        "removed": dict(removed),
+        "quarantined": removed.total(),
+        "files": count["files"],
+        "html_fallbacks": count["html_fallbacks"],
+        "torn_files": len(torn),
+        "passed_over": dict(passed),
+    }
+    return ShardMade({**documents, f"{prefix}quarantine": quarantine}, counts)
 
 
 _FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's further document shards
@@ -163,22 +160,6 @@ def _filling(next_path: Callable[[], Path], shard_bytes: int) -> Iterator[AddRow
         yield add
 
 
-def _funnel(count: Counter[str], removed: Counter[str], passed: Counter[str]) -> dict[str, Any]:
-    quarantined = sum(removed.values())
-    return {
-        "documents_in": count["kept"] + quarantined,
-        "documents_kept": count["kept"],
-        "bytes_in": count["bytes"],
-        "bytes_kept": count["bytes"],
-        "removed": dict(removed),
-        "quarantined": quarantined,
-        "files": count["files"],
-        "html_fallbacks": count["html_fallbacks"],
-        "torn_files": count["torn_files"],
-        "passed_over": dict(passed),
-    }
-
-
 def repeated_rows(shards: Sequence[Path]) -> list[list[int]]:
     """Rows whose id occurs in an earlier row, for each shard."""
     tables = [pq.read_table(path, columns=["id"], partitioning=None) for path in shards]
@@ -190,31 +171,26 @@ def repeated_rows(shards: Sequence[Path]) -> list[list[int]]:
     return [np.flatnonzero(repeated[a:b]).tolist() for a, b in pairwise(starts)]
 
 
-@dataclass(frozen=True)
-class Unrepeating:
-    """Work on one shard: rows with repeated ids."""
+def drop_repeated(
+    section: Section, work: tuple[Path, Path | None, frozenset[int]], path_of: Callable[[str], Path]
+) -> ShardMade:
+    """Move rows with repeated ids to the quarantine; return count differences.
 
-    documents: Path
-    quarantine: Path | None
-    """None where the reading's first shard has what was quarantined."""
-    repeated: tuple[int, ...]
-
-
-def drop_repeated(section: Section, work: Unrepeating, path_of: Callable[[str], Path]) -> ShardMade:
-    """Move rows with repeated ids to the quarantine; return count differences."""
+    `work`: the documents, what was quarantined (None: the reading's first shard has it), the rows with repeated ids.
+    """
+    documents, quarantine, repeated = work
     paths = {role: path_of(role) for role in ("documents", "quarantine")}
-    if not work.repeated:
-        place(work.documents, paths["documents"])
-        if work.quarantine is None:
+    if not repeated:
+        place(documents, paths["documents"])
+        if quarantine is None:
             return ShardMade({"documents": paths["documents"]}, {})
-        place(work.quarantine, paths["quarantine"])
+        place(quarantine, paths["quarantine"])
         return ShardMade(paths, {})
-    repeated = frozenset(work.repeated)
     lost = 0
     with shard_writer(paths["documents"]) as add, shard_writer(paths["quarantine"], QUARANTINE_SCHEMA) as refuse:
-        for _, row in _rows(work.quarantine) if work.quarantine else ():
+        for row in read_rows(quarantine) if quarantine else ():
             refuse(tuple(row.values()), 0)
-        for number, row in _rows(work.documents):
+        for number, row in enumerate(read_rows(documents)):
             size = len(row["text"].encode("utf-8"))
             if number in repeated:
                 refuse((row["source"], row["file"], row["position"], "duplicate_id", sample(row["text"])), 0)
@@ -224,15 +200,6 @@ def drop_repeated(section: Section, work: Unrepeating, path_of: Callable[[str], 
     count = len(repeated)
     removed = {"quarantine:duplicate_id": count}
     return ShardMade(paths, {"documents_kept": -count, "bytes_kept": -lost, "quarantined": count, "removed": removed})
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
 
 
 def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Path, runtime: Runtime) -> Manifest:
@@ -250,34 +217,36 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         raise ConfigError(
             f"data.sources: the name {twice[0]!r} is given {names[twice[0]]} times. Rename one: ids start with it."
         )
-    sources = tuple(at_commit(source, runtime) for source in sources)
+    sources = tuple(at_commit(source, runtime) if isinstance(source, HubSource) else source for source in sources)
     digests = Digests(runtime)
     try:
-        files = [source_files(source, config_folder, digests, runtime) for source in sources]
-        beside = [files_beside(source, config_folder, digests) for source in sources]
+        listed = [list_files(source, config_folder, digests, runtime) for source in sources]
     except MissingInput as error:
         if runtime.make:
             raise
         return _sealed(sources, config, runtime.root, error)
     digests.save()
     inputs = [
-        Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{source.name}/{item.file}")
-        for source, items, more in zip(sources, files, beside, strict=True)
-        for item in (*items, *more)
+        Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{files.source.name}/{item.file}")
+        for files in listed
+        for item in (*files.items, *files.beside)
     ]
     called = sha256_bytes(canonical_json([item.path for item in inputs]))
-    known = IngestIdentity(sources=tuple(identity(source) for source in sources), ingest=config, names=called)
+    known = IngestIdentity(sources=tuple(identity(files.source) for files in listed), ingest=config, names=called)
 
     def make(folder: Path) -> Made:
         chosen = [
-            archive_items(source, items[0]) if isinstance(source, PackageSource) else items
-            for source, items in zip(sources, files, strict=True)
+            archive_items(files.source, files.items[0]) if isinstance(files.source, PackageSource) else files.items
+            for files in listed
         ]
-        cut = cut_files(sources, chosen, config.shard_bytes, folder, runtime)
+        recipe = Recipe("ingest", VERSION, Section())  # a shard depends on its own source only: its inputs name it
+        sources_at = [files.source for files in listed]
+        cut = cut_files(sources_at, chosen, config.shard_bytes, recipe, folder, runtime)
         readings = []
-        for source, items, parts, more in zip(sources, files, cut, beside, strict=True):
-            readings += plan(source, parts, config.shard_bytes, more, whole=is_stream(source, items[0]))
-        return _make(readings, folder, runtime)
+        for files, parts in zip(listed, cut, strict=True):
+            whole = is_stream(files.source, files.items[0])
+            readings += plan(files.source, parts, config.shard_bytes, files.beside, whole=whole)
+        return _make(readings, recipe, folder, runtime)
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
 
@@ -312,49 +281,7 @@ def _sealed(sources: Sequence[Source], config: IngestConfig, root: Path, error: 
     return made[0]
 
 
-def find_lines(section: Section, work: tuple[Path, int], path_of: Callable[[str], Path]) -> ShardMade:
-    """Write down where a plain file of lines is cut."""
-    path = path_of("parts")
-    write_json(path, [asdict(part) for part in line_parts(*work)])
-    return ShardMade({"parts": path}, {})
-
-
-def cut_files(
-    sources: Sequence[Source], files: Sequence[Sequence[SourceItem]], shard_bytes: int, folder: Path, runtime: Runtime
-) -> list[list[SourceItem]]:
-    """Items of each source, with large ones cut into parts."""
-    huge = [
-        (source, item)
-        for source, items in zip(sources, files, strict=True)
-        for item in items
-        if text_bytes(item) > shard_bytes
-    ]
-    parts = {
-        (source.name, item.key): group_parts(item.local, shard_bytes)
-        for source, item in huge
-        if has_row_groups(source, item)
-    }
-    lines = [(source, item) for source, item in huge if has_lines(source, item)]
-    shards = [
-        Shard(f"{number:06d}-{source.name}", ("lines", item.digest, str(shard_bytes)), (item.local, shard_bytes))
-        for number, (source, item) in enumerate(lines)
-    ]
-    found = map_shards(Recipe("ingest", VERSION, Section()), find_lines, shards, folder, runtime, ".json")
-    for (source, item), done in zip(lines, found, strict=True):
-        written = json.loads((runtime.root / done.outputs["parts"].path).read_bytes())
-        parts[source.name, item.key] = [FilePart(**values) for values in written]
-    return [
-        [piece for item in items for piece in _pieces(item, parts.get((source.name, item.key), []))]
-        for source, items in zip(sources, files, strict=True)
-    ]
-
-
-def _pieces(item: SourceItem, parts: Sequence[FilePart]) -> list[SourceItem]:
-    return [replace(item, part=part) for part in parts] if len(parts) > 1 else [item]
-
-
-def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
-    recipe = Recipe("ingest", VERSION, Section())  # a shard depends on its own source only: its inputs name it
+def _make(readings: Sequence[Reading], recipe: Recipe, folder: Path, runtime: Runtime) -> Made:
     shards = []
     for number, work in enumerate(readings):
         of_source = sha256_bytes(canonical_json(identity(work.source)))
@@ -365,8 +292,12 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
     outputs = [output for part in done for role, output in part.outputs.items() if not role.startswith("read_")]
     last: list[tuple[str, Shard]] = []
     for source in {work.source.name: work.source for work in readings}.values():
-        own = {index: done[index] for index, work in enumerate(readings) if work.source.name == source.name}
-        more = _unrepeating(bool(source.fields.id), own, shards, folder, runtime)
+        own = [
+            (shard.name, part)
+            for shard, part in zip(shards, done, strict=True)
+            if shard.payload.source.name == source.name
+        ]
+        more = _unrepeating(bool(source.fields.id), own, recipe, folder, runtime)
         last += [(source.name, shard) for shard in more]
     finished = map_shards(recipe, drop_repeated, [shard for _, shard in last], folder, runtime)
     stats += [(name, part.stats) for (name, _), part in zip(last, finished, strict=True)]
@@ -380,7 +311,7 @@ def _make(readings: Sequence[Reading], folder: Path, runtime: Runtime) -> Made:
 
 
 def _unrepeating(
-    with_ids: bool, read: Mapping[int, ShardDone], shards: Sequence[Shard], folder: Path, runtime: Runtime
+    with_ids: bool, read: Sequence[tuple[str, ShardDone]], recipe: Recipe, folder: Path, runtime: Runtime
 ) -> list[Shard]:
     """Final names of shards read under `read_`, repeated ids removed.
 
@@ -388,8 +319,7 @@ def _unrepeating(
     files changed, finds it whole; an untouched shard is one file with two names.
     """
     found: list[tuple[str, Output, Output | None]] = []
-    for index, part in read.items():
-        name = shards[index].name
+    for name, part in read:
         for role, output in sorted(part.outputs.items()):
             if role == "read_documents":
                 found.append((name, output, part.outputs["read_quarantine"]))
@@ -397,22 +327,15 @@ def _unrepeating(
                 number, _, source = name.partition("-")
                 found.append((f"{number}.{role.removeprefix(_FURTHER)}-{source}", output, None))
     paths = [runtime.root / output.path for _, output, _ in found]
-    repeated = _repeated(found, paths, folder, runtime) if with_ids else [[]] * len(found)
+    repeated: list[list[int]] = [[]] * len(found)
+    if with_ids:  # found by one worker for all
+        key = recipe.key(["repeated", *(output.sha256 for _, output, _ in found)])
+        path = folder.parent / "records" / f"{key}.repeated.json"
+        once(runtime, path, lambda path: write_json(path, repeated_rows(paths)))
+        repeated = json.loads(path.read_bytes())
     work = []
     for (name, output, quarantine), path, rows in zip(found, paths, repeated, strict=True):
         inputs = ("finish", output.sha256, quarantine.sha256 if quarantine else "", *map(str, rows))
         beside = runtime.root / quarantine.path if quarantine else None
-        work.append(Shard(name, inputs, Unrepeating(path, beside, tuple(rows))))
+        work.append(Shard(name, inputs, (path, beside, frozenset(rows))))
     return work
-
-
-def _repeated(
-    found: Sequence[tuple[str, Output, Output | None]], paths: Sequence[Path], folder: Path, runtime: Runtime
-) -> list[list[int]]:
-    """`repeated_rows`, found by one worker for all."""
-    key = Recipe("ingest", VERSION, Section()).key(["repeated", *(output.sha256 for _, output, _ in found)])
-    path = folder.parent / "records" / f"{key}.repeated.json"
-    rows: list[list[int]] = json.loads(
-        once(runtime, path, lambda path: write_json(path, repeated_rows(paths))).read_bytes()
-    )
-    return rows

@@ -12,17 +12,13 @@ Price: one document shard's ids and one of its row groups are read; a minute's w
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, Document, read_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, Document, read_groups, read_table, rows_by_group
 from data_pipeline.tokens.packed_rows import SUFFIX as PACKED_SUFFIX
 from data_pipeline.tokens.packed_rows import PackedRows, locate
 from data_pipeline.tokens.token_shards import TokenShard, document_identity
@@ -182,16 +178,9 @@ def _find(source: Manifest, stem: str, identity: bytes, root: Path) -> tuple[Doc
 
 def _read_row(path: Path, row: int) -> Document:
     """One row of a document shard; only its row group is read."""
-    try:
-        file = pq.ParquetFile(path)
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        ends = list(itertools.accumulate(sizes))
-        group = next(number for number, end in enumerate(ends) if row < end)
-        table = file.read_row_group(group, columns=DOCUMENT_SCHEMA.names)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: cannot be read as Parquet: {error}") from error
-    values: dict[str, Any] = table.slice(row - (ends[group] - sizes[group]), 1).to_pylist()[0]
-    return Document(**values)
+    [(group, rows)] = rows_by_group(path, np.array([row]))
+    [table] = read_groups(path, DOCUMENT_SCHEMA, [group])
+    return Document(**table.slice(int(rows[0]), 1).to_pylist()[0])
 
 
 def _span(

@@ -17,7 +17,6 @@ Roles: `documents`, `removed`, `hits`. Price: one pass a shard, a row group at a
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -37,43 +35,39 @@ from data_pipeline.documents import (
     REMOVED_SCHEMA,
     cut_spans,
     document_shards,
+    edited,
     funnel,
-    read_groups,
+    gathered,
+    pass_on,
     read_table,
+    required,
     split_table,
-    table_writer,
+    with_column,
 )
 from governance.log import get_logger
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
 REASON = "contaminated"
 
-HIT_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("document", pa.string()),
-            ("source", pa.string()),
-            ("set", pa.string()),
-            ("item", pa.string()),
-            ("part", pa.string()),
-            ("start", pa.int64()),
-            ("end", pa.int64()),
-            ("start_byte", pa.int64()),
-            ("end_byte", pa.int64()),
-            ("words_found", pa.int64()),
-            ("passage_words", pa.int64()),
-            ("coverage", pa.float64()),
-            ("rule", pa.string()),
-            ("action", pa.string()),
-        )
-    ]
+HIT_SCHEMA = required(
+    document=pa.string(),
+    source=pa.string(),
+    set=pa.string(),
+    item=pa.string(),
+    part=pa.string(),
+    start=pa.int64(),
+    end=pa.int64(),
+    start_byte=pa.int64(),
+    end_byte=pa.int64(),
+    words_found=pa.int64(),
+    passage_words=pa.int64(),
+    coverage=pa.float64(),
+    rule=pa.string(),
+    action=pa.string(),
 )
-
-
 _SCHEMAS = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "hits": HIT_SCHEMA}
 
 
@@ -130,21 +124,9 @@ def _hit_rows(
     return rows
 
 
-def _evidence(rows: Sequence[tuple[Any, ...]]) -> str:
-    _, _, name, item, part, start, end, *_ = max(rows, key=lambda row: (row[9], -row[5]))
-    return f"{name}#{item} {part} {start}-{end}"
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """One row group after the search."""
-
-    tables: dict[str, pa.Table]
-    """Role -> its rows."""
-    stats: dict[str, Any]
-
-
-def _judge(table: pa.Table, sought: PassageIndex, config: DecontaminateConfig) -> _Judged:
+def _judge(
+    table: pa.Table, sought: PassageIndex, config: DecontaminateConfig
+) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
     texts = table["text"].combine_chunks()
     reasons, evidence = [""] * table.num_rows, [""] * table.num_rows
     rows: list[tuple[Any, ...]] = []
@@ -157,42 +139,28 @@ def _judge(table: pa.Table, sought: PassageIndex, config: DecontaminateConfig) -
         here = _hit_rows(table, row, hits, sought, "drop_document" if removed else "drop_span")
         rows += here
         if removed:
-            reasons[row], evidence[row] = REASON, _evidence(here)
+            _, _, name, item, part, start, end, *_ = max(here, key=lambda row: (row[9], -row[5]))
+            reasons[row], evidence[row] = REASON, f"{name}#{item} {part} {start}-{end}"
         else:
             cut[row] = left
-    clean = _with_texts(texts, cut)
-    column = table.schema.get_field_index("text")
-    changed = table.set_column(column, DOCUMENT_SCHEMA.field("text"), clean)
-    kept, removed_table = split_table(table, reasons, evidence, changed)
+    clean = edited(texts, cut)
+    kept, removed_table = split_table(table, reasons, evidence, with_column(table, "text", clean))
     columns = zip(*rows, strict=True) if rows else [()] * len(HIT_SCHEMA)
     hit_table = pa.table([pa.array(c, f.type) for c, f in zip(columns, HIT_SCHEMA, strict=True)], HIT_SCHEMA)
     sizes, sizes_left = pc.binary_length(texts).to_pylist(), pc.binary_length(clean).to_pylist()
     counts = funnel(table["source"].to_pylist(), sizes, sizes_left, reasons)
     stats = {**counts, **_extras(rows, [sizes[row] - sizes_left[row] for row in cut])}
-    return _Judged({"documents": kept, "removed": removed_table, "hits": hit_table}, stats)
+    return (kept, removed_table, hit_table), stats
 
 
 def _decontaminate_shard(config: DecontaminateConfig, payload: tuple[Path, _Items], path_of: Any) -> ShardMade:
     path, items = payload
     sought = _sought(items, config)
-    files = {role: path_of(role) for role in _SCHEMAS}
-    stats = [{**funnel([], [], [], []), **_extras([], [])}]
-    with contextlib.ExitStack() as open_files:
-        writers = {role: open_files.enter_context(table_writer(files[role], _SCHEMAS[role])) for role in _SCHEMAS}
-        for table in read_groups(path):
-            judged = _judge(table, sought, config)
-            for role, rows in judged.tables.items():
-                writers[role](rows)
-            stats.append(judged.stats)
-    return ShardMade(files, sum_stats(stats))
+    return pass_on(path, path_of, _SCHEMAS, lambda table: _judge(table, sought, config), _none())
 
 
-def _with_texts(texts: pa.Array, changed: dict[int, str]) -> pa.Array:
-    if not changed:
-        return texts
-    mask = np.zeros(len(texts), bool)
-    mask[list(changed)] = True
-    return pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string()))
+def _none() -> dict[str, Any]:
+    return {**funnel([], [], [], []), **_extras([], [])}
 
 
 def _extras(rows: Sequence[tuple[Any, ...]], cut: Sequence[int]) -> dict[str, Any]:
@@ -223,14 +191,14 @@ def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConf
         inputs = document_shards(documents, runtime.root)
         shards = [Shard(path.stem, (output.sha256, sets.digest), (path, items), (output,)) for output, path in inputs]
         done = map_shards(recipe, _decontaminate_shard, shards, folder, runtime)
-        stats = sum_stats([funnel([], [], [], []), _extras([], []), *(shard.stats for shard in done)])
-        stats["items_sought_by_set"] = {name: sought.items.get(name, 0) for name in sorted(sets.stats["items"])}
+        made = gathered(done, _none())
+        made.stats["items_sought_by_set"] = {name: sought.items.get(name, 0) for name in sorted(sets.stats["items"])}
         for name, count in sets.stats["items"].items():
             if sought.items.get(name, 0) < count:
                 get_logger(__name__).warning(
                     "decontaminate: %d of %d items of %s say too little to be looked for (min_words, min_letters)",
                     count - sought.items.get(name, 0), count, name,
                 )  # fmt: skip
-        return Made([output for shard in done for output in shard.outputs.values()], stats)
+        return made
 
     return run_stage(recipe, [documents.as_input(), sets.as_input()], runtime, make)

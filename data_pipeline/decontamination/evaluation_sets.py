@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from data_pipeline.documents import shard_writer
+from data_pipeline.documents import gathered, required, shard_writer
 from data_pipeline.readers.local import find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
@@ -38,22 +38,12 @@ from governance.errors import ConfigError, MissingInput
 from governance.file_digests import Digests
 from governance.files import sha256_bytes
 from governance.manifest import Input, Manifest
-from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
-ITEM_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("set", pa.string()),
-            ("item", pa.string()),
-            ("part", pa.string()),
-            ("alone", pa.bool_()),
-            ("listed", pa.bool_()),
-            ("text", pa.large_string()),
-        )
-    ]
+ITEM_SCHEMA = required(
+    set=pa.string(), item=pa.string(), part=pa.string(), alone=pa.bool_(), listed=pa.bool_(), text=pa.large_string()
 )
 
 
@@ -224,25 +214,15 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
     digests.save()
     identity = SetsIdentity(sets=tuple(wanted.model_copy(update={"paths": ()}) for wanted in sets))
     whole = replace(runtime, worker=(0, 1), mode="all")  # a few small files: one process makes them all, for all
-    make = _maker(sets, [tuple(file.path for file in found) for found in files], inputs, whole)
-    return run_stage(Recipe("evaluation_sets", VERSION, identity), inputs, runtime, make, alone=True)
 
-
-def _maker(
-    sets: Sequence[EvaluationSet], paths: Sequence[tuple[Path, ...]], inputs: Sequence[Input], runtime: Runtime
-) -> Callable[[Path], Made]:
-    def make(folder: Path) -> Made:
+    def make(target: Path) -> Made:
         shards, start = [], 0
-        for wanted, found in zip(sets, paths, strict=True):
+        for wanted, found, known in zip(sets, files, identity.sets, strict=True):
             digests = tuple(item.digest for item in inputs[start : start + len(found)])
             start += len(found)
-            shards.append(Shard(wanted.name, (_recipe_of(wanted), *digests), (wanted, found)))
-        done = map_shards(Recipe("evaluation_sets", VERSION, Section()), _write_set, shards, folder, runtime)
-        stats = sum_stats([{"items": {}, "texts": {}}, *(shard.stats for shard in done)])
-        return Made([output for shard in done for output in shard.outputs.values()], stats)
+            paths = tuple(file.path for file in found)
+            shards.append(Shard(wanted.name, (sha256_bytes(canonical_json(known)), *digests), (wanted, paths)))
+        recipe = Recipe("evaluation_sets", VERSION, Section())
+        return gathered(map_shards(recipe, _write_set, shards, target, whole), {"items": {}, "texts": {}})
 
-    return make
-
-
-def _recipe_of(wanted: EvaluationSet) -> str:
-    return sha256_bytes(canonical_json(wanted.model_copy(update={"paths": ()})))
+    return run_stage(Recipe("evaluation_sets", VERSION, identity), inputs, runtime, make, alone=True)

@@ -37,22 +37,20 @@ written again: its file gets a second name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
 
-from data_pipeline.dedup.candidates import Corpus, CorpusShard, DedupRules
+from data_pipeline.dedup.duplicates import Corpus, CorpusShard, DedupConfig, read_decisions, write_decisions
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, spill_folder, write_keys
-from data_pipeline.dedup.pair_decision import decide, read_decisions, write_decisions
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -64,45 +62,15 @@ from data_pipeline.documents import (
     write_table,
 )
 from data_pipeline.urls import normalise_url
-from governance.config import Section
+from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import put_in_place, sha256_bytes
-from governance.manifest import FILE_NAME, Manifest, Output, describe, present, read_manifest
-from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
+from governance.manifest import FILE_NAME, Manifest, describe, present, read_manifest
+from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 3
 _SIGNED = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("text", "url", "source")])
-
-Preference = Literal["length", "source_order", "licence", "url"]
-
-
-class DedupConfig(Section):
-    """Definition of a duplicate, and which document is kept."""
-
-    ngram: int = Field(default=5, ge=1, le=32)
-    """Words a shingle."""
-    bands: int = Field(default=20, ge=1, le=64)
-    """Bands of a signature: more find more pairs of lower similarity."""
-    rows: int = Field(default=6, ge=1, le=32)
-    """Bins a band: more pass over more pairs of lower similarity."""
-    jaccard_threshold: float = Field(default=0.8, gt=0, le=1)
-    """Share of all distinct shingles of two texts that both have, from which the lesser text is removed.
-
-    It is strict: with word 5-grams, changing 5 % of the words at random already gives about 0.65."""
-    urls: bool = True
-    """Allow documents of one address to be duplicates."""
-    url_overlap: float = Field(default=0.2, ge=0, le=1)
-    """Shingles of the smaller text that two texts of one address must share; 0: the address alone suffices."""
-    prefer: tuple[Preference, ...] = ("length", "source_order")
-    """Which of several duplicates is kept, most important criterion first: the longest text (UTF-8 bytes), the source
-    named first, a known licence, a known URL. Among equals the first of the corpus is kept."""
-    against: tuple[str, ...] = Field(default=(), exclude=True)
-    """Folders of earlier dedup artifacts, relative to the root or absolute, with whose documents these are compared.
-
-    Their digests are inputs of the stage; their paths are not hashed."""
-    join_memory_mib: int = Field(default=1024, ge=256, exclude=True)
-    """Memory limit of the join of keys, in MiB; it changes no byte, so it is not hashed."""
 
 
 @dataclass(frozen=True)
@@ -188,38 +156,25 @@ def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
     return ShardMade(files, counts)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Payload of one shard: its files and the decisions on it."""
+def _split_shard(config: DedupConfig, work: tuple[Path, Path, Path, int], path_of: Any) -> ShardMade:
+    """Write kept and removed rows by row group.
 
-    documents: Path
-    signatures: Path
-    decisions: Path
-    index: int
-    """Position of the shard in the decisions."""
-
-
-def _split_shard(config: DedupConfig, work: Split, path_of: Any) -> ShardMade:
-    removals = read_decisions(work.decisions).removals(work.index).sort_by("row")
-    sizes = pq.read_table(work.signatures, columns=["bytes"], partitioning=None)["bytes"].to_pylist()
+    `work`: the shard's documents, its signatures, the decisions, and its place in them.
+    """
+    path, signatures, decisions, index = work
+    removals = read_decisions(decisions).get_batch(index).sort_by("row")
+    sizes = pq.read_table(signatures, columns=["bytes"], partitioning=None)["bytes"].to_pylist()
     stays, reasons = np.ones(len(sizes), bool), [""] * len(sizes)
     for row, reason in zip(removals["row"].to_pylist(), removals["reason"].to_pylist(), strict=True):
         stays[row], reasons[row] = False, reason
     files = {role: path_of(role) for role in ("documents", "removed", "kept")}
     write_table(files["kept"], pa.table({"kept": stays}))
     if stays.all():
-        put_in_place(work.documents, files["documents"])
-        sources = read_table(work.documents, columns=["source"])["source"].to_pylist()
+        put_in_place(path, files["documents"])
+        sources = read_table(path, columns=["source"])["source"].to_pylist()
         write_table(files["removed"], REMOVED_SCHEMA.empty_table())
-    else:
-        sources = _split(work.documents, stays, removals, files)
-    return ShardMade(files, funnel(sources, sizes, sizes, reasons))
-
-
-def _split(path: Path, stays: npt.NDArray[np.bool_], removals: pa.Table, files: dict[str, Path]) -> list[str]:
-    """Write kept and removed rows by row group; return the sources."""
-    sources: list[str] = []
-    gone_before = 0
+        return ShardMade(files, funnel(sources, sizes, sizes, reasons))
+    sources, gone_before = [], 0
     with (
         table_writer(files["documents"], DOCUMENT_SCHEMA) as keep,
         table_writer(files["removed"], REMOVED_SCHEMA) as drop,
@@ -233,29 +188,7 @@ def _split(path: Path, stays: npt.NDArray[np.bool_], removals: pa.Table, files: 
             drop(gone)
             gone_before += len(gone)
             sources += table["source"].to_pylist()
-    return sources
-
-
-def _corpus(
-    inputs: Sequence[tuple[Output, Path]], signed: Sequence[ShardDone], earlier: Sequence[Earlier], root: Path
-) -> Corpus:
-    """All shards, those of earlier corpora first."""
-    parts: list[CorpusShard] = []
-    first = 0
-    for corpus in earlier:
-        roles = ("documents", "signatures", "keys", "kept")
-        for documents, signatures, keys, kept in zip(
-            *(corpus.manifest.files(role, corpus.root) for role in roles), strict=True
-        ):
-            stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
-            parts.append(CorpusShard(documents, signatures, keys, first, len(stayed), stayed, corpus.manifest.digest))
-            first += len(stayed)
-    new = first
-    for (_, path), shard in zip(inputs, signed, strict=True):
-        signatures, keys = (root / shard.outputs[role].path for role in ("signatures", "keys"))
-        parts.append(CorpusShard(path, signatures, keys, first, shard.stats["documents"]))
-        first += shard.stats["documents"]
-    return Corpus(parts, new)
+    return ShardMade(files, funnel(sources, sizes, sizes, reasons))
 
 
 def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: Sequence[Earlier] = ()) -> Manifest:
@@ -275,14 +208,6 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
     """
     recipe = Recipe("dedup", VERSION, config)
     origins = [documents.as_input(), *(corpus.manifest.as_input() for corpus in earlier)]
-    rules = DedupRules(
-        ngram=config.ngram,
-        bands=config.bands,
-        threshold=config.jaccard_threshold,
-        urls=config.urls,
-        overlap=config.url_overlap,
-        prefer=config.prefer,
-    )
 
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
@@ -296,29 +221,36 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
             # Sources rank in the order in which they first occur, within a shard by their first row.
             by_row = (sorted(shard.stats["sources"].items(), key=lambda item: item[1]) for shard in signed)
             sources = list(dict.fromkeys(source for found in by_row for source, _ in found))
-            corpus = _corpus(inputs, signed, earlier, runtime.root)
+            parts = []
+            for corpus in earlier:
+                roles = ("documents", "signatures", "keys", "kept")
+                for path, signed_as, keyed, kept in zip(
+                    *(corpus.manifest.files(role, corpus.root) for role in roles), strict=True
+                ):
+                    stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
+                    parts.append(CorpusShard(path, signed_as, keyed, len(stayed), stayed, corpus.manifest.digest))
+            for (_output, path), shard in zip(inputs, signed, strict=True):
+                signed_as, keyed = (runtime.root / shard.outputs[role].path for role in ("signatures", "keys"))
+                parts.append(CorpusShard(path, signed_as, keyed, shard.stats["documents"]))
             with spill_folder(folder) as scratch:
                 engine = JoinEngine(runtime.engine, config.join_memory_mib, scratch)
-                found = decide(corpus, rules, sources, engine, folder, max(1, runtime.workers))
-            write_decisions(decisions, pairs, corpus, found)
+                write_decisions(decisions, pairs, Corpus(parts, sources), config, engine, max(1, runtime.workers))
 
         once(runtime, decisions, make_decisions, beside=(pairs,))
         decided = read_decisions(decisions)
         target = folder / "pairs" / "pairs.parquet"
         put_in_place(pairs, target)
-        split = [
-            Shard(
-                path.stem,
-                ("documents", output.sha256, decided.digest(index)),
-                Split(path, runtime.root / shard.outputs["signatures"].path, decisions, index),
-                (output, shard.outputs["signatures"]),
-            )
-            for index, ((output, path), shard) in enumerate(zip(inputs, signed, strict=True))
-        ]
+        split = []
+        for index, ((output, path), shard) in enumerate(zip(inputs, signed, strict=True)):
+            decision = sha256_bytes(canonical_json(decided.get_batch(index).to_pydict()))
+            sizes = shard.outputs["signatures"]
+            work = (path, runtime.root / sizes.path, decisions, index)
+            split.append(Shard(path.stem, ("documents", output.sha256, decision), work, (output, sizes)))
         done = map_shards(recipe, _split_shard, split, folder, runtime)
         outputs = [output for shard in (*signed, *done) for output in shard.outputs.values()]
         stats = sum_stats([funnel([], [], [], []), *(shard.stats for shard in done)])
-        stats |= {**decided.stats, "without_words": sum(shard.stats["without_words"] for shard in signed)}
+        stats |= json.loads(decided.schema.metadata[b"stats"])
+        stats["without_words"] = sum(shard.stats["without_words"] for shard in signed)
         return Made([*outputs, describe(target, runtime.root)], stats)
 
     return run_stage(recipe, origins, runtime, make)

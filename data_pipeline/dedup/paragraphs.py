@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,18 @@ from data_pipeline.documents import (
     REMOVED_SCHEMA,
     cut_spans,
     document_shards,
+    edited,
     funnel,
+    gathered,
+    pass_on,
     read_groups,
     split_table,
     table_writer,
+    with_column,
 )
 from governance.config import Section
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards, once
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 Integers = npt.NDArray[np.int64]
@@ -167,21 +170,17 @@ def _cut_shard(config: ParagraphsConfig, work: Cutting, path_of: Callable[[str],
     units = pq.read_table(work.units, columns=["row", "kind", "start", "end"])
     ours = [("number", ">=", work.first), ("number", "<", work.first + len(units))]
     units = units.take(pa.array(np.sort(pq.read_table(work.cuts, filters=ours)["number"].to_numpy()) - work.first))
+    first = 0
+
+    def cut(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
+        nonlocal first
+        here = units.filter(pc.and_(pc.greater_equal(units["row"], first), pc.less(units["row"], first + len(group))))
+        made = _cut_group(config, group, here, first)
+        first += len(group)
+        return made
+
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "cuts": _CUTS}
-    files = {role: path_of(role) for role in schemas}
-    parts, first = [_none()], 0
-    with ExitStack() as open_files:
-        writers = [open_files.enter_context(table_writer(files[role], schemas[role])) for role in schemas]
-        for group in read_groups(work.documents):
-            here = units.filter(
-                pc.and_(pc.greater_equal(units["row"], first), pc.less(units["row"], first + len(group)))
-            )
-            made, counts = _cut_group(config, group, here, first)
-            parts.append(counts)
-            for append, part in zip(writers, made, strict=True):
-                append(part)
-            first += len(group)
-    return ShardMade(files, sum_stats(parts))
+    return pass_on(work.documents, path_of, schemas, cut, _none())
 
 
 def _cut_group(
@@ -201,15 +200,12 @@ def _cut_group(
         if len(left) < config.min_left_bytes:
             reasons[row], evidence[row] = "duplicate_text", f"bytes_cut={len(text) - len(left)} of {len(text)}"
         changed[row] = left.decode("utf-8")
-    mask = np.zeros(len(group), bool)
-    mask[list(changed)] = True
-    edited = pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string()))
-    with_cuts = group.set_column(group.schema.get_field_index("text"), DOCUMENT_SCHEMA.field("text"), edited)
-    kept, removed = split_table(group, reasons, evidence, with_cuts)
+    left_texts = edited(texts, changed)
+    kept, removed = split_table(group, reasons, evidence, with_column(group, "text", left_texts))
     ids = group["id"].take(pa.array(rows)) if len(rows) else pa.array([], pa.string())
     names = pa.array([_KINDS[kind] for kind in kinds], pa.string())
     cuts = pa.table({"id": ids, "kind": names, "start": starts, "end": ends}, schema=_CUTS)
-    sizes_in, sizes_out = pc.binary_length(texts).to_pylist(), pc.binary_length(edited).to_pylist()
+    sizes_in, sizes_out = pc.binary_length(texts).to_pylist(), pc.binary_length(left_texts).to_pylist()
     cut = {"paragraphs": int((kinds == 0).sum()), "lines": int((kinds == 1).sum()), "documents": len(changed)}
     counts = {**funnel(group["source"].to_pylist(), sizes_in, sizes_out, reasons), "cut": cut}
     return (kept, removed, cuts), counts
@@ -249,7 +245,6 @@ def drop_paragraphs(documents: Manifest, config: ParagraphsConfig, runtime: Runt
             for (output, path), shard, first in zip(inputs, found, firsts, strict=False)
         ]
         done = map_shards(recipe, _cut_shard, second, folder, runtime)
-        outputs = [output for shard in (*found, *done) for output in shard.outputs.values()]
-        return Made(outputs, sum_stats([_none(), *(shard.stats for shard in (*found, *done))]))
+        return gathered([*found, *done], _none())
 
     return run_stage(recipe, [documents.as_input()], runtime, make)

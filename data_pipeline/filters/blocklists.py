@@ -200,7 +200,9 @@ def make_lists(config: BlocklistsConfig, config_folder: Path, runtime: Runtime) 
             )
         paths = [folder / f"{kind}.arrow" for kind in ("domains", "urls")]
         for path in paths:
-            _write_keyed(path, tables[path.stem])
+            table = tables[path.stem]
+            with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), KEYED_SCHEMA) as writer:
+                writer.write_batch(pa.record_batch([column.combine_chunks() for column in table.columns], KEYED_SCHEMA))
         write_table(folder / "words.parquet", tables["words"])
         outputs = [describe(path, runtime.root) for path in (*paths, folder / "words.parquet")]
         return Made(outputs, {**{n: table.num_rows for n, table in tables.items()}, "not_understood": len(wrong)})
@@ -229,11 +231,6 @@ def _keyed(found: Iterator[str]) -> pa.Table:
     keys = np.fromiter((key_of(one.as_py()) for one in entry), np.uint64, len(entry))
     table = pa.table([pa.array(keys), entry], schema=KEYED_SCHEMA)
     return table.sort_by([("key", "ascending"), ("entry", "ascending")])
-
-
-def _write_keyed(path: Path, table: pa.Table) -> None:
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), KEYED_SCHEMA) as writer:
-        writer.write_batch(pa.record_batch([column.combine_chunks() for column in table.columns], KEYED_SCHEMA))
 
 
 @functools.lru_cache(maxsize=4)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,9 @@ from data_pipeline.documents import (
     REMOVED_SCHEMA,
     document_shards,
     funnel,
-    read_groups,
+    gathered,
+    pass_on,
     split_table,
-    table_writer,
     write_table,
 )
 from data_pipeline.filters.model_files import FASTTEXT, Scorer, model_files, open_model
@@ -51,7 +50,7 @@ from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.file_digests import Digests
 from governance.files import place, sha256_bytes
 from governance.manifest import Input, Manifest, describe
-from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
@@ -332,26 +331,23 @@ def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_o
     described = [(name, pa.string()) for name in ("id", "source", "language")]
     scores_schema = pa.schema([*described, *((judge[0], pa.float64()) for judge in judges), ("kept", pa.bool_())])
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "scores": scores_schema}
-    files = {role: path_of(role) for role in schemas}
-    parts = [funnel([], [], [], [])]
-    with ExitStack() as open_files:
-        writers = [open_files.enter_context(table_writer(files[role], schemas[role])) for role in schemas]
-        for group in read_groups(path):
-            reasons, evidence = [""] * len(group), [""] * len(group)
-            columns: dict[str, Any] = {name: group[name] for name, _ in described}
-            for (name, _, low, high), scorer in zip(judges, scorers, strict=True):
-                scores = _scores(name, scorer, group["text"], group["id"].to_pylist())
-                columns[name] = scores
-                outside = (scores < (-np.inf if low is None else low)) | (scores > (np.inf if high is None else high))
-                for row in np.flatnonzero(outside).tolist():
-                    if not reasons[row]:
-                        reasons[row], evidence[row] = f"classifier:{name}", f"score={scores[row]:.6g}"
-            columns["kept"] = pa.array([not reason for reason in reasons], pa.bool_())
-            sizes = pc.binary_length(group["text"]).to_pylist()
-            parts.append(funnel(group["source"].to_pylist(), sizes, sizes, reasons))
-            for append, part in zip(writers, (*split_table(group, reasons, evidence), pa.table(columns)), strict=True):
-                append(part)
-    return ShardMade(files, sum_stats(parts))
+
+    def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
+        reasons, evidence = [""] * len(group), [""] * len(group)
+        columns: dict[str, Any] = {name: group[name] for name, _ in described}
+        for (name, _, low, high), scorer in zip(judges, scorers, strict=True):
+            scores = _scores(name, scorer, group["text"], group["id"].to_pylist())
+            columns[name] = scores
+            outside = (scores < (-np.inf if low is None else low)) | (scores > (np.inf if high is None else high))
+            for row in np.flatnonzero(outside).tolist():
+                if not reasons[row]:
+                    reasons[row], evidence[row] = f"classifier:{name}", f"score={scores[row]:.6g}"
+        columns["kept"] = pa.array([not reason for reason in reasons], pa.bool_())
+        sizes = pc.binary_length(group["text"]).to_pylist()
+        counts = funnel(group["source"].to_pylist(), sizes, sizes, reasons)
+        return (*split_table(group, reasons, evidence), pa.table(columns)), counts
+
+    return pass_on(path, path_of, schemas, judge, funnel([], [], [], []))
 
 
 def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manifest]], runtime: Runtime) -> Manifest:
@@ -377,8 +373,6 @@ def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manif
             Shard(path.stem, (output.sha256, *digests), (path, judges, runtime.root), (output,))
             for output, path in document_shards(documents, runtime.root)
         ]
-        done = map_shards(recipe, _classify_shard, shards, folder, runtime)
-        stats = sum_stats([funnel([], [], [], []), *(shard.stats for shard in done)])
-        return Made([output for shard in done for output in shard.outputs.values()], stats)
+        return gathered(map_shards(recipe, _classify_shard, shards, folder, runtime), funnel([], [], [], []))
 
     return run_stage(recipe, [documents.as_input(), *(model.as_input() for _, model in models)], runtime, make)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,10 +36,12 @@ from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
     document_shards,
+    edited,
     funnel,
-    read_groups,
+    gathered,
+    pass_on,
     split_table,
-    table_writer,
+    with_column,
 )
 from data_pipeline.filters.blocklists import blocked_by, words_by_language
 from data_pipeline.filters.quality_rules import (
@@ -55,7 +56,7 @@ from data_pipeline.filters.quality_rules import (
 )
 from governance.log import get_logger
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 4
@@ -112,11 +113,7 @@ def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStr
         text = texts[row].as_py()
         if flags[row] & NEEDS_CONTROL_REPAIR or not unicodedata.is_normalized("NFC", text):
             changed[row] = normalise(text)
-    if not changed:
-        return texts, 0
-    mask = np.zeros(len(texts), bool)
-    mask[list(changed)] = True
-    return pc.replace_with_mask(texts, pa.array(mask), pa.array(changed.values(), pa.large_string())), len(changed)
+    return edited(texts, changed), len(changed)
 
 
 def profiles_of(
@@ -188,8 +185,8 @@ def _clean_group(
         if before := _before_rules(config, dict(zip(columns, values, strict=True)), lists):
             reasons[row], evidence[row] = before
 
-    table = _with(table, "language", pa.array(languages, pa.string()))
-    kept, removed = split_table(table, reasons, evidence, _with(table, "text", texts))
+    table = with_column(table, "language", pa.array(languages, pa.string()))
+    kept, removed = split_table(table, reasons, evidence, with_column(table, "text", texts))
     described = {
         **{name: table[name] for name in ("id", "source", "language", "licence", "opt_out")},
         "language_confidence": pa.array(confidences, pa.float64()),
@@ -203,11 +200,7 @@ def _clean_group(
     counts = funnel(table["source"].to_pylist(), raw_bytes.tolist(), text_bytes, reasons)
     mixed = sum(share < MIXED_SHARE for share in shares)
     extras = _extras(languages, mixed, unspaced, normalised, lines_removed)
-    return (kept, removed, pa.table(described)), {**counts, **extras}
-
-
-def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), DOCUMENT_SCHEMA.field(name), column)
+    return (kept, removed, pa.table(described).select(_features_schema().names)), {**counts, **extras}
 
 
 def _without_lines(config: CleanConfig, texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, dict[str, int]]:
@@ -250,16 +243,7 @@ def _none() -> dict[str, Any]:
 def _clean_shard(config: CleanConfig, payload: tuple[Path, Path | None], path_of: Callable[[str], Path]) -> ShardMade:
     path, lists = payload
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "features": _features_schema()}
-    files = {role: path_of(role) for role in schemas}
-    parts = [_none()]
-    with ExitStack() as open_files:
-        writers = [open_files.enter_context(table_writer(files[role], schemas[role])) for role in schemas]
-        for group in read_groups(path):
-            made, counts = _clean_group(config, lists, group)
-            parts.append(counts)
-            for append, part in zip(writers, made, strict=True):
-                append(part.select(part.schema.names))
-    return ShardMade(files, sum_stats(parts))
+    return pass_on(path, path_of, schemas, lambda group: _clean_group(config, lists, group), _none())
 
 
 def _counts_words(config: CleanConfig) -> bool:
@@ -291,10 +275,10 @@ def clean(documents: Manifest, config: CleanConfig, runtime: Runtime, lists: Man
         inputs = document_shards(documents, runtime.root)
         shards = [Shard(path.stem, (output.sha256, *known), (path, at), (output,)) for output, path in inputs]
         done = map_shards(recipe, _clean_shard, shards, folder, runtime)
-        stats = sum_stats([_none(), *(shard.stats for shard in done)])
-        if stats["documents_in"] and not stats["documents_kept"]:
-            most = max(stats["removed"].items(), key=lambda item: item[1])
+        made = gathered(done, _none())
+        if made.stats["documents_in"] and not made.stats["documents_kept"]:
+            most = max(made.stats["removed"].items(), key=lambda item: item[1])
             get_logger(__name__).warning("clean: kept no document; most were removed as %s (%d)", *most)
-        return Made([output for shard in done for output in shard.outputs.values()], stats)
+        return made
 
     return run_stage(recipe, [manifest.as_input() for manifest in (documents, *more)], runtime, make)

@@ -27,15 +27,15 @@ from data_pipeline.documents import (
     REMOVED_SCHEMA,
     document_shards,
     funnel,
-    read_groups,
+    gathered,
+    pass_on,
     split_table,
-    table_writer,
 )
 from data_pipeline.own_code import DOTTED, OwnCode, find_code, first_line, load
 from governance.config import Section
 from governance.errors import ConfigError
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -99,35 +99,28 @@ def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) ->
 def _filter_shard(section: Section, payload: tuple[Path, Filters], path_of: Callable[[str], Path]) -> ShardMade:
     path, filters = payload
     functions = [(name, code.dotted, load(code, digest), seconds) for name, code, digest, seconds in filters]
-    schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
-    files = {role: path_of(role) for role in schemas}
-    parts = [funnel([], [], [], [])]
     first = 0
-    with (
-        table_writer(files["documents"], DOCUMENT_SCHEMA) as keep,
-        table_writer(files["removed"], REMOVED_SCHEMA) as remove,
-    ):
-        for group in read_groups(path):
-            reasons = [""] * len(group)
-            [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], DOCUMENT_SCHEMA)]
-            for name, dotted, own, seconds in functions:
-                try:
-                    answers = kept_rows(own, batch, seconds)
-                except ValueError as error:
-                    raise ConfigError(
-                        f"filter {name} ({dotted}), {path.name}, rows {first} to {first + len(group) - 1}: {error}. "
-                        "No artifact was made. Correct the function, and start again."
-                    ) from error
-                reasons = [
-                    reason or ("" if kept else f"own:{name}") for reason, kept in zip(reasons, answers, strict=True)
-                ]
-            sizes = pc.binary_length(group["text"]).to_pylist()
-            parts.append(funnel(group["source"].to_pylist(), sizes, sizes, reasons))
-            kept_table, removed_table = split_table(group, reasons, [""] * len(group))
-            keep(kept_table)
-            remove(removed_table)
-            first += len(group)
-    return ShardMade(files, sum_stats(parts))
+
+    def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
+        nonlocal first
+        reasons = [""] * len(group)
+        [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], DOCUMENT_SCHEMA)]
+        for name, dotted, own, seconds in functions:
+            try:
+                answers = kept_rows(own, batch, seconds)
+            except ValueError as error:
+                raise ConfigError(
+                    f"filter {name} ({dotted}), {path.name}, rows {first} to {first + len(group) - 1}: {error}. "
+                    "No artifact was made. Correct the function, and start again."
+                ) from error
+            reasons = [reason or ("" if kept else f"own:{name}") for reason, kept in zip(reasons, answers, strict=True)]
+        sizes = pc.binary_length(group["text"]).to_pylist()
+        first += len(group)
+        counts = funnel(group["source"].to_pylist(), sizes, sizes, reasons)
+        return split_table(group, reasons, [""] * len(group)), counts
+
+    schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
+    return pass_on(path, path_of, schemas, judge, funnel([], [], [], []))
 
 
 def own_filters(
@@ -152,8 +145,6 @@ def own_filters(
             Shard(path.stem, (output.sha256, *digests), (path, chain), (output,))
             for output, path in document_shards(documents, runtime.root)
         ]
-        done = map_shards(recipe, _filter_shard, shards, target, runtime)
-        stats = sum_stats([funnel([], [], [], []), *(shard.stats for shard in done)])
-        return Made([output for shard in done for output in shard.outputs.values()], stats)
+        return gathered(map_shards(recipe, _filter_shard, shards, target, runtime), funnel([], [], [], []))
 
     return run_stage(recipe, [documents.as_input()], runtime, make)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.kernels.minhash import shared_shingles
 from governance.kernels.compiled import kernel, part
 
 KEPT, EXACT, URL, NEAR = 0, 1, 2, 3
@@ -126,6 +125,18 @@ def _logged(log, one, two, value):  # type: ignore[no-untyped-def]
         kept, other, values = _longer(kept), _longer(other), _longer(values)
     kept[count], other[count], values[count] = one, two, value
     return kept, other, values, count + 1
+
+
+@part
+def shared_shingles(left, right):  # type: ignore[no-untyped-def]
+    """Number of members that two sorted arrays share."""
+    i = j = shared = 0
+    while i < len(left) and j < len(right):
+        a, b = left[i], right[j]
+        shared += a == b
+        i += a <= b
+        j += b <= a
+    return shared
 
 
 @part

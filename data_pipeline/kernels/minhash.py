@@ -91,18 +91,6 @@ def _room(offsets: Integers) -> int:
     return int(np.diff(offsets).max(initial=0)) // 2 + 1
 
 
-@part
-def shared_shingles(left, right):  # type: ignore[no-untyped-def]
-    """Number of members that two sorted arrays share."""
-    i = j = shared = 0
-    while i < len(left) and j < len(right):
-        a, b = left[i], right[j]
-        shared += a == b
-        i += a <= b
-        j += b <= a
-    return shared
-
-
 @inlined
 def _mix(h):  # type: ignore[no-untyped-def]
     """The finaliser of MurmurHash3 (public domain)."""

@@ -16,7 +16,7 @@ numbers spelt in words; digits other than ASCII's; Ethereum addresses (their che
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, table_writer
+from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, edited, funnel, gathered, pass_on, with_column
 from data_pipeline.kernels.pii_candidates import scan
 from data_pipeline.pii.canaries import hosts, measure, planted
 from data_pipeline.pii.detect import find, find_among, replace, splice
@@ -35,7 +35,7 @@ from data_pipeline.pii.redaction import Action, fingerprint, new_text, read_key
 from governance.config import Section
 from governance.kernels.buffers import text_buffers
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards, sum_stats
+from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 __all__ = ["PLACEHOLDERS", "TYPES", "Detection", "PiiConfig", "find", "redact", "redact_table", "replace"]
@@ -116,15 +116,12 @@ def redact_table(table: pa.Table, actions: Mapping[str, Action], key: bytes = b"
         if findings:
             found_in += 1
             by_source.setdefault(sources[index], Counter()).update(finding.type for finding in findings)
-            changed[index] = _treated(text, findings, actions, key)
-    result = table
-    if changed:
-        column = table.schema.get_field_index("text")
-        new = pa.array([changed.get(index) for index in range(len(texts))], type=pa.large_string())
-        result = table.set_column(column, table.schema.field("text"), pc.coalesce(new, texts))
-    before, after = (pc.binary_length(column).to_pylist() for column in (texts, result["text"]))
+            new = [new_text(kind, text[a:b], actions[kind], key) for a, b, kind in findings]
+            changed[index] = splice(text, findings, new)
+    new_texts = edited(texts, changed)
+    before, after = (pc.binary_length(column).to_pylist() for column in (texts, new_texts))
     total: Counter[str] = sum(by_source.values(), Counter())
-    return result, {
+    return with_column(table, "text", new_texts) if changed else table, {
         **funnel(sources, before, after, [""] * len(sources)),
         "documents_with_findings": found_in,
         "findings": {kind: total[kind] for kind in actions},
@@ -132,33 +129,25 @@ def redact_table(table: pa.Table, actions: Mapping[str, Action], key: bytes = b"
     }
 
 
-def _treated(text: str, findings: list[Detection], actions: Mapping[str, Action], key: bytes) -> str:
-    return splice(text, findings, [new_text(kind, text[a:b], actions[kind], key) for a, b, kind in findings])
-
-
 def _redact_shard(settings: RedactSettings, payload: tuple[Path, bytes], path_of: Callable[[str], Path]) -> ShardMade:
     path, key = payload
     types = tuple(settings.actions)
-    parts = [_nothing(types)]
     turns, seen = 0, 0
-    with table_writer(path_of("documents"), DOCUMENT_SCHEMA) as append:
-        for table in read_groups(path):
-            treated, stats = redact_table(table, settings.actions, key)
-            append(treated)
-            parts.append(stats)
-            seen += stats["bytes_in"]
-            wanted = 1 + seen // settings.canary_bytes if settings.canary_bytes else 0
-            parts.append({"canaries": _canaries(table, types, range(turns, wanted), settings.seed)})
-            turns = max(turns, wanted) if table.num_rows else turns
-    return ShardMade({"documents": path_of("documents")}, sum_stats(parts))
 
+    def treat(table: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
+        nonlocal turns, seen
+        treated, stats = redact_table(table, settings.actions, key)
+        seen += stats["bytes_in"]
+        wanted = 1 + seen // settings.canary_bytes if settings.canary_bytes else 0
+        if wanted > turns:
+            chosen = hosts(table["sha256"].to_pylist(), settings.seed)
+            passages = [(table["sha256"][place].as_py(), table["text"][place].as_py()) for place in chosen]
+            canaries = planted(types, range(turns, wanted), passages, settings.seed)
+            stats["canaries"] = measure(canaries, types, find)
+        turns = max(turns, wanted) if table.num_rows else turns
+        return (treated,), stats
 
-def _canaries(table: pa.Table, types: tuple[str, ...], turns: range, seed: int) -> dict[str, dict[str, int]]:
-    if not turns:
-        return {}
-    chosen = hosts(table["sha256"].to_pylist(), seed)
-    passages = [(table["sha256"][place].as_py(), table["text"][place].as_py()) for place in chosen]
-    return measure(planted(types, turns, passages, seed), types, find)
+    return pass_on(path, path_of, {"documents": DOCUMENT_SCHEMA}, treat, _nothing(types))
 
 
 def _nothing(types: tuple[str, ...]) -> dict[str, Any]:
@@ -194,10 +183,6 @@ def redact(documents: Manifest, config: PiiConfig, runtime: Runtime, folder: Pat
             Shard(path.stem, (path.stem, output.sha256), (path, key), (output,))
             for output, path in document_shards(documents, runtime.root)
         ]
-        done = map_shards(recipe, _redact_shard, shards, target, runtime)
-        return Made(
-            [output for shard in done for output in shard.outputs.values()],
-            sum_stats([_nothing(tuple(actions)), *(shard.stats for shard in done)]),
-        )
+        return gathered(map_shards(recipe, _redact_shard, shards, target, runtime), _nothing(tuple(actions)))
 
     return run_stage(recipe, [documents.as_input()], runtime, make)

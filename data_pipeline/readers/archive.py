@@ -24,7 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from data_pipeline.readers.parts import SourceItem
+from data_pipeline.readers.sources import PackageSource
 from data_pipeline.readers.streams import BLOCK_BYTES, TornStream, is_bomb, open_source, unpacked_file
+from data_pipeline.readers.text import check_endings
 from governance.errors import MissingInput, storage_errors
 
 MAX_DEPTH = 3
@@ -70,6 +73,30 @@ def members(path: Path, patterns: Iterable[str]) -> Iterator[Member]:
         raise MissingInput(
             f"{path}: cannot be read as an archive: {error}. Remove its folder, so that it is fetched again."
         ) from error
+
+
+def archive_items(source: PackageSource, archive: SourceItem) -> list[SourceItem]:
+    """The members of an archive that the source's patterns choose.
+
+    Raises:
+        MissingInput: none matches.
+        ConfigError: one is of a kind that is not read.
+    """
+    found = list(members(archive.local, source.files))
+    names: set[str] = set()
+    for member in found:
+        outer, inside, _ = member.name.partition(".zip/")
+        names |= {member.name, f"{outer}.zip" if inside else member.name}
+    for pattern in source.files:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise MissingInput(
+                f"source {source.name}: no file in {archive.file} matches {pattern!r}. List the archive's names with: "
+                f"python -m zipfile -l, tar -tf or dpkg-deb -c {archive.path}"
+            )
+    check_endings([member.name for member in found if not member.fault], source)
+    return [
+        SourceItem(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal) for member in found
+    ]
 
 
 def read_blocks(member: Member) -> Iterator[bytes]:

@@ -28,15 +28,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
-from data_pipeline.readers.jsonl import read_jsonl
 from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.parquet import read_parquet
+from data_pipeline.readers.parts import SourceItem
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
-from data_pipeline.readers.rows import read_batch, wanted
-from data_pipeline.readers.sources import HubSource, Source
-from data_pipeline.readers.streams import blocks, open_source, plain_name
+from data_pipeline.readers.sources import HubSource
+from data_pipeline.readers.streams import plain_name
 from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
@@ -101,43 +98,12 @@ def _saved(path: Path, source: HubSource) -> tuple[str, ...]:
         ) from error
 
 
-def read_local(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
-    """The rows of one local file."""
-    ending = Path(plain_name(path.name)).suffix
-    if ending == ".jsonl":
-        yield from read_jsonl(blocks(path), file, fields)
-    elif ending == ".parquet":
-        yield from read_parquet(path, file, fields)
-    elif ending == ".arrow":
-        yield from _read_arrow(path, file, fields)
-    else:
-        yield from _read_json(path, file, fields)
-
-
-def _read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
-    """The rows of an Arrow stream, a batch at a time.
-
-    `datasets` writes 1000 rows a batch.
-    """
-    position = 0
-    with open_source(path) as source:
-        try:
-            with pa.ipc.open_stream(source) as stream:
-                ways = wanted(stream.schema, fields)
-                for batch in stream:
-                    batch.validate(full=True)  # offsets of a damaged file may point anywhere
-                    yield from read_batch(batch, ways, fields, file, position)
-                    position += batch.num_rows
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
-
-
-def _read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
+def read_json(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     """Rows of a JSON array or JSON lines file."""
     position = 0
     try:
         for row in _door().load_dataset("json", data_files=[str(path)], split="train", streaming=True):
-            yield _piece(row, fields, file, position)
+            yield to_record(row, fields, file, position)
             position += 1
     except Exception as error:  # a damaged file: Arrow, fsspec and the library raise types of their own
         yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
@@ -200,6 +166,14 @@ def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
     return HubListing(info.sha, tuple(found))
 
 
+def hub_items(source: HubSource, runtime: Runtime) -> list[SourceItem]:
+    """An item for each listed file, else one for all rows."""
+    listing = list_hub(source, runtime)
+    whole = [SourceItem(source.dataset, None, listing.commit, 0)]
+    files = listing.files
+    return [SourceItem(f.name, None, f.sha256 or f"{listing.commit}:{f.name}", f.bytes) for f in files] or whole
+
+
 def _listing(note: Mapping[str, Any] | None) -> HubListing | None:
     """The listing in a note; None without a sound one."""
     try:
@@ -210,13 +184,13 @@ def _listing(note: Mapping[str, Any] | None) -> HubListing | None:
 
 def _note(source: HubSource, root: Path) -> Path:
     """Path of a written listing."""
-    wanted = [source.dataset, source.revision, source.config_name, source.split, list(source.files)]
-    return root / "fetch" / f"hub-{sha256_bytes(json.dumps(wanted).encode())[:16]}.json"
+    listed = [source.dataset, source.revision, source.config_name, source.split, list(source.files)]
+    return root / "fetch" / f"hub-{sha256_bytes(json.dumps(listed).encode())[:16]}.json"
 
 
-def at_commit(source: Source, runtime: Runtime) -> Source:
+def at_commit(source: HubSource, runtime: Runtime) -> HubSource:
     """The source with its branch or tag replaced by the commit."""
-    if not isinstance(source, HubSource) or not source.revision or re.fullmatch("[0-9a-f]{40}", source.revision):
+    if not source.revision or re.fullmatch("[0-9a-f]{40}", source.revision):
         return source
     return source.model_copy(update={"revision": list_hub(source, runtime).commit})
 
@@ -360,7 +334,7 @@ def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
             streaming=True,
         )
         for position, row in enumerate(rows):
-            yield _piece(row, source.fields, source.dataset, position)
+            yield to_record(row, source.fields, source.dataset, position)
     except Exception as error:  # the library raises a dozen types here, of three packages; all mean this
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise MissingInput(
@@ -369,11 +343,6 @@ def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
             f'{source.dataset} --revision {source.revision} --local-dir FOLDER`, and give dataset = "FOLDER" without '
             "a revision."
         ) from error
-
-
-def _piece(row: Mapping[str, Any], fields: Fields, file: str, position: int) -> Record | RecordFault:
-    record = to_record(row, fields, file, position)
-    return RecordFault(file, position, record, sample(str(row))) if isinstance(record, str) else record
 
 
 def _door() -> Any:

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.readers.sources import PathSource
+from data_pipeline.readers.text import check_endings
 from governance.errors import MissingInput, near_path
 
 _WILD = "*?["
@@ -63,6 +65,19 @@ def find_files(
             f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Change its `paths`.{near}"
         )
     return [LocalFile(name, found[name]) for name in sorted(found)]
+
+
+def find_paths(source: PathSource, folder: Path) -> list[LocalFile]:
+    """The files of this machine that a source's `paths` name.
+
+    Raises:
+        MissingInput: as `find_files`.
+        ConfigError: one is of a kind that the source does not hold.
+    """
+    patterns = tuple(pattern.removeprefix("file://") for pattern in source.paths)
+    found = find_files(patterns, folder, source.name, follow_links=source.follow_links)
+    check_endings([file.name for file in found], source)
+    return found
 
 
 def _fixed_part(pattern: str) -> str:

@@ -10,7 +10,7 @@ The function takes a file's path and yields its records: a string, or a mapping 
 rest of the file is lost and counted as torn. What the machine causes (an OSError of the system, no memory, a record
 that takes longer than `seconds`) ends the stage: the next start may read the same file whole, and the bytes of an
 artifact must not depend on that. The function's source files are inputs of the
-artifact (`items.files_beside`), and each worker checks their digest before it runs them.
+artifact (`items.list_files`), and each worker checks their digest before it runs them.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def read_own(
             if row is _END:
                 return
             row = {source.text_field: row} if isinstance(row, str) else row
-            record = to_record(row, source.fields, file, position) if isinstance(row, Mapping) else "not_an_object"
-            yield record if isinstance(record, Record) else RecordFault(file, position, record, sample(str(row)))
+            if isinstance(row, Mapping):
+                yield to_record(row, source.fields, file, position)
+            else:
+                yield RecordFault(file, position, "not_an_object", sample(str(row)))
             position += 1
     except Exception as error:  # whatever own code raises
         words = first_line(error, path, file)

@@ -64,7 +64,9 @@ def fetch(source: PackageSource, runtime: Runtime) -> Manifest:
         with tempfile.TemporaryDirectory() as name:
             client = _from_pypi if identity.index == "pypi" else _from_debian
             found = client(identity, Path(name))
-            _check(found, identity)
+            # Compared here too: whatever a client does, nothing else is ever read.
+            if identity.sha256 and (digest := sha256_file(found)) != identity.sha256:
+                raise _mismatch(identity, digest)
             target = folder / "archive" / found.name
             with atomic_path(target) as temporary:
                 shutil.copyfile(found, temporary)
@@ -72,21 +74,6 @@ def fetch(source: PackageSource, runtime: Runtime) -> Manifest:
         return Made([output], {"bytes": output.bytes})
 
     return run_stage(Recipe("fetch", VERSION, identity), (), runtime, make, alone=True)
-
-
-def archive_of(manifest: Manifest, root: Path) -> Path:
-    """The one file of a fetched package."""
-    return manifest.files("archive", root)[0]
-
-
-def _check(path: Path, identity: PackageIdentity) -> None:
-    """Compare the digest ourselves too.
-
-    Whatever a client does, nothing else is ever read.
-    """
-    found = sha256_file(path)
-    if identity.sha256 and found != identity.sha256:
-        raise _mismatch(identity, found)
 
 
 def _mismatch(identity: PackageIdentity, found: str) -> ManifestError:

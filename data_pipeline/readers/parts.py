@@ -1,5 +1,6 @@
-"""Parts of a huge file: byte ranges of lines, Parquet row groups.
+"""Readings: items of a source, joined or cut into units of work.
 
+A unit is about one document shard. A part of a huge file is a range of bytes between lines, or of Parquet row groups.
 The cuts depend on the file's bytes and on the target alone, so any number of workers gives the same parts. Each record
 keeps the number that it has in the whole file, which is why a plain file is read once to count its line ends (a pass
 without parsing). A compressed file, a WARC and a tar cannot be cut without reading them from their start: one process
@@ -8,16 +9,24 @@ reads them, and `ingest` begins a new document shard whenever one is full.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.readers.parquet_pages import row_groups
+from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource, ParquetSource, Source
 from data_pipeline.readers.streams import blocks, open_source
+from governance.config import Section
+from governance.files import write_json
+from governance.parallel import Shard, ShardMade, map_shards
+from governance.stage import Recipe, Runtime
 
 _NEWLINE = 10
+PACKED_RATIO = 4  # text in a byte of .gz, .zst or Parquet, to size shards by; measured 2.5 to 5 on prose
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,71 @@ class FilePart:
     """Unpacked."""
 
 
+@dataclass(frozen=True)
+class SourceItem:
+    """One file: local, member of an archive, or on the hub."""
+
+    file: str
+    """Its name within the source."""
+    path: Path | None
+    digest: str
+    """Of the file, or of the archive; for the hub its commit."""
+    bytes: int
+    member: int | None = None
+    part: FilePart | None = None
+    """Which of its records, where a huge file is cut."""
+
+    @property
+    def key(self) -> str:
+        """All that decides which records these are."""
+        part = f" {self.part.begin} {self.part.end} {self.part.first}" if self.part else ""
+        return f"{self.digest} {self.member} {self.file}{part}"
+
+    @property
+    def local(self) -> Path:
+        """Its path; only a data set of the hub has none."""
+        assert self.path is not None, "a data set of the hub has no file"
+        return self.path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The work of one shard: consecutive files of one source."""
+
+    source: Source
+    items: tuple[SourceItem, ...]
+    shard_bytes: int = 1 << 62
+    """Bytes of text after which a document shard is full and another begins."""
+    beside: tuple[SourceItem, ...] = ()
+    """Files that decide how the items are read: hosts' statements on a web archive's pages, own code."""
+
+
+def is_packed(name: str) -> bool:
+    """Return whether a file of this name holds more text than bytes."""
+    return name.endswith((".gz", ".zst", ".parquet"))
+
+
+def text_bytes(item: SourceItem) -> int:
+    """Approximate text bytes of an item."""
+    if item.part:
+        return item.part.bytes
+    return item.bytes * (PACKED_RATIO if is_packed(item.file) else 1)
+
+
+def has_lines(source: Source, item: SourceItem) -> bool:
+    """Return whether an item is plain JSON Lines."""
+    if isinstance(source, HubSource):
+        return item.file.endswith(".jsonl")
+    return isinstance(source, JsonlSource) and not is_packed(item.file)
+
+
+def has_row_groups(source: Source, item: SourceItem) -> bool:
+    """Return whether an item can be cut between its row groups."""
+    if item.path is None:
+        return False
+    return isinstance(source, ParquetSource) or (isinstance(source, HubSource) and item.file.endswith(".parquet"))
+
+
 def line_parts(path: Path, target: int) -> list[FilePart]:
     """Cut a plain file between lines.
 
@@ -42,7 +116,14 @@ def line_parts(path: Path, target: int) -> list[FilePart]:
     size, blank = 0, True
     for block in blocks(path):
         starts = np.flatnonzero(np.frombuffer(block, np.uint8) == _NEWLINE) + (size + 1)
-        _cut(cuts, last, starts, target)
+        # The certain cuts of this block: the last line that still fits the part ends it.
+        while (fit := int(np.searchsorted(starts, cuts[-1][0] + target, side="right"))) < len(starts):
+            if fit and starts[fit - 1] > cuts[-1][0]:
+                cuts.append((int(starts[fit - 1]), last[1] + fit))
+            elif last[0] > cuts[-1][0]:
+                cuts.append(last)
+            else:  # a line longer than the target is a part of its own
+                cuts.append((int(starts[fit]), last[1] + fit + 1))
         if len(starts):
             last = (int(starts[-1]), last[1] + len(starts))
         size += len(block)
@@ -55,17 +136,6 @@ def line_parts(path: Path, target: int) -> list[FilePart]:
     return [
         FilePart(begin, end, first, end - begin) for (begin, first), end in zip(cuts, ends, strict=True) if end > begin
     ]
-
-
-def _cut(cuts: list[tuple[int, int]], last: tuple[int, int], starts: NDArray[np.int64], target: int) -> None:
-    """Add the certain cuts of one more block of lines."""
-    while (fit := int(np.searchsorted(starts, cuts[-1][0] + target, side="right"))) < len(starts):
-        if fit and starts[fit - 1] > cuts[-1][0]:
-            cuts.append((int(starts[fit - 1]), last[1] + fit))
-        elif last[0] > cuts[-1][0]:
-            cuts.append(last)
-        else:  # a line longer than the target is a part of its own
-            cuts.append((int(starts[fit]), last[1] + fit + 1))
 
 
 def group_parts(path: Path, target: int) -> list[FilePart]:
@@ -88,3 +158,75 @@ def group_parts(path: Path, target: int) -> list[FilePart]:
         rows += group.rows
         size += group.unpacked
     return [*parts, FilePart(begin, len(groups), first, size)] if groups else []
+
+
+def find_lines(section: Section, work: tuple[Path, int], path_of: Callable[[str], Path]) -> ShardMade:
+    """Write down where a plain file of lines is cut."""
+    path = path_of("parts")
+    write_json(path, [asdict(part) for part in line_parts(*work)])
+    return ShardMade({"parts": path}, {})
+
+
+def cut_files(
+    sources: Sequence[Source],
+    files: Sequence[Sequence[SourceItem]],
+    shard_bytes: int,
+    recipe: Recipe,
+    folder: Path,
+    runtime: Runtime,
+) -> list[list[SourceItem]]:
+    """Items of each source, with large ones cut into parts.
+
+    The workers share the pass over files of lines.
+    """
+    parts: dict[tuple[str, str], list[FilePart]] = {}
+    lines: list[tuple[str, SourceItem]] = []
+    for source, items in zip(sources, files, strict=True):
+        for item in (item for item in items if text_bytes(item) > shard_bytes):
+            if has_row_groups(source, item):
+                parts[source.name, item.key] = group_parts(item.local, shard_bytes)
+            elif has_lines(source, item):
+                lines.append((source.name, item))
+    shards = [
+        Shard(f"{number:06d}-{name}", ("lines", item.digest, str(shard_bytes)), (item.local, shard_bytes))
+        for number, (name, item) in enumerate(lines)
+    ]
+    for (name, item), done in zip(lines, map_shards(recipe, find_lines, shards, folder, runtime, ".json"), strict=True):
+        written = json.loads((runtime.root / done.outputs["parts"].path).read_bytes())
+        parts[name, item.key] = [FilePart(**values) for values in written]
+    cut: list[list[SourceItem]] = []
+    for source, items in zip(sources, files, strict=True):
+        cut.append([])
+        for item in items:
+            pieces = parts.get((source.name, item.key), [])
+            cut[-1] += [replace(item, part=part) for part in pieces] if len(pieces) > 1 else [item]
+    return cut
+
+
+def is_stream(source: Source, archive: SourceItem) -> bool:
+    """Return whether an archive's members form one stream (tar)."""
+    return isinstance(source, PackageSource) and not zipfile.is_zipfile(archive.local)
+
+
+def plan(
+    source: Source,
+    items: Sequence[SourceItem],
+    shard_bytes: int,
+    beside: Sequence[SourceItem] = (),
+    *,
+    whole: bool = False,
+) -> list[Reading]:
+    """Join consecutive files up to `shard_bytes` of text.
+
+    All of them where they can only be read as a `whole`.
+    """
+    joined: list[list[SourceItem]] = [[]]
+    size = 0
+    for item in items:
+        more = text_bytes(item)
+        if joined[-1] and size + more > shard_bytes and not whole:
+            joined.append([])
+            size = 0
+        joined[-1].append(item)
+        size += more
+    return [Reading(source, tuple(held), shard_bytes, tuple(beside)) for held in joined]

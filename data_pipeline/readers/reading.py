@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from data_pipeline.readers.archive import members, read_blocks
-from data_pipeline.readers.hub import read_hub, read_hub_file, read_local
-from data_pipeline.readers.items import Reading, SourceItem, has_row_groups
-from data_pipeline.readers.jsonl import read_jsonl
+from data_pipeline.readers.hub import read_hub, read_hub_file, read_json
 from data_pipeline.readers.own_reader import read_own
 from data_pipeline.readers.parquet import read_parquet
-from data_pipeline.readers.parts import FilePart
+from data_pipeline.readers.parts import Reading, SourceItem, has_row_groups
 from data_pipeline.readers.record import Record, RecordFault
+from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import (
     HubSource,
     JsonlSource,
@@ -24,7 +24,7 @@ from data_pipeline.readers.sources import (
     WarcSource,
 )
 from data_pipeline.readers.streams import blocks, byte_range, plain_name
-from data_pipeline.readers.text import ending_of, read_member
+from data_pipeline.readers.text import ending_of, read_jsonl, read_member
 
 
 def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
@@ -34,14 +34,22 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
 
     `passed` counts, by reason, what the files hold besides records.
     """
-    if isinstance(work.source, PackageSource):
-        readings = _members(work.source, work.items)
-    elif isinstance(work.source, WarcSource):
-        readings = _archives(work.source, work, passed)
-    elif isinstance(work.source, OwnSource):
-        readings = _own(work.source, work)
+    source = work.source
+    if isinstance(source, PackageSource):
+        readings = _members(source, work.items)
+    elif isinstance(source, WarcSource):
+        from data_pipeline.readers.warc import load_host_rules, read_warc  # loads the parsers of HTML
+
+        rules = load_host_rules(tuple(item.local for item in work.beside)) if work.beside else None
+        readings = (
+            (item.file, True, read_warc(item.local, item.file, source, rules=rules, passed=passed))
+            for item in work.items
+        )
+    elif isinstance(source, OwnSource):
+        code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
+        readings = ((item.file, True, read_own(item.local, item.file, source, code)) for item in work.items)
     else:
-        readings = _files(work.source, work.items)
+        readings = ((item.file, item.part is None, _read(source, item)) for item in work.items)
     for file, whole, pieces in readings:
         empty, before = whole, passed.total()
         for piece in pieces:
@@ -53,25 +61,6 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
 
 _Readings = Iterator[tuple[str, bool, Iterator[Record | RecordFault]]]
 """Each file's name, whether it is read whole, and what is read."""
-
-
-def _files(source: Source, items: Sequence[SourceItem]) -> _Readings:
-    for item in items:
-        yield item.file, item.part is None, _read(source, item)
-
-
-def _archives(source: WarcSource, work: Reading, passed: Counter[str]) -> _Readings:
-    from data_pipeline.readers.warc import load_host_rules, read_warc  # loads the parsers of HTML
-
-    rules = load_host_rules(item.local for item in work.beside) if work.beside else None
-    for item in work.items:
-        yield item.file, True, read_warc(item.local, item.file, source, rules=rules, passed=passed)
-
-
-def _own(source: OwnSource, work: Reading) -> _Readings:
-    code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
-    for item in work.items:
-        yield item.file, True, read_own(item.local, item.file, source, code)
 
 
 def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:
@@ -87,26 +76,27 @@ def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:
 
 
 def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
+    """The records of one file, or of its part.
+
+    The name of a file of the hub says of what kind it is.
+    """
     if item.part:
-        return _read_part(source, item, item.part)
-    if isinstance(source, JsonlSource):
-        return read_jsonl(blocks(item.local), item.file, source.fields)
-    if isinstance(source, ParquetSource):
-        return read_parquet(item.local, item.file, source.fields)
+        if has_row_groups(source, item):
+            groups = range(item.part.begin, item.part.end)
+            return read_parquet(item.local, item.file, source.fields, groups, item.part.first)
+        pieces = byte_range(item.local, item.part.begin, item.part.end)
+        return read_jsonl(pieces, item.file, source.fields, item.part.first)
     if isinstance(source, TextSource):
-        ending = ending_of(plain_name(item.file))
-        language = source.language_of(item.file)
+        ending, language = ending_of(plain_name(item.file)), source.language_of(item.file)
         return read_member(blocks(item.local), item.file, ending, source.fields, language)
-    assert isinstance(source, HubSource), "the last of the kinds"
-    if item.path:
-        return read_local(item.path, item.file, source.fields)
-    if item.file == source.dataset:
-        return read_hub(source)
-    digest, _, of_commit = item.digest.partition(":")
-    return read_hub_file(source, source.revision, item.file, "" if of_commit else digest)
-
-
-def _read_part(source: Source, item: SourceItem, part: FilePart) -> Iterator[Record | RecordFault]:
-    if has_row_groups(source, item):
-        return read_parquet(item.local, item.file, source.fields, range(part.begin, part.end), part.first)
-    return read_jsonl(byte_range(item.local, part.begin, part.end), item.file, source.fields, part.first)
+    if isinstance(source, HubSource) and item.path is None:
+        if item.file == source.dataset:
+            return read_hub(source)
+        digest, _, of_commit = item.digest.partition(":")
+        return read_hub_file(source, source.revision, item.file, "" if of_commit else digest)
+    ending = "" if isinstance(source, JsonlSource | ParquetSource) else Path(plain_name(item.local.name)).suffix
+    if isinstance(source, ParquetSource) or ending == ".parquet":
+        return read_parquet(item.local, item.file, source.fields)
+    if isinstance(source, JsonlSource) or ending == ".jsonl":
+        return read_jsonl(blocks(item.local), item.file, source.fields)
+    return (read_arrow if ending == ".arrow" else read_json)(item.local, item.file, source.fields)

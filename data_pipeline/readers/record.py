@@ -97,42 +97,37 @@ def sample(data: bytes | str) -> str:
     return data[:SAMPLE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
-def to_record(row: Mapping[str, Any], fields: Fields, file: str, position: int) -> Record | str:
-    """Record of a row of named values, or the reason for none."""
+def to_record(
+    row: Mapping[str, Any], fields: Fields, file: str, position: int, shown: bytes | str | None = None
+) -> Record | RecordFault:
+    """Record of a row of named values, or its fault.
+
+    `shown` is what a fault shows of it; None: the row's values.
+    """
+
+    def fault(reason: str) -> RecordFault:
+        return RecordFault(file, position, reason, sample(str(row) if shown is None else shown))
+
     if fields.text not in row:
-        return "no_text_field"
+        return fault("no_text_field")
     text = row[fields.text]
     if not isinstance(text, str):
-        return "text_not_string"
-    identity = _identity(row.get(fields.id)) if fields.id else ""
-    if fields.id and not identity:
-        return "no_id"
-    values: dict[str, str] = {}
+        return fault("text_not_string")
+    identity: Any = row.get(fields.id, "") if fields.id else ""
+    if isinstance(identity, int) and not isinstance(identity, bool):
+        identity = str(identity)
+    if fields.id and not (identity and isinstance(identity, str)):
+        return fault("no_id")
+    values: dict[str, Any] = {}
     for name in ("url", "language", "licence", "opt_out", "opt_out_fetched"):
         key = getattr(fields, name)
         value = row.get(key) if key else None
         if value is not None and not isinstance(value, str):
-            return f"{name}_not_string"
+            return fault(f"{name}_not_string")
         values[name] = value or ""
     if not all(map(_encodes, (text, identity, *filter(None, values.values())))):
-        return "lone_surrogate"
-    return Record(
-        text,
-        file,
-        position,
-        url=values["url"],
-        language=values["language"],
-        licence=values["licence"],
-        id=identity,
-        opt_out=values["opt_out"],
-        opt_out_fetched=values["opt_out_fetched"],
-    )
-
-
-def _identity(value: Any) -> str:
-    """An id as text, from a string or a whole number."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if whole or isinstance(value, str) else ""
+        return fault("lone_surrogate")
+    return Record(text, file, position, id=identity, **values)
 
 
 def _encodes(value: str) -> bool:

@@ -24,7 +24,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from data_pipeline.readers.sources import HUB_SCHEME
 from data_pipeline.readers.streams import BLOCK_BYTES
 from governance.config import Section
 from governance.errors import ConfigError, MissingInput, PipelineError
@@ -33,8 +32,8 @@ from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 
 VERSION = 1
+HUB_SCHEME = "hf://"
 
-_FILE = "file://"
 _VALIDATORS = (
     "ETag", "etag", "Content-MD5", "content_md5", "Digest", "checksum", "md5", "md5Hash", "crc32c", "generation",
     "VersionId", "blob_id", "mtime", "modified", "Last-Modified", "LastModified", "last_modified",
@@ -67,13 +66,11 @@ class RemoteIdentity(Section):
 
 
 def is_url(pattern: str) -> bool:
-    """Return whether a pattern names files through fsspec."""
-    return "://" in pattern and not pattern.startswith(_FILE)
+    """Return whether a pattern names files through fsspec.
 
-
-def local_pattern(pattern: str) -> str:
-    """A `file://` pattern as a path, others as they are."""
-    return pattern.removeprefix(_FILE)
+    `file://` is a path of this machine.
+    """
+    return "://" in pattern and not pattern.startswith("file://")
 
 
 def find_remote(patterns: tuple[str, ...], source: str) -> list[RemoteFile]:

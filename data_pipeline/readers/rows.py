@@ -1,4 +1,4 @@
-"""Records from Arrow batches, with dotted names for nested fields.
+"""Records from Arrow batches and files, dotted names for nested fields.
 
 Strings are taken as bytes and decoded here, value by value: so a value that is not UTF-8 spoils its own row only.
 Bytes (`binary`) are read as UTF-8 text, which older writers mean by them. Whole numbers serve as ids; a value of any
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
+from data_pipeline.readers.streams import open_source
 
 
 def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
@@ -21,23 +23,17 @@ def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
 
     Their names, and the way to each through columns and structs.
     """
-    ways = {name: _way(schema, name) for name in astuple(fields) if name}
-    return {name: way for name, way in ways.items() if way}
-
-
-def _way(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    if schema.get_all_field_indices(name):
-        return (name,)
-    first, *rest = name.split(".")
-    indices = schema.get_all_field_indices(first)
-    if not indices:
-        return ()
-    kind = schema.field(indices[0]).type
-    for part in rest:
-        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            return ()
-        kind = kind.field(kind.get_field_index(part)).type
-    return (first, *rest)
+    ways = {}
+    for name in filter(None, astuple(fields)):
+        first, *rest = way = (name,) if schema.get_all_field_indices(name) else tuple(name.split("."))
+        indices = schema.get_all_field_indices(first)
+        kind: Any = schema.field(indices[0]).type if indices else None
+        for part in rest:
+            place = kind.get_field_index(part) if kind is not None and pa.types.is_struct(kind) else -1
+            kind = kind.field(place).type if place >= 0 else None
+        if kind is not None:
+            ways[name] = way
+    return ways
 
 
 def read_batch(
@@ -47,29 +43,45 @@ def read_batch(
 
     `first` is the number of the batch's first row.
     """
-    columns = {name: _plain(_column(batch, way)) for name, way in ways.items()}
+    columns = {name: _column(batch, way) for name, way in ways.items()}
     for index in range(batch.num_rows):
         row = {name: _value(column, index) for name, column in columns.items()}
-        yield _read_row(row, fields, file, first + index)
+        spoilt = next((value for value in row.values() if isinstance(value, bytes)), None)
+        if spoilt is not None:
+            yield RecordFault(file, first + index, "not_utf8", sample(spoilt))
+        else:
+            yield to_record(row, fields, file, first + index)
+
+
+def read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
+    """The rows of an Arrow stream, a batch at a time.
+
+    `datasets` writes 1000 rows a batch.
+    """
+    position = 0
+    with open_source(path) as source:
+        try:
+            with pa.ipc.open_stream(source) as stream:
+                ways = wanted(stream.schema, fields)
+                for batch in stream:
+                    batch.validate(full=True)  # offsets of a damaged file may point anywhere
+                    yield from read_batch(batch, ways, fields, file, position)
+                    position += batch.num_rows
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 
 
 def _column(batch: pa.RecordBatch, way: tuple[str, ...]) -> pa.Array:
+    """The values on this way: strings as bytes, others as they are."""
     array = batch.column(batch.schema.get_all_field_indices(way[0])[0])
     for part in way[1:]:
         # `flatten` makes a value null where the struct around it is.
         array = array.flatten()[array.type.get_field_index(part)]
-    return array
-
-
-def _plain(array: pa.Array) -> pa.Array:
-    """Strings as bytes, whatever form they have; other types as they are."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if array.type == pa.string_view() or array.type == pa.binary_view():
+    if array.type in (pa.string_view(), pa.binary_view(), pa.large_string()):
         return array.cast(pa.large_binary())
-    if pa.types.is_string(array.type):
-        return array.cast(pa.binary())
-    return array.cast(pa.large_binary()) if pa.types.is_large_string(array.type) else array
+    return array.cast(pa.binary()) if pa.types.is_string(array.type) else array
 
 
 def _value(array: pa.Array, index: int) -> Any:
@@ -83,11 +95,3 @@ def _value(array: pa.Array, index: int) -> Any:
     if pa.types.is_integer(kind):
         return array[index].as_py()
     return kind if array[index].is_valid else None  # anything but a string or a number: its type is what a fault says
-
-
-def _read_row(row: dict[str, Any], fields: Fields, file: str, position: int) -> Record | RecordFault:
-    spoilt = next((value for value in row.values() if isinstance(value, bytes)), None)
-    if spoilt is not None:
-        return RecordFault(file, position, "not_utf8", sample(spoilt))
-    record = to_record(row, fields, file, position)
-    return RecordFault(file, position, record, sample(str(row))) if isinstance(record, str) else record

@@ -22,9 +22,9 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.own_code import DOTTED
 from data_pipeline.readers.record import Fields
+from data_pipeline.readers.remote import HUB_SCHEME, is_url
 from governance.config import Section
 
-HUB_SCHEME = "hf://"
 _HUB_URL = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?/?")
 _LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".arrow")
 
@@ -95,6 +95,11 @@ class _Paths(Section):
     list."""
     follow_links: bool = False
     """Whether a file may be reached through a symbolic link that leads out of its pattern's folder."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """True where a pattern is a URL: the files are fetched."""
+        return any(is_url(pattern) for pattern in self.paths)
 
 
 class _Pages(Origin):
@@ -205,6 +210,11 @@ class PackageSource(_Pages):
         return self
 
     @property
+    def elsewhere(self) -> bool:
+        """True: a package is always fetched."""
+        return True
+
+    @property
     def fields(self) -> Fields:
         """The columns of a CSV file."""
         return Fields(self.text_column, self.id_column, self.url_column)
@@ -261,8 +271,20 @@ class HubSource(_Rows):
             raise ValueError("config_name is for a data set of the hub, which needs revision = its commit")
         return self
 
+    @property
+    def elsewhere(self) -> bool:
+        """True for a data set of the hub, which is fetched."""
+        return bool(self.revision)
 
-Source = Annotated[
-    JsonlSource | ParquetSource | TextSource | WarcSource | OwnSource | PackageSource | HubSource,
-    Field(discriminator="type"),
-]
+
+PathSource = JsonlSource | ParquetSource | TextSource | WarcSource | OwnSource
+Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="type")]
+
+
+def identity(source: Source) -> Source:
+    """A source without the fields that only locate its files."""
+    if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
+        return source
+    where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()
+    gone = {name: "" if name == "dataset" else () for name in where}
+    return source.model_copy(update={**gone, "follow_links": False})

@@ -149,7 +149,7 @@ def _gunzip(raw: Iterator[bytes]) -> Iterator[bytes]:
             try:
                 piece = inflater.decompress(data, BLOCK_BYTES)
             except zlib.error as error:
-                yield from _inflate_until_nonsense(before, data)
+                yield from inflate_until_nonsense(before, data)
                 raise TornStream("corrupt_gzip") from error
             if piece:
                 yield piece
@@ -163,7 +163,7 @@ def _gunzip(raw: Iterator[bytes]) -> Iterator[bytes]:
             raise TornStream("truncated_gzip")
 
 
-def _inflate_until_nonsense(inflater: zlib._Decompress, data: bytes) -> Iterator[bytes]:
+def inflate_until_nonsense(inflater: zlib._Decompress, data: bytes) -> Iterator[bytes]:
     """Bytes that zlib decoded before it failed."""
     try:
         for index in range(len(data)):

@@ -1,18 +1,29 @@
-"""Files of one document each: plain text, Markdown, HTML; CSV tables.
+"""Files of text: JSON Lines and CSV, plain text, Markdown, HTML.
+
+The first two hold a record a row, the others are one document each.
+
+JSON Lines (RFC 8259, UTF-8). A record's position is its line's number from 0, also where a shard reads only a part of a
+plain file; a compressed file cannot be cut, it is read by one process from its start. A line of white space only holds
+no record and is passed over, as editors leave one at the end; every other line is a record or a fault.
+
+CSV with a header row (RFC 4180), streamed. A record's position is its row's number from 0, the header not counted.
 
 HTML goes through `page_process`: its main text, in bounded time whatever the page is.
 """
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from data_pipeline.readers.delimited import read_csv
 from data_pipeline.readers.page_process import read_html
-from data_pipeline.readers.record import Fields, Record, RecordFault, sample
-from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream
+from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
+from data_pipeline.readers.sources import PackageSource, Source, TextSource
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines, plain_name
+from governance.errors import ConfigError
 
 PLAIN = (".txt", ".md")
 HTML = (".html", ".htm")
@@ -27,12 +38,27 @@ def ending_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
+def check_endings(names: Iterable[str], source: Source) -> None:
+    """Refuse files of kinds that the source does not hold.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    allowed = PLAIN + HTML + (TABLE if isinstance(source, PackageSource) else ())
+    for name in names if isinstance(source, TextSource | PackageSource) else ():
+        name = plain_name(name) if isinstance(source, TextSource) else name
+        if ending_of(name) not in allowed:
+            kinds = ", ".join(allowed)
+            raise ConfigError(
+                f"source {source.name}: {name!r} is not one of {kinds}. Narrow the patterns to such files."
+            )
+
+
 def read_member(
     pieces: Iterable[bytes], file: str, ending: str, fields: Fields, language: str = ""
 ) -> Iterator[Record | RecordFault]:
     """Records of one text, HTML or CSV file, by `ending`."""
-    found = read_csv(pieces, file, fields) if ending in TABLE else _read_whole(pieces, file, ending)
-    for piece in found:
+    for piece in read_csv(pieces, file, fields) if ending in TABLE else _read_whole(pieces, file, ending):
         if language and isinstance(piece, Record) and not piece.language:
             yield replace(piece, language=language)
         else:
@@ -61,3 +87,69 @@ def read_plain(data: bytes, file: str) -> Record | RecordFault:
         return Record(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"), file, 0)
     except UnicodeDecodeError:
         return RecordFault(file, 0, "not_utf8", sample(data))
+
+
+def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 0) -> Iterator[Record | RecordFault]:
+    """Records and faults of a JSON lines stream, in order.
+
+    `first` is the number of the stream's first line within its file.
+    """
+    position = first - 1
+    try:
+        for position, line in enumerate(lines(pieces, whole=not first), first):
+            if not line.isspace() and line:
+                yield _read_line(line, file, position, fields)
+    except TornStream as error:
+        last = _read_line(error.tail, file, position + 1, fields)
+        if isinstance(last, Record):  # an object that is closed was whole: only its line end is lost
+            yield last
+            position += 1
+        yield RecordFault(file, position + 1, error.reason, sample(error.tail))
+
+
+def _read_line(line: bytes, file: str, position: int, fields: Fields) -> Record | RecordFault:
+    if len(line) > MAX_RECORD_BYTES:
+        return RecordFault(file, position, "line_too_long", sample(line))
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return RecordFault(file, position, "not_utf8", sample(line))
+    except (ValueError, RecursionError):  # also a number of too many digits, or objects nested too deep
+        return RecordFault(file, position, "not_json", sample(line))
+    if not isinstance(row, dict):
+        return RecordFault(file, position, "not_an_object", sample(line))
+    return to_record(row, fields, file, position, line)
+
+
+def read_csv(pieces: Iterable[bytes], file: str, fields: Fields) -> Iterator[Record | RecordFault]:
+    """Records and faults of a CSV stream, in order."""
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    # Bytes that are not UTF-8 come through as lone surrogates, so that they spoil their own row only.
+    text = (line.decode("utf-8", "surrogateescape") + "\n" for line in lines(pieces))
+    rows = csv.reader(text, strict=True)
+    header: list[str] | None = None
+    position = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield RecordFault(file, position, "not_csv", sample(f"line {rows.line_num}: {error}"))
+            position += 1
+            continue
+        except TornStream as error:
+            yield RecordFault(file, position, error.reason, sample(error.tail))
+            return
+        if row is None:
+            return
+        if header is None:
+            header = row
+        elif row:  # a blank line holds no record
+            shown = ",".join(row)
+            if len(row) != len(header):
+                yield RecordFault(file, position, "wrong_columns", sample(shown))
+            else:
+                piece = to_record(dict(zip(header, row, strict=True)), fields, file, position, shown)
+                if isinstance(piece, RecordFault) and piece.reason == "lone_surrogate":
+                    piece = replace(piece, reason="not_utf8")
+                yield piece
+            position += 1

@@ -341,11 +341,7 @@ def _host_files_of_warc(path: Path) -> Iterator[tuple[str, str, bytes]]:
                 yield found.url, found.fetched, body
 
 
-def load_host_rules(paths: Iterable[Path]) -> HostRules:
-    """Rules of all hosts, from the latest version of each file."""
-    return _load_host_rules(tuple(paths))
-
-
 @lru_cache(maxsize=1)
-def _load_host_rules(paths: tuple[Path, ...]) -> HostRules:
+def load_host_rules(paths: tuple[Path, ...]) -> HostRules:
+    """Rules of all hosts, from the latest version of each file."""
     return host_rules(file for path in paths for file in host_files(path))

@@ -17,9 +17,9 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from data_pipeline.readers.streams import is_bomb, open_source
+from data_pipeline.readers.streams import inflate_until_nonsense, is_bomb, open_source
 
 MAX_BLOCK_BYTES = 64 << 20
 MAX_HEADER_BYTES = 64 << 10
@@ -163,7 +163,7 @@ def _gunzip(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
             try:
                 piece = inflater.decompress(block, 16 * _STEP_BYTES)
             except zlib.error as error:
-                yield from _until_nonsense(before, block)
+                yield from inflate_until_nonsense(before, block)
                 raise _DamagedError from error
             unpacked += len(piece)
             if is_bomb(packed, unpacked):
@@ -176,15 +176,6 @@ def _gunzip(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
     if inflater.eof:
         return source.tell()
     raise _DamagedError
-
-
-def _until_nonsense(inflater: Any, data: bytes) -> Iterator[bytes]:
-    """Bytes that zlib decoded before it failed."""
-    try:
-        for index in range(len(data)):
-            yield inflater.decompress(data[index : index + 1])
-    except zlib.error:
-        return
 
 
 def _unzstd_with(dictionary: bytes) -> _Unpack:

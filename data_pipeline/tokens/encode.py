@@ -27,7 +27,7 @@ Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +39,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, funnel, read_groups, read_table, write_table
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    document_shards,
+    funnel,
+    read_groups,
+    read_table,
+    required,
+    write_table,
+)
 from data_pipeline.tokens.encoder import Encoder
 from data_pipeline.tokens.mix import PLAN_SCHEMA
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
@@ -54,21 +62,16 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 4
 SPLITS = ("train", "validation")
-FEATURES_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in (
-            ("id", pa.string()),
-            ("source", pa.string()),
-            ("language", pa.string()),
-            ("split", pa.string()),
-            ("tokens", pa.int64()),
-            ("bytes", pa.int64()),
-            ("max_id", pa.int64()),
-            ("first_token_ok", pa.bool_()),
-            ("ends_with_eod", pa.bool_()),
-        )
-    ]
+FEATURES_SCHEMA = required(
+    id=pa.string(),
+    source=pa.string(),
+    language=pa.string(),
+    split=pa.string(),
+    tokens=pa.int64(),
+    bytes=pa.int64(),
+    max_id=pa.int64(),
+    first_token_ok=pa.bool_(),
+    ends_with_eod=pa.bool_(),
 )
 _SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
 _ROUND_TRIP_ONE_IN = 64
@@ -224,7 +227,15 @@ def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
 
 def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str], Path]) -> ShardMade:
     encoder = load_encoder(work.tokenizer, work.root)
-    plan = None if work.plan is None else _read_plan(work.plan)
+    plan = None
+    if work.plan is not None:
+        planned = read_table(work.plan, PLAN_SCHEMA)
+        rows, plan = planned["row"].to_numpy(), planned["copies"].to_numpy()
+        if not np.array_equal(rows, np.arange(len(rows))) or (plan < 0).any():
+            raise ManifestError(
+                f"{work.plan}: is not a plan: its rows are not 0, 1, 2 ..., or copies are negative. "
+                "Make the plan again."
+            )
     parts = [encode_table(_COLUMNS.empty_table(), encoder, config, np.zeros(0, np.int64))]
     row = 0
     for table in read_groups(work.documents, _COLUMNS):
@@ -236,7 +247,9 @@ def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str
         row = after
     if plan is not None and len(plan) != row:
         raise _foreign(work)
-    order = _order(np.concatenate([part.copies for part in parts]))
+    copies = np.concatenate([part.copies for part in parts])
+    # All documents, then those of two copies and more, and so on.
+    order = np.concatenate([np.flatnonzero(copies > turn) for turn in range(int(copies.max(initial=1)))])
     features = pa.concat_tables(part.features for part in parts).take(pa.array(order))
     documents = [document for part in parts for document in part.documents]
     for split in SPLITS:
@@ -249,26 +262,6 @@ def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str
 
 def _foreign(work: EncodeWork) -> ManifestError:
     return ManifestError(f"{work.plan}: must have one row for each document of {work.documents}; make the plan again.")
-
-
-def _order(copies: Integers) -> Integers:
-    """The places of documents as they are written.
-
-    All, then those of two copies and more, and so on.
-    """
-    turns = [np.flatnonzero(copies > turn) for turn in range(int(copies.max(initial=0)))]
-    return np.concatenate([np.zeros(0, np.int64), *turns])
-
-
-def _read_plan(path: Path) -> Integers:
-    """The copies of each document of the shard of the same name."""
-    table = read_table(path, PLAN_SCHEMA)
-    rows, copies = table["row"].to_numpy(), table["copies"].to_numpy()
-    if not np.array_equal(rows, np.arange(len(rows))) or (copies < 0).any():
-        raise ManifestError(
-            f"{path}: is not a plan: its rows are not 0, 1, 2 ..., or copies are negative. Make the plan again."
-        )
-    return np.asarray(copies)
 
 
 def encode(
@@ -315,26 +308,22 @@ def encode(
                 f"encode: no documents in {documents.path}{' are in the plan' if plan is not None else ''}. "
                 f"Look at what the earlier stages removed: assay data show CONFIG."
             )
-        _warn(stats, config)
+        log = get_logger(__name__)
+        if stats["round_trip_failed"]:
+            log.warning(
+                "encode: %d of %d documents did not come back from their ids",
+                stats["round_trip_failed"], stats["round_trip_checked"],
+            )  # fmt: skip
+        if config.validation_share and not stats["validation_documents"]:
+            log.warning(
+                "encode: validation_share %g held out none of %d documents; raise it to have a validation loss",
+                config.validation_share, stats["documents_in"],
+            )  # fmt: skip
+        if not stats["train_documents"]:
+            log.warning("encode: no document was left to train on; lower validation_share %g", config.validation_share)
         copied = ("vocabulary_size", "end_of_document", BEGIN, "parity")
         stats |= {name: tokenizer.stats[name] for name in copied if name in tokenizer.stats}
         return Made([output for shard in done for output in shard.outputs.values()], stats)
 
     inputs = [artifact.as_input() for artifact in (documents, tokenizer, plan) if artifact is not None]
     return run_stage(recipe, inputs, runtime, make)
-
-
-def _warn(stats: Mapping[str, Any], config: EncodeConfig) -> None:
-    log = get_logger(__name__)
-    if stats["round_trip_failed"]:
-        log.warning(
-            "encode: %d of %d documents did not come back from their ids",
-            stats["round_trip_failed"], stats["round_trip_checked"],
-        )  # fmt: skip
-    if config.validation_share and not stats["validation_documents"]:
-        log.warning(
-            "encode: validation_share %g held out none of %d documents; raise it to have a validation loss",
-            config.validation_share, stats["documents_in"],
-        )  # fmt: skip
-    if not stats["train_documents"]:
-        log.warning("encode: no document was left to train on; lower validation_share %g", config.validation_share)

@@ -37,11 +37,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.documents import document_shards, funnel, read_table, write_table
+from data_pipeline.documents import document_shards, funnel, read_table, required, write_table
 from data_pipeline.tokens.mixture_sizes import Allocation, Cell, MixConfig, allocate
 from data_pipeline.tokens.token_shards import document_identity
 from governance.config import canonical_json
-from governance.errors import ConfigError, ManifestError
+from governance.errors import ConfigError
 from governance.files import sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest
@@ -49,15 +49,8 @@ from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
-PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("copies", pa.int64(), nullable=False)])
-SIZES_SCHEMA = pa.schema(
-    [
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("language", pa.string(), nullable=False),
-        pa.field("hash", pa.uint64(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-    ]
-)
+PLAN_SCHEMA = required(row=pa.int64(), copies=pa.int64())
+SIZES_SCHEMA = required(source=pa.string(), language=pa.string(), hash=pa.uint64(), bytes=pa.int64())
 _BUCKET_BITS = 12
 _NONE = -1  # the threshold below every hash
 
@@ -122,12 +115,12 @@ def _cells(tables: Iterable[pa.Table], cells: Mapping[Cell, Any]) -> Iterator[tu
     """Hashes and bytes of the given cells, table by table."""
     for table in tables:
         hashes, lengths = table["hash"].to_numpy(), table["bytes"].to_numpy()
-        for cell, rows in _rows_by_cell(table):
+        for cell, rows in rows_by_cell(table):
             if cell in cells:
                 yield cell, hashes[rows], lengths[rows]
 
 
-def _rows_by_cell(table: pa.Table) -> Iterator[tuple[Cell, Integers]]:
+def rows_by_cell(table: pa.Table) -> Iterator[tuple[Cell, Integers]]:
     """Each (source, language) of a table, in order, with its rows."""
     sources, languages = (table[name].combine_chunks().dictionary_encode() for name in ("source", "language"))
     count = len(languages.dictionary)
@@ -144,7 +137,7 @@ def copies_of(table: pa.Table, rules: Mapping[Cell, Rule]) -> Integers:
     """Copies of each document of a sizes table."""
     hashes = table["hash"].to_numpy()
     copies = np.zeros(table.num_rows, np.int64)
-    for cell, rows in _rows_by_cell(table):
+    for cell, rows in rows_by_cell(table):
         epochs, last = rules[cell]
         copies[rows] = epochs
         if last >= 0:
@@ -160,7 +153,7 @@ def _measure_shard(config: MixConfig, path: Path, path_of: Callable[[str], Path]
     write_table(path_of("sizes"), measured)
     cells: dict[str, dict[str, int]] = {}
     lengths = measured["bytes"].to_numpy()
-    for (source, language), rows in _rows_by_cell(measured):
+    for (source, language), rows in rows_by_cell(measured):
         cells.setdefault(source, {})[language] = int(lengths[rows].sum())
     return ShardMade({"sizes": path_of("sizes")}, {"cells": cells})
 
@@ -171,7 +164,7 @@ def _plan_shard(config: MixConfig, work: tuple[Path, dict[Cell, Rule]], path_of:
     copies, lengths = copies_of(table, rules), table["bytes"].to_numpy()
     write_table(path_of("plan"), pa.table([np.arange(len(copies)), copies], schema=PLAN_SCHEMA))
     mixed: dict[str, dict[str, int]] = {}
-    for (source, language), rows in _rows_by_cell(table):
+    for (source, language), rows in rows_by_cell(table):
         mixed.setdefault(source, {})[language] = int((copies[rows] * lengths[rows]).sum())
     reasons = ["" if number else "mix_quota" for number in copies.tolist()]
     counts = funnel(table["source"].to_pylist(), lengths.tolist(), lengths.tolist(), reasons)
@@ -257,16 +250,3 @@ def _shared_rules(
 
     path = once(runtime, folder.parent / "records" / f"{folder.name}.rules.json", decide)
     return {(source, language): (epochs, last) for source, language, epochs, last in json.loads(path.read_bytes())}
-
-
-def read_copies(plan: Manifest, shard: str, root: Path) -> Integers:
-    """Copies of each row of the named document shard.
-
-    Raises:
-        ManifestError: the plan has no such shard, or cannot be read.
-    """
-    for path in plan.files("plan", root):
-        if path.stem == shard:
-            copies: Integers = read_table(path, PLAN_SCHEMA)["copies"].to_numpy()
-            return copies
-    raise ManifestError(f"{plan.folder}: plans nothing for the document shard {shard}. Remove it and make it again.")

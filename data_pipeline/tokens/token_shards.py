@@ -111,21 +111,31 @@ class TokenShard:
         if size != total:
             raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_FIX}")
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
-        ends, counts, identities = _tables(mapped, documents, ends_offset)
-        groups, names = _groups(path, mapped, documents, layout) if grouped else _no_groups(documents)
-        shard = cls(
+        second, third = ends_offset + 8 * documents, ends_offset + 16 * documents
+        ends = mapped[ends_offset:second].view("<u8")
+        names: tuple[str, ...] = (UNKNOWN_GROUP,)
+        groups = np.zeros(documents, dtype=np.uint32)
+        if grouped:
+            groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
+            names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
+            if documents and int(groups.max()) >= len(names):
+                raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {_FIX}")
+        last_end = int(ends[-1]) if len(ends) else 0
+        if last_end != tokens or not np.all(ends[1:] > ends[:-1]) or (len(ends) and not ends[0]):
+            raise ManifestError(
+                f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last_end}). {_FIX}"
+            )
+        return cls(
             path=path,
             vocabulary_size=vocabulary,
             end_of_document=last,
             tokens=mapped[_HEADER.size : _HEADER.size + tokens * item].view(_TOKEN_KINDS[item]),
             document_ends=ends,
-            document_bytes=counts,
-            identities=identities,
+            document_bytes=mapped[second:third].view("<u8"),
+            identities=mapped[third : third + IDENTITY_BYTES * documents].reshape(documents, IDENTITY_BYTES),
             groups=groups,
             group_names=names,
         )
-        _check_ends(path, ends, tokens)
-        return shard
 
 
 _FIX = "Remove it and run the same command again: only this shard is made again."
@@ -136,38 +146,6 @@ def _layout(tokens: int, documents: int, item: int) -> tuple[int, int, int]:
     ends_offset = _HEADER.size + -(-tokens * item // 8) * 8
     groups_offset = ends_offset + documents * (8 + 8 + IDENTITY_BYTES)
     return ends_offset, groups_offset, groups_offset + -(-documents * 4 // 8) * 8
-
-
-def _tables(
-    mapped: npt.NDArray[np.uint8], documents: int, offset: int
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
-    second, third = offset + 8 * documents, offset + 16 * documents
-    ends = mapped[offset:second].view("<u8")
-    counts = mapped[second:third].view("<u8")
-    return ends, counts, mapped[third : third + IDENTITY_BYTES * documents].reshape(documents, IDENTITY_BYTES)
-
-
-def _groups(
-    path: Path, mapped: npt.NDArray[np.uint8], documents: int, layout: tuple[int, int, int]
-) -> tuple[npt.NDArray[np.uint32], tuple[str, ...]]:
-    groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
-    names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
-    if documents and int(groups.max()) >= len(names):
-        raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {_FIX}")
-    return groups, names
-
-
-def _no_groups(documents: int) -> tuple[npt.NDArray[np.uint32], tuple[str, ...]]:
-    return np.zeros(documents, dtype=np.uint32), (UNKNOWN_GROUP,)
-
-
-def _check_ends(path: Path, ends: npt.NDArray[np.uint64], tokens: int) -> None:
-    last = int(ends[-1]) if len(ends) else 0
-    rising = bool(np.all(ends[1:] > ends[:-1])) and (not len(ends) or int(ends[0]) > 0)
-    if last != tokens or not rising:
-        raise ManifestError(
-            f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last}). {_FIX}"
-        )
 
 
 def token_bytes(vocabulary_size: int) -> int:

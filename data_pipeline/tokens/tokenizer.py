@@ -314,7 +314,11 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
         if given is None:
             text = _train(_stretches(sample_texts(paths, sample.places)), config)
             vocabulary = read_vocabulary(text)
-            _warn_of_size(len(vocabulary.pieces), config)
+            if len(vocabulary.pieces) < config.vocabulary_size:
+                get_logger(__name__).warning(
+                    "tokenizer: the sample gave %d tokens, fewer than vocabulary_size %d",
+                    len(vocabulary.pieces), config.vocabulary_size,
+                )  # fmt: skip
         else:
             text, vocabulary = given
         write_text(target / TOKENIZER_FILE, text)
@@ -343,13 +347,6 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
         })  # fmt: skip
 
     return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, make, alone=True)
-
-
-def _warn_of_size(size: int, config: TokenizerConfig) -> None:
-    if size < config.vocabulary_size:
-        get_logger(__name__).warning(
-            "tokenizer: the sample gave %d tokens, fewer than vocabulary_size %d", size, config.vocabulary_size
-        )
 
 
 def _parity(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups
+from data_pipeline.tokens.mix import rows_by_cell
 from data_pipeline.tokens.token_shards import document_identity
 
 _CHOSEN_BY = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
@@ -106,17 +107,8 @@ def _by_stratum(table: pa.Table, shard: int, first: int) -> Iterator[tuple[tuple
     places["hash"] = np.frombuffer(hashes, ">u8")
     places["shard"], places["row"] = shard, np.arange(first, first + table.num_rows)
     places["size"] = pc.binary_length(table["text"]).to_numpy()
-    sources, languages = (_codes(table[name]) for name in ("source", "language"))
-    mixed = sources[0] * len(languages[1]) + languages[0]
-    for code in np.unique(mixed).tolist():
-        name = sources[1][code // len(languages[1])], languages[1][code % len(languages[1])]
-        yield name, places[(mixed == code) & (places["size"] > 0)]
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """A code for each value, and the value of each code."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+    for name, rows in rows_by_cell(table):
+        yield name, places[rows][places["size"][rows] > 0]
 
 
 def sample_texts(paths: Sequence[Path], places: Places, most_bytes: int | None = None) -> Iterator[str]:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data_pipeline.filters.clean as stage
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -282,7 +281,7 @@ def test_a_shard_is_read_a_row_group_at_a_time(tmp_path, monkeypatch):
             seen.append(len(group))
             yield group
 
-    monkeypatch.setattr(stage, "read_groups", watched)
+    monkeypatch.setattr("data_pipeline.documents.read_groups", watched)
     source = source.model_copy(update={"outputs": (describe(path, tmp_path),)})
     manifest = clean(source, CleanConfig(), Runtime(root=tmp_path))
     assert seen == [10] * 4

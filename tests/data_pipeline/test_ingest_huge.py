@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers.items import SourceItem, is_stream, plan
-from data_pipeline.readers.jsonl import read_jsonl
-from data_pipeline.readers.parts import line_parts
+from data_pipeline.readers.parts import SourceItem, is_stream, line_parts, plan
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.sources import JsonlSource, PackageSource, ParquetSource
 from data_pipeline.readers.streams import byte_range
+from data_pipeline.readers.text import read_jsonl
 from governance.manifest import verify
 from governance.parallel import close_pool
 from governance.stage import Runtime

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.dedup.candidates import gather
+from data_pipeline.dedup.duplicates import gather
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys, write_keys
 from governance.errors import PipelineError
 

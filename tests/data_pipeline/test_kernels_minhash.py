@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.kernels.minhash import band_keys, shared_shingles, shingle_sets
+from data_pipeline.kernels.greedy_dedup import shared_shingles
+from data_pipeline.kernels.minhash import band_keys, shingle_sets
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

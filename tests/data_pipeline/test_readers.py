@@ -12,11 +12,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.readers.delimited import read_csv
-from data_pipeline.readers.jsonl import read_jsonl
 from data_pipeline.readers.record import SAMPLE_CHARACTERS, Fields, Record, RecordFault
 from data_pipeline.readers.streams import TornStream, blocks, lines
-from data_pipeline.readers.text import read_html, read_member, read_plain
+from data_pipeline.readers.text import read_csv, read_html, read_jsonl, read_member, read_plain
 from governance.errors import MissingInput
 
 FIELDS = Fields("text")
@@ -51,7 +49,7 @@ def test_lines_are_those_of_split_however_the_stream_is_cut(data, size):
 
 def test_a_line_without_end_is_cut_behind_the_bound(monkeypatch):
     monkeypatch.setattr("data_pipeline.readers.streams.MAX_RECORD_BYTES", 10)
-    monkeypatch.setattr("data_pipeline.readers.jsonl.MAX_RECORD_BYTES", 10)
+    monkeypatch.setattr("data_pipeline.readers.text.MAX_RECORD_BYTES", 10)
     data = b"x" * 100 + b'\n{"text":1}\n'
     assert list(lines(in_pieces(data, 7))) == [b"x" * 11, b'{"text":1}']
     reasons = [piece.reason for piece in read_jsonl(in_pieces(data, 7), "f", FIELDS)]

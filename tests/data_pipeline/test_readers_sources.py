@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,11 @@ import pytest
 import zstandard
 
 from data_pipeline.readers.archive import members, read_blocks
-from data_pipeline.readers.hub import local_files, read_local
+from data_pipeline.readers.hub import local_files
 from data_pipeline.readers.local import find_files
-from data_pipeline.readers.package import archive_of, fetch
+from data_pipeline.readers.package import fetch
+from data_pipeline.readers.parts import Reading, SourceItem
+from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import Fields, Record, RecordFault
 from data_pipeline.readers.sources import HubSource, PackageSource, Source
 from data_pipeline.readers.streams import TornStream
@@ -268,7 +271,7 @@ def package(digest, **values):
 def test_a_package_is_fetched_once_whatever_its_source_is_called(index, tmp_path):
     digest = sha256_file(index)
     made = fetch(package(digest), Runtime(tmp_path / "root"))
-    path = archive_of(made, tmp_path / "root")
+    path = made.files("archive", tmp_path / "root")[0]
     assert (path.name, sha256_file(path)) == (index.name, digest)
     index.unlink()
     assert fetch(package(digest, name="other", files=("*",)), Runtime(tmp_path / "root")) == made
@@ -328,7 +331,7 @@ def test_real_packages_of_pypi(tmp_path, values, digest):
 @pytest.mark.network
 def test_a_real_package_of_debian(tmp_path):
     made = fetch(package("", index="debian", package="debian-handbook", version=""), Runtime(tmp_path))
-    found = list(members(archive_of(made, tmp_path), ["usr/share/doc/debian-handbook/html/en-US/*.html"]))
+    found = list(members(made.files("archive", tmp_path)[0], ["usr/share/doc/debian-handbook/html/en-US/*.html"]))
     assert len(found) > 100
 
 
@@ -337,6 +340,11 @@ def test_a_real_package_of_debian(tmp_path):
 
 def hub(dataset, **values):
     return HubSource(type="hub", name="h", licence="MIT", dataset=dataset, **values)
+
+
+def read_local(path, file, fields):
+    source = hub(str(path), text_field=fields.text, id_field=fields.id)
+    return read_items(Reading(source, (SourceItem(file, path, "", path.stat().st_size),)), Counter())
 
 
 def test_local_parquet_through_datasets(tmp_path):

@@ -316,7 +316,7 @@ def test_signals_of_headers_elements_and_hosts_come_with_their_date(tmp_path):
     new = host_file("/robots.txt", "User-agent: GPTBot\nUser-agent: CCBot\nDisallow: /a")
     ai = host_file("/ai.txt", "User-Agent: *\nDisallow: *.html\n")
     hosts.write_bytes(new + ai + old + gzip.compress(warc(http(page(0)))))
-    rules = load_host_rules([hosts])
+    rules = load_host_rules((hosts,))
     record = only(tmp_path, warc(http(page(0))), rules=rules)
     assert record.opt_out == "ai.txt:disallowed robots.txt:CCBot robots.txt:GPTBot"
     assert record.opt_out_fetched == "2024-04-01T00:00:00Z"
@@ -329,7 +329,7 @@ def test_hosts_speak_in_json_lines_too_and_a_missing_robots_forbids_nothing(tmp_
         '"body": "[{\\"location\\": \\"/\\", \\"tdm-reservation\\": 1}]"}\nnonsense\n{"url": 1}\n[]\n',
         encoding="utf-8",
     )
-    record = only(tmp_path, warc(http(page(0))), rules=load_host_rules([path]))
+    record = only(tmp_path, warc(http(page(0))), rules=load_host_rules((path,)))
     assert (record.opt_out, record.opt_out_fetched) == ("tdm:reserved", "2024-02-02")
     gone = tmp_path / "gone.warc.gz"
     gone.write_bytes(host_file("/robots.txt", "not found", status=404) + host_file("/ai.txt", "oops", status=500))

@@ -48,7 +48,7 @@ def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
     """Join the key files of a folder in this process."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.measures.goals import peak_mb
-    from data_pipeline.dedup.candidates import gather
+    from data_pipeline.dedup.duplicates import gather
     from data_pipeline.dedup.join import BAND, Engine, shared_keys
 
     paths = sorted(folder.glob("*.parquet"))
