@@ -252,7 +252,7 @@ def _groups(counted: Manifest, root: Path) -> InspectTable:
         for row in sorted(of.to_pylist(), key=lambda row: (row["axis"], -row["documents_sum"], row["group"]))
         if row["documents_sum"]
     ]
-    without = counted.stats["documents_without_terms"]
+    without = sum(counted.stats["documents_without_terms"].values())
     note = f"Counted by word lists; {without:,} documents are in languages without one." if without else ""
     return InspectTable(
         "Groups of people named", ("axis", "group", "documents", "share", "mentions"), tuple(rows), note

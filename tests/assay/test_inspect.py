@@ -35,6 +35,12 @@ def prose(seed, sentences=8):
     return " ".join(" ".join(draw.sample(WORDS.split(), 12)).capitalize() + "." for _ in range(sentences))
 
 
+FINNISH = """Kaupungin vanha kirjasto suljettiin viime keväänä korjausten vuoksi, ja asukkaat odottivat sen avaamista
+koko kesän. Syksyllä ovet avattiin jälleen, mutta moni huomasi, että lukusali oli siirretty toiseen kerrokseen. Nyt
+kirjastossa on enemmän tilaa lapsille ja nuorille, ja iltaisin siellä järjestetään luentoja sekä pieniä konsertteja.
+Työntekijät kertovat, että kävijöitä on tullut enemmän kuin koskaan ennen, eikä kukaan enää muista pitkää odotusta."""
+
+
 def tables(result):
     return {table.title.partition(":")[0]: table for table in result.tables}
 
@@ -182,6 +188,7 @@ def test_overlap_with_evaluation_sets_and_groups(tmp_path):
     rows = [{"text": prose(number) + " My grandmother and the young woman laughed."} for number in range(12)]
     items = [{"question": prose(100 + n, 3), "choices": ["one", "two"], "n": n} for n in range(3)]
     rows[4]["text"] += " " + items[1]["question"]
+    rows.append({"text": FINNISH})  # a language without word lists
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "quiz.v2.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -190,7 +197,8 @@ def test_overlap_with_evaluation_sets_and_groups(tmp_path):
     assert found["Overlap with evaluation sets"].rows == (("quiz", "question, choices", 3, 1, 1),)
     assert ("decontaminate", "contaminated", 1) in [row[:3] for row in found["Removed, by reason"].rows]
     named = {row[:2]: row[2:] for row in found["Groups of people named"].rows}
-    assert named["gender", "female"][:2] == (11, "100.0 %"), "the contaminated document is not counted"
+    assert named["gender", "female"][:2] == (11, "91.7 %"), "the contaminated document is not counted"
+    assert "1 documents are in languages without one" in found["Groups of people named"].note
     assert not any(" x " in axis for axis, _ in named)
     (tmp_path / "run.toml").write_text(result.proposal)
     [proposed] = load_run(tmp_path / "run.toml", [], needs="data").config.data.decontaminate.sets
