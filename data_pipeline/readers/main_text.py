@@ -29,9 +29,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
-from data_pipeline.readers.line_model import LINE_KINDS, NO_WEIGHT, keep_lines, tag_weight
+from data_pipeline.readers.line_model import LINE_KINDS, NO_WEIGHT, Line, Tree, keep_lines, tag_weight
 
 PROSE_SIZE = 60
 """Characters of a line of prose: ten words or so; one of a dense script (Chinese, Thai, Hindi) counts as three."""
@@ -76,26 +75,6 @@ _NOTICES = ("cookie", "©", "(c) 19", "(c) 20", "all rights reserved", "privacy 
 _BULLET = re.compile(r"\s*(?:•|[0-9]{1,9}\.)\s*")
 _BULLET_SIZE = 10
 _KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow with what pages say
-
-
-Line = tuple[str, int, bool, int, int, str]
-"""A line of the layout that holds text; a plain tuple, which is made in a tenth of a named one's time.
-
-Its text (after a line end where a blank line preceded it), its container, whether it is prose, its characters
-(those of dense scripts counted three times), those of them that are link text, and the marks of its own tags.
-"""
-
-
-class Tree(NamedTuple):
-    """The containers of a page, numbered as they open.
-
-    0 is the page.
-    """
-
-    parent: list[int]
-    mark: list[str]
-    weight: list[int]
-    """The weight of the names of its tag (`line_model.tag_weight`)."""
 
 
 @dataclass(slots=True)

@@ -159,7 +159,8 @@ def open_engine(
         if settings.sequence_parallel_size > 1:
             split_sequences(model, _sequence_group(ranks, settings))
         if settings.tensor_parallel_size > 1:
-            split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings))
+            whole = deepspeed.zero.GatheredParameters if settings.zero_stage == 3 else contextlib.nullcontext
+            split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings), whole)
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
         optimizer = make_optimizer(groups, recipe.optim)

@@ -13,6 +13,8 @@ of tokens one of N and one of 2 N fp32 numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,29 +110,29 @@ class SplitEmbedding(nn.Embedding):
         return self.part.summed(F.embedding(places, self.weight).masked_fill(~mine.unsqueeze(-1), 0.0))
 
 
-def split_vocabulary(embedding: nn.Embedding, head: nn.Linear, part: VocabularyPart) -> None:
+WholeWeights = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
+"""Context in which weights that ZeRO-3 has partitioned are whole."""
+
+
+def split_vocabulary(
+    embedding: nn.Embedding, head: nn.Linear, part: VocabularyPart, whole: WholeWeights = nullcontext
+) -> None:
     """Keep this rank's rows of both tables; collective at ZeRO-3.
 
-    The tables may be one. Needs whole tables, of a number of rows that the ranks divide. The new parameters have the
-    mark by which DeepSpeed counts every rank's gradient in the norm of all. `head` finds its part in the attribute
-    `part`.
+    `whole`: for tables that ZeRO-3 has partitioned already. The tables may be one, and have a number of rows that the
+    ranks divide. The new parameters have the mark by which DeepSpeed counts every rank's gradient in the norm of all;
+    ZeRO-3 partitions them among the data ranks. `head` finds its part in the attribute `part`.
     """
     tied = head.weight is embedding.weight
-    embedding.weight = _own_rows(embedding.weight, part)
-    head.weight = embedding.weight if tied else _own_rows(head.weight, part)
+    embedding.weight = _own_rows(embedding.weight, part, whole)
+    head.weight = embedding.weight if tied else _own_rows(head.weight, part, whole)
     embedding.num_embeddings, head.out_features = len(embedding.weight), len(head.weight)
     embedding.__class__ = SplitEmbedding
     vars(embedding)["part"] = vars(head)["part"] = part
 
 
-def _own_rows(weight: nn.Parameter, part: VocabularyPart) -> nn.Parameter:
-    if hasattr(weight, "ds_id"):  # ZeRO-3 has partitioned it; it partitions the new one among the data ranks
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-        with GatheredParameters([weight]):
-            own = weight.data.chunk(part.size)[part.rank].clone()
-    else:
-        own = weight.data.chunk(part.size)[part.rank].clone()
-    rows = nn.Parameter(own)
+def _own_rows(weight: nn.Parameter, part: VocabularyPart, whole: WholeWeights) -> nn.Parameter:
+    with whole([weight]):
+        rows = nn.Parameter(weight.data.chunk(part.size)[part.rank].clone())
     vars(rows)["tensor_model_parallel"] = True
     return rows
