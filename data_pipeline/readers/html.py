@@ -16,12 +16,14 @@ Nothing here bounds the time that a page takes: `page_process` does, and readers
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_pipeline.readers.main_text import MARK, main_text
 from data_pipeline.readers.opt_out import meta_signals
 
+_MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _SNIFFED_BYTES = 1024
 _CHOSEN_CHARACTERS = 512 << 10
@@ -60,11 +62,17 @@ def _fallback(page: str) -> str:
 
 
 def decode_html(data: bytes, charset: str = "") -> str:
-    """The characters of a page, without its byte-order mark and without `MARK`."""
+    """The characters of a page, without its byte-order mark and without `MARK`.
+
+    A reference to that character, which the parser would resolve, becomes a space.
+    """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace").replace(MARK, "")
-    return _decode(data, charset).replace(MARK, "")
+            page = data[len(mark) :].decode(encoding, "replace")
+            break
+    else:
+        page = _decode(data, charset)
+    return _MARK_REFERENCE.sub(" ", page.replace(MARK, ""))
 
 
 def _decode(data: bytes, charset: str) -> str:

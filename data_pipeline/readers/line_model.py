@@ -182,7 +182,7 @@ def describe(lines: Sequence[Line], boxes: Boxes) -> list[DescribedLine]:
     for index, (text, box, is_prose, size, link_size, kinds) in enumerate(lines):
         text = text.strip()
         size_class = bisect_left(_SIZES, size)
-        kind = _KINDS[kinds[-2:-1] or ("•" if text[0] == "•" else "")]
+        kind = _KINDS.get(kinds[-2:-1] or ("•" if text[0] == "•" else ""), 0)
         links = 0 if not link_size else 1 if link_size * 3 < size else 2 if link_size * 10 < size * 9 else 3
         if index < first or index > last:
             place = _HEAD if index < first else _TAIL

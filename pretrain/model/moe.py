@@ -72,6 +72,10 @@ class Experts(nn.Module):
         return out.view(x.shape), logits.view(*x.shape[:2], -1)
 
 
+_KERNEL_BYTES = 16
+"""Bytes of which the kernel needs each row to be a multiple."""
+
+
 def grouped_product(x: torch.Tensor, ends: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Linear maps of consecutive groups of rows, each with its weight.
 
@@ -87,8 +91,15 @@ def grouped_product(x: torch.Tensor, ends: torch.Tensor, weights: Sequence[torch
     if torch.is_autocast_enabled(device):
         computed = torch.get_autocast_dtype(device)
         x, weights = x.to(computed), [weight.to(computed) for weight in weights]
+    rows, columns = weights[0].shape
+    unit = _KERNEL_BYTES // x.element_size()
+    short_rows, short_columns = -rows % unit, -columns % unit
+    if short_rows or short_columns:  # a tensor of odd sizes costs a copy with zeros
+        x = F.pad(x, (0, short_columns))
+        weights = [F.pad(weight, (0, short_columns, 0, short_rows)) for weight in weights]
     with torch.autocast(device, enabled=False):
-        return _GroupedProduct.apply(x, ends, *weights)
+        out: torch.Tensor = _GroupedProduct.apply(x, ends, *weights)
+    return out[:, :rows] if short_rows else out
 
 
 class _GroupedProduct(torch.autograd.Function):

@@ -97,7 +97,7 @@ def estimate(
         on_device["fragmentation"] = int(_FRAGMENTED * (sum(on_device.values()) - on_device["runtime"]))
         return Estimate(on_device, {})
     if engine.zero_stage < 3:
-        on_host["model while it is built"] = 4 * parameters
+        on_host["model while it is built"] = 4 * every  # tensor ranks cut it afterwards
     return Estimate(on_device, on_host)
 
 

@@ -6,6 +6,8 @@ that would fit; one that fits is refused only if the estimate is too high by mor
 
 from __future__ import annotations
 
+import math
+
 from governance.errors import ConfigError, PipelineError
 from pretrain.config.model import padded_vocabulary
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
@@ -39,9 +41,10 @@ def refuse_what_cannot_fit(recipe: TrainRecipe, engine: EngineConfig, vocabulary
     """
     rows, tensor = padded_vocabulary(vocabulary_size), engine.tensor_parallel_size
     if rows % tensor:
+        divisor = math.gcd(rows, 1 << tensor.bit_length() - 1)
         raise ConfigError(
             f"engine.tensor_parallel_size = {tensor} does not divide the {rows} rows of the vocabulary "
-            f"({vocabulary_size} tokens, padded to a multiple of 128); set it to a power of two"
+            f"({vocabulary_size} tokens, padded to a multiple of 128); set it to {divisor}"
         )
     needed = needed_memory(recipe, engine, vocabulary_size, hardware)
     if not fits(needed, hardware, _TOLERANCE):

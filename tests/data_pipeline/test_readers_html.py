@@ -215,6 +215,16 @@ def test_utf_8_is_believed_against_what_is_declared_and_the_transport_before_the
     assert decode_html(b"<p>caf\xe9 \x02", "utf-8") == "<p>café "
 
 
+@pytest.mark.parametrize("reference", ["&#2;", "&#x02;", "&#X2", "&#0002", "&#\x022;", "&#&#2;2;"])
+def test_a_reference_to_the_mark_forges_none(reference):
+    prose = "A paragraph of the article that is long enough to be prose, and without a link. "
+    page = f"<article><p>{prose * 3}</p><p>word {reference}T</p><p>{prose * 3}</p></article>"
+    text = read_html(page.encode(), "").text
+    assert text.count(prose.strip()) >= 2
+    assert MARK not in text
+    assert decode_html(b"<p>a &#2 b &#20; &#x2a; &#22") == "<p>a   b &#20; &#x2a; &#22"
+
+
 @settings(max_examples=150)
 @given(
     st.binary(max_size=300), st.sampled_from(["", "utf-8", "utf-16", "x-user-defined", "iso-2022-jp", "gbk", "\ud800"])

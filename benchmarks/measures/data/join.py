@@ -49,7 +49,7 @@ def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
     sys.path.insert(0, str(ROOT))
     from benchmarks.measures.goals import peak_mb
     from data_pipeline.dedup.duplicates import gather
-    from data_pipeline.dedup.join import BAND, Engine, shared_keys
+    from data_pipeline.dedup.join import BAND, JoinEngine, shared_keys
 
     paths = sorted(folder.glob("*.parquet"))
     documents = len(paths) * DOCUMENTS_A_FILE
@@ -60,7 +60,7 @@ def join(folder: Path, memory_mib: int, engine: str) -> dict[str, float]:
         [number * DOCUMENTS_A_FILE for number in range(len(paths))],
         BAND,
         documents * BANDS,
-        Engine(engine, memory_mib, folder / "spill"),
+        JoinEngine(engine, memory_mib, folder / "spill"),
     )
     groups = gather(found, np.zeros(documents, bool), 0)
     return {

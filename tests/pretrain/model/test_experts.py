@@ -59,16 +59,25 @@ def test_an_expert_that_nobody_chose_takes_part_and_learns_nothing():
 
 
 @settings(max_examples=20)
-@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=5), even=st.booleans(), kind=st.sampled_from(KINDS))
-def test_a_grouped_product_is_a_product_for_each_group(counts, even, kind):
-    """Forward and both gradients; weights spread over storages, and evenly spaced in one, which is read in place."""
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    sizes=st.sampled_from([(8, 16), (8, 16), (44, 12), (6, 10)]),
+    even=st.booleans(),
+    kind=st.sampled_from(KINDS),
+)
+def test_a_grouped_product_is_a_product_for_each_group(counts, sizes, even, kind):
+    """Forward and both gradients; weights spread over storages, and evenly spaced in one, which is read in place.
+
+    Sizes that are no multiple of the kernel's 16 bytes, too.
+    """
+    rows, columns = sizes
     generator = torch.Generator().manual_seed(sum(counts))
-    flat = torch.randn(len(counts), 3 * 8 * 16, generator=generator).to(kind)
-    weights = [row[: 8 * 16].view(8, 16) if even else row[: 8 * 16].view(8, 16).clone() for row in flat]
-    weights = [weight.detach().requires_grad_() for weight in weights]
-    x = torch.randn(sum(counts), 16, generator=generator).to(kind).requires_grad_()
+    flat = torch.randn(len(counts), 3 * rows * columns, generator=generator).to(kind)
+    weights = [row[: rows * columns].view(rows, columns) for row in flat]
+    weights = [(weight if even else weight.clone()).detach().requires_grad_() for weight in weights]
+    x = torch.randn(sum(counts), columns, generator=generator).to(kind).requires_grad_()
     ends = torch.tensor(counts).cumsum(0).to(torch.int32)
-    slopes = torch.randn(sum(counts), 8, generator=generator).to(kind)
+    slopes = torch.randn(sum(counts), rows, generator=generator).to(kind)
     out = grouped_product(x, ends, weights)
     found = (out, *torch.autograd.grad(out, [x, *weights], slopes))
     plain = torch.cat([part @ weight.t() for part, weight in zip(x.split(counts), weights, strict=True)])

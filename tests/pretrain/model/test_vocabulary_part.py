@@ -101,11 +101,12 @@ class _Sizes(TorchDispatchMode):
 
 def test_memory_of_tables_and_logits_falls_by_the_ranks():
     whole, split = (
-        estimate(recipe(), EngineConfig(zero_stage=1, tensor_parallel_size=size), VOCABULARY, 8, "cuda").device
+        estimate(recipe(), EngineConfig(zero_stage=1, tensor_parallel_size=size), VOCABULARY, 8, "cuda")
         for size in (1, 8)
     )
-    assert whole["loss"] / split["loss"] > 3
-    assert whole["parameters"] / split["parameters"] == pytest.approx(8, rel=0.01)
+    assert whole.device["loss"] / split.device["loss"] > 3
+    assert whole.device["parameters"] / split.device["parameters"] == pytest.approx(8, rel=0.01)
+    assert whole.host == split.host  # each rank builds the whole model, and cuts it afterwards
 
 
 def test_a_vocabulary_that_ranks_do_not_divide_is_refused():
