@@ -4,8 +4,9 @@
     <URL>/index.json             {"files": {"encode/0123.../train-00000.tokens": ["<SHA-256>", bytes], ...}}
 
 `push_root` sends what the store lacks, then writes the index: an interrupted one is repeated by the same command and
-sends the rest. What a manifest lists must have its digest, else nothing of the index changes. Locks, unfinished files
-and links stay here; of a file that grows (the journal, a record) the bytes at the moment of its digest are sent.
+sends the rest. A file that a manifest lists must exist with its size, and with its digest if it is sent, else neither
+the index nor a whole object changes. Locks, unfinished files and links stay here; of a file that grows (the journal, a
+record) the bytes at the moment of its digest are sent.
 `pull_root` verifies each digest and overwrites nothing. Price: a push reads what is sent once, and what no manifest
 lists once more.
 """
@@ -49,13 +50,18 @@ def push_root(root: Path, url: str) -> Mirrored:
 
     Raises:
         MissingInput: the root has no manifest, or the store needs a package that is not installed.
-        AlteredFile: a file is not what its manifest states.
-        StorageError: the store refuses or cannot be reached.
+        AlteredFile: a file is missing or not what its manifest states.
+        StorageError: the store refuses or cannot be reached, or a file was rewritten while it was sent.
     """
     listed = _listed(root)
     if not listed:
         raise MissingInput(f"{root}: holds no artifact. Give the root of a run (default: runs/<name of its file>).")
     files = sorted(_files(root), key=lambda path: (path.name == _JOURNAL, path))  # artifacts before what names them
+    if gone := sorted(listed.keys() - {path.relative_to(root).as_posix() for path in files}):
+        raise AlteredFile(
+            f"{root / gone[0]}: a manifest lists this file, but it is missing or a link ({len(gone)} such files). "
+            "Remove the folder of its manifest and make it again."
+        )
     with _reported(url):
         system, base = file_system(url)
         if not url.startswith(_OBJECT_STORES):
@@ -68,14 +74,19 @@ def push_root(root: Path, url: str) -> Mirrored:
         def send(path: Path) -> tuple[str, int, bool]:
             size = path.stat().st_size
             name = path.relative_to(root).as_posix()
-            digest = listed.get(name) or _digest(path, size)
+            digest, stated = listed.get(name) or (_digest(path, size), size)
+            altered = AlteredFile(f"{path}: is not what its manifest states. Remove its folder and make it again.")
+            if size != stated:
+                raise altered
             if there.get(digest) == size:
                 return digest, size, False
             with path.open("rb") as source, system.open(f"{base}/{_BLOBS}/{digest}", "wb") as target:
                 sent = _copy(source, target.write, size)
-            if sent != digest:
+            if sent != digest:  # the object was absent or cut, so nothing whole is lost
                 system.rm(f"{base}/{_BLOBS}/{digest}")
-                raise AlteredFile(f"{path}: is not what its manifest states. Remove its folder and make it again.")
+                if name in listed:
+                    raise altered
+                raise StorageError(f"{path}: was rewritten while it was sent. Run the same command again.")
             return digest, size, True
 
         done = dict(zip(files, _at_once(send, files), strict=True))
@@ -116,11 +127,11 @@ def pull_root(url: str, root: Path) -> Mirrored:
         return _counted(_at_once(fetch, sorted(index.items(), key=lambda entry: entry[0].endswith(_JOURNAL))))
 
 
-def _listed(root: Path) -> dict[str, str]:
-    """SHA-256 of each file that a manifest lists, by name."""
-    found: dict[str, str] = {}
+def _listed(root: Path) -> dict[str, tuple[str, int]]:
+    """SHA-256 and bytes of each file that a manifest lists, by name."""
+    found: dict[str, tuple[str, int]] = {}
     for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
-        found |= {output.path: output.sha256 for output in read_manifest(path).outputs}
+        found |= {output.path: (output.sha256, output.bytes) for output in read_manifest(path).outputs}
     return found
 
 

@@ -108,7 +108,7 @@ def test_what_is_altered_is_refused_on_both_sides(root, store, tmp_path):
     victim = next(root.glob("ingest/*/documents/*.parquet"))
     data = bytearray(victim.read_bytes())
     data[9] ^= 1
-    digest = root_mirror._listed(root)[victim.relative_to(root).as_posix()]
+    digest = root_mirror._listed(root)[victim.relative_to(root).as_posix()][0]
     system, base = root_mirror.file_system(store)
     system.rm(f"{base}/blobs/{digest}")
     whole = victim.read_bytes()
@@ -126,6 +126,40 @@ def test_what_is_altered_is_refused_on_both_sides(root, store, tmp_path):
     system.pipe_file(f"{base}/index.json", json.dumps({"files": {"../x": [digest, 1]}}).encode())
     with pytest.raises(ManifestError, match="outside the root"):
         pull_root(store, tmp_path / "third")
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda path: path.write_bytes(path.read_bytes()[:-5]), "is not what its manifest states"),
+    (lambda path: path.unlink(), "lists this file, but it is missing"),
+], ids=["cut", "gone"])  # fmt: skip
+def test_a_push_of_a_damaged_root_leaves_the_copy_whole(root, tmp_path, damage, words):
+    store = f"file://{tmp_path}/disk"
+    push_root(root, store)
+    whole = files(root)
+    damage(next(root.glob("ingest/*/documents/*.parquet")))
+    with pytest.raises(AlteredFile, match=words):
+        push_root(root, store)
+    pull_root(store, tmp_path / "back")
+    assert files(tmp_path / "back") == whole
+
+
+def test_a_file_rewritten_during_a_push_is_not_called_altered(root, tmp_path, monkeypatch):
+    digest = root_mirror._digest
+
+    def rewrites(path, size):
+        found = digest(path, size)
+        if path.name == "journal.jsonl":
+            path.write_text("edited\n")
+        return found
+
+    monkeypatch.setattr(root_mirror, "_digest", rewrites)
+    store = f"file://{tmp_path}/disk"
+    with pytest.raises(StorageError, match=r"was rewritten while it was sent\. Run the same command again"):
+        push_root(root, store)
+    monkeypatch.undo()
+    push_root(root, store)
+    pull_root(store, tmp_path / "back")
+    assert files(tmp_path / "back") == files(root)
 
 
 def test_places_that_cannot_be_used_are_named(root, store, tmp_path):
