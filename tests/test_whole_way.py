@@ -161,7 +161,7 @@ def test_a_licence_that_leaves_the_policy_closes_the_gate(project_copy, capsys):
     assert run(project_copy) == 77
     output = capsys.readouterr().err
     assert "licences.allowed" in output
-    assert "owner: legal" in output
+    assert "Decision: legal" in output
     assert "Traceback" not in output
     assert main(["train", str(project_copy / "run.toml"), "--root", str(project_copy / "root")]) == 77
     reports = sorted((project_copy / "root" / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)

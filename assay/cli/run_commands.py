@@ -157,8 +157,8 @@ def train(arguments: Arguments) -> None:
 
         ranks = ranks_of(arguments.ranks, arguments.nproc)
         place = planned(loaded.config.engine, ranks, arguments.device, arguments.gpu_memory)
-        lines = list(dry_run(loaded, runtime, ranks, place))
-        say("\n".join(lines), plan=lines)
+        for line in dry_run(loaded, runtime, ranks, place):  # a refusal comes after what it refuses
+            say(line, plan=[line])
         return
     if arguments.ranks:
         raise ConfigError("--ranks goes with --dry-run; a start has as many ranks as --nproc, torchrun or srun starts")

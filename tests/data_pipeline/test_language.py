@@ -41,7 +41,7 @@ def library():
     model = fasttext.load_model(str(model_path()))
 
     def predict(text: str) -> tuple[str, float]:
-        line = " ".join(text.split())
+        line = " ".join(text.replace("\0", " ").split())  # NUL separates words, as the library reads them
         labels, probabilities = model.predict(line) if line else ((), ())
         if not labels:
             return "und", 0.0

@@ -244,7 +244,7 @@ def test_shard_count_of_files_that_are_joined_or_cut(tmp_path, monkeypatch):
     package = {"type": "package", "name": "y", "licence": "MIT", "package": "p", "index": "debian", "files": ["*"]}
     hub = {"type": "hub", "name": "z", "licence": "MIT", "dataset": "a/b", "revision": "0" * 40, "split": "train"}
     listed = HubListing("0" * 40, (HubFile("a.parquet", 1000, ""), HubFile("b.parquet", 2000, "")))
-    monkeypatch.setattr(hub, "list_hub", lambda source, runtime: listed)
+    monkeypatch.setattr("data_pipeline.readers.hub.list_hub", lambda source, runtime: listed)
     far = DataConfig.model_validate({"sources": [package, hub], "ingest": {"shard_bytes": 1000}})
     assert survey(far, tmp_path, elsewhere).shards == 1 + 4 + 8, "each file of the hub is an item"
     assert survey(config, tmp_path, elsewhere).folders == (tmp_path,)

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import itertools
+import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -284,7 +285,7 @@ def test_what_the_pool_has_in_hand_when_the_budget_ends_is_finished_and_measured
     monkeypatch.setattr(Planted, "beside", lambda: time.sleep((0.05, 0.3)[next(begun) % 2]))
     tally = tmp_path / "tally"
     with ThreadPoolExecutor(2) as pool:
-        monkeypatch.setattr(parallel, "_pool", lambda workers: pool)
+        monkeypatch.setattr(parallel, "_pool", lambda workers: (pool, threading.Event()))
         runtime = runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(9500))
         hooks = replace(runtime.hooks, tally=functools.partial(append_line, tally))
         with pytest.raises(BudgetReached, match="kept"):
