@@ -151,7 +151,8 @@ def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
     if source.files and not found:
         raise MissingInput(
             f"source {source.name}: no file of {source.dataset!r} at {info.sha} matches {', '.join(source.files)}. "
-            "Correct `files`."
+            'Correct `files`; a folder is "folder/*" there, and "folder/" at the end of an hf:// path. Only .parquet '
+            "files are read here: name others in the `paths` of a source of type jsonl or text."
         )
     _refuse_mixture([file.name for file in found], source)
     found.sort(key=lambda file: file.name)
@@ -292,6 +293,7 @@ def _reason(source: HubSource, error: Exception, status: int | None) -> str:
     place = f"the data set {source.dataset!r} at {source.revision}"
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     kind = type(error).__name__
+    owner = " (OWNER/NAME; an hf:// path must have both, also for a data set that is known by its name alone)"
     if kind == "GatedRepoError" or status == 403:
         return (
             f"{place} is gated: its owner grants access. Accept its terms on its page, then set HF_TOKEN to a token of "
@@ -300,12 +302,12 @@ def _reason(source: HubSource, error: Exception, status: int | None) -> str:
     if status == 401:
         return (
             f"the hub does not show {place} without a valid token: it is private, gated or does not exist. Check the "
-            "name, and set HF_TOKEN to a token that may read it."
+            f"name{owner}, and set HF_TOKEN to a token that may read it."
         )
     if kind == "RevisionNotFoundError":
         return f"{place}: there is no such revision. Give a branch, a tag or a commit of the data set."
     if status == 404:
-        return f"{place}: not found on the hub. Check the name: owner/name."
+        return f"{place}: not found on the hub. Check the name{owner}."
     if status == 429:
         return f"the hub answered {place} with 429 (too many requests). Wait some minutes, or set HF_TOKEN."
     if (status or 0) >= 500:

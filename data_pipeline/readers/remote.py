@@ -102,7 +102,10 @@ def _listed(pattern: str, source: str) -> tuple[str, list[tuple[str, str]]]:
         web = pattern.startswith(("http://", "https://"))
         wild = "*[" if web else "*?["  # a URL's query starts with a question mark
         if not any(sign in path for sign in wild):
-            paths = [path] if web or system.isfile(path) else []
+            # `isfile` is False also where the hub refuses; `info` raises the reason.
+            hub = pattern.startswith(HUB_SCHEME)
+            there = web or (system.info(path)["type"] == "file" if hub else system.isfile(path))
+            paths = [path] if there else []
         else:
             paths = sorted(name for name, about in system.glob(path, detail=True).items() if about["type"] == "file")
         if not paths:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 import re2
 from pydantic import Field, field_validator, model_validator
@@ -25,7 +26,9 @@ from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
 from governance.config import Section
 
-_HUB_URL = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?/?")
+_HUB_URL = re.compile(
+    r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?(/(?P<path>.+))?/?"
+)
 _LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".arrow")
 
 
@@ -257,7 +260,7 @@ class HubSource(_Rows):
             if value and values.get(field):
                 raise ValueError(f"dataset = {dataset!r} already names {field}: remove the line `{field} = ...`")
         files = {"files": [parts["path"].rstrip("/") + "/*" * parts["path"].endswith("/")]} if parts["path"] else {}
-        revision = (parts["revision"] or values.get("revision") or "main").replace("%2F", "/")
+        revision = unquote(parts["revision"] or values.get("revision") or "main")
         return {**values, **files, "dataset": parts["name"], "revision": revision}
 
     @model_validator(mode="after")

@@ -243,7 +243,7 @@ class TrackingConfig(Section):
     tensorboard: bool = False
     """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
     mlflow: str = ""
-    """MLflow's tracking URI, such as http://host:5000 or sqlite:///mlflow.db; empty: none. Needs the extra `mlflow`."""
+    """MLflow's tracking URI, such as http://host:5000; empty: none. Needs the extra `mlflow`."""
     prometheus: str = ""
     """Folder of node_exporter's textfile collector, for the latest values; empty: none are written."""
 

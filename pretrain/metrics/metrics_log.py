@@ -70,8 +70,10 @@ def open_record(
     number, one_at_a_time = len(earlier), threading.Lock()
     before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
     reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
-    with contextlib.ExitStack() as stack:
-        mirrors = [stack.enter_context(_guarded(name, start)) for name, start in mirrors_of]
+    mirrors: list[_GuardedMirror] = []
+    try:
+        for name, start in mirrors_of:
+            mirrors.append(_GuardedMirror(name, start))
 
         def record(event: str, step: int, **values: Any) -> None:
             nonlocal number
@@ -84,11 +86,18 @@ def open_record(
             line = {"event": event, "step": step, "attempt": attempt, **values}
             with one_at_a_time:  # the saving thread records checkpoints
                 append_line(path, json.dumps(_finite(line), sort_keys=True))
-                for show in mirrors:
-                    show(number, line)
+                for mirror in mirrors:
+                    mirror.show(number, line)
                 number += 1
 
         yield record, attempt
+    finally:
+        # At the same time: Slurm and the launcher leave a rank one minute for all of them.
+        closing = [threading.Thread(target=mirror.close, daemon=True) for mirror in mirrors]
+        for one in closing:
+            one.start()
+        for one in closing:
+            one.join()
 
 
 def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> list[tuple[str, Callable[[], Mirror]]]:
@@ -125,35 +134,37 @@ def _finite(value: Any) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def _guarded(name: str, start: Callable[[], Mirror]) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """A mirror's `show` that never raises: no foreign service stops a run.
+class _GuardedMirror:
+    """A mirror that never raises: no foreign service stops a run.
 
-    After a fault it does nothing.
+    After a fault it shows nothing.
     """
-    log = get_logger(__name__)
-    mirror: Mirror | None = None
-    try:
-        mirror = start()
-    except Exception as error:
-        log.warning("%s does not start (%s); %s is the record in any case", name, error, METRICS_FILE)
-    working = mirror is not None
 
-    def show(number: int, line: Mapping[str, Any]) -> None:
-        nonlocal working
-        if mirror is None or not working:
+    def __init__(self, name: str, start: Callable[[], Mirror]) -> None:
+        self._name, self._log = name, get_logger(__name__)
+        self._mirror: Mirror | None = None
+        try:
+            self._mirror = start()
+        except Exception as error:
+            self._log.warning("%s does not start (%s); %s is the record in any case", name, error, METRICS_FILE)
+        self._working = self._mirror is not None
+
+    def show(self, number: int, line: Mapping[str, Any]) -> None:
+        """Draw a line."""
+        if self._mirror is None or not self._working:
             return
         try:
-            mirror.show(number, line)
+            self._mirror.show(number, line)
         except Exception as error:
-            working = False
-            log.warning("%s fails (%s); the run continues without it", name, error)
+            self._working = False
+            self._log.warning("%s fails (%s); the run continues without it", self._name, error)
 
-    try:
-        yield show
-    finally:
-        if mirror is not None:
-            try:
-                mirror.close()
-            except Exception as error:
-                log.warning("%s cannot be closed (%s); %s is the record in any case", name, error, METRICS_FILE)
+    def close(self) -> None:
+        """Write what is still buffered."""
+        if self._mirror is None:
+            return
+        try:
+            self._mirror.close()
+        except Exception as error:
+            words = "%s cannot be closed (%s); %s is the record in any case"
+            self._log.warning(words, self._name, error, METRICS_FILE)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from governance.errors import ConfigError
 from governance.log import get_logger
@@ -23,7 +24,8 @@ from pretrain.metrics.events import chart_values
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
 from pretrain.metrics.tail import Follower
 
-_SECONDS, _FINISH_SECONDS = 5.0, 60.0
+_SECONDS = 5.0
+_FINISH_SECONDS = 30.0  # of the minute that Slurm and the launcher leave to a rank that saves
 _KEY, _ROWS = "assay.key", "assay.rows"
 _MOST_METRICS, _MOST_PARAMETERS, _MOST_CHARACTERS = 1000, 100, 500  # of a request, and of a parameter's value
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names
@@ -86,7 +88,14 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -
         done = "FINISHED" if reached >= identity.recipe.train.steps else "KILLED"
         client.set_terminated(run, status="FAILED" if diverged else done)
     except Exception as error:
-        log.warning("MLflow fails (%s); the run continues without it", (str(error) or repr(error)).splitlines()[0])
+        reason = _without_password((str(error) or repr(error)).splitlines()[0], config.mlflow)
+        log.warning("MLflow fails (%s); the run continues without it", reason)
+
+
+def _without_password(text: str, uri: str) -> str:
+    """A text without the user and password of a URI."""
+    secret = urlsplit(uri).netloc.rpartition("@")[0]
+    return text.replace(f"{secret}@", "") if secret else text
 
 
 def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[str, int]:

@@ -220,6 +220,46 @@ def test_hf_paths_that_contradict_are_refused(values, words):
         HubSource(type="hub", name="h", licence="MIT", **values)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "revision", "files"),
+    [
+        ("lab/news@refs/convert/parquet/default/train/0.parquet", "refs/convert/parquet", ("default/train/0.parquet",)),
+        ("lab/news@refs%2fconvert%2Fparquet/a.parquet", "refs/convert/parquet", ("a.parquet",)),
+        ("lab/news@refs/pr/7", "refs/pr/7", ()),
+        ("lab/news@v1/refs/pr/", "v1", ("refs/pr/*",)),
+    ],
+)
+def test_hf_paths_name_refs_of_the_hub(dataset, revision, files):
+    one = HubSource(type="hub", name="h", licence="MIT", dataset=f"hf://datasets/{dataset}")
+    assert (one.dataset, one.revision, one.files) == ("lab/news", revision, files)
+
+
+@pytest.mark.parametrize("path", ["data.jsonl", "lines"])
+def test_hf_paths_of_other_kinds_are_sent_to_their_source(server, tmp_path, path):
+    server.repositories["lab/news"].files |= {"data.jsonl": b"", "lines/a.jsonl": b""}
+    one = HubSource(type="hub", name="h", licence="MIT", dataset=f"hf://datasets/lab/news/{path}")
+    with pytest.raises(MissingInput, match=r"\.parquet files are read here: name others in the `paths`"):
+        made(tmp_path, one)
+
+
+def test_an_hf_path_without_owner_is_explained(server, tmp_path):
+    one = HubSource(type="hub", name="h", licence="MIT", dataset="hf://datasets/squad/plain_text/train.parquet")
+    with pytest.raises(MissingInput, match=r"'squad/plain_text' .*\(OWNER/NAME; an hf:// path must have both"):
+        made(tmp_path, one)
+
+
+@pytest.mark.parametrize("refusal", [{"gated": True}, {"token": "hf_x"}], ids=["gated", "private"])
+@pytest.mark.parametrize("path", ["data.jsonl", "lines/*.jsonl"])
+def test_hf_paths_that_need_a_token_say_so(server, tmp_path, refusal, path):
+    server.repositories["lab/news"].files |= {"data.jsonl": b"", "lines/a.jsonl": b""}
+    for name, value in refusal.items():
+        setattr(server.repositories["lab/news"], name, value)
+    HfFileSystem.clear_instance_cache()
+    lines = JsonlSource(type="jsonl", name="p", licence="MIT", paths=(f"hf://datasets/lab/news/{path}",))
+    with pytest.raises(MissingInput, match=r"cannot be read \(.*credentials in the environment"):
+        made(tmp_path, lines)
+
+
 def test_hf_paths_that_the_hub_refuses(server, tmp_path):
     missing = ParquetSource(type="parquet", name="p", licence="MIT", paths=("hf://datasets/lab/none/*.parquet",))
     with pytest.raises(MissingInput, match=r"hf://datasets/lab/none/\*\.parquet (names no file|cannot be read)"):

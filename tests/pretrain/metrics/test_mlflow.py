@@ -1,10 +1,14 @@
 """MLflow mirror: charts, settings and state of a run in a local store; the record stays what it is without it."""
 
+import threading
+
 import pytest
 
 from governance.errors import ConfigError
 from governance.files import read_lines
 from pretrain.config.training import TrackingConfig
+from pretrain.distributed import launcher
+from pretrain.metrics import metrics_log, wandb
 from pretrain.metrics import mlflow as mirror
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
@@ -67,6 +71,36 @@ def test_a_store_that_does_not_answer_stops_no_run(tmp_path, monkeypatch, caplog
     recorded(tmp_path, ("start", 0, {}), *steps(1, 2))
     assert "MLflow fails (" in caplog.text
     assert len(read_lines(tmp_path / "run" / METRICS_FILE)) == 3
+
+
+@pytest.mark.parametrize("login", ["ann:s3cret", "ann:p@s3cret", "s3cret"])
+def test_a_warning_keeps_the_password_of_the_uri(tmp_path, monkeypatch, caplog, login):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("tests.pretrain.metrics.test_mlflow.uri", lambda _: f"http://{login}@127.0.0.1:9")
+    recorded(tmp_path, ("start", 0, {}))
+    assert "MLflow fails (" in caplog.text
+    assert "127.0.0.1" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_mirrors_close_at_the_same_time_and_within_the_minute_of_a_rank(tmp_path, monkeypatch):
+    """Slurm's --wait and the launcher end a rank that needs longer."""
+    closing, closed = threading.Barrier(2), []
+
+    class Slow:
+        def show(self, number, line):
+            pass
+
+        def close(self):
+            closing.wait(30)  # breaks unless the other is closed meanwhile
+            closed.append(self)
+
+    monkeypatch.setattr(metrics_log, "_mirrors", lambda *_: [("one", Slow), ("two", Slow)])
+    recorded(tmp_path, ("start", 0, {}))
+    assert len(closed) == 2
+    for seconds in (mirror._FINISH_SECONDS, wandb._FINISH_SECONDS + wandb._OFFLINE_SECONDS):
+        assert seconds < launcher._SAVING_SECONDS
 
 
 def test_without_the_package_the_setting_is_refused(tmp_path, monkeypatch):
