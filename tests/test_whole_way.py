@@ -379,8 +379,9 @@ def test_two_processes_are_preempted_with_75_and_end_near_one_process(finished, 
     command = [sys.executable, "-m", "pretrain", *words]
     child = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert child.returncode == 75, child.stderr
-    done = assay(*words)
+    done = assay(*words, "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stage"] == "train"  # the ranks print nothing there
     found = [json.loads(next((project / "root" / "train").glob("*/losses.json")).read_bytes())["losses"]]
     for made in ("train", "checkpoint"):
         shutil.rmtree(project / "root" / made)

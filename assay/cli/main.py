@@ -16,6 +16,9 @@ from types import ModuleType
 from assay.cli.command_words import current_words, in_order, join_files, last_without_file, refuse_missing
 from assay.cli.surface import parser
 
+_INTERRUPTED = "interrupted; finished work is kept, and the same command resumes it"
+_INTERRUPTED_STATUS = 130
+
 
 def program() -> int:
     """Run `main`, then end the process without Python's teardown after training."""
@@ -60,14 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         set_up_logging(read_ranks().rank, **amount)
         for warning in warnings:
             get_logger(__name__).warning("%s", warning)
-        refuse_missing(arguments)
         return _call(arguments)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
     except KeyboardInterrupt:
-        get_logger(__name__).error("interrupted; finished work is kept, and the same command resumes it")
-        return 130
+        get_logger(__name__).error("%s", _INTERRUPTED)
+        return _INTERRUPTED_STATUS
     except BrokenPipeError:  # `assay data show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -75,18 +77,27 @@ def main(argv: list[str] | None = None) -> int:
 
 def _call(arguments: argparse.Namespace) -> int:
     """Run the command's function; with --json its error is in the object."""
-    function = getattr(_module(arguments), arguments.command)
     if not getattr(arguments, "json", False):
-        return int(function(arguments) or 0)
+        return _checked_call(arguments)
     from assay.cli.output import one_object
-    from governance.errors import PipelineError
 
     with one_object() as found:
         try:
-            return int(function(arguments) or 0)
-        except PipelineError as error:
-            found["error"] = {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+            return _checked_call(arguments)
+        except KeyboardInterrupt:
+            found["error"] = {"class": "KeyboardInterrupt", "message": _INTERRUPTED, "exit_code": _INTERRUPTED_STATUS}
             raise
+        except Exception as error:
+            status = getattr(error, "exit_code", 1)  # 1: an unexpected error, whose traceback Python prints
+            found["error"] = {"class": type(error).__name__, "message": str(error), "exit_code": status}
+            raise
+
+
+def _checked_call(arguments: argparse.Namespace) -> int:
+    """Run the command's function, once its paths are known to exist."""
+    refuse_missing(arguments)
+    function = getattr(_module(arguments), arguments.command)
+    return int(function(arguments) or 0)
 
 
 def _module(arguments: argparse.Namespace) -> ModuleType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,13 +36,25 @@ def say(line: str, **values: Any) -> None:
 
 @contextlib.contextmanager
 def one_object() -> Iterator[dict[str, Any]]:
-    """Collect the values and print them as one JSON object."""
+    """Collect the values and print them as one JSON object.
+
+    NaN and infinities, which JSON does not have, become null.
+    """
     _RESULT.append({})
     try:
         yield _RESULT[0]
     finally:
         found = _RESULT.pop()
-        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False, default=_plain) + "\n")
+        text = json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+        sys.stdout.write(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

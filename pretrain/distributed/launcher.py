@@ -208,7 +208,8 @@ def _handled(handler: Callable[[int, object], None], pause: Callable[[int, objec
 def _start(stack: contextlib.ExitStack, command: Sequence[str], number: int, environment: dict[str, str]) -> Rank:
     output = stack.enter_context(open_output())
     # A group of its own: else a terminal's Ctrl-C would reach a rank twice, once directly and once passed on.
-    child = subprocess.Popen(command, env=environment, stderr=output.end, process_group=0)
+    # Standard output is for the launcher's own result; what a rank prints goes to standard error.
+    child = subprocess.Popen(command, env=environment, stdout=2, stderr=output.end, process_group=0)
     rank = Rank(number, child, output)
     output.follow()
     stack.callback(_end, rank.child)

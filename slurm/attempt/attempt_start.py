@@ -122,10 +122,11 @@ def _title(attempt: JobAttempt) -> str:
 def _begin(attempt: JobAttempt) -> None:
     """Record the start, if the job may start here."""
     say(_title(attempt))
-    if not (attempt.root / "slurm" / "jobs.jsonl").exists():  # it existed at submission, so this node's mount is dead
+    # It existed at submission, so this node's mount is dead. `Path.exists` would raise there (ESTALE, EIO).
+    if not os.path.exists(attempt.root / "slurm" / "jobs.jsonl"):
         attempt.left_out.append(this_node())
         finish(attempt, 66, f"{this_node()} does not see {attempt.root}; put it on a file system that all nodes share")
-    if attempt.called_off.exists():  # it was requeued during its cancellation
+    if attempt.called_off:  # it was requeued during its cancellation
         say(f"assay: job {attempt.job} is cancelled")
         requested("scancel", attempt.job)
         sys.exit(75)

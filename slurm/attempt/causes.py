@@ -29,7 +29,10 @@ _SRUN = "srun: error: "
 _MOST_CHARACTERS = 600
 
 
-_ASIDE = re.compile(r"  (signed by |next: |no head of |\d+ gates? that cannot block |\S+ .*\(waived, )")
+_ASIDE = re.compile(
+    r"  (signed by |next: |no head of |\d+ gates? that cannot block |\S+ .*\(waived, "
+    r"|(looser|changed): .*\(against .+\)$)"
+)
 """A line of a closed gate that is no reason."""
 
 

@@ -15,12 +15,13 @@ _PATIENCE_SECONDS = 3600
 _COMMENT_CHARACTERS = 240
 
 
-def query(*words: str) -> tuple[int, str]:
-    """Exit status and output of a command; 127 where there is none."""
+def query(*words: str, messages: int = subprocess.STDOUT) -> tuple[int, str]:
+    """Exit status and output of a command; 127 where there is none.
+
+    `messages`: the destination of its standard error; DEVNULL where the output is parsed as names.
+    """
     try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, check=False)
     except OSError as error:
         return 127, str(error)
     return done.returncode, done.stdout.decode("utf-8", "ignore").strip()
@@ -89,8 +90,9 @@ def remark(attempt: JobAttempt, text: str) -> None:
 
 
 def names(nodes: str) -> list[str]:
-    """Node names of a list as Slurm writes it."""
-    return query("scontrol", "show", "hostnames", nodes)[1].split()
+    """Node names of a list as Slurm writes it; [] on failure."""
+    status, output = query("scontrol", "show", "hostnames", nodes, messages=subprocess.DEVNULL)
+    return [] if status else output.split()
 
 
 def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:
@@ -100,7 +102,7 @@ def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:
     """
     status, output = query(
         "sinfo", "--noheader", "--Node", "--format=%N %b", f"--partition={partition}", "--responding",
-        "--states=idle,allocated,mixed,completing,planned,reserved",
+        "--states=idle,allocated,mixed,completing,planned,reserved", messages=subprocess.DEVNULL,
     )  # fmt: skip
     if status or not output:
         return True

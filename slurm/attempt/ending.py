@@ -13,7 +13,6 @@ import re
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 from slurm.attempt import controller
@@ -87,7 +86,7 @@ def _unseen(attempt: JobAttempt) -> str:
 
     It existed at submission.
     """
-    return next((word for word in attempt.command if word.startswith("/") and not Path(word).exists()), "")
+    return next((word for word in attempt.command if word.startswith("/") and not os.path.exists(word)), "")
 
 
 def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
@@ -97,7 +96,7 @@ def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
         shown = controller.show(attempt, attempt.job)
         if shown is None:
             break
-        if _let_go(attempt, shown) or controller.is_cancelled(shown) or attempt.called_off.exists():
+        if _let_go(attempt, shown) or controller.is_cancelled(shown) or attempt.called_off:
             sys.exit(status)
         stand_aside(attempt, shown)
         # Slurm itself requeues a job that it preempts, or whose node it lost: the start that follows is left alone.
@@ -105,7 +104,7 @@ def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
             say(f"assay: Slurm has requeued job {attempt.job} itself; this attempt only ends")
             sys.exit(status)
         if requested("scontrol", "requeue", attempt.job):
-            if attempt.called_off.exists():  # it was cancelled between the two
+            if attempt.called_off:  # it was cancelled between the two
                 requested("scancel", attempt.job)
             if attempt.left_out:
                 controller.exclude(attempt, attempt.job, shown)

@@ -80,9 +80,9 @@ class JobAttempt:
         return self.record.with_suffix(".made")
 
     @property
-    def called_off(self) -> Path:
-        """The mark of a cancellation."""
-        return self.root / "slurm" / "cancelled" / self.job.partition("_")[0]
+    def called_off(self) -> bool:
+        """True if the job is marked as cancelled; False on a stale mount."""
+        return os.path.exists(self.root / "slurm" / "cancelled" / self.job.partition("_")[0])
 
     @property
     def is_task(self) -> bool:
@@ -123,7 +123,7 @@ def note(attempt: JobAttempt, event: str, **more: Any) -> bool:
     """Record an event; False where the disk refuses."""
     line = {"attempt": attempt.number, "event": event, "job": attempt.job, "nodes": nodes_here()}
     line |= {"started": attempt.began, "time": moment(), **more}
-    if not (attempt.root / "slurm").is_dir():
+    if not os.path.isdir(attempt.root / "slurm"):
         return False
     try:
         append_line(attempt.record, dumps(line, sort_keys=True))

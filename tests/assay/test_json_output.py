@@ -7,8 +7,10 @@ from importlib import import_module
 
 import pytest
 
+from assay.cli import config_commands
 from assay.cli.command_words import leaves
 from assay.cli.main import main
+from assay.cli.output import one_object, say
 from assay.cli.surface import parser
 from tests.assay.test_data_commands import only, prepared  # noqa: F401 # the corpus of that file's tests
 
@@ -76,6 +78,39 @@ def test_commands_print_one_object(prepared, tmp_path, capsys, monkeypatch):  # 
     error = answer("evaluate", *run, "last", status=77)["error"]
     assert error == {"class": "GateClosed", "message": error["message"], "exit_code": 77}
     assert error["message"].startswith("no verdict on this corpus")
+
+
+@pytest.mark.parametrize(
+    ("words", "raised", "error"),
+    [
+        (["config", "show", "nowhere.toml"], None, {"class": "MissingInput", "exit_code": 66}),
+        (["doctor"], KeyboardInterrupt(), {"class": "KeyboardInterrupt", "exit_code": 130}),
+        (["doctor"], ValueError("a bug"), {"class": "ValueError", "message": "a bug", "exit_code": 1}),
+    ],
+)
+def test_every_error_is_in_the_object(words, raised, error, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def doctor(arguments):
+        raise raised
+
+    monkeypatch.setattr(config_commands, "doctor", doctor)
+    try:
+        status = main([*words, "--json"])
+    except ValueError:
+        status = 1  # Python's, after the traceback
+    found = json.loads(capsys.readouterr().out)["error"]
+    assert found == {**found, **error}
+    assert found["message"]
+    assert status == error["exit_code"]
+
+
+def test_a_number_that_json_lacks_is_null(capsys):
+    with one_object():
+        say("", loss=float("nan"), rows=[{"share": float("inf")}, (1.5, -float("inf"))])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": None, "rows": [{"share": None}, [1.5, None]],
+    }  # fmt: skip
 
 
 def test_last_needs_a_run_file(capsys):

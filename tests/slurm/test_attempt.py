@@ -2,12 +2,14 @@
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from governance.gate.approvals import Difference
 from slurm.attempt import attempt_start, ending, job_attempt
 from slurm.attempt.causes import cause_in, cause_of, exited, reason_in
 from slurm.attempt.job_attempt import JobAttempt, events, failures, job_here, last_saved, note
@@ -53,6 +55,12 @@ def test_the_last_error_and_what_is_indented_below_it_is_the_reason():
     assert reason_in(["first", "last", ""]) == "last"
     assert reason_in([]) == ""
     assert len(reason_in(["x" * 1000])) == 600
+
+
+def test_a_difference_from_the_parent_policy_is_not_a_reason():
+    found = [Difference("a.b", "max is 2, was 1", loosened, ()).text() for loosened in (True, False)]
+    lines = ["x ERROR GateClosed: closed", "  a.b failed: x", *(f"  {words} (against the parent)" for words in found)]
+    assert reason_in(lines) == "closed; a.b failed: x"
 
 
 def test_causes_of_a_parallel_step():
@@ -132,6 +140,56 @@ def test_the_record_of_a_failure_waits_for_the_file_system(attempt, naps, monkey
     assert decided == [(74, "read-only", 1 if known else 6)]
     assert sum(naps) == (30 if known else 300)
     assert failures(attempt) == (1 if known else 0)
+
+
+@pytest.fixture
+def stale(attempt, naps, monkeypatch):
+    """`stale(times)`: the root is a stale mount until so many pauses are over."""
+
+    def begin(times):
+        def refuse(path, *words, real=os.stat, **named):
+            if len(naps) < times and str(path).startswith(str(attempt.root)):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return real(path, *words, **named)
+
+        monkeypatch.setattr(os, "stat", refuse)
+
+    return begin
+
+
+@pytest.fixture
+def decided(monkeypatch):
+    """Reactions to failures, which are not carried out."""
+    found = []
+    monkeypatch.setattr(ending, "_after_failure", lambda *words: found.append(words[1:]))
+    monkeypatch.setattr(ending, "_settle", lambda *words: None)
+    monkeypatch.setattr(ending, "ignore_signals", lambda: None)
+    return found
+
+
+@pytest.mark.parametrize(("pauses", "known"), [(6, True), (1000, False)])
+def test_the_record_of_a_failure_waits_for_a_stale_mount(attempt, naps, stale, decided, pauses, known):
+    stale(pauses)
+    with pytest.raises(SystemExit) as ended:
+        ending.finish(attempt, 70, "a rank hung")
+    assert ended.value.code == 70
+    assert sum(naps) == (30 if known else 300)
+    assert decided == [(70, "a rank hung", 1)]
+    assert [line["event"] for line in events(attempt)] == ["ended"] * known
+
+
+def test_a_start_on_a_stale_mount_excludes_the_node(attempt, naps, stale, decided, monkeypatch):
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    attempt.command = ["assay", "train", str(attempt.root / "run.toml")]
+    stale(1000)
+    with pytest.raises(SystemExit) as ended:
+        attempt_start._begin(attempt)
+    assert ended.value.code == 66
+    assert attempt.left_out == [socket.gethostname().partition(".")[0]]
+    [(_, cause, _)] = decided
+    assert f"does not see {attempt.root}; put it on a file system that all nodes share" in cause
+    assert ending._unseen(attempt) == attempt.command[-1]
+    assert not attempt.called_off
 
 
 def test_an_attempt_that_leaves_has_no_time_to_wait(attempt, naps, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
     assert second.endswith(f"{node.root}/slurm/logs/run.train-7.0 assay train {words}")
     assert "preflight node4:20007" in node.log
     assert "train node4:20007" in node.log
+
+
+@pytest.mark.parametrize(("answer", "address"), [(":", "node4"), ("exit 1", socket.gethostname())])
+def test_a_message_of_scontrol_is_not_an_address(node, answer, address):
+    """Where it fails, the ranks meet at this host, the first of the job."""
+    show = node.programs / "scontrol"
+    first = f'#!/bin/bash\necho "scontrol: warning: x" >&2\n[ "$2" != hostnames ] || {answer}\n'
+    show.write_text(show.read_text().replace("#!/bin/bash\n", first))
+    assert train(node, training='echo "$1 $MASTER_ADDR"').returncode == 0
+    assert f"train {address}\n" in node.log
 
 
 def test_each_rank_and_each_attempt_has_a_log_of_its_own(node):
@@ -169,7 +180,7 @@ def test_no_node_is_left_out_where_too_few_would_remain(node):
     show.write_text(show.read_text() + '[ "$*" != "show hostnames node5" ] || echo node5\n')
     for others, left_out in (("", False), ("node6", True)):
         node.calls.unlink(missing_ok=True)
-        node.program("sinfo", f"echo node5 {others} | tr ' ' '\\n'")
+        node.program("sinfo", f"echo 'sinfo: warning: x' >&2; echo node5 {others} | tr ' ' '\\n'")
         train(node, preflight="echo 'preflight bad-node=node5;'; exit 69")
         assert "requeue 7" in node.requests
         assert ("update jobid=7 ExcNodeList=node5" in node.requests) == left_out

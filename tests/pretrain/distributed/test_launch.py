@@ -47,6 +47,13 @@ def test_all_is_well(pretend):
     assert pretend("pass", "pass", restarts=3) == (0, 1)
 
 
+def test_standard_output_is_for_the_result_of_the_launcher(pretend, capfd):
+    """With --json, one object is all that is there."""
+    assert pretend("print('train 0123  train/key')", "print('train 0123  train/key')") == (0, 1)
+    written = capfd.readouterr()
+    assert (written.out, written.err.count("train 0123  train/key")) == ("", 2)
+
+
 def test_a_killed_rank_takes_the_others_down_and_is_named(pretend, caplog, capfd, tmp_path):
     at = str(tmp_path / "killed-at")
     line = (
@@ -128,10 +135,10 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
         "l.launch(1, [])"
     )
-    child = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "up\n"
+    child = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True)
+    assert child.stderr.readline() == "up\n"
     child.kill()
-    assert child.stdout.read() == ""  # the rank held its other end: it has ended
+    assert child.stderr.read() == ""  # the rank held its other end: it has ended
     assert (tmp_path / "left").exists()
 
 
@@ -155,10 +162,8 @@ def test_a_signal_is_passed_on_and_nothing_is_tried_again(number, handler, statu
         f"l._command = lambda words: [sys.executable, '-c', {line!r}]\n"
         "sys.exit(l.launch(1, [], restarts=3))"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", outer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-    )
-    assert child.stdout.readline() == "up\n"
+    child = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True, process_group=0)
+    assert child.stderr.readline() == "up\n"
     child.send_signal(number)
     errors = child.communicate(timeout=30)[1]
     assert child.returncode == status
