@@ -176,6 +176,8 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
     with _handled(pass_on, pause), contextlib.ExitStack() as stack:
         for number in range(processes):
             ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
+            for request in signals:  # this rank was not yet listed when they came
+                _send(ranks[-1:], request)
         _wait(ranks)
     culprit = min((rank for rank in ranks if rank.failed), key=_blame, default=None)
     silent = [rank for rank in ranks if not rank.ended]

@@ -81,7 +81,7 @@ class JobAttempt:
 
     @property
     def called_off(self) -> bool:
-        """True if the job is marked as cancelled; False on a stale mount."""
+        """True if the job is marked as cancelled; False on stale mounts."""
         return os.path.exists(self.root / "slurm" / "cancelled" / self.job.partition("_")[0])
 
     @property

@@ -170,6 +170,20 @@ def test_a_signal_is_passed_on_and_nothing_is_tried_again(number, handler, statu
     assert ("ended with status" in errors or "was killed by" in errors) == (status == 137)
 
 
+def test_a_signal_during_the_start_of_a_rank_reaches_it(monkeypatch):
+    start = launcher._start
+
+    def signalled(*words):
+        rank = start(*words)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return rank
+
+    monkeypatch.setattr(launcher, "_start", signalled)
+    monkeypatch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", f"import time; {WAIT}"])
+    monkeypatch.setattr(launcher, "_SAVING_SECONDS", 1.0)
+    assert launch(1, []) == 75
+
+
 def test_how_far_a_run_is(tmp_path):
     assert progress_in(tmp_path) == (0, 0)
     append_line(tmp_path / "metrics.jsonl", '{"event": "step", "step": 7}')
