@@ -67,7 +67,9 @@ def warn_of_licences(run: LoadedRun) -> None:
     gates = [gate for gate in run.policy.gates() if gate.suite == "licences" and gate.expectation == "in_set"]
     for source in run.config.data.sources:
         licence = source.licence
-        closing = [gate.id for gate in gates if licence not in gate.values]
+        row = {"source": source.name, "licence": licence}
+        judging = [gate for gate in gates if all(row.get(name, value) == value for name, value in gate.where.items())]
+        closing = [gate.id for gate in judging if gate.severity != "warning" and licence not in gate.values]
         if closing and licence not in run.config.data.clean.refuse_licences:
             get_logger(__name__).warning(
                 "source %s: the policy does not allow its licence %s, so %s will fail if a document of it is kept. "

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,14 @@ from pydantic import Field
 from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, read_rows, shard_writer
 from data_pipeline.readers.archive import archive_items
 from data_pipeline.readers.hub import at_commit
-from data_pipeline.readers.items import list_files
+from data_pipeline.readers.items import SourceFiles, list_files
+from data_pipeline.readers.local import find_left
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import HubSource, PackageSource, Source, identity
 from governance.config import Section, canonical_json
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.file_digests import Digests
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
@@ -48,6 +49,7 @@ from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, s
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 5
+_NAMED = 3  # source files that the warning on sealed documents names
 
 
 class IngestConfig(Section):
@@ -210,7 +212,8 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     Raises:
         ConfigError: two sources have one name.
         MissingInput: a source's file, package or data set is not there, or it was not made and `runtime.make` is off. A
-            look-up goes on without the files where one artifact has these settings.
+            look-up goes on without files that are gone where one artifact has these settings and no file that is still
+            there differs; not where a server has a file that was not fetched, nor without the note on a hub's branch.
     """
     names = Counter(source.name for source in sources)
     if twice := sorted(name for name, times in names.items() if times > 1):
@@ -219,18 +222,27 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         )
     sources = tuple(at_commit(source, runtime) if isinstance(source, HubSource) else source for source in sources)
     digests = Digests(runtime)
-    try:
-        listed = [list_files(source, config_folder, digests, runtime) for source in sources]
-    except MissingInput as error:
-        if runtime.make:
-            raise
-        return _sealed(sources, config, runtime.root, error)
+    listed: list[SourceFiles] = []
+    left: dict[str, set[str]] = {}  # source whose files are gone -> digests of those of them that are not
+    gone: MissingInput | None = None
+    for source in sources:
+        try:
+            listed.append(list_files(source, config_folder, digests, runtime))
+        except MissingInput as error:
+            if runtime.make or error.stage:
+                raise
+            gone = gone or error
+            paths = () if isinstance(source, PackageSource | HubSource) else find_left(source, config_folder)
+            left[source.name] = {digests.of(path) for path in paths}
     digests.save()
     inputs = [
         Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{files.source.name}/{item.file}")
         for files in listed
         for item in (*files.items, *files.beside)
     ]
+    if gone is not None:
+        same = [made for made in _of_settings(sources, config, runtime.root) if _agrees(made, inputs, left)]
+        return _sealed(same, runtime.root, gone)
     called = sha256_bytes(canonical_json([item.path for item in inputs]))
     known = IngestIdentity(sources=tuple(identity(files.source) for files in listed), ingest=config, names=called)
 
@@ -251,32 +263,47 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
 
 
-def _sealed(sources: Sequence[Source], config: IngestConfig, root: Path, error: MissingInput) -> Manifest:
-    """The one artifact of these settings, without its source files.
+def _of_settings(sources: Sequence[Source], config: IngestConfig, root: Path) -> Iterator[Manifest]:
+    """Artifacts of these settings, whatever their files; damaged ones are passed over."""
+    settings = ([identity(source).model_dump(mode="json") for source in sources], config.model_dump(mode="json"))
+    for path in sorted(root.glob(f"ingest/*/{FILE_NAME}")):
+        with contextlib.suppress(ManifestError):
+            made = read_manifest(path)
+            same = (made.config.get("sources"), made.config.get("ingest")) == settings
+            if same and made.version == VERSION and present(made, root):
+                yield made
 
-    The names and digests of the files are in the artifact; that they are still those of the files cannot be checked.
+
+def _agrees(made: Manifest, inputs: Sequence[Input], left: Mapping[str, set[str]]) -> bool:
+    """Return whether the files that are still there are those recorded.
+
+    `inputs`: of the sources that are whole; `left`: by source, digests of the files that others still have.
+    """
+    recorded = [item for item in made.inputs if item.path.partition("/")[0] not in left]
+    digests = {(item.path.partition("/")[0], item.digest) for item in made.inputs}
+    return recorded == list(inputs) and all(
+        (source, digest) in digests for source, of_source in left.items() for digest in of_source
+    )
+
+
+def _sealed(made: Sequence[Manifest], root: Path, error: MissingInput) -> Manifest:
+    """The one artifact of the settings, without its source files.
+
+    The names and digests of the files are in the artifact; those that are gone cannot be compared.
 
     Raises:
-        MissingInput: `error`, where no artifact or more than one was made with these settings.
+        MissingInput: `error`, where `made` is not one artifact.
     """
-    settings = [identity(source).model_dump(mode="json") for source in sources]
-    made = []
-    for path in sorted(root.glob(f"ingest/*/{FILE_NAME}")):
-        manifest = read_manifest(path)
-        same = (manifest.config.get("sources"), manifest.config.get("ingest")) == (
-            settings,
-            config.model_dump(mode="json"),
-        )
-        if same and manifest.version == VERSION and present(manifest, root):
-            made.append(manifest)
     if len(made) != 1:
         several = (
             f" ({len(made)} artifacts of {root / 'ingest'} have these settings, so none is chosen)" if made else ""
         )
         raise MissingInput(f"{error}{several}") from error
+    names = [item.path for item in made[0].inputs]
     get_logger(__name__).warning(
-        "%s The sealed documents %s are used. Not checked: that their %d source file(s) are still those recorded",
-        error, made[0].folder, len(made[0].inputs),
+        "%s The sealed documents %s are used, made from %d source file(s): %s. Those that are gone, and changes of "
+        "`paths`, are not checked",
+        error, made[0].folder, len(names), ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED),
     )  # fmt: skip
     return made[0]
 

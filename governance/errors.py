@@ -46,6 +46,8 @@ class MissingInput(PipelineError):
     """A source file or an artifact is missing."""
 
     exit_code = 66
+    stage = ""
+    """The stage whose artifact a look-up did not find; "" where a file is missing."""
 
 
 class ManifestError(PipelineError):
@@ -108,16 +110,23 @@ class Preempted(PipelineError):
     exit_code = 75
 
 
+_MOST_NAMES = 20_000  # of a folder that is searched for a similar name, which takes 3 us each
+
+
 def near_path(path: Path, *others: str) -> str:
     """A hint with the nearest existing name, or "".
 
     It is about the first part of the path that does not exist. `others` are words that may be given in place of a path.
     """
-    while path.name and not path.parent.exists():
-        path = path.parent
-    if not path.parent.is_dir():
+    try:
+        while path.name and not path.parent.exists():
+            path = path.parent
+        names = sorted(os.listdir(path.parent))
+    except OSError:  # not a folder, or one that may not be read: the caller's error is the one to report
         return ""
-    known = {name: str(path.parent / name) for name in sorted(os.listdir(path.parent)) if name[:1] != "."}
+    if len(names) > _MOST_NAMES:
+        return ""
+    known = {name: str(path.parent / name) for name in names if name[:1] != "."}
     known |= {word: word for word in others}
     typed, ending = path.stem, path.suffix
     alike = {Path(name).stem if ending and Path(name).suffix == ending else name: name for name in known}

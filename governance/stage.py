@@ -51,8 +51,19 @@ from governance.provenance import provenance
 
 _SHOWN = 3
 """Artifacts, and settings of each, that a failed look-up names."""
-_SECTIONS = {"train": "", "audit": "audit.", "bias": "audit.bias."}
-"""Stage -> place of its section in a run's file; of others: `data.<stage>.`."""
+_SECTIONS = {
+    **{
+        name: f"data.{name}."
+        for name in ("clean", "dedup", "paragraphs", "decontaminate", "tokenizer", "mix", "encode", "pack")
+    },
+    "redact": "data.pii.", "train": "", "audit": "", "bias": "audit.bias.",
+}  # fmt: skip
+"""Stage -> place in a run's file of the settings in its recipe; the recipe of any other stage holds no settings."""
+_NO_SETTINGS = {
+    "tokenizer": ("path",), "redact": ("key_fingerprint", "stdnum"), "bias": ("lists", "templates"),
+    "audit": ("policy", "reference_sha256", "token_shards", "own_sources"),
+}  # fmt: skip
+"""Stage -> entries of its recipe that a run's file does not have, or not with this value."""
 _LOCK = "commit.lock"  # of a root: an artifact is attested and committed by one process at a time
 
 
@@ -239,12 +250,25 @@ def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> Missin
         with contextlib.suppress(ManifestError):
             theirs = dict(flat(read_manifest(path).config))
             other = [name for name in theirs if name in ours and theirs[name] != ours[name]]
-            place = _SECTIONS.get(stage, f"data.{stage}.")
-            words = [f"--set {shlex.quote(f'{place}{name}={json.dumps(theirs[name])}')}" for name in other[:_SHOWN]]
+            other = [name for name in other if _can_be_set(stage, name, theirs[name])]
+            pairs = [f"{_SECTIONS[stage]}{name}={json.dumps(theirs[name], ensure_ascii=False)}" for name in other]
+            words = [f"--set {shlex.quote(pair)}" for pair in pairs[:_SHOWN]]
             words += [f"and {len(other) - _SHOWN} more"] if len(other) > _SHOWN else []
             found.append(f"\n  found: {path.parent.relative_to(runtime.root)}{' with ' * bool(words)}{' '.join(words)}")
     line = f"{stage}: not made yet for this configuration. Make it with: {runtime.command}"
-    return MissingInput(line + "".join(found))
+    error = MissingInput(line + "".join(found))
+    error.stage = stage
+    return error
+
+
+def _can_be_set(stage: str, name: str, value: Any) -> bool:
+    """Return whether `--set` accepts a value of a recipe.
+
+    TOML has no null, and a list of tables is too long for a hint.
+    """
+    tables = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    own = name.partition(".")[0] in _NO_SETTINGS.get(stage, ())
+    return stage in _SECTIONS and not own and not tables and value is not None
 
 
 def commit(manifest: Manifest, root: Path, attest: Attest = no_attest, beside: Iterable[Output] = ()) -> Manifest:

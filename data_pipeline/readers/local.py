@@ -10,6 +10,7 @@ before by a link's, so that a link to a folder above it does not recur for ever.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import glob
 import os
@@ -78,6 +79,15 @@ def find_paths(source: PathSource, folder: Path) -> list[LocalFile]:
     found = find_files(patterns, folder, source.name, follow_links=source.follow_links)
     check_endings([file.name for file in found], source)
     return found
+
+
+def find_left(source: PathSource, folder: Path) -> Iterator[Path]:
+    """Files of those of a source's patterns that still name any."""
+    for pattern in () if source.elsewhere else source.paths:
+        with contextlib.suppress(MissingInput):
+            local = pattern.removeprefix("file://")
+            found = find_files((local,), folder, source.name, follow_links=source.follow_links)
+            yield from (file.path for file in found)
 
 
 def _fixed_part(pattern: str) -> str:

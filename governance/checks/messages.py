@@ -93,7 +93,7 @@ def describe(
         return value, f"quantile {gate.quantile:g} of {gate.column} {shown(value)}, required {bounds}"
     share = number(1 - unexpected / values)
     observed = _worst(gate, table) if kind == "between" and gate.mostly == 1 else share
-    if unexpected and gate.column == "licence" and {"source", "documents"} <= set(table.columns):
+    if unexpected and kind == "in_set" and gate.column == "licence" and {"source", "documents"} <= set(table.columns):
         return observed, _refused_licences(table.iloc[offending_rows(gate, table)])
     constraint = {
         "between": f"is {bounds}",

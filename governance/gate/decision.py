@@ -107,10 +107,13 @@ def _reason(result: CheckResult, gate: Gate | None, ruled: Ruled) -> dict[str, A
     waived = ruled.waiver is not None
     shown = gate.severity == "warning" or (result.status == "inconclusive" and gate.on_inconclusive == "show")
     grave = result.status in ("error", "missing")
+    details = [result.detail, *ruled.faults]
+    if result.status == "pass":  # only a signed statement closes the gate, so it is named first
+        details = [*ruled.faults, f"the check itself passed: {result.detail}"]
     return {
         **asdict(result),
         "status": "fail" if ruled.faults and not grave else result.status,
-        "detail": "; ".join([result.detail, *ruled.faults]),
+        "detail": "; ".join(details),
         "severity": gate.severity,
         "owner": gate.owner,
         "why": gate.why,

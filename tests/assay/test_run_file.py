@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import subprocess
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +15,18 @@ from assay.cli.run_commands import command_line
 from assay.cli.surface import parser
 from assay.config import load_run
 from assay.run_file import CONFIGS, names_of, read_run_file
+from data_pipeline.decontamination.decontaminate import DecontaminateConfig
+from data_pipeline.decontamination.evaluation_sets import EvaluationSet
+from data_pipeline.filters.clean import CleanConfig
+from data_pipeline.ingest import IngestConfig, IngestIdentity
+from data_pipeline.pii.redact import RedactSettings
+from data_pipeline.readers.sources import JsonlSource
+from data_pipeline.tokens.tokenizer import TokenizerConfig
+from governance.checks.audit import AuditConfig, AuditSection
+from governance.checks.bias.bias import BiasSection
 from governance.errors import ConfigError
+from governance.manifest import Manifest, write_manifest
+from governance.stage import Runtime, not_made
 
 CORPUS = '[[data.sources]]\ntype = "text"\nname = "mine"\npaths = ["*.txt"]\nlicence = "MIT"\nlanguage = "en"\n'
 
@@ -221,3 +234,53 @@ def test_doctor_names_a_fix_for_each_missing_ability(capsys):
     assert {"python", "memory", "torch", "gpu", "energy", "slurm"} <= rows.keys()
     assert all(row["fix"] for row in rows.values() if not row["ok"])
     assert rows["torch"]["ok"]
+
+
+def recipes(run, one: bool):
+    """Stage -> recipe, in which each entry has one of two values."""
+    data = {"min_words": 9 if one else 8, "by_language": {"th": {"min_words": 5 if one else 4}}}
+    sets = (EvaluationSet(name="x" if one else "y", paths=("a",), fields=("text",)),)
+    source = JsonlSource(type="jsonl", name="x" if one else "y", licence="MIT", paths=("a",))
+    redact = {"actions": {"email": "mask" if one else "count"}, "canary_bytes": one, "seed": one}
+    audit = AuditConfig(min_documents=7 + one)
+    steps = run.config.train.model_copy(update={"steps": 7 + one})
+    shards = IngestConfig(shard_bytes=7 + one)
+    return {
+        "clean": CleanConfig(**data),
+        "decontaminate": DecontaminateConfig(sets=sets, action="drop_span" if one else "drop_document"),
+        "ingest": IngestIdentity(sources=(source,), ingest=shards, names="n" if one else "m"),
+        "redact": RedactSettings(**redact, key_fingerprint="f" * one, stdnum="1" if one else "2"),
+        "tokenizer": TokenizerConfig(special_tokens=("<é>" if one else "<e>",), path="a" if one else "b"),
+        "train": run.config.recipe.model_copy(update={"train": steps}),
+        "audit": AuditSection(
+            audit=audit, policy=run.policy, reference_sha256="f" * one, token_shards=one, own_sources={}
+        ),
+        "bias": BiasSection(
+            lists={"a": "f" * one}, templates=one, reference="highest" if one else "none", parity_reference="en"
+        ),
+    }
+
+
+def test_the_settings_of_an_artifact_that_a_failed_look_up_names_are_accepted(folder):
+    assert main(["init", "new"]) == 0
+    file = folder / "new" / "quickstart.toml"
+    run, runtime, hints = load_run(file, []), Runtime(folder / "root", make=False), {}
+    for stage, section in recipes(run, True).items():
+        made = Manifest(stage=stage, version=1, key="0" * 64, config=section.model_dump(mode="json"), inputs=(),
+                        outputs=(), stats={}, run={})  # fmt: skip
+        write_manifest(made, runtime.root)
+        error = not_made(stage, recipes(run, False)[stage].model_dump(mode="json"), runtime)
+        words = shlex.split(str(error).splitlines()[1])
+        hints[stage] = [word for before, word in pairwise(words) if before == "--set"]
+        if stage != "decontaminate":  # its section needs sets, too
+            load_run(file, hints[stage])
+    assert hints == {
+        "clean": ["data.clean.by_language.th.min_words=5.0", "data.clean.min_words=9.0"],
+        "decontaminate": ['data.decontaminate.action="drop_span"'],
+        "ingest": [],
+        "redact": ['data.pii.actions.email="mask"', "data.pii.canary_bytes=1", "data.pii.seed=1"],
+        "tokenizer": ['data.tokenizer.special_tokens=["<é>"]'],
+        "train": ["train.steps=8"],
+        "audit": ["audit.min_documents=8"],
+        "bias": ['audit.bias.reference="highest"'],
+    }

@@ -78,6 +78,18 @@ def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_i
     assert warned.startswith("source x: the policy does not allow its licence CC-BY-NC-4.0, so licences.allowed will")
 
 
+@pytest.mark.parametrize(
+    ("fields", "warned"), [({}, 1), ({"severity": "warning"}, 0), ({"where": {"source": "y"}}, 0),
+                           ({"where": {"source": "x"}}, 1)],
+)  # fmt: skip
+def test_a_licence_is_warned_of_where_a_gate_would_close(project, caplog, fields, warned):
+    sources = 'data.sources=[{type="jsonl",name="x",licence="CC-BY-NC-4.0",paths=["*.jsonl"]}]'
+    run = load_run(project / "run.toml", [sources])
+    gates = tuple(gate.model_copy(update=fields) if gate.id == "licences.allowed" else gate for gate in run.policy.gate)
+    start.warn_of_licences(replace(run, policy=run.policy.model_copy(update={"gate": gates})))
+    assert len(caplog.records) == warned
+
+
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way, monkeypatch):
     monkeypatch.setattr(hardware, "free_host_bytes", lambda: 600 * MIB)
     status, output = whole_way("--nproc", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")

@@ -339,6 +339,34 @@ def test_a_look_up_goes_on_without_the_source_files(tmp_path):
         made([jsonl()], tmp_path, root, make=False)
 
 
+def test_a_look_up_without_source_files_names_those_that_were_read(tmp_path, caplog):
+    """A damaged artifact of another run is passed over."""
+    for number in range(5):
+        write_rows(tmp_path / "in" / f"{number}.jsonl", [{"text": "a"}])
+    root = tmp_path / "root"
+    first = made([jsonl(paths=("in/*.jsonl",))], tmp_path, root)
+    (root / "ingest" / ("0" * 16)).mkdir()
+    (root / "ingest" / ("0" * 16) / "manifest.json").write_text("{")
+    assert made([jsonl(paths=("on/*.jsonl",))], tmp_path, root, make=False).digest == first.digest
+    assert "made from 5 source file(s): a/0.jsonl, a/1.jsonl, a/2.jsonl, ...." in caplog.messages[-1]
+
+
+def test_a_look_up_refuses_source_files_that_are_known_to_have_changed(tmp_path):
+    """Another source's file, or one that another pattern of the same source names."""
+    for name in ("x/1", "x/2", "y/1"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": name}])
+    root, sources = tmp_path / "root", (jsonl("a", ("x/1.jsonl", "x/2.jsonl")), jsonl("b", ("y/*.jsonl",)))
+    first = made(sources, tmp_path, root)
+    (tmp_path / "x" / "2.jsonl").unlink()
+    assert made(sources, tmp_path, root, make=False).digest == first.digest
+    for name in ("x/1", "y/1"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": "other"}])
+        with pytest.raises(MissingInput, match="names no file"):
+            made(sources, tmp_path, root, make=False)
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": name}])
+    assert made(sources, tmp_path, root, make=False).digest == first.digest
+
+
 # --- packages and the hub's local way
 
 

@@ -77,6 +77,16 @@ def test_what_was_fetched_is_found_and_what_was_altered_is_not_read(tmp_path, me
     assert made(sources("memory://bucket/"), tmp_path, "root").digest != one.digest
 
 
+def test_a_look_up_refuses_a_remote_file_that_is_known_to_have_changed(tmp_path, memory):
+    one = made(sources("memory://bucket/"), tmp_path, "root")
+    kept = memory.cat("/bucket/raw/p.html")
+    memory.rm("/bucket/raw/p.html")
+    assert made(sources("memory://bucket/"), tmp_path, "root", make=False).digest == one.digest
+    memory.pipe("/bucket/raw/p.html", kept + b" ")
+    with pytest.raises(MissingInput, match="fetch: not made yet"):
+        made(sources("memory://bucket/"), tmp_path, "root", make=False)
+
+
 def test_names_are_those_below_the_shared_folder(memory):
     def names(*patterns):
         return [file.name for file in find_remote(patterns, "s")]

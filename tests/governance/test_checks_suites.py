@@ -209,5 +209,8 @@ def test_a_licence_that_is_not_allowed_is_a_sentence():
         "1,200 documents of source c are in the corpus under licence Y, 1 document of source b is in the corpus under "
         "licence X, which the policy does not allow"
     )
+    other = rule.model_copy(update={"expectation": "match_regex", "values": (), "regex": "MIT"})
+    [result] = run_suite(frame_of(rows), [other], "licences")
+    assert result.detail.startswith("licence matches /MIT/ in 1 of 3 rows, required in all")
     [passed] = run_suite(frame_of(rows[:1]), [rule], "licences")
     assert passed.detail == "licence is one of 1 allowed value in 1 of 1 row, required in all"

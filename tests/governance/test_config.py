@@ -1,6 +1,7 @@
 """A wrong file gives an error that says how to mend it; the hashed form is one form."""
 
 import json
+import os
 from typing import Literal
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from governance.config import Section, canonical_json, load_config
-from governance.errors import ConfigError
+from governance.config import Section, canonical_json, load_config, read_toml
+from governance.errors import ConfigError, near_path
 
 
 class Inner(Section):
@@ -102,3 +103,19 @@ def test_canonical_json_round_trips_and_ignores_order(value):
 def test_canonical_json_refuses_what_it_cannot_fix(value):
     with pytest.raises(TypeError):
         canonical_json({"x": value} if not isinstance(value, dict) else value)
+
+
+def test_a_folder_that_cannot_be_searched_gives_no_hint(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").touch()
+    assert near_path(tmp_path / "mien.toml") == f" Did you mean {tmp_path / 'mine.toml'}?"
+    with monkeypatch.context() as patch:  # more names than are compared
+        patch.setattr(os, "listdir", lambda folder: [f"mine{number}.toml" for number in range(20_001)])
+        assert near_path(tmp_path / "mien.toml") == ""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert near_path(tmp_path / "mien.toml") == ""
+    with pytest.raises(ConfigError, match=r"mien\.toml: no such file"):
+        read_toml(tmp_path / "mien.toml")

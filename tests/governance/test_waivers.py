@@ -279,6 +279,14 @@ def test_a_refusal_closes_until_it_is_removed(bench, signer):
     assert bench.open()["verdict"] == "WAIVED"
 
 
+def test_a_refused_gate_that_passed_is_explained_by_its_refusal(bench):
+    bench.paper("no.json", REFUSAL)
+    verdict = bench.give(bench.judge(bench.results("pass", observed=0.5)))
+    [line] = [line for line in explain(verdict).splitlines() if line.startswith("  a.hard")]
+    assert line.startswith("  a.hard on s failed: refused by ann: two torn records")
+    assert "; the check itself passed: x. Decision: data" in line
+
+
 def test_a_refusal_of_another_corpus_says_nothing_here(bench):
     bench.paper("no.json", REFUSAL, corpus="d" * 64)
     assert bench.judge(bench.results("pass", observed=0.5)).decision == "PASS"
