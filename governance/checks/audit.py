@@ -50,7 +50,7 @@ from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 8
+VERSION = 9
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """Artifacts that every audit requires, in order."""
 OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "decontaminate", "mix", "bias")
