@@ -7,6 +7,7 @@ needs neither torch nor pydantic. `surface.py` has all commands and options; `te
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -63,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         set_up_logging(read_ranks().rank, **amount)
         for warning in warnings:
             get_logger(__name__).warning("%s", warning)
-        return _call(arguments)
+        with _one_object() if getattr(arguments, "json", False) else contextlib.nullcontext():
+            refuse_missing(arguments)
+            return int(getattr(_module(arguments), arguments.command)(arguments) or 0)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -75,29 +78,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def _call(arguments: argparse.Namespace) -> int:
-    """Run the command's function; with --json its error is in the object."""
-    if not getattr(arguments, "json", False):
-        return _checked_call(arguments)
+def _one_object() -> contextlib.AbstractContextManager[object]:
     from assay.cli.output import one_object
 
-    with one_object() as found:
-        try:
-            return _checked_call(arguments)
-        except KeyboardInterrupt:
-            found["error"] = {"class": "KeyboardInterrupt", "message": _INTERRUPTED, "exit_code": _INTERRUPTED_STATUS}
-            raise
-        except Exception as error:
-            status = getattr(error, "exit_code", 1)  # 1: an unexpected error, whose traceback Python prints
-            found["error"] = {"class": type(error).__name__, "message": str(error), "exit_code": status}
-            raise
-
-
-def _checked_call(arguments: argparse.Namespace) -> int:
-    """Run the command's function, once its paths are known to exist."""
-    refuse_missing(arguments)
-    function = getattr(_module(arguments), arguments.command)
-    return int(function(arguments) or 0)
+    return one_object(_INTERRUPTED, _INTERRUPTED_STATUS)
 
 
 def _module(arguments: argparse.Namespace) -> ModuleType:

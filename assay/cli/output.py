@@ -35,18 +35,30 @@ def say(line: str, **values: Any) -> None:
 
 
 @contextlib.contextmanager
-def one_object() -> Iterator[dict[str, Any]]:
+def one_object(interrupted: str, interrupted_status: int) -> Iterator[None]:
     """Collect the values and print them as one JSON object.
 
-    NaN and infinities, which JSON does not have, become null.
+    An error is in it, and passed on. NaN and infinities, which JSON does not have, become null. `interrupted`: the
+    message of a Ctrl-C.
     """
     _RESULT.append({})
     try:
-        yield _RESULT[0]
+        yield
+    except KeyboardInterrupt:
+        _RESULT[0]["error"] = _error("KeyboardInterrupt", interrupted, interrupted_status)
+        raise
+    except Exception as error:
+        status = getattr(error, "exit_code", 1)  # 1: an unexpected error, whose traceback Python prints
+        _RESULT[0]["error"] = _error(type(error).__name__, str(error), status)
+        raise
     finally:
         found = _RESULT.pop()
         text = json.dumps(_finite(found), indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
         sys.stdout.write(text + "\n")
+
+
+def _error(name: str, message: str, status: int) -> dict[str, Any]:
+    return {"class": name, "message": message, "exit_code": status}
 
 
 def _finite(value: Any) -> Any:

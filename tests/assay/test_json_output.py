@@ -106,7 +106,7 @@ def test_every_error_is_in_the_object(words, raised, error, capsys, monkeypatch,
 
 
 def test_a_number_that_json_lacks_is_null(capsys):
-    with one_object():
+    with one_object("interrupted", 130):
         say("", loss=float("nan"), rows=[{"share": float("inf")}, (1.5, -float("inf"))])
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
         "loss": None, "rows": [{"share": None}, [1.5, None]],
