@@ -58,19 +58,25 @@ def pass_on_interrupt() -> None:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in code that runs longer.
 
-    Again each second until it ends. Python code alone is interrupted, in the main thread of a process alone.
+    Again each second until it ends, and at its end, where it swallowed the error. Python code alone is interrupted;
+    code that swallows every error in an endless loop never ends, and outside the main thread there is no limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    expired = []
+
     def expire(number: int, frame: object) -> None:
+        expired.append(number)
         raise TimeoutError(f"no answer after {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # libraries retry what raised, and own code may swallow it
     try:
         yield
+        if expired:  # too late, whatever the code made of the error
+            raise TimeoutError(f"no answer after {seconds:g} seconds")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

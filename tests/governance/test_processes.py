@@ -1,7 +1,13 @@
 """Ctrl-C that a library swallows ends the process at the next step all the same."""
 
+import contextlib
 import subprocess
 import sys
+import time
+
+import pytest
+
+from governance.processes import time_limit
 
 SWALLOWED = """
 import ctypes, os, signal
@@ -28,3 +34,14 @@ def test_a_process_that_ignores_interrupts_keeps_to_it():
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SWALLOWED
     done = subprocess.run([sys.executable, "-c", ignoring], capture_output=True, text=True, check=True)
     assert done.stdout == "went on\n"
+
+
+def test_code_that_swallows_the_end_of_its_time_is_late_all_the_same():
+    with (
+        pytest.raises(TimeoutError, match=r"no answer after 0\.1 seconds"),
+        time_limit(0.1),
+        contextlib.suppress(Exception),
+    ):
+        time.sleep(30)
+    with time_limit(30):
+        pass

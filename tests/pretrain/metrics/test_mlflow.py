@@ -74,7 +74,7 @@ def test_a_store_that_does_not_answer_stops_no_run(tmp_path, monkeypatch, caplog
 
 
 @pytest.mark.parametrize("login", ["ann:s3cret", "ann:p@s3cret", "s3cret"])
-def test_a_warning_keeps_the_password_of_the_uri(tmp_path, monkeypatch, caplog, login):
+def test_a_warning_lacks_the_password_of_the_uri(tmp_path, monkeypatch, caplog, login):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("tests.pretrain.metrics.test_mlflow.uri", lambda _: f"http://{login}@127.0.0.1:9")
