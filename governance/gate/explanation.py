@@ -29,7 +29,7 @@ def explain(verdict: Mapping[str, Any], owners: Owners | None = None) -> str:
     closing = [row for row in rows if row["closes"]]
     lines = [f"verdict {verdict['verdict']} under {policy_words(verdict)}, {site_words(verdict)}"]
     for gate, sentence in closing_sentences(closing, owners or {}):
-        lines.append(f"  {sentence}" if sentence.startswith(gate) else f"  {sentence} [{gate}]")
+        lines.append(f"  {sentence}" if sentence.startswith(gate) else f"  {gate}: {sentence}")
     lines += [f"  {reason_words(row)}" for row in rows if row["waived"]]
     warned = list(dict.fromkeys(str(row["gate"]) for row in rows if not row["closes"] and not row["waived"]))
     if warned:
