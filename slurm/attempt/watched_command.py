@@ -13,7 +13,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 from slurm.attempt.job_attempt import say
@@ -22,6 +22,7 @@ _LINES_KEPT = 1000
 _LINE_BYTES = 1 << 16
 _PATIENCE_SECONDS = 5
 """How long the output is read after the end: an orphan may keep the pipe open."""
+_LOOK_SECONDS = 0.5
 _EVENTS: SimpleQueue[int | None] = SimpleQueue()
 """Signals, and None for the end of the command; a queue that a signal handler may write to."""
 WORDS: dict[int, str] = {
@@ -72,12 +73,23 @@ def watch(
     reader = threading.Thread(target=_read, args=(command, kept, relevant), daemon=True)
     reader.start()
     threading.Thread(target=_await_end, args=(command,), daemon=True).start()
-    while (event := _EVENTS.get()) is not None:
+    while (event := _next_event()) is not None:
         if not on_signal(command, event):
             return 128 + event, list(kept)
     reader.join(_PATIENCE_SECONDS)
     status = command.returncode
     return (status if status >= 0 else 128 - status), list(kept)
+
+
+def _next_event() -> int | None:
+    """Wait for the next event.
+
+    Python runs a handler between two of its instructions: that of a signal which comes just before the wait runs when
+    the wait ends. So no wait is long.
+    """
+    while True:
+        with contextlib.suppress(Empty):
+            return _EVENTS.get(timeout=_LOOK_SECONDS)
 
 
 def _await_end(command: subprocess.Popen[bytes]) -> None:
