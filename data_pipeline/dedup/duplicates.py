@@ -69,8 +69,8 @@ class DedupConfig(Section):
     url_overlap: float = Field(default=0.2, ge=0, le=1)
     """Shingles of the smaller text that two texts of one address must share; 0: the address alone suffices."""
     prefer: tuple[Preference, ...] = ("length", "source_order")
-    """Which of several duplicates is kept, most important criterion first: the longest text (UTF-8 bytes), the source
-    named first, a known licence, a known URL. Among equals the first of the corpus is kept."""
+    """Criteria for the duplicate that is kept, most important first: the longest text (UTF-8 bytes), the source named
+    first, a known licence, a known URL. Among equals the first of the corpus is kept."""
     against: tuple[str, ...] = Field(default=(), exclude=True)
     """Folders of earlier dedup artifacts, relative to the root or absolute, with whose documents these are compared.
 
@@ -88,7 +88,7 @@ class CorpusShard:
     keys: Path
     rows: int
     kept: Flags | None = None
-    """Of an earlier corpus: which of the signed documents stayed, and so are in `documents`; None: all."""
+    """Places of the signed documents that stayed and so are in `documents` (an earlier corpus); None: all."""
     origin: str = ""
     """The digest of the earlier corpus' manifest; "" for what is new."""
 

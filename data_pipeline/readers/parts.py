@@ -49,11 +49,11 @@ class SourceItem:
     """Its name within the source."""
     path: Path | None
     digest: str
-    """Of the file, or of the archive; for the hub its commit."""
+    """SHA-256 of the file, or of the archive; for the hub its commit."""
     bytes: int
     member: int | None = None
     part: FilePart | None = None
-    """Which of its records, where a huge file is cut."""
+    """Range of its records, where a huge file is cut."""
 
     @property
     def key(self) -> str:

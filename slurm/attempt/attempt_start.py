@@ -43,7 +43,7 @@ _LEAKS = (
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
     "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV",
 )  # fmt: skip
-"""Of the submitting shell: the rendezvous of other ranks, and options that stop srun from passing variables on."""
+"""Variables of the submitting shell: the rendezvous of other ranks, and options that srun would obey."""
 _MOST_KILLS = 10
 _POLL_SECONDS = 5
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from slurm.attempt.job_attempt import JobAttempt, say, times_blamed
 
 _PATIENCE_SECONDS = 3600
-"""How long a job waits for a controller that is down."""
+"""Seconds that a job waits for a controller that is down."""
 _COMMENT_CHARACTERS = 240
 
 

@@ -31,7 +31,7 @@ from governance.files import append_line, read_lines
 REFUSALS = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENODEV)
 """Errors of a file system that may accept the same a minute later."""
 PATIENCE_SECONDS = 300
-"""How long an attempt waits for it, at its start and at its end."""
+"""Seconds that an attempt waits for it, at its start and at its end."""
 
 
 @dataclass

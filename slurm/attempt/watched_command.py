@@ -21,7 +21,7 @@ from slurm.attempt.job_attempt import say
 _LINES_KEPT = 1000
 _LINE_BYTES = 1 << 16
 _PATIENCE_SECONDS = 5
-"""How long the output is read after the end: an orphan may keep the pipe open."""
+"""Seconds that the output is read after the end: an orphan may keep the pipe open."""
 _LOOK_SECONDS = 0.5
 _EVENTS: SimpleQueue[int | None] = SimpleQueue()
 """Signals, and None for the end of the command; a queue that a signal handler may write to."""

@@ -60,9 +60,9 @@ class Crowding:
     """Mean units a site, by unit; NaN is unknown."""
 
     own: Mapping[str, float]
-    """Of each group."""
+    """Means of each group."""
     others: Mapping[str, float]
-    """Of the other groups of its axis, pooled."""
+    """Means of the other groups of its axis, pooled."""
     unmentioned: float
 
 
