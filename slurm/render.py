@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from governance.files import sha256_bytes, write_text
+from governance.files import remove_file, sha256_bytes, write_text
 from slurm.config import SlurmConfig
 from slurm.graph import Kind, SlurmJob
 
@@ -64,9 +64,12 @@ def program_of(root: Path) -> Path:
 
 
 def keep_program(root: Path) -> None:
-    """Copy the program below the root."""
-    above = program_of(root).parents[1]
-    for name, text in _program().items():
+    """Copy the program below the root, and leave no other file there."""
+    above, texts = program_of(root).parents[1], _program()
+    for path in sorted(above.rglob("*")):  # the first place where the program's imports are sought
+        if path.relative_to(above).as_posix() not in texts and (path.is_symlink() or not path.is_dir()):
+            remove_file(path)
+    for name, text in texts.items():
         write_text(above / name, text)
 
 

@@ -44,6 +44,17 @@ def test_the_copy_imports_neither_torch_nor_the_installed_program(tmp_path):
     assert not [path for path in files if Path(__file__).parents[2] in path.parents and path not in own]
 
 
+def test_nothing_else_stays_where_the_copy_looks_for_modules(tmp_path):
+    keep_program(tmp_path)
+    above = program_of(tmp_path).parents[1]
+    (above / "argparse.py").write_text("raise SystemExit('planted')")
+    (above / "slurm" / "attempt" / "json").symlink_to(tmp_path)
+    keep_program(tmp_path)
+    assert not (above / "argparse.py").exists()
+    assert not (above / "slurm" / "attempt" / "json").is_symlink()
+    assert (program_of(tmp_path) / "__main__.py").exists()
+
+
 def test_a_task_is_named_by_its_array():
     assert job_here({"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "2"}) == ("9", 2)
     assert job_here({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}) == ("7_3", 0)
@@ -125,15 +136,21 @@ def test_a_start_waits_for_a_file_system_that_refuses_for_a_while(attempt, naps,
     assert (sum(naps), log.exists()) == (waits, waits > 0)
 
 
+@pytest.fixture
+def decided(monkeypatch):
+    """Reactions to failures, which are not carried out."""
+    found = []
+    monkeypatch.setattr(ending, "_after_failure", lambda *words: found.append(words[1:]))
+    monkeypatch.setattr(ending, "_settle", lambda *words: None)
+    monkeypatch.setattr(ending, "ignore_signals", lambda: None)
+    return found
+
+
 @pytest.mark.parametrize(("refusals", "known"), [(6, True), (1000, False)])
-def test_the_record_of_a_failure_waits_for_the_file_system(attempt, naps, monkeypatch, refusals, known):
+def test_the_record_of_a_failure_waits_for_the_file_system(attempt, naps, decided, monkeypatch, refusals, known):
     """Without it, Slurm's count of all starts bounds the failures: after five preemptions, none would be left."""
     attempt.number = 5
     monkeypatch.setattr(job_attempt, "append_line", refusing(refusals)(job_attempt.append_line))
-    decided = []
-    monkeypatch.setattr(ending, "_after_failure", lambda *words: decided.append(words[1:]))
-    monkeypatch.setattr(ending, "_settle", lambda *words: None)
-    monkeypatch.setattr(ending, "ignore_signals", lambda: None)
     with pytest.raises(SystemExit) as ended:
         ending.finish(attempt, 74, "read-only")
     assert ended.value.code == 74
@@ -155,16 +172,6 @@ def stale(attempt, naps, monkeypatch):
         monkeypatch.setattr(os, "stat", refuse)
 
     return begin
-
-
-@pytest.fixture
-def decided(monkeypatch):
-    """Reactions to failures, which are not carried out."""
-    found = []
-    monkeypatch.setattr(ending, "_after_failure", lambda *words: found.append(words[1:]))
-    monkeypatch.setattr(ending, "_settle", lambda *words: None)
-    monkeypatch.setattr(ending, "ignore_signals", lambda: None)
-    return found
 
 
 @pytest.mark.parametrize(("pauses", "known"), [(6, True), (1000, False)])
