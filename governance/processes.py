@@ -60,8 +60,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     Again each second until it ends, and at its end, where it swallowed the error. Python code alone is interrupted;
     code that swallows every error in an endless loop never ends, and outside the main thread there is no limit.
+    0: no limit.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not seconds or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -26,12 +26,13 @@ from governance.errors import AlteredFile, ConfigError, ManifestError, MissingIn
 from governance.files import atomic_file, is_temporary, json_text, running_sha256, sha256_file
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, read_manifest
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
 
 _BLOCK_BYTES = 8 << 20
 _AT_ONCE = 8
 _BLOBS, _INDEX = "blobs", "index.json"
-_JOURNAL = "journal.jsonl"
-_OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://")  # without folders; a bucket must exist
+_OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
+"""Stores without folders; a bucket must exist."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def push_root(root: Path, url: str) -> Mirrored:
     listed = _listed(root)
     if not listed:
         raise MissingInput(f"{root}: holds no artifact. Give the root of a run (default: runs/<name of its file>).")
-    files = sorted(_files(root), key=lambda path: (path.name == _JOURNAL, path))  # artifacts before what names them
+    files = sorted(_files(root), key=lambda path: (path.name == JOURNAL, path))  # artifacts before what names them
     if gone := sorted(listed.keys() - {path.relative_to(root).as_posix() for path in files}):
         raise AlteredFile(
             f"{root / gone[0]}: a manifest lists this file, but it is missing or a link ({len(gone)} such files). "
@@ -124,7 +125,8 @@ def pull_root(url: str, root: Path) -> Mirrored:
                     raise ManifestError(f"{public_url(url)}: the object of {name} is damaged. Push the root again.")
             return digest, size, True
 
-        return _counted(_at_once(fetch, sorted(index.items(), key=lambda entry: entry[0].endswith(_JOURNAL))))
+        ordered = sorted(index.items(), key=lambda entry: PurePosixPath(entry[0]).name == JOURNAL)
+        return _counted(_at_once(fetch, ordered))
 
 
 def _listed(root: Path) -> dict[str, tuple[str, int]]:

@@ -41,7 +41,8 @@ from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import INTERVAL as _INTERVAL
 from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
 from governance.checks.judgeable import anchored, columns, exactly, unjudgeable, values_of
-from governance.checks.messages import counted, describe, describe_intervals, rows_where
+from governance.checks.messages import describe, describe_intervals, rows_where
+from governance.gate.explanation import counted
 from governance.gate.policy import Gate
 from governance.gate.verdict import CheckResult, Status
 from governance.processes import time_limit
@@ -93,7 +94,7 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
         if index in refused or _values_of(gate, table) == 0:
             continue  # GX has nothing to evaluate; `_result` reports it
         try:
-            with _limited(gate):
+            with time_limit(own_seconds(gate)):
                 built[index] = build_expectation(gate, index)
         except Exception as error:  # any objection of the engine becomes the gate's result
             refused[index] = f"the expectation cannot be built: {_one_line(error)}"
@@ -102,7 +103,7 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
     by_gx = [index for index in built if [index] not in own]
     for part in filter(None, [by_gx, *own]):
         try:
-            with _limited(gates[part[0]]):
+            with time_limit(own_seconds(gates[part[0]])):
                 outcomes |= _execute(table, {index: built[index] for index in part})
         except Exception as error:
             refused |= dict.fromkeys(part, f"the suite did not run: {_one_line(error)}")
@@ -112,12 +113,6 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
         else _result(gate, subject, table, built.get(index), outcomes.get(index, ()))
         for index, gate in enumerate(gates)
     ]
-
-
-def _limited(gate: Gate) -> contextlib.AbstractContextManager[None]:
-    """Time limit of a gate's own class; none for GX's."""
-    seconds = own_seconds(gate)
-    return time_limit(seconds) if seconds else contextlib.nullcontext()
 
 
 def _unjudgeable(gate: Gate, table: pd.DataFrame) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.checks.interval_rules import Judged, judge
 from governance.checks.judgeable import EXACT, anchored, exactly
-from governance.gate.explanation import IN_CORPUS
+from governance.gate.explanation import IN_CORPUS, counted
 from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
@@ -107,11 +107,6 @@ def describe(
         detail += f"; worst {shown(_worst(gate, table))}"
     offenders = _offenders(gate, table, content) if unexpected else ""
     return observed, f"{detail}; for example {offenders}" if offenders else detail
-
-
-def counted(count: int, one: str) -> str:
-    """1 row, 2 rows."""
-    return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
 def _required(gate: Gate) -> str:

@@ -35,7 +35,7 @@ def explain(verdict: Mapping[str, Any], owners: Owners | None = None) -> str:
     if warned:
         names = ", ".join(warned[:_NAMED]) + (f" and {len(warned) - _NAMED} more" if len(warned) > _NAMED else "")
         lines.append(
-            f"  {_counted(len(warned), 'gate')} that cannot block did not pass: {names} (details in the report)"
+            f"  {counted(len(warned), 'gate')} that cannot block did not pass: {names} (details in the report)"
         )
     lines += [f"  {difference}" for difference in verdict["policy"]["differences"]]
     lines.append(f"  {signer_words(verdict)}")
@@ -60,7 +60,7 @@ def closing_sentences(closing: Sequence[Mapping[str, Any]], owners: Owners) -> l
         by_gate.setdefault(str(row.get("gate")), []).append(row)
     found = []
     for gate, rows in by_gate.items():
-        first, more = rows[0], f" and {_counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
+        first, more = rows[0], f" and {counted(len(rows) - 1, 'more result')}" if len(rows) > 1 else ""
         detail = "; ".join(part for part in str(first.get("detail") or "").split("; ") if part)
         words = detail or str(first.get("status"))
         if IN_CORPUS not in detail:
@@ -71,8 +71,9 @@ def closing_sentences(closing: Sequence[Mapping[str, Any]], owners: Owners) -> l
     return found
 
 
-def _counted(count: int, one: str) -> str:
-    return f"{count:,} {one}{'' if count == 1 else 's'}"
+def counted(count: int, one: str, many: str = "") -> str:
+    """1 source, 2 sources."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def reason_words(reason: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ the time limit and SIGTERM when it takes the node away; finished shards are kept
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from typing import NoReturn
 
@@ -42,7 +43,7 @@ def run_data_step(attempt: JobAttempt) -> NoReturn:
 
     status, lines = watch([*launcher, *attempt.inside, *command], os.environ, leave)
     if signalled:
-        limit = "limit" in WORDS[signalled[0]]
+        limit = signalled[0] == signal.SIGUSR1
         if limit and attempt.progress == before:
             finish(attempt, 124, "its time limit was reached before it finished a shard")
         finish(attempt, 75, WORDS[signalled[0]])

@@ -89,7 +89,7 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
     if any("execve" in line for line in lines):
         attempt.left_out += exited(lines, *_LOST_COMMAND)
         finish(attempt, 127, f"the command is not on {','.join(attempt.left_out) or 'a node'}")
-    if _preempted(signalled):
+    if _preempted():
         finish(attempt, 75, "signalled to leave, as another job takes its nodes, during the preflight")
     cause = cause_in(lines)
     bad = sorted({name for line in lines for name in re.findall(r"bad-node=([^;]*)", line)})
@@ -133,7 +133,7 @@ def _blind_nodes(lines: Sequence[str]) -> list[str]:
     return found if len(found) < int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) else []
 
 
-def _preempted(signalled: str) -> bool:
+def _preempted(signalled: str = "") -> bool:
     """Return whether another job takes these nodes, as far as known."""
     return "SIGTERM" in signalled or was_preempted(
         query("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "0"))[1]

@@ -126,11 +126,11 @@ def crowding(fates: pa.Table, language: str, axis: str, units: Mapping[str, int]
     site, names = _codes(rows["site"])
     named = ~np.array([name in (SMALL_SITES, "") for name in names], bool)[site]
     site = np.where(named, site, len(names) + rows["bucket"].to_numpy())
-    group, documents = np.array(rows["group"].to_pylist(), object), rows["documents"].to_numpy().astype(np.float64)
+    (group, groups), documents = _codes(rows["group"]), rows["documents"].to_numpy().astype(np.float64)
     sizes = np.array([*units.values(), unmentioned], np.float64)
     spread = np.full((len(sizes), len(names) + BUCKETS), np.nan)
     for place, name in enumerate([*units, ""] if named.any() else []):
-        mine = group == name
+        mine = group == (groups.index(name) if name in groups else -1)
         if mine.any():
             sums = np.bincount(site[mine], documents[mine], spread.shape[1])
             spread[place] = sums * sizes[place] / sums.sum()

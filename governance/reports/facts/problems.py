@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from governance.gate.explanation import counted
 from governance.reports.html.markup import chance, compact, energy, share
 from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_words import detailed, distinct, headline, language_of, named
@@ -84,11 +85,6 @@ def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -
     example = f"{worst['gate']} on {worst['subject']}: {worst['detail'] or worst['status']}"
     yield _finding(f"{counted(len(gates), one, many)} did not pass", f"{_few(gates)}: {how}", "/checks", "checks",
                    counted(len(mine), "result"), example)  # fmt: skip
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """1 source, 2 sources."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _few(names: Sequence[str]) -> str:

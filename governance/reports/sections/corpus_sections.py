@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.facts.problems import counted
 from governance.reports.html.bars import STYLES, Bar, bars, key
 from governance.reports.html.markup import (
     ROWS_SHOWN,

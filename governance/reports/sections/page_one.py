@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite
-from governance.reports.facts.problems import counted
 from governance.reports.html.markup import (
     UNKNOWN,
     Child,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from governance.gate.explanation import closing_sentences
-from governance.reports.facts.problems import closing, counted
+from governance.gate.explanation import closing_sentences, counted
+from governance.reports.facts.problems import closing
 from governance.reports.html.markup import number
 
 _SHOWN = 3  # reasons
