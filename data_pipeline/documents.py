@@ -311,13 +311,13 @@ def pass_on(
     return ShardMade(files, sum_stats(counts))
 
 
-def gathered(done: Sequence[ShardDone], none: dict[str, Any] | None = None) -> Made:
+def gathered(done: Sequence[ShardDone], none: dict[str, Any]) -> Made:
     """The files and the summed counts of a step's shards.
 
     `none` are the counts of no shard.
     """
     outputs = [output for shard in done for output in shard.outputs.values()]
-    return Made(outputs, sum_stats([none or {}, *(shard.stats for shard in done)]))
+    return Made(outputs, sum_stats([none, *(shard.stats for shard in done)]))
 
 
 def split_table(

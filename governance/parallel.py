@@ -92,10 +92,6 @@ class _ShardFolder:
         return self.folder / role / f"{name}{suffix}"
 
 
-ShardFunction = Callable[[Any, Callable[[str], Path]], ShardMade]
-"""`function(payload, path_of) -> ShardMade`; `path_of(role)` is the final path `<artifact>/<role>/<name><suffix>`."""
-
-
 def map_shards(
     recipe: Recipe,
     function: Callable[..., ShardMade],

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,19 +194,14 @@ def _write_weights(
         file = "model.safetensors" if len(plan) == 1 else f"model-{number:05d}-of-{len(plan):05d}.safetensors"
         tensors = {name: _rounded_tensor(read, pieces[name], dtype) for name in names}
         with atomic_path(target / file) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+            temporary.chmod(mode)  # safetensors makes files that only their owner may read
         found |= dict.fromkeys(names, file)
     if len(plan) > 1:
         total = width * sum(count for _, count in elements)
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": found})
-
-
-def _umask() -> int:
-    """The process's file mode mask; POSIX returns it only when set."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _rounded_tensor(read: Read, piece: ExportedTensor, dtype: Dtype) -> Any:

@@ -12,11 +12,12 @@ import importlib.util
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from governance.config import flat
 from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
@@ -114,7 +115,7 @@ def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[s
     tags |= {"assay.tags": ",".join(config.tags), "mlflow.note.content": config.notes or ""}
     tags |= {f"assay.input.{item.stage}": item.digest for item in identity.inputs}
     run: str = client.create_run(experiment, tags={name: value for name, value in tags.items() if value}).info.run_id
-    settings = _leaves("", identity.recipe.model_dump(mode="json"))
+    settings = flat(identity.recipe.model_dump(mode="json"))
     held = [Param(_name(name), str(value)[:_MOST_CHARACTERS]) for name, value in settings]
     for at in range(0, len(held), _MOST_PARAMETERS):
         client.log_batch(run, params=held[at : at + _MOST_PARAMETERS])
@@ -137,11 +138,3 @@ def _send(client: Any, run: str, metrics: list[Any], rows: int) -> None:
 
 def _name(chart: str) -> str:
     return _REFUSED.sub("_", chart)
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for part, inner in value.items():
-            yield from _leaves(f"{name}.{part}".lstrip("."), inner)
-    else:
-        yield name, value

@@ -4,9 +4,9 @@ The terms follow what DeepSpeed 0.19 keeps (its fp32 copies of fp32 weights incl
 block saves. `memory_room.py` compares the sum with the memory available.
 
 Measured on CPU, peak resident memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens per
-pass; a shared machine): bf16 .97, soft cap .95, several documents in rows of 2,048 1.02, eight experts 1.03 to 1.05,
-autocast .97, bf16 masters .98, fp32 1.02 at stage 0 and 1.00 at stage 3, there with full checkpointing in bf16 1.06;
-selective checkpointing .99. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
+pass; a shared machine): bf16 1.02, soft cap .99, several documents in rows of 2,048 1.05, eight experts 1.07; with 12 %
+of free pieces autocast .97, bf16 masters .98, fp32 1.02 at stage 0 and 1.00 at stage 3, there with full checkpointing
+in bf16 1.06, selective checkpointing .99. `benchmarks/training.py memory` has the cases. Not measured on a GPU.
 
 Not counted: fragmentation of a GPU's allocator, and cached pages of token shards, which the system frees on demand.
 """
