@@ -73,8 +73,10 @@ def warn_of_licences(run: LoadedRun) -> None:
         if closing and licence not in run.config.data.clean.refuse_licences:
             get_logger(__name__).warning(
                 "source %s: the policy does not allow its licence %s, so %s will fail if a document of it is kept. "
-                "Remove the source, or refuse the licence (data.clean.refuse_licences), or let legal allow it (%s)",
-                source.name, licence, ", ".join(closing), run.config.governance.policy,
+                "%s the source, or refuse the licence (data.clean.refuse_licences), or let legal allow it (%s)",
+                source.name, licence, ", ".join(closing),
+                "State the licence that its documents have, remove" if licence == "NOASSERTION" else "Remove",
+                run.config.governance.policy,
             )  # fmt: skip
 
 

@@ -76,6 +76,10 @@ def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_i
     assert found["MIT"] == found["NOASSERTION"] == []  # the second is refused by `clean`
     [warned] = found["CC-BY-NC-4.0"]
     assert warned.startswith("source x: the policy does not allow its licence CC-BY-NC-4.0, so licences.allowed will")
+    caplog.clear()
+    kept = [sources % "NOASSERTION", "data.clean.refuse_licences=[]"]
+    start.warn_of_licences(load_run(project / "run.toml", kept))
+    assert "State the licence that its documents have, remove the source" in caplog.text
 
 
 @pytest.mark.parametrize(
