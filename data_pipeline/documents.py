@@ -13,6 +13,8 @@
     opt_out          string  what the rights holder reserved, as signals joined by a blank, in order: "robots:noai
                              tdm:reserved"; "none": searched, none found; "": not searched
     opt_out_fetched  string  ISO 8601 date (or time) at which those signals were read; "" when not searched
+    columns   string  the row's values that the source keeps, a JSON object: {"date":"2024-05-01","score":0.7}; a column
+                      of those sources' shards only
 
 A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
 A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
@@ -60,6 +62,7 @@ DOCUMENT_SCHEMA = required(
     opt_out_fetched=pa.string(),
 )
 REMOVED_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *required(reason=pa.string(), evidence=pa.string())])
+KEPT_COLUMNS = pa.field("columns", pa.large_string(), nullable=False)
 QUARANTINE_SCHEMA = required(
     source=pa.string(), file=pa.string(), position=pa.int64(), reason=pa.string(), sample=pa.string()
 )
@@ -87,6 +90,24 @@ class Document:
     position: int
     opt_out: str = ""
     opt_out_fetched: str = ""
+    columns: str = ""
+
+
+def with_kept_columns(schema: pa.Schema, shard: pa.Schema) -> pa.Schema:
+    """A schema of documents with the columns that the shard keeps."""
+    last = schema.get_field_index("opt_out_fetched")
+    has = KEPT_COLUMNS.name in shard.names and last >= 0
+    return schema.insert(last + 1, KEPT_COLUMNS) if has else schema
+
+
+def shard_schema(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> pa.Schema:
+    """The schema of documents that are made from a shard.
+
+    Raises:
+        ManifestError: the file is not Parquet.
+    """
+    with _reading(path) as file:
+        return with_kept_columns(schema, file.schema_arrow)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -209,15 +230,16 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
         raise ManifestError(f"{path}: does not have the columns {wanted.names}: {error}") from error
 
 
-def read_groups(
-    path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, chosen: Sequence[int] | None = None
-) -> Iterator[pa.Table]:
+def read_groups(path: Path, schema: pa.Schema | None = None, chosen: Sequence[int] | None = None) -> Iterator[pa.Table]:
     """Row groups of a shard, one at a time, optionally `chosen`.
+
+    Without a schema: all columns of a document, kept ones included.
 
     Raises:
         ManifestError: the file is not Parquet or lacks a column.
     """
     with _reading(path) as file:
+        schema = with_kept_columns(DOCUMENT_SCHEMA, file.schema_arrow) if schema is None else schema
         for group in range(file.num_row_groups) if chosen is None else chosen:
             table = file.read_row_group(group, columns=schema.names, use_threads=False)
             yield table.select(schema.names).cast(schema)
@@ -296,13 +318,17 @@ def pass_on(
 ) -> ShardMade:
     """Write the roles of a shard side by side, by row group.
 
+    Roles of documents keep the columns that the shard keeps.
     `judge` gives a row group's table for each role of `schemas`, in order, and its counts; `none` are the counts of no
     documents.
     """
     files = {role: path_of(role) for role in schemas}
     counts = [none]
     with contextlib.ExitStack() as open_files:
-        writers = [open_files.enter_context(table_writer(files[role], schema)) for role, schema in schemas.items()]
+        writers = [
+            open_files.enter_context(table_writer(files[role], shard_schema(path, schema)))
+            for role, schema in schemas.items()
+        ]
         for group in read_groups(path):
             tables, counted = judge(group)
             counts.append(counted)

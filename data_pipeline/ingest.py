@@ -30,7 +30,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.documents import QUARANTINE_SCHEMA, AddRow, read_rows, shard_writer
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    KEPT_COLUMNS,
+    QUARANTINE_SCHEMA,
+    AddRow,
+    read_rows,
+    shard_schema,
+    shard_writer,
+    with_kept_columns,
+)
 from data_pipeline.readers.archive import archive_items
 from data_pipeline.readers.hub import at_commit
 from data_pipeline.readers.items import SourceFiles, list_files
@@ -48,7 +57,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, Output, present, rea
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 _NAMED = 3  # source files that the warning on sealed documents names
 
 
@@ -86,6 +95,7 @@ def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
         record.position,
         record.opt_out,
         record.opt_out_fetched,
+        *([record.columns] if source.fields.columns else ()),
     )
     return row, len(data)
 
@@ -110,8 +120,9 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     removed: Counter[str] = Counter()
     passed: Counter[str] = Counter()
     torn: set[str] = set()
+    kept = pa.schema([KEPT_COLUMNS] if work.source.fields.columns else [])
     with (
-        _filling(next_path, work.shard_bytes) as add,
+        _filling(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
         shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
     ):
         for piece in read_items(work, passed):
@@ -144,17 +155,17 @@ _FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's fu
 
 
 @contextlib.contextmanager
-def _filling(next_path: Callable[[], Path], shard_bytes: int) -> Iterator[AddRow]:
+def _filling(next_path: Callable[[], Path], shard_bytes: int, schema: pa.Schema) -> Iterator[AddRow]:
     """Write document shards of at most `shard_bytes` one after another."""
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(shard_writer(next_path()))
+        write = stack.enter_context(shard_writer(next_path(), schema))
         held = 0
 
         def add(row: Sequence[Any], text_bytes: int) -> None:
             nonlocal write, held
             if held and held + text_bytes > shard_bytes:
                 stack.close()
-                write = stack.enter_context(shard_writer(next_path()))
+                write = stack.enter_context(shard_writer(next_path(), schema))
                 held = 0
             write(row, text_bytes)
             held += text_bytes
@@ -189,7 +200,10 @@ def drop_repeated(
         place(quarantine, paths["quarantine"])
         return ShardMade(paths, {})
     lost = 0
-    with shard_writer(paths["documents"]) as add, shard_writer(paths["quarantine"], QUARANTINE_SCHEMA) as refuse:
+    with (
+        shard_writer(paths["documents"], shard_schema(documents)) as add,
+        shard_writer(paths["quarantine"], QUARANTINE_SCHEMA) as refuse,
+    ):
         for row in read_rows(quarantine) if quarantine else ():
             refuse(tuple(row.values()), 0)
         for number, row in enumerate(read_rows(documents)):

@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline.documents import gathered, required, shard_writer
 from data_pipeline.readers.local import find_files
+from data_pipeline.readers.record import value_at
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
@@ -93,21 +94,6 @@ def texts_of(value: Any, way: str, listed: bool = False) -> Iterator[tuple[str, 
 _ABSENT = object()
 
 
-def value_at(row: dict[str, Any], way: str) -> Any:
-    """The value of a field.
-
-    Of that very name, or down the objects that a dotted name goes through.
-    """
-    if way in row:
-        return row[way]
-    value: Any = row
-    for name in way.split("."):
-        if not isinstance(value, dict) or name not in value:
-            return _ABSENT
-        value = value[name]
-    return value
-
-
 def read_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a file of an evaluation set.
 
@@ -148,7 +134,7 @@ def _read_line(line: bytes, path: Path, number: int, name: str) -> dict[str, Any
 def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
     if not wanted.id_field:
         return str(number)
-    value = value_at(row, wanted.id_field)
+    value = value_at(row, wanted.id_field, _ABSENT)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise ConfigError(
             f"evaluation set {wanted.name}: item {number} has no text or whole number as {wanted.id_field!r}."
@@ -174,7 +160,7 @@ def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]],
             item = _encodable(_item_name(row, number, wanted))
             names.update(dict.fromkeys(row))
             for field, alone in known.items():
-                value = value_at(row, field)
+                value = value_at(row, field, _ABSENT)
                 seen[field] += value is not _ABSENT
                 for way, listed, text in texts_of(None if value is _ABSENT else value, field):
                     add((wanted.name, item, _encodable(way), alone, listed, _encodable(text)), len(text))

@@ -58,6 +58,7 @@ from data_pipeline.documents import (
     funnel,
     read_groups,
     read_table,
+    shard_schema,
     table_writer,
     write_table,
 )
@@ -176,8 +177,8 @@ def _split_shard(config: DedupConfig, work: tuple[Path, Path, Path, int], path_o
         return ShardMade(files, funnel(sources, sizes, sizes, reasons))
     sources, gone_before = [], 0
     with (
-        table_writer(files["documents"], DOCUMENT_SCHEMA) as keep,
-        table_writer(files["removed"], REMOVED_SCHEMA) as drop,
+        table_writer(files["documents"], shard_schema(path)) as keep,
+        table_writer(files["removed"], shard_schema(path, REMOVED_SCHEMA)) as drop,
     ):
         for table in read_groups(path):
             here = pa.array(stays[len(sources) : len(sources) + len(table)])

@@ -104,7 +104,7 @@ def _filter_shard(section: Section, payload: tuple[Path, Filters], path_of: Call
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         nonlocal first
         reasons = [""] * len(group)
-        [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], DOCUMENT_SCHEMA)]
+        [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], group.schema)]
         for name, dotted, own, seconds in functions:
             try:
                 answers = kept_rows(own, batch, seconds)

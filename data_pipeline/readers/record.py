@@ -7,7 +7,7 @@ Faults by reason:
 
     not_json  not_an_object  not_utf8  lone_surrogate  line_too_long  file_too_long  not_csv  wrong_columns  not_html
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
-    opt_out_not_string  opt_out_fetched_not_string
+    opt_out_not_string  opt_out_fetched_not_string  columns_not_json
     empty_file         the file holds not a single record
     truncated_gzip  truncated_zstd  corrupt_gzip  corrupt_zstd  unreadable_member  unreadable_rows
                        the file is torn: what precedes the tear was read, the rest is lost
@@ -22,6 +22,8 @@ Faults by reason:
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +67,8 @@ class Record:
     """The rights holder's signals, joined by a blank; "none": searched, none found; "": not searched."""
     opt_out_fetched: str = ""
     """When those signals were read, ISO 8601; "": not searched."""
+    columns: str = ""
+    """The row's other values that the source keeps, a JSON object; "" where it keeps none."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ class Fields:
     licence: str = ""
     opt_out: str = ""
     opt_out_fetched: str = ""
+    columns: tuple[str, ...] = ()
+    """Names of other values that are kept."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that a reader looks for."""
+        own = (self.text, self.id, self.url, self.language, self.licence, self.opt_out, self.opt_out_fetched)
+        return tuple(dict.fromkeys(filter(None, (*own, *self.columns))))
 
 
 def sample(data: bytes | str) -> str:
@@ -125,9 +137,49 @@ def to_record(
         if value is not None and not isinstance(value, str):
             return fault(f"{name}_not_string")
         values[name] = value or ""
+    values["columns"] = _kept_values(row, fields.columns)
+    if values["columns"] is None:
+        return fault("columns_not_json")
     if not all(map(_encodes, (text, identity, *filter(None, values.values())))):
         return fault("lone_surrogate")
     return Record(text, file, position, id=identity, **values)
+
+
+def value_at(row: Mapping[str, Any], way: str, absent: Any = None) -> Any:
+    """The value of a field.
+
+    Of that very name, or down the objects that a dotted name goes through.
+    """
+    if way in row:
+        return row[way]
+    value: Any = row
+    for name in way.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return absent
+        value = value[name]
+    return value
+
+
+def _kept_values(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The values as a JSON object; "" without names.
+
+    None if they have no such form. Dates and other types are text, NaN and infinity null.
+    """
+    values = {name: value_at(row, name) for name in names}
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    try:
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_text)
+    except (ValueError, RecursionError):  # a nested NaN, or objects nested too deep
+        return None
+    return text if names else ""
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value.isoformat() if hasattr(value, "isoformat") else value)
 
 
 def _encodes(value: str) -> bool:

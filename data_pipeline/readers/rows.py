@@ -8,7 +8,6 @@ other type is what the reasons `text_not_string`, `no_id` and so on are for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
     Their names, and the way to each through columns and structs.
     """
     ways = {}
-    for name in filter(None, astuple(fields)):
+    for name in fields.names:
         first, *rest = way = (name,) if schema.get_all_field_indices(name) else tuple(name.split("."))
         indices = schema.get_all_field_indices(first)
         kind: Any = schema.field(indices[0]).type if indices else None
@@ -45,7 +44,7 @@ def read_batch(
     """
     columns = {name: _column(batch, way) for name, way in ways.items()}
     for index in range(batch.num_rows):
-        row = {name: _value(column, index) for name, column in columns.items()}
+        row = {name: _value(column, index, name in fields.columns) for name, column in columns.items()}
         spoilt = next((value for value in row.values() if isinstance(value, bytes)), None)
         if spoilt is not None:
             yield RecordFault(file, first + index, "not_utf8", sample(spoilt))
@@ -84,7 +83,8 @@ def _column(batch: pa.RecordBatch, way: tuple[str, ...]) -> pa.Array:
     return array.cast(pa.binary()) if pa.types.is_string(array.type) else array
 
 
-def _value(array: pa.Array, index: int) -> Any:
+def _value(array: pa.Array, index: int, kept: bool) -> Any:
+    """A row's value; of a string that is not UTF-8 its bytes."""
     kind = array.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         data = array[index].as_py()
@@ -92,6 +92,9 @@ def _value(array: pa.Array, index: int) -> Any:
             return None if data is None else data.decode("utf-8")
         except UnicodeDecodeError:
             return data
-    if pa.types.is_integer(kind):
-        return array[index].as_py()
+    if kept or pa.types.is_integer(kind):
+        try:
+            return array[index].as_py()
+        except UnicodeDecodeError as error:  # a string within a list or struct
+            return bytes(error.object)
     return kind if array[index].is_valid else None  # anything but a string or a number: its type is what a fault says

@@ -75,6 +75,8 @@ class _Rows(Origin):
     """The name of the value that holds the rights holder's signals, as a document's `opt_out`; "": none."""
     opt_out_fetched_field: str = ""
     """The name of the value that says when those signals were read (ISO 8601); "": none."""
+    columns: tuple[str, ...] = ()
+    """Names of further values of a row that its document keeps in `columns`, as JSON: date, title, score ..."""
 
     @property
     def fields(self) -> Fields:
@@ -86,6 +88,7 @@ class _Rows(Origin):
             licence=self.licence_field,
             opt_out=self.opt_out_field,
             opt_out_fetched=self.opt_out_fetched_field,
+            columns=self.columns,
         )
 
 
