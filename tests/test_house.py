@@ -35,6 +35,7 @@ DOORS = {
     "fsspec": {"data_pipeline/readers/remote.py"},
     "fastwarc": {"data_pipeline/readers/warc.py", "data_pipeline/readers/warc_stream.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
+    "jinja2": {"governance/reports/documents/markdown.py"},
     "pynvml": {"governance/energy/nvml.py"},
     "cryptography": {"governance/signing/dsse.py", "governance/signing/openssf.py"},
     "datasets": {"data_pipeline/readers/hub.py"},
