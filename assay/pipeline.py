@@ -46,7 +46,7 @@ from governance.gate.verdict import (
     trusted,
     verdict_path,
 )
-from governance.lineage.attest import open_journal
+from governance.lineage.attest import open_journal, state_mirror
 from governance.log import get_logger, run_steps
 from governance.manifest import Input, Manifest, verify
 from governance.signing.journal import Journal
@@ -98,6 +98,7 @@ def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> t
         from assay.wandb_runs import show_data_and_gate
 
         show_data_and_gate(run, {**artifacts, "audit": checked}, verdict, runtime)
+        state_mirror(journal_of(run, runtime), checked, runtime.root)
     return checked, verdict
 
 

@@ -164,9 +164,12 @@ def describe(path: Path, root: Path) -> Output:
 
 
 def describe_folder(folder: Path, root: Path) -> list[Output]:
-    """All files of a folder except manifests and temporaries."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_temporary(path))
-    return [describe(path, root) for path in files if path != folder / FILE_NAME]
+    """All files of a folder except manifests, temporaries and links.
+
+    A link is a second name, which some copies leave out.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+    return [describe(path, root) for path in files if path != folder / FILE_NAME and not is_temporary(path)]
 
 
 def write_manifest(manifest: Manifest, root: Path) -> None:

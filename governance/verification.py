@@ -27,7 +27,7 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate.chain import Stated, latest_statements, unstated
 from governance.gate.verdict import GovernanceConfig, read_verdict
-from governance.lineage.attest import MODEL_SIGNATURE, KeySigner, journal_keys, open_journal
+from governance.lineage.attest import MIRROR, MODEL_SIGNATURE, KeySigner, journal_keys, open_journal
 from governance.lineage.lineage_graph import read_graph
 from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
@@ -149,8 +149,10 @@ def _verify_others(
     ours = whole if "" in folders else [manifest for manifest in whole if manifest.folder in folders]
     problems = beside_faults(ours, root)
     notes: list[str] = []
+    latest = evidence.latest.items() if evidence is not None else ()
+    mirrored = [name for name, entry in latest if entry.kind == MIRROR]
     for folder in folders:
-        found = strays(manifests, root, folder)
+        found = strays(manifests, root, folder, mirrored)
         problems += found.problems
         notes += found.notes
     if evidence is None:
@@ -308,10 +310,10 @@ def _lost(root: Path, evidence: _JournalEvidence) -> Iterator[str]:
     """Stated files that are missing from an existing folder."""
     for name, entry in evidence.latest.items():
         path = root / name
-        if entry.kind == MODEL_SIGNATURE and path.exists() and sha256_file(path) != entry.subjects[name]:
+        if entry.kind in (MODEL_SIGNATURE, MIRROR) and path.exists() and sha256_file(path) != entry.subjects[name]:
             yield f"{name}: is not as {JOURNAL} line {entry.index} states it"
         if path.exists() or not path.parent.is_dir():
             continue
-        if path.name == FILE_NAME or entry.kind in (VERDICT, MODEL_SIGNATURE):
+        if path.name == FILE_NAME or entry.kind in (VERDICT, MODEL_SIGNATURE, MIRROR):
             why = "its folder is there: it was moved, or its making killed"
             yield f"{name}: is missing, though {JOURNAL} line {entry.index} states it and {why}"

@@ -16,7 +16,7 @@ from governance.files import sha256_bytes
 from governance.gate.site_policy import site_keys, sites
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Attest
-from governance.manifest import Manifest
+from governance.manifest import Manifest, describe_folder
 from governance.signing.dsse import SigningKey, private_key, public_key, sign, statement, verify_envelope
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
 MODEL_SIGNATURE = "model-signature"
+MIRROR = "wandb"
+"""Statement on the files of W&B's runs of the data and of the gate, and the folder that holds them."""
 NOTE = "urn:assay:note:1"
 
 
@@ -123,3 +125,12 @@ def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root:
     name, digest = sign_model(manifest, model_key(key), root)
     journal.state(MODEL_SIGNATURE, {name: digest}, [manifest.as_input()])
     return name
+
+
+def state_mirror(journal: Journal, shown: Manifest, root: Path) -> None:
+    """State the files of W&B's runs of the data and of the gate.
+
+    `shown`: the audit that they show. W&B's process has ended, so they no longer change.
+    """
+    if files := describe_folder(root / MIRROR, root):
+        journal.state(MIRROR, {file.path: file.sha256 for file in files}, [shown.as_input()])

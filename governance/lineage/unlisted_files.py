@@ -4,13 +4,14 @@ A file below a root is one of these, and `verify` says of any other that it is f
 
 - an output of a manifest, or listed in its `run.beside` (records of shards, what was read beside documents, a
   training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
+- a file of W&B's runs of the data and of the gate (`wandb/`), which the journal states;
 - a file that grows (`running_digests.py`), a signed note (`signed_notes.py`), a model's signature;
 - a second name of the newest report's files (`report/latest.html`), whose bytes must be a report's;
 - by rule, because nothing in it is trusted: a lock, which is empty or names its holder; a file that is
-  being written, or whose writer was killed; what ranks say to each other while they save; what Slurm keeps of its own
-  below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and wandb's link to a run's folder;
-- a file of an artifact that is not finished, or that an earlier release made, which listed outputs alone. Nothing can
-  be said of these; a note says so.
+  being written, or whose writer was killed; messages that ranks exchange while they save; Slurm's own files
+  below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and W&B's links;
+- a file of an unfinished artifact, or of one that an earlier release made, which listed outputs alone. These cannot be
+  checked; a note names them.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ _BY_RULE = re.compile(
     | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # values that ranks of earlier releases exchanged
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
-    | wandb/.+                                                      # W&B's runs of the data and of the gate
-    | train/{_KEY}/wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
+    | (train/{_KEY}/)?wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
     """
 )
 _EMPTY = re.compile(r"(journal|commit)\.lock")
@@ -47,6 +47,7 @@ _RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
 _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/digests\.json|checkpoint/{_KEY}/model\.sig"
 )
+_MIRROR = "wandb/"  # W&B's runs of the data and of the gate
 _DIGESTS = "fetch/digests.json"
 _NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS)
 _GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in GROWING))
@@ -76,15 +77,18 @@ def beside_faults(manifests: Sequence[Manifest], root: Path) -> list[str]:
     ]
 
 
-def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = "") -> Strays:
+def strays(
+    manifests: Mapping[str, Manifest | None], root: Path, below: str = "", mirrored: Collection[str] = ()
+) -> Strays:
     """Files below `root`, or its folder `below`, that nothing names.
 
     Args:
         manifests: path -> manifest of every artifact below the root; None: it cannot be read.
         root: the artifacts' root.
         below: a folder relative to the root.
+        mirrored: files of W&B's runs that the journal states; none: nothing can be said of any.
     """
-    named = set(manifests)
+    named = {*manifests, *mirrored}
     for manifest in manifests.values():
         if manifest is not None:
             named |= {output.path for output in (*manifest.outputs, *(manifest.beside or ()))}
@@ -98,7 +102,7 @@ def strays(manifests: Mapping[str, Manifest | None], root: Path, below: str = ""
             if sha256_file(path) not in reports:
                 found.problems.append(f"{name}: is not the copy of a report of this root. Remove it.")
             continue
-        if name in named or _known(path, name, manifests):
+        if name in named or _known(path, name, manifests) or (name.startswith(_MIRROR) and not mirrored):
             continue
         owner = _unfinished(name, manifests)
         if owner is None:
@@ -193,6 +197,8 @@ def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> b
     """Return whether a rule or another check accounts for a file."""
     if _GROWS.fullmatch(name):
         return not _finished(name, manifests)
+    if path.is_symlink() and f"/{_MIRROR}" in f"/{name}":  # W&B's second name of a file that is listed
+        return True
     return is_temporary(path) or any(rule.fullmatch(name) is not None for rule in (_BY_RULE, _SIGNED, _RECORD))
 
 

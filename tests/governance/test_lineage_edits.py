@@ -14,7 +14,7 @@ from governance.config import Section, validate
 from governance.files import write_bytes, write_json
 from governance.gate.policy import Policy
 from governance.gate.verdict import CheckResult, GovernanceConfig, decide, give_verdict
-from governance.lineage.attest import attest_with, open_journal
+from governance.lineage.attest import attest_with, open_journal, state_mirror
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Recipe, commit
 from governance.verification import verify_artifact, verify_root
@@ -292,3 +292,28 @@ def test_a_waiver_that_did_not_hold_when_it_was_used_is_found(tmp_path):
     assert len(message) == 2
     assert "expired on 2026-02-28" in message[0]
     assert "of another corpus" in message[1]
+
+
+def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_path):
+    root = copy_of(pristine, tmp_path)
+    run, link = root / "wandb" / "offline-run-1", root / "wandb" / "debug.log"
+    write_bytes(run / "media" / "table.json", b"{}")
+    write_bytes(run / "debug.log", b"begun")
+    link.symlink_to(run / "debug.log")
+
+    def problems():
+        return [line.partition(":")[0] for line in verify_root(root, CONFIG, root.parent, deep=True).problems]
+
+    assert problems() == []  # a run that was killed before it stated them
+    [audit] = map(read_manifest, root.glob("audit/*/manifest.json"))
+    for _ in range(2):  # a repetition adds nothing
+        state_mirror(open_journal(CONFIG, root.parent, root), audit, root)
+    assert (root / "journal.jsonl").read_text().count("\n") == (pristine / "journal.jsonl").read_text().count("\n") + 1
+    link.unlink()  # as a copy without links has it
+    assert problems() == []
+    write_bytes(run / "media" / "table.json", b"[]")
+    write_bytes(run / "other.json", b"{}")
+    (run / "debug.log").unlink()
+    assert sorted(problems()) == [
+        f"wandb/offline-run-1/{name}" for name in ("debug.log", "media/table.json", "other.json")
+    ]

@@ -21,7 +21,7 @@ def training_content(evidence: Evidence) -> str:
     """The summary, section by section."""
 
     def removed(reason: str = "") -> str | None:
-        """Documents removed for a reason, or for any; None where no stage counted it."""
+        """Documents removed for a reason, or for any; None if uncounted."""
         stages = [row["removed"] for row in evidence.found["funnel"]]
         counts = [count for by in stages for name, count in by.items() if reason in ("", name)]
         return number(sum(counts)) if counts or not reason else None
