@@ -128,7 +128,7 @@ def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root:
 
 
 def state_mirror(journal: Journal, shown: Manifest, root: Path) -> None:
-    """State the files of W&B's runs of the data and of the gate.
+    """State the files of W&B's runs of data and gate.
 
     `shown`: the audit that they show. W&B's process has ended, so they no longer change.
     """
