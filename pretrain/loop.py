@@ -36,6 +36,7 @@ from pretrain.evaluation.scores import evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
 from pretrain.loss_spikes import SpikeGuard, window_starts
 from pretrain.model.decoder import Batch
+from pretrain.model.expert_bias import restore_expert_bias
 from pretrain.model.flops import active_parameter_count, parameter_count
 from pretrain.model.init import initial_weight
 from pretrain.optim.optimizers import rate_factor
@@ -169,6 +170,8 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
             context.initial.check(vocabulary)
             draw = context.initial.weight
         resumed = open_engine(*arguments, draw), TrainState()
+        if context.initial is not None and (bias := context.initial.expert_bias()) is not None:
+            restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step
     return resumed
 

@@ -3,7 +3,7 @@
     <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
                             moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
                             state.json                  step, tokens, losses of all steps, validations, tasks, skipped;
-                                                        with fp16 the loss scale
+                                                        with fp16 the loss scale; the experts' selection biases
                             manifest.json
 
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
@@ -76,6 +76,8 @@ class TrainState:
     """Skipped steps, see `loss_spikes.py`: step, reason, z, rows, documents."""
     loss_scale: dict[str, float] | None = None
     """State of fp16's loss-scale search, see `engine_loss_scale.py`; None in other precisions."""
+    expert_bias: list[list[float]] | None = None
+    """Selection biases by layer and expert, see `expert_bias.py`; None without a rate."""
 
 
 def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:
@@ -238,10 +240,10 @@ def identity_of(manifest: Manifest) -> CheckpointIdentity:
 
 def state_text(state: TrainState) -> str:
     """Text of `state.json`."""
-    values = asdict(state)
-    if state.loss_scale is None:
-        del values["loss_scale"]
-    return json_text(values)
+    kept = asdict(state).items()
+    return json_text(
+        {name: value for name, value in kept if value is not None or name not in ("loss_scale", "expert_bias")}
+    )
 
 
 def read_state(manifest: Manifest, root: Path) -> TrainState:

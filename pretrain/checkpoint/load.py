@@ -184,8 +184,6 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
         MissingInput: the run had durable checkpoints, and all of them are gone.
         StorageError: a checkpoint exists and cannot be read.
     """
-    from pretrain.engine.engine_loss_scale import restore_loss_scale
-
     stage = settings.engine.zero_stage if reads_native(settings.engine) else None
     found, damaged = _search(store, stage)
     if found is not None and found.native is not None and found.step == store.recipe.train.steps:
@@ -195,7 +193,7 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
         state = _read_state(found, "native")
         fault = _load_native(store, engine, found.step, _updates(state))
         if fault is None:
-            restore_loss_scale(engine, state.loss_scale)
+            _restore_shared(engine, state)
             return engine, state
         _warn(store, f"{fault}: another DeepSpeed partitioned them differently; reading the canonical form")
         del engine  # before the next one is built: two would not fit
@@ -207,8 +205,17 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
         found = _whole_parent(store, store.parent)
     state = _read_state(found, "canonical")
     engine = _from_canonical(settings, open_with, found, _updates(state))
-    restore_loss_scale(engine, state.loss_scale)
+    _restore_shared(engine, state)
     return engine, state
+
+
+def _restore_shared(engine: Engine, state: TrainState) -> None:
+    """Restore what every rank holds alike."""
+    from pretrain.engine.engine_loss_scale import restore_loss_scale
+    from pretrain.model.expert_bias import restore_expert_bias
+
+    restore_loss_scale(engine, state.loss_scale)
+    restore_expert_bias(engine.deepspeed.module, state.expert_bias)
 
 
 def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[str]) -> None:

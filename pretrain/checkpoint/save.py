@@ -75,8 +75,8 @@ class CheckpointSource:
     """Folder whose disk holds the copy; None: host memory does."""
     native: bool = True
     """Whether this layout can resume from each rank's own part."""
-    loss_scale: Callable[[], dict[str, float] | None] = lambda: None
-    """State of fp16's loss-scale search, as `TrainState.loss_scale`."""
+    shared: Callable[[], dict[str, Any]] = dict
+    """State that every rank holds alike: fields of `TrainState`."""
 
 
 @contextlib.contextmanager
@@ -89,6 +89,7 @@ def open_saver(
     """
     from pretrain.engine.engine_loss_scale import loss_scale_of
     from pretrain.engine.fragments import local_state
+    from pretrain.model.expert_bias import expert_bias_of
 
     layout = settings.engine
     source = CheckpointSource(
@@ -98,7 +99,10 @@ def open_saver(
         pinned=engine.device.type == "cuda",
         room=Path(layout.nvme_path or "").absolute() if layout.offload_optimizer == "nvme" else None,
         native=reads_native(layout),
-        loss_scale=lambda: loss_scale_of(engine),
+        shared=lambda: {
+            "loss_scale": loss_scale_of(engine),
+            "expert_bias": expert_bias_of(engine.deepspeed.module),
+        },
     )
     with Saver(store, source, settings.checkpoint, run, when_durable) as saver:
         yield saver
@@ -160,7 +164,7 @@ class Saver:
         name = self._settle()
         began = time.monotonic()  # after the wait for the previous save, which is not part of this one
         copy_to_host(self._source.fragments(), self._buffers)
-        state = replace(state, loss_scale=self._source.loss_scale())
+        state = replace(state, **self._source.shared())
         ranks, keys = self._store.ranks, self._store.key_value_store
         rendezvous = Rendezvous(keys, name, ranks.rank, ranks.world_size, self._over, self._failing)
         self._rendezvous = rendezvous

@@ -68,6 +68,9 @@ class MoeConfig(Section):
     when all experts are used alike (Switch, arXiv:2101.03961, eq. 4)."""
     router_z_loss_coef: float = Field(default=0.001, ge=0)
     """Weight of the mean squared log-sum-exp of the router's logits, per layer (ST-MoE, arXiv:2202.08906, eq. 5)."""
+    router_bias_update_rate: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda rate: rate == 0)
+    """Step by which each expert's selection bias moves after an update, towards equal loads (arXiv:2408.15664, which
+    takes 0.001 and no auxiliary loss: set router_aux_loss_coef = 0); 0: no bias."""
 
     @model_validator(mode="after")
     def _choices(self) -> MoeConfig:

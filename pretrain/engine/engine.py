@@ -37,6 +37,7 @@ from pretrain.engine.tensor_parallel import TensorParts
 from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation
 from pretrain.engine.wrapped import Wrapped
 from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.expert_bias import attach_expert_bias
 from pretrain.model.flash import documents_at_most
 from pretrain.model.float8 import convert_to_float8
 from pretrain.model.init import learning_rate_scale
@@ -152,6 +153,7 @@ def open_engine(
             Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
         )
         model = _build(deepspeed, config, make, weight)
+        attach_expert_bias(model, recipe.model, device)
         if recipe.train.precision == "fp8":
             convert_to_float8(model)
         elif settings.tensor_parallel_size == 1 and (settings.zero_stage < 3 or compiles_blocks(settings)):

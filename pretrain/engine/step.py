@@ -69,6 +69,8 @@ def update(engine: Wrapped, factor: float, skip: Skip) -> tuple[Skip, torch.Tens
 
     with _skip_and_clip(optimizer, skipped, norm, engine.clipping):
         deepspeed.step()
+    if deepspeed.module.expert_bias is not None:
+        deepspeed.module.expert_bias.move(skipped())
     return skipped(), torch.stack([norm().float(), *norms])
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.manifest import Manifest
-from pretrain.checkpoint.format import identity_of, read_checkpoint, weights
+from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state, weights
 from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, micro_batches, open_rows, spread
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
@@ -245,10 +245,13 @@ def load_decoder(manifest: Manifest, root: Path) -> Any:
     import torch
 
     from pretrain.model.decoder import Decoder
+    from pretrain.model.expert_bias import attach_expert_bias, restore_expert_bias
 
     identity = identity_of(manifest)
     model = Decoder(identity.recipe.model, identity.vocabulary_size)
     with weights(manifest, root) as files, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(files.read(name, parameter.shape))
+    attach_expert_bias(model, identity.recipe.model)
+    restore_expert_bias(model, read_state(manifest, root).expert_bias)
     return model

@@ -10,7 +10,8 @@
     GPTNeoX                  the same with rotary positions
     Gemma2, Gemma3           norms around each part, windows, soft caps, either gate; the second with norms of heads
     Olmo2                    norms of what a part writes, and of all queries and all keys
-    Assay                    all others: `remote_code/modeling_assay.py` travels with the weights (`trust_remote_code`)
+    Assay                    all others (experts chosen with a bias, too): `remote_code/modeling_assay.py` travels with
+                             the weights (`trust_remote_code`)
 
 Exact means that logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
 """
@@ -99,7 +100,13 @@ def _llama(model: ModelConfig) -> Family | None:
 def _experts(model: ModelConfig) -> Family | None:
     moe = model.moe
     plain = rotary_rms(model) and model.norm_position == "pre" and not capped(model) and not model.bias
-    if moe is None or not plain or model.initialisation == "mup" or model.full_attention_every:
+    if (
+        moe is None
+        or moe.router_bias_update_rate
+        or not plain
+        or model.initialisation == "mup"
+        or model.full_attention_every
+    ):
         return None
     fields = llama_fields(model) | {
         "num_experts_per_tok": moe.num_experts_per_tok,

@@ -54,6 +54,17 @@ def copied(name: str, source: str) -> ExportedTensor:
     return ExportedTensor(name, (source,), lambda tensors: tensors[0], lambda tensor: [tensor])
 
 
+EXPERT_BIAS = "e_score_correction_bias"
+"""Selection bias of a layer's experts, fp32 in every export."""
+
+
+def expert_bias_names(model: ModelConfig) -> list[str]:
+    """Names of the experts' selection biases, by layer; none without a rate."""
+    if model.moe is None or not model.moe.router_bias_update_rate:
+        return []
+    return [f"model.layers.{layer}.mlp.gate.{EXPERT_BIAS}" for layer in range(model.num_hidden_layers)]
+
+
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings",

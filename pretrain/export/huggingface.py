@@ -24,11 +24,11 @@ from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, copy_beginning, write_json, write_text
 from governance.manifest import Manifest
 from pretrain.checkpoint.canonical import file_plan
-from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, weights
-from pretrain.config.model import padded_vocabulary
+from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state, weights
+from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.export.architectures import family_of
-from pretrain.export.export_family import ExportedTensor, Family
+from pretrain.export.export_family import EXPERT_BIAS, ExportedTensor, Family, expert_bias_names
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -93,10 +93,22 @@ def export(
         stats.get("begin_of_document"),
         next((root / out.path for out in tokenizer.outputs if out.path.endswith(f"/{CHAT_TEMPLATE}")), None),
     )
+    biases = expert_bias_tensors(identity.recipe.model, read_state(manifest, root).expert_bias)
     with weights(manifest, root) as files:
-        family = write_folder(files.read, identity, vocabulary, target, shard_bytes, dtype)
+
+        def read(name: str) -> Any:
+            return biases[name] if name in biases else files.read(name)
+
+        family = write_folder(read, identity, vocabulary, target, shard_bytes, dtype)
     write_text(target / "README.md", _card(manifest, identity, family, (dtype, vocabulary.begin), sources))
     return manifest
+
+
+def expert_bias_tensors(model: ModelConfig, values: Sequence[Sequence[float]] | None) -> dict[str, Any]:
+    """Selection biases of a checkpoint's `state.json`, by exported name."""
+    import torch
+
+    return {name: torch.tensor(row) for name, row in zip(expert_bias_names(model), values or (), strict=True)}
 
 
 def write_folder(
@@ -208,6 +220,8 @@ def _rounded_tensor(read: Read, piece: ExportedTensor, dtype: Dtype) -> Any:
     import torch
 
     whole = piece.make([read(source) for source in piece.sources])
+    if piece.name.endswith(EXPERT_BIAS):
+        return whole
     rounded = whole.to(getattr(torch, DTYPES[dtype][0]))
     if bool((whole.isfinite() & ~rounded.isfinite()).any()):
         raise ConfigError(
@@ -225,7 +239,11 @@ def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
 
     with torch.device("meta"):
         model = Decoder(identity.recipe.model, identity.vocabulary_size)
-    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    moe = identity.recipe.model.moe
+    return (
+        sizes if moe is None else sizes | dict.fromkeys(expert_bias_names(identity.recipe.model), moe.num_local_experts)
+    )
 
 
 def _write_settings(
@@ -291,6 +309,7 @@ def _card(
         "matrix units; no text has the ids of the padding |",
         f"| longest row in training | {identity.recipe.train.sequence_length:,} tokens |",
         f"| weights | {dtype}{', rounded from fp32' if dtype != 'fp32' else ''} |",
+        *_expert_bias_rows(identity),
         f"| checkpoint, digest | {manifest.digest} |",
         f"| training run, key | {identity.train_key} |",
         *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
@@ -309,6 +328,13 @@ def _card(
         "",
     )
     return "\n".join(lines)
+
+
+def _expert_bias_rows(identity: CheckpointIdentity) -> list[str]:
+    """Card's row about experts that are chosen with a bias, if any."""
+    if not expert_bias_names(identity.recipe.model):
+        return []
+    return [f"| selection of experts | probability plus a bias of each expert (`{EXPERT_BIAS}`, fp32) |"]
 
 
 def _start_rows(source: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig
-from pretrain.export.export_family import SIZES, layer_types
+from pretrain.export.export_family import SIZES, expert_bias_names, layer_types
 
 Fields = Mapping[str, Any]
 _FREE = (
@@ -45,11 +45,14 @@ def read_model(config: Fields) -> ModelConfig:
 def differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     """Settings by which the two models compute different functions, one text each."""
     there, here = computed(theirs), computed(ours)
-    return [
+    unlike = [
         f"model.{name} is {here[name]!r}, the folder needs {there[name]!r}"
         for name in there
         if there[name] != here[name]
     ]
+    if expert_bias_names(theirs) and not expert_bias_names(ours):
+        unlike.append("model.moe.router_bias_update_rate is 0, the folder needs a rate: a bias selects its experts")
+    return unlike
 
 
 def computed(model: ModelConfig) -> dict[str, Any]:

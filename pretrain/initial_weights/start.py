@@ -25,7 +25,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
 from pretrain.data.tokenizer_check import tokenizer_of
 from pretrain.export.architectures import tensors_of
-from pretrain.export.export_family import ExportedTensor
+from pretrain.export.export_family import ExportedTensor, expert_bias_names
 from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
 from pretrain.initial_weights.model_settings import differences, lacks_bias, read_model
 
@@ -53,8 +53,17 @@ class InitialWeights:
     def _tensors(self) -> dict[str, ExportedTensor]:
         """Parameter -> the folder's tensor that holds it."""
         family = str(self.folder.config["model_type"])
-        names = list(parameter_shapes(self.model, 1))
+        names = [*parameter_shapes(self.model, 1), *self._biases]
         return {name: tensor for tensor in tensors_of(family, self.model, names) for name in tensor.sources}
+
+    @cached_property
+    def _biases(self) -> list[str]:
+        """Selection biases of experts that the folder has."""
+        return expert_bias_names(read_model(self.folder.config))
+
+    def expert_bias(self) -> list[list[float]] | None:
+        """Selection biases of experts; None: they begin at zero."""
+        return [self.folder.read(name).tolist() for name in self._biases] or None
 
     def weight(self, name: str, shape: torch.Size) -> torch.Tensor:
         """Initial fp32 values of a parameter."""
@@ -80,6 +89,8 @@ class InitialWeights:
         import torch
 
         shapes, used = parameter_shapes(self.model, vocabulary_size), set()
+        if self.model.moe is not None:
+            shapes |= dict.fromkeys(self._biases, (self.model.moe.num_local_experts,))
         for name, tensor in self._tensors.items():
             used.add(tensor.name)
             if tensor.name not in self.folder.tensors:

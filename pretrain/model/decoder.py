@@ -17,6 +17,7 @@ from torch import nn
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.model.activation_checkpointing import Checkpointing
 from pretrain.model.attention import document_mask
+from pretrain.model.expert_bias import ExpertBias
 from pretrain.model.flash import Kernel, load_kernel
 from pretrain.model.layers import Block, make_norm
 from pretrain.model.loss import Head, Logits
@@ -113,6 +114,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.expert_bias: ExpertBias | None = None
         flash = load_kernel() if attention == "flash" else None
         self.model = Stack(config, vocabulary_size, activation_checkpointing, flash)
         rule = Logits(1.0 / config.width_ratio, config.final_logit_softcapping, config.z_loss)
@@ -141,7 +143,11 @@ class Decoder(nn.Module):
         """
         hidden, routers = self.model(tokens, segments, positions, documents)
         objective, nats = self.lm_head(hidden, targets)
-        moe = self.config.moe
-        for router in routers if moe else ():
-            objective = objective + balance_losses(router, targets, moe)
+        moe, balance = self.config.moe, self.expert_bias
+        if moe is not None:
+            biases = [None] * len(routers) if balance is None else balance.values
+            for router, bias in zip(routers, biases, strict=True):
+                objective = objective + balance_losses(router, targets, moe, bias)
+            if balance is not None and torch.is_grad_enabled():
+                balance.count(routers, targets, moe.num_experts_per_tok)
         return objective, nats

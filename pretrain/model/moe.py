@@ -42,6 +42,8 @@ class Experts(nn.Module):
         self.gate = Router(config.hidden_size, moe.num_local_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(config) for _ in range(moe.num_local_experts))
         self.used, self.normalised = moe.num_experts_per_tok, moe.norm_topk_prob
+        self.bias: torch.Tensor | None = None
+        """Added to the probabilities for the selection, fp32 [experts]; see `expert_bias.py`."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states after the experts, and router logits.
@@ -50,7 +52,7 @@ class Experts(nn.Module):
         """
         tokens = x.flatten(0, 1)
         logits = self.gate(tokens)
-        weights, chosen = logits.softmax(-1).topk(self.used, dim=-1)
+        weights, chosen = select_experts(logits, self.used, self.bias)
         if self.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         owners, order = chosen.flatten().sort(stable=True)
@@ -70,6 +72,18 @@ class Experts(nn.Module):
         outputs = outputs[order.argsort()].view(*chosen.shape, -1)
         out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
         return out.view(x.shape), logits.view(*x.shape[:2], -1)
+
+
+def select_experts(logits: torch.Tensor, used: int, bias: torch.Tensor | None) -> Sequence[torch.Tensor]:
+    """Probabilities and numbers of the experts that each token uses.
+
+    fp32 [..., experts] -> fp32 and int64 [..., used]. The bias decides who is chosen, and enters no probability.
+    """
+    probabilities = logits.softmax(-1)
+    if bias is None:
+        return probabilities.topk(used, dim=-1)
+    chosen = (probabilities.detach() + bias).topk(used, dim=-1).indices
+    return probabilities.gather(-1, chosen), chosen
 
 
 _KERNEL_BYTES = 16
@@ -158,7 +172,9 @@ def _stacked(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return first.as_strided((len(weights), *first.shape), (distance, *first.stride()), first.storage_offset())
 
 
-def balance_losses(logits: torch.Tensor, targets: torch.Tensor, moe: MoeConfig) -> torch.Tensor:
+def balance_losses(
+    logits: torch.Tensor, targets: torch.Tensor, moe: MoeConfig, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """Balance losses of one layer, an fp32 scalar summed over targets.
 
     Load balance (arXiv:2101.03961, eq. 4) and router z-loss (arXiv:2202.08906, eq. 5), over the tokens that predict.
@@ -169,11 +185,14 @@ def balance_losses(logits: torch.Tensor, targets: torch.Tensor, moe: MoeConfig) 
         logits: the router's, fp32 [B, L, experts].
         targets: int64 [B, L], -100 where nothing is predicted.
         moe: the section `[model.moe]`.
+        bias: the experts' selection bias, if they have one.
     """
     counted = (targets >= 0).float()
     of_row = counted.sum(1)
-    chosen = F.one_hot(logits.topk(moe.num_experts_per_tok, dim=-1).indices, moe.num_local_experts).sum(2).float()
-    share = torch.einsum("ble,bl->be", chosen, counted) / moe.num_experts_per_tok
+    count = moe.num_experts_per_tok
+    used = logits.topk(count, dim=-1).indices if bias is None else select_experts(logits, count, bias)[1]
+    chosen = F.one_hot(used, moe.num_local_experts).sum(2).float()
+    share = torch.einsum("ble,bl->be", chosen, counted) / count
     probability = torch.einsum("ble,bl->be", logits.softmax(-1), counted)
     balance = (moe.num_local_experts * (share * probability).sum(-1) / of_row.clamp(min=1)).sum()
     level = (logits.logsumexp(-1).square() * counted).sum()

@@ -8,6 +8,7 @@ import torch
 
 from pretrain.config.model import ModelConfig
 from pretrain.model.decoder import Batch, Decoder
+from pretrain.model.expert_bias import attach_expert_bias
 from pretrain.model.init import initial_weight
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
@@ -78,6 +79,7 @@ def model_of(settings: ModelConfig, vocabulary: int = 100, factor: float = 10.0,
             if parameter.dim() == 1:  # neither all one nor all zero: then exchanged norms would not show
                 start = start + 0.1 * torch.sin(torch.arange(len(start)) + len(name))
             parameter.copy_(start * (1 if parameter.dim() == 1 else factor))
+    attach_expert_bias(model, settings)
     return model
 
 

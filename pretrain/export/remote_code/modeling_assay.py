@@ -168,13 +168,17 @@ class Experts(nn.Module):
         moe = spec["moe"]
         self.gate = nn.Linear(spec["hidden_size"], moe["num_local_experts"], bias=False)
         self.experts = nn.ModuleList(FeedForward(spec) for _ in range(moe["num_local_experts"]))
+        if moe.get("router_bias_update_rate"):  # added to the probabilities to choose, not to weigh
+            self.gate.e_score_correction_bias = nn.Parameter(torch.zeros(moe["num_local_experts"]), requires_grad=False)
         self.used, self.normalised = moe["num_experts_per_tok"], moe["norm_topk_prob"]
 
     def forward(self, x):
         """[B, L, hidden] -> [B, L, hidden]."""
         tokens = x.flatten(0, 1)
         chances = F.linear(tokens.float(), self.gate.weight.float()).softmax(-1)
-        chances, chosen = chances.topk(self.used, dim=-1)
+        bias = getattr(self.gate, "e_score_correction_bias", 0.0)
+        chosen = (chances + bias).topk(self.used, dim=-1).indices
+        chances = chances.gather(-1, chosen)
         if self.normalised:
             chances = chances / chances.sum(-1, keepdim=True)
         out = torch.zeros_like(tokens)
@@ -265,6 +269,7 @@ class AssayForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     _no_split_modules = ("Block",)
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
 
     def __init__(self, config):
         super().__init__(config)

@@ -23,8 +23,12 @@ from pretrain.evaluation.scores import figures
 from pretrain.evaluation.tasks import Question
 from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of
-from pretrain.export.export_family import ExportedTensor, Family
-from pretrain.export.huggingface import INDEX, ExportVocabulary, export, write_folder
+from pretrain.export.export_family import EXPERT_BIAS, ExportedTensor, Family
+from pretrain.export.huggingface import INDEX, ExportVocabulary, expert_bias_tensors, export, write_folder
+from pretrain.initial_weights.folder import open_folder
+from pretrain.initial_weights.model_settings import differences, read_model
+from pretrain.initial_weights.start import InitialWeights
+from pretrain.model.expert_bias import expert_bias_of
 from tests.data_pipeline.tokenizer_kinds import KINDS
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
@@ -45,6 +49,7 @@ MORE = {
     "neox": GPT,
     "qwen3": {"qk_norm": True, "sliding_window": 4, "full_attention_every": 2, "tie_word_embeddings": True},
     "qwen3_moe": {"qk_norm": True, "moe": {"num_local_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False}},
+    "biased_experts": {"moe": {**VARIANTS["mixtral"]["moe"], "router_bias_update_rate": 0.001}},
     "gemma2": {"norm_position": "sandwich", "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0,
                "sliding_window": 4, "full_attention_every": 2, "tie_word_embeddings": True},
     "qwen3_wide": {"head_dim": 20, "qk_norm": True, "tie_word_embeddings": True},
@@ -119,6 +124,9 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
     )
     identity = CheckpointIdentity(train_key="k" * 64, step=1, vocabulary_size=size, recipe=recipe)
     held = dict(model.named_parameters())
+    if model.expert_bias is not None:
+        torch.nn.init.uniform_(model.expert_bias.values, -0.4, 0.4, generator=torch.Generator().manual_seed(0))
+        held |= expert_bias_tensors(settings, expert_bias_of(model))
     template = tokenizer.with_name("chat_template.jinja")
     vocabulary = ExportVocabulary(tokenizer, end, begin, template if template.exists() else None)
     family = write_folder(lambda parameter: held[parameter].detach(), identity, vocabulary, target, **options)
@@ -221,6 +229,24 @@ def test_rounded_weights_are_the_nearest_and_load_in_their_own_arithmetic(tmp_pa
     with torch.no_grad():
         found, exact = theirs(ids).logits.float(), plain(ids).logits
     assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_selection_bias_stays_in_fp32_and_is_read_back(tmp_path, tokenizer):
+    _, model = exported("biased_experts", tokenizer, tmp_path / "model", dtype="bf16")
+    theirs = loaded(tmp_path / "model")
+    assert {name.rpartition(".")[2] for name, held in theirs.named_parameters() if held.dtype == torch.float32} == {
+        EXPERT_BIAS
+    }
+    folder = open_folder(tmp_path / "model")
+    weights = InitialWeights(folder, read_model(folder.config))
+    weights.check(size_of(tokenizer))
+    assert weights.expert_bias() == expert_bias_of(model)
+    assert differences(weights.model, model.config) == []
+    assert (
+        "router_bias_update_rate is 0, the folder needs a rate"
+        in differences(weights.model, config(**VARIANTS["mixtral"]))[0]
+    )
+    assert differences(config(**VARIANTS["mixtral"]), weights.model) == []  # biases begin at zero
 
 
 def test_a_weight_that_fp16_cannot_hold_is_refused(tmp_path, tokenizer, monkeypatch):

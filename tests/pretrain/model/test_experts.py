@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -166,7 +167,19 @@ def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_pat
         how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}
         for stage, how in ((1, "none"), (3, "full"), (3, "selective"))
     }
+    biased = {**moe, "router_bias_update_rate": 0.001}
+    runs["biased"] = {"moe": biased, "zero_stage": 2}
     messages = losses_of_runs(tmp_path / "ranks", runs, ranks=2)
+    by_bias = run_training(tmp_path / "one", **SHORT, moe=MoeConfig(**biased), zero_stage=3)
+    assert messages.pop("biased") == pytest.approx(losses_of(by_bias, tmp_path / "one"), abs=1e-5)
+    [ours], [theirs] = (
+        {
+            tuple(map(tuple, json.loads(path.read_text())["expert_bias"]))
+            for path in root.glob("checkpoint/*/state.json")
+        }
+        for root in (tmp_path / "one", tmp_path / "ranks" / "biased")
+    )
+    assert ours == theirs != ((0.0,) * 4,) * 2
     alone = run_training(tmp_path / "alone", **SHORT, moe=MoeConfig(**moe), zero_stage=1)
     for losses in messages.values():
         assert losses == pytest.approx(losses_of(alone, tmp_path / "alone"), abs=1e-5)

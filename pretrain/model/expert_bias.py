@@ -1,0 +1,100 @@
+"""Expert balance by a selection bias, without an auxiliary loss (arXiv:2408.15664).
+
+Each expert of a layer has a bias that is added to its probability when tokens choose, and to nothing else: outputs are
+still weighted by the probabilities. After every update it moves by a fixed rate, up for an expert that fewer tokens
+chose than the mean, down for one that more chose; a skipped update moves none.
+
+Loads are whole numbers, counted over the tokens that predict and added up over all ranks, so the biases are the same on
+every rank, at any ZeRO stage and number of ranks. Price: one sum of layers x experts numbers over the ranks an update;
+the host waits for none of it. The biases are in a checkpoint's `state.json` (layers x experts fp32 numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from governance.errors import CheckpointError
+from pretrain.config.model import ModelConfig
+from pretrain.model.moe import select_experts
+
+
+@dataclass(frozen=True)
+class ExpertBias:
+    """Biases and loads of a model's experts; both change in place."""
+
+    values: torch.Tensor
+    """fp32 [layers, experts]."""
+    loads: torch.Tensor
+    """int64 [layers, experts], since the last update: choices of tokens that predict, on this rank."""
+    rate: float
+
+    def count(self, routers: Sequence[torch.Tensor], targets: torch.Tensor, used: int) -> None:
+        """Add the choices of a micro batch.
+
+        Args:
+            routers: logits of each layer, fp32 [B, L, experts].
+            targets: int64 [B, L], -100 where nothing is predicted.
+            used: experts that a token uses.
+        """
+        counted = (targets >= 0).long().unsqueeze(-1).expand(*targets.shape, used).flatten()
+        for logits, bias, loads in zip(routers, self.values, self.loads, strict=True):
+            chosen = select_experts(logits.detach(), used, bias)[1]
+            loads.index_add_(0, chosen.flatten(), counted)
+
+    def move(self, skipped: torch.Tensor) -> None:
+        """Move the biases by the loads of all ranks. Collective.
+
+        The loads begin at zero again.
+
+        `skipped`: 1 on the device where the update was skipped, else 0.
+        """
+        distributed.all_reduce(self.loads)
+        error = self.loads.sum(-1, keepdim=True) - self.loads * self.loads.shape[-1]
+        self.values.add_(error.sign() * (1.0 - skipped) * self.rate)
+        self.loads.zero_()
+
+
+def attach_expert_bias(model: Any, config: ModelConfig, device: torch.device | str = "cpu") -> None:
+    """Give the experts of a decoder their biases, all zero.
+
+    Only where `[model.moe]` has a rate.
+    Call it once the model is built: within ZeRO-3's context every new tensor would take the model's type.
+    """
+    moe = config.moe
+    if moe is None or not moe.router_bias_update_rate:
+        return
+    shape = (config.num_hidden_layers, moe.num_local_experts)
+    values = torch.zeros(shape, dtype=torch.float32, device=device)
+    model.expert_bias = ExpertBias(
+        values, torch.zeros(shape, dtype=torch.int64, device=device), moe.router_bias_update_rate
+    )
+    for layer, bias in zip(model.model.layers, values, strict=True):
+        layer.mlp.bias = bias
+
+
+def expert_bias_of(model: Any) -> list[list[float]] | None:
+    """Biases as a checkpoint keeps them; None without a rate."""
+    return None if model.expert_bias is None else model.expert_bias.values.tolist()
+
+
+def restore_expert_bias(model: Any, values: Sequence[Sequence[float]] | None) -> None:
+    """Restore what `expert_bias_of` returned.
+
+    Raises:
+        CheckpointError: the checkpoint has no biases, or those of another shape.
+    """
+    if model.expert_bias is None:
+        return
+    held = model.expert_bias.values
+    shape = [len(values), *{len(row) for row in values}] if values else []
+    if shape != list(held.shape):
+        raise CheckpointError(
+            f"expert_bias in state.json has shape {shape}, the model's experts need {list(held.shape)}. Choose another "
+            f"checkpoint."
+        )
+    held.copy_(torch.tensor(values, dtype=torch.float32))

@@ -1,0 +1,133 @@
+"""Selection biases of experts: choice, balance, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from governance.errors import CheckpointError
+from governance.manifest import read_manifest
+from pretrain.checkpoint.format import identity_of
+from pretrain.config.model import MoeConfig
+from pretrain.distributed.process_group import Ranks, join
+from pretrain.evaluation.validation import load_decoder
+from pretrain.export.architectures import family_of
+from pretrain.export.huggingface import _card
+from pretrain.model import expert_bias
+from pretrain.model.expert_bias import attach_expert_bias, expert_bias_of, restore_expert_bias
+from pretrain.model.moe import balance_losses, select_experts
+from tests.pretrain.small_models import config, model_of, rows
+
+MOE = MoeConfig(num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.0, router_bias_update_rate=0.001)
+UNTOUCHED, SKIPPED = torch.zeros(()), torch.ones(())
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 1000), st.integers(1, 4))
+def test_the_bias_decides_who_is_chosen_and_enters_no_weight(seed, used):
+    generator = torch.Generator().manual_seed(seed)
+    logits, bias = torch.randn(5, 4, generator=generator), torch.randn(4, generator=generator) / 4
+    weights, chosen = select_experts(logits, used, bias)
+    for token, probabilities in enumerate(logits.softmax(-1)):
+        best = sorted(range(4), key=lambda expert: -float(probabilities[expert] + bias[expert]))[:used]
+        assert set(chosen[token].tolist()) == set(best)
+        assert torch.equal(weights[token], probabilities[chosen[token]])
+    plain, unbiased = select_experts(logits, used, None), select_experts(logits, used, torch.zeros(4))
+    assert all(torch.equal(one, other) for one, other in zip(plain, unbiased, strict=True))
+
+
+def planted(rate: float):
+    """A model whose tokens all prefer the first two experts of each layer, and a batch."""
+    moe = MOE.model_copy(update={"router_bias_update_rate": rate})
+    model, batch = model_of(config(moe=moe), factor=1.0), rows([[30, 20], [14, 36]])
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0, 0.3, generator=generator).add_(1.0)
+        for layer in model.model.layers:
+            gate = layer.mlp.gate.weight.normal_(0, 0.15, generator=generator)
+            gate.sub_(gate.mean(1, keepdim=True))[:2] += 0.04
+    return model, (batch.tokens, batch.targets, batch.segments, batch.positions)
+
+
+def test_a_planted_skew_becomes_balanced():
+    """Only the biases move; loads count tokens that predict, in passes that learn, and a skipped update moves none."""
+    join(Ranks(), 60.0)
+    model, batch = planted(rate := 0.004)
+    balance, shares = model.expert_bias, []
+    with torch.no_grad():
+        model(*batch)
+    assert not balance.loads.any()
+    model(*batch)
+    assert balance.loads.sum(-1).tolist() == [2 * 98] * 2  # two choices of each token but the last of a row
+    balance.move(SKIPPED)
+    assert not balance.values.any()
+    assert not balance.loads.any()
+    for _ in range(60):
+        model(*batch)
+        shares.append(float((balance.loads.max(-1).values / balance.loads.double().mean(-1)).max()))
+        balance.move(UNTOUCHED)
+    assert shares[0] > 1.9  # of at most 2: all tokens chose the same two
+    assert max(shares[-10:]) < 1.2
+    steps = balance.values / rate
+    assert torch.allclose(steps, steps.round(), atol=1e-3)
+
+
+def test_the_auxiliary_loss_counts_the_experts_that_are_used():
+    moe = MOE.model_copy(update={"router_aux_loss_coef": 1.0, "router_z_loss_coef": 0.0})
+    logits, targets = torch.zeros(1, 6, 4), torch.zeros(1, 6, dtype=torch.int64)
+    logits[..., 2:] = 1.0
+    towards = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    probability = logits[0, 0].softmax(-1)
+    for bias, used in ((None, probability[2:]), (towards, probability[:2])):
+        assert balance_losses(logits, targets, moe, bias).item() == pytest.approx(6 * 2 * float(used.sum()))
+
+
+class Crash(Exception):
+    """The end of a run between two checkpoints."""
+
+
+def biases_in(root: Path, step: int) -> list[list[float]]:
+    states = [json.loads(path.read_text()) for path in root.glob("checkpoint/*/state.json")]
+    return next(state["expert_bias"] for state in states if state["step"] == step)
+
+
+def test_a_resumed_run_has_the_biases_of_an_uninterrupted_one(tmp_path, run_training, at_step, monkeypatch):
+    def crash():
+        raise Crash
+
+    whole = run_training(tmp_path / "whole", moe=MOE)
+    at_step(7, crash)
+    with pytest.raises(Crash):
+        run_training(tmp_path / "cut", moe=MOE)
+    shutil.copytree(tmp_path / "cut", tmp_path / "forgetful")
+    assert run_training(tmp_path / "cut", moe=MOE, zero_stage=3).digest == whole.digest
+    last = biases_in(tmp_path / "whole", 10)
+    assert biases_in(tmp_path / "forgetful", 4) != last != [[0.0] * 4] * 2
+    manifest = read_manifest(tmp_path / "whole" / whole.stats["checkpoint"]["path"])
+    assert expert_bias_of(load_decoder(manifest, tmp_path / "whole")) == last
+    identity = identity_of(manifest)
+    card = _card(manifest, identity, family_of(identity.recipe.model), ("fp32", None), ())
+    assert "| selection of experts | probability plus a bias of each expert" in card
+    monkeypatch.setattr(expert_bias, "restore_expert_bias", lambda model, values: None)
+    assert run_training(tmp_path / "forgetful", moe=MOE).digest != whole.digest
+
+
+def test_biases_of_another_shape_are_refused():
+    model = model_of(config(moe=MOE))
+    for values, shape in ((None, r"\[\]"), ([[0.0] * 3] * 2, r"\[2, 3\]")):
+        with pytest.raises(CheckpointError, match=rf"expert_bias in state.json has shape {shape}"):
+            restore_expert_bias(model, values)
+
+
+def test_without_a_rate_a_model_has_no_bias_and_its_settings_say_nothing_of_it():
+    moe = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
+    model = model_of(config(moe=moe))
+    attach_expert_bias(model, config(moe=moe))
+    assert expert_bias_of(model) is None
+    assert "router_bias_update_rate" not in config(moe=moe).model_dump(mode="json")["moe"]
