@@ -91,10 +91,10 @@ class LoadedRun:
 
 def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
     known = {source.name for source in config.data.sources}
-    for number, phase in enumerate(config.train.mixture):
+    for number, phase in enumerate(config.train.mixture, 1):
         if unknown := sorted(name for name in phase.weights if name not in known):
             raise ConfigError(
-                f"{path}: train.mixture.{number}.weights names {', '.join(map(repr, unknown))}; the sources of "
+                f"{path}: train.mixture[entry {number}].weights names {', '.join(map(repr, unknown))}; the sources of "
                 f"[[data.sources]] are {', '.join(sorted(known))}. Correct the name, or add the source."
             )
 

@@ -356,6 +356,25 @@ def write_documents(run: LoadedRun, runtime: Runtime) -> tuple[Path, Path]:
     return runtime.root / reported.folder / "report.html", runtime.root / made.folder
 
 
+def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
+    """Card of an admitted corpus, and the artifact of its documents.
+
+    Raises:
+        GateClosed: the verdict does not admit the corpus, or a file of it is not what its manifest lists.
+    """
+    from governance.reports.documents.all_documents import read_report
+    from governance.reports.documents.dataset_card import dataset_card
+    from governance.reports.documents.evidence import Evidence
+
+    look = replace(runtime, make=False)
+    pass_gate(run, corpus(run, look), look)
+    artifacts, reported = _reported(run, runtime)
+    evidence = Evidence(read_report(reported, runtime.root), artifacts, runtime.root)
+    if problems := verify(evidence.corpus, runtime.root):
+        raise GateClosed(f"the corpus was altered: {'; '.join(problems)}. Remove its folder, then prepare it again")
+    return dataset_card(evidence), evidence.corpus
+
+
 def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
     """The artifacts that are there, and the report on them."""
     from data_pipeline.pii.detect import replace_all

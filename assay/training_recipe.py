@@ -11,6 +11,7 @@ from assay.config import LoadedRun
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.evaluation.tasks import pin
+from pretrain.initial_weights.hub_weights import SCHEME
 
 if TYPE_CHECKING:
     from pretrain.config.training import TrainRecipe
@@ -26,10 +27,11 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
 def pinned(run: LoadedRun) -> TrainRecipe:
     """The recipe with the digests of task files filled in.
 
-    `initial_weights` is relative to the run's file; `continue_from`, too, or else to the artifacts' root.
+    `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from`, to the
+    run's file, or else to the artifacts' root.
     """
     train = run.config.train
-    if train.initial_weights:
+    if train.initial_weights and not train.initial_weights.startswith(SCHEME):
         weights = run.folder / os.path.expanduser(train.initial_weights)
         train = train.model_copy(update={"initial_weights": str(weights.absolute())})
     if train.continue_from and (parent := run.folder / train.continue_from).exists():

@@ -153,8 +153,37 @@ def _follows(fault: Mapping[str, Any], faults: Iterable[Mapping[str, Any]], sche
 
 
 def _nearest(schema: type[Section], location: Sequence[Any]) -> str:
-    """The known key that an unknown one resembles, or ""."""
-    return next(iter(difflib.get_close_matches(str(location[-1]), _names_at(schema, [*location[:-1]]), n=1)), "")
+    """The known key that an unknown one resembles or means, or ""."""
+    word, names = str(location[-1]), _names_at(schema, [*location[:-1]])
+    alike = difflib.get_close_matches(word, names, n=1)
+    meant = [name for group in _SYNONYMS if word in group for name in group if name in names]
+    return next(iter([*meant, *alike]), "")
+
+
+_SYNONYMS = (
+    ("paths", "path", "dataset", "file", "files", "glob", "globs", "pattern", "input", "inputs", "data", "data_files",
+     "folder", "dir", "directory", "url", "urls", "uri"),
+    ("text_field", "content", "body", "column", "text_column", "text_key", "json_keys"),
+    ("type", "format", "kind", "loader"),
+    ("licence", "spdx"),
+    ("language", "lang", "locale"),
+    ("learning_rate", "lr", "max_lr", "peak_lr"),
+    ("min_lr_ratio", "min_lr", "final_lr"),
+    ("steps", "max_steps", "max_iters", "train_iters", "iterations", "num_train_steps"),
+    ("global_batch_size", "batch_size", "bs", "train_batch_size"),
+    ("micro_batch_size", "per_device_train_batch_size", "batch_size_per_device"),
+    ("sequence_length", "seq_len", "block_size", "context_length", "max_length", "ctx"),
+    ("hidden_size", "d_model", "n_embd", "dim", "width"),
+    ("num_hidden_layers", "n_layer", "layers", "depth"),
+    ("num_attention_heads", "n_head", "heads"),
+    ("num_key_value_heads", "n_kv_head", "kv_heads", "num_query_groups"),
+    ("max_position_embeddings", "context", "max_seq_len"),
+    ("vocabulary_size", "vocab_size", "n_vocab"),
+    ("precision", "dtype", "bf16", "fp16"),
+    ("gradient_clipping", "grad_clip", "clip_grad", "max_grad_norm"),
+    ("every_steps", "interval", "save_interval", "save_steps"),
+)  # fmt: skip
+"""Words of one meaning in the field; of a group the first that a section knows is suggested."""
 
 
 _PLAIN = {

@@ -1,4 +1,4 @@
-"""The Hugging Face hub's HTTP interface, as far as data sets need it, on this machine.
+"""The Hugging Face hub's HTTP interface, as far as data sets and models need it, on this machine.
 
 `HubServer(repositories)` is a context manager; `url` is for HF_ENDPOINT. A repository is
 `HubRepository(commit, branches, files)`; `failures` are statuses to answer with, one a request, before it works.
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 @dataclass
 class HubRepository:
-    """A data set: its files at one commit, and the names of that commit."""
+    """A data set or model: its files at one commit, and the names of that commit."""
 
     files: dict[str, bytes]
     commit: str = "c" * 40
@@ -27,7 +27,7 @@ class HubRepository:
 
 @dataclass
 class HubServer:
-    """A local server of data sets; counts requests."""
+    """A local server of repositories; counts requests."""
 
     repositories: dict[str, HubRepository]
     failures: list[int] = field(default_factory=list)
@@ -64,9 +64,9 @@ class HubServer:
         self.requests.append(f"{request.command} {request.path}")
         if self.failures:
             return self._send(request, self.failures.pop(0), b"", {})
-        listed = re.match(r"/api/datasets/([^/]+/[^/?]+)(?:/revision/([^/?]+))?(\?|$)", request.path)
-        tree = re.match(r"/api/datasets/([^/]+/[^/]+)/tree/([^/?]+)/?([^?]*)", request.path)
-        fetched = re.match(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", request.path)
+        listed = re.match(r"/api/(?:datasets|models)/([^/]+/[^/?]+)(?:/revision/([^/?]+))?(\?|$)", request.path)
+        tree = re.match(r"/api/(?:datasets|models)/([^/]+/[^/]+)/tree/([^/?]+)/?([^?]*)", request.path)
+        fetched = re.match(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", request.path)
         match = listed or tree or fetched
         name, revision = match.group(1, 2) if match else ("", "")
         revision = unquote(revision or "main")

@@ -21,7 +21,7 @@ from assay.pipeline import corpus
 from assay.training_recipe import training_folder
 from governance.stage import Runtime
 from tests.conftest import write_project
-from tests.pretrain.export.hub_server import TOKEN, running_hub
+from tests.governance.upload_server import TOKEN, running_hub
 
 
 def assay(*words, cwd=None, timeout=1200):

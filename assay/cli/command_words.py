@@ -114,7 +114,8 @@ def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[st
 def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     """The words as the parser knows them.
 
-    `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`.
+    `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`; the `last` of
+    `assay report CONFIG last` is left out, because a report is always on the last run of its CONFIG.
     """
     found: list[str] = []
     for index, word in enumerate(words):
@@ -131,6 +132,9 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     command, rest = found[place : place + 1], found[place + 1 :]
     if command == ["help"]:
         return [*found[:place], *rest, "--help"]
+    if command == ["report"] and any(word.endswith(".toml") for word in rest) and not Path("last").exists():
+        rest = [word for word in rest if word != "last"]
+        found = [*found[: place + 1], *rest]
     first = next((word for word in rest if word not in ("-v", "--verbose", "-q", "--quiet")), "")
     if command != ["report"] or first in ("", "-h", "--help", *REPORT_COMMANDS):
         return found

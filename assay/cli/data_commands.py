@@ -138,6 +138,35 @@ def export(arguments: Arguments) -> None:
                 say(str(path), files=[path])
 
 
+def push(arguments: Arguments) -> None:
+    """Upload the documents of an admitted corpus with their card."""
+    import tempfile
+
+    from assay.pipeline import corpus_card, journal_of
+    from governance.files import write_text
+    from governance.hub_client import push as upload
+    from governance.hub_client import require_name
+
+    require_name(arguments.repository)
+    loaded, runtime = load(arguments, "run")
+    card, documents = corpus_card(loaded, runtime)
+    shards = documents.files("documents", runtime.root)
+    with tempfile.TemporaryDirectory() as folder:
+        write_text(Path(folder, "README.md"), card)
+        Path(folder, "data").mkdir()
+        for number, shard in enumerate(shards):
+            Path(folder, "data", f"train-{number:05}-of-{len(shards):05}.parquet").symlink_to(shard)
+        message = f"Corpus {documents.digest[:16]}"
+        again = "Run the same command again; it sends only what the hub lacks"
+        commit = upload(
+            Path(folder), arguments.repository, message, again=again, kind="dataset", public=arguments.public
+        )
+    name = arguments.repository
+    pushed = {f"hub/{name}/{output.path}": output.sha256 for output in documents.listed("documents")}
+    journal_of(loaded, runtime).state("push", pushed, [documents.as_input()], commit=commit)
+    say(f"{name}: {len(shards)} shard(s) of documents and their card, {commit}", push=name, commit=commit)
+
+
 def import_tokens(arguments: Arguments) -> None:
     """Turn Megatron's .bin and .idx into an artifact of token shards."""
     from data_pipeline.tokens.megatron import MegatronConfig, import_megatron

@@ -210,8 +210,8 @@ def export(arguments: Arguments) -> None:
 
     from assay.pipeline import corpus, journal_of
     from governance.files import sha256_file
+    from governance.hub_client import push, require_name
     from pretrain.export.huggingface import export as write
-    from pretrain.export.push import push, require_name
 
     if arguments.push:
         require_name(arguments.push)
@@ -234,7 +234,10 @@ def export(arguments: Arguments) -> None:
     say(f"next: python -c 'import transformers; {line}'; {arguments.target / 'README.md'} is its card", next=line)
     if arguments.push:
         message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"
-        commit = push(arguments.target, arguments.push, message, public=arguments.public)
+        private = "" if arguments.public else " --private"  # without it, hf upload creates a public repository
+        sent = f"hf upload {arguments.push} {shlex.quote(str(arguments.target))}{private}"
+        again = f"{arguments.target} is complete; send it with: {sent}"
+        commit = push(arguments.target, arguments.push, message, again=again, public=arguments.public)
         pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}
         journal.state("push", pushed, made_from, commit=commit)
         say(f"{arguments.push}: {commit}", push=arguments.push, commit=commit)

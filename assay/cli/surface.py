@@ -181,6 +181,12 @@ def _data(commands: Commands[Parser]) -> None:
     command = add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx")
     _config(command)
     command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path and first part of the files' names")
+    command = add(
+        "push", "push", "upload the documents that the gate admitted, with their card, to the Hugging Face hub"
+    )
+    _config(command)
+    command.add_argument("repository", metavar="OWNER/NAME", help="data set of the hub; created if it does not exist")
+    command.add_argument("--public", action="store_true", help="create a public data set, not a private one")
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
     command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path of the two files without their endings")
     command.add_argument("--root", type=Path, required=True, help="folder that holds all artifacts")

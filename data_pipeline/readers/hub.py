@@ -18,15 +18,13 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.parquet import read_parquet
@@ -34,8 +32,9 @@ from data_pipeline.readers.parts import SourceItem
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import HubSource
 from data_pipeline.readers.streams import plain_name
-from governance.errors import ConfigError, MissingInput, PipelineError
+from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
+from governance.hub_client import HubPlace, ask_hub
 from governance.log import get_logger
 from governance.signed_notes import read_note, write_note
 from governance.stage import Runtime
@@ -139,8 +138,8 @@ def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
     path = _note(source, root)
     if (known := _listing(read_note(path, root, signer))) is not None:
         return known
-    info = _patiently(
-        source,
+    info = ask_hub(
+        _place(source),
         lambda api: api.dataset_info(source.dataset, revision=source.revision, files_metadata=True),
     )
     found = [
@@ -196,6 +195,11 @@ def at_commit(source: HubSource, runtime: Runtime) -> HubSource:
     return source.model_copy(update={"revision": list_hub(source, runtime).commit})
 
 
+def _place(source: HubSource) -> HubPlace:
+    local = 'dataset = "FOLDER" without a revision'
+    return HubPlace(f"source {source.name}", "dataset", source.dataset, source.revision, local)
+
+
 def _belongs(name: str, source: HubSource) -> bool:
     """Return whether a file holds rows of the split.
 
@@ -246,8 +250,8 @@ def read_hub_file(source: HubSource, commit: str, file: str, sha256: str) -> Ite
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(
-            _patiently(
-                source,
+            ask_hub(
+                _place(source),
                 lambda api: api.hf_hub_download(
                     source.dataset, file, repo_type="dataset", revision=commit, local_dir=folder
                 ),
@@ -259,64 +263,6 @@ def read_hub_file(source: HubSource, commit: str, file: str, sha256: str) -> Ite
                 "Run it again; if it stays so, the copy on the hub is damaged."
             )
         yield from read_parquet(path, file, source.fields)
-
-
-_Answer = TypeVar("_Answer")
-_WAITS = (1.0, 4.0, 15.0)  # seconds before another try where the hub is busy or the connection broke
-
-
-def _patiently(source: HubSource, request: Callable[[Any], _Answer]) -> _Answer:
-    """The hub's answer; tried again where it is busy or breaks off."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    for wait in (*_WAITS, None):
-        try:
-            return request(api)
-        except PipelineError:
-            raise
-        except Exception as error:  # a dozen types of two packages
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            passing = (status or 500) >= 500 or status == 429
-            passing &= not isinstance(error, OfflineModeIsEnabled)
-            if wait is None or not passing:
-                raise MissingInput(f"source {source.name}: {_reason(source, error, status)}") from error
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
-
-
-def _reason(source: HubSource, error: Exception, status: int | None) -> str:
-    """The hub's refusal, and the way out of it."""
-    place = f"the data set {source.dataset!r} at {source.revision}"
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
-    kind = type(error).__name__
-    owner = " (OWNER/NAME; an hf:// path must have both, also for a data set that is known by its name alone)"
-    if kind == "GatedRepoError" or status == 403:
-        return (
-            f"{place} is gated: its owner grants access. Accept its terms on its page, then set HF_TOKEN to a token of "
-            "that account (or run: hf auth login)."
-        )
-    if status == 401:
-        return (
-            f"the hub does not show {place} without a valid token: it is private, gated or does not exist. Check the "
-            f"name{owner}, and set HF_TOKEN to a token that may read it."
-        )
-    if kind == "RevisionNotFoundError":
-        return f"{place}: there is no such revision. Give a branch, a tag or a commit of the data set."
-    if status == 404:
-        return f"{place}: not found on the hub. Check the name{owner}."
-    if status == 429:
-        return f"the hub answered {place} with 429 (too many requests). Wait some minutes, or set HF_TOKEN."
-    if (status or 0) >= 500:
-        return f"the hub answered {place} with {status}, {len(_WAITS) + 1} times. Run the command again later."
-    return (
-        f"{place} cannot be fetched ({said}). Where the hub cannot be reached, fetch it elsewhere with `hf download "
-        f"--repo-type dataset {source.dataset} --revision {source.revision} --local-dir FOLDER`, and give dataset = "
-        '"FOLDER" without a revision.'
-    )
 
 
 def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
@@ -338,13 +284,8 @@ def read_hub(source: HubSource) -> Iterator[Record | RecordFault]:
         for position, row in enumerate(rows):
             yield to_record(row, source.fields, source.dataset, position)
     except Exception as error:  # the library raises a dozen types here, of three packages; all mean this
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise MissingInput(
-            f"source {source.name}: the data set {source.dataset!r} at {source.revision} cannot be read from the hub "
-            f"({said}). Where the hub cannot be reached, fetch it elsewhere with `hf download --repo-type dataset "
-            f'{source.dataset} --revision {source.revision} --local-dir FOLDER`, and give dataset = "FOLDER" without '
-            "a revision."
-        ) from error
+        place = _place(source)
+        raise MissingInput(f"{place.setting}: {place.unreachable(error)}") from error
 
 
 def _door() -> Any:

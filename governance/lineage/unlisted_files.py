@@ -45,11 +45,11 @@ _EMPTY = re.compile(r"(journal|commit)\.lock")
 _LATEST = re.compile(r"report/latest\.(html|json)")  # second names of a report's files
 _RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
 _SIGNED = re.compile(
-    rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/digests\.json|checkpoint/{_KEY}/model\.sig"
+    rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/(digests|hub-[0-9a-f]{{16}})\.json|checkpoint/{_KEY}/model\.sig"
 )
 _MIRROR = "wandb/"  # W&B's runs of the data and of the gate
 _DIGESTS = "fetch/digests.json"
-_NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS)
+_NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS, "fetch/hub-*.json")
 _GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in GROWING))
 _EARLIER = re.compile(
     rf"ingest/{_KEY}/(read_[a-z]+(_[0-9]+)?|parts)/.+|train/{_KEY}/(run\.lock|(holders|hangs|wandb|tensorboard)/.+)"

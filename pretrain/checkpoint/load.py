@@ -313,6 +313,11 @@ def parent_of(train: TrainConfig, root: Path) -> Parent | None:
     """
     if not train.continue_from:
         return None
+    if train.continue_from.startswith("hf://"):
+        raise CheckpointError(
+            f"{_PARENT_FIELD} = {train.continue_from!r}: a model of the hub has no run's state to continue. Start from "
+            f'it at step 0 with train.initial_weights = "{train.continue_from}".'
+        )
     folder = root / train.continue_from
     if (folder / "config.json").exists() and not (folder / FILE_NAME).exists():
         raise CheckpointError(

@@ -87,8 +87,8 @@ class TrainConfig(Section):
     """A checkpoint of another run to continue: its folder, relative to the run's file, or `checkpoint/<key>` of this
     root; empty: begin with initial weights. Its location decides nothing; its digest is in the key."""
     initial_weights: str = Field(default="", exclude=True)
-    """A folder of Hugging Face weights to begin from at step 0, relative to the run's file; empty: random weights. Its
-    path decides nothing; its digest is in the key."""
+    """Hugging Face weights to begin from at step 0: a folder, relative to the run's file, or a model of the hub
+    ("hf://owner/name@revision"); empty: random weights. Its path decides nothing; its digest is in the key."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
     precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"

@@ -65,7 +65,7 @@ def refuse_uneven(train: TrainConfig, micro_batch_size: int, world_size: int) ->
     Raises:
         ConfigError: names the field and the fix.
     """
-    for number, stage in enumerate(train.batch_size_ramp):
-        field = f"train.batch_size_ramp.{number}.global_batch_size"
+    for number, stage in enumerate(train.batch_size_ramp, 1):
+        field = f"train.batch_size_ramp[entry {number}].global_batch_size"
         gradient_accumulation_steps(stage.global_batch_size, micro_batch_size, world_size, field)
     gradient_accumulation_steps(train.global_batch_size, micro_batch_size, world_size)

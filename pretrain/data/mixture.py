@@ -224,8 +224,8 @@ def mix(train: TrainConfig, sources: Sequence[MixtureSource], sizes: BatchSizes)
         ConfigError: weights name a source that has no row.
     """
     starts = [(phase.from_step, phase.weights) for phase in train.mixture]
-    for number, (_, weights) in enumerate(starts):
-        _refuse_unknown(weights, sources, f"train.mixture.{number}.weights")
+    for number, (_, weights) in enumerate(starts, 1):
+        _refuse_unknown(weights, sources, f"train.mixture[entry {number}].weights")
     if starts[0][0] > 1:
         starts.insert(0, (1, {source.name: float(source.count) for source in sources}))
     phases: list[Phase] = []

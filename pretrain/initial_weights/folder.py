@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.errors import CheckpointError, ConfigError, MissingInput, hub_hint
+from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
 
@@ -40,6 +40,13 @@ class WeightsFolder:
     path: Path
     files: Mapping[str, str]
     """Name -> SHA-256, of every file that is read."""
+    address: str = ""
+    """hf://OWNER/NAME@COMMIT of a model of the hub."""
+
+    @property
+    def name(self) -> str:
+        """Its name in manifests and cards: the model's, or the folder's."""
+        return self.address.rpartition("/")[2].partition("@")[0] or self.path.name
 
     @property
     def digest(self) -> str:
@@ -98,15 +105,22 @@ class WeightsFolder:
         terms = {name: digest for name, digest in self.files.items() if _TERMS.fullmatch(name)}
         facts = _card_facts(self.path / CARD) if CARD in self.files else {}
         return {
-            "name": self.path.name,
+            "name": self.name,
             "digest": self.digest,
+            **({"address": self.address} if self.address else {}),
             "model_type": self.config.get("model_type"),
             "card": facts,
             **({"terms": terms} if terms else {}),
         }
 
 
-def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file) -> WeightsFolder:
+def is_read(name: str) -> bool:
+    """Return whether a file of a model's repository is read."""
+    known = name in (CONFIG, TOKENIZER, CARD, INDEX, SINGLE) or _TERMS.fullmatch(name)
+    return bool(known or re.fullmatch(r"model-\d+-of-\d+\.safetensors", name))
+
+
+def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file, address: str = "") -> WeightsFolder:
     """Hash the files of a folder of weights, by `digest_of`.
 
     Raises:
@@ -115,7 +129,7 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file) -> W
     """
     if not path.is_dir():
         raise MissingInput(
-            f"{FIELD}: there is no folder {path}. Give a local folder, relative to the run's file.{hub_hint(path)}"
+            f"{FIELD}: there is no folder {path}. Give a folder, relative to the run's file, or hf://OWNER/NAME."
         )
     required = [CONFIG, TOKENIZER]
     if (path / INDEX).exists():
@@ -135,7 +149,7 @@ def open_folder(path: Path, digest_of: Callable[[Path], str] = sha256_file) -> W
         raise MissingInput(f"{FIELD}: {path} lacks {', '.join(absent)}. Fetch the whole folder again.")
     known = [entry.name for entry in path.iterdir() if entry.name == CARD or _TERMS.fullmatch(entry.name)]
     names = [*required, *(name for name in known if (path / name).is_file())]
-    return WeightsFolder(path, {name: digest_of(path / name) for name in names})
+    return WeightsFolder(path, {name: digest_of(path / name) for name in names}, address)
 
 
 def _card_facts(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pretrain.data.tokenizer_check import tokenizer_of
 from pretrain.export.architectures import tensors_of
 from pretrain.export.export_family import ExportedTensor, expert_bias_names
 from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
+from pretrain.initial_weights.hub_weights import SCHEME, fetched
 from pretrain.initial_weights.model_settings import differences, lacks_bias, read_model
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class InitialWeights:
     @property
     def source(self) -> Input:
         """Input of the run's manifest."""
-        return Input(stage="file", digest=self.folder.digest, path=self.folder.path.name)
+        return Input(stage="file", digest=self.folder.digest, path=self.folder.name)
 
     @cached_property
     def _tensors(self) -> dict[str, ExportedTensor]:
@@ -144,7 +145,13 @@ def open_weights(recipe: TrainRecipe, runtime: Runtime) -> InitialWeights | None
     if recipe.train.continue_from:
         raise ConfigError(f"{FIELD} with train.continue_from: a run starts from one of them; remove the other")
     digests = Digests(replace(runtime, mode="all"))
-    folder = open_folder(runtime.root / recipe.train.initial_weights, digests.of)
+    named = recipe.train.initial_weights
+    of_hub = fetched(named, runtime) if named.startswith(SCHEME) else None
+    if of_hub is None:
+        folder = open_folder(runtime.root / named, digests.of)
+    else:
+        folder = open_folder(of_hub.folder, digests.of, of_hub.address)
+        of_hub.refuse_other(folder.files)
     digests.save()
     try:
         theirs = read_model(folder.config)

@@ -489,10 +489,12 @@ def steps_are_within_the_run(recipe: TrainRecipe, settings: Settings, hardware: 
     """
     last = recipe.train.steps
     ramp = [
-        (f"train.batch_size_ramp.{n}.until_step", e.until_step + 1) for n, e in enumerate(recipe.train.batch_size_ramp)
+        (f"train.batch_size_ramp[entry {number}].until_step", entry.until_step + 1)
+        for number, entry in enumerate(recipe.train.batch_size_ramp, 1)
     ]
     turns = [
-        (f"train.mixture.{number}.from_step", entry.from_step) for number, entry in enumerate(recipe.train.mixture)
+        (f"train.mixture[entry {number}].from_step", entry.from_step)
+        for number, entry in enumerate(recipe.train.mixture, 1)
     ]
     fields = [
         ("checkpoint", settings.checkpoint, "every_steps", 0),

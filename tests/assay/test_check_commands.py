@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import fnmatch
+import hashlib
 import json
 
 import pytest
+from huggingface_hub import DatasetCard
 
 from assay.cli.main import main
+from tests.governance.upload_server import TOKEN, running_hub
 
 
 @pytest.fixture
@@ -35,17 +40,45 @@ WRONG = [
 REFERENCE = ("--set", 'audit.reference="reference.json"', "--set", "audit.min_drift_documents=50")
 
 
-def test_a_reference_is_frozen_once_from_a_corpus_that_was_let_through(project, typed):
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub to upload to."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by Git LFS
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_reference(project, typed, hub):
     assert typed("data prepare")[0] == 0
     file = project / "reference.json"
     status, said = typed("governance freeze", file)
     assert (status, file.exists()) == (77, False), said
+    assert typed("data push", "lab/tales")[0] == 77
+    assert typed("data push", "tales")[0] == 78
+    assert hub.repositories == {}, "nothing was sent"
     docs = project / "docs"
     status, said = typed("governance check", "--data-docs", docs)
     assert status == 0, said
     assert "need no network" in said
     assert list(docs.glob("validations/drift/**/*.html")) == []
     assert len(list(docs.glob("validations/token_shards/**/*.html"))) == 1
+    status, said = typed("data push", "lab/tales")
+    assert (status, "lab/tales: 1 shard(s) of documents" in said) == (0, True), said
+    assert hub.repositories["lab/tales"]["type"] == "dataset"
+    card = DatasetCard(hub.files.pop("README.md").decode())
+    assert (card.data.license, card.data.language) == (["cc0-1.0"], ["en"])
+    assert "# Datasheet of encode/" in card.text
+    [(name, data)] = hub.files.items()
+    assert fnmatch.fnmatch(name, card.data.configs[0]["data_files"][0]["path"])
+    [made] = (project / "root" / "redact").glob("*/documents/*.parquet")
+    assert data == made.read_bytes()
+    stated = json.loads((project / "root" / "journal.jsonl").read_text().splitlines()[-1])["envelope"]["payload"]
+    assert hashlib.sha256(data).hexdigest() in base64.b64decode(stated).decode()
     assert typed("governance freeze", file)[0] == 0
     whole = file.read_bytes()
     assert typed("governance freeze", file)[0] == 78

@@ -31,6 +31,7 @@ SURFACE = {
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
     "data prepare": [*COMMON, "--engine", "--merge", "--task", "--wait"],
+    "data push": [*COMMON, "--public", "OWNER/NAME"],
     "data show": [*COMMON[:-1], "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
     "data train-classifier": COMMON,
@@ -105,6 +106,8 @@ def test_surface_is_pinned_and_each_command_exists():
         (["report"], None), (["train", "report"], None), ([], None),
         (["report", "./verify"], ["report", "write", "./verify"]), (["report", "verfiy", "x"], None),
         (["report", "-v", "verify", "x"], None), (["report", "-q", "x.toml"], ["report", "write", "-q", "x.toml"]),
+        (["report", "x.toml", "last"], ["report", "write", "x.toml"]),
+        (["report", "verify", "x.toml", "last"], ["report", "verify", "x.toml"]),
         (["help"], ["--help"]), (["help", "data", "show"], ["data", "show", "--help"]),
     ],
 )  # fmt: skip

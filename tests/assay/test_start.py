@@ -120,7 +120,7 @@ def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way,
     """A pattern that matches nothing, a source that nobody has, a package that is not installed, a decay that flips."""
     for setting, words in (
         ('optim.groups=[{pattern = "lm_haed"}]', "'lm_haed' matches no parameter; the nearest names are lm_head"),
-        ("train.mixture=[{from_step = 1, weights = {nobody = 1.0}}]", "train.mixture.0.weights names 'nobody'"),
+        ("train.mixture=[{from_step = 1, weights = {nobody = 1.0}}]", "train.mixture[entry 1].weights names 'nobody'"),
         ("optim.weight_decay=1e6", "lower the decay"),
         ("engine.deepspeed.gradient_clipping=2.0", "gradient_clipping (set optim.gradient_clipping)"),
         ("engine.deepspeed.prefetch=1", "this DeepSpeed knows no key prefetch"),

@@ -17,6 +17,10 @@ def source(rest: str, kind: str = "jsonl") -> str:
 LOADED = {  # reported before anything is read
     source("paths=[3]"): "data.sources[entry 1].paths[entry 1] = 3: is not text; put it in quotes",
     source('paths=["a.jsonl"],language="English language"'): 'language = "English language"',
+    'data.sources=[{type="jsonl",name="tales",licence="MIT",files=["a.jsonl"]}]': (
+        "data.sources[entry 1].files: unknown key; did you mean 'paths'?"
+    ),
+    'data.sources=[{type="hub",name="tales",licence="MIT",path="a/b"}]': "path: unknown key; did you mean 'dataset'?",
     source('paths=["t/*.txt"],language_by_path="("', "text"): "is not a regular expression: missing )",
     source('paths=["t/*.txt"],language_by_path="(?P<language>x){1001}"', "text"): "is not a regular expression",
     source('paths=["t/*.txt"],language_by_path="(?=x)(?P<language>x)"', "text"): "is not a regular expression",

@@ -14,12 +14,13 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import hub
 from data_pipeline.readers.sources import HubSource, JsonlSource, ParquetSource
 from data_pipeline.tokens.tokenizer import TokenizerConfig, take_over
+from governance import hub_client
 from governance.errors import ConfigError, MissingInput, hub_hint
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner
+from governance.lineage.unlisted_files import note_faults, strays
 from governance.stage import Runtime
-from pretrain.initial_weights.folder import open_folder
 from tests.hub_server import HubRepository, HubServer
 
 
@@ -39,7 +40,7 @@ FILES = {
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(hub, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(hub_client, "_WAITS", (0.01, 0.01))
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with HubServer({"lab/news": HubRepository(dict(FILES))}) as running:
@@ -127,8 +128,11 @@ def test_a_listing_that_no_trusted_key_signed_is_made_again(server, tmp_path):
     requests = len(server.requests)
     assert hub.list_hub(source(), signed) == first
     assert len(server.requests) == requests, "found without the hub"
+    assert strays({}, signed.root).problems == []
+    assert note_faults([], signed.root, signed.hooks.signer).problems == []
     for note in (tmp_path / "root" / "fetch").glob("hub-*.json"):
         note.write_text(json.dumps({"commit": "e" * 40, "files": []}))
+    assert len(note_faults([], signed.root, signed.hooks.signer).problems) == 2, "of the branch and of its commit"
     assert hub.list_hub(source(), signed) == first
 
 
@@ -180,7 +184,7 @@ def test_a_token_opens_a_private_data_set(server, tmp_path, monkeypatch):
 
 def test_no_hub_at_all(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(MissingInput, match=r"cannot be fetched .*hf download --repo-type dataset lab/news"):
+    with pytest.raises(MissingInput, match=r"cannot be read from the hub .*hf download --repo-type dataset lab/news"):
         made(tmp_path, source())
 
 
@@ -273,6 +277,4 @@ def test_a_model_as_hf_path_is_refused_with_the_command_that_fetches_it(tmp_path
         model_files(path, "quality")
     with pytest.raises(MissingInput, match=words):
         take_over(path, TokenizerConfig(path="hf://lab/model@main/tokenizer.json"))
-    with pytest.raises(MissingInput, match=words):
-        open_folder(tmp_path / "hf://lab/model")
     assert hub_hint(tmp_path) == ""

@@ -101,7 +101,9 @@ def test_a_ramp_that_does_not_divide_or_rise_is_reported():
     stages = ({"until_step": 5, "global_batch_size": 6}, {"until_step": 9, "global_batch_size": 8})
     config = train_config(batch_size_ramp=stages, global_batch_size=16)
     refuse_uneven(config, 2, 1)
-    with pytest.raises(ConfigError, match=r"train\.batch_size_ramp\.0\.global_batch_size = 6 is not a multiple of"):
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_size_ramp\[entry 1\]\.global_batch_size = 6 is not a multiple of"
+    ):
         refuse_uneven(config, 2, 2)
     with pytest.raises(ValueError, match=r"until_step is \[9, 5\]; it must rise"):
         train_config(batch_size_ramp=stages[::-1])

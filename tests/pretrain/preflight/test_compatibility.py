@@ -290,12 +290,12 @@ WARNED_OF = [
     (
         "steps_are_within_the_run",
         {"batch_size_ramp": (RampConfig(until_step=10, global_batch_size=4),)},
-        "train.batch_size_ramp.0.until_step (step 11)",
+        "train.batch_size_ramp[entry 1].until_step (step 11)",
     ),
     (
         "steps_are_within_the_run",
         {"mixture": (MixtureConfig(from_step=11, weights={"a": 1}),)},
-        "0.from_step (step 11)",
+        "train.mixture[entry 1].from_step (step 11)",
     ),
     ("steps_are_within_the_run", {"where": {"checkpoint": CheckpointConfig(every_steps=11)}}, "checkpoint.every_steps"),
     ("steps_are_within_the_run", {"where": {"evaluation": EvaluationConfig(every_steps=11)}}, "evaluation.every_steps"),

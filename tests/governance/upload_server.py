@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_" + "a" * 34
-LARGE = ".safetensors"
+LARGE = (".safetensors", ".parquet")
 
 
 class Hub(ThreadingHTTPServer):
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.objects[value["oid"]]
-            name = path.removeprefix("/api/models/").partition("/commit/")[0]
+            name = path.split("/", 3)[3].partition("/commit/")[0]
             url = f"{hub.endpoint}/{name}/commit/{'c' * 40}"
             self._answer({"success": True, "commitOid": "c" * 40, "commitUrl": url})
         else:

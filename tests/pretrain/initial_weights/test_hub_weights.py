@@ -1,0 +1,97 @@
+"""Initial weights from the hub, against a local server of its interface: pinned, verified, explained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from governance import hub_client
+from governance.errors import CheckpointError, ConfigError, MissingInput
+from governance.stage import Runtime
+from pretrain.checkpoint.load import parent_of
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.initial_weights.model_settings import read_model
+from pretrain.initial_weights.start import open_weights
+from tests.hub_server import HubRepository, HubServer
+from tests.pretrain.initial_weights.test_initial_weights import saved
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files of a model's repository, one of them that Assay does not read."""
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    saved("llama", folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    (folder / "pytorch_model.bin").write_bytes(b"not read")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def server(monkeypatch, files, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(hub_client, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with HubServer({"lab/tiny": HubRepository(dict(files))}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def recipe(files, address="hf://lab/tiny"):
+    train = TrainConfig(sequence_length=16, global_batch_size=2, steps=1, initial_weights=address)
+    return TrainRecipe(
+        model=read_model(json.loads(files["config.json"])), optim=OptimConfig(learning_rate=1e-3), train=train
+    )
+
+
+def test_a_model_is_fetched_once_at_the_commit_of_its_branch(server, files, tmp_path):
+    runtime = Runtime(tmp_path / "root", command="assay train x.toml")
+    with pytest.raises(MissingInput, match=r"not fetched yet\. Fetch it with: assay train x\.toml"):
+        open_weights(recipe(files), replace(runtime, make=False))
+    first = open_weights(recipe(files), runtime)
+    assert {name: first.folder.files.get(name) is not None for name in files} == {
+        name: name in ("config.json", "tokenizer.json", "model.safetensors", "README.md") for name in files
+    }
+    facts = first.folder.facts()
+    assert (facts["name"], facts["address"]) == ("tiny", f"hf://lab/tiny@{'c' * 40}")
+    assert (facts["card"], first.source.path) == ({"license": "apache-2.0"}, "tiny")
+    assert not any("pytorch_model" in request for request in server.requests)
+    server.repositories["lab/tiny"].commit = "d" * 40  # the branch moves on
+    requests = len(server.requests)
+    again = open_weights(recipe(files), replace(runtime, make=False))
+    assert (again.folder.digest, again.folder.address) == (first.folder.digest, first.folder.address)
+    assert len(server.requests) == requests, "found without the hub"
+
+
+def test_weights_that_are_not_what_was_listed_are_refused(server, files, tmp_path):
+    runtime = Runtime(tmp_path / "root")
+    folder = open_weights(recipe(files), runtime).folder.path
+    weights = (folder / "model.safetensors").resolve()
+    weights.write_bytes(files["model.safetensors"][:-1] + b"\xff")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not what the hub listed for hf://lab/tiny@c{40}"):
+        open_weights(recipe(files), runtime)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "words"),
+    [
+        ("hf://tiny", ConfigError, r"is not hf://OWNER/NAME\[@REVISION\]"),
+        ("hf://lab/none", MissingInput, "train.initial_weights: .*(not found on the hub|without a valid token)"),
+        ("hf://lab/tiny@v9", MissingInput, "the model 'lab/tiny' at v9: there is no such revision"),
+    ],
+)
+def test_an_address_that_the_hub_does_not_know_is_refused(server, files, tmp_path, address, error, words):
+    with pytest.raises(error, match=words):
+        open_weights(recipe(files, address), Runtime(tmp_path))
+
+
+def test_continue_from_needs_a_state_which_the_hub_has_not(tmp_path):
+    train = TrainConfig(sequence_length=16, global_batch_size=2, steps=1, continue_from="hf://lab/tiny")
+    with pytest.raises(CheckpointError, match=r'train\.initial_weights = "hf://lab/tiny"'):
+        parent_of(train, tmp_path)
