@@ -23,6 +23,7 @@ import contextlib
 import difflib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,25 @@ def hub_hint(path: Path) -> str:
         return ""
     owner_and_name = "/".join(path.parts[path.parts.index("hf:") + 1 :][:2]).partition("@")[0]
     return f" Models of the hub are fetched first: hf download {owner_and_name} --local-dir FOLDER; then give FOLDER."
+
+
+@contextlib.contextmanager
+def read_errors(
+    path: Path, fault: str = "cannot be read", fix: str = "Remove its folder and make it again."
+) -> Iterator[None]:
+    """Turn errors of a file of the root that cannot be read into `ManifestError`.
+
+    Those of the system, of Arrow and of JSON, and a column or key that is missing.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        arrow = getattr(sys.modules.get("pyarrow"), "ArrowException", OSError)
+        if not isinstance(error, (OSError, ValueError, KeyError, arrow)):
+            raise
+        raise ManifestError(f"{path}: {fault}: {error}. {fix}") from error
 
 
 @contextlib.contextmanager

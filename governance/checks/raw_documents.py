@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from governance.checks.duplicate_ids import Repeats
 from governance.checks.suites import SuiteTable, frame_of, read_columns, without_empty_text
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.files import sha256_bytes
 from governance.manifest import Manifest
 
@@ -57,10 +57,8 @@ def read_ids(path: Path) -> pa.ChunkedArray:
     Raises:
         ManifestError: it cannot be read, or an id is null.
     """
-    try:
+    with read_errors(path, "its ids cannot be read"):
         return pq.read_table(path, columns=["id"], partitioning=None)["id"].cast(pa.large_string())
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ManifestError(f"{path}: its ids cannot be read: {error}. Remove its folder and make it again.") from error
 
 
 def day_of(ingest: Manifest) -> str:
@@ -110,18 +108,15 @@ def _digests(shard: RawShard, expected: pa.ChunkedArray) -> tuple[pa.Array, pa.A
     """Match of each text with its stated digest, and its length."""
     fits: list[int | None] = [None] * len(expected)
     sizes: list[int | None] = [None] * len(expected)
-    try:
-        with pq.ParquetFile(shard.path) as file:
-            if file.num_row_groups:
-                chosen = int(shard.sha256[:8], 16) % file.num_row_groups
-                first = sum(file.metadata.row_group(group).num_rows for group in range(chosen))
-                texts = file.read_row_group(chosen, columns=["text"])["text"].cast(pa.large_binary())
-                stated = expected.slice(first, len(texts)).to_pylist()
-                for row, (text, digest) in enumerate(zip(texts, stated, strict=True), first):
-                    fits[row] = int(sha256_bytes(text.as_buffer()) == digest)
-                    sizes[row] = len(text.as_buffer())
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{shard.path}: its texts cannot be read: {error}. Make it again.") from error
+    with read_errors(shard.path, "its texts cannot be read", "Make it again."), pq.ParquetFile(shard.path) as file:
+        if file.num_row_groups:
+            chosen = int(shard.sha256[:8], 16) % file.num_row_groups
+            first = sum(file.metadata.row_group(group).num_rows for group in range(chosen))
+            texts = file.read_row_group(chosen, columns=["text"])["text"].cast(pa.large_binary())
+            stated = expected.slice(first, len(texts)).to_pylist()
+            for row, (text, digest) in enumerate(zip(texts, stated, strict=True), first):
+                fits[row] = int(sha256_bytes(text.as_buffer()) == digest)
+                sizes[row] = len(text.as_buffer())
     return pa.array(fits, pa.int64()), pa.array(sizes, pa.int64())
 
 

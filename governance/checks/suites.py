@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from governance.errors import ManifestError
+from governance.errors import ManifestError, read_errors
 from governance.manifest import Manifest
 from governance.verified_files import intact
 
@@ -33,6 +33,7 @@ FUNNEL = ("ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decon
 """The stages that pass documents, in their order."""
 ALL = "(all)"
 _NO_TEXT = "quarantine:no_text"
+_UNREADABLE = "cannot be read as Parquet"
 _RECORDS = 3  # of a source, that a message names
 _NO_LANGUAGE = ("und",)  # an unknown language is a missing value, not a string
 
@@ -84,25 +85,17 @@ def read_columns(path: Path, without: Sequence[str] = ()) -> pa.Table:
     Raises:
         ManifestError: it cannot be read.
     """
-    try:
+    with read_errors(path, _UNREADABLE):
         names = [name for name in pq.read_schema(path).names if name not in without]
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
     return _read(path, names)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
+    with read_errors(path, _UNREADABLE):
         table = pq.read_table(path, columns=columns, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
     if columns is not None and (absent := sorted(set(columns) - set(table.column_names))):
         raise ManifestError(f"{path}: lacks the columns {absent}. Remove its folder and make it again.")
     return table
-
-
-def _unreadable(path: Path, error: Exception) -> ManifestError:
-    return ManifestError(f"{path}: cannot be read as Parquet: {error}. Remove its folder and make it again.")
 
 
 def without_empty_text(table: pa.Table, absent: Mapping[str, Sequence[str]]) -> pa.Table:

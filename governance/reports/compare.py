@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from governance.errors import ManifestError, MissingInput
+from governance.errors import MissingInput
 from governance.manifest import Manifest, read_manifest
+from governance.reports.documents.all_documents import read_report
 from governance.reports.html.markup import (
     UNKNOWN,
     Html,
@@ -26,6 +27,7 @@ from governance.reports.html.markup import (
 )
 from governance.reports.html.svg_figures import Curve, chart
 from governance.reports.sections.page import runs_page
+from governance.reports.terminal import aligned
 
 _LONGEST = 60  # characters of a setting's value
 
@@ -47,11 +49,6 @@ def side_of(report: Manifest, root: Path, name: str) -> Side:
     Raises:
         ManifestError: report.json cannot be read.
     """
-    path = root / report.folder / "report.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and report again.") from error
     settings: dict[str, Any] = {}
     for item in report.inputs:
         try:
@@ -60,7 +57,7 @@ def side_of(report: Manifest, root: Path, name: str) -> Side:
             continue
         settings[f"{item.stage}.(version)"] = manifest.version
         settings |= {f"{item.stage}.{key}": value for key, value in _flat(manifest.config) if key}
-    return Side(name, report.digest, found, settings)
+    return Side(name, report.digest, read_report(report, root), settings)
 
 
 def _flat(value: Any, place: str = "") -> list[tuple[str, Any]]:
@@ -175,14 +172,9 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
         f"B  {found['names'][1]}  {found['digests'][1][:16]}",
     ]
     for title, rows in found["sections"].items():
-        lines += ["", *_aligned([[title, "A", "B", "B - A"], *rows])]
+        lines += ["", *aligned([[title, "A", "B", "B - A"], *rows])]
     lines += ["", f"Settings that differ: {len(found['changed'])}"]
-    return [visible(line) for line in [*lines, *_aligned([["setting", "A", "B"], *found["changed"]])]]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [visible(line) for line in [*lines, *aligned([["setting", "A", "B"], *found["changed"]])]]
 
 
 def comparison_page(found: Mapping[str, Any]) -> str:

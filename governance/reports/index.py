@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,10 +11,12 @@ from urllib.parse import quote
 from governance.errors import ManifestError, MissingInput
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
-from governance.reports.html.markup import UNKNOWN, Html, compact, digest, energy, foreign, number, table, tag, visible
+from governance.reports.documents.all_documents import read_report
+from governance.reports.html.markup import UNKNOWN, compact, digest, energy, foreign, number, table, tag, visible
 from governance.reports.recompute import newest_report
 from governance.reports.sections.page import runs_page
 from governance.reports.sections.page_one import BADGES
+from governance.reports.terminal import aligned
 
 _DEPTH = 3
 
@@ -31,7 +32,7 @@ def runs_below(folder: Path, base: Path) -> list[Row]:
     for root in dict.fromkeys(_roots(folder)):
         try:
             manifest = newest_report(root)
-            found = json.loads((root / manifest.folder / "report.json").read_bytes())
+            found = read_report(manifest, root)
             row = _row(found, root, folder, os.path.relpath(root / manifest.folder / "report.html", base))
         except (ManifestError, MissingInput, OSError, ValueError, KeyError) as error:
             get_logger(__name__).warning("index: %s is skipped: %s", root, error)
@@ -56,9 +57,7 @@ def _row(found: dict[str, Any], root: Path, folder: Path, link: str) -> Row:
 def index_lines(rows: Sequence[Row]) -> list[str]:
     """The table on a terminal."""
     head = ("run", "verdict", "steps", "val. loss", "energy", "wasted", "finished")
-    cells = [head, *(tuple(map(visible, _cells(row))) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return aligned([head, *(tuple(map(visible, _cells(row))) for row in rows)])
 
 
 def _cells(row: Row) -> list[str]:
@@ -79,7 +78,7 @@ def index_page(rows: Sequence[Row], name: str) -> str:
     lines = [
         [
             [tag("a", foreign(row["name"]), href=quote(row["link"])), tag("br"), digest(row["digest"])],
-            _badge(row["summary"]["verdict"]),
+            tag("span", row["summary"]["verdict"], class_=f"pill {BADGES.get(row['summary']['verdict'], 'bad')}"),
             foreign(row["first"]),
             *_cells(row)[2:6],
             f"{energy(row['summary']['energy_low_joules'])} – {energy(row['summary']['energy_high_joules'])}",
@@ -94,7 +93,3 @@ def index_page(rows: Sequence[Row], name: str) -> str:
         table("Runs", head, lines, numeric=(3, 4, 5, 6, 7, 8)),
     ]
     return runs_page(f"Runs in {name}", body)
-
-
-def _badge(word: str) -> Html:
-    return tag("span", word, class_=f"pill {BADGES.get(word, 'bad')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -
             rows = {_ALL: stats, **dict(sorted(stats.get("by_source", {}).items()))}
             lines += [_row(manifest.stage, source, counts) for source, counts in rows.items()]
     lines += ["", *_reasons(manifests)]
-    lines += _tables(manifests)
+    lines += [line for table in counted(manifests) for line in ("", *_table(table))]
     for manifest in manifests:
         for histogram in distributions(manifest, root):
             lines += ["", *_histogram(histogram)]
@@ -64,23 +64,20 @@ def _reasons(manifests: Sequence[Manifest]) -> list[str]:
     ]
 
 
-def _tables(manifests: Sequence[Manifest]) -> list[str]:
-    return [line for table in counted(manifests) for line in ("", *_table(table))]
-
-
 def _table(table: Mapping[str, Any]) -> list[str]:
     """A table with columns as wide as their cells; numbers align right."""
     rows = [[f"{cell:,}" if isinstance(cell, int) else visible(cell) for cell in row] for row in table["rows"]]
     right = {place for row in table["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
-    widths = [max(map(len, column)) for column in zip(table["head"], *rows, strict=True)]
-    lines = []
-    for row in [table["head"], *rows] if rows else []:
-        cells = [
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"  {'  '.join(cells)}".rstrip())
+    lines = [f"  {line}" for line in aligned([table["head"], *rows], right)] if rows else []
     return [table["title"], *(lines or ["  none"]), *([f"  {table['note']}"] if table["note"] else [])]
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Rows in columns as wide as their cells; those of `right` align right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([cell.rjust(width) if place in right else cell.ljust(width)
+              for place, (cell, width) in enumerate(zip(row, widths, strict=True))] for row in rows)  # fmt: skip
+    return ["  ".join(row).rstrip() for row in cells]
 
 
 def _histogram(histogram: Mapping[str, Any]) -> list[str]:

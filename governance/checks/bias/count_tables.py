@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.checks.bias.provenance_columns import SMALL_SITES
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.files import atomic_path
 from governance.kernels.behind_counts import EXAMPLES
 
@@ -139,10 +139,8 @@ def merge_parts(paths: Iterable[Path], most_sites: int = MOST_SITES) -> dict[str
 
 
 def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
+    with read_errors(path):
         return pq.read_table(path, partitioning=None, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
 
 
 def _largest_sites(paths: Sequence[Path], most: int) -> pa.Array | None:

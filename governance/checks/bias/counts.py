@@ -56,7 +56,7 @@ from governance.checks.bias.provenance_columns import BUCKETS, UNKNOWN, bucket_o
 from governance.checks.bias.sentence_tables import removed_tables, sentence_tables
 from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, pack_lexicon
 from governance.config import Section
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.parallel import ShardMade
 
 if TYPE_CHECKING:
@@ -95,15 +95,13 @@ def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
         ManifestError: it cannot be read, or lacks a column.
     """
     columns = [*_COLUMNS, *(["reason"] if removed else [])]
-    try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns, use_threads=False).select(columns)
-                pa.default_memory_pool().release_unused()  # else a worker keeps the memory of its largest group
-    except (KeyError, ValueError, pa.ArrowException, OSError) as error:
-        raise ManifestError(
-            f"{path}: cannot be read as a document shard: {error}. Remove its folder and make it again."
-        ) from error
+    with (
+        read_errors(path, "cannot be read as a document shard"),
+        pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file,
+    ):
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns, use_threads=False).select(columns)
+            pa.default_memory_pool().release_unused()  # else a worker keeps the memory of its largest group
 
 
 def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> dict[str, pa.Table]:

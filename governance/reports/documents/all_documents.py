@@ -18,9 +18,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from governance.config import Section
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.files import json_text, write_text
 from governance.lineage.lineage_graph import read_graph
 from governance.lineage.prov import prov_document
@@ -68,17 +69,15 @@ def documents(artifacts: Mapping[str, Manifest], report: Manifest, runtime: Runt
     return run_stage(Recipe("documents", VERSION, DocumentsSection()), inputs, runtime, make)
 
 
-def read_report(report: Manifest, root: Path) -> dict[str, object]:
+def read_report(report: Manifest, root: Path) -> dict[str, Any]:
     """Contents of a report's report.json.
 
     Raises:
         ManifestError: it cannot be read.
     """
     path = root / report.folder / "report.json"
-    try:
-        found: dict[str, object] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and report again.") from error
+    with read_errors(path, fix="Remove its folder and report again."):
+        found: dict[str, Any] = json.loads(path.read_bytes())
     return found
 
 

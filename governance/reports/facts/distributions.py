@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.manifest import Manifest
 from governance.reports.html.markup import compact
 
@@ -40,7 +40,10 @@ def distributions(manifest: Manifest, root: Path) -> list[dict[str, Any]]:
     paths = manifest.files(_ROLES[manifest.stage], root) if manifest.stage in _ROLES else []
     if not paths:
         return []
-    known = _columns(paths[0])
+    import pyarrow.parquet as pq
+
+    with read_errors(paths[0]):
+        known = pq.read_schema(paths[0]).names
     columns = [(name, True) for name in _SIZES.get(manifest.stage, ()) if name in known]
     shares = [name for name in known if name not in _NOT_SCORES] if manifest.stage == "classify" else ()
     columns += [(name, False) for name in (*_SHARES.get(manifest.stage, ()), *shares) if name in known]
@@ -63,30 +66,16 @@ def _bins(sizes: bool) -> int:
     return _DOUBLINGS if sizes else _SHARE_BINS
 
 
-def _columns(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
-
-
 def _groups(path: Path, names: list[str], with_kept: bool) -> Iterator[tuple[Any, dict[str, Any]]]:
     import numpy as np
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     selected = [*names, "kept"] if with_kept else names
-    try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=selected)
-                values = {name: table[name].to_numpy() for name in names}
-                yield (table["kept"].to_numpy() if with_kept else np.ones(len(table), bool)), values
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+    with read_errors(path), pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=selected)
+            values = {name: table[name].to_numpy() for name in names}
+            yield (table["kept"].to_numpy() if with_kept else np.ones(len(table), bool)), values
 
 
 def _add(counts: tuple[list[int], list[int]], values: Any, kept: Any, sizes: bool) -> None:

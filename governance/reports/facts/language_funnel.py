@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.manifest import Manifest
 
 _UNKNOWN = "und"  # ISO 639-2: undetermined
@@ -46,14 +46,11 @@ def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[
 
 
 def _counts(path: Path) -> list[tuple[str, bool, int]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with read_errors(path):
         if not {"language", "kept"} <= set(pq.read_schema(path).names):
             return []
         rows = pq.read_table(path, columns=["language", "kept"])
         counted = rows.group_by(["language", "kept"]).aggregate([([], "count_all")]).to_pylist()
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
     return [(row["language"] or _UNKNOWN, bool(row["kept"]), row["count_all"]) for row in counted]

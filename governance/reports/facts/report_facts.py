@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.factors import Factors
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.gate.explanation import policy_words, signer_words, site_words
 from governance.manifest import Manifest
 from governance.reports.facts.citations import origins
@@ -366,7 +366,5 @@ def _read(audit: Manifest | None, name: str, root: Path) -> Any:
     if audit is None:
         return None
     path = root / audit.folder / name
-    try:
+    with read_errors(path, fix="Remove its folder and audit again."):
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and audit again.") from error

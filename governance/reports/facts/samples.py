@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from governance.errors import ManifestError
+from governance.errors import read_errors
 from governance.log import get_logger
 from governance.manifest import Manifest
 
@@ -124,20 +124,16 @@ def _rows(paths: list[Path], columns: list[str], by: str) -> Iterator[dict[str, 
     Raises:
         ManifestError: a shard is not a Parquet file or lacks a column.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if len(paths) > _MOST_SHARDS:
         get_logger(__name__).info("report: examples from the first %d of %d shards", _MOST_SHARDS, len(paths))
     for path in paths[:_MOST_SHARDS]:
-        try:
-            with pq.ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    chosen = _first(file.read_row_group(group, columns=[by]).column(0).to_pylist())
-                    if chosen:
-                        yield from file.read_row_group(group, columns=columns).take(chosen).to_pylist()
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
+        with read_errors(path), pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                chosen = _first(file.read_row_group(group, columns=[by]).column(0).to_pylist())
+                if chosen:
+                    yield from file.read_row_group(group, columns=columns).take(chosen).to_pylist()
 
 
 def _first(values: list[Any]) -> list[int]:
