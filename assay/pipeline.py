@@ -34,18 +34,10 @@ from governance.errors import (
 )
 from governance.files import sha256_file
 from governance.gate.chain import require_chain
+from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
-from governance.gate.verdict import (
-    CheckResult,
-    decide,
-    gather,
-    give_verdict,
-    read_verdict,
-    require_open,
-    trusted,
-    verdict_path,
-)
+from governance.gate.verdict import gather, give_verdict, read_verdict, require_open, trusted, verdict_path
 from governance.lineage.attest import open_journal, state_mirror
 from governance.log import get_logger, run_steps
 from governance.manifest import Input, Manifest, verify

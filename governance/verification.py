@@ -33,9 +33,9 @@ from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
 from governance.signing.git_anchor import anchor_faults
-from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal import VERDICT, JournalEntry, read_journal
-from governance.signing.journal_times import ahead_words
+from governance.signing.journal import VERDICT
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import JournalEntry, ahead_words, read_journal
 from governance.signing.openssf import signature_faults
 from governance.signing.running_digests import StatedPrefix, prefix_faults
 from governance.stage import root_of

@@ -17,8 +17,8 @@ from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import differences
 from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
 from governance.signing.git_anchor import anchor_words
-from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal_times import SKEW, ahead_words, stamp
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import SKEW, ahead_words, stamp
 from governance.signing.openssf import create_model_key, default_model_key_path
 from governance.stage import read_artifact, root_of
 from governance.verification import verify_artifact, verify_root

@@ -44,8 +44,8 @@ from governance.checks.tokens import TokenReaders
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput
 from governance.files import sha256_bytes, write_json
+from governance.gate.decision import CheckResult
 from governance.gate.policy import Gate, Policy
-from governance.gate.verdict import CheckResult
 from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage

@@ -42,9 +42,9 @@ from governance.checks.judgeable import INTERVAL as _INTERVAL
 from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
 from governance.checks.judgeable import anchored, columns, exactly, unjudgeable, values_of
 from governance.checks.messages import describe, describe_intervals, rows_where
+from governance.gate.decision import CheckResult, Status
 from governance.gate.explanation import counted
 from governance.gate.policy import Gate
-from governance.gate.verdict import CheckResult, Status
 from governance.processes import time_limit
 
 if TYPE_CHECKING:

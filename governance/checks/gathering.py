@@ -26,8 +26,8 @@ from governance.checks.expectations import run_suite
 from governance.checks.suites import SuiteTable, frame_of
 from governance.config import Section
 from governance.files import write_json
+from governance.gate.decision import CheckResult
 from governance.gate.policy import Gate
-from governance.gate.verdict import CheckResult
 
 
 class SuiteSection(Section):

@@ -26,8 +26,8 @@ from governance.checks.suites import SuiteTable, disagreement, document_table, r
 from governance.checks.tokens import TokenReaders, count_tokens, shards_of, token_shard_rows
 from governance.config import Section, canonical_json
 from governance.files import sha256_bytes, write_json
+from governance.gate.decision import CheckResult
 from governance.gate.policy import Gate
-from governance.gate.verdict import CheckResult
 from governance.manifest import Manifest, Output
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, sum_stats
 from governance.stage import Recipe, Runtime

@@ -81,8 +81,8 @@ def _gate(ours: Gate, theirs: Gate) -> Iterator[tuple[str, bool]]:
         new, old = getattr(ours, field), getattr(theirs, field)
         if new == old:
             continue
-        looser = _LOOSER.get(field, _always)
-        yield f"{field} is {_text(new)}, was {_text(old)}", looser(ours, theirs)
+        looser = field not in _LOOSER or _LOOSER[field](ours, theirs)
+        yield f"{field} is {_text(new)}, was {_text(old)}", looser
 
 
 def _text(value: Any) -> str:
@@ -91,22 +91,6 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "empty"
     return "not set" if value is None or value in ("", {}) else str(value)
-
-
-def _always(ours: Gate, theirs: Gate) -> bool:
-    return True
-
-
-def _never(ours: Gate, theirs: Gate) -> bool:
-    return False
-
-
-def _least(ours: Gate, theirs: Gate) -> bool:
-    return theirs.min is not None and (ours.min is None or ours.min < theirs.min)
-
-
-def _greatest(ours: Gate, theirs: Gate) -> bool:
-    return theirs.max is not None and (ours.max is None or ours.max > theirs.max)
 
 
 def _values(ours: Gate, theirs: Gate) -> bool:
@@ -138,8 +122,8 @@ def _rule(ours: Gate, theirs: Gate) -> bool:
 
 
 _LOOSER: dict[str, Callable[[Gate, Gate], bool]] = {
-    "min": _least,
-    "max": _greatest,
+    "min": lambda ours, theirs: theirs.min is not None and (ours.min is None or ours.min < theirs.min),
+    "max": lambda ours, theirs: theirs.max is not None and (ours.max is None or ours.max > theirs.max),
     "values": _values,
     "rule": _rule,
     "mostly": lambda ours, theirs: ours.mostly < theirs.mostly,
@@ -148,8 +132,8 @@ _LOOSER: dict[str, Callable[[Gate, Gate], bool]] = {
     "severity": lambda ours, theirs: ours.severity == "warning",
     "on_inconclusive": lambda ours, theirs: ours.on_inconclusive == "show",
     "sha256": lambda ours, theirs: bool(theirs.sha256),
-    "seconds": _never,  # more than it takes is an error, never a pass
-    "why": _never,
+    "seconds": lambda ours, theirs: False,  # more than it takes is an error, never a pass
+    "why": lambda ours, theirs: False,
 }
 """Field -> whether its change loosens a gate; a field that is not here always does. `min_n` is not: a lower one judges
 on less, a higher one leaves small groups out of what is judged."""

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from governance.errors import GateClosed, ManifestError, MissingInput
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
-from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal import Journal, JournalEntry
+from governance.signing.journal import Journal
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import JournalEntry
 
 Stated = Mapping[str, JournalEntry]
 """The last entry about each file, by its path below the root."""

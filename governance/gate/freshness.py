@@ -16,8 +16,8 @@ from typing import Any
 from governance.errors import ManifestError
 from governance.files import sha256_file
 from governance.manifest import Manifest
-from governance.signing.journal import VERDICT, Journal, JournalEntry
-from governance.signing.journal_times import SKEW, since_clock, stamp
+from governance.signing.journal import VERDICT, Journal
+from governance.signing.journal_lines import SKEW, JournalEntry, since_clock, stamp
 
 _HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import ManifestError
 from governance.signing.dsse import certified, verify_envelope
-from governance.signing.journal import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
 
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
@@ -112,14 +112,3 @@ def _last_statement(journal: Path, audit: tuple[str, str]) -> Any:
         if audit[0] in stated:
             return envelope if stated[audit[0]] == audit[1] else None
     return None
-
-
-def demands_of(
-    run: tuple[tuple[str, ...], Iterable[PublicKey], Mapping[str, str]],
-    sites: Iterable[tuple[tuple[str, ...], Iterable[PublicKey], Mapping[str, str]]],
-) -> list[TwoKeys]:
-    """The demands of a run's file and of each site.
-
-    Names, trusted keys, people; without names there is no demand.
-    """
-    return [TwoKeys(names[0], names[1], tuple(keys), people) for names, keys, people in (run, *sites) if names]

@@ -25,7 +25,7 @@ from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
 from governance.gate.approvals import APPROVALS, links, unapproved
 from governance.gate.chain import require_chain
-from governance.gate.decision import CheckResult, Judgement, Papers, Status, decide, strange_papers
+from governance.gate.decision import Judgement, Papers, strange_papers
 from governance.gate.explanation import explain, site_words
 from governance.gate.freshness import (
     clock_fault,
@@ -39,7 +39,7 @@ from governance.gate.gate_actions import GateAction
 from governance.gate.policy import Policy
 from governance.gate.signed_statements import read_papers, signer_id, submitters
 from governance.gate.site_policy import Site, described, pair, require_site, site_keys, sites
-from governance.gate.two_keys import TwoKeys, demands_of, two_key_faults
+from governance.gate.two_keys import TwoKeys, two_key_faults
 from governance.gate.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
 from governance.log import get_logger
 from governance.manifest import Manifest, read_manifest, verify
@@ -55,12 +55,7 @@ from governance.signing.dsse import (
     verify_envelope,
 )
 from governance.signing.journal import VERDICT, Journal
-from governance.signing.journal_times import stamp
-
-__all__ = [
-    "CheckResult", "GovernanceConfig", "Judgement", "Papers", "Status", "bound_by", "decide", "gather", "give_verdict",
-    "read_verdict", "require_open", "verdict_path",
-]  # fmt: skip
+from governance.signing.journal_lines import stamp
 
 REFUSALS = "refusals"
 """The folder of refusals below a root."""
@@ -306,7 +301,8 @@ def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Si
 def _demands(policy: Policy, config: GovernanceConfig, keys: Sequence[Any], bound: tuple[Site, ...]) -> list[TwoKeys]:
     """Required signers, by the run's file and each site."""
     by_sites = [(site.verdict_by, site.keys, site.policy.people) for site in bound]
-    return demands_of((config.verdict_by, keys, policy.people), by_sites)
+    every = [(config.verdict_by, tuple(keys), policy.people), *by_sites]
+    return [TwoKeys(names[0], names[1], roots, people) for names, roots, people in every if names]
 
 
 def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[Any]) -> dict[str, Any]:

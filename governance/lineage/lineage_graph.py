@@ -17,8 +17,9 @@ from typing import Any
 
 from governance.errors import ManifestError, MissingInput
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest
-from governance.signing.journal import FILE_NAME as JOURNAL
-from governance.signing.journal import VERDICT, JournalEntry, read_journal
+from governance.signing.journal import VERDICT
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import JournalEntry, read_journal
 
 
 @dataclass(frozen=True)

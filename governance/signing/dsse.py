@@ -30,6 +30,7 @@ from governance.signing.certificates import PREDICATE_TYPE as CERTIFICATE
 from governance.signing.certificates import Certificate, certificate_path, certificate_predicate, read_certificate
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     PublicKey = Ed25519PublicKey
@@ -65,16 +66,25 @@ def create_key(path: Path) -> None:
     Raises:
         ConfigError: a key exists already.
     """
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    key = Ed25519PrivateKey.generate()
+    write_key_pair(path, Ed25519PrivateKey.generate())
+
+
+def write_key_pair(path: Path, key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> None:
+    """Write a private key at `path` and its public half at `path`.pub.
+
+    Raises:
+        ConfigError: a key exists already.
+    """
+    from cryptography.hazmat.primitives import serialization
+
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     if path.exists() or not write_private(path, private):
         raise ConfigError(f"{path}: a key exists already. Choose another path, or move it away first.")
-    write_bytes(public_path(path), _public_pem(key.public_key()))
+    write_bytes(public_path(path), public_pem(key.public_key()))
 
 
 def public_path(path: Path) -> Path:
@@ -354,7 +364,8 @@ def pre_authentication(body: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(body), body)
 
 
-def _public_pem(key: Ed25519PublicKey) -> bytes:
+def public_pem(key: Ed25519PublicKey | EllipticCurvePublicKey) -> bytes:
+    """Text of a public key's file."""
     from cryptography.hazmat.primitives import serialization
 
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from governance.log import get_logger
-from governance.signing.journal import GIVEN_UP, Journal, JournalEntry, read_journal
+from governance.signing.journal import GIVEN_UP, Journal
+from governance.signing.journal_lines import JournalEntry, read_journal
 
 NOTES_REF = "assay"
 _SECONDS = 20

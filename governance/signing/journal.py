@@ -37,6 +37,8 @@ from governance.manifest import Input, Manifest
 from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal_lines import (
+    CLOCK,
+    CLOCK_TYPE,
     FILE_NAME,
     PREDICATE_TYPE,
     JournalEntry,
@@ -44,25 +46,14 @@ from governance.signing.journal_lines import (
     named,
     parse_line,
     read_journal,
+    read_times,
+    void,
 )
-from governance.signing.journal_times import CLOCK, read_times, void
-from governance.signing.journal_times import PREDICATE_TYPE as CLOCK_TYPE
 from governance.signing.running_digests import GROWN, Prefix, RunningDigests
 from governance.stage import now
 
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
-
-__all__ = [
-    "FILE_NAME",
-    "GIVEN_UP",
-    "PREDICATE_TYPE",
-    "VERDICT",
-    "Journal",
-    "JournalEntry",
-    "provenance",
-    "read_journal",
-]
 
 GIVEN_UP = "urn:assay:given-up:1"
 VERDICT = "verdict"

@@ -1,14 +1,27 @@
-"""Lines of a journal: parsing and verification.
+"""Lines of a journal: parsing, verification, times.
 
 A line is read before it is trusted: `parse_line` makes a `JournalEntry` of anything that has the form of one,
 `read_journal` verifies the chain and each signature, and returns the faults with their lines.
+
+Times. A check on a machine whose clock is wrong leaves a line that is dated ahead, and a journal's times never fall, so
+the root would be closed until that day. Therefore an account that may sign for the root can append a statement of the
+kind `clock` (`urn:assay:clock:1`), dated by the clock that is right. It names each line with its number, digest and
+wrong time, and gives a reason:
+
+    {"void": [{"line": 23, "sha256": "...64 hex", "time": "2027-01-06T09:00:00Z"}],
+     "verdicts": ["verdicts/....json"], "reason": "node7 booted in 2027", "account": "ann"}
+
+Later checks ignore the named times. Promise: no verdict from before such a statement opens anything; each must be given
+again. So it brings back neither an older nor an expired verdict; and it is an ordinary line of the journal, which
+nobody without a trusted key can write.
 """
 
 from __future__ import annotations
 
 import base64
+import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +31,6 @@ from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.manifest import Input
 from governance.signing.dsse import verify_envelope
-from governance.signing.journal_times import read_times
 from governance.signing.running_digests import GROWN, Prefix, read_prefix
 
 if TYPE_CHECKING:
@@ -26,6 +38,10 @@ if TYPE_CHECKING:
 
 FILE_NAME = "journal.jsonl"
 PREDICATE_TYPE = "urn:assay:provenance:1"
+CLOCK = "clock"
+CLOCK_TYPE = "urn:assay:clock:1"
+SKEW = datetime.timedelta(minutes=5)
+"""How far the clocks of two nodes may differ."""
 _FIELDS = {"envelope", "index", "kind", "previous", "time"}
 
 
@@ -172,3 +188,56 @@ def _faults(
     if said_torn != torn:
         faults.append("says that the line before it was torn" if said_torn else "follows a torn line without saying so")
     return faults
+
+
+def stamp(moment: datetime.datetime) -> str:
+    """A time in UTC, ISO 8601, to the second."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def void(lines: Iterable[JournalEntry]) -> list[dict[str, Any]]:
+    """Reference to lines with void times."""
+    return [{"line": line.index, "sha256": line.digest, "time": line.time} for line in lines]
+
+
+def read_times(lines: Sequence[JournalEntry]) -> tuple[list[JournalEntry], list[str]]:
+    """Lines with valid times, and faults of times, in words."""
+    counting: list[JournalEntry] = []
+    faults = []
+    for line in lines:
+        if line.kind == CLOCK:
+            named = line.statement["predicate"].get("void")
+            known = void(counting)
+            if not isinstance(named, list) or any(item not in known for item in named):
+                faults.append(f"line {line.index}: makes times void that no line before it has")
+                named = []
+            counting = [kept for kept, item in zip(counting, known, strict=True) if item not in named]
+        if counting and line.time < counting[-1].time:
+            faults.append(f"line {line.index}: its time falls: {line.time} after {counting[-1].time}")
+        counting.append(line)
+    return counting, faults
+
+
+def ahead(lines: Sequence[JournalEntry], moment: datetime.datetime) -> list[JournalEntry]:
+    """The lines whose times count and are ahead of a clock."""
+    latest = stamp(moment + SKEW)
+    return [line for line in read_times(lines)[0] if line.time > latest]
+
+
+def ahead_words(lines: Sequence[JournalEntry], moment: datetime.datetime) -> list[str]:
+    """Each line that is dated ahead, in words."""
+    return [
+        f"line {line.index} ({line.kind}): is dated {line.time}, ahead of this machine's clock ({stamp(moment)})"
+        for line in ahead(lines, moment)
+    ]
+
+
+def since_clock(lines: Sequence[JournalEntry]) -> tuple[JournalEntry | None, Sequence[JournalEntry]]:
+    """The last statement that voids times, and the lines after it.
+
+    None and all of them where there is none.
+    """
+    for place in range(len(lines) - 1, -1, -1):
+        if lines[place].kind == CLOCK:
+            return lines[place], lines[place + 1 :]
+    return None, lines

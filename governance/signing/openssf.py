@@ -21,14 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
 from governance.errors import ConfigError
-from governance.files import sha256_bytes, sha256_file, write_bytes, write_json, write_private
+from governance.files import sha256_bytes, sha256_file, write_json
 from governance.log import get_logger
 from governance.manifest import FILE_NAME as MANIFEST_NAME
 from governance.manifest import Manifest, manifest_text
-from governance.signing.dsse import PAYLOAD_TYPE, default_key_path, pre_authentication, public_path, statement
+from governance.signing.dsse import (
+    PAYLOAD_TYPE,
+    default_key_path,
+    pre_authentication,
+    public_path,
+    public_pem,
+    statement,
+    write_key_pair,
+)
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 FILE_NAME = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
@@ -49,16 +57,9 @@ def create_model_key(path: Path) -> None:
     Raises:
         ConfigError: a key exists already.
     """
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    if path.exists() or not write_private(path, private):
-        raise ConfigError(f"{path}: a key exists already. Choose another path, or move it away first.")
-    write_bytes(public_path(path), _public_pem(key.public_key()))
+    write_key_pair(path, ec.generate_private_key(ec.SECP256R1()))
 
 
 def model_key(path: Path) -> EllipticCurvePrivateKey:
@@ -100,7 +101,7 @@ def sign_model(manifest: Manifest, key: EllipticCurvePrivateKey, root: Path) -> 
     bundle = {
         "mediaType": _BUNDLE_TYPE,
         "verificationMaterial": {
-            "publicKey": {"hint": sha256_bytes(_public_pem(key.public_key()))},
+            "publicKey": {"hint": sha256_bytes(public_pem(key.public_key()))},
             "tlogEntries": [],
         },
         "dsseEnvelope": {
@@ -156,9 +157,3 @@ def signature_faults(manifest: Manifest, root: Path) -> list[str]:
         for file in sorted(set(signed) | set(expected))
         if signed.get(file) != expected.get(file)
     ]
-
-
-def _public_pem(key: EllipticCurvePublicKey) -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

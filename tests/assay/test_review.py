@@ -12,9 +12,9 @@ from assay.cli.review import Bench, kept_tables, review, reviewer_key
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.gate.approvals import APPROVALS, unapproved
+from governance.gate.decision import CheckResult, Papers, decide
 from governance.gate.policy import Policy
 from governance.gate.signed_statements import read_papers, signer_id
-from governance.gate.verdict import CheckResult, Papers, decide
 from governance.gate.waivers import RULINGS, Case, Waiver
 from governance.signing.dsse import create_key, private_key
 

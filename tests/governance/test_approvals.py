@@ -7,9 +7,9 @@ import pytest
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.gate.approvals import APPROVAL, APPROVALS, Approval, all_differences, policy_differences, unapproved
+from governance.gate.decision import CheckResult, Papers, decide
 from governance.gate.policy import Policy, load_policy
 from governance.gate.signed_statements import read_papers, signature_fields, signer_id, write_paper
-from governance.gate.verdict import CheckResult, Papers, decide
 from governance.signing.dsse import create_key, private_key
 
 GATE = {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from governance.checks import expectations
 from governance.checks.expectations import run_suite
+from governance.gate.decision import CheckResult
 from governance.gate.policy import Gate
-from governance.gate.verdict import CheckResult
 
 
 def gate(expectation: str, column: str = "x", **fields: object) -> Gate:

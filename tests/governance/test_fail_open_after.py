@@ -18,7 +18,8 @@ from governance.files import write_json
 from governance.gate.waivers import REFUSAL
 from governance.manifest import read_manifest
 from governance.signing.dsse import create_key, key_id, private_key, sign
-from governance.signing.journal import FILE_NAME, Journal
+from governance.signing.journal import Journal
+from governance.signing.journal_lines import FILE_NAME
 from governance.verification import verify_root
 from tests.governance.attacked import (
     FAILS,

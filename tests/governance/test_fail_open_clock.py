@@ -11,8 +11,8 @@ from governance.errors import GateClosed
 from governance.gate.policy import load_policy
 from governance.gate.verdict import verdict_path
 from governance.signing.dsse import private_key
-from governance.signing.journal import FILE_NAME, Journal, JournalEntry, read_journal
-from governance.signing.journal_times import CLOCK, read_times, void
+from governance.signing.journal import Journal
+from governance.signing.journal_lines import CLOCK, FILE_NAME, JournalEntry, read_journal, read_times, void
 from governance.verification import verify_root
 from tests.conftest import CONFIG
 from tests.governance.yard import Yard, move_clock

@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
 from governance.files import write_json
+from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import Policy
-from governance.gate.verdict import (
-    CheckResult,
-    GovernanceConfig,
-    decide,
-    give_verdict,
-    read_verdict,
-    require_open,
-    verdict_path,
-)
+from governance.gate.verdict import GovernanceConfig, give_verdict, read_verdict, require_open, verdict_path
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output, write_manifest
 from governance.signing.dsse import create_key, public_path

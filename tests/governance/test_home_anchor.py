@@ -12,7 +12,7 @@ from governance.gate.verdict import GovernanceConfig, trusted
 from governance.lineage.attest import open_journal
 from governance.signing.dsse import create_key
 from governance.signing.home_anchor import state_folder
-from governance.signing.journal import FILE_NAME, read_journal
+from governance.signing.journal_lines import FILE_NAME, read_journal
 
 _COUNT = itertools.count()  # the same statement in the same second would be the same line
 CONFIG = GovernanceConfig(signing_key="key.pem")

@@ -14,7 +14,8 @@ from governance.errors import ManifestError
 from governance.manifest import Input, Manifest
 from governance.signing.dsse import create_job_key, create_key, private_key
 from governance.signing.git_anchor import anchor, anchor_faults
-from governance.signing.journal import FILE_NAME, Journal, provenance, read_journal
+from governance.signing.journal import Journal, provenance
+from governance.signing.journal_lines import FILE_NAME, read_journal
 
 
 def open_it(root, after=lambda head: None):

@@ -12,8 +12,9 @@ import governance.manifest
 from governance import files
 from governance.config import Section, validate
 from governance.files import write_bytes, write_json
+from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import Policy
-from governance.gate.verdict import CheckResult, GovernanceConfig, decide, give_verdict
+from governance.gate.verdict import GovernanceConfig, give_verdict
 from governance.lineage.attest import attest_with, open_journal, state_mirror
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Recipe, commit

@@ -9,10 +9,11 @@ import pytest
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed
 from governance.files import write_json
+from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.policy import Gate, Policy, load_policy
 from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_paper
-from governance.gate.verdict import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.gate.verdict import GovernanceConfig, gather, give_verdict, require_open
 from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path

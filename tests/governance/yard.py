@@ -8,8 +8,9 @@ import json
 import pytest
 
 from governance.errors import GateClosed
+from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import load_policy
-from governance.gate.verdict import CheckResult, GovernanceConfig, decide, gather, give_verdict, require_open
+from governance.gate.verdict import GovernanceConfig, gather, give_verdict, require_open
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_job_key, create_key, private_key

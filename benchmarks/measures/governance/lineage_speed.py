@@ -13,7 +13,8 @@ from benchmarks.measures.goals import Goal, figure
 from governance.files import LEAF_BYTES, sha256_file, sha256_leaves, sha256_with_leaves
 from governance.manifest import Manifest
 from governance.signing.dsse import create_key, private_key
-from governance.signing.journal import FILE_NAME, Journal, read_journal
+from governance.signing.journal import Journal
+from governance.signing.journal_lines import FILE_NAME, read_journal
 
 
 def _bare(path: Path) -> str:

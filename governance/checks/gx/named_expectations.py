@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from governance.checks.gx.own_expectations import own_class
 from governance.checks.judgeable import anchored, beyond_exact, infinite_values
 from governance.checks.messages import number, shown
+from governance.gate.decision import CheckResult, Status
 from governance.gate.policy import Gate
-from governance.gate.verdict import CheckResult, Status
 
 if TYPE_CHECKING:
     import pandas as pd
