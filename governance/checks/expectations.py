@@ -134,44 +134,46 @@ def build_expectation(gate: Gate, index: int = 0) -> Any:
 
     if gate.expectation == "gx":
         return named_expectations.build(gate, index)
-    return _BUILDERS[gate.expectation](gxe, gate, {"gate": str(index)})
+    if gate.expectation == _INTERVAL:
+        return _interval(gate, {"gate": str(index)})
+    name, arguments = _EXPECTATIONS[gate.expectation]
+    return getattr(gxe, f"Expect{name}")(**arguments(gate), meta={"gate": str(index)})
 
 
-def _quantile(gxe: Any, gate: Gate, meta: dict[str, str]) -> Any:
-    ranges = {"quantiles": [gate.quantile], "value_ranges": [[gate.min, gate.max]]}
-    return gxe.ExpectColumnQuantileValuesToBeBetween(column=gate.column, quantile_ranges=ranges, meta=meta)
+_EXPECTATIONS: dict[str, tuple[str, Callable[[Gate], dict[str, Any]]]] = {
+    "between": ("ColumnValuesToBeBetween", lambda gate: {**_column(gate), **_bounds(gate)}),
+    "not_null": ("ColumnValuesToNotBeNull", lambda gate: _column(gate)),
+    "in_set": ("ColumnValuesToBeInSet", lambda gate: {**_column(gate), "value_set": list(gate.values)}),
+    "unique": ("ColumnValuesToBeUnique", lambda gate: _column(gate)),
+    "match_regex": ("ColumnValuesToMatchRegex", lambda gate: {**_column(gate), "regex": anchored(gate.regex)}),
+    "mean_between": ("ColumnMeanToBeBetween", lambda gate: {"column": gate.column, **_bounds(gate)}),
+    "quantile_between": (
+        "ColumnQuantileValuesToBeBetween",
+        lambda gate: {
+            "column": gate.column,
+            "quantile_ranges": {"quantiles": [gate.quantile], "value_ranges": [[gate.min, gate.max]]},
+        },
+    ),
+    "row_count_between": (
+        "TableRowCountToBeBetween",
+        lambda gate: {
+            "min_value": None if gate.min is None else math.ceil(gate.min),
+            "max_value": None if gate.max is None else math.floor(gate.max),
+        },
+    ),
+    "columns_present": (
+        "TableColumnsToMatchSet", lambda gate: {"column_set": list(gate.values), "exact_match": False},
+    ),
+}  # fmt: skip
+"""Expectation of a gate -> the name of GX's class, and its arguments."""
 
 
-_BUILDERS: dict[str, Callable[[Any, Gate, dict[str, str]], Any]] = {
-    "between": lambda gxe, gate, meta: gxe.ExpectColumnValuesToBeBetween(
-        column=gate.column, min_value=gate.min, max_value=gate.max, mostly=gate.mostly, meta=meta
-    ),
-    "not_null": lambda gxe, gate, meta: gxe.ExpectColumnValuesToNotBeNull(
-        column=gate.column, mostly=gate.mostly, meta=meta
-    ),
-    "in_set": lambda gxe, gate, meta: gxe.ExpectColumnValuesToBeInSet(
-        column=gate.column, value_set=list(gate.values), mostly=gate.mostly, meta=meta
-    ),
-    "unique": lambda gxe, gate, meta: gxe.ExpectColumnValuesToBeUnique(
-        column=gate.column, mostly=gate.mostly, meta=meta
-    ),
-    "match_regex": lambda gxe, gate, meta: gxe.ExpectColumnValuesToMatchRegex(
-        column=gate.column, regex=anchored(gate.regex), mostly=gate.mostly, meta=meta
-    ),
-    "mean_between": lambda gxe, gate, meta: gxe.ExpectColumnMeanToBeBetween(
-        column=gate.column, min_value=gate.min, max_value=gate.max, meta=meta
-    ),
-    "quantile_between": _quantile,
-    "row_count_between": lambda gxe, gate, meta: gxe.ExpectTableRowCountToBeBetween(
-        min_value=None if gate.min is None else math.ceil(gate.min),
-        max_value=None if gate.max is None else math.floor(gate.max),
-        meta=meta,
-    ),
-    "columns_present": lambda gxe, gate, meta: gxe.ExpectTableColumnsToMatchSet(
-        column_set=list(gate.values), exact_match=False, meta=meta
-    ),
-    _INTERVAL: lambda gxe, gate, meta: _interval(gate, meta),
-}
+def _column(gate: Gate) -> dict[str, Any]:
+    return {"column": gate.column, "mostly": gate.mostly}
+
+
+def _bounds(gate: Gate) -> dict[str, Any]:
+    return {"min_value": gate.min, "max_value": gate.max}
 
 
 def _interval(gate: Gate, meta: dict[str, str]) -> Any:

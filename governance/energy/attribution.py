@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from governance.energy.ledger import PHASES, Interval, Outcome
 from governance.phases import START_UP, UNTOLD
@@ -284,18 +284,19 @@ def _all(values: Iterable[int | None]) -> int | None:
 
 def by_stage(pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
     """Energy of each stage over all attempts, by first use."""
-    groups: dict[str, list[EnergyPiece]] = {}
-    for piece in pieces:
-        groups.setdefault(piece.stage, []).append(piece)
-    return {stage: add(members) for stage, members in groups.items()}
+    return _added_by(pieces, "stage")
 
 
 def by_phase(pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
     """Energy of each phase over all stages and attempts."""
+    return _added_by(pieces, "phase")
+
+
+def _added_by(pieces: Iterable[EnergyPiece], field: Literal["stage", "phase"]) -> dict[str, Sum]:
     groups: dict[str, list[EnergyPiece]] = {}
     for piece in pieces:
-        groups.setdefault(piece.phase, []).append(piece)
-    return {phase: add(members) for phase, members in groups.items()}
+        groups.setdefault(getattr(piece, field), []).append(piece)
+    return {name: add(members) for name, members in groups.items()}
 
 
 def wasted_by_cause(pieces: Iterable[EnergyPiece]) -> dict[str, int | None]:

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from governance.energy.counters import GreatestPower
-from governance.energy.ledger import Interval, moment
+from governance.energy.ledger import Interval, moment, seconds_covered
 
 _LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
-
-Span = tuple[datetime.datetime, datetime.datetime]
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,7 @@ def _uncovered(intervals: Sequence[Interval]) -> float:
     measured = [(moment(one.started), moment(one.finished)) for one in intervals if one.millijoules is not None]
     before = [(moment(one.started) - datetime.timedelta(seconds=one.before_seconds), moment(one.started))
               for one in intervals]  # fmt: skip
-    return _length([*measured, *before]) - _length(measured)
-
-
-def _length(spans: Sequence[Span]) -> float:
-    """Seconds of the union of spans."""
-    total, reached = 0.0, None
-    for begin, end in sorted(spans):
-        begin = begin if reached is None else max(begin, reached)
-        total += max(0.0, (end - begin).total_seconds())
-        reached = end if reached is None else max(end, reached)
-    return total
+    return seconds_covered([*measured, *before]) - seconds_covered(measured)
 
 
 def _greatest(intervals: Sequence[Interval]) -> int:

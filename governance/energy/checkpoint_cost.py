@@ -118,22 +118,12 @@ def cumulative(
     survived: Mapping[str, Sequence[EnergyPiece]],
     trainings: Mapping[str, Training],
     artifact: str,
-    step: int | None,
+    step: int,
     method: Method = BY_TOKENS,
     recorded: Mapping[str, Sum] | None = None,
 ) -> Cumulative:
-    """Energy of a checkpoint with its ancestors.
-
-    Args:
-        survived: the whole ledger's (`surviving`).
-        trainings: by artifact; a missing one is `missing`, and so are its ancestors.
-        artifact: the checkpoint's training.
-        step: the checkpoint's step; None is the last.
-        method: how data work is shared out.
-        recorded: what the manifests of artifacts say, for those that no piece names (ledgers of earlier releases).
-    """
-    return _cumulative(_sums_of_trainings(survived), _sums_of_data(survived, recorded or {}), trainings, artifact, step,
-                       method)  # fmt: skip
+    """Energy of a checkpoint with its ancestors; arguments as in `cumulative_by_step`."""
+    return cumulative_by_step(survived, trainings, artifact, [step], method, recorded)[0]
 
 
 def cumulative_by_step(
@@ -144,17 +134,17 @@ def cumulative_by_step(
     method: Method = BY_TOKENS,
     recorded: Mapping[str, Sum] | None = None,
 ) -> list[Cumulative]:
-    """`cumulative` of each of several checkpoints of a training, by step.
+    """Energy of several checkpoints of a training with their ancestors, by step.
 
     Every piece is added up once.
 
     Args:
-        survived: as `cumulative` takes it, and so are the others.
-        trainings: by artifact.
+        survived: the whole ledger's (`surviving`).
+        trainings: by artifact; a missing one is `missing`, and so are its ancestors.
         artifact: the checkpoints' training.
         steps: rising.
-        method: how data work is shared out.
-        recorded: what the manifests of artifacts say.
+        method: division of data work.
+        recorded: records of the artifacts' manifests, for those that no piece names (ledgers of earlier releases).
     """
     ancestors, data = _sums_of_trainings(survived), _sums_of_data(survived, recorded or {})
     own = sorted(
@@ -169,13 +159,23 @@ def cumulative_by_step(
         if end > begun:
             since = add(own[begun:end])
             so_far, begun = (since if so_far is None else combine([so_far, since])), end
-        known = so_far
-
-        def sums(name: str, until: int | None, known: Sum | None = known) -> Sum | None:
-            return known if name == artifact else ancestors(name, until)
-
-        lines.append(_cumulative(sums, data, trainings, artifact, step, method))
+        line = _line(trainings, artifact, step)
+        parts: list[CostPart] = []
+        missing: list[str] = []
+        for name, until in line.items():
+            known = so_far if name == artifact else ancestors(name, until)
+            if known is not None:
+                parts.append(CostPart(name, "training", Fraction(1), until, known))
+            if known is None or name not in trainings:
+                missing.append(name)
+            missing += [text for text in trainings.get(name, Training()).unknown if text not in missing]
+        used, unrecorded = _data_parts(data, _shares(trainings, line, method))
+        lines.append(_summed([*parts, *used], [*missing, *unrecorded]))
     return lines
+
+
+def _summed(parts: Sequence[CostPart], missing: Sequence[str]) -> Cumulative:
+    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
 
 
 _OfTraining = Callable[[str, int | None], Sum | None]
@@ -201,37 +201,12 @@ def _sums_of_data(survived: Mapping[str, Sequence[EnergyPiece]], recorded: Mappi
     return took
 
 
-def _cumulative(
-    of_training: _OfTraining,
-    of_data: _OfData,
-    trainings: Mapping[str, Training],
-    artifact: str,
-    step: int | None,
-    method: Method,
-) -> Cumulative:
-    line = _line(trainings, artifact, step)
-    parts: list[CostPart] = []
-    missing: list[str] = []
-    for name, until in line.items():
-        own = of_training(name, until)
-        if own is not None:
-            parts.append(CostPart(name, "training", Fraction(1), until, own))
-        if own is None or name not in trainings:
-            missing.append(name)
-        missing += [text for text in trainings.get(name, Training()).unknown if text not in missing]
-    used, unrecorded = _data_parts(of_data, _shares(trainings, line, method))
-    parts += used
-    missing += unrecorded
-    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
-
-
 def data_work(
     survived: Mapping[str, Sequence[EnergyPiece]], corpus: Training, recorded: Mapping[str, Sum] | None = None
 ) -> Cumulative:
     """Energy of a corpus with its ancestors, without models."""
     parts, missing = _data_parts(_sums_of_data(survived, recorded or {}), dict.fromkeys(corpus.data, Fraction(1)))
-    missing += corpus.unknown
-    return Cumulative(combine([part.sum for part in parts], whole=not missing), tuple(parts), tuple(missing))
+    return _summed(parts, [*missing, *corpus.unknown])
 
 
 def _data_parts(of_data: _OfData, shares: Mapping[str, Fraction | None]) -> tuple[list[CostPart], list[str]]:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from governance.energy.factors import UNITS, Factor, Factors
 from governance.energy.intensity import mean_intensity
-from governance.energy.ledger import Interval
+from governance.energy.ledger import Interval, seconds_covered
 
 JOULES_PER_KWH = 3.6e6
 TOKENS = 1e9
@@ -147,13 +147,7 @@ def node_seconds(intervals: Iterable[Interval]) -> float:
     for interval in intervals:
         begin, end = datetime.fromisoformat(interval.started), datetime.fromisoformat(interval.finished)
         spans.setdefault(interval.host, []).append((begin, end))
-    total = 0.0
-    for found in spans.values():
-        reached = min(begin for begin, _ in found)
-        for begin, end in sorted(found):
-            total += max(0.0, (end - max(begin, reached)).total_seconds())
-            reached = max(reached, end)
-    return total
+    return sum(map(seconds_covered, spans.values()), 0.0)
 
 
 def carbon(energy: Band, grid: Grid, factors: Factors) -> Figure:

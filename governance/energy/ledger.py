@@ -27,7 +27,7 @@ import datetime
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -106,9 +106,24 @@ class Interval:
         return (moment(self.finished) - moment(self.started)).total_seconds()
 
 
+def joules_of(millijoules: int | None) -> float | None:
+    """Joules; None is unknown."""
+    return None if millijoules is None else millijoules / 1000
+
+
 def moment(text: str) -> datetime.datetime:
     """The moment that `time_text` wrote."""
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def seconds_covered(spans: Sequence[tuple[datetime.datetime, datetime.datetime]]) -> float:
+    """Seconds of the union of spans."""
+    total, reached = 0.0, None
+    for begin, end in sorted(spans):
+        begin = begin if reached is None else max(begin, reached)
+        total += max(0.0, (end - begin).total_seconds())
+        reached = end if reached is None else max(end, reached)
+    return total
 
 
 def time_text() -> str:

@@ -32,7 +32,7 @@ from governance.energy.counters import GreatestPower
 from governance.energy.cpu_model import cpu_times
 from governance.energy.factors import FactorsConfig
 from governance.energy.hwmon import open_board, open_hwmon
-from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, own_file
+from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, joules_of, own_file
 from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.rapl import EnergyPart, EnergySource, open_rapl
@@ -273,7 +273,7 @@ class _Measuring:
         for bound, value in values.items():
             self.power[bound].note(at, value)
         self.energy[RUNNING] = {
-            "joules": _joules(joules),
+            "joules": joules_of(joules),
             "method": self.about["method"],
             "at": at,
             "bounds": {bound: (value, self.power[bound].milliwatts) for bound, value in values.items()},
@@ -305,9 +305,9 @@ class _Measuring:
         """The dictionary of a manifest's `run.energy`."""
         joules, low, high = _total(parts, self.missing)
         return {
-            "joules": _joules(joules),
-            "low": _joules(low),
-            "high": None if self.late else _joules(high),
+            "joules": joules_of(joules),
+            "low": joules_of(low),
+            "high": None if self.late else joules_of(high),
             "method": self.about["method"],
             "scope": self.scope,
             "seconds": round(time.monotonic() - self.started, 3),
@@ -319,19 +319,15 @@ class _Measuring:
             "parts": [
                 {
                     "name": part.name,
-                    "joules": _joules(part.millijoules),
-                    "low": _joules(part.low),
-                    "high": _joules(part.high),
+                    "joules": joules_of(part.millijoules),
+                    "low": joules_of(part.low),
+                    "high": joules_of(part.high),
                     "method": part.method,
                     "detail": part.detail,
                 }
                 for part in parts
             ],
         }
-
-
-def _joules(millijoules: int | None) -> float | None:
-    return None if millijoules is None else millijoules / 1000
 
 
 def _total(parts: list[EnergyPart], missing: list[str]) -> tuple[int | None, int | None, int | None]:

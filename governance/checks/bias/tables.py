@@ -25,13 +25,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from governance.checks.bias.adverse_impact import Reference, impact_rows
-from governance.checks.bias.association import LEAST_EXPECTED, association_rows
+from governance.checks.bias.association import association_rows
 from governance.checks.bias.coverage import coverage_rows
 from governance.checks.bias.crossed import CROSS
 from governance.checks.bias.instrument_check import biased_instruments
 from governance.checks.bias.interval_rows import Row, finished
 from governance.checks.bias.privacy import privacy_rows
-from governance.checks.bias.representation import MOST, share_rows
+from governance.checks.bias.representation import share_rows
 from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.shares_of_groups import Groups, representation_rows
 from governance.checks.bias.tokenizer_parity import parity_rows
@@ -40,6 +40,7 @@ from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES, PROXIES
 SUITES = (
     "representation", "association", "tone", "impact", "shares", "privacy", "parity", "instruments", "intersections",
 )  # fmt: skip
+_MIN_SENTENCES = 30  # without which an intersection of two groups has no row
 _REQUIRED = {
     "representation": ("documents", "axes", "groups"),
     "association": ("documents", "groups", "categories", "pairs"),
@@ -60,14 +61,6 @@ class Choices:
     """Word list that scores sentences -> the languages that it has words of."""
     reference: Reference = "none"
     """Reference of keep rates: "none", documents that mention no group of the axis; or "highest"."""
-    min_documents: int = 30
-    """Documents without which a group is no candidate for the highest keep rate."""
-    least_expected: float = LEAST_EXPECTED
-    """Sentences that chance alone would give a pair that was never seen, for its row."""
-    most_values: int = MOST
-    """Values shown of a dimension of the shares."""
-    min_sentences: int = 30
-    """Sentences without which an intersection of two groups has no row."""
     parity_reference: str = "en"
     """The language against which the tokeniser's premium is taken."""
 
@@ -109,14 +102,14 @@ def bias_tables(
             *representation_rows(counts, choices.listed),
             *coverage_rows(counts["documents"], choices.listed, choices.scored),
         ],
-        "association": lambda: association_rows(counts, choices.least_expected),
+        "association": lambda: association_rows(counts),
         "tone": lambda: tone_rows(counts["scores"], biased, counts.get("fates")),
-        "impact": lambda: impact_rows(counts["fates"], choices.reference, choices.min_documents),
-        "shares": lambda: share_rows(counts["shares"], choices.most_values),
+        "impact": lambda: impact_rows(counts["fates"], choices.reference),
+        "shares": lambda: share_rows(counts["shares"]),
         "intersections": lambda: [
             row
-            for row in (*association_rows(together, choices.least_expected), *tone_rows(together["scores"], biased))
-            if row["n"] >= choices.min_sentences
+            for row in (*association_rows(together), *tone_rows(together["scores"], biased))
+            if row["n"] >= _MIN_SENTENCES
         ],
     }
     tables = {suite: make() for suite, make in makers.items() if set(_REQUIRED[suite]) <= set(counts)}

@@ -21,12 +21,13 @@ from governance.energy.before import unmetered
 from governance.energy.checkpoint_cost import BY_TOKENS, cumulative_by_step, surviving
 from governance.energy.factors import Factors, FactorsConfig, resolve
 from governance.energy.footprint import Grid, Usage
-from governance.energy.ledger import FILE_NAME, Interval, read_ledger
+from governance.energy.ledger import FILE_NAME, Interval, joules_of, read_ledger
 from governance.manifest import Manifest
 from governance.reports.facts.footprint_facts import (
     Ancestry,
     footprint_facts,
     priced,
+    priced_row,
     read_ancestry,
     usage_of,
     view_facts,
@@ -70,16 +71,16 @@ def energy_facts(
     lacking = unmetered(intervals) if intervals else None
     total |= {
         "before_seconds": lacking.seconds if lacking else None,
-        "before_joules_at_most": _joules(lacking.millijoules) if lacking else None,
+        "before_joules_at_most": joules_of(lacking.millijoules) if lacking else None,
     }
     everything = usage_of(total, intervals, factors)
     footing = (everything.grid, factors)
     own = _of_training(trained, intervals, pieces, factors) if trained else None
     return {
-        "total": {**total, **priced(total["low"], total["joules"], total["high"], footing), **_waste(total, footing)},
+        "total": {**total, **priced_row(total, footing), **_waste(total, footing)},
         "estimated": any("estimated" in method for method in total["methods"]),
         "stages": [
-            {**row, **priced(row["low"], row["joules"], row["high"], footing)}
+            {**row, **priced_row(row, footing)}
             for row in (
                 *(_stage(manifest, attempts.get(manifest.stage)) for manifest in manifests),
                 *(_only_attempts(stage, spent) for stage, spent in attempts.items() if stage not in artifacts),
@@ -87,7 +88,7 @@ def energy_facts(
         ],
         "scopes": scopes,
         "phases": [_phase(phase, spent, footing) for phase, spent in by_phase(pieces).items()],
-        "wasted_by_cause": {cause: _joules(value) for cause, value in wasted_by_cause(pieces).items()},
+        "wasted_by_cause": {cause: joules_of(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry, footing) if trained else [],
         "views": view_facts(pieces, manifests, root, ancestry, footing),
         "footprint": footprint_facts(everything, own, factors, scopes == ["node"]),
@@ -119,10 +120,13 @@ def _waste(total: Mapping[str, Any], footing: tuple[Grid, Factors]) -> dict[str,
 
 
 def _phase(phase: str, spent: Sum, footing: tuple[Grid, Factors]) -> dict[str, Any]:
-    known = spent.measured is not None
-    low, joules, high = (_joules(value) if known else None for value in (spent.low, spent.measured, spent.high))
-    row = {"phase": phase, "joules": joules, "low": low, "high": high, "wasted": _joules(spent.wasted)}
-    return {**row, **priced(low, joules, high, footing)}
+    row = {"phase": phase, **_bounds(spent, spent.measured is not None), "wasted": joules_of(spent.wasted)}
+    return {**row, **priced_row(row, footing)}
+
+
+def _bounds(spent: Sum, known: bool) -> dict[str, float | None]:
+    figures = {"joules": spent.measured, "low": spent.low, "high": spent.high}
+    return {name: joules_of(value) if known else None for name, value in figures.items()}
 
 
 def look_up(config: FactorsConfig, folder: Path, root: Path) -> Factors:
@@ -152,19 +156,13 @@ def _block(manifest: Manifest) -> dict[str, Any]:
     return {**empty, **known, "coverage": coverage if isinstance(coverage, dict) else {}}
 
 
-def _joules(millijoules: int | None) -> float | None:
-    return None if millijoules is None else millijoules / 1000
-
-
 def _of_sum(total: Sum, known: bool) -> dict[str, Any]:
     return {
         "from": "ledger",
-        "joules": _joules(total.measured) if known else None,
-        "low": _joules(total.low) if known else None,
-        "high": _joules(total.high) if known else None,
-        "surviving": _joules(total.surviving),
-        "wasted": _joules(total.wasted),
-        "running": _joules(total.unknown),
+        **_bounds(total, known),
+        "surviving": joules_of(total.surviving),
+        "wasted": joules_of(total.wasted),
+        "running": joules_of(total.unknown),
         "unmeasured_seconds": total.unmeasured_seconds,
         "unseen_seconds": total.unseen_seconds,
         "methods": list(total.methods),
@@ -199,14 +197,14 @@ def _stage(manifest: Manifest, attempts: Sum | None) -> dict[str, Any]:
     return {
         "stage": manifest.stage,
         **{name: block[name] for name in ("joules", "low", "high", "method", "seconds")},
-        "all_attempts": _joules(attempts.measured) if attempts else None,
-        "wasted": _joules(attempts.wasted) if attempts else None,
+        "all_attempts": joules_of(attempts.measured) if attempts else None,
+        "wasted": joules_of(attempts.wasted) if attempts else None,
     }
 
 
 def _only_attempts(stage: str, attempts: Sum) -> dict[str, Any]:
     """A stage that only the ledger knows."""
-    known = {"all_attempts": _joules(attempts.measured), "wasted": _joules(attempts.wasted)}
+    known = {"all_attempts": joules_of(attempts.measured), "wasted": joules_of(attempts.wasted)}
     empty = {"joules": None, "low": None, "high": None, "seconds": None}
     return {"stage": stage, **empty, "method": " + ".join(attempts.methods), **known}
 
@@ -223,11 +221,11 @@ def _checkpoints(
         rows.append(
             {
                 "step": row["step"],
-                "marginal": _joules(row["marginal_millijoules"]),
-                "cumulative": _joules(row["cumulative_millijoules"]),
-                "with_ancestors": _joules(line.sum.measured),
-                "with_ancestors_high": _joules(line.sum.high),
-                **priced(_joules(line.sum.low), _joules(line.sum.measured), _joules(line.sum.high), footing),
+                "marginal": joules_of(row["marginal_millijoules"]),
+                "cumulative": joules_of(row["cumulative_millijoules"]),
+                "with_ancestors": joules_of(line.sum.measured),
+                "with_ancestors_high": joules_of(line.sum.high),
+                **priced(joules_of(line.sum.low), joules_of(line.sum.measured), joules_of(line.sum.high), footing),
             }
         )
     return rows

@@ -36,7 +36,7 @@ from governance.energy.footprint import (
     intensity_of,
     node_seconds,
 )
-from governance.energy.ledger import Interval
+from governance.energy.ledger import Interval, joules_of
 from governance.files import read_lines
 from governance.manifest import Manifest
 
@@ -122,6 +122,11 @@ def priced(
     return {"kwh": kwh, "carbon": {**figure.band._asdict(), "at_least": figure.at_least}}
 
 
+def priced_row(row: Mapping[str, Any], footing: tuple[Grid, Factors]) -> dict[str, Any]:
+    """`priced` of a row with joules and their bounds."""
+    return priced(row["low"], row["joules"], row["high"], footing)
+
+
 def view_facts(
     pieces: Sequence[EnergyPiece],
     manifests: Sequence[Manifest],
@@ -165,7 +170,7 @@ def view_facts(
                 "kind": part.kind,
                 "step": part.step,
                 "share": float(part.share),
-                "joules": _joules(part.sum.measured),
+                "joules": joules_of(part.sum.measured),
                 "from": "ledger" if part.artifact in survived else "manifest",
             }
             for part in (line.parts if line is not None else ())
@@ -177,15 +182,15 @@ def view_facts(
 
 def _row(total: Sum, tokens: int | None, footing: tuple[Grid, Factors]) -> dict[str, Any]:
     known = total.measured is not None
-    band = Band(*(_joules(value) if known else None for value in (total.low, total.measured, total.high)))
+    band = Band(*(joules_of(value) if known else None for value in (total.low, total.measured, total.high)))
     return {
         "joules": band.value,
         "low": band.low,
         "high": band.high,
         "at_least": known and total.high is None,
-        "surviving": _joules(total.surviving),
-        "wasted": _joules(total.wasted),
-        "running": _joules(total.unknown),
+        "surviving": joules_of(total.surviving),
+        "wasted": joules_of(total.wasted),
+        "running": joules_of(total.unknown),
         "tokens": tokens,
         "per_token": asdict(rate(total, tokens)),
         **priced(*band, footing),
@@ -226,7 +231,3 @@ def _nats_fallen(manifests: Sequence[Manifest], root: Path) -> float | None:
     losses = {line["step"]: line.get("loss") for line in lines if line.get("event") == "step" and "step" in line}
     first = losses[min(losses)] if losses else None
     return first - final if isinstance(first, (int, float)) and math.isfinite(first) else None
-
-
-def _joules(millijoules: int | None) -> float | None:
-    return None if millijoules is None else millijoules / 1000
