@@ -78,21 +78,18 @@ def repeated_ids(
     for number in range(ranges):
         bounds = [(number * (1 << 64)) // ranges, ((number + 1) * (1 << 64)) // ranges]
         parts = [part[_place(part, bounds[0]) : _place(part, bounds[1])] for part in mapped]
-        candidates = _more_than_once(parts)
+        together = np.sort(np.concatenate([*parts, np.zeros(0, np.uint64)]))
+        candidates = np.unique(together[1:][together[1:] == together[:-1]])
         if len(candidates):
             holders = [index for index, part in enumerate(parts) if np.isin(candidates, part).any()]
             _compare(candidates, holders, shards, read_ids, found)
-    return [_sorted(rows) for rows in found]
+    tables = (np.array(sorted(rows), np.int64).reshape(-1, 2) for rows in found)
+    return [Repeats(table[:, 0], table[:, 1].astype(np.int32)) for table in tables]
 
 
 def _place(hashes: Hashes, bound: int) -> int:
     """Offset of the first hash at or above a bound."""
     return len(hashes) if bound >> 64 else int(np.searchsorted(hashes, np.uint64(bound)))
-
-
-def _more_than_once(parts: Sequence[Hashes]) -> Hashes:
-    together = np.sort(np.concatenate([*parts, np.zeros(0, np.uint64)]))
-    return np.unique(together[1:][together[1:] == together[:-1]])
 
 
 def _compare(
@@ -118,8 +115,3 @@ def _compare(
         found[index] += [
             (row, times[name] - 1) for row, name in zip(rows.tolist(), names, strict=True) if times[name] > 1
         ]
-
-
-def _sorted(rows: list[tuple[int, int]]) -> Repeats:
-    table = np.array(sorted(rows), np.int64).reshape(-1, 2)
-    return Repeats(table[:, 0], table[:, 1].astype(np.int32))

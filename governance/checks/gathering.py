@@ -107,7 +107,8 @@ def gather(
         detail = "a result was received for a shard that is not part of this corpus"
         results += [CheckResult(gate.id, subject, "error", None, 0, 0, detail) for gate in section.gates]
     if empty and not results:
-        results += judge_table(SuiteTable(place, frame_of([], _columns(section))), section.gates)
+        columns = sorted({gate.column for gate in section.gates if gate.column})
+        results += judge_table(SuiteTable(place, frame_of([], columns)), section.gates)
     return results
 
 
@@ -128,8 +129,3 @@ def _problem(section: SuiteSection, shard: Expected, own: Sequence[Mapping[str, 
     if any(row["subject"] != shard.subject for row in finding["results"]):
         return "a result names another subject"
     return ""
-
-
-def _columns(section: SuiteSection) -> list[str]:
-    """Columns that the gates need in an empty table."""
-    return sorted({gate.column for gate in section.gates if gate.column})

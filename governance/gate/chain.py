@@ -87,7 +87,8 @@ def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> list[str]
     """Differences from the journal's last statements, naming the manifests."""
     faults = []
     for path, manifest in sorted(manifests.items()):
-        faults += [f"{path}: {fault}" for fault in _wrong_place(path, manifest)]
+        if manifest.path != path:
+            faults.append(f"{path}: says that it is {manifest.path}")
         faults += [f"{path}: {fault}" for fault in unstated(manifest, stated)]
         for item in _artifacts(manifest.inputs):
             faults += [f"{path}: {fault}" for fault in _other_input(item, manifests, stated)]
@@ -117,11 +118,6 @@ def unstated(manifest: Manifest, stated: Stated) -> Iterator[str]:
 
 def _artifacts(inputs: Iterable[Input]) -> Iterator[Input]:
     return (item for item in inputs if item.stage not in SOURCES and item.path.endswith(FILE_NAME))
-
-
-def _wrong_place(path: str, manifest: Manifest) -> Iterator[str]:
-    if manifest.path != path:
-        yield f"says that it is {manifest.path}"
 
 
 def _other_input(item: Input, manifests: Mapping[str, Manifest], stated: Stated) -> Iterator[str]:

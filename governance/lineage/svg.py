@@ -116,15 +116,12 @@ def _box(node: Node) -> Box:
     if node.stage in _CHILDREN:
         return Box(node.stage, (node.path, node.digest[:16]), "child")
     gone = node.manifest is None and node.path.endswith(FILE_NAME)
+    version = node.manifest.version if node.manifest is not None else node.facts.get("version", "unknown")
     return Box(
         node.stage,
-        ("removed since" if gone else listed or f"version {_version(node)}", node.digest[:16]),
+        ("removed since" if gone else listed or f"version {version}", node.digest[:16]),
         "gone" if gone else "made",
     )
-
-
-def _version(node: Node) -> str:
-    return str(node.manifest.version if node.manifest is not None else node.facts.get("version", "unknown"))
 
 
 def _reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -96,13 +96,14 @@ def comparison(ours: Side, theirs: Side) -> dict[str, Any]:
     rates = [_median(side.found, "tokens_per_second") for side in sides]
     use = [_median(side.found, "mfu") for side in sides]
     per_token = [_median(side.found, "joules_per_token") for side in sides]
+    firsts = [str((side.found.get("first") or [{"what": "none"}])[0]["what"]) for side in sides]
     waivers = [len(side.found["verdict"].get("waivers", [])) for side in sides]
     return {
         "names": [side.name for side in sides],
         "digests": [side.digest for side in sides],
         "sections": {
             "Verdict": [row("verdict", "verdict", str), _line("waivers", waivers, number),
-                        _line("main finding", [_first(side.found) for side in sides], str)],
+                        _line("main finding", firsts, str)],
             "Data": [row("documents read", "documents_in", number), *funnel,
                      row("training tokens", "train_tokens", number)],
             "Loss": [row("steps", "steps", number), row("tokens trained", "tokens_trained", number),
@@ -142,11 +143,6 @@ def _median(found: Mapping[str, Any], name: str) -> float | None:
     """The median of a curve, as thinned in report.json."""
     values = sorted(value for _, value in ((found["training"] or {}).get("curves") or {}).get(name, []))
     return values[len(values) // 2] if values else None
-
-
-def _first(found: Mapping[str, Any]) -> str:
-    rows = found.get("first") or []
-    return str(rows[0]["what"]) if rows else "none"
 
 
 def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[list[str]]:

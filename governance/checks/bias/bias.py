@@ -125,9 +125,10 @@ def bias_audit(
         present = set(counts["documents"]["language"].to_pylist())
         scorers = {code: of for code, of in _scorers(lexicons, models).items() if code in present}
         checked = instrument_rows(scorers, _terms(lexicons), templates)
+        with_attributes = [code for code, lexicon in lexicons.languages.items() if lexicon.categories]
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
-            scored={**lexicons.scored, "attributes": _with_attributes(lexicons)},
+            scored={**lexicons.scored, "attributes": with_attributes},
             reference=config.reference,
             parity_reference=config.parity_reference,
         )
@@ -141,11 +142,6 @@ def bias_audit(
     inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL, "encode") if stage in artifacts]
     inputs += [model.as_input() for model, _ in models.values()]
     return run_stage(recipe, inputs, runtime, make)
-
-
-def _with_attributes(lexicons: Lexicons) -> list[str]:
-    """Languages with attribute lists, in which associations are counted."""
-    return [code for code, lexicon in lexicons.languages.items() if lexicon.categories]
 
 
 def _recorded(artifacts: Mapping[str, Manifest]) -> Recorded:

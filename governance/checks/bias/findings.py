@@ -71,9 +71,12 @@ class Behind:
     """A cell -> its examples."""
 
 
-def is_significant(row: Mapping[str, Any]) -> bool:
-    """Return whether a row was tested and its interval excludes equality."""
-    neutral = NEUTRAL.get(str(row["metric"]))
+def is_significant(row: Mapping[str, Any], equal: Mapping[str, float] = NEUTRAL) -> bool:
+    """Return whether a row was tested and its interval excludes equality.
+
+    `equal`: metric -> its value when groups do not differ; rows of other metrics are not judged.
+    """
+    neutral = equal.get(str(row["metric"]))
     if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MOST_Q:
         return False
     if str(row["note"] or "").startswith("biased instrument"):

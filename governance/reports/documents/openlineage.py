@@ -21,6 +21,7 @@ _EVENT = f"{_SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent"
 _VERSION = f"{_SPEC}/facets/1-0-1/DatasetVersionDatasetFacet.json#/$defs/DatasetVersionDatasetFacet"
 _ASSERTIONS = f"{_SPEC}/facets/1-1-0/DataQualityAssertionsDatasetFacet.json#/$defs/DataQualityAssertionsDatasetFacet"
 _ENERGY = "urn:assay:facet:energy:1"
+_MEASURED = ("joules", "low", "high", "method", "seconds", "all_attempts", "wasted")
 
 Values = dict[str, Any]
 
@@ -38,7 +39,7 @@ def openlineage(evidence: Evidence) -> list[Values]:
 def _events(manifest: Manifest, energy: Mapping[str, Any], checks: list[Mapping[str, Any]]) -> Iterator[Values]:
     run = {
         "runId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"urn:assay:{manifest.stage}:{manifest.digest}")),
-        "facets": {"assay_energy": _facet(_ENERGY, _energy(energy))} if energy else {},
+        "facets": {"assay_energy": _facet(_ENERGY, {name: energy[name] for name in _MEASURED})} if energy else {},
     }
     audited = manifest.stage == "audit"
     event: Values = {
@@ -60,10 +61,6 @@ def _facet(schema: str, values: Values) -> Values:
 
 def _version(digest: str) -> Values:
     return {"version": _facet(_VERSION, {"datasetVersion": f"sha256:{digest}"})}
-
-
-def _energy(row: Mapping[str, Any]) -> Values:
-    return {name: row[name] for name in ("joules", "low", "high", "method", "seconds", "all_attempts", "wasted")}
 
 
 def _input(item: Input, checks: list[Mapping[str, Any]]) -> Values:

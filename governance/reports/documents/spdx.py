@@ -24,7 +24,9 @@ _TOOL = "urn:assay:tool"
 def spdx(evidence: Evidence) -> Values:
     """The document; without a training it describes the corpus alone."""
     model, corpus = evidence.model, evidence.corpus
-    elements: list[Values] = [_agent()]
+    elements: list[Values] = [
+        {"type": "SoftwareAgent", "spdxId": _TOOL, "creationInfo": _CREATION, "name": "assay-pretrain"}
+    ]
     if model is not None:
         trained = _relation("trainedOn", _name(model), [_name(corpus)])
         elements += [_model(evidence, model), *_files(model), trained]
@@ -37,25 +39,18 @@ def spdx(evidence: Evidence) -> Values:
         "rootElement": [_name(model or corpus)],
         "element": [element["spdxId"] for element in elements],
     }
-    return {"@context": CONTEXT, "@graph": [_creation(model or corpus), *elements, document]}
+    creation = {
+        "type": "CreationInfo",
+        "@id": _CREATION,
+        "specVersion": "3.0.1",
+        "created": (model or corpus).run["finished"],
+        "createdBy": [_TOOL],
+    }
+    return {"@context": CONTEXT, "@graph": [creation, *elements, document]}
 
 
 def _name(manifest: Manifest) -> str:
     return f"urn:assay:{manifest.stage}:{manifest.digest}"
-
-
-def _creation(subject: Manifest) -> Values:
-    return {
-        "type": "CreationInfo",
-        "@id": _CREATION,
-        "specVersion": "3.0.1",
-        "created": subject.run["finished"],
-        "createdBy": [_TOOL],
-    }
-
-
-def _agent() -> Values:
-    return {"type": "SoftwareAgent", "spdxId": _TOOL, "creationInfo": _CREATION, "name": "assay-pretrain"}
 
 
 def _package(kind: str, manifest: Manifest, purpose: str) -> Values:

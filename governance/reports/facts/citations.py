@@ -51,8 +51,9 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     add("/languages", [by_stage.get("clean"), by_stage.get("encode")], "outputs: features; stats.by_language")
     add("/kept", [by_stage.get("redact")], "outputs: documents")
     add("/quarantined", [by_stage.get("ingest")], "outputs: quarantine")
+    last = [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
     for index, row in enumerate(found["sources"]):
-        add(f"/sources/{index}", [by_stage.get("ingest"), *_last_of(found, by_stage)], f"stats.by_source.{row['name']}")
+        add(f"/sources/{index}", [by_stage.get("ingest"), *last], f"stats.by_source.{row['name']}")
     add("/checks", [tables.get("results.json"), by_stage.get("audit")], "gate, subject")
     add("/gates", [by_stage.get("audit")], "config.policy.gate")
     add("/representation", [tables.get("representation.json")], "", "copied")
@@ -79,10 +80,6 @@ def _kind(entry: Entry, found: Mapping[str, Any]) -> str:
 
 def _origin(sources: Sequence[str], key: str, how: str = "counted") -> Origin:
     return {"from": list(dict.fromkeys(sources)), "key": key, "how": how}
-
-
-def _last_of(found: Mapping[str, Any], by_stage: Mapping[str, str]) -> list[str | None]:
-    return [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
 
 
 def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:

@@ -77,37 +77,20 @@ def facts(
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
-    manifests = in_order(artifacts)
-    given = given or Given()
+    manifests, given = in_order(artifacts), given or Given()
     entries = gather(manifests, verdict, root, stated, given.begun)
-    with as_of(root, entries) as then:
-        return _facts(artifacts, verdict, (root, then), (rules, given), entries)
-
-
-def _facts(
-    artifacts: Mapping[str, Manifest],
-    verdict: Mapping[str, Any],
-    places: tuple[Path, Path],
-    settings: tuple[Mask, Given],
-    entries: Sequence[Entry],
-) -> dict[str, Any]:
-    """Facts of a report.
-
-    `places`: the artifacts' root, and where growing files are as they were; `settings`: as `facts` takes them.
-    """
-    manifests, (root, then), running = in_order(artifacts), places, running_of(entries)
-    rules, (factors, begun, name) = settings[0], (settings[1].factors, settings[1].begun, settings[1].name)
+    running = running_of(entries)
 
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running
 
-    funnel = funnel_of(manifests)
+    funnel = [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
     audit = artifacts.get("audit")
     policy = audit.config.get("policy", {}) if audit else {}
     results = _read(audit, "results.json", root)
     found: dict[str, Any] = {
         "schema": 1,
-        "run": {"name": name, "finished": max((str(m.run.get("finished") or "") for m in manifests), default="")},
+        "run": {"name": given.name, "finished": max((str(m.run.get("finished") or "") for m in manifests), default="")},
         "verdict": dict(verdict),
         "funnel": funnel,
         "languages": language_counts(artifacts, root),
@@ -126,19 +109,20 @@ def _facts(
         "gates": gates(policy, results),
         "checks": checks(results, verdict),
         "representation": _read(audit, "representation.json", root),
-        "bias": bias_of(artifacts, root),
+        "bias": _read(artifacts.get("bias"), "tables.json", root) or {},
         "findings": findings_of(artifacts, root, rules),
-        "tokens": {
-            stage: scalars(artifacts[stage].stats) for stage in ("tokenizer", "encode", "pack") if stage in artifacts
-        },
-        "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
-        "begun": begun or None,
-        "energy": energy_facts(manifests, then, factors, alive),
-        "faults": fault_facts(artifacts.get("train"), then, alive, begun),
-        "cluster": cluster_facts(then),
+        "tokens": {stage: scalars(artifacts[stage].stats) for stage in _OF_TOKENS if stage in artifacts},
+        "begun": given.begun or None,
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
     }
+    with as_of(root, entries) as then:
+        found |= {
+            "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
+            "energy": energy_facts(manifests, then, given.factors, alive),
+            "faults": fault_facts(artifacts.get("train"), then, alive, given.begun),
+            "cluster": cluster_facts(then),
+        }
     found["summary"] = summary(found)
     found["first"] = first_look(found)
     found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}
@@ -149,23 +133,6 @@ def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
     """The artifacts in the order of a run."""
     place = {stage: index for index, stage in enumerate(ORDER)}
     return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(ORDER)), manifest.stage))
-
-
-def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
-    """Documents and bytes entering, kept and removed, by stage.
-
-    Removed ones by reason and source.
-    """
-    return [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
-
-
-def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
-    """The interval tables of the bias audit, by suite; empty without one.
-
-    Raises:
-        ManifestError: they cannot be read.
-    """
-    return _read(artifacts.get("bias"), "tables.json", root) or {}
 
 
 def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
@@ -186,6 +153,7 @@ def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mas
 
 
 def _funnel(manifest: Manifest) -> dict[str, Any]:
+    """Documents and bytes of a stage: entering, kept, removed by reason; in all and by source."""
     stats = manifest.stats
 
     def counts(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], note:
     return {"title": title, "head": list(head), "rows": [list(row) for row in rows], "note": note}
 
 
-def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names with a count above 0, the most frequent first."""
     return sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
 
 
@@ -44,7 +45,7 @@ def _passed_over(ingest: Manifest) -> Iterator[Table]:
     rows = [
         (source, reason, count)
         for source, counts in sorted(ingest.stats.get("by_source", {}).items())
-        for reason, count in _by_count(counts.get("passed_over", {}))
+        for reason, count in by_count(counts.get("passed_over", {}))
     ]
     if rows:
         note = "Records that are not documents: neither kept nor quarantined, and not in the funnel."
@@ -52,7 +53,7 @@ def _passed_over(ingest: Manifest) -> Iterator[Table]:
 
 
 def _lines(clean: Manifest) -> Iterator[Table]:
-    if rows := _by_count(clean.stats.get("lines_removed", {})):
+    if rows := by_count(clean.stats.get("lines_removed", {})):
         yield _table("clean: lines removed from documents", ["reason", "lines"], rows)
 
 
@@ -96,8 +97,8 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
     by_source = stats.get("findings_by_source", {})
     actions = redact.config.get("actions", {})
     rows = []
-    for kind, count in _by_count(stats.get("findings", {})):
-        among = _by_count({source: counts.get(kind, 0) for source, counts in by_source.items()})
+    for kind, count in by_count(stats.get("findings", {})):
+        among = by_count({source: counts.get(kind, 0) for source, counts in by_source.items()})
         sources = [f"{source} {found:,}" for source, found in among[:_SOURCES_SHOWN]]
         rest = sum(found for _, found in among[_SOURCES_SHOWN:])
         sources += [f"{len(among) - _SOURCES_SHOWN} more {rest:,}"] * bool(rest)

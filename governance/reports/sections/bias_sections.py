@@ -13,19 +13,9 @@ from typing import Any
 
 from governance.checks.bias import findings
 
-NEUTRAL = {
-    "npmi_gap": 0.0,
-    "sentiment_gap": 0.0,
-    "toxicity_ratio": 1.0,
-    "keep_ratio": 1.0,
-    "keep_ratio_adjusted": 1.0,
-    "premium": 1.0,
-    "instrument_bias": 0.0,
-}
+NEUTRAL = {**findings.NEUTRAL, "keep_ratio": 1.0, "premium": 1.0, "instrument_bias": 0.0}
 """Metric -> its value when groups do not differ."""
 FOUR_FIFTHS = 0.8
-LEVEL = 0.05
-"""False discovery rate below which a tested row may be significant."""
 SUITES = ("impact", "tone", "association", "intersections", "parity", "instruments")
 """Suites with tested rows, the gravest first."""
 
@@ -48,16 +38,9 @@ def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
 
 def is_significant(row: Mapping[str, Any]) -> bool:
     """Return whether test and interval both exclude "no difference"."""
-    if row["metric"] in findings.NEUTRAL:
-        return findings.is_significant(row)
-    neutral, note = NEUTRAL.get(row["metric"]), str(row["note"] or "")
     if row["metric"] == "instrument_bias":  # the check has its own bounds, of a group and of a single term
-        return note.startswith("biased")
-    if neutral is None or None in (row["lower"], row["upper"]) or note.startswith("biased instrument"):
-        return False
-    if row["p"] is None or row["q"] is None or row["q"] >= LEVEL:
-        return False
-    return bool(row["lower"] > neutral or row["upper"] < neutral)
+        return str(row["note"] or "").startswith("biased")
+    return findings.is_significant(row, NEUTRAL)
 
 
 def _distance(row: Mapping[str, Any]) -> float:

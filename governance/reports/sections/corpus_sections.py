@@ -7,6 +7,7 @@ from typing import Any
 
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
+from governance.reports.facts.stage_counts import by_count
 from governance.reports.html.bars import STYLES, Bar, bars, key
 from governance.reports.html.markup import (
     ROWS_SHOWN,
@@ -137,16 +138,12 @@ def _own(name: str, kept: int, came: int) -> Bar:
                f"{number(kept)} of {number(came)}")  # fmt: skip
 
 
-def _by_count(removed: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(((reason, count) for reason, count in removed.items() if count), key=lambda item: (-item[1], item[0]))
-
-
 def _removed_table(found: Mapping[str, Any]) -> Html:
     rows = found["funnel"]
     lines = [
         (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / came)])
         for row, came in ((row, row["documents_in"] or 1) for row in rows)
-        for reason, count in _by_count(row["removed"])
+        for reason, count in by_count(row["removed"])
     ]
     lines.sort(key=lambda line: -line[0])
     head = ["reason", "removed by", "documents", "share"]
@@ -229,7 +226,12 @@ def checks(found: Mapping[str, Any]) -> Html:
     if len(rows) > _CHECKS_SHOWN:
         rows = _fewer(rows)
     passed = [row for row in rows if row["status"] == "pass" and not row["waived"]]
-    others = sorted((row for row in rows if row not in passed), key=lambda row: _weight(found, row))
+
+    def weight(row: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Sort key: critical gates first, then failures."""
+        return found["gates"][row["gate"]]["severity"] != "critical", row["status"] != "fail"
+
+    others = sorted((row for row in rows if row not in passed), key=weight)
     count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
     gates = len({row["gate"] for row in passed})
     title = f"{counted(count, 'check')} of {counted(gates, 'gate')} passed"
@@ -237,11 +239,6 @@ def checks(found: Mapping[str, Any]) -> Html:
         _checks_table(found, "Checks that did not pass", others, shown=3) if others else None,
         fold(title, _checks_table(found, "Checks that passed", passed)) if passed else None,
     ])  # fmt: skip
-
-
-def _weight(found: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Sort key: critical gates first, then failures."""
-    return found["gates"][row["gate"]]["severity"] != "critical", row["status"] != "fail"
 
 
 def _checks_table(

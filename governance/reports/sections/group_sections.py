@@ -74,18 +74,13 @@ def groups_folded(found: Mapping[str, Any]) -> list[Html]:
     for suite, title in _TITLES.items():
         rows = found["bias"].get(suite, [])
         if rows and suite in _DRAWN:
-            folds.append(
-                fold([title, tag("span", f" {_test_summary(suite, rows)}", class_="unit")], *_suite(found, suite, rows))
-            )
+            tested = test_counts([row for row in rows if row["metric"] == _MAIN.get(suite, row["metric"])])
+            folds.append(fold([title, tag("span", f" {tested}", class_="unit")], *_suite(found, suite, rows)))
         elif rows:
             others += [tag("h4", title), *filter(None, _suite(found, suite, rows))]
     return (
         [*folds, fold("Composition, tokenizer parity, personal data, bias of word lists", *others)] if others else folds
     )
-
-
-def _test_summary(suite: str, rows: Sequence[Row]) -> str:
-    return test_counts([row for row in rows if row["metric"] == _MAIN[suite]] if suite in _MAIN else rows)
 
 
 def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterable[Html | None]:

@@ -23,11 +23,6 @@ _WIDEST = math.log(8)  # of a ratio on either side of 1: wider intervals are uni
 Row = Mapping[str, Any]
 
 
-def drawable(row: Row) -> bool:
-    """An estimate with both ends of its interval."""
-    return None not in (row["value"], row["lower"], row["upper"])
-
-
 def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = False) -> Html | None:
     """A panel an axis for rows of one measure.
 
@@ -38,20 +33,16 @@ def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = F
         cited: evidence mark of the first panel.
         by_theme: label rows with the theme as well.
     """
-    shown = [row for row in rows if drawable(row)]
+    shown = [row for row in rows if None not in (row["value"], row["lower"], row["upper"])]
     if not shown:
         return None
     scale = scale_of(shown)
-    axes = list(dict.fromkeys(str(row["axis"] or "") for row in sorted(shown, key=_axis_order)))
+    axes = sorted({str(row["axis"] or "") for row in shown})
     made = []
     for axis in axes:
         mine = [row for row in shown if str(row["axis"] or "") == axis]
         made.append(_panel(axis, mine, scale, cited if axis == axes[0] else None, by_theme))
     return tag("div", made, class_="panels")
-
-
-def _axis_order(row: Row) -> tuple[str, str]:
-    return str(row["axis"] or ""), str(row["group"] or "")
 
 
 def scale_of(rows: Sequence[Row]) -> tuple[float, float]:

@@ -117,7 +117,8 @@ def _by_group(title: str, unit: str, rows: Sequence[Mapping[str, Any]], field: s
 def _validation(found: Mapping[str, Any]) -> Html | None:
     """The last validation of each source and language."""
     lines = [
-        [foreign(row["name"]), by, number(row["loss"]), _plus_minus(row["loss_stderr"]), number(row["bits_per_byte"]),
+        [foreign(row["name"]), by, number(row["loss"]),
+         UNKNOWN if row["loss_stderr"] is None else f"± {row['loss_stderr']:.3f}", number(row["bits_per_byte"]),
          number(row["tokens"])]
         for by in ("source", "language")
         for row in found["training"]["validation"][by]
@@ -125,10 +126,6 @@ def _validation(found: Mapping[str, Any]) -> Html | None:
     head = ["validation subset", "by", "loss, nats per token", "standard error", "bits per byte", "tokens"]
     return table("Last validation by source and language", head, lines, numeric=(2, 3, 4, 5),
                  cited=cite(found, "/training/validation"), shown=6) if lines else None  # fmt: skip
-
-
-def _plus_minus(error: float | None) -> str:
-    return UNKNOWN if error is None else f"± {error:.3f}"
 
 
 def training_folded(found: Mapping[str, Any]) -> Iterator[Html]:
