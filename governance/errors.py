@@ -159,7 +159,7 @@ def hub_hint(path: Path) -> str:
 def read_errors(
     path: Path, fault: str = "cannot be read", fix: str = "Remove its folder and make it again."
 ) -> Iterator[None]:
-    """Turn errors of a file of the root that cannot be read into `ManifestError`.
+    """Turn errors of reading a file of the root into `ManifestError`.
 
     Those of the system, of Arrow and of JSON, and a column or key that is missing.
     """

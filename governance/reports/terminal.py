@@ -73,7 +73,7 @@ def _table(table: Mapping[str, Any]) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Rows in columns as wide as their cells; those of `right` align right."""
+    """Rows in columns as wide as their cells; `right` align right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = ([cell.rjust(width) if place in right else cell.ljust(width)
               for place, (cell, width) in enumerate(zip(row, widths, strict=True))] for row in rows)  # fmt: skip

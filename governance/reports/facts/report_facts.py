@@ -153,7 +153,10 @@ def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mas
 
 
 def _funnel(manifest: Manifest) -> dict[str, Any]:
-    """Documents and bytes of a stage: entering, kept, removed by reason; in all and by source."""
+    """A stage's documents and bytes: entering, kept, removed by reason.
+
+    In all and by source.
+    """
     stats = manifest.stats
 
     def counts(entry: Mapping[str, Any]) -> dict[str, Any]:
