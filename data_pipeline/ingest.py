@@ -43,14 +43,14 @@ from data_pipeline.documents import (
 from data_pipeline.readers.archive import archive_items
 from data_pipeline.readers.hub import at_commit
 from data_pipeline.readers.items import SourceFiles, list_files
-from data_pipeline.readers.local import find_left
+from data_pipeline.readers.local import find_left, unread_words
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import HubSource, PackageSource, Source, identity
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, ManifestError, MissingInput
-from governance.file_digests import Digests
+from governance.file_digests import Digests, is_unchanged
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, Output, present, read_manifest
@@ -77,7 +77,8 @@ class IngestIdentity(Section):
     sources: tuple[Source, ...]
     ingest: IngestConfig
     names: str
-    """SHA-256 of the files' names within their sources: ids, formats and languages come from them."""
+    """SHA-256 of the files' names within their sources, from which ids, formats and languages come; and of the reasons
+    why others are not read."""
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
@@ -105,6 +106,9 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
 
     The further ones, and all of a source with ids of its own, which are checked later over all its shards, have the
     prefix `read_`: `drop_repeated` gives them their places.
+
+    Raises:
+        MissingInput: a file is gone, or was changed since its digest was taken.
     """
     prefix = "read_" if work.source.fields.id else ""
     quarantine = path_of(f"{prefix}quarantine")
@@ -136,6 +140,13 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
             count["kept"] += 1
             count["bytes"] += size
             count["html_fallbacks"] += piece.fallback
+    for item in (*work.items, *work.beside):
+        again = item.part is None and item.member is None  # a file that several read is not read again by each
+        if item.path and not is_unchanged(item.path, item.facts, item.digest, again=again):
+            raise MissingInput(
+                f"source {work.source.name}: {item.path} was changed while it was read; no artifact was made. Run the "
+                "command again when nothing writes to the file."
+            )
     counts = {
         "documents_in": count["kept"] + removed.total(),
         "documents_kept": count["kept"],
@@ -257,7 +268,11 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     if gone is not None:
         same = [made for made in _of_settings(sources, config, runtime.root) if _agrees(made, inputs, left)]
         return _sealed(same, runtime.root, gone)
-    called = sha256_bytes(canonical_json([item.path for item in inputs]))
+    unread = {files.source.name: files.unread for files in listed if files.unread}
+    for name, missed in unread.items():
+        get_logger(__name__).warning("source %s: %s. They count as torn files", name, unread_words(missed))
+    reasons = [f"{name} {reason}" for name, missed in unread.items() for _, reason in missed]
+    called = sha256_bytes(canonical_json([*(item.path for item in inputs), *reasons]))
     known = IngestIdentity(sources=tuple(identity(files.source) for files in listed), ingest=config, names=called)
 
     def make(folder: Path) -> Made:
@@ -272,7 +287,11 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         for files, parts in zip(listed, cut, strict=True):
             whole = is_stream(files.source, files.items[0])
             readings += plan(files.source, parts, config.shard_bytes, files.beside, whole=whole)
-        return _make(readings, recipe, folder, runtime)
+        lost = [
+            (name, {"torn_files": len(missed), "passed_over": dict(Counter(reason for _, reason in missed))})
+            for name, missed in unread.items()
+        ]
+        return _make(readings, lost, recipe, folder, runtime)
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
 
@@ -322,14 +341,20 @@ def _sealed(made: Sequence[Manifest], root: Path, error: MissingInput) -> Manife
     return made[0]
 
 
-def _make(readings: Sequence[Reading], recipe: Recipe, folder: Path, runtime: Runtime) -> Made:
+def _make(
+    readings: Sequence[Reading], lost: list[tuple[str, dict[str, Any]]], recipe: Recipe, folder: Path, runtime: Runtime
+) -> Made:
+    """Read all shards.
+
+    `lost` has the counts of what cannot be read, by source.
+    """
     shards = []
     for number, work in enumerate(readings):
         of_source = sha256_bytes(canonical_json(identity(work.source)))
         read = (str(work.shard_bytes), *(item.key for item in (*work.beside, *work.items)))
         shards.append(Shard(f"{number:06d}-{work.source.name}", (of_source, *read), work))
     done = map_shards(recipe, read_shard, shards, folder, runtime)
-    stats = [(work.source.name, part.stats) for work, part in zip(readings, done, strict=True)]
+    stats = [(work.source.name, part.stats) for work, part in zip(readings, done, strict=True)] + lost
     outputs = [output for part in done for role, output in part.outputs.items() if not role.startswith("read_")]
     last: list[tuple[str, Shard]] = []
     for source in {work.source.name: work.source for work in readings}.values():

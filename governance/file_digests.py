@@ -29,6 +29,7 @@ class Digests:
         self._runtime = runtime
         self._mode = runtime.mode
         self._changed = False
+        self._facts: dict[str, tuple[int, ...]] = {}
         self._known: dict[str, list[object]] = read_note(self._path, runtime.root, runtime.hooks.signer) or {}
 
     def of(self, path: Path) -> str:
@@ -42,6 +43,7 @@ class Digests:
         before = _facts(path)
         known = self._known.get(name)
         if isinstance(known, list) and known[:-1] == before:
+            self._facts[name] = tuple(before)
             return str(known[-1])
         if self._mode == "share":
             raise ShareDone("sources", f"the digest of {path} is not known yet; a join reads the file")
@@ -54,7 +56,15 @@ class Digests:
         if before == _facts(path) and started - max(before[1], before[2]) > _SETTLED_NANOSECONDS:
             self._known[name] = [*before, digest]
             self._changed = True
+            self._facts[name] = tuple(before)
         return digest
+
+    def facts(self, path: Path) -> tuple[int, ...]:
+        """Size, times and inode of a file at its digest.
+
+        Empty where it had changed within two seconds: times alone do not show another change then.
+        """
+        return self._facts.get(str(path.absolute()), ())
 
     def save(self) -> None:
         """Write the new digests.
@@ -67,6 +77,19 @@ class Digests:
             write_note(self._path, self._known, self._runtime.root, self._runtime.hooks.signer)
         except PipelineError as error:
             get_logger(__name__).warning("the digests of the files that were read are not cached: %s", error)
+
+
+def is_unchanged(path: Path, facts: tuple[int, ...], digest: str, *, again: bool = True) -> bool:
+    """Return whether a file is still the one whose digest was taken.
+
+    Without facts (`Digests.facts`) it is read `again`, or else taken for unchanged; with other facts it is always read.
+
+    Raises:
+        MissingInput: it is not there or cannot be read.
+    """
+    if tuple(_facts(path)) == facts or not (facts or again):
+        return True
+    return sha256_file(path) == digest
 
 
 def _facts(path: Path) -> list[int]:

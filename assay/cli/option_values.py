@@ -42,6 +42,15 @@ def size(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** _SCALES[found[2]])
 
 
+def root_folder(text: str) -> Path:
+    """A folder of this machine or of its mounts."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a URL; a root is a folder. Name a folder, then copy it with: assay mirror push FOLDER {text}"
+        )
+    return Path(text)
+
+
 def prefix(text: str) -> Path:
     """A path with the first part of a file's name."""
     if not Path(text).name or text.endswith("/"):

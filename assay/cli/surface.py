@@ -10,7 +10,7 @@ from pathlib import Path
 from assay.cli.command_words import Parser, leaves
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import checkpoint_option, trusted_keys
-from assay.cli.option_values import hours, natural, positive, prefix, size, task
+from assay.cli.option_values import hours, natural, positive, prefix, root_folder, size, task
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
@@ -189,7 +189,7 @@ def _data(commands: Commands[Parser]) -> None:
     command.add_argument("--public", action="store_true", help="create a public data set, not a private one")
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
     command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path of the two files without their endings")
-    command.add_argument("--root", type=Path, required=True, help="folder that holds all artifacts")
+    command.add_argument("--root", type=root_folder, required=True, help="folder that holds all artifacts")
     command.add_argument("--vocabulary-size", type=positive, required=True, help="number of ids; every id is below it")
     command.add_argument("--end-of-document", type=natural, required=True, help="id of the token that ends a document")
 
@@ -249,7 +249,9 @@ def _report(commands: Commands[Parser]) -> None:
     command = add("verify", "verify", "compute every number of a report again and print those that differ")
     command.add_argument("run", type=Path, metavar=run, help=text)
     _more(command)
-    command.add_argument("--root", type=Path, help="for a CONFIG: folder of its artifacts (default: runs/<its name>)")
+    command.add_argument(
+        "--root", type=root_folder, help="for a CONFIG: folder of its artifacts (default: runs/<its name>)"
+    )
     trusted_keys(command)
     command = add("compare", "compare", "compare two runs: verdict, data, loss, speed, energy, configuration")
     command.add_argument("ours", type=Path, metavar="A", help=text)
@@ -371,7 +373,9 @@ def _config(
 ) -> None:
     command.add_argument("config", type=Path, metavar=name, help=text)
     _more(command)
-    command.add_argument("--root", type=Path, help="folder that holds all artifacts (default: runs/<name of CONFIG>)")
+    command.add_argument(
+        "--root", type=root_folder, help="folder that holds all artifacts (default: runs/<name of CONFIG>)"
+    )
     _data_workers(command)
     command.add_argument(
         "--set",

@@ -95,7 +95,8 @@ def archive_items(source: PackageSource, archive: SourceItem) -> list[SourceItem
             )
     check_endings([member.name for member in found if not member.fault], source)
     return [
-        SourceItem(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal) for member in found
+        SourceItem(member.name, archive.path, archive.digest, member.size_bytes, member.ordinal, facts=archive.facts)
+        for member in found
     ]
 
 

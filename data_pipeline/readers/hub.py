@@ -21,12 +21,12 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.readers.local import LocalFile, find_files
+from data_pipeline.readers.local import FoundFiles, search_files
 from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.parts import SourceItem
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
@@ -41,10 +41,13 @@ from governance.stage import Runtime
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
 _LOOSE = (".parquet", *(f"{ending}{more}" for ending in (".jsonl", ".json") for more in ("", ".gz", ".zst")))
+_COMPANIONS = re.compile(
+    r"^(README|LICEN[CS]E|NOTICE|CITATION)|\.(md|py|ipynb|ya?ml|toml|cfg|sh|png|jpe?g|svg|gif|pdf|sha256|md5)$", re.I
+)  # files beside a data set's rows that hold none
 _STATE, _SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes next to its files
 
 
-def local_files(source: HubSource, folder: Path) -> list[LocalFile]:
+def local_files(source: HubSource, folder: Path) -> FoundFiles:
     """The local files that a source without a revision names.
 
     Raises:
@@ -73,7 +76,15 @@ def local_files(source: HubSource, folder: Path) -> list[LocalFile]:
             "data set of the hub give its revision too: a commit, a tag or a branch."
         )
     loose = path.is_dir() and not (path / _STATE).is_file()
-    return find_files(patterns, folder, source.name, follow_links=source.follow_links, any_of=loose)
+    found = search_files(patterns, folder, source.name, follow_links=source.follow_links, any_of=loose)
+    if not loose:
+        return found
+    everything = search_files((f"{glob.escape(str(path))}/**",), folder, source.name, follow_links=source.follow_links)
+    read = {file.path for file in found.files}
+    others = [
+        file.path for file in everything.files if file.path not in read and not _COMPANIONS.search(file.path.name)
+    ]
+    return replace(found, unread=sorted({*everything.unread, *((str(other), "unknown_file") for other in others)}))
 
 
 def _split(path: Path, source: HubSource) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipeline.own_code import find_code, load
 from data_pipeline.readers.hub import hub_items, local_files
-from data_pipeline.readers.local import LocalFile, find_files, find_paths
+from data_pipeline.readers.local import FoundFiles, find_files, find_paths
 from data_pipeline.readers.package import fetch
 from data_pipeline.readers.parts import (
     PACKED_RATIO,
@@ -38,6 +38,8 @@ class SourceFiles:
     items: list[SourceItem]
     beside: list[SourceItem]
     """Files without text: hosts' statements on a web archive's pages, own code."""
+    unread: list[tuple[str, str]]
+    """Path and reason of what may hold records and is not read."""
 
 
 def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> SourceFiles:
@@ -50,10 +52,10 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         ManifestError: a package's archive is not what was fetched, or not what the source pins.
     """
     fetched: list[tuple[str, Manifest]] = []
-    here: list[LocalFile] = []
+    here = FoundFiles([], [])
     if isinstance(source, HubSource):
         if source.revision:
-            return SourceFiles(source, hub_items(source, runtime), [])
+            return SourceFiles(source, hub_items(source, runtime), [], [])
         here = local_files(source, folder)
     elif isinstance(source, PackageSource):
         fetched = [("", fetch(source, runtime))]
@@ -69,7 +71,7 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         path = runtime.root / output.path
         if digests.of(path) != output.sha256:
             raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
-        items.append(SourceItem(name or path.name, path, output.sha256, output.bytes))
+        items.append(SourceItem(name or path.name, path, output.sha256, output.bytes, facts=digests.facts(path)))
     beside: list[tuple[str, Path]] = []
     if isinstance(source, OwnSource):
         code = find_code(source.reader, folder, f"source {source.name}: reader")
@@ -78,10 +80,13 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         found = find_files(source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
         beside = [(f"opt_out/{file.name}", file.path) for file in found]
     local, more = (
-        [SourceItem(name, path, digests.of(path), path.stat().st_size) for name, path in files]
-        for files in ([(file.name, file.path) for file in here], beside)
+        [
+            SourceItem(name, path, digests.of(path), path.stat().st_size, facts=digests.facts(path))
+            for name, path in files
+        ]
+        for files in ([(file.name, file.path) for file in here.files], beside)
     )
-    return SourceFiles(source, [*items, *local], more)
+    return SourceFiles(source, [*items, *local], more, here.unread)
 
 
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
@@ -117,7 +122,8 @@ def expected_items(source: Source, folder: Path, shard_bytes: int, runtime: Runt
         names = [file.name for file in find_remote(source.paths, source.name)]
         return [SourceItem(name, None, "", shard_bytes // (PACKED_RATIO if is_packed(name) else 1)) for name in names]
     pieces = []
-    for file in local_files(source, folder) if isinstance(source, HubSource) else find_paths(source, folder):
+    found = local_files(source, folder) if isinstance(source, HubSource) else find_paths(source, folder)
+    for file in found.files:
         item = SourceItem(file.name, file.path, "", file.path.stat().st_size)
         size = text_bytes(item)
         if size <= shard_bytes or not (has_lines(source, item) or has_row_groups(source, item)):

@@ -6,6 +6,9 @@ source's patterns share in front of their first wildcard.
 Symbolic links: a pattern whose fixed folder is itself behind a link is what its writer meant; a link inside that folder
 that leads out of it is refused, unless the source says `follow_links`. `**` enters each folder once, by its own name
 before by a link's, so that a link to a folder above it does not recur for ever.
+
+A folder that may not be read, a link whose target is gone and a match that is neither file nor folder are reported,
+with a reason: `unreadable_folder`, `dangling_link`, `not_a_file`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import fnmatch
 import glob
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ from data_pipeline.readers.text import check_endings
 from governance.errors import MissingInput, near_path
 
 _WILD = "*?["
+_NAMED = 3  # matches that cannot be read, in a message
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,36 @@ class LocalFile:
     path: Path
 
 
-def find_files(
+@dataclass(frozen=True)
+class FoundFiles:
+    """Files that patterns match, and matches that cannot be read."""
+
+    files: list[LocalFile]
+    unread: list[tuple[str, str]]
+    """Path and reason of what may hold records and is not read."""
+
+
+def find_files(patterns: tuple[str, ...], folder: Path, source: str, *, follow_links: bool = False) -> list[LocalFile]:
+    """Files that match the patterns; all must be readable.
+
+    Raises:
+        MissingInput: as `search_files`; or a folder, a link or a match cannot be read.
+    """
+    found = search_files(patterns, folder, source, follow_links=follow_links)
+    if found.unread:
+        raise MissingInput(f"{source}: {unread_words(found.unread)}. Correct them, or narrow the `paths`.")
+    return found.files
+
+
+def unread_words(unread: Sequence[tuple[str, str]]) -> str:
+    """The first matches that cannot be read, with their reasons."""
+    more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+    return "not read: " + ", ".join(f"{path} ({reason})" for path, reason in unread[:_NAMED]) + more
+
+
+def search_files(
     patterns: tuple[str, ...], folder: Path, source: str, *, follow_links: bool = False, any_of: bool = False
-) -> list[LocalFile]:
+) -> FoundFiles:
     """Files that match the patterns, once each, sorted by name.
 
     Raises:
@@ -46,12 +78,16 @@ def find_files(
     absolute = [os.path.normpath(os.path.join(glob.escape(str(folder.absolute())), pattern)) for pattern in patterns]
     shared = Path(os.path.commonpath([_fixed_part(pattern) for pattern in absolute]))
     found: dict[str, Path] = {}
+    unread: dict[str, str] = {}
     wanting = []
     for pattern, written in zip(absolute, patterns, strict=True):
         fixed = _fixed_part(pattern)
         walk = _FolderWalk(fixed, source, follow_links)
         paths = [Path(name) for name in walk.expand(fixed, Path(pattern).parts[len(Path(fixed).parts) :])]
-        files = [path for path in paths if path.is_file()]
+        kinds = [_kind(path) for path in paths]
+        files = [path for path, kind in zip(paths, kinds, strict=True) if kind == "file"]
+        unread |= walk.unread
+        unread |= {str(path): kind for path, kind in zip(paths, kinds, strict=True) if kind not in ("file", "folder")}
         if not files:
             folders = any(path.is_dir() for path in paths)
             what = "names folders only; add a pattern for their files, as /**/*.jsonl" if folders else "names no file"
@@ -62,22 +98,23 @@ def find_files(
     if wanting and not (any_of and found):
         gone = [part for pattern in absolute if not (part := Path(_fixed_part(pattern))).exists()]
         near = near_path(gone[0]) if gone else ""
+        lost = f"; {unread_words(sorted(unread.items()))}" if unread else ""
         raise MissingInput(
-            f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}). Change its `paths`.{near}"
+            f"source {source}: {', '.join(wanting)} (looked in {folder.absolute()}{lost}). Change its `paths`.{near}"
         )
-    return [LocalFile(name, found[name]) for name in sorted(found)]
+    return FoundFiles([LocalFile(name, found[name]) for name in sorted(found)], sorted(unread.items()))
 
 
-def find_paths(source: PathSource, folder: Path) -> list[LocalFile]:
+def find_paths(source: PathSource, folder: Path) -> FoundFiles:
     """The files of this machine that a source's `paths` name.
 
     Raises:
-        MissingInput: as `find_files`.
+        MissingInput: as `search_files`.
         ConfigError: one is of a kind that the source does not hold.
     """
     patterns = tuple(pattern.removeprefix("file://") for pattern in source.paths)
-    found = find_files(patterns, folder, source.name, follow_links=source.follow_links)
-    check_endings([file.name for file in found], source)
+    found = search_files(patterns, folder, source.name, follow_links=source.follow_links)
+    check_endings([file.name for file in found.files], source)
     return found
 
 
@@ -86,8 +123,8 @@ def find_left(source: PathSource, folder: Path) -> Iterator[Path]:
     for pattern in () if source.elsewhere else source.paths:
         with contextlib.suppress(MissingInput):
             local = pattern.removeprefix("file://")
-            found = find_files((local,), folder, source.name, follow_links=source.follow_links)
-            yield from (file.path for file in found)
+            found = search_files((local,), folder, source.name, follow_links=source.follow_links)
+            yield from (file.path for file in found.files)
 
 
 def _fixed_part(pattern: str) -> str:
@@ -120,6 +157,7 @@ class _FolderWalk:
         self._inside = os.path.join(os.path.realpath(fixed), "")
         self._source = source
         self._follow = follow_links
+        self.unread: dict[str, str] = {}
 
     def expand(self, folder: str, parts: Sequence[str]) -> Iterator[str]:
         """The paths below `folder` that match the parts of a pattern."""
@@ -132,12 +170,12 @@ class _FolderWalk:
                 if rest:
                     yield from self.expand(below, rest)
                 else:
-                    yield from (os.path.join(below, name) for name in _names(below) if not name.startswith("."))
+                    yield from (os.path.join(below, name) for name in self._names(below) if not name.startswith("."))
         elif _is_wild(part):
             hidden = part.startswith(".")
-            for name in fnmatch.filter(_names(folder), part):
+            for name in fnmatch.filter(self._names(folder), part):
                 path = os.path.join(folder, name)
-                if (hidden or not name.startswith(".")) and (not rest or os.path.isdir(path)):
+                if (hidden or not name.startswith(".")) and (not rest or self._is_folder(path)):
                     yield from self.expand(path, rest)
         elif os.path.lexists(path := os.path.join(folder, _unescaped(part))):
             yield from self.expand(path, rest)
@@ -157,15 +195,37 @@ class _FolderWalk:
                 continue
             seen.add((state.st_dev, state.st_ino))
             yield folder
-            for name in reversed(_names(folder)):
+            for name in reversed(self._names(folder)):
                 path = os.path.join(folder, name)
-                if name.startswith(".") or not os.path.isdir(path):
+                if name.startswith(".") or not self._is_folder(path):
                     continue
                 if os.path.islink(path):
                     self.check(Path(path))
                     links.append(path)
                 else:
                     waiting.append(path)
+
+    def _is_folder(self, path: str) -> bool:
+        """Return whether a path is a folder.
+
+        A dangling link named like one is reported.
+        """
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except OSError:
+            if os.path.islink(path) and "." not in os.path.basename(path):
+                self.unread[path] = "dangling_link"
+            return False
+
+    def _names(self, folder: str) -> list[str]:
+        """Sorted names in a folder; an unreadable one is reported."""
+        try:
+            return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError:
+            self.unread[folder] = "unreadable_folder"
+            return []
 
     def check(self, path: Path) -> None:
         """Refuse a path that a link leads out of the fixed folder.
@@ -187,9 +247,10 @@ class _FolderWalk:
         return os.path.join(os.path.realpath(path), "").startswith(self._inside)
 
 
-def _names(folder: str) -> list[str]:
-    """Sorted names in a folder; empty if unreadable."""
+def _kind(path: Path) -> str:
+    """File, folder, or the reason why a match cannot be read."""
     try:
-        return sorted(os.listdir(folder))
+        mode = path.stat().st_mode
     except OSError:
-        return []
+        return "dangling_link" if path.is_symlink() else "unreadable_folder"
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "not_a_file"

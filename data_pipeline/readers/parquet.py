@@ -3,7 +3,7 @@
 A record's position is its row's number from 0 in the file. Arrow holds a column's current page, its dictionary and one
 small batch of rows; by default it would hold the whole row group (one of 2 GB: 2.0 GB resident by default, 133 MB as
 it is read here, libraries included). What cannot be read so is a page, or a dictionary, of more than
-`MAX_RECORD_BYTES`: its row group is one fault, `page_too_large`, and the next row group is read. So is a damaged one:
+`MAX_PAGE_BYTES`: its row group is one fault, `page_too_large`, and the next row group is read. So is a damaged one:
 the rows in front of the damage are records, the rest of its row group is one fault `unreadable_rows`. Page check sums
 are verified where a file has them.
 
@@ -28,8 +28,9 @@ import pyarrow.parquet as pq
 from data_pipeline.readers.parquet_pages import Chunk, RowGroup, pages, row_groups
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
 from data_pipeline.readers.rows import read_batch, wanted
-from data_pipeline.readers.streams import MAX_RECORD_BYTES, is_bomb, open_source
+from data_pipeline.readers.streams import is_bomb, open_source
 
+MAX_PAGE_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 20
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 1024
@@ -116,7 +117,7 @@ def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Re
         yield _lost("unreadable_rows", opened, group, range(first, first + rows), _words(error))
         return
     if not batch_rows:
-        words = f"a page or dictionary of more than {MAX_RECORD_BYTES >> 20} MiB"
+        words = f"a page or dictionary of more than {MAX_PAGE_BYTES >> 20} MiB"
         yield _lost("page_too_large", opened, group, range(first, first + rows), words)
         return
     # Damage costs its whole batch, so the rows of the batch in front of it are read one by one.
@@ -152,7 +153,7 @@ def _batch_rows(opened: _Open, group: int) -> int:
     for chunk in opened.chunks(group):
         with contextlib.suppress(ValueError):  # a damaged header: Arrow gives the rows in front of it
             for page in pages(opened.source, chunk):
-                if max(page.packed, page.unpacked) > MAX_RECORD_BYTES:
+                if max(page.packed, page.unpacked) > MAX_PAGE_BYTES:
                     return 0
                 unpacked += page.unpacked
                 dictionary = max(dictionary, page.unpacked if page.is_dictionary else 0)

@@ -54,6 +54,8 @@ class SourceItem:
     member: int | None = None
     part: FilePart | None = None
     """Range of its records, where a huge file is cut."""
+    facts: tuple[int, ...] = ()
+    """Size, times and inode of a local file when its digest was taken (`Digests.facts`)."""
 
     @property
     def key(self) -> str:

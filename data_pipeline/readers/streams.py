@@ -22,8 +22,8 @@ from typing import IO, Any
 from governance.errors import MissingInput
 
 BLOCK_BYTES = 1 << 18
-MAX_RECORD_BYTES = 1 << 28
-"""A line, or a file that is one document, of more than 256 MiB is a fault: it is binary, or its line ends are lost."""
+MAX_RECORD_BYTES = 1 << 26
+"""A line, or a file that is one document, of more than 64 MiB is a fault: it is binary, or its line ends are lost."""
 BOMB_BYTES = 128 << 20
 BOMB_RATIO = 250
 _GZIP_HEADER = 31  # zlib's window bits for "a gzip member with header and check sum"

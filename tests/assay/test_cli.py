@@ -197,6 +197,7 @@ def test_a_mistyped_path_is_refused_before_anything_slow_is_imported(tmp_path):
     ("words", "output"),
     [
         (["run", "x.toml", "--data-workers", "0"], "not a whole number of at least 1"),
+        (["data", "prepare", "x.toml", "--root", "s3://b/x"], "copy it with: assay mirror push FOLDER s3://b/x"),
         *((["train", "x.toml", f"--gpu-memory={word}"], "not a size above 0 with its unit, such as 80GiB")
           for word in ("80", "0GiB", "-1GiB", "80 GiB", "80gib", "\N{ARABIC-INDIC DIGIT ONE}GiB")),
         (["train", "x.toml", "--device", "tpu"], "invalid choice: 'tpu'"),

@@ -45,7 +45,7 @@ datasets.DatasetDict({"train": one.select([3, 1]), "test": test}).save_to_disk(s
 def test_a_saved_data_set_is_read_in_the_order_of_its_files(saved, tmp_path):
     (saved / "one" / "cache-0123.arrow").write_bytes(b"a left-over of the library's cache")
     names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
-    assert [file.name for file in local_files(hub("one"), saved)] == names
+    assert [file.name for file in local_files(hub("one"), saved).files] == names
     manifest = made(hub("one", id_field="key"), saved, tmp_path)
     documents = list(read_documents(manifest.files("documents", tmp_path)))
     assert [(d.id, d.text) for d in documents] == [(f"h/{i}", f"{i} ä") for i in range(2500)]

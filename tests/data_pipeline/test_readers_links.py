@@ -3,12 +3,14 @@
 import glob
 import os
 import random
+import time
 
 import pytest
 
+from data_pipeline import ingest as stage
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers.local import find_files
-from data_pipeline.readers.sources import JsonlSource
+from data_pipeline.readers.local import find_files, search_files
+from data_pipeline.readers.sources import HubSource, JsonlSource
 from governance.errors import MissingInput
 from governance.stage import Runtime
 
@@ -102,8 +104,65 @@ def test_loops_and_many_ways_to_one_folder_end(tmp_path):
         os.symlink("n", level / "m")
         level = level / "n"
     (level / "end.txt").write_text("e")
-    found = find_files(("in/**/*.txt",), tmp_path, "s")
-    assert [file.name for file in found] == ["a.txt", "n/" * 30 + "end.txt"]
-    assert len(find_files(("in/**/*.txt",), tmp_path, "s", follow_links=True)) == 2
+    found = search_files(("in/**/*.txt",), tmp_path, "s")
+    assert [file.name for file in found.files] == ["a.txt", "n/" * 30 + "end.txt"]
+    assert {reason for _, reason in found.unread} == {"dangling_link"}, "three links that lead nowhere"
+    assert len(search_files(("in/**/*.txt",), tmp_path, "s", follow_links=True).files) == 2
     with pytest.raises(MissingInput, match="names no file"):
         find_files(("in/self",), tmp_path, "s")
+
+
+def test_nothing_that_a_pattern_reaches_is_lost_in_silence(tmp_path, monkeypatch):
+    folder, out = outside(tmp_path)
+    (folder / "x.jsonl").write_text('{"text": "a"}\n')
+    source = JsonlSource(type="jsonl", name="a", licence="MIT", paths=("in/**/*.jsonl",))
+
+    def made(source=source):
+        return ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root"))
+
+    whole = made()
+    os.symlink("gone.jsonl", folder / "b.jsonl")
+    os.symlink("gone", folder / "more")
+    os.mkfifo(folder / "c.jsonl")
+    listed = os.listdir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = made()
+    assert found.key != whole.key
+    assert found.stats["passed_over"] == {"dangling_link": 2, "not_a_file": 1, "unreadable_folder": 1}
+    assert (found.stats["torn_files"], found.stats["by_source"]["a"]["torn_files"]) == (4, 4)
+    assert found.stats["documents_kept"] == whole.stats["documents_kept"] == 1
+    with pytest.raises(MissingInput, match=r"not read: .*b\.jsonl \(dangling_link\)"):
+        find_files(source.paths, tmp_path, "evaluation set e")
+    (out / "r.jsonl").write_text('{"text": "a"}\n')
+    (out / "README.md").write_text("a card")
+    (out / "rows.feather").write_text("unknown")
+    hub = HubSource(type="hub", name="h", licence="MIT", dataset="./out")
+    assert made(hub).stats["passed_over"] == {"unknown_file": 2}, "secret.txt and rows.feather"
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_file_that_changes_between_digest_and_reading_is_noticed(tmp_path, monkeypatch, settled):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n')
+    os.utime(path, (1, 1))
+    if settled:
+        time.sleep(2.1)
+    source = JsonlSource(type="jsonl", name="a", licence="MIT", paths=("x.jsonl",))
+    read = stage.read_items
+
+    def changed(work, passed):
+        path.write_text('{"text": "b"}\n')
+        os.utime(path, (1, 1))
+        return read(work, passed)
+
+    monkeypatch.setattr(stage, "read_items", changed)
+    with pytest.raises(MissingInput, match="was changed while it was read"):
+        ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root"))
+    monkeypatch.setattr(stage, "read_items", read)
+    assert ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root")).stats["documents_kept"] == 1

@@ -149,7 +149,7 @@ def test_a_page_that_would_not_fit_is_a_fault_and_the_other_groups_are_read(tmp_
     rows = ["a" * 10] * 100 + ["b" * 5000] * 100 + ["c"] * 100
     for dictionary in (False, True):
         path = written(tmp_path / "x.parquet", pa.table({"text": rows}), row_group_size=100, use_dictionary=dictionary)
-        monkeypatch.setattr("data_pipeline.readers.parquet.MAX_RECORD_BYTES", 4000)
+        monkeypatch.setattr("data_pipeline.readers.parquet.MAX_PAGE_BYTES", 4000)
         pieces = list(read_parquet(path, "f", FIELDS))
         (fault,) = [piece for piece in pieces if isinstance(piece, RecordFault)]
         assert (fault.reason, fault.position) == ("page_too_large", 100)

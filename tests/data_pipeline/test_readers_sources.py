@@ -377,7 +377,7 @@ def test_which_local_files_a_dataset_names(tmp_path):
         local_files(hub("d"), tmp_path)
     for name in ("d/sub/a.parquet", "d/b.jsonl.zst", "d/README.md"):
         (tmp_path / name).write_bytes(b"x")
-    assert [file.name for file in local_files(hub("d"), tmp_path)] == ["b.jsonl.zst", "sub/a.parquet"]
+    assert [file.name for file in local_files(hub("d"), tmp_path).files] == ["b.jsonl.zst", "sub/a.parquet"]
     with pytest.raises(MissingInput, match="give its revision too: a commit, a tag or a branch"):
         local_files(hub("owner/name"), tmp_path)
     with pytest.raises(ConfigError, match=r"README\.md is not one of"):
