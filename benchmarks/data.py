@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measures.data import data_sameness, data_speed, data_truth
+from benchmarks.measures.data import data_sameness, data_speed, data_truth, structure
 from benchmarks.measures.goals import Goal, command_line
 
 
@@ -27,7 +27,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "truth_duplicates": data_truth.duplicates,
         "truth_personal_data": data_truth.personal_data,
         "truth_contamination": data_truth.contamination,
-        "truth_web": lambda: [*data_truth.web_pages(), *data_truth.public_pages()],
+        "truth_web": lambda: [*data_truth.web_pages(), *data_truth.public_pages(), *structure.kept_structure()],
         "truth_languages": data_truth.languages,
         "rates": lambda: [*data_speed.personal_data_rate(), *data_speed.trafilatura()],
         "memory": lambda: data_sameness.memory(quick),

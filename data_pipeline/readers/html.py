@@ -10,6 +10,8 @@ all visible text, with the text for browsers without scripts; either is counted 
 shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not run; nor on
 one of more than 512 Ki characters, on which it takes seconds and a hundredfold of memory.
 
+Another extractor, where a source names one, gives its text or none.
+
 Nothing here bounds the time that a page takes: `page_process` does, and readers go through it.
 """
 
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 
 from data_pipeline.readers.main_text import MARK, main_text
 from data_pipeline.readers.opt_out import meta_signals
+from data_pipeline.readers.pages.extraction import ASSAY, Extraction
+from data_pipeline.readers.pages.page_markdown import markdown
 
 _MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -41,10 +45,12 @@ class HtmlPage:
     """The rights holder's reservations in its `meta` elements, as `opt_out` writes them."""
 
 
-def extract(data: bytes, charset: str = "") -> HtmlPage:
-    """Main text of a page, one line a paragraph, item or row."""
+def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage:
+    """Main text of a page: a line a paragraph, or Markdown."""
     page = decode_html(data, charset)
-    text = main_text(page)
+    if way.extractor != ASSAY.extractor:
+        return HtmlPage(_EXTRACTORS[way.extractor](page), False, meta_signals(page))
+    text = main_text(page) if way.structure == ASSAY.structure else markdown(page)
     if text:
         return HtmlPage(text, False, meta_signals(page))
     return HtmlPage(_fallback(page), True, meta_signals(page))
@@ -59,6 +65,25 @@ def _fallback(page: str) -> str:
     import trafilatura
 
     return trafilatura.extract(page, include_comments=False) or seen
+
+
+def _trafilatura(page: str) -> str:
+    """Main text by trafilatura, with FineWeb's settings.
+
+    Its removal of repeated paragraphs is left off: it depends on the pages before.
+    """
+    import trafilatura
+
+    return trafilatura.extract(page, favor_precision=True, include_comments=False) or ""
+
+
+def _resiliparse(page: str) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return str(extract_plain_text(page, main_content=True, alt_texts=False))
+
+
+_EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse}
 
 
 def decode_html(data: bytes, charset: str = "") -> str:

@@ -11,6 +11,7 @@ from data_pipeline.own_code import find_code, load
 from data_pipeline.readers.hub import hub_items, local_files
 from data_pipeline.readers.local import FoundFiles, find_files, find_paths
 from data_pipeline.readers.package import fetch
+from data_pipeline.readers.pages.extraction import check_installed
 from data_pipeline.readers.parts import (
     PACKED_RATIO,
     FilePart,
@@ -21,7 +22,7 @@ from data_pipeline.readers.parts import (
     text_bytes,
 )
 from data_pipeline.readers.remote import fetch_remote, find_remote
-from data_pipeline.readers.sources import HubSource, OwnSource, PackageSource, Source, WarcSource
+from data_pipeline.readers.sources import HtmlSource, HubSource, OwnSource, PackageSource, Source, WarcSource
 from data_pipeline.readers.text import check_endings
 from governance.errors import ManifestError
 from governance.file_digests import Digests
@@ -94,6 +95,8 @@ def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
 
     Each raises as `list_files` would.
     """
+    if isinstance(source, HtmlSource):
+        yield partial(check_installed, source.extraction)
     if isinstance(source, HubSource):
         yield from () if source.revision else (partial(local_files, source, folder),)
     elif not isinstance(source, PackageSource) and not source.elsewhere:

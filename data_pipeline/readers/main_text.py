@@ -96,9 +96,14 @@ def main_text(page: str) -> str:
 
     `page` does not hold `MARK`.
     """
+    return choose(lay_out(page))
+
+
+def lay_out(page: str) -> str:
+    """The visible text of a page in lines, with its marks."""
     from resiliparse.extract.html2text import extract_plain_text
 
-    return choose(extract_plain_text(mark_containers(page), alt_texts=False, skip_elements=list(_SKIPPED)))
+    return str(extract_plain_text(mark_containers(page), alt_texts=False, skip_elements=list(_SKIPPED)))
 
 
 def mark_containers(page: str) -> str:
@@ -150,7 +155,18 @@ def _kind(name: str, names: str) -> str:
 
 def choose(layout: str) -> str:
     """The lines of a marked layout that are the page's own."""
-    lines, tree = _read(layout)
+    return _laid_out(_own_lines(*_read(layout)))
+
+
+def own_places(layout: str) -> list[int]:
+    """The numbers, from 0, of the lines that `choose` keeps."""
+    places: list[int] = []
+    lines, tree = _read(layout, places)
+    place_of = dict(zip(map(id, lines), places, strict=True))
+    return [place_of[id(line)] for line in _own_lines(lines, tree)]
+
+
+def _own_lines(lines: list[Line], tree: Tree) -> list[Line]:
     size, unlinked, prose = ([0] * len(tree.parent) for _ in range(3))
     for _, container, is_prose, line_size, link_size, _ in lines:
         size[container] += line_size
@@ -170,18 +186,18 @@ def choose(layout: str) -> str:
         while _is_margin(kept[last - 1]):
             last -= 1
         kept = keep_lines(kept[first:last], tree)
-    return _laid_out(kept)
+    return kept
 
 
-def _read(layout: str) -> tuple[list[Line], Tree]:
+def _read(layout: str, places: list[int] | None = None) -> tuple[list[Line], Tree]:
     """Take the marks out of a layout.
 
-    Its lines, and the tree of its containers.
+    Its lines, whose numbers `places` receives, and the tree of its containers.
     """
     place = _TreeCursor(Tree([0], [_MAIN], [0]), [0])
     lines: list[Line] = []
     blank = ""
-    for line in layout.split("\n"):
+    for number, line in enumerate(layout.split("\n")):
         if not line:
             blank = "\n"
             continue
@@ -204,6 +220,8 @@ def _read(layout: str) -> tuple[list[Line], Tree]:
         if size:
             is_prose = size >= PROSE_SIZE and _is_prose(words, size, link_size)
             lines.append((blank + words, container, is_prose, size, link_size, kinds))
+            if places is not None:
+                places.append(number)
             blank = ""
     return lines, place.tree
 

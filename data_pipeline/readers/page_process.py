@@ -24,9 +24,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import IO, Any, NamedTuple
 
 from data_pipeline.readers.html import HtmlPage, extract
+from data_pipeline.readers.pages.extraction import ASSAY, Extraction, check_installed
 from data_pipeline.readers.record import Record, RecordFault, sample
 from governance.errors import PipelineError
 from governance.malloc import keep_freed_memory
@@ -44,7 +46,7 @@ _TIRED_BYTES = 128 << 20  # a child that keeps so much more than at its start gi
 _KEPT_BYTES = 16 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _COUNT = struct.Struct("<Q")  # of pages that follow, or of bytes of the answer
-_HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of the charset's name, CPU-seconds, bytes of memory
+_HEAD = struct.Struct("<QQdQ")  # bytes of the page, bytes of extraction and charset, CPU-seconds, bytes of memory
 _READY = b"ready\n"
 _CHILD = "import sys; sys.path[:] = sys.argv[1:]; from data_pipeline.readers.page_process import serve; serve()"
 
@@ -57,61 +59,61 @@ class _PageRequest(NamedTuple):
 
     data: bytes
     charset: str
+    way: Extraction
     seconds: float
     memory: int
     """Bytes of address space that it may take."""
 
 
-def read_html(data: bytes, file: str, position: int = 0, charset: str = "") -> Record | RecordFault:
-    """The main text of a page.
-
-    `charset` is what its transport said, "" where nothing did.
-    """
-    page = read_page(data, charset)
+def read_html(data: bytes, file: str, position: int = 0, way: Extraction = ASSAY) -> Record | RecordFault:
+    """The main text of a page of no known transport."""
+    page = read_page(data, way=way)
     if isinstance(page, HtmlPage):
         return Record(page.text, file, position, fallback=page.fallback)
     return RecordFault(file, position, page, sample(data))
 
 
-def read_page(data: bytes, charset: str = "") -> HtmlPage | str:
+def read_page(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage | str:
     """Content of a page, or the fault's reason.
 
-    `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`.
+    `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`. `charset` is that of its transport, if any.
 
     Raises:
         PipelineError: the other process cannot be started.
     """
-    return read_pages([(data, charset)])[0]
+    return read_pages([(data, charset)], way)[0]
 
 
-def read_pages(pages: Sequence[tuple[bytes, str]]) -> list[HtmlPage | str]:
+def read_pages(pages: Sequence[tuple[bytes, str]], way: Extraction = ASSAY) -> list[HtmlPage | str]:
     """Content of several pages (bytes, charset), in one exchange.
 
     Raises:
+        ConfigError: the extractor's package is not installed.
         PipelineError: the other process cannot be started.
     """
     sent = [(data, charset) for data, charset in pages if len(data) <= MAX_PAGE_BYTES]
+    check_installed(way)
     with _LOCK:
-        answers = _ask(sent)
+        answers = _ask(sent, way)
         if isinstance(answers, str):  # one of them ended the child: each by itself shows which
-            answers = [_ask_one(page, answers if len(sent) == 1 else "") for page in sent]
+            answers = [_ask_one(page, answers if len(sent) == 1 else "", way) for page in sent]
     found = iter(answers)
     return [next(found) if len(data) <= MAX_PAGE_BYTES else "html_too_large" for data, _ in pages]
 
 
-def _ask_one(page: tuple[bytes, str], known: str) -> HtmlPage | str:
-    answers = known or _ask([page])
+def _ask_one(page: tuple[bytes, str], known: str, way: Extraction) -> HtmlPage | str:
+    answers = known or _ask([page], way)
     return answers if isinstance(answers, str) else answers[0]
 
 
-def _ask(pages: Sequence[tuple[bytes, str]]) -> list[HtmlPage | str] | str:
+def _ask(pages: Sequence[tuple[bytes, str]], way: Extraction) -> list[HtmlPage | str] | str:
     """The child's answer to each page, or why it ended."""
     child = _child()
     assert child.stdin is not None, "it is a pipe"
     assert child.stdout is not None, "it is a pipe"
     message = [_COUNT.pack(len(pages))]
     for data, charset in pages:
-        name = charset.encode("utf-8", "replace")
+        name = " ".join((*way, charset)).encode("utf-8", "replace")
         seconds = SECONDS + SECONDS_PER_MIB * len(data) / (1 << 20)
         memory = PAGE_MEMORY_BYTES + MEMORY_PER_BYTE * len(data)
         message += (_HEAD.pack(len(data), len(name), seconds, memory), name, data)
@@ -240,18 +242,20 @@ def _bound_memory(size_bytes: int) -> None:
 
 def _receive(source: IO[bytes]) -> _PageRequest:
     size, name_size, seconds, memory = _HEAD.unpack(_read(source, _HEAD.size))
-    charset = _read(source, name_size).decode("utf-8")
-    return _PageRequest(_read(source, size), charset, seconds, memory)
+    extractor, structure, charset = _read(source, name_size).decode("utf-8").split(" ", 2)
+    return _PageRequest(_read(source, size), charset, Extraction(extractor, structure), seconds, memory)  # type: ignore[arg-type]  # as they were sent
 
 
 def _reply(asked: _PageRequest) -> tuple[object, bytes]:
     """The child's answer to one page, and the page's text."""
     import signal
 
+    if asked.way.extractor != ASSAY.extractor:
+        import_module(asked.way.extractor)  # before the bounds: the first page's time and memory are its own
     _bound_memory(_address_space() + asked.memory)
     signal.setitimer(signal.ITIMER_PROF, asked.seconds)
     try:
-        page = extract(asked.data, asked.charset)
+        page = extract(asked.data, asked.charset, asked.way)
         text = page.text.encode("utf-8", "replace")
         return (len(text), page.fallback, page.signals), text
     except MemoryError:

@@ -70,7 +70,12 @@ def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:
         if member.ordinal in wanted:
             language = source.language_of(member.name)
             ending = ending_of(member.name)
-            yield member.name, True, read_member(read_blocks(member), member.name, ending, source.fields, language)
+            blocks_of = read_blocks(member)
+            yield (
+                member.name,
+                True,
+                read_member(blocks_of, member.name, ending, source.fields, language, source.extraction),
+            )
         if member.ordinal == last:
             return
 
@@ -88,7 +93,7 @@ def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
         return read_jsonl(pieces, item.file, source.fields, item.part.first)
     if isinstance(source, TextSource):
         ending, language = ending_of(plain_name(item.file)), source.language_of(item.file)
-        return read_member(blocks(item.local), item.file, ending, source.fields, language)
+        return read_member(blocks(item.local), item.file, ending, source.fields, language, source.extraction)
     if isinstance(source, HubSource) and item.path is None:
         if item.file == source.dataset:
             return read_hub(source)

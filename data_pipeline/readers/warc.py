@@ -91,9 +91,9 @@ def read_warc(
         waiting.append(piece)
         held += len(piece.data) if isinstance(piece, _Payload) else 0
         if held > _BATCH_BYTES or len(waiting) >= _BATCH_PIECES:
-            yield from _read_batch(waiting, file, source.min_text_characters, rules)
+            yield from _read_batch(waiting, file, source, rules)
             waiting, held = [], 0
-    yield from _read_batch(waiting, file, source.min_text_characters, rules)
+    yield from _read_batch(waiting, file, source, rules)
 
 
 def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]) -> Iterator[_Payload | RecordFault]:
@@ -118,11 +118,12 @@ def _payloads(path: Path, file: str, types: frozenset[str], passed: Counter[str]
 
 
 def _read_batch(
-    pieces: Sequence[_Payload | RecordFault], file: str, least: int, rules: HostRules | None
+    pieces: Sequence[_Payload | RecordFault], file: str, source: WarcSource, rules: HostRules | None
 ) -> Iterator[Record | RecordFault]:
     """Payloads as records, in order; their pages are parsed in one go."""
     html = [piece for piece in pieces if isinstance(piece, _Payload) and piece.response.media_type != "text/plain"]
-    pages = iter(read_pages([(piece.data, piece.response.charset) for piece in html]))
+    pages = iter(read_pages([(piece.data, piece.response.charset) for piece in html], source.extraction))
+    least = source.min_text_characters
     for piece in pieces:
         if isinstance(piece, RecordFault):
             yield piece

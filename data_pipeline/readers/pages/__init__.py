@@ -1,0 +1,4 @@
+"""Forms and extractors of HTML pages.
+
+Nothing is imported here, as in `readers`.
+"""

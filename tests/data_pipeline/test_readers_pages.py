@@ -1,0 +1,159 @@
+"""Forms and extractors of pages: Markdown holds the words of the plain text, and other extractors are guarded alike."""
+
+import gzip
+import json
+import os
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers import page_process
+from data_pipeline.readers.html import decode_html
+from data_pipeline.readers.items import find_source
+from data_pipeline.readers.main_text import MARK, main_text
+from data_pipeline.readers.page_process import read_page, read_pages
+from data_pipeline.readers.pages import extraction
+from data_pipeline.readers.pages.extraction import Extraction
+from data_pipeline.readers.pages.formulas import latex_of_math
+from data_pipeline.readers.pages.page_markdown import NOTE, markdown
+from data_pipeline.readers.sources import TextSource
+from governance.errors import ConfigError
+from governance.stage import Runtime
+
+LONG = "This sentence of the article is long enough to be prose, and it says what its author meant to say about it."
+PROSE = f"<p>{LONG}</p>"
+TABLE = "<table><tr><th>A<th>B|C</tr><tr><td>1</td><td>2<br>3</td></tr><tr><td>4</td></tr></table>"
+
+
+def article(inner):
+    return f"<body><main><h1>Title</h1>{PROSE}{inner}{PROSE}</main></body>"
+
+
+def written(inner):
+    """The Markdown of an article without what surrounds `inner`."""
+    text = markdown(article(inner))
+    assert text.startswith(f"# Title\n\n{LONG}\n\n")
+    return text.removeprefix(f"# Title\n\n{LONG}").removesuffix(LONG).strip("\n")
+
+
+# --- Markdown
+
+
+@pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        ("<h2 id=a>Sub</h2>", "## Sub"),
+        ("<ul><li>x<ul><li>nest</li></ul></li><li><p>y</p></li></ul>", "- x\n    - nest\n- y"),
+        ("<ol><li>a<li>b</ol>", "1. a\n2. b"),
+        (TABLE, "| A | B\\|C |\n| --- | --- |\n| 1 | 2 3 |\n| 4 |  |"),
+        ('<pre class="language-python">\nx = 1\n  y = 2\n\nz\n</pre>', "```python\nx = 1\n  y = 2\n\nz\n```"),
+        ('<pre><code class="lang-c">int a;\n</code></pre>', "```c\nint a;\n```"),
+        ("<pre>```\na</pre>", "````\n```\na\n````"),
+        ("<p>call <code>f(x)</code> once</p>", "call `f(x)` once"),
+        ("<table><tr><td><pre>1</pre><td><pre>x = 1</pre></table>", "```\n1\n```\n\n```\nx = 1\n```"),
+        (f"<table><tr><td>{PROSE}<td>b<tr><td>{TABLE}<td>d</table>", None),
+        ('<p>a <script type="math/tex">E=mc^2</script> b</p>', "a $E=mc^2$ b"),
+        ('<p><script type="math/tex; mode=display">a < b</script></p>', "$$a < b$$"),
+        ('<p>so <img class="latex" alt="x_1"> is</p>', "so $x_1$ is"),
+        ("<p>if <math><msup><mi>&alpha;</mi><mn>2</mn></msup><mo>&#8804;</mo><mi>b</mi></math> holds</p>",
+         "if $\\alpha ^{2}\\le b$ holds"),
+        ('<math display="block"><semantics><mi>x</mi><annotation encoding="application/x-tex">\\frac ab</annotation>'
+         "</semantics></math>", "$$\\frac ab$$"),
+    ],
+)  # fmt: skip
+def test_elements_become_markdown(inner, text):
+    found = written(inner)
+    if text is None:  # a table that lays out a page: its lines, and the table in it
+        assert found.split("\n\n")[-1] == "d"
+        assert "| 1 | 2 3 |" in found.split("\n")
+    else:
+        assert found == text
+
+
+@pytest.mark.parametrize(
+    ("source", "latex"),
+    [
+        ("<mfrac><mi>a</mi><mrow><mi>b</mi><mo>+</mo><mn>1</mn></mrow></mfrac>", r"\frac{a}{b+1}"),
+        ("<mroot><mi>x</mi><mn>3</mn></mroot><msqrt><mi>y</mi></msqrt>", r"\sqrt[3]{x}\sqrt{y}"),
+        ("<munderover><mo>&sum;</mo><mi>i</mi><mi>n</mi></munderover>", r"\sum _{i}^{n}"),
+        ("<mover><mi>v</mi><mo>&rarr;</mo></mover><mtext>if &lt; 1</mtext>", r"\vec{v}\text{if < 1}"),
+        ("<mtable><mtr><mtd><mi>a</mi></mtd><mtd><mi>b</mi></mtd></mtr></mtable>", r"\begin{matrix}a & b\end{matrix}"),
+        ("<mi>sin</mi><mi>rate</mi>", r"\sin \mathrm{rate}"),
+        ("<mi>torn", "torn"),
+    ],
+)
+def test_mathml_becomes_latex(source, latex):
+    assert latex_of_math(f"<math xmlns='http://www.w3.org/1998/Math/MathML'>{source}</math>").strip() == latex
+
+
+def words(text):
+    return Counter(re.findall(r"\w+", re.sub(r"(?m)^`{3,}\S*$", "", text)))
+
+
+TAGS = (
+    "<div> </div> <table> </table> <tr> <td> </td> <pre> </pre> <code> </code> <h2> </h2> <ul> <li> </ul> <aside>"
+    " </aside> <a/href=x> </a> ``` &#3; \x03p0; | word <br>"
+)
+PIECES = st.sampled_from([*TAGS.split(), "\n", PROSE, TABLE, '<pre class="lang-c">int a;</pre>'])
+
+
+@settings(max_examples=200)
+@given(st.lists(PIECES, max_size=30))
+def test_markdown_has_the_words_of_the_plain_text_whatever_the_nesting(pieces):
+    page = decode_html(" ".join(pieces).encode())
+    text = markdown(page)
+    assert NOTE not in text
+    assert MARK not in text
+    assert words(text) == words(main_text(page.replace("&#3;", " ").replace(NOTE, "")))
+
+
+@pytest.mark.skipif("ASSAY_TEST_DATA" not in os.environ, reason="ASSAY_TEST_DATA is not set")
+def test_markdown_of_real_manuals_has_the_words_of_the_plain_text():
+    path = os.path.join(os.environ["ASSAY_TEST_DATA"], "web", "html_docs.jsonl.gz")
+    fewer = total = 0
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for page in (json.loads(line)["html"] for place, line in enumerate(lines) if place % 20 == 0):
+            plain, marked = (Counter(re.findall(r"\w", text)) for text in (main_text(page), markdown(page)))
+            fewer += (plain - marked).total()  # a number whose item was left out
+            total += plain.total()
+    assert fewer <= total / 10_000
+
+
+# --- extractors
+
+
+def test_other_extractors_read_pages_in_the_same_process():
+    page = article("<ul><li><a href=/x>menu</a></ul>").encode()
+    pages = {name: read_page(page, way=Extraction(name)) for name in ("trafilatura", "resiliparse")}
+    assert all(LONG in found.text and not found.fallback for found in pages.values())
+    assert read_page(b"<nav>x</nav>", way=Extraction("trafilatura")).text == ""
+    assert read_pages([(page, "")], Extraction(structure="markdown"))[0].text.startswith("# Title")
+
+
+def test_an_extractor_that_is_not_installed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(extraction, "find_spec", lambda name: None)
+    (tmp_path / "a.html").write_text(PROSE)
+    source = TextSource(type="text", name="a", licence="MIT", paths=("*.html",), extractor="trafilatura")
+    first, *_ = find_source(source, tmp_path)
+    with pytest.raises(ConfigError, match="pip install trafilatura"):
+        first()
+    with pytest.raises(ConfigError, match='set extractor = "assay"'):
+        read_pages([(b"x", "")], source.extraction)
+    assert page_process.read_page(PROSE.encode()).text == LONG
+
+
+def test_settings_change_the_key_only_where_they_change_the_text(tmp_path):
+    (tmp_path / "a.html").write_text(article(TABLE))
+    plain = {"type": "text", "name": "a", "licence": "MIT", "paths": ("*.html",)}
+    sources = [TextSource(**plain | more) for more in ({}, {"extractor": "assay"}, {"structure": "markdown"})]
+    assert sources[0].model_dump() == sources[1].model_dump()
+    assert not {"extractor", "structure"} & sources[0].model_dump().keys()
+    made = [ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root")) for source in sources]
+    assert made[0].key == made[1].key != made[2].key
+    assert made[0].digest != made[2].digest
+    with pytest.raises(ValueError, match='needs extractor = "assay"'):
+        TextSource(**plain, structure="markdown", extractor="resiliparse")
