@@ -84,7 +84,7 @@ def facts(
     def alive(line: Mapping[str, Any]) -> bool:
         return line["interval"] in running
 
-    funnel = [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
+    funnel = funnel_of(manifests)
     audit = artifacts.get("audit")
     policy = audit.config.get("policy", {}) if audit else {}
     results = _read(audit, "results.json", root)
@@ -109,7 +109,7 @@ def facts(
         "gates": gates(policy, results),
         "checks": checks(results, verdict),
         "representation": _read(audit, "representation.json", root),
-        "bias": _read(artifacts.get("bias"), "tables.json", root) or {},
+        "bias": bias_of(artifacts, root),
         "findings": findings_of(artifacts, root, rules),
         "tokens": {stage: scalars(artifacts[stage].stats) for stage in _OF_TOKENS if stage in artifacts},
         "begun": given.begun or None,
@@ -135,6 +135,23 @@ def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
     return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(ORDER)), manifest.stage))
 
 
+def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """Documents and bytes entering, kept and removed, by stage.
+
+    Removed ones by reason and source.
+    """
+    return [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
+
+
+def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
+    """The interval tables of the bias audit, by suite; empty without one.
+
+    Raises:
+        ManifestError: they cannot be read.
+    """
+    return _read(artifacts.get("bias"), "tables.json", root) or {}
+
+
 def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
     """Findings of the bias audit with masked examples.
 
@@ -153,10 +170,6 @@ def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mas
 
 
 def _funnel(manifest: Manifest) -> dict[str, Any]:
-    """A stage's documents and bytes: entering, kept, removed by reason.
-
-    In all and by source.
-    """
     stats = manifest.stats
 
     def counts(entry: Mapping[str, Any]) -> dict[str, Any]:
