@@ -8,13 +8,15 @@ the kernel's folder, and of this one, is part of the cache's key.
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core import event
+from numba.core import entrypoints, event
 from numba.core.caching import FunctionCache
 
 from governance.first_use import add_compile_seconds, compilation_begins
@@ -70,6 +72,25 @@ class _CompileClock(event.Listener):  # type: ignore[misc]
 
 
 event.register("numba:compile", _CompileClock())
+_load_extensions = entrypoints.init_all
+
+
+def _load_used_extensions() -> None:
+    """Load numba's extensions only where the package of one is imported.
+
+    Awkward's, which comes with gigatoken, would cost each process 0.3 CPU-s at its first kernel.
+    """
+    if any(package in sys.modules for package in _extension_packages()):
+        _load_extensions()
+
+
+@functools.cache
+def _extension_packages() -> frozenset[str]:
+    found = metadata.entry_points(group="numba_extensions", name="init")
+    return frozenset(point.module.partition(".")[0] for point in found)
+
+
+entrypoints.init_all = _load_used_extensions
 
 
 class _FolderCache(FunctionCache):  # type: ignore[misc]

@@ -34,7 +34,7 @@ from pretrain.engine.nvme import lock_swap_folder
 from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
 from pretrain.engine.step import skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
-from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation
+from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation, without_package
 from pretrain.engine.wrapped import Wrapped
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.expert_bias import attach_expert_bias
@@ -295,7 +295,7 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
             raise PipelineError(faults[0])
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     unmark_optimizers()
-    with unmarked_imports(), without_compilation():
+    with unmarked_imports(), without_compilation(), without_package("mlflow"):
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.zero.muon.muon_optimizer

@@ -1,8 +1,9 @@
-"""Training without importing torch's compiler.
+"""Training without importing torch's compiler, or packages that DeepSpeed would use elsewhere.
 
 torch and DeepSpeed mark functions that the compiler must not trace, and the first call of each imports `torch._dynamo`
 to register it. A compiler that has not been imported traces nothing, so until then a marked function is called
-directly, and afterwards through torch's mark. DeepSpeed's own Muon, which Assay never uses, compiles on import.
+directly, and afterwards through torch's mark. DeepSpeed's own Muon, which Assay never uses, compiles on import; its
+autotuner, which Assay never uses either, imports MLflow where it is installed: 1.2 CPU-s with pandas and a web server.
 """
 
 from __future__ import annotations
@@ -80,6 +81,19 @@ def without_compilation() -> Iterator[None]:
 
     with _replaced(torch, "compile", lambda function=None, **_: function or (lambda given: given)):
         yield
+
+
+@contextlib.contextmanager
+def without_package(name: str) -> Iterator[None]:
+    """Make a package that is not imported yet look absent within this context."""
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
