@@ -1,4 +1,4 @@
-"""Training without importing torch's compiler, or packages that DeepSpeed would use elsewhere.
+"""Training without imports of torch's compiler and of unused packages.
 
 torch and DeepSpeed mark functions that the compiler must not trace, and the first call of each imports `torch._dynamo`
 to register it. A compiler that has not been imported traces nothing, so until then a marked function is called
@@ -85,7 +85,7 @@ def without_compilation() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_package(name: str) -> Iterator[None]:
-    """Make a package that is not imported yet look absent within this context."""
+    """Hide a package that is not imported yet within this context."""
     absent = name not in sys.modules
     if absent:
         sys.modules[name] = None  # type: ignore[assignment]
