@@ -169,9 +169,9 @@ def data_position(rows_read: int, epoch_rows: int) -> dict[str, float]:
 
 
 def memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes of this rank: CUDA: tensors, peak, allocator's reserve; CPU.
+    """Memory of this rank in bytes.
 
-    Resident memory, peak.
+    CUDA: tensors, their peak, the allocator's reserve. CPU: resident memory and its peak.
     """
     if device.type == "cuda":
         import torch
@@ -184,9 +184,9 @@ def memory(device: torch.device) -> dict[str, int | None]:
 
 
 def _resident() -> tuple[int | None, int | None]:
-    """Resident bytes of this process and their peak (proc(5).
+    """Resident bytes of this process and their peak.
 
-    VmRSS, VmHWM), where the kernel has them.
+    VmRSS and VmHWM of proc(5); None where the kernel lacks them.
     """
     peak = None
     with contextlib.suppress(OSError), open(_STATUS, "rb") as lines:

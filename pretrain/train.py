@@ -257,7 +257,7 @@ def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[lis
     write_json(folder / "losses.json", {"losses": list(state.losses), **others})
     losses = describe(folder / "losses.json", context.checkpoints.root)
     last = require_step(context.checkpoints, state.step)
-    best = state.validations[-1] if state.validations else {}
+    last_validation = state.validations[-1] if state.validations else {}
     stats = {
         "steps": state.step,
         "tokens": state.tokens,
@@ -265,8 +265,8 @@ def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[lis
         "vocabulary_size": context.train_rows.vocabulary_size,
         "final_loss": next((loss for loss in reversed(state.losses) if loss is not None), None),
         "skipped_steps": len(state.skipped),
-        "validation_loss": best.get("loss"),
-        "bits_per_byte": best.get("bits_per_byte"),
+        "validation_loss": last_validation.get("loss"),
+        "bits_per_byte": last_validation.get("bits_per_byte"),
         "tasks": {row["task"]: row for row in state.tasks if row["step"] == state.step},
         "losses_sha256": losses.sha256,
         "stream_sha256": state.stream,

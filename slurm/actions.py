@@ -77,7 +77,7 @@ def _again(row: JobRow, job: SlurmJob, behind: bool) -> bool:
 
     `behind`: it waits for one that is.
     """
-    if row.passed:
+    if row.superseded:
         return False
     if row.over or (job.tasks and len(row.parts) != job.tasks and not row.done and not row.live):
         return True

@@ -16,7 +16,7 @@ from pathlib import Path
 from governance.errors import ClusterError
 
 FIRST_LOCAL = 10**9
-"""Jobs of a rehearsal (`local.py`) have numbers from here on, above all that Slurm gives."""
+"""Jobs of a rehearsal (`rehearsal.py`) have numbers from here on, above all that Slurm gives."""
 WAITING = frozenset({
     "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD",
 })  # fmt: skip
@@ -53,10 +53,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Accounted:
-    """A job, or one task of an array, in accounting.
-
-    One line for each time that it was started.
-    """
+    """One start of a job, or of an array task, in accounting."""
 
     job: str
     state: str

@@ -14,6 +14,7 @@ attempt without an end was killed with its script, most often with its node.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,7 +84,7 @@ class JobRow:
     core_seconds: int = 0
     submission: int = 0
     """Newest submission that contains it."""
-    passed: bool = False
+    superseded: bool = False
     """Whether its outcome no longer matters, because a later job did, or does, its work."""
 
     def count(self, *kinds: Class) -> int:
@@ -103,7 +104,7 @@ class JobRow:
     @property
     def over(self) -> bool:
         """Return whether a part failed for good."""
-        return not self.passed and self.count("failed", "lost") > 0
+        return not self.superseded and self.count("failed", "lost") > 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def gather(root: Path, most_seconds: float = 0.0) -> View | None:
                 sum(item.core_seconds for item in known), line.submission,
             )
         )  # fmt: skip
-    explained = _explained(_passed(rows))
+    explained = _explained(_superseded(rows))
     return View(
         explained, lines[-1].submission, lines[0].submitted, lines[-1].submitted, answers.silent, queued is not None
     )
@@ -235,8 +236,9 @@ def _with_cause(base: UnitState, account: tools.Accounted | None) -> UnitState:
         base = replace(base, status=account.status or base.status)
         if not base.cause and account.signal:
             base = replace(base, cause=_NO_LOG if account.signal == 53 else f"ended by signal {account.signal}")
-        if not base.cause and account.comment:
-            base = replace(base, cause=account.comment)
+        own = re.search(r"(?:^|; )(assay: .*?)(?:; assay journal |$)", account.comment)
+        if not base.cause and own:
+            base = replace(base, cause=own[1])
     words = {
         "TIMEOUT": "it reached its time limit",
         "OUT_OF_MEMORY": "it used more memory than it requested",
@@ -254,8 +256,8 @@ def _with_cause(base: UnitState, account: tools.Accounted | None) -> UnitState:
     return base
 
 
-def _passed(rows: Sequence[JobRow]) -> list[JobRow]:
-    """Drop rows that later rows replace.
+def _superseded(rows: Sequence[JobRow]) -> list[JobRow]:
+    """Mark rows whose outcome no longer matters, because later rows replace them.
 
     Shares and joins no longer count once the data is made, or planned again without them; nor does a link of a chain
     that a later link continues.
@@ -266,10 +268,10 @@ def _passed(rows: Sequence[JobRow]) -> list[JobRow]:
     goes_on = False
     for row in reversed(rows):
         if row.kind in ("share", "join"):
-            passed = made or (row.submission < planned and not row.done and not row.live)
+            superseded = made or (row.submission < planned and not row.done and not row.live)
         else:
-            passed = row.kind == "train" and goes_on
-        found.append(replace(row, passed=passed))
+            superseded = row.kind == "train" and goes_on
+        found.append(replace(row, superseded=superseded))
         goes_on = goes_on or (row.kind == "train" and (row.live or row.done))
     return found[::-1]
 

@@ -38,18 +38,17 @@ def of_training(
 
 
 def away(nodes: Sequence[tools.ClusterNode]) -> list[tools.ClusterNode]:
-    """Those that are down, drained or otherwise not to be had now."""
+    """Nodes that are down, drained or otherwise unavailable."""
     return [node for node in nodes if _AWAY.search(node.state.upper())]
 
 
 def with_cores(
     config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
 ) -> tuple[SlurmConfig, str]:
-    """`cpus_per_task`, where it is 0, filled in.
+    """Fill in `cpus_per_task` where it is 0, with an explanation.
 
-    A rank's share of the smallest fitting node; and that in words.
-
-    On a node with more GPUs than requested, the cores of the requested GPUs are divided.
+    A rank gets its share of the smallest fitting node; on a node with more GPUs than requested, its share of the cores
+    of the requested GPUs.
     """
     fitting = of_training(config, partitions, nodes)
     if config.cpus_per_task or not fitting:

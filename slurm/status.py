@@ -225,7 +225,7 @@ def next_command(view: View, progress: Progress) -> str:
         explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
         fix = "fix that" if explained else f"read: assay slurm logs {config} --job {first.name}"
         return f"{first.name} did not succeed; {fix}, then: assay slurm retry {config}"
-    if all(row.done or row.passed for row in rows):
+    if all(row.done or row.superseded for row in rows):
         reports = sorted((progress.root / "report").glob("*/report.html"), key=lambda path: path.stat().st_mtime)
         return f"all is done; open {reports[-1]}" if reports else "all is done"
     if words := _waits_for_somebody(view, config):

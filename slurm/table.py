@@ -69,7 +69,7 @@ def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
 
     One word for a stage that has not begun or is done.
     """
-    if all(row.passed for row in rows) and not all(part.kind == "done" for part in parts):
+    if all(row.superseded for row in rows) and not all(part.kind == "done" for part in parts):
         return "superseded"
     left = [part for part in parts if part.kind != "done"] or list(parts)
     if any(part.kind not in ("done", "waiting") for part in parts):  # parts that only wait for these are omitted

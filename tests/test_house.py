@@ -204,6 +204,17 @@ def test_pages_name_files_and_classes_that_exist():
     assert [name for name in re.findall(r"class `(\w+)`", glossary) if name not in classes] == []
 
 
+def test_docstrings_and_comments_name_files_that_exist():
+    """A path in backticks is the end of a tracked one."""
+    names = tracked()
+    gone = {}
+    for path in (path for path in FILES if "remote_code" not in path.parts):
+        paths = re.findall(r"`((?:[\w-]+/)*\w+\.py)`", path.read_text(encoding="utf-8"))
+        if lost := sorted({path for path in paths if not any(f"/{name}".endswith(f"/{path}") for name in names)}):
+            gone[name_of(path)] = lost
+    assert gone == {}
+
+
 def test_pages_name_tests_that_exist():
     """`test_file.py::test_name`, and `::test_name` of any file."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}

@@ -10,7 +10,7 @@ behind white space. A domain is alone on its line, or after an address as in a h
 blocks its subdomains too. A URL blocks itself and every path below it. Words and phrases belong to a language code, "*"
 to every language. A line that is none of these is counted (`not_understood`) and reported.
 
-URLs are compared as duplicates are (`duplicates/urls.py`), but for the scheme and a slash at the path's end.
+URLs are compared as duplicates are (`data_pipeline/urls.py`), but for the scheme and a slash at the path's end.
 
 Outputs: `domains.arrow` and `urls.arrow` (Arrow's IPC file, uncompressed; `key`: the first 64 bits of the entry's
 SHA-256, sorted; `entry`), and `words.parquet` (`language`, `entry`, sorted). A look-up is by the key and then by the

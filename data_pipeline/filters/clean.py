@@ -3,7 +3,7 @@
 Order of the reasons; a document is removed with the first that holds:
 
     too_long  empty  licence_refused  opted_out  blocked  language_not_wanted
-    then those of `rules.RULES` from top to bottom
+    then those of `quality_rules.RULES` from top to bottom
 
 The text is normalised first, and minimally: unwanted characters go (C0 and C1 controls but LF and tab, DEL, U+FEFF),
 every line end (CRLF, CR, vertical tab, form feed, NEL) becomes LF, and the text becomes NFC (Unicode annex 15). Blanks,

@@ -1,6 +1,6 @@
 """`find`: all detections in a text, disjoint and in order.
 
-The kernel names the places that could hold something (`kernels.candidates`); each kind of place has its rule. Of
+The kernel names the places that could hold something (`kernels.pii_candidates`); each kind of place has its rule. Of
 findings that overlap, the type named first in `_RANKS` keeps its place.
 """
 

@@ -189,7 +189,7 @@ class TextSource(_Pages, _Paths, HtmlSource):
 class WarcSource(Origin, _Paths, HtmlSource):
     """Web archives (ISO 28500): .warc and .warc.gz.
 
-    Of their records the responses of status 200.
+    Only response records with status 200 are read.
     """
 
     type: Literal["warc"]

@@ -33,8 +33,7 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
 
     Raises:
         GateClosed: names each manifest that does not match, and the command that makes it again; or the journal lacks
-        lines that
-            it had.
+            lines that it had.
     """
     if journal is None:
         return

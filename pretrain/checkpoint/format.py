@@ -183,9 +183,9 @@ class CheckpointStore:
         return {line["native"] for line in self._noted() if "native" in line}
 
     def note(self, step: int, **facts: str) -> None:
-        """Record that the save of `step` begins; `native`.
+        """Record that the save of `step` begins.
 
-        The folder name of its shards.
+        Of `facts`, `native` is the folder name of its native shards.
         """
         line = json.dumps({"step": step, **facts})
         append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, line)

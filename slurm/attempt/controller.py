@@ -13,6 +13,7 @@ from slurm.attempt.job_attempt import JobAttempt, say, times_blamed
 _PATIENCE_SECONDS = 3600
 """Seconds that a job waits for a controller that is down."""
 _COMMENT_CHARACTERS = 240
+_OWN_COMMENT = r"(?:^|; )assay[: ]"  # where the program's part of a comment begins
 
 
 def query(*words: str, messages: int = subprocess.STDOUT) -> tuple[int, str]:
@@ -81,7 +82,7 @@ def remark(attempt: JobAttempt, text: str) -> None:
     if "SLURM_JOB_ID" not in os.environ:
         return
     was = re.findall(r"^ *Comment=(.*)$", query("scontrol", "show", "job", attempt.job)[1], re.MULTILINE)
-    site = re.split(r"assay[: ]", was[-1])[0].removesuffix("; ") if was else ""
+    site = re.split(_OWN_COMMENT, was[-1])[0] if was else ""
     head = re.findall(r"assay journal \d*:[0-9a-f]*", was[-1]) if was else []
     text = "".join(sign if sign.isprintable() else " " for sign in text)[:_COMMENT_CHARACTERS]
     query(
@@ -98,7 +99,7 @@ def names(nodes: str) -> list[str]:
 def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:
     """Return whether enough other nodes run jobs there; True if unknown.
 
-    A formula of features is Slurm's alone to evaluate.
+    A feature expression is not evaluated here: every node counts.
     """
     status, output = query(
         "sinfo", "--noheader", "--Node", "--format=%N %b", f"--partition={partition}", "--responding",

@@ -1,6 +1,6 @@
 """Ends of an attempt: their record, and the reaction to them.
 
-`settle` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch that it
+`_settle` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch that it
 takes for failed and holds, an end that it takes for a preemption.
 """
 

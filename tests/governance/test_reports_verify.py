@@ -367,6 +367,7 @@ def test_each_number_of_report_json_has_evidence_that_holds_what_was_copied(whol
         origin = origin_of(found, place)
         assert origin["from"], place
         assert set(origin["from"]) <= set(entries), place
+        assert not place.startswith("/summary/") or place in found["evidence"]["of"], f"{place}: inherits an origin"
         if origin["how"] != "copied" or entries[origin["from"][0]]["kind"] not in ("manifest", "table"):
             continue
         prefix = place

@@ -190,10 +190,10 @@ def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
     node.run("audit")
     assert f"update jobid=7 comment=assay: {reason}; {head}" in node.requests
     node.program(
-        "scontrol", f'echo "$*" >> {node.calls}; [ "$1" != show ] || echo "   Comment=grant 12; assay: x; {head}"'
+        "scontrol", f'echo "$*" >> {node.calls}; [ "$1" != show ] || echo "   Comment=bioassay: 12; assay: x; {head}"'
     )
     node.run("audit")  # what the site wrote there is kept
-    assert f"update jobid=7 comment=grant 12; assay: {reason}; {head}" in node.requests
+    assert f"update jobid=7 comment=bioassay: 12; assay: {reason}; {head}" in node.requests
 
 
 def test_failures_are_bounded_and_preemptions_are_not(node):

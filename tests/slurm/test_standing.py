@@ -269,7 +269,7 @@ def test_jobs_that_left_the_queue_are_reported_by_their_own_record(queued):
 def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
     finish(queued, "sources", "ingest", "ingest-join", "clean", "clean-join", "data", "report")
     [audit] = queued.units("audit")
-    queued.ended(audit, "FAILED", 77, comment="assay: the gate is closed: pii.total")
+    queued.ended(audit, "FAILED", 77, comment="grant 12; assay: the gate is closed: pii.total; assay journal 3:ab")
     queued.ended(queued.units("train")[0], "CANCELLED")
     queued.ended(queued.units("evaluate")[0], "CANCELLED")
     view = gather(queued.root)
@@ -277,6 +277,7 @@ def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
     output = "\n".join(describe(view, progress(queued), None))
     assert "because audit did not succeed" in output
     assert "the gate is closed: pii.total" in output
+    assert "grant 12" not in output  # the site's part of the comment is no cause
 
 
 def test_attempts_are_paired_and_a_kill_without_a_word_is_reported(queued):

@@ -115,7 +115,8 @@ def _energy(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: 
 def _summary(found: Mapping[str, Any], made: dict[str, Origin], by_stage: Mapping[str, str], add: Any) -> None:
     add("/summary", [by_stage.get("encode")], "stats")
     made["/summary/verdict"] = {**_nearest(made, "/verdict"), "key": "verdict"}
-    made["/summary/policy"] = {**_nearest(made, "/verdict"), "key": "policy"}
+    for name in ("policy", "site", "signer"):
+        made[f"/summary/{name}"] = {**_nearest(made, "/verdict"), "key": name}
     first, last = [(found["funnel"][place]["stage"] if found["funnel"] else "") for place in (0, -1)]
     for name in _COUNTS:
         add(f"/summary/{name}_in", [by_stage.get(first)], f"stats.{name}_in", "copied")
