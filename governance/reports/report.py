@@ -25,7 +25,7 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 19
+VERSION = 20
 
 
 class ReportSection(Section):
