@@ -12,7 +12,7 @@ layers of that kind share it. It has five implementations:
 - `torch.nn.functional.scaled_dot_product_attention` for longer rows on CPU, and under torch.compile on CPU: with
   `is_causal` and no mask where each row is one document and no window cuts it, else with a block-diagonal causal mask
   [B, 1, L, L].
-- The explicit formula, for a soft cap on CPU: it keeps fp32 logits of all pairs of a row (`preflight/compatibility.py` warns).
+- The explicit formula, for a soft cap on CPU: it keeps fp32 logits of all pairs of a row (`compatibility.py` warns).
 
 Nothing here makes the host wait for a GPU: only on CPU are the rows inspected.
 """
