@@ -98,7 +98,7 @@ domains = ["blocked.txt"]
 words = { en = ["words.txt"] }
 
 [data.clean]
-presets = ["gopher", "fineweb"]
+presets = ["gopher", "fineweb_paper"]
 min_stop_words = 1
 max_listed_words = 0
 

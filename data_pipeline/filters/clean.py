@@ -47,6 +47,8 @@ from data_pipeline.filters.blocklists import blocked_by, words_by_language
 from data_pipeline.filters.quality_rules import (
     LANGUAGES,
     MAX_UNSPACED_SHARE,
+    PRESETS,
+    RULES,
     Floats,
     Mask,
     Preset,
@@ -59,21 +61,23 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 4
+VERSION = 5
 
 
 class CleanConfig(Thresholds):
     """Conditions that a document must meet."""
 
     presets: tuple[Preset, ...] = ("gopher",)
-    """Sets of published bounds, where two set one the stricter; "gopher", "c4", "fineweb"."""
+    """Sets of published bounds, where two set one the stricter; "gopher", "c4", "fineweb", "fineweb_paper"."""
     by_language: dict[Annotated[str, Field(pattern="^[a-z]{2,3}$")], Thresholds] = Field(default={})
     """Language code -> bounds that hold for it instead: `[data.clean.by_language.th]`."""
-    c4_lines: bool = False
-    """Cut out the lines that C4 drops: without terminal punctuation (of Thai and Lao none is asked for, as they have
-    none), short, about scripts, cookies or terms of use."""
-    c4_min_line_words: int = Field(default=5, ge=0)
-    """Words below which a line is dropped with `c4_lines`."""
+    c4_lines: bool | None = None
+    """Cut out the lines that C4 drops: without terminal punctuation (Thai and Lao have none and need none), short,
+    about scripts, cookies or terms of use. Unset: only with the preset "fineweb"."""
+    c4_min_line_words: int | None = Field(default=None, ge=0)
+    """Words below which a line is dropped with `c4_lines`. Unset: 5, with "fineweb" 3."""
+    c4_terminal_punctuation: bool | None = None
+    """Drop lines without terminal punctuation with `c4_lines`. Unset: yes, with "fineweb" no."""
     refuse_licences: tuple[str, ...] = ("NOASSERTION",)
     """SPDX identifiers or expressions, each compared with a document's whole licence; such documents are removed."""
     refuse_opt_out: bool = True
@@ -172,9 +176,13 @@ def _clean_group(
     too_long = raw_bytes > config.max_document_bytes
     texts, normalised = normalise_texts(raw, too_long)
     texts = pc.if_else(pa.array(too_long), pa.scalar("", pa.large_string()), texts) if too_long.any() else texts
-    texts, lines_removed = _without_lines(config, texts)
+    whole = texts
+    texts, lines_removed = _without_lines(config, whole)
     languages, confidences, shares = identify(texts, config.min_language_confidence)
-    features = _measure(texts, languages, too_long, lists)
+    features = measure(config, texts, languages, whole if lines_removed else None)
+    features["listed_words"] = _listed(texts, languages, lists)
+    for feature in features.values():
+        feature[too_long] = np.nan
     unspaced = features["unspaced_share"] > MAX_UNSPACED_SHARE
 
     reasons, evidence = judge(features, *profiles_of(config, languages, unspaced))
@@ -204,26 +212,54 @@ def _clean_group(
 
 
 def _without_lines(config: CleanConfig, texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, dict[str, int]]:
-    if not config.c4_lines:
+    fineweb = "fineweb" in config.presets
+    if not (fineweb if config.c4_lines is None else config.c4_lines):
         return texts, {}
     from data_pipeline.kernels.lines import c4_lines
 
-    return c4_lines(texts, config.c4_min_line_words)
+    words, punctuated = config.c4_min_line_words, config.c4_terminal_punctuation
+    return c4_lines(
+        texts,
+        min_words=(3 if fineweb else 5) if words is None else words,
+        punctuated=not fineweb if punctuated is None else punctuated,
+    )
 
 
-def _measure(texts: pa.Array, languages: Sequence[str], without: Mask, lists: Path | None) -> dict[str, Floats]:
+def measure(
+    config: CleanConfig, texts: pa.Array, languages: Sequence[str], whole: pa.Array | None = None
+) -> dict[str, Floats]:
+    """The features by name, as the presets count them.
+
+    With the preset "fineweb", Gopher's are those of `whole`, the texts before lines were cut out: so its code has it.
+    """
     from data_pipeline.kernels.quality import FEATURES, measure_texts
 
     values = measure_texts(texts, languages)
-    values[without] = np.nan
     features = {name: values[:, column] for column, name in enumerate(FEATURES)}
-    listed = np.full(len(texts), np.nan)
-    if lists is not None and (words := words_by_language(lists)):
-        from data_pipeline.kernels.lines import count_listed_words
+    if "fineweb" not in config.presets:
+        return features
+    from data_pipeline.kernels.word_pieces import PIECE_FEATURES, measure_pieces
 
-        listed = count_listed_words(texts, languages, words)
-        listed[without] = np.nan
-    return {**features, "listed_words": listed}
+    spaced = features["unspaced_share"] <= MAX_UNSPACED_SHARE
+    counted, pieces = measure_pieces(texts)
+    longer = np.where(spaced, features["words"] / np.maximum(pieces, 1), 1)
+    for name in ("hash_ratio", "ellipsis_ratio"):
+        features[name] *= longer
+    for column, name in enumerate(PIECE_FEATURES):
+        features[name] = np.where(spaced, counted[:, column], features[name])
+    if whole is not None:
+        before = measure(config, whole, languages)
+        gophers = {rule.feature for rule in RULES if rule.field in PRESETS["gopher"]}
+        features |= {name: before[name] for name in gophers - {"duplicate_line_character_share"}}
+    return features
+
+
+def _listed(texts: pa.Array, languages: Sequence[str], lists: Path | None) -> Floats:
+    if lists is None or not (words := words_by_language(lists)):
+        return np.full(len(texts), np.nan)
+    from data_pipeline.kernels.lines import count_listed_words
+
+    return count_listed_words(texts, languages, words)
 
 
 def _extras(

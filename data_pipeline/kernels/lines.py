@@ -56,16 +56,16 @@ _POINT = (1 << 24) - 1
 
 
 def c4_lines(
-    texts: pa.Array | pa.ChunkedArray, min_words: int = 5, max_word_length: int = 1000
+    texts: pa.Array | pa.ChunkedArray, min_words: int = 5, max_word_length: int = 1000, punctuated: bool = True
 ) -> tuple[pa.LargeStringArray, dict[str, int]]:
     """Texts without the lines that C4 drops, with counts by reason.
 
-    The paper keeps lines of five words or more, later code those of three.
+    The paper keeps lines of five words or more, later code those of three. Without `punctuated` any end will do.
     """
     data, offsets = text_buffers(texts)
     edited = np.empty(int(offsets[-1] - offsets[0]), np.uint8)
     ends, removed = np.zeros(len(offsets), np.int64), np.zeros(len(LINE_REASONS), np.int64)
-    _edit(data, offsets, word_classes(), min_words, max_word_length, edited, ends, removed)
+    _edit(data, offsets, word_classes(), min_words, max_word_length, punctuated, edited, ends, removed)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(edited[: ends[-1]].copy())]
     made = pa.Array.from_buffers(pa.large_string(), len(ends) - 1, buffers)
     return made, dict(zip(LINE_REASONS, removed.tolist(), strict=True))
@@ -200,7 +200,7 @@ def _ends_without_mark(data, start, end):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):  # type: ignore[no-untyped-def]
+def _edit(data, offsets, kinds, min_words, max_word_length, punctuated, out, ends, removed):  # type: ignore[no-untyped-def]
     filled = 0
     for d in range(len(offsets) - 1):
         first, end = filled, offsets[d + 1]
@@ -238,7 +238,7 @@ def _edit(data, offsets, kinds, min_words, max_word_length, out, ends, removed):
             if count < 0:
                 count = _words(out, begin, o, kinds, min_words, o - begin)
             ended = kind & LINE_END or _ends_without_mark(out, begin, o)
-            if not ended or ends_in_ellipsis(out, begin, o):
+            if punctuated and (not ended or ends_in_ellipsis(out, begin, o)):
                 removed[1] += 1
                 continue
             if count < min_words:

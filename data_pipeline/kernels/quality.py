@@ -111,12 +111,14 @@ def stop_word_bytes() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
 
 
 @inlined
-def _share(some, whole):  # type: ignore[no-untyped-def]
+def share(some, whole):  # type: ignore[no-untyped-def]
+    """Return `some` as a share of `whole`; 0 of nothing is 0."""
     return some / (whole if whole > 0 else 1)
 
 
 @inlined
-def _table_mask(entries):  # type: ignore[no-untyped-def]
+def table_mask(entries):  # type: ignore[no-untyped-def]
+    """Largest index of a hash table that stays half empty."""
     size = int64(8)
     while size < 2 * entries:
         size *= 2
@@ -124,7 +126,7 @@ def _table_mask(entries):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _first_of(key, place, table, firsts, i):  # type: ignore[no-untyped-def]
+def first_of(key, place, table, firsts, i):  # type: ignore[no-untyped-def]
     """First element with this key, or `i` if new."""
     mask = len(table) - 1
     place &= mask
@@ -141,25 +143,25 @@ def _first_of(key, place, table, firsts, i):  # type: ignore[no-untyped-def]
 @part
 def _repeats(hashes, lengths, count, table, firsts, feature):  # type: ignore[no-untyped-def]
     """Share of repeated elements, and of their characters."""
-    table = table[: _table_mask(count) + 1]
+    table = table[: table_mask(count) + 1]
     table[:] = 0
     repeated = repeated_characters = characters = 0
     for i in range(count):
         characters += lengths[i]
-        if _first_of(hashes[i], int64(hashes[i]), table, firsts, i) != i:
+        if first_of(hashes[i], int64(hashes[i]), table, firsts, i) != i:
             repeated += 1
             repeated_characters += lengths[i]
-    feature[0] = _share(repeated, count)
-    feature[1] = _share(repeated_characters, characters)
+    feature[0] = share(repeated, count)
+    feature[1] = share(repeated_characters, characters)
 
 
 @part
 def _repeated_words(words, count, table, firsts, first, twice):  # type: ignore[no-untyped-def]
     """First place of each word, and whether it repeats."""
-    table = table[: _table_mask(count) + 1]
+    table = table[: table_mask(count) + 1]
     table[:] = 0
     for i in range(count):
-        found = _first_of(words[i], int64(words[i]), table, firsts, i)
+        found = first_of(words[i], int64(words[i]), table, firsts, i)
         first[i] = found
         twice[i] = found != i
         twice[found] |= found != i
@@ -177,14 +179,14 @@ def _repeated_grams(count, ends, first, twice, gram, places, table, firsts, coun
         if left == 0:
             return
         # an n-gram is known by the first place of its first n - 1 words, and that of its last word
-        room = table[: _table_mask(left) + 1]
+        room = table[: table_mask(left) + 1]
         room[:] = 0
         best = best_length = covered = until = 0
         for k in range(left):
             i = int64(places[k])
             key = (uint64(gram[i] + 1) << uint64(32)) | uint64(first[i + n - 1] + 1)
             mixed = key * uint64(0x9E3779B97F4A7C15)
-            found = _first_of(key, int64(mixed ^ (mixed >> uint64(32))), room, firsts, i)
+            found = first_of(key, int64(mixed ^ (mixed >> uint64(32))), room, firsts, i)
             gram[i] = found
             if found == i:
                 counts[i] = 1
@@ -196,10 +198,9 @@ def _repeated_grams(count, ends, first, twice, gram, places, table, firsts, coun
                 covered += ends[i + n] - ends[i if i > until else until]
                 until = i + n
         if n <= 4:
-            share = _share(best * best_length, ends[count])
-            feature[n - 2] = share if share < 1 else 1.0
+            feature[n - 2] = min(share(best * best_length, ends[count]), 1.0)
         else:
-            feature[n - 2] = _share(covered, ends[count])
+            feature[n - 2] = share(covered, ends[count])
         kept = 0
         for k in range(left - 1):  # of the longer ones, those whose two parts both occur twice
             i = int64(places[k])
@@ -252,7 +253,7 @@ def _measure(data, offsets, stop_data, stop_offsets, stop_rows, kinds, capacity,
     twice, counts = np.empty(capacity, np.uint8), np.empty(capacity, np.int32)
     lines, line_lengths = np.empty(capacity, np.uint64), np.empty(capacity, np.int64)
     paragraphs, paragraph_lengths = np.empty(capacity, np.uint64), np.empty(capacity, np.int64)
-    table, firsts = np.empty(_table_mask(capacity) + 1, np.uint64), np.empty(_table_mask(capacity) + 1, np.int32)
+    table, firsts = np.empty(table_mask(capacity) + 1, np.uint64), np.empty(table_mask(capacity) + 1, np.int32)
     stop_hashes = np.empty(len(stop_offsets) - 1, np.uint64)
     for q in range(len(stop_hashes)):
         stop_hashes[q] = hash_bytes(stop_data, stop_offsets[q], stop_offsets[q + 1], True)
@@ -341,12 +342,12 @@ def _measure(data, offsets, stop_data, stop_offsets, stop_rows, kinds, capacity,
         marks, hashes, ellipses = find_marks(data, offsets[d], end)
         feature = out[d]
         feature[0] = n_words
-        feature[1] = _share(ends[n_words], n_words)
-        feature[2] = _share(hashes, n_words)
-        feature[3] = _share(ellipses, n_words)
-        feature[4] = _share(bullet_lines, n_lines)
-        feature[5] = _share(ellipsis_lines, n_lines)
-        feature[6] = _share(alphabetic, n_words)
+        feature[1] = share(ends[n_words], n_words)
+        feature[2] = share(hashes, n_words)
+        feature[3] = share(ellipses, n_words)
+        feature[4] = share(bullet_lines, n_lines)
+        feature[5] = share(ellipsis_lines, n_lines)
+        feature[6] = share(alphabetic, n_words)
         feature[7] = np.nan
         _repeats(lines, line_lengths, n_lines, table, firsts, feature[8:10])
         _repeats(paragraphs, paragraph_lengths, n_paragraphs, table, firsts, feature[10:12])
@@ -359,11 +360,11 @@ def _measure(data, offsets, stop_data, stop_offsets, stop_rows, kinds, capacity,
                 size = stop_offsets[r + 1] - stop_offsets[r]
                 longest = size if size > longest else longest
             feature[7] = _stop_words(data, starts, sizes, first, n_words, stop_hashes[q : q + 8], longest)
-        feature[21] = _share(unspaced, ends[n_words])
+        feature[21] = share(unspaced, ends[n_words])
         feature[22] = sentences
-        feature[23] = _share(punctuated_lines, n_lines)
-        feature[24] = _share(short_lines, n_lines)
-        feature[25] = _share(line_feeds, n_words)
+        feature[23] = share(punctuated_lines, n_lines)
+        feature[24] = share(short_lines, n_lines)
+        feature[25] = share(line_feeds, n_words)
         feature[26] = marks & LOREM != 0
         feature[27] = marks & CURLY != 0
         feature[28] = marks & JAVASCRIPT != 0

@@ -1,4 +1,4 @@
-"""Eight common function words for each of 40 languages.
+"""Eight common function words for each of 44 languages.
 
 English has the list of the paper (Rae et al. 2021, section A.1.1). Where words are not spaced, each entry is one word
 as `kernels/words.py` cuts it: a character of Chinese or Japanese, a syllable of Thai. ASCII capitals are folded, and no

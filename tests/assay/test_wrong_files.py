@@ -24,7 +24,7 @@ LOADED = {  # reported before anything is read
     source('paths=["t/*.txt"],language_by_path="("', "text"): "is not a regular expression: missing )",
     source('paths=["t/*.txt"],language_by_path="(?P<language>x){1001}"', "text"): "is not a regular expression",
     source('paths=["t/*.txt"],language_by_path="(?=x)(?P<language>x)"', "text"): "is not a regular expression",
-    "data.clean.presets=['gophers']": "presets[entry 1] = \"gophers\": is none of 'gopher', 'c4' or 'fineweb'",
+    "data.clean.presets=['gophers']": "\"gophers\": is none of 'gopher', 'c4', 'fineweb' or 'fineweb_paper'",
     "data.clean.languages=['english']": 'data.clean.languages[entry 1] = "english"',
     "data.clean.languages=['en','xq']": "data.clean.languages: 'xq' is not a language that",
     "data.clean.by_language.xq.min_words=3": "data.clean.by_language: 'xq' is not a language",

@@ -50,7 +50,7 @@ def whole_chain(quick: bool) -> list[Goal]:
                 return manifest
 
             raw = timed("ingest", lambda: ingest((source,), IngestConfig(), folder, runtime))  # noqa: B023
-            presets = CleanConfig(presets=("gopher", "c4", "fineweb"))
+            presets = CleanConfig(presets=("gopher", "c4", "fineweb_paper"))
             timed("clean_all_presets", lambda: clean(raw, presets, runtime))  # noqa: B023
             cleaned = timed("clean", lambda: clean(raw, CleanConfig(), runtime))  # noqa: B023
             unique = timed("dedup", lambda: dedup(cleaned, DedupConfig(), runtime))  # noqa: B023

@@ -1,0 +1,287 @@
+r"""FineWeb's text features: words with punctuation apart.
+
+That code (datatrove) cuts English with spaCy and measures Gopher's, C4's and its own rules on the pieces. The cut here
+follows spaCy's published rules for English without its list of exceptions: 1 or 2 pieces in 1,000 differ.
+
+A run between white space is cut so:
+
+- each opening or closing mark (punctuation or symbol, but -/\@|^~) is a piece; a run of full stops is one. A full stop
+  stays before a letter (".com"), with a single letter ("J."), behind letters parted by stops ("a.m."), behind a lone
+  capital ("USA." loses its stop, "Ph.D." does not) and in `TITLES`; 's and its like stay whole;
+- what is left is cut at ellipses, at one hyphen or dash, or two or three equal ones, before a letter, at a hyphen
+  between digits, at a comma between letters, at one of :<>=/ before a letter, at one of +*^ between digits, at a full
+  stop between a small letter and a capital, and before 's 've 'll 're 'm 'd n't at its end.
+
+Features, where they differ from those of the same name in `kernels/quality.py`:
+
+- `words`, `mean_word_length`: of pieces that are not marks alone; every other feature counts all pieces;
+- `top_n_gram_share`, `duplicate_n_gram_share`: shares of all characters of the text, white space too. An n-gram counts
+  with the blanks between its pieces for the first, the first of equally frequent ones counts; 0 if none occurs twice.
+  For the second, the search goes on behind a repeated n-gram, so that what is left of a longer repeat does not count;
+- `sentences`: pieces that are one terminal end them, and so does each line;
+- `line_punctuation_share`: lines whose last character is a terminal: a closing quotation mark is none.
+
+Price: 9 further passes over the words for n-grams; memory 100 bytes a byte of the longest text.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import int64, uint64
+
+from data_pipeline.kernels.quality import first_of, share, table_mask
+from data_pipeline.kernels.words import add_chunk, end_hash
+from governance.kernels.buffers import text_buffers
+from governance.kernels.code_points import TERMINALS, decode
+from governance.kernels.compiled import inlined, kernel, part
+
+PIECE_FEATURES = (
+    "words",
+    "mean_word_length",
+    "alphabetic_word_share",
+    *(f"top_{n}_gram_share" for n in range(2, 5)),
+    *(f"duplicate_{n}_gram_share" for n in range(5, 11)),
+    "sentences",
+    "line_punctuation_share",
+    "newline_ratio",
+)
+WITHIN_WORDS = "-/\\@|^~"
+TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Jr")
+
+_SPACE, _LETTER, _DIGIT, _LOWER, _UPPER, _MARK, _AFFIX, _TERMINAL = 1, 2, 4, 8, 16, 32, 64, 128
+_STOP, _COMMA, _ELLIPSIS, _APOSTROPHE, _CURLED = 46, 44, 0x2026, 39, 0x2019
+_N, _T = 110, 116
+_TITLES = np.array([[ord(title[i]) if i < len(title) else 0 for i in range(3)] for title in TITLES], np.int32)
+
+
+def measure_pieces(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Features (texts, PIECE_FEATURES) and numbers of pieces."""
+    data, offsets = text_buffers(texts)
+    features = np.zeros((len(offsets) - 1, len(PIECE_FEATURES)))
+    pieces = np.zeros(len(offsets) - 1, np.int64)
+    _measure_pieces(data, offsets, _classes(), int(np.diff(offsets).max(initial=0)) + 1, features, pieces)
+    return features, pieces
+
+
+@functools.cache
+def _classes() -> npt.NDArray[np.uint8]:
+    """Class bits of each of the 0x110000 code points."""
+    characters = np.arange(0x110000, dtype=np.uint32).view("U1")
+    classes = np.zeros(0x110000, np.uint8)
+    for bit, has in (
+        (_SPACE, np.strings.isspace),
+        (_LETTER, np.strings.isalpha),
+        (_DIGIT, np.strings.isdecimal),
+        (_LOWER, np.strings.islower),
+        (_UPPER, np.strings.isupper),
+    ):
+        classes[has(characters)] |= bit
+    for point in range(0x1FB00):  # no punctuation or symbol beyond, but some emoji
+        if unicodedata.category(chr(point))[0] in "PS":
+            classes[point] |= _MARK if chr(point) in WITHIN_WORDS else _MARK | _AFFIX
+    classes[[ord(character) for character in TERMINALS]] |= _TERMINAL
+    classes.flags.writeable = False
+    return classes
+
+
+@inlined
+def _keeps_stop(points, kinds, first, stop):  # type: ignore[no-untyped-def]
+    """Return whether the full stop belongs to the letter before it."""
+    before = kinds[stop - 1]
+    if before & _LETTER and (stop - 1 == first or points[stop - 2] == _STOP):
+        return True
+    if stop - first in (2, 3):
+        third = points[first + 2] if stop - first == 3 else 0
+        for t in range(len(_TITLES)):
+            if points[first] == _TITLES[t, 0] and points[first + 1] == _TITLES[t, 1] and third == _TITLES[t, 2]:
+                return True
+    return before & _UPPER != 0 and not kinds[stop - 2] & _UPPER
+
+
+@inlined
+def _parts(points, kinds, j, k, end):  # type: ignore[no-untyped-def]
+    """Return whether the mark, [j, k), separates its neighbours."""
+    mark, before = points[j], kinds[j - 1]
+    behind = kinds[k] if k < end else 0
+    digits = before & _DIGIT and behind & _DIGIT
+    if mark == _ELLIPSIS or (mark == _STOP and k - j > 1):
+        return True
+    if mark in (45, 0x2013, 0x2014, 126):
+        return (before & (_LETTER | _DIGIT) and behind & _LETTER) or (mark == 45 and digits)
+    if k - j > 1:
+        return False
+    if mark == _STOP:
+        return before & _LOWER and behind & _UPPER
+    if mark == _COMMA:
+        return before & _LETTER and behind & _LETTER
+    if mark in (58, 60, 61, 62, 47):
+        return before & (_LETTER | _DIGIT) and behind & _LETTER
+    return mark in (42, 43, 94) and digits
+
+
+@inlined
+def _contraction(points, j, end):  # type: ignore[no-untyped-def]
+    """Start of the contraction with apostrophe at `j`, or -1."""
+    a, b = (points[j + 1] if j + 1 < end else 0), (points[j + 2] if j + 2 < end else 0)
+    if end - j == 2:
+        if a == _T:
+            return j - 1 if j > 0 and points[j - 1] == _N else -1
+        return j if a in (115, 109, 100) else -1  # s m d
+    if end - j == 3 and ((a == 118 and b == 101) or (a == 108 and b == 108) or (a == 114 and b == 101)):
+        return j  # ve ll re
+    return -1
+
+
+@part
+def _cut(points, kinds, first, end, starts, stops, count):  # type: ignore[no-untyped-def]
+    """Append the pieces of one run; return the new count."""
+    i, last = first, end
+    while i < last and kinds[i] & _AFFIX:
+        j = i + 1
+        while points[i] == _STOP and j < last and points[j] == _STOP:
+            j += 1
+        if points[i] == _STOP and j == i + 1 and j < last and not kinds[j] & _AFFIX:
+            break
+        if points[i] in (_APOSTROPHE, _CURLED) and _contraction(points, i, last) == i:
+            break
+        starts[count], stops[count] = i, j
+        count += 1
+        i = j
+    while last > i and kinds[last - 1] & _AFFIX:
+        j = last - 1
+        while points[j] == _STOP and j > i and points[j - 1] == _STOP:
+            j -= 1
+        if points[j] == _STOP and last - j == 1 and j > i and _keeps_stop(points, kinds, i, j):
+            break
+        last = j
+    j = i
+    while j < last:
+        k = j + 1
+        if kinds[j] & _MARK and j > i:
+            while k < last and points[k] == points[j] and points[j] in (45, _STOP, 0x2014):
+                k += 1
+            if _parts(points, kinds, j, k, last):
+                starts[count], stops[count], starts[count + 1], stops[count + 1] = i, j, j, k
+                count += 2
+                i = k
+            elif points[j] in (_APOSTROPHE, _CURLED):
+                at = _contraction(points, j, last)
+                if at > i:
+                    starts[count], stops[count] = i, at
+                    count += 1
+                    i = at
+                    k = last
+        j = k
+    if i < last:
+        starts[count], stops[count] = i, last
+        count += 1
+    while last < end:
+        j = last + 1
+        while points[last] == _STOP and j < end and points[j] == _STOP:
+            j += 1
+        starts[count], stops[count] = last, j
+        count += 1
+        last = j
+    return count
+
+
+@part
+def _grams(hashes, lengths, count, n, grams, table, firsts, counts):  # type: ignore[no-untyped-def]
+    """Characters of the most frequent n-gram (n < 5), or repeated ones."""
+    room = table[: table_mask(count) + 1]
+    room[:] = 0
+    covered = best = characters = 0
+    i = 0
+    while i + n <= count:
+        h, length = uint64(n), 0
+        for k in range(i, i + n):
+            h = add_chunk(h, hashes[k])
+            length += lengths[k]
+        h = end_hash(h, n) | uint64(1)
+        found = first_of(h, int64(h >> uint64(20)), room, firsts, i)
+        counts[i] = 0
+        counts[found] += 1
+        grams[i] = length
+        if found != i and n >= 5:
+            covered += length
+            i += n - 1
+        i += 1
+    if n >= 5:
+        return covered
+    for i in range(count - n + 1):
+        if counts[i] > best:
+            best = int64(counts[i])
+            characters = best * (grams[i] + n - 1)
+    return characters if best > 1 else 0
+
+
+@kernel
+def _measure_pieces(data, offsets, classes, capacity, out, pieces):  # type: ignore[no-untyped-def]
+    points, kinds = np.empty(capacity, np.int32), np.empty(capacity, np.uint8)
+    starts, stops = np.empty(capacity + 1, np.int32), np.empty(capacity + 1, np.int32)
+    hashes, lengths, grams = np.empty(capacity, np.uint64), np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+    table, firsts = np.empty(table_mask(capacity) + 1, np.uint64), np.empty(table_mask(capacity) + 1, np.int32)
+    counts = np.empty(capacity, np.int32)
+    for d in range(len(offsets) - 1):
+        i, end = offsets[d], offsets[d + 1]
+        size = 0
+        while i < end:
+            point, width = decode(data, i, end)
+            points[size], kinds[size] = point, classes[point]
+            size += 1
+            i += width
+        count = sentences = lines = punctuated = line_feeds = line_begins = j = 0
+        while j <= size:
+            if j < size and not kinds[j] & _SPACE:
+                first = j
+                while j < size and not kinds[j] & _SPACE:
+                    j += 1
+                count = _cut(points, kinds, first, j, starts, stops, count)
+                continue
+            if j == size or points[j] == 10:
+                line_feeds += j < size
+                if count > line_begins:
+                    lines += 1
+                    punctuated += kinds[stops[count - 1] - 1] & _TERMINAL != 0
+                    sentences += 1
+                    closed = False
+                    for w in range(line_begins, count):
+                        kind = kinds[starts[w]]
+                        if stops[w] - starts[w] == 1 and kind & _TERMINAL:
+                            closed = True
+                        elif closed and not kind & _MARK:
+                            sentences += 1
+                            closed = False
+                line_begins = count
+            j += 1
+        words = characters = alphabetic = 0
+        for w in range(count):
+            h, letter, marks = uint64(0), False, True
+            for k in range(starts[w], stops[w]):
+                h = add_chunk(h, uint64(points[k]))
+                letter |= kinds[k] & _LETTER != 0
+                marks &= kinds[k] & _MARK != 0
+            lengths[w] = stops[w] - starts[w]
+            hashes[w] = end_hash(h, lengths[w])
+            alphabetic += letter
+            if not marks:
+                words += 1
+                characters += lengths[w]
+        feature = out[d]
+        pieces[d] = count
+        feature[0] = words
+        feature[1] = share(characters, words)
+        feature[2] = share(alphabetic, count)
+        for n in range(2, 11):
+            if n <= count:
+                taken = _grams(hashes, lengths, count, n, grams, table, firsts, counts)
+                # occurrences of one n-gram may overlap, as in "a a a"
+                feature[n + 1] = min(share(taken, size), 1.0)
+        feature[12] = sentences
+        feature[13] = share(punctuated, lines)
+        feature[14] = share(line_feeds, count)
