@@ -25,6 +25,7 @@ from data_pipeline.filters.classifier import train_classifier
 from data_pipeline.filters.language import known_codes
 from data_pipeline.filters.model_files import model_files
 from data_pipeline.filters.own_filters import find_filters
+from data_pipeline.filters.own_language_model import own_language_model, require_file
 from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.local import find_files
@@ -66,7 +67,7 @@ def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") 
 def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[], Any]]:
     for source in config.sources:
         yield from find_source(source, folder)
-    yield partial(_check_languages, config)
+    yield partial(_check_languages, config, folder)
     for kind, patterns in config.lists.files() if config.lists else ():
         yield partial(find_files, patterns, folder, f"data.lists.{kind}")
     if config.filters:
@@ -86,8 +87,11 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
         yield partial(take_over, folder / config.tokenizer.path, config.tokenizer)
 
 
-def _check_languages(config: DataConfig) -> None:
+def _check_languages(config: DataConfig, folder: Path) -> None:
     """Refuse language codes that no document can have."""
+    own = folder / config.clean.language_model if config.clean.language_model else None
+    if own is not None:
+        require_file(own)
     named = {
         "data.clean.languages": config.clean.languages,
         "data.clean.by_language": config.clean.by_language,
@@ -96,7 +100,7 @@ def _check_languages(config: DataConfig) -> None:
     }
     if not any(named.values()):
         return
-    known = known_codes()
+    known = known_codes(own)
     for field, codes in named.items():
         for code in codes:
             if code not in known:
@@ -114,6 +118,8 @@ def make_beside(config: DataConfig, folder: Path, runtime: Runtime) -> None:
     """
     if config.lists:
         make_lists(config.lists, folder, runtime)
+    if config.clean.language_model:
+        own_language_model(folder / config.clean.language_model, runtime)
     for model in config.classifiers:
         train_classifier(model, folder, runtime)
     if config.decontaminate:

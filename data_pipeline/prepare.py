@@ -28,6 +28,7 @@ from data_pipeline.filters.blocklists import make_lists
 from data_pipeline.filters.classifier import classify, train_classifier
 from data_pipeline.filters.clean import clean
 from data_pipeline.filters.own_filters import own_filters
+from data_pipeline.filters.own_language_model import own_language_model
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.redact import redact
 from data_pipeline.preflight import check, make_beside
@@ -62,7 +63,9 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
                 make_beside(config, folder, runtime)
         yield (documents := _left(ingest(config.sources, config.ingest, folder, runtime), runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
-        yield (documents := _left(clean(documents, config.clean, runtime, lists), runtime))
+        own = config.clean.language_model
+        model = own_language_model(folder / own, runtime) if own else None
+        yield (documents := _left(clean(documents, config.clean, runtime, lists, model), runtime))
         if config.filters:
             yield (documents := _left(own_filters(documents, config.filters, runtime, folder), runtime))
         if config.classifiers:

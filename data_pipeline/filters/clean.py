@@ -44,6 +44,7 @@ from data_pipeline.documents import (
     with_column,
 )
 from data_pipeline.filters.blocklists import blocked_by, words_by_language
+from data_pipeline.filters.own_language_model import file_of
 from data_pipeline.filters.quality_rules import (
     LANGUAGES,
     MAX_UNSPACED_SHARE,
@@ -84,6 +85,9 @@ class CleanConfig(Thresholds):
     """Remove documents whose rights holder has reserved their use, by any signal in the column `opt_out`."""
     languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = ()
     """Codes of the languages that stay (ISO 639-1, else 639-3; "und": undetermined); none named: all stay."""
+    language_model: str = Field(default="", exclude=True)
+    """A fastText model that identifies languages (GlotLID's .bin), relative to the run's file; "": lid.176. Its path
+    decides nothing; its digest is in the key."""
     min_language_confidence: float = Field(default=0.3, ge=0, le=1)
     """The model's probability below which a language is "und"."""
     max_document_bytes: int = Field(default=10_000_000, gt=0)
@@ -166,7 +170,7 @@ def _features_schema() -> pa.Schema:
 
 
 def _clean_group(
-    config: CleanConfig, lists: Path | None, table: pa.Table
+    config: CleanConfig, lists: Path | None, model: Path | None, table: pa.Table
 ) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
     """A row group's documents kept, removed, and described; and the counts."""
     from data_pipeline.filters.language import MIXED_SHARE, identify
@@ -178,7 +182,7 @@ def _clean_group(
     texts = pc.if_else(pa.array(too_long), pa.scalar("", pa.large_string()), texts) if too_long.any() else texts
     whole = texts
     texts, lines_removed = _without_lines(config, whole)
-    languages, confidences, shares = identify(texts, config.min_language_confidence)
+    languages, confidences, shares = identify(texts, config.min_language_confidence, model)
     features = measure(config, texts, languages, whole if lines_removed else None)
     features["listed_words"] = _listed(texts, languages, lists)
     for feature in features.values():
@@ -276,10 +280,12 @@ def _none() -> dict[str, Any]:
     return {**funnel([], [], [], []), **_extras([], 0, np.zeros(0, bool), 0, {})}
 
 
-def _clean_shard(config: CleanConfig, payload: tuple[Path, Path | None], path_of: Callable[[str], Path]) -> ShardMade:
-    path, lists = payload
+def _clean_shard(
+    config: CleanConfig, payload: tuple[Path, Path | None, Path | None], path_of: Callable[[str], Path]
+) -> ShardMade:
+    path, lists, model = payload
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "features": _features_schema()}
-    return pass_on(path, path_of, schemas, lambda group: _clean_group(config, lists, group), _none())
+    return pass_on(path, path_of, schemas, lambda group: _clean_group(config, lists, model, group), _none())
 
 
 def _counts_words(config: CleanConfig) -> bool:
@@ -287,10 +293,17 @@ def _counts_words(config: CleanConfig) -> bool:
     return any("max_listed_words" in limits(config.presets, False, "", config, *own) for own in sections)
 
 
-def clean(documents: Manifest, config: CleanConfig, runtime: Runtime, lists: Manifest | None = None) -> Manifest:
+def clean(
+    documents: Manifest,
+    config: CleanConfig,
+    runtime: Runtime,
+    lists: Manifest | None = None,
+    model: Manifest | None = None,
+) -> Manifest:
     """Keep the documents that every filter keeps; count the others by reason.
 
-    `lists` is what the stage of that name made: domains and URLs that are blocked, words that are counted.
+    `lists` is what the stage of that name made: domains and URLs that are blocked, words that are counted. `model`
+    is the language model of the run's own, if it has one.
 
     `stats` adds to the common counts: `languages` (documents that came in, by code), `mixed_languages` (documents with
     parts in several), `normalised` (documents whose text changed), `unspaced` (documents in a script without spaces),
@@ -301,15 +314,16 @@ def clean(documents: Manifest, config: CleanConfig, runtime: Runtime, lists: Man
         MissingInput: the language model is not installed, or the artifact is not made and `runtime.make` is False.
     """
     recipe = Recipe("clean", VERSION, config)
-    more = [] if lists is None else [lists]
+    more = [manifest for manifest in (lists, model) if manifest is not None]
 
     def make(folder: Path) -> Made:
         if lists is None and _counts_words(config):
             get_logger(__name__).warning("clean: max_listed_words has no effect: there are no [data.lists] with words")
         known = tuple(manifest.digest for manifest in more)
         at = None if lists is None else runtime.root / lists.folder
+        own = None if model is None else file_of(model, runtime.root)
         inputs = document_shards(documents, runtime.root)
-        shards = [Shard(path.stem, (output.sha256, *known), (path, at), (output,)) for output, path in inputs]
+        shards = [Shard(path.stem, (output.sha256, *known), (path, at, own), (output,)) for output, path in inputs]
         done = map_shards(recipe, _clean_shard, shards, folder, runtime)
         made = gathered(done, _none())
         if made.stats["documents_in"] and not made.stats["documents_kept"]:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.filters.own_language_model import best_codes, own_codes
 from governance.errors import MissingInput
 
 if TYPE_CHECKING:
@@ -47,8 +49,12 @@ class Languages(NamedTuple):
     """Bytes in the language, as a share of those in any; 1 where none is sure."""
 
 
-def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> Languages:
+def identify(
+    texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0, own_model: Path | None = None
+) -> Languages:
     """Languages of texts, "und" where the confidence is below `min_confidence`.
+
+    `own_model`: a fastText file to use instead of lid.176.
 
     Raises:
         MissingInput: the model is not installed.
@@ -57,16 +63,20 @@ def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> 
     from data_pipeline.kernels.text_windows import spread_windows
     from governance.kernels.buffers import text_buffers
 
-    model = _model()
     data, offsets = text_buffers(texts)
     starts, ends, text_of = spread_windows(data, offsets, WHOLE_CHARACTERS, WINDOWS, WINDOW_CHARACTERS)
-    labels, single = classify(data, starts, ends, model)
-    probabilities = np.where(labels < 0, 0.0, np.minimum(single.astype(np.float64), 1.0))
+    if own_model is None:
+        model = _model()
+        names: Sequence[str] = model.labels
+        labels, single = classify(data, starts, ends, model)
+        probabilities = np.where(labels < 0, 0.0, np.minimum(single.astype(np.float64), 1.0))
+    else:
+        labels, probabilities, names = best_codes(data, starts, ends, own_model)
     count = len(offsets) - 1
     # A row for each text and language that a window of it is in, sorted by text; `np.unique` keeps that order.
-    pairs, pair_of = np.unique(text_of * (len(model.labels) + 1) + labels + 1, return_inverse=True)
+    pairs, pair_of = np.unique(text_of * (len(names) + 1) + labels + 1, return_inverse=True)
     totals = np.bincount(pair_of, probabilities, len(pairs))
-    owners = pairs // (len(model.labels) + 1)
+    owners = pairs // (len(names) + 1)
     # The last of each text is its best; of equals the first.
     order = np.lexsort((-np.arange(len(pairs)), totals, owners))
     best = order[np.searchsorted(owners, np.arange(count), side="right") - 1]
@@ -75,21 +85,21 @@ def identify(texts: pa.Array | pa.ChunkedArray, min_confidence: float = 0.0) -> 
     is_own = best[text_of] == pair_of
     own = np.bincount(text_of, is_own, count)
     others = np.bincount(text_of, ~is_own & (probabilities >= _SURE), count)
-    found = (pairs[best] % (len(model.labels) + 1) - 1).tolist()
+    found = (pairs[best] % (len(names) + 1) - 1).tolist()
     codes = [
-        model.labels[label] if label >= 0 and confidence >= min_confidence else UNDETERMINED
+        names[label] if label >= 0 and confidence >= min_confidence else UNDETERMINED
         for label, confidence in zip(found, confidences.tolist(), strict=True)
     ]
     return Languages(codes, confidences.tolist(), np.round(own / np.maximum(own + others, 1), 4).tolist())
 
 
-def known_codes() -> frozenset[str]:
+def known_codes(own_model: Path | None = None) -> frozenset[str]:
     """All answers of `identify`.
 
     Raises:
         MissingInput: the model is not installed.
     """
-    return frozenset([*_model().labels, UNDETERMINED])
+    return frozenset([*(_model().labels if own_model is None else own_codes(own_model)), UNDETERMINED])
 
 
 def model_path() -> Path:
