@@ -23,6 +23,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import accumulate, compress
+from operator import mul
 from typing import NamedTuple
 
 LINE_KINDS = {"p": "P", "h1": "1", "figcaption": "F", "time": "T"} | {f"h{level}": "H" for level in range(2, 7)}
@@ -44,7 +45,7 @@ _MEAN_SIZES = (20, 40, 80, 160)
 _NEIGHBOUR_SIZES = (20, 60, 180)
 _ENDS = dict.fromkeys(".!?…。！？", 0) | dict.fromkeys("\"'”»“’)", 1) | {":": 2, ",": 3, ";": 3}
 _OTHER_END = 4
-_NO_DIGITS = str.maketrans("", "", "0123456789")
+_DIGITS = re.compile("[0-9]+")
 _NO_NEIGHBOUR = 12
 _HEAD, _EARLY, _MIDDLE, _LATE, _TAIL = range(5)
 
@@ -69,6 +70,21 @@ _CLIP = 5.0
 _EDGE = -2.0  # the score of what would be beyond the first and the last line
 _LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up to so many, and these on top
 
+
+def _classes(bounds: Sequence[int]) -> bytes:
+    """The class of each number up to one above the last bound.
+
+    To look it up takes a third of the time of `bisect_left`.
+    """
+    return bytes(bisect_left(bounds, number) for number in range(bounds[-1] + 2))
+
+
+_SIZE_CLASS, _DISTANCE_CLASS, _NEIGHBOUR_CLASS, _CONTEXT_CLASS = map(
+    _classes, (_SIZES, _DISTANCES, _NEIGHBOUR_SIZES, CONTEXT_SIZES)
+)
+_LAST_SIZE, _LAST_DISTANCE, _LAST_NEIGHBOUR, _LAST_CONTEXT = (
+    len(classes) - 1 for classes in (_SIZE_CLASS, _DISTANCE_CLASS, _NEIGHBOUR_CLASS, _CONTEXT_CLASS)
+)
 _TOKEN = re.compile(r"[a-z]{2,}")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -135,20 +151,20 @@ def keep_lines(lines: list[Line], tree: Tree) -> list[Line]:
     """Lines that the model keeps; all if it would keep no prose."""
     model = weights()
     boxes = Boxes(lines, tree)
-    learnt = model.features
-    of_box = {box: sum([learnt[place] for place in boxes.features(box)]) for box in {line[1] for line in lines}}
+    learnt, known = model.features.__getitem__, model.words
+    of_box = {box: model.bias + sum(map(learnt, boxes.features(box))) for box in {line[1] for line in lines}}
     scores = [
-        model.bias
-        + of_box[line[1]]
-        + sum([learnt[place] for place in features])
+        of_box[line[1]]
+        + sum(map(learnt, features))
         + weight / NAME_STEP
-        + sum([model.words[word] for word in words if word in model.words])
+        + sum([known[word] for word in words if word in known])
         for line, (features, weight, words) in zip(lines, describe(lines, boxes), strict=True)
     ]
-    keeps = [
-        _joint(context, line[3], model) > model.threshold
-        for line, context in zip(lines, context_of(lines, tree, scores), strict=True)
-    ]
+    keeps = []
+    for line, context in zip(lines, context_of(lines, tree, scores), strict=True):
+        size = line[3]
+        weights_of = model.context[_CONTEXT_CLASS[size if size < _LAST_CONTEXT else _LAST_CONTEXT]]
+        keeps.append(weights_of[CONTEXT] + sum(map(mul, context, weights_of)) > model.threshold)
     for index in range(len(lines) - 2, -1, -1):
         if lines[index][0].strip() == "•":  # goes or stays with its text
             keeps[index] = keeps[index + 1]
@@ -167,22 +183,15 @@ class DescribedLine(NamedTuple):
 
 def describe(lines: Sequence[Line], boxes: Boxes) -> list[DescribedLine]:
     """The features of each line."""
-    after = [0] * len(lines)
-    distance = _FAR
-    for index in range(len(lines) - 1, -1, -1):
-        after[index] = distance if distance < _FAR else _FAR
-        distance = 1 if lines[index][2] else distance + 1
-    first = after[0] if lines and not lines[0][2] else 0
-    last = max((index for index, line in enumerate(lines) if line[2]), default=0)
-    neighbours = [_neighbour(line) for line in lines]
-    neighbours.append(_NO_NEIGHBOUR)  # of the last, and, as Python counts, of the first
-    described = []
+    after, neighbours, first, last = _surroundings(lines)
+    described: list[DescribedLine] = []
     seen: set[str] = set()
-    prose, whole, before = 0, boxes.prose[0], _FAR
+    names, name_weight = boxes.name_weights, boxes.name_weight
+    prose, whole, before = 0, boxes.prose[0], _LAST_DISTANCE
     for index, (text, box, is_prose, size, link_size, kinds) in enumerate(lines):
         text = text.strip()
-        size_class = bisect_left(_SIZES, size)
-        kind = _KINDS.get(kinds[-2:-1] or ("•" if text[0] == "•" else ""), 0)
+        size_class = _SIZE_CLASS[size if size < _LAST_SIZE else _LAST_SIZE]
+        kind = _KINDS.get(kinds[-2:-1], 0) if kinds else text[0] == "•"
         links = 0 if not link_size else 1 if link_size * 3 < size else 2 if link_size * 10 < size * 9 else 3
         if index < first or index > last:
             place = _HEAD if index < first else _TAIL
@@ -196,25 +205,50 @@ def describe(lines: Sequence[Line], boxes: Boxes) -> list[DescribedLine]:
             _END_SIZE + _ENDS.get(text[-1], _OTHER_END) * 8 + size_class,
             _PLACE_SIZE + place * 8 + size_class,
             _PLACE_KIND + place * 7 + kind,
-            _DISTANCE + bisect_left(_DISTANCES, before) * 6 + bisect_left(_DISTANCES, after[index]),
+            _DISTANCE + _DISTANCE_CLASS[before] * 6 + _DISTANCE_CLASS[after[index]],
             _BEFORE + neighbours[index - 1],
             _AFTER + neighbours[index + 1],
         ]
         words: Collection[str] = ()
         if size <= SHORT:
             folded = text.casefold()
-            words = set(_WORD.findall(folded))
+            words = dict.fromkeys(_WORD.findall(folded))  # in their order: sums must not depend on hashes
             _add_shape(features, text, folded in seen)
             seen.add(folded)
-        weight = boxes.name_weight(box)
-        for letter in kinds[1::2]:
-            weight += ord(letter) - NO_WEIGHT
+        weight = names[box] if box in names else name_weight(box)
+        if kinds:
+            for letter in kinds[1::2]:
+                weight += ord(letter) - NO_WEIGHT
         described.append(DescribedLine(features, weight, words))
         if is_prose:
             prose += size
-            before = 0
-        before += 1
+            before = 1
+        elif before < _LAST_DISTANCE:
+            before += 1
     return described
+
+
+def _surroundings(lines: Sequence[Line]) -> tuple[list[int], list[int], int, int]:
+    """Distances to prose, classes as neighbours, first and last prose."""
+    count = len(lines)
+    after = [0] * count
+    neighbours = [_NO_NEIGHBOUR] * (count + 1)  # the last one is behind the last line and, as [-1], before the first
+    distance, last = _LAST_DISTANCE, 0
+    for index in range(count - 1, -1, -1):
+        _, _, is_prose, size, link_size, _ = lines[index]
+        neighbours[index] = 3 * _NEIGHBOUR_CLASS[size if size < _LAST_NEIGHBOUR else _LAST_NEIGHBOUR] + (
+            2 if is_prose else link_size * 3 > size
+        )
+        after[index] = distance
+        if is_prose:
+            distance = 1
+            last = last or index
+        elif distance < _LAST_DISTANCE:
+            distance += 1
+    first = 0
+    while first < min(last, _FAR) and not lines[first][2]:
+        first += 1
+    return after, neighbours, first, last
 
 
 class Boxes:
@@ -237,7 +271,7 @@ class Boxes:
                 self.links[up] += self.links[index]
                 self.lines[up] += self.lines[index]
                 self.prose[up] += self.prose[index]
-        self._weights: dict[int, int] = {0: 0}
+        self.name_weights: dict[int, int] = {0: 0}
 
     def is_major(self, box: int) -> bool:
         """Return whether it holds half of the prose."""
@@ -258,24 +292,19 @@ class Boxes:
     def name_weight(self, box: int) -> int:
         """Weights of the names up to a major container."""
         passed = []
-        while box not in self._weights and not self.is_major(box):
+        while box not in self.name_weights and not self.is_major(box):
             passed.append(box)
             box = self.tree.parent[box]
-        total = self._weights.setdefault(box, 0)
+        total = self.name_weights.setdefault(box, 0)
         for inner in reversed(passed):
             total += self.tree.weight[inner]
-            self._weights[inner] = total
+            self.name_weights[inner] = total
         return total
-
-
-def _neighbour(line: Line) -> int:
-    _, _, is_prose, size, link_size, _ = line
-    return bisect_left(_NEIGHBOUR_SIZES, size) * 3 + (2 if is_prose else 1 if link_size * 3 > size else 0)
 
 
 def _add_shape(features: list[int], text: str, repeated: bool) -> None:
     start = text[:60]
-    if (len(start) - len(start.translate(_NO_DIGITS))) * 4 > len(start):
+    if (len(start) - len(_DIGITS.sub("", start))) * 4 > len(start):
         features.append(_SHAPE)
     if text[0].islower():
         features.append(_SHAPE + 1)
@@ -296,9 +325,9 @@ def context_of(lines: Sequence[Line], tree: Tree, scores: Sequence[float]) -> li
     is before and after it, of five and of eleven lines around it, and of the page.
     """
     count = len(lines)
-    clipped = [min(_CLIP, max(-_CLIP, score)) for score in scores]
-    sizes = [min(line[3], _LONGEST) + _LINE_WEIGHT for line in lines]
-    weighted = [score * size for score, size in zip(clipped, sizes, strict=True)]
+    clipped = [_CLIP if score > _CLIP else -_CLIP if score < -_CLIP else score for score in scores]
+    sizes = [(line[3] if line[3] < _LONGEST else _LONGEST) + _LINE_WEIGHT for line in lines]
+    weighted = list(map(mul, clipped, sizes))
     sums, size_sums = list(accumulate(weighted, initial=0.0)), list(accumulate(sizes, initial=0))
     means: list[dict[int, float]] = []
     boxes = [line[1] for line in lines]
@@ -315,21 +344,18 @@ def context_of(lines: Sequence[Line], tree: Tree, scores: Sequence[float]) -> li
     padded = [_EDGE, _EDGE, *clipped, _EDGE, _EDGE]
     page = sums[-1] / size_sums[-1]
     found: list[tuple[float, ...]] = []
+    whole, size_whole = sums[count], size_sums[count]
+    of_box, around, parents = means[0], means[1], tree.parent
     for index, box in enumerate(boxes):
-        here, there = max(0, index - 2), min(count, index + 3)
+        here, there = index - 2 if index > 2 else 0, index + 3 if index + 3 < count else count
         near = (sums[there] - sums[here]) / (size_sums[there] - size_sums[here])
-        here, there = max(0, index - 5), min(count, index + 6)
+        here, there = index - 5 if index > 5 else 0, index + 6 if index + 6 < count else count
         wide = (sums[there] - sums[here]) / (size_sums[there] - size_sums[here])
-        behind = size_sums[-1] - size_sums[index + 1]
+        behind = size_whole - size_sums[index + 1]
         found.append((
             clipped[index], padded[index + 1], padded[index + 3], padded[index], padded[index + 4],
-            means[0][box], means[1][tree.parent[box]],
-            sums[index] / size_sums[index] if index else 0.0, (sums[-1] - sums[index + 1]) / behind if behind else 0.0,
+            of_box[box], around[parents[box]],
+            sums[index] / size_sums[index] if index else 0.0, (whole - sums[index + 1]) / behind if behind else 0.0,
             near, wide, page,
         ))  # fmt: skip
     return found
-
-
-def _joint(context: tuple[float, ...], size: int, model: LineWeights) -> float:
-    learnt = model.context[bisect_left(CONTEXT_SIZES, size)]
-    return learnt[CONTEXT] + sum([score * weight for score, weight in zip(context, learnt, strict=False)])
