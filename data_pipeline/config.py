@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
 from data_pipeline.dedup.duplicates import DedupConfig
 from data_pipeline.dedup.paragraphs import ParagraphsConfig
+from data_pipeline.dedup.substrings import SubstringsConfig
 from data_pipeline.filters.blocklists import BlocklistsConfig
 from data_pipeline.filters.classifier import ClassifierConfig
 from data_pipeline.filters.clean import CleanConfig
@@ -39,6 +40,8 @@ class DataConfig(Section):
     dedup: DedupConfig = DedupConfig()
     paragraphs: ParagraphsConfig | None = None
     """Cut repeated paragraphs and lines; absent: no such stage."""
+    substrings: SubstringsConfig | None = None
+    """Cut repeated substrings, wherever paragraphs begin; absent: no such stage."""
     decontaminate: DecontaminateConfig | None = None
     """Keep the corpus clean of evaluation sets; absent: no such stage."""
     pii: PiiConfig = PiiConfig()

@@ -1,7 +1,7 @@
 """The corpus on a page: from sources to packed token shards.
 
-    sources -> ingest -> clean -> [filter] -> [classify] -> dedup -> [paragraphs] -> [decontaminate] -> redact
-            -> tokenizer -> [mix] -> encode -> [pack]
+    sources -> ingest -> clean -> [filter] -> [classify] -> dedup -> [paragraphs] -> [substrings]
+            -> [decontaminate] -> redact -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
 resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
@@ -24,6 +24,7 @@ from data_pipeline.decontamination.decontaminate import decontaminate
 from data_pipeline.decontamination.evaluation_sets import evaluation_sets
 from data_pipeline.dedup.dedup import dedup, earlier_corpora
 from data_pipeline.dedup.paragraphs import drop_paragraphs
+from data_pipeline.dedup.substrings import drop_substrings
 from data_pipeline.filters.blocklists import make_lists
 from data_pipeline.filters.classifier import classify, train_classifier
 from data_pipeline.filters.clean import clean
@@ -75,6 +76,8 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         yield (documents := _left(dedup(documents, config.dedup, runtime, earlier), runtime))
         if config.paragraphs is not None:
             yield (documents := _left(drop_paragraphs(documents, config.paragraphs, runtime), runtime))
+        if config.substrings is not None:
+            yield (documents := _left(drop_substrings(documents, config.substrings, runtime), runtime))
         if config.decontaminate is not None:
             sets = evaluation_sets(config.decontaminate.sets, folder, runtime)
             yield (documents := _left(decontaminate(documents, sets, config.decontaminate, runtime), runtime))
@@ -122,6 +125,7 @@ def stage_names(config: DataConfig) -> tuple[str, ...]:
         "filter": bool(config.filters),
         "classify": bool(config.classifiers),
         "paragraphs": config.paragraphs is not None,
+        "substrings": config.substrings is not None,
         "decontaminate": config.decontaminate is not None,
         "mix": config.mix is not None,
         "pack": config.pack is not None,
@@ -130,8 +134,8 @@ def stage_names(config: DataConfig) -> tuple[str, ...]:
 
 
 _STAGES = (
-    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix",
-    "encode", "pack",
+    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate", "redact",
+    "tokenizer", "mix", "encode", "pack",
 )  # fmt: skip
 
 
@@ -178,6 +182,7 @@ def survey(config: DataConfig, folder: Path, runtime: Runtime) -> Survey:
         "classify": int(bool(config.classifiers)),
         "dedup": 2,
         "paragraphs": 2 * (config.paragraphs is not None),
+        "substrings": 2 * (config.substrings is not None),
         "decontaminate": int(config.decontaminate is not None),
         "redact": 1,
         "mix": 2 * (config.mix is not None),

@@ -54,7 +54,9 @@ _SHOWN = 3
 _SECTIONS = {
     **{
         name: f"data.{name}."
-        for name in ("clean", "dedup", "paragraphs", "decontaminate", "tokenizer", "mix", "encode", "pack")
+        for name in (
+            "clean", "dedup", "paragraphs", "substrings", "decontaminate", "tokenizer", "mix", "encode", "pack"
+        )
     },
     "redact": "data.pii.", "train": "", "audit": "", "bias": "audit.bias.",
 }  # fmt: skip

@@ -111,6 +111,9 @@ min_score = 0.01
 
 [data.paragraphs]
 
+[data.substrings]
+min_bytes = 90
+
 [data.decontaminate]
 [[data.decontaminate.sets]]
 name = "quiz"
@@ -141,6 +144,8 @@ def with_every_stage(project: Path) -> Path:
     shared = "The council of the harbour met in the evening and read the letter that the captain had written in winter."
     for row in rows[3:5]:
         row["text"] += "\n\n" + shared
+    for number, row in enumerate(rows[5:7]):
+        row["text"] += f" On the evening of the day number {number + 1} {shared}"
     (project / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (project / "more").mkdir()
     (project / "blocked.txt").write_text("0.0.0.0 blocked.example\n")

@@ -24,14 +24,15 @@ def test_every_stage_and_then_training(everything, capsys):
     assert only(root, "clean").stats["removed"]["listed_words"] == 1
     assert only(root, "decontaminate").stats["removed"] == {"contaminated": 1}
     assert only(root, "paragraphs").stats["cut"]["paragraphs"] == 1
-    stages = ("ingest", "clean", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
+    assert only(root, "substrings").stats["cut"]["repeats"] >= 1
+    stages = ("ingest", "clean", "classify", "dedup", "paragraphs", "substrings", "decontaminate", "redact", "encode")
     for before, after in itertools.pairwise(stages):
         assert only(root, before).stats["documents_kept"] == only(root, after).stats["documents_in"], after
     train = only(root, "train")
     assert [item.stage for item in train.inputs] == ["pack"]
     report = json.loads(next(root.glob("report/*/report.json")).read_bytes())
     assert report["summary"]["verdict"] == "PASS"
-    assert [row["stage"] for row in report["funnel"]][: len(stages)] == [*stages[:7], "mix"]
+    assert [row["stage"] for row in report["funnel"]][: len(stages)] == [*stages[:8], "mix"]
     assert main(["data", "show", *words[:3]]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{stage}" in f"\n{shown}" for stage in stages)

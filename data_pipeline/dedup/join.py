@@ -19,7 +19,7 @@ import contextlib
 import importlib.util
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 <
 BYTES_A_KEY = 160  # of a range: 80 in DuckDB's table of groups (measured), as much again while it grows
 ENGINE_SHARE = 0.7  # of the limit; the rest is this process, Parquet's buffers and the rows found
 KEYS_A_ROW_GROUP = 1 << 14
+UNITS_MEMORY_MIB = 512  # for parts of documents, which have no setting of their own
 
 SHARED_KEYS = """
 SELECT signed.key AS key, shards.first + signed.row AS number
@@ -120,6 +121,23 @@ def shared_keys(
             key, number = (found[name].to_numpy() for name in ("key", "number"))
             order = np.lexsort((number, key))
             yield key[order], number[order]
+
+
+def shared_units(
+    keys: Iterable[npt.NDArray[np.uint64]], firsts: Integers, engine_name: str, folder: Path
+) -> Iterator[tuple[Integers, Integers]]:
+    """Parts of documents that share a key with another: pairs `(key, number)` as `shared_keys` gives them.
+
+    `keys` has an array below 2^62 for each shard: a key for each of its units, which are numbered from `firsts[i]` on;
+    `firsts` ends with the number of all. Files are spilled below `folder`.
+    """
+    with spill_folder(folder) as scratch:
+        files = []
+        for number, values in enumerate(keys):
+            files.append(scratch / f"{number}.parquet")
+            write_keys(files[-1], values.astype(np.int64), np.arange(len(values), dtype=np.int32))
+        engine = JoinEngine(engine_name, UNITS_MEMORY_MIB, scratch)
+        yield from shared_keys(files, firsts[:-1].tolist(), range(1 << 62), int(firsts[-1]), engine)
 
 
 @contextlib.contextmanager

@@ -16,33 +16,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.dedup.join import JoinEngine, shared_keys, spill_folder, write_keys
-from data_pipeline.documents import (
-    DOCUMENT_SCHEMA,
-    REMOVED_SCHEMA,
-    cut_spans,
-    document_shards,
-    edited,
-    funnel,
-    gathered,
-    pass_on,
-    read_groups,
-    split_table,
-    table_writer,
-    with_column,
-)
+from data_pipeline.dedup.cutting import CUT_SCHEMA, Cutting, cut_shard, first_rows, nothing_cut
+from data_pipeline.dedup.join import shared_units
+from data_pipeline.documents import cut_spans, document_shards, gathered, read_groups, table_writer
 from governance.config import Section
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, once
@@ -51,7 +37,6 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 Integers = npt.NDArray[np.int64]
 
 VERSION = 2
-JOIN_MEMORY_MIB = 512
 _A_ROW_GROUP = 1 << 16
 _KINDS = ("paragraph", "line")
 _UNITS = pa.schema(
@@ -59,7 +44,6 @@ _UNITS = pa.schema(
      ("high", pa.uint64()), ("low", pa.uint64())]
 )  # fmt: skip
 _NUMBERS = pa.schema([("number", pa.int64())])
-_CUTS = pa.schema([("id", pa.string()), ("kind", pa.string()), ("start", pa.int64()), ("end", pa.int64())])
 
 
 class ParagraphsConfig(Section):
@@ -103,17 +87,16 @@ def repeated_units(paths: Sequence[Path], config: ParagraphsConfig, engine_name:
         StorageError: the disk is full.
         PipelineError: the join fails, in the engine's words.
     """
-    counts = [pq.read_metadata(path).num_rows for path in paths]
-    firsts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-    with spill_folder(target.parent) as scratch, table_writer(target, _NUMBERS, bounds=("number",)) as append:
-        engine = JoinEngine(engine_name, JOIN_MEMORY_MIB, scratch)
-        keys = [scratch / f"{number}.parquet" for number in range(len(paths))]
-        for path, key_file in zip(paths, keys, strict=True):
+    firsts = first_rows(paths)
+
+    def keys() -> Iterator[npt.NDArray[np.uint64]]:
+        for path in paths:
             table = pq.read_table(path, columns=["kind", "high"], partitioning=None)
             # A paragraph of one line has that line's hash: the kind parts them, or each such pair would be joined.
-            key = (table["high"].to_numpy() >> np.uint64(2)) ^ table["kind"].to_numpy().astype(np.uint64)
-            write_keys(key_file, key.astype(np.int64), np.arange(len(key), dtype=np.int32))
-        for _, numbers in shared_keys(keys, firsts[:-1].tolist(), range(1 << 62), int(firsts[-1]), engine):
+            yield (table["high"].to_numpy() >> np.uint64(2)) ^ table["kind"].to_numpy().astype(np.uint64)
+
+    with table_writer(target, _NUMBERS, bounds=("number",)) as append:
+        for _, numbers in shared_units(keys(), firsts, engine_name, target.parent):
             cut = _all_but_the_first(np.sort(numbers), paths, firsts, config)
             for start in range(0, len(cut), _A_ROW_GROUP):
                 append(pa.table({"number": cut[start : start + _A_ROW_GROUP]}, schema=_NUMBERS))
@@ -144,7 +127,7 @@ def _all_but_the_first(
 
 
 @dataclass(frozen=True)
-class Cutting:
+class UnitsToCut:
     """The work on one shard."""
 
     documents: Path
@@ -166,53 +149,11 @@ def _behind_blanks(text: bytes, end: int) -> int:
     return text.rfind(b"\n", end, at) + 1 or at  # the blanks that open the next line belong to it
 
 
-def _cut_shard(config: ParagraphsConfig, work: Cutting, path_of: Callable[[str], Path]) -> ShardMade:
+def _cut_shard(config: ParagraphsConfig, work: UnitsToCut, path_of: Callable[[str], Path]) -> ShardMade:
     units = pq.read_table(work.units, columns=["row", "kind", "start", "end"])
     ours = [("number", ">=", work.first), ("number", "<", work.first + len(units))]
     units = units.take(pa.array(np.sort(pq.read_table(work.cuts, filters=ours)["number"].to_numpy()) - work.first))
-    first = 0
-
-    def cut(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
-        nonlocal first
-        here = units.filter(pc.and_(pc.greater_equal(units["row"], first), pc.less(units["row"], first + len(group))))
-        made = _cut_group(config, group, here, first)
-        first += len(group)
-        return made
-
-    schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA, "cuts": _CUTS}
-    return pass_on(work.documents, path_of, schemas, cut, _none())
-
-
-def _cut_group(
-    config: ParagraphsConfig, group: pa.Table, units: pa.Table, first: int
-) -> tuple[tuple[pa.Table, pa.Table, pa.Table], dict[str, Any]]:
-    rows, kinds = units["row"].to_numpy() - first, units["kind"].to_numpy()
-    starts, ends = units["start"].to_numpy(), units["end"].to_numpy()
-    texts = group["text"].combine_chunks()
-    reasons, evidence = [""] * len(group), [""] * len(group)
-    changed: dict[int, str] = {}
-    order = np.argsort(rows, kind="stable")
-    bounds = [*np.flatnonzero(np.diff(rows[order], prepend=-1)).tolist(), len(order)]
-    for a, b in itertools.pairwise(bounds):
-        mine, row = order[a:b], int(rows[order[a]])
-        text = texts[row].as_buffer().to_pybytes()
-        left = without(text, list(zip(starts[mine].tolist(), ends[mine].tolist(), strict=True)))
-        if len(left) < config.min_left_bytes:
-            reasons[row], evidence[row] = "duplicate_text", f"bytes_cut={len(text) - len(left)} of {len(text)}"
-        changed[row] = left.decode("utf-8")
-    left_texts = edited(texts, changed)
-    kept, removed = split_table(group, reasons, evidence, with_column(group, "text", left_texts))
-    ids = group["id"].take(pa.array(rows)) if len(rows) else pa.array([], pa.string())
-    names = pa.array([_KINDS[kind] for kind in kinds], pa.string())
-    cuts = pa.table({"id": ids, "kind": names, "start": starts, "end": ends}, schema=_CUTS)
-    sizes_in, sizes_out = pc.binary_length(texts).to_pylist(), pc.binary_length(left_texts).to_pylist()
-    cut = {"paragraphs": int((kinds == 0).sum()), "lines": int((kinds == 1).sum()), "documents": len(changed)}
-    counts = {**funnel(group["source"].to_pylist(), sizes_in, sizes_out, reasons), "cut": cut}
-    return (kept, removed, cuts), counts
-
-
-def _none() -> dict[str, Any]:
-    return {**funnel([], [], [], []), "cut": {"paragraphs": 0, "lines": 0, "documents": 0}}
+    return cut_shard(work.documents, units, Cutting(_KINDS, CUT_SCHEMA, without, config.min_left_bytes), path_of)
 
 
 def drop_paragraphs(documents: Manifest, config: ParagraphsConfig, runtime: Runtime) -> Manifest:
@@ -239,12 +180,12 @@ def drop_paragraphs(documents: Manifest, config: ParagraphsConfig, runtime: Runt
             Shard(
                 path.stem,
                 ("cut", output.sha256, str(first), *known),
-                Cutting(path, runtime.root / shard.outputs["units"].path, cuts, first),
+                UnitsToCut(path, runtime.root / shard.outputs["units"].path, cuts, first),
                 (output, shard.outputs["units"]),
             )
             for (output, path), shard, first in zip(inputs, found, firsts, strict=False)
         ]
         done = map_shards(recipe, _cut_shard, second, folder, runtime)
-        return gathered([*found, *done], _none())
+        return gathered([*found, *done], nothing_cut(_KINDS))
 
     return run_stage(recipe, [documents.as_input()], runtime, make)

@@ -53,7 +53,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 VERSION = 9
 STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
 """Artifacts that every audit requires, in order."""
-OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "decontaminate", "mix", "bias")
+OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "substrings", "decontaminate", "mix", "bias")
 """Artifacts that are audited where the run has them."""
 STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 

@@ -29,7 +29,18 @@ from governance.verified_files import intact
 if TYPE_CHECKING:
     import pandas as pd
 
-FUNNEL = ("ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "encode")
+FUNNEL = (
+    "ingest",
+    "clean",
+    "filter",
+    "classify",
+    "dedup",
+    "paragraphs",
+    "substrings",
+    "decontaminate",
+    "redact",
+    "encode",
+)
 """The stages that pass documents, in their order."""
 ALL = "(all)"
 _NO_TEXT = "quarantine:no_text"

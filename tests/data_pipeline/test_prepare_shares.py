@@ -119,8 +119,8 @@ def test_steps_are_what_happens_with_every_stage(everything, calls, capsys):
     run = load_run(everything / "run.toml", [])
     expected = list(survey(run.config.data, run.folder, Runtime(run.folder / "root")).steps)
     assert expected == [
-        "ingest", "clean", "classify", "dedup", "dedup-2", "paragraphs", "paragraphs-2", "decontaminate", "redact",
-        "mix", "mix-2", "encode", "pack",
+        "ingest", "clean", "classify", "dedup", "dedup-2", "paragraphs", "paragraphs-2", "substrings",
+        "substrings-2", "decontaminate", "redact", "mix", "mix-2", "encode", "pack",
     ]  # fmt: skip
     assert numbered(by_turns(everything, everything / "shared", calls)) == expected
     calls[0].clear()

@@ -19,8 +19,8 @@ variance of a - n1 m / N when the margins are fixed, sum(n1 n0 m (N - m) / (N^2 
 22(4), 719-748). A ratio cannot exceed 1 / the reference's rate, and neither does the exact interval. Raw ratios have an
 interval and no p: they are not tested.
 
-A kept document is read in its final form, a removed one as it was when removed. Where `c4_lines` or `paragraphs`
-removed lines with mentions, keep ratios are therefore too low.
+A kept document is read in its final form, a removed one as it was when removed. Where `c4_lines`, `paragraphs` or
+`substrings` removed lines with mentions, keep ratios are therefore too low.
 
 The four-fifths rule (29 CFR 1607.4 D, EEOC 1978) defines adverse impact as below 0.8: the note states whether the whole
 interval is there. `n` is the group's entering documents. Languages in which no document mentions the axis (no term

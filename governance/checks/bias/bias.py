@@ -46,7 +46,7 @@ from governance.verified_files import intact
 VERSION = 9
 FINAL = "redact"
 """The stage whose documents are the corpus."""
-FILTERS = ("clean", "filter", "classify", "dedup", "paragraphs", "decontaminate")
+FILTERS = ("clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate")
 """The stages that remove documents, in order; those that the run has are counted."""
 TABLES_FILE = "tables.json"
 FINDINGS_FILE = "findings.json"

@@ -25,6 +25,7 @@ ORDER = (
     "classify",
     "dedup",
     "paragraphs",
+    "substrings",
     "decontaminate",
     "redact",
     "mix",

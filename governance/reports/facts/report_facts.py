@@ -35,8 +35,8 @@ from governance.reports.facts.stage_counts import counted
 from governance.reports.facts.training_facts import training_facts
 
 ORDER = (
-    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "decontaminate", "redact", "tokenizer", "mix",
-    "encode", "pack", "bias", "audit", "train",
+    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate", "redact",
+    "tokenizer", "mix", "encode", "pack", "bias", "audit", "train",
 )  # fmt: skip
 """Stages in the order of a run; others follow by name."""
 

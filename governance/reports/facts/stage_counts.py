@@ -25,7 +25,8 @@ def counted(manifests: Sequence[Manifest]) -> list[Table]:
         "ingest": _passed_over,
         "clean": _lines,
         "classify": _classifiers,
-        "paragraphs": _paragraphs,
+        "paragraphs": _cut,
+        "substrings": _cut,
         "decontaminate": _evaluation_sets,
         "redact": _personal_data,
     }
@@ -68,12 +69,15 @@ def _classifiers(classify: Manifest) -> Iterator[Table]:
     yield _table("classify: removed by classifiers", ["model", "kept scores", "removed", "share"], rows, note)
 
 
-def _paragraphs(paragraphs: Manifest) -> Iterator[Table]:
-    cut = paragraphs.stats.get("cut", {})
-    if rows := [(name, cut[name]) for name in ("paragraphs", "lines", "documents") if cut.get(name)]:
+def _cut(manifest: Manifest) -> Iterator[Table]:
+    cut = manifest.stats.get("cut", {})
+    if rows := [(name, cut[name]) for name in ("paragraphs", "lines", "repeats", "gaps", "documents") if cut.get(name)]:
         named = {"documents": "documents affected"}
         renamed = [(named.get(name, name), count) for name, count in rows]
-        yield _table("paragraphs: repeated passages removed", ["unit", "count"], renamed)
+        note = ""
+        if short := manifest.stats.get("windows_cut_short"):
+            note = f"{number(short)} windows have more surroundings than are compared; repeats there may be left."
+        yield _table(f"{manifest.stage}: repeated passages removed", ["unit", "count"], renamed, note)
 
 
 def _evaluation_sets(decontaminate: Manifest) -> Iterator[Table]:

@@ -1,0 +1,299 @@
+"""Substring deduplication stage: cut what at least `min_bytes` bytes before it repeat word by word.
+
+A byte is cut if it is in a run of `min_bytes` bytes that occurs earlier: in an earlier document (in the order of the
+corpus), or in the same one at least `min_bytes` before. So the first copy stays, wherever paragraphs begin, and repeats
+are found at their full length (Lee et al. 2022; Dolma 3). Every byte that is cut was compared with its earlier copy.
+The edges of a cut move inward to the nearest blank within 32 bytes, so that no word is torn, and otherwise to the
+nearest character. A gap of at most `bridge_bytes` between two cuts of a document is cut too, though it is no repeat.
+A document of which less than `min_left_bytes` remains is removed as `duplicate_text`.
+
+`kernels/substring_windows.py` selects windows of `min_bytes / 2` bytes such that each run of `min_bytes` bytes has one;
+the join says which windows share a hash; the walk over those, in the order of the corpus, compares the texts.
+
+Roles: `documents`, `removed` (with the text as it came in), `cuts` (id, kind, start and end in bytes of the text that
+came in; `earlier` and `earlier_start`: the document with the copy, and where it begins there; kind `gap` has none),
+`windows` (row, start, hash).
+
+Missed: where a window occurs in more than 64 different surroundings, a repeat that only a later one shows (counted as
+`windows_cut_short`); parts of text that repeats itself within `min_bytes / 2` bytes.
+
+Price: two passes; 12 bytes for each 125 bytes of text (at `min_bytes` = 500) go through the join, which spills. One
+process walks, with some 60 bytes a shared window; the texts that have one are mapped from an unnamed file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from data_pipeline.dedup.cutting import CUT_SCHEMA, Cutting, cut_shard, first_rows, nothing_cut
+from data_pipeline.dedup.join import shared_units
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    cut_spans,
+    document_shards,
+    gathered,
+    read_groups,
+    rows_by_group,
+    table_writer,
+)
+from governance.config import Section
+from governance.errors import storage_errors
+from governance.manifest import Manifest
+from governance.parallel import Shard, ShardMade, map_shards, once
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+Integers = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+VERSION = 1
+_KINDS = ("repeat", "gap")
+_REPEAT, _GAP = range(2)
+_WORD_BYTES = 32  # a cut moves by at most as much so that no word is torn
+_A_ROW_GROUP = 1 << 16
+_BLANKS = b" \t\n\v\f\r"
+_WINDOWS = pa.schema([("row", pa.int32()), ("start", pa.int32()), ("hash", pa.uint64())])
+_SPANS = pa.schema(
+    [("document", pa.int64()), ("kind", pa.int8()), ("start", pa.int64()), ("end", pa.int64()),
+     ("earlier", pa.string()), ("earlier_start", pa.int64())]
+)  # fmt: skip
+_CUTS = pa.schema([*CUT_SCHEMA, ("earlier", pa.string()), ("earlier_start", pa.int64())])
+
+
+class SubstringsConfig(Section):
+    """The shortest repeat, and what is done next to it."""
+
+    min_bytes: int = Field(default=500, ge=64)
+    """Bytes of a repeat, from which it is cut."""
+    bridge_bytes: int = Field(default=0, ge=0)
+    """Bytes of a gap between two cuts, up to which it is cut too."""
+    min_left_bytes: int = Field(default=100, ge=0)
+    """Bytes, below which a document that was cut is removed."""
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Bytes of a window, and how many windows in a row have one selected."""
+        width = self.min_bytes // 2
+        return width, self.min_bytes - width + 1
+
+
+def _windows_shard(config: SubstringsConfig, path: Path, path_of: Callable[[str], Path]) -> ShardMade:
+    from data_pipeline.kernels.substring_windows import select_windows
+    from governance.kernels.buffers import text_buffers
+
+    rows = count = 0
+    with table_writer(path_of("windows"), _WINDOWS) as append:
+        for group in read_groups(path):
+            row, start, value = select_windows(*text_buffers(group["text"]), *config.window)
+            append(pa.table({"row": row + rows, "start": start, "hash": value}))
+            rows += len(group)
+            count += len(row)
+    return ShardMade({"windows": path_of("windows")}, {"windows": count, "rows": rows})
+
+
+@dataclass(frozen=True)
+class _SharedWindows:
+    """Windows that share a hash with another, in the order of the corpus."""
+
+    document: Integers
+    """Number in the corpus."""
+    start: Integers
+    group: Integers
+    """Label of the hash."""
+
+
+def repeated_spans(
+    documents: Sequence[Path], windows: Sequence[Path], config: SubstringsConfig, engine_name: str, target: Path
+) -> None:
+    """Write the spans to cut, in the order of the documents and of their bytes.
+
+    The metadata holds `windows_cut_short`.
+
+    Raises:
+        StorageError: the disk is full.
+        PipelineError: the join fails, in the engine's words.
+    """
+    from data_pipeline.kernels.substring_windows import find_repeats
+
+    firsts = first_rows(documents)
+    shared = _shared_windows(windows, firsts, engine_name, target.parent)
+    numbers, text = np.unique(shared.document, return_inverse=True)
+    with _texts(documents, firsts, numbers, target.parent) as (data, offsets, ids):
+        found, short = find_repeats(
+            data, offsets, text.astype(np.int64), shared.start, shared.group, config.window[0], config.min_bytes
+        )
+        schema = _SPANS.with_metadata({"windows_cut_short": str(short)})
+        found = found[np.lexsort((found[:, 4], found[:, 3], -found[:, 2], found[:, 1], found[:, 0]))]
+        bounds = [*np.flatnonzero(np.diff(found[:, 0], prepend=-1)).tolist(), len(found)]
+        with table_writer(target, schema, bounds=("document",)) as append:
+            rows: list[tuple[int, int, int, int, str, int]] = []
+            for a, b in itertools.pairwise(bounds):
+                place = int(found[a, 0])
+                whole = data[offsets[place] : offsets[place + 1]]
+                for kind, start, end, other, other_start in spans_of(found[a:b, 1:], whole, config.bridge_bytes):
+                    earlier = ids[other].as_py() if kind == _REPEAT else ""
+                    rows.append((int(numbers[place]), kind, start, end, earlier, other_start))
+                if rows and (len(rows) >= _A_ROW_GROUP or b == len(found)):
+                    append(pa.table(list(zip(*rows, strict=True)), names=_SPANS.names))
+                    rows.clear()
+
+
+def _shared_windows(windows: Sequence[Path], documents: Integers, engine_name: str, folder: Path) -> _SharedWindows:
+    firsts = first_rows(windows)
+    hashes = (pq.read_table(path, columns=["hash"], partitioning=None)["hash"].to_numpy() >> 2 for path in windows)
+    numbers, groups, label = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for key, number in shared_units(hashes, firsts, engine_name, folder):
+        numbers.append(number)
+        groups.append(np.cumsum(np.diff(key, prepend=key[:1]) != 0) + label)
+        label = int(groups[-1][-1]) + 1 if len(key) else label
+    number, group = np.concatenate(numbers), np.concatenate(groups)
+    order = np.argsort(number)
+    number, group = number[order], group[order]
+    document, start = np.zeros(len(number), np.int64), np.zeros(len(number), np.int64)
+    bounds = np.searchsorted(number, firsts)
+    for place, path in enumerate(windows):
+        here = slice(bounds[place], bounds[place + 1])
+        if here.start < here.stop:
+            table = pq.read_table(path, columns=["row", "start"], partitioning=None)
+            table = table.take(pa.array(number[here] - firsts[place]))
+            document[here] = table["row"].to_numpy() + documents[place]
+            start[here] = table["start"].to_numpy()
+    return _SharedWindows(document, start, group)
+
+
+@contextlib.contextmanager
+def _texts(
+    documents: Sequence[Path], firsts: Integers, numbers: Integers, folder: Path
+) -> Iterator[tuple[Bytes, Integers, pa.Array]]:
+    """Texts of the documents `numbers`, mapped from an unnamed file, their offsets and their ids."""
+    from governance.kernels.buffers import text_buffers
+
+    schema = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text")])
+    offsets, ids, written = [np.zeros(1, np.int64)], [pa.array([], pa.string())], 0
+    bounds = np.searchsorted(numbers, firsts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder), tempfile.TemporaryFile(dir=folder) as scratch:
+        for place, path in enumerate(documents):
+            chosen = rows_by_group(path, numbers[bounds[place] : bounds[place + 1]] - firsts[place])
+            groups = read_groups(path, schema, [group for group, _ in chosen])
+            for table, (_, rows) in zip(groups, chosen, strict=True):
+                table = table.take(pa.array(rows))
+                data, ends = text_buffers(table["text"].combine_chunks())
+                scratch.write(data[ends[0] : ends[-1]].data)
+                offsets.append(ends[1:] - ends[0] + written)
+                written = int(offsets[-1][-1])
+                ids.append(table["id"].combine_chunks())
+        scratch.flush()
+        mapped = np.asarray(np.memmap(scratch, np.uint8, mode="c")) if written else np.zeros(0, np.uint8)
+        yield mapped, np.concatenate(offsets), pa.concat_arrays(ids)
+
+
+def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int, int, int, int]]:
+    """Spans to cut of one text, which do not overlap: (kind, start, end, earlier text, its start), ascending.
+
+    `repeats`: (start, end, earlier text, its start), by start, the longest first.
+    """
+    runs: list[list[int]] = []
+    for start, end, _, _ in repeats.tolist():
+        if runs and start <= runs[-1][1] + bridge:
+            runs[-1][1] = max(runs[-1][1], end)
+        else:
+            runs.append([start, end])
+    spans: list[tuple[int, int, int, int, int]] = []
+    first = 0
+    for run_start, run_end in runs:
+        at, high = _whole_words(text, run_start, run_end)
+        while at < high:
+            # As few spans as cover the run: of the repeats that begin here or before, the one that ends last.
+            last = first + int(np.searchsorted(repeats[first:, 0], at, side="right"))
+            here = repeats[first:last]
+            best = int(np.argmax(here[:, 1])) if len(here) else -1
+            if best >= 0 and here[best, 1] > at:
+                start, end, other, other_start = here[best].tolist()
+                spans.append((_REPEAT, at, min(end, high), other, other_start + at - start))
+            else:
+                end = int(repeats[last, 0])
+                spans.append((_GAP, at, min(end, high), -1, -1))
+            at = end
+        first = int(np.searchsorted(repeats[:, 0], run_end, side="right"))
+    return spans
+
+
+def _whole_words(text: Bytes, start: int, end: int) -> tuple[int, int]:
+    """The span without the torn words, or else without the torn characters, at its edges."""
+    if start > 0 and text[start - 1] not in _BLANKS:
+        blank = next((i for i in range(start, min(end, start + _WORD_BYTES)) if text[i] in _BLANKS), -1)
+        start = blank + 1 if blank >= 0 else next((i for i in range(start, end) if text[i] & 0xC0 != 0x80), end)
+    if end < len(text) and text[end] not in _BLANKS and text[end - 1] not in _BLANKS:
+        blank = next((i for i in range(end, max(start, end - _WORD_BYTES), -1) if text[i - 1] in _BLANKS), -1)
+        end = blank if blank >= 0 else next((i for i in range(end, start, -1) if text[i] & 0xC0 != 0x80), start)
+    return start, end
+
+
+@dataclass(frozen=True)
+class SpansToCut:
+    """The work on one shard."""
+
+    documents: Path
+    spans: Path
+    first: int
+    """Number of the shard's first document in the corpus."""
+    rows: int
+
+
+def _cut_shard(config: SubstringsConfig, work: SpansToCut, path_of: Callable[[str], Path]) -> ShardMade:
+    ours = [("document", ">=", work.first), ("document", "<", work.first + work.rows)]
+    spans = pq.read_table(work.spans, filters=ours, partitioning=None)
+    spans = spans.append_column("row", pa.array(spans["document"].to_numpy() - work.first))
+    return cut_shard(work.documents, spans, Cutting(_KINDS, _CUTS, cut_spans, config.min_left_bytes), path_of)
+
+
+def drop_substrings(documents: Manifest, config: SubstringsConfig, runtime: Runtime) -> Manifest:
+    """Cut repeated substrings except where they occur first.
+
+    `stats` adds to the common counts `cut`: repeats, gaps, and documents that lost any; and `windows_cut_short`.
+
+    Raises:
+        ManifestError: a shard cannot be read.
+        PipelineError: the join fails.
+    """
+    recipe = Recipe("substrings", VERSION, config)
+
+    def make(folder: Path) -> Made:
+        inputs = document_shards(documents, runtime.root)
+        first = [Shard(path.stem, ("windows", output.sha256), path, (output,)) for output, path in inputs]
+        found = map_shards(recipe, _windows_shard, first, folder, runtime)
+        windows = [shard.outputs["windows"] for shard in found]
+        known = [value for (output, _), window in zip(inputs, windows, strict=True)
+                 for value in (output.sha256, window.sha256)]  # fmt: skip
+        paths, files = [path for _, path in inputs], [runtime.root / window.path for window in windows]
+        join = functools.partial(repeated_spans, paths, files, config, runtime.engine)
+        spans = once(runtime, folder.parent / "records" / f"{recipe.key(known)}.parquet", join)
+        rows = [shard.stats["rows"] for shard in found]
+        second = [
+            Shard(
+                path.stem,
+                ("cut", output.sha256, str(first), *known),
+                SpansToCut(path, spans, first, count),
+                (output,),
+            )
+            for (output, path), first, count in zip(inputs, itertools.accumulate(rows, initial=0), rows, strict=False)
+        ]
+        done = map_shards(recipe, _cut_shard, second, folder, runtime)
+        made = gathered([*found, *done], nothing_cut(_KINDS))
+        short = int((pq.read_schema(spans).metadata or {}).get(b"windows_cut_short", 0))
+        stats = {name: value for name, value in made.stats.items() if name != "rows"}
+        return Made(made.outputs, {**stats, "windows_cut_short": short})
+
+    return run_stage(recipe, [documents.as_input()], runtime, make)
