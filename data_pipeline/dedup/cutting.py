@@ -46,7 +46,7 @@ class Cutting:
 
 
 def first_rows(paths: Sequence[Path]) -> npt.NDArray[np.int64]:
-    """The number of each file's first row among all rows, and the number of all."""
+    """Number of each file's first row, then of all rows."""
     counts = [pq.read_metadata(path).num_rows for path in paths]
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 

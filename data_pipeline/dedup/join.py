@@ -126,7 +126,9 @@ def shared_keys(
 def shared_units(
     keys: Iterable[npt.NDArray[np.uint64]], firsts: Integers, engine_name: str, folder: Path
 ) -> Iterator[tuple[Integers, Integers]]:
-    """Parts of documents that share a key with another: pairs `(key, number)` as `shared_keys` gives them.
+    """Parts of documents that share a key with another.
+
+    Pairs `(key, number)` as `shared_keys` gives them.
 
     `keys` has an array below 2^62 for each shard: a key for each of its units, which are numbered from `firsts[i]` on;
     `firsts` ends with the number of all. Files are spilled below `folder`.

@@ -1,4 +1,4 @@
-"""Substring deduplication stage: cut what at least `min_bytes` bytes before it repeat word by word.
+"""Substring deduplication stage: cut passages that occurred before.
 
 A byte is cut if it is in a run of `min_bytes` bytes that occurs earlier: in an earlier document (in the order of the
 corpus), or in the same one at least `min_bytes` before. So the first copy stays, wherever paragraphs begin, and repeats
@@ -83,7 +83,7 @@ class SubstringsConfig(Section):
 
     @property
     def window(self) -> tuple[int, int]:
-        """Bytes of a window, and how many windows in a row have one selected."""
+        """Bytes of a window; number of windows that yield one."""
         width = self.min_bytes // 2
         return width, self.min_bytes - width + 1
 
@@ -104,7 +104,7 @@ def _windows_shard(config: SubstringsConfig, path: Path, path_of: Callable[[str]
 
 @dataclass(frozen=True)
 class _SharedWindows:
-    """Windows that share a hash with another, in the order of the corpus."""
+    """Windows that share a hash, in the order of the corpus."""
 
     document: Integers
     """Number in the corpus."""
@@ -116,7 +116,7 @@ class _SharedWindows:
 def repeated_spans(
     documents: Sequence[Path], windows: Sequence[Path], config: SubstringsConfig, engine_name: str, target: Path
 ) -> None:
-    """Write the spans to cut, in the order of the documents and of their bytes.
+    """Write the spans to cut, ordered by document and byte.
 
     The metadata holds `windows_cut_short`.
 
@@ -176,7 +176,7 @@ def _shared_windows(windows: Sequence[Path], documents: Integers, engine_name: s
 def _texts(
     documents: Sequence[Path], firsts: Integers, numbers: Integers, folder: Path
 ) -> Iterator[tuple[Bytes, Integers, pa.Array]]:
-    """Texts of the documents `numbers`, mapped from an unnamed file, their offsets and their ids."""
+    """Texts (mapped from an unnamed file), offsets and ids of documents."""
     from governance.kernels.buffers import text_buffers
 
     schema = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text")])
@@ -200,7 +200,9 @@ def _texts(
 
 
 def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int, int, int, int]]:
-    """Spans to cut of one text, which do not overlap: (kind, start, end, earlier text, its start), ascending.
+    """Spans to cut of one text, ascending, without overlap.
+
+    (kind, start, end, earlier text, its start).
 
     `repeats`: (start, end, earlier text, its start), by start, the longest first.
     """
@@ -231,7 +233,10 @@ def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int
 
 
 def _whole_words(text: Bytes, start: int, end: int) -> tuple[int, int]:
-    """The span without the torn words, or else without the torn characters, at its edges."""
+    """The span without torn words at its edges.
+
+    Where no blank is near, without torn characters.
+    """
     if start > 0 and text[start - 1] not in _BLANKS:
         blank = next((i for i in range(start, min(end, start + _WORD_BYTES)) if text[i] in _BLANKS), -1)
         start = blank + 1 if blank >= 0 else next((i for i in range(start, end) if text[i] & 0xC0 != 0x80), end)

@@ -1,4 +1,4 @@
-"""Windows that anchor repeated substrings, and the walk that verifies and extends them.
+"""Windows that anchor repeated substrings, and their verification.
 
 A *window* is a run of `width` bytes. Of each run of `spread` windows that follow one another the one with the least
 hash is selected, the first among equals (winnowing: Schleimer et al. 2003). So equal substrings of
@@ -27,7 +27,7 @@ _FACTOR = 0x9E3779B97F4A7C15
 def select_windows(
     data: Bytes, offsets: Integers, width: int, spread: int
 ) -> tuple[Integers, Integers, npt.NDArray[np.uint64]]:
-    """Row, first byte and hash of the selected windows of n texts, in order."""
+    """Row, first byte and hash of each selected window, in order."""
     rows, starts, hashes = _select(data, offsets, width, spread)
     return rows, starts, hashes
 
@@ -103,7 +103,9 @@ def _longer(values):  # type: ignore[no-untyped-def]
 def find_repeats(
     data: Bytes, offsets: Integers, text: Integers, start: Integers, group: Integers, width: int, least: int
 ) -> tuple[Integers, int]:
-    """Repeats of at least `least` bytes: (text, first byte, end, earlier text, its first byte), and windows cut short.
+    """Repeats of at least `least` bytes; number of windows cut short.
+
+    A repeat: text, first byte, end, earlier text, its first byte.
 
     `text`, `start` and `group` are of the windows, in order; windows of one group have one hash. A repeat occurs
     earlier, in another text or at least `least` bytes before. The second number counts windows that were compared
