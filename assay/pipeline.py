@@ -1,7 +1,7 @@
 """The whole run as a call graph: corpus, audit, verdict, training, report.
 
-Each function takes a loaded `LoadedRun` and a `Runtime`, and finds or makes its part. Nothing here computes: it passes
-manifests on.
+Each function takes a `LoadedRun` and a `Runtime`, and finds or makes its part of the run. The order of the run and its
+gates are here; the work of a step is in the module that it calls.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
 def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict.
 
-    `artifacts` gets what was counted.
+    The bias count tables are added to `artifacts`.
 
     Raises:
         GateClosed: a manifest is not as it was stated; a file that a check reads, or of the audit, was altered; or the
             run is not under its site's rules.
     """
-    with _reported_by_actions(run, artifacts, runtime, opens=False):
+    with _notify_gate_actions(run, artifacts, runtime, opens=False):
         checked, verdict = _judge(run, artifacts, runtime)
     if runtime.make and run.config.tracking.mode != "disabled":
         from assay.wandb_runs import show_data_and_gate
@@ -102,7 +102,7 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
         under_site(run)
         require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
     try:
-        artifacts["bias"] = counted(run, artifacts, runtime)
+        artifacts["bias"] = bias_counts(run, artifacts, runtime)
         if runtime.make:
             require_chain((artifacts["bias"],), runtime.root, journal)  # its tables are read as they are
         checked = audit(artifacts, run.policy, run.config.audit, runtime, _token_readers(), _reference(run))
@@ -125,8 +125,8 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
     today = datetime.datetime.now(datetime.UTC).date()
     papers = gather(run.config.governance, run.folder, runtime.root)
     judgement = decide(run.policy, results, tokens.digest, today, papers)
-    own = (run.config.governance, run.folder)
-    return checked, give_verdict(judgement, tokens, checked, run.policy, own, runtime.root, journal)
+    keys_of = (run.config.governance, run.folder)
+    return checked, give_verdict(judgement, tokens, checked, run.policy, keys_of, runtime.root, journal)
 
 
 def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
@@ -149,13 +149,21 @@ def pass_gate(
     Raises:
         GateClosed: none does.
     """
-    own = (run.config.governance, run.folder, runtime.root, journal_of(run, runtime))
-    with _reported_by_actions(run, artifacts, runtime, opens=not again):
-        return require_open(artifacts["encode"], run.policy, *own, _packed(artifacts))
+    journal = journal_of(run, runtime)
+    with _notify_gate_actions(run, artifacts, runtime, opens=not again):
+        return require_open(
+            artifacts["encode"],
+            run.policy,
+            run.config.governance,
+            run.folder,
+            runtime.root,
+            journal,
+            _packed(artifacts),
+        )
 
 
 @contextlib.contextmanager
-def _reported_by_actions(
+def _notify_gate_actions(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *, opens: bool = True
 ) -> Iterator[None]:
     """Report the gate's decision by the actions of the run's file.
@@ -181,7 +189,7 @@ def _reported_by_actions(
         report("open", "the verdict lets this corpus through")
 
 
-def counted(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+def bias_counts(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
     """Make or find the bias count tables."""
     from governance.checks.bias.bias import bias_audit
 
@@ -261,7 +269,7 @@ def _tables(
     from assay.wandb_tables import mirror_tables
 
     try:
-        bias = {"bias": counted(run, artifacts, replace(runtime, make=False))}
+        bias = {"bias": bias_counts(run, artifacts, replace(runtime, make=False))}
     except MissingInput:
         bias = {}
     return mirror_tables({**artifacts, **bias}, runtime.root)
@@ -326,24 +334,21 @@ def model_audit(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: P
         encode = load_encoder(tokenizer, runtime.root).encode
         return scorer_of(verified, encode, window, runtime.root, run.config.engine.device)
 
-    bias_of = partial(counted, run, dict(artifacts), runtime)
+    bias_of = partial(bias_counts, run, dict(artifacts), runtime)
     return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias_of)
 
 
 def write_report(run: LoadedRun, runtime: Runtime) -> Path:
     """Report on the existing artifacts; the corpus must be complete."""
-    _, made = _reported(run, runtime)
+    _, made = _make_report(run, runtime)
     return runtime.root / made.folder / "report.html"
 
 
 def write_documents(run: LoadedRun, runtime: Runtime) -> tuple[Path, Path]:
-    """The report, and the documents that are filled from it.
-
-    The page, and the folder of the documents.
-    """
+    """Paths of the report's page and of the documents' folder."""
     from governance.reports.documents.all_documents import documents
 
-    artifacts, reported = _reported(run, runtime)
+    artifacts, reported = _make_report(run, runtime)
     made = documents(artifacts, reported, runtime)
     return runtime.root / reported.folder / "report.html", runtime.root / made.folder
 
@@ -360,14 +365,14 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
 
     look = replace(runtime, make=False)
     pass_gate(run, corpus(run, look), look)
-    artifacts, reported = _reported(run, runtime)
+    artifacts, reported = _make_report(run, runtime)
     evidence = Evidence(read_report(reported, runtime.root), artifacts, runtime.root)
     if problems := verify(evidence.corpus, runtime.root):
         raise GateClosed(f"the corpus was altered: {'; '.join(problems)}. Remove its folder, then prepare it again")
     return dataset_card(evidence), evidence.corpus
 
 
-def _reported(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
+def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
     """The artifacts that are there, and the report on them."""
     from data_pipeline.pii.detect import replace_all
     from governance.reports.facts.energy_totals import look_up

@@ -41,7 +41,7 @@ _LIVE = ("PENDING", "RUNNING")
 _LOOKING = "status"
 """Note in the lock while a status, which holds it for a moment, looks for a live rehearsal."""
 _POLL_SECONDS = 0.2
-_PATIENCE_SECONDS = 10.0
+_LOCK_WAIT_SECONDS = 10.0
 """How long a rehearsal waits for a status to leave the lock."""
 _KILL_SECONDS = 60.0
 """From the signal that ends a job to its kill."""
@@ -282,7 +282,7 @@ def refuse_here(config: SlurmConfig, root: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
         with held(root / "slurm" / _LOCK, f"process {os.getpid()} on {socket.gethostname()}") as holder:
             if holder is None:

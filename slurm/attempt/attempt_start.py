@@ -21,8 +21,8 @@ from slurm.attempt.controller import remark, requested
 from slurm.attempt.data_step import run_data_step
 from slurm.attempt.ending import finish, watch_start
 from slurm.attempt.job_attempt import (
-    PATIENCE_SECONDS,
     REFUSALS,
+    STORAGE_WAIT_SECONDS,
     JobAttempt,
     job_here,
     killed_in_a_row,
@@ -97,7 +97,7 @@ def _open_log(attempt: JobAttempt) -> None:
     """
     name = os.environ.get("SLURM_JOB_NAME", "assay")
     log = attempt.root / "slurm" / "logs" / f"{name}-{attempt.job}.{attempt.number}.log"
-    for waited in range(0, PATIENCE_SECONDS, _POLL_SECONDS):
+    for waited in range(0, STORAGE_WAIT_SECONDS, _POLL_SECONDS):
         try:
             opened = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from slurm.attempt.job_attempt import JobAttempt, say, times_blamed
 
-_PATIENCE_SECONDS = 3600
+_CONTROLLER_WAIT_SECONDS = 3600
 """Seconds that a job waits for a controller that is down."""
 _COMMENT_CHARACTERS = 240
 _OWN_COMMENT = r"(?:^|; )assay[: ]"  # where the program's part of a comment begins
@@ -52,7 +52,7 @@ def show(attempt: JobAttempt, job: str) -> str | None:
         status, shown = query("scontrol", "show", "job", job)
         if status == 0:
             return shown
-        if "Invalid job id" in shown or waited >= _PATIENCE_SECONDS:
+        if "Invalid job id" in shown or waited >= _CONTROLLER_WAIT_SECONDS:
             return None
         if waited == 0:
             say(f"assay: the controller does not answer; job {attempt.job} waits for it: {shown}")

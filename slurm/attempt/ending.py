@@ -18,7 +18,17 @@ from typing import Any, NoReturn
 from slurm.attempt import controller
 from slurm.attempt.causes import cause_of
 from slurm.attempt.controller import query, requested, value
-from slurm.attempt.job_attempt import PATIENCE_SECONDS, JobAttempt, events, failures, jobs, links, note, say, this_node
+from slurm.attempt.job_attempt import (
+    STORAGE_WAIT_SECONDS,
+    JobAttempt,
+    events,
+    failures,
+    jobs,
+    links,
+    note,
+    say,
+    this_node,
+)
 from slurm.attempt.watched_command import ignore_signals
 
 _EXPLAINED = (2, 65, 66, 71, 77, 78)
@@ -47,7 +57,7 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     known = note(attempt, "ended", **more)
     # Without its record, Slurm's count of all starts bounds the failures; a file system that refuses for a while is
     # waited for. An attempt that leaves has no time.
-    for _ in range(0, PATIENCE_SECONDS if outcome == "failed" else 0, _POLL_SECONDS):
+    for _ in range(0, STORAGE_WAIT_SECONDS if outcome == "failed" else 0, _POLL_SECONDS):
         if known:
             break
         time.sleep(_POLL_SECONDS)
@@ -155,7 +165,7 @@ def stand_aside(attempt: JobAttempt, shown: str) -> None:
     if is_forgotten(attempt, shown):
         _postpone(attempt)
         ignore_signals()
-        time.sleep(900)
+        time.sleep(900)  # Slurm ends this process long before
 
 
 def _postpone(attempt: JobAttempt) -> None:

@@ -30,8 +30,8 @@ from governance.files import append_line, read_lines
 
 REFUSALS = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ENODEV)
 """Errors of a file system that may accept the same a minute later."""
-PATIENCE_SECONDS = 300
-"""Seconds that an attempt waits for it, at its start and at its end."""
+STORAGE_WAIT_SECONDS = 300
+"""Seconds that an attempt waits for such a file system, at its start and at its end."""
 
 
 @dataclass

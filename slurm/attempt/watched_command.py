@@ -20,7 +20,7 @@ from slurm.attempt.job_attempt import say
 
 _LINES_KEPT = 1000
 _LINE_BYTES = 1 << 16
-_PATIENCE_SECONDS = 5
+_PIPE_DRAIN_SECONDS = 5
 """Seconds that the output is read after the end: an orphan may keep the pipe open."""
 _LOOK_SECONDS = 0.5
 _EVENTS: SimpleQueue[int | None] = SimpleQueue()
@@ -76,7 +76,7 @@ def watch(
     while (event := _next_event()) is not None:
         if not on_signal(command, event):
             return 128 + event, list(kept)
-    reader.join(_PATIENCE_SECONDS)
+    reader.join(_PIPE_DRAIN_SECONDS)
     status = command.returncode
     return (status if status >= 0 else 128 - status), list(kept)
 
