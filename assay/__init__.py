@@ -2,5 +2,5 @@
 
     assay run configs/quickstart.toml
 
-The commands of `cli/` call `pipeline.py`, which finds or makes each part in turn; all other packages lie below.
+The commands of `cli/` call `pipeline.py`, which finds or makes each part in turn; all other packages are below.
 """

@@ -45,7 +45,7 @@ def planned(
     Their GPUs have `gpu_memory` bytes; None: this machine's hardware.
 
     Raises:
-        ConfigError: a start would compute on something else, or nobody said what its GPUs have.
+        ConfigError: a start would compute on something else, or the memory of its GPUs is not given.
     """
     if device is None and gpu_memory is None:
         return None

@@ -1,18 +1,18 @@
 """Preflight: fail before data preparation if training could not start.
 
-`assay run` asks before the first source is read, `assay slurm submit` before the first job is queued, and
-`assay train --dry-run` says what it found: a site whose rules the run is not under (77), settings that do not work
-together on these ranks (78), a GPU that is asked for and not there (78), a model that does not fit (1), each with the
-words of the start itself. So are patterns of `[[optim.groups]]` that match no parameter, and packages that are not
-installed (78). The first two also ask for the checkpoint to go on from and for the files of tasks (66). Of a training
-that is finished nothing is asked. The vocabulary is that of the token shards; where there are none yet, what
-`[data.tokenizer]` asks for, which may be more than its sample will give.
+`assay run` checks before the first source is read, `assay slurm submit` before the first job is queued, and `assay
+train --dry-run` reports what it found: a site whose rules do not bind the run (77), settings that do not work together
+on these ranks (78), a requested GPU that is not there (78), a model that does not fit (1), each with the message of
+the start itself. So are patterns of `[[optim.groups]]` that match no parameter, and packages that are not installed
+(78). The first two also check the checkpoint to continue from and the files of tasks (66). A finished training is not
+checked. The vocabulary is that of the token shards; where there are none yet, the size that `[data.tokenizer]`
+requests, which may exceed what its sample gives.
 
-Nothing here imports torch. Where a GPU may be, a process of its own asks torch for it: a CUDA context would stay in
-this one for as long as the corpus takes. Another one compares the patterns, and the names and shapes of the tensors of
+Nothing here imports torch. Where a GPU may be, a process of its own queries torch: a CUDA context would stay in this
+one for as long as the corpus takes. Another one compares the patterns, and the names and shapes of the tensors of
 `train.initial_weights`, with a model without storage. Price: that process' import of torch, where there is a driver, a
 pattern or a folder of weights; where token shards may be, the look-up of the corpus, which reads sources whose digests
-are not remembered in `fetch/digests.json`.
+are not cached in `fetch/digests.json`.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
 
     Raises:
         GateClosed: the run is not under the rules of its site.
-        ConfigError: the settings do not work there, or the GPU that they ask for is not there.
-        MissingInput: the checkpoint to go on from is not there, or a file of its tasks.
+        ConfigError: the settings do not work there, or the requested GPU is not there.
+        MissingInput: the checkpoint to continue from is not there, or a file of its tasks.
         CheckpointError: the parent checkpoint is not a checkpoint, or the initial weights are not those of the model.
         PipelineError: the model does not fit.
     """
@@ -174,7 +174,7 @@ def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
 def _size(run: LoadedRun, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
     if artifacts is not None:
         return int(artifacts["tokenizer"].stats["vocabulary_size"]), "ids, as the token shards have them"
-    config, source = run.config.data.tokenizer, "ids, as [data.tokenizer] asks: there are no token shards yet"
+    config, source = run.config.data.tokenizer, "ids, as [data.tokenizer] requests: there are no token shards yet"
     size = len(take_over(run.folder / config.path, config)[1].pieces) if config.path else config.vocabulary_size
     return size, source
 
@@ -205,7 +205,7 @@ def here(engine: EngineConfig, ranks: Ranks) -> Hardware:
     """Hardware of this node's last rank.
 
     Raises:
-        ConfigError: there is no GPU where one is asked for, or fewer than ranks.
+        ConfigError: a GPU is requested and there is none, or there are fewer than ranks.
     """
     if engine.device == "cpu" or not may_have_gpu():
         kind_of(0, ranks, engine.device)
@@ -244,11 +244,11 @@ def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_mem
     """Hardware of a rank on cluster nodes, as far as known.
 
     Args:
-        engine: what it asks for.
+        engine: its settings.
         ranks: all of them.
-        gpus: that are asked for on each node.
-        memory: bytes that are asked for on each node; 0: the cluster's default.
-        gpu_memory: bytes of each of its GPUs; 0: nobody said, and no GPU holds more than `LARGEST_GPU`.
+        gpus: requested on each node.
+        memory: bytes requested on each node; 0: the cluster's default.
+        gpu_memory: bytes of each of its GPUs; 0: unknown, and no GPU holds more than `LARGEST_GPU`.
 
     Raises:
         ConfigError: a node would have fewer GPUs than ranks.
@@ -256,7 +256,7 @@ def on_nodes(engine: EngineConfig, ranks: Ranks, gpus: int, memory: int, gpu_mem
     share = memory // ranks.local_world_size or None
     if engine.device == "cuda" and not gpus:
         get_logger(__name__).warning(
-            "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that asks for no GPU gets none, unless its "
+            "engine.device = 'cuda' with slurm.gpus_per_node = 0: a job that requests no GPU gets none, unless its "
             "nodes show all of theirs to every job. Set slurm.gpus_per_node."
         )
         return Hardware(ranks, "cuda", device_bytes=gpu_memory or LARGEST_GPU, host_bytes=share)

@@ -132,7 +132,8 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     command, rest = found[place : place + 1], found[place + 1 :]
     if command == ["help"]:
         return [*found[:place], *rest, "--help"]
-    if command == ["report"] and any(word.endswith(".toml") for word in rest) and not Path("last").exists():
+    plain = [word for word in rest if not word.startswith("-") and word not in ("write", "verify")]
+    if command == ["report"] and plain[:1] != ["compare"] and "last" in plain[1:] and not Path("last").exists():
         rest = [word for word in rest if word != "last"]
         found = [*found[: place + 1], *rest]
     first = next((word for word in rest if word not in ("-v", "--verbose", "-q", "--quiet")), "")

@@ -59,7 +59,7 @@ class _Quit(Exception):
 def reviewer_key(path: Path) -> Any:
     """The reviewer's own key, which must be there.
 
-    A key that is made now is nobody's.
+    A key made now belongs to nobody.
 
     Raises:
         MissingInput: there is no such file.

@@ -52,7 +52,7 @@ def test_a_run_without_a_corpus_is_reported_and_nothing_is_written(project, dry)
     assert status == 0, err
     config = the_run(project)
     size, length = config.data.tokenizer.vocabulary_size, config.train.sequence_length
-    assert f"{size:,} ids, as [data.tokenizer] asks" in out
+    assert f"{size:,} ids, as [data.tokenizer] requests" in out
     assert (
         f"{parameter_count(config.model, size):,} parameters, {flops_per_token(config.model, size, length):,} " in out
     )
@@ -84,7 +84,7 @@ def test_the_vocabulary_is_the_shards_where_they_are(project, dry):
     elsewhere = ("--root", str(project / "nowhere"), "--set", f'data.tokenizer.path="{tokenizer}"')
     status, out, err = dry(*elsewhere, "--set", "data.tokenizer.vocabulary_size=9999")
     assert status == 0, err
-    assert f"{made:,} ids, as [data.tokenizer] asks" in out
+    assert f"{made:,} ids, as [data.tokenizer] requests" in out
 
 
 def test_stages_of_a_batch_and_experts_are_reported(project, dry):
