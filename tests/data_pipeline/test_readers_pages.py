@@ -123,6 +123,21 @@ def test_markdown_of_real_manuals_has_the_words_of_the_plain_text():
     assert fewer <= total / 10_000
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "<table><tr><td>" * 5000,
+        "<math>" + "<mrow>" * 20_000 + "x</math>",
+        "<math><annotation " + "encoding=application/x-tex " * 20_000 + "</math>",
+        "<pre><code>" * 10_000 + "</table>" * 10_000,
+    ],
+    ids=["tables", "math", "annotation", "code"],
+)
+def test_deep_and_torn_elements_are_written_within_the_limits(inner):
+    page = read_page(f"{PROSE}{inner}{PROSE}".encode(), way=Extraction(structure="markdown"))
+    assert LONG in page.text
+
+
 # --- extractors
 
 

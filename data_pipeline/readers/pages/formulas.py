@@ -11,7 +11,7 @@ import html
 import re
 from xml.etree import ElementTree
 
-_ANNOTATION = re.compile(r"<annotation\b[^<>]*\bencoding\s*=\s*[\"']?application/x-tex\b[^<>]*>([^<]*)<", re.IGNORECASE)
+_ANNOTATION = re.compile(r"<annotation\b([^<>]*)>([^<]*)<", re.IGNORECASE)
 _ALT = re.compile(r"\balt(?:text)?\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 _PREFIX = re.compile(r"<(/?)[a-z]+:", re.IGNORECASE)
@@ -76,9 +76,9 @@ def latex_of_image(tag: str) -> str:
 
 def latex_of_math(source: str) -> str:
     """The formula of a `math` element, from its source."""
-    annotation = _ANNOTATION.search(source)
-    if annotation:
-        return html.unescape(annotation[1])
+    for attributes, latex in _ANNOTATION.findall(source):
+        if "application/x-tex" in attributes.lower():
+            return html.unescape(latex)
     own = latex_of_image(source[: source.find(">")])
     if own:
         return own
