@@ -4,8 +4,8 @@
 
 Evidence. Role `hits` has a row a place: document, source, set, item, part ("*": the whole item), the span as
 characters and as UTF-8 bytes of the document's text (from the first word found to the last, without the punctuation
-around them), words found, words of the passage, coverage, what decided (coverage or run), and what was done. Where
-passages of one set overlap, the one with the most words found is named.
+around them), words found, words of the passage, coverage, what decided (coverage, run or part), and what was done.
+Where passages of one set overlap, the one with the most words found is named.
 
 `drop_document` removes a document with a hit as `contaminated`; `drop_span` cuts the spans out, and removes only
 documents without a word left. The evidence of a removed document is its hit of the most words: "<set>#<item> <part>
@@ -49,7 +49,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 2
+VERSION = 3
 REASON = "contaminated"
 
 HIT_SCHEMA = required(
@@ -98,7 +98,7 @@ def _sought(items: _Items, config: PassageConfig) -> PassageIndex:
 
 
 def _hit_rows(
-    table: pa.Table, row: int, hits: Sequence[Hit], sought: PassageIndex, action: str
+    table: pa.Table, row: int, hits: Sequence[Hit], sought: PassageIndex, config: PassageConfig, action: str
 ) -> list[tuple[Any, ...]]:
     """The rows of HIT_SCHEMA of one document."""
     at = character_offsets(table["text"][row].as_py())
@@ -117,7 +117,7 @@ def _hit_rows(
                 hit.words,
                 size,
                 hit.words / size,
-                "coverage" if hit.words >= size - sought.errors(hit.passage) else "run",
+                sought.rule(hit, config),
                 action,
             )
         )
@@ -136,7 +136,7 @@ def _judge(
         if config.action == "drop_span":
             left = cut_spans(texts[row].as_buffer().to_pybytes(), [(hit.start, hit.end) for hit in hits]).decode()
         removed = not any(character.isalnum() for character in left)
-        here = _hit_rows(table, row, hits, sought, "drop_document" if removed else "drop_span")
+        here = _hit_rows(table, row, hits, sought, config, "drop_document" if removed else "drop_span")
         rows += here
         if removed:
             _, _, name, item, part, start, end, *_ = max(here, key=lambda row: (row[9], -row[5]))

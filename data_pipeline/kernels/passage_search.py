@@ -5,7 +5,7 @@ words occurs in it and, with the passage aligned to the text at those words, one
 
 - coverage: at least w - `errors` of its words, in order, are words of the text, none further than `band` words from
   where the alignment places them (a longest common subsequence within a band: Sakoe and Chiba 1978);
-- run: at least `run_words` consecutive words of it occur in the text.
+- run: at least `run_words` consecutive words of it occur in the text, or at least its own `part` of them.
 
 So a passage that occurs word by word is always found, and so is an edited one, as long as one seed is
 whole. The share of words that meet, with gaps, is the measure of Touvron et al. 2023 (Llama 2, A.6: ten-grams with a
@@ -52,7 +52,7 @@ class Passages:
 
     words: Words
     limits: Integers
-    """A row a passage: index of its first word, index behind its last word, `errors`, `band`."""
+    """A row a passage: index of its first word, index behind its last word, `errors`, `band`, `part`."""
     owners: Integers
     """A row a word: the passages that a seed which begins here belongs to, one that encloses no other, and one that
     encloses others; -1 where there is none."""
@@ -227,7 +227,7 @@ def _lay(words, count, passage, start, p, limits, run_words, mine, scratch):  # 
     end = min(count, start + len(passage))
     while high < end and words[high] == passage[high - start]:
         high += 1
-    if met == 0 and high - low >= run_words:
+    if met == 0 and high - low >= min(run_words, limits[4]):
         met, from_word, to_word = high - low, low, high - 1
     if met == 0:
         mine[2], mine[3] = start, high

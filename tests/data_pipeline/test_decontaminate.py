@@ -18,7 +18,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "8ea833cd8abc5a403b8290cad863ec2f1816c112143eeebc924c7e456b02b718"
+GOLDEN = "55877fe3a864c914307c3b5fb065854cab208b20e10fc96a4f3f29ac913da379"
 FILLER = "The harbour was quiet that evening and nobody spoke of the storm. "
 QUESTION = "Which gas do plants take from the air when they make sugar?"
 ITEMS = [
@@ -219,6 +219,27 @@ def test_equal_texts_are_one_passage_named_by_the_first_item(tmp_path):
     long = " ".join(f"word{k}" for k in range(20))
     items = [{"q": long}, {"q": long}, {"q": long + " and more"}]
     assert [hit[:2] for hit in hits_of(tmp_path, around(long), items=items)] == [("0", "q")]
+
+
+def test_half_of_a_question_is_found_where_it_says_enough(tmp_path):
+    words = [f"word{k}" for k in range(26)]
+    short = "the experienced captain of a merchant ship carries seven lanterns up the stairs"
+    common = ["in", "the", "old", "harbour", "town", "a", "sailor", "buys"]
+    items = [
+        {"q": " ".join(words)},
+        {"q": short},
+        *({"q": " ".join([*common, *words[k : k + 7]])} for k in range(3)),
+    ]
+    half, part = " ".join(words[13:]), short[:42]
+
+    def found(text):
+        return [hit[:2] for hit in hits_of(tmp_path, text, items=items)]
+
+    assert found(f"so {half} and") == [("0", "q")], "thirteen words anywhere"
+    assert found(f"so {' '.join(words[16:])} and") == [], "ten of 26 are not enough"
+    assert found(around(part)) == [("1", "q")], "set off as a paragraph"
+    assert found(f"so {part} and") == [], "a short part within a sentence"
+    assert found(around(" ".join(common))) == [], "three items begin so"
 
 
 @pytest.mark.parametrize("action", ["drop_document", "drop_span"])

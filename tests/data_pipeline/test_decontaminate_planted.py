@@ -151,6 +151,20 @@ def test_edited_items_are_found(sought, at_least_one):
         assert sum(mine) >= 0.9 * len(mine), name
 
 
+def test_halves_of_long_questions_are_found(sought):
+    rng = random.Random(13)
+    documents = [row["text"][:4000] for row in rows_of("corpora/books.jsonl.gz")[:300] if row["lang"] == "en"]
+    texts = []
+    for name in QUESTIONS:
+        questions = [row["question"].split() for row in rows_of(f"evals/{name}.jsonl.gz")]
+        questions = [words for words in questions if len(words) >= 20]
+        for words in rng.sample(questions, min(20, len(questions))):
+            for half in (words[: len(words) // 2], words[len(words) // 2 :]):
+                texts.append(f"{rng.choice(documents)} {' '.join(half)} {rng.choice(documents)}")
+    assert len(texts) > 200
+    assert len(found_in(texts, sought)) >= 0.95 * len(texts)
+
+
 @pytest.mark.slow
 def test_clean_documents_stay(sought):
     documents = [

@@ -153,14 +153,16 @@ def contamination() -> list[Goal]:
     chance = random.Random(5)
     clean = [row for row in mixed(30_000_000) if "wiki" not in row["id"]]
     plants: list[dict[str, Any]] = []
-    for mode in ("verbatim", "edited"):
+    for mode in ("verbatim", "edited", "half"):
         for name in ("piqa", "commonsenseqa", "mmlu", "arc-challenge", "gsm8k-test"):
             items = [row["question"] for row in rows(f"evals/{name}.jsonl.gz")]
             long_enough = [item for item in items if len(item.split()) >= 10]
             for number, item in enumerate(chance.sample(long_enough, 40)):
                 carrier = chance.choice(clean)["text"]
                 cut = carrier.find(" ", len(carrier) // 2)
-                planted = item if mode == "verbatim" else edited(item, chance)
+                words = item.split()
+                half = " ".join(words[: len(words) // 2])
+                planted = {"verbatim": item, "half": half}.get(mode) or edited(item, chance)
                 text = f"{carrier[:cut]}\n\n{planted}\n\n{carrier[cut:]}"
                 plants.append({"id": f"{mode}/{name}/{number}", "text": text})
     real = [{"id": f"real/{row['id']}", "text": row["text"]} for row in rows("contamination/docs.jsonl.gz")]
@@ -173,7 +175,7 @@ def contamination() -> list[Goal]:
         spent = again("decontaminate", lambda other: decontaminate(raw, made_sets, config, other), runtime.root)
     share = {
         mode: statistics.mean(row["id"] in gone for row in plants if row["id"].startswith(mode))
-        for mode in ("verbatim", "edited")
+        for mode in ("verbatim", "edited", "half")
     }
     truth: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows("contamination/truth.jsonl.gz"):
@@ -181,6 +183,7 @@ def contamination() -> list[Goal]:
     goals = [
         Goal("decontamination.verbatim_found", share["verbatim"], 1.0, note="200 plants, five sets"),
         Goal("decontamination.one_word_in_25_edited_found", share["edited"], 0.95, note="200 plants, five sets"),
+        Goal("decontamination.half_found", share["half"], 0.6, note="200 plants, five sets"),
     ]
     for mode, names in sorted(truth.items()):
         goals.append(
