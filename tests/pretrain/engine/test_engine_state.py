@@ -136,21 +136,27 @@ def plain(optimizer: str) -> tuple[list[float], Weights]:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_stage_learns_what_stage_0_does(optimizer, stage):
     engine = open_one(optimizer, stage)
-    losses, _ = plain(optimizer)
-    assert learn(engine) == pytest.approx(losses, abs=1e-4)
+    losses, state = plain(optimizer)
     assert losses[-1] < losses[0]
+    if optimizer == "muon":  # in bf16, directions that the gradient hardly has are rounding, made as long as others
+        assert learn(engine) == pytest.approx(losses, abs=1e-4)
+    else:
+        assert learn(engine) == pytest.approx(losses, abs=1e-5)
+        close(state_of(engine), state)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_weights_are_those_of_stage_0_where_rounding_is_small(optimizer, monkeypatch):
-    # In bf16, an update's directions that the gradient hardly has are rounding, made as long as the others.
+def test_weights_of_muon_are_those_of_stage_0_where_rounding_is_small(monkeypatch):
     monkeypatch.setattr("pretrain.optim.muon.ARITHMETIC", torch.float64)
-    expected, engine = open_one(optimizer, 0), open_one(optimizer, 3)
+    expected, engine = open_one("muon", 0), open_one("muon", 3)
     assert learn(engine) == pytest.approx(learn(expected), abs=1e-5)
-    state = state_of(expected)
-    for name, values in state_of(engine).items():
-        assert values.keys() == state[name].keys()
-        assert (values["master"] - state[name]["master"]).norm() < 1e-4 * state[name]["master"].norm(), name
+    close(state_of(engine), state_of(expected))
+
+
+def close(state: Weights, expected: Weights) -> None:
+    """Masters within 1e-4 of their norm."""
+    for name, values in state.items():
+        assert values.keys() == expected[name].keys()
+        assert (values["master"] - expected[name]["master"]).norm() < 1e-4 * expected[name]["master"].norm(), name
 
 
 def test_muon_keeps_its_moment_of_the_blocks_matrices_alone():
