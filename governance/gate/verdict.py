@@ -151,7 +151,7 @@ def give_verdict(
     policy: Policy,
     governance: tuple[GovernanceConfig, Path],
     root: Path,
-    journal: Journal | None = None,
+    journal: Journal | None,
 ) -> dict[str, Any]:
     """Sign the judgement.
 
@@ -164,7 +164,8 @@ def give_verdict(
         policy: the policy of the judgement.
         governance: the section and the folder that its paths are relative to.
         root: the artifacts' root.
-        journal: records the verdict, which carries its head; without one the chain is not checked.
+        journal: records the verdict, which carries its head. None: the chain, replays and rollbacks are not checked;
+            no command passes that.
 
     Raises:
         GateClosed: this machine's clock is behind an earlier signature; a manifest of the chain differs from its
@@ -323,7 +324,7 @@ def require_open(
     config: GovernanceConfig,
     folder: Path,
     root: Path,
-    journal: Journal | None = None,
+    journal: Journal | None,
     packed: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
     """The valid verdict on exactly these shards and policy, or raise.

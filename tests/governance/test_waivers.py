@@ -89,11 +89,11 @@ class Bench:
 
     def give(self, judgement):
         return give_verdict(
-            judgement, self.tokens, self.audit, self.policy, (self.config, self.root), self.root
+            judgement, self.tokens, self.audit, self.policy, (self.config, self.root), self.root, None
         )  # fmt: skip
 
     def open(self):
-        return require_open(self.tokens, self.policy, self.config, self.root, self.root)
+        return require_open(self.tokens, self.policy, self.config, self.root, self.root, None)
 
 
 def test_a_right_waiver_makes_waived_and_opens(bench):
