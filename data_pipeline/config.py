@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
-from data_pipeline.dedup.duplicates import DedupConfig
+from data_pipeline.dedup.duplicates import ATTRIBUTES, DedupConfig
 from data_pipeline.dedup.paragraphs import ParagraphsConfig
 from data_pipeline.dedup.substrings import SubstringsConfig
 from data_pipeline.filters.blocklists import BlocklistsConfig
@@ -66,6 +66,19 @@ class DataConfig(Section):
         mixed = [name for name in names if config.weights.get(name, 1) and config.max_epochs_of.get(name, 1)]
         if fault := fault_of_shares("source", mixed, config.source_quotas):
             raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_exist(self) -> DataConfig:
+        classifiers = [model.name for model in self.classifiers]
+        columns = [name for source in self.sources for name in getattr(source, "columns", ())]
+        for name in self.dedup.prefer:
+            if name not in (*ATTRIBUTES, *classifiers, *columns):
+                raise ValueError(
+                    f"dedup.prefer names {name!r}, which is neither {', '.join(ATTRIBUTES)} nor a classifier "
+                    f"({', '.join(classifiers) or 'there is none'}) nor in `columns` of a source "
+                    f"({', '.join(dict.fromkeys(columns)) or 'none keeps any'}); correct it, or keep the column"
+                )
         return self
 
     @field_validator("sources")

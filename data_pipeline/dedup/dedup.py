@@ -230,9 +230,12 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
                 ):
                     stayed = pq.read_table(kept, partitioning=None)["kept"].to_numpy()
                     parts.append(CorpusShard(path, signed_as, keyed, len(stayed), stayed, corpus.manifest.digest))
+            scores = {file.stem: file for file in documents.files("scores", runtime.root)}
             for (_output, path), shard in zip(inputs, signed, strict=True):
                 signed_as, keyed = (runtime.root / shard.outputs[role].path for role in ("signatures", "keys"))
-                parts.append(CorpusShard(path, signed_as, keyed, shard.stats["documents"]))
+                parts.append(
+                    CorpusShard(path, signed_as, keyed, shard.stats["documents"], scores=scores.get(path.stem))
+                )
             with spill_folder(folder) as scratch:
                 engine = JoinEngine(runtime.engine, config.join_memory_mib, scratch)
                 write_decisions(decisions, pairs, Corpus(parts, sources), config, engine, max(1, runtime.workers))

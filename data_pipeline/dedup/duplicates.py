@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +33,14 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.dedup.join import BAND, TEXT, URL, JoinEngine, shared_keys
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups, rows_by_group, write_table
+from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, read_groups, rows_by_group, write_table
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.files import atomic_path
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-Preference = Literal["length", "source_order", "licence", "url"]
+ATTRIBUTES = ("length", "source_order", "licence", "url")  # criteria that every document has
 
 MAX_KEPT_A_BAND = 64  # comparisons of one document within one band
 MAX_TEXTS_AN_ADDRESS = 16  # an address with more texts than this names a collection and no page
@@ -68,9 +68,10 @@ class DedupConfig(Section):
     """Allow documents of one address to be duplicates."""
     url_overlap: float = Field(default=0.2, ge=0, le=1)
     """Shingles of the smaller text that two texts of one address must share; 0: the address alone suffices."""
-    prefer: tuple[Preference, ...] = ("length", "source_order")
-    """Criteria for the duplicate that is kept, most important first: the longest text (UTF-8 bytes), the source named
-    first, a known licence, a known URL. Among equals the first of the corpus is kept."""
+    prefer: tuple[str, ...] = ("length", "source_order")
+    """Criteria for the duplicate that is kept, most important first: the longest text (`length`, UTF-8 bytes), the
+    source named first (`source_order`), a known `licence`, a known `url`; the name of a classifier or of a kept column
+    of a row ("date", "score"): the highest number, the latest date. Among equals the first of the corpus is kept."""
     against: tuple[str, ...] = Field(default=(), exclude=True)
     """Folders of earlier dedup artifacts, relative to the root or absolute, with whose documents these are compared.
 
@@ -91,6 +92,8 @@ class CorpusShard:
     """Places of the signed documents that stayed and so are in `documents` (an earlier corpus); None: all."""
     origin: str = ""
     """The digest of the earlier corpus' manifest; "" for what is new."""
+    scores: Path | None = None
+    """Scores of `classify`, a row for each document that it kept or removed; None: it did not run."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,35 @@ class Corpus:
             for table, (_, rows) in zip(read_groups(path, schema, [group for group, _ in chosen]), chosen, strict=True)
         ]
         return pa.chunked_array(found or [pa.array([], pa.string())])
+
+    def values_of(self, name: str, numbers: Integers) -> list[Any]:
+        """Scores of a classifier, or values of a kept column.
+
+        For numbers that ascend.
+        None where a document has no such value, and for documents of earlier corpora.
+        """
+        values: list[Any] = []
+        for shard, rows in self.rows(numbers):
+            if shard.origin:
+                values += [None] * len(rows)
+            elif shard.scores is not None and name in pq.read_schema(shard.scores).names:
+                scores = pq.read_table(shard.scores, columns=[name, "kept"], partitioning=None)
+                values += scores.filter(scores["kept"])[name].take(pa.array(rows)).to_pylist()
+            elif KEPT_COLUMNS.name in pq.read_schema(shard.documents).names:
+                kept = pq.read_table(shard.documents, columns=[KEPT_COLUMNS.name], partitioning=None)
+                kept = kept[KEPT_COLUMNS.name].take(pa.array(rows)).to_pylist()
+                values += [json.loads(row).get(name) if row else None for row in kept]
+            else:
+                values += [None] * len(rows)
+        return values
+
+
+def _from_the_highest(values: Sequence[Any]) -> Integers:
+    """Ranks from 0: numbers from the highest, then texts from the last, then none."""
+    numbers = sorted({float(value) for value in values if isinstance(value, (int, float)) and value == value})
+    texts = sorted({value for value in values if isinstance(value, str)})
+    ranks: dict[Any, int] = {value: rank for rank, value in enumerate((*reversed(numbers), *reversed(texts)))}
+    return np.array([ranks.get(value, len(ranks)) if np.isscalar(value) else len(ranks) for value in values], np.int64)
 
 
 @dataclass(frozen=True)
@@ -288,8 +320,10 @@ def _ranked(corpus: Corpus, numbers: Integers, prefer: Sequence[str]) -> Integer
         elif preference == "licence":
             unknown = pa.array(["", "NOASSERTION"])
             weight = pc.is_in(corpus.document_column("licence", numbers), unknown).to_numpy()
-        else:
+        elif preference == "url":
             weight = pc.equal(corpus.document_column("url", numbers), "").to_numpy()
+        else:
+            weight = _from_the_highest(corpus.values_of(preference, numbers))
         weights.append(np.where(numbers < corpus.new, 0, weight))
     return np.lexsort([*weights, numbers >= corpus.new])
 

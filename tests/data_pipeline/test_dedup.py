@@ -11,10 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.config import DataConfig
 from data_pipeline.dedup.dedup import DedupConfig, dedup, earlier_corpora
 from data_pipeline.dedup.join import spill_folder
-from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, document_shards, read_table, write_table
-from governance.config import canonical_json
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    KEPT_COLUMNS,
+    REMOVED_SCHEMA,
+    document_shards,
+    read_table,
+    write_table,
+)
+from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
@@ -282,6 +290,42 @@ def test_who_stays_is_a_matter_of_order(tmp_path, prefer, stays):
     }
     found = removed_of(made(tmp_path, shards, prefer=prefer), tmp_path)
     assert {"first", "long", "licensed", "addressed"} - set(found) == {stays}
+
+
+KEPT = {"old": {"date": "2023-12-31", "score": 0.9}, "new": {"date": "2024-01-02", "score": 3}, "none": {"date": None},
+        "best": {"date": "2024-01-02", "score": 10.5}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prefer", "stays"), [(("date",), "new"), (("date", "score"), "best"), (("score", "date"), "best"), (("m",), "old")]
+)
+def test_the_newest_or_best_copy_stays(tmp_path, prefer, stays):
+    """Kept columns and scores of classifiers; a document without a value ranks last."""
+    documents = corpus(tmp_path, {"0": [("none", text(1))], "1": [(name, text(1)) for name in ("old", "new", "best")]})
+    shards = documents.files("documents", tmp_path)
+    table = read_table(shards[1])
+    values = pa.array([json.dumps(KEPT[name]) for name in table["id"].to_pylist()], pa.large_string())
+    write_table(shards[1], table.append_column(KEPT_COLUMNS, values))
+    files = []
+    for name, rows in {
+        "0": [(0.1, True), (0.9, False)],
+        "1": [(0.5, True), (1.0, False), (0.4, True), (0.2, True)],
+    }.items():
+        files.append(shards[0].parents[1] / "scores" / f"{name}.parquet")
+        write_table(files[-1], pa.table({"m": [score for score, _ in rows], "kept": [kept for _, kept in rows]}))
+    outputs = tuple(describe(path, tmp_path) for path in [*shards, *files])
+    documents = documents.model_copy(update={"outputs": outputs})
+    manifest = dedup(documents, DedupConfig(prefer=prefer), Runtime(root=tmp_path))
+    assert set(KEPT) - set(removed_of(manifest, tmp_path)) == {stays}
+
+
+def test_an_unknown_preference_is_refused():
+    source = {"name": "web", "type": "jsonl", "licence": "MIT", "paths": ["a.jsonl"], "columns": ["date"]}
+    values = {"sources": [source], "dedup": {"prefer": ["date", "lenght"]}}
+    with pytest.raises(
+        ConfigError, match=r"names 'lenght', which is neither length, .* `columns` of a source \(date\)"
+    ):
+        validate(values, DataConfig, "run.toml")
 
 
 def test_short_texts_are_compared_by_all_their_words(tmp_path):
