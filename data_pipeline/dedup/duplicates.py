@@ -179,7 +179,10 @@ class Corpus:
 
 
 def _from_the_highest(values: Sequence[Any]) -> Integers:
-    """Ranks from 0: numbers from the highest, then texts from the last, then none."""
+    """Ranks of values, the highest first.
+
+    Numbers come before texts, and None last.
+    """
     numbers = sorted({float(value) for value in values if isinstance(value, (int, float)) and value == value})
     texts = sorted({value for value in values if isinstance(value, str)})
     ranks: dict[Any, int] = {value: rank for rank, value in enumerate((*reversed(numbers), *reversed(texts)))}

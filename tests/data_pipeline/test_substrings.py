@@ -1,7 +1,11 @@
 """Repeated substrings: a plain reference, planted repeats, edges, and the laws of a stage."""
 
+import gzip
 import itertools
+import json
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -167,6 +171,35 @@ def test_windows_of_too_many_surroundings_are_counted(tmp_path):
     made = drop_substrings(corpus(tmp_path, texts, 40), SubstringsConfig(), Runtime(tmp_path))
     assert made.stats["cut"]["repeats"] == 0
     assert made.stats["windows_cut_short"] > 0
+
+
+def test_planted_reuse(tmp_path):
+    """Passages of 500 bytes or more that occur in two documents of the planted set are cut from one, whole."""
+    folder = os.environ.get("ASSAY_TEST_DATA")
+    if not folder:
+        pytest.skip("ASSAY_TEST_DATA is not set: no planted duplicates here")
+    rows, spans = (
+        [
+            json.loads(line)
+            for line in gzip.decompress((Path(folder) / "dups" / f"{name}.jsonl.gz").read_bytes()).splitlines()
+        ]
+        for name in ("docs", "truth_spans")
+    )
+    made = drop_substrings(corpus(tmp_path, [row["text"] for row in rows], 500), SubstringsConfig(), Runtime(tmp_path))
+    number = {row["id"]: i for i, row in enumerate(rows)}
+    text_of = {row["id"]: row["text"] for row in rows}
+    cut: dict[int, set[int]] = {}
+    for row in rows_of(made, "cuts", tmp_path):
+        cut.setdefault(int(row["id"].partition("#")[2]), set()).update(range(row["start"], row["end"]))
+    planted = 0
+    for span in spans:
+        places = [(span[f"doc_{side}"], span[f"{side}_start"], span[f"{side}_end"]) for side in "ab"]
+        first, second = (text_of[name][start:end].encode() for name, start, end in places)
+        if first == second and len(first) >= 500:
+            planted += 1
+            starts = [(number[name], len(text_of[name][:start].encode())) for name, start, _ in places]
+            assert any(set(range(at, at + len(first))) <= cut.get(place, set()) for place, at in starts)
+    assert planted > 10
 
 
 def test_workers_change_nothing(tmp_path):
