@@ -13,7 +13,7 @@
       BudgetReached       71    the policy's energy budget leaves no room, or the use is unknown; not requeued
       Preempted           75    checkpointed and ended; the job requeues on 75
 
-A message says what is wrong (with the value), where, and how to fix it. Anything that is not a
+A message states what is wrong (with the value), where, and how to fix it. Anything that is not a
 `PipelineError` is a defect of this program and keeps its traceback.
 """
 

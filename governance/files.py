@@ -35,7 +35,7 @@ _LOCKED_ERRNOS = (errno.EACCES, errno.EAGAIN)
 _THREADS = threading.RLock()  # a record lock belongs to the process, so threads of one process need a lock of their own
 _HELD: dict[str, tuple[int, str]] = {}  # lock files of `held` by their real path: the process and its note
 _HELD_GUARD = threading.RLock()
-_TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: who writes it, so that a sweep knows whether it still lives
+_TEMPORARY = ".tmp~"  # .<name>.tmp~<host>~<pid>~<random>: its writer; a sweep spares those of living processes
 _WRITING = re.compile(rf"\..+{re.escape(_TEMPORARY)}[^~]+~[0-9]+~[0-9a-f]{{8}}")
 
 
@@ -422,7 +422,7 @@ def sha256_leaves(path: Path) -> tuple[str, ...]:
                     leaf.update(buffer[:count])
                 leaves.append(leaf.hexdigest())
                 if handle.tell() < end:
-                    break  # it was cut while it was read; the whole file's digest will say so
+                    break  # it was cut while it was read; the whole file's digest will show it
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
     return tuple(leaves)

@@ -11,7 +11,7 @@ from multiprocessing.synchronize import Event
 _LOGGER = logging.getLogger("assay.governance.first_use")  # `log.py` imports this module
 _SECONDS = [0.0]  # of this process and, as wall time, of its workers
 _SAID: list[bool] = []  # whether the message was logged
-_BEGAN: list[Event] = []  # in a worker: set when it begins to compile, so that its parent can say so
+_BEGAN: list[Event] = []  # in a worker: set when it begins to compile, so that its parent can report it
 
 
 def compile_seconds() -> float:

@@ -27,7 +27,7 @@ _DRAWN_A_SECOND = 2  # rich's own ten take more than 1 % of a core
 def set_up_logging(rank: int = 0, *, verbose: bool = False, quiet: bool = False) -> None:
     """Send the program's messages to standard error.
 
-    Ranks above 0 speak only of warnings, and say who they are.
+    Ranks above 0 log only warnings, with their rank.
     """
     handler: logging.Handler
     if sys.stderr.isatty() and rank == 0:

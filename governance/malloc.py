@@ -6,7 +6,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _NEVER = -1
-_LARGEST = 32 << 20  # a piece that is larger is always mapped, whatever `piece_bytes` says
+_LARGEST = 32 << 20  # a piece that is larger is always mapped, whatever `piece_bytes` is
 
 
 def keep_freed_memory(most_bytes: int | None = None, piece_bytes: int = _LARGEST) -> None:

@@ -13,8 +13,8 @@ A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
              "host": {}, "slurm_job_id": null, "energy": {"joules": null, "method": "unknown"}},
      "seal": "...64 hex"}
 
-`key` says what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
-`run`, and says what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
+`key` identifies what *should* be made (stage, version, config, input digests); `digest` is the hash of everything but
+`run`, and identifies what *was* made. Paths are relative to the root, so a root can be moved. A reader refuses an
 unknown schema and an unknown key: it never guesses. `seal` is the hash of all the rest, `run` included: it finds
 accidents within the manifest itself, as the digests in `outputs` find them in the files. Against intent it is signed:
 the journal states digest and seal (`chain.py`). An output of more than 64 MiB
@@ -264,11 +264,11 @@ def output_fault(output: Output, root: Path, *, deep: bool = False) -> str | Non
         return "is missing"
     size = path.stat().st_size
     if size != output.bytes:
-        return f"has {size} bytes, the manifest says {output.bytes}{_pieces(output, sha256_leaves(path), size)}"
+        return f"has {size} bytes, the manifest states {output.bytes}{_pieces(output, sha256_leaves(path), size)}"
     found, leaves = sha256_with_leaves(path) if deep else (sha256_file(path), None)
     if found != output.sha256:
         pieces = _pieces(output, sha256_leaves(path) if leaves is None else leaves, size)
-        return f"has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…{pieces}"
+        return f"has sha256 {found[:16]}…, the manifest states {output.sha256[:16]}…{pieces}"
     if leaves is not None and leaves != output.leaves:
         return f"is whole, but its manifest has other leaves{_pieces(output, leaves, size)}"
     return None

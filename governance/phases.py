@@ -1,6 +1,6 @@
 """Seconds by phase, for dividing a node's energy.
 
-    data stage      everything before training        checkpoint      the loop stands still for a save
+    data stage      everything before training        checkpoint      the loop waits for a save
     start-up        until the first step              evaluation      validation and questions
     compute         forward, backward, update         idle            the step waits for its data
     communication   waiting for the other ranks       hang            no heartbeat beyond the limit

@@ -64,6 +64,6 @@ def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | No
         return None
     content = signer.open(path.relative_to(root).as_posix(), written)
     if not isinstance(content, dict):
-        get_logger(__name__).warning("%s: no trusted key signed this note; what it speaks of is made again", path)
+        get_logger(__name__).warning("%s: no trusted key signed this note; what it describes is made again", path)
         return None
     return content

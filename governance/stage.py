@@ -6,7 +6,7 @@ in `tests/governance/test_stage.py`:
 
 1. a stage sees no configuration but its own section, so nothing unhashed can influence its bytes;
 2. `Runtime` never enters a hash;
-3. `key` says what should be made and names the directory, `digest` says what was made;
+3. `key` identifies what should be made and names the directory, `digest` identifies what was made;
 4. the manifest is the commit: written last, atomically; no lock, no staging directory (the hook `Hooks.attest` states
    the artifact just before, so none exists without its statement);
 5. running again resumes: finished work is found;

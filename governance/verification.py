@@ -9,7 +9,7 @@ artifact that agrees with its manifest, each beginning that was ever stated of a
 files, the heads that runs noted, model signatures, and that each waiver which a verdict used was in force for that
 corpus.
 
-An artifact that was removed whole, to save space, is not a fault; the journal still knows it. Source files cannot be
+An artifact that was removed whole, to save space, is not a fault; it is still in the journal. Source files cannot be
 checked: only their digests are here.
 """
 
@@ -220,12 +220,12 @@ def _verify_artifact(path: Path, root: Path, evidence: _JournalEvidence | None) 
     try:
         manifest = read_manifest(path)
     except ManifestError as error:
-        return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')} Nothing can be said of its files."]
+        return 1, [f"{name}: {str(error).removeprefix(f'{path}: ')} Its files cannot be checked."]
     problems = []
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
         problems.append(f"{name}: its bytes are not canonical: it was altered")
     if manifest.path != name:
-        problems.append(f"{name}: says that it is {manifest.path}")
+        problems.append(f"{name}: states that it is {manifest.path}")
     for item in manifest.inputs:
         problems += [f"{name}: {problem}" for problem in _verify_input(item, root)]
     if evidence is not None:

@@ -2,7 +2,7 @@
 
 A manifest lists each file with its digest, but a size is all that a look-up compares. So code that reads a shard to
 make or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file,
-unchanged, when the reading ends. `map_shards` does so for whatever a shard says that it reads; a check that runs
+unchanged, when the reading ends. `map_shards` does so for every file that a shard declares as read; a check that runs
 outside of it opens its files with `intact` itself (`test_fail_open_before.py` alters a file of every role that a
 check reads).
 
@@ -42,7 +42,7 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
 def _compare(output: Output, path: Path) -> None:
     if (found := sha256_file(path)) != output.sha256:
         raise AlteredFile(
-            f"{path}: has sha256 {found[:16]}…, its manifest says {output.sha256[:16]}…: it was altered since it was "
+            f"{path}: has sha256 {found[:16]}…, its manifest states {output.sha256[:16]}…: it was altered since it was "
             "written. Put it back, or remove its folder and make it again: assay data prepare CONFIG"
         )
 

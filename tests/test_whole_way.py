@@ -143,7 +143,7 @@ def test_an_altered_ledger_is_found_though_the_report_is_written_anew(project_co
         assert main([*words, *of_root]) == 65
         output = [line for line in capsys.readouterr().out.splitlines() if line.startswith("energy.jsonl: ")]
         assert any("does not continue" in line for line in output), output
-        assert any(re.search(r"of train/\w+, its manifest says [\d.]+ J", line) for line in output), output
+        assert any(re.search(r"for train/\w+, its manifest states [\d.]+ J", line) for line in output), output
 
 
 def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):

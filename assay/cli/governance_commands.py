@@ -65,7 +65,7 @@ def clock(arguments: Arguments) -> int:
         return GateClosed.exit_code
     if arguments.accept != moment.date().isoformat():
         raise ConfigError(
-            f"--accept {arguments.accept}: this machine's clock says {moment.date()}. Give the day that it is, by "
+            f"--accept {arguments.accept}: this machine's clock shows {moment.date()}. Give the day that it is, by "
             "another clock than this one's; set this one right first if they differ"
         )
     if len(arguments.reason) < 10:

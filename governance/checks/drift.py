@@ -8,7 +8,7 @@ the reference.
 
     psi   population stability index (Siddiqi 2006, *Credit Risk Scorecards*; its distribution: Yurdakul and Naranjo
           2020, J. Risk Model Validation 14(4)): the bins are joined to at most ten groups of about a tenth of the
-          reference each; with p = (a + 1/2) / (n_a + G/2) and q likewise of e, over G groups,
+          reference each; with p = (a + 1/2) / (n_a + G/2) and q the same of e, over G groups,
           psi = sum (p - q) ln(p / q)
     ks    two-sample Kolmogorov-Smirnov distance (Smirnov 1948): the greatest |A(x) - E(x)| of the distribution
           functions at the ends of bins; at most the true distance, and short of it by no more than the mass of one bin

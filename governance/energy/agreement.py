@@ -22,7 +22,7 @@ def ledger_faults(manifests: Iterable[Manifest], root: Path) -> list[str]:
         return []
     try:
         if not files_of(root / FILE_NAME):
-            return [f"{FILE_NAME}: is missing, and {len(measured)} manifests say what their making took"]
+            return [f"{FILE_NAME}: is missing, but {len(measured)} manifests state measured energy"]
         intervals = read_ledger(root / FILE_NAME, lambda line: False)
     except ManifestError as error:
         return [str(error).removeprefix(f"{root}/")]
@@ -36,11 +36,11 @@ def _faults(manifest: Manifest, intervals: list[Interval]) -> Iterator[str]:
     figures = _figures(manifest)
     last = [(sample.millijoules, sample.low, sample.high) for sample in (one.samples[-1] for one in intervals)]
     if any(all(own in (None, theirs) for own, theirs in zip(figures, line, strict=True)) for line in last):
-        return  # a bound that the manifest does not know, for a meter that began late, the ledger may know of the rest
+        return  # the manifest lacks a bound, because a meter began late; the ledger may have one for the rest
     if any(one.unseen_seconds and (one.millijoules or 0) <= (figures[0] or 0) for one in intervals):
         return  # its end could not be written (a full disk): the ledger holds less, and is known to
     listed = ", ".join(f"{_joules(values[0])} J" for values in last) or "nothing"
-    yield f"{FILE_NAME}: says {listed} of {manifest.folder}, its manifest says {_joules(figures[0])} J"
+    yield f"{FILE_NAME}: states {listed} for {manifest.folder}, its manifest states {_joules(figures[0])} J"
 
 
 def _figures(manifest: Manifest) -> tuple[int | None, int | None, int | None]:

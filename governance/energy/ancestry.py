@@ -1,7 +1,7 @@
 """Ancestors of each training, for energy attribution.
 
 A training names its tokens, and the checkpoint (or the training) that it goes on from, or was fine-tuned or distilled
-from, as its inputs. One that goes on counts its tokens on: `stats.continued` says from how many. What is behind the
+from, as its inputs. One that goes on counts its tokens on: `stats.continued` states from how many. What is behind the
 tokens is data; a model behind the data (it wrote or judged documents as a checkpoint of this root) is a start too.
 Verdicts and source files are not measured, and are skipped.
 """
@@ -135,7 +135,7 @@ class _Walk:
     def _held(self, tokens: Iterable[Input]) -> int | None:
         """Tokens to train on in the shards that a training names.
 
-        None where one does not say.
+        None where one does not state them.
         """
         total = 0
         for item in tokens:
@@ -165,7 +165,7 @@ class _Walk:
 def _linked_from(manifest: Manifest) -> list[str]:
     """The earlier artifacts that shards of one were linked from.
 
-    A manifest of before says none.
+    A manifest of an earlier release lists none.
     """
     listed = manifest.run.get(LINKED_FROM, ())
     return [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []

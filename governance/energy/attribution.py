@@ -217,7 +217,7 @@ def _milliseconds(interval: Interval, start: int, end: int) -> dict[str, int]:
 def _weights(interval: Interval, start: int, end: int) -> dict[str, int]:
     """Shares of the phases in the energy between two samples.
 
-    Each sample interval's energy goes by its own time.
+    Each sample interval's energy is divided by its own times.
     """
     weights = dict.fromkeys(_milliseconds(interval, start, end), 0)
     for index in range(start + 1, end + 1):

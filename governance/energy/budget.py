@@ -14,7 +14,7 @@ greatest mean between two readings so far, no step or shard longer than the long
 longest. The first shard of a stage and the first step of a training have nothing before them: they are begun if
 anything is left, unless an earlier start recorded their need (the mark "needs").
 
-The upper bound of the meters counts, not what is likely, unless the policy says otherwise. Energy that no meter
+The upper bound of the meters counts, not what is likely, unless the policy sets otherwise. Energy that no meter
 measured stops everything, unless the policy allows it. All ranks decide on the same sums, so they leave after
 the same step.
 """
@@ -95,7 +95,7 @@ class Keeper:
         """While the context lasts, `energy` is what the meter yields.
 
         Raises:
-            BudgetReached: it says nothing.
+            BudgetReached: energy is unknown, and the policy refuses that.
         """
         if not self._bounds(stage):
             yield

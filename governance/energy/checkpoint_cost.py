@@ -12,7 +12,7 @@ most to the whole. "whole" is the other method: a training answers for all of it
 
 Nothing is counted twice: a training or an artifact that is reached on two ways counts once. What is behind a
 checkpoint and has no record, or no known share, is in `missing`, and so do shards that were linked from an
-earlier artifact, whose work is that one's; the sum then says "at least", it has no upper
+earlier artifact, whose work is that one's; the sum is then marked "at least" and has no upper
 bound. Cumulative + what it leaves out = fully loaded, exactly, where the ledger names every artifact: a share is
 rounded down to the millijoule, and the rest stays with what is left out.
 """

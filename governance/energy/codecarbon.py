@@ -7,9 +7,9 @@ those meters. What it guesses is marked as estimated, and is a part of its own:
     memory       from its size alone, whatever it does: bounds from nothing to twice the figure
 
 Traps of it that are kept out: one tracker a node, by the meter's own election (it counts a node once for each rank); no
-network, whatever its own configuration files and environment say; all GPUs of the node, not those that
+network, whatever its own configuration files and environment set; all GPUs of the node, not those that
 CUDA_VISIBLE_DEVICES names, and where it finds none though there is one, that is missing, not 0; no PUE; no CO2, and no
-water, which it gives as 0 where it knows nothing. Price: about three seconds at the first start in a process, and a
+water, which it gives as 0 where it has no figure. Price: about three seconds at the first start in a process, and a
 thread that wakes each second.
 """
 

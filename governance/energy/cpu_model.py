@@ -4,7 +4,7 @@
 
 The linear law in utilisation is that of Fan, Weber and Barroso, "Power Provisioning for a Warehouse-sized Computer"
 (ISCA 2007). TDP is the maker's thermal design power. Only processors are modelled: memory, disks, mainboard, fans and
-power supply are not, and the measurement says so. The bounds are an allowance, not a confidence interval: a processor
+power supply are not, and the measurement states it. The bounds are an allowance, not a confidence interval: a processor
 idles between 10 % and 50 % of its TDP (Barroso and Hölzle, "The Case for Energy-Proportional Computing", IEEE Computer
 40(12), 2007, describe servers at half of their peak when idle; present ones do better) and at full load takes between
 70 % (memory-bound code) and 125 % of it (Intel's short-term limit PL2 is commonly 1.25 x TDP).

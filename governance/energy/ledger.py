@@ -12,10 +12,10 @@ A whole example (`<root>/energy.jsonl`; a second host writes `<root>/energy.<hos
 
 An *attempt* is one process, an *interval* is one measured context of it. Energies are integers and count from the
 interval's begin, so a lost line loses no energy before it; `null` is unknown, never zero. A kill leaves an interval
-without an end: what its last line says was spent and is wasted. At most one sample interval before the kill (`every`,
-in seconds) is not known; `Interval.unseen_seconds` says so. `before` is how long its process had run without a meter
-(imports, or since its last interval): no figure holds that energy (`governance.energy.before`). An interval without an
-end whose process still lives is `unknown` until it ends.
+without an end: what its last line states was spent and is wasted. At most one sample interval before the kill (`every`,
+in seconds) is not known; `Interval.unseen_seconds` is its length. `before` is how long its process had run without a
+meter (imports, or since its last interval): no figure holds that energy (`governance.energy.before`). An interval
+without an end whose process still lives is `unknown` until it ends.
 
 The law, a test: surviving + wasted (+ unknown, while something runs) = measured, exactly, in millijoules.
 A reader skips a torn line and an unknown kind, and refuses an unknown schema.
@@ -190,7 +190,7 @@ def _line(values: Mapping[str, Any]) -> str:
 def append(path: Path, kind: str, about: Mapping[str, Any], **values: Any) -> None:
     """Append one line.
 
-    `about` says whose: interval, attempt, stage, host, process, every, method.
+    `about` identifies its origin: interval, attempt, stage, host, process, every, method.
     """
     append_line(path, _line({"kind": kind, **about, "at": time_text(), **values}))
 
@@ -198,7 +198,7 @@ def append(path: Path, kind: str, about: Mapping[str, Any], **values: Any) -> No
 def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
     """Intervals of the ledgers of all hosts, by begin.
 
-    `alive(line)` says whether the process that wrote a line still runs; by default this host's processes are looked
+    `alive(line)` is whether the process that wrote a line still runs; by default this host's processes are looked
     up, and another host's is taken for alive while its last line is younger than a minute.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Sources in order of trust: RAPL or hwmon for processors, with NVML for NVIDIA GPUs; else a meter of the whole board
 (ACPI, IPMI, Slurm); else a model for the processors. Promises: a figure carries its method and its bounds, and an
-estimate says "estimated"; an unknown value is None, never 0; one meter a node, however many ranks; a kill loses at
+estimate is marked "estimated"; an unknown value is None, never 0; one meter a node, however many ranks; a kill loses at
 most one sample interval; the meter never stops the run that it measures. Its price: one wake-up a sample interval
 (docs/energy.md has the measurement).
 
@@ -50,7 +50,7 @@ READ = "read"  # takes a reading now
 OUT_OF_BUDGET = "energy budget"
 _TRANSIENT = (*MARKS, RUNNING, READ, INTERVAL, CLOCK)
 _STAND_SECONDS = 1.0  # between two elections while another measures the node; what is spent meanwhile has no meter
-_FIRST_SECONDS = 0.25  # to the first sample: what is killed right after its start has said for which artifact it was
+_FIRST_SECONDS = 0.25  # to the first sample: what is killed right after its start has recorded its artifact
 _LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
 
 

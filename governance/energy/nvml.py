@@ -1,7 +1,7 @@
 """NVIDIA GPUs through NVML (`nvidia-ml-py`, optional); this is the door to it.
 
 A GPU's own energy counter (Volta and later) is followed, else its power is integrated over the samples. Both are of
-the whole device: where it is divided (MIG), the other instances' energy is in the figure, as the part's detail says.
+the whole device: where it is divided (MIG), the other instances' energy is in the figure, as the part's detail states.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Nvml:
     def _divided(self, device: Any) -> bool:
         """Return whether the device is divided into instances.
 
-        One that knows no MIG is not.
+        A device without MIG is not.
         """
         ask: Callable[[Any], Any] | None = getattr(self.nvml, "nvmlDeviceGetMigMode", None)
         try:

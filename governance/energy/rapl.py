@@ -153,7 +153,7 @@ class ProcessorModel:
         """One part: all processors."""
         try:
             busy, total, _ = self.times()
-        except (OSError, ValueError, KeyError):  # out of file descriptors, say: the next reading spans this one's time
+        except (OSError, ValueError, KeyError):  # e.g. too few descriptors: the next reading spans this one's time
             return [self._part()]
         at = self.clock()
         ticks = total - self.total

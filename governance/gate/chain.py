@@ -87,7 +87,7 @@ def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> list[str]
     faults = []
     for path, manifest in sorted(manifests.items()):
         if manifest.path != path:
-            faults.append(f"{path}: says that it is {manifest.path}")
+            faults.append(f"{path}: states that it is {manifest.path}")
         faults += [f"{path}: {fault}" for fault in unstated(manifest, stated)]
         for item in _artifacts(manifest.inputs):
             faults += [f"{path}: {fault}" for fault in _other_input(item, manifests, stated)]

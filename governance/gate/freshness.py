@@ -27,7 +27,7 @@ def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | No
 
     This clock is behind, or the signer's was ahead.
     """
-    here = f"this machine's clock says {stamp(moment)}: a clock was moved (see: assay governance clock CONFIG)"
+    here = f"this machine's clock shows {stamp(moment)}: a clock was moved (see: assay governance clock CONFIG)"
     latest = stamp(moment + SKEW)
     if latest < signed_at:
         return f"it was signed at {signed_at} and {here}"
@@ -67,7 +67,7 @@ def shard_faults(tokens: Manifest, root: Path) -> str:
         if not path.is_file():
             return f"{output.path} is missing"
         if (found := path.stat().st_size) != output.bytes:
-            return f"{output.path} has {found} bytes, the manifest says {output.bytes}"
+            return f"{output.path} has {found} bytes, the manifest states {output.bytes}"
     return ""
 
 
@@ -95,8 +95,8 @@ def replay_fault(path: Path, root: Path, journal: Journal | None) -> str:
     except ManifestError as error:
         return f"the journal cannot be trusted: {error}"
     if not stated:
-        return "the journal does not know it"
-    return "" if stated == sha256_file(path) else "the journal knows a newer one: an older verdict was restored"
+        return "it is not in the journal"
+    return "" if stated == sha256_file(path) else "the journal has a newer one: an older verdict was restored"
 
 
 def last_stated(path: Path, root: Path, journal: Journal) -> str:

@@ -275,16 +275,16 @@ def _parent(name: Any, path: Path, children: tuple[Path, ...]) -> dict[str, Any]
 
 
 def _inherited(values: dict[str, Any], inherit: Any, path: Path) -> dict[str, Any]:
-    """The file's values and, where it is silent, its parent's.
+    """The file's values, and its parent's where it has none.
 
-    A gate of a parent's id takes what it does not say.
+    A gate with the id of a parent's gate inherits the fields that it leaves out.
     """
     parent = values.get("parent")
     if inherit is not True or parent is None:
         raise ConfigError(f"{path}: inherit = {inherit!r}: it is true, and the file names a parent; else leave it out")
     own = values.get("gate", [])
     if not isinstance(own, list) or not all(isinstance(gate, dict) for gate in own):
-        return values  # the validator says what a gate is
+        return values  # the validator reports what is wrong with it
     above = {gate["id"]: gate for gate in parent["gate"]}
     written: dict[str, list[dict[str, Any]]] = {}
     for gate in own:

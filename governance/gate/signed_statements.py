@@ -33,7 +33,7 @@ class Signed(Section):
     """Fields of every signed statement: who, why, when."""
 
     approver: str = Field(min_length=1)
-    """The person, by the name that `[people]` knows."""
+    """The person, by name in `[people]`."""
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
     """The person's public key, raw, in hexadecimal."""
     reason: str = Field(min_length=10)

@@ -16,7 +16,7 @@ A gate whose expectation is code of one's own (`gx = "mylab.rules:ExpectIt"`) mu
 
 Limits: an account that can write `/etc/assay`, start a container without it, or alter this program is not bound. The
 reader decides then: a verdict names the site's policy that it is under, and a reader who trusts that site's keys alone
-accepts no other. Where neither place has a file, nothing is required, and the verdict says so.
+accepts no other. Where neither place has a file, nothing is required, and the verdict states it.
 """
 
 from __future__ import annotations

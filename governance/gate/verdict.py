@@ -155,7 +155,7 @@ def give_verdict(
 ) -> dict[str, Any]:
     """Sign the judgement.
 
-    An unexpired verdict that says the same of the same audit is returned instead.
+    An unexpired verdict with the same decision on the same audit is returned instead.
 
     Args:
         judgement: what `decide` found.

@@ -1,7 +1,7 @@
 """Terms and sampled sentences behind the counts of mentions.
 
-A priority is 63 bits of a hash of the document's id; bit 63 says that the sentence is long, so it ranks behind. Of a
-document the least priority counts. Promise: what is kept is the least of all that came, in any order.
+A priority is 63 bits of a hash of the document's id; bit 63 is set for a long sentence, so it ranks behind. The
+least priority of a document counts. Promise: what is kept is the least of all that came, in any order.
 """
 
 from __future__ import annotations

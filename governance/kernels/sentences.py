@@ -214,8 +214,8 @@ def _unspaced(data, span, tables, listed, hits, counts):  # type: ignore[no-unty
         data: as `scan` has them.
         span: the first byte of the first, and the text's end.
         tables: as `scan` has them.
-        listed: likewise.
-        hits: likewise.
+        listed: as `scan` has them.
+        hits: as `scan` has them.
         counts: hits, place of the first word, sentence.
 
     Returns:

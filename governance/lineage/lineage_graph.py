@@ -2,7 +2,7 @@
 
 A node is one artifact, verdict or child (an export, an evaluation) as the journal states it, or a source file; its
 edges go to what it was made from. An artifact that was removed since is known by its statement; one from before the
-root had a journal by its manifest. Nothing is verified here (`verification.py` does): the graph is what they say.
+root had a journal by its manifest. Nothing is verified here (`verification.py` does): the graph shows what they state.
 
 Costs a read of the journal and of every manifest of the root.
 """
@@ -34,7 +34,7 @@ class Node:
     config: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """An artifact's section, as stated or in its manifest."""
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What else its statement says of it."""
+    """Further facts from its statement."""
     manifest: Manifest | None = field(default=None, compare=False)
     """None: it is a source or no artifact, or is not in the root (any more)."""
 

@@ -308,7 +308,7 @@ def _drawn(box: Box, x: float, y: float, colours: Mapping[str, str]) -> list[str
 def _cut(text: str, width: float, letter: float) -> str:
     """A text that fits.
 
-    Its middle gives way to an ellipsis, for ends of paths tell most.
+    An ellipsis replaces its middle, since the ends of paths are the most informative.
     """
     most = max(4, int(width / letter))
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"

@@ -1,6 +1,6 @@
 """Files of a root that no manifest or rule names.
 
-A file below a root is one of these, and `verify` says of any other that it is foreign:
+A file below a root is one of these; `verify` reports any other as foreign:
 
 - an output of a manifest, or listed in its `run.beside` (records of shards, what was read beside documents, a
   training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
@@ -86,7 +86,7 @@ def strays(
         manifests: path -> manifest of every artifact below the root; None: it cannot be read.
         root: the artifacts' root.
         below: a folder relative to the root.
-        mirrored: files of W&B's runs that the journal states; none: nothing can be said of any.
+        mirrored: files of W&B's runs that the journal states; none: none of them can be checked.
     """
     named = {*manifests, *mirrored}
     for manifest in manifests.values():
@@ -109,7 +109,7 @@ def strays(
             found.problems.append(f"{name}: is foreign: no manifest lists it and nothing states it")
         elif owner:
             unsaid[owner] = unsaid.get(owner, 0) + 1
-    found.notes += [f"{owner}: {count} file(s) of which nothing can be said" for owner, count in sorted(unsaid.items())]
+    found.notes += [f"{owner}: {count} file(s) that cannot be checked" for owner, count in sorted(unsaid.items())]
     return found
 
 

@@ -185,7 +185,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def statement(subjects: dict[str, str], predicate_type: str, predicate: dict[str, Any]) -> dict[str, Any]:
-    """An in-toto statement (v1) that says `predicate` of `subjects` (name -> SHA-256)."""
+    """An in-toto statement (v1): `predicate` about `subjects` (name -> SHA-256)."""
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())],

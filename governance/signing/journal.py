@@ -16,7 +16,7 @@ Promises. The signed predicate repeats index, kind, time and the hash of the lin
 without a key can drop, reorder, replay or alter a line and repair the chain. A chain cannot show that its own last
 lines are gone: for that its head, "index:SHA-256 of the last line", is recorded elsewhere (`home_anchor.py`,
 `git_anchor.py`), and each artifact needs a statement (`chain.py`). Appending is atomic among
-processes and nodes of one file system. A killed writer tears at most its own last line; the next one says so, closes
+processes and nodes of one file system. A killed writer tears at most its own last line; the next one reports it, closes
 it, and signs that it was torn. What is already stated is not stated again.
 
 Price: one signature and one `fsync` a line, some milliseconds; the file is read once by each process that appends.
@@ -282,7 +282,7 @@ class Journal:
         """Now, but never before the last line: clocks of several nodes differ."""
         moment, last = now(), self._entries[-1].time if self._entries else ""
         if moment < last and _seconds(last) - _seconds(moment) > _LATE_SECONDS:
-            get_logger(__name__).warning("this machine's clock says %s; the journal is at %s already", moment, last)
+            get_logger(__name__).warning("this machine's clock shows %s; the journal is already at %s", moment, last)
         return max(moment, last)
 
     def _read(self) -> None:

@@ -151,7 +151,7 @@ def read_journal(
 
 
 def _is_closed(lines: Sequence[bytes], index: int) -> bool:
-    """Return whether the next line says, signed, that this one was torn.
+    """Return whether the next line states, signed, that this one was torn.
 
     Its signature is verified when its turn comes.
     """
@@ -186,7 +186,9 @@ def _faults(
     if block.get("previous") != previous:
         faults.append("does not follow the line before it")
     if said_torn != torn:
-        faults.append("says that the line before it was torn" if said_torn else "follows a torn line without saying so")
+        faults.append(
+            "states that the line before it was torn" if said_torn else "follows a torn line without stating it"
+        )
     return faults
 
 

@@ -149,8 +149,8 @@ def test_without_a_key_that_is_believed_nothing_is_undone(ahead, who):
 @pytest.mark.parametrize(
     ("words", "output"),
     [
-        (["--accept", "2020-01-01", "--reason", WHY], "this machine's clock says"),
-        (["--accept", "today", "--reason", WHY], "this machine's clock says"),
+        (["--accept", "2020-01-01", "--reason", WHY], "this machine's clock shows"),
+        (["--accept", "today", "--reason", WHY], "this machine's clock shows"),
         (["--accept", None, "--reason", "oops"], "ten characters or more"),
         (["--accept", None], "ten characters or more"),
     ],

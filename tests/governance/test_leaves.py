@@ -52,7 +52,7 @@ def test_the_manifest_keeps_leaves_and_a_mismatch_names_the_pieces(tmp_path):
     sparse(path, 3 * LEAF_BYTES + 10, [5, 2 * LEAF_BYTES - 1])
     assert verify(manifest, tmp_path, deep=True)[0].endswith("; bytes 67108864 to 134217727 differ")
     sparse(path, 3 * LEAF_BYTES + 9, [5])
-    assert "manifest says 201326602" in verify(manifest, tmp_path)[0]
+    assert "manifest states 201326602" in verify(manifest, tmp_path)[0]
     sparse(path, 3 * LEAF_BYTES + 10, [5])
     wrong = Output(path=output.path, bytes=output.bytes, sha256=output.sha256, leaves=("0" * 64, *output.leaves[1:]))
     lying = manifest.model_copy(update={"outputs": (wrong,)})

@@ -149,9 +149,9 @@ def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
     output = [line for line in problems_of(root).problems if line.startswith("energy.jsonl: ")]
     assert any("journal.jsonl line 0 states it" in line for line in output)
     joules = first.run["energy"]["joules"]
-    assert any(f"of {first.folder}, its manifest says {joules:g} J" in line for line in output)
+    assert any(f"for {first.folder}, its manifest states {joules:g} J" in line for line in output)
     alone = verify_artifact(root / first.folder, CONFIG, root.parent, deep=True).problems
-    assert [line for line in alone if "its manifest says" in line]
+    assert [line for line in alone if "its manifest states" in line]
     os.unlink(ledger)
     assert any("energy.jsonl: is missing" in line for line in problems_of(root).problems)
 

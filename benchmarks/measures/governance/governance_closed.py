@@ -161,7 +161,7 @@ def fail_opens() -> list[Goal]:
 def lost_shards() -> list[Goal]:
     """Workers' results dropped, doubled and swapped at random; none may pass."""
     from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
-    from governance.checks.suites import Table
+    from governance.checks.suites import SuiteTable
 
     gates = (_gate(expectation="between", column="x", max=5.0),)
     section = SuiteSection(suite="documents", gates=gates)
@@ -169,7 +169,7 @@ def lost_shards() -> list[Goal]:
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / f"{number}.json" for number in range(20)]
         for shard, path in zip(shards, paths, strict=True):
-            write_finding(section, Table(shard.subject, pd.DataFrame({"x": [1.0]})), shard, path)
+            write_finding(section, SuiteTable(shard.subject, pd.DataFrame({"x": [1.0]})), shard, path)
         findings = [json.loads(path.read_bytes()) for path in paths]
     chance = np.random.default_rng(8)
     passed = 0

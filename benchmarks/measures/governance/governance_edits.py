@@ -5,7 +5,7 @@ edit is one of `EDITS`, on a file drawn from all files below the root, whatever 
 drawn, are the removal of an empty lock, of `fetch/digests.json` (a cache: without it sources are read again) or of
 `report/latest.*` (second names of the newest report), and a
 change that leaves the bytes as they were. Where a manifest is exchanged with a file that it lists, it is the manifest
-that must be named: nothing can be said of its files.
+that must be named: its files cannot be checked.
 """
 
 from __future__ import annotations

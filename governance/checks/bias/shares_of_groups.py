@@ -6,7 +6,7 @@
 
 Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale for shares and on the log
 scale for the rate. `n` is the denominator. A listed group without a mention has a row of zeros, with the upper bound
-for that many clusters. The numbers count mentions, not what is said.
+for that many clusters. The numbers count mentions, not what a text states about a group.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The items are those of the European Commission's template of 24 July 2025, adopted by its Communication C(2025) 8311 of
 5 December 2025, paraphrased and in its order. A provider publishes the template itself; this document supplies what the
-run knows. Sizes are given in the template's ranges.
+run recorded. Sizes are given in the template's ranges.
 """
 
 from __future__ import annotations
