@@ -294,7 +294,7 @@ def representation_of_bias(
 ) -> dict[str, Any]:
     """The interval rows of the suite `representation` in the form of `representation.json`.
 
-    A row a group.
+    One row per group.
 
     `n` of a share is the documents of its language, of a rate the words, so both counts come back as whole numbers.
     """

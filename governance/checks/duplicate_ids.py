@@ -4,7 +4,7 @@ The worker of a shard hashes its ids to 64 bits and writes the hashes sorted. Th
 is gathered from all shards and sorted: hashes that occur more than once are candidates, and only their ids are read and
 compared, so that two ids with one hash are not duplicates.
 
-Price: 8 bytes a document on disk; one pass over the ids, and one over those of shards with candidates. Memory: one
+Price: 8 bytes per document on disk; one pass over the ids, and one over those of shards with candidates. Memory: one
 range (256 MiB of hashes), and 12 bytes for each document whose id is repeated.
 """
 

@@ -149,7 +149,7 @@ class _Walk:
     def _used(self, manifest: Manifest, own: str) -> dict[int, int]:
         """Tokens that were shown up to each step, from the record.
 
-        The last step's from the manifest.
+        The last step's figure is from the manifest.
         """
         lines = read_lines(self.root / own / RECORD)
         used = {

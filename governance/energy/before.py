@@ -55,7 +55,7 @@ def _uncovered(intervals: Sequence[Interval]) -> float:
 def _greatest(intervals: Sequence[Interval]) -> int:
     """The greatest mean power that a node's meters allow, in milliwatts.
 
-    Of upper bounds, where there are any.
+    Upper bounds count where there are any.
     """
     greatest = 0
     for interval in intervals:

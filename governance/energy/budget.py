@@ -108,9 +108,9 @@ class Keeper:
             self._watch = before
 
     def look(self, ahead_seconds: float) -> None:
-        """Between two shards: whether so many seconds more fit.
+        """Check between two shards that so many more seconds fit.
 
-        What is made is kept.
+        Finished shards are kept.
 
         Raises:
             BudgetReached: they do not.

@@ -6,7 +6,7 @@ those meters. What it guesses is marked as estimated, and is a part of its own:
     processors   TDP x load: bounds from the lesser to the greater of its figure and the bounds of our own model
     memory       from its size alone, whatever it does: bounds from nothing to twice the figure
 
-Traps of it that are kept out: one tracker a node, by the meter's own election (it counts a node once for each rank); no
+Its traps that are avoided: one tracker per node, by the meter's own election (it counts a node once for each rank); no
 network, whatever its own configuration files and environment set; all GPUs of the node, not those that
 CUDA_VISIBLE_DEVICES names, and where it finds none though there is one, that is missing, not 0; no PUE; no CO2, and no
 water, which it gives as 0 where it has no figure. Price: about three seconds at the first start in a process, and a

@@ -46,7 +46,7 @@ class Band(NamedTuple):
     def each(self, other: Band, operation: str) -> Band:
         """`+`, `*` or `/` of each scenario.
 
-        A division takes the other's crosswise, so the band holds both.
+        A division takes the other's bounds crosswise, so the band holds both.
         """
         right = Band(*reversed(other)) if operation == "/" else other
         return Band(*(_apply(one, two, operation) for one, two in zip(self, right, strict=True)))

@@ -2,8 +2,8 @@
 
 Sources in order of trust: RAPL or hwmon for processors, with NVML for NVIDIA GPUs; else a meter of the whole board
 (ACPI, IPMI, Slurm); else a model for the processors. Promises: a figure carries its method and its bounds, and an
-estimate is marked "estimated"; an unknown value is None, never 0; one meter a node, however many ranks; a kill loses at
-most one sample interval; the meter never stops the run that it measures. Its price: one wake-up a sample interval
+estimate is marked "estimated"; an unknown value is None, never 0; one meter per node, however many ranks; a kill loses
+at most one sample interval; the meter never stops the run that it measures. Its price: one wake-up per sample interval
 (docs/energy.md has the measurement).
 
 The scope is the node: other processes on it are in the figure. Where a job was allotted a part of the node, the scope

@@ -1,4 +1,4 @@
-"""Election of one meter a node, repeated when its holder ends.
+"""Election of one meter per node, repeated when its holder ends.
 
 The lock is a file in a folder of this user in the node's own runtime directory (`governance.files.held`), so that the
 ranks of one run, and two runs at the same time, never count the same joules twice. The kernel drops the lock when its

@@ -21,7 +21,7 @@ _DOCUMENT = np.uint64(0x7FFFFFFFFFFFFFFF)
 def keep_example(priority, best):  # type: ignore[no-untyped-def]
     """Put a priority among the `EXAMPLES` least of its cell, ascending.
 
-    Whether it was.
+    Return whether it was kept.
     """
     last = len(best) - 1
     if priority >= best[last]:

@@ -140,7 +140,7 @@ def canonical_classes() -> Bytes:
 
 
 def scan_texts(data: Bytes, offsets: Offsets) -> npt.NDArray[np.uint8]:
-    """Flags a text (NEEDS_CONTROL_REPAIR, MAY_NOT_BE_NFC); 0: normalisation would change nothing."""
+    """Flags per text (NEEDS_CONTROL_REPAIR, MAY_NOT_BE_NFC); 0: normalisation would change nothing."""
     flags = np.zeros(len(offsets) - 1, np.uint8)
     if len(data):
         eights = np.ndarray((max(0, len(data) - 7),), np.dtype("<u8"), data, strides=(1,))  # the word at every byte

@@ -284,7 +284,7 @@ def _most(counts):  # type: ignore[no-untyped-def]
 def _add_crossed(groups, many, crossed, stamps, stamp, mentions, touched, mentioned):  # type: ignore[no-untyped-def]
     """Add the intersections of the first `many` groups of a sentence.
 
-    How many groups it then has, and the text.
+    Return how many groups it then has, and the text.
     """
     filled = many
     for i in range(many):

@@ -96,7 +96,7 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = (), fates:
 def _by_site(
     fates: pa.Table, keys: Sequence[tuple[str, str, str]], own: Integers, unmentioned: Integers
 ) -> dict[str, tuple[Floats, Floats]]:
-    """Sentences a site of the group and of each reference, [rows].
+    """Sentences per site of the group and of each reference, [rows].
 
     `keys` are language, axis and group of the rows.
     """

@@ -48,7 +48,7 @@ def weights(own: Floats | Integers, others: Floats | Integers) -> Floats:
 
 
 def standardised(sums: Floats, of: Floats, weight: Floats) -> Floats:
-    """Means sums / of over the axis of sources, the second.
+    """Means sums / of over the axis of sources (the second).
 
     NaN where no source has a weight.
     """

@@ -18,7 +18,7 @@ _UNKNOWN = "und"  # ISO 639-2: undetermined
 
 
 def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[str, Any]]:
-    """A row a language, most documents kept first.
+    """One row per language, most documents kept first.
 
     `documents_in`, `documents_kept`, and of `encode` documents, tokens.
 

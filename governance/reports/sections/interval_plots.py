@@ -1,4 +1,4 @@
-"""Dot plots with intervals, one panel an axis.
+"""Dot plots with intervals, one panel per axis.
 
 A dot is an estimate, a line its 95 % interval, an upright mark the value of no difference (Cleveland, 1984).
 Significant rows have the warning colour. Intervals beyond the scale end at its edge.
@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = False) -> Html | None:
-    """A panel an axis for rows of one measure.
+    """One panel per axis for rows of one measure.
 
     None where no row has an interval.
 

@@ -25,11 +25,11 @@ class WordListsConfig(Section):
     holistic_nouns: str = ""
     """`nouns.json` of HolisticBias; required with the descriptors."""
     bad_words: dict[str, str] = Field(default={})
-    """Language -> a word list, one a line (LDNOOBW); scored as the instrument "bad_words"."""
+    """Language -> a word list, one word per line (LDNOOBW); scored as the instrument "bad_words"."""
     sentiment: dict[Annotated[str, StringConstraints(pattern="^[a-z0-9_.-]+$")], dict[str, str]] = Field(default={})
     """NAME -> language -> words with scores, `word<TAB>score` a line (VADER, AFINN); instrument "sentiment:NAME"."""
     winobias_female: str = ""
-    """Occupations of WinoBias (Zhao et al. 2018) held by more women, one a line."""
+    """Occupations of WinoBias (Zhao et al. 2018) held by more women, one per line."""
     winobias_male: str = ""
     """Those held by more men."""
     winogender: str = ""
