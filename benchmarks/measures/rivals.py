@@ -39,6 +39,13 @@ def datatrove(everything: Path, cleaned: Path, final: Path, tokenizer: Path, scr
     return found
 
 
+def decisions(documents: Path, made: Path) -> None:
+    """Decisions of datatrove's FineWeb chain, an object a document: `rivals/datatrove_rules.py`."""
+    python = environment("datatrove", DATATROVE)
+    script = HERE / "rivals" / "datatrove_rules.py"
+    subprocess.run([str(python), str(script), str(documents), str(made)], check=True)
+
+
 def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:
     """Scores of lm-evaluation-harness on an exported model: `rivals/lm_eval_harness.py`, without network."""
     python = environment("lm_eval", HARNESS)

@@ -181,7 +181,7 @@ def _clean_group(
     texts, normalised = normalise_texts(raw, too_long)
     texts = pc.if_else(pa.array(too_long), pa.scalar("", pa.large_string()), texts) if too_long.any() else texts
     whole = texts
-    texts, lines_removed = _without_lines(config, whole)
+    texts, lines_removed = without_lines(config, whole)
     languages, confidences, shares = identify(texts, config.min_language_confidence, model)
     features = measure(config, texts, languages, whole if lines_removed else None)
     features["listed_words"] = _listed(texts, languages, lists)
@@ -215,7 +215,8 @@ def _clean_group(
     return (kept, removed, pa.table(described).select(_features_schema().names)), {**counts, **extras}
 
 
-def _without_lines(config: CleanConfig, texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, dict[str, int]]:
+def without_lines(config: CleanConfig, texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, dict[str, int]]:
+    """Texts without the lines that the settings drop, with counts by reason."""
     fineweb = "fineweb" in config.presets
     if not (fineweb if config.c4_lines is None else config.c4_lines):
         return texts, {}
