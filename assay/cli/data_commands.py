@@ -38,6 +38,10 @@ def prepare(arguments: Arguments) -> None:
     for stage, manifest in made.items():
         line = f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}"
         say(line, artifacts={stage: artifact(manifest, runtime.root)})
+    from governance.reports.facts.corpus_counts import corpus_counts, count_lines
+
+    counts = corpus_counts(list(made.values()))
+    say("\n".join(["", *count_lines(counts)]), counts=counts)
 
 
 def show(arguments: Arguments) -> None:

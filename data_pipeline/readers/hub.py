@@ -31,7 +31,7 @@ from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.parts import SourceItem
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import HubSource
-from data_pipeline.readers.streams import plain_name
+from data_pipeline.readers.streams import PACKED, plain_name
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.hub_client import HubPlace, ask_hub
@@ -40,7 +40,7 @@ from governance.signed_notes import read_note, write_note
 from governance.stage import Runtime
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
-_LOOSE = (".parquet", *(f"{ending}{more}" for ending in (".jsonl", ".json") for more in ("", ".gz", ".zst")))
+_LOOSE = (".parquet", ".json", ".json.gz", ".json.zst", *(f".jsonl{packed}" for packed in ("", *PACKED)))
 _COMPANIONS = re.compile(
     r"^(README|LICEN[CS]E|NOTICE|CITATION)|\.(md|py|ipynb|ya?ml|toml|cfg|sh|png|jpe?g|svg|gif|pdf|sha256|md5)$", re.I
 )  # files beside a data set's rows that hold none
@@ -68,7 +68,9 @@ def local_files(source: HubSource, folder: Path) -> FoundFiles:
         patterns = tuple(f"{glob.escape(str(path))}/**/*{ending}" for ending in _LOOSE)
     elif path.is_file():
         if Path(plain_name(path.name)).suffix not in _ENDINGS:
-            raise ConfigError(f"source {source.name}: {path.name} is not one of {', '.join(_ENDINGS)} (.gz, .zst).")
+            raise ConfigError(
+                f"source {source.name}: {path.name} is not one of {', '.join(_ENDINGS)} ({', '.join(PACKED)})."
+            )
         patterns = (glob.escape(str(path)),)
     else:
         raise MissingInput(

@@ -9,7 +9,7 @@ Faults by reason:
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
     empty_file         the file holds not a single record
-    truncated_gzip  truncated_zstd  corrupt_gzip  corrupt_zstd  unreadable_member  unreadable_rows
+    truncated_gzip  corrupt_gzip, and so for zstd, xz, bzip2 and lz4; unreadable_member  unreadable_rows
                        the file is torn: what precedes the tear was read, the rest is lost
     decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
     nested_too_deep    an archive in an archive in an archive in an archive
@@ -31,10 +31,7 @@ from typing import Any
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
     {
-        "truncated_gzip",
-        "truncated_zstd",
-        "corrupt_gzip",
-        "corrupt_zstd",
+        *(f"{how}_{kind}" for how in ("truncated", "corrupt") for kind in ("gzip", "zstd", "xz", "bzip2", "lz4")),
         "unreadable_member",
         "unreadable_rows",
         "decompression_bomb",

@@ -25,12 +25,17 @@ from data_pipeline.own_code import DOTTED
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
+from data_pipeline.readers.streams import PACKED
 from governance.config import Section
 
 _HUB_URL = re.compile(
     r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?(/(?P<path>.+))?/?"
 )
-_LOCAL_ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".arrow")
+_LOCAL_ENDINGS = (
+    ".parquet",
+    ".arrow",
+    *(f"{ending}{packed}" for ending in (".jsonl", ".json") for packed in ("", *PACKED)),
+)
 
 
 @functools.cache
@@ -166,7 +171,7 @@ class HtmlSource(Section):
 
 
 class JsonlSource(_Rows, _Paths):
-    """JSON Lines files: plain, .gz or .zst."""
+    """JSON Lines files: plain, .gz, .zst, .xz, .bz2 or .lz4."""
 
     type: Literal["jsonl"]
 
@@ -180,7 +185,7 @@ class ParquetSource(_Rows, _Paths):
 class TextSource(_Pages, _Paths, HtmlSource):
     """Files that are one document each.
 
-    .txt, .md, .html, .htm, also with .gz or .zst.
+    .txt, .md, .html, .htm, also with .gz, .zst, .xz, .bz2 or .lz4.
     """
 
     type: Literal["text"]

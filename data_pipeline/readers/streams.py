@@ -1,4 +1,6 @@
-"""Byte and line streams of plain, .gz and .zst files.
+"""Byte and line streams of plain and packed files.
+
+Packed: .gz, .zst, .xz, .bz2, .lz4.
 
 Promise: memory stays level whatever the file's size, and a torn file yields everything before the tear, then
 `TornStream`. The libraries' own file objects do not: one drops what it had decoded when the end is missing, the other
@@ -28,6 +30,8 @@ BOMB_BYTES = 128 << 20
 BOMB_RATIO = 250
 _GZIP_HEADER = 31  # zlib's window bits for "a gzip member with header and check sum"
 _ZSTD_STEP_BYTES = 512  # a call's output has no bound, so its input is small: 512 bytes give at most 16 MiB
+_STEP_BYTES = 1 << 12  # of .xz and .bz2: what their library had decoded of a step when it fails is lost
+_XZ_MEMORY_BYTES = 256 << 20  # `xz -9` needs 65 MiB; a header can ask for 4 GiB
 _ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes; only a frame that needs it uses it
 
 
@@ -62,14 +66,14 @@ def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
 def blocks(path: Path) -> Iterator[bytes]:
     """The decompressed bytes of a file.
 
-    Its name's end (.gz, .zst, other) says how.
+    Its name's end (one of `PACKED`, or another) says how.
 
     Raises:
         MissingInput: it cannot be opened, or the device fails while it is read.
         TornStream: the compressed stream has no whole end.
     """
     with open_source(path) as source:
-        unpack = _UNPACKERS.get(path.suffix) if path.suffix in (".gz", ".zst") else None
+        unpack = _UNPACKERS.get(path.suffix)
         raw = _raw_blocks(source, path)
         yield from unpacked(raw, unpack) if unpack else raw
 
@@ -117,7 +121,7 @@ def unpacked(raw: Iterator[bytes], unpack: Unpack) -> Iterator[bytes]:
 
 def plain_name(name: str) -> str:
     """A file's name without the ending of its compression."""
-    return name.removesuffix(".gz").removesuffix(".zst")
+    return name.removesuffix(next((ending for ending in PACKED if name.endswith(ending)), ""))
 
 
 def _raw_blocks(source: IO[bytes], path: Path) -> Iterator[bytes]:
@@ -202,8 +206,7 @@ def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpa
 
     def unpack(raw: Iterator[bytes]) -> Iterator[bytes]:
         inflater = None
-        for block in raw:
-            data = block
+        for data in (block[k : k + _STEP_BYTES] for block in raw for k in range(0, len(block), _STEP_BYTES)):
             while data or (inflater and not inflater.needs_input and not inflater.eof):
                 inflater = inflater or new()
                 try:
@@ -219,12 +222,29 @@ def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpa
     return unpack
 
 
+def _unlz4(raw: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress one LZ4 frame after another."""
+    import pyarrow as pa
+
+    source = io.BufferedReader(_Pieces(raw), BLOCK_BYTES)
+    try:
+        while source.peek(1):  # Arrow reads one frame and what follows it
+            stream = pa.CompressedInputStream(pa.PythonFile(source, "r"), "lz4")
+            while piece := stream.read(BLOCK_BYTES):
+                yield piece
+    except OSError as error:
+        raise TornStream("truncated_lz4" if "runcated" in str(error) else "corrupt_lz4") from error
+
+
 _UNPACKERS: dict[str, Unpack] = {
     ".gz": _gunzip,
     ".zst": _unzstd,
-    ".xz": _inflate(lzma.LZMADecompressor, lzma.LZMAError, "xz"),
+    ".xz": _inflate(lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY_BYTES), lzma.LZMAError, "xz"),
     ".bz2": _inflate(bz2.BZ2Decompressor, OSError, "bzip2"),
+    ".lz4": _unlz4,
 }
+PACKED = tuple(_UNPACKERS)
+"""Endings of packed files that are read."""
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2"}
 
 

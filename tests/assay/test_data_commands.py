@@ -63,10 +63,17 @@ def test_prepare_names_every_artifact_and_finds_it_again(prepared, capsys):
         capsys, "data", "prepare", prepared / "run.toml", "--root", prepared / "made", "--data-workers", "1"
     )
     assert status == 0
-    stages = [line.split()[0] for line in out.splitlines()]
+    named, _, table = out.partition("\n\n")
+    stages = [line.split()[0] for line in named.splitlines()]
     assert stages == ["ingest", "clean", "dedup", "redact", "tokenizer", "encode"]
-    for line in out.splitlines():
+    for line in named.splitlines():
         assert only(prepared / "made", line.split()[0]).digest.startswith(line.split()[1])
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in table.splitlines()}
+    ingested, encoded = only(prepared / "made", "ingest").stats, only(prepared / "made", "encode").stats
+    assert rows["ingest", "(all)"] == [f"{ingested['documents_kept']:,}", f"{ingested['bytes_kept']:,}"]
+    for source, tokens in encoded["tokens_by_source"].items():
+        assert rows["encode", source][-1] == f"{tokens:,}"
+    assert rows["encode", "(all)"][-1] == f"{encoded['train_tokens'] + encoded['validation_tokens']:,}"
 
 
 def test_show_reports_the_same_of_a_run_and_of_its_last_artifact(prepared, capsys):
@@ -218,7 +225,7 @@ def test_an_earlier_corpus_in_the_same_root_is_no_ancestor(copy, capsys):
     (copy / "next.toml").write_text(text)
     status, of_run = output(capsys, "data", "prepare", copy / "next.toml", "--root", root, "--data-workers", "1")
     assert status == 0
-    tokens = read_artifact(root / of_run.splitlines()[-1].split("/made/")[1])
+    tokens = read_artifact(root / of_run.partition("\n\n")[0].splitlines()[-1].split("/made/")[1])
     shard = next(path for path in tokens.files("train", root) if len(TokenShard.open(path).tokens))
     _, out = output(capsys, "data", "trace", shard, 0)
     assert [line.split()[0] for line in out.split("made from\n")[1].splitlines()].count("file") == 1

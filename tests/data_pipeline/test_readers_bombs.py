@@ -4,10 +4,12 @@ import bz2
 import gzip
 import io
 import lzma
+import random
 import tarfile
 import zipfile
 import zlib
 
+import pyarrow as pa
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -51,7 +53,14 @@ def zstd_of(count):
     return zeros(count, zstandard.ZstdCompressor(level=19).compressobj())
 
 
-@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip_of), (".zst", zstd_of)])
+# LZ4 packs 255 times at most, so no file of it is far above the bound.
+PACKS = {
+    ".gz": gzip_of, ".zst": zstd_of,
+    ".xz": lambda count: zeros(count, lzma.LZMACompressor()), ".bz2": lambda count: zeros(count, bz2.BZ2Compressor()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "pack"), PACKS.items())
 def test_a_bomb_ends_at_the_bound(tmp_path, small, ending, pack):
     path = tmp_path / f"x.jsonl{ending}"
     path.write_bytes(pack(100))
@@ -187,3 +196,36 @@ def test_packed_streams_are_known_by_their_first_bytes(tmp_path_factory, parts, 
         path.write_bytes(pack(parts[0])[:-1])
         with path.open("rb") as source, pytest.raises(TornStream):
             unpacked_file(source, path).readall()
+
+
+def test_an_xz_header_that_asks_for_gibibytes_is_refused(tmp_path):
+    greedy = lzma.compress(b"x" * 100, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}])
+    (tmp_path / "x.jsonl.xz").write_bytes(greedy)
+    assert until_tear(blocks(tmp_path / "x.jsonl.xz")) == (0, "corrupt_xz")
+
+
+@pytest.mark.parametrize(("ending", "kind"), [(".xz", "xz"), (".bz2", "bzip2"), (".lz4", "lz4")])
+def test_packed_files_are_read_and_torn_ones_accounted_for(tmp_path, ending, kind):
+    lines = b"".join(b'{"text": "%d %s"}\n' % (number, bytes(random.Random(number).choices(b"abcdef", k=400)))
+                     for number in range(3000))  # fmt: skip
+    pack = {".xz": lzma.compress, ".bz2": bz2.compress}.get(ending) or lz4_frame
+    whole = pack(lines)
+    (tmp_path / f"a.jsonl{ending}").write_bytes(whole + pack(b'{"text": "last"}\n'))
+    (tmp_path / f"b.jsonl{ending}").write_bytes(whole[: len(whole) * 9 // 10])
+    (tmp_path / f"c.jsonl{ending}").write_bytes(b"nonsense" * 9)
+    stats = {}
+    for name in "abc":
+        source = JsonlSource(type="jsonl", name=name, licence="MIT", paths=(f"{name}.jsonl{ending}",))
+        stats[name] = ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root")).stats
+        assert stats[name]["documents_in"] == stats[name]["documents_kept"] + stats[name]["quarantined"]
+    assert (stats["a"]["documents_kept"], stats["a"]["torn_files"]) == (3001, 0)
+    assert 100 < stats["b"]["documents_kept"] < 3000
+    assert stats["b"]["removed"] == {f"quarantine:truncated_{kind}": 1}
+    assert (stats["c"]["removed"], stats["c"]["torn_files"]) == ({f"quarantine:corrupt_{kind}": 1}, 1)
+
+
+def lz4_frame(data):
+    with pa.BufferOutputStream() as sink:
+        with pa.CompressedOutputStream(sink, "lz4") as stream:
+            stream.write(data)
+        return sink.getvalue().to_pybytes()
