@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -26,13 +26,14 @@ from pretrain.checkpoint.load import resume
 from pretrain.checkpoint.save import open_saver
 from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
+from pretrain.data.dataset import Rows
 from pretrain.data.loader import StepRows, by_origin, chain, open_loader
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
 from pretrain.engine.engine import Engine, Weight, open_engine, translated_errors
 from pretrain.evaluation.loglikelihood import Passes
-from pretrain.evaluation.scores import evaluate_tasks, figures_line
+from pretrain.evaluation.scores import Suite, evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
 from pretrain.loss_spikes import SpikeGuard, window_starts
 from pretrain.model.decoder import Batch
@@ -290,9 +291,47 @@ def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate:
 
     A stop request is honoured between two batches; `saved`: as in `_save_and_stop`.
     """
-    recipe, engine, layout = context.recipe, context.settings.engine, context.layout
-    what, compiles = "", context.device.type == "cuda" or engine.compile
-    place = (layout.data_rank, layout.data_ranks)
+    if validate and context.validation_rows is not None:
+        state = _validate(context, state, saved, context.validation_rows)
+    if tasks and context.suite is not None:
+        state = _score_tasks(context, state, saved, context.suite)
+    return state
+
+
+def _validate(context: TrainContext, state: TrainState, saved: int, rows: Rows) -> TrainState:
+    recipe, engine = context.recipe, context.settings.engine
+    place, nats_of = _place(context), _nats_function(context, state, saved, f"validation of step {state.step}")
+    with context.meter.aside(EVALUATION) as seconds:
+        measured = measure(
+            nats_of, rows, recipe.train.validation_rows, engine.micro_batch_size, place,
+            partial(_sum_over_ranks, context), _compiles(context),
+        )  # fmt: skip
+        values = asdict(measured)
+        context.record("validation", state.step, **values, seconds=seconds())
+    get_logger(__name__).info(
+        "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
+        state.step, measured.loss, measured.bits_per_byte,
+    )  # fmt: skip
+    kept = finite_row({"step": state.step, **values}, f"train: step {state.step}, validation")
+    return replace(state, validations=[*state.validations, kept])
+
+
+def _score_tasks(context: TrainContext, state: TrainState, saved: int, suite: Suite) -> TrainState:
+    nats_of = _nats_function(context, state, saved, f"tasks of step {state.step}")
+    # A batch of this size is known to fit.
+    tokens = context.settings.engine.micro_batch_size * context.recipe.train.sequence_length
+    with context.meter.aside(EVALUATION):
+        passes = Passes(tokens, *_place(context), partial(_sum_over_ranks, context), _compiles(context))
+        scores = [{"step": state.step, **row} for row in evaluate_tasks(suite, nats_of, passes)]
+    for row in scores:
+        context.record("task", **row)
+        get_logger(__name__).info("train: step %d, %s", state.step, figures_line(row))
+    kept_rows = [finite_row(row, f"train: step {state.step}, {row['task']}") for row in scores]
+    return replace(state, tasks=[*state.tasks, *kept_rows])
+
+
+def _nats_function(context: TrainContext, state: TrainState, saved: int, what: str) -> Callable[[Batch], torch.Tensor]:
+    """Forward pass that honours a stop request; `what` names it in hang reports."""
 
     def nats_of(batch: Batch) -> torch.Tensor:
         # Every rank makes the same number of passes, so all of them reach this collective.
@@ -301,34 +340,19 @@ def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate:
             _save_and_stop(context, state, saved)
         return context.engine.forward(batch)[1]
 
-    def sum_over_ranks(values: list[float]) -> list[float]:
-        return add_up(context.counted(values), HOST)
+    return nats_of
 
-    if validate and context.validation_rows is not None:
-        what = f"validation of step {state.step}"
-        rows, micro = context.validation_rows, engine.micro_batch_size
-        with context.meter.aside(EVALUATION) as seconds:
-            measured = measure(nats_of, rows, recipe.train.validation_rows, micro, place, sum_over_ranks, compiles)
-            values = asdict(measured)
-            context.record("validation", state.step, **values, seconds=seconds())
-        get_logger(__name__).info(
-            "train: step %d, validation loss %.4f nats/token, %.4f bits/byte",
-            state.step, measured.loss, measured.bits_per_byte,
-        )  # fmt: skip
-        kept = finite_row({"step": state.step, **values}, f"train: step {state.step}, validation")
-        state = replace(state, validations=[*state.validations, kept])
-    if tasks and context.suite is not None:
-        what = f"tasks of step {state.step}"
-        tokens = engine.micro_batch_size * recipe.train.sequence_length  # a batch of this size is known to fit
-        with context.meter.aside(EVALUATION):
-            passes = Passes(tokens, *place, sum_over_ranks, compiles)
-            scores = [{"step": state.step, **row} for row in evaluate_tasks(context.suite, nats_of, passes)]
-        for row in scores:
-            context.record("task", **row)
-            get_logger(__name__).info("train: step %d, %s", state.step, figures_line(row))
-        kept_rows = [finite_row(row, f"train: step {state.step}, {row['task']}") for row in scores]
-        state = replace(state, tasks=[*state.tasks, *kept_rows])
-    return state
+
+def _place(context: TrainContext) -> tuple[int, int]:
+    return context.layout.data_rank, context.layout.data_ranks
+
+
+def _sum_over_ranks(context: TrainContext, values: list[float]) -> list[float]:
+    return add_up(context.counted(values), HOST)
+
+
+def _compiles(context: TrainContext) -> bool:
+    return context.device.type == "cuda" or context.settings.engine.compile
 
 
 def _save(context: TrainContext, state: TrainState) -> None:
