@@ -204,9 +204,9 @@ def nodes() -> list[ClusterNode]:
     found = []
     for words in _records("scontrol", "show", "node", "--oneliner"):
         gpus = [int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", words.get("Gres", ""))]
-        of = tuple(words.get("Partitions", "").split(","))
+        partitions = tuple(words.get("Partitions", "").split(","))
         cpus, memory = int(words.get("CPUEfctv") or words.get("CPUTot", "0")), int(words.get("RealMemory", "0"))
-        found.append(ClusterNode(words["NodeName"], of, cpus, memory, sum(gpus), words.get("State", "")))
+        found.append(ClusterNode(words["NodeName"], partitions, cpus, memory, sum(gpus), words.get("State", "")))
     return found
 
 

@@ -195,8 +195,8 @@ def _stages(
     yield _counts("Licences", documents, runtime.root, "documents", "licence", "NOASSERTION: no record states one")
     yield _counts("Opt-out signals", documents, runtime.root, "documents", "opt_out", _OPT_OUT, "not searched")
     found = [(kind, count) for kind, count in Counter(redacted.stats["findings"]).most_common() if count]
-    hit, of = redacted.stats["documents_with_findings"], redacted.stats["documents_in"]
-    note = f"In {hit:,} of the {of:,} documents that stay."
+    hit, total = redacted.stats["documents_with_findings"], redacted.stats["documents_in"]
+    note = f"In {hit:,} of the {total:,} documents that stay."
     yield InspectTable("Personal data and secrets", ("type", "found"), tuple(found), note)
     if sets:
         yield overlap_table(sets, made[-1])
@@ -239,7 +239,7 @@ def _groups(counted: Manifest, root: Path) -> InspectTable:
         [pq.read_table(file) for file in counted.files("counts", root) if file.stem == name]
         for name in ("groups", "documents")
     )
-    of = groups.group_by(["axis", "group"]).aggregate([("documents", "sum"), ("mentions", "sum")])
+    totals = groups.group_by(["axis", "group"]).aggregate([("documents", "sum"), ("mentions", "sum")])
     total = max(1, sum(documents["documents"].to_pylist()))
     rows = [
         (
@@ -249,7 +249,7 @@ def _groups(counted: Manifest, root: Path) -> InspectTable:
             f"{100 * row['documents_sum'] / total:.1f} %",
             row["mentions_sum"],
         )
-        for row in sorted(of.to_pylist(), key=lambda row: (row["axis"], -row["documents_sum"], row["group"]))
+        for row in sorted(totals.to_pylist(), key=lambda row: (row["axis"], -row["documents_sum"], row["group"]))
         if row["documents_sum"]
     ]
     without = sum(counted.stats["documents_without_terms"].values())

@@ -42,16 +42,19 @@ def remove_old(
     finished = [step for step in older if (store.folder(step) / FILE_NAME).exists()]
     kept = kept_steps(finished, config, validations)
     surplus = [step for step in older if step not in kept]
-    named = _named(store.root, [store.folder(step) for step in surplus])
+    needed = _needed(store.root, [store.folder(step) for step in surplus])
     for step in surplus:
-        if store.folder(step) in named:
-            get_logger(__name__).info("checkpoint of step %d is kept: %s needs it", step, named[store.folder(step)])
+        if store.folder(step) in needed:
+            get_logger(__name__).info("checkpoint of step %d is kept: %s needs it", step, needed[store.folder(step)])
         else:
             remove_tree(store.folder(step))
 
 
-def _named(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
-    """Checkpoints that the manifest of another artifact names, with its path."""
+def _needed(root: Path, folders: Sequence[Path]) -> dict[Path, str]:
+    """Checkpoints that the manifest of another artifact names, with its path.
+
+    A manifest lists its inputs by path, so a checkpoint's folder in its text means that the artifact rests on it.
+    """
     names = {folder.relative_to(root).as_posix() + "/": folder for folder in folders}
     found: dict[Path, str] = {}
     if not names:

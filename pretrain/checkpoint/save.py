@@ -269,8 +269,8 @@ def write_checkpoint(
     store.check_lease()
     started, folder, first, source = now(), store.folder(state.step), store.ranks.first, part.source
     text = state_text(state) if first else ""  # a value that JSON cannot hold fails before any file is touched
-    of = identity(store, state.step, store.ranks.world_size, source.zero_stage)
-    native = native_folder(store, of)
+    identified = identity(store, state.step, store.ranks.world_size, source.zero_stage)
+    native = native_folder(store, identified)
     several = store.ranks.world_size > 1  # the shard of a single rank would repeat the canonical files
     if first:
         store.note(state.step, **({"native": native.name} if several else {}))
@@ -300,7 +300,7 @@ def write_checkpoint(
         kept = native if several and config.native and source.native else None
         if kept is not None:
             remove_file(kept / FILE_NAME)
-            commit(native_manifest(store, of, shards, manifest, facts), store.root, store.attest)
+            commit(native_manifest(store, identified, shards, manifest, facts), store.root, store.attest)
         remove_native(store, kept)
         remove_old(store, config, state.step, state.validations)
     rendezvous.collect("durable", None)

@@ -54,19 +54,21 @@ def _pass_of(recipe: TrainRecipe, engine: EngineConfig) -> _Pass:
 
 def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     """Peak activation bytes of the blocks, with scratch."""
-    model, kind, of = recipe.model, engine.activation_checkpointing, _pass_of(recipe, engine)
+    model, kind, dims = recipe.model, engine.activation_checkpointing, _pass_of(recipe, engine)
     saved, scratch = _attention_tables(recipe, engine, device)
-    whole = of.tokens * (_attention_bytes(recipe, of, device) + _feed_forward_bytes(recipe, of, device)) + saved
+    whole = dims.tokens * (_attention_bytes(recipe, dims, device) + _feed_forward_bytes(recipe, dims, device)) + saved
     if recipe.train.precision == "autocast":  # bf16 copies of a block's weights
-        whole += of.size * _block_parameters(recipe) // engine.tensor_parallel_size
+        whole += dims.size * _block_parameters(recipe) // engine.tensor_parallel_size
     layers = model.num_hidden_layers
     if kind == "none":
         return layers * whole + scratch
-    products = of.width * (1 + max(1, of.chosen)) + of.heads + 2 * of.keys + (2 if model.gated else 1) * of.inner
+    products = (
+        dims.width * (1 + max(1, dims.chosen)) + dims.heads + 2 * dims.keys + (2 if model.gated else 1) * dims.inner
+    )
     if device != "cpu" or (recipe.train.sequence_length > SHORT_ROWS and model.attn_logit_softcapping is None):
-        products += of.heads  # attention's result, where it is one kernel
-    kept = of.stream * of.width + (of.size * products if kind == "selective" else 0)
-    return layers * of.tokens * kept + whole + scratch
+        products += dims.heads  # attention's result, where it is one kernel
+    kept = dims.stream * dims.width + (dims.size * products if kind == "selective" else 0)
+    return layers * dims.tokens * kept + whole + scratch
 
 
 def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:

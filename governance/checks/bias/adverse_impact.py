@@ -108,9 +108,9 @@ def impact_rows(fates: pa.Table, reference: Reference = "none", min_documents: i
             }
             for language in (*of_axis.languages, ALL) if "/" not in name else (ALL,):
                 chosen = np.full(len(of_axis.strata), True) if language == ALL else of_axis.language == language
-                of = {group: passage.at(chosen) for group, passage in passed.items()}
+                passed_of_groups = {group: passage.at(chosen) for group, passage in passed.items()}
                 place = of_axis.strata[chosen], of_axis.buckets[chosen]
-                rows += _rows_of((of_axis.axis, language, name), of, place, (reference, min_documents))
+                rows += _rows_of((of_axis.axis, language, name), passed_of_groups, place, (reference, min_documents))
     return rows
 
 

@@ -146,12 +146,12 @@ def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) 
     for (code, source), sums in running.sums.items():
         packed = _packed(lexicons, code)
         deep = stage == KEPT
-        of = (
+        tables = (
             sentence_tables((code, source), lexicons, packed, sums)
             if deep
             else removed_tables(stage, code, packed, sums)
         )
-        for name, table in of:
+        for name, table in tables:
             parts[name].append(table)
     running.sums.clear()
 

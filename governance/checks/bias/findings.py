@@ -126,8 +126,8 @@ def _order(row: Row) -> tuple[Any, ...]:
 def _behind(counts: Mapping[str, pa.Table]) -> Behind:
     beside: dict[tuple[str, ...], dict[str, dict[str, tuple[int, int]]]] = {}
     for row in counts["beside"].to_pylist():
-        of = beside.setdefault((row["language"], row["axis"], row["group"]), {}).setdefault(row["term"], {})
-        of[row["source"]] = (row["words"], row["scored"])
+        evidence = beside.setdefault((row["language"], row["axis"], row["group"]), {}).setdefault(row["term"], {})
+        evidence[row["source"]] = (row["words"], row["scored"])
     examples: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in counts["examples"].to_pylist():
         examples.setdefault(tuple(row[name] for name in CELL), []).append(row)

@@ -44,6 +44,6 @@ def privacy_rows(redact: Mapping[str, Any], actions: Mapping[str, str], encode: 
 
 def _recall(redact: Mapping[str, Any], kind: str) -> str | None:
     canaries = redact.get("canaries", {})
-    of = canaries.values() if kind == ALL else [canaries.get(kind, {})]
-    planted, found = (sum(int(entry.get(name, 0)) for entry in of) for name in ("planted", "found"))
+    counts = canaries.values() if kind == ALL else [canaries.get(kind, {})]
+    planted, found = (sum(int(entry.get(name, 0)) for entry in counts) for name in ("planted", "found"))
     return f"recall of canaries {found}/{planted}" if planted else None

@@ -46,8 +46,8 @@ class Cells:
     def by_bucket(self, chosen: Flags) -> Integers:
         """Bucket sums of the cells whose value is in `chosen`."""
         sums = np.zeros(BUCKETS, np.int64)
-        of = chosen[self.places]
-        np.add.at(sums, self.buckets[of], self.numbers[of])
+        places = chosen[self.places]
+        np.add.at(sums, self.buckets[places], self.numbers[places])
         return sums
 
 
@@ -111,8 +111,12 @@ def _largest(cells: Cells, most: int) -> dict[str, Integers]:
 
 def concentration(cells: Cells, known: Flags) -> Estimates:
     """Concentration over the known values, [values] of booleans; one row."""
-    of = known[cells.places]
-    places, buckets, numbers = cells.places[of], cells.buckets[of], cells.numbers[of].astype(np.float64)
+    rows_here = known[cells.places]
+    places, buckets, numbers = (
+        cells.places[rows_here],
+        cells.buckets[rows_here],
+        cells.numbers[rows_here].astype(np.float64),
+    )
     totals = np.bincount(places, numbers, minlength=len(known))
     # the sum of (total - part)^2 over values, for each bucket, from the cells that are not 0
     change = np.bincount(buckets, numbers**2 - 2 * totals[places] * numbers, minlength=BUCKETS)

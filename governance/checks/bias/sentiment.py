@@ -67,8 +67,8 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = (), fates:
     parts = [by_bucket(scores, (*_KEYS, "source"), name) for name in ("sentences", "total", "squares", "hits")]
     rows: list[Row] = []
     for instrument, language in sorted({key[:2] for key in parts[0]}):
-        of = [key for key in parts[0] if key[:2] == (instrument, language)]
-        keys, sources = list(dict.fromkeys(key[:-1] for key in of if key[3])), sources_of(of)
+        matching = [key for key in parts[0] if key[:2] == (instrument, language)]
+        keys, sources = list(dict.fromkeys(key[:-1] for key in matching if key[3])), sources_of(matching)
         if not keys:
             continue
         toxic = not instrument.startswith(SENTIMENT)

@@ -63,8 +63,8 @@ def _classifiers(classify: Manifest) -> Iterator[Table]:
     for name, (low, high) in sorted(classify.config.get("bounds", {}).items()):
         bounds = [f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None]
         removed = stats.get("removed", {}).get(f"classifier:{name}", 0)
-        of = share(removed / stats["documents_in"]) if stats.get("documents_in") else "–"
-        rows.append((name, " ".join(bounds) or "all", removed, of))
+        share_of_documents = share(removed / stats["documents_in"]) if stats.get("documents_in") else "–"
+        rows.append((name, " ".join(bounds) or "all", removed, share_of_documents))
     note = "A document is counted under the first model whose bounds it violates."
     yield _table("classify: removed by classifiers", ["model", "kept scores", "removed", "share"], rows, note)
 
