@@ -331,7 +331,10 @@ def _score_tasks(context: TrainContext, state: TrainState, saved: int, suite: Su
 
 
 def _nats_function(context: TrainContext, state: TrainState, saved: int, what: str) -> Callable[[Batch], torch.Tensor]:
-    """Forward pass that honours a stop request; `what` names it in hang reports."""
+    """Forward pass that honours a stop request.
+
+    `what` names the measurement in reports of hangs.
+    """
 
     def nats_of(batch: Batch) -> torch.Tensor:
         # Every rank makes the same number of passes, so all of them reach this collective.
