@@ -226,6 +226,42 @@ def test_pages_name_tests_that_exist():
     assert gone == []
 
 
+def test_imported_names_exist():
+    """Late imports too, also of tests and benchmarks, which no type checker reads."""
+    gone = []
+    for path in (*FILES, *(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))):
+        for node in (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom)):
+            if node.level or (node.module or "").split(".")[0] not in (*PACKAGES, "tests", "benchmarks"):
+                continue
+            folder = ROOT / node.module.replace(".", "/")
+            file = folder.with_suffix(".py") if folder.with_suffix(".py").exists() else folder / "__init__.py"
+            names = top_names(file) if file.exists() else set()
+            for alias in node.names:
+                module = folder / alias.name
+                if alias.name not in names and not module.is_dir() and not module.with_suffix(".py").exists():
+                    gone.append(f"{name_of(path)}:{node.lineno}: {node.module} has no {alias.name}")
+    assert gone == []
+
+
+@functools.cache
+def top_names(path):
+    """Names that a module binds outside functions and classes; all that occur where it has `__getattr__`."""
+    found, todo = set(), list(tree_of(path).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.AST):
+            todo += ast.iter_child_nodes(node)
+    if "__getattr__" in found:
+        found |= {node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant)}
+    return found
+
+
 def test_no_modules_import_in_a_circle():
     """Imports for types only count, too."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
