@@ -8,12 +8,9 @@ line is positive where all texts of its page hold it, negative where none does, 
 Both steps are logistic regressions with a quadratic penalty; the second is fitted to scores of pages that the first was
 not fitted to. Names and words are kept that occur on several sites and weigh something.
 
-The product's weights were made from the half of `html_public` that `develops` names (252 pages) and 233 test pages of
-newspaper4k, goose3 and the Postlight parser, both with trafilatura's texts; the 130 test pages of readability.js with
-their texts and titles; every sixth article of `web.warc.gz` (145); and every fifteenth manual of `html_docs` (116).
-The folder's licences allow `html_public` for measuring only, "never trained on": weights to be published need other
-pages in its place. Without it, the other 624 pages give an F1 of .914 on that half, which the product's weights, made
-with it, put at .944.
+The product's weights were made from 233 test pages of newspaper4k, goose3 and the Postlight parser, with trafilatura's
+texts; the 130 test pages of readability.js with their texts and titles; every sixth article of `web.warc.gz` (145); and
+every fifteenth manual of `html_docs` (116). No page of `html_public` is among them: its licence allows measuring only.
 """
 
 from __future__ import annotations
@@ -59,7 +56,7 @@ class LabelledPage:
 
 
 def develops(file: str) -> bool:
-    """Return whether a page of `html_public` is of the half that is tuned on."""
+    """Return whether a page of `html_public` is of the half that rules may look at."""
     found = re.match(r"([a-z0-9.-]+?\.[a-z]{2,6})\b", file)
     site = (found[1] if found else file).removeprefix("www.")
     return int(hashlib.sha256(site.encode()).hexdigest(), 16) % 2 == 0
