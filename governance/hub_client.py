@@ -7,6 +7,7 @@ it is requested to be public. A failed upload loses nothing: another one sends w
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -24,6 +25,7 @@ _FIXES = {
     404: "The account does not exist, or the token cannot see it",
     429: "The hub limits requests: wait some minutes",
 }
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _WAITS = (1.0, 4.0, 15.0)  # seconds before another try where the hub is busy or the connection broke
 _Answer = TypeVar("_Answer")
 Kind = Literal["dataset", "model"]
@@ -61,6 +63,7 @@ def ask_hub(place: HubPlace, request: Callable[[Any], _Answer]) -> _Answer:
 
     Raises:
         MissingInput: it refuses, or cannot be reached.
+        StorageError: this machine cannot store what it sent.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -74,6 +77,10 @@ def ask_hub(place: HubPlace, request: Callable[[Any], _Answer]) -> _Answer:
         except PipelineError:
             raise
         except Exception as error:  # a dozen types of two packages
+            if getattr(error, "errno", None) in _STORAGE:
+                raise StorageError(
+                    f"{place.setting}: {place} cannot be stored: {error}. Make room, then run again"
+                ) from error
             status = getattr(getattr(error, "response", None), "status_code", None)
             passing = (status or 500) >= 500 or status == 429
             passing &= not isinstance(error, OfflineModeIsEnabled)
@@ -118,14 +125,25 @@ def require_name(repository: str) -> None:
         raise ConfigError(f"push to {repository!r}: give the repository as OWNER/NAME")
 
 
-def push(folder: Path, repository: str, message: str, *, again: str, kind: Kind = "model", public: bool = False) -> str:
+def push(
+    folder: Path,
+    repository: str,
+    message: str,
+    *,
+    again: str,
+    kind: Kind = "model",
+    public: bool = False,
+    replaces: str | None = None,
+) -> str:
     """Upload a folder into a repository; return the commit's address.
 
     The repository is created if it does not exist. `again`: the command that finishes a failed upload, for its error.
+    `replaces`: a pattern; files of the repository that match and are not in the folder are removed in the same commit.
 
     Raises:
         ConfigError: the repository's name is not OWNER/NAME.
-        PipelineError: the hub refuses; names the reason and the command that finishes the upload.
+        PipelineError: the hub refuses, with the reason and the command that finishes the upload; or the repository
+            exists and is public, and `public` is not set.
         StorageError: the hub cannot be reached, or fails.
     """
     require_name(repository)
@@ -135,7 +153,13 @@ def push(folder: Path, repository: str, message: str, *, again: str, kind: Kind 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="assay")
     try:
         api.create_repo(repository, private=not public, exist_ok=True, repo_type=kind)
-        made = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, repo_type=kind)
+        if not public and not api.repo_info(repository, repo_type=kind).private:
+            raise PipelineError(
+                f"push to {repository}: it exists and is public; nothing was sent. Add --public to publish"
+            )
+        made = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, repo_type=kind, delete_patterns=replaces
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code
         text = f"push to {repository}: the hub answers {status} ({error.server_message or str(error).splitlines()[0]})"

@@ -147,26 +147,31 @@ def push(arguments: Arguments) -> None:
     import tempfile
 
     from assay.pipeline import corpus_card, journal_of
-    from governance.files import write_text
+    from governance.files import sha256_bytes, write_text
     from governance.hub_client import push as upload
     from governance.hub_client import require_name
+    from governance.reports.documents.dataset_card import SHARDS
 
     require_name(arguments.repository)
     loaded, runtime = load(arguments, "run")
     card, documents = corpus_card(loaded, runtime)
     shards = documents.files("documents", runtime.root)
+    names = [f"data/train-{number:05}-of-{len(shards):05}.parquet" for number in range(len(shards))]
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder, "README.md"), card)
         Path(folder, "data").mkdir()
-        for number, shard in enumerate(shards):
-            Path(folder, "data", f"train-{number:05}-of-{len(shards):05}.parquet").symlink_to(shard)
+        for file, shard in zip(names, shards, strict=True):
+            Path(folder, file).symlink_to(shard)
         message = f"Corpus {documents.digest[:16]}"
         again = "Run the same command again; it sends only what the hub lacks"
         commit = upload(
-            Path(folder), arguments.repository, message, again=again, kind="dataset", public=arguments.public
-        )
+            Path(folder), arguments.repository, message, again=again, kind="dataset", public=arguments.public,
+            replaces=SHARDS,
+        )  # fmt: skip
     name = arguments.repository
-    pushed = {f"hub/{name}/{output.path}": output.sha256 for output in documents.listed("documents")}
+    digests = [output.sha256 for output in documents.listed("documents")]
+    pushed = {f"hub/{name}/{file}": digest for file, digest in zip(names, digests, strict=True)}
+    pushed[f"hub/{name}/README.md"] = sha256_bytes(card.encode())
     journal_of(loaded, runtime).state("push", pushed, [documents.as_input()], commit=commit)
     say(f"{name}: {len(shards)} shard(s) of documents and their card, {commit}", push=name, commit=commit)
 

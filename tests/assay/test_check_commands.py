@@ -67,6 +67,10 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     assert "need no network" in said
     assert list(docs.glob("validations/drift/**/*.html")) == []
     assert len(list(docs.glob("validations/token_shards/**/*.html"))) == 1
+    hub.repositories["lab/open"] = {"type": "dataset", "private": False}
+    status, said = typed("data push", "lab/open")
+    assert (status, "it exists and is public; nothing was sent" in said, hub.files) == (1, True, {}), said
+    hub.files["data/train-00000-of-00002.parquet"] = b"of an earlier push"
     status, said = typed("data push", "lab/tales")
     assert (status, "lab/tales: 1 shard(s) of documents" in said) == (0, True), said
     assert hub.repositories["lab/tales"]["type"] == "dataset"
@@ -78,7 +82,9 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     [made] = (project / "root" / "redact").glob("*/documents/*.parquet")
     assert data == made.read_bytes()
     stated = json.loads((project / "root" / "journal.jsonl").read_text().splitlines()[-1])["envelope"]["payload"]
-    assert hashlib.sha256(data).hexdigest() in base64.b64decode(stated).decode()
+    subjects = {item["name"]: item["digest"]["sha256"] for item in json.loads(base64.b64decode(stated))["subject"]}
+    assert subjects[f"hub/lab/tales/{name}"] == hashlib.sha256(data).hexdigest()
+    assert subjects.keys() == {f"hub/lab/tales/{name}", "hub/lab/tales/README.md"}
     assert typed("governance freeze", file)[0] == 0
     whole = file.read_bytes()
     assert typed("governance freeze", file)[0] == 78

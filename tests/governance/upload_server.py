@@ -55,7 +55,17 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        if not self._refused():
+        if self._refused():
+            return
+        path = self.path.partition("?")[0]
+        name = "/".join(path.split("/")[3:5])
+        if path.startswith(("/api/models/", "/api/datasets/")) and name in self.server.repositories:
+            files = [{"type": "file", "path": file, "oid": "0" * 40, "size": len(data), "rfilename": file}
+                     for file, data in sorted(self.server.files.items())]  # fmt: skip
+            made = self.server.repositories[name]
+            private = made.get("private", made.get("visibility") == "private")
+            self._answer(files if "/tree/" in path else {"id": name, "private": private, "siblings": files})
+        else:
             self._answer({"error": f"no {self.path}"}, 404)
 
     def do_PUT(self) -> None:
@@ -107,6 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
                     hub.files[value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     hub.files[value["path"]] = hub.objects[value["oid"]]
+                elif entry["key"] == "deletedFile":
+                    del hub.files[value["path"]]
             name = path.split("/", 3)[3].partition("/commit/")[0]
             url = f"{hub.endpoint}/{name}/commit/{'c' * 40}"
             self._answer({"success": True, "commitOid": "c" * 40, "commitUrl": url})

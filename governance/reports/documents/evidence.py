@@ -100,8 +100,13 @@ class Evidence:
 
     @property
     def licences(self) -> list[str]:
-        """SPDX names of the remaining sources' licences."""
-        return sorted({row["licence"] for row in self.kept})
+        """SPDX names of the remaining sources' licences.
+
+        A source that the policy refuses counts as long as the corpus holds documents of it.
+        """
+        counts = self.corpus.stats.get("by_source", {}) if self.found["funnel"] else {}
+        held = {name for name, row in counts.items() if row.get("documents_kept")}
+        return sorted({row["licence"] for row in self.found["sources"] if row["fate"] == "kept" or row["name"] in held})
 
     @property
     def languages(self) -> list[str]:
