@@ -38,7 +38,7 @@ from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import gather, give_verdict, read_verdict, require_open, trusted, verdict_path
-from governance.lineage.attest import open_journal, state_mirror
+from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
 from governance.manifest import Input, Manifest, verify
 from governance.signing.journal import Journal
@@ -89,8 +89,7 @@ def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> t
     if runtime.make and run.config.tracking.mode != "disabled":
         from assay.wandb_runs import show_data_and_gate
 
-        show_data_and_gate(run, {**artifacts, "audit": checked}, verdict, runtime)
-        state_mirror(journal_of(run, runtime), checked, runtime.root)
+        show_data_and_gate(run, {**artifacts, "audit": checked}, verdict, runtime, journal_of(run, runtime))
     return checked, verdict
 
 

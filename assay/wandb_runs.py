@@ -13,29 +13,30 @@ from assay.wandb_tables import mirror_tables
 from governance.config import canonical_json
 from governance.files import sha256_bytes
 from governance.gate.explanation import reason_words
+from governance.lineage.attest import state_mirror
 from governance.log import get_logger
 from governance.manifest import Manifest
+from governance.signing.journal import Journal
 from governance.stage import Runtime
 from pretrain.metrics.run_identity import MirrorTable
 from pretrain.metrics.wandb import FOLDER, FinishedRun, group_of, show_finished
 
 
 def show_data_and_gate(
-    run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime
+    run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime, journal: Journal
 ) -> None:
     """Show the corpus with its tables, and the verdict with its reasons.
 
-    A closed gate alerts.
-
-    A fault is a warning: no mirror stops a run.
+    A closed gate alerts. The journal states the files that W&B wrote. A fault is a warning: no mirror stops a run.
     """
     try:
-        _show(run, artifacts, verdict, runtime)
+        if _show(run, artifacts, verdict, runtime):
+            state_mirror(journal, artifacts["audit"], runtime.root)
     except Exception as error:
         get_logger(__name__).warning("W&B does not show the data and the gate (%s)", error)
 
 
-def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime) -> None:
+def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime) -> bool:
     tokens = artifacts.get("pack", artifacts["encode"])
     tables = mirror_tables(artifacts, runtime.root)
     data: dict[str, MirrorTable | float | str | None] = {
@@ -53,7 +54,7 @@ def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[st
         **{name: value for name, value in tables.items() if name.startswith("bias/")},
     }
     identity = sha256_bytes(canonical_json({"policy": verdict["policy"], "verdict": decision, "of": tokens.digest}))
-    show_finished(
+    return show_finished(
         runtime.root / FOLDER,
         run.config.tracking,
         group_of(tokens.digest),

@@ -16,6 +16,7 @@ from governance.files import sha256_bytes
 from governance.gate.site_policy import site_keys, sites
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Attest
+from governance.log import get_logger
 from governance.manifest import Manifest, describe_folder
 from governance.signing.dsse import SigningKey, private_key, public_key, sign, statement, verify_envelope
 from governance.signing.git_anchor import anchor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MODEL_SIGNATURE = "model-signature"
 MIRROR = "wandb"
+SHOWN_RUNS = "shown.json"
 """Statement on the files of W&B's runs of the data and of the gate, and the folder that holds them."""
 NOTE = "urn:assay:note:1"
 
@@ -130,7 +132,19 @@ def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root:
 def state_mirror(journal: Journal, shown: Manifest, root: Path) -> None:
     """State the files of W&B's runs of data and gate.
 
-    `shown`: the audit that they show. W&B's process has ended, so they no longer change.
+    `shown`: the audit that they show. W&B's process has ended, so they no longer change. A file that differs from its
+    statement is not stated again, which would hide the change; only the list of shown runs grows.
     """
-    if files := describe_folder(root / MIRROR, root):
-        journal.state(MIRROR, {file.path: file.sha256 for file in files}, [shown.as_input()])
+    known = {
+        name: digest for entry in journal.verified() if entry.kind == MIRROR for name, digest in entry.subjects.items()
+    }
+    files = {file.path: file.sha256 for file in describe_folder(root / MIRROR, root)}
+    grown = f"{MIRROR}/{SHOWN_RUNS}"
+    if altered := sorted(name for name in files if name != grown and known.get(name, files[name]) != files[name]):
+        get_logger(__name__).warning(
+            "%d file(s) of W&B's runs differ from their statement in the journal: %s",
+            len(altered),
+            ", ".join(altered[:3]),
+        )
+    if new := {name: digest for name, digest in files.items() if known.get(name) != digest and name not in altered}:
+        journal.state(MIRROR, new, [shown.as_input()])

@@ -48,6 +48,7 @@ _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/(digests|hub-[0-9a-f]{{16}})\.json|checkpoint/{_KEY}/model\.sig"
 )
 _MIRROR = "wandb/"  # W&B's runs of the data and of the gate
+_LINKED = re.compile(rf"((?:train/{_KEY}/)?wandb/)(?:.+)")
 _DIGESTS = "fetch/digests.json"
 _NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS, "fetch/hub-*.json")
 _GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in GROWING))
@@ -86,7 +87,7 @@ def strays(
         manifests: path -> manifest of every artifact below the root; None: it cannot be read.
         root: the artifacts' root.
         below: a folder relative to the root.
-        mirrored: files of W&B's runs that the journal states; none: none of them can be checked.
+        mirrored: files of W&B's runs that the journal states; a run with none of them cannot be checked.
     """
     named = {*manifests, *mirrored}
     for manifest in manifests.values():
@@ -94,6 +95,7 @@ def strays(
             named |= {output.path for output in (*manifest.outputs, *(manifest.beside or ()))}
     reports = {output.sha256 for one in manifests.values() if one and one.stage == "report" for output in one.outputs}
     found, unsaid = Strays(), dict[str, int]()
+    stated, unstated = {_run_of(name) for name in mirrored}, set[str]()
     for path in _files(root / below):
         name = path.relative_to(root).as_posix()
         if _EMPTY.fullmatch(name) and path.stat().st_size:
@@ -102,7 +104,10 @@ def strays(
             if sha256_file(path) not in reports:
                 found.problems.append(f"{name}: is not the copy of a report of this root. Remove it.")
             continue
-        if name in named or _known(path, name, manifests) or (name.startswith(_MIRROR) and not mirrored):
+        if name in named or _known(path, name, manifests):
+            continue
+        if name.startswith(_MIRROR) and _run_of(name) not in stated:
+            unstated.add(_run_of(name))
             continue
         owner = _unfinished(name, manifests)
         if owner is None:
@@ -110,6 +115,9 @@ def strays(
         elif owner:
             unsaid[owner] = unsaid.get(owner, 0) + 1
     found.notes += [f"{owner}: {count} file(s) that cannot be checked" for owner, count in sorted(unsaid.items())]
+    found.notes += [
+        f"{name}: the journal states no file of this W&B run, so none is checked" for name in sorted(unstated)
+    ]
     return found
 
 
@@ -197,9 +205,14 @@ def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> b
     """Return whether a rule or another check accounts for a file."""
     if _GROWS.fullmatch(name):
         return not _finished(name, manifests)
-    if path.is_symlink() and f"/{_MIRROR}" in f"/{name}":  # W&B's second name of a file that is listed
-        return True
+    if path.is_symlink() and (place := _LINKED.fullmatch(name)):  # W&B's second name of a file that is listed
+        return path.resolve().is_relative_to((path.parents[name.count("/") - place[1].count("/")]).resolve())
     return is_temporary(path) or any(rule.fullmatch(name) is not None for rule in (_BY_RULE, _SIGNED, _RECORD))
+
+
+def _run_of(name: str) -> str:
+    """Folder of a W&B run of data or gate that holds a file."""
+    return "/".join(name.split("/")[:2])
 
 
 def _finished(name: str, manifests: Mapping[str, Manifest | None]) -> bool:

@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 
 from governance.errors import MissingInput
 from governance.files import remove_tree, write_json
+from governance.lineage.attest import SHOWN_RUNS
 from governance.log import get_logger
 from governance.manifest import Input
 from pretrain.config.training import TrackingConfig
@@ -48,7 +49,6 @@ from pretrain.metrics.wandb_reader import read_offline
 
 FOLDER = "wandb"
 _SENT_FILE = "sent.json"
-_SHOWN_FILE = "shown.json"
 _INIT_SECONDS = 60.0
 _FINISH_SECONDS = 30.0  # with the next less than the minute that Slurm and the launcher leave to a rank that saves
 _OFFLINE_SECONDS = 15.0
@@ -399,28 +399,31 @@ class FinishedRun:
     """Text of an alert that goes with it; "": none."""
 
 
-def show_finished(place: Path, config: TrackingConfig, group: str, runs: Sequence[FinishedRun]) -> None:
+def show_finished(place: Path, config: TrackingConfig, group: str, runs: Sequence[FinishedRun]) -> bool:
     """Show runs at W&B, or write them offline below `place`, each once.
+
+    Returns whether new runs were shown and W&B's process has ended, so that the files no longer change.
 
     Only where W&B was requested: by the mode, by WANDB_MODE, or by a login. A process of its own does it, because
     wandb reads its folders at import, and a training of this process has other ones. Its faults are warnings. Price:
     about 4 s, most of them starting that process.
     """
-    mode, record = mode_of(config), place / _SHOWN_FILE
+    mode, record = mode_of(config), place / SHOWN_RUNS
     requested = mode == "online" or (mode == "offline" and (config.mode != "auto" or "WANDB_MODE" in os.environ))
     shown = json.loads(record.read_text()) if record.exists() else []
     new = [run for run in runs if run.identity not in shown]
     if not requested or not new:
-        return
+        return False
     apart = multiprocessing.get_context("spawn").Process(target=_show, args=(place, config, group, new))
     apart.start()
     apart.join(_INIT_SECONDS + _FINISH_SECONDS)
     if apart.exitcode == 0:
         write_json(record, [*shown, *(run.identity for run in new)])
-        return
+        return True
     apart.kill()
     names = ", ".join(run.name for run in new)
     get_logger(__name__).warning("W&B does not show %s; the reports and metrics.jsonl are the record", names)
+    return False
 
 
 def _show(place: Path, config: TrackingConfig, group: str, runs: Sequence[FinishedRun]) -> None:

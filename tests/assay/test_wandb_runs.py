@@ -64,10 +64,10 @@ def test_reasons_are_words_and_the_alert_has_those_that_close(monkeypatch, tmp_p
     verdict = {"verdict": "BLOCK", "policy": {}, "audit": {}, "reasons": [reason, shown]}
     finished = []
     monkeypatch.setattr(wandb_runs, "mirror_tables", lambda *given: {})
-    monkeypatch.setattr(wandb_runs, "show_finished", lambda *given: finished.extend(given[-1]))
+    monkeypatch.setattr(wandb_runs, "show_finished", lambda *given: bool(finished.extend(given[-1])))
     run = SimpleNamespace(config=SimpleNamespace(tracking=TrackingConfig()))
     tokens = SimpleNamespace(digest="c" * 64, path="encode/c")
-    wandb_runs.show_data_and_gate(run, {"encode": tokens}, verdict, Runtime(tmp_path))
+    wandb_runs.show_data_and_gate(run, {"encode": tokens}, verdict, Runtime(tmp_path), None)
     words = "pii.rate failed (owner: privacy): 0.2 > 0.1 [encode]"
     _, gate = finished
     assert gate.alert == f"BLOCK: {words}"

@@ -295,7 +295,7 @@ def test_a_waiver_that_did_not_hold_when_it_was_used_is_found(tmp_path):
     assert "of another corpus" in message[1]
 
 
-def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_path):
+def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_path, caplog):
     root = copy_of(pristine, tmp_path)
     run, link = root / "wandb" / "offline-run-1", root / "wandb" / "debug.log"
     write_bytes(run / "media" / "table.json", b"{}")
@@ -315,6 +315,12 @@ def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_pat
     write_bytes(run / "media" / "table.json", b"[]")
     write_bytes(run / "other.json", b"{}")
     (run / "debug.log").unlink()
-    assert sorted(problems()) == [
-        f"wandb/offline-run-1/{name}" for name in ("debug.log", "media/table.json", "other.json")
-    ]
+    altered = [f"wandb/offline-run-1/{name}" for name in ("debug.log", "media/table.json", "other.json")]
+    assert sorted(problems()) == altered
+    write_bytes(root / "wandb" / "offline-run-2" / "debug.log", b"killed before it was stated")
+    assert sorted(problems()) == altered
+    (root / "wandb" / "offline-run-1" / "debug.log").symlink_to("/etc/hostname")
+    with caplog.at_level("WARNING", "assay"):
+        state_mirror(open_journal(CONFIG, root.parent, root), audit, root)
+    assert "differ from their statement" in caplog.text
+    assert sorted(problems()) == altered[:2], "an alteration is never stated anew"
