@@ -89,11 +89,10 @@ def strays(
         below: a folder relative to the root.
         mirrored: files of W&B's runs that the journal states; a run with none of them cannot be checked.
     """
-    named = {*manifests, *mirrored}
-    for manifest in manifests.values():
-        if manifest is not None:
-            named |= {output.path for output in (*manifest.outputs, *(manifest.beside or ()))}
-    reports = {output.sha256 for one in manifests.values() if one and one.stage == "report" for output in one.outputs}
+    whole = [manifest for manifest in manifests.values() if manifest is not None]
+    listed = {output.path for one in whole for output in (*one.outputs, *(one.beside or ()))}
+    named = {*manifests, *mirrored, *listed}
+    reports = {output.sha256 for one in whole if one.stage == "report" for output in one.outputs}
     found, unsaid = Strays(), dict[str, int]()
     stated, unstated = {_run_of(name) for name in mirrored}, set[str]()
     for path in _files(root / below):
