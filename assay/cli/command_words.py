@@ -127,14 +127,16 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
         found += [*before, last + equals + value]
         if name in _OLD_OPTIONS:
             shown = f"{last} I/N {' '.join(before)}" if before else last
-            warn(f"{name} is now {shown}; the old option goes with the next release")
+            warn(f"{name} is now {shown}; the old option will be removed in the next release")
     place = next((index for index, word in enumerate(found) if not word.startswith("-")), len(found))
     command, rest = found[place : place + 1], found[place + 1 :]
     if command == ["help"]:
         return [*found[:place], *rest, "--help"]
     plain = [word for word in rest if not word.startswith("-") and word not in ("write", "verify")]
     if command == ["report"] and plain[:1] != ["compare"] and "last" in plain[1:] and not Path("last").exists():
-        rest = [word for word in rest if word != "last"]
+        config = rest.index(plain[0])
+        if rest[config + 1 : config + 2] == ["last"]:
+            del rest[config + 1]
         found = [*found[: place + 1], *rest]
     first = next((word for word in rest if word not in ("-v", "--verbose", "-q", "--quiet")), "")
     if command != ["report"] or first in ("", "-h", "--help", *REPORT_COMMANDS):
@@ -181,7 +183,9 @@ def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
         for name, value in zip(given, (values[-1], *values[:-1]), strict=True):
             setattr(arguments, name, value)
         shown = " ".join(str(getattr(arguments, name)) for name in given)
-        warn(f"the run file comes first now: assay {arguments.words} {shown}; the old order goes with the next release")
+        warn(
+            f"the run file comes first now: assay {arguments.words} {shown}; the old order will be removed in the next release"
+        )
 
 
 def _shipped(path: Path) -> Path:

@@ -107,6 +107,7 @@ def test_surface_is_pinned_and_each_command_exists():
         (["report", "./verify"], ["report", "write", "./verify"]), (["report", "verfiy", "x"], None),
         (["report", "-v", "verify", "x"], None), (["report", "-q", "x.toml"], ["report", "write", "-q", "x.toml"]),
         (["report", "x.toml", "last"], ["report", "write", "x.toml"]),
+        (["report", "x.toml", "--root", "last"], ["report", "write", "x.toml", "--root", "last"]),
         (["report", "verify", "x.toml", "last"], ["report", "verify", "x.toml"]),
         (["help"], ["--help"]), (["help", "data", "show"], ["data", "show", "--help"]),
     ],
