@@ -184,7 +184,8 @@ def in_order(arguments: argparse.Namespace, warn: Warn) -> None:
             setattr(arguments, name, value)
         shown = " ".join(str(getattr(arguments, name)) for name in given)
         warn(
-            f"the run file comes first now: assay {arguments.words} {shown}; the old order will be removed in the next release"
+            f"the run file comes first now: assay {arguments.words} {shown}; "
+            "the old order will be removed in the next release"
         )
 
 
