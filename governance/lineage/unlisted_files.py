@@ -210,7 +210,7 @@ def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> b
 
 
 def _run_of(name: str) -> str:
-    """Folder of a W&B run of data or gate that holds a file."""
+    """Folder of the W&B run that holds a file."""
     return "/".join(name.split("/")[:2])
 
 
