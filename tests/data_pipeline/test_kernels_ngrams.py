@@ -25,7 +25,8 @@ def laid_out(items):
         errors = int(MAX_ERRORS * (last - first))
         for at in range(first, last - SEED_WORDS + 1):
             owners[at][level] = len(limits)
-        limits.append((first, last, errors, min(MAX_BAND, errors + extra)))
+        part = (last - first) // 2 + 1 if level == 0 and last - first >= 10 else 1 << 30
+        limits.append((first, last, errors, min(MAX_BAND, errors + extra), part))
 
     for item in items:
         start = len(words)
@@ -45,7 +46,7 @@ def laid_out(items):
 def kernel(items, texts, run_words):
     words, limits, owners = laid_out(items)
     hashes, _ = word_hashes(*text_buffers(pa.array([" ".join(words)])))
-    passages = Passages(hashes, np.array(limits, np.int32).reshape(-1, 4), np.array(owners, np.int32).reshape(-1, 2))
+    passages = Passages(hashes, np.array(limits, np.int32).reshape(-1, 5), np.array(owners, np.int32).reshape(-1, 2))
     joined = pa.array([" ".join(text) for text in texts], pa.large_string())
     return [tuple(row) for row in search(*text_buffers(joined), build_index(passages), run_words).tolist()]
 
@@ -105,7 +106,7 @@ def reference(items, texts, run_words):
         starts = np.cumsum([0, *(len(word) + 1 for word in text)]).tolist()
 
         def lay(passage, p, q, text=text, found_until=found_until, in_vain=in_vain):
-            first, last, errors, band = limits[passage]
+            first, last, errors, band, part = limits[passage]
             start = p - (q - first)
             met = common_words(text, words[first:last], start, errors, band)
             run = {p + k for k in range(SEED_WORDS)}
@@ -113,7 +114,7 @@ def reference(items, texts, run_words):
                 while 0 <= k < len(text) and 0 <= k - start < last - first and text[k] == words[first + k - start]:
                     run.add(k)
                     k += step
-            if met[0] == 0 and len(run) >= run_words:
+            if met[0] == 0 and len(run) >= min(run_words, part):
                 met = (len(run), min(run), max(run))
             if met[0]:
                 found_until[passage] = max(max(run), met[2]) + 1

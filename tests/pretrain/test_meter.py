@@ -142,7 +142,7 @@ def test_memory_is_resident_and_its_peak_stays():
     del held
     after = memory(torch.device("cpu"))
     assert after["memory"] < during["memory"]
-    assert after["memory_peak"] >= during["memory"]
+    assert after["memory_peak"] >= during["memory"] - (2 << 20)  # the kernel counts pages in batches per core
     assert after["memory_reserved"] is None
 
 

@@ -181,7 +181,7 @@ def test_the_steps_that_read_a_row_are_those_that_did(owners, mixture, ramp, cho
 def test_a_source_without_rows_is_reported():
     config = train_config(mixture=({"from_step": 1, "weights": {"a": 1.0, "books": 1.0}},))
     with pytest.raises(
-        ConfigError, match=r"train\.mixture\.0\.weights: no training row .* 'books'; the sources are a, b"
+        ConfigError, match=r"train\.mixture\[entry 1\]\.weights: no training row .* 'books'; the sources are a, b"
     ):
         sampler_of(rows_of([0, 1]), config)
     with pytest.raises(ValueError, match="must be 0 or more"):
