@@ -192,7 +192,7 @@ def test_what_occurs_word_by_word_is_found(items, around, copies):
     items = items * copies  # whatever else the sets hold, and however often
     _, limits, _ = laid_out(items)
     words = list(chain(*chain(*items)))
-    for passage, (first, last, _, _) in enumerate(limits[: 2 * len(items) // copies]):
+    for passage, (first, last, *_) in enumerate(limits[: 2 * len(items) // copies]):
         found = kernel(items, [[*around, *words[first:last], *around]], 50)
         alike = [k for k, (a, b, *_) in enumerate(limits) if words[a:b] == words[first:last]]
         assert {row[1] for row in found} & set(alike), (passage, found)
