@@ -41,7 +41,7 @@ _SHOWN_CHARACTERS = 200
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a value that is ever hashed.
 
-    Sorted keys, no spaces, UTF-8.
+    It has sorted keys, no spaces, and is UTF-8.
 
     Raises:
         TypeError: JSON has no certain form for it: a NaN, an infinity, a key that is not a string, a set.

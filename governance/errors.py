@@ -161,7 +161,7 @@ def read_errors(
 ) -> Iterator[None]:
     """Turn errors of reading a file of the root into `ManifestError`.
 
-    Those of the system, of Arrow and of JSON, and a column or key that is missing.
+    These are errors of the system, of Arrow and of JSON, and a column or key that is missing.
     """
     try:
         yield

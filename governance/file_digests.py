@@ -62,7 +62,7 @@ class Digests:
     def facts(self, path: Path) -> tuple[int, ...]:
         """Size, times and inode of a file at its digest.
 
-        Empty where it had changed within two seconds: times alone do not show another change then.
+        The result is empty where the file had changed within two seconds: times alone do not show another change then.
         """
         return self._facts.get(str(path.absolute()), ())
 

@@ -53,7 +53,7 @@ def is_temporary(path: Path) -> bool:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`.
 
-    On success sync it and rename it to `path`, else remove it.
+    On success it is synced and renamed to `path`, else it is removed.
 
     Raises:
         StorageError: the disk is full or refuses.
@@ -118,7 +118,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_private(path: Path, data: bytes) -> bool:
     """Write a secret readable by its owner only.
 
-    False, and nothing written, when another process was first.
+    Return False, with nothing written, when another process was first.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,8 +128,8 @@ def write_private(path: Path, data: bytes) -> bool:
 def write_new(path: Path, data: bytes) -> bool:
     """Write `data` under a new name.
 
-    False, and nothing written, when another process was first: every shared file system makes a hard link for one of
-    many nodes only.
+    Return False, with nothing written, when another process was first: every shared file system makes a hard link for
+    one of many nodes only.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,8 +241,8 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
 
     A kill tears at most the last line.
 
-    A line that a kill tore is closed first, so that it does not take the next one with it. `durable`: it is on the disk
-    when this returns.
+    A line that a kill tore is closed first, so that it does not take the next one with it. With `durable` the line is
+    on the disk when this returns.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
 
     Torn lines (after a kill, or on a full disk) are left out.
 
-    `last_bytes`: only the whole lines of so many bytes at its end; 0: all.
+    `last_bytes` limits the reading to the whole lines in so many bytes at the file's end; 0 reads all.
     """
     if not path.exists():
         return []
@@ -283,7 +283,7 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
 def place(source: Path, target: Path) -> None:
     """Give the finished file `source` a second name `target`.
 
-    A hard link where the file system can, else a copy.
+    It is a hard link where the file system can make one, else a copy.
     """
     if target.exists():
         return
@@ -341,7 +341,7 @@ def remove_file(path: Path) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it.
 
-    The manifest first, so that a kill half-way leaves an unfinished artifact.
+    The manifest goes first, so that a kill half-way leaves an unfinished artifact.
     """
     with contextlib.suppress(FileNotFoundError):
         (folder / "manifest.json").unlink()
@@ -374,7 +374,7 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, read in blocks of 1 MiB.
 
-    About 1.5 GB/s where the processor has SHA instructions.
+    It reads about 1.5 GB/s where the processor has SHA instructions.
 
     Raises:
         MissingInput: the file is missing or cannot be read.
@@ -404,7 +404,7 @@ def nameless_memory(folder: Path, size: int) -> mmap.mmap:
 def sha256_leaves(path: Path) -> tuple[str, ...]:
     """The SHA-256 of each `LEAF_BYTES` piece of a file.
 
-    Empty for a file that is not larger than a piece.
+    The result is empty for a file that is not larger than a piece.
 
     Raises:
         MissingInput: the file is missing or cannot be read.
@@ -431,7 +431,7 @@ def sha256_leaves(path: Path) -> tuple[str, ...]:
 def sha256_with_leaves(path: Path) -> tuple[str, tuple[str, ...]]:
     """`sha256_file` and `sha256_leaves` at once.
 
-    The leaves of a large file in a second thread.
+    The leaves of a large file are hashed in a second thread.
 
     Hashing leaves the interpreter's lock, so on a second core the leaves cost no time, and the file is read from the
     disk once; they do cost the processor as much again.

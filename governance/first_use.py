@@ -30,7 +30,7 @@ def announce_to(began: Event) -> None:
 
 
 def compilation_begins() -> None:
-    """Say that kernels are being compiled, here or through the parent."""
+    """Report that kernels are being compiled, here or through the parent."""
     for began in _BEGAN:
         began.set()
     if not _BEGAN:

@@ -46,7 +46,7 @@ class Watched:
 class Watch(Protocol):
     """The budget of a training.
 
-    `over(sum over the ranks of words(...))` is alike on every rank.
+    The answer of `over(sum over the ranks of words(...))` is alike on every rank.
     """
 
     def words(self, ahead_seconds: float) -> list[int]:
@@ -80,7 +80,7 @@ class Budget(Protocol):
     def look(self, ahead_seconds: float) -> None:
         """Raise `BudgetReached` if so many seconds more would exceed it.
 
-        Called between two shards.
+        It is called between two shards.
         """
 
     def watch(self, watched: Watched) -> Watch | None:

@@ -1,6 +1,6 @@
 """Manifests: outputs, inputs and recipe of an artifact; written last.
 
-It is written last, so it is the commit of an artifact.
+The file is written last, so it is the commit of an artifact.
 
 A whole example (`<root>/clean/0123456789abcdef/manifest.json`):
 
@@ -104,7 +104,7 @@ class Manifest(Section):
     def seal(self) -> str:
         """The hash of the whole manifest, the `run` block included.
 
-        Its file and its statement hold it.
+        The manifest's file and its statement hold it.
         """
         return _seal(self.plain())
 
@@ -224,7 +224,7 @@ def read_manifest(path: Path) -> Manifest:
 def present(manifest: Manifest, root: Path) -> bool:
     """Return whether each output exists with its size.
 
-    The cheap check of every look-up (`verify` reads the bytes).
+    This is the cheap check of every look-up (`verify` reads the bytes).
     """
     for output in manifest.outputs:
         try:
@@ -247,8 +247,8 @@ def resized(manifest: Manifest, root: Path) -> str:
 def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
     """Read each output and return the differences, one line a file.
 
-    Empty: the artifact is whole. For a large file that differs the pieces are named; `deep` also compares the leaves of
-    the others.
+    Without any the artifact is whole. For a large file that differs the pieces are named; `deep` also compares the
+    leaves of the others.
     """
     return [
         f"{output.path}: {problem}"
@@ -303,7 +303,7 @@ def differences(ours: Manifest, theirs: Manifest) -> list[str]:
 def _files_of(manifest: Manifest) -> dict[str, Output]:
     """The outputs by their names within the artifact.
 
-    Those of another artifact by their whole path.
+    Those of another artifact go by their whole path.
     """
     return {output.path.removeprefix(f"{manifest.folder}/"): output for output in manifest.outputs}
 

@@ -70,7 +70,7 @@ class ShardMade:
 class ShardDone:
     """A finished shard.
 
-    Role -> file with size and digest, and its counts.
+    It has its files by role, with size and digest, and its counts.
     """
 
     outputs: dict[str, Output]
@@ -208,8 +208,8 @@ def _facts(file: Path, trusted: bool) -> dict[str, Any]:
 def _find(record: Path, name: str, place: _ShardFolder, linked: set[str], trusted: bool = False) -> ShardDone | None:
     """The finished shard of this record, or None.
 
-    Its files are read and compared, of `trusted` ones only the sizes. `linked` gets the artifact that they belong to,
-    where that is another.
+    Its files are read and compared; of `trusted` records only the sizes are. `linked` gets the artifact that the files
+    belong to, where that is another.
     """
     root, values = place.root, read_note(record, place.root, place.signer)
     if values is None:

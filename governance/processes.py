@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its paren
 def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Get signal `number` when process `parent`, which started this one, ends.
 
-    At once if it has ended already. Linux only; no effect elsewhere.
+    It comes at once if the parent has ended already. Linux only; there is no effect elsewhere.
     """
     if sys.platform != "linux":
         return
@@ -58,9 +58,9 @@ def pass_on_interrupt() -> None:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in code that runs longer.
 
-    Again each second until it ends, and at its end, where it swallowed the error. Python code alone is interrupted;
-    code that swallows every error in an endless loop never ends, and outside the main thread there is no limit.
-    0: no limit.
+    It is raised again each second until the code ends, and at its end, where the code swallowed the error. Only Python
+    code is interrupted; code that swallows every error in an endless loop never ends, and outside the main thread there
+    is no limit. With 0 there is no limit.
     """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield

@@ -26,7 +26,7 @@ class NoteSigner(Protocol):
     def open(self, name: str, written: Any) -> Any:
         """The content of what was written under `name`.
 
-        None where it does not count.
+        The result is None where it does not count.
         """
 
 
@@ -56,7 +56,7 @@ def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: NoteS
 def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | None:
     """The content of a note.
 
-    None, and a warning, where its signature does not count; None where there is none.
+    The result is None, with a warning, where its signature does not count; None where there is no note.
     """
     try:
         written = json.loads(path.read_bytes())

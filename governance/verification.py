@@ -90,7 +90,7 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
 def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
     """Check one artifact.
 
-    `deep`: with all its remaining ancestors, and every statement about them.
+    `deep` also checks all its remaining ancestors, and every statement about them.
 
     Raises:
         MissingInput: there is none.
@@ -128,8 +128,9 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
 def verify_evidence(manifests: Sequence[Manifest], root: Path, config: GovernanceConfig, folder: Path) -> list[str]:
     """Faults of a report's evidence, each beginning with the path.
 
-    The journal's chain and signatures; that these manifests are what it states last; every stated beginning of the
-    files that grow; the ledger's figures against the manifests'; that no report rests on more than was ever stated.
+    It checks the journal's chain and signatures; that these manifests are what it states last; every stated beginning
+    of the files that grow; the ledger's figures against the manifests'; and that no report rests on more than was ever
+    stated.
     """
     evidence, problems = _evidence(root, config, folder)
     problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
@@ -142,7 +143,7 @@ def _verify_others(
 ) -> tuple[list[str], list[str]]:
     """Problems and notes on files that are not outputs.
 
-    Below these folders of the root; "" is the root.
+    Only files below these folders of the root are checked; "" is the root.
     """
     manifests = dict(_manifests(root))
     whole = [manifest for manifest in manifests.values() if manifest is not None]
@@ -170,7 +171,7 @@ def _verify_others(
 def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
     """Every manifest below a root by its path.
 
-    None where it cannot be read, which is reported under its own name.
+    The value is None for one that cannot be read, which is reported under its own name.
     """
     for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
         try:

@@ -75,7 +75,7 @@ def take_turns(runtime: Runtime, work: Callable[[Runtime], Result]) -> Result:
 
 
 def _wait(lock: Path, holder: str) -> None:
-    """Return when nobody holds the lock."""
+    """Return when the lock is free."""
     reminded = time.monotonic()
     while is_held(lock):
         if time.monotonic() - reminded > _REMIND_SECONDS:

@@ -63,7 +63,7 @@ def bins_of(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def sketch_of(table: pa.Table) -> Sketch:
     """The sketch of the kept rows of a feature shard.
 
-    Each column of numbers, by `language`.
+    It has a histogram of each column of numbers, by `language`.
 
     Args:
         table: the columns of a feature shard, `kept` among them; numbers that are not finite count as missing.
@@ -130,7 +130,7 @@ def merge_sketches(sketches: Iterable[Sketch]) -> Sketch:
 def drift_rows(corpus: Sketch, reference: Sketch, min_documents: int) -> list[dict[str, Any]]:
     """Drift rows by feature and language, with "(all)"; see the module.
 
-    `n` and `reference_n` are documents with a value. psi and ks are None where either is below `min_documents`: a
+    `n` and `reference_n` are documents with a value. `psi` and `ks` are None where either is below `min_documents`: a
     new or removed feature or language has a row without numbers.
     """
     rows = []

@@ -43,7 +43,7 @@ class Repeats:
 def write_hashes(section: Section, work: tuple[Path, ReadIds], path_of: Callable[[str], Path]) -> ShardMade:
     """The sorted hashes of a shard's ids, 8 bytes each, little-endian.
 
-    A function for `map_shards`.
+    It is a function for `map_shards`.
     """
     from governance.kernels.identities import hash_texts
 
@@ -62,7 +62,7 @@ def read_hashes(path: Path) -> Hashes:
 def repeated_ids(
     shards: Sequence[Path], hashes: Sequence[Path], read_ids: ReadIds, range_bytes: int = RANGE_BYTES
 ) -> list[Repeats]:
-    """For each shard the rows whose id another document has.
+    """Rows of each shard whose id another document has.
 
     A row is counted once for each of the others.
 
@@ -101,7 +101,7 @@ def _compare(
 ) -> None:
     """Read the ids behind the candidates.
 
-    Append (row, others) where ids themselves are equal.
+    Append (row, others) where the ids themselves are equal.
     """
     places: list[tuple[int, npt.NDArray[np.int64], list[Any]]] = []
     for index in holders:

@@ -259,7 +259,7 @@ def _engine() -> Any:
 def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     """GX's expectations for the gates that it can evaluate on a table.
 
-    The same as in `run_suite`.
+    They are those that `run_suite` builds.
     """
     built = []
     for index, gate in enumerate(gates):
@@ -300,7 +300,7 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
 def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
     """Columns that an expectation needs.
 
-    All of the table's, unless the code is GX's and looks at the named ones alone.
+    These are all of the table's, unless the code is GX's and looks at the named ones alone.
     """
     kind, arguments = expectation.configuration.type, expectation.configuration.kwargs
     by_gx = type(expectation).__module__.startswith("great_expectations.")

@@ -42,7 +42,7 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
 def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     """Positions of rows that break a gate, in table order.
 
-    For display only; the engine's own result decides.
+    They are for display only; the engine's own result decides.
     """
     kind = gate.expectation
     if kind == "interval_between":

@@ -112,7 +112,7 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
 def without_empty_text(table: pa.Table, absent: Mapping[str, Sequence[str]]) -> pa.Table:
     """Turn empty strings into missing values.
 
-    `absent`: column -> further strings that mean missing.
+    `absent` maps a column to further strings that mean missing.
     """
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
@@ -177,7 +177,7 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
 def quarantined_records(ingest: Manifest, root: Path) -> dict[str, str]:
     """The first unreadable records of each source and of "(all)", as text.
 
-    Pages without text are none.
+    Pages without text are not among them.
 
     Raises:
         ManifestError: a shard cannot be read.
@@ -226,10 +226,10 @@ def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
 
 
 def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
-    """One row per type of personal data: `type, planted, found, canary_recall`.
+    """One row per type of personal data.
 
-    Canaries are strings that the stage planted into copies of documents and searched for with its own rules; the recall
-    is None where none was planted.
+    Its columns are `type, planted, found, canary_recall`. Canaries are strings that the stage planted into copies of
+    documents and searched for with its own rules; the recall is None where none was planted.
     """
     return [
         {"type": kind, **counts, "canary_recall": _share(counts["found"], counts["planted"])}

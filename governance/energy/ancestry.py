@@ -46,16 +46,17 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
 def corpus_of(manifests: Iterable[Manifest]) -> Manifest | None:
     """The artifact that holds the tokens: packed where they were packed.
 
-    None where there are none yet.
+    The result is None where there are none yet.
     """
     tokens = {manifest.stage: manifest for manifest in manifests if manifest.stage in ("encode", "pack")}
     return tokens.get("pack", tokens.get("encode"))
 
 
 def read_behind(manifests: Sequence[Manifest], root: Path) -> list[str]:
-    """The files that `read_trainings` and `behind` read beyond `manifests`: manifests, trainings' records.
+    """The files that `read_trainings` and `behind` read beyond `manifests`.
 
-    Relative to the root, sorted. Where more is there later, what was there before is among them.
+    They are manifests and trainings' records, relative to the root and sorted. Where more is there later, what was
+    there before is among them.
     """
     trainings, known = read_trainings(manifests, root)
     walk = _Walk(known.values(), root)
@@ -135,7 +136,7 @@ class _Walk:
     def _held(self, tokens: Iterable[Input]) -> int | None:
         """Tokens to train on in the shards that a training names.
 
-        None where one does not state them.
+        The result is None where one of them does not state its tokens.
         """
         total = 0
         for item in tokens:

@@ -129,7 +129,7 @@ def _rolled_back(piece: EnergyPiece, at: str, rollbacks: list[tuple[str, Any, in
 def _cut(interval: Interval, restart: bool) -> list[tuple[EnergyPiece, str]]:
     """The interval's pieces, each with the time of its last sample.
 
-    Those of each durable checkpoint, and the rest.
+    There is a group of pieces for each durable checkpoint, and one for the rest.
     """
     known = interval.samples[-1].marks.get("resumed_from")
     last = len(interval.samples) - 1
@@ -265,7 +265,7 @@ def add(pieces: Iterable[EnergyPiece]) -> Sum:
 def _known(values: Iterable[int | None]) -> int | None:
     """The sum of what is known.
 
-    None where the parts exist and all are unknown.
+    The result is None where the parts exist and all are unknown.
     """
     values = list(values)
     known = [value for value in values if value is not None]
@@ -302,9 +302,8 @@ def _added_by(pieces: Iterable[EnergyPiece], field: Literal["stage", "phase"]) -
 def wasted_by_cause(pieces: Iterable[EnergyPiece]) -> dict[str, int | None]:
     """Wasted millijoules by cause.
 
-    "killed", "rolled back", or the name of the error that ended the attempt.
-
-    None where a cause wasted something and no meter saw it.
+    A cause is "killed", "rolled back", or the name of the error that ended the attempt. Its figure is None where it
+    wasted something and no meter saw it.
     """
     wasted: dict[str, list[int | None]] = {}
     for piece in pieces:
@@ -314,11 +313,11 @@ def wasted_by_cause(pieces: Iterable[EnergyPiece]) -> dict[str, int | None]:
 
 
 def by_checkpoint(pieces: Iterable[EnergyPiece], artifact: str) -> list[dict[str, int | None]]:
-    """Energy of one training's checkpoints: step, marginal and cumulative millijoules, by step.
+    """Energy of one training's checkpoints in millijoules, by step.
 
-    Marginal is the surviving work since the checkpoint before; cumulative is the sum up to here; None where part of it
-    had no meter. A checkpoint that was rolled back is not listed. Energy of the corpus and of a parent model is not in
-    these figures.
+    Each has its step and its marginal and cumulative energy. Marginal is the surviving work since the checkpoint
+    before; cumulative is the sum up to here. A figure is None where part of it had no meter. A checkpoint that was
+    rolled back is not listed. Energy of the corpus and of a parent model is not in these figures.
     """
     marginal: dict[int, list[int | None]] = {}
     for piece in pieces:

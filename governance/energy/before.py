@@ -1,8 +1,7 @@
 """Unmetered time of a run's processes: imports and gaps between stages.
 
-No figure holds its energy. What is known is how long it was, and a bound: the greatest mean power that the node's
-meters read between two lines. Time in which another process measured the node is in that one's lines and does not
-count.
+No figure holds its energy. Only its length is known, and a bound: the greatest mean power that the node's meters read
+between two lines. Time in which another process measured the node is in that process's lines and does not count.
 """
 
 from __future__ import annotations

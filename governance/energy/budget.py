@@ -53,7 +53,7 @@ def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the po
 class Keeper:
     """Keeps a budget in this process.
 
-    State: the watch over what is being measured.
+    Its state is the watch over what is being measured.
     """
 
     def __init__(self, budget: EnergyBudget, ledger: Path, policy: str, clock: Callable[[], float] = time.monotonic):
@@ -110,10 +110,10 @@ class Keeper:
     def look(self, ahead_seconds: float) -> None:
         """Check between two shards that so many more seconds fit.
 
-        Finished shards are kept.
+        Finished shards are kept in any case.
 
         Raises:
-            BudgetReached: they do not.
+            BudgetReached: they do not fit.
         """
         if self._watch is not None and self._watch.over(self._watch.words(ahead_seconds)):
             raise self._watch.reached("the shards that are made are kept")
@@ -175,8 +175,8 @@ class NodeWatch(Watch):
     def words(self, ahead_seconds: float) -> list[int]:
         """Energy words of this rank for the collective.
 
-        Millijoules of its node in this start, those of the ledger, what `ahead_seconds` more would take, the power in
-        milliwatts, and how much is unknown.
+        They are the millijoules of its node in this start, those of the ledger, what `ahead_seconds` more would take,
+        the power in milliwatts, and how much is unknown.
         """
         self._why = ()
         now, milliwatts = self._node() if self._watched.measures else (0, 0)
@@ -213,9 +213,9 @@ class NodeWatch(Watch):
             self._waits = False
 
     def _beside(self) -> tuple[int, int]:
-        """As `_node`, where another process's meter has this node.
+        """As `_node`, where another process's meter measures this node.
 
-        Its lines in the same ledger count there.
+        The lines of that meter in the same ledger count there.
 
         Between two of its intervals, and after its last, no meter runs: the gap is estimated as for a silent meter.
         Soon after its last this process takes the meter over (`governance.energy.node_lock`).
@@ -238,7 +238,7 @@ class NodeWatch(Watch):
     def _read(self) -> float:
         """Read the ledger when it is time.
 
-        Return when it was read last.
+        Return the time of the last reading.
         """
         if self._ledger_at is None or self._clock() - self._ledger_at >= _LEDGER_SECONDS:
             self._spending.read()
@@ -286,7 +286,7 @@ class NodeWatch(Watch):
     def facts(self) -> dict[str, Any]:
         """The figures of the last look, for the record.
 
-        KWh, scope and bound.
+        They are in kWh, with the scope and the bound.
         """
         used, reserve = self._last_look
         budget = self._keeper.budget

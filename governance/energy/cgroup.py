@@ -65,7 +65,7 @@ def allotment(
 def own_group(groups: Path = CGROUPS, own: Path = OWN_GROUPS) -> Path | None:
     """The folder that counts this process's processor time.
 
-    Version 2, else version 1; None where there is none.
+    It is that of version 2, else of version 1; None where there is none.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
@@ -110,7 +110,7 @@ def usage(group: Path | None) -> Callable[[], float] | None:
 def _quota(group: Path, groups: Path) -> float | None:
     """Threads that the group's quota allows, or that of one around it.
 
-    None where none is set.
+    The result is None where no quota is set.
     """
     found = []
     inside = [folder for folder in (group, *group.parents) if folder == groups or groups in folder.parents]
@@ -131,7 +131,7 @@ def group_times(
 ) -> Callable[[], tuple[int, int, int]]:
     """Times as `cpu_power.cpu_times` gives them, in microseconds.
 
-    They are those of the group, and of the threads that it may use.
+    They are those of the group, with the number of threads that it may use.
     """
     began = clock()
 
@@ -193,7 +193,7 @@ def open_processor_model(
 ) -> tuple[ProcessorModel | None, str]:
     """The model of the node's processors, or of a share of them.
 
-    Or None and the reason in words.
+    Where there is none, the result is None and the reason in words.
     """
     try:
         threads = cpu_times()[2]

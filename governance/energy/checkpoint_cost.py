@@ -134,9 +134,9 @@ def cumulative_by_step(
     method: Method = BY_TOKENS,
     recorded: Mapping[str, Sum] | None = None,
 ) -> list[Cumulative]:
-    """Energy of several checkpoints of a training with their ancestors, by step.
+    """Energy of checkpoints with their ancestors, by step.
 
-    Every piece is added up once.
+    The checkpoints are of one training; every piece is added up once.
 
     Args:
         survived: the whole ledger's (`surviving`).
@@ -250,7 +250,7 @@ def _shares(
 ) -> dict[str, Fraction | None]:
     """The share of each data artifact that the line used.
 
-    None where a share of it is unknown.
+    It is None where any part of it is unknown.
     """
     shares: dict[str, Fraction | None] = {}
     for name, step in line.items():
@@ -275,7 +275,7 @@ def _scaled(whole: Sum, share: Fraction) -> Sum:
 def combine(sums: Iterable[Sum], whole: bool = True) -> Sum:
     """The sum of sums, which must not overlap.
 
-    Without an upper bound where something is not in it (`whole` False).
+    It has no upper bound where something is not in it (`whole` False).
     """
     sums = list(sums)
 
@@ -311,7 +311,7 @@ class Rate:
 def rate(energy: Sum, units: float | None) -> Rate:
     """Energy for each unit.
 
-    Unknown where the units are unknown or none: a loss that did not fall has no price.
+    It is unknown where the units are unknown or none: a loss that did not fall has no price.
     """
     if energy.measured is None or units is None or units <= 0:
         return Rate(None, None, None)

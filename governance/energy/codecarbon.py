@@ -29,10 +29,10 @@ _NEVER_SECONDS = 10**8  # it is read when we ask
 
 
 def require_codecarbon() -> None:
-    """Say how to get it where it is not installed.
+    """Raise with the way to install it where it is missing.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not installed.
     """
     if importlib.util.find_spec("codecarbon") is None:
         raise ConfigError(
@@ -100,7 +100,7 @@ class CodeCarbon:
     def _totals(self) -> dict[str, int] | None:
         """Millijoules of (processors, memory, GPUs) since the tracker was started.
 
-        None where it swallowed an error.
+        The result is None where the tracker swallowed an error.
         """
         self._last.total = None
         self._tracker.flush()

@@ -93,7 +93,7 @@ class Counter:
     def _since(self, start: tuple[int, float], reading: tuple[int, float]) -> _Span | None:
         """The way from one reading to another, with wraps.
 
-        None where no power explains it.
+        The result is None where no power explains it.
         """
         seconds, step = reading[1] - start[1], reading[0] - start[0]
         most = self._most(seconds)

@@ -68,7 +68,7 @@ def thread_watts() -> tuple[float, float, float]:
 def cpu_power(model: str, threads: float, override_watts: float | None = None) -> CpuPower:
     """The TDP of `threads` hardware threads of a processor named `model`.
 
-    `override_watts` is the whole node's.
+    `override_watts` is the TDP of the whole node.
     """
     if override_watts is not None:
         return CpuPower(override_watts, override_watts, override_watts, f"TDP {override_watts:g} W as configured")
@@ -99,7 +99,7 @@ def estimated_watts(power: CpuPower, utilisation: float) -> tuple[float, float, 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name as the kernel gives it.
 
-    "" where it gives none (many ARM systems).
+    The result is "" where the kernel gives none (many ARM systems).
     """
     try:
         with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
@@ -112,9 +112,9 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def cpu_times(stat: Path = Path("/proc/stat")) -> tuple[int, int, int]:
-    """(busy, total, threads).
+    """Processor times of the node: (busy, total, threads).
 
-    Clock ticks of all threads since start, and how many threads there are.
+    The first two are clock ticks of all threads since start; `threads` is how many there are.
 
     Busy leaves out idle, waiting for input or output, and ticks that the hypervisor gave to others (steal).
 

@@ -64,7 +64,7 @@ class _Sourced(Section):
 class Factor(_Sourced):
     """A figure with its source.
 
-    The band is the figure alone where no bounds are given.
+    The band is the figure itself where no bounds are given.
     """
 
     value: float = Field(ge=0, allow_inf_nan=False)
@@ -211,7 +211,7 @@ def _table() -> Mapping[str, Any]:
 def country_mean(country: str) -> Factor | None:
     """The newest yearly mean of a country's grid.
 
-    None where the table has no figure.
+    The result is None where the table has no figure.
     """
     years = (name for name in _table() if name.isdecimal() and country in _table()[name])
     return next((Factor(value=_table()[y][country], source=_table()["source"], year=int(y)) for y in years), None)

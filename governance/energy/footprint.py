@@ -77,7 +77,7 @@ class Figure:
     def at_least(self) -> bool:
         """Return whether its value may leave a part out.
 
-        No meter measured it, or the PUE is not set.
+        That is so where no meter measured a part, or the PUE is not set.
         """
         return self.band.value is not None and self.band.high is None
 
@@ -126,7 +126,7 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
 def _samples(intervals: Iterable[Interval]) -> Iterable[tuple[datetime, datetime, int]]:
     """(begin, end, millijoules) between two lines of the ledger.
 
-    What the first line counted, at its moment.
+    The energy that the first line counted is placed at its moment.
     """
     for interval in intervals:
         before, spent = datetime.fromisoformat(interval.started), 0
@@ -278,7 +278,7 @@ def _sci(training: Usage | None, factors: Factors, whole_nodes: bool) -> Figure:
 def factors_used(factors: Factors, grid: Grid) -> Mapping[str, Mapping[str, object]]:
     """Each factor that is set: value, bounds, unit, source and year.
 
-    That of the CSV is the mean over the energy.
+    The value of the CSV is its mean over the energy.
     """
     inputs: dict[str, Mapping[str, object]] = {}
     for name, unit in UNITS.items():

@@ -38,7 +38,7 @@ _PATIENCE_SECONDS = 10
 def open_hwmon(hwmon: Path = HWMON, clock: Clock = time.monotonic) -> Meters | None:
     """The processors' own counters.
 
-    None where there are none that we may read.
+    The result is None where there are none that we may read.
     """
     found = []
     for label in sorted(hwmon.glob("hwmon*/energy*_label")):

@@ -124,7 +124,7 @@ def _follows(time: datetime, before: list[datetime], where: str) -> None:
 def intensity_at(series: IntensitySeries, time: datetime) -> float | None:
     """Grams CO2e per kWh at a time with an offset.
 
-    None outside the series.
+    The result is None outside the series.
 
     Raises:
         ValueError: `time` has no offset.
@@ -136,9 +136,10 @@ def intensity_at(series: IntensitySeries, time: datetime) -> float | None:
 def mean_intensity(series: IntensitySeries, begin: datetime, end: datetime) -> float | None:
     """The mean over a stretch of time, weighted by time.
 
-    That at `begin` for a stretch of no length.
+    For a stretch of no length it is the value at `begin`.
 
-    None where any of the stretch is outside the series. Use it for steady power: energy in kWh times it is grams.
+    The result is None where any of the stretch is outside the series. It is meant for steady power: energy in kWh times
+    it is grams.
 
     Raises:
         ValueError: a time has no offset, or `end` is before `begin`.

@@ -129,7 +129,7 @@ def seconds_covered(spans: Sequence[tuple[datetime.datetime, datetime.datetime]]
 def time_text() -> str:
     """The time in UTC, ISO 8601, to the millisecond.
 
-    Of equal length, so that text order is time order.
+    All texts are of equal length, so that text order is time order.
     """
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -137,7 +137,7 @@ def time_text() -> str:
 def own_file(ledger: Path, host: str | None = None) -> Path:
     """The file that this host appends to.
 
-    `ledger` for the host that made it, else one of its own beside it.
+    It is `ledger` for the host that made it, else one of its own beside it.
 
     Appends from two hosts to one file can overwrite each other on NFS (open(2), O_APPEND), so no two hosts share
     one; a file is claimed by a hard link, which is atomic there too.
@@ -216,7 +216,7 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
 def files_of(ledger: Path) -> list[Path]:
     """The files of a ledger that are there.
 
-    Its own, and those of the other hosts beside it.
+    They are its own, and those of the other hosts beside it.
 
     Raises:
         ManifestError: one is not a ledger of this schema.
@@ -260,7 +260,8 @@ def _hung(lines: list[dict[str, Any]]) -> bool:
 def still_runs(line: Mapping[str, Any]) -> bool:
     """Return whether the process that wrote a line still runs.
 
-    Looked up here, on another host if the line is a minute old.
+    On this host the process is looked up; one of another host counts as running while the line is younger than a
+    minute.
     """
     if line["host"] == socket.gethostname():
         pid, started = line["process"]

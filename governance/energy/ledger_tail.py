@@ -131,7 +131,7 @@ class Spending:
     def _of(self, seen: _SeenInterval, bound: Bound, greatest: int) -> tuple[int, int] | None:
         """Millijoules until now, and the power of an interval that still runs.
 
-        None is unknown.
+        A figure that is unknown is None.
 
         `greatest` is the power of an interval without one of its own.
         """

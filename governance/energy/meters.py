@@ -74,7 +74,7 @@ class EnergyConfig(Section):
 def meter(config: EnergyConfig, ledger: Path) -> Meter:
     """The meter of a run.
 
-    A factory of contexts that measure the node and record in `ledger`.
+    It is a factory of contexts that measure the node and record in `ledger`.
 
     While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method,
     time and bounds (`_Measuring.publish`), under "read" what takes a sample now, under "interval" its name in the
@@ -130,7 +130,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
 def _allotted(config: EnergyConfig) -> Allotment | None:
     """The part of the node that is this job's.
 
-    None where the node is measured.
+    The result is None where the whole node is measured.
     """
     try:
         return allotment(cpu_times()[2]) if config.scope == "auto" and config.method == "auto" else None
@@ -191,7 +191,7 @@ class _Measuring:
     def begin(self, before: float) -> None:
         """Open the interval and start sampling, or stand for election.
 
-        `before`: seconds that this process has run without a meter.
+        `before` is the seconds that this process has run without a meter.
         """
         self._record(before=before)
         if self.sources or not self.turn.ours:
@@ -265,9 +265,9 @@ class _Measuring:
     def publish(self, joules: int | None, low: int | None, high: int | None) -> None:
         """Publish a reading under "running".
 
-        Joules, method, the monotonic time, and by bound millijoules and the greatest power so far in milliwatts;
-        `elsewhere`: this node's joules are in another line of the same ledger; `began`: when this process began to
-        measure.
+        It has joules, method, the monotonic time, and by bound the millijoules and the greatest power so far in
+        milliwatts. `elsewhere` states that this node's joules are in another line of the same ledger; `began` is when
+        this process began to measure.
         """
         at, values = time.monotonic(), {"central": joules, "upper": high}
         for bound, value in values.items():
@@ -333,7 +333,7 @@ class _Measuring:
 def _total(parts: list[EnergyPart], missing: list[str]) -> tuple[int | None, int | None, int | None]:
     """Millijoules of all parts as (measured, low, high).
 
-    Without a part nothing is known, and that is not zero.
+    Without a part nothing is known, which is not zero.
     """
     if not parts:
         return None, None, None

@@ -50,7 +50,8 @@ class Turn:
 def runtime_folder(job: str | None = None) -> Path:
     """This user's folder in the node's runtime directory.
 
-    XDG_RUNTIME_DIR, else the temporary directory. A job that measures its share of the node has one of its own.
+    That is XDG_RUNTIME_DIR, else the temporary directory. A job that measures its share of the node has a folder of its
+    own.
     """
     given = os.environ.get("XDG_RUNTIME_DIR")
     parent = Path(given) if given and os.access(given, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())

@@ -42,7 +42,7 @@ class Nvml:
     def _divided(self, device: Any) -> bool:
         """Return whether the device is divided into instances.
 
-        A device without MIG is not.
+        A device without MIG is not divided.
         """
         ask: Callable[[Any], Any] | None = getattr(self.nvml, "nvmlDeviceGetMigMode", None)
         try:
@@ -69,7 +69,7 @@ class Nvml:
 def open_nvml(of_job: str | None = None) -> tuple[Nvml | None, str]:
     """Open the NVIDIA GPUs of this node, or give the reason.
 
-    `of_job`: the numbers of the GPUs to count, "0,1"; None: all that are seen.
+    `of_job` lists the numbers of the GPUs to count, as in "0,1"; with None all that are seen count.
     """
     devices = Path("/dev/nvidiactl").exists()
     if Path("/dev/kfd").exists() and not devices:

@@ -48,7 +48,7 @@ class EnergySource(Protocol):
 def counted(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> EnergyPart:
     """A part of a counter: its doubts, and `percent` to each side.
 
-    `failure`: the last reading, where it was missed.
+    `failure` is that of the last reading, where it was missed.
     """
     low = count.low * (100 - percent) // 100_000
     high = -(-count.high * (100 + percent) // 100_000)
@@ -153,7 +153,7 @@ class ProcessorModel:
         """One part: all processors."""
         try:
             busy, total, _ = self.times()
-        except (OSError, ValueError, KeyError):  # e.g. too few descriptors: the next reading spans this one's time
+        except (OSError, ValueError, KeyError):  # e.g. too few descriptors: the next reading covers this one's time
             return [self._part()]
         at = self.clock()
         ticks = total - self.total

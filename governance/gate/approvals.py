@@ -63,7 +63,7 @@ class Unapproved:
 def policy_differences(policy: Policy, parent: Policy) -> list[Difference]:
     """Differences of a policy from its parent.
 
-    Gates in the parent's order, then the rest.
+    The gates are in the parent's order, the rest after them.
     """
     ours, theirs = {gate.id: gate for gate in policy.gate}, {gate.id: gate for gate in parent.gate}
     found = []
@@ -94,9 +94,9 @@ def _text(value: Any) -> str:
 
 
 def _values(ours: Gate, theirs: Gate) -> bool:
-    """More values allowed, or fewer columns required.
+    """Looser values: more allowed, or fewer columns required.
 
-    Or the licences' list replaced, or added.
+    A list of licences that was replaced, or added to, counts as well.
     """
     if ours.expectation != "in_set":
         return bool(set(theirs.values) - set(ours.values))

@@ -22,8 +22,8 @@ Owners = Mapping[str, Sequence[str]]
 def explain(verdict: Mapping[str, Any], owners: Owners | None = None) -> str:
     """The verdict for a terminal.
 
-    Decision and rules, then what closes the gate in the report's sentences, waivers, one line on gates that only
-    warn, the signer, and the next step.
+    It has the decision and the rules, then what closes the gate in the report's sentences, waivers, one line on gates
+    that only warn, the signer, and the next step.
     """
     rows: Sequence[Mapping[str, Any]] = verdict["reasons"]
     closing = [row for row in rows if row["closes"]]
@@ -88,7 +88,7 @@ def reason_words(reason: Mapping[str, Any]) -> str:
 def policy_words(verdict: Mapping[str, Any]) -> str:
     """The policy of a verdict with its strength.
 
-    "policy assay-default (warns on fairness)".
+    An example is "policy assay-default (warns on fairness)".
     """
     policy = verdict["policy"]
     strength = policy.get("strength")

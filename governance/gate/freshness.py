@@ -25,7 +25,7 @@ _HEADER_BYTES = 64  # a token shard without a document is its header alone, and 
 def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
     """Fault of a clock that is before something already signed.
 
-    This clock is behind, or the signer's was ahead.
+    Either this clock is behind, or the signer's was ahead.
     """
     here = f"this machine's clock shows {stamp(moment)}: a clock was moved (see: assay governance clock CONFIG)"
     latest = stamp(moment + SKEW)

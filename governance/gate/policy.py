@@ -231,7 +231,7 @@ class Policy(Section):
     def gates(self) -> tuple[Gate, ...]:
         """The rules as they are checked.
 
-        The allowed licences put in where a gate on licences names none.
+        The allowed licences are put in where a gate on licences names none.
         """
         return tuple(
             gate.model_copy(update={"values": self.licences.allowed})

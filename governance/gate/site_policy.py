@@ -91,7 +91,7 @@ class Site:
 def sites() -> tuple[Site, ...]:
     """The sites whose rules hold on this machine.
 
-    The system's, then the variable's.
+    The system's comes first, then the variable's.
 
     Raises:
         ConfigError: a file of a site is missing, is wrong, or the policy is not the one that is pinned.
@@ -114,7 +114,7 @@ def _paths() -> list[Path]:
 def _is_there(path: Path) -> bool:
     """Return whether a file or link exists, readable or not.
 
-    In doubt it binds.
+    In doubt it counts as existing, so that its rules bind.
     """
     try:
         path.lstat()

@@ -106,7 +106,7 @@ def gather(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
 
     A reviewer's refusal is in the root, so that no other run file and no other setting leaves it unread.
     """
-    own = config.key_path(folder)  # a missing key is nobody's
+    own = config.key_path(folder)  # a missing key belongs to no person
     return Papers(
         rulings=(*read_papers(folder / config.waivers, RULINGS), *read_papers(root / REFUSALS, RULINGS)),
         approvals=read_papers(folder / config.approvals, APPROVALS),
@@ -283,7 +283,7 @@ def _open_verdict(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
 def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
     """The trusted public keys.
 
-    Those of the section, else the own one, if it exists.
+    They are those of the section, else the own one, if it exists.
     """
     keys = [public_key(folder / name) for name in config.trusted_keys] or site_keys(sites())
     own = config.key_path(folder)

@@ -8,9 +8,8 @@ encoded corpus' digest. A whole predicate of a waiver:
      "key": "...64 hex", "reason": "Two torn records of the 1990 debates were read by a person.",
      "observed": 0.0013, "max_deviation": 0.0005, "expires": "2027-01-31", "signed_at": "2027-01-01T09:00:00Z"}
 
-Promise: a waiver holds only when every line of `ruling_faults` and `_cover_fault` is silent. One that does not hold,
-for a result that did not pass, closes whatever the gate's severity, and gives the reason: it was an attempt to pass
-the gate.
+Promise: a waiver holds only when `ruling_faults` and `_cover_fault` find nothing. One that does not hold, for a result
+that did not pass, closes whatever the gate's severity, and gives the reason: it was an attempt to pass the gate.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def _observes_a_share(gate: Gate) -> bool:
 
 
 def _rounded(number: float) -> float:
-    """12 significant digits, as observed numbers have.
+    """A number with 12 significant digits, as observed numbers have.
 
     A person copies the deviation that is shown.
     """

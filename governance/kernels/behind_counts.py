@@ -51,7 +51,7 @@ def more_rows(values):  # type: ignore[no-untyped-def]
 def add_terms(hits, first, last, labels, groups, categories, score, sums):  # type: ignore[no-untyped-def]
     """Count terms `first` to `last` of a sentence with their context.
 
-    `hits`: identity terms and others, -1 and -2 for none; `labels`: the others' label starts and labels.
+    `hits` holds identity terms and others, with -1 and -2 for none; `labels` holds the others' label starts and labels.
     """
     terms, more = hits
     _, pairs, _, named, beside, _ = sums

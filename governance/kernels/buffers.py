@@ -86,7 +86,7 @@ def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
 def code_point_classes() -> Bytes:
     """Class bits of each code point (1.1 MB).
 
-    SPACE, LETTER, UNSPACED, BULLET, PUNCTUATION, for all 0x110000.
+    The classes are SPACE, LETTER, UNSPACED, BULLET and PUNCTUATION, for all 0x110000 code points.
     """
     characters = np.arange(0x110000, dtype=np.uint32).view("U1")
     classes = (SPACE * np.strings.isspace(characters) | LETTER * np.strings.isalpha(characters)).astype(np.uint8)
@@ -103,7 +103,7 @@ def code_point_classes() -> Bytes:
 def lower_case() -> npt.NDArray[np.int32]:
     """Lower-case form of each code point (4.5 MB).
 
-    Code points whose form has several stay as they are.
+    Code points whose form has several are left as they are.
     """
     folded = np.arange(0x110000, dtype=np.int32)
     for point in range(0x1F000):  # scripts with case end below
@@ -118,11 +118,11 @@ def lower_case() -> npt.NDArray[np.int32]:
 def canonical_classes() -> Bytes:
     """Canonical combining class of each code point (1.1 MB).
 
-    255 where a text with it has to be scanned whole.
+    The class is 255 for a code point whose texts have to be scanned whole.
 
-    The latter are those that no text in NFC holds, and those that may join a character before them: the property
-    NFC_QC of Unicode annex 15, section 9, is "No" or "Maybe". Where no character is such, and the classes of marks
-    in a row do not fall, a text is in NFC.
+    Those are the code points that no text in NFC holds, and those that may join a character before them: the property
+    NFC_QC of Unicode annex 15, section 9, is "No" or "Maybe". Where no character is such, and the classes of marks in a
+    row do not fall, a text is in NFC.
     """
     characters = [chr(point) for point in range(_DECOMPOSED_END)]
     classes = np.full(0x110000, _LOOK, np.uint8)

@@ -77,7 +77,7 @@ def pack(
 ) -> Packed:
     """Pack terms: tuples of case-folded words, with their labels.
 
-    `crossed`: two groups -> their intersection.
+    `crossed` maps two groups to their intersection.
     """
     vocabulary = sorted({word for terms in (identity, others) for term in terms for word in term})
     numbers = {word: number for number, word in enumerate(vocabulary)}
@@ -140,7 +140,7 @@ class MentionSums(NamedTuple):
 def no_sums(packed: Packed, deep: bool = True) -> MentionSums:
     """Sums of nothing.
 
-    Not `deep`: sentences are not scanned, only the groups that the texts mention.
+    Unless `deep`, sentences are not scanned: only the groups that the texts mention are found.
     """
     groups = packed.sizes[0]
     categories, instruments = packed.sizes[1:3] if deep else (0, 0)
@@ -246,7 +246,7 @@ def _first_time(number, stamps, stamp, here, filled):  # type: ignore[no-untyped
 def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore[no-untyped-def]
     """Add one sentence to the sums.
 
-    Of a sentence that mentions nobody the number is counted elsewhere.
+    The number of sentences that mention nobody is counted elsewhere.
     """
     by_category, pairs, scores, _, _, _ = sums
     for c in categories:
@@ -268,7 +268,7 @@ def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore
 def _most(counts):  # type: ignore[no-untyped-def]
     """The number of the largest count.
 
-    -1 where all are 0 or two are largest. The counts are set to 0.
+    It is -1 where all are 0 or two are largest. The counts are set to 0.
     """
     best, winner = 0, -1
     for number in range(len(counts)):

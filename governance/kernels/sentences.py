@@ -159,7 +159,7 @@ def _noted(h, words, sentences, hits, count, listed):  # type: ignore[no-untyped
 def _run_of_ends(data, i, end, signs, short):  # type: ignore[no-untyped-def]
     """Position after closing marks from `i`, and whether a sentence ends.
 
-    `short`: the word before is an abbreviation or one letter.
+    `short` states that the word before is an abbreviation or one letter.
     """
     j, marks, strong, soft = i, 0, False, True
     while j < end:

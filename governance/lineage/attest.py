@@ -38,7 +38,7 @@ NOTE = "urn:assay:note:1"
 def journal_keys(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
     """The keys whose statements count.
 
-    The trusted ones and, except on a site, the signing key's own if it exists.
+    They are the trusted ones and, except on a site, the signing key's own if it exists.
     """
     keys = [public_key(folder / name) for name in config.trusted_keys]
     if bound := sites():
@@ -64,7 +64,7 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
 def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: Path) -> Attest:
     """The hook: state each artifact in the journal.
 
-    Sign each checkpoint as a model if `model_signing` is set.
+    It also signs each checkpoint as a model if `model_signing` is set.
     """
 
     def attest(manifest: Manifest) -> None:
@@ -132,7 +132,7 @@ def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root:
 def state_mirror(journal: Journal, shown: Manifest, root: Path) -> None:
     """State the files of W&B's runs of data and gate.
 
-    `shown`: the audit that they show. W&B's process has ended, so they no longer change. A file that differs from its
+    `shown` is the audit that they show. W&B's process has ended, so they no longer change. A file that differs from its
     statement is not stated again, which would hide the change; only the list of shown runs grows.
     """
     known = {

@@ -4,7 +4,7 @@ A node is one artifact, verdict or child (an export, an evaluation) as the journ
 edges go to what it was made from. An artifact that was removed since is known by its statement; one from before the
 root had a journal by its manifest. Nothing is verified here (`verification.py` does): the graph shows what they state.
 
-Costs a read of the journal and of every manifest of the root.
+It costs a read of the journal and of every manifest of the root.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _stated(entry: JournalEntry) -> tuple[Node, tuple[Input, ...]]:
 def describe_node(node: Node) -> str:
     """A node in one line.
 
-    Stage, digest, path, and whether it is still there.
+    The line has stage, digest, path, and whether it is still there.
     """
     gone = node.manifest is None and node.stage not in SOURCES and node.path.endswith(FILE_NAME)
     return f"{node.stage} {node.digest[:16]} {node.path}{'  (removed since)' if gone else ''}"

@@ -154,7 +154,7 @@ def _judge_note(
 ) -> None:
     """Judge a note that differs from an artifact's list.
 
-    It may have been made again, and signed then.
+    The note may have been made again, and signed then.
     """
     if _content(path, name, signer) is not None or _noted(path, name, signer):
         return
@@ -223,7 +223,7 @@ def _finished(name: str, manifests: Mapping[str, Manifest | None]) -> bool:
 def _unfinished(name: str, manifests: Mapping[str, Manifest | None]) -> str | None:
     """Owner of an unlisted file: unfinished, torn or old artifact.
 
-    "" for a torn manifest; None if nothing accounts for the file.
+    The result is "" for a torn manifest, and None if nothing accounts for the file.
     """
     stage, _, rest = name.partition("/")
     key, _, file = rest.partition("/")

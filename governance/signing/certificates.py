@@ -43,7 +43,7 @@ class Certificate:
     def covers(self, moment: str) -> bool:
         """Return whether a signature made at `moment` is covered.
 
-        ISO 8601, UTC, to the second; an invalid time is not covered.
+        `moment` is ISO 8601 in UTC, to the second; an invalid time is not covered.
         """
         try:
             return self.not_before <= datetime.datetime.strptime(moment, _FORM) <= self.not_after

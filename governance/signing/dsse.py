@@ -111,7 +111,7 @@ def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
 def private_key(path: Path, *, make: bool = True) -> SigningKey:
     """The signing key at `path` with its certificate.
 
-    Made on first use, with a log line, unless `make` is False.
+    It is made on first use, with a log line, unless `make` is False.
 
     Raises:
         ConfigError: the file is not an unencrypted Ed25519 key in PEM, or the certificate next to it is another key's.
@@ -358,7 +358,7 @@ def certified(envelope: Any, roots: Iterable[Ed25519PublicKey]) -> Certificate |
 def pre_authentication(body: bytes) -> bytes:
     """DSSE's pre-authentication encoding.
 
-    Type and body with their lengths, so that neither can run into the other.
+    Type and body are written with their lengths, so that neither can run into the other.
     """
     kind = PAYLOAD_TYPE.encode("ascii")
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(body), body)

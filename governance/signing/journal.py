@@ -12,12 +12,12 @@ journal alone, when the artifacts are gone.
 The files that only grow (energy ledger, a training's record) have no manifest until they are finished; each line states
 how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`).
 
-Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so nobody
+Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so no account
 without a key can drop, reorder, replay or alter a line and repair the chain. A chain cannot show that its own last
 lines are gone: for that its head, "index:SHA-256 of the last line", is recorded elsewhere (`home_anchor.py`,
-`git_anchor.py`), and each artifact needs a statement (`chain.py`). Appending is atomic among
-processes and nodes of one file system. A killed writer tears at most its own last line; the next one reports it, closes
-it, and signs that it was torn. What is already stated is not stated again.
+`git_anchor.py`), and each artifact needs a statement (`chain.py`). Appending is atomic among processes and nodes of one
+file system. A killed writer tears at most its own last line; the next one reports it, closes it, and signs that it was
+torn. What is already stated is not stated again.
 
 Price: one signature and one `fsync` a line, some milliseconds; the file is read once by each process that appends.
 """
@@ -154,15 +154,16 @@ class Journal:
     def last_time(self) -> str:
         """The time of the last statement, ISO 8601 in UTC.
 
-        "" when there is none.
+        The result is "" when there is none.
         """
         self._read()
         return self._entries[-1].time if self._entries else ""
 
     def verified(self) -> Sequence[JournalEntry]:
-        """Every entry, oldest first, after the chain and each signature were verified.
+        """Every verified entry, oldest first.
 
-        Empty where there is no journal. Bytes that this object has verified are not verified again.
+        The chain and each signature are verified first. The result is empty where there is no journal. Bytes that this
+        object has verified are not verified again.
 
         Raises:
             ManifestError: something in the journal was altered, or its signer is not trusted.

@@ -13,7 +13,7 @@ wrong time, and gives a reason:
 
 Later checks ignore the named times. Promise: no verdict from before such a statement opens anything; each must be given
 again. So it brings back neither an older nor an expired verdict; and it is an ordinary line of the journal, which
-nobody without a trusted key can write.
+cannot be written without a trusted key.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def read_journal(
 ) -> tuple[list[JournalEntry], list[str]]:
     """Entries of a journal, and its faults by file and line.
 
-    `ended` skips a last line without its end: it is being written, or it was torn, and the next writer closes it.
-    Costs a verification of Ed25519 a line (about 0.2 ms).
+    `ended` skips a last line without its end: it is being written, or it was torn, and the next writer closes it. Each
+    line costs a verification of Ed25519 (about 0.2 ms).
 
     Raises:
         ManifestError: the journal is missing or cannot be read.
@@ -237,7 +237,7 @@ def ahead_words(lines: Sequence[JournalEntry], moment: datetime.datetime) -> lis
 def since_clock(lines: Sequence[JournalEntry]) -> tuple[JournalEntry | None, Sequence[JournalEntry]]:
     """The last statement that voids times, and the lines after it.
 
-    None and all of them where there is none.
+    Where there is none, the result is None and all lines.
     """
     for place in range(len(lines) - 1, -1, -1):
         if lines[place].kind == CLOCK:

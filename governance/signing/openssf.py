@@ -117,7 +117,7 @@ def sign_model(manifest: Manifest, key: EllipticCurvePrivateKey, root: Path) -> 
 def _statement(manifest: Manifest, manifest_sha256: str) -> dict[str, Any]:
     """The format's statement.
 
-    The files in the order of their names, and a digest over their digests.
+    It has the files in the order of their names, and a digest over their digests.
     """
     files = _files(manifest) | {MANIFEST_NAME: manifest_sha256}
     resources = [{"name": name, "algorithm": "sha256", "digest": files[name]} for name in sorted(files)]

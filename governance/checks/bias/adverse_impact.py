@@ -74,7 +74,7 @@ class Passage:
 class Ratio:
     """A ratio of keep rates with its 95 % interval.
 
-    NaN is unknown.
+    A number that is unknown is NaN.
     """
 
     value: float

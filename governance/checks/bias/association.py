@@ -50,7 +50,7 @@ LEAST_EXPECTED = 5.0
 def normalised_pmi(both: Floats, one: Floats, other: Floats, everything: Floats) -> Floats:
     """Bouma's npmi of counts.
 
-    -1 where the two never co-occur, NaN where one of them does not occur.
+    It is -1 where the two never co-occur, and NaN where one of them does not occur.
     """
     with np.errstate(all="ignore"):
         value = np.log(both * everything / (one * other)) / -np.log(both / everything)
@@ -161,7 +161,7 @@ class _Sums:
 class _Within:
     """Parts of the gap, standardised over sources.
 
-    Each [rows] or [rows, replicates].
+    Each is an array [rows] or [rows, replicates].
     """
 
     rate: Floats
@@ -217,9 +217,9 @@ def _chosen(
 
 
 def pooled_others(keys: list[tuple[str, ...]], counts: Integers) -> Integers:
-    """For each key (language, axis, group).
+    """Pooled counts of the other groups, for each key.
 
-    The counts of the other groups of its language and axis, added.
+    A key is (language, axis, group); the counts of the other groups of its language and axis are added.
     """
     sums: dict[tuple[str, ...], Integers] = {}
     for key, part in zip(keys, counts, strict=True):

@@ -165,7 +165,7 @@ def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
 def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]:
     """Language -> instrument -> scorer.
 
-    Each word list as it is used, and each classifier.
+    There is a scorer for each word list as it is used, and for each classifier.
     """
     from governance.kernels.mentions import WEIGHT
 

@@ -25,7 +25,7 @@ NOTHING: Integers = np.zeros(BUCKETS, np.int64)
 def by_bucket(table: pa.Table, keys: Sequence[str], count: str) -> dict[tuple[Any, ...], Integers]:
     """Sum one count over all rows of the same keys and bucket.
 
-    Key -> [buckets], sorted by key.
+    The result maps each key to its [buckets] and is sorted by key.
 
     Raises:
         ManifestError: the table lacks a column, or has a bucket outside 0 .. 63.
@@ -55,7 +55,7 @@ def by_bucket(table: pa.Table, keys: Sequence[str], count: str) -> dict[tuple[An
 
 
 def stacked(counts: Counts, keys: Iterable[tuple[Any, ...]]) -> npt.NDArray[np.int64]:
-    """[keys, buckets], in the order of the keys.
+    """Counts as an array [keys, buckets], in the order of the keys.
 
     A key without counts has zeros.
     """

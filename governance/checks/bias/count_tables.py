@@ -146,7 +146,7 @@ def _read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
 def _largest_sites(paths: Sequence[Path], most: int) -> pa.Array | None:
     """The sites with most rows of fates, by documents, then by name.
 
-    None where there are no more than `most`.
+    The result is None where there are no more than `most`.
     """
     sizes: list[pa.Table] = []
     for path in paths:

@@ -113,7 +113,7 @@ def crowding(fates: pa.Table, language: str, axis: str, units: Mapping[str, int]
     """Mean units a site, by unit (sum of squares / sum).
 
     Units are spread over sites as the kept documents are. Documents without a URL, and those of small sites, are known
-    by bucket. Unknown without a named site.
+    by bucket. Without a named site the mean is unknown.
 
     Args:
         fates: the count table.

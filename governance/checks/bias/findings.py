@@ -74,7 +74,7 @@ class Behind:
 def is_significant(row: Mapping[str, Any], equal: Mapping[str, float] = NEUTRAL) -> bool:
     """Return whether a row was tested and its interval excludes equality.
 
-    `equal`: metric -> its value when groups do not differ; rows of other metrics are not judged.
+    `equal` maps a metric to its value when groups do not differ; rows of other metrics are not judged.
     """
     neutral = equal.get(str(row["metric"]))
     if neutral is None or None in (row["lower"], row["upper"], row["q"]) or row["q"] >= MOST_Q:

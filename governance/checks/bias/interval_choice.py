@@ -65,11 +65,11 @@ def design_effects(
     variance: Floats,
     by_site: tuple[Floats, Floats] | None = None,
 ) -> Floats:
-    """1 + rho (m - 1), [rows]; arguments as `effective_units` has them.
+    """Design effects 1 + rho (m - 1), [rows].
 
-    `by_site`: m of the group and of the reference by site, each [rows]; where it is unknown, or the reference has one
-    unit a site, m is by bucket. A bucket of several sites resembles itself less than one of its sites, and a group on
-    one of them would seem to hold more information than it has.
+    The arguments are those of `effective_units`. `by_site` is m of the group and of the reference by site, each [rows];
+    where it is unknown, or the reference has one unit a site, m is by bucket. A bucket of several sites resembles
+    itself less than one of its sites, and a group on one of them would seem to hold more information than it has.
     """
     whole = units.sum(axis=-1).astype(np.float64)
     with np.errstate(all="ignore"):

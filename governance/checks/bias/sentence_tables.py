@@ -65,7 +65,7 @@ def removed_tables(stage: str, code: str, packed: Packed, sums: MentionSums) -> 
 def cells_of(lexicon: Lexicon, instruments: Sequence[str]) -> list[Name]:
     """The (family, category) of each cell of the kernel's.
 
-    Categories, then each instrument's two sides.
+    Categories come first, then the two sides of each instrument.
     """
     return [*lexicon.categories, *((name, side) for name in instruments for side in (BELOW, ABOVE))]
 

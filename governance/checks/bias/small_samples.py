@@ -64,7 +64,7 @@ def rate_bounds(rate: Floats, n: Floats, null: Floats) -> Bounds:
 class Scores:
     """The chances of the scores -step, 0, +step.
 
-    Same rate of scored sentences, mean and spread as the pool's.
+    The rate of scored sentences, their mean and their spread equal the pool's.
     """
 
     minus: float

@@ -91,9 +91,9 @@ def quantile(degrees: npt.ArrayLike) -> Floats:
 
 
 def replicates(counts: npt.NDArray[np.int64] | Floats) -> Floats:
-    """[..., buckets] -> [..., 1 + buckets].
+    """Totals with replicates: [..., buckets] -> [..., 1 + buckets].
 
-    The total, then the total without each bucket.
+    The total comes first, then the total without each bucket.
     """
     total = counts.sum(axis=-1, keepdims=True)
     return np.concatenate([total, total - counts], axis=-1).astype(np.float64)
@@ -133,8 +133,8 @@ def jackknife(
 def spread(scaled: Floats, sampled: Integers) -> tuple[Floats, Floats]:
     """Standard error and degrees of freedom from [rows, 1 + buckets].
 
-    Both are NaN with fewer than two clusters, where a value without one of the buckets is not finite, and without
-    variance.
+    Both are NaN where there are fewer than two clusters, where a value without one of the buckets is not finite, and
+    where there is no variance.
     """
     used = np.broadcast_to(sampled > 0, scaled[:, 1:].shape)
     with np.errstate(all="ignore"):

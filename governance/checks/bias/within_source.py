@@ -50,7 +50,7 @@ def weights(own: Floats | Integers, others: Floats | Integers) -> Floats:
 def standardised(sums: Floats, of: Floats, weight: Floats) -> Floats:
     """Means sums / of over the axis of sources (the second).
 
-    NaN where no source has a weight.
+    A mean is NaN where no source has a weight.
     """
     with np.errstate(all="ignore"):
         means = np.where(weight > 0, sums / of, 0.0)
@@ -67,7 +67,7 @@ def units_within(
 ) -> Floats:
     """Effective units of a comparison, [rows].
 
-    That many units against an exactly known reference carry the same information.
+    So many units carry, against an exactly known reference, the same information as the comparison.
 
     The variance of a weighed difference is sum of w_s^2 (1/n1 + 1/n0) over (sum of w_s)^2, the group's units counted by
     the design effect that its buckets have (`interval_choice.py`).

@@ -83,7 +83,7 @@ def build(gate: Gate, index: int) -> Any:
 def _without_constraint(fields: Mapping[str, Any], forbids: bool) -> str:
     """Reason why the built expectation holds for every table; "" for none.
 
-    `forbids`: its patterns are the ones that no value may match.
+    `forbids` states that its patterns are the ones that no value may match.
     """
     mostly = fields.get("mostly", 1)
     if not (isinstance(mostly, (int, float)) and 0 < mostly <= 1):
@@ -127,7 +127,7 @@ def unjudgeable_values(gate: Gate, table: pd.DataFrame) -> str:
 def judgeable_values(gate: Gate, table: pd.DataFrame) -> int:
     """Judgeable values: rows with a value in each named column.
 
-    All rows where no column is named, or the gate is on nulls or on the columns themselves.
+    All rows count where no column is named, or where the gate is on nulls or on the columns themselves.
     """
     named = [name for name in columns_of(gate) if name in table.columns]
     if not named or gate.gx in {*_OF_NULLS, _EXISTS} or gate.gx.startswith("expect_table_"):

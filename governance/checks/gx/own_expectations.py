@@ -34,7 +34,7 @@ _SECONDS = 600.0
 def own_seconds(gate: Gate) -> float:
     """Seconds that a gate's own class may take on a table.
 
-    0 for a class of GX, which has no limit.
+    The result is 0 for a class of GX, which has no limit.
     """
     return (gate.seconds or _SECONDS) if ":" in gate.gx else 0.0
 
@@ -67,8 +67,8 @@ def own_class(gate: Gate) -> Any:
 def source_digests(gates: Iterable[Gate]) -> dict[str, str]:
     """Dotted path of each own expectation -> SHA-256 of its source.
 
-    Empty where a gate is in error because no digest names the source, or because it lacks the pin that a site requires:
-    such an audit is another one than where the code was run.
+    The digest is empty where a gate is in error because no digest names the source, or because it lacks the pin that a
+    site requires: such an audit has another key than one that ran the code.
     """
     own = [gate for gate in gates if ":" in gate.gx]
     unpinned = {gate.gx for gate in own if not gate.sha256} if site_binds() else set()

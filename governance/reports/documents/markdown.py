@@ -51,7 +51,7 @@ def rows(*fields: Field) -> str:
 def filled(name: str, evidence: Evidence, **more: Any) -> str:
     """Text of the document whose template is `name`.
 
-    `more`: what this template uses besides the functions for every form.
+    `more` is what this template uses besides the functions for every form.
     """
     import jinja2
 

@@ -1,7 +1,7 @@
 """Model documentation form of the EU general-purpose-AI code of practice.
 
-Covers Annexes XI and XII of the AI Act. Items follow the form's order and are paraphrased; the form itself states the
-addressee of each (AI Office, authorities, downstream providers).
+It covers Annexes XI and XII of the AI Act. Items follow the form's order and are paraphrased; the form itself states
+the addressee of each (AI Office, authorities, downstream providers).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cluster facts: causes of ended attempts, the scheduler's accounting.
 
-Read from the jobs' files below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its last
-line); None where the run was not submitted to a cluster.
+They are read from the jobs' files below the root (`slurm/jobs.jsonl`, `slurm/attempts/`, `slurm/accounting.jsonl`, its
+last line), and are None where the run was not submitted to a cluster.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ _ALL = "(all)"
 def corpus_counts(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     """One row a stage and source, "(all)" first.
 
-    `stage`, `source`, `documents`, `bytes` (None where a stage does not count them), `tokens` (None before `encode`;
-    those of a mixture count each copy of a document, `documents` and `bytes` count it once).
+    Its columns are `stage`, `source`, `documents`, `bytes` (None where a stage does not count them) and `tokens` (None
+    before `encode`). The tokens of a mixture count each copy of a document, `documents` and `bytes` count it once.
     """
     return [row for manifest in manifests for row in _rows(manifest)]
 

@@ -1,7 +1,7 @@
 """Histograms of document statistics, kept and removed apart.
 
-Read from the stages' tables: `features` (clean), `scores` (classify), `token_features` (encode). Counts are documents
-in fixed bins, so shards add up in any order. A shard is read one row group at a time.
+They are read from the stages' tables: `features` (clean), `scores` (classify), `token_features` (encode). Counts are
+documents in fixed bins, so shards add up in any order. A shard is read one row group at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOT_SCORES = {"id", "source", "language", "kept"}
 def distributions(manifest: Manifest, root: Path) -> list[dict[str, Any]]:
     """The histograms of one artifact.
 
-    Name, edges of the bins, documents kept and removed in each.
+    Each has its name, the edges of the bins, and the documents kept and removed in each.
 
     Bins are `[edge, next edge)`; a share of 1 is in the last one. Empty bins at both ends are left out.
 

@@ -44,7 +44,7 @@ def energy_facts(
 ) -> dict[str, Any]:
     """Total energy with bounds, and its breakdowns.
 
-    By stage, waste by cause, checkpoints, views, footprint.
+    These are energy by stage, waste by cause, checkpoints, views and footprint.
 
     The total is the ledger's, which holds failed attempts as well; without a ledger it is the sum over the manifests.
     Writing reports and documents is not counted.

@@ -1,6 +1,6 @@
 """Faults of a run: skipped updates, attempts, hangs, stragglers.
 
-Read from the training's record and the energy ledger; `cluster_jobs.py` covers a cluster's jobs.
+They are read from the training's record and the energy ledger; `cluster_jobs.py` covers a cluster's jobs.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def fault_facts(
 ) -> dict[str, Any]:
     """Skipped updates, verdicts, attempts, failures, stragglers and own work times.
 
-    `ledger`: whether there is a ledger; without one, attempts of other stages and hangs are unknown. `finished`:
-    whether the training is finished.
+    `ledger` states whether there is a ledger; without one, attempts of other stages and hangs are unknown. `finished`
+    states whether the training is finished.
 
     Args:
         train: the training, if it is finished.

@@ -136,7 +136,7 @@ def view_facts(
 ) -> dict[str, Any] | None:
     """The last checkpoint's energy in every view.
 
-    With its cost per token, document and nat. None without a ledger.
+    It comes with its cost per token, document and nat. The result is None without a ledger.
     """
     if not pieces:
         return None
@@ -221,7 +221,7 @@ def _rates(
 def _nats_fallen(manifests: Sequence[Manifest], root: Path) -> float | None:
     """First loss less the last, in nats per token.
 
-    None where either is not known.
+    The result is None where either is not known.
     """
     train = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     final = None if train is None else train.stats.get("final_loss")

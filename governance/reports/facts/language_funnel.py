@@ -1,7 +1,7 @@
 """Documents by language: ingested, kept, encoded.
 
-Read from the `features` of `clean` and the counts of `encode`. `clean` determines a document's language, so there is no
-earlier count.
+They are read from the `features` of `clean` and the counts of `encode`. `clean` determines a document's language, so
+there is no earlier count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNKNOWN = "und"  # ISO 639-2: undetermined
 def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[str, Any]]:
     """One row per language, most documents kept first.
 
-    `documents_in`, `documents_kept`, and of `encode` documents, tokens.
+    It has `documents_in`, `documents_kept`, and the documents and tokens of `encode`.
 
     Raises:
         ManifestError: a table cannot be read.

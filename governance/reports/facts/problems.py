@@ -1,9 +1,9 @@
 """Page-one problems of a run, the largest first.
 
-Ordered by consequence: a closed gate (training is refused), critical checks that failed or could not be judged, waived
-failures, wasted energy, faults of the run, significant differences between groups, non-blocking checks, languages
-without word lists, sources that were removed whole, unmeasured energy, the largest cut of the funnel. There is no other
-weighting: the reader judges.
+They are ordered by consequence: a closed gate (training is refused), critical checks that failed or could not be
+judged, waived failures, wasted energy, faults of the run, significant differences between groups, non-blocking checks,
+languages without word lists, sources that were removed whole, unmeasured energy, the largest cut of the funnel. There
+is no other weighting: the reader judges.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
 def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     """Documents and bytes entering, kept and removed, by stage.
 
-    Removed ones by reason and source.
+    The removed ones are listed by reason and source.
     """
     return [_funnel(manifest) for manifest in manifests if set(_COUNTS) <= set(manifest.stats)]
 
@@ -155,7 +155,7 @@ def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dic
 def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:
     """Findings of the bias audit with masked examples.
 
-    Empty without an audit, or for one that an older release made.
+    They are empty without an audit, or for one that an older release made.
 
     Raises:
         ManifestError: they cannot be read.

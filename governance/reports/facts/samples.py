@@ -106,7 +106,7 @@ def masked_example(example: Mapping[str, str], rules: Mask = mask) -> dict[str, 
 def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[str, list[dict[str, str]]]:
     """Reason -> up to five records that could not become documents.
 
-    Each with its place and the beginning of its text.
+    Each comes with its place and the beginning of its text.
     """
     found: dict[str, list[dict[str, str]]] = {}
     columns = ["source", "file", "position", "reason", "sample"]

@@ -80,7 +80,7 @@ def interval_about(
 ) -> Html:
     """Interval (low, value, high) on a scale with a neutral mark.
 
-    `hit`: in the warning colour.
+    With `hit` it is drawn in the warning colour.
     """
     (low, value, high), (least, most) = estimate, scale
 
@@ -97,7 +97,7 @@ def interval_about(
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round values that span [low, high].
 
-    Steps of 1, 2 or 5 times a power of ten.
+    The steps are 1, 2 or 5 times a power of ten.
     """
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / most))

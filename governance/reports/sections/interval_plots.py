@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = False) -> Html | None:
     """One panel per axis for rows of one measure.
 
-    None where no row has an interval.
+    The result is None where no row has an interval.
 
     Args:
         rows: of one metric; rows of several languages share the scale.

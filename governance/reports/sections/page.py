@@ -1,6 +1,6 @@
 """The page: page one, three readers, evidence.
 
-One file without scripts or external resources.
+It is one file without scripts or external resources.
 """
 
 from __future__ import annotations
