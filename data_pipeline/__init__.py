@@ -1,4 +1,4 @@
 """The data pipeline: from raw text to packed token shards.
 
-Imports the ground of `governance` only, and never `pretrain`: the two meet on disk.
+It imports the ground of `governance` only, and never `pretrain`: the two meet on disk.
 """

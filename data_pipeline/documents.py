@@ -71,7 +71,7 @@ _REPEATED = frozenset(
     ("source", "language", "licence", "file", "opt_out", "opt_out_fetched", "reason", "split", "set", "part", "rule",
      "action", "kind")
 )  # fmt: skip
-_RELEASED_AFTER = 4  # row groups: memory that is given back costs a fault a page when it is wanted again
+_RELEASED_AFTER = 4  # row groups: memory that is given back costs a fault a page when it is needed again
 COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s a core where level 3 writes 127, in files an eighth larger
 
 
@@ -119,9 +119,9 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def _open_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> pq.ParquetWriter:
-    """Only short texts that many rows share are worth a dictionary.
+    """Writer of a shard, with dictionaries for short, shared texts only.
 
-    Of others it costs time and saves nothing.
+    Only short texts that many rows share are worth a dictionary; for others it costs time and saves nothing.
     """
     return pq.ParquetWriter(
         path,
@@ -155,7 +155,7 @@ def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> I
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """`pa.array` of values of which none is None.
 
-    For text in half the time, and without the pandas that it loads.
+    For text it takes half the time, and does not load pandas.
     """
     if pa.types.is_int64(kind):
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.asarray(values, np.int64))])
@@ -165,7 +165,7 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     if pa.types.is_string(kind):
         if ends[-1] > np.iinfo(np.int32).max:
-            return pa.array(values, kind)  # says what is wrong
+            return pa.array(values, kind)  # names the fault
         ends = ends.astype(np.int32)
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
 
@@ -233,7 +233,7 @@ def read_table(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA, columns: list[st
 def read_groups(path: Path, schema: pa.Schema | None = None, chosen: Sequence[int] | None = None) -> Iterator[pa.Table]:
     """Row groups of a shard, one at a time, optionally `chosen`.
 
-    Without a schema: all columns of a document, kept ones included.
+    Without a schema they have all columns of a document, kept ones included.
 
     Raises:
         ManifestError: the file is not Parquet or lacks a column.
@@ -245,7 +245,7 @@ def read_groups(path: Path, schema: pa.Schema | None = None, chosen: Sequence[in
             yield table.select(schema.names).cast(schema)
             del table
             if group % _RELEASED_AFTER == _RELEASED_AFTER - 1:
-                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group wanted, and more
+                pa.default_memory_pool().release_unused()  # else a worker keeps what its largest group needed, and more
 
 
 def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:

@@ -1,7 +1,7 @@
 """Ingest stage: each source record becomes a document or is quarantined.
 
 Promise: records read = documents + quarantined, exactly; the first record of an id stays, in the order of sources,
-files and records; the same sources give the same bytes wherever they lie and however many workers read them.
+files and records; the same sources give the same bytes wherever they are and however many workers read them.
 
 Shards: the files of a source, or the matching members of an archive, are taken in order until they would exceed
 `shard_bytes`. A plain file of JSON lines, or a Parquet file, that is larger is cut (`readers/parts.py`) and read by
@@ -71,7 +71,7 @@ class IngestConfig(Section):
 class IngestIdentity(Section):
     """All that decides the bytes.
 
-    Where local files lie (`paths`, a local `dataset`) does not: inputs are digests.
+    The place of local files (`paths`, a local `dataset`) does not: inputs are digests.
     """
 
     sources: tuple[Source, ...]
@@ -104,8 +104,8 @@ def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
 def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) -> ShardMade:
     """Read files into document shards and one shard of quarantined records.
 
-    The further ones, and all of a source with ids of its own, which are checked later over all its shards, have the
-    prefix `read_`: `drop_repeated` gives them their places.
+    Further document shards, and all of a source with ids of its own, which are checked later over all its shards, have
+    the prefix `read_`: `drop_repeated` gives them their places.
 
     Raises:
         MissingInput: a file is gone, or was changed since its digest was taken.
@@ -200,7 +200,8 @@ def drop_repeated(
 ) -> ShardMade:
     """Move rows with repeated ids to the quarantine; return count differences.
 
-    `work`: the documents, what was quarantined (None: the reading's first shard has it), the rows with repeated ids.
+    `work` has the documents, the quarantined records (None: the reading's first shard has them), and the rows with
+    repeated ids.
     """
     documents, quarantine, repeated = work
     paths = {role: path_of(role) for role in ("documents", "quarantine")}
@@ -310,7 +311,8 @@ def _of_settings(sources: Sequence[Source], config: IngestConfig, root: Path) ->
 def _agrees(made: Manifest, inputs: Sequence[Input], left: Mapping[str, set[str]]) -> bool:
     """Return whether the files that are still there are those recorded.
 
-    `inputs`: of the sources that are whole; `left`: by source, digests of the files that others still have.
+    `inputs` are those of the sources that are whole; `left` holds, by source, digests of the files that others still
+    have.
     """
     recorded = [item for item in made.inputs if item.path.partition("/")[0] not in left]
     digests = {(item.path.partition("/")[0], item.digest) for item in made.inputs}

@@ -4,8 +4,9 @@
 
 Promises: the answer is read from the artifacts themselves, so it holds for a root that was moved; nothing is guessed. A
 token shard names its documents by the first half of the SHA-256 of their ids (`token_shards.py`), and the document
-shard of the same name in the artifact that was encoded holds the id; every hash in between is compared. What is gone is
-said, and then the identity is all there is. In an index of packed rows the offset is a position, counted over all rows.
+shard of the same name in the artifact that was encoded holds the id; every hash in between is compared. A missing
+artifact is reported, and then only the identity is known. In an index of packed rows the offset is a position, counted
+over all rows.
 
 Price: one document shard's ids and one of its row groups are read; a minute's work for no corpus.
 """
@@ -70,7 +71,7 @@ class Traced:
 def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
     """Trace a token of a shard or a position of packed rows.
 
-    `root` is the root of the shard; None: derived from its path, `<root>/<stage>/<key>/<role>/<shard>`.
+    `root` is the root of the shard; with None it is derived from its path, `<root>/<stage>/<key>/<role>/<shard>`.
 
     Raises:
         MissingInput: the shard, or the manifest next to it, is missing.
@@ -164,7 +165,7 @@ def _read(item: Input, root: Path) -> tuple[Manifest | None, str]:
 def _find(source: Manifest, stem: str, identity: bytes, root: Path) -> tuple[Document | None, int | None, str]:
     """The document of this identity in the shard of this name.
 
-    Document, row, problem.
+    The result is the document, its row, and the problem.
     """
     paths = [path for path in source.files("documents", root) if path.stem == stem]
     if not paths or not paths[0].exists():
@@ -247,7 +248,7 @@ def _origins(tokens: Manifest, root: Path) -> list[Input]:
 def _source_files(sources: list[Input], document: Document) -> list[Input]:
     """The inputs that a document is from.
 
-    Its file, its archive, or all that its source has.
+    They are its file, its archive, or all that its source has.
     """
     name = f"{document.source}/{document.file}"
     for test in (name.__eq__, lambda path: name.startswith(path), lambda path: path.startswith(f"{document.source}/")):

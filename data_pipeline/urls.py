@@ -48,7 +48,7 @@ _PLAIN = re.compile(
 def normalise_url(url: str) -> str:
     """The form in which URLs of one page are equal.
 
-    "" where there is no host.
+    The result is "" where there is no host.
     """
     plain = _PLAIN.fullmatch(url)
     if plain:  # most: nothing to resolve

@@ -177,7 +177,7 @@ def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConf
     """Remove documents or spans that hold an evaluation item; keep evidence.
 
     `stats` adds to the common counts: `hits_by_set`, `documents_by_set` (a document counts in each set that it holds an
-    item of), `documents_cut`, `bytes_cut`, `items_sought_by_set` (items of which something says enough to be found).
+    item of), `documents_cut`, `bytes_cut`, `items_sought_by_set` (items with a text specific enough to be found).
 
     Raises:
         ManifestError: a shard cannot be read.

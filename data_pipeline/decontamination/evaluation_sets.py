@@ -78,7 +78,7 @@ class SetsIdentity(Section):
 def texts_of(value: Any, way: str, listed: bool = False) -> Iterator[tuple[str, bool, str]]:
     """Every text within a value that is not blank.
 
-    The way to it, whether it is one of a list's several, and itself.
+    It yields the way to each, whether it is one of several in a list, and the text itself.
     """
     if isinstance(value, str):
         if value.strip():
@@ -179,9 +179,7 @@ def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]],
 def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtime) -> Manifest:
     """Make or find the texts of all sets.
 
-    Relative paths start at `folder`.
-
-    `stats`: `items` and `texts`, by set.
+    Relative paths start at `folder`. `stats` counts `items` and `texts` by set.
 
     Raises:
         ConfigError: two sets have one name; no item of a set has a field, or none holds a text.

@@ -140,7 +140,8 @@ class Measures:
     def errors(self, config: PassageConfig) -> Integers:
         """Number of its words that may be missing.
 
-        Of a short text one, or as many characters as a word has there.
+        For a short text it is one word or, in a script without spaces, as many characters as a word has there. For
+        other texts it is what `coverage` leaves, and below `min_edited_words` none.
         """
         a_word = -(-10 * self.words // np.maximum(self.tenths, 1))
         share = self.words - np.ceil(config.coverage * self.words - 1e-9).astype(np.int64)
@@ -368,9 +369,9 @@ def character_offsets(text: str) -> Integers:
 
 
 def _holds(hit: Hit, text: str, at: Integers, sought: PassageIndex, config: PassageConfig) -> bool:
-    """Return whether a hit that must be set off is.
+    """Return whether a hit holds at its place.
 
-    Any other holds.
+    A hit that must be set off holds only where it is; any other holds anywhere.
     """
     if sought.rule(hit, config) == "part":
         return hit.words >= SHORT_WORDS or _part_holds(hit, text, at, sought, config)

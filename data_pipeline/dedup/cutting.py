@@ -1,7 +1,7 @@
 """Cutting of repeated spans out of a shard's documents.
 
-`paragraphs` and `substrings` say which spans; here they are cut out and listed with the bytes of the text that came in.
-A document of which too little remains is removed as `duplicate_text`, with the text as it came in.
+`paragraphs` and `substrings` determine the spans; here they are cut out and listed with the bytes of the text that came
+in. A document of which too little remains is removed as `duplicate_text`, with the text as it came in.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def nothing_cut(kinds: Sequence[str]) -> dict[str, Any]:
 def cut_shard(path: Path, spans: pa.Table, cutting: Cutting, path_of: Callable[[str], Path]) -> ShardMade:
     """Write `documents`, `removed` and `cuts` of a shard by row group.
 
-    `spans`: columns `row` (the document in the shard), `kind`, `start` and `end` in bytes, in the order of the rows.
+    `spans` has the columns `row` (the document in the shard), `kind`, and `start` and `end` in bytes, in the order of
+    the rows.
     """
     first = 0
 

@@ -160,7 +160,7 @@ def _sign_shard(config: DedupConfig, path: Path, path_of: Any) -> ShardMade:
 def _split_shard(config: DedupConfig, work: tuple[Path, Path, Path, int], path_of: Any) -> ShardMade:
     """Write kept and removed rows by row group.
 
-    `work`: the shard's documents, its signatures, the decisions, and its place in them.
+    `work` has the shard's documents, its signatures, the decisions, and its place in them.
     """
     path, signatures, decisions, index = work
     removals = read_decisions(decisions).get_batch(index).sort_by("row")

@@ -108,7 +108,7 @@ class Corpus:
     def firsts(self) -> list[int]:
         """The number of each shard's first document.
 
-        One more entry: the number of all documents.
+        One more entry holds the number of all documents.
         """
         return [0, *np.cumsum([shard.rows for shard in self.shards]).tolist()]
 
@@ -130,9 +130,9 @@ class Corpus:
                 yield shard, numbers[bounds[place] : bounds[place + 1]] - self.firsts[place]
 
     def row_groups(self, numbers: Integers) -> Iterator[tuple[Path, list[tuple[int, Integers]]]]:
-        """Each file of documents that has some of the numbers (which ascend).
+        """Each file of documents that has some of the ascending numbers.
 
-        Its row groups and the rows in each.
+        With each come its row groups and the rows in each of them.
         """
         for shard, rows in self.rows(numbers):
             places = rows if shard.kept is None else np.cumsum(shard.kept)[rows] - 1
@@ -159,8 +159,7 @@ class Corpus:
     def values_of(self, name: str, numbers: Integers) -> list[Any]:
         """Scores of a classifier, or values of a kept column.
 
-        For numbers that ascend.
-        None where a document has no such value, and for documents of earlier corpora.
+        The numbers must ascend. The value is None where a document has none, and for documents of earlier corpora.
         """
         values: list[Any] = []
         for shard, rows in self.rows(numbers):
@@ -181,7 +180,7 @@ class Corpus:
 def _from_the_highest(values: Sequence[Any]) -> Integers:
     """Ranks of values, the highest first.
 
-    Numbers come before texts, and None last.
+    Numbers come before texts, and None comes last.
     """
     numbers = sorted({float(value) for value in values if isinstance(value, (int, float)) and value == value})
     texts = sorted({value for value in values if isinstance(value, str)})
@@ -237,7 +236,7 @@ def _spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def confirmed(groups: CandidateGroups, values: pa.ChunkedArray) -> tuple[Integers, Integers]:
     """Documents that truly share a value: ascending numbers and group labels.
 
-    `values` are the members' in the order of their numbers, each number once.
+    `values` are those of the members, in the order of their numbers, each number once.
     """
     numbers = np.unique(groups.members)
     labels = pc.dictionary_encode(values.combine_chunks()).indices.to_numpy().astype(np.int64)
@@ -270,7 +269,7 @@ class Candidates:
 def find_candidates(corpus: Corpus, config: DedupConfig, engine: JoinEngine, workers: int) -> Candidates:
     """Find the documents to compare.
 
-    Joins one kind of key after another, confirms what hashes propose, ranks the documents and reads their shingles.
+    It joins one kind of key after another, confirms what hashes propose, ranks the documents and reads their shingles.
     """
     files, ignored = [shard.keys for shard in corpus.shards], corpus.ignored()
 
@@ -336,7 +335,7 @@ def _read_shingles(
 ) -> tuple[npt.NDArray[np.uint64], Integers, Integers]:
     """Shingles of the documents `compared`, mapped from an unnamed file.
 
-    Also where those of each text start and end.
+    The result also states where those of each text start and end.
     """
     from data_pipeline.kernels.minhash import shingle_sets
 

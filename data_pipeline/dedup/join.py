@@ -65,7 +65,7 @@ class JoinEngine:
 def write_keys(path: Path, keys: Integers, rows: npt.NDArray[np.int32]) -> None:
     """Write one shard's key file.
 
-    Uncompressed, since hashes do not compress.
+    It is not compressed, since hashes do not compress.
     """
     order = np.argsort(keys, kind="stable")
     table = pa.table({"key": keys[order], "row": rows[order]})
@@ -95,9 +95,9 @@ def shared_keys(
 ) -> Iterator[tuple[Integers, Integers]]:
     """Keys of a kind that more than one document has.
 
-    Pairs `(key, number)`, sorted, a range of the keys at a time.
+    It yields pairs `(key, number)`, sorted, a range of the keys at a time.
 
-    The documents of file i are numbered from `firsts[i]`; `keys` says about how many keys of the kind there are.
+    The documents of file i are numbered from `firsts[i]`; `keys` is about how many keys of the kind there are.
 
     Raises:
         MissingInput: the engine is not installed.
@@ -128,7 +128,7 @@ def shared_units(
 ) -> Iterator[tuple[Integers, Integers]]:
     """Parts of documents that share a key with another.
 
-    Pairs `(key, number)` as `shared_keys` gives them.
+    It yields pairs `(key, number)` as `shared_keys` does.
 
     `keys` has an array below 2^62 for each shard: a key for each of its units, which are numbered from `firsts[i]` on;
     `firsts` ends with the number of all. Files are spilled below `folder`.
@@ -146,7 +146,7 @@ def shared_units(
 def spill_folder(folder: Path) -> Iterator[Path]:
     """A spill folder of this process, removed on exit.
 
-    Those that killed processes of this host left are removed too.
+    Folders that killed processes of this host left are removed too.
     """
     own = folder / f"join~{socket.gethostname()}~{os.getpid()}"
     for left in folder.glob(f"join~{socket.gethostname()}~*"):

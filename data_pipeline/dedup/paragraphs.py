@@ -79,9 +79,9 @@ def _units_shard(config: ParagraphsConfig, path: Path, path_of: Callable[[str], 
 
 
 def repeated_units(paths: Sequence[Path], config: ParagraphsConfig, engine_name: str, target: Path) -> None:
-    """Write which units are cut.
+    """Write the units that are cut.
 
-    `number` (of the unit in the corpus), ascending within each range of the join.
+    `number` is the unit's in the corpus, ascending within each range of the join.
 
     Raises:
         StorageError: the disk is full.

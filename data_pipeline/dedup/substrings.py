@@ -202,9 +202,8 @@ def _texts(
 def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int, int, int, int]]:
     """Spans to cut of one text, ascending, without overlap.
 
-    (kind, start, end, earlier text, its start).
-
-    `repeats`: (start, end, earlier text, its start), by start, the longest first.
+    A span is (kind, start, end, earlier text, its start). `repeats` are (start, end, earlier text, its start), by
+    start, the longest first.
     """
     runs: list[list[int]] = []
     for start, end, _, _ in repeats.tolist():
@@ -235,7 +234,7 @@ def spans_of(repeats: Integers, text: Bytes, bridge: int) -> list[tuple[int, int
 def _whole_words(text: Bytes, start: int, end: int) -> tuple[int, int]:
     """The span without torn words at its edges.
 
-    Where no blank is near, without torn characters.
+    Where no blank is near, it is at least without torn characters.
     """
     if start > 0 and text[start - 1] not in _BLANKS:
         blank = next((i for i in range(start, min(end, start + _WORD_BYTES)) if text[i] in _BLANKS), -1)

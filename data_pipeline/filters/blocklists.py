@@ -80,7 +80,7 @@ class ListsIdentity(Section):
 def normal_url(url: str) -> str:
     """A URL as lists and look-ups compare it.
 
-    Without scheme, "www." and last slash; "" for what has no host.
+    It has no scheme, no "www." and no last slash; the result is "" for a text without a host.
     """
     text = url.strip()
     whole = normalise_url(text if _SCHEME.match(text) else f"https://{text.removeprefix('//')}")
@@ -91,7 +91,7 @@ def normal_url(url: str) -> str:
 def domain_of(whole: str) -> str:
     """The host of a URL in that form, without its port.
 
-    "" for what can be none.
+    The result is "" for text that cannot be a host.
     """
     host = whole.partition("?")[0].partition("/")[0].partition("#")[0]
     domain = re.sub(r":\d+$", "", host)
@@ -213,7 +213,7 @@ def make_lists(config: BlocklistsConfig, config_folder: Path, runtime: Runtime) 
 def _understood(files: list[LocalFile], kind: str, wrong: list[str]) -> Iterator[str]:
     """The entries of the files.
 
-    The place of what is none goes to `wrong`.
+    The place of each line that is not an entry goes to `wrong`.
     """
     for file in files:
         for number, entry in entries(file.path, kind):

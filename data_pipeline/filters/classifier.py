@@ -245,7 +245,7 @@ def fit(config: ClassifierConfig, rows: Sequence[tuple[str, bool]]) -> tuple[npt
 def measure(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Metrics at the threshold one half, and those that need none.
 
-    Rounded to 1e-6.
+    They are rounded to 1e-6.
 
     AUC is the probability that a positive document scores above a negative one (ties count half), its standard error
     that of Hanley and McNeil (1982); the calibration error is the mean distance of score and share, in ten bins.
@@ -353,7 +353,7 @@ def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_o
 def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manifest]], runtime: Runtime) -> Manifest:
     """Score every document with each model and remove those outside its bounds.
 
-    The first that objects is named.
+    The reason names the first model whose bounds a document breaks.
 
     Raises:
         ConfigError: two models have one name.

@@ -235,7 +235,8 @@ def measure(
 ) -> dict[str, Floats]:
     """The features by name, as the presets count them.
 
-    With the preset "fineweb", Gopher's are those of `whole`, the texts before lines were cut out: so its code has it.
+    With the preset "fineweb", Gopher's features are those of `whole`, the texts before lines were cut out, as in its
+    published code.
     """
     from data_pipeline.kernels.quality import FEATURES, measure_texts
 

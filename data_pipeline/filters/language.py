@@ -54,7 +54,7 @@ def identify(
 ) -> Languages:
     """Languages of texts, "und" where the confidence is below `min_confidence`.
 
-    `own_model`: a fastText file to use instead of lid.176.
+    `own_model` is a fastText file to use instead of lid.176.
 
     Raises:
         MissingInput: the model is not installed.

@@ -130,7 +130,7 @@ def best_codes(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], tuple[str, ...]]:
     """The best code of each window, its probability, and the codes' names.
 
-    -1 where a window is blank or no row of the model occurs in it.
+    The code is -1 where a window is blank or no row of the model occurs in it.
     """
     from data_pipeline.kernels.fasttext_scores import score_labels
 

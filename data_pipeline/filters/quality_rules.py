@@ -231,7 +231,7 @@ syllable of two or three letters."""
 def limits(presets: Sequence[Preset], unspaced: bool, language: str, *sections: Thresholds) -> dict[str, float]:
     """The bounds that hold, by field.
 
-    The presets', the stricter of two, then those that each section sets.
+    They are the presets', the stricter of two, then those that each section sets.
     """
     found: dict[str, float] = {}
     for name in presets:
@@ -251,11 +251,10 @@ def limits(presets: Sequence[Preset], unspaced: bool, language: str, *sections: 
 def judge(
     features: Mapping[str, Floats], profiles: Sequence[int], bounds: Sequence[Mapping[str, float]]
 ) -> tuple[list[str], list[str]]:
-    """The first reason of `RULES` against each document, and the evidence ("words=12").
+    """The first reason of `RULES` against each document, and the evidence.
 
-    "" for one that stays.
-
-    `profiles` says for each document which of `bounds` holds. A NaN breaks no rule: the feature has no value there.
+    The evidence is a text such as "words=12"; the reason is "" for a document that stays. `profiles` states for each
+    document which of `bounds` holds. A NaN breaks no rule: the feature has no value there.
     """
     kind = np.asarray(profiles, np.int64)
     reasons, evidence = [""] * len(kind), [""] * len(kind)

@@ -108,7 +108,7 @@ def _hash_words(words: list[bytes]) -> npt.NDArray[np.int32]:
 def huffman(counts: list[int]) -> npt.NDArray[np.int64]:
     """The tree over labels that fall in count.
 
-    The children of each node, -1 for the leaves 0 .. n-1.
+    It holds the children of each node, and -1 for the leaves 0 .. n-1.
     """
     leaves = len(counts)
     weights = [*counts, *[10**15] * (leaves - 1)]

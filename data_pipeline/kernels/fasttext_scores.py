@@ -114,7 +114,7 @@ def _paths(counts: list[int]) -> tuple[Integers, ...]:
 def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: Sequence[int]) -> Floats:
     """Probability of each chosen label in each text, [texts, chosen].
 
-    0 where no row of the model occurs in a text.
+    It is 0 where no row of the model occurs in a text.
     """
     count = len(offsets) - 1
     found = np.zeros((count, len(chosen)), np.float32)

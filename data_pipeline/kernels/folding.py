@@ -141,9 +141,8 @@ def _hexadecimal(data, i):  # type: ignore[no-untyped-def]
 def fold_words(data, start, end, table, several, words, spans):  # type: ignore[no-untyped-def]
     """Write each word of `data[start:end]` into `words`.
 
-    Into `spans` its first byte, the byte behind it, its measures.
-
-    Bytes are counted from `start`. Return the number of words, at most (end - start) // 2 + 1.
+    `spans` gets the first byte of each, the byte behind it, and its measures. Bytes are counted from `start`. Return
+    the number of words, at most (end - start) // 2 + 1.
     """
     basis, prime = uint64(0xCBF29CE484222325), uint64(0x100000001B3)
     h = basis
@@ -230,7 +229,7 @@ def word_hashes(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """The words of n texts end to end.
 
-    And of each text its words, its length in tenths, its letters, its numbers.
+    For each text there are its number of words, its length in tenths, its letters and its numbers.
     """
     capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1
     words = np.empty(int((np.diff(offsets) // 2 + 1).sum()), np.uint64)

@@ -76,8 +76,8 @@ def count_listed_words(
 ) -> npt.NDArray[np.float64]:
     """Occurrences of listed words in each text, by its language's list.
 
-    `lists` has the entries by language code; those of "*" hold for a language without a list of its own. NaN where
-    neither is there.
+    `lists` has the entries by language code; those of "*" hold for a language without a list of its own. The count is
+    NaN where neither is there.
     """
     codes = sorted(lists)
     index = {code: row for row, code in enumerate(codes)}
@@ -94,9 +94,8 @@ def count_listed_words(
 def folded_words() -> npt.NDArray[np.int32]:
     """Word table of code points.
 
-    0 separates words, else the folded form (4.5 MB).
-
-    With _ALONE where it is a word by itself, and _KATAKANA within Katakana; _SHARP_S for "ß", which folds to "ss".
+    An entry of 0 separates words, any other is the folded form (4.5 MB). It has _ALONE where the character is a word by
+    itself, and _KATAKANA within Katakana; _SHARP_S is for "ß", which folds to "ss".
     """
     table = lower_case().copy()
     kinds = code_point_classes()
@@ -189,7 +188,7 @@ def _words(data, start, end, kinds, enough, longest):  # type: ignore[no-untyped
 def _ends_without_mark(data, start, end):  # type: ignore[no-untyped-def]
     """Return whether Thai or Lao makes up half of the text.
 
-    U+0E00 to U+0EFF: E0 B8 .. E0 BB; ASCII spaces are not counted.
+    They are U+0E00 to U+0EFF, in bytes E0 B8 .. E0 BB; ASCII spaces are not counted.
     """
     characters = marked = 0
     for i in range(start, end):
@@ -231,7 +230,7 @@ def _edit(data, offsets, kinds, min_words, max_word_length, punctuated, out, end
                     o += 1
                     i += 1
             found_at, o, kind = _stripped(out, begin, o, kinds)
-            if found_at > begin:  # a citation stood first
+            if found_at > begin:  # a citation came first
                 for i in range(o - found_at):
                     out[begin + i] = out[found_at + i]
                 o -= found_at - begin

@@ -49,7 +49,7 @@ _JOINERS = (0x200C, 0x200D)
 def word_characters() -> npt.NDArray[np.int32]:
     """Word table of code points (4.5 MB).
 
-    0 separates words, c > 0 belongs to one as c, c < 0 is one by itself.
+    An entry of 0 separates words, c > 0 belongs to a word as c, and c < 0 is a word by itself.
     """
     characters = np.arange(0x110000, dtype=np.uint32).view("U1")
     belongs = np.strings.isalnum(characters)
@@ -65,7 +65,7 @@ def word_characters() -> npt.NDArray[np.int32]:
 def band_keys(texts: pa.Array | pa.ChunkedArray, ngram: int, bands: int, rows: int) -> tuple[Keys, Integers]:
     """63-bit band keys, shape (texts, bands), and word counts.
 
-    The keys of a text without words mean nothing.
+    The keys of a text without words have no meaning.
     """
     data, offsets = text_buffers(texts)
     keys = np.zeros((len(offsets) - 1, bands), np.int64)
@@ -86,7 +86,7 @@ def shingle_sets(texts: pa.Array | pa.ChunkedArray, ngram: int) -> tuple[Shingle
 def _room(offsets: Integers) -> int:
     """The most words that a text may have.
 
-    An ASCII word takes a byte and a gap, one by itself three bytes.
+    An ASCII word takes a byte and a gap, and a character that is a word by itself takes three bytes.
     """
     return int(np.diff(offsets).max(initial=0)) // 2 + 1
 

@@ -63,7 +63,7 @@ def pack_items(sizes: Integers, sequence_length: int, min_used_share: float) -> 
 def _target_rows(total: int, sequence_length: int, min_used_share: float) -> int:
     """The most rows of which `total` positions still use the share.
 
-    Never fewer than hold them.
+    They are never fewer than are needed to hold the positions.
     """
     least = -(-total // sequence_length)
     if not min_used_share:
@@ -196,7 +196,7 @@ def fill_gaps(
 def _lay(items, lengths, rooms, length):  # type: ignore[no-untyped-def]
     """Lay items into the rooms of rows.
 
-    Whole by best fit, else cut to the largest room.
+    An item is laid whole by best fit, else cut to the largest room.
     """
     tree, leaves, heads, following = _lists(length, len(rooms))
     for row in range(len(rooms)):

@@ -20,7 +20,7 @@ PARAGRAPH, LINE = 0, 1
 class Units:
     """The paragraphs and lines of some texts, in order.
 
-    A paragraph behind its lines.
+    A paragraph comes behind its lines.
     """
 
     row: npt.NDArray[np.int64]

@@ -80,7 +80,7 @@ class Index:
 def _extend(keys: Words, words: Words, at: Integers, count: int) -> Words:
     """The hashes of longer runs.
 
-    `count` words from `at` on behind those that `keys` are of.
+    Each is extended by `count` words from `at` on, behind those that `keys` are of.
     """
     for k in range(count):
         keys = keys * np.uint64(_FACTOR) + words[at + k]
@@ -178,7 +178,7 @@ def _may_stand(words, count, passage, start, errors, band, blocks, filled, text)
 def _common_words(words, count, passage, start, errors, band, above, below):  # type: ignore[no-untyped-def]
     """Longest common subsequence within a band.
 
-    (words, first and last matched word); (0, 0, 0) if too short.
+    The result is (words, first and last matched word), or (0, 0, 0) if too short.
 
     `start` is the word of the text that meets the passage's first one. A cell packs the number of words that meet, the
     first of them (the later, the better) and the last (the earlier, the better), counted from the band's first word.
@@ -211,10 +211,10 @@ def _common_words(words, count, passage, start, errors, band, above, below):  # 
 def _lay(words, count, passage, start, p, limits, run_words, mine, scratch):  # type: ignore[no-untyped-def]
     """Compare a passage with the text where its words meet at `p`.
 
-    (words, first, last), or (0, 0, 0) if not found.
+    The result is (words, first, last), or (0, 0, 0) if the passage is not found.
 
-    `mine` remembers of the passage, in this text: the word up to which it was found; where it was laid in vain, and up
-    to where its words meet those of the text there.
+    `mine` keeps what is known of the passage in this text: the word up to which it was found; the place where it was
+    laid in vain, and up to where its words meet those of the text there.
     """
     above, below, blocks, filled, text = scratch
     errors, band = int64(limits[2]), int64(limits[3])
@@ -311,8 +311,8 @@ def search(
 ) -> npt.NDArray[np.int64]:
     """Matches in n texts: (text, passage, matching words, first byte, end).
 
-    In the order of the texts, then of the seeds in them. Bytes are counted from the text's own first one. A passage
-    that was found is looked for again behind the place.
+    They are in the order of the texts, then of the seeds in them. Bytes are counted from the text's own first one. A
+    passage that was found is looked for again behind the place.
     """
     passages = index.passages
     capacity = int(np.diff(offsets).max(initial=0)) // 2 + 1

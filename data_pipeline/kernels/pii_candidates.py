@@ -135,7 +135,7 @@ def _has_head(data, i, end, heads):  # type: ignore[no-untyped-def]
 def _run(data, k, end, classes):  # type: ignore[no-untyped-def]
     """The run of digits at `k`.
 
-    Its end in bytes, its characters, its digits, the single dots between its groups.
+    It is its end in bytes, its characters, its digits, and the single dots between its groups.
     """
     place, found, groups, dots = 0, 0, 1, 0
     while True:
@@ -228,7 +228,7 @@ def _scan(data, offsets, classes, heads, ends, out):  # type: ignore[no-untyped-
                     total = _put(out, total, text, 3, chars, chars + length)
             if kind & 64 and (length >= 8 or (j < end and data[j] in (45, 46, 95))) and _has_head(data, i, end, heads):
                 total = _put(out, total, text, 7, chars, chars + length)
-            # Runs of digits begin anywhere, also inside a word; their end may lie beyond this word's.
+            # Runs of digits begin anywhere, also inside a word; their end may be beyond this word's.
             if digits and j > run_until:
                 k = max(i, run_until)
                 while k < j:
@@ -251,7 +251,7 @@ def _scan(data, offsets, classes, heads, ends, out):  # type: ignore[no-untyped-
 def scan(data: Bytes, offsets: Offsets) -> Candidates:
     """The candidates of the texts `data[offsets[i]:offsets[i + 1]]`, by text.
 
-    Within a text about in its order.
+    Within a text they are about in its order.
     """
     classes, heads, ends = _tables()
     length = int(offsets[-1] - offsets[0])

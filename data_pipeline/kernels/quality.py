@@ -5,7 +5,7 @@ FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers le
 
 - A *word* is what `kernels/words.py` says, punctuation and all; its length is in code points. `unspaced_share` says how
   much of a text is in a script without spaces, where a word is an ideograph or a syllable.
-- A *line* ends at LF and is taken without the white space at its ends; blank lines are none. A *paragraph* is a run
+- A *line* ends at LF and is taken without the white space at its ends; blank lines do not count. A *paragraph* is a run
   of lines that are not blank.
 - Repeated lines and paragraphs are those equal to an earlier one; the first does not count. `..._character_share` is
   of all characters of such lines. FineWeb's share of characters in repeated lines is the same figure.

@@ -105,7 +105,7 @@ def find_repeats(
 ) -> tuple[Integers, int]:
     """Repeats of at least `least` bytes; number of windows cut short.
 
-    A repeat: text, first byte, end, earlier text, its first byte.
+    A repeat is (text, first byte, end, earlier text, its first byte).
 
     `text`, `start` and `group` are of the windows, in order; windows of one group have one hash. A repeat occurs
     earlier, in another text or at least `least` bytes before. The second number counts windows that were compared

@@ -19,7 +19,7 @@ Features, where they differ from those of the same name in `kernels/quality.py`:
   with the blanks between its pieces for the first, the first of equally frequent ones counts; 0 if none occurs twice.
   For the second, the search goes on behind a repeated n-gram, so that what is left of a longer repeat does not count;
 - `sentences`: pieces that are one terminal end them, and so does each line;
-- `line_punctuation_share`: lines whose last character is a terminal: a closing quotation mark is none.
+- `line_punctuation_share`: lines whose last character is a terminal: a closing quotation mark is not one.
 
 Price: 9 further passes over the words for n-grams; memory 100 bytes a byte of the longest text.
 """

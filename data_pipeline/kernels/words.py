@@ -119,7 +119,7 @@ def _set_class(kinds: npt.NDArray[np.uint16], point: int, kind: int) -> None:
 def load_8(typingctx, data, place):  # type: ignore[no-untyped-def]
     """Eight bytes of `data` (uint8, contiguous) from `place`, as one integer.
 
-    The caller has them in bounds.
+    The caller makes sure that they are in bounds.
     """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -154,7 +154,7 @@ def add_chunk(h, chunk):  # type: ignore[no-untyped-def]
 def end_hash(h, size):  # type: ignore[no-untyped-def]
     """The hash of a word of `size` bytes.
 
-    One to one where two words of one size fit eight bytes.
+    It is one to one for words of one size that fit eight bytes.
     """
     h = (h ^ uint64(size)) * uint64(_LAST)
     return h ^ (h >> uint64(29))
@@ -202,14 +202,13 @@ def hash_bytes(data, start, stop, fold):  # type: ignore[no-untyped-def]
 def plain_word(data, i, end):  # type: ignore[no-untyped-def]
     """A word of printable ASCII from `i`.
 
-    Its end (0 where it is not such a word, or too near to `end`), hash, letters.
-
-    `letters` is not 0 if the word has a letter.
+    The result is its end (0 where it is not such a word, or too near to `end`), its hash, and `letters`, which is not 0
+    if the word has a letter.
     """
     h, letters, j = uint64(_SEED), uint64(0), i
     while j + 8 <= end:
         chunk = load_8(data, j)
-        stops = ((chunk - uint64(0x21 * _ONES)) | chunk) & uint64(_HIGH)  # a byte that is no printable ASCII
+        stops = ((chunk - uint64(0x21 * _ONES)) | chunk) & uint64(_HIGH)  # a byte that is not printable ASCII
         if stops:
             count = lowest_byte(stops)
             if byte_at(data, j + count) >= 0x80:

@@ -90,7 +90,7 @@ class Canary(NamedTuple):
 def hosts(digests: Sequence[str], seed: int) -> list[int]:
     """The documents (by place) that lend passages.
 
-    Those whose digest, mixed with the seed, is smallest.
+    They are those whose digest, mixed with the seed, is smallest.
     """
     mixed = ((Draw(int(digest[:16], 16) ^ seed).below(1 << 63), place) for place, digest in enumerate(digests))
     return [place for _, place in heapq.nsmallest(HOSTS, mixed)]

@@ -18,9 +18,9 @@ _MASK = (1 << 64) - 1
 
 
 class Draw:
-    """A stream of numbers that a seed fixes for ever.
+    """A stream of numbers that a seed fixes for good.
 
-    SplitMix64, Steele et al., OOPSLA 2014.
+    It is SplitMix64 (Steele et al., OOPSLA 2014).
     """
 
     def __init__(self, seed: int) -> None:

@@ -62,7 +62,7 @@ _BECH32_CONSTANTS = (1, 0x2BC830A3)  # Bech32 (BIP 173) and Bech32m (BIP 350)
 def is_bech32(text: str, prefix: str = "bc") -> bool:
     """Return whether a segwit address has its checksum and one case.
 
-    BIP 173, BIP 350.
+    BIP 173 and BIP 350 define both.
     """
     if text not in (text.lower(), text.upper()) or not text.lower().startswith(prefix + "1"):
         return False

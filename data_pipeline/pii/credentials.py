@@ -1,9 +1,9 @@
 """Keys and tokens: providers' grammars, and values under secret names.
 
-Each provider's own grammar, and values that a name calls secret.
+A secret is found by a provider's own grammar, or as a value that a name calls secret.
 
-Sources: the providers' documentation of their token formats; RFC 7519 (JWT), RFC 7468 (PEM). A value without a
-provider's mark counts only where the name before its `=` or `:` says that it is secret and its letters are as mixed
+The sources are the providers' documentation of their token formats, RFC 7519 (JWT) and RFC 7468 (PEM). A value without
+a provider's mark counts only where the name before its `=` or `:` states that it is secret and its letters are as mixed
 as those of a random string.
 """
 
@@ -100,8 +100,9 @@ _WORDS = re.compile(
 def assigned_at(text: str, start: int) -> Iterator[Detection]:
     """The random-looking value at `start` after a secret's name.
 
-    Random: a letter and a digit among at least 16 characters, and an entropy of at least 3.5 bits a character (3 for
-    hexadecimal digits, which have 4 at most); a path, a name, a placeholder is less, or goes on with a dot or bracket.
+    It has a letter and a digit among at least 16 characters, and an entropy of at least 3.5 bits a character (3 for
+    hexadecimal digits, which have 4 at most). A path, a name or a placeholder has less, or goes on with a dot or
+    bracket.
     """
     scheme = _SCHEME.match(text, start)
     start += len(scheme.group()) if scheme else 0

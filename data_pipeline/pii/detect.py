@@ -36,9 +36,9 @@ def find(text: str, types: Sequence[str] = TYPES) -> list[Detection]:
 
 
 def find_among(text: str, places: Candidates, types: Sequence[str] = TYPES) -> list[Detection]:
-    """The same, of the candidates of this text.
+    """The detections of `find` among the candidates of this text.
 
-    Rows of (kind, start, end).
+    The candidates are rows of (kind, start, end).
     """
     ranked: list[Detection] = []
     for block in range(0, len(places), _BLOCK):  # a text of nothing but "@" must not become a list of lists at once
@@ -61,7 +61,7 @@ def find_among(text: str, places: Candidates, types: Sequence[str] = TYPES) -> l
 def replace(text: str, findings: Sequence[Detection]) -> str:
     """The text with each finding replaced by its placeholder.
 
-    `findings` as `find` gives them.
+    `findings` are those that `find` gives.
     """
     return splice(text, findings, [PLACEHOLDERS[finding.type] for finding in findings])
 
@@ -69,7 +69,7 @@ def replace(text: str, findings: Sequence[Detection]) -> str:
 def replace_all(text: str) -> str:
     """The text as people may be shown it.
 
-    With every detection of every type replaced, whatever a run configures.
+    Every detection of every type is replaced, whatever a run configures.
     """
     return replace(text, find(text))
 

@@ -53,11 +53,11 @@ _BARE_AT = re.compile(r"[ ](?:at|AT)[ ]\Z")
 def spelt_email_at(text: str, place: int) -> Iterator[Detection]:
     """The address around a spelt "at".
 
-    Name [at] host [dot] org, name AT host dot org.
+    The forms are "name [at] host [dot] org" and "name AT host dot org".
 
     `place` is where its bracket opens, its bare word begins, or the word "dot" after the first label of its domain.
-    Without brackets the words are everybody's ("look at the dot com boom"): then the name must have a digit or a sign,
-    or a word must say that it is about mail.
+    Words without brackets are common in any text ("look at the dot com boom"): then the name must have a digit or a
+    sign, or a word must state that it is about mail.
     """
     if text[place] in "dD":
         label = text.rfind(" ", max(0, place - 65), place - 1) + 1
@@ -162,7 +162,7 @@ def _apart(text: str, run: DigitRun, first: int, last: int) -> bool:
 def ipv6_at(text: str, start: int, end: int) -> Iterator[Detection]:
     """IPv6 address (RFC 4291), global unicast 2000::/3.
 
-    A hardware address has the same letters: six pairs with colons.
+    A hardware address is written in the same letters, as six pairs with colons.
     """
     run = text[start:end]
     if run.endswith(":") and not run.endswith("::"):
@@ -186,7 +186,7 @@ def _touched(text: str, start: int, end: int) -> bool:
 def _is_global(address: str) -> bool:
     """Return whether the address is well formed and publicly routable.
 
-    With "::" the first group must be of 2000::/3, or five groups be written: `c::d` is code in many a language.
+    With "::" the first group must be of 2000::/3, or five groups must be written: `c::d` is code in many languages.
     """
     if address.count("::") > 1 or ":::" in address or len(address) > 39 or address.startswith(":"):
         return False

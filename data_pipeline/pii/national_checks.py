@@ -106,7 +106,7 @@ _DNI, _NIE = by_library(dni), by_library(nie)
 def es_dni(number: str) -> bool:
     """DNI or NIE: the letter of the number modulo 23.
 
-    Source: Real Decreto 1553/2005.
+    The source is Real Decreto 1553/2005.
     """
     return _NIE(number) if number[0] in "XYZ" else _DNI(number)
 
@@ -114,7 +114,7 @@ def es_dni(number: str) -> bool:
 def ca_sin(number: str) -> bool:
     """Luhn; 8 begins business numbers, 0 tax numbers of persons.
 
-    Source: Employment and Social Development Canada.
+    The source is Employment and Social Development Canada.
     """
     return number[0] != "8" and number != "000000000" and luhn.is_valid(number)
 
@@ -139,7 +139,7 @@ def uk_nino(number: str) -> bool:
 def be_rrn(number: str) -> bool:
     """Belgian national number: date and 97 - n mod 97.
 
-    Months over 20 and 40: the bis register; a 2 in front from 2000 on (Rijksregister).
+    Months over 20 and 40 are of the bis register; a 2 is put in front from 2000 on (Rijksregister).
     """
     month, day = int(number[2:4]), int(number[4:6])
     if month % 20 > 12 or month > 52 or day > 31:
@@ -151,7 +151,7 @@ def be_rrn(number: str) -> bool:
 def se_personnummer(number: str) -> bool:
     """Swedish personal number: date and Luhn over ten digits.
 
-    Days over 60: a coordination number (Skatteverket, SKV 704).
+    Days over 60 mark a coordination number (Skatteverket, SKV 704).
     """
     if len(number) == 12 and number[:2] not in ("19", "20"):
         return False
@@ -162,7 +162,7 @@ def se_personnummer(number: str) -> bool:
 def no_fodselsnummer(number: str) -> bool:
     """Norwegian national number: date and two digits modulo 11.
 
-    Days over 40: a D number (Skatteetaten).
+    Days over 40 mark a D number (Skatteetaten).
     """
     if not _is_day(int(number[2:4]), (int(number[:2]) - 1) % 40 + 1):
         return False
@@ -190,7 +190,7 @@ _PROVINCES = frozenset([*range(11, 16), *range(21, 24), *range(31, 38), *range(4
 def cn_resident_id(number: str) -> bool:
     """A province, a date, and ISO 7064 MOD 11-2, X for ten.
 
-    GB 11643-1999.
+    The source is GB 11643-1999.
     """
     if not number[:17].isdigit() or int(number[:2]) not in _PROVINCES or number[6:8] not in ("18", "19", "20"):
         return False
@@ -219,7 +219,7 @@ _CURP = re.compile(
 def mx_curp(number: str) -> bool:
     """Mexican CURP: name letters, date, sex, state, digit modulo 10.
 
-    RENAPO.
+    The source is RENAPO.
     """
     if not _CURP.fullmatch(number) or not _is_day(int(number[6:8]), int(number[8:10])):
         return False

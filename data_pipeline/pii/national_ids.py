@@ -82,7 +82,7 @@ class _Rule(NamedTuple):
 def _any_document(number: str) -> bool:
     """Return whether it may be a passport or a licence.
 
-    They have no check: only the word next to them counts.
+    These have no check: only the word next to them counts.
     """
     return len(set(number)) > 2
 
@@ -142,7 +142,7 @@ def _by_shape() -> dict[str, tuple[_Rule, ...]]:
 _RULES = _by_shape()
 _LETTERED = frozenset(shape.rstrip("L").rstrip("- ") for shape in _RULES if shape.endswith("L"))
 _NINO_SHAPES = frozenset(("2 2 2", "6", "2-2-2"))
-# Every beginning of a shape that means something here or to a card: what is none of these need not be read on.
+# Every beginning of a shape that means something here or to a card: any other need not be read on.
 _BEGINNINGS = frozenset(
     shape[:end]
     for shape in (*_RULES, *_LETTERED, *_NINO_SHAPES, *CARD_SHAPES)
@@ -214,9 +214,9 @@ def _is_named(kind: str, before: str, after: str) -> bool:
 
 
 def _lettered(text: str, start: int, end: int, shape: str, digits: str) -> Detection | None:
-    """The same with a letter behind or before.
+    """A national number with a letter behind or before.
 
-    131052-308T, 12345678-Z, X-1234567-L, AB 12 34 56 C.
+    Examples are 131052-308T, 12345678-Z, X-1234567-L and AB 12 34 56 C.
     """
     if shape in _NINO_SHAPES:
         return _nino(text, start, end, digits)
@@ -297,7 +297,7 @@ def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
 def _document(text: str, start: int, end: int) -> Iterator[Detection]:
     """A document without a check.
 
-    Its name must precede it, or a date of birth follow, as in a record.
+    Its name must come before it, or a date of birth after it, as in a record.
     """
     word, before = text[start:end], text[max(0, start - _NEAR) : start]
     if len(word) == 10 and _PAN_SHAPE.fullmatch(word) and _is_named("in_pan", before, ""):

@@ -81,7 +81,7 @@ def _in_a_series(run: DigitRun, first: int, last: int) -> bool:
 def bitcoin_at(text: str, start: int, end: int) -> Iterator[Detection]:
     """A Bitcoin address of the main network.
 
-    Base58check (P2PKH, P2SH) or Bech32 (segwit).
+    It is in Base58check (P2PKH, P2SH) or Bech32 (segwit).
     """
     word = text[start:end]
     if (start and TOUCHES.match(text, start - 1)) or TOUCHES.match(text, end):

@@ -81,7 +81,7 @@ class Slice(NamedTuple):
 def phone_at(text: str, run: DigitRun, first: int) -> tuple[int, int, int] | None:
     """The longest telephone number that begins with group `first`.
 
-    Its start, its end, the next group to look at.
+    The result is its start, its end, and the next group to look at.
     """
     begin = run.starts[first]
     prefix = _prefix(text, begin)
@@ -141,7 +141,7 @@ def _prefix(text: str, begin: int) -> str:
 def _opens(text: str, run: DigitRun, first: int, start: int) -> bool:
     """Return whether a number may start here.
 
-    After no letter, and not inside a decimal, a date, a path or a code.
+    It may not start after a letter, nor inside a decimal, a date, a path or code.
     """
     before = text[max(0, start - 2) : start]
     if before and TOUCHES.match(before[-1]):
@@ -171,7 +171,7 @@ def _is_named(text: str, start: int, end: int, part: Slice) -> bool:
 def _fills_a_field(text: str, start: int, end: int, part: Slice) -> bool:
     """Return whether three groups fill a table cell or line.
 
-    Three groups of three that begin with 6, 7 or 9 (Spain, Portugal).
+    They are three groups of three that begin with 6, 7 or 9 (Spain, Portugal).
     """
     if part.sizes != [3, 3, 3] or part.groups[0][0] not in "679" or set(part.between) != {" "}:
         return False
@@ -229,7 +229,7 @@ def _is_north_american(part: Slice) -> bool:
 def _is_trunk(part: Slice) -> bool:
     """A national number with its trunk prefix 0.
 
-    020 7946 0958, 01 23 45 67 89, 0151/84645522, 08-928 571 38.
+    Examples are 020 7946 0958, 01 23 45 67 89, 0151/84645522 and 08-928 571 38.
     """
     sizes = part.sizes
     first = part.groups[0]
@@ -252,9 +252,9 @@ def _is_trunk(part: Slice) -> bool:
 
 
 def _is_area_in_parentheses(part: Slice) -> bool:
-    """(030) 901820, (11) 91234-5678, (37) 788-063.
+    """A number with its area code in parentheses.
 
-    With a trunk 8 before: 8 (495) 123-45-67.
+    Examples are (030) 901820, (11) 91234-5678 and (37) 788-063, and with a trunk 8 before, 8 (495) 123-45-67.
     """
     prefix, groups, between = part.prefix, part.groups, part.between
     if groups[0] == "8" and between[:1] in ((" (",), ("(",), ("-(",)):
@@ -276,7 +276,7 @@ def _is_area_in_parentheses(part: Slice) -> bool:
 def _is_mobile(part: Slice) -> bool:
     """Plans that fix first digits and groups.
 
-    China 138-0013-8000, Brazil 11 91234-5678, Denmark 60-56-85-91.
+    Examples are China's 138-0013-8000, Brazil's 11 91234-5678 and Denmark's 60-56-85-91.
     """
     shape = "".join(_interleave(Slice(tuple(str(size) for size in part.sizes), part.between, "")))
     first = part.groups[0]

@@ -98,7 +98,7 @@ class RedactSettings(Section):
 def redact_table(table: pa.Table, actions: Mapping[str, Action], key: bytes = b"") -> tuple[pa.Table, dict[str, Any]]:
     """The documents with their findings treated, and the counts of the funnel.
 
-    `actions`: type -> what is done.
+    `actions` maps a type to its treatment.
     """
     texts = table["text"].combine_chunks()
     data, offsets = text_buffers(texts)

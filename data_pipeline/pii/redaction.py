@@ -46,7 +46,7 @@ def masked(kind: str, value: str) -> str:
 
     Length and separators stay.
 
-    Of an e-mail address the first character and the top-level domain stay too, of a bank account its country.
+    The first character and the top-level domain of an e-mail address stay too, and the country of a bank account.
     """
     if kind == "email":
         dot = value.rfind(".")
@@ -63,7 +63,7 @@ def pseudonym(kind: str, value: str, key: bytes) -> str:
 def plain_form(kind: str, value: str) -> str:
     """One form for all spellings of a value.
 
-    No separators, one case; secrets keep theirs.
+    It has no separators and one case; secrets keep theirs.
     """
     if kind == "email":
         spelt = re.sub(r"\s*[\[(<{]\s*(?:at|@)\s*[\])>}]\s*|\s+at\s+", "@", value.lower())

@@ -1,9 +1,9 @@
 """HTML pages: bytes to characters, and characters to the main text.
 
 Encoding, in the HTML standard's order (13.2.3.2): a byte-order mark; the transport's charset; the page's own `meta`;
-what uchardet finds. Two exceptions, both for pages that lie: bytes that are valid UTF-8 and not mere ASCII are UTF-8
-whatever is declared (by chance that happens to no text of a few lines), and a declared encoding in which the bytes have
-no meaning is ignored. A byte without meaning in the encoding that is left becomes U+FFFD.
+what uchardet finds. Two exceptions, both for wrong declarations: bytes that are valid UTF-8 and not mere ASCII are
+UTF-8 whatever is declared (by chance that happens to no text of a few lines), and a declared encoding in which the
+bytes have no meaning is ignored. A byte without meaning in the encoding that is left becomes U+FFFD.
 
 The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
 all visible text, with the text for browsers without scripts; either is counted as a fallback. Of a page that
@@ -123,7 +123,7 @@ def _decode(data: bytes, charset: str) -> str:
 def _candidates(data: bytes, charset: str) -> Iterator[str]:
     """The encodings that may hold, the likeliest first.
 
-    Uchardet reads the page only when the next is taken.
+    Uchardet reads the page only when its answer is needed.
     """
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 

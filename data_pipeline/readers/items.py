@@ -93,7 +93,7 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
     """Checks for a source's local files, without reading them.
 
-    Each raises as `list_files` would.
+    Each check raises what `list_files` would raise.
     """
     if isinstance(source, HtmlSource):
         yield partial(check_installed, source.extraction)

@@ -32,7 +32,7 @@ NO_WEIGHT = ord("_")
 """Code of the letter that is written for a weight of 0."""
 NAME_STEP = 10
 """Units of a tag's weight in one unit of a line's score."""
-MAX_NAME_WEIGHT = 30  # so that the letter written is none that HTML reads
+MAX_NAME_WEIGHT = 30  # so that no letter written is one that HTML reads
 _KINDS = {"": 0, "•": 1} | {letter: 2 + place for place, letter in enumerate("P1HFT")}
 _SIZES = (8, 20, 40, 60, 100, 180, 320)
 SHORT = 180
@@ -74,7 +74,7 @@ _LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up t
 def _classes(bounds: Sequence[int]) -> bytes:
     """The class of each number up to one above the last bound.
 
-    To look it up takes a third of the time of `bisect_left`.
+    Looking it up takes a third of the time of `bisect_left`.
     """
     return bytes(bisect_left(bounds, number) for number in range(bounds[-1] + 2))
 
@@ -102,7 +102,7 @@ Its text (after a line end where a blank line preceded it), its container, wheth
 class Tree(NamedTuple):
     """The containers of a page, numbered as they open.
 
-    0 is the page.
+    Container 0 is the page.
     """
 
     parent: list[int]
@@ -321,8 +321,8 @@ def _add_shape(features: list[int], text: str, repeated: bool) -> None:
 def context_of(lines: Sequence[Line], tree: Tree, scores: Sequence[float]) -> list[tuple[float, ...]]:
     """Scores that the second step weighs, [lines, CONTEXT].
 
-    Its score, those of the two lines on each side, and means, by size, of its container, of the one around it, of what
-    is before and after it, of five and of eleven lines around it, and of the page.
+    They are the line's own score, those of the two lines on each side, and means, by size, of its container, of the one
+    around it, of the lines before and after it, of five and of eleven lines around it, and of the page.
     """
     count = len(lines)
     clipped = [_CLIP if score > _CLIP else -_CLIP if score < -_CLIP else score for score in scores]

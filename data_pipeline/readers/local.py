@@ -5,7 +5,7 @@ source's patterns share in front of their first wildcard.
 
 Symbolic links: a pattern whose fixed folder is itself behind a link is what its writer meant; a link inside that folder
 that leads out of it is refused, unless the source says `follow_links`. `**` enters each folder once, by its own name
-before by a link's, so that a link to a folder above it does not recur for ever.
+before by a link's, so that a link to a folder above it does not recur endlessly.
 
 A folder that may not be read, a link whose target is gone and a match that is neither file nor folder are reported,
 with a reason: `unreadable_folder`, `dangling_link`, `not_a_file`.
@@ -130,7 +130,7 @@ def find_left(source: PathSource, folder: Path) -> Iterator[Path]:
 def _fixed_part(pattern: str) -> str:
     """The folder in front of a pattern's first wildcard.
 
-    An escaped `[[]` of the folder's own name is none.
+    An escaped `[[]` of the folder's own name is not a wildcard.
     """
     fixed = []
     for part in Path(pattern).parent.parts:

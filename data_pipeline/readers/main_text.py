@@ -9,7 +9,7 @@ so that each line of the layout comes back with its container and with the share
 1. what HTML and ARIA exclude from the main content is skipped: nav, footer, dialog, hidden elements, roles (HTML 4.3,
    WAI-ARIA landmarks);
 2. a container whose class or id says what it is (words in use on the whole web, as in Readability's list and in
-   EasyList's general rules) goes, unless its text speaks against it;
+   EasyList's general rules) goes, unless its text contradicts that;
 3. a line is *prose* when it has at least `PROSE_SIZE` characters outside links and few inside: text density and link
    density, the two strongest of the shallow features (Kohlschütter, Fankhauser and Nejdl, "Boilerplate detection using
    shallow text features", WSDM 2010);
@@ -74,7 +74,7 @@ _MAYBE_NAMES = re.compile(
 _NOTICES = ("cookie", "©", "(c) 19", "(c) 20", "all rights reserved", "privacy policy", "terms of use")
 _BULLET = re.compile(r"\s*(?:•|[0-9]{1,9}\.)\s*")
 _BULLET_SIZE = 10
-_KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow with what pages say
+_KNOWN_TAG_SIZE = 200  # a longer tag is not remembered: memory must not grow with the pages' content
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ def lay_out(page: str) -> str:
 def mark_containers(page: str) -> str:
     """Set a mark inside each link and container.
 
-    Behind its opening tag, and in front of its closing one.
+    It is put behind the opening tag, and in front of the closing one.
     """
     pieces = _TAG.split(page)
     known: dict[str, str] = {}
@@ -192,7 +192,7 @@ def _own_lines(lines: list[Line], tree: Tree) -> list[Line]:
 def _read(layout: str, places: list[int] | None = None) -> tuple[list[Line], Tree]:
     """Take the marks out of a layout.
 
-    Its lines, whose numbers `places` receives, and the tree of its containers.
+    The result is its lines, whose numbers `places` receives, and the tree of its containers.
     """
     place = _TreeCursor(Tree([0], [_MAIN], [0]), [0])
     lines: list[Line] = []
@@ -229,7 +229,7 @@ def _read(layout: str, places: list[int] | None = None) -> tuple[list[Line], Tre
 def _read_marked(line: str, place: _TreeCursor) -> tuple[str, int, int, int]:
     """A line without its marks.
 
-    Its text, its container, its characters, and those of links.
+    It comes with its text, its container, its characters, and those of links.
     """
     pieces = (_NOTHING + line).split(MARK)
     if len(pieces) == 3 and pieces[2] == _UNLINK and pieces[1][:1] == _LINK:
@@ -337,9 +337,9 @@ def _sums(own: Sequence[int], tree: Tree) -> list[int]:
 
 
 def _dead(tree: Tree, prose: Sequence[int], size: Sequence[int]) -> list[bool]:
-    """The containers that their names speak against.
+    """The containers that are excluded for their names.
 
-    Of the page's prose they hold less than half.
+    They hold less than half of the page's prose.
     """
     dead = [False] * len(prose)
     for index in range(1, len(dead)):

@@ -108,7 +108,7 @@ def header_signals(headers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
 def meta_signals(page: str) -> tuple[str, ...]:
     """The signals in the `meta` elements of a page's head.
 
-    Its first 64 Ki characters.
+    Only its first 64 Ki characters are searched.
     """
     found: set[str] = set()
     for attributes in _META.findall(page, 0, _HEAD_CHARACTERS):
@@ -147,7 +147,7 @@ def host_signals(host: Host, path: str, agents: Sequence[str] = AI_CRAWLERS) -> 
         if not host.robots.allows(EVERYONE, path):
             found.add(f"robots.txt:{EVERYONE}")
     if host.ai is not None:
-        # The file's rules speak of file types; a page without one is an HTML page.
+        # The file's rules are about file types; a page without one is an HTML page.
         plain = path.partition("?")[0]
         has_type = "." in plain.rpartition("/")[2]
         if not host.ai.allows(EVERYONE, path if has_type else plain.rstrip("/") + "/index.html"):
@@ -205,7 +205,7 @@ def _host(files: Mapping[str, tuple[str, bytes]]) -> Host:
 def _split(url: str) -> tuple[str, str]:
     """The host of a URL and its path with the query.
 
-    ("", "/") for text that is not a URL.
+    The result is ("", "/") for text that is not a URL.
     """
     try:
         parts = urlsplit(url)

@@ -76,7 +76,8 @@ def read_html(data: bytes, file: str, position: int = 0, way: Extraction = ASSAY
 def read_page(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage | str:
     """Content of a page, or the fault's reason.
 
-    `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`. `charset` is that of its transport, if any.
+    A reason is `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`. `charset` is that of the page's
+    transport, if any.
 
     Raises:
         PipelineError: the other process cannot be started.
@@ -133,7 +134,7 @@ def _ask(pages: Sequence[tuple[bytes, str]], way: Extraction) -> list[HtmlPage |
 
 
 def _answer(source: IO[bytes], reply: Any) -> HtmlPage | str:
-    """A page from the child's answer, or why there is none."""
+    """A page from the child's answer, or the reason for its absence."""
     if isinstance(reply, str):
         return reply
     size, fallback, signals = reply
@@ -193,7 +194,7 @@ def _read(source: IO[bytes], count: int) -> bytes:
 def serve() -> None:
     """The child's whole life.
 
-    Pages in on standard input, what they say out on standard output, until that closes.
+    Pages come in on standard input and results go out on standard output, until the input closes.
     """
     import resource
     import signal

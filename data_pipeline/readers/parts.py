@@ -143,8 +143,8 @@ def line_parts(path: Path, target: int) -> list[FilePart]:
 def group_parts(path: Path, target: int) -> list[FilePart]:
     """Cut a Parquet file between row groups.
 
-    A part has at most `target` bytes, or one group. No parts where the footer cannot be read: the file is then read
-    whole, which yields its fault.
+    A part has at most `target` bytes, or one group. There are no parts where the footer cannot be read: the file is
+    then read whole, which yields its fault.
     """
     parts: list[FilePart] = []
     begin = first = rows = size = 0
@@ -220,7 +220,7 @@ def plan(
 ) -> list[Reading]:
     """Join consecutive files up to `shard_bytes` of text.
 
-    All of them where they can only be read as a `whole`.
+    All of them are joined where they can only be read as a `whole`.
     """
     joined: list[list[SourceItem]] = [[]]
     size = 0

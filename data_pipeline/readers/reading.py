@@ -83,7 +83,7 @@ def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:
 def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
     """The records of one file, or of its part.
 
-    The name of a file of the hub says of what kind it is.
+    The name of a file of the hub determines its kind.
     """
     if item.part:
         if has_row_groups(source, item):

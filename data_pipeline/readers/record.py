@@ -111,7 +111,7 @@ def to_record(
 ) -> Record | RecordFault:
     """Record of a row of named values, or its fault.
 
-    `shown` is what a fault shows of it; None: the row's values.
+    `shown` is the text that a fault shows of it; None stands for the row's values.
     """
 
     def fault(reason: str) -> RecordFault:
@@ -145,7 +145,7 @@ def to_record(
 def value_at(row: Mapping[str, Any], way: str, absent: Any = None) -> Any:
     """The value of a field.
 
-    Of that very name, or down the objects that a dotted name goes through.
+    It is the field of that very name, or the one found down the objects that a dotted name goes through.
     """
     if way in row:
         return row[way]
@@ -160,7 +160,7 @@ def value_at(row: Mapping[str, Any], way: str, absent: Any = None) -> Any:
 def _kept_values(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     """The values as a JSON object; "" without names.
 
-    None if they have no such form. Dates and other types are text, NaN and infinity null.
+    The result is None if they have no such form. Dates and other types are text, NaN and infinity null.
     """
     values = {name: value_at(row, name) for name in names}
     plain = {

@@ -9,7 +9,7 @@ The server says so by an ETag, a check sum, a generation or a time of change, wh
 size; of a file without any of these nothing is assumed, it is fetched and hashed anew by every run.
 
 Credentials are those of the environment, as fsspec's packages find them. Queries and passwords of URLs, which may hold
-secrets, are kept out of names and manifests; a hash stands for them. `file://` is a path of this machine and is read
+secrets, are kept out of names and manifests; a hash replaces them. `file://` is a path of this machine and is read
 in place.
 """
 
@@ -129,7 +129,7 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
         facts = _facts(file.url)
     with tempfile.TemporaryDirectory() as folder:
         fetched = Path(folder) / "file"
-        if len(facts) < 2:  # a size alone says nothing
+        if len(facts) < 2:  # a size alone proves nothing
             if runtime.mode == "share":
                 raise ShareDone(
                     "fetch", f"{public_url(file.url)}: its server does not say which version it is; a join reads it"
@@ -174,7 +174,7 @@ def _copy(file: RemoteFile, source: str, target: Path) -> None:
 def _blocks(url: str, source: str) -> Iterator[bytes]:
     """The bytes of a file.
 
-    Fewer than its server says it has are an error.
+    It is an error if they are fewer than the server states.
     """
     with _explained(url, source):
         system, path = file_system(url)

@@ -46,7 +46,7 @@ class Robots:
     def allows(self, agent: str, path: str) -> bool:
         """Return whether this crawler may fetch the path.
 
-        With its query, percent-encoded or not.
+        The path includes its query, percent-encoded or not.
         """
         rules = self.groups.get(agent.lower(), self.groups.get(EVERYONE, ()))
         wanted = normal_path(path)
@@ -83,7 +83,7 @@ def parse_robots(data: bytes) -> Robots:
 def normal_path(path: str) -> str:
     """A path or pattern with its percent-encoding made alike.
 
-    Off for unreserved characters, upper case for others.
+    Unreserved characters are written without it, others with it in upper case.
     """
 
     def made_alike(found: re.Match[str]) -> str:
@@ -97,7 +97,7 @@ def normal_path(path: str) -> str:
 def matches(pattern: str, path: str) -> bool:
     """Return whether a pattern matches the path from its start.
 
-    Both as `normal_path` writes them.
+    Both must be as `normal_path` writes them.
     """
     ends = pattern.endswith("$")
     first, *rest = pattern.removesuffix("$").split("*")

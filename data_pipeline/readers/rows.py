@@ -20,7 +20,7 @@ from data_pipeline.readers.streams import open_source
 def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
     """The named values that the schema has.
 
-    Their names, and the way to each through columns and structs.
+    The result is their names, and the way to each through columns and structs.
     """
     ways = {}
     for name in fields.names:
@@ -97,4 +97,4 @@ def _value(array: pa.Array, index: int, kept: bool) -> Any:
             return array[index].as_py()
         except UnicodeDecodeError as error:  # a string within a list or struct
             return bytes(error.object)
-    return kind if array[index].is_valid else None  # anything but a string or a number: its type is what a fault says
+    return kind if array[index].is_valid else None  # anything but a string or a number: a fault names its type

@@ -185,7 +185,7 @@ class ParquetSource(_Rows, _Paths):
 class TextSource(_Pages, _Paths, HtmlSource):
     """Files that are one document each.
 
-    .txt, .md, .html, .htm, also with .gz, .zst, .xz, .bz2 or .lz4.
+    Their endings are .txt, .md, .html and .htm, also with .gz, .zst, .xz, .bz2 or .lz4.
     """
 
     type: Literal["text"]
@@ -264,7 +264,7 @@ class PackageSource(_Pages, HtmlSource):
 class HubSource(_Rows):
     """A data set of the Hugging Face hub at one commit.
 
-    Or a local one, from `save_to_disk` or of Parquet and JSON.
+    It may also be a local one, from `save_to_disk` or of Parquet and JSON.
     """
 
     type: Literal["hub"]

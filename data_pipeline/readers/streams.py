@@ -1,6 +1,6 @@
 """Byte and line streams of plain and packed files.
 
-Packed: .gz, .zst, .xz, .bz2, .lz4.
+The packed forms are .gz, .zst, .xz, .bz2 and .lz4.
 
 Promise: memory stays level whatever the file's size, and a torn file yields everything before the tear, then
 `TornStream`. The libraries' own file objects do not: one drops what it had decoded when the end is missing, the other
@@ -66,7 +66,7 @@ def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
 def blocks(path: Path) -> Iterator[bytes]:
     """The decompressed bytes of a file.
 
-    Its name's end (one of `PACKED`, or another) says how.
+    The end of its name (one of `PACKED`, or another) determines the format.
 
     Raises:
         MissingInput: it cannot be opened, or the device fails while it is read.
@@ -279,7 +279,7 @@ class _Pieces(io.RawIOBase):
 def unpacked_file(source: IO[bytes], path: Path, length: int | None = None) -> IO[bytes]:
     """The next `length` bytes of a file, decompressed by signature.
 
-    What comes is a file that can only be read onwards; its `read` raises what `unpacked` does.
+    The result is a file that can only be read onwards; its `read` raises the errors of `unpacked`.
     """
     start = source.tell()
     head = source.read(max(map(len, _MAGIC)))
@@ -302,7 +302,7 @@ def lines(pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
 
     The ends are taken off, and so is a byte-order mark at the start of a `whole` file.
 
-    A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can tell.
+    A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can recognise it.
 
     Raises:
         TornStream: the stream does; the line that was cut is its `tail`.

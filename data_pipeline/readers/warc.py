@@ -142,7 +142,7 @@ def _why_passed(response: _Response, types: frozenset[str]) -> str:
 
 
 def _response(raw: RawRecord) -> _Response | str:
-    """The HTTP response of a record, or why there is none."""
+    """The HTTP response of a record, or the reason for its absence."""
     from fastwarc.warc import WarcRecord, WarcRecordType
 
     try:
@@ -294,12 +294,12 @@ def _read_all(reader: Any) -> tuple[bytes, bool]:
 
 
 def host_files(path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The robots.txt, ai.txt and tdmrep.json of hosts that a file holds, as.
+    """The robots.txt, ai.txt and tdmrep.json of hosts in a file.
 
-    URL, when it was read, body.
+    Each comes as its URL, the time at which it was read, and its body.
 
-    A WARC's responses of status 200, and of 4xx as empty files (RFC 9309: nothing is forbidden then); or JSON Lines of
-    `{"url", "fetched", "body"}`, where other lines are ignored.
+    They are a WARC's responses of status 200, and of 4xx as empty files (RFC 9309: nothing is forbidden then); or JSON
+    Lines of `{"url", "fetched", "body"}`, where other lines are ignored.
 
     Raises:
         MissingInput: the file cannot be opened, or is torn.

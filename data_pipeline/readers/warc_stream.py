@@ -284,7 +284,7 @@ class _Parser:
         self._advance(count, records)
 
     def _step(self, at_end: bool) -> RawRecord | TornRecord | None:
-        """The next record or torn place; None: more bytes are wanted."""
+        """The next record or torn place; None: more bytes are needed."""
         if self._known:
             return self._block(*self._known, at_end)
         if self._lost and not self._found_again():
@@ -349,7 +349,7 @@ class _Parser:
 def content_length(header: bytes) -> int | None:
     """The Content-Length of a record's header.
 
-    None where it has none, or no whole number of at most 18 digits.
+    The result is None where it has none, or no whole number of at most 18 digits.
     """
     found = _CONTENT_LENGTH.search(header)
     return int(found[1]) if found else None

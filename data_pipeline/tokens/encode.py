@@ -91,7 +91,7 @@ class EncodeConfig(Section):
 class EncodeWork:
     """One shard's payload.
 
-    Where its documents, its part of the plan and the tokeniser are.
+    It holds where its documents, its part of the plan and the tokeniser are.
     """
 
     documents: Path
@@ -114,7 +114,7 @@ class Encoded:
 def content_digests(texts: pa.Array | pa.ChunkedArray) -> list[str]:
     """The SHA-256, in hexadecimal, of the letters of each text.
 
-    Case folded, ASCII white space left out.
+    Case is folded, and ASCII white space is left out.
     """
     from data_pipeline.kernels.content_hash_text import folded_letters
     from governance.kernels.buffers import text_buffers
@@ -126,7 +126,7 @@ def content_digests(texts: pa.Array | pa.ChunkedArray) -> list[str]:
 def split_of(digest: str, validation_share: float) -> str:
     """The side on which a content falls.
 
-    Its digest's first 64 bits, as a fraction, against the share.
+    The first 64 bits of its digest, as a fraction, are compared with the share.
     """
     return "validation" if int(digest[:16], 16) < int(validation_share * 2**64) else "train"
 
@@ -169,7 +169,7 @@ def _splits(
 ) -> tuple[list[str], int, int]:
     """The split of each text.
 
-    Also how many were decoded again, and how many of these differ from the text.
+    The result also has how many were decoded again, and how many of these differ from the text.
     """
     from governance.kernels.buffers import text_buffers
 
@@ -189,7 +189,7 @@ def _features(
     """The rows of FEATURES_SCHEMA for the documents of a table, in order."""
     firsts, lengths, before = ends[:-1], np.diff(ends), encoder.begin_of_document
     own = int(before is not None)
-    is_text = np.array([*map(bool, encoder.pieces), False])  # the last stands for every id that is too large
+    is_text = np.array([*map(bool, encoder.pieces), False])  # the last covers every id that is too large
     first_ids = np.minimum(ids[firsts + own].astype(np.int64), encoder.vocabulary_size)
     begins = (ids[firsts] == before) if own else np.True_
     columns = [
@@ -269,7 +269,7 @@ def encode(
 ) -> Manifest:
     """Encode every document into the token shards of its split.
 
-    Roles train, validation, token_features.
+    The roles are train, validation and token_features.
 
     Args:
         documents: what to encode.

@@ -62,7 +62,7 @@ class Encoder:
     def encode(self, text: str) -> Ids:
         """The ids of a document that begins with the text.
 
-        All but the end-of-document token.
+        They are all but the end-of-document token.
         """
         return self.encode_column(pa.array([text], pa.large_string()))[0][:-1]
 
@@ -87,8 +87,8 @@ class Encoder:
     def recovers(self, ids: Sequence[int], text: bytes) -> bool:
         """Return whether the ids give the text again.
 
-        With `decode_text`: the text, or one of the same ids, of which none is `unknown`; it then differs only in what
-        the tokeniser does not see, such as a space that its normaliser removes.
+        They may give the text itself or, with `decode_text`, one of the same ids, of which none is `unknown`; it then
+        differs only in what the tokeniser does not see, such as a space that its normaliser removes.
         """
         if self.decode_text is None:
             return b"".join(map(self.pieces.__getitem__, ids)) == text
@@ -122,7 +122,7 @@ def fast_engine(definition: str, end: int, reference: Engine, normalise: Callabl
     def load() -> Any:
         try:
             return load_hf_json(definition)
-        except BaseException as error:  # a panic of its Rust code is no Exception
+        except BaseException as error:  # a panic of its Rust code is not an Exception
             raise _as_value_error(error) from error
 
     lock = threading.Lock()
@@ -163,7 +163,7 @@ def _as_value_error(error: BaseException) -> ValueError:
 def library_engine(reference: Any, end: int, cut_at_spaces: bool = True) -> Engine:
     """The engine that defines the ids: `reference` is a `tokenizers.Tokenizer`.
 
-    `cut_at_spaces`: encode long texts in `segments`, which bounds memory, where the pre-tokeniser allows it.
+    With `cut_at_spaces` long texts are encoded in `segments`, which bounds memory, where the pre-tokeniser allows it.
     """
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:

@@ -176,9 +176,9 @@ def _flat(cells: Mapping[str, Mapping[str, int]]) -> dict[Cell, int]:
 
 
 def _table(axis: int, sizes: Mapping[Cell, int], wanted: Mapping[Cell, int], got: Mapping[Cell, int]) -> dict[str, Any]:
-    """By source (axis 0) or language (axis 1).
+    """Sizes by source (axis 0) or language (axis 1).
 
-    Input, requested and allocated bytes.
+    They are the input, requested and allocated bytes.
     """
     rows: dict[str, dict[str, int]] = {}
     for name in sorted({cell[axis] for cell in sizes}):
@@ -198,7 +198,7 @@ def _table(axis: int, sizes: Mapping[Cell, int], wanted: Mapping[Cell, int], got
 def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
     """Plan how many copies of each document are encoded.
 
-    Roles `plan` and `sizes`; see the module for `stats`.
+    The roles are `plan` and `sizes`; the module describes `stats`.
 
     Raises:
         ConfigError: the weights leave out a source of the corpus, or no document is left.

@@ -11,10 +11,10 @@ copy of every document of a cell.
     bytes wanted    share wanted x total
     bytes got       as many as the epoch cap and the quotas leave of them
 
-What a cap or a quota refuses is given to nobody else: the rest keeps its bytes, the mixture is smaller than wanted, and
-`Allocation.notes` says so in words. A quota of a share is a share of what was *got*, so that it holds in the mixture
-(to a byte here; to one document where whole documents are chosen).
-Four epochs is the cap that Muennighoff et al. 2023 (arXiv:2305.16264) found to be nearly as good as fresh text.
+What a cap or a quota refuses is not given to another: the rest keeps its bytes, the mixture is smaller than wanted, and
+`Allocation.notes` states that in words. A quota of a share is a share of what was *got*, so that it holds in the
+mixture (to a byte here; to one document where whole documents are chosen). Four epochs is the cap that Muennighoff et
+al. 2023 (arXiv:2305.16264) found to be nearly as good as fresh text.
 
 Shares are fractions of integers. Only size^(1/T) for T other than 1 is rounded, to 28 decimal digits, by rules that do
 not depend on the machine (Python's `decimal`). Bytes are rounded down, so no cap and no quota of bytes is passed.
@@ -92,7 +92,7 @@ class MixConfig(Section):
 
 @dataclass(frozen=True)
 class Allocation:
-    """Bytes of each cell, and what stood in the way of others."""
+    """Bytes of each cell, and the limits that reduced others."""
 
     wanted: dict[Cell, int]
     got: dict[Cell, int]
@@ -188,7 +188,7 @@ def _sums(values: Mapping[Cell, int], axis: int) -> dict[str, int]:
 def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, int]:
     """Shrink whatever is above a quota until none is.
 
-    Bytes only fall, so it ends; but shares of sources and of languages that cannot hold together pull each other down
+    Bytes only fall, so it ends; but shares of sources and of languages that contradict one another pull each other down
     without a floor, by as little as a byte a round.
 
     Raises:

@@ -1,10 +1,10 @@
 """Packing stage: token shards to rows of one length.
 
-Promises: every prediction of a token from those before it in its document lies in exactly one row (0 % of the tokens
-are lost); at least `min_used_share` of the positions of each packed group carry a prediction, save what its last row
-leaves (n predictions never fit fewer than ceil(n / L) rows); no row shows a document to another, for each piece is a
-segment of its own. A document of at most L predictions stays whole where best fit finds room for it; one of more is
-cut at multiples of L. Method and source: `kernels/packing.py`; the file: `packed_rows.py`.
+Promises: every prediction of a token from those before it in its document is in exactly one row (0 % of the tokens are
+lost); at least `min_used_share` of the positions of each packed group carry a prediction, save what its last row leaves
+(n predictions never fit fewer than ceil(n / L) rows); no row shows a document to another, for each piece is a segment
+of its own. A document of at most L predictions stays whole where best fit finds room for it; one of more is cut at
+multiples of L. Method and source: `kernels/packing.py`; the file: `packed_rows.py`.
 
 Shards are packed in groups of consecutive shards of one role, closed as soon as they hold `GROUP_TOKENS` tokens or
 `GROUP_DOCUMENTS` documents: enough that rows fill, few enough that a worker's memory is bounded. A group is the unit of
@@ -80,7 +80,7 @@ def group_shards(sizes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 def pieces_of(shards: Sequence[TokenShard], sequence_length: int) -> npt.NDArray[Any]:
     """The predictions of every document, cut at multiples of `sequence_length`.
 
-    An array of `PIECE`.
+    The result is an array of `PIECE`.
     """
     parts = []
     for number, shard in enumerate(shards):
@@ -103,7 +103,7 @@ def pack_pieces(
 ) -> tuple[npt.NDArray[Any], Integers, int]:
     """Lay pieces into rows.
 
-    The pieces row by row, one past the last piece of each row, and how many cuts it took.
+    The result is the pieces row by row, one past the last piece of each row, and the number of cuts.
     """
     from data_pipeline.kernels.packing import pack_items
 

@@ -163,7 +163,7 @@ def shards_of(packed: PackedRows, known: Mapping[str, TokenShard]) -> tuple[Toke
     """Token shards of an index, found by digest and checked.
 
     Raises:
-        ManifestError: one is not among them, or is shorter than a piece says.
+        ManifestError: one is not among them, or is shorter than a piece requires.
     """
     missing = [digest for digest in packed.shards if digest not in known]
     if missing:
@@ -212,7 +212,7 @@ def read_packed_row(packed: PackedRows, shards: Sequence[TokenShard], index: int
 def locate(packed: PackedRows, place: int) -> tuple[int, int] | None:
     """The (shard number, token offset) of position `place`, counted over all rows.
 
-    None for padding.
+    The result is None for padding.
 
     Raises:
         IndexError: `place` is not below rows x L.

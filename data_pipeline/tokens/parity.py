@@ -32,7 +32,7 @@ class Compared:
 def awkward_strings() -> list[str]:
     """Strings on which encoders have differed or failed.
 
-    Every class of space, runs, contractions, marks, scripts.
+    They hold every class of space, runs, contractions, marks and scripts.
     """
     strings = [f"{left}{space * count}{right}" for space in _SPACES for count in (1, 2, 3) for left, right in _SIDES]
     runs = [unit * 400 for unit in _RUNS]

@@ -50,7 +50,7 @@ _WITHOUT_GROUPS = 1  # the version before
 SUFFIX = ".tokens"
 NO_TARGET = -100  # what torch.nn.functional.cross_entropy ignores by default
 IDENTITY_BYTES = 16
-UNDETERMINED = "und"  # ISO 639-2: no one said the language
+UNDETERMINED = "und"  # ISO 639-2: the language is undetermined
 UNKNOWN_GROUP = f"unknown/{UNDETERMINED}"
 
 _HEADER = struct.Struct("<8sIIQQQQQQ")
@@ -151,7 +151,7 @@ def _layout(tokens: int, documents: int, item: int) -> tuple[int, int, int]:
 def token_bytes(vocabulary_size: int) -> int:
     """Bytes of one token on disk.
 
-    2 while every id fits in them, else 4.
+    There are 2 while every id fits in them, else 4.
     """
     return 2 if vocabulary_size <= 1 << 16 else 4
 
@@ -159,7 +159,7 @@ def token_bytes(vocabulary_size: int) -> int:
 def document_identity(document_id: str) -> bytes:
     """The 16 bytes by which a shard names a document.
 
-    The first half of the SHA-256 of its id.
+    They are the first half of the SHA-256 of its id.
     """
     return bytes.fromhex(sha256_bytes(document_id.encode("utf-8")))[:IDENTITY_BYTES]
 
@@ -167,7 +167,7 @@ def document_identity(document_id: str) -> bytes:
 def group_name(source: str, language: str) -> str:
     """The group of a document.
 
-    A language that nobody looked for counts as undetermined.
+    A language that was never identified counts as undetermined.
     """
     return f"{source}/{language or UNDETERMINED}"
 
@@ -260,7 +260,7 @@ def row_count(shard: TokenShard, sequence_length: int) -> int:
 def read_row(shard: TokenShard, index: int, sequence_length: int) -> ShardRow:
     """Row `index` of the shard's stream, see the module's law.
 
-    Costs O(L + log documents).
+    It costs O(L + log documents).
 
     Raises:
         IndexError: `index` is not below `row_count`.

@@ -160,7 +160,7 @@ def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin
 def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, Engine | None]:
     """The library's engine and the fast one.
 
-    None where gigatoken cannot read the tokenizer.
+    The latter is None where gigatoken cannot read the tokenizer.
 
     Raises:
         ValueError: the library cannot read it.
@@ -220,9 +220,9 @@ def _stretches(texts: Iterable[str]) -> Iterator[str]:
 
 
 def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary]:
-    """The `tokenizer.json` of the file that the configuration names, and its vocabulary.
+    """The `tokenizer.json` of the configured file, and its vocabulary.
 
-    The file's own text, unless it holds ranks or needs further special tokens.
+    It is the file's own text, unless that holds ranks or needs further special tokens.
 
     Raises:
         MissingInput: it cannot be read.
@@ -285,7 +285,7 @@ def _check_usable(text: str, vocabulary: TokenVocabulary) -> None:
 def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runtime, folder: Path = Path()) -> Manifest:
     """Train a byte-level BPE on a sample, or adopt `config.path`.
 
-    Relative paths start at `folder`. Writes tokenizer.json and, where the vocabulary has that form,
+    Relative paths start at `folder`. The artifact has tokenizer.json and, where the vocabulary has that form,
     tokenizer.tiktoken; and the chat template next to `config.path`, which an export carries on.
 
     Raises:

@@ -100,7 +100,7 @@ def _first(places: Places, most_bytes: int) -> Places:
 def _by_stratum(table: pa.Table, shard: int, first: int) -> Iterator[tuple[tuple[str, str], Places]]:
     """The documents with text of a table by (source, language).
 
-    Its first row is row `first` of the shard.
+    The table's first row is row `first` of the shard.
     """
     places = np.zeros(table.num_rows, _PLACE)
     hashes = b"".join(document_identity(identity)[:8] for identity in table["id"].to_pylist())

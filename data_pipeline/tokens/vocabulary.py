@@ -42,7 +42,7 @@ class TokenVocabulary:
 def alphabet() -> dict[str, int]:
     """GPT-2's printable character for each byte -> the byte.
 
-    Itself where printable, else 256, 257, ... in order.
+    The character is the byte itself where that is printable, else 256, 257, ... in order.
     """
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in shown]
@@ -166,10 +166,8 @@ def with_special_tokens(text: str, names: list[str]) -> str:
 def ranks_text(text: str) -> bytes | None:
     """A byte-level BPE's vocabulary in tiktoken's form.
 
-    A line for each token has the base64 of its bytes and its id.
-
-    There the id is the rank, so a vocabulary whose ids do not rise with its merges has no such form: None. Neither has
-    one of another kind.
+    A line for each token has the base64 of its bytes and its id. In that form the id is the rank, so the result is None
+    for a vocabulary whose ids do not rise with its merges, and for one of another kind.
     """
     vocabulary, model = read_vocabulary(text), json.loads(text)["model"]
     if not vocabulary.lossless:

@@ -1,6 +1,6 @@
 """Main text of a page as Markdown.
 
-Headings, lists, tables, code with its lines, and formulas as LaTeX.
+It has headings, lists, tables, code with its lines, and formulas as LaTeX.
 
 The lines that are kept are those of `main_text`: its layout is made once, with further characters next to the tags of
 headings, cells, code and formulas. Without these the layout is the one that `main_text` chooses from; with them, the
@@ -59,7 +59,7 @@ def markdown(page: str) -> str:
 def _note(page: str) -> tuple[str, list[str]]:
     """A page with notes next to its tags.
 
-    With it come the values that the notes number: languages of code, formulas.
+    With it come the values that the notes number: languages of code, and formulas.
     """
     noter = _Noter(page)
     for tag in _TAG.finditer(page):
@@ -191,7 +191,7 @@ class _Writer:
     def line(self, line: str, seen: bool, kept: bool) -> None:
         """Write one line.
 
-        `seen` says that it holds text, `kept` that its text is the page's own.
+        `seen` states that it holds text, `kept` that its text is the page's own.
         """
         if not seen and NOTE not in line:
             if self.code:
