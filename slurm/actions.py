@@ -75,7 +75,7 @@ def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], lis
 def _again(row: JobRow, job: SlurmJob, behind: bool) -> bool:
     """Return whether a job is submitted again.
 
-    `behind`: it waits for one that is.
+    `behind` states that it waits for one that is.
     """
     if row.superseded:
         return False
@@ -111,8 +111,8 @@ def log_of(
 ) -> tuple[JobRow, Path]:
     """Log of a job ("train") or array task ("clean[3]").
 
-    Without a name, the log of the first failed job, else of the last running or finished one. `attempt`: None for the
-    newest; `rank`: None for all ranks of a training.
+    Without a name it is the log of the first failed job, else of the last running or finished one. `attempt` None takes
+    the newest attempt; `rank` None takes all ranks of a training.
 
     Raises:
         ConfigError: there is no such job.
@@ -135,7 +135,7 @@ def log_of(
 def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Path | None:
     """The log of an attempt, the newest where none is named.
 
-    Without any, the log that Slurm opened.
+    Without any, it is the log that Slurm opened.
     """
     pattern = f"*.{unit}.{'*' if attempt is None else attempt}" + (".log" if rank is None else f"/rank-{rank}.log")
     of_attempts = {int(number[1]): path for path in logs.glob(pattern) if (number := _ATTEMPT.search(str(path)))}

@@ -8,7 +8,7 @@ process that are younger than a minute do.
     {"accounted": [{"job": "12", "state": "RUNNING", ...}], "asked": 1764151200.0, "jobs": ["11", "12"],
      "over": [{"job": "11", "state": "COMPLETED", ...}], "queued": [{"job": "12", ...}]}
 
-A job of another user or run that once had one of these ids is none of ours: its name differs, or it ended before.
+A job of another user or run that once had one of these ids is not ours: its name differs, or it ended before.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> boo
 def _read(root: Path) -> _Cache:
     """The cached answers.
 
-    Empty for a torn file, and for one of a release with other fields.
+    The result is empty for a torn file, and for one of a release with other fields.
     """
     try:
         found = json.loads((root / "slurm" / ANSWERS_FILE).read_bytes())
@@ -126,7 +126,7 @@ def _keep(
 ) -> None:
     """Keep the answers for others.
 
-    Those about jobs that have ended for good.
+    Answers about jobs that have ended are kept for good.
     """
     known = {item.job.partition("_")[0] for item in queued}
     last = {item.job: item.state for item in accounted}

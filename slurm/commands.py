@@ -154,7 +154,7 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
 def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = "") -> list[Accounted]:
     """Accounting of the jobs, with earlier starts for `every_start`.
 
-    `since`: not of jobs that had these ids before, which begin anew as they reach MaxJobId; local time.
+    `since`, in local time, excludes jobs that had these ids before: the ids begin anew when they reach MaxJobId.
 
     Raises:
         ClusterError: there is no accounting, or it does not answer.
@@ -232,7 +232,7 @@ def max_array_size() -> int:
 def accounts(user: str) -> list[str]:
     """The accounts that this user may charge, the default first.
 
-    Empty where accounting does not answer.
+    The result is empty where accounting does not answer.
     """
     try:
         output = _run("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account")
@@ -300,7 +300,7 @@ def is_local(job: str) -> bool:
 def seconds(elapsed: str) -> int:
     """Seconds of "1-02:03:04", as Slurm writes elapsed times.
 
-    0 for anything else.
+    The result is 0 for anything else.
     """
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){1,2}", elapsed):
         return 0

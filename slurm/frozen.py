@@ -1,6 +1,6 @@
 """Frozen run: files, key and program as submitted.
 
-`<root>/slurm/submitted.jsonl` has a line for each submission, the newest last; the files lie in `slurm/submitted/N/`:
+`<root>/slurm/submitted.jsonl` has a line for each submission, the newest last; the files are in `slurm/submitted/N/`:
 
     {"code": {"sha256": "...", "version": "0.9.0"}, "edits": "refused", "files": {"/shared/run.toml": {"kept":
      "0-run.toml", "sha256": "..."}}, "key": "...", "submission": 1, "time": "2026-11-25T10:00:00Z"}
@@ -58,7 +58,7 @@ def freeze(
 ) -> None:
     """Keep copies of the files, and record what was submitted.
 
-    `taken`: jobs take an edit. `code_is_seen`: jobs run this very program, and not that of an image.
+    `taken` lets jobs take an edit. `code_is_seen` states that jobs run this very program, and not that of an image.
     """
     kept = {}
     for number, path in enumerate(files):
@@ -82,7 +82,7 @@ def last_frozen(root: Path) -> dict[str, Any] | None:
 def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> Iterator[tuple[str, str, str]]:
     """Differences from a record: (name, digest now, words).
 
-    `key`: the signing key's id here; None: it is not compared. `code`: whether the program is.
+    `key` is the signing key's id here; with None it is not compared. `code` states whether the program is compared.
     """
     for name, was in record["files"].items():
         try:
@@ -109,7 +109,7 @@ def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> I
 def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
     """Compare this job with what was submitted.
 
-    `first`: the rank that compares the program, and speaks.
+    `first` marks the rank that compares the program, and logs.
 
     Raises:
         ConfigError: something differs, and edits are not taken.
@@ -136,7 +136,7 @@ def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
 def refuse_unasked(root: Path, typed: str) -> None:
     """Refuse a resubmission after edits.
 
-    `typed`: the words after the command.
+    `typed` are the words after the command.
 
     Raises:
         ConfigError: something was edited.

@@ -130,7 +130,7 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -
     options = [f"--{option}={value}" for option, value in texts.items() if value]
     options += [f"--{option}={value}" for option, value in numbers.items() if value]
     more = config.options if model else config.data_options
-    if any(option.startswith("--gres=gpu") for option in more):  # it says which, and how many
+    if any(option.startswith("--gres=gpu") for option in more):  # it states their type and number
         options = [option for option in options if not option.startswith("--gpus-per-node=")]
     options += more if training else [re.sub(r"^(--gres=gpu(:[^:,]+)?:)\d+$", r"\g<1>1", option) for option in more]
     options += ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes"]

@@ -129,7 +129,7 @@ class View:
 def gather(root: Path, most_seconds: float = 0.0) -> View | None:
     """States of all jobs submitted for this root; None without any.
 
-    `most_seconds`: age up to which cached answers are used (see answers.py).
+    `most_seconds` is the age up to which cached answers are used (see answers.py).
     """
     lines = submitted(root)
     if not lines:

@@ -18,7 +18,7 @@ from slurm.graph import SlurmJob
 def entries_of(jobs: Sequence[SlurmJob], tasks: int | None = None) -> int:
     """Entries of these jobs in the queue.
 
-    With `tasks`, if their arrays had at most so many.
+    With `tasks` they are counted as if the arrays had at most so many tasks.
     """
     most = max((job.tasks for job in jobs), default=0) if tasks is None else tasks
     return sum(max(1, min(job.tasks, most)) for job in jobs)
@@ -27,7 +27,7 @@ def entries_of(jobs: Sequence[SlurmJob], tasks: int | None = None) -> int:
 def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: SlurmConfig) -> Iterator[str]:
     """Limits that these jobs exceed, each with a setting that fits.
 
-    `entries`: of each job, by its name, how many are submitted now.
+    `entries` states for each job, by its name, how many are submitted now.
     """
     model = [job for job in jobs if job.kind in ("train", "evaluate")]
     data = [job for job in jobs if job not in model]

@@ -14,7 +14,7 @@ _AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|\*|POWER(ED|ING)_DOWN|MAINT|
 def megabytes(memory: str) -> int:
     """Megabytes of Slurm's notation.
 
-    0 for "" and "0", which request nothing in particular.
+    The result is 0 for "" and "0", which request nothing in particular.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
     if not found:

@@ -56,7 +56,7 @@ def refuse(
 
     The scripts are already written; `sources` are the folders of the sources.
 
-    `entries`: how many tasks of each array are submitted; None: all.
+    `entries` states how many tasks of each array are submitted; with None all are.
 
     Raises:
         ConfigError: a setting contradicts another, or the script to source does not exist.
@@ -190,7 +190,7 @@ def _words(options: Sequence[str]) -> str:
 def _away(config: SlurmConfig) -> str:
     """Reason why training cannot start now; "" if it can.
 
-    Enough nodes are configured, and some are away.
+    The reason is that enough nodes are configured, and some are away.
     """
     fitting = of_training(config, tools.partitions().values(), tools.nodes())
     gone = away(fitting)
@@ -202,7 +202,7 @@ def _away(config: SlurmConfig) -> str:
 def _rehearsed(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator[str]:
     """Objections of `sbatch --test-only`, each once.
 
-    `gone`: why nodes that fit are not there now.
+    `gone` states why nodes that fit are not there now.
     """
     said: dict[str, str] = {}
     for job in jobs:

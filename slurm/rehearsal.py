@@ -193,7 +193,7 @@ def _start(
 ) -> tuple[int, bool]:
     """One start of a job's script.
 
-    Its status, and whether its time was over.
+    The result is its status, and whether its time was over.
     """
     limit = minutes(config.time_limit if job.kind in ("train", "evaluate") else config.data_time_limit) * 60
     end, warned = time.monotonic() + limit, False
@@ -227,7 +227,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals, *, to_all:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a job as Slurm does.
 
-    SIGTERM to all its processes, then the kill.
+    All its processes get SIGTERM, and later SIGKILL.
     """
     _signal(process, signal.SIGTERM, to_all=True)
     try:

@@ -124,7 +124,7 @@ def _container(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Options of srun, and words before a command.
 
-    They put it into the image, with `folders` and `variables`.
+    They put the command into the image, with `folders` and `variables`.
     """
     seen = list(dict.fromkeys(map(str, folders)))
     above = [folder for folder in seen if not any(Path(other) in Path(folder).parents for other in seen)]

@@ -53,7 +53,7 @@ class SubmittedJob:
 class JobRequest:
     """A job to submit.
 
-    All of it, or some tasks of its array; and dependencies on jobs already queued.
+    It is all of the job, or some tasks of its array, with dependencies on jobs already queued.
     """
 
     job: SlurmJob
@@ -111,7 +111,7 @@ def _take_write_permission(root: Path) -> None:
 def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold the right to submit or cancel jobs of this root.
 
-    `patience_seconds`: how long to wait for another process.
+    `patience_seconds` limits the wait for another process.
 
     Raises:
         Occupied: another process still holds it.
@@ -140,9 +140,9 @@ def next_submission(root: Path) -> int:
 def submit(
     orders: Sequence[JobRequest], root: Path, config: SlurmConfig, begin: datetime | None = None
 ) -> list[SubmittedJob]:
-    """Queue the requested jobs, whose scripts are already written; the recorded lines.
+    """Queue jobs whose scripts are already written; the recorded lines.
 
-    `begin`: earliest start of jobs without dependencies; None: at once.
+    `begin` is the earliest start of jobs without dependencies; None means at once.
 
     Raises:
         ClusterError: Slurm refuses one; then none of this submission is queued.

@@ -30,7 +30,7 @@ def table(rows: Sequence[JobRow]) -> list[str]:
 def folded(rows: Sequence[JobRow]) -> dict[str, list[JobRow]]:
     """Name of a stage or job -> its rows, in order.
 
-    Rows that no longer matter only where nothing took their place.
+    Rows that no longer matter are kept only where nothing took their place.
     """
     found: dict[str, list[JobRow]] = {}
     for row in rows:
@@ -67,7 +67,7 @@ def _cells(name: str, rows: Sequence[JobRow]) -> tuple[str, ...]:
 def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
     """States of unfinished parts, the worst first.
 
-    One word for a stage that has not begun or is done.
+    A stage that has not begun or is done has one word.
     """
     if all(row.superseded for row in rows) and not all(part.kind == "done" for part in parts):
         return "superseded"

@@ -145,12 +145,12 @@ def _begin(attempt: JobAttempt) -> None:
 def _sourcing(script: str) -> str:
     """Words for bash: source the site's script, and become this program again.
 
-    A signal of Slurm ends the sourcing and is not the site's fault: 75 stands for SIGTERM, 124 for the time limit. The
-    words are complete before the site's script can change a variable.
+    A signal of Slurm ends the sourcing and is not the site's fault: 75 is the status of SIGTERM, 124 that of the time
+    limit. The words are complete before the site's script can change a variable.
     """
     again = f"exec {shlex.join([sys.executable, *sys.orig_argv[1:]])}"
     traps = {
-        "EXIT": f"{_UNSOURCED}=127 {again}",  # it said `exit`
+        "EXIT": f"{_UNSOURCED}=127 {again}",  # it called `exit`
         "TERM": f"trap - EXIT; {_UNSOURCED}=75 {again}",
         "USR1": f"trap - EXIT; {_UNSOURCED}=124 {again}",
     }

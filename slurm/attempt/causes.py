@@ -46,7 +46,7 @@ def cause_of(status: int) -> str:
 def reason_in(lines: Sequence[str]) -> str:
     """The last error that our command reported; else the last line.
 
-    With the indented lines below it.
+    It includes the indented lines below it.
     """
     text, inside, last = "", False, ""
     for line in lines:

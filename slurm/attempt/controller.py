@@ -19,7 +19,7 @@ _OWN_COMMENT = r"(?:^|; )assay[: ]"  # where the program's part of a comment beg
 def query(*words: str, messages: int = subprocess.STDOUT) -> tuple[int, str]:
     """Exit status and output of a command; 127 where there is none.
 
-    `messages`: the destination of its standard error; DEVNULL where the output is parsed as names.
+    `messages` is the destination of its standard error; it is DEVNULL where the output is parsed as names.
     """
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages, check=False)

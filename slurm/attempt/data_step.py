@@ -1,7 +1,8 @@
 """One command of a run as a job.
 
-A share of a data step, a join, the audit, the evaluation, the report. Slurm sends SIGUSR1 to the job's script before
-the time limit and SIGTERM when it takes the node away; finished shards are kept, so the job is requeued and continues.
+The command is a share of a data step, a join, the audit, the evaluation or the report. Slurm sends SIGUSR1 to the job's
+script before the time limit and SIGTERM when it takes the node away; finished shards are kept, so the job is requeued
+and continues.
 """
 
 from __future__ import annotations

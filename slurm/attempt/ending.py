@@ -129,7 +129,7 @@ def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
 def _later(attempt: JobAttempt, failed: int) -> None:
     """Delay a retry that needs time, not another node.
 
-    By 60 s x 2^n, spread for the tasks of an array.
+    The delay is 60 s x 2^n, spread for the tasks of an array.
     """
     unit = int(os.environ.get("ASSAY_PAUSE_SECONDS") or 60)  # tests have less time
     seconds = unit << min(_MOST_DOUBLINGS, max(0, failed - 1))
@@ -150,7 +150,7 @@ def _end_chain(attempt: JobAttempt) -> None:
 def is_forgotten(attempt: JobAttempt, shown: str) -> bool:
     """Return whether the controller forgot this start.
 
-    It was killed before it saved that the job runs, and has it waiting.
+    In that case it was killed before it saved that the job runs, and shows the job as waiting.
     """
     return (value("JobState", shown), value("Restarts", shown)) == ("PENDING", str(attempt.number))
 
@@ -213,7 +213,7 @@ def _let_go(attempt: JobAttempt, shown: str) -> bool:
 def _settle(attempt: JobAttempt, status: int) -> None:
     """Correct the job's state before its last end.
 
-    Nothing would do it afterwards.
+    Nothing would correct it afterwards.
     """
     shown = controller.show(attempt, attempt.job)
     if shown is None or _let_go(attempt, shown):

@@ -38,7 +38,7 @@ STORAGE_WAIT_SECONDS = 300
 class JobAttempt:
     """One start of a job.
 
-    The script's values, Slurm's, and what has happened so far.
+    It holds the script's values, Slurm's, and what has happened so far.
     """
 
     root: Path
@@ -155,7 +155,7 @@ def killed_in_a_row(attempt: JobAttempt) -> int:
 def failures(attempt: JobAttempt) -> int:
     """Number of failed attempts since the last progress.
 
-    Of this job, and of the links before it.
+    Attempts of this job and of the links before it count.
     """
     lines = [line for job in ["", *links(attempt, later=False)] for line in events(attempt, job)]
     return sum(line.get("outcome") == "failed" and line.get("progress") == attempt.progress for line in lines)

@@ -58,7 +58,7 @@ def watch(
 ) -> tuple[int, list[str]]:
     """Run a command; its exit status and last output.
 
-    Of its lines those that match `relevant`.
+    With `relevant` only the lines that match it are kept.
 
     `on_signal` gets each signal, and returns whether the end of the command is awaited.
     """
