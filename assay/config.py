@@ -102,8 +102,8 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
 def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *, needs: Needs = "all") -> LoadedRun:
     """Read a run's file, those merged over it, and its policy.
 
-    `more`: files merged over `path`, from left to right. `needs`: what the command uses of it. The first file that is
-    not shipped is the run's own: its folder has the policy, and relative paths start there.
+    `more` are files merged over `path`, from left to right. `needs` is what the command uses of it. The first file that
+    is not shipped is the run's own: its folder has the policy, and relative paths start there.
 
     Raises:
         ConfigError: a file is wrong, or its sections do not fit together.

@@ -1,6 +1,6 @@
 """`assay train --dry-run`: sizes, layout and memory, without starting.
 
-Starts nothing, makes no artifact.
+It starts nothing and makes no artifact.
 
 Promise: it refuses with the message and the exit code of a start on this machine (`preflight.py`), or
 with `--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. Not checked, so a start may
@@ -42,7 +42,7 @@ def planned(
 ) -> Hardware | None:
     """Hardware of a rank on nodes of `device`, or this machine's.
 
-    Their GPUs have `gpu_memory` bytes; None: this machine's hardware.
+    Their GPUs have `gpu_memory` bytes; None takes this machine's hardware.
 
     Raises:
         ConfigError: a start would compute on something else, or the memory of its GPUs is not given.
@@ -69,7 +69,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
 
     A refusal follows all lines that do not depend on its fix.
 
-    `hardware`: hardware of a rank; None: this machine's.
+    `hardware` is that of a rank; None takes this machine's.
 
     Raises:
         GateClosed: the run is not under the rules of its site.
@@ -100,7 +100,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
 def ranks_of(total: int | None, a_node: int) -> Ranks:
     """Rank 0 of `total` ranks, `a_node` of them on each node.
 
-    None: one node.
+    With None there is one node.
 
     Raises:
         ConfigError: the nodes would not be alike.

@@ -143,7 +143,7 @@ def pass_gate(
 ) -> dict[str, Any]:
     """The verdict that lets exactly these token shards through, now.
 
-    `again`: it was open before, so that actions report only that it has closed.
+    `again` states that it was open before, so that actions report only that it has closed.
 
     Raises:
         GateClosed: none does.
@@ -167,7 +167,8 @@ def _notify_gate_actions(
 ) -> Iterator[None]:
     """Report the gate's decision by the actions of the run's file.
 
-    Once for all ranks; a look-up reports nothing. `opens`: whether the context's success opens the gate.
+    It is reported once for all ranks; a look-up reports nothing. `opens` states whether the context's success opens the
+    gate.
     """
     actions = run.config.governance.actions if runtime.make and read_ranks().first else ()
 

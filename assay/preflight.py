@@ -62,7 +62,8 @@ def under_site(run: LoadedRun) -> None:
 def warn_of_licences(run: LoadedRun) -> None:
     """Warn of declared licences that the policy does not allow.
 
-    Before anything is made. Documents may carry licences of their own; those are known only when they are read.
+    The warning comes before anything is made. Documents may carry licences of their own; those are known only when they
+    are read.
     """
     gates = [gate for gate in run.policy.gates() if gate.suite == "licences" and gate.expectation == "in_set"]
     for source in run.config.data.sources:
@@ -167,7 +168,7 @@ def _pass(config: dict[str, Any]) -> None:
 
 
 def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
-    """Ids of the tokens, and who says so."""
+    """Ids of the tokens, and the source of each."""
     return _size(run, _look_up(run, runtime))
 
 
@@ -223,7 +224,7 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def may_have_gpu() -> bool:
     """Return whether torch might find a GPU here.
 
-    The driver's library is there, without which it never does.
+    A driver must be there; without one torch never finds any.
     """
     try:
         ctypes.CDLL("libcuda.so.1")

@@ -10,7 +10,7 @@ from typing import Any
 def card(found: Mapping[str, Any], page: Path, seconds: float) -> list[str]:
     """Lines about a run, from its report's summary.
 
-    `page`: the report; `seconds`: of the whole run.
+    `page` is the report; `seconds` is the duration of the whole run.
     """
     known = {name: value for name, value in found.items() if value is not None}
     lines = [f"verdict     {found['verdict']} under {found['policy']}"]

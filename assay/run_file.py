@@ -147,7 +147,8 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
 
     No value of a file is changed.
 
-    `needs`: what the command uses; "data": the sections of the training may be missing; "model": the corpus may.
+    `needs` is what the command uses: with "data" the sections of the training may be missing, with "model" the corpus
+    may.
 
     Raises:
         ConfigError: there is no corpus or no model, and the command needs it.

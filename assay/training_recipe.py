@@ -27,8 +27,8 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
 def pinned(run: LoadedRun) -> TrainRecipe:
     """The recipe with the digests of task files filled in.
 
-    `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from`, to the
-    run's file, or else to the artifacts' root.
+    `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from` is relative to
+    the run's file, or else to the artifacts' root.
     """
     train = run.config.train
     if train.initial_weights and not train.initial_weights.startswith(SCHEME):

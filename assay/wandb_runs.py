@@ -1,6 +1,6 @@
 """W&B runs of the data and of the gate's decision.
 
-So a corpus that the gate stopped appears at W&B, next to those that were trained on, in one group.
+A corpus that the gate stopped thus appears at W&B, next to those that were trained on, in one group.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _ALL = "(all)"
 def mirror_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, MirrorTable | float | None]:
     """Tables and figures by "section/name".
 
-    Energies in joules, of all attempts in this root so far.
+    Energies are in joules, of all attempts in this root so far.
 
     data/funnel       stage, source ("(all)" first), documents and bytes in and kept
     data/removed      stage, source, reason, documents

@@ -99,7 +99,7 @@ def _verdicts_ahead(loaded: LoadedRun, root: Path, moment: datetime.datetime) ->
 def verify(arguments: Arguments) -> int:
     """Read an artifact, or everything below a root.
 
-    Deep: and what was signed about it.
+    `deep` also checks what was signed about it.
     """
     artifact: Path = arguments.artifact
     root = root_of(artifact)
@@ -125,7 +125,7 @@ def verify(arguments: Arguments) -> int:
 def anchor(arguments: Arguments) -> int:
     """Return whether the journal lacks lines that it had.
 
-    Accept: give them up, signed. 77 while it lacks them.
+    `accept` gives them up, signed. The status is 77 while the journal lacks them.
     """
     from assay.pipeline import journal_of
 

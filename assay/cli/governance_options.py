@@ -133,7 +133,7 @@ def checkpoint_option(command: argparse.ArgumentParser) -> None:
 
 
 def trusted_keys(command: argparse.ArgumentParser) -> None:
-    """Add the option that names public keys to believe."""
+    """Add the option that names the trusted public keys."""
     command.add_argument(
         "--key",
         dest="keys",

@@ -34,7 +34,7 @@ def natural(text: str) -> int:
 def size(text: str) -> int:
     """Bytes of a size with its unit.
 
-    "80GiB" in powers of 1024, "80GB" in powers of 1000.
+    "80GiB" is in powers of 1024, "80GB" in powers of 1000.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])(i?)B", text, re.ASCII)
     if found is None or not float(found[1]):

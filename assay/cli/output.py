@@ -38,7 +38,7 @@ def say(line: str, **values: Any) -> None:
 def one_object(interrupted: str, interrupted_status: int) -> Iterator[None]:
     """Collect the values and print them as one JSON object.
 
-    An error is in it, and passed on. NaN and infinities, which JSON does not have, become null. `interrupted`: the
+    An error is in it, and passed on. NaN and infinities, which JSON does not have, become null. `interrupted` is the
     message of a Ctrl-C.
     """
     _RESULT.append({})

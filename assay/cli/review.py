@@ -59,7 +59,7 @@ class _Quit(Exception):
 def reviewer_key(path: Path) -> Any:
     """The reviewer's own key, which must be there.
 
-    A key made now belongs to nobody.
+    A key made now would belong to no person of the policy.
 
     Raises:
         MissingInput: there is no such file.
@@ -92,7 +92,7 @@ def review(bench: Bench, key: Any, source: TextIO, target: TextIO) -> list[Path]
         target: where questions and evidence go.
 
     Raises:
-        ConfigError: the key is nobody's in the policy, nor in one that it is compared with.
+        ConfigError: the key belongs to no person of the policy, nor of one that it is compared with.
     """
     policies = [bench.case.policy, *(parent for _, parent in links(bench.case.policy))]
     if not any(_name(policy, key) for policy in policies):
@@ -120,7 +120,7 @@ def review(bench: Bench, key: Any, source: TextIO, target: TextIO) -> list[Path]
 class _Talk:
     """Questions and answers, a line each.
 
-    What comes from a corpus cannot command the terminal.
+    Text that comes from a corpus cannot control the terminal.
     """
 
     def __init__(self, source: TextIO, target: TextIO) -> None:
@@ -272,7 +272,7 @@ def _write(bench: Bench, kind: str, content: Refusal, key: Any) -> Path:
 def _path(folder: Path, name: str, moment: str) -> Path:
     """A file that does not exist yet.
 
-    A name of a person is not trusted to be a file's.
+    The name of a person is not trusted as the name of a file.
     """
     safe = "".join(letter if letter.isalnum() or letter in ".-_" else "_" for letter in name)
     day = moment[:10]
@@ -317,7 +317,7 @@ def _evidence(bench: Bench, gate: Gate, subject: str) -> list[str]:
     chosen = rows_where(table, gate.where)
     try:
         places = offending_rows(gate, chosen)
-    except (TypeError, ValueError, KeyError):  # what cannot be judged has no offending row; the finding says so
+    except (TypeError, ValueError, KeyError):  # what cannot be judged has no offending row; the finding states it
         return []
     lines = [f"  row        {row_text(gate, chosen, place)}" for place in places[:_ROWS]]
     if len(places) > _ROWS:
@@ -331,7 +331,7 @@ def _evidence(bench: Bench, gate: Gate, subject: str) -> list[str]:
 def _shard(path: Path) -> pd.DataFrame:
     """A shard of documents or of their features, without texts.
 
-    The kept rows where it says which.
+    Where a column marks the kept rows, only those are in it.
     """
     import pyarrow.parquet as pq
 

@@ -69,7 +69,7 @@ def render(arguments: Arguments) -> None:
 def submit(arguments: Arguments) -> int:
     """Submit the whole run, unless it is queued already.
 
-    With `--local`, returns the status of the first failed job.
+    With `--local`, it returns the status of the first failed job.
     """
     from assay.cli.slurm_begin import begin_of
     from assay.preflight import under_site
@@ -364,7 +364,7 @@ def _rehearse(
 def refresh_accounting(root: Path) -> None:
     """Query the cluster's accounting again, for the report.
 
-    No effect if the run was not submitted or accounting does not answer.
+    There is no effect if the run was not submitted or accounting does not answer.
     """
     from slurm.accounting import account
     from slurm.job_states import gather

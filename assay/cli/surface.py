@@ -331,7 +331,7 @@ def _submits(command: argparse.ArgumentParser) -> None:
 def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, str, str], argparse.ArgumentParser]:
     """A command's group.
 
-    Returns a function that adds a command (name, function, help) of its module.
+    It returns a function that adds a command (name, function, help) of its module.
     """
     group_parser = commands.add_parser(name, help=about, description=_sentence(about))
     group = group_parser.add_subparsers(metavar="COMMAND", required=True)

@@ -2,7 +2,7 @@
 
 Promise: the figures are those of the pipeline itself (`ingest`, `clean`, `dedup`, `redact` with the action "count"), in
 a temporary root that is removed afterwards; nothing of the input is changed. Up to `sample_bytes` of text all of it is
-read, more is sampled, and the result says so.
+read, more is sampled, and the result states that.
 """
 
 from __future__ import annotations
