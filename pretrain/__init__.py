@@ -1,4 +1,4 @@
 """The trainer: from token shards to a Transformer.
 
-Reads `encode` manifests, never the data pipeline's code; the one arrow across is the token shard's reader.
+It reads `encode` manifests, never the data pipeline's code; the one arrow across is the token shard's reader.
 """

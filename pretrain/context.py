@@ -1,6 +1,6 @@
 """Context of the training loop.
 
-One value that all of its parts share.
+It is one value that all of its parts share.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TrainContext:
     def layout(self) -> Layout:
         """Position of this rank.
 
-        The rows that it reads, and whether it counts them.
+        It gives the rows that the rank reads, and whether it counts them.
         """
         return layout_of(self.ranks, self.settings.engine)
 
@@ -89,7 +89,7 @@ class TrainContext:
     def share(self) -> tuple[int, int, int]:
         """This rank's rows of a step.
 
-        (micro batch size, data rank, data ranks).
+        The result is (micro batch size, data rank, data ranks).
         """
         return self.settings.engine.micro_batch_size, self.layout.data_rank, self.layout.data_ranks
 

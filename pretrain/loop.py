@@ -51,7 +51,7 @@ from pretrain.step_meter import StepMeter, step_note
 def train_loop(context: TrainContext) -> TrainState:
     """Train until the last step, a stop request or the energy budget.
 
-    A step: read rows, agree on stopping, add up gradients, judge the loss, update, record, validate, save.
+    A step reads rows, agrees on stopping, adds up gradients, judges the loss, updates, records, validates and saves.
     """
     config, optim = context.recipe.train, context.recipe.optim
     with _open_parts(context) as state:
@@ -192,7 +192,7 @@ def _durable(context: TrainContext, step: int, manifest: Manifest | None) -> Non
 class StepSums:
     """Summands of the collective that opens a step.
 
-    After `over_ranks`, their sums over all ranks.
+    After `over_ranks` they are the sums over all ranks.
     """
 
     stop: list[int]
@@ -249,8 +249,8 @@ def _add_up_gradients(
 
     `targets` are those of the global batch.
 
-    Returns its nats per token, and the nats and then the tokens of each origin; fp64, on the device: the same bits on
-    every rank, and the host does not wait for them.
+    Returns its nats per token, and the nats and then the tokens of each origin. They are fp64, on the device: the same
+    bits on every rank, and the host does not wait for them.
     """
     sums, origins = [], len(context.train_rows.origins)
     for batch in batches:
@@ -289,7 +289,7 @@ def _catch_up(context: TrainContext, state: TrainState) -> TrainState:
 def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate: bool, tasks: bool) -> TrainState:
     """Measure the validation loss, the scores of `[evaluation]`'s tasks, or both.
 
-    A stop request is honoured between two batches; `saved`: as in `_save_and_stop`.
+    A stop request is honoured between two batches; `saved` is that of `_save_and_stop`.
     """
     if validate and context.validation_rows is not None:
         state = _validate(context, state, saved, context.validation_rows)

@@ -51,7 +51,7 @@ class SpikeDecision:
 def window_starts(train: TrainConfig) -> frozenset[int]:
     """Steps that empty the window.
 
-    The first of each phase of the mixture and stage of the batch ramp.
+    They are the first of each phase of the mixture and of each stage of the batch ramp.
     """
     phases = (phase.from_step for phase in train.mixture)
     return frozenset((*phases, *(before + 1 for before in batch_sizes(train).steps[1:])))
@@ -60,7 +60,7 @@ def window_starts(train: TrainConfig) -> frozenset[int]:
 class SpikeGuard:
     """Window of accepted losses.
 
-    A ring on the device, which `judge` reads and `accept` writes.
+    It is a ring on the device, which `judge` reads and `accept` writes.
 
     Args:
         config: the thresholds.
@@ -172,7 +172,7 @@ def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipCo
 def _facts(reason: str, recent: Sequence[dict[str, Any]], config: SkipConfig) -> dict[str, Any]:
     """Fields of the event "diverged".
 
-    Documents are bounded as in the message, each "skipped" event has all.
+    Documents are bounded as in the message; each "skipped" event has all.
     """
     named = [name for record in recent[-_LISTED:] for name in (record.get("documents") or ())[:_LISTED]]
     return {

@@ -147,7 +147,8 @@ def operators(averages: Any, device: str) -> tuple[str, Rows]:
 
     Each has calls, seconds and share of the total.
 
-    On CUDA: kernels, by their time on the device. On CPU: operators, without the time of operators that they call.
+    On CUDA they are kernels, by their time on the device. On CPU they are operators, without the time of operators that
+    they call.
     """
     on_cuda = device == "cuda"
     kind = DeviceType.CUDA if on_cuda else DeviceType.CPU

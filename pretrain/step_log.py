@@ -68,7 +68,7 @@ class StepLog:
     def add(self, state: TrainState, entry: StepEntry) -> TrainState:
         """Take a step, after `settle`.
 
-        Returns the state with all losses read so far.
+        It returns the state with all losses read so far.
 
         Raises:
             Diverged: too many steps were skipped.

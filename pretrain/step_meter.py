@@ -171,7 +171,7 @@ def data_position(rows_read: int, epoch_rows: int) -> dict[str, float]:
 def memory(device: torch.device) -> dict[str, int | None]:
     """Memory of this rank in bytes.
 
-    CUDA: tensors, their peak, the allocator's reserve. CPU: resident memory and its peak.
+    On CUDA it is tensors, their peak, and the allocator's reserve; on CPU resident memory and its peak.
     """
     if device.type == "cuda":
         import torch
@@ -186,7 +186,7 @@ def memory(device: torch.device) -> dict[str, int | None]:
 def _resident() -> tuple[int | None, int | None]:
     """Resident bytes of this process and their peak.
 
-    VmRSS and VmHWM of proc(5); None where the kernel lacks them.
+    They are VmRSS and VmHWM of proc(5); None where the kernel lacks them.
     """
     peak = None
     with contextlib.suppress(OSError), open(_STATUS, "rb") as lines:
@@ -224,7 +224,7 @@ def step_note(values: Mapping[str, Any]) -> str:
 def _peaks(context: TrainContext) -> tuple[Peak, Peak]:
     """Peaks of all ranks' devices together, by data sheet and measured.
 
-    Collective, all measure at once.
+    The call is collective; all measure at once.
     """
     arithmetic = arithmetic_of(context.recipe.train.precision, context.device)
     found = (data_sheet(device_name(context.device), arithmetic), measured_product(context.device, arithmetic))

@@ -60,7 +60,7 @@ def train(
 ) -> Manifest:
     """Train, or find the finished run, without importing torch.
 
-    Called on every rank.
+    It is called on every rank.
 
     Args:
         tokens: token shards or packed rows.

@@ -116,7 +116,7 @@ class Parent:
 class CheckpointStore:
     """A run's checkpoints.
 
-    Their location and identity, and the ranks that write and read them.
+    It holds their location and identity, and the ranks that write and read them.
     """
 
     root: Path
@@ -152,7 +152,7 @@ class CheckpointStore:
     def continued(self) -> dict[str, Any]:
         """Origin of the run's first weights, for the `stats` of manifests.
 
-        The parent's step and tokens, and the facts of a folder of weights; {} without either.
+        It is the parent's step and tokens, and the facts of a folder of weights; {} without either.
         """
         if self.parent is None:
             return {"initial_weights": self.source_facts} if self.source_facts else {}

@@ -80,9 +80,9 @@ class WholeCheckpoint:
 def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> WholeCheckpoint | None:
     """The newest checkpoint that is whole, byte for byte; None without one.
 
-    Collective.
+    The call is collective.
 
-    `zero_stage`: look for native shards of this stage and these ranks; without it only for the canonical form.
+    With `zero_stage` it looks for native shards of this stage and these ranks, without it only for the canonical form.
 
     Raises:
         CheckpointError: a checkpoint's folder holds that of another run or model.
@@ -149,7 +149,7 @@ def _whole_parent(store: CheckpointStore, parent: Parent) -> WholeCheckpoint:
 def _verify(store: CheckpointStore, manifest: Manifest, outputs: list[Output], root: Path) -> list[str]:
     """Differences between files and manifest.
 
-    Rank `i` reads every file `i` modulo the ranks. Collective.
+    Rank `i` reads every file `i` modulo the ranks. The call is collective.
 
     Raises:
         StorageError: on every rank, where one of them cannot read a file that is there.
@@ -177,7 +177,7 @@ def _warn(store: CheckpointStore, message: str) -> None:
 def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> tuple[Engine, TrainState] | None:
     """Open an engine at the newest whole checkpoint.
 
-    None if the run never saved one. Collective.
+    The result is None if the run never saved one. The call is collective.
 
     Raises:
         CheckpointError: a checkpoint is of another model, or the parent's or every one of the run's is damaged.
@@ -221,7 +221,7 @@ def _restore_shared(engine: Engine, state: TrainState) -> None:
 def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[str]) -> None:
     """Raise where the run's durable checkpoints are gone or damaged.
 
-    Their steps would be paid for twice.
+    A restart would pay for their steps twice.
 
     The event "checkpoint" of `metrics.jsonl` lists the durable ones; a damaged one is known by its manifest.
     """

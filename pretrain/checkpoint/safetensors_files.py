@@ -121,7 +121,7 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 class TensorFiles:
     """Tensors of several fp32 safetensors files, by name.
 
-    A context that keeps the files open.
+    It is a context that keeps the files open.
 
     Price: only the requested elements are read.
     """

@@ -238,7 +238,7 @@ class RankCopy:
     def fragments(self, native: Path, rank: int, names: Collection[str]) -> Iterator[Owned]:
         """All ranks' fragments of these parameters.
 
-        This rank's from its copy, the others' from their shards.
+        This rank's come from its copy, the others' from their shards.
         """
         requested = frozenset(names)
         yield from (fragment for fragment in self.own if fragment.name in requested)
@@ -257,7 +257,7 @@ def write_checkpoint(
 ) -> Manifest | None:
     """Write and commit a checkpoint, together with the other ranks' threads.
 
-    Durable on return.
+    It is durable when this returns.
 
     Returns its manifest on rank 0.
 

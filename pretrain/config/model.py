@@ -1,6 +1,6 @@
 """The `[model]` section and derived sizes.
 
-Imports no torch.
+It imports no torch.
 
 The defaults are Llama's: rotary positions, RMSNorm before each part, SwiGLU, no bias. Every field changes what is
 learned, so all of them enter the key of a training run. Fields that Hugging Face knows have its names.
@@ -288,7 +288,7 @@ class ModelConfig(Section):
     def width_ratio(self) -> float:
         """Under mup, how many times wider than its base this model is.
 
-        Else 1.
+        Without mup it is 1.
         """
         return self.hidden_size / self.mup_base_width if self.mup_base_width else 1.0
 
@@ -305,7 +305,7 @@ class ModelConfig(Section):
     def window(self, layer: int) -> int | None:
         """Tokens that layer number `layer` (from 0) sees.
 
-        None: all of the document so far.
+        None is all of the document so far.
         """
         whole = self.full_attention_every and (layer + 1) % self.full_attention_every == 0
         return None if whole else self.sliding_window
@@ -314,6 +314,6 @@ class ModelConfig(Section):
 def padded_vocabulary(vocabulary_size: int) -> int:
     """Rows of the embedding.
 
-    The vocabulary rounded up to a multiple of 128, which matrix units like.
+    They are the vocabulary rounded up to a multiple of 128, which suits matrix units.
     """
     return -(-vocabulary_size // 128) * 128

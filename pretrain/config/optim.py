@@ -1,6 +1,6 @@
 """The `[optim]` section.
 
-Imports no torch.
+It imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from governance.config import Section
 class GroupConfig(Section):
     """Parameters that learn otherwise.
 
-    Those whose name the pattern finds, unless an earlier group took them.
+    They are those whose name the pattern finds, unless an earlier group took them.
     """
 
     pattern: str = Field(min_length=1)

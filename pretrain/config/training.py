@@ -1,6 +1,6 @@
 """Sections `train`, `engine`, `checkpoint`, `evaluation`, `profile` and `tracking`.
 
-Imports no torch, so that a login node can read and check a configuration.
+It imports no torch, so that a login node can read and check a configuration.
 
 `ModelConfig`, `OptimConfig` and `TrainConfig` decide what is learned: they enter the key of the training run.
 `CheckpointConfig`, `EngineConfig`, `TrackingConfig` and `ProfileConfig` decide where and how it runs, and never enter a
@@ -216,7 +216,7 @@ class ProfileConfig(Section):
 class TrackingConfig(Section):
     """Mirrors at Weights & Biases, TensorBoard, MLflow and Prometheus.
 
-    Metrics.jsonl is the record in any case.
+    The record is metrics.jsonl in any case.
     """
 
     mode: Literal["auto", "offline", "online", "disabled"] = "auto"
@@ -259,7 +259,7 @@ Format = Literal[
 class TaskConfig(Section):
     """One set of questions, in a file of the user's.
 
-    None is shipped.
+    Assay ships none.
     """
 
     name: str = Field(min_length=1)
@@ -299,7 +299,7 @@ class EvaluationConfig(Section):
 class TrainRecipe(Section):
     """Sections that decide what is learned from given token shards.
 
-    Source of a run's key.
+    It is the source of a run's key.
     """
 
     model: ModelConfig

@@ -118,7 +118,7 @@ class Rows:
     def sources(self) -> tuple[MixtureSource, ...]:
         """Sources by name, with the rows of each.
 
-        Looks up every row once (0.03 s per million).
+        It looks up every row once (0.03 s per million).
         """
         names = sorted({_source(name) for name in self.origins})
         owners = np.array([names.index(_source(name)) for name in self.origins], dtype=np.int32)
@@ -167,7 +167,7 @@ def _source(origin: str) -> str:
 def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
     """Error texts of altered token shards, this rank's share.
 
-    Compares their bytes with the manifest's digests.
+    The shards' bytes are compared with the manifest's digests.
 
     Packed rows are checked with the token shards that they were made from.
 

@@ -67,7 +67,7 @@ def open_loader(
 ) -> Iterator[Iterator[StepRows]]:
     """This rank's rows of each step after `done`, in order.
 
-    Read ahead while the context lasts.
+    They are read ahead while the context lasts.
     """
     order = sampler_of(rows, train)
     steps = range(done + 1, train.steps + 1)
@@ -82,7 +82,7 @@ def open_loader(
 def read_step(rows: Rows, order: RowSampler, step: int, share: tuple[int, int, int], device: torch.device) -> StepRows:
     """The rows of one step.
 
-    `share` is (micro batch size, data rank, data ranks). For CUDA memory is pinned.
+    `share` is (micro batch size, data rank, data ranks). For CUDA the memory is pinned.
     """
     began = time.thread_time()
     numbers, first = order.rows(step), order.sizes.before(step)
@@ -112,7 +112,7 @@ def digest_words(tokens: Sequence[np.ndarray[Any, Any]], places: Sequence[int]) 
 def chain(stream: str, step: int, digest: Sequence[int]) -> str:
     """SHA-256 of the stream after a step.
 
-    From that before (`stream`, "" before step 1) and the summed words of all ranks.
+    It follows from the one before (`stream`, "" before step 1) and the summed words of all ranks.
     """
     return sha256_bytes(f"{stream} {step} {' '.join(map(str, digest))}".encode())
 
@@ -142,7 +142,7 @@ def read_ahead(make: Callable[[int], _Made], steps: Iterable[int], depth: int = 
 def by_origin(nats: torch.Tensor, origins: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats and predicted tokens by origin, fp64 [count] each, on the device.
 
-    No host sync.
+    There is no host sync.
     """
     index = origins.to(nats.device, non_blocking=True).flatten() + 1  # -1 (nothing is predicted) has a place of its own
     values = torch.stack([nats.detach().flatten().double(), torch.ones_like(index, dtype=torch.float64)], dim=1)

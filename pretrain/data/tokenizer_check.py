@@ -137,7 +137,7 @@ def _read(item: Input, root: Path) -> Manifest | None:
 def _whole(item: Input, root: Path) -> Manifest | None:
     """Verified tokenizer.
 
-    None: it is gone, which is allowed where only shards are read.
+    The result is None where it is gone, which is allowed where only shards are read.
     """
     found = _read(item, root)
     if found is not None and (problems := verify(found, root)):

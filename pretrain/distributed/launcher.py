@@ -4,12 +4,11 @@ torchrun exits with 1 whatever a rank's status was, so a job could not tell "pre
 and it dies of SIGUSR1, which Slurm sends. This launcher passes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) on, waits for the
 ranks to save, and exits with their status; after a second Ctrl-C, a second or more later, it kills them.
 
-When a rank dies, the others wait for it for ever or fail because of it. So the launcher gives them time to report their
-errors, ends them, and names the rank that failed first: its status or signal, and its last lines. A crash or a hang
-(70) is restarted from the last checkpoint; an explained error is not, because it would recur. A second crash at the
-same step without a newer checkpoint ends the run too. For a hang it names the rank that the others waited for: one that
-is still running when they have ended. Ranks end with their launcher: they get SIGTERM, save and
-stop.
+When a rank dies, the others wait for it endlessly or fail because of it. So the launcher gives them time to report
+their errors, ends them, and names the rank that failed first: its status or signal, and its last lines. A crash or a
+hang (70) is restarted from the last checkpoint; an explained error is not, because it would recur. A second crash at
+the same step without a newer checkpoint ends the run too. For a hang it names the rank that the others waited for: one
+that is still running when they have ended. Ranks end with their launcher: they get SIGTERM, save and stop.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Rank:
     def status(self) -> int:
         """Return code, as `Popen.returncode`.
 
-        Of a stuck rank that of the ranks that it hung.
+        For a stuck rank it is that of the ranks that it hung.
         """
         return HUNG if self.stuck else self.child.returncode
 

@@ -1,6 +1,6 @@
 """Layout: data, sequence and tensor ranks.
 
-Imports no torch.
+It imports no torch.
 
     rank = (data rank x sequence parallel size + sequence rank) x tensor parallel size + tensor rank
 

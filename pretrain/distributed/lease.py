@@ -5,7 +5,7 @@
                                              time is the last heartbeat
 
 The lock ends with its process, which suffices on one machine. On a cluster two cases are beyond it: a node that was cut
-off trains on while its job is restarted elsewhere, and the lock of a dead node may remain for ever. So each attempt
+off trains on while its job is restarted elsewhere, and the lock of a dead node may never be released. So each attempt
 also takes the next number, which only one process gets (`write_new`), and the highest number holds the lease. Laws:
 
 1. A run is refused (`Occupied`) while the holder is alive: on its own host by the lock, elsewhere by heartbeats, each
@@ -100,7 +100,7 @@ class RunLease:
     def check(self, *, look: bool = False) -> None:
         """Raise if a newer attempt has begun.
 
-        `look`: read the folder now, instead of trusting a check of moments ago.
+        `look` reads the folder now, instead of trusting a check of moments ago.
 
         Raises:
             Occupied: a newer attempt has begun.
@@ -155,7 +155,7 @@ class RunLease:
                 self._beat()
             except Occupied as error:
                 get_logger(__name__).error("%s: %s", type(error).__name__, error)
-                os._exit(error.exit_code)  # the main thread may wait for ever for a rank that was cut off
+                os._exit(error.exit_code)  # the main thread may wait endlessly for a rank that was cut off
             except OSError:
                 continue  # the file system does not answer; `check` looks again before anything is written
             if self._first:

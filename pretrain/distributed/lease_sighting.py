@@ -3,8 +3,8 @@
 With it a node of any number of ranks lists the lease's folder once a beat (`lease.py`). The file is in /dev/shm,
 belongs to this account, and holds 16 bytes: the number of the attempt, and the time of the check by the node's
 monotonic clock, which all its processes share. Without /dev/shm, or once the first rank is gone, each rank checks for
-itself. A kill leaves the file behind; the next start on the node removes those of this account that nobody has
-refreshed for a day.
+itself. A kill leaves the file behind; the next start on the node removes those of this account that were not refreshed
+for a day.
 """
 
 from __future__ import annotations

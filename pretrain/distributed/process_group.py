@@ -117,8 +117,8 @@ def node_name() -> str:
 def meeting_point(values: Mapping[str, str]) -> tuple[str, int]:
     """Address and port of rank 0 in a Slurm step.
 
-    The job script sets both (`MASTER_ADDR`, `MASTER_PORT`). Otherwise: the node that launched the step, and a port that
-    follows from the job's id, so that two jobs on one node rarely choose the same.
+    The job script sets both (`MASTER_ADDR`, `MASTER_PORT`). Otherwise they are the node that launched the step, and a
+    port that follows from the job's id, so that two jobs on one node rarely choose the same.
     """
     address = values.get("MASTER_ADDR") or values.get("SLURM_LAUNCH_NODE_IPADDR")
     address = address or values.get("SLURMD_NODENAME", "127.0.0.1")
@@ -316,6 +316,6 @@ def gather(value: Any) -> list[Any]:
 def threads_of(ranks: Ranks, requested: int) -> int:
     """CPU threads of this rank.
 
-    As requested, or its share of the cores.
+    They are those requested, or its share of the cores.
     """
     return requested or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)

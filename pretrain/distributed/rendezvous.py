@@ -80,7 +80,7 @@ def until(deadline: float) -> Callable[[float], bool]:
 
 
 class RendezvousOver(Exception):
-    """Nobody waits for the end of this rendezvous any more."""
+    """The end of this rendezvous is no longer awaited."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Rendezvous:
     def clear(self) -> None:
         """Remove the answers of this rendezvous.
 
-        On rank 0, once no rank waits for them.
+        Rank 0 does so, once no rank waits for them.
         """
         for answer in self._answers:
             self.store.delete_key(answer)

@@ -31,7 +31,7 @@ WINDOWS = 3
 def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
     """Work a step of each rank, and its spread.
 
-    The fields of the event "ranks".
+    They are the fields of the event "ranks".
 
     Args:
         seconds: of each rank, over the whole window.
@@ -46,7 +46,7 @@ def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
 def ratios(seconds: Sequence[float]) -> list[float]:
     """Each rank's time over the median of the others'.
 
-    1 for a single rank.
+    The ratio is 1 for a single rank.
     """
     if len(seconds) < 2:
         return [1.0] * len(seconds)

@@ -63,7 +63,7 @@ class Heartbeat:
     def beat(self, what: str, *, long: bool = False) -> None:
         """Record the activity that begins now; every rank makes the same beats.
 
-        `long`: it may take as long as the first step.
+        `long` states that it may take as long as the first step.
         """
         self._last = (time.monotonic(), what, self._first if long else self._short, self._last[3] + 1)
 

@@ -64,7 +64,7 @@ class Engine(Wrapped):
     def set_accumulation(self, steps: int) -> None:
         """Set the number of micro batches per update.
 
-        Between updates only, equal on every rank.
+        It may change only between updates, and must be equal on every rank.
         """
         if steps == self.deepspeed.gradient_accumulation_steps():
             return
@@ -141,7 +141,7 @@ def open_engine(
 ) -> Engine:
     """Build the model with values from `weight` and wrap it in DeepSpeed.
 
-    `weight` None: the state will be restored afterwards.
+    With `weight` None the state will be restored afterwards.
 
     Raises:
         PipelineError: the model does not fit, or the device's memory is full.
@@ -350,7 +350,7 @@ def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], 
 def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight, cut: bool) -> None:
     """Draw this rank's parameters, and broadcast each in turn.
 
-    `cut`: ZeRO-3 holds them in pieces, which its own context fills.
+    `cut` states that ZeRO-3 holds them in pieces, which its own context fills.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ordered = sorted(named, key=lambda pair: -full_shape(pair[1]).numel())  # similar in size: none waits long

@@ -1,6 +1,6 @@
 """Builds of DeepSpeed's C++ extensions, with a time limit.
 
-A killed build leaves a lock file for which the next start would wait for ever, and concurrent builds break each other.
+A killed build leaves a lock file for which the next start would wait endlessly, and concurrent builds break each other.
 So one process per node builds, before any rank needs the result, in a folder for this torch and Python, under an
 operating-system lock that ends with its owner, with a time limit. A lock file found under that lock belongs to a dead
 builder and is removed.
@@ -76,7 +76,7 @@ def extension_folder() -> Path:
 def build(folder: Path, limit_seconds: float, op: str = SHARED_MEMORY_OP, device: str = "cpu") -> bool:
     """Build an extension in `folder`, or find it built.
 
-    False if that fails or exceeds the time limit.
+    The result is False if that fails or exceeds the time limit.
     """
     log = get_logger(__name__)
     started = time.monotonic()

@@ -63,8 +63,9 @@ def local_state(engine: Engine) -> Iterator[Owned]:
 def host_buffers(fragments: Sequence[Owned], pinned: bool, folder: Path | None = None) -> list[Owned]:
     """Host memory for a copy of these fragments, already touched.
 
-    `pinned`: page-locked, so that a GPU copies into it at the full speed of its bus. `folder`: the system may page it
-    out to an unnamed file there, which disappears with the process; for state that does not fit in memory.
+    `pinned` memory is page-locked, so that a GPU copies into it at the full speed of its bus. With `folder` the system
+    may page it out to an unnamed file there, which disappears with the process; it is for state that does not fit in
+    memory.
 
     Raises:
         StorageError: the disk of `folder` is full.
@@ -138,9 +139,9 @@ def refresh_parameters(engine: Engine) -> None:
 def _refresh_gathered(optimizer: Any) -> None:
     """Discard DeepSpeed's copies of the previous weights.
 
-    Small whole parameters and hpZ's second copies.
+    They are those of small whole parameters, and hpZ's second copies.
 
-    In this order: while a second copy exists, partitioning a whole weight leaves it alone; afterwards it is remade.
+    The order matters: while a second copy exists, partitioning a whole weight leaves it alone; afterwards it is remade.
     """
     small = optimizer.persistent_parameters
     if small:

@@ -40,8 +40,8 @@ def in_files(engine: Wrapped, index: int) -> bool:
 def in_memory(engine: Wrapped, index: int) -> Iterator[None]:
     """Hold the state of flat `index` in memory, then write back.
 
-    Free where the state is in memory anyway; else a read and a write of 12 bytes per parameter. A gradient that has not
-    been applied yet would be lost.
+    It costs nothing where the state is in memory anyway; else a read and a write of 12 bytes per parameter. A gradient
+    that has not been applied yet would be lost.
     """
     if not in_files(engine, index):
         yield

@@ -1,6 +1,6 @@
 """Bytes that gradient reduction sends, by stage and precision.
 
-Imports no torch.
+It imports no torch.
 
 In a ring of N ranks, each rank sends every element of an all-reduce 2 (N - 1) / N times, and of a reduce-scatter half
 as often (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002). Stage 3 reduces and scatters; stage 2 reduces to

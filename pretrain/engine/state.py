@@ -36,9 +36,9 @@ def optimizer_of(engine: Wrapped) -> torch.optim.Optimizer:
 
 
 def reduces_once(deepspeed: Any) -> bool:
-    """Return whether stage 1 sums whole gradients after the backward pass.
+    """Return whether whole gradients are summed once, after the backward pass.
 
-    True at stage 0, and for DeepSpeed's other class of stage 1, whose gradient sums are fp32.
+    That is so at stage 0, and for DeepSpeed's other class of stage 1, whose gradient sums are fp32.
     """
     return deepspeed.zero_optimization_stage() == 0 or hasattr(deepspeed.optimizer, "bf16_groups")
 
@@ -46,7 +46,7 @@ def reduces_once(deepspeed: Any) -> bool:
 def _group(engine: Wrapped) -> Any:
     """Process group over which ZeRO partitions.
 
-    None at stage 0, which partitions nothing.
+    The result is None at stage 0, which partitions nothing.
     """
     return engine.deepspeed.optimizer.dp_process_group if engine.zero_stage > 0 else None
 
@@ -138,8 +138,9 @@ def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any
 def prepare_moments(engine: Wrapped, step: int) -> None:
     """Create zero moments as after `step` updates. Collective.
 
-    Needed at the start of a run too: DeepSpeed links parameters to their moments only once, after the update of its
-    *first* parameter group, when those of other groups do not exist yet. Muon learns here how ZeRO cut its matrices.
+    They are needed at the start of a run too: DeepSpeed links parameters to their moments only once, after the update
+    of its *first* parameter group, when those of other groups do not exist yet. Muon learns here how ZeRO cut its
+    matrices.
     """
     optimizer = optimizer_of(engine)
     for index, (flat, group, _) in enumerate(_flats(engine)):
@@ -171,8 +172,8 @@ def _sharings(engine: Wrapped) -> dict[torch.Tensor, Sharing]:
 def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
     """Gradient L2 norm of each group, fp32 scalars on device.
 
-    Valid between the last backward pass and the update, while DeepSpeed holds the summed gradients. Collective: one
-    small sum over the ranks, without a host sync.
+    They are valid between the last backward pass and the update, while DeepSpeed holds the summed gradients. The call
+    is collective: one small sum over the ranks, without a host sync.
     """
     groups = [group["name"] for group in optimizer_of(engine).param_groups]
     squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)

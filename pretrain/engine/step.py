@@ -31,7 +31,7 @@ _ABOVE_ZERO = 1e-6  # added to a norm before it divides, as DeepSpeed and torch 
 def skip_norm_checks(modules: Iterable[Any], real: Callable[[Any], bool], precision: str) -> None:
     """Make DeepSpeed accept every norm without a host sync, except in fp16.
 
-    Applies to this process until the next engine is opened.
+    It applies to this process until the next engine is opened.
     """
     for module in modules:
         vars(module)["is_invalid_grad_norm"] = real if precision == "fp16" else (lambda norm: False)

@@ -33,7 +33,7 @@ class TensorParts:
     def axis(self, name: str) -> int | None:
         """Axis along which a parameter is cut.
 
-        None: every rank holds it whole.
+        None states that every rank holds it whole.
         """
         if self.size == 1:
             return None
@@ -59,7 +59,7 @@ class TensorParts:
     def read_part(self, read: ReadStretch, fragment: Fragment) -> Mapping[str, torch.Tensor]:
         """Fragment of this rank's part of a matrix, read from the whole.
 
-        Price: for a matrix cut by input, whole rows are read, `size` times the needed bytes.
+        For a matrix cut by input, whole rows are read: `size` times the needed bytes.
         """
         axis, start, count = self.axis(fragment.name), fragment.start, fragment.count
         if axis is None:

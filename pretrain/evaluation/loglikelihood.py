@@ -167,7 +167,7 @@ def _batches(lengths: list[int], window: int, batch_tokens: int) -> list[tuple[i
 def _pack(items: list[tuple[int, int]], room: int) -> list[list[int]]:
     """Texts (size, number) packed into rows of `room` tokens.
 
-    The longest left, then the longest that fits.
+    A row takes the longest text left, then the longest that fits, and so on.
     """
     left = sorted(items)
     rows = []

@@ -122,7 +122,7 @@ def audit_model(
 ) -> Manifest:
     """Measure one checkpoint.
 
-    Writes `leanings.json`: `templates` (a row per group and category), `sets`, and `corpus`.
+    It writes `leanings.json`, with `templates` (a row per group and category), `sets`, and `corpus`.
 
     Args:
         checkpoint: the model to measure.
@@ -326,7 +326,7 @@ def against_corpus(
 ) -> dict[str, Any]:
     """Rank correlation of the model's bias with the corpus' nPMI.
 
-    `rho, lower, upper` and `pairs`; None where there are too few pairs.
+    The result has `rho, lower, upper` and `pairs`; it is None where there are too few pairs.
     """
     mine = {(row["axis"], row["group"], row["category"]): row["lean"] for row in leanings}
     shared = sorted(set(mine) & set(corpus))

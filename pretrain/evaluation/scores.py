@@ -54,7 +54,7 @@ def _pairs_of(task: Task) -> list[tuple[str, str]]:
 def evaluate_tasks(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dict[str, Any]]:
     """Figures of each task, in order (see the module).
 
-    Collective, and equal on every rank.
+    The call is collective, and its result equal on every rank.
     """
     rows = []
     for task, texts in zip(suite.tasks, suite.texts, strict=True):

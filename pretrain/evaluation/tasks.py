@@ -119,7 +119,7 @@ def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
 def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
     """At most `limit` questions (0: all), in their order.
 
-    Seed and positions decide which.
+    The seed and the positions decide the choice.
     """
     if not 0 < limit < len(questions):
         return list(questions)

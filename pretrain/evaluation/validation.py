@@ -218,8 +218,8 @@ def evaluate(
 def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
     """Nats of each token by a `Decoder`, in its training precision.
 
-    bf16, bf16_masters and fp8: weights and arithmetic in bf16 (also fp8's products, which need a GPU with 8-bit units).
-    autocast: fp32 weights, products in bf16. fp16: fp32, because CPUs do not compute it.
+    For bf16, bf16_masters and fp8, weights and arithmetic are in bf16 (also fp8's products, which need a GPU with 8-bit
+    units). For autocast, weights are fp32 and products bf16. For fp16 both are fp32, because CPUs do not compute it.
     """
     import torch
 

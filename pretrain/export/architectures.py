@@ -223,7 +223,7 @@ def _key_or_value(name: str) -> bool:
 def _joined(name: str) -> tuple[str, ...]:
     """Parameters stored in one tensor with this.
 
-    For a query map, the key and value maps too.
+    For a query map they are the key and value maps too.
     """
     return tuple(name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv") if ".q_proj." in name else (name,)
 

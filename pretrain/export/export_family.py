@@ -109,7 +109,7 @@ _NEUTRAL = {
 def rotary_rms(model: ModelConfig, gates: tuple[str, ...] = ("swiglu",), free: tuple[str, ...] = ()) -> bool:
     """Return whether the model is a rotary, RMSNorm, gated decoder.
 
-    Its gate is one of `gates`.
+    Its gate must be one of `gates`.
 
     Fields of other families must be neutral, except those in `free`.
     """

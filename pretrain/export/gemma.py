@@ -87,7 +87,7 @@ def _as_integer(value: float) -> float | int:
 def gemma_tensors(names: Sequence[str], divisor: float = 1.0, separate_head: bool = False) -> list[ExportedTensor]:
     """Gemma's tensors, with the token table divided by `divisor`.
 
-    `separate_head`: the tied projection is written, too.
+    With `separate_head` the tied projection is written, too.
     """
     table, tensors = "model.embed_tokens.weight", []
     for name in names:

@@ -190,7 +190,7 @@ def _write_weights(
 ) -> None:
     """Write the weights in one file, or in several with an index.
 
-    `form`: most bytes of a file, and type of the weights.
+    `form` has the most bytes of a file, and the type of the weights.
     """
     from safetensors.torch import save_file
 
@@ -283,7 +283,7 @@ def _card(
 ) -> str:
     """Model card of the exported folder.
 
-    `form`: type of the weights, and the id that begins documents.
+    `form` has the type of the weights, and the id that begins documents.
     """
     dtype, begin = form
     before = (

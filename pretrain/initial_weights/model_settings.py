@@ -147,7 +147,7 @@ def _windows(
     Args:
         config: fields of config.json.
         model: the other settings.
-        default: whether a layer has a window, where the file does not say.
+        default: whether a layer has a window, where the file does not state it.
         required: the family has a window where the file has no `sliding_window` at all; null is none.
     """
     if required and "sliding_window" not in config:
@@ -172,7 +172,7 @@ def _mistral(config: Fields) -> dict[str, Any]:
 def _qwen2(config: Fields) -> dict[str, Any]:
     """Qwen 2: biases of queries, keys and values alone.
 
-    Those of other maps are zero here.
+    The biases of other maps are zero here.
     """
     model = {**_llama(config), "bias": True}
     first = config.get("max_window_layers", 0)

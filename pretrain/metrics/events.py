@@ -39,7 +39,8 @@ _RANKS_DRAWN = 64
 def chart_values(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record's line, by chart.
 
-    Text, truth values, lists and unknown values have none, except the list of ranks' seconds: one line a rank.
+    Text, truth values, lists and unknown values have no chart, except the list of ranks' seconds, which has one line a
+    rank.
     """
     event = str(line["event"])
     charts, rest = _CHARTS.get(event, {}), _UNNAMED.get(event, event)

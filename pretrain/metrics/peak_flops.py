@@ -89,7 +89,7 @@ _OTHER_CARDS = frozenset({"mig", "laptop", "d", "64gb"})  # parts of a card, and
 def arithmetic_of(precision: str, device: torch.device) -> str:
     """The arithmetic of the matrix products of a run in `precision`.
 
-    "fp32", "tf32", "bf16", "fp16" or "fp8".
+    It is "fp32", "tf32", "bf16", "fp16" or "fp8".
     """
     import torch
 
@@ -125,7 +125,7 @@ def data_sheet(name: str, arithmetic: str) -> Peak:
 def measured_product(device: torch.device, arithmetic: str) -> Peak:
     """The best of some square matrix products in this arithmetic.
 
-    Takes half a second, and memory for three matrices.
+    It takes half a second, and memory for three matrices.
 
     Operands are random: on GPUs a product of equal numbers draws less power and runs faster than any training would.
     fp8 products need scales that only a layer has, so a run in fp8 is measured in bf16, which its source states.

@@ -33,8 +33,8 @@ class Follower:
     def lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each whole line with its number, from 0, as it arrives.
 
-        Ends when `end` was called and everything is read. Numbers that are not finite, text in the file, are numbers
-        here. A line torn by a kill has no number.
+        The iteration ends when `end` was called and everything is read. Numbers that are not finite, which the file
+        holds as text, are numbers here. A line torn by a kill has no number.
         """
         number, at, rest = 0, 0, b""
         while True:

@@ -4,18 +4,19 @@ Line `n` of metrics.jsonl is row `n` of the run's history, over all attempts: so
 `wandb_reader.py` can compare the two. The x-axis is "step". Artifacts are references with our digest in their metadata:
 no weights, no document and no file of the run is uploaded. Offline nothing leaves the machine.
 
-A thread reads metrics.jsonl behind the run and is the only one that speaks to wandb, so no step waits for W&B or fails
+A thread reads metrics.jsonl behind the run and is the only one that calls wandb, so no step waits for W&B or fails
 because of it:
 
     online    the run continues at the row that the server lacks, so rows that a kill or an outage kept from it are sent
     offline   each attempt's folder begins with the row that no folder and no server has, because `wandb sync` appends
               the rows of a folder to those that the server has
     neither   no answer within `_INIT_SECONDS`, or not all rows accepted within `_FINISH_SECONDS` of the end: the online
-              run is given up, rows that the server may lack are written offline, and a warning says so
+              run is given up, rows that the server may lack are written offline, and a warning is logged
 
-W&B's own variables hold where the file is silent (WANDB_ENTITY, WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP, WANDB_TAGS,
-WANDB_NOTES, WANDB_JOB_TYPE, WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL), except the folders (WANDB_DIR and others, since
-a run's files stay in its own folder) and, outside a sweep, WANDB_RUN_ID: a restart must find its run by its key.
+W&B's own variables hold where the file sets nothing (WANDB_ENTITY, WANDB_PROJECT, WANDB_NAME, WANDB_RUN_GROUP,
+WANDB_TAGS, WANDB_NOTES, WANDB_JOB_TYPE, WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL), except the folders (WANDB_DIR and
+others, since a run's files stay in its own folder) and, outside a sweep, WANDB_RUN_ID: a restart must find its run by
+its key.
 
 Price: a millisecond of processor time a line, including the process that wandb starts; 2 ms a checkpoint.
 """
@@ -80,8 +81,8 @@ def mode_of(config: TrackingConfig) -> str:
 def open_wandb(folder: Path, config: TrackingConfig, identity: RunIdentity) -> WandbMirror:
     """Start to mirror the record of `folder`.
 
-    The run's configuration is the recipe, and the digests it is made from. Returns at once: the mirror's own thread
-    connects to the service.
+    The run's configuration is the recipe, and the digests it is made from. The call returns at once: the mirror's own
+    thread connects to the service.
 
     Raises:
         ImportError: wandb cannot be imported.
@@ -107,7 +108,7 @@ def _import_wandb(place: Path, mode: str) -> Any:
 def _options(config: TrackingConfig, job_type: str, name: str, run_id: str, group: str) -> dict[str, Any]:
     """Arguments of `wandb.init`.
 
-    The file's fields, else W&B's own variables, else defaults of ours.
+    They are the file's fields, else W&B's own variables, else defaults of ours.
     """
     given = os.environ.get
     options: dict[str, Any] = {"reinit": "create_new"}
@@ -267,7 +268,7 @@ class WandbMirror:
     def _end(self, run: Any, mode: str, rows: int | None) -> None:
         """Put the journal's head into the summary, and end the run.
 
-        `rows`: those of the record, if the run has all of them.
+        `rows` are those of the record, if the run has all of them.
         """
         with contextlib.suppress(Exception):  # a broken run still has to be ended
             run.summary["journal_head"] = self._identity.head()
@@ -329,7 +330,7 @@ class _Drawing:
     def _checkpoint(self, line: Mapping[str, Any], new: bool) -> None:
         """A version of the run's model.
 
-        "latest", "step-N", and "best" while no earlier one validated as well.
+        Its aliases are "latest", "step-N", and "best" while no earlier one validated as well.
         """
         step, loss = line["step"], self._validated.get(line["step"])
         best = loss is not None and all(loss < other for at, other in self._saved.items() if at != step)
@@ -386,7 +387,7 @@ def _summarize(wandb: Any, run: Any, values: Mapping[str, MirrorTable | float | 
 class FinishedRun:
     """A W&B run of something that is done.
 
-    The data, or the gate's decision.
+    That is the data, or the gate's decision.
     """
 
     job_type: str
@@ -404,9 +405,9 @@ def show_finished(place: Path, config: TrackingConfig, group: str, runs: Sequenc
 
     Returns whether new runs were shown and W&B's process has ended, so that the files no longer change.
 
-    Only where W&B was requested: by the mode, by WANDB_MODE, or by a login. A process of its own does it, because
-    wandb reads its folders at import, and a training of this process has other ones. Its faults are warnings. Price:
-    about 4 s, most of them starting that process.
+    They are shown only where W&B was requested: by the mode, by WANDB_MODE, or by a login. A process of its own does
+    it, because wandb reads its folders at import, and a training of this process has other ones. Its faults are
+    warnings. The price is about 4 s, most of them starting that process.
     """
     mode, record = mode_of(config), place / SHOWN_RUNS
     requested = mode == "online" or (mode == "offline" and (config.mode != "auto" or "WANDB_MODE" in os.environ))

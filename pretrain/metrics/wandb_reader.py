@@ -74,7 +74,7 @@ def _records(path: Path) -> Iterator[Any]:
 def _payloads(path: Path) -> Iterator[bytes]:
     """The records' bytes.
 
-    A last one that a kill tore is left out.
+    A last record that a kill tore is left out.
     """
     data = path.read_bytes()
     if data[: len(_MAGIC)] != _MAGIC:

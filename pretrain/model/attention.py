@@ -42,7 +42,7 @@ class DocumentMask:
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
         """Causal attention of queries over visible keys.
 
-        Queries [B, H, L, D], keys and values [B, K, L, D], where K divides H -> [B, H, L, D].
+        Queries are [B, H, L, D], keys and values [B, K, L, D], where K divides H; the result is [B, H, L, D].
         """
         return self.kinds[window](q, k, v)
 
@@ -85,7 +85,7 @@ def attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 def allowed_pairs(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Boolean mask [B, 1, L, L] of visible pairs.
 
-    True where a query (row) may see a key (column).
+    It is True where a query (row) may see a key (column).
     """
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]
@@ -136,7 +136,7 @@ def masked_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 def explicit_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
     """Attention by its formula, with fp32 logits and probabilities.
 
-    O(B H L^2) elements.
+    It takes O(B H L^2) elements.
     """
     hidden = ~allowed_pairs(segments, rule.window)
 

@@ -40,7 +40,7 @@ def has_cpu_kernels(x: torch.Tensor) -> bool:
 class RMSNormFunction(torch.autograd.Function):
     """RMSNorm over the last axis, sums in fp32.
 
-    x / sqrt(mean(x^2) + eps) * weight, in bf16 or fp32.
+    It computes x / sqrt(mean(x^2) + eps) * weight, in bf16 or fp32.
     """
 
     @staticmethod
@@ -60,7 +60,7 @@ class RMSNormFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and the weight.
 
-        With y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y.
+        With y = x / rms they are dx = (g w - y mean(g w y)) / rms and dw = sum of g y.
         """
         rows, inverse, wide = ctx.saved_tensors
         out, sums = torch.empty_like(rows), torch.empty(thread_count(len(rows)), rows.shape[1])
@@ -112,8 +112,8 @@ def _turn(x: torch.Tensor, angles: torch.Tensor, out: torch.Tensor, sign: float)
 class BlockAttention(torch.autograd.Function):
     """Softmax attention over query blocks and their visible keys, for short rows.
 
-    Keeps the probabilities, in the type of q. In bf16 the logits are rounded before the softmax, as
-    where attention is written out with matrix products.
+    It keeps the probabilities, in the type of q. In bf16 the logits are rounded before the softmax, as where attention
+    is written out with matrix products.
     """
 
     @staticmethod
@@ -153,7 +153,7 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of queries, keys and values.
 
-        With probabilities P: dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K, dK = dS' Q.
+        With probabilities P they are dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K and dK = dS' Q.
         """
         q, k, v, firsts, *kept = ctx.saved_tensors
         into = gradient.reshape(q.shape)
@@ -216,7 +216,7 @@ class SquaredRelu(torch.autograd.Function):
 class SwiGlu(torch.autograd.Function):
     """SwiGLU, silu(gate) up, with both gradients in one pass.
 
-    Takes bf16 and fp32.
+    It takes bf16 and fp32.
     """
 
     @staticmethod

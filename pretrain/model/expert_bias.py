@@ -51,7 +51,7 @@ class ExpertBias:
 
         The loads begin at zero again.
 
-        `skipped`: 1 on the device where the update was skipped, else 0.
+        `skipped` is 1 on the device where the update was skipped, else 0.
         """
         distributed.all_reduce(self.loads)
         error = self.loads.sum(-1, keepdim=True) - self.loads * self.loads.shape[-1]
@@ -62,8 +62,8 @@ class ExpertBias:
 def attach_expert_bias(model: Any, config: ModelConfig, device: torch.device | str = "cpu") -> None:
     """Give the experts of a decoder their biases, all zero.
 
-    Only where `[model.moe]` has a rate.
-    Call it once the model is built: within ZeRO-3's context every new tensor would take the model's type.
+    They get them only where `[model.moe]` has a rate. Call it once the model is built: within ZeRO-3's context every
+    new tensor would take the model's type.
     """
     moe = config.moe
     if moe is None or not moe.router_bias_update_rate:

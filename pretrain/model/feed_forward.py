@@ -13,7 +13,7 @@ from pretrain.model.cpu_ops import SquaredRelu, SwiGlu, has_cpu_kernels
 class FeedForward(nn.Module):
     """Gated (arXiv:2002.05202) or plain feed-forward layer.
 
-    down(f(gate(x)) * up(x)), f SiLU or GELU, or down(f(up(x))), f GELU, ReLU or squared ReLU.
+    It computes down(f(gate(x)) * up(x)) with f SiLU or GELU, or down(f(up(x))) with f GELU, ReLU or squared ReLU.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -59,7 +59,8 @@ class _Product(torch.autograd.Function):
 def multiply(left: torch.Tensor, right: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     """Product of two matrices in 8 bits.
 
-    Left [N, K] x right [M, K]^T -> [N, M] in the type of `left`, which is rounded to `kind`; `right` to e4m3.
+    It maps left [N, K] x right [M, K]^T to [N, M] in the type of `left`, which is rounded to `kind`; `right` is rounded
+    to e4m3.
     """
     small, small_scale = _quantized(left, kind)
     other, other_scale = _quantized(right, torch.float8_e4m3fn)

@@ -1,6 +1,6 @@
 """Parameter, FLOP and activation counts in closed form.
 
-Imports no torch.
+It imports no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def active_parameter_count(config: ModelConfig, vocabulary_size: int) -> int:
 def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> int:
     """Floating-point operations of forward and backward per token.
 
-    6 N + 12 x width x tokens seen.
+    They are 6 N + 12 x width x tokens seen.
 
     N counts every weight that a token multiplies: of experts those that it uses, the output projection tied or not, and
     not the look-ups (embedding, learned positions). Attention's width is that of all query heads, and tokens seen are
@@ -62,7 +62,7 @@ def _embeddings(config: ModelConfig, vocabulary_size: int) -> int:
 def _body(config: ModelConfig, vocabulary_size: int, experts: int) -> int:
     """All but the look-ups, with so many experts in each layer.
 
-    An untied output projection is of it.
+    An untied output projection belongs to it.
     """
     width = config.hidden_size
     output = 0 if config.tie_word_embeddings else padded_vocabulary(vocabulary_size) * width

@@ -57,7 +57,7 @@ def initial_deviation(name: str, config: ModelConfig) -> float:
 def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> torch.Tensor:
     """Initial fp32 values of a parameter.
 
-    A function of its name and the seed, not of the ranks.
+    They are a function of its name and the seed, not of the ranks.
 
     Norms' scales are 1, biases 0, matrices normal with `initial_deviation`.
     """

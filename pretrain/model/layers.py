@@ -24,7 +24,7 @@ from pretrain.model.position_embeddings import rotate
 class RMSNorm(nn.Module):
     """RMSNorm over the last axis (arXiv:1910.07467).
 
-    x / sqrt(mean(x^2) + eps) * weight; the weight may be None.
+    It computes x / sqrt(mean(x^2) + eps) * weight; the weight may be None.
     """
 
     def __init__(self, size: int, config: ModelConfig) -> None:
@@ -67,7 +67,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
         """[B, L, hidden] -> [B, L, hidden].
 
-        `angles` rotate queries and keys; None: no rotary positions.
+        `angles` rotate queries and keys; with None there are no rotary positions.
         """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds some of the heads
@@ -96,10 +96,10 @@ class Attention(nn.Module):
 def join_projections(model: nn.Module) -> None:
     """Join the query, key and value products of compiled attention.
 
-    One product instead of three forward, two instead of six backward, and no sum of three gradients of the stream.
-    The parameters stay separate, so checkpoints, exports and optimizers do not change; each pass copies them, which
-    costs little next to the products of thousands of tokens. Without a compiler nothing changes, because the backward
-    pass would keep the copy. Needs plain linear maps with whole weights, not cut by AutoTP.
+    That makes one product instead of three forward, two instead of six backward, and no sum of three gradients of the
+    stream. The parameters stay separate, so checkpoints, exports and optimizers do not change; each pass copies them,
+    which costs little next to the products of thousands of tokens. Without a compiler nothing changes, because the
+    backward pass would keep the copy. It needs plain linear maps with whole weights, not cut by AutoTP.
     """
     for module in model.modules():
         if isinstance(module, Attention):

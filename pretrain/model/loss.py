@@ -59,9 +59,9 @@ class Head(nn.Linear):
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         """Logits [B, L, rows] of hidden states [B, L, hidden].
 
-        Of a split vocabulary those of this rank's rows.
+        For a split vocabulary they are those of this rank's rows.
 
-        With targets [B, L]: objective and nats (`cross_entropy`).
+        With targets [B, L] the result is the objective and nats (`cross_entropy`).
         """
         if targets is None:
             return self.rule.of(F.linear(x, self.weight))
@@ -74,7 +74,7 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over targets of cross entropy and z-loss, fp32.
 
-    And the detached cross entropies [N].
+    The detached cross entropies [N] come with it.
 
     Cross entropies are 0 where there is no target.
 
@@ -225,7 +225,7 @@ def _kernel(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Nats [N] and z-losses [N], if any.
 
-    Written so that the compiler makes few passes over a row.
+    It is written so that the compiler makes few passes over a row.
     """
     counted = targets >= 0
     logits = rule.of(products.float())
@@ -246,7 +246,7 @@ def _kernel(
 
 
 def _softmax_losses_on(device: str, part: VocabularyPart | None) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    if part is not None:  # its collectives lie between the passes over a piece
+    if part is not None:  # its collectives are between the passes over a piece
         return functools.partial(_softmax_losses, part=part)
     return _softmax_losses_fused if device == "cuda" or torch.compiler.is_compiling() else _softmax_losses_in_runs
 

@@ -48,7 +48,7 @@ class Experts(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states after the experts, and router logits.
 
-        [B, L, hidden] -> [B, L, hidden], and fp32 [B, L, experts].
+        It maps [B, L, hidden] to [B, L, hidden], and fp32 [B, L, experts].
         """
         tokens = x.flatten(0, 1)
         logits = self.gate(tokens)
@@ -77,7 +77,7 @@ class Experts(nn.Module):
 def select_experts(logits: torch.Tensor, used: int, bias: torch.Tensor | None) -> Sequence[torch.Tensor]:
     """Probabilities and numbers of the experts that each token uses.
 
-    fp32 [..., experts] -> fp32 and int64 [..., used]. The bias decides who is chosen, and enters no probability.
+    It maps fp32 [..., experts] to fp32 and int64 [..., used]. The bias affects the choice, and enters no probability.
     """
     probabilities = logits.softmax(-1)
     if bias is None:
@@ -177,9 +177,9 @@ def balance_losses(
 ) -> torch.Tensor:
     """Balance losses of one layer, an fp32 scalar summed over targets.
 
-    Load balance (arXiv:2101.03961, eq. 4) and router z-loss (arXiv:2202.08906, eq. 5), over the tokens that predict.
-    Shares and mean probabilities are taken per row, weighted by its targets, not per micro batch: so the objective does
-    not depend on how rows are spread over micro batches and ranks (as in arXiv:2412.19437, eq. 17).
+    They are the load balance (arXiv:2101.03961, eq. 4) and the router z-loss (arXiv:2202.08906, eq. 5), over the tokens
+    that predict. Shares and mean probabilities are taken per row, weighted by its targets, not per micro batch: so the
+    objective does not depend on how rows are spread over micro batches and ranks (as in arXiv:2412.19437, eq. 17).
 
     Args:
         logits: the router's, fp32 [B, L, experts].

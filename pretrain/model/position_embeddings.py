@@ -19,7 +19,7 @@ def rotary_angles(
 ) -> torch.Tensor:
     """Cosines and sines for positions [B, L] (arXiv:2104.09864, eq. 15).
 
-    Shape [2, B, 1, L, rotary_dim / 2].
+    The shape is [2, B, 1, L, rotary_dim / 2].
 
     `window` is the layer's: layers with a window may have their own base wavelength.
     """
@@ -36,7 +36,7 @@ def rotary_angles(
 def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = False) -> torch.Tensor:
     """Radians per token of each channel pair, fp32 [rotary_dim / 2].
 
-    `local`: of layers with their own base.
+    `local` takes those of layers with their own base.
     """
     channels = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32, device=device)
     theta = (local and config.rope_local_base_freq) or config.rope_theta
@@ -53,7 +53,7 @@ def rotary_frequencies(config: ModelConfig, device: torch.device, local: bool = 
 def _kept_by_turns(plain: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
     """Share (0 to 1) of each wave that llama3 scaling leaves alone.
 
-    Linear in its turns over the original context.
+    It is linear in the wave's turns over the original context.
     """
     turns = plain * (scaling.original_max_position_embeddings or 0) / (2 * math.pi)
     return ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
@@ -93,7 +93,7 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 def sinusoids(positions: torch.Tensor, size: int) -> torch.Tensor:
     """Fixed position vectors [B, L, size], fp32.
 
-    Sines in even channels, cosines in odd (arXiv:1706.03762, section 3.5).
+    Sines are in even channels, cosines in odd ones (arXiv:1706.03762, section 3.5).
     """
     channels = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device)
     angles = positions[..., None].float() * 10_000.0 ** -(channels / size)

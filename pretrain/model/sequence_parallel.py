@@ -71,7 +71,7 @@ def exchanged_mask(mask: DocumentMask, group: Group) -> DocumentMask:
 def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
     """All-to-all from tokens to heads.
 
-    [B, H, L / n, D] -> [B, H / n, L, D].
+    It maps [B, H, L / n, D] to [B, H / n, L, D].
     """
     size = distributed.get_world_size(group)
     rows, heads, length, width = x.shape
@@ -82,7 +82,7 @@ def heads_for_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
 def tokens_for_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
     """All-to-all from heads to tokens.
 
-    [B, H / n, L, D] -> [B, H, L / n, D].
+    It maps [B, H / n, L, D] to [B, H, L / n, D].
     """
     size = distributed.get_world_size(group)
     rows, heads, length, width = x.shape

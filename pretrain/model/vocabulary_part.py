@@ -119,7 +119,7 @@ def split_vocabulary(
 ) -> None:
     """Keep this rank's rows of both tables; collective at ZeRO-3.
 
-    `whole`: for tables that ZeRO-3 has partitioned already. The tables may be one, and have a number of rows that the
+    `whole` is for tables that ZeRO-3 has partitioned already. The tables may be one, and have a number of rows that the
     ranks divide. The new parameters have the mark by which DeepSpeed counts every rank's gradient in the norm of all;
     ZeRO-3 partitions them among the data ranks. `head` finds its part in the attribute `part`.
     """

@@ -14,8 +14,8 @@ import torch
 class Lion(torch.optim.Optimizer):
     """Lion: signed momentum with decoupled weight decay.
 
-    For each weight w with gradient g and moment m:
-    w <- w (1 - lr decay) - lr sign(beta1 m + (1 - beta1) g);  m <- beta2 m + (1 - beta2) g.
+    Each weight w with gradient g and moment m becomes w (1 - lr decay) - lr sign(beta1 m + (1 - beta1) g), and m
+    becomes beta2 m + (1 - beta2) g.
     """
 
     found_inf: torch.Tensor | None = None
@@ -54,7 +54,7 @@ class Lion(torch.optim.Optimizer):
 def skipped(found_inf: torch.Tensor | None) -> bool:
     """Return whether the step is known to change nothing.
 
-    Known only where `found_inf` is in host memory.
+    That is known only where `found_inf` is in host memory.
     """
     return found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf)
 

@@ -63,7 +63,7 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:
         """Update every parameter that has a gradient; takes no closure.
 
-        Collective where ZeRO cut matrices.
+        It is collective where ZeRO cut matrices.
         """
         groups = self.param_groups
         rest = [group for group in groups if group["kind"] != "muon"]
@@ -118,7 +118,7 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
     """Muon's update of each matrix, in bf16.
 
-    Its orthogonal factor times max(1, rows / columns)^0.5.
+    It is the matrix's orthogonal factor times max(1, rows / columns)^0.5.
 
     The last two axes are rows and columns; earlier axes count separate matrices. Matrices of one size are computed
     together, which makes many small ones fast.
@@ -144,9 +144,9 @@ def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor
 def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
     """Orthogonalise a batch [n, r, c], r <= c, in bf16.
 
-    About U V^T of each U S V^T (Jordan et al. 2024).
+    The result is about U V^T of each U S V^T (Jordan et al. 2024).
 
-    A quintic iteration of matrix products alone that brings all singular values to within about 0.3 of one.
+    It is a quintic iteration of matrix products alone that brings all singular values to within about 0.3 of one.
     """
     held = matrices.to(ARITHMETIC)
     norms = torch.linalg.vector_norm(held, dim=(-2, -1), keepdim=True)

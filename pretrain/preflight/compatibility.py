@@ -559,7 +559,7 @@ def check_together(recipe: TrainRecipe, settings: Settings) -> None:
 def check_start(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> None:
     """Refuse what cannot work on this hardware.
 
-    Warn, on rank 0, of what is slow or has no effect.
+    Rank 0 also warns of settings that are slow or have no effect.
 
     Raises:
         ConfigError: one line a fault: the fields, their values and what to change.

@@ -113,7 +113,7 @@ def forecast(
 ) -> Forecast:
     """Roofline of a step on H100s in bf16, compiled.
 
-    `network`: bytes per second of a ring between nodes.
+    `network` is the bytes per second of a ring between nodes.
     """
     work = _work(recipe, engine, vocabulary_size, ranks, network)
     forward, backward = _computed(work)
@@ -195,7 +195,7 @@ def _keys(length: int, window: int | None) -> float:
 def _loss(work: _Work) -> float:
     """Seconds of a pass, without its products.
 
-    Four passes over bf16 logits, and an fp32 sum of the output weights' gradient.
+    They are those of four passes over bf16 logits, and of an fp32 sum of the output weights' gradient.
     """
     pieces = work.tokens / min(work.tokens, piece_tokens(work.vocabulary, "cuda"))
     weight = work.vocabulary * work.model.hidden_size
@@ -205,7 +205,7 @@ def _loss(work: _Work) -> float:
 def _update(work: _Work) -> float:
     """Seconds of a step.
 
-    Gradients into fp32 sums in each pass, then norms, clipping, AdamW and the copy back.
+    It puts gradients into fp32 sums in each pass, then computes norms, clipping, AdamW and the copy back.
     """
     stage, every = work.engine.zero_stage, work.parameters
     own = every / work.zero_ranks if stage else every  # stage 0 partitions nothing
@@ -218,7 +218,7 @@ def _update(work: _Work) -> float:
 def _waits(work: _Work) -> float:
     """Seconds per step of DeepSpeed's waits for the device.
 
-    At stage 2: one per backward pass, and one before each reduction to an owner.
+    At stage 2 there is one per backward pass, and one before each reduction to an owner.
     """
     stage, ranks = work.engine.zero_stage, work.zero_ranks
     if stage != 2 or ranks == 1:
@@ -261,7 +261,8 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
 def _within_blocks(work: _Work) -> float:
     """Seconds per pass of tensor and sequence parallelism.
 
-    Four all-reduces and eight all-to-alls per block; tensor ranks also sum embeddings and the loss's gradient.
+    There are four all-reduces and eight all-to-alls per block; tensor ranks also sum embeddings and the loss's
+    gradient.
     """
     engine = work.engine
     stream = 2 * work.tokens * work.model.hidden_size

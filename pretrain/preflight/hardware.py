@@ -66,7 +66,7 @@ def hardware_of(ranks: Ranks, device: torch.device) -> Hardware:
 def cpu_hardware(ranks: Ranks) -> Hardware:
     """Hardware of a rank that computes on this node's CPUs.
 
-    Imports no torch.
+    It imports no torch.
     """
     share = host_share(ranks)
     return Hardware(ranks, "cpu", device_bytes=share, host_bytes=share)
@@ -80,9 +80,9 @@ def host_share(ranks: Ranks) -> int:
 def free_host_bytes(root: Path = Path("/")) -> int:
     """Bytes of the node that this job's processes may still take.
 
-    The system's count, or the cgroup's if less.
+    They are the system's count, or the cgroup's if less.
 
-    `root`: parent of proc and sys.
+    `root` is the parent of proc and sys.
     """
     lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))

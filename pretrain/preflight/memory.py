@@ -137,7 +137,8 @@ def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], r
 
     `ranks` share what the stage partitions.
 
-    `counts`: parameters, and moments of the optimizer (two per parameter with AdamW, one of Muon's matrices).
+    `counts` are those of parameters, and of the optimizer's moments (two per parameter with AdamW, one of Muon's
+    matrices).
     """
     (parameters, moments), stage, precision = counts, engine.zero_stage, recipe.train.precision
     full = precision in ("fp32", "autocast")
@@ -185,7 +186,7 @@ def _buckets(recipe: TrainRecipe, engine: EngineConfig, parameters: int) -> int:
 def _flat_gradients(recipe: TrainRecipe, engine: EngineConfig, parameters: int, world_size: int) -> int:
     """Bytes of the flat copies in which ranks reduce whole sums.
 
-    Others reduce in `BUCKET`s.
+    Sums that are not reduced whole go in `BUCKET`s.
     """
     summed = world_size > 1 and _accumulates_whole_gradients(recipe, engine)
     return 4 * min(parameters, _REDUCED_AT_ONCE) if summed else 0

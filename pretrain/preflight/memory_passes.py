@@ -1,8 +1,8 @@
 """Activation memory of a forward pass in closed form.
 
-Part of `memory.py`. Every term names what saves it. On CPU they were compared with the tensors that autograd saves for
-a block (distinct storages), over attention's implementations, norms, feed-forward layers, experts and precisions:
-within 6 %, except for rows of many short documents, whose saved probabilities are up to a third smaller.
+It is a part of `memory.py`. Every term names what saves it. On CPU they were compared with the tensors that autograd
+saves for a block (distinct storages), over attention's implementations, norms, feed-forward layers, experts and
+precisions: within 6 %, except for rows of many short documents, whose saved probabilities are up to a third smaller.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
 def _feed_forward_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
     """Bytes per token that a feed-forward layer saves.
 
-    Its input and its activations.
+    They are those of its input and its activations.
     """
     kind = recipe.model.feed_forward
     gated = recipe.model.gated
@@ -130,7 +130,7 @@ def _block_parameters(recipe: TrainRecipe) -> int:
 def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
     """Peak bytes of `loss.py`.
 
-    A piece of logits and the sums, or the gradients and their product.
+    They are those of a piece of logits and the sums, or of the gradients and their product.
     """
     of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size) // engine.tensor_parallel_size
     if recipe.train.precision == "fp16":

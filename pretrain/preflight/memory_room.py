@@ -112,7 +112,7 @@ def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
 def _offloads(engine: EngineConfig) -> list[dict[str, object]]:
     """Last changes of the ladder.
 
-    State, then weights in host memory, which every step fetches.
+    They offload state, then weights into host memory, which every step fetches.
     """
     places = {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
     return [{name: "cpu"} for name, place in places.items() if place != "nvme"]

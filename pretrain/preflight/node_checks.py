@@ -203,7 +203,7 @@ def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeF
 def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[NodeFinding], list[str] | None]:
     """Check that all nodes see each other's files.
 
-    Returns the nodes' names too, or None where some are missing.
+    It returns the nodes' names too, or None where some are missing.
     """
     store, keys = FolderStore(folder), [f"{rank:05d}.json" for rank in range(ranks.world_size)]
     store.set(keys[ranks.rank], json_text({"node": node}))
@@ -234,7 +234,7 @@ def network(ranks: Ranks, names: Sequence[str], device: str) -> list[NodeFinding
         fault = f"cannot reach {address}:{port} of {names[0]}: {_first_line(error)}"
         return [NodeFinding("network", fault, bad=True)]
     if missing:
-        if len(missing) == len(names) - 1 > 1:  # nobody reaches the first node, so that one is at fault
+        if len(missing) == len(names) - 1 > 1:  # no node reaches the first one, which is at fault
             missing = [names[0]]
         fault = f"no connection from {', '.join(missing)} to {address}:{port} within {_ARRIVE_SECONDS:.0f} s"
         return [NodeFinding("network", fault, bad=True, nodes=tuple(missing))]
@@ -280,8 +280,8 @@ def exchange(store: distributed.Store, ranks: Ranks) -> list[tuple[float, float]
 def clock(offsets: Sequence[tuple[float, float]], ranks: Ranks, names: Sequence[str]) -> NodeFinding:
     """Check this node's clock against the majority.
 
-    So a first node whose clock is off is named, and not all the others. Of two nodes that differ, either may be wrong:
-    both are excluded.
+    A first node whose clock is off is therefore named, and not all the others. Of two nodes that differ, either may be
+    wrong: both are excluded.
     """
     ahead, bound = offsets[ranks.rank]
     agree = sum(abs(ahead - other) - bound - error <= _SKEW_SECONDS for other, error in offsets)

@@ -32,7 +32,7 @@ def swiglu_gradient(
 ) -> None:
     """Gradients of gate and up.
 
-    With s = sigmoid(gate): into up s (1 + gate (1 - s)) and into gate s.
+    With s = sigmoid(gate) they are `into` up s (1 + gate (1 - s)) and `into` gate s.
     """
     gate, up, into = gate[start:end], up[start:end], into[start:end]
     for_gate, for_up = for_gate[start:end], for_up[start:end]

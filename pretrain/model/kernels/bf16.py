@@ -57,7 +57,7 @@ def number(x: Any) -> Any:
 def stored(value: Any, like: Any) -> Any:
     """Fp32 value as an element of the type of `like`.
 
-    To bf16 rounded to nearest, ties to even, NaN kept.
+    To bf16 it is rounded to nearest, ties to even, and NaN is kept.
     """
     raise NotImplementedError("only compiled kernels call this: numba replaces it by its overload")
 
@@ -88,7 +88,7 @@ def rounded(value: Any) -> Any:
 def exponential(x: Any) -> Any:
     """e^x in fp32 within 3 ulp, clamped to -87..88.
 
-    Cephes' expf (Moshier, 1992): e^x = 2^n e^r with |r| <= ln(2) / 2, a polynomial of degree 6 in r.
+    It is Cephes' expf (Moshier, 1992): e^x = 2^n e^r with |r| <= ln(2) / 2, a polynomial of degree 6 in r.
     """
     kept = _LEAST if x < _LEAST else (_MOST if x > _MOST else x)
     turns = np.rint(kept * _LOG2_E)

@@ -48,7 +48,7 @@ def rms_norm_gradient(
 ) -> None:
     """Gradient of x, and partial weight gradients [parts, D].
 
-    With y = x / rms: dx = (g w - y mean(g w y)) / rms, dw = sum of g y over the rows.
+    With y = x / rms they are dx = (g w - y mean(g w y)) / rms and dw = sum of g y over the rows.
     """
     size = np.float32(x.shape[1])
     total = sums[part]

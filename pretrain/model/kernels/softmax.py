@@ -19,7 +19,7 @@ _SIGN, _REST, _NOTHING = np.int32(31), np.int32(0x7FFFFFFF), np.float32(0.0)
 def _order(value: Any) -> Any:
     """Int32 in the order of an fp32, because integer maxima vectorise.
 
-    A positive NaN is above all.
+    A positive NaN is above all other values.
     """
     bits = np.int32(bits_of_float(value))
     return bits ^ ((bits >> _SIGN) & _REST)
@@ -88,7 +88,7 @@ def softmax_gradient(
 ) -> None:
     """Gradient of softmax inputs from that of probabilities, in place.
 
-    dS = scale P (dP - sum of P dP), and 0 for keys that no query sees.
+    It is dS = scale P (dP - sum of P dP), and 0 for keys that no query sees.
     """
     many, queries, _ = into.shape
     heads = many // len(firsts)

@@ -28,8 +28,8 @@ def thread_count(count: int) -> int:
 def run_in_threads(kernel: Callable[..., None], count: int, tensors: tuple[torch.Tensor, ...], *rest: Any) -> None:
     """Call `kernel(part, start, end, *arrays, *rest)` for equal parts of `count` rows.
 
-    Returns when all parts have ended. They run concurrently, or one after the other where they are `SMALL`: the parts
-    are the same, so sums are too.
+    It returns when all parts have ended. They run concurrently, or one after the other where they are `SMALL`: the
+    parts are the same, so sums are too.
 
     Args:
         kernel: computes rows start..end, and writes nothing else.
