@@ -16,7 +16,7 @@ from tests.governance.upload_server import TOKEN, running_hub
 
 @pytest.fixture
 def typed(project, capsys):
-    """`typed(*words)`: run a command on the project; its exit status and what it said."""
+    """`typed(*words)`: run a command on the project; its exit status and output."""
 
     def run(command, *words):
         root = ["--root", str(project / "root"), "--data-workers", "1"]

@@ -1,4 +1,4 @@
-"""What `assay data ...` prints and makes, on a small corpus; and what a user can do wrong."""
+"""Output and artifacts of `assay data ...` on a small corpus, and mistakes that a user can make."""
 
 import json
 import re
@@ -206,7 +206,7 @@ def test_train_classifier_prints_how_good_it_is(copy, capsys):
 
 
 def test_two_workers_of_an_array_make_what_one_makes(prepared, tmp_path):
-    """Worker 0 before worker 1 has begun: it makes everything, and the digests are those of one."""
+    """Worker 0 runs before worker 1 has begun: it makes everything, and the digests are those of one worker."""
     shutil.copytree(prepared, tmp_path / "p", ignore=shutil.ignore_patterns("made"))
     try:
         for worker in ("0/2", "1/2"):
@@ -245,7 +245,7 @@ SECRETS = {
 
 
 def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
-    """In documents that no stage has redacted: removed by the first filter, and quarantined."""
+    """Documents that no stage has redacted: those removed by the first filter, and the quarantined ones."""
     texts = [f"Too short: {secret}" for secret in SECRETS]
     rows = [json.dumps({"text": text, "id": f"100000000{n}"}) for n, text in enumerate(texts)]
     rows += [json.dumps({"text": tale(0), "id": "2000000001"}), json.dumps({"text": tale(0), "id": "2000000002"})]
@@ -267,7 +267,7 @@ def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
             assert placeholder in found
     assert "MIIEvQ" not in page
     assert "broken, by key [AWS_KEY]" in page
-    assert "kept=tales/2000000001" in page  # evidence stays readable
+    assert "kept=tales/2000000001" in page  # evidence must remain readable
     assert "kept=tales/2000000001" in shown
     status, out = output(capsys, "report", *words, "--documents")
     assert status == 0

@@ -1,4 +1,4 @@
-"""What a start would be is said before it, and refused with its words."""
+"""A dry run describes a start in advance, and refuses with the same words."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = ("--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
 
 @pytest.fixture
 def dry(project, capsys):
-    """`dry(*words)`: the exit status, and what was said on either stream."""
+    """`dry(*words)`: the exit status and the output on both streams."""
 
     def run(*words):
         status = main(["train", str(project / "run.toml"), "--root", str(project / "root"), "--dry-run", *CPU, *words])
@@ -42,7 +42,7 @@ def the_run(project, *settings):
 
 
 def start(project, settings, ranks):
-    """What a start looks at first."""
+    """The first things that a start looks at."""
     run = load_run(project / "run.toml", ['engine.device="cpu"', "engine.micro_batch_size=1", *settings])
     check_start(run.config.recipe, run.settings, hardware.cpu_hardware(ranks))
 
@@ -145,7 +145,7 @@ def test_a_gpu_that_is_not_there_is_refused(project, dry, monkeypatch):
 
 @pytest.fixture
 def plan(tmp_path, capsys):
-    """`plan(preset, *words)`: the exit status of a plan for nodes of eight GPUs, and what was said on either stream."""
+    """`plan(preset, *words)`: exit status and output of a plan for nodes of eight GPUs."""
 
     def run(preset, *words):
         path = Path(__file__).parents[2] / "configs" / f"{preset}.toml"
@@ -170,7 +170,7 @@ def plan(tmp_path, capsys):
 
 
 def test_seventy_billion_parameters_are_planned_for_gpus_from_a_node_without_one(plan):
-    """At stage 1 a node of eight is refused with each part, and with what would fit; the offer itself passes."""
+    """At stage 1 a node of eight is refused, with the reasons and an offer that would fit; the offer itself passes."""
     first = ["--set", "engine.zero_stage=1", "--set", "engine.hpz_partition_size=1"]
     status, out, err = plan("70b", "--ranks", "8", "--gpu-memory", "80GiB", *first)
     assert status == 1

@@ -223,7 +223,7 @@ def test_token_files_are_counted(tmp_path):
 
 
 def write_index(path, sizes, kind=8):
-    """An IndexedDataset's index: each sequence a document."""
+    """An IndexedDataset's index, with one document for each sequence."""
     head = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, kind, len(sizes), len(sizes) + 1)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) * 2
     path.write_bytes(head + np.array(sizes, np.int32).tobytes() + starts.tobytes()

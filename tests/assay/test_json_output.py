@@ -23,7 +23,7 @@ def printing_commands():
 
 
 def named_values(module, name, seen):
-    """Names of the values that a function of a module, or one that it calls there, passes to `say`."""
+    """Names of the values that a function of a module, or a function it calls there, passes to `say`."""
     found = set()
     if name in seen or not hasattr(module, name) or not inspect.isfunction(getattr(module, name)):
         return found
@@ -100,7 +100,7 @@ def test_every_error_is_in_the_object(words, raised, error, capsys, monkeypatch,
     try:
         status = main([*words, "--json"])
     except ValueError:
-        status = 1  # Python's, after the traceback
+        status = 1  # printed by Python, after the traceback
     found = json.loads(capsys.readouterr().out)["error"]
     assert found == {**found, **error}
     assert found["message"]

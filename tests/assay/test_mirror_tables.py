@@ -1,4 +1,4 @@
-"""The tables that stand at W&B beside a run's charts have the numbers of report.json."""
+"""The tables at W&B beside a run's charts have the numbers of report.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A corpus with its bias audit, a finished training and a ledger with waste; and what report.json would say."""
+    """A corpus with its bias audit, a finished training and a ledger with waste, and the report.json expected of it."""
     root = tmp_path_factory.mktemp("root")
     made = corpus(root)
     made["train"] = trained(root, made)

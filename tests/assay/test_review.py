@@ -1,4 +1,4 @@
-"""The walk through open gates: what is shown, what is asked, and that what was signed holds."""
+"""The review of open gates: its output, its questions, and signed decisions that hold."""
 
 import datetime
 import io

@@ -1,4 +1,4 @@
-"""The commands `assay slurm ...`, as they are typed, on a machine without Slurm and with stand-ins for its tools."""
+"""The commands `assay slurm ...`, as a user types them, without Slurm and with stand-ins for its tools."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def no_slurm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """Tools that take whatever they get: sbatch hands out ids, the queue says what the file `queue` does."""
+    """Tools that accept any arguments: sbatch hands out ids, and the queue answers what the file `queue` contains."""
     programs = tmp_path / "programs"
     programs.mkdir()
     count = tmp_path / "count"
@@ -70,7 +70,7 @@ def test_render_shows_the_scripts_without_slurm(no_slurm, capsys):
     command = next(line for line in output.splitlines() if line.startswith("command="))
     words = shlex.split(command.removeprefix("command=(")[:-1])
     assert words[:3] == ["assay", "train", str(CONFIG)]
-    assert words[-2:] == ["--set", "slurm.nodes=3"]  # the job sees what was typed
+    assert words[-2:] == ["--set", "slurm.nodes=3"]  # the job sees the typed command
     assert slurm("render", "--job", "nothing") == 78
 
 
@@ -106,8 +106,8 @@ def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     assert "cancelled: ingest, ingest-join" in capsys.readouterr().out
     assert (cluster / "calls").read_text().splitlines()[-1] == "scancel 2 3"
 
-    (cluster / "queue").unlink()  # the controller forgot all of it
-    assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so it ends
+    (cluster / "queue").unlink()  # the controller forgot both jobs
+    assert slurm("status", "--watch", root=root) == 0  # nothing more will happen by itself, so the command ends
     output = capsys.readouterr().out
     assert "LOST" in output
     assert f"then: assay slurm retry {CONFIG} --root {root}" in output.splitlines()[-1]
@@ -172,8 +172,8 @@ def test_what_training_would_refuse_is_refused_before_anything_is_queued(cluster
             'engine.device="cuda"',
             "slurm.gpus_per_node=1",
             'train.precision="fp8"',
-        ],  # of which kind, only the node knows
-        ["model.num_hidden_layers=400", "slurm.gpus_per_node=1"],  # and how much memory
+        ],  # only the node knows its kind
+        ["model.num_hidden_layers=400", "slurm.gpus_per_node=1"],  # and its memory
     ],
 )
 def test_what_only_the_nodes_know_is_not_refused(cluster, values):
@@ -231,7 +231,7 @@ def test_a_retry_that_is_refused_has_cancelled_nothing(cluster, capsys):
 
 
 def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, capsys):
-    """The submission is in the middle of its jobs; those that it queues behind the cancel's beginning end, too."""
+    """The submission is queueing its jobs when the cancellation begins; jobs queued after that end, too."""
     root, go = cluster / "root", cluster / "go"
     taken = (cluster / "programs" / "sbatch").read_text()
     (cluster / "programs" / "sbatch").write_text(
@@ -257,7 +257,7 @@ def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, ca
     assert (submission.wait(60), end.wait(60)) == (0, 0)
     lines = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
     single = {line["job"] for line in lines if not line["tasks"]}
-    assert len(lines) == 20  # all of it was queued before the cancel began
+    assert len(lines) == 20  # every job was queued before the cancel began
     assert set((cluster / "calls").read_text().splitlines()[-1].split()) == {"scancel", *single}
     assert {path.name for path in (root / "slurm" / "cancelled").iterdir()} == single
 
@@ -310,4 +310,4 @@ def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, 
     assert slurm("submit", "--carbon-aware", str(cluster / "day.csv"), *words, root=cluster / "root") == 78
     assert output in capsys.readouterr().err
     assert not (cluster / "calls").exists()
-    assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # of what?
+    assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # no job of that name

@@ -1,4 +1,4 @@
-"""What the jobs of a run read: all of it is mounted in a container, and what decides the run is kept."""
+"""Files that the jobs of a run read: all are mounted in a container, and those that decide the run are kept."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ POLICY = (Path(__file__).parents[2] / "configs" / "policy.toml").read_text()
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run whose sources, tasks, policies and key lie in folders of their own."""
+    """A run whose sources, tasks, policies and key are in folders of their own."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in ("own", "corpus", "tasks", "lab", "site", "keys"):

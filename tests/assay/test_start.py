@@ -1,4 +1,4 @@
-"""What a start would refuse is refused before the corpus is made, with the words of the dry run; torch stays out."""
+"""A refusal of a start comes before the corpus is made, with the words of the dry run; torch is not imported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ranks_of(count: int) -> Ranks:
 
 
 def refusal(action) -> tuple[type, str] | None:
-    """What it raises of ours; None: nothing."""
+    """Our own exception that it raises, or None."""
     try:
         action()
     except PipelineError as error:
@@ -49,7 +49,7 @@ def refusal(action) -> tuple[type, str] | None:
 
 @pytest.fixture
 def whole_way(project, capsys):
-    """`whole_way(*words)`: the exit status of `assay run`, and what was said; nothing may be made."""
+    """`whole_way(*words)`: exit status and output of `assay run`; nothing may be made."""
 
     def run(*words):
         root = project / "root"
@@ -117,7 +117,7 @@ def test_weights_of_another_model_are_refused_before_a_source_is_read(whole_way,
 
 
 def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way, monkeypatch):
-    """A pattern that matches nothing, a source that nobody has, a package that is not installed, a decay that flips."""
+    """A pattern without a match, a missing source, a package that is not installed, a decay that flips signs."""
     for setting, words in (
         ('optim.groups=[{pattern = "lm_haed"}]', "'lm_haed' matches no parameter; the nearest names are lm_head"),
         ("train.mixture=[{from_step = 1, weights = {nobody = 1.0}}]", "train.mixture[entry 1].weights names 'nobody'"),
@@ -175,7 +175,7 @@ def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(pr
     assert vocabulary_of(small, runtime)[0] == 300
     artifacts = corpus(run, runtime)
     assert vocabulary_of(run, runtime)[0] == artifacts["tokenizer"].stats["vocabulary_size"]
-    assert vocabulary_of(small, runtime)[0] == 300  # the shards that are there are not its own
+    assert vocabulary_of(small, runtime)[0] == 300  # the shards there belong to another run
     with pytest.raises(ConfigError, match="is not a multiple"):
         refuse_start(run, runtime, lambda: three)
     folder = training_folder(run, artifacts, runtime)
@@ -261,7 +261,7 @@ def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(projec
 
 
 def weights_of(folder, config):
-    """A folder of weights with a tensor that no model has."""
+    """A folder of weights with a tensor that the model lacks."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")

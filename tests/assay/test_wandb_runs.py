@@ -1,4 +1,4 @@
-"""W&B as its users know it, offline: data and gate as runs of their own, alerts, variables, and a sweep's agent."""
+"""W&B offline, as its users know it: data and gate as separate runs, alerts, variables, and a sweep's agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can write into a run's file and should not: each is reported as a fault of the file, with its fix."""
+"""Mistakes in a run's file: each is reported as a fault of the file, with its fix."""
 
 import shutil
 from pathlib import Path
@@ -40,7 +40,7 @@ LOADED = {  # reported before anything is read
     f"data.tokenizer.vocabulary_size={'9' * 5000}": "is not a TOML value",
     f"data.tokenizer.vocabulary_size={'[' * 5000}": "is not a TOML value",
 }
-MADE = {  # reported by the stage that left nothing
+MADE = {  # reported by the stage that kept no document
     source('paths=["a.jsonl"],text_field="body"'): "no record became a document of 12 (quarantine:no_text_field 12)",
     source('paths=["run.toml"]'): "ingest: no record became a document of",
     source('paths=["a.jsonl"]', "warc"): "quarantine:warc_bad_header 1",
@@ -56,7 +56,7 @@ MADE = {  # reported by the stage that left nothing
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A project of twelve documents; what one case made, the next may find."""
+    """A project of twelve documents; a case may find artifacts of an earlier one."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "run.toml").write_text(CONFIG)
     shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
@@ -97,7 +97,7 @@ def test_a_stage_that_left_nothing_can_be_looked_at(folder, capsys):
 
 
 def test_one_fault_is_reported_once(folder, capsys):
-    """A list is not called too short for an item that is wrong itself."""
+    """A list with a wrong item is not also reported as too short."""
     _, output = prepare(folder, folder / "made", source("paths=[3]"), capsys)
     assert "1 fault(s)" in output
     _, output = prepare(folder, folder / "made", "data.sources=[]", capsys)
