@@ -1,4 +1,4 @@
-"""Children of a benchmark end with it, and the schedule of a rival is the one that its README's recipe has."""
+"""Children of a benchmark end with it, and a rival's schedule is the one in the recipe of its README."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.benchmarks.test_training_gpu import TOY
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Short products at a start."""
+    """Short products, so that a start takes little time."""
     monkeypatch.setitem(peaks._SIZES, "cpu", (64,))
     monkeypatch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
 
@@ -38,7 +38,7 @@ def test_a_run_and_the_bare_loop_are_measured_alike(quick):
     from torch._dynamo.utils import counters
 
     torch.compile(lambda given: given + 1, backend="eager")(torch.ones(2))
-    assert counters["stats"]["unique_graphs"]  # of others in this process, which are not the run's
+    assert counters["stats"]["unique_graphs"]  # of others in this process, which do not belong to the run
     run, bare = answers("run"), answers("bare")
     assert {"ms", "tokens_per_second"} <= run.keys() & bare.keys()
     assert run["memory_over_estimate"] > 0

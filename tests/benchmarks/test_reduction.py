@@ -1,4 +1,4 @@
-"""What docs/engine.md says that bf16 loses over 64 and 512 ranks is what the simulation gives."""
+"""The loss of bf16 over 64 and 512 ranks in docs/engine.md is that of the simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, on a CPU at the size of a toy: so that it runs on the day that there is a card."""
+"""The benchmark for a GPU, run on a CPU at toy size, so that it works as soon as there is a card."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_bare_loop_computes_what_the_run_computes(timed, stage):
     assert difference(run, replace(loop, losses=loop.losses[::-1])) > 1e-3  # losses that differ are seen
     for found in (run, loop):
         assert found.tokens_per_second == pytest.approx(8 * 64 / found.seconds)
-    assert run.mfu is None  # no data sheet speaks of a CPU
+    assert run.mfu is None  # no data sheet lists a CPU
 
 
 def test_the_bare_loop_says_what_it_cannot_compare():
@@ -74,7 +74,7 @@ def test_each_figure_has_a_process_of_its_own():
 
 
 def test_a_card_would_report_these(timed, monkeypatch):
-    """Every line of the report, with figures of the CPU and the answers of a card of which a data sheet speaks."""
+    """Every line of the report, with the CPU's figures and the answers of a card that a data sheet lists."""
 
     def alone(work, *given):
         if work is bare:

@@ -1,4 +1,4 @@
-"""What the kernels are measured against computes the same, by torch's own operations and nothing of ours."""
+"""The references for the kernels compute the same, with torch's own operations and nothing of ours."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The estimate of memory is at most a tenth off the peak of real trainings, either way.
+"""The estimate of memory is within a tenth of the peak of real trainings.
 
-What it leaves out lets a run begin that is killed; what it invents refuses one that fits.
+A part that it leaves out lets a run begin that is killed; a part that it invents refuses one that fits.
 """
 
 from __future__ import annotations
