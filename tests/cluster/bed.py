@@ -25,7 +25,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 def until(holds, seconds, what, every=0.3):
-    """What `holds()` gives once it is true; fails after `seconds`, with `what`."""
+    """The value of `holds()` once it is true; fails after `seconds`, with `what`."""
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end, f"after {seconds} s: {what() if callable(what) else what}"
@@ -51,7 +51,7 @@ class Bed:
 
     @property
     def environment(self):
-        """What a user's shell on the login node has."""
+        """The environment of a user's shell on the login node."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
         return {**kept, "SLURM_CONF": str(self.folder / "slurm.conf"), "PYTHONPATH": str(REPOSITORY)}
 
@@ -69,7 +69,7 @@ class Bed:
         )  # fmt: skip
 
     def job(self, number):
-        """What scontrol shows of a job (one task of an array: `7_3`): field -> value."""
+        """The fields that scontrol shows of a job (or one task of an array: `7_3`)."""
         shown = self.slurm("scontrol", "show", "job", "--oneliner", str(number), check=False)
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
@@ -121,7 +121,7 @@ class Bed:
 
 
 class Training:
-    """The training job of a run that lasts until it is let go."""
+    """The training job of a run that lasts until it is released."""
 
     def __init__(self, bed, folder):
         self.bed, self.folder, self.root = bed, folder, folder / "root"
@@ -134,7 +134,7 @@ class Training:
         (self.folder / "faults" / "slow").write_text(str(seconds))
 
     def summary(self):
-        """Its state, for a test that failed."""
+        """Its state, for the message of a failed test."""
         return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
 
     def attempt(self):
@@ -142,7 +142,7 @@ class Training:
         return max((line["attempt"] for line in metrics(self.root) if line["event"] == "step"), default=0)
 
     def saved(self, attempt=1, seconds=150):
-        """Wait until this attempt, or a later one, saves; the moment after, least can be lost. Its number."""
+        """Wait until this attempt, or a later one, has just saved, when least can be lost; return its number."""
 
         def of_attempt():
             return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
@@ -156,11 +156,11 @@ class Training:
         return self.bed.slurm("scontrol", "show", "hostnames", self.bed.job(self.job)["NodeList"]).split()
 
     def causes(self):
-        """Why its attempts ended, as they said."""
+        """The reasons that its attempts gave for their ends."""
         return [line["cause"] for line in attempts(self.folder, self.job)]
 
     def end(self, seconds=400):  # a node that was cut off may keep the job completing for minutes
-        """Let it go, and wait until all has ended; name -> its row of sacct."""
+        """Release it, and wait until all jobs have ended; name -> its row of sacct."""
         self.slow(0)
         return await_end(self.bed, self.folder, seconds)
 
@@ -229,13 +229,13 @@ def await_end(bed, folder, seconds):
 
 
 def tails(folder):
-    """The last lines of each log of the run's jobs: why a test failed."""
+    """The last lines of each log of the run's jobs, which show why a test failed."""
     paths = sorted((folder / "root" / "slurm" / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
     return "\n".join(f"== {path.name}\n" + "\n".join(path.read_text().splitlines()[-25:]) for path in paths[-6:])
 
 
 def attempts(folder, job):
-    """What each attempt of a job said of its end."""
+    """The end that each attempt of a job reported."""
     path = folder / "root" / "slurm" / "attempts" / f"{job}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [line for line in lines if line["event"] == "ended"]

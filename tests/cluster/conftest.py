@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder; they are skipped, with the reason, where none can be had."""
+"""One cluster for all tests of this folder; they are skipped, with the reason, where none is available."""
 
 import functools
 import os
@@ -42,7 +42,7 @@ CONFIG = functools.reduce(lambda text, change: text.replace(*change), CHANGES.it
 
 
 def _why_not():
-    """Why there can be no cluster here; empty: there can."""
+    """The reason why there can be no cluster here; empty where there can be one."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     missing = [name for name in ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "ip")
                if shutil.which(name, path=path) is None]  # fmt: skip
@@ -64,7 +64,7 @@ def bed():
     words = ["--nodes", str(NODES), "--cpus", "16", "--mem", str(NODE_MB), "--prefix", prefix]
     words += [word for line in CONF for word in ("--conf", line)]
     down = ["bash", str(SCRIPT), "down", str(folder)]
-    small = folder / "small"  # a disk that a test can fill, mounted before the nodes are there, so that they see it
+    small = folder / "small"  # a disk that a test can fill, mounted before the nodes start, so that they see it
     try:
         small.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "small", str(small)], check=True)
@@ -133,7 +133,7 @@ def local(tmp_path_factory):
 
 @pytest.fixture
 def prepared(local, tmp_path):
-    """The project with its corpus made and let through, and no training yet; its graph has no arrays."""
+    """The project with its corpus made and its gate passed, and no training yet; its graph has no arrays."""
     folder = tmp_path / "project #1"  # a name that a directive must quote
     shutil.copytree(local, folder)
     change(folder, ("shards_per_task = 3", "shards_per_task = 100"))
@@ -146,5 +146,5 @@ def prepared(local, tmp_path):
 
 @pytest.fixture
 def fresh(tmp_path):
-    """The project with nothing made."""
+    """The project before anything is made."""
     return write_project(tmp_path / "project")

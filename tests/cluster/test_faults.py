@@ -1,4 +1,4 @@
-"""Training runs that a cluster does everything to: they end by themselves, with the losses of an unbroken run."""
+"""Training runs under every fault of a cluster: they end by themselves, with the losses of an unbroken run."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     bed("start", "slurmctld")
 
     # the controller dies: the job goes on
-    now = run.saved(seconds=400)  # it forgot the audit's end as well, and misses that job after a minute or two
+    now = run.saved(seconds=400)  # it forgot the audit's end as well, and notices after a minute or two
     bed("crash", "slurmctld")
     output = bed.assay("slurm", "status", prepared / "run.toml", "--root", prepared / "root")
     assert output.returncode == 0, output.stderr
@@ -41,7 +41,7 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     os.kill(bed.ranks(run.job)[1], signal.SIGKILL)
     preempted = run.saved(now + 1)
 
-    # a job of more weight takes the nodes
+    # a job of higher priority takes the nodes
     words = ["-p", "high", "-N3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
     other = bed.slurm("sbatch", "--parsable", *words).strip()
     until(lambda: bed.state(other) == "COMPLETED", 90, lambda: bed.slurm("squeue") + run.summary())
@@ -107,7 +107,7 @@ def test_a_run_past_a_taken_port_and_a_wrong_clock(bed, local, prepared):
             listener.wait()
     taken, *blamed = run.causes()
     assert f"cannot reach {first}:{port}" in taken, run.causes()
-    assert len(blamed) == 2, run.causes()  # each other node is tried with it before it is known
+    assert len(blamed) == 2, run.causes()  # the fault is known only after each other node was tried with it
     assert all(": clock: " in cause for cause in blamed), run.causes()
     assert sorted(run.nodes()) == [first, third]
     rows = run.end()
@@ -116,7 +116,7 @@ def test_a_run_past_a_taken_port_and_a_wrong_clock(bed, local, prepared):
 
 
 def unmount(bed, node, path):
-    """By the system call: the command would look for itself in the /proc of the node's processes."""
+    """Killed by the system call: the command would look for itself in the /proc of the node's processes."""
     call = "import ctypes, sys; sys.exit(-ctypes.CDLL(None).umount2(sys.argv[1].encode(), 2))"
     bed("in", node, sys.executable, "-c", call, str(path))
 

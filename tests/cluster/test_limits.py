@@ -1,4 +1,4 @@
-"""What runs out: memory, a disk, the time of a link of a chain; and a run that waits for greener hours."""
+"""Exhausted memory, disk and time of a chain's link, and a run that waits for greener hours."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ def test_memory_and_then_a_disk_run_out(bed, local, prepared):
     full, left = small / "full", 192 << 10  # room for the records, and for no checkpoint
 
     def stopped_while_full() -> bool:
-        """Filled again at each look: a save that began earlier removes an older checkpoint when it ends."""
+        """The disk is filled again at each look: a save that began earlier removes an older checkpoint when it ends."""
         with full.open("ab") as file:
             while (free := shutil.disk_usage(small).free - left) > 0:
                 file.write(bytes(min(free, 1 << 20)))
                 file.flush()
         return len(run.causes()) >= 3
 
-    until(stopped_while_full, 120, run.summary)  # it is full still as it begins again
+    until(stopped_while_full, 120, run.summary)  # the disk is still full when the job begins again
     assert "no space left" in run.causes()[1]
     assert "disk: 0 MiB free" in run.causes()[2]
     full.unlink()
@@ -57,7 +57,7 @@ def test_a_chain_goes_on_past_a_bad_node_and_a_link_that_is_killed_at_its_limit(
     for link in (second, third):
         assert bed.job(link)["ExcNodeList"] == bed.nodes[0]
     run.saved()
-    run.slow(600)  # no step ends in time, so nothing hears the signal
+    run.slow(600)  # no step ends in time, so no code receives the signal
     bed.slurm("scontrol", "update", f"jobid={second}", "TimeLimit=1")
     until(lambda: bed.state(third) == "RUNNING", 150, run.summary)
     rows = run.end()
@@ -88,7 +88,7 @@ def test_a_run_waits_for_greener_hours(bed, prepared):
     assert json.loads((prepared / "root" / "slurm" / "carbon.json").read_text())["grams_per_kwh"] == 40
     assert "BeginTime" in status(bed, prepared)
 
-    # what is edited meanwhile is refused as the job starts, and by a retry without --take-edits
+    # a file edited meanwhile is refused when the job starts, and by a retry without --take-edits
     change(prepared, ("steps = 100", "steps = 50"))
     bed.slurm("scontrol", "update", f"jobid={jobs['data']}", "StartTime=now")
     until(lambda: bed.state(jobs["data"]) == "FAILED", 90, lambda: status(bed, prepared) + tails(prepared))

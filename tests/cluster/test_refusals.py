@@ -1,4 +1,4 @@
-"""What the cluster would refuse is refused before anything is queued, in Slurm's words, with the fix."""
+"""Jobs that the cluster would refuse are refused before anything is queued, in Slurm's words, with the fix."""
 
 import shutil
 import subprocess

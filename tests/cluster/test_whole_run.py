@@ -1,4 +1,4 @@
-"""One file, one command, and a real cluster does the rest: what it makes is what one machine makes."""
+"""One file and one command: a real cluster makes the same as one machine."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
 
 
 def test_the_quick_start_without_the_network(bed, tmp_path):
-    """Its own file (bf16, ZeRO-1, its model) but for the sources, which no node reaches, and fewer steps."""
+    """Its own file (bf16, ZeRO-1, its model), except for the sources, which no node reaches, and fewer steps."""
     folder = write_project(tmp_path / "project", documents=600)
     _, own = (REPOSITORY / "configs" / "quickstart.toml").read_text().split("[data.clean]")
     tales = CONFIG.partition("[data.ingest]")[0]

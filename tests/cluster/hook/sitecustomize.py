@@ -42,7 +42,7 @@ def of_training(loop):
 
 
 def eat():
-    """Take memory until somebody ends this process, at most for a minute."""
+    """Take memory until the process is ended, at most for a minute."""
     try:
         size = int((FOLDER / "memory").read_text()) << 20
         (FOLDER / "memory").unlink()
@@ -106,7 +106,7 @@ CHANGES = {"pretrain.loop": of_training, "governance.parallel": of_shards, "pret
 
 
 class Watch(importlib.abc.MetaPathFinder):
-    """Changes a module as soon as it is there; so that nothing heavy is imported for the sake of a hook."""
+    """Changes a module as soon as it is imported, so that the hook itself imports nothing heavy."""
 
     def find_spec(self, name, path, target=None):
         if name not in CHANGES:
