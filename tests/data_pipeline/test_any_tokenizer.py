@@ -72,7 +72,7 @@ def test_the_ids_are_those_of_the_library(tmp_path, kind, caplog):
 
 @pytest.mark.parametrize("kind", ["t5", "bert", "word_level"])
 def test_what_a_vocabulary_lacks_is_not_recovered(tmp_path, kind, caplog):
-    """The library decodes it to nothing, or to the text of a token that has the same id."""
+    """The library decodes it to nothing, or to the text of a token with the same id."""
     build, end = KINDS[kind]
     ours = load_encoder(taken_over(tmp_path, build().to_str(), end), tmp_path)
     for text in ("the \u0cb6 cat", "quick\U0001f9ea"):
@@ -88,7 +88,7 @@ def test_engines_of_other_versions_are_compared_on_every_character(tmp_path, mon
     right = subject.fast_engine
 
     def newer(*arguments):
-        """A later version, which takes one rare letter for another."""
+        """A later version, which mistakes one rare letter for another."""
         engine = right(*arguments)
         return lambda texts: engine(pc.replace_substring(texts, "\u0cb6", "\u0cb7"))
 
@@ -132,7 +132,7 @@ def test_chat_tokens_are_added_behind_the_last_id(tmp_path):
 
 @pytest.mark.parametrize(("name", "own"), [*((name, False) for name in PATTERNS), ("cl100k_base", True)])
 def test_tiktokens_encodings_give_tiktokens_ids(tmp_path, name, own):
-    """Ranks trained here; the pattern by its name, and as tiktoken itself writes it."""
+    """Ranks trained here; the pattern by name, and as tiktoken itself writes it."""
     tiktoken = pytest.importorskip("tiktoken")
     public = pytest.importorskip("tiktoken_ext.openai_public")
     theirs = pattern_of(public, name)

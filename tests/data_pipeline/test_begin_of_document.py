@@ -1,4 +1,4 @@
-"""A token of its own begins each document: it is trained on, read back, counted, and stands in the way of nothing."""
+"""A token that begins each document is trained on, read back, counted, and disturbs nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear classifiers: they learn what is there, refuse what is not, and remove with score and name."""
+"""Linear classifiers learn a real difference, refuse a missing one, and remove with score and name."""
 
 import gzip
 import json
@@ -99,7 +99,7 @@ def test_the_same_labels_give_the_same_model_wherever_they_are(tmp_path):
 
 
 def test_labels_without_meaning_are_refused(tmp_path):
-    # Rude texts carry either label, but in what is held out the rude ones carry the other: what was learnt is wrong.
+    # Rude texts carry either label, but the held-out rude ones carry the other: the learnt rule is wrong.
     rows = []
     for i in range(400):
         text = text_of(i, i % 2 == 0)
@@ -203,7 +203,7 @@ def test_a_model_is_not_named_as_a_column_next_to_its_scores(name):
 
 
 def judged(tmp_path, settings, texts):
-    """The scores of the texts and what is left of them."""
+    """The scores of the texts, and the documents that remain."""
     runtime = Runtime(tmp_path / "root")
     model = train_classifier(settings, tmp_path, runtime)
     manifest = classify(corpus(tmp_path / "root", texts), [(settings, model)], runtime)
@@ -231,8 +231,8 @@ def test_a_fasttext_model_that_exists_scores_and_removes(tmp_path):
 
 
 def test_a_score_that_is_no_number_ends_the_stage(tmp_path, monkeypatch):
-    """NaN is outside no bounds, so a filter that let it pass would keep every document."""
-    huge = np.full(1 << 10, 3e38, "<f4").tobytes()  # finite, but the sum of two such is not
+    """NaN is outside no bounds, so a filter that passes it would keep every document."""
+    huge = np.full(1 << 10, 3e38, "<f4").tobytes()  # finite, but the sum of two of them is not
     monkeypatch.setattr(fasttext_models, "matrix", lambda _, m, n: struct.pack("<qq", m, n) + huge[: 4 * m * n])
     (tmp_path / "q.bin").write_bytes(model_bytes())
     settings = ClassifierConfig(name="m", model="q.bin", positive=("l1",), min_score=0.5)

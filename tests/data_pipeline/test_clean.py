@@ -1,4 +1,4 @@
-"""The clean stage: each reason, what normalisation does, and the laws of a stage."""
+"""The clean stage: each reason, the effects of normalisation, and the laws of a stage."""
 
 import logging
 import unicodedata
@@ -93,7 +93,7 @@ def reason_of(tmp_path, text, changes=None, **config):
 
 
 def funnel_holds(stats):
-    """documents_in = documents_kept + those removed, of all and of each source, which add up."""
+    """documents_in = documents_kept + removed, in total and for each source, and the sources add up."""
     parts = list(stats["by_source"].values())
     for counts in (stats, *parts):
         assert counts["documents_in"] == counts["documents_kept"] + sum(counts["removed"].values())
@@ -266,7 +266,7 @@ def test_text_without_spaces_has_bounds_of_its_own(tmp_path):
 
 
 def test_a_shard_is_read_a_row_group_at_a_time(tmp_path, monkeypatch):
-    """However many row groups a shard has, one is in hand at once; the order of the rows stays."""
+    """Only one row group is in memory at once, however many a shard has; the order of the rows is kept."""
     source = ingested(tmp_path, {"00000": [(f"{GOOD} Number {n} of the list.", {}) for n in range(40)]})
     path = source.files("documents", tmp_path)[0]
     table = read_table(path)

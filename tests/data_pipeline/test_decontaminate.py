@@ -1,4 +1,4 @@
-"""Decontamination: what counts as an item, the evidence, removal and cutting, and the laws of a stage."""
+"""Decontamination: the definition of an item, the evidence, removal and cutting, and the laws of a stage."""
 
 import json
 import random

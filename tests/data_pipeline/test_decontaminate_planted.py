@@ -86,7 +86,7 @@ def test_every_plant_is_found_where_it_is_and_nothing_else(sought):
 
 
 def words_edited(text, rng, vocabulary, at_least_one):
-    """One word in 25 replaced, removed, doubled by a strange one, or misspelt."""
+    """One word in 25 is replaced, removed, duplicated or misspelt, or a foreign word is inserted."""
     words = text.split(" ")
     if at_least_one:
         chosen = rng.sample(range(len(words)), max(1, round(len(words) / 25)))
@@ -106,7 +106,7 @@ def words_edited(text, rng, vocabulary, at_least_one):
 
 
 def forms(row):
-    """An item as templates of our own write it."""
+    """An item as our own templates write it."""
     question, choices, answer = row["question"], row.get("choices") or [], row.get("answer") or ""
     yield question
     yield question.upper()

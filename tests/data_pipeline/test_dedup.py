@@ -228,7 +228,7 @@ def test_a_look_up_makes_nothing(tmp_path):
 
 
 def test_golden_digest(tmp_path):
-    """Other content wants another VERSION (the bytes of Parquet also follow the release of Arrow)."""
+    """Other content needs another VERSION (the bytes of Parquet also follow the release of Arrow)."""
     manifest = made(tmp_path)
     roles = ("documents", "removed", "kept", "pairs", "signatures", "keys")
     content = [rows_of(manifest, role, tmp_path) for role in roles]

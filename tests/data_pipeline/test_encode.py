@@ -65,7 +65,7 @@ def made(root, workers=1, config=CONFIG):
 
 
 def test_texts_within_a_wordpiece_vocabulary_pass_the_round_trip(tmp_path):
-    """Its decoder does not give the spaces of a text back, but a text of the same ids."""
+    """Its decoder does not restore the spaces of a text, but a text of the same ids."""
     texts = [["the quick  brown fox isn't here, do n't re-read", f"{WORDS}", "The Cat SAT 2026"]]
     documents = artifact(tmp_path, texts)
     (tmp_path / "tokenizer.json").write_text(KINDS["bert"][0]().to_str(), encoding="utf-8")
@@ -230,7 +230,7 @@ def test_a_plan_says_how_often_each_document_is_written(tmp_path, monkeypatch, g
                 side: copies[number][place] * (side == split) for side in SPLITS
             }
             if len(CORPUS[number]) > 3 and copies[number][place] > 1:
-                assert np.diff(found[split]).min() > 1  # its copies lie apart
+                assert np.diff(found[split]).min() > 1  # its copies are apart
             written[split] += [text] * copies[number][place]
     stats = manifest.stats
     for split in SPLITS:
@@ -289,7 +289,7 @@ def test_row_groups_do_not_change_a_byte(encoded, tmp_path):
 
 
 def test_damaged_ids_are_counted(encoded):
-    """An engine that gives an id beyond the vocabulary, and no end, is found by the features and the counts."""
+    """An engine that gives an id beyond the vocabulary, and no end token, is found by the features and the counts."""
     root, tokenizer, _ = encoded
     encoder = load_encoder(tokenizer, root)
 

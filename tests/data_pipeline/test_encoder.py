@@ -80,7 +80,7 @@ def test_the_ids_are_those_of_the_library(engines, texts):
 @settings(max_examples=60)
 @given(st.data())
 def test_any_order_of_merges_is_followed(data):
-    """Vocabularies that no training gives: random pairs of tokens, in a random order."""
+    """Vocabularies that no training produces: random pairs of tokens, in a random order."""
     values = json.loads(_train(["x"], TokenizerConfig(vocabulary_size=257)))
     ids = values["model"]["vocab"]
     names, merges = ["a", "b", "c", "Ġ"], []

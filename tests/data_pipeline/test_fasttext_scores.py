@@ -205,7 +205,7 @@ def test_any_damaged_number_is_reported_or_harmless(tmp_path_factory, shape, at,
 
 @pytest.mark.parametrize("loss", [SOFTMAX, ONE_VS_ALL, HIERARCHICAL])
 def test_a_score_that_overflows_is_not_a_number(tmp_path, loss):
-    """No label's probability is made from what float32 cannot hold."""
+    """A number too large for float32 never becomes a probability."""
     path = tmp_path / "model.bin"
     path.write_bytes(model_bytes(loss=loss))
     model = load_classifier(path)

@@ -1,4 +1,4 @@
-"""Ingest: records in = documents + quarantined; one digest for any workers and place; the first of an id stays."""
+"""Ingest: records in = documents + quarantined; equal digests for any workers and places; an id's first stays."""
 
 import gzip
 import io
@@ -48,7 +48,7 @@ def quarantined(manifest, root):
 
 
 def check_funnel(manifest, root):
-    """The counts add up, by source too, and are those of the rows on disk."""
+    """The counts add up, by source too, and agree with the rows on disk."""
     stats = manifest.stats
     for funnel in (stats, *stats["by_source"].values()):
         assert funnel["documents_in"] == funnel["documents_kept"] + sum(funnel["removed"].values())
@@ -297,7 +297,7 @@ def test_files_are_joined_up_to_the_target_in_order(tmp_path):
     assert plan(source, [], 1)[0].items == ()
 
 
-# --- what a user gets wrong
+# --- mistakes of a user
 
 
 def test_two_sources_of_one_name(tmp_path):
@@ -352,7 +352,7 @@ def test_a_look_up_without_source_files_names_those_that_were_read(tmp_path, cap
 
 
 def test_a_look_up_refuses_source_files_that_are_known_to_have_changed(tmp_path):
-    """Another source's file, or one that another pattern of the same source names."""
+    """Another source's file, or one that another pattern of the same source matches."""
     for name in ("x/1", "x/2", "y/1"):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": name}])
     root, sources = tmp_path / "root", (jsonl("a", ("x/1.jsonl", "x/2.jsonl")), jsonl("b", ("y/*.jsonl",)))

@@ -27,7 +27,7 @@ from governance.workers import take_turns
 
 
 def slow_cuts(data, target):
-    """The plain rule: as many whole lines as fit, at least one."""
+    """The plain rule: as many whole lines as fit, but at least one."""
     lines = data.split(b"\n")
     lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
     parts, begin, first, size = [], 0, 0, 0

@@ -134,7 +134,7 @@ def dedup_on(root, engine, **environment):
 
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory):
-    """What one worker says on DuckDB."""
+    """The answer of one worker on DuckDB."""
     return dedup_on(tmp_path_factory.mktemp("one"), "duckdb")
 
 

@@ -55,7 +55,7 @@ def kind_of(character):
 
 
 def characters_of(text):
-    """Each character with the bytes that it stands for; escapes are what they mean."""
+    """Each character with the bytes that it is read from; escapes are resolved."""
     at = start = 0
     while at < len(text):
         piece, means = text[at], text[at]

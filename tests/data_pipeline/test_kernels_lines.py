@@ -41,9 +41,11 @@ def words_in(text):
 
 
 def longest_word(line):
-    """In code points; Han and kana are parted, what marks follow them stay with them; Thai and Lao are parted from
-    others and from each other by syllables, none of which is long; nothing else without spaces is drawn in long runs. A
-    mark that begins no syllable stays with what it follows, a Latin word too.
+    """Length in code points.
+
+    Han and kana are parted, and the marks that follow them stay with them; Thai and Lao are parted from others and from
+    each other into short syllables; other scripts without spaces form no long runs. A mark that begins no syllable
+    stays with the character before it, also with a Latin word.
     """
     line = re.sub("(?!ฯ)[\u0e00-\u0eff][\u0e00-\u0eff]*", " ", line)
     alone = "[\u3041-\u3096\u4e00-\u9fff]"

@@ -1,4 +1,4 @@
-"""Passages in texts: the kernel equals a slow plain reference, and finds whatever stands word by word."""
+"""Passages in texts: the kernel equals a slow plain reference, and finds every passage that occurs verbatim."""
 
 import random
 from collections import defaultdict
@@ -150,7 +150,7 @@ ITEMS = st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=6
 
 @st.composite
 def cases(draw):
-    """Items of few different words, and texts in which some stand, edited."""
+    """Items of few different words, and texts that contain some of them, edited."""
     items = draw(ITEMS)
     rng = random.Random(draw(st.integers(0, 1 << 30)))
     texts = []
@@ -189,7 +189,7 @@ def test_a_family_of_look_alikes_equals_the_reference():
 @settings(max_examples=100)
 @given(ITEMS, st.lists(st.sampled_from("abxy"), max_size=5), st.integers(1, 3 * COMMON))
 def test_what_occurs_word_by_word_is_found(items, around, copies):
-    items = items * copies  # whatever else the sets hold, and however often
+    items = items * copies  # independent of other passages of the sets and their number
     _, limits, _ = laid_out(items)
     words = list(chain(*chain(*items)))
     for passage, (first, last, *_) in enumerate(limits[: 2 * len(items) // copies]):

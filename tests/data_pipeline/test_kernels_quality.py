@@ -1,4 +1,4 @@
-"""The quality kernel equals a slow plain reference on every text, and the scan never overlooks what needs repair."""
+"""The quality kernel equals a slow plain reference on every text, and its scan finds every text to repair."""
 
 import gzip
 import json

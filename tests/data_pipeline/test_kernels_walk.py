@@ -1,4 +1,4 @@
-"""The promise of the walk, on sets of integers in place of texts."""
+"""The promise of the walk, on sets of integers instead of texts."""
 
 from itertools import combinations
 

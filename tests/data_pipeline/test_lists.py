@@ -1,4 +1,4 @@
-"""Block lists and word lists: what a line says, what blocks a URL, and the laws of a stage."""
+"""Block lists and word lists: the meaning of a line, the entries that block a URL, and the laws of a stage."""
 
 import gzip
 import logging
@@ -44,7 +44,7 @@ def made(folder, files, **config):
 
 
 def blocker(folder, files, **config):
-    """`by(url)`: what blocks it."""
+    """`by(url)`: the entry that blocks it."""
     manifest = made(folder, files, **config)
     return lambda url: blocked_by(url, folder / "root" / manifest.folder)
 

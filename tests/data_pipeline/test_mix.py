@@ -1,4 +1,4 @@
-"""Laws of mixing: caps and quotas hold, the choice is by hash alone, what was not had is said, one digest for all."""
+"""Laws of mixing: caps and quotas hold, hashes alone decide, shortfalls are reported, one digest for all."""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor

@@ -196,7 +196,7 @@ def test_an_installed_function_and_any_boolean_answer(project):
 
 
 def test_sources_alone_make_a_corpus(tmp_path):
-    """No other section, no model: to token shards with the defaults."""
+    """With no other section and no model, the defaults lead to token shards."""
     rows = [{"text": prose(number)} for number in range(40)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"sources": [{"type": "jsonl", "name": "mine", "licence": "MIT", "paths": ["docs.jsonl"]}]}

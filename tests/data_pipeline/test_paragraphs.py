@@ -1,4 +1,4 @@
-"""Repeated paragraphs and lines: a plain reference, what stays, what goes, and the laws of a stage."""
+"""Repeated paragraphs and lines: a plain reference, which copies stay and go, and the laws of a stage."""
 
 import gzip
 import json
@@ -209,7 +209,7 @@ def test_planted_reuse(tmp_path):
     text_of = {row["id"]: row["text"] for row in rows}
 
     def whole(document: str, start: int, end: int) -> bool:
-        """The span is whole paragraphs of the document, which is all that this stage compares."""
+        """The span is whole paragraphs of the document, the only units that this stage compares."""
         before, behind = text_of[document][:start], text_of[document][end:]
         inside = text_of[document][start:end].split("\n\n")
         borders = (not before or before.endswith("\n\n")) and (not behind or behind.startswith("\n\n"))

@@ -1,4 +1,4 @@
-"""What counts as personal data and what only looks so; planted truth; laws of findings and of the stage."""
+"""Personal data and strings that only look like it; planted truth; laws of findings and of the stage."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Mask, replace, pseudonymise, count: the text in place of a detection, and where the key may not appear."""
+"""Mask, replace, pseudonymise, count: the text in place of a detection, and places where the key may not appear."""
 
 import hmac
 import re

@@ -27,7 +27,7 @@ def test_every_type_has_a_maker_and_sentences():
 
 
 def test_recall_on_every_type_in_every_kind_of_passage():
-    """At least .97 a type; measured: 1.0 for most. What is missed is taken for another type whose proof it passes."""
+    """At least .97 a type; measured: 1.0 for most. A missed one is taken for another type whose proof it passes."""
     counts = measure(planted(TYPES, range(60), PASSAGES, 11), TYPES, find)
     assert all(count["planted"] == 60 for count in counts.values())
     assert {kind: count for kind, count in counts.items() if count["found"] < 58} == {}

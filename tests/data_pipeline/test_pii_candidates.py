@@ -1,4 +1,4 @@
-"""The kernel that names places: against slow plain references, for one text and for many, and linear in the bytes."""
+"""The kernel that finds places, against slow plain references, for one text and for many; linear in the bytes."""
 
 import re
 import sys
@@ -103,7 +103,7 @@ HOSTILE = [
 
 
 def calls(text):
-    """Calls of Python and of C functions that finding takes: work, counted without a clock."""
+    """Calls of Python and of C functions during a search: work, counted without a clock."""
     count = 0
 
     def tell(frame, event, argument):
@@ -121,7 +121,7 @@ def calls(text):
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_twice_the_text_is_at_most_twice_the_work(unit):
     once, twice = unit * (4_000 // len(unit)), unit * (8_000 // len(unit))
-    find(twice)  # what happens once only (loading the kernel) is not counted
+    find(twice)  # work that is done only once (loading the kernel) is not counted
     assert calls(twice) <= 2.2 * calls(once) + 200
 
 

@@ -80,7 +80,7 @@ def test_a_weak_check_needs_a_word(kind, frame, value):
 
 
 def changed(value):
-    """The value with each of its digits put up by one, one at a time."""
+    """The value with one of its digits increased by one, for each digit."""
     for place, letter in enumerate(value):
         if letter.isdigit():
             yield value[:place] + str((int(letter) + 1) % 10) + value[place + 1 :]
@@ -91,8 +91,11 @@ PROVED = [kind for kind in ALONE if kind not in ("us_ssn", "uk_nino", "in_pan")]
 
 @pytest.mark.parametrize("kind", PROVED)
 def test_a_wrong_digit_fails(kind):
-    """One place of a CURP proves nothing by design (its weight is 10 modulo 10), nor may an Estonian check digit, which
-    has two rows of weights."""
+    """A changed digit fails, with two exceptions.
+
+    One place of a CURP proves nothing by design (its weight is 10 modulo 10), nor may an Estonian check digit, which
+    has two rows of weights.
+    """
     outcomes = [any(found.type == kind for found in find(wrong)) for value in ALONE[kind] for wrong in changed(value)]
     assert sum(outcomes) <= (kind in ("mx_curp", "ee_isikukood"))
 
@@ -119,7 +122,7 @@ def test_decoys_stay(text):
 
 
 def test_a_random_number_seldom_passes_a_strong_check():
-    """The rule of the module: less than one in a hundred, for each type whose bare digits count."""
+    """The rule of the module: less than one in a hundred, for each type whose bare digits are detected."""
     draw = random.Random(7)
     tests = {"br_cpf": 11, "de_steuer_id": 11, "be_rrn": 11, "pl_pesel": 11, "no_fodselsnummer": 11, "tr_kimlik": 11,
              "fr_nir": 15, "za_id": 13, "ch_ahv": 13, "se_personnummer": 12}  # fmt: skip

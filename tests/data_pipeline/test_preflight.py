@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def made(folder, values) -> list[str]:
-    """Make all stages; which there are then."""
+    """Make all stages, and list them."""
     config = validate({"sources": [SOURCE], **values}, DataConfig, "run.toml")
     for _ in stages(config, folder, Runtime(folder / "made")):
         pass
@@ -111,7 +111,7 @@ def test_files_next_to_the_corpus_are_read_before_the_corpus(folder, stage):
 
 
 def test_a_look_up_goes_as_far_as_it_can(folder):
-    """A look-up asks for no more than its stages do."""
+    """A look-up requires no more than its stages do."""
     (folder / "words.txt").write_text("harbour\n")
     write_tales(folder / "tales.jsonl", range(60))
     (folder / "quiz.jsonl").write_text(json.dumps({"question": tale(1000)}) + "\n")

@@ -38,13 +38,13 @@ class Fault(Exception):
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch):
-    """The digests of files that a test has just written are remembered, too."""
+    """The digests of files that a test has just written are cached, too."""
     monkeypatch.setattr("governance.file_digests._SETTLED_NANOSECONDS", -(10**18))
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(stage, function, key) of each call that ended; after how many of them the next one dies (empty: none)."""
+    """(stage, function, key) of each call that ended, and the number of calls after which the next dies (or empty)."""
     made, limit = [], []
     make = parallel._make_shard
 
@@ -87,7 +87,7 @@ def manifests(root):
 
 
 def by_turns(project, root, calls, count=1):
-    """A join, then arrays and joins by turns until nothing is left; the stages at which the arrays made shards."""
+    """A join, then arrays and joins alternately until nothing is left; the stages at which the arrays made shards."""
     made, _ = calls
     worked = []
     assert prepare(project, root, "--merge") == 0

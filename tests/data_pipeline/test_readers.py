@@ -233,7 +233,7 @@ def test_an_object_that_was_closed_before_the_tear_is_kept():
 
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=20), st.integers(1, 50))
 def test_csv_round_trip(rows, size):
-    # a lone carriage return or surrogate is no text that a CSV writer of UTF-8 leaves as it is
+    # a lone carriage return or surrogate is not text that a CSV writer of UTF-8 leaves unchanged
     rows = [(a.replace("\r", ""), b.replace("\r", "")) for a, b in rows]
     rows = [(a.encode("utf-8", "replace").decode(), b.encode("utf-8", "replace").decode()) for a, b in rows]
     out = io.StringIO(newline="")

@@ -1,4 +1,4 @@
-"""Bombs: what unpacks absurdly is a fault with its file's name, within the bound; what is honest passes."""
+"""Bombs: a file that unpacks absurdly is a fault with its name, within the bound; honest files pass."""
 
 import bz2
 import gzip
@@ -175,7 +175,7 @@ def test_the_holes_of_a_sparse_member_are_a_bomb(tmp_path, small):
     path = tmp_path / "x.tar"
     info = tarfile.TarInfo("holes.txt")
     info.size = 1 << 40
-    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))  # `addfile` wants the bytes since Python 3.13
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))  # `addfile` requires the bytes since Python 3.13
     member = next(members(path, ["*"]))
     assert (member.name, member.fault) == ("holes.txt", "decompression_bomb")
 

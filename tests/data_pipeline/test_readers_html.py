@@ -1,4 +1,4 @@
-"""HTML: the page's own text and no one else's, in the right characters, in bounded time for any page."""
+"""HTML: only the page's own text, in the right characters, in bounded time for any page."""
 
 import gzip
 import json
@@ -168,7 +168,7 @@ def test_boxes_at_the_end_of_an_article_go_and_its_own_parts_stay():
 @given(st.lists(PIECES, max_size=40))
 def test_the_model_only_leaves_lines_out_and_never_all_prose(pieces):
     lines, tree = main_text_module._read(resiliparse_layout(mark_containers("".join([*pieces, PARAGRAPHS]))))
-    assume(any(line[2] for line in lines))  # as where `main_text` calls it
+    assume(any(line[2] for line in lines))  # as in the call of `main_text`
     kept = line_model.keep_lines(lines, tree)
     rest = iter(lines)
     assert all(any(line is other for other in rest) for line in kept)  # in order, each once
@@ -176,7 +176,7 @@ def test_the_model_only_leaves_lines_out_and_never_all_prose(pieces):
 
 
 def test_golden_text():
-    """Other text or other weights want another VERSION of `ingest`."""
+    """Other text or other weights need another VERSION of `ingest`."""
     pages = [f"<body>{page}</body>" for page in TEMPLATES.values()] + [f"<body><div>{PARAGRAPHS}{AFTER}</div></body>"]
     texts = [main_text(page) for page in pages]
     weights = Path(line_model.__file__).with_name("line_weights.json").read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ PAGE = "<html><head>{}<title>t</title></head><body><main><p>Żółć, naïve fa�
 _SAID = [(charset, way) for charset in ("utf-8", "iso-8859-2", "windows-1250") for way in ("header", "meta")]
 
 
-@pytest.mark.parametrize(("charset", "way"), [*_SAID, ("utf-8", "neither")])  # between cousins uchardet only guesses
+@pytest.mark.parametrize(("charset", "way"), [*_SAID, ("utf-8", "neither")])  # uchardet only guesses
 def test_the_charset_is_found(charset, way):
     page = PAGE.format(f'<meta charset="{charset}">' if way == "meta" else "", 1)
     if charset == "iso-8859-2":
@@ -246,7 +246,7 @@ def test_where_no_text_is_the_pages_own_all_of_it_is_taken_and_counted():
 
 
 def test_a_note_is_taken_without_trafilatura_and_a_huge_page_too(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trafilatura", None)  # to import it fails
+    monkeypatch.setitem(sys.modules, "trafilatura", None)  # importing it fails
     note = extract(b"<div id=root></div><noscript>Enable JavaScript to run this.</noscript>")
     assert (note.text, note.fallback) == ("Enable JavaScript to run this.", True)
     menu = f"<nav>{'<p>' + PROSE[0]}".encode()

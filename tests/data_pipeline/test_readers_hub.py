@@ -1,4 +1,4 @@
-"""Data sets of the hub, and those that `save_to_disk` wrote: streamed, pinned, nothing cached whole."""
+"""Data sets of the hub, and those of `save_to_disk`: streamed, pinned, never cached whole."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def made(source, folder, root):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """What the library itself saves: one data set in two files, and one of two splits."""
+    """Folders that the library itself saves: one data set in two files, and one of two splits."""
     folder = tmp_path_factory.mktemp("saved")
     script = """
 import sys, datasets

@@ -1,4 +1,4 @@
-"""Patterns and symbolic links: what `glob` finds is found, a way out of the folder is refused, a loop ends."""
+"""Patterns and symbolic links: the matches of `glob` are found, links out of the folder refused, loops end."""
 
 import glob
 import os

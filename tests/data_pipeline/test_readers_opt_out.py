@@ -1,4 +1,4 @@
-"""What rights holders say: robots.txt by its standard's own examples, TDMRep, ai.txt, headers and elements."""
+"""Statements of rights holders: robots.txt by its standard's own examples, TDMRep, ai.txt, headers, elements."""
 
 import pytest
 from hypothesis import given, settings

@@ -34,7 +34,7 @@ def article(inner):
 
 
 def written(inner):
-    """The Markdown of an article without what surrounds `inner`."""
+    """The Markdown of an article, without the parts around `inner`."""
     text = markdown(article(inner))
     assert text.startswith(f"# Title\n\n{LONG}\n\n")
     return text.removeprefix(f"# Title\n\n{LONG}").removesuffix(LONG).strip("\n")
@@ -67,7 +67,7 @@ def written(inner):
 )  # fmt: skip
 def test_elements_become_markdown(inner, text):
     found = written(inner)
-    if text is None:  # a table that lays out a page: its lines, and the table in it
+    if text is None:  # a table that lays out a page gives its lines, and the table in it
         assert found.split("\n\n")[-1] == "d"
         assert "| 1 | 2 3 |" in found.split("\n")
     else:

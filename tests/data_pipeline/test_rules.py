@@ -54,7 +54,7 @@ def judged(config, texts, languages=None):
 
 
 def repeated(words, times):
-    """A text in which a phrase of n words stands several times, each time behind other words."""
+    """A text that repeats a phrase of n words, each time after other words."""
     glue = ["the", "of", "to", "that", "with", "and", "be", "have", "on", "at", "so"]
     gaps = [f"{glue[n % 11]} {word}{n} {glue[n * 3 % 7]}" for n, word in enumerate(NUMBERS * 3)]
     return " ".join(f"{gap} {words}" if number < times else gap for number, gap in enumerate(gaps[:60]))
@@ -80,7 +80,7 @@ GOPHER = {
 
 @pytest.mark.parametrize("reason", sorted({rule.reason for rule in RULES}))
 def test_a_rule_looks_at_its_feature_alone(reason):
-    """One broken feature, all others at values that break nothing: the rule alone objects, just beyond its bound."""
+    """One broken feature, all others at values that break no rule: only this rule objects, just beyond its bound."""
     rule = next(rule for rule in RULES if rule.reason == reason)
     [preset] = [name for name in ("gopher", "c4", "fineweb") if rule.field in PRESETS[name]][:1]
     bound = PRESETS[preset][rule.field]
@@ -144,7 +144,7 @@ def test_c4_removes_pages(reason, text):
     ],
 )
 def test_fineweb_removes(reason, text, paper):
-    """By the paper's rules, or by those alone of the code that made the corpus."""
+    """By the paper's rules, or by the rules of the code alone that made the corpus."""
     off = {"min_sentences": 0, "max_duplicate_line_character_share": 1} if "line_ends" in reason else {}
     off |= {"min_words": 0, "min_stop_words": 0, "max_duplicate_line_share": 1}
     off |= {f"max_top_{n}_gram_share": 1 for n in range(2, 5)} | {
@@ -247,7 +247,7 @@ REPEATED = {
 
 @pytest.mark.parametrize("language", sorted(REPEATED))
 def test_text_without_spaces_is_still_judged(language):
-    """One sentence again and again, and one sentence alone, go in every script; by lines and within one."""
+    """One sentence repeated, and one sentence alone, are removed in every script, by lines and within one."""
     once = REPEATED[language]
     found = judged(CleanConfig(), [once, once * 30, "\n".join([once] * 30)], [language] * 3)
     assert found[0] == "too_few_words"

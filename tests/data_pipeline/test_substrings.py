@@ -75,7 +75,7 @@ def test_repeats_are_those_of_the_reference(documents, least):
 
 
 def test_text_of_one_period_is_cut_to_one_copy():
-    """A run of one byte selects few windows, and they suffice."""
+    """A run of one byte selects few windows, and they are enough."""
     texts = [b"=" * 5000, prose(1, 700).encode() + b"=" * 3000]
     width, least = 64, 128
     data, offsets = text_buffers(pa.array([text.decode() for text in texts], pa.large_string()))
@@ -85,7 +85,7 @@ def test_text_of_one_period_is_cut_to_one_copy():
 
 
 def test_planted_repeats_are_cut_and_nothing_else(tmp_path):
-    """Each planted copy but the first goes, whatever is around it; other text stays to the byte."""
+    """Each planted copy but the first is removed, whatever is around it; other text is kept to the byte."""
     chance = random.Random(5)
     planted = [prose(1000 + i, size) for i, size in enumerate((520, 700, 1500, 4000))]
     texts, expected, held = [], [], set()
@@ -165,7 +165,7 @@ def test_a_document_of_nothing_else_leaves_whole(tmp_path):
 
 
 def test_windows_of_too_many_surroundings_are_counted(tmp_path):
-    """More surroundings than are compared: what is left there is in the counts."""
+    """More surroundings than are compared: repeats that remain there are in the counts."""
     footer = prose(1, 480)
     texts = [f"{prose(100 + i, 300)} {footer} {prose(300 + i, 300)}" for i in range(MAX_COPIES + 6)]
     made = drop_substrings(corpus(tmp_path, texts, 40), SubstringsConfig(), Runtime(tmp_path))

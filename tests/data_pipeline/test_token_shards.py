@@ -1,4 +1,4 @@
-"""Laws of the token shard: what is written is read, what is torn is refused, every token is a target once."""
+"""Laws of the token shard: it is read as written, torn files are refused, every token is a target once."""
 
 import hashlib
 

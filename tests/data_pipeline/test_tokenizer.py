@@ -145,7 +145,7 @@ def test_documents_are_closed_and_special_tokens_are_silent(encoder):
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(["word ", "\n", "  ", "x", "中", "a\u00a0", "'s"]), max_size=30), st.integers(1, 9))
 def test_cutting_at_words_changes_no_id(reference, parts, limit):
-    """With tiny segments: the cut stretches joined are the text, each cut is before white space, the ids stay."""
+    """With tiny segments: the joined segments are the text, each cut is before white space, the ids are the same."""
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "_SEGMENT_CHARACTERS", limit)
@@ -302,7 +302,7 @@ def given_values(trained):
 
 
 def test_a_given_tokeniser_is_taken_over_byte_for_byte(trained, encoder, tmp_path):
-    """With the end-of-document token last, as GPT-2 has it, and what decides no id: a template, truncation."""
+    """With the end-of-document token last, as GPT-2 has it, and settings that affect no id: a template, truncation."""
     values = given_values(trained)
     size = len(values["model"]["vocab"])
     names = sorted(values["model"]["vocab"], key=values["model"]["vocab"].get)

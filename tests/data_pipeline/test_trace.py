@@ -1,4 +1,4 @@
-"""Every token leads back to its document, its file and its characters; what is gone is said."""
+"""Every token leads back to its document, its file and its characters; a missing artifact is reported."""
 
 import json
 

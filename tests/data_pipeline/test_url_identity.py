@@ -1,4 +1,4 @@
-"""When two URLs are one: the examples of RFC 3986 and the stated policy beyond it."""
+"""Equality of URLs: the examples of RFC 3986 and the stated policy beyond it."""
 
 import pytest
 from hypothesis import given

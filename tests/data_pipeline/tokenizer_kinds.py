@@ -44,7 +44,7 @@ def split_then_bytes(*patterns):
 
 
 def sentencepiece(normalizer, pre_tokenizer, decoder, special):
-    """A BPE over characters, with the bytes of those that it does not know, as SentencePiece has it."""
+    """A BPE over characters, with bytes for unknown ones, as SentencePiece has it."""
     made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer, made.decoder = normalizer, decoder
     # In training, words are cut, so that no token spans two of them.
