@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.measures.small_run import SMALL_RUN as CONFIG
 
-hypothesis.settings.register_profile("assay", deadline=None)  # a test asks what is true, not how fast
+hypothesis.settings.register_profile("assay", deadline=None)  # tests check truth, not speed
 hypothesis.settings.load_profile("assay")
 
 _TEXT = (
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_keys(tmp_path_factory: pytest.TempPathFactory):
-    """Keys that a command makes on first use lie in a folder of the tests, not in the user's."""
+    """Keys that a command makes on first use are in a folder of the tests, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
@@ -130,7 +130,7 @@ sequence_length = 64
 
 
 def with_every_stage(project: Path) -> Path:
-    """The small project with every stage, and something for each to remove."""
+    """The small project with every stage, and a document for each to remove."""
     text = (project / "run.toml").read_text()
     text = text.replace("[data.tokenizer]", SECTIONS + "\n[data.tokenizer]").replace(
         'licence = "CC0-1.0"', 'licence = "CC0-1.0"\nurl_field = "url"'
