@@ -1,4 +1,4 @@
-"""A small corpus that was prepared and let through, and what tests do to it before they ask the gate again."""
+"""A small corpus that was prepared and let through, and edits that tests make before they query the gate again."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def words_of(folder):
 
 
 def closed(folder, capsys, output, *words, checked=77, status=77):
-    """The audit and the training end with these; the error names what it should, and no step was computed."""
+    """The audit and the training end with these; the error names the given words, and no step was computed."""
     capsys.readouterr()
     if checked is not None:
         assert main(["governance", "check", *words_of(folder), *words]) == checked
@@ -87,7 +87,7 @@ def demand(folder, text):
 
 
 def verdict_of(folder):
-    """The verdict's file, the policy and the token shards' manifest, as the run's file says now."""
+    """The verdict's file, the policy and the token shards' manifest, by the present run's file."""
     run = load_run(folder / "run.toml", [])
     [manifest] = (folder / "root" / "encode").glob("*/manifest.json")
     tokens = read_manifest(manifest)
@@ -95,7 +95,7 @@ def verdict_of(folder):
 
 
 def paper(folder, kind, **fields):
-    """A waiver or a refusal by ann of what `FAILS` finds."""
+    """A waiver or a refusal by ann of the result that `FAILS` finds."""
     _, policy, tokens = verdict_of(folder)
     key = private_key(folder / "ann.pem")
     known = {**signature_fields("ann", "the test wants it so", key), "gate": "sources.few", "result": "sources"}
@@ -115,7 +115,7 @@ def only(folder, pattern):
 
 
 def flip(path):
-    """One bit of a file, which keeps its size and time."""
+    """Change one bit of a file, which keeps its size and time."""
     state, data = path.stat(), bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
@@ -123,7 +123,7 @@ def flip(path):
 
 
 def reseal(folder, pattern, *, files=True, **changes):
-    """A manifest with changes, its files listed as they are now, its seal made to fit: all that needs no key."""
+    """Change a manifest, list its files as they are now and make its seal fit: no key is needed for that."""
     root, path = folder / "root", only(folder, f"{pattern}/*/manifest.json")
     made = read_manifest(path)
     outputs = tuple(describe(root / of.path, root) for of in made.outputs) if files else made.outputs
@@ -132,7 +132,7 @@ def reseal(folder, pattern, *, files=True, **changes):
 
 
 def opens(folder):
-    """What the gate says to training, without the training."""
+    """The gate's answer to a training, without the training."""
     run = load_run(folder / "run.toml", [])
     runtime = Runtime((folder / "root").absolute(), make=False)
     return pass_gate(run, corpus(run, runtime), runtime)["verdict"]

@@ -1,4 +1,4 @@
-"""Whole synthetic corpora as count tables, with what is planted in them as a value."""
+"""Whole synthetic corpora as count tables, with their planted effects as a value."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Planted:
 
 
 def corpus(seed, planted=None, **shape):
-    """All count tables of one language and one axis; a sentence mentions one group or nobody."""
+    """All count tables of one language and one axis; a sentence mentions one group or none."""
     planted = planted or Planted()
     d = Domains(seed, **shape)
     rows = {name: [] for name in ("documents", "axes", "groups", "categories", "pairs", "scores", "fates", "shares")}
@@ -104,7 +104,7 @@ def _fates(d, rows, mentioning, docs, planted):
 
 
 def simpson(seed):
-    """A group that stands mostly in long documents, of which few are kept, whoever they mention."""
+    """A group that occurs mostly in long documents, of which few are kept, whichever group they mention."""
     rng = np.random.default_rng(seed)
     rows = []
     for length, rate, sizes in ((5, 0.9, {"a": 60, "": 400}), (12, 0.3, {"a": 140, "": 100})):

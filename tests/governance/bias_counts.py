@@ -63,7 +63,7 @@ class Domains:
         return self.rng.beta(rate * spread, (1 - rate) * spread, len(self.sizes))
 
     def draw(self, of, rate, likeness=0.05):
-        """Binomial counts a domain, out of `of` a domain; `rate` a number or one for each domain."""
+        """Binomial counts for each domain, out of `of`; `rate` is a number or one for each domain."""
         rates = self.rates(rate, likeness) if np.isscalar(rate) else rate
         return self.rng.binomial(of, np.clip(rates, 0, 1))
 

@@ -1,4 +1,4 @@
-"""The slow, plain reference of what the kernels of the bias counts find."""
+"""A slow, plain reference for the kernels of the bias counts."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _ends(text: str, i: int, j: int) -> bool:
 
 
 def match(words: Sequence[str], terms: Mapping[Words, object]) -> list[tuple[int, Words]]:
-    """(place, term) of each match: the longest of those that begin at a word, which uses its words up."""
+    """(place, term) of each match: the longest that begins at a word, which uses up its words."""
     longest = max(map(len, terms), default=0)
     found, place = [], 0
     while place < len(words):

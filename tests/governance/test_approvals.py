@@ -1,4 +1,4 @@
-"""A policy that is looser than its parent wants two people, one of them an owner by the parent's word."""
+"""A policy that is looser than its parent needs two people, one of them an owner by the parent's list."""
 
 import datetime
 

@@ -1,4 +1,4 @@
-"""The word lists have their counterparts: a law of the format, and of ours in every language."""
+"""The word lists have their counterparts: a law of the format, and a property of ours in every language."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_each_occupation_is_counted_in_women_and_in_men(code):
 
 @pytest.mark.parametrize("code", FILES)
 def test_a_term_of_two_groups_is_in_a_pair_as_the_term_of_both(code):
-    """ "Men and women" in one word is a mention of each; no other term is of two groups of an axis."""
+    """ "Men and women" in one word is a mention of each; no other term belongs to two groups of an axis."""
     both = {term for row in counted(code).values() for term in set(row["female"]) & set(row["male"])}
     for axis, lists in read_lists("terms").languages[code].items():
         groups = {}

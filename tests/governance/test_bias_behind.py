@@ -1,4 +1,4 @@
-"""What stands behind the counts of bias: terms, examples and intersections are those of a plain loop over sentences."""
+"""Evidence for the counts of bias: terms, examples and intersections equal those of a plain loop over sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The count tables: right by a plain reference, the same for any order and partition, every document somewhere."""
+"""The count tables equal a plain reference, for any order and partition; every document is counted somewhere."""
 
 from __future__ import annotations
 

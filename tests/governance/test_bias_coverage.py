@@ -30,7 +30,7 @@ SHAPES = {
 
 
 def truths():
-    """(suite, metric, group, against, stage) -> what the intervals should cover."""
+    """(suite, metric, group, against, stage) -> the value that the intervals should cover."""
     spoken = {group: 3 * rate / 8 for group, rate in RATES.items()}
     found = {("representation", "share", group, None, None): rate for group, rate in RATES.items()}
     both = spoken["a"] * CATEGORY_RATE * 1.6
@@ -52,7 +52,7 @@ TRUTHS = truths()
 
 
 def covered(seeds, shape):
-    """truth's key -> how many intervals held it, of how many there were."""
+    """Key of the truth -> number of intervals that held it, and of all intervals."""
     hits = {key: [0, 0] for key in TRUTHS}
     for seed in seeds:
         tables = bias_tables(corpus(seed, PLANTED, **shape))
@@ -98,12 +98,12 @@ def test_intervals_cover_the_truth_in_90_to_98_of_100(shape):
 
 
 def shares_covered(seeds):
-    """How many of the intervals of shares and of the index held the truth."""
+    """The number of intervals of shares and of the index that held the truth."""
     weights = np.array([0.5, 0.3, 0.15, 0.05])
     held = dict.fromkeys(("share", "hhi"), 0)
     for seed in seeds:
         d = Domains(seed, number=800)
-        own = d.rng.dirichlet(weights * 6, len(d.sizes))  # domains differ much in what they are made of
+        own = d.rng.dirichlet(weights * 6, len(d.sizes))  # domains differ much in their composition
         drawn = d.rng.multinomial(d.sizes, own)
         rows = []
         for place in range(4):
@@ -135,7 +135,7 @@ def test_corpora_without_bias_seldom_raise_an_alarm_and_are_covered(shape):
     drawn = bias_null.SHAPES[shape]
     held, alarms = bias_null.measured(range(8 if drawn.rare else 20), drawn)  # 28 groups cost more than three
     assert max(alarms.values()) <= 3, alarms
-    sums = {metric: rows.sum(axis=0) for metric, rows in held.items()}  # of all corpora
+    sums = {metric: rows.sum(axis=0) for metric, rows in held.items()}  # over all corpora
     rates = {metric: inside / rows for metric, (inside, rows) in sums.items() if rows >= 100}
     assert min(rates.values()) >= 0.86, rates
 
@@ -143,7 +143,7 @@ def test_corpora_without_bias_seldom_raise_an_alarm_and_are_covered(shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_corpus_without_bias_raises_an_alarm_in_5_of_100_at_most(shape):
-    """Of another simulator than the benchmark's: scores are normal, not counted words."""
+    """Scores of a simulator other than the benchmark's are normal, not counted words."""
     even, odd = in_halves(alarms_of, range(100), SHAPES[shape])
     found = {suite: number + odd[suite] for suite, number in even.items()}
     allowed = 100 * 0.05 + 1.645 * math.sqrt(100 * 0.05 * 0.95)  # 5 % within the error of 100 corpora
@@ -170,7 +170,7 @@ def test_simpson_corpora_are_fair_once_adjusted():
 
 
 def test_documents_that_resemble_each_other_widen_the_interval():
-    """An interval that took documents as independent would be too narrow here: the domains are what was drawn."""
+    """An interval that treated documents as independent would be too narrow here: domains are what was drawn."""
     held = {"clustered": 0, "independent": 0}
     for seed in range(60):
         d = Domains(seed, number=300, mean=60)

@@ -1,4 +1,4 @@
-"""Coverage: a corpus in languages without word lists never passes for one that was audited."""
+"""Coverage: a corpus in languages without word lists never passes as audited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LISTED = ("en", "de")
 
 
 def covered(sizes, scored=None):
-    """The coverage rows of a corpus with so many documents a language."""
+    """The coverage rows of a corpus with so many documents for each language."""
     rows = [
         (code, "web", bucket, number, 9, 1, 99)
         for code, number in sizes.items()

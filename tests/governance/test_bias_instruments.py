@@ -36,7 +36,7 @@ def test_each_language_of_the_term_lists_has_templates():
 
 
 def test_templates_are_neutral_and_name_nobody():
-    """A template that held an identity term would mention a group whatever is filled in."""
+    """A template that held an identity term would mention a group whatever was filled in."""
     for language, groups in TERMS.items():
         words = {term for terms in groups.values() for term in terms if " " not in term}
         for sentence in TEMPLATES.languages[language]:
@@ -65,7 +65,7 @@ def test_a_planted_identity_term_is_flagged_and_the_clean_lexicon_is_not(languag
 
 
 def test_a_list_without_identity_terms_is_reported_to_be_beyond_the_check():
-    """It scores all neutral sentences 0: that is no evidence that it is fair."""
+    """It scores all neutral sentences 0, which is no evidence of fairness."""
     (found,) = instrument_rows({"en": {"sentiment": lexicon_scorer(PRAISE)}}, TERMS, TEMPLATES)
     assert (found["note"], found["value"], found["n"], found["group"]) == (NOT_APPLICABLE, None, None, None)
 

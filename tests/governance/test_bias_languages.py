@@ -1,4 +1,4 @@
-"""The word lists on sentences of each language, and on the Universal Declaration, whose places correspond."""
+"""The word lists on sentences of each language, and on the Universal Declaration, whose articles correspond."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ SENTENCES = [
 
 
 def found(code, texts):
-    """The groups that each text mentions, each as often as it does."""
+    """The groups that each text mentions, each as often as it is mentioned."""
     column = pa.array([unicodedata.normalize("NFC", text) for text in texts], pa.large_string())
     rows = np.arange(len(texts))
     events = count_texts(text_buffers(column), rows, rows % 64, _packed(LEXICONS, code), None).events
     mentions = [Counter() for _ in texts]
     groups = LEXICONS.languages[code].groups
     for text, group, many, _ in events.tolist():
-        if group < len(groups):  # those behind are intersections of two
+        if group < len(groups):  # the further ones are intersections of two
             mentions[text][groups[group][1]] += many
     return mentions
 
@@ -143,7 +143,7 @@ def test_the_declaration_mentions_women_men_and_children_at_the_same_places():
 
 
 def test_help_pages_that_mention_nobody_are_found_to_mention_nobody():
-    """Parallel pages about a desktop: hardly one names people, in any language."""
+    """Parallel pages about a desktop, in which hardly any names people, in any language."""
     folder = os.environ.get("ASSAY_TEST_DATA")
     if not folder:
         pytest.skip("ASSAY_TEST_DATA is not set: no help pages here")

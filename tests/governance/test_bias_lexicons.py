@@ -1,4 +1,4 @@
-"""The word lists: ours are well formed and keep apart, others' are read by path, a wrong file is reported."""
+"""The word lists: ours are well formed and kept apart, external ones are read by path, wrong files are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few units: exact bounds by enumeration, and rows that say "too few" where nothing can be said."""
+"""Few units: exact bounds by enumeration, and rows that state "too few" where there is no answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chances(n, rate):
 
 
 def mid_p(k, n, rate):
-    """Two-sided, by adding up."""
+    """Two-sided, by summation."""
     of = chances(n, rate)
     above = sum(of[k + 1 :]) + of[k] / 2
     return min(1.0, 2 * min(above, 1 - above))

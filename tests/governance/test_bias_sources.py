@@ -1,4 +1,4 @@
-"""Sources: a gap that only the mix of sources makes is no finding; one within each source is, whatever the mix."""
+"""A gap due only to the mix of sources is no finding; a gap within each source is one, whatever the mix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sentence(rng, people, words, worse):
 
 
 def found(seed, worse, sources=SOURCES, mix=MIX):
-    """Tables and findings of a corpus in which Muslims are spoken of worse, by `worse`, in each source."""
+    """Tables and findings of a corpus in which Muslims are described worse, by `worse`, in each source."""
     rng = np.random.default_rng(seed)
     rows = []
     for source, words in sources.items():
@@ -55,7 +55,7 @@ def of_muslims(rows):
 
 
 def pooled(row):
-    """What the row would be with sources pooled, of its note."""
+    """The row's value with sources pooled, from its note."""
     assert row["note"].endswith(" with sources pooled")
     return float(row["note"].split()[-4])
 
@@ -86,7 +86,7 @@ def test_a_gap_within_each_source_is_a_finding_with_its_size(seed):
 
 
 def test_a_gap_that_the_mix_of_sources_hides_is_a_finding():
-    kindly = {"plays": MIX["speeches"], "speeches": MIX["plays"]}  # now the group stands where the words are kind
+    kindly = {"plays": MIX["speeches"], "speeches": MIX["plays"]}  # now the group occurs where the words are kind
     tables, findings = found(7, 0.3, mix=kindly)
     row = of_muslims(tables["tone"])["sentiment_gap"]
     assert row["upper"] < 0 < pooled(row)

@@ -1,4 +1,4 @@
-"""The stage "bias": a golden, any workers, any crash; planted mentions, tones and attributes are counted as planted."""
+"""The stage "bias": a golden, any workers, any crash; planted mentions, tones and attributes are counted exactly."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def artifact(root: Path, stage: str, role: str, shards: list[list[dict[str, obje
 
 
 def corpus(root: Path, a_shard: int = 40) -> dict[str, Manifest]:
-    """120 documents that stayed and 30 that each of two filters removed."""
+    """120 documents that stayed, and 30 that each of two filters removed."""
     kept = [rows_of(a_shard, start) for start in range(0, 120, a_shard)]
     short, copies = rows_of(30, 200, reason="short", evidence=""), rows_of(30, 300, reason="near", evidence="")
     return {

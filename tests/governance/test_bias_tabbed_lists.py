@@ -1,4 +1,4 @@
-"""Scored words and given names of others, by path: what they add, and errors with file and line."""
+"""External scored words and given names, by path: their effect, and errors with file and line."""
 
 from __future__ import annotations
 

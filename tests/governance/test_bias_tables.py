@@ -1,4 +1,4 @@
-"""The tables of bias: what is planted is found with sign and size, and the same counts give the same bytes."""
+"""The tables of bias: planted effects are found with sign and size, and equal counts give equal bytes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_planted_associations_have_their_sign_and_size(tables):
     rows = tables["association"]
     more = row(rows, metric="npmi", group="a", against="topic/crime")
     less = row(rows, metric="npmi", group="b", against="topic/science")
-    # what Bouma's formula says of the planted rates: a is in 3 x 0.2 of 8 sentences, and so on
+    # Bouma's formula on the planted rates: a is in 3 x 0.2 of 8 sentences, and so on
     shares = {group: 3 * rate / 8 for group, rate in RATES.items()}
     for found, group, factor in ((more, "a", 2.0), (less, "b", 0.4)):
         every = 0.05 * (1 + shares[group] * (factor - 1))
@@ -114,7 +114,7 @@ def test_impact_against_the_highest_rate(tables):
     assert against <= {"b", "c"}
     assert all(one["group"] != one["against"] for one in rows)
     assert row(rows, metric="keep_ratio", group="a", stage=ALL, language="en")["upper"] < 0.85
-    assert impact_rows(corpus(3)["fates"], "highest", 10**9) == []  # nobody has so many: no reference, no row
+    assert impact_rows(corpus(3)["fates"], "highest", 10**9) == []  # no reference has so many, so there is no row
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -150,7 +150,7 @@ def test_order_and_partition_change_no_byte():
 
 
 def test_one_bucket_has_no_interval():
-    """Documents of one domain say nothing of how domains differ."""
+    """Documents of one domain show nothing about how domains differ."""
     names = ("kept", "", "web", "", "en", 7, 5, "x")
     fates = table_of(
         "fates", [(*names, "a", 50), (*names, "", 90), ("clean", *names[1:], "a", 50), ("clean", *names[1:], "", 10)]
@@ -173,7 +173,7 @@ def test_a_listed_group_that_nobody_mentions_has_its_row():
     tables = bias_tables(corpus(1), choices=Choices(listed={"en": [("x", "zoe")], "fr": [("x", "a")]}))
     share = row(tables["representation"], metric="share", group="zoe")
     assert (share["value"], share["lower"], share["n"] > 1000) == (0.0, 0.0, True)
-    assert 0.03 < share["upper"] < 0.1  # as 64 clusters or fewer can carry, not as thousands of documents could
+    assert 0.03 < share["upper"] < 0.1  # precision of at most 64 clusters, not of thousands of documents
     assert not [one for one in tables["representation"] if one["language"] == "fr"]
 
 
@@ -212,7 +212,7 @@ def test_seven_of_seven_kept_is_at_most_the_largest_possible_ratio():
 
 
 def test_a_difference_between_sources_is_no_impact():
-    """French stands mostly in the source of which little is kept, whoever is mentioned."""
+    """French occurs mostly in the source of which little is kept, whichever group is mentioned."""
     rng, rows = np.random.default_rng(1), []
     for source, rate, sizes in (("rich", 0.9, {"fr": 1, "": 20}), ("poor", 0.3, {"fr": 9, "": 10})):
         for bucket in range(64):
@@ -298,7 +298,7 @@ def test_shares_index_and_values_beyond_the_most():
         "(others)",
     ]
     year = row(found, metric="hhi", axis="year")
-    assert 0.25 <= year["value"] < 0.3  # four years, "unknown" is none
+    assert 0.25 <= year["value"] < 0.3  # four years; "unknown" does not count
     assert year["lower"] <= year["value"] <= year["upper"]
     assert row(found, metric="hhi_of_words", axis="year")["value"] == 0.25
 

@@ -1,4 +1,4 @@
-"""What workers found, brought together: a lost, doubled, foreign or half result never becomes a pass."""
+"""Merging of workers' findings: a lost, doubled, foreign or incomplete result never becomes a pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHARDS = [Expected(f"clean/0/features/{number}.parquet", f"{number}" * 64) for n
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
-    """What three workers leave that did their work."""
+    """The findings of three workers that did their work."""
     folder = tmp_path_factory.mktemp("findings")
     paths = [folder / f"{number}.json" for number in range(3)]
     for shard, path in zip(SHARDS, paths, strict=True):

@@ -1,4 +1,4 @@
-"""Interval gates: which number is compared, what cannot be judged, and the door that they go through."""
+"""Interval gates: the compared number, the rows that cannot be judged, and the checks they pass through."""
 
 from __future__ import annotations
 

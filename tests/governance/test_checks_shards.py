@@ -184,7 +184,7 @@ def test_an_audit_whose_worker_was_killed_leaves_nothing_and_goes_on(tmp_path):
 
 
 def deadly(path):
-    """A reader in whose process everything ends."""
+    """A reader that ends its process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""The tables that are judged: what they hold, and what makes them a problem."""
+"""The judged tables: their content, and the faults that make them a problem."""
 
 from __future__ import annotations
 

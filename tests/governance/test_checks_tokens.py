@@ -1,4 +1,4 @@
-"""Token shards counted again: each way in which one can be wrong is seen, and no shard's row can go missing."""
+"""Token shards counted again: each way in which one can be wrong is found, and no shard's row can go missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Decoder:
 
 @dataclass
 class Fake:
-    """A token file with whatever is in it, as a reader without checks would hand it over."""
+    """A token file with arbitrary content, as a reader without checks would pass it on."""
 
     tokens: np.ndarray = field(default_factory=lambda: np.array(STREAM, np.uint16))
     document_ends: np.ndarray = field(default_factory=lambda: np.cumsum(list(map(len, IDS))).astype(np.uint64))

@@ -1,4 +1,4 @@
-"""A wrong file gives an error that says how to mend it; the hashed form is one form."""
+"""A wrong file gives an error that names the fix; the hashed form is unique."""
 
 import json
 import os

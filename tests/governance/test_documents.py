@@ -1,4 +1,4 @@
-"""Documents say what report.json says, leave to a person what it does not, and hold no text from outside as markup."""
+"""Documents state the facts of report.json, leave the rest to a person, and escape external text."""
 
 import copy
 import json
@@ -179,7 +179,7 @@ def test_hostile_text_is_only_text(evidence):
     assert sum("alert(" in texts[name] for name in MARKDOWN) >= 1
     for name in MARKDOWN:
         assert "<script" not in texts[name]
-    for name in {*texts} - {"prov.json"}:  # its names are those of the manifests, to the byte
+    for name in {*texts} - {"prov.json"}:  # its names equal those of the manifests, to the byte
         assert "\u202e" not in texts[name]
         assert "\\u202e" not in texts[name]
         assert "\x00" not in texts[name]

@@ -1,4 +1,4 @@
-"""Documents claim what was tested and counted: findings with p, q, n; domains, dates, types sought, parent models."""
+"""Documents claim only tested and counted facts: findings with p, q, n; domains, dates, types, parent models."""
 
 import json
 import re

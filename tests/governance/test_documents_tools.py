@@ -1,4 +1,4 @@
-"""Each document is read by its own tool, and a tool that finds a change says so; a tool that is missing is said."""
+"""Each document is read by its own tool; a tool that finds a change reports it, and so is a missing tool."""
 
 import io
 import json
@@ -84,7 +84,7 @@ def test_spdx_is_read_by_the_model_of_spdx_3(run, found):
     objects = spdx.SHACLObjectSet()
     spdx.JSONLDDeserializer().read(io.BytesIO(text_of(run, "spdx.json").encode()), objects)
     assert objects.missing_ids == set()
-    spdx.JSONLDSerializer().write(objects, io.BytesIO())  # checks what each class must have
+    spdx.JSONLDSerializer().write(objects, io.BytesIO())  # checks the required properties of each class
     [model] = objects.foreach_type(spdx.ai_AIPackage)
     [corpus] = objects.foreach_type(spdx.dataset_DatasetPackage)
     [row] = [row for row in found["energy"]["stages"] if row["stage"] == "train"]
@@ -94,7 +94,7 @@ def test_spdx_is_read_by_the_model_of_spdx_3(run, found):
     trained_on = [r for r in objects.foreach_type(spdx.Relationship) if r.relationshipType.endswith("trainedOn")]
     assert [(r.from_, list(r.to)) for r in trained_on] == [(model, [corpus])]
     assert corpus.dataset_datasetSize == found["summary"]["bytes_kept"]
-    assert len(list(objects.foreach_type(spdx.software_File))) == 3  # two shards, and what the training wrote
+    assert len(list(objects.foreach_type(spdx.software_File))) == 3  # two shards, and the files that the training wrote
 
 
 def test_cyclonedx_holds_to_its_schema(run, found):
@@ -115,7 +115,7 @@ def test_the_hub_reads_the_card_and_its_carbon(run, found):
     hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     data = hub.ModelCard(text_of(run, "model_card.md")).data.to_dict()
     assert data["pipeline_tag"] == "text-generation"
-    assert not {"license", "co2_eq_emissions"} & set(data)  # nobody has said either
+    assert not {"license", "co2_eq_emissions"} & set(data)  # no source states that either
     grid = {"value": 30.0, "low": None, "high": None, "source": "operator: 2025\n# x", "year": 2025, "unit": "g"}
     figure = found["energy"]["footprint"]["figures"]["carbon_location"]
     figure = {**figure, "value": 0.25, "at_least": True, "factors": ["grid"], "needs": ["energy.factors.pue"]}

@@ -1,4 +1,4 @@
-"""Time before meters opened: how long it was, what it can have taken at most, and that no figure holds it."""
+"""Time before meters opened: its length, its greatest possible energy, and that no figure includes it."""
 
 import datetime
 import itertools
@@ -76,7 +76,7 @@ def test_a_process_says_how_long_it_ran_without_a_meter(tmp_path, monkeypatch):
     assert 0.7 <= second.before_seconds <= lasted - first.before_seconds
     assert all(one.millijoules >= 0 for one in (first, second))
     total = sum(one.seconds for one in (first, second)) + first.before_seconds + second.before_seconds
-    assert total == pytest.approx(lasted - 0.7, abs=0.6)  # but for the last pause, and the end of the process
+    assert total == pytest.approx(lasted - 0.7, abs=0.6)  # except the last pause, and the end of the process
 
 
 def test_the_greatest_power_is_of_whole_seconds():

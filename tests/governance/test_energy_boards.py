@@ -1,4 +1,4 @@
-"""hwmon trees and programs that answer as ipmitool and scontrol do; what does not measure is not a zero."""
+"""hwmon trees and programs that answer as ipmitool and scontrol do; a meter that does not measure is not zero."""
 
 import os
 
@@ -29,7 +29,7 @@ def device(hwmon, number, name, **files):
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """A place for programs that come before all others; write one with `programs(name, answer)`."""
+    """A folder for programs that take precedence over all others; write one with `programs(name, answer)`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

@@ -44,7 +44,7 @@ def own_node(tmp_path_factory, monkeypatch):
 
 
 class Node:
-    """A node whose power is planted; its meter is read every `every` seconds, and when it is asked."""
+    """A node with planted power; its meter is read every `every` seconds, and on request."""
 
     def __init__(self, powers, every):
         self.powers, self.every, self.at, self.millijoules = powers, every, 0.0, 0
@@ -72,7 +72,7 @@ class Node:
 @settings(max_examples=100)
 @given(data=st.data())
 def test_the_upper_bound_never_exceeds_the_budget_while_the_assumption_holds(data, tmp_path_factory):
-    """Steps and saves of one or two nodes; none takes longer or more than what came before, by more than a tenth."""
+    """Steps and saves of one or two nodes; none exceeds the earlier ones in time or energy by more than a tenth."""
     most = data.draw(st.integers(1, 3000))
     save = data.draw(st.floats(0.0, 60.0))
     longest = data.draw(st.floats(0.1, 30.0))
@@ -106,12 +106,12 @@ def test_the_upper_bound_never_exceeds_the_budget_while_the_assumption_holds(dat
         if not over[0]:
             steps += 1
             everywhere(longest * data.draw(st.sampled_from([1.0, 1.0, 0.3])))
-    everywhere(save)  # one that was under way
+    everywhere(save)  # a save that was under way
     everywhere(save)
     used = sum(node.millijoules for node in nodes)
     if begun + 1000 * len(nodes) * most * (longest + 2 * save) * 1.1 <= limit_millijoules(limit):
         assert used <= limit_millijoules(limit) + 2 * len(nodes) * (steps + 4)  # halves of millijoules in this test
-    if over[0] and steps:  # and it is not stopped long before
+    if over[0] and steps:  # and it is not stopped much earlier
         assert used + 1000 * 1.1 * len(nodes) * most * (longest + 2 * save + 1) >= limit_millijoules(limit)
 
 
@@ -127,7 +127,7 @@ def line(kind, at, millijoules, **more):
     beats=st.integers(200, 5000).map(lambda milliseconds: milliseconds / 1000),
 )
 def test_a_kill_at_any_moment_leaves_a_bound_on_what_was_used(powers, kill, beats, tmp_path_factory):
-    """Power rises by at most a tenth over what the ledger has seen; the rest of the last interval is nowhere."""
+    """Power rises by at most a tenth over the ledger's; the rest of the last interval is in no line."""
     began = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     seen, total, lines = 0, 0, [line("begin", time_text_of(began), 0)]
     for number, watts in enumerate(powers):
@@ -198,7 +198,7 @@ def test_a_reading_that_fails_is_made_up_for_and_a_meter_that_is_silent_for_long
 
 
 class Planted:
-    """A meter of 100 W: 90 likely, 100 at most; time stands still but for `seconds`."""
+    """A meter of 100 W: 90 likely, 100 at most; time passes only by `seconds`."""
 
     seconds = 0.0
     beside = staticmethod(lambda: None)
@@ -273,14 +273,14 @@ def test_a_data_stage_stops_between_shards_stays_stopped_and_goes_on(tmp_path, p
         with pytest.raises(BudgetReached, match="work is not started, and it would use about"):
             work(runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(4500)))
     assert Planted.seconds == before
-    assert len(read_ledger(tmp_path / "energy.jsonl")) == 1  # nothing was even measured
+    assert len(read_ledger(tmp_path / "energy.jsonl")) == 1  # nothing was measured at all
     done = work(runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(20_000)))
     assert done.stats == {"shards": 8}
-    assert Planted.seconds == 80.0  # what was made was found
+    assert Planted.seconds == 80.0  # finished shards were found
 
 
 def test_what_the_pool_has_in_hand_when_the_budget_ends_is_finished_and_measured(tmp_path, planted, monkeypatch):
-    """Threads for processes: they share the planted clock. A shard takes 1,000 J; no kept one is free of charge."""
+    """Threads in place of processes share the planted clock. A shard takes 1,000 J; a kept one is never free."""
     begun = itertools.count()
     monkeypatch.setattr(Planted, "beside", lambda: time.sleep((0.05, 0.3)[next(begun) % 2]))
     tally = tmp_path / "tally"
@@ -308,7 +308,7 @@ def test_scope_training_bounds_no_data_stage_and_reports_are_always_made(tmp_pat
 
 
 def test_the_central_figure_counts_only_where_the_policy_says_so(tmp_path, planted):
-    """80 s: 8,000 J at most, 7,200 J likely; before the last shard 1.1 of one is asked for."""
+    """80 s: 8,000 J at most, 7,200 J likely; before the last shard 1.1 of one is required."""
     limit = kilowatt_hours(7600)
     with pytest.raises(BudgetReached, match="upper bound"):
         work(runtime_of(tmp_path / "a", kilowatt_hours=limit))
@@ -325,13 +325,13 @@ def test_unknown_energy_refuses_to_start_unless_the_policy_allows_it(tmp_path, m
     monkeypatch.setattr(meters, "_open_sources", lambda config, allotted: ([], ["nothing here has a meter"]))
     with pytest.raises(BudgetReached, match="gives no bound"):
         work(runtime_of(tmp_path / "b", kilowatt_hours=1))
-    with pytest.raises(BudgetReached, match=r"is unknown: work on .* at 20"):  # what the first try used is not known
+    with pytest.raises(BudgetReached, match=r"is unknown: work on .* at 20"):  # the use of the first try is not known
         work(runtime_of(tmp_path / "b", kilowatt_hours=1))
     assert work(runtime_of(tmp_path / "b", kilowatt_hours=1, unknown="allow")).stats == {"shards": 8}
 
 
 def test_what_others_spend_meanwhile_counts(tmp_path, planted, monkeypatch):
-    """Another node of the same root takes 1,000 J in each of our shards, and tells so in its own file."""
+    """Another node of the same root takes 1,000 J in each of our shards, and records that in its own file."""
     ledger, message = tmp_path / "energy.jsonl", []
     monkeypatch.setattr(spending, "still_runs", lambda line: line["host"] == "node2" and line["kind"] != "end")
 
@@ -345,7 +345,7 @@ def test_what_others_spend_meanwhile_counts(tmp_path, planted, monkeypatch):
     monkeypatch.setattr(Planted, "beside", other)
     with pytest.raises(BudgetReached):
         work(runtime_of(tmp_path, kilowatt_hours=kilowatt_hours(12_000)))
-    assert 2 <= len(message) < 8  # alone eight would have fitted
+    assert 2 <= len(message) < 8  # alone, eight would have fitted
 
 
 def test_no_budget_checks_nothing(tmp_path, planted):
@@ -365,7 +365,7 @@ def test_the_budget_is_part_of_the_policys_digest_and_its_absence_is_not(tmp_pat
 
     without = policy("")
     values = without.model_dump(mode="json")
-    assert "energy_budget" not in values  # a policy of before has the digest of before
+    assert "energy_budget" not in values  # a policy of an earlier release keeps its digest
     assert without.digest == sha256_bytes(canonical_json(values))
     texts = ["", "\n[energy_budget]\nkilowatt_hours = 1.0\n", "\n[energy_budget]\nkilowatt_hours = 1.5\n"]
     texts += ['\n[energy_budget]\nkilowatt_hours = 1.0\nbound = "central"\n']
@@ -375,7 +375,7 @@ def test_the_budget_is_part_of_the_policys_digest_and_its_absence_is_not(tmp_pat
 
 
 def test_the_meters_own_thread_reports_the_bounds_that_the_budget_reads(tmp_path):
-    """No stand-in: this machine's own meter, whichever it has."""
+    """No stand-in: the meter of this machine, whichever it has."""
     with meter(EnergyConfig(sample_seconds=0.1), tmp_path / "energy.jsonl")("train") as energy:
         first = energy[RUNNING]
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""A budget on a node whose meter another run of the root has: what nobody measured between is not taken for free."""
+"""A budget on a node whose meter another run of the root holds: unmeasured gaps are not treated as free."""
 
 import contextlib
 import itertools
@@ -31,7 +31,7 @@ from tests.governance.test_energy_budget import (  # noqa: F401
 @pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("takes_over", [True, False])
 def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tmp_path, monkeypatch, takes_over):
-    """Another run of the root has the node's meter, and ends during our third shard, of ten seconds each."""
+    """Another run of the root holds the node's meter, and ends during our third shard, of ten seconds each."""
     other, begun, ledger = contextlib.ExitStack(), itertools.count(1), tmp_path / "energy.jsonl"
     for name in ("_FIRST_SECONDS", "_STAND_SECONDS"):
         monkeypatch.setattr(meters, name, 0.01 if takes_over else 60.0)
@@ -43,7 +43,7 @@ def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tm
                 time.sleep(0.01)
 
     monkeypatch.setattr(Planted, "beside", beside)
-    runtime = runtime_of(tmp_path, kilowatt_hours=100)  # whatever power joules of planted seconds make of real ones
+    runtime = runtime_of(tmp_path, kilowatt_hours=100)  # enough for planted joules in real seconds
     other.enter_context(meter(SLOW, ledger)("other"))
     if takes_over:
         assert work(runtime, shards=30).stats == {"shards": 30}
@@ -52,13 +52,13 @@ def test_a_node_whose_meter_was_anothers_is_not_taken_for_free_when_that_ends(tm
         assert theirs.millijoules + ours.millijoules == Planted.seconds * 90_000
         return
     with pytest.raises(BudgetReached, match=r"the meter that had this node has ended.*shards that are made are kept"):
-        work(runtime, shards=60)  # of which more than 300 s of silence are not made up for
+        work(runtime, shards=60)  # of which more than 300 s of silence are not filled in
     assert 3 < len(list((tmp_path / "work").glob("*/made/*"))) < 60
-    assert work(runtime, shards=60).stats == {"shards": 60}  # this start has the meter
+    assert work(runtime, shards=60).stats == {"shards": 60}  # this start holds the meter
 
 
 def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greatest_power(tmp_path, monkeypatch):
-    """The other's stages took 100 W; 20 s of 110 W lie between them as we see it, and then there is no third."""
+    """The other's stages took 100 W; between them we count 20 s of 110 W, and then there is no third."""
     ledger, host, clock = tmp_path / "energy.jsonl", socket.gethostname(), types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(spending, "still_runs", lambda line: line["kind"] != "end")
     own_file(ledger)
@@ -71,7 +71,7 @@ def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greates
     energy = {RUNNING: {"elsewhere": True, "method": "shared", "at": 0.0, "bounds": {"upper": (None, 0)}}}
     keeper = Keeper(EnergyBudget(kilowatt_hours=1), ledger, "policy.toml", clock=lambda: clock.now)
     tell("begin", "o.1", 0, 0)
-    watch = keeper.watch(Watched(energy, "work/0", first=False))  # the ledger itself is the first rank's
+    watch = keeper.watch(Watched(energy, "work/0", first=False))  # the ledger itself belongs to the first rank
 
     def look(seconds):
         clock.now += seconds
@@ -96,5 +96,5 @@ def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greates
     assert look(3) == (334 * 110, 0)
     energy[RUNNING]["bounds"] = {"upper": (500_000, 90_000)}
     assert look(0) == (334 * 110 + 500, 0)
-    energy.clear()  # a rank that does not measure asks nothing of the kind
+    energy.clear()  # a rank that does not measure needs none of this
     assert keeper.watch(Watched(energy, "work/0", measures=False, first=False)).words(0.0)[0] == 0

@@ -1,4 +1,4 @@
-"""codecarbon as a meter: its figures in parts, what is guessed said to be, bounds, one a node, and no network."""
+"""codecarbon as a meter: its figures in parts, guesses marked, bounds, one a node, and no network."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ class Fixed:
 
 
 class Tracker:
-    """What codecarbon answers, planted: kWh since it was started."""
+    """Planted answers of codecarbon: kWh since it was started."""
 
     def __init__(self, mode):
         self.cpu_energy = self.ram_energy = self.gpu_energy = 1.0
@@ -122,7 +122,7 @@ def test_it_counts_all_gpus_of_the_node_whatever_one_rank_sees(monkeypatch):
     output = []
 
     class Took(codecarbon.OfflineEmissionsTracker):
-        """The real one, up to what it took for its settings."""
+        """The real one, up to the settings that it adopted."""
 
         def start(self):
             output.append(self._conf["gpu_ids"])

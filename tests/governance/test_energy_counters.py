@@ -1,4 +1,4 @@
-"""Counters against a power that is known: whatever they do on the way, the sum is right and the bounds hold."""
+"""Counters against a known power: whatever they do on the way, the sum is right and the bounds hold."""
 
 import contextlib
 import math
@@ -83,7 +83,7 @@ def test_nvml_with_a_reset_and_gaps(seed):
     assert "began again" in counter.detail
 
 
-GLITCHES = {  # the reading before, the true one -> what is read instead
+GLITCHES = {  # the reading before, the true one -> the wrong one read instead
     "a unit": lambda before, true, chance: before - 1,
     "slightly": lambda before, true, chance: before - chance.randrange(1, 10**7),
     "by a tenth": lambda before, true, chance: int(before * chance.uniform(0.9, 1)),
@@ -95,7 +95,7 @@ GLITCHES = {  # the reading before, the true one -> what is read instead
 @pytest.mark.parametrize("size", [262_143_328_850, None])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_glitch_is_no_reset_and_stays_within_the_bounds(kind, size, seed):
-    """NVML's counter stands at megajoules: a reset that was none would add them all."""
+    """NVML's counter is at megajoules: a false reset would add them all."""
     chance = random.Random(f"{kind} {size} {seed}")
     device, shown = Device(chance), [0]
     at = {10 * chance.randrange(2, 70) for _ in range(8)}

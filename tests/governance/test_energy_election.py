@@ -1,4 +1,4 @@
-"""The election of a node's meter is held again: real processes, a holder that leaves or is killed, no joule twice."""
+"""The election of a node's meter is repeated: real processes, a holder that leaves or is killed, no joule twice."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def node(tmp_path, monkeypatch):
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("root", ["root", "another root"])
 def test_who_waited_measures_when_the_holder_ends(node, root, killed):
-    """A short command holds the meter when a training starts; what both read is each joule once."""
+    """A short command holds the meter when a training starts; each joule is in one of their readings."""
     short = node.start("audit", root)
     assert ask(short) == "RAPL"
     training = node.start("train")
@@ -124,7 +124,7 @@ def test_who_waited_measures_when_the_holder_ends(node, root, killed):
 
 
 def test_of_many_who_wait_one_measures(node):
-    """Three wait; each holder is killed in turn, and every joule stands in exactly one line."""
+    """Three wait; each holder is killed in turn, and every joule is in exactly one line."""
     waiting = [node.start(f"stage{number}") for number in range(4)]
     for count in range(4, 0, -1):
         end = time.monotonic() + 60
@@ -144,9 +144,9 @@ def test_of_many_who_wait_one_measures(node):
 
 
 def test_who_waits_leaves_its_marks_when_it_is_killed(node):
-    """Its energy is unknown, not its artifact and step: the attempt that goes on from there is a restart."""
+    """Its energy is unknown, but not its artifact and step: the attempt that continues from there is a restart."""
     holder = node.start("audit", "another root")
-    assert ask(holder) == "RAPL"  # it has the meter before the training starts
+    assert ask(holder) == "RAPL"  # it holds the meter before the training starts
     training = node.start("train")
     ask(training, "resumed_from 0")
     ask(training, "step 12")

@@ -1,4 +1,4 @@
-"""Carbon, water and SCI: reckoned by hand, monotone in every factor, and unknown with what to set, never zero."""
+"""Carbon, water and SCI: computed by hand, monotone in every factor, and unknown with the missing setting named."""
 
 import importlib.util
 import json
@@ -130,7 +130,7 @@ def test_energy_is_weighed_by_its_hours(tmp_path):
     ]
     span = (datetime.fromisoformat("2026-01-01T00:00Z"), datetime.fromisoformat("2026-01-01T01:50Z"))
     factors = resolve(config, tmp_path, span)
-    assert factors.by_hour.grams_per_kwh == (100.0, 10.0)  # the third hour is not the run's
+    assert factors.by_hour.grams_per_kwh == (100.0, 10.0)  # the third hour does not belong to the run
     grid = intensity_of(ran, factors)
     assert (grid.band.value, grid.covered, grid.used) == (pytest.approx((300 + 10 + 110) / 6), 1.0, ("by_hour",))
     assert factors_used(factors, grid)["by_hour"]["value"] == grid.band.value

@@ -1,6 +1,4 @@
-"""Random histories against a simulation: branches, rollbacks, restarts, hangs, kills in the midst of a line, no meter,
-and a meter that another process has at first.
-"""
+"""Random histories of branches, rollbacks, restarts, hangs, kills and missing meters, against a simulation."""
 
 from dataclasses import dataclass, field
 
@@ -33,7 +31,7 @@ attempt = st.fixed_dictionaries(
 
 @dataclass
 class Training:
-    """What one training has: (step, millijoules or None) on the way to its newest checkpoint, and where it began."""
+    """A training's (step, millijoules or None) on the way to its newest checkpoint, and the place where it began."""
 
     artifact: str
     base: int
@@ -59,7 +57,7 @@ def added(values: list[int | None]) -> int | None:
 
 
 class History:
-    """Writes a ledger as the meter would, and keeps the books in a way of its own."""
+    """Writes a ledger as the meter would, and keeps separate books."""
 
     def __init__(self, path):
         self.path, self.tick = path, 0
@@ -84,7 +82,7 @@ class History:
 
         def write(kind, **values):
             nonlocal phases
-            if "start-up" in phases and kind != "start":  # whatever follows the start-up takes some time
+            if "start-up" in phases and kind != "start":  # the time after the start-up is never zero
                 phases = {**phases, "compute": phases.get("compute", 0) + 1}
             kind = "beat" if kind == "start" else kind
             self.tick += 1
@@ -92,7 +90,7 @@ class History:
             write_line(self.path, kind, str(number), self.tick, known(count), **output)
 
         def segment():
-            """What stands since the last checkpoint: without the time in which another had the meter, and with it."""
+            """Energy since the last checkpoint, without and with the time when another process held the meter."""
             return [*([None] if waited else []), known(pending)]
 
         write("begin")

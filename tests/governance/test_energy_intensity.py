@@ -1,4 +1,4 @@
-"""A series of intensities is read as it stands, or refused by the line; outside its rows it says nothing."""
+"""A series of intensities is read as written, or refused with the line; outside its rows it has no value."""
 
 import math
 from datetime import UTC, datetime, timedelta

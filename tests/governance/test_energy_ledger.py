@@ -99,7 +99,7 @@ def test_a_kill_says_how_much_it_may_have_lost(tmp_path):
 
 
 def test_rollback_on_one_node_leaves_the_attempt_of_another_node_alone():
-    """Two nodes of one attempt begin at slightly different times; what they do later is not rolled back by that."""
+    """Two nodes of one attempt begin at slightly different times, which does not roll back their later work."""
 
     def interval(name, host, start, resumed, checkpoint):
         marks = {"artifact": ARTIFACT, "resumed_from": resumed}

@@ -22,7 +22,7 @@ FAST = EnergyConfig(sample_seconds=0.1)
 
 @pytest.fixture(autouse=True)
 def own_node(tmp_path, monkeypatch):
-    """A node of its own for each test: no other meter of this machine can have the lock."""
+    """A separate node for each test, so that no other meter of this machine can hold the lock."""
     folder = tmp_path / "runtime"
     folder.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))

@@ -1,4 +1,4 @@
-"""Several ranks on one node count what one would, and what counting takes."""
+"""Several ranks on one node count as one would, and the price of counting."""
 
 import json
 import os

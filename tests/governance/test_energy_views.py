@@ -1,4 +1,4 @@
-"""Views of energy against books kept in another way: branches, children, shares of data, rollbacks, kills, no meter."""
+"""Views of energy against separate books: branches, children, shares of data, rollbacks, kills, no meter."""
 
 from collections import Counter
 from fractions import Fraction
@@ -50,7 +50,7 @@ origin = st.fixed_dictionaries(
 
 
 class Books(History):
-    """A history with data work, and what its trainings were made from."""
+    """A history with data work, and the inputs of its trainings."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -151,7 +151,7 @@ def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, ori
             assert view.sum.measured is not None or not any(part.sum.measured is not None for part in view.parts)
             assert (view.sum.surviving, view.sum.wasted, view.sum.unknown) == (expected, 0, 0)
             assert (view.sum.measured or 0) + (view.sum.wasted or 0) <= (everything.measured or 0)
-            assert (view.sum.high is not None) == whole  # what is not all known has no upper bound
+            assert (view.sum.high is not None) == whole  # a sum that is not all known has no upper bound
             assert sum(part.sum.measured or 0 for part in view.parts) == (expected or 0)
             named = [part.artifact for part in view.parts]
             assert len(named) == len(set(named))
@@ -258,7 +258,7 @@ def test_ancestors_are_read_from_manifests(tmp_path):
     }
     assert set(known) == {m.folder for m in (raw, tokenizer, encode, parent, middle, child)}
     assert recorded(known.values())[encode.folder].measured == 2500
-    (tmp_path / parent.path).unlink()  # it was stopped: a checkpoint is all that stands of it
+    (tmp_path / parent.path).unlink()  # it was stopped: a checkpoint is all that remains of it
     trainings, _ = read_trainings([child], tmp_path)
     assert trainings[parent.folder] == Training(data, 640, {})
     (tmp_path / raw.path).unlink()

@@ -34,7 +34,7 @@ def one(table: pd.DataFrame, rule: Gate) -> CheckResult:
 
 
 def naive(table: pd.DataFrame, *built: object) -> bool:
-    """What Great Expectations itself says."""
+    """Great Expectations' own answer."""
     import great_expectations as gx
 
     batch = expectations._engine().get_batch(batch_parameters={"dataframe": table})
@@ -48,7 +48,7 @@ def between(**arguments: object) -> object:
     return gxe.ExpectColumnValuesToBeBetween(column="x", **arguments)
 
 
-# --- the five ways, and the idle ones
+# --- the five ways, and expectations without effect
 
 
 def test_several_tables_never_collide():
@@ -147,7 +147,7 @@ def test_an_empty_suite_is_no_success():
     ],
 )
 def test_an_idle_or_unknown_rule_is_an_error(fields, words):
-    rule = gate("unique").model_copy(update=fields)  # the policy refuses these; the door does not rely on that
+    rule = gate("unique").model_copy(update=fields)  # the policy refuses these; this door does not rely on that
     result = one(pd.DataFrame({"x": [1.0]}), rule)
     assert result.status == "error"
     assert words in result.detail

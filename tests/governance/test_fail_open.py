@@ -1,6 +1,6 @@
-"""What must not train a model, through the command line; plain Great Expectations (GX) beside it says success.
+"""Corpora that must not train a model, through the command line; plain Great Expectations (GX) reports success.
 
-One corpus is prepared and let through once. Each test copies it, does one thing to it, and asks twice: the audit ends
+One corpus is prepared and let through once. Each test copies it, edits it once, and runs two commands: the audit ends
 with 77, and so does the training, before a step is computed.
 """
 
@@ -47,7 +47,7 @@ def engine():
 
 
 def plain(table, *built):
-    """What Great Expectations itself says of a table."""
+    """Great Expectations' own answer on a table."""
     gx, _ = engine()
     batch = expectations._engine().get_batch(batch_parameters={"dataframe": table})
     return bool(batch.validate(gx.ExpectationSuite(name="plain", expectations=list(built))).success)
@@ -227,7 +227,7 @@ def resign(folder, **changes):
 
 
 def test_results_that_were_altered_give_no_verdict(project, capsys):
-    """A letter for a letter, so that the file keeps its size: only its digest tells."""
+    """One letter is exchanged for another, so that the file keeps its size: only its digest differs."""
     demand(project, FAILS)
     assert main(["governance", "check", *words_of(project)]) == 77
     for path in (project / "root" / "audit").glob("*/results.json"):
@@ -239,7 +239,7 @@ def test_results_that_were_altered_give_no_verdict(project, capsys):
 
 
 def test_a_torn_line_of_the_journal_does_not_close_for_ever(project, capsys):
-    """What a killed writer leaves is passed over until the next one closes it; a whole line that was altered is not."""
+    """A line that a killed writer left is passed over until the next one closes it; an altered whole line is not."""
     journal = project / "root" / "journal.jsonl"
     whole = journal.read_bytes()
     journal.write_bytes(whole + whole.splitlines()[0][:300])

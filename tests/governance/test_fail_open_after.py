@@ -1,6 +1,6 @@
-"""After the verdict: whoever can write the root, without a key, gets no other tokens into training, nor other evidence.
+"""After the verdict: writing the root without a key brings no other tokens into training, nor other evidence.
 
-A corpus was let through. Each case copies it, edits what lies on disk, and types `assay train`.
+A corpus was let through. Each case copies it, edits the files on disk, and types `assay train`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def journal_of(folder):
 
 
 def edited(change):
-    """An attack that writes the journal's lines anew."""
+    """An attack that rewrites the journal's lines."""
 
     def attack(folder):
         path = journal_of(folder)
@@ -156,7 +156,7 @@ def a_broken_refusal(folder):
 
 
 def by_another_key(folder):
-    """Every line signed again, by somebody who has no trusted key."""
+    """Every line signed again, by an account without a trusted key."""
     create_key(folder / "stranger.pem")
     lines = [json.loads(line) for line in journal_of(folder).read_bytes().splitlines()]
     journal_of(folder).unlink()
@@ -166,14 +166,14 @@ def by_another_key(folder):
 
 
 def a_strangers_line(folder):
-    """The manifest altered, and a line that states it: but not by a trusted key."""
+    """The manifest altered, and a line that states it, but not by a trusted key."""
     create_key(folder / "stranger.pem")
     made = read_manifest(reseal(folder, "encode", run={}))
     Journal(folder / "root", lambda: private_key(folder / "stranger.pem")).state_artifact(made)
 
 
 def cut_back_after_a_refusal(folder):
-    """The fifth way: the refusal removed, the old PASS put back, the journal as it was then: all was true once."""
+    """The fifth way: the refusal removed, the old PASS and the journal of that time put back; all was true once."""
     path, before = verdict_of(folder)[0], journal_of(folder).read_bytes()
     passed = path.read_bytes()
     refused = paper(folder, REFUSAL, gate="sources.documents_lost")
@@ -184,7 +184,7 @@ def cut_back_after_a_refusal(folder):
 
 
 def moved_and_cut_back(folder):
-    """The same, and the root replaced by a link to where it lies now."""
+    """The same, with the root replaced by a link to its new place."""
     cut_back_after_a_refusal(folder)
     (folder / "root").rename(folder / "aside")
     (folder / "root").symlink_to(folder / "aside")
@@ -268,7 +268,7 @@ def test_an_edit_after_the_verdict_does_not_train(project, capsys, name):
 
 @pytest.mark.parametrize("role", ["clean/*/features/*tales*", "redact/*/documents/*tales*"])
 def test_documents_altered_after_they_were_judged_are_named_by_verify(project, role):
-    """They were hashed when they were judged, and training reads tokens alone: the verdict holds; `verify` tells."""
+    """They were hashed when judged, and training reads tokens alone: the verdict holds; `verify` reports it."""
     path = only(project, role)
     flip(path)
     assert opens(project) == "PASS"
@@ -329,7 +329,7 @@ def test_lines_that_are_given_up_open_again_and_leave_a_trace(project, capsys):
 
 
 def test_a_manifest_of_an_earlier_making_does_not_count(project):
-    """Both were signed; the last statement is the one that counts."""
+    """Both were signed; the last statement counts."""
     path = only(project, "encode/*/manifest.json")
     first = path.read_bytes()
     path.unlink()

@@ -62,7 +62,7 @@ def refused(folder, capsys, words):
 
 
 def with_passes(path):
-    """The same file with a pass for each failure: a letter for a letter."""
+    """The same file with each failure changed to a pass, letter for letter."""
     path.write_text(path.read_text().replace('"status": "fail"', '"status": "pass"'))
 
 
@@ -81,7 +81,7 @@ def bias_and_manifest(folder):
 
 
 def energy(folder):
-    """A digest that fits, and another energy: only the seal that was stated tells."""
+    """A digest that fits, and another energy: only the stated seal shows it."""
     made = read_manifest(only(folder, "clean/*/manifest.json"))
     reseal(folder, "clean", files=False, run={**made.run, "energy": {**made.run["energy"], "joules": 0.1}})
 
@@ -102,7 +102,7 @@ def test_judged_evidence_that_was_edited_signs_nothing(blocked, tmp_path, capsys
     refused(project, capsys, words)
 
 
-# --- records of workers: believed under the job's key alone
+# --- records of workers: accepted only under the job's key
 
 
 def plain(folder, record, content, finding):
@@ -110,7 +110,7 @@ def plain(folder, record, content, finding):
 
 
 def in_the_old_envelope(folder, record, content, finding):
-    """The signature is genuine, of what was said before."""
+    """The signature is genuine, but of earlier content."""
     envelope = json.loads(record.read_bytes())
     said = json.loads(base64.b64decode(envelope["payload"]))
     said["predicate"]["content"] = content
@@ -124,7 +124,7 @@ def by_a_stranger(folder, record, content, finding):
 
 
 def of_another_shard(folder, record, content, finding):
-    """A genuine record, under the name of this one: the finding of a shard that passed."""
+    """A genuine record under another name: the finding of a shard that passed."""
     root, signer = folder / "root", KeySigner(GovernanceConfig(signing_key="key.pem"), folder)
     for other in record.parent.glob("*.json"):
         found = read_note(other, root, signer)
@@ -159,7 +159,7 @@ def test_a_finding_with_its_record_is_found_again(blocked, tmp_path, capsys, for
 
 
 def test_a_decision_for_all_that_was_forged_is_made_again(blocked, tmp_path, caplog):
-    """What one worker decided for all (of duplicates), with its note: without the manifest both would be believed."""
+    """One worker's decision for all (on duplicates), with its note: without the manifest both would be accepted."""
     project = copy_of(blocked, tmp_path)
     manifest, decided = only(project, "dedup/*/manifest.json"), only(project, "dedup/records/*.verdict.arrow")
     digest, before = read_manifest(manifest).digest, decided.read_bytes()
@@ -174,7 +174,7 @@ def test_a_decision_for_all_that_was_forged_is_made_again(blocked, tmp_path, cap
 
 
 def test_remembered_digests_of_sources_are_not_taken_from_others(prepared, tmp_path, capsys):
-    """Another source file under the digest of the old one: it is read again, and is another corpus (66)."""
+    """Another source file under the digest of the old one: it is read again, and gives another corpus (66)."""
     project = copy_of(prepared, tmp_path)
     source, digests = project / "stories.jsonl", project / "root" / "fetch" / "digests.json"
     old = sha256_file(source)
@@ -186,11 +186,11 @@ def test_remembered_digests_of_sources_are_not_taken_from_others(prepared, tmp_p
     assert "ingest: not made yet" in capsys.readouterr().err
 
 
-# --- what the checks read
+# --- files that the checks read
 
 
 def same_size(path, change):
-    """A Parquet file with other columns and the old size: bytes between the pages and the footer are nobody's."""
+    """A Parquet file with other columns and the old size: no reader uses bytes between the pages and the footer."""
     size, table = path.stat().st_size, pq.read_table(path, partitioning=None)
     pq.write_table(change(table), path, compression="zstd", compression_level=19, store_schema=False)
     data = path.read_bytes()
@@ -201,7 +201,7 @@ def same_size(path, change):
 
 
 def licensed(table):
-    """Under a good licence; the texts a little shorter, so that all fits."""
+    """Under an allowed licence; the texts are a little shorter, so that all fits."""
     for name, values in (
         ("licence", ["CC0-1.0"] * table.num_rows),
         ("text", [text[: len(text) // 2] for text in table["text"].to_pylist()]),
@@ -240,7 +240,7 @@ def test_every_file_that_a_check_reads_is_hashed(blocked, tmp_path, capsys, role
 
 
 def test_counts_of_ingest_are_those_that_were_stated(prepared, tmp_path, capsys):
-    """Other counts of quarantined records, and the run typed anew: what follows is made of the false manifest."""
+    """Other counts of quarantined records, and the run typed again: later stages are made from the false manifest."""
     project = copy_of(prepared, tmp_path)
     made = read_manifest(only(project, "ingest/*/manifest.json"))
     write_manifest(made.model_copy(update={"stats": {**made.stats, "quarantined": 1}}), project / "root")
@@ -249,7 +249,7 @@ def test_counts_of_ingest_are_those_that_were_stated(prepared, tmp_path, capsys)
 
 
 def test_a_shard_altered_between_two_stages_is_not_passed_on(prepared, tmp_path, capsys):
-    """Altered, taken over by the next stage, and put back: nothing would tell afterwards."""
+    """Altered, used by the next stage, and put back: nothing would show it afterwards."""
     project = copy_of(prepared, tmp_path)
     shutil.rmtree(project / "root" / "clean")
     shard = only(project, "ingest/*/documents/*stories*")

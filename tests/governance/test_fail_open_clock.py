@@ -1,4 +1,4 @@
-"""One wrong clock must not lock a root for good, and undoing it must bring nothing back that was over."""
+"""A wrong clock must not lock a root for good, and the repair must revive no expired verdict."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def closed(yard, words):
 
 @pytest.fixture
 def ahead(yard, monkeypatch):
-    """A root in which a check ran forty days ahead, and the clock is right again."""
+    """A root in which a check ran forty days ahead, with the clock right again."""
     yard.judge(**OWN)
     with monkeypatch.context() as patch:
         move_clock(patch, 40 * DAY)
@@ -115,7 +115,7 @@ def test_no_verdict_from_before_comes_back(ahead, monkeypatch, attack):
 
 
 def test_a_clock_set_back_brings_no_expired_verdict_back(yard, monkeypatch):
-    """The owner's own statement, asked of him by a clock that lies, does not open: the verdict must be given again."""
+    """The owner's own statement, requested because of a wrong clock, does not open: the verdict must be given again."""
     yard.judge(**OWN)
     with monkeypatch.context() as patch:
         move_clock(patch, 31 * DAY)
@@ -199,6 +199,6 @@ def lines(*times):
     ],
 )
 def test_times_fall_only_where_a_statement_says_so(given, counting, faults):
-    """A statement that leaves one of the lines dated ahead, or names none, makes nothing right."""
+    """A statement that leaves one of the lines dated ahead, or names none, repairs nothing."""
     kept, found = read_times(given)
     assert ([line.index for line in kept], len(found) >= faults, bool(found)) == (counting, True, bool(faults))

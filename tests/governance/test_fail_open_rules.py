@@ -1,4 +1,4 @@
-"""Rules that must not be passed by accident: edges of the engine, and whose rules a run is under."""
+"""Rules that must not be passed by accident: edges of the engine, and the rules that bind a run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _NEAR = st.integers(EXACT - 4, EXACT + 64)
 @settings(max_examples=25)
 @given(value=_NEAR, bound=_NEAR.filter(lambda number: int(float(number)) == number), sign=st.sampled_from([1, -1]))
 def test_integers_are_compared_with_a_bound_as_integers(value, bound, sign):
-    """By the engine for the verdict, and by the reader's list of offending rows."""
+    """Judged by the engine for the verdict, and by the reader's list of offending rows."""
     value, bound = sign * value, sign * bound
     for rule, kept in (
         (gate("between", max=float(bound)), value <= bound),
@@ -113,7 +113,7 @@ def test_the_dollar_is_the_end_of_the_text(written, handed):
     assert anchored(written) == handed
 
 
-# --- whose rules: a site's policy, and two keys for one verdict
+# --- binding rules: a site's policy, and two keys for one verdict
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_verdict_from_before_the_site_had_rules_is_given_anew(yard, monkeypatc
 
 @pytest.mark.parametrize("by_site", [True, False])
 def test_a_verdict_by_two_keys(bound, by_site):
-    """The holder of one key opens nothing, whichever it is; each of the two in its place does."""
+    """The holder of one key opens nothing, whichever it is; both keys, each in its place, do."""
     wanted = {} if by_site else {"verdict_by": ("audit", "gate")}
     if by_site:
         bound.pin(verdict_by=["audit", "gate"])

@@ -1,4 +1,4 @@
-"""Nothing half-written ever stands under a final name."""
+"""No half-written file ever has a final name."""
 
 import os
 import subprocess

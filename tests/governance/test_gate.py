@@ -1,4 +1,4 @@
-"""The gate fails closed: only a believed, fitting, unexpired PASS or WAIVED opens it."""
+"""The gate fails closed: only a trusted, fitting, unexpired PASS or WAIVED opens it."""
 
 import datetime
 import json
@@ -187,7 +187,7 @@ def test_other_shards_other_policy_and_expiry_close(corpus, monkeypatch):
 
 
 def move_clock(monkeypatch, by):
-    """Every later question after the time is answered that much later."""
+    """Every later request for the time gets a time that is later by so much."""
     real = datetime.datetime
 
     class Moved(real):
@@ -214,7 +214,7 @@ def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatc
 
 @pytest.fixture
 def journal(corpus):
-    """The journal of the root, in which the corpus and its audit are stated."""
+    """The journal of the root, which states the corpus and its audit."""
     tokens, audit, config, root = corpus
     opened = open_journal(config, root, root)
     for manifest in (tokens, audit):

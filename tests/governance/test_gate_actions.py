@@ -40,7 +40,7 @@ def serving(server):
 
 @pytest.fixture
 def web():
-    """A server that keeps what it gets, and answers with `status` (None: never)."""
+    """A server that keeps its requests, and answers with `status` (None: never)."""
     got, over = [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -248,7 +248,7 @@ def test_a_closed_gate_stays_closed_whatever_the_action_does(web, gate, status):
 
 @pytest.mark.parametrize("ends", [0, GateClosed.exit_code])
 def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_once(web, gate, monkeypatch, ends):
-    """The launcher reports; its ranks, which pass the gate too, and after each restart, do not."""
+    """The launcher reports; its ranks, which also pass the gate, after each restart too, do not."""
     started, outcomes = [], iter([{"verdict": "PASS"}, GateClosed("revoked")])
 
     def launch(processes, words, **named):

@@ -1,4 +1,4 @@
-"""Gates that name any expectation of Great Expectations: each verdict as GX gives it, and every way to fail closed."""
+"""Gates that name any expectation of Great Expectations: each verdict is GX's, and every failure closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of a journal outlives what is cut from it, and follows a root that is moved or copied."""
+"""The head of a journal outlives a cut of its lines, and follows a root that is moved or copied."""
 
 import itertools
 import shutil
@@ -30,7 +30,7 @@ def journal(root):
 
 
 def grow(root, lines):
-    """State so many more things; the journal as another process finds it."""
+    """State so many more entries; the journal as another process finds it."""
     root.mkdir(exist_ok=True)
     ours = journal(root)
     for _ in range(lines):
@@ -90,7 +90,7 @@ def test_a_cut_journal_gains_nothing_by_a_move(tmp_path):
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_roots_that_are_moved_copied_and_go_on_are_never_behind(tmp_path_factory, data):
-    """Any order of appending, moving, copying and reaching through a symbolic link: no false alarm."""
+    """No false alarm for any order of appending, moving, copying and reaching through a symbolic link."""
     folder = tmp_path_factory.mktemp("roots")
     create_key(folder / "key.pem")
     roots = [folder / "r0"]

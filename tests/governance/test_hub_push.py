@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def visibility(hub, name):
-    """Visibility that the request to create a repository asks for, in either form of the hub's library."""
+    """The visibility in the request that creates a repository, in either form of the hub's library."""
     request = hub.repositories[name]
     assert ("private" in request) != ("visibility" in request), request
     return request.get("visibility") or ("private" if request["private"] else "public")

@@ -1,4 +1,4 @@
-"""A file is read only while it is what its manifest lists."""
+"""A file is read only while it matches its manifest."""
 
 import os
 

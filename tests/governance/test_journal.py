@@ -1,4 +1,4 @@
-"""The journal: a chain that cannot be edited, appended to by many at once, torn at most at its end."""
+"""The journal: a chain that cannot be edited, that many can append to at once, torn at most at its end."""
 
 import json
 import multiprocessing
@@ -126,7 +126,7 @@ def test_a_killed_writer_tears_its_own_last_line_only_which_is_reported_and_clos
     assert "line 2 was torn" in caplog.text
     entries = whole(tmp_path)
     assert [entry.index for entry in entries] == [0, 1, 3]
-    assert path.read_bytes().startswith(data[:-40] + b"\n")  # what was there stays
+    assert path.read_bytes().startswith(data[:-40] + b"\n")  # existing content stays
     path.write_bytes(path.read_bytes().replace(data[-80:-40], data[-80:-41] + b"#"))
     assert read_journal(path, [private_key(tmp_path / "key.pem").public_key()])[1]
 
@@ -176,7 +176,7 @@ def test_no_edit_passes(tmp_path, edit):
         for number in range(5):
             open_it(tmp_path / "other").state_artifact(manifest(number))
         lines = (tmp_path / "other" / FILE_NAME).read_bytes().splitlines(keepends=True)
-    else:  # who has no key can make hashes fit, but not what was signed
+    else:  # an account without a key can make hashes fit, but not signatures
         kept = [json.loads(line) for line in lines[:2] + lines[3:]]
         for index, values in enumerate(kept):
             values["index"] = index
@@ -229,7 +229,7 @@ def test_the_head_goes_into_the_slurm_comment_and_the_git_note(tmp_path, monkeyp
     assert asked == ["show job 77", f"update JobId=77 Comment=assay journal {journal.head()}"]
     shows = f'[ "$1" != show ] || echo "   Comment=bioassay: 12; assay journal 3:ab"; echo "$@" >> {tmp_path}/asked'
     (tools / "scontrol").write_text(f"#!/bin/sh\n{shows}\nexit $(cat {tmp_path}/status)\n")
-    journal.state_artifact(manifest(5))  # what the site wrote there is kept
+    journal.state_artifact(manifest(5))  # the site's own text there is kept
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked[-1] == f"update JobId=77 Comment=bioassay: 12; assay journal {journal.head()}"
     note = subprocess.run(

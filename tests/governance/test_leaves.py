@@ -1,4 +1,4 @@
-"""Large files have a digest for each 64 MiB; small ones are described as ever."""
+"""Large files have a digest for each 64 MiB; small ones are described as before."""
 
 import hashlib
 

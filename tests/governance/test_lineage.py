@@ -1,4 +1,4 @@
-"""The graph as lines, as a picture and as PROV; model signatures that the stock tool believes."""
+"""The graph as lines, as a picture and as PROV; model signatures that the stock tool accepts."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def finished(tmp_path_factory):
 
 
 def stock(folder, key):
-    """The stock tool's exit status, and what it said."""
+    """The stock tool's exit status and output."""
     pytest.importorskip("model_signing", reason="the dev extra is not installed")
     words = ["verify", "key", str(folder), "--signature", str(folder / "model.sig"), "--public_key", str(key)]
     done = subprocess.run([sys.executable, "-m", "model_signing", *words], capture_output=True, text=True, check=False)

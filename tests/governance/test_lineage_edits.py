@@ -1,4 +1,4 @@
-"""Whatever is edited below a root, `verify --deep` finds it and names the file, and of a large file the piece."""
+"""`verify --deep` finds every edit below a root and names the file, and the piece of a large file."""
 
 import datetime
 import json
@@ -72,7 +72,7 @@ def pristine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def working(pristine, tmp_path_factory):
-    """A copy that each edit is made in; what an edit touched is put back after it."""
+    """A copy in which each edit is made; an edited file is restored after it."""
     return copy_of(pristine, tmp_path_factory.mktemp("working"))
 
 
@@ -160,7 +160,7 @@ def edit_replay(root, chance):
 
 
 def edit_parents(root, chance):
-    """Inputs of two artifacts are exchanged, or of one put in another order; the seal is made to fit."""
+    """Inputs of two artifacts are exchanged, or those of one reordered; the seal is made to fit."""
     paths = [path for path in sorted(root.glob("*/*/manifest.json"))]
     while True:
         one, other = chance.sample(paths, 2)
@@ -214,7 +214,7 @@ def check(pristine, root, edit, seed):
             if len(path.relative_to(root).parts) == 4
             else path.parent / "manifest.json"
         )
-        if own in named and own != path:  # who lists this file was altered too: that is said instead
+        if own in named and own != path:  # the artifact that lists this file was altered too: that is reported instead
             name = f"{own.relative_to(root).as_posix()}: "
         message = [problem for problem in problems if problem.startswith(name) or "journal.jsonl" in name in problem]
         assert message, (edit.__name__, seed, name, problems)
@@ -239,7 +239,7 @@ def test_edits_are_found_and_named(pristine, working, edit):
 
 @pytest.mark.slow
 def test_hundreds_of_random_edits_are_all_found_and_named(tmp_path, monkeypatch):
-    """Pieces of 1 MiB, for each edit costs two readings of the large file; above they have their own size."""
+    """Pieces of 1 MiB, since each edit costs two readings of the large file; elsewhere they have their own size."""
     for module in (files, governance.manifest):
         monkeypatch.setattr(module, "LEAF_BYTES", 1 << 20)
     pristine = build(tmp_path / "pristine")
@@ -273,7 +273,7 @@ def test_a_shallow_check_of_one_artifact_reads_only_that(pristine, tmp_path):
     assert verify_artifact(train, CONFIG, root.parent)[1] == []
     problems = verify_artifact(train, CONFIG, root.parent, deep=True)[1]
     assert [problem.startswith("clean/") for problem in problems] == [True]
-    shutil.rmtree(clean)  # to save space: no fault
+    shutil.rmtree(clean)  # removed to save space, which is not a fault
     assert verify_artifact(train, CONFIG, root.parent, deep=True)[1] == []
 
 
@@ -305,12 +305,12 @@ def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_pat
     def problems():
         return [line.partition(":")[0] for line in verify_root(root, CONFIG, root.parent, deep=True).problems]
 
-    assert problems() == []  # a run that was killed before it stated them
+    assert problems() == []  # left by a run that was killed before it stated them
     [audit] = map(read_manifest, root.glob("audit/*/manifest.json"))
     for _ in range(2):  # a repetition adds nothing
         state_mirror(open_journal(CONFIG, root.parent, root), audit, root)
     assert (root / "journal.jsonl").read_text().count("\n") == (pristine / "journal.jsonl").read_text().count("\n") + 1
-    link.unlink()  # as a copy without links has it
+    link.unlink()  # as in a copy without links
     assert problems() == []
     write_bytes(run / "media" / "table.json", b"[]")
     write_bytes(run / "other.json", b"{}")

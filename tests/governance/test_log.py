@@ -22,7 +22,7 @@ class Clock:
 
 @pytest.fixture
 def plain(monkeypatch, caplog):
-    """Plain lines, as in a job, on a clock that we turn."""
+    """Plain lines, as in a job, with a clock that the test sets."""
     clock = Clock()
     monkeypatch.setattr(log, "time", clock)
     logger = logging.getLogger("assay")

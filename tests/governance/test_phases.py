@@ -37,7 +37,7 @@ def test_the_silence_before_a_hang_was_found_is_hang_and_a_sign_of_life_ends_it(
     tell_hang({"clock": clock}, 30.0)
     assert clock.hung.is_set()
     now[0] = 110.0
-    tell_hang({"clock": clock}, 40.0)  # the same one: it counts on by itself
+    tell_hang({"clock": clock}, 40.0)  # the same phase continues to count
     assert clock.milliseconds() == {COMPUTE: 70_000, HANG: 40_000}
     with during({"clock": clock}, IDLE):
         now[0] = 112.0
@@ -69,7 +69,7 @@ def test_the_meter_writes_phases_and_its_dictionary_ends_without_the_clock(tmp_p
 
 
 def test_a_process_that_a_watchdog_ends_was_a_hang_and_its_energy_is_there(tmp_path):
-    """The line is written at once: long before the next sample, and before the process ends."""
+    """The line is written at once, long before the next sample and before the process ends."""
     ledger = tmp_path / "energy.jsonl"
     program = (
         "import os, sys, time; from pathlib import Path\n"

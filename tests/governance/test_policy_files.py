@@ -1,4 +1,4 @@
-"""The two policies that are shipped, and rules that a file takes over from its parent."""
+"""The two shipped policies, and rules that a file inherits from its parent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that a library swallows ends the process at the next step all the same."""
+"""A Ctrl-C that a library swallows still ends the process at the next step."""
 
 import contextlib
 import subprocess

@@ -1,4 +1,4 @@
-"""The page without eyes or mouse: marks that lead to the evidence, headings, keyboard."""
+"""The page without sight or mouse: links to the evidence, headings, keyboard."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def text(root):
 
 
 class Outline(Page):
-    """Every text with what it stands in: (element, attributes, serial number) from the outside in."""
+    """Every text with its enclosing elements: (element, attributes, serial number) from the outside in."""
 
     def __init__(self, text):
         self.way, self.texts, self.cited, self.count = [], [], set(), 0

@@ -1,4 +1,4 @@
-"""What the report says of differences between groups: only what its interval bears out, the harm first."""
+"""The report on differences between groups: only those that the interval supports, harm first."""
 
 from governance.checks.bias.interval_rows import COLUMNS
 from governance.reports.html.markup import join

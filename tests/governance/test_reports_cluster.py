@@ -1,4 +1,4 @@
-"""What the report says of a cluster's jobs: causes of attempts, and two meters side by side."""
+"""The report on a cluster's jobs: causes of attempts, and two meters side by side."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_causes_are_counted_by_job(tmp_path):
         said(tmp_path, f"12_{task}", "started", "2")
         said(tmp_path, f"12_{task}", "ended", "2", outcome="done", cause="done")
     said(tmp_path, "13", "started", "3")
-    said(tmp_path, "13", "started", "4")  # it still runs
+    said(tmp_path, "13", "started", "4")  # still running
     said(tmp_path, "99", "started", "5")  # of no job of this root
     found = cluster_facts(tmp_path)
     assert found["attempts"] == 6

@@ -1,4 +1,4 @@
-"""What stages count in addition to their funnel is shown on the page and on a terminal, with the manifests' numbers."""
+"""Further counts of stages are shown on the page and on a terminal, with the manifests' numbers."""
 
 import re
 
@@ -63,7 +63,7 @@ WANTED = [
 
 
 def shown(manifests):
-    """The tables as the page has them."""
+    """The tables on the page."""
     return join(corpus_sections.counts_folded({"counts": counted(manifests)}))
 
 

@@ -1,4 +1,4 @@
-"""The report's views and footprint: planted energy comes out in each view, and the page says what report.json says."""
+"""The report's views and footprint: planted energy appears in each view, and the page agrees with report.json."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     made = corpus(root)
     made["train"] = trained(root, made)
     ledger(root)
-    data_line(root, "encode", 40_000)  # its manifest says 33.5 J of another making: the ledger names the artifact
+    data_line(root, "encode", 40_000)  # its manifest states 33.5 J of another making: the ledger names the artifact
     manifest = report(made, verdict_of(made, "PASS"), root, Runtime(root), factors=FACTORS)
     found = json.loads((root / manifest.folder / "report.json").read_bytes())
     return root, made, manifest, found, (root / manifest.folder / "report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a report finds: faults of a run, what to look at first, two runs side by side, all runs of a folder."""
+"""Findings of a report: faults of a run, problems in order, two runs side by side, all runs of a folder."""
 
 import copy
 import json
@@ -119,7 +119,7 @@ def test_the_own_work_of_ranks_is_of_the_newest_attempt_and_weighed_by_steps(tmp
 
 
 def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_verified(tmp_path):
-    """One that diverged never has an artifact: its verdict would stand in no report."""
+    """A diverged training never becomes an artifact: its verdict would appear in no report."""
     made, begun = corpus(tmp_path), "train/0123456789abcdef"
     ledger(tmp_path)
 
@@ -149,7 +149,7 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     [entry] = [entry for entry in found["evidence"]["entries"] if entry["kind"] == "record"]
     assert entry["path"] == f"{begun}/metrics.jsonl"
     assert entry["id"] in found["evidence"]["of"]["/faults"]["from"]
-    output(step(2, 30, "start"))  # it goes on
+    output(step(2, 30, "start"))  # it continues
     for written in (running, stopped):
         assert recompute(written, tmp_path).mismatches == ()
     (tmp_path / begun / "metrics.jsonl").write_text("{}\n")
@@ -157,7 +157,7 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     with pytest.raises(ValueError, match="begun"):
         ReportSection(verdict_sha256="", begun="train/../elsewhere00")
     made["train"] = trained(tmp_path, made)
-    assert reported(begun=begun)[1]["begun"] is None  # a finished one is what the report is about
+    assert reported(begun=begun)[1]["begun"] is None  # the report is about a finished one
 
 
 def test_a_run_without_faults_says_so(tmp_path):
@@ -238,7 +238,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         plant(found)
         output = [row["what"] for row in first_look(found)]
         assert words in output[0], output
-        assert len(output) == count - (count > 8)  # once the energy is wasted it is not unknown any more
+        assert len(output) == count - (count > 8)  # wasted energy is no longer unknown
 
 
 def test_many_results_are_reported_gate_by_gate_and_none_that_failed_is_lost(runs):

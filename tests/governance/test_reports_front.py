@@ -43,7 +43,7 @@ def words_of(html):
 
 
 def test_ten_seconds_are_enough(waived):
-    """What an officer asks, in the order in which the eye meets it."""
+    """Questions of an officer, in the order in which the page answers them."""
     found, head = waived
     output = words_of(head)
     order = [
@@ -85,7 +85,7 @@ def test_a_block_says_which_licence_which_source_how_many_documents_and_whose_de
     assert sentence in output
     assert reasons({**found, "owners": {"legal": ["ann", "bob"]}}) == [sentence.replace("legal.", "legal (ann, bob).")]
     assert "A critical gate failed. The corpus may not be trained on. Nothing was trained." in output
-    assert output.count("licences.allowed") == 0  # said in words, not again as a card
+    assert output.count("licences.allowed") == 0  # in words, and not repeated as a card
     assert "1 critical check" not in output
 
 

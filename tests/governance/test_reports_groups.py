@@ -133,7 +133,7 @@ def test_a_finding_with_terms_and_examples_shows_them():
     page = str(groups(given))
     for words in ("small: 0.3 listed words a sentence lower", "victim", "She was &lt;b&gt;called&lt;/b&gt; a victim."):
         assert words in page
-    better = {**finding, "id": "y", "group": "male"}  # of a row that does not stand out
+    better = {**finding, "id": "y", "group": "male"}  # of a row that is not significant
     assert ">male<" not in str(groups({**given, "findings": [better, finding]}))
     [output] = first_look(given)
     assert output["example"] == "She was <b>called</b> a victim."

@@ -15,7 +15,7 @@ from tests.governance.test_reports_page import Page, corpus, folder_of, ledger, 
 
 
 def crowded(root):
-    """A run with all that a page can hold: bias tables, languages, validation by source and language, a fault."""
+    """A run with all that a page can show: bias tables, languages, validation by source and language, a fault."""
     made = corpus(root)
     folder = folder_of(root, "bias")
     folder.mkdir(parents=True)
@@ -78,7 +78,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def look(root, browser):
-    """What a browser sees of the page at a width: measured once."""
+    """The page as a browser lays it out at a width, measured once."""
     return functools.cache(lambda width, dark=False: browser.look(root, width, dark=dark))
 
 
@@ -91,7 +91,7 @@ def test_nothing_is_cut_off_folded_or_unfolded_and_every_word_has_contrast(look,
     assert output["scrolls"] <= width
     assert output["cut"] == []
     assert output["unfolded"] == []
-    assert output["both"] == 0  # an unfolded table takes the place of its first rows
+    assert output["both"] == 0  # an unfolded table replaces its first rows
     assert output["faint"] == []
 
 
@@ -111,7 +111,7 @@ def test_at_most_four_thousand_words_are_open(look):
 @pytest.mark.slow
 def test_a_browser_requests_nothing(root, browser, tmp_path):
     def asked(page):
-        """Hosts that were asked, but for those that the browser asks for itself (updates, the time)."""
+        """Hosts that were requested, except those that the browser itself requests (updates, the time)."""
         log = tmp_path / f"{page.stem}.net"
         browser.run(f"--log-net-log={log}", "--dump-dom", page.as_uri())
         hosts = set(re.findall(r'"url":"(?:https?|wss?|ftp)://([^/":]*)', log.read_text(errors="replace")))

@@ -58,7 +58,7 @@ def energy_of(joules):
 
 
 def funnel_stage(before, cuts, seed):
-    """Counts of a stage that keeps a part of each source and says why it dropped the rest."""
+    """Counts of a stage that keeps a part of each source, with the reasons for dropping the rest."""
     draw = random.Random(seed)
     by_source = {}
     for name, (documents, size) in before.items():
@@ -141,7 +141,7 @@ def audit_files(folder, passing):
 
 
 def metrics(folder, steps):
-    """Two attempts: the first was killed a few steps behind its checkpoint."""
+    """Two attempts, the first of which was killed a few steps after its checkpoint."""
     draw = random.Random(5)
 
     def record(event, attempt, step, **values):
@@ -339,7 +339,7 @@ def test_page_and_json_hold_the_same_summary(whole):
     root, _, manifest = whole
     summary = json.loads((root / manifest.folder / "report.json").read_bytes())["summary"]
     output = " ".join(Page(html_of(whole)).words)
-    assert summary["energy_joules"] == 3059.75  # 1,204.5 + 1,000 + 850 + 5.25: the report's own making is not in it
+    assert summary["energy_joules"] == 3059.75  # 1,204.5 + 1,000 + 850 + 5.25: without the making of the report itself
     assert summary["energy_wasted_joules"] == 99.877
     # kWh and grams are written in units that fit; without factors carbon is unknown
     for name, value in ((name, summary[name]) for name in summary if not name.endswith(("_kwh", "_grams"))):

@@ -171,7 +171,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("block", range(3), ids=["light", "dark", "paper"])
 def test_words_have_contrast_with_their_ground(block):
-    """WCAG 2.2, 1.4.3: 4.5 to 1 for words; 1.4.11: 3 to 1 for what is drawn."""
+    """WCAG 2.2, 1.4.3: 4.5 to 1 for words; 1.4.11: 3 to 1 for graphics."""
     found = re.findall(r":root\{([^}]*)\}", CSS)[block]
     colours = dict(re.findall(r"--(\w+):#([0-9a-f]+)", found))
 

@@ -30,7 +30,7 @@ CARD = "model_card.md"
 
 
 def sign_off(root, verdict):
-    """The verdict's envelope where the gate leaves it (whose key it is, is another test's question)."""
+    """The verdict's envelope where the gate leaves it (another test checks the signer)."""
     predicate = {key: value for key, value in verdict.items() if key not in ("key_id", "subjects")}
     payload = base64.b64encode(canonical_json(statement(verdict["subjects"], "verdict", predicate))).decode()
     write_json(
@@ -73,14 +73,14 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def copied(whole, tmp_path):
-    """The run where a test may change it: root, report."""
+    """The run in a place where a test may change it: root, report."""
     root = tmp_path / "moved"
     shutil.copytree(whole[0], root)
     return root, whole[1]
 
 
 def changed(text, place, digit):
-    """The text with one digit of its `place`th number turned into another."""
+    """The text with one digit of its `place`th number changed."""
     spots = [match.start() for match in NUMBER.finditer(text)]
     at = spots[place % len(spots)]
     assume(text[at] != digit)
@@ -114,7 +114,7 @@ def test_no_number_of_report_json_can_be_changed_nor_of_what_it_says_of_its_evid
     path.write_text(changed(texts["report.json"], place, digit), encoding="utf-8")
     try:
         message = [fault.line() for fault in recompute(made, root, replace_all).mismatches]
-    except ManifestError as error:  # it is no JSON any more
+    except ManifestError as error:  # it is not JSON any more
         message = [f"report.json: {error}"]
     finally:
         path.write_text(texts["report.json"], encoding="utf-8")
@@ -291,7 +291,7 @@ def sealed_faults(root, made):
 
 
 def test_what_only_the_report_says_cannot_be_changed_either(copied):
-    """Running intervals and which checkpoints stood are in no evidence: the sealed manifest finds a change."""
+    """No evidence covers running intervals and existing checkpoints: the sealed manifest finds a change."""
     root, made = copied
     state(root, lambda entries: next(entry for entry in entries if entry["kind"] == "ledger")["running"].append("z"))
     [fault] = sealed_faults(root, made)

@@ -1,4 +1,4 @@
-"""Files that only grow: every beginning that was stated is verified, and only an end that nobody stated is not."""
+"""Growing files: every stated beginning is verified, and only an end without a statement is not."""
 
 import json
 import os
@@ -31,7 +31,7 @@ ACTIONS = st.one_of(
 
 
 def play(root, actions):
-    """Append, tear and state as given; returns the statements as the journal would hold them."""
+    """Append, tear and state in the given order; returns the statements as the journal would hold them."""
     running, last, stated = RunningDigests(root), {}, {}
     for what, word in actions:
         if what == "state":
@@ -117,7 +117,7 @@ def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """A root of two stages that were measured, as a run makes it: root, and the two manifests."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no other meter of this machine has the turn
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no other meter of this machine holds the lock
     root = tmp_path / "root"
     journal = open_journal(CONFIG, tmp_path, root)
     measure = meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl")

@@ -1,6 +1,6 @@
-"""Shares and joins of an array: any order of them, with failures, ends in what one process makes.
+"""Shares and joins of an array: any order of them, with failures, gives the result of one process.
 
-A model says which shards each share must make: exactly its own missing ones of the step that is next, and nothing else.
+A model gives the shards that each share must make: exactly its own missing ones of the next step, and nothing else.
 """
 
 import functools
@@ -104,15 +104,15 @@ JOINS = {"": ["lists"], "letters": [], "totals": ["join"], "totals-2": ["vocabul
 
 
 class Model:
-    """What has been made, and what a share or a join makes next."""
+    """The work done so far, and the next work of a share or a join."""
 
     def __init__(self) -> None:
         self.steps = list(COUNTS)
-        self.joined: list[str] = []  # the steps behind which a join has been, "" for the start
+        self.joined: list[str] = []  # the steps after which a join has run, "" for the start
         self.done: dict[str, set[int]] = {step: set() for step in self.steps}
 
     def next_step(self) -> str | None:
-        """The step at which a share works; None where a join is next, or all is made."""
+        """The step at which a share works; None where a join comes next, or all is made."""
         if len(self.joined) in (0, len(self.steps) + 1):
             return None
         step = self.steps[len(self.joined) - 1]
@@ -139,7 +139,7 @@ class Model:
 
 
 def run(root: Path, fail_after: int | None = None, **values) -> tuple[list[tuple[str, int]], str]:
-    """One process; the calls that came to their end, and how it left."""
+    """One process; the calls that were completed, and its exception."""
     CALLS.clear()
     FAIL_AFTER[:] = [] if fail_after is None else [fail_after]
     try:
@@ -316,6 +316,6 @@ def test_a_share_reads_no_records_but_its_own_while_it_has_work(tmp_path, monkey
     assert "3 shards made" in turn(0)
     assert read == ["000", "003", "006"]
     assert (tmp_path / "tally-0").read_text().splitlines() == ["counts 000", "counts 003", "counts 006"]
-    assert "0 shards made" in turn(0)  # it has none to make: then it must know whether the step is complete
+    assert "0 shards made" in turn(0)  # it has none to make: then it must check whether the step is complete
     assert read == ["000", "003", "006", "001"]
     assert "2 shards made" in turn(1)

@@ -1,4 +1,4 @@
-"""Keys, certificates under an offline root, and that another library reads our envelopes."""
+"""Keys, certificates under an offline root, and envelopes that another library reads."""
 
 import base64
 import copy

@@ -24,7 +24,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 
 
 class Upper(Section):
-    """The section of the stage under test: keep letters up to `last`, shout them."""
+    """The section of the stage under test: keep letters up to `last`, in upper case."""
 
     last: str = "z"
 
@@ -142,7 +142,7 @@ def test_law_5_changed_input_remakes_exactly_its_shard_and_links_the_rest(tmp_pa
     second = upper(changed, Upper(), Runtime(tmp_path))
     clean = upper(changed, Upper(), Runtime(tmp_path / "clean"))
     assert second.digest == clean.digest
-    assert second.run["linked_from"] == [first.folder]  # whose energy those are; and no byte of what counts
+    assert second.run["linked_from"] == [first.folder]  # which spent their energy; no digest covers it
     assert "linked_from" not in {**first.run, **clean.run}
     (tmp_path / second.path).unlink()
     assert upper(changed, Upper(), Runtime(tmp_path)).run["linked_from"] == [first.folder]

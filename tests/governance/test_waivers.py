@@ -1,4 +1,4 @@
-"""A waiver holds only when everything about it is right; each thing that is not is named, and blocks."""
+"""A waiver holds only when everything about it is right; each wrong part is named, and blocks."""
 
 import base64
 import datetime
@@ -70,7 +70,7 @@ class Bench:
         ]
 
     def paper(self, name="w.json", kind=WAIVER, signer="ann", corpus=None, key=None, **changes):
-        """One paper, right in everything but for `changes`."""
+        """One paper, right in everything except `changes`."""
         own = self.keys[key or signer]
         values = {
             **signature_fields(signer, "two torn records, read by a person", own),

@@ -1,4 +1,4 @@
-"""Workers of an array: any number of them, killed, missing or failing, ends in what one process makes."""
+"""Workers of an array: any number of them, killed, missing or failing, gives the result of one process."""
 
 import functools
 import multiprocessing
@@ -20,7 +20,7 @@ from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 from governance.workers import take_turns
 
-LIMIT = 60  # seconds in which a wait that should end must
+LIMIT = 60  # time limit of a wait in seconds
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def slow(section, payload, path_of) -> ShardMade:
 
 
 def count_of(paths: list[Path], pause: float, target: Path) -> None:
-    """The global step: it leaves a line for each time that it runs."""
+    """The global step: it writes a line each time that it runs."""
     with open(target.parent / f"made-by-{os.getpid()}", "ab") as log:
         log.write(b"x")
     time.sleep(pause)
@@ -156,7 +156,7 @@ def test_each_worker_ends_with_the_error_itself(tmp_path, error):
 
 
 def test_what_no_share_can_see_is_made_by_one_process(tmp_path):
-    """A source whose server tells no version: a join reads it, and the next share cannot know that it did."""
+    """A source whose server gives no version: a join reads it, and the next share cannot know that it did."""
     modes = []
 
     def work(turn: Runtime) -> str:
@@ -170,7 +170,7 @@ def test_what_no_share_can_see_is_made_by_one_process(tmp_path):
 
 
 def test_a_join_that_another_worker_was_killed_in_is_run_again_by_a_join(tmp_path):
-    """Else one worker would make alone all that the others could share."""
+    """Otherwise one worker would make everything that the others could share."""
     another = held(tmp_path / "join.lock", "another")
     another.__enter__()
     modes = []

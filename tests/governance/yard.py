@@ -1,4 +1,4 @@
-"""A site's folder, a run with a corpus and its audit, and everybody's keys: both doors of the gate in milliseconds."""
+"""A site's folder, a run with a corpus and its audit, and all keys: both doors of the gate in milliseconds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHILD = 'name = "run"\nparent = "site/policy.toml"\ninherit = true\n'
 
 
 class Yard:
-    """A site's folder, a run's folder with an encoded corpus and its audit, and the keys of everybody."""
+    """A site's folder, a run's folder with an encoded corpus and its audit, and the keys of all people."""
 
     def __init__(self, root):
         self.root, self.site = root, root / "site"
@@ -82,14 +82,14 @@ class Yard:
         return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)
 
     def open(self, **changes):
-        """Ask as `assay train` does."""
+        """Request training as `assay train` does."""
         config = self.config(**changes)
         journal = open_journal(config, self.root, self.root)
         policy = load_policy(self.root / "policy.toml")
         return require_open(self.tokens, policy, config, self.root, self.root, journal)
 
     def refused(self, words, **changes):
-        """Neither door opens, and both say why."""
+        """Neither door opens, and both give the reason."""
         for door in (self.judge, self.open):
             with pytest.raises(GateClosed) as caught:
                 door(**changes)
@@ -98,7 +98,7 @@ class Yard:
 
 
 def move_clock(monkeypatch, by):
-    """Every later question after the time is answered that much later."""
+    """Every later request for the time gets a time that is later by so much."""
     real = datetime.datetime
 
     class Moved(real):
