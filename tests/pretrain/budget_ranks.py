@@ -1,7 +1,7 @@
-"""Training under an energy budget with planted meters; as a script: one of two ranks, each on a node of its own.
+"""Training under an energy budget with planted meters; as a script: one of two ranks, each on its own node.
 
-Power is planted on a clock that only steps move: a second a step. So what a step takes is known, whatever else the
-machine does meanwhile; saves take real time, in which no energy is counted, but kept.
+Power is planted on a clock that only steps move, by a second each. The energy of a step is therefore known, whatever
+else the machine does meanwhile; saves take real time, in which no energy is counted, except that kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def plant(patch: pytest.MonkeyPatch) -> None:
 
 
 def options(root: Path, joules: float, **more: Any) -> dict[str, Any]:
-    """What a training in `root` is started with: its meter, and a budget of so many joules."""
+    """The arguments of a training in `root`: its meter, and a budget of so many joules."""
     path = root / "energy.jsonl"
     limit = EnergyBudget(kilowatt_hours=joules / 3_600_000, **more)
     config = EnergyConfig(sample_seconds=60.0, scope="node")
@@ -88,7 +88,7 @@ def _run(folder: Path) -> None:
             (folder / f"ended{rank}").touch()
             while not (
                 folder / f"ended{1 - rank}"
-            ).exists():  # as a launcher does, which starts anew when all have ended
+            ).exists():  # as a launcher does, which starts again when all have ended
                 time.sleep(0.05)
     (folder / f"outcome{rank}.json").write_text(json.dumps(output))
 

@@ -1,4 +1,4 @@
-"""Checkpoints without an engine: made-up weights, cut over ranks that are threads of this process."""
+"""Checkpoints without an engine: made-up weights, divided over ranks that are threads of this process."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def state_at(step: int, **fields) -> TrainState:
 
 
 def saver_of(store: CheckpointStore, live: dict, peers=ALONE, config=KEEP, zero_stage: int = 1, attempt: int = 1):
-    """A saver of made-up weights; `live["step"]` is the step that they are of."""
+    """A saver of made-up weights; `live["step"]` is their step."""
     store = replace(store, **peers)
     source = CheckpointSource(
         lambda: fragments_at(live["step"], store.ranks.rank, store.ranks.world_size), SHAPES, zero_stage
@@ -87,7 +87,7 @@ def save(store: CheckpointStore, *steps: int, peers=ALONE, **settings) -> Manife
 
 
 def together(world_size: int, act):
-    """`act(peers)` on so many ranks, each a thread; what each returned. A fault of any is raised."""
+    """`act(peers)` on so many ranks, each a thread, and their results. A fault of any is raised."""
     barrier, room, store = threading.Barrier(world_size, timeout=60), [None] * world_size, HashStore()
 
     def gather_as(rank):

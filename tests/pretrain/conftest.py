@@ -60,7 +60,7 @@ def _make_tokens(root: Path, documents: int = 60, validation: int = 10, longest:
 
 
 def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = None, **settings: Any) -> Manifest:
-    """Train in `root`; settings by the field's name, whatever its section; what is no setting is passed on."""
+    """Train in `root`, with settings by the field's name, whatever their section; other arguments are passed on."""
     from pretrain.train import train
 
     extra = {name: settings.pop(name) for name in (*_PASSED, "profile") if name in settings}
@@ -101,7 +101,7 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
         profile=extra.pop("profile", ProfileConfig()),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        # Each start measures matrix products for a second; test_peaks and the runs of the command do that in earnest.
+        # Each start measures matrix products for a second; test_peaks and the runs of the command do so for real.
         patch.setitem(peaks._SIZES, "cpu", (64,))
         patch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
         return train(_make_tokens(root), recipe, settings, runtime, **extra)

@@ -1,4 +1,4 @@
-"""Kernels that do nothing but what the real ones do to every number, so that tests see it alone."""
+"""Kernels with only the elementwise arithmetic of the real ones, so that tests see it alone."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def narrow(_part: int, start: int, end: int, values: Any, out: Any) -> None:
 
 @kernel
 def raised(_part: int, start: int, end: int, values: Any, out: Any) -> None:
-    """e to each."""
+    """e to the power of each."""
     for at in range(start, end):
         out[at] = exponential(values[at])

@@ -1,7 +1,7 @@
-"""DeepSpeed's extension async_io in plain Python: what its swappers ask of it, done at once and with no queue.
+"""DeepSpeed's extension async_io in plain Python: the calls of its swappers, done at once without a queue.
 
-It stands in for the compiled one, which wants libaio and minutes, so that DeepSpeed's own swappers and ours run
-anywhere. "Locked" memory is memory that a handle gave out: it counts as pinned, as it does with the real one.
+It replaces the compiled one, which needs libaio and minutes, so that DeepSpeed's own swappers and ours run anywhere.
+"Locked" memory is memory that a handle gave out: it counts as pinned, as with the real one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class PlainHandle:
-    """A handle: `async_pread` and `async_pwrite` are done when they return, and `wait` says how many there were."""
+    """A handle: `async_pread` and `async_pwrite` are done when they return, and `wait` returns their number."""
 
     locked: ClassVar[dict[int, torch.Tensor]] = {}
 
@@ -22,7 +22,7 @@ class PlainHandle:
         self._done = 0
 
     def new_cpu_locked_tensor(self, elements: int, example: torch.Tensor) -> torch.Tensor:
-        made = torch.full((elements,), float("nan"), dtype=example.dtype)  # not zeroed: nor is the real one
+        made = torch.full((elements,), float("nan"), dtype=example.dtype)  # not zeroed, like the real one
         self.locked[made.untyped_storage().data_ptr()] = made
         return made
 
@@ -53,13 +53,13 @@ class PlainHandle:
 
 
 class PlainModule:
-    """What `AsyncIOBuilder.load` returns."""
+    """The module that `AsyncIOBuilder.load` returns."""
 
     aio_handle = PlainHandle
 
 
 def plant(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Let DeepSpeed load this, and let nobody build the compiled one; `setattr_`: that of a `MonkeyPatch`."""
+    """Make DeepSpeed load this, and never build the compiled one; `setattr_`: that of a `MonkeyPatch`."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     from pretrain.engine import engine

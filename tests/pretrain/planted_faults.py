@@ -1,4 +1,4 @@
-"""Ranks in processes of their own, with faults planted into the trainer before they start."""
+"""Ranks in separate processes, with faults planted into the trainer before they start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pretrain.distributed import launcher
 from pretrain.distributed.launcher import launch, progress_in
 
-# A rank in a process of its own; `plant` is Python that may replace parts of the trainer before it starts.
+# A rank in a separate process; `plant` is Python that may replace parts of the trainer before it starts.
 SCRIPT = """
 import importlib.util, os, signal, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ranks in processes of their own: `run_ranks`, and training in them: `losses_of_runs`. As a script: one such rank."""
+"""Ranks in separate processes: `run_ranks`, and training in them: `losses_of_runs`. As a script: one such rank."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 Runs = dict[str, dict[str, Any]]
 SHORT = {"steps": 4, "validate_every_steps": 0, "every_steps": 100, "warmup_steps": 1, "decay_steps": 2}
-_LAST_WORDS_SECONDS = 30.0  # the others have so long after one has failed
-# A rank ends as one of Assay does: taken down with gloo's threads alive, an interpreter aborts now and then.
+_LAST_WORDS_SECONDS = 30.0  # time that the others have after one has failed
+# A rank ends as Assay's do: an interpreter that is torn down with gloo's threads alive aborts now and then.
 _ENDING = """
 import runpy, sys, traceback
 status, sys.argv = 0, sys.argv[1:]
@@ -41,7 +41,7 @@ sys.exit(status)
 
 
 def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 400.0) -> tuple[bool, str]:
-    """Start `python WORDS` as so many ranks; whether all ended well, and what they wrote."""
+    """Start `python WORDS` as so many ranks; whether all ended well, and their output."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Run on each rank: train a little at every ZeRO stage and save, or go on from what others saved and save again.
+"""Run on each rank: train a little at every ZeRO stage and save, or continue others' saves and save again.
 
     python resume_layouts.py FOLDER write|read|hpz...
 
@@ -105,7 +105,7 @@ def read(job, target: Path, engine_of) -> dict:
     with mock.patch.object(os, "preadv", counted_preadv(counts)):
         engine, state = resume(job.store, job.settings, engine_of)
     owned = sum(4 * part.length * len(part.tensors) for part in local_state(engine))
-    if job.settings.engine.zero_stage == 0:  # a rank owns all, of which it saves a share
+    if job.settings.engine.zero_stage == 0:  # a rank owns all, and saves a share
         owned = sum(job.store.gather(owned))
     loss = held_out(engine)
     stage, inner = job.settings.engine.zero_stage, job.recipe.model.intermediate_size
@@ -124,7 +124,7 @@ def read(job, target: Path, engine_of) -> dict:
 
 
 def hpz(folder: Path, precision: str, ranks, device) -> dict:
-    """Matrices of 131072 elements: smaller ones DeepSpeed keeps whole on every rank, and never reads the copies."""
+    """Matrices of 131072 elements: DeepSpeed keeps smaller ones whole on every rank, and never reads the copies."""
     once = job_in(folder / "first", precision, 3, ranks, inner=4096)
     twice = job_in(folder / "first", precision, 3, ranks, inner=4096, hpz=ranks.world_size)
 

@@ -1,4 +1,4 @@
-"""Models small enough for a test, one for each variant, and rows of documents to show them."""
+"""Models small enough for a test, one for each variant, and rows of documents for them."""
 
 from __future__ import annotations
 

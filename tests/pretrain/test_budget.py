@@ -1,4 +1,4 @@
-"""A training under an energy budget: saved and left before it is exceeded, on all ranks at once, and for good."""
+"""A training under an energy budget: saved and ended before it is exceeded, on all ranks at once, and for good."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def test_earlier_attempts_count_and_another_trainings_do_where_the_scope_is_the_
     used = sum(interval.samples[-1].high for interval in read_ledger(root / "energy.jsonl"))
     assert 1_200_000 < used <= 2_500_000
     before = Planted.steps
-    with pytest.raises(BudgetReached, match="stopped after step"):  # nobody knew what another training needs
+    with pytest.raises(BudgetReached, match="stopped after step"):  # the need of another training is unknown
         run_training(root, **options(root, 2500), seed=2, **SETTINGS)
     assert Planted.steps - before <= 2
     assert sum(interval.samples[-1].high for interval in read_ledger(root / "energy.jsonl")) <= 2_500_000
@@ -116,7 +116,7 @@ def test_a_rank_that_measures_nothing_adds_nothing(tmp_path, planted):
 
 @pytest.mark.slow
 def test_two_nodes_add_up_and_leave_after_the_same_step(tmp_path):
-    """100 W and 300 W: of 6,000 J at most fifteen steps; alone either would have gone on."""
+    """100 W and 300 W: of 6,000 J at most fifteen steps; either alone would have continued."""
     well, log = run_ranks(tmp_path, [budget_ranks.__file__, str(tmp_path)], 2)
     assert well, log[-6000:]
     output = [json.loads((tmp_path / f"outcome{rank}.json").read_text()) for rank in (0, 1)]

@@ -1,4 +1,4 @@
-"""Who saw a document: shards, rows, checkpoints and children, exactly, against a count by brute force."""
+"""The readers of a document: shards, rows, checkpoints and children, exactly, against a count by brute force."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def _pages(project):
 
 @pytest.fixture(scope="module", params=["stretches", "packed"])
 def trained(request, tmp_path_factory):
-    """A project whose run has ended after several epochs' worth of checkpoints, all but the last two removed."""
+    """A project whose run has ended with checkpoints of several epochs, all but the last two removed."""
     from pathlib import Path
 
     from tests.conftest import CONFIG as RUN
@@ -155,7 +155,7 @@ def test_a_child_of_a_checkpoint_that_did_not_see_it_is_not_named(trained, tmp_p
 
 @dataclass(frozen=True)
 class Removed:
-    """Of a checkpoint that was removed only path and digest are wanted."""
+    """Only path and digest are read of a checkpoint that was removed."""
 
     digest: str
     path: str

@@ -39,7 +39,7 @@ class Clock:
 
 @pytest.fixture
 def opened(monkeypatch):
-    """A meter of two ranks on a clock that we turn, with what it recorded."""
+    """A meter of two ranks on a clock that the test sets, with its records."""
     sheet, product = Peak(1e9, "the sheet"), Peak(5e8, "the product")
     monkeypatch.setattr(meter_module, "data_sheet", lambda name, arithmetic: sheet)
     monkeypatch.setattr(meter_module, "measured_product", lambda device, arithmetic: product)

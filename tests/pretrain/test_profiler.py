@@ -1,4 +1,4 @@
-"""A profile of some steps: what is learned stays the same, failures are reported, and no step beside them pays."""
+"""A profile of some steps: learning does not change, failures are reported, and other steps cost nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_profiler_that_fails_is_a_warning(tmp_path, run_training, monkeypatch,
 
 
 def test_steps_outside_the_window_never_touch_the_profiler(tmp_path, run_training, monkeypatch):
-    """Other ranks', and those of a run that is resumed behind the window, too."""
+    """Other ranks' profiles, and those of a run that is resumed after the window, too."""
     monkeypatch.setattr(profiler.Profile, "_open", lambda self: pytest.fail("it was opened"))
     for number, config in enumerate((ProfileConfig(), ProfileConfig(from_step=2, ranks=(1,)),
                                      ProfileConfig(from_step=7))):  # fmt: skip

@@ -28,7 +28,7 @@ from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
 
-# Runs in a process of its own: the fixture's function, given as Python keywords.
+# Runs in a separate process: the fixture's function, given as Python keywords.
 SCRIPT = """
 import importlib.util, sys
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Sixty steps in bf16: one trajectory at every stage, and near enough to fp32's that another one would show.
+"""Sixty steps in bf16: one trajectory at every stage, and near enough to fp32's to expose a different one.
 
-What would be another is planted: fp32 masters that are bf16's, and moments corrected by a step too many, which is what
-DeepSpeed's stage 0 does (`test_deepspeed_traps.py`). Measured with AMX, in nats: the stages differ by 0,
-on one rank and on two (where reduced in bf16, 2 and 3 differ from 1 by 0.0007); other splits of the batch by 0.0008,
-bf16 from fp32 by 0.0045; the planted ones by 0.39 and 0.036, the first of them by 0.0001 in the first four steps.
+Two different ones are planted: fp32 masters that are bf16's, and moments corrected by a step too many, as in
+DeepSpeed's stage 0 (`test_deepspeed_traps.py`). Measured with AMX, in nats: the stages differ by 0, on one rank and on
+two (where reduced in bf16, 2 and 3 differ from 1 by 0.0007); other splits of the batch by 0.0008, bf16 from fp32 by
+0.0045; the planted ones by 0.39 and 0.036, the first of them by 0.0001 in the first four steps.
 """
 
 from __future__ import annotations

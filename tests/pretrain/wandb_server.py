@@ -1,8 +1,8 @@
-"""A stand-in for W&B's server on this machine: it keeps what wandb sends, and fails on request.
+"""A stand-in for W&B's server on this machine: it keeps wandb's uploads, and fails on request.
 
-It speaks what wandb 0.31's own process asks for when it follows or syncs a run: some of GraphQL (runs, artifacts,
-their manifests and uses, files), the file stream, and uploads. Rows of a history stand under their line number, as the
-real one keeps them: a stream that begins again at line 0 writes over what stands there.
+It supports the requests of wandb 0.31's own process when it follows or syncs a run: some of GraphQL (runs, artifacts,
+their manifests and uses, files), the file stream, and uploads. Rows of a history are kept under their line number, as
+on the real one: a stream that begins again at line 0 overwrites them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WELL, SILENT, BROKEN, AWAY = "well", "silent", "broken", "away"
 
 
 class StandIn(ThreadingHTTPServer):
-    """The server and what it holds: runs by id, artifacts by collection, who used which."""
+    """The server's content: runs by id, artifacts by collection, and their users."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -44,7 +44,7 @@ class StandIn(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        """A client that hangs up is not reported."""
 
     def run(self, name: str) -> dict[str, Any]:
         empty: dict[str, Any] = {"history": {}, "summary": {}, "config": {}, "exit": None, "upserts": 0}
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: StandIn
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: its words are no part of a test's."""
+        """Nothing is logged: the server's messages are not part of a test's output."""
 
     def _body(self) -> bytes:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _ill(self) -> bool:
-        """Behave as the server's health is; True where that is all there is to it."""
+        """Behave as the server's health requires; True where there is nothing else to do."""
         self.server.asked += 1
         if self.server.health == WELL:
             return False

@@ -1,4 +1,4 @@
-"""The format of a checkpoint, and what of it does not depend on who wrote it."""
+"""The format of a checkpoint, and the parts that do not depend on its writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that goes on from another one's checkpoint is the run of one go from there on, and says where it is from."""
+"""A run that continues another's checkpoint equals an uninterrupted run from there on, and states its origin."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def checkpoints_of(root: Path) -> dict[tuple[str, int], str]:
 
 @pytest.fixture(scope="module")
 def stable(tmp_path_factory, run_training):
-    """A root with a run whose rate falls late, and all of its checkpoints. Tests go on in copies."""
+    """A root with a run whose rate falls late, and all of its checkpoints; tests use copies."""
     root = tmp_path_factory.mktemp("stable") / "root"
     return root, run_training(root, **STABLE)
 
@@ -71,7 +71,7 @@ def continued(stable, tmp_path_factory, run_training):
 
 
 def sums(run, root: Path) -> dict[str, str]:
-    """Of weights and moments of a run's last checkpoint."""
+    """Digests of weights and moments of a run's last checkpoint."""
     made = read_manifest(root / run.stats["checkpoint"]["path"])
     return {Path(item.path).parent.name: item.sha256 for item in made.outputs if "state.json" not in item.path}
 
@@ -117,7 +117,7 @@ def test_its_own_checkpoints_come_first(begun, continued, run_training, at_step)
     at_step(11, crash)
     with pytest.raises(Crash):
         run_training(root, **settings)
-    shutil.rmtree(root / named / "weights")  # so it cannot be what is read now
+    shutil.rmtree(root / named / "weights")  # so it cannot be the one that is read now
     child = run_training(root, **settings)
     assert child.digest == continued[3].digest
     starts = [line for line in read_lines(root / child.folder / "metrics.jsonl") if line["event"] == "start"]
@@ -164,7 +164,7 @@ WEIGHTS = st.sampled_from([{"web": 1.0}, {"web": 1.0, "books": 2.0}])
 
 
 def entries(draw, after: int, last: int = 7):
-    """A ramp, a last batch size and a mixture whose entries lie behind step `after`."""
+    """A ramp, a last batch size and a mixture whose entries are after step `after`."""
     ends, begins = (sorted(draw(st.sets(st.integers(after + 1, last), max_size=2))) for _ in range(2))
     size = st.integers(2, 3)
     ramp = [RampConfig(until_step=end, global_batch_size=draw(size)) for end in ends]
@@ -335,7 +335,7 @@ def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, 
 def test_a_path_starts_at_the_file_of_the_run(project):
     words = ["train.continue_from='before/checkpoint/0123456789abcdef'"]
     run = load_run(project / "run.toml", words)
-    assert pinned(run).train.continue_from == "before/checkpoint/0123456789abcdef"  # of the root, or of nobody
+    assert pinned(run).train.continue_from == "before/checkpoint/0123456789abcdef"  # of the root, or of no directory
     (project / "before" / "checkpoint" / "0123456789abcdef").mkdir(parents=True)
     assert pinned(run).train.continue_from == str(project / "before" / "checkpoint" / "0123456789abcdef")
     run = load_run(project / "run.toml", ["train.initial_weights='llama'"])

@@ -1,4 +1,4 @@
-"""From any layout to any other, exactly; and the same losses as if nothing had happened."""
+"""From any layout to any other, exactly, and with the losses of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def on_ranks(count: int, folder: Path, *acts: str) -> None:
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
-    """Of every precision, what one and two ranks wrote, read by one and two ranks."""
+    """For every precision: checkpoints of one and two ranks, read by one and two ranks."""
     folder = tmp_path_factory.mktemp("layouts")
     for count, acts in ((2, ["write"]), (1, ["write", "read"]), (2, ["read", "hpz"])):
         on_ranks(count, folder, *acts)
@@ -74,7 +74,7 @@ SAY = "import sys; print('--', {name!r}, file=sys.stderr, flush=True)\n"
 
 
 def trained(count: int, stages: dict[Path, int]) -> dict[str, str]:
-    """Train at a stage in each of these roots, one after the other in one start; what was written of each, by name."""
+    """Train at a stage in each of these roots, one after the other in one start; the files of each, by name."""
     text = "".join(SAY.format(name=root.name) + script(root, zero_stage=stage) for root, stage in stages.items())
     well, message = run_ranks(next(iter(stages)).with_suffix(".ranks"), ["-c", text], count)
     assert well, message[-6000:]
@@ -84,7 +84,7 @@ def trained(count: int, stages: dict[Path, int]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """Two ranks at stage 1: "whole" to the end, "killed" until step 4 was saved. Tests go on in copies."""
+    """Two ranks at stage 1: "whole" to the end, "killed" until step 4 was saved; tests use copies."""
     folder = tmp_path_factory.mktemp("runs")
     text = script(folder / "whole", zero_stage=1) + CRASH + script(folder / "killed", zero_stage=1)
     well, message = run_ranks(folder / "ranks", ["-c", text], 2)
@@ -94,7 +94,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 def part_otherwise(root: Path) -> None:
-    """Exchange the native shards of two ranks, and state it."""
+    """Exchange the native shards of two ranks, and state that."""
     manifest = read_manifest(next(root.glob("checkpoint-native/*/manifest.json")))
     first, second = (root / output.path for output in manifest.outputs)
     first.rename(spare := root.with_name("spare"))
@@ -107,7 +107,7 @@ def part_otherwise(root: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(tmp_path, runs, run_training, losses_of):
-    """Shards that are parted otherwise than the manifest says are reported, and the canonical form is read."""
+    """Shards divided in another way than the manifest states are reported, and the canonical form is read."""
     roots = {name: shutil.copytree(runs["killed"], tmp_path / name) for name in ("same", "stage", "parted", "other")}
     part_otherwise(roots["parted"])
     message = trained(2, {roots["same"]: 1, roots["stage"]: 3, roots["parted"]: 1}) | trained(1, {roots["other"]: 3})
@@ -116,12 +116,12 @@ def test_killed_and_resumed_at_other_ranks_and_stages_the_losses_are_the_same(tm
     losses = {}
     for name, root in roots.items():
         assert ("canonical form" in message[name]) == (name != "same")
-        assert ("native form" in message[name]) == (name in ("same", "parted"))  # of the latter, before it is read
+        assert ("native form" in message[name]) == (name in ("same", "parted"))  # before it is read
         losses[name] = losses_of(run_training(root, make=False), root)
         attempts = {line["attempt"] for line in read_lines(next(root.glob("train/*/metrics.jsonl")))}
         assert attempts == {1, 2}
     expected = losses_of(run_training(runs["whole"], make=False), runs["whole"])
     assert losses["same"] == losses["stage"] == losses["parted"] == expected
-    # The first step after it is of the same weights; on another number of ranks the next may be summed otherwise.
+    # The first step afterwards uses the same weights; on another number of ranks the next may be summed otherwise.
     assert losses["other"][:5] == expected[:5]
     assert losses["other"] == pytest.approx(expected, rel=1e-6)

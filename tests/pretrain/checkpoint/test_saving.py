@@ -38,7 +38,7 @@ from tests.pretrain.checkpoint_ranks import (
 
 
 def holds(store, step: int) -> bool:
-    """Whether the checkpoint holds what was live at its step, bit for bit."""
+    """Whether the checkpoint holds the live values of its step, bit for bit."""
     manifest = require_step(store, step)
     with weights(manifest, store.root) as masters, moments(manifest, store.root) as others:
         return all(
@@ -50,7 +50,7 @@ def holds(store, step: int) -> bool:
 
 @pytest.fixture
 def gate(monkeypatch):
-    """The background stands still before its first file until the gate is opened."""
+    """The background thread waits before its first file until the gate is opened."""
     opened, write = threading.Event(), saving.write_checkpoint
 
     def held(*arguments):
@@ -307,7 +307,7 @@ def test_killed_at_any_operation_on_files_something_whole_is_left(tmp_path, worl
         assert found.manifest.digest == digests[found.step]
         assert holds(store, found.step)
         stood.add(found.step)
-        act_in(store, 2)()  # what the next attempt does, whatever was left behind
+        act_in(store, 2)()  # the work of the next attempt, whatever was left behind
         assert newest_whole(store).manifest.digest == digests[2]
         assert not store.folder(1).exists()
         assert len(list((store.root / NATIVE).glob("*"))) == world_size - 1

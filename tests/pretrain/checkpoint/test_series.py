@@ -11,7 +11,7 @@ from pretrain.checkpoint.loss_history import LossHistory
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers())))
 def test_every_state_stays_what_it_was(growth):
-    """Grow any earlier state; each is equal to the plain list that it stands for, at the end as at once."""
+    """Grow any earlier state; each equals the plain list that it represents, at once and at the end."""
     states, plain = [LossHistory([7])], [[7]]
     for place, value in growth:
         place %= len(states)

@@ -40,7 +40,7 @@ def corpus(tmp_path_factory, make_tokens):
 
 
 def added(digests):
-    """As a collective adds up digest_words: modulo 2^64."""
+    """The sum that a collective makes of digest_words: modulo 2^64."""
     return np.array(digests, dtype=np.int64).sum(axis=0, dtype=np.int64).tolist()
 
 
@@ -167,14 +167,14 @@ def test_closing_waits_for_one_step_at_most():
 
     def make(step):
         made.append(step)
-        makers.add(threading.current_thread())  # threads of other tests may come and go meanwhile
+        makers.add(threading.current_thread())  # threads of other tests may start and end meanwhile
         time.sleep(0.2)
         return step
 
     with read_ahead(make, range(100), depth=8) as steps:
         next(steps)
         before = len(made)
-    assert len(made) <= before + 2  # the one under way, and one that began while this line was read
+    assert len(made) <= before + 2  # the running one, and one that began while this line was read
     assert len(makers) == 1
     assert not makers.pop().is_alive()
 
@@ -188,7 +188,7 @@ class Crash(Exception):
 
 
 def crash_at(monkeypatch, step):
-    """Let the reading of a step fail, once the steps before it were learned."""
+    """Make the reading of a step fail, once the steps before it were learned."""
 
     def fail(rows, order, now, share, device):
         if now == step:
@@ -231,7 +231,7 @@ def test_a_ramp_and_a_mixture_survive_a_crash_and_another_layout(tmp_path, run_t
 
 
 def test_a_ramp_begins_as_a_run_of_the_small_batch(tmp_path, run_training, losses_of):
-    """The same rows and the same mean: a wrong weight of the gradient would show in its norm."""
+    """The same rows and the same mean; a wrong weight of the gradient would show in its norm."""
     ramp = run_training(tmp_path / "ramp", **config_of({"batch_size_ramp": RAMP}))
     small = run_training(tmp_path / "small", global_batch_size=4)
     norms = [events(tmp_path / name, run, "step")[0]["grad_norm"] for name, run in (("ramp", ramp), ("small", small))]
@@ -239,7 +239,7 @@ def test_a_ramp_begins_as_a_run_of_the_small_batch(tmp_path, run_training, losse
     assert losses_of(ramp, tmp_path / "ramp")[0] == losses_of(small, tmp_path / "small")[0]
 
 
-# Runs in processes of their own: the fixture's function, which can be made to die while it reads a step.
+# Runs in separate processes: the fixture's function, which can be made to die while it reads a step.
 SCRIPT = """
 import importlib.util, os
 from pathlib import Path

@@ -41,7 +41,7 @@ def settings_of(name: str, *more: str) -> list[str]:
 
 
 def prepared(root: Path, folder: Path, name: str, *more: str) -> SimpleNamespace:
-    """The artifacts that say what its ids mean."""
+    """The artifacts that determine the meaning of its ids."""
     made = corpus(load_run(folder / "run.toml", settings_of(name, *more)), Runtime(root))
     return SimpleNamespace(tokenizer=made["tokenizer"], tokens=made["encode"])
 
@@ -67,7 +67,7 @@ def two(tmp_path_factory):
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, decay_steps=0),
         train=TrainConfig(sequence_length=LENGTH, global_batch_size=4, steps=1, precision="fp32"),
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:  # this machine's abilities do not matter here
+    with pytest.MonkeyPatch.context() as patch:  # the abilities of this machine do not matter here
         patch.setitem(peaks._SIZES, "cpu", (64,))
         patch.setattr(peaks, "_SECONDS_A_SIZE", 0.0)
         settings = Settings(CheckpointConfig(), ENGINE, TrackingConfig(mode="disabled"))
@@ -159,7 +159,7 @@ def test_one_file_taken_over_for_two_corpora_is_one_tokenizer(two, caplog):
 
 
 def test_a_checkpoint_that_was_copied_alone_is_used_with_a_warning(two, tmp_path, caplog):
-    """To another root, which has one of the tokenizers and none of what the checkpoint was made from."""
+    """To another root, which has one of the tokenizers but none of the checkpoint's inputs."""
     for manifest in (two.checkpoint, two.theirs.tokenizer, two.theirs.tokens):
         shutil.copytree(two.root / manifest.folder, tmp_path / manifest.folder)
     with caplog.at_level(logging.WARNING):
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_was_copied_alone_is_used_with_a_warning(two, tmp_path
             use()
             [messages] = warned(caplog)
             assert "cannot verify" in messages
-            assert str(tmp_path / two.packed.path) in messages  # what is not there
+            assert str(tmp_path / two.packed.path) in messages  # missing artifacts
     small = two.theirs.tokenizer.model_copy(update={"stats": {**two.theirs.tokenizer.stats, "vocabulary_size": 299}})
     write_manifest(small, tmp_path)
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_a_chain_is_believed_only_as_far_as_its_digests_fit(two, tmp_path, caplo
     with pytest.raises(CheckpointError, match=f"restore {trained.path}"):
         refuse_foreign_tokenizer(two.checkpoint, two.theirs.tokenizer, root)
     another = two.packed.model_copy(update={"inputs": (two.theirs.tokens.as_input(),)})
-    write_manifest(another, root)  # in the place of those that it learned from
+    write_manifest(another, root)  # in place of those that it learned from
     refuse_foreign_tokenizer(two.checkpoint, two.theirs.tokenizer, root)
     assert "cannot verify" in caplog.text
 

@@ -53,7 +53,7 @@ def test_a_slurm_attempt():
 def test_the_interface_is_the_one_of_the_way_there():
     names = {name for _, name in socket.if_nameindex()}
     assert interface_to("192.0.2.77") in {None, *names} - {"lo"}
-    assert interface_to("127.0.0.1") == interface_to("192.0.2.1")  # a node's own name, as the others do not mean it
+    assert interface_to("127.0.0.1") == interface_to("192.0.2.1")  # a node's own name, others resolve it differently
 
 
 @pytest.mark.parametrize("step", [None, "4294967291", "4294967295"])
@@ -154,7 +154,7 @@ def test_a_rank_is_connected_to_those_it_talks_to_and_not_to_all(tmp_path):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_with_nothing_to_save_a_signal_ends_at_once_what_runs(number):
-    """Not even a compiler that catches every Exception keeps it."""
+    """Not even a compiler that catches every Exception stops it."""
     before, reached = signal.getsignal(number), []
 
     def compile_it():

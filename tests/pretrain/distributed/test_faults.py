@@ -49,7 +49,7 @@ def test_a_signal_in_the_first_step_ends_it_at_once(tmp_path, finished, run_trai
 
 @pytest.mark.parametrize("last", [8, 10])
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, finished, run_training, monkeypatch, last):
-    """What it did not measure is measured after the restart, and the artifact is that of an uninterrupted run."""
+    """Missing measurements are made after the restart, and the artifact is that of an uninterrupted run."""
     passes, measure = [], loop.measure
 
     def measured(nats_of, *others):
@@ -94,7 +94,7 @@ def test_the_time_from_the_signal_until_all_is_durable_is_reported(tmp_path, run
 def test_a_save_that_hardly_fits_is_a_warning_with_its_fix(caplog, seconds, warned):
     output = []
     context = SimpleNamespace(
-        checkpoints=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal came to the other rank
+        checkpoints=SimpleNamespace(gather=lambda own: [own, seconds]),  # the signal reached the other rank
         stop_requested=SimpleNamespace(seconds=lambda: 0.0),
         record=lambda *event, **values: output.append((*event, values)),
         settings=SimpleNamespace(notice_seconds=60),
@@ -132,7 +132,7 @@ def test_a_second_run_finds_the_first_alive_and_leaves(tmp_path, finished, run_t
 
 
 def until_step(process, root, step):
-    """Wait until the record of a run in a process of its own has this step."""
+    """Wait until the record of a run in another process has this step."""
     deadline = time.monotonic() + 240
     while not any(
         line["event"] == "step" and line["step"] >= step
@@ -145,7 +145,7 @@ def until_step(process, root, step):
 
 
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, finished, run_training):
-    """One process: the first run stops between two steps, the second one while its evaluation lasts for ever."""
+    """One process: the first run stops between two steps, the second while its evaluation never ends."""
     slow = "at_step(6, lambda: (root / 'at-6').touch() or time.sleep(2))"
     first = subprocess.Popen([sys.executable, "-c", script(tmp_path, slow)], stderr=subprocess.PIPE, text=True)
     until_step(first, tmp_path, 5)
@@ -158,7 +158,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, finished, run_trai
     endless = "loop.measure = lambda *_: time.sleep(600)"
     second = subprocess.Popen([sys.executable, "-c", script(tmp_path, endless)], stderr=subprocess.PIPE, text=True)
     until_step(second, tmp_path, 8)
-    time.sleep(0.5)  # into the evaluation of step 8, in which no batch ends and so no signal is seen
+    time.sleep(0.5)  # into the evaluation of step 8, in which no batch ends and so no signal is noticed
     second.send_signal(signal.SIGINT)
     time.sleep(0.5)
     second.send_signal(signal.SIGINT)  # the same request, delivered to the launcher and to the rank
@@ -171,7 +171,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(tmp_path, finished, run_trai
 
 
 def test_a_run_on_another_host_is_named(tmp_path, run_training, monkeypatch, finished):
-    """The note is the holder's, wherever it is: the lock of a shared file system is seen from all nodes."""
+    """The note is the holder's, wherever it runs: all nodes see the lock of a shared file system."""
     [lock] = (finished[0] / "train").glob("*/run.lock")
     there = tmp_path / lock.relative_to(finished[0])
     there.parent.mkdir(parents=True)
@@ -213,12 +213,12 @@ def test_each_window_reports_the_own_work_of_every_rank(windows, every):
         device=SimpleNamespace(type="cpu"),
         record=lambda event, step, **values: output.append({"event": event, "step": step, **values}),
     )
-    first = every - 1  # resumed in the midst of a window: the first one has a step less
+    first = every - 1  # resumed in the middle of a window: the first one has a step less
     pace = StragglerMonitor(job.settings.engine.straggler_window_steps, job.ranks, job.device, job.record)
     for step in range(2, len(windows) * every + 1):
         own = pace.slots(step)
         assert bool(own) == (step % every == 0)
-        assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds up its own place alone
+        assert own[:1] + own[2:] == [0, 0] if own else True  # a rank adds only to its own place
         pace.report(step, windows[step // every - 1] if own else [])
     ranks = [line for line in output if line["event"] == "ranks"]
     assert [line["step"] for line in ranks] == [every * (place + 1) for place in range(len(windows))]
@@ -233,7 +233,7 @@ def test_each_window_reports_the_own_work_of_every_rank(windows, every):
     assert [pace.slots(step) for step in range(1, 9)] == [[]] * 8
 
 
-# Rank 1 is killed in step 7, once it has read that step 4 is durable: else the other waits long for its part of that.
+# Rank 1 is killed in step 7, once it has read that step 4 is durable: otherwise the other waits long for its part.
 KILL = """
 from governance.files import read_lines
 def killed():
@@ -254,7 +254,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_from_its_checkpoint(
     [named] = [record for record in caplog.records if "was killed by SIGKILL" in record.getMessage()]
     assert named.getMessage().startswith("rank 1 ")
     assert "restarting the ranks from the checkpoint of step 4" in caplog.text
-    assert named.created - float((tmp_path / "killed-at").read_text()) < 60  # the others are down by then, too
+    assert named.created - float((tmp_path / "killed-at").read_text()) < 60  # the others have ended by then, too
     run = run_training(tmp_path, make=False, zero_stage=3)
     root, whole = finished
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
@@ -315,7 +315,7 @@ dataset.Rows.batch = batch
     output = [line for line in lines if line["event"] == "stragglers"]
     assert [line["rank"] for line in output] == [1]
     assert output[0]["ratio"] > RATIO
-    assert output[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window has each rank's first pass in it
+    assert output[0]["step"] in (2 * WINDOWS, 2 * WINDOWS + 2)  # the first window includes each rank's first pass
     ranks = {line["step"]: line for line in lines if line["event"] == "ranks"}
     assert list(ranks) == [2, 4, 6, 8, 10]
     slow = [ranks[output[0]["step"] - 2 * back] for back in range(WINDOWS)]

@@ -1,4 +1,4 @@
-"""The folder of a run has one holder: attempts of one host, of several, and of a Slurm job that lives twice."""
+"""The folder of a run has one holder: attempts of one host, of several, and of a Slurm job started twice."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path)
 
 
 def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
-    """The others take its word where it is fresh and of their own attempt, and look themselves where it is not."""
+    """The others trust its sighting where it is fresh and of their own attempt, and look themselves otherwise."""
     monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
     leave_behind(tmp_path / "run", ELSEWHERE)
     looks = []
@@ -84,19 +84,19 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
         other.check()
     assert len(looks) == 3
     assert other._looked == first._looked
-    time.sleep(1.5 * fence.BEAT_SECONDS)  # the first one stands still, or is gone
+    time.sleep(1.5 * fence.BEAT_SECONDS)  # the first one is suspended, or gone
     other._beat()
     assert len(looks) == 4
     first._beat()
     time.sleep(fence.BEAT_SECONDS)
     stranger = RunLease(tmp_path / "run", replace(ELSEWHERE, number=4), leads=False)
     stranger._looked -= 1.0
-    stranger._beat()  # the word is of another attempt
+    stranger._beat()  # the sighting is of another attempt
     assert len(looks) == 6
     [left] = tmp_path.glob("assay-*")
     left.rename(tmp_path / "elsewhere")
     left.symlink_to(tmp_path / "elsewhere")
-    assert sighting.LeaseSighting(tmp_path / "run").read(3) is None  # a link that somebody planted is not believed
+    assert sighting.LeaseSighting(tmp_path / "run").read(3) is None  # a planted link is not trusted
 
 
 def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):
@@ -115,7 +115,7 @@ def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):
             hold_folder(tmp_path, ("main/13", 0), first=True),
         ):
             pass
-        with (  # the same start of the job, a second time: the scheduler forgot that it had started it
+        with (  # the same start of the job again: the scheduler forgot that it had started it
             pytest.raises(Occupied, match="process 41 on node-7"),
             hold_folder(tmp_path, ("main/12", 0), first=True),
         ):
@@ -185,10 +185,10 @@ def test_an_older_attempt_records_nothing_more(tmp_path, monkeypatch):
 def test_an_older_attempt_commits_no_checkpoint_whenever_the_newer_one_begins(
     tmp_path, run_training, finished, monkeypatch
 ):
-    """Whichever look of a save is the first to see it: nothing of that save stands afterwards, and the run goes on."""
+    """Whichever look of a save sees it first: nothing of that save remains afterwards, and the run continues."""
     from pretrain.checkpoint import save as saving
 
-    monkeypatch.setattr(fence, "BEAT_SECONDS", 600.0)  # else the look of a beat comes first, and ends this process
+    monkeypatch.setattr(fence, "BEAT_SECONDS", 600.0)  # otherwise the look of a beat comes first, and ends this process
     looks = []
     plain = saving.write_checkpoint
 
@@ -255,7 +255,7 @@ time.sleep(600)
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["main/1", "main/2", ""]), st.integers(0, 3)), min_size=1, max_size=8))
 def test_starts_in_any_order_never_let_an_earlier_one_of_a_job_follow_a_later_one(tmp_path_factory, starts):
-    """Each start ends before the next; what the numbers say is what was let in, in order."""
+    """Each start ends before the next; the numbers state which were let in, in order."""
     folder, let_in = tmp_path_factory.mktemp("run"), []
     for job, restart in starts:
         try:

@@ -1,4 +1,4 @@
-"""A rank that hangs: who is named, what is written, and that the run goes on."""
+"""A rank that hangs: the named culprit, the written files, and that the run continues."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_heart_has_a_long_limit_first_and_then_a_short_one(tmp_path):
 
 
 def test_a_hang_that_keeps_the_interpreter_to_itself_is_ended_too(tmp_path):
-    """Not even the watching thread runs then; the interpreter's timer in C does."""
+    """Not even the watching thread runs then; only the interpreter's timer in C does."""
     code = f"""
 import ctypes, time
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_a_hang_names_the_rank_that_is_behind(tmp_path):
 
 
 def test_the_flight_recorder_is_written_where_it_is_on(tmp_path):
-    """The collectives that a rank was in, as torch's own reader wants them."""
+    """The collectives that a rank was in, as torch's own reader expects them."""
     code = f"""
 import os, pickle
 os.environ.update(TORCH_FR_BUFFER_SIZE="50", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")

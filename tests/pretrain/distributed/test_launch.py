@@ -1,4 +1,4 @@
-"""The launcher, on children that only pretend: what it blames, what it starts again, when it gives up."""
+"""The launcher with children that only pretend: the ranks that it blames, restarts, and gives up on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_all_is_well(pretend):
 
 
 def test_standard_output_is_for_the_result_of_the_launcher(pretend, capfd):
-    """With --json, one object is all that is there."""
+    """With --json, the output is exactly one object."""
     assert pretend("print('train 0123  train/key')", "print('train 0123  train/key')") == (0, 1)
     written = capfd.readouterr()
     assert (written.out, written.err.count("train 0123  train/key")) == ("", 2)
@@ -63,7 +63,7 @@ def test_a_killed_rank_takes_the_others_down_and_is_named(pretend, caplog, capfd
     assert pretend(f"time.sleep(0.5); {CRASH}", line, WAIT, restarts=0) == (137, 1)
     [named] = caplog.records
     grace, took = launcher._GRACE_SECONDS, named.created - float((tmp_path / "killed-at").read_text())
-    assert grace <= took < 60 - (GRACE - grace)  # the real grace keeps to a minute as well
+    assert grace <= took < 60 - (GRACE - grace)  # the real grace period holds within a minute as well
     output = named.getMessage()
     assert "rank 1" in output
     assert "SIGKILL" in output
@@ -123,7 +123,7 @@ def test_the_rank_that_made_no_progress_is_named_after_a_hang(pretend, caplog):
 
 
 def test_ranks_end_when_their_launcher_is_killed(tmp_path):
-    """A rank gets SIGTERM, and saves and leaves as it would for a scheduler."""
+    """A rank gets SIGTERM, and saves and leaves as for a scheduler."""
     line = (
         "import signal, sys, time; import assay.cli.main as cli\n"
         f"signal.signal(15, lambda *_: (open({str(tmp_path / 'left')!r}, 'w').close(), sys.exit(75)))\n"
@@ -147,7 +147,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
     [
         (signal.SIGTERM, "lambda *_: os.kill(os.getpid(), 9)", 137),
         (signal.SIGTERM, "lambda *_: sys.exit(75)", 75),
-        (signal.SIGTERM, "signal.SIG_DFL", 75),  # it came while the rank still imported: nothing was learned
+        (signal.SIGTERM, "signal.SIG_DFL", 75),  # it came while the rank was still importing: nothing was learned
         (signal.SIGINT, "signal.SIG_DFL", 130),
         (signal.SIGINT, "lambda *_: sys.exit(130)", 130),  # the same, as KeyboardInterrupt in the imports
     ],

@@ -16,7 +16,7 @@ from tests.pretrain.distributed.test_faults import script
 from tests.pretrain.rank_runs import _ENDING
 
 SMALL = {"num_hidden_layers": 1}
-GIVEN_SECONDS = 30  # Slurm's KillWait: how long it waits by itself between SIGTERM and SIGKILL
+GIVEN_SECONDS = 30  # Slurm's KillWait: its pause between SIGTERM and SIGKILL
 # Where the main thread was when the signal came.
 WHERE = """
 import traceback
@@ -51,7 +51,7 @@ def compilers_of(parent: int) -> list[int]:
 
 
 def start(root: Path, plant: str) -> subprocess.Popen:
-    """A rank that compiles, into a cache that only this test has: nothing is there already."""
+    """A rank that compiles, into a cache that only this test uses, so that it is empty."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled")}
     words = ["-c", _ENDING, "-c", script(root, plant, compile=True, **SMALL)]
     with (root / "log").open("ab") as log:

@@ -45,7 +45,7 @@ def recipe(optimizer: str = "adamw", **train) -> TrainRecipe:
 
 
 class Noting(dict):
-    """A dictionary that notes which of its keys were read, at any depth; copies share the notes."""
+    """A dictionary that records which of its keys were read, at any depth; copies share the record."""
 
     def __init__(self, values, read, path=()):
         super().__init__({k: Noting(v, read, (*path, k)) if isinstance(v, dict) else v for k, v in values.items()})
@@ -64,7 +64,7 @@ class Noting(dict):
 
     def __iter__(
         self,
-    ):  # else `**values` would go round __getitem__; pydantic, which gets them so, refuses unknown names
+    ):  # else `**values` would bypass __getitem__; pydantic, which gets them so, refuses unknown keys
         return super().__iter__()
 
 
@@ -174,7 +174,7 @@ def test_gradients_are_reduced_as_the_setting_says_at_every_stage(stage, precisi
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion"])
 def test_deepspeed_never_clips(optimizer):
-    """Its default is 1; said out loud, for ours clips without a wait."""
+    """Its default is 1; it is stated, since ours clips without a wait."""
     assert deepspeed_config(recipe(optimizer), EngineConfig(zero_stage=3), 1)["gradient_clipping"] == 0.0
 
 

@@ -71,7 +71,7 @@ def test_what_deepspeed_removed_or_does_worse_is_never_requested(optimizer):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_token_weighs_the_same_in_every_micro_batch(stage):
-    """A mean over micro batches of their means would weigh the tokens of the emptier one more."""
+    """A mean over micro batches of their means would give more weight to the tokens of the emptier one."""
 
     def batch(rows: slice) -> Batch:
         whole = small.batches(1, share=False)[0]
@@ -95,7 +95,7 @@ def test_a_token_weighs_the_same_in_every_micro_batch(stage):
 
 
 def bare(stage: int) -> list[float]:
-    """A linear map that shall become zero, in bf16, with DeepSpeed alone: its losses."""
+    """Losses of a linear map trained towards zero, in bf16, with DeepSpeed alone."""
     small.open_one("adamw", 1)  # imports DeepSpeed with the extensions that it may build
     import deepspeed
 
@@ -121,7 +121,7 @@ def bare(stage: int) -> list[float]:
 
 
 def test_bf16_at_stage_0_is_a_step_ahead_and_so_learns_otherwise(monkeypatch):
-    """It keeps fp32 masters, but steps once, with gradients of zero: AdamW corrects its moments by a step too many."""
+    """It keeps fp32 masters, but steps once with gradients of zero: AdamW corrects its moments by a step too many."""
     expected, ahead = bare(1), bare(0)
     assert bare(2) == expected
     assert ahead[0] == expected[0]
@@ -134,7 +134,7 @@ def test_bf16_at_stage_0_is_a_step_ahead_and_so_learns_otherwise(monkeypatch):
 
 @pytest.mark.slow
 def test_a_start_on_cpu_compiles_nothing(tmp_path, monkeypatch):
-    """Else gloo builds `deepspeed_shm_comm` at every first start: minutes, and a lock for ever where it is killed."""
+    """Otherwise gloo builds `deepspeed_shm_comm` at every first start: minutes, and a permanent lock after a kill."""
     extensions = tmp_path / "extensions"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
     losses = losses_of_runs(tmp_path, {"plain": {**SHORT, "zero_stage": 2, "precision": "bf16"}}, 1)

@@ -51,7 +51,7 @@ def test_one_rank_sums_over_nobody_and_learns_the_same_bits(stage, precision, mo
     import torch
 
     summing = open_one("adamw", stage, precision)
-    summing.deepspeed.enable_backward_allreduce = True  # DeepSpeed's own way
+    summing.deepspeed.enable_backward_allreduce = True  # DeepSpeed's own path
     losses = learn(summing)
     ours = open_one("adamw", stage, precision)
     assert learn(ours) == losses
@@ -66,5 +66,5 @@ def test_one_rank_sums_over_nobody_and_learns_the_same_bits(stage, precision, mo
     gradient(ours, 1)
     alone = sums.copy()
     gradient(summing, 1)
-    assert max(alone, default=0) == 1  # the loss of the test itself
+    assert max(alone, default=0) == 1  # the test's own loss
     assert max(sums) > 1000

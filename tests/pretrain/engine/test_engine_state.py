@@ -1,4 +1,4 @@
-"""Every optimizer at every ZeRO stage: the same weights, the same norms, skipped steps, and state there and back."""
+"""Every optimizer at every ZeRO stage: equal weights and norms, skipped steps, and a round trip of the state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Weights = dict[str, dict[str, torch.Tensor]]
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """So small a model is slower on several."""
+    """So small a model is slower on several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -107,7 +107,7 @@ def state_of(engine: Engine) -> Weights:
 
 
 def load_state(engine: Engine, state: Weights, step: int) -> None:
-    """Place what a rank owns of whole tensors, and nothing else."""
+    """Place the parts of whole tensors that a rank owns, and nothing else."""
 
     def read(name: str, start: int, count: int) -> dict[str, torch.Tensor]:
         return {kind: whole.reshape(-1)[start : start + count] for kind, whole in state[name].items()}
@@ -127,7 +127,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 @functools.cache
 def plain(optimizer: str) -> tuple[list[float], Weights]:
-    """Stage 0: torch alone. On one rank, as all that run in the tests' own process."""
+    """Stage 0: torch alone, on one rank, as in all runs within the tests' own process."""
     engine = open_one(optimizer, 0)
     return learn(engine), state_of(engine)
 
@@ -138,7 +138,7 @@ def test_every_stage_learns_what_stage_0_does(optimizer, stage):
     engine = open_one(optimizer, stage)
     losses, state = plain(optimizer)
     assert losses[-1] < losses[0]
-    if optimizer == "muon":  # in bf16, directions that the gradient hardly has are rounding, made as long as others
+    if optimizer == "muon":  # in bf16, directions that the gradient hardly has are rounding noise of equal length
         assert learn(engine) == pytest.approx(losses, abs=1e-4)
     else:
         assert learn(engine) == pytest.approx(losses, abs=1e-5)
@@ -200,7 +200,7 @@ def test_state_comes_back_and_a_skipped_step_leaves_it_to_the_bit(optimizer, sta
     gradient(engine, 3)
     engine.update(1.0, torch.ones(()))
     assert same(state_of(engine), state)
-    # And the step counts with it: what follows is what a run without that step learns.
+    # And the step counts with it: the next steps learn what a run without that step learns.
     again = open_one(optimizer, stage, precision, state)
     load_state(again, state, 2)
     assert same(state_of(again), state)
@@ -280,7 +280,7 @@ def test_a_negative_zero_stays_one():
 
 
 def on_two_ranks(folder: Path) -> None:
-    """What each of two ranks does, of every optimizer at every stage."""
+    """The work of each of two ranks, for every optimizer at every stage."""
     for optimizer, stage in itertools.product(OPTIMIZERS, (0, 1, 2, 3)):
         found = at_two_ranks(optimizer, stage, torch.load(folder / f"{optimizer}.pt"))
         if torch.distributed.get_rank() == 0:
@@ -309,7 +309,7 @@ def at_two_ranks(optimizer: str, stage: int, alone: Weights) -> dict[str, Any]:
 
 
 def on_tensor_ranks(folder: Path) -> None:
-    """What each of two ranks that share the matrices does, at one stage after the other."""
+    """The work of each of two ranks that share the matrices, at one stage after the other."""
     found = {}
     for variant, stage in itertools.product(SHARED, (0, 1, 2, 3)):
         engine = open_one("adamw", stage, tensor=2, **VARIANTS[variant])
@@ -341,7 +341,7 @@ def start(act: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
-    """What only some tensor ranks hold counts once, and so does what all hold; stage 3 cuts the latter among all."""
+    """A parameter of only some tensor ranks counts once, and so does a common one; stage 3 divides the latter."""
     whole = {}
     for variant in SHARED:
         expected = open_one("adamw", 0, **VARIANTS[variant])
@@ -356,7 +356,7 @@ def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
             assert float(found["skipped"]) == 0.0
             assert found["norms"].tolist() == pytest.approx(norms, rel=1e-5), (rank, variant, stage)
             assert found["back"], (rank, variant, stage)
-            if rank == 0:  # one rank goes on from what two split
+            if rank == 0:  # one rank continues from the state that two divided
                 alone = open_one("adamw", 1, weights=found["state"], **VARIANTS[variant])
                 load_state(alone, found["state"], 1)
                 assert same(state_of(alone), found["state"]), (variant, stage)
@@ -368,7 +368,7 @@ def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, float]]]:
-    """What two ranks did, started once for all, and each optimizer's norms of step 4 on one rank."""
+    """The results of two ranks, started once for all, and each optimizer's norms of step 4 on one rank."""
     folder, norms = tmp_path_factory.mktemp("two_ranks"), {}
     for optimizer in OPTIMIZERS:
         first = open_one(optimizer, 0)

@@ -68,7 +68,7 @@ def test_an_update_that_is_skipped_changes_no_bit_of_weights_and_moments(stage, 
     *messages, second = step(1.0)
     assert messages == [1.0, True]
     assert same(first, second)
-    *messages, third = step(0.0, math.nan)  # nobody says to skip it; its gradient does
+    *messages, third = step(0.0, math.nan)  # no caller skips it; its gradient does
     assert messages == [1.0, False]
     assert same(first, third)
     *messages, fourth = step(0.0)

@@ -1,6 +1,6 @@
-"""Stage 3 on two ranks: a block's weights are gathered at once and given back; compiled, all blocks are one graph.
+"""Stage 3 on two ranks: a block's weights are gathered at once and released; compiled blocks form one graph.
 
-Gathers are those that DeepSpeed starts, counted where it starts them; with nothing kept from one use to the next.
+Gathers are counted where DeepSpeed starts them; nothing is kept from one use to the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AT_ONCE = {
 
 
 def on_two_ranks(folder: Path) -> None:
-    """What each rank does: two steps of every case, of which the second is counted."""
+    """The work of each rank: two steps of every case, of which the second is counted."""
     import torch
     from torch._dynamo.utils import counters
 
@@ -122,7 +122,7 @@ def _count(settings: dict[str, Any], bias: bool) -> dict[str, Any]:
 
 
 def _watched(block: Any, gathered: list[Any]) -> Any:
-    """The block's forward pass, which notes the memory of its gathered weights."""
+    """The block's forward pass, which records the memory of its gathered weights."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
     forward = block.forward
@@ -158,7 +158,7 @@ def test_a_block_is_gathered_once_each_way_and_given_back(found, name):
     assert case["forward"] == BLOCKS + others
     assert case["backward"] <= BLOCKS + others
     assert case["seen"] == BLOCKS * (16 if name.startswith("biased") else 9)
-    assert case["alive"] == 0  # nothing that waits for the backward pass holds a gathered weight
+    assert case["alive"] == 0  # no tensor kept for the backward pass holds a gathered weight
 
 
 @pytest.mark.slow

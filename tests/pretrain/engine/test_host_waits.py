@@ -1,6 +1,6 @@
-"""No step makes the host wait for the device: on a GPU each of these calls would empty the queue of its kernels.
+"""No step makes the host wait for the device: on a GPU each wait would empty the queue of its kernels.
 
-On the CPU a tensor's number is there at once, but the same lines request it: they are counted, by line.
+On the CPU a tensor's number is available at once, but the same lines request it: they are counted, by line.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_a_whole_run_reads_its_record_and_nothing_else(requests, tmp_path, run_t
 
     monkeypatch.setattr(loop, "rate_factor", rate)
     run_training(tmp_path, precision="bf16", steps=5, every_steps=5, validate_every_steps=0, decay_steps=2)
-    host = ("process_group.py", "step_log.py")  # words that lie on the host, summed by gloo; and the record
+    host = ("process_group.py", "step_log.py")  # words in host memory, summed by gloo; and the record
     assert seen[5]
     assert all(line.startswith(host) for line in seen[5]), seen[5].most_common()
     assert sum(times for line, times in seen[5].items() if line.startswith("step_log.py")) == 1

@@ -1,7 +1,7 @@
-"""The parity matrix: every stage, precision, number of ranks and accumulation learns what one rank in one batch does.
+"""The parity matrix: every stage, precision, number of ranks and accumulation equals one rank with one batch.
 
-Short runs of a tiny model, many in each start of one or two ranks; what DeepSpeed keeps for the life of a process
-(groups of tensor ranks, of hpZ) has a start of its own.
+Short runs of a tiny model, many in each start of one or two ranks; groups that DeepSpeed keeps for the life of a
+process (of tensor ranks, of hpZ) have a start of their own.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def test_stages_agree_with_each_other_in_every_precision(request, ranks):
 
 @pytest.mark.parametrize("settings", [{}, {"zero_stage": 3, "offload_optimizer": "cpu", "micro_batch_size": 2}])
 def test_one_rank_learns_what_it_learned(tmp_path, run_training, losses_of, settings):
-    """The small core: quick, and in the same process."""
+    """The small core of the matrix: quick, and in the same process."""
     run = run_training(tmp_path, **{**rank_runs.SHORT, **settings})
     assert losses_of(run, tmp_path) == pytest.approx(FP32, abs=1e-4)
 
@@ -115,7 +115,7 @@ def test_offload_and_checkpointing_learn_the_same(two_ranks, reference, name):
 
 @pytest.mark.slow
 def test_ranks_that_share_rows_learn_what_one_does(tmp_path, reference):
-    """Rows of several documents each, so that positions and masks are at stake."""
+    """Rows of several documents each, so that positions and masks matter."""
     share = {"sequence_parallel_size": 2}
     runs = {
         "plain": share,

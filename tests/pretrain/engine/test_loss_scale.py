@@ -1,4 +1,4 @@
-"""fp16's loss scale is part of what a run goes on from.
+"""fp16's loss scale is part of the state that a run resumes from.
 
 Computed on CPU, which torch can in fp16 and DeepSpeed permits where the processor has instructions for it: `in_fp16`
 permits it everywhere. DeepSpeed's own optimizer and loss scaler do the rest; the search is made lively: a higher first
@@ -46,7 +46,7 @@ def in_fp16():
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, in_fp16, run_training):
-    """The root and the run of a stage that nothing interrupts."""
+    """The root and the run of a stage without an interruption."""
 
     @functools.cache
     def run(stage: int):
@@ -93,7 +93,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one_fp16(in_fp16, run_training,
     lines = read_lines(cut / whole.folder / "metrics.jsonl")
     skipped = [line for line in lines if line["event"] == "skipped"]
     assert {line["reason"] for line in skipped} == {"overflow"}
-    assert any(line["step"] > 4 for line in skipped)  # the search went on after the restart, and counted
+    assert any(line["step"] > 4 for line in skipped)  # the search continued after the restart, and counted
 
 
 def test_without_its_scale_a_run_would_skip_other_steps(in_fp16, run_training, whole_run, interrupted, monkeypatch):

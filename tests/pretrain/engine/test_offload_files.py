@@ -1,6 +1,6 @@
-"""Masters, moments and weights in files: the losses, checkpoints and skipped steps of a run that keeps them in memory.
+"""Masters, moments and weights in files: losses, checkpoints and skipped steps equal those of a run in memory.
 
-DeepSpeed leaves in memory what is smaller than 1 MiB: all state of matrices is more in `NARROW`, a matrix in bf16 in
+DeepSpeed leaves in memory state smaller than 1 MiB: all state of matrices is larger in `NARROW`, a matrix in bf16 in
 `WIDE`. Most tests replace the compiled extension with `plain_aio.py`; one uses the real one, where it is built.
 """
 
@@ -111,7 +111,7 @@ def test_a_run_goes_on_from_files_to_memory_and_back(tmp_path, plain_aio, run_tr
         at_step(step, crash)
         with pytest.raises(Crash):
             run_training(tmp_path, **settings)
-        shutil.rmtree(tmp_path / "swap", ignore_errors=True)  # of no use to the next start
+        shutil.rmtree(tmp_path / "swap", ignore_errors=True)  # useless for the next start
     assert run_training(tmp_path, **files).digest == in_memory_run(where)[1].digest
 
 
@@ -139,7 +139,7 @@ def _hold(folder: str, messages) -> None:
 
 
 def test_two_runs_of_a_node_never_share_a_folder_of_files(tmp_path):
-    assert lock_swap_folder(tmp_path) == lock_swap_folder(tmp_path)  # one process, whatever it opens anew
+    assert lock_swap_folder(tmp_path) == lock_swap_folder(tmp_path)  # one process, even if it opens several
     context = multiprocessing.get_context("fork")
     messages = context.Queue()
     other = context.Process(target=_hold, args=(str(tmp_path / ".." / tmp_path.name), messages))

@@ -1,4 +1,4 @@
-"""Training without torch's compiler: nothing imports it, and after its import torch's marks work as in torch."""
+"""Training without torch's compiler: it is never imported, and torch's marks work once it is."""
 
 from __future__ import annotations
 

@@ -60,14 +60,14 @@ def test_the_error_of_the_loss_is_that_of_a_ratio_of_sums(tmp_path, make_tokens)
     residue = nats - measured.loss * tokens
     plain = np.sqrt(len(nats) / (len(nats) - 1) * np.sum(residue**2)) / tokens.sum()
     assert measured.loss_stderr == pytest.approx(plain, rel=1e-9)
-    # And the bootstrap over rows agrees: it knows nothing of the formula.
+    # And the bootstrap over rows agrees, which does not use the formula.
     generator = np.random.default_rng(0)
     draws = generator.integers(0, len(nats), (4000, len(nats)))
     assert measured.loss_stderr == pytest.approx(np.std(nats[draws].sum(1) / tokens[draws].sum(1)), rel=0.15)
 
 
 class Known:
-    """Rows that know of what source and language each token is."""
+    """Rows with the source and language of each token."""
 
     origins = ("books/en", "books/de", "news/en")
     origin_targets = (400, 300, 200)

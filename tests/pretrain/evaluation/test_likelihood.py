@@ -15,7 +15,7 @@ from pretrain.evaluation.validation import load_decoder, nats_with
 
 
 def encode(text: str) -> np.ndarray:
-    """Two characters a token where they are equal letters: so that a border can fall within a token."""
+    """A pair of equal letters is one token, so that a boundary can fall within a token."""
     ids, place = [], 0
     while place < len(text):
         pair = text[place : place + 2]
@@ -92,7 +92,7 @@ def test_passes_that_are_alike_have_one_shape_a_length_and_the_same_scores(model
 
 
 def test_the_probabilities_of_all_next_tokens_add_up_to_one(model):
-    # The vocabulary of the scores is the padded one: the padding has little, and all together have all.
+    # The vocabulary of the scores is the padded one: the padding has little probability, all together have 1.
     symbols = {chr(code): code for code in range(256)}
     scored = log_likelihoods(
         nats_with(model),

@@ -36,7 +36,7 @@ DATA = os.environ.get("ASSAY_TEST_DATA")
 
 
 def scorer(lean, noise=0.3, seed=0):
-    """`lean(text)` nats, and noise that belongs to the text."""
+    """`lean(text)` nats, and noise that depends on the text."""
 
     def score(texts):
         return [
@@ -58,7 +58,7 @@ def test_a_planted_lean_is_found_with_its_sign_and_size():
     assert nurse["lean"] == pytest.approx(0.75, abs=0.35)  # two of four terms
     assert nurse["lower"] > 0
     assert rows["gender", "male", "nurse"]["lean"] == pytest.approx(-nurse["lean"])
-    # A term that makes every word likelier leans to all alike: the audit says so for each category.
+    # A term that makes every word likelier leans to all alike: the audit reports that for each category.
     assert rows["religion", "muslim", "violence"]["lean"] == pytest.approx(2.0, abs=0.5)
     flat = template_rows(load_templates(), scorer(lambda text: 0.0))
     outside = sum(not r["lower"] <= 0 <= r["upper"] for r in flat)
@@ -249,6 +249,6 @@ def test_an_audit_is_an_artifact_of_its_checkpoint_and_its_files(finished, tmp_p
     assert values["corpus"] == {"rho": None, "lower": None, "upper": None, "pairs": 0}
     assert values["sets"]["crows_pairs"][0]["preference"] == 1.0
     assert audit_model(checkpoint, tokens, open_model, config, tmp_path, Runtime(root)).digest == made.digest
-    assert len(opened) == 1  # found, not made
+    assert len(opened) == 1  # found, not made again
     write(tmp_path / "crows.jsonl", [PAIR, PAIR])
     assert audit_model(checkpoint, tokens, open_model, config, tmp_path, Runtime(root)).digest != made.digest

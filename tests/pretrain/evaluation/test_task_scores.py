@@ -36,7 +36,7 @@ QUESTIONS = (
 def test_figures_are_plain_arithmetic():
     nats = [-2.0, -4.0, -1.0, -3.0, -3.5, -5.0, -5.0]
     row = figures(QUESTIONS, [Scored(value, 1) for value in nats])
-    # 1: -2 is the likelier; a letter -1.0 against -0.8. 2: the first is. 3: both alike, each counts half.
+    # 1: -2 is the likelier; per letter -1.0 against -0.8. 2: the first is. 3: both are equal, each counts half.
     assert row["acc"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert row["acc_norm"] == pytest.approx((0 + 1 + 0.5) / 3)
     assert row["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
@@ -125,7 +125,7 @@ def test_the_loop_evaluates_and_keeps_what_it_found(tmp_path, run_training):
         {k: v for k, v in line.items() if k not in ("attempt", "event")} for line in lines if line["event"] == "task"
     ]
     assert messages == held
-    # What the loop saw of the last step is what its checkpoint says.
+    # The figures of the last step in the loop are those of its checkpoint.
     last = read_manifest(tmp_path / run.stats["checkpoint"]["path"])
     suite = encode_tasks(open_tasks(config, tmp_path), encode, 32)
     [again] = evaluate_tasks(suite, nats_with(load_decoder(last, tmp_path)))

@@ -1,4 +1,4 @@
-"""What `assay export` writes is, for `transformers`, the same model: equal logits, a tokeniser that comes back."""
+"""An export of `assay export` is the same model for `transformers`: equal logits, an equal tokeniser."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def tokenizer(tmp_path_factory) -> Path:
 
 
 def write_tokenizer(path: Path, size: int, special: Sequence[str] = ("<|endoftext|>",)) -> Path:
-    """A byte-level BPE as the stage makes it."""
+    """A byte-level BPE as the stage trains it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
@@ -134,7 +134,7 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
 
 
 def test_an_export_shares_no_file_with_the_run(tokenizer, tmp_path):
-    """A tool that edits an exported file in place leaves the run's own as it is."""
+    """A tool that edits an exported file in place does not change the run's own file."""
     exported(next(iter(EVERY)), tokenizer, tmp_path / "out")
     copy = tmp_path / "out" / "tokenizer.json"
     assert copy.read_bytes() == tokenizer.read_bytes()
@@ -156,7 +156,7 @@ def loaded(target: Path):
 
 @pytest.fixture(autouse=True, scope="session")
 def modules_of_their_own(tmp_path_factory):
-    """transformers copies a folder's code to a place of its own, once: not into the home of who runs the tests."""
+    """transformers copies a folder's code to a cache once: not into the home of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -198,7 +198,7 @@ def test_our_own_code_pads_and_continues(tmp_path, tokenizer, name):
         loss = theirs(ids, labels=ids).loss
     plain = torch.nn.functional.cross_entropy(expected[0, :-1], ids[0, 1:])
     assert float(loss) == pytest.approx(float(plain), abs=1e-5)
-    # Greedy text: token by token from the whole, and by `generate` with its cache.
+    # Greedy text: token by token from the whole model, and by `generate` with its cache.
     text = ids
     for _ in range(5):
         text = torch.cat([text, our_logits(model, text)[:, -1:].argmax(-1)], 1)
@@ -331,7 +331,7 @@ def test_generation_ends_with_the_document(tmp_path, tokenizer, name):
     exported(name, tokenizer, tmp_path / "model")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)
     model = loaded(tmp_path / "model")
-    with torch.no_grad():  # a model to which all tokens are alike says the first, which is the end
+    with torch.no_grad():  # a model to which all tokens are equal gives the first, which is the end
         (model.get_output_embeddings() or model.get_input_embeddings()).weight.zero_()
     made = model.generate(**theirs("The cat", return_tensors="pt"), max_new_tokens=9, do_sample=False)
     assert made[0, -1] == model.generation_config.eos_token_id == 0

@@ -21,7 +21,7 @@ from tests.pretrain.initial_weights.test_initial_weights import saved
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Files of a model's repository, one of them that Assay does not read."""
+    """Files of a model's repository, one of which Assay does not read."""
     folder = tmp_path_factory.mktemp("hub") / "model"
     saved("llama", folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")

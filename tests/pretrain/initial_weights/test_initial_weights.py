@@ -56,7 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def saved(name: str, target: Path, shard: str = "5GB", **changes: Any) -> Any:
-    """A folder of random weights of this family, and the model that `transformers` made of it."""
+    """A folder of random weights of this family, and the `transformers` model of them."""
     kind, settings = CASES[name]
     model = getattr(transformers, kind)
     torch.manual_seed(0)

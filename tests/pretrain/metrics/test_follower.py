@@ -1,4 +1,4 @@
-"""A follower gives every whole line once, with the number that `read_lines` gives it, however it is cut."""
+"""A follower gives every whole line once, with the number that `read_lines` gives it, however the file is cut."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_line_comes_once_with_its_number(tmp_path_factory, parts, cut, chu
     def write(part):
         if part == TORN:
             with path.open("a") as handle:
-                handle.write(part)  # what a kill leaves; the next line closes it
+                handle.write(part)  # left by a kill; the next line closes it
         else:
             append_line(path, json.dumps({"value": part}))
 

@@ -1,4 +1,4 @@
-"""The mirrors against the record: what W&B and TensorBoard wrote is read back and must equal metrics.jsonl."""
+"""The mirrors against the record: the output of W&B and TensorBoard, read back, must equal metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Crash(Exception):
 
 @pytest.fixture(scope="module")
 def proxy():
-    """A proxy that serves nobody: its address, and what it was asked for; wandb's own process heeds it, too."""
+    """A proxy that serves no request: its address, and the requests; wandb's own process uses it, too."""
     asked: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -44,7 +44,7 @@ def proxy():
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory, run_training, proxy):
-    """A run that crashed at step 7 and went on, mirrored to both; whoever asks for the network meets the proxy."""
+    """A run that crashed at step 7 and resumed, mirrored to both; every network request meets the proxy."""
     root = tmp_path_factory.mktemp("mirrored")
     settings = {"mode": "offline", "tensorboard": True}
 
@@ -109,7 +109,7 @@ def test_offline_wandb_is_the_record(mirrored):
         expected = {"step": line["step"], "attempt": line["attempt"], **chart_values(line)}
         assert drawn == expected
         numbers = [value for value in leaves(line) if isinstance(value, int | float)]
-        assert sorted(drawn.values()) == sorted(numbers)  # none left out, none drawn over another
+        assert sorted(drawn.values()) == sorted(numbers)  # none left out, none overwritten
 
 
 def test_offline_wandb_names_what_it_was_made_from(mirrored):
@@ -143,7 +143,7 @@ def test_what_a_restart_computes_again_is_reported(mirrored):
 
 
 def test_checkpoints_have_the_names_that_a_team_needs(mirrored):
-    """The newest, each step's, and the best of those that were validated; what was used and what was made."""
+    """The newest, each step's, and the best of the validated ones; its inputs and outputs."""
     root, run, lines = mirrored
     artifacts = read_offline(root / run.folder).artifacts
     assert {artifact["type"]: artifact["used"] for artifact in artifacts} == {"input": True, "model": False}
@@ -179,7 +179,7 @@ def test_a_log_that_was_altered_is_refused(mirrored, tmp_path):
     place.parent.mkdir()
     data = bytearray(first.read_bytes())
     place.write_bytes(data[:-3])
-    assert read_offline(tmp_path).history  # a torn end is left out
+    assert read_offline(tmp_path).history  # a torn end is omitted
     data[len(data) // 2] ^= 1
     place.write_bytes(data)
     with pytest.raises(ManifestError, match="CRC-32"):

@@ -1,4 +1,4 @@
-"""MLflow mirror: charts, settings and state of a run in a local store; the record stays what it is without it."""
+"""MLflow mirror: charts, settings and state of a run in a local store; the record does not depend on it."""
 
 import threading
 

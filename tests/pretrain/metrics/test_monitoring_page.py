@@ -1,4 +1,4 @@
-"""docs/monitoring.md against what is written: neither names an event or a field that the other lacks."""
+"""docs/monitoring.md against the written events: neither names an event or a field that the other lacks."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ ALWAYS = "Every event"
 
 
 def documented(text: str | None = None) -> dict[str, dict[str, bool]]:
-    """By event its fields, those of every event included, and whether a line may lack one.
+    """Fields by event, including those of every event, and whether a line may lack one.
 
-    Of a table without a column of events, the heading names them; "where there are several" marks what may lack.
+    For a table without a column of events, the heading names them; "where there are several" marks those that may be
+    missing.
     """
     found: dict[str, dict[str, bool]] = {}
     heading = ""
@@ -54,7 +55,7 @@ def documented(text: str | None = None) -> dict[str, dict[str, bool]]:
 
 
 def differences(lines: list[dict]) -> list[str]:
-    """What these lines of a record have and the page does not say, and the other way about."""
+    """Fields of these lines of a record that the page does not mention, and the reverse."""
     page, output = documented(), []
     for line in lines:
         fields = page.get(line["event"], {})
@@ -69,7 +70,7 @@ def recorded_names() -> set[str]:
     names = set()
     for path in (ROOT / "pretrain").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            called = node.func if isinstance(node, ast.Call) and node.args else None  # CUDA's own events have no words
+            called = node.func if isinstance(node, ast.Call) and node.args else None  # CUDA's own events have no text
             if isinstance(called, ast.Attribute) and called.attr.lstrip("_") == "record":
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: the event has no name here"
                 names.add(node.args[0].value)
@@ -83,7 +84,7 @@ def test_the_page_has_the_events_that_the_code_records():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, run_training):
-    """Lines of real runs: one has tasks, changes its mixture, is signalled to leave and diverges; one has a budget."""
+    """Lines of real runs: one has tasks, changes its mixture, is signalled to stop and diverges; one has a budget."""
     root, folder = (tmp_path_factory.mktemp(name) for name in ("page", "budget"))
     (root / "pairs.jsonl").write_text(
         "".join(
@@ -124,7 +125,7 @@ def written(tmp_path_factory, run_training):
 
 
 def of_two_ranks():
-    """What the clocks of ranks record, rank 1 being slow."""
+    """Clocks of ranks as they record them, with rank 1 slow."""
     lines = []
     job = SimpleNamespace(
         settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=1)),
@@ -140,7 +141,7 @@ def of_two_ranks():
 
 
 def of_a_hang():
-    """What the watchdog's callback records, in a thread of its own."""
+    """The watchdog's callback records this, in a thread of its own."""
     lines, recorded = [], threading.Event()
 
     def record(event, step, **values):

@@ -93,7 +93,7 @@ def test_a_product_is_measured_in_its_arithmetic(monkeypatch, arithmetic, shown)
     assert f"{shown}," in found.source
     assert "^3 product" in found.source
     assert set(kinds) == {torch.float32 if arithmetic == "fp32" else torch.bfloat16}
-    assert torch.equal(before, torch.get_rng_state())  # the run's own numbers are untouched
+    assert torch.equal(before, torch.get_rng_state())  # the run's own random numbers are unchanged
 
 
 def test_the_best_size_counts_and_slow_devices_measure_few(monkeypatch):

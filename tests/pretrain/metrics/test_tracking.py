@@ -106,7 +106,7 @@ class FakeArtifact:
         self.name, self.type, self.metadata, self.references = name, type, metadata, []
 
     def add_reference(self, address, name, checksum):
-        assert not checksum  # nothing is read
+        assert not checksum  # no line is read
         self.references.append(address)
 
 
@@ -133,7 +133,7 @@ def test_the_mirror_sees_the_same_numbers_under_the_lines_number(tmp_path, monke
         monkeypatch.setenv("WANDB_API_KEY", key)
     run = FakeRun()
     started = fake_wandb(run)
-    for _ in range(2):  # a restart: rows go on, so nothing is written over
+    for _ in range(2):  # a restart: rows continue, so nothing is overwritten
         with open_record(tmp_path, TrackingConfig(), ABOUT, writes=True) as (record, _):
             record("step", 1, loss=0.5, text="is no metric", mfu=None)
     # Offline this stand-in keeps no file, so the second attempt writes the first one's row as well.
@@ -193,7 +193,7 @@ def test_tensorboard_that_is_not_there_is_reported_with_the_fix(tmp_path, monkey
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name))
     config = TrackingConfig(mode="disabled", tensorboard=True)
-    for writes in (True, False):  # every rank says so: none is left waiting for the first
+    for writes in (True, False):  # every rank raises, so none waits for the first
         with (
             pytest.raises(ConfigError, match=r"pip install 'assay-pretrain\[tensorboard\]'"),
             open_record(tmp_path, config, ABOUT, writes=writes),

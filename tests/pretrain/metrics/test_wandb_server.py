@@ -1,4 +1,4 @@
-"""The W&B mirror against a server on this machine that falls ill: nothing waits for it, and nothing is lost."""
+"""The W&B mirror against a failing server on this machine: nothing waits for it, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def server(monkeypatch):
 
 @pytest.fixture
 def about():
-    """A run of a name of its own: wandb's process is this one's, and lives on between tests."""
+    """A run with its own name: wandb's process belongs to this one, and remains between tests."""
     return RunIdentity(
         RECIPE, f"{next(KEY):04d}{os.getpid():012d}" * 4, INPUTS, lambda: "7:head", lambda: {"data/funnel": TABLE}
     )
 
 
 def train(folder, about, steps, start=0, halfway=lambda: None, mode="online"):
-    """An attempt that does steps `start` + 1 to `steps`: what it validates it saves."""
+    """An attempt that does steps `start` + 1 to `steps`, and saves the steps that it validates."""
     with open_record(folder, TrackingConfig(mode=mode), about, writes=True) as (record, _):
         record("start", start, device="a processor")
         for step in range(start + 1, steps + 1):
@@ -93,7 +93,7 @@ def test_online_the_server_has_the_record_its_tables_and_its_graph(server, about
 
 
 def graph(server, about, steps):
-    """What was used and what was made, by digest."""
+    """Inputs and outputs, by digest."""
     used = {held["collection"] for held in server.artifacts if (id_of(about), held["id"]) in server.used}
     assert used == {"encode-0123"}
     made = {held["metadata"]["step"]: held for held in server.artifacts if held["type"] == "model"}
@@ -166,7 +166,7 @@ def test_what_a_server_that_dies_midway_lacks_is_written_offline(server, about, 
     assert server.run(id_of(about))["upserts"]
     assert "W&B has not accepted all rows" in caplog.text
     same(read_offline(tmp_path).history, lines)
-    server.health = WELL  # and the next attempt goes on online, with all that the server lacks
+    server.health = WELL  # and the next attempt continues online, with all rows that the server lacks
     lines = train(tmp_path, about, 12, start=8)
     same(server.history(id_of(about)), lines)
 
@@ -205,7 +205,7 @@ def test_no_step_waits_for_wandb(about, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [2.0, 30.0])
 def test_a_process_whose_server_is_silent_ends_by_itself_and_well(server, tmp_path, start):
-    """Given up at the start, or at the end: no exit hook of wandb keeps the process, or changes its status."""
+    """After giving up at the start or at the end, no exit hook of wandb keeps the process or changes its status."""
     server.health = SILENT
     code = (
         "from pathlib import Path\n"
@@ -255,7 +255,7 @@ def test_sync_brings_everything_later(server, about, tmp_path, between):
     asked = server.asked
     lines = train(tmp_path, about, 12, start=4, mode="offline")
     assert server.asked == asked
-    output = sync(server, folders[0].parent)  # all that is not uploaded yet
+    output = sync(server, folders[0].parent)  # all runs that are not uploaded yet
     assert output.count("Finished syncing") == (1 if between else 2)
     same(server.history(id_of(about)), lines)
     local = read_offline(tmp_path)

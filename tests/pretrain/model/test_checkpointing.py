@@ -25,7 +25,7 @@ class Products(TorchDispatchMode):
 
 
 def learn(variant: str, how: str):
-    """Loss, gradients, what was computed, and how many numbers waited for the backward pass."""
+    """Loss, gradients, the computed parts, and how many numbers were kept for the backward pass."""
     model, batch = model_of(config(**VARIANTS[variant]), activation_checkpointing=how), rows([[9, 20, 3], [32, 0, 0]])
     kept = {}
 
@@ -73,7 +73,7 @@ def test_selective_keeps_the_result_of_an_attention_that_is_one_kernel(how, monk
 
 @torch.library.custom_op("assay_tests::noted", mutates_args=())
 def noted(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers; each run is noted."""
+    """The same numbers; each run is counted."""
     RUNS.append(1)
     return x.clone()
 
@@ -85,7 +85,7 @@ RUNS: list[int] = []
 
 @pytest.mark.slow
 def test_selective_keeps_what_is_compiled_by_itself(monkeypatch):
-    """As FlexAttention is on CUDA: here a formula in its place, compiled with the same options."""
+    """As FlexAttention is on CUDA: a formula takes its place here, compiled with the same options."""
 
     def formula(q, k, v):
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))

@@ -1,8 +1,8 @@
-"""The presets' settings at once: torch.compile in bf16 at each ZeRO stage, with what a block keeps.
+"""The presets' settings at once: torch.compile in bf16 at each ZeRO stage, with activation checkpointing.
 
-`test_gathering.py` has the others of stage 3: nothing recomputed (the 7b preset) and selectively (13b).
-On two ranks, in one start: the pieces that one case compiles are there for the next (TORCHINDUCTOR_CACHE_DIR), and what
-Dynamo knows is forgotten between cases, else the ninth shape of a function would run uncompiled without a word.
+`test_gathering.py` has the others of stage 3: nothing recomputed (the 7b preset) and selectively (13b). On two ranks,
+in one start: the pieces that one case compiles are there for the next (TORCHINDUCTOR_CACHE_DIR), and Dynamo's state is
+cleared between cases, else the ninth shape of a function would run uncompiled without a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDED = 1e-3
 
 
 def on_two_ranks(folder: Path) -> None:
-    """What each rank does: every case compiled, and once what they shall learn, uncompiled."""
+    """The work of each rank: every case compiled, and once the uncompiled reference."""
     import torch
     from torch._dynamo.utils import counters
 

@@ -103,7 +103,7 @@ def test_the_loss_is_a_sum_over_targets(variant):
 
 @st.composite
 def documents(draw):
-    """Lengths of the documents of a row, and the number of the one that is altered."""
+    """Lengths of the documents of a row, and the number of the altered one."""
     lengths = draw(st.lists(st.integers(1, 12), min_size=2, max_size=5))
     return lengths, draw(st.integers(0, len(lengths) - 1)), draw(st.integers(1, 99))
 
@@ -112,7 +112,7 @@ def documents(draw):
 @settings(max_examples=8, derandomize=True)
 @given(drawn=documents())
 def test_documents_never_see_each_other(variant, drawn):
-    """The law: alter one document, and the logits of the others stay; and each reads as if it were alone."""
+    """The law: altering one document leaves the logits of the others; and each is computed as if it were alone."""
     lengths, altered, shift = drawn
     batch = rows([lengths])
     ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]

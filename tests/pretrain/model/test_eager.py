@@ -22,7 +22,7 @@ TYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture
 def with_threads():
-    """Set how many threads torch, and so a kernel, uses."""
+    """Set the number of threads of torch, and so of a kernel."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -40,7 +40,7 @@ def both(function, plain, *inputs):
 
 
 def near(dtype):
-    """How near two ways come whose sums are taken in another order."""
+    """Tolerance between two results whose sums are taken in another order."""
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     return {"atol": tolerance, "rtol": tolerance}
 

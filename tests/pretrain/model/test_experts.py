@@ -44,7 +44,7 @@ def test_a_token_gets_the_weighed_sum_of_the_experts_it_chose(experts, used, nor
 
 
 def test_one_expert_a_token_with_normalised_weights_is_refused():
-    """Its weight is 1 whatever the router says: no gradient of the loss would reach the router."""
+    """Its weight is 1 whatever the router's logits are: no gradient of the loss would reach the router."""
     with pytest.raises(ValueError, match="norm_topk_prob = false"):
         MoeConfig(num_local_experts=4, num_experts_per_tok=1)
 
@@ -69,7 +69,7 @@ def test_an_expert_that_nobody_chose_takes_part_and_learns_nothing():
 def test_a_grouped_product_is_a_product_for_each_group(counts, sizes, even, kind):
     """Forward and both gradients; weights spread over storages, and evenly spaced in one, which is read in place.
 
-    Sizes that are no multiple of the kernel's 16 bytes, too.
+    Sizes that are not a multiple of the kernel's 16 bytes are included.
     """
     rows, columns = sizes
     generator = torch.Generator().manual_seed(sum(counts))
@@ -154,7 +154,7 @@ def test_the_objective_does_not_depend_on_how_rows_are_split():
 
 @pytest.mark.slow
 def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_path, run_training, losses_of):
-    """Two ranks, whose tokens choose other experts, at stage 3 with blocks computed again: one process's losses."""
+    """Two ranks, whose tokens choose other experts, at stage 3 with recomputed blocks: the losses of one process."""
     moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
     runs: Runs = {
         how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}

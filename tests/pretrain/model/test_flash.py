@@ -1,4 +1,4 @@
-"""FlashAttention's kernel without a GPU: a module of its name that takes what the published one takes."""
+"""FlashAttention's kernel without a GPU: a module of its name with the published signature."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PUBLISHED = {
 
 
 def by_documents(q, k, v, given):
-    """What the kernel documents: each sequence by itself, causal to the last key, with a window to the left."""
+    """The documented kernel: each sequence by itself, causal to the last key, with a window to the left."""
     out, starts = torch.zeros_like(q), given["cu_seqlens_q"].tolist()
     assert given["cu_seqlens_q"].dtype == given["cu_seqlens_k"].dtype == torch.int32
     assert starts == given["cu_seqlens_k"].tolist()
@@ -53,7 +53,7 @@ def by_documents(q, k, v, given):
 
 @pytest.fixture(params=sorted(PUBLISHED))
 def package(request, monkeypatch):
-    """A package with the published signature; yields what its kernel was given."""
+    """A package with the published signature; yields the arguments that its kernel received."""
     calls = []
 
     def answer(bound):

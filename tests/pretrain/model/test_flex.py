@@ -69,7 +69,7 @@ def test_rows_of_any_length_are_padded_to_blocks(length, rule, counted):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The graphs that are compiled, by a backend that counts them and computes them as they are."""
+    """The graphs that are compiled, from a backend that counts them and runs them unchanged."""
     graphs = []
 
     def count(graph, inputs):

@@ -1,4 +1,4 @@
-"""What a compiler makes of a block: counted in the code that it writes, on CPU, where it fuses by the same rules."""
+"""Kernels that a compiler makes of a block, counted in its code, on CPU, where it fuses by the same rules."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def codes():
 
 @pytest.mark.slow
 def test_queries_keys_and_values_are_one_product_each_way(codes):
-    """Seven products forward and two for each of them backward, without: two and four of them are gone."""
+    """Without it, seven products forward and two for each of them backward: two and four of them are gone."""
     assert [code.products for code in codes[False][:2]] == [7, 14]
     assert [code.products for code in codes[True][:2]] == [5, 10]
     for code in codes[True][:2]:  # the copy of the weights is made again, not kept

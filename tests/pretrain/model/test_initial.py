@@ -122,7 +122,7 @@ STEPS = 10
 
 @pytest.mark.parametrize("name", ["10m", "125m", "350m", "1b", "7b", "13b", "70b"])
 def test_a_new_preset_knows_nothing(name):
-    """As its file says, but narrower and of two layers."""
+    """A preset as its file sets it, but narrower and of two layers."""
     preset = load_run(Path(__file__).parents[3] / "configs" / f"{name}.toml", [], needs="model").config.model
     shared = preset.num_attention_heads // preset.num_key_value_heads
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8 // shared}
@@ -138,7 +138,7 @@ def test_a_new_preset_knows_nothing(name):
 
 
 def coordinates(width: int, initialisation: str) -> list[float]:
-    """Mean magnitude of what attention, feed-forward and projection put out after ten steps of Adam at one rate."""
+    """Mean magnitude of the outputs of attention, feed-forward and projection after ten Adam steps at one rate."""
     mup = {"initialisation": "mup", "mup_base_width": 64} if initialisation == "mup" else {"initialisation": "normal"}
     settings = config(
         hidden_size=width,
@@ -176,7 +176,7 @@ def coordinates(width: int, initialisation: str) -> list[float]:
 
 
 def test_under_mup_activations_do_not_grow_with_the_width():
-    """The coordinate check (arXiv:2203.03466, appendix D.1): what each part puts out after training, by width."""
+    """The coordinate check (arXiv:2203.03466, appendix D.1): each part's output after training, by width."""
 
     def growth(initialisation):
         small, large = coordinates(128, initialisation), coordinates(512, initialisation)

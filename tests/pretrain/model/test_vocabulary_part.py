@@ -1,4 +1,4 @@
-"""A vocabulary that two ranks split: the losses and gradients of one rank, and nothing exchanged of the logits' size.
+"""A vocabulary that two ranks share: losses and gradients of one rank, and no exchange of the logits' size.
 
 Run as a script, this is one of the ranks.
 """

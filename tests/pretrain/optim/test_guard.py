@@ -74,7 +74,7 @@ def test_a_planned_change_of_level_ends_no_healthy_run(noise, rise):
     losses[[1949, 2199]] += 3.0
     known, rest, config = losses[:1900].tolist(), losses[1900:].tolist(), SkipConfig()
     assert walk(rest, config, known, starts=frozenset({2001})) == [1950, 2200]
-    if rise >= 0.3 and noise <= 0.02:  # a change that the guard does not know: the new level is never learned
+    if rise >= 0.3 and noise <= 0.02:  # a change unknown to the guard: the new level is never learned
         assert len(walk(rest, config, known)) > config.most_skips
 
 
@@ -157,7 +157,7 @@ def test_too_many_skips_end_the_run_and_name_them():
     with pytest.raises(Diverged, match=r"(?s)most_skips = 8.*step 1016: spike, z = 9.5: d1, d2") as error:
         refuse_too_many([*few, record(1016)], 1016, SkipConfig())
     assert "z_score" in str(error.value)
-    refuse_too_many([*few, record(1200)], 1200, SkipConfig())  # the others are long ago
+    refuse_too_many([*few, record(1200)], 1200, SkipConfig())  # the others are too old
     assert error.value.facts == {
         "reason": "too many", "skipped": 9, "window": 128, "most_skips": 8, "by_reason": {"spike": 9},
         "steps": list(range(1000, 1018, 2)), "documents": ["d1", "d2"],

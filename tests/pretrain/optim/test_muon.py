@@ -94,7 +94,7 @@ def test_only_the_part_of_adamw_is_clipped():
 
 
 def layouts(shapes: list[tuple[int, int]], ranks: int, even: bool) -> list[list[Fragment]]:
-    """As ZeRO lays them: one run cut into equal parts (stages 1 and 2), or each matrix cut into equal parts (3)."""
+    """ZeRO's placement: one run cut into equal parts (stages 1 and 2), or each matrix cut into equal parts (3)."""
     sizes = [rows * columns for rows, columns in shapes]
     held: list[list[Fragment]] = [[] for _ in range(ranks)]
     part, begin = -(-sum(sizes) // ranks), 0

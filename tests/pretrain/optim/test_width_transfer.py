@@ -1,4 +1,4 @@
-"""muP (arXiv:2203.03466): what is best at the base width stays best at another."""
+"""muP (arXiv:2203.03466): the best rate at the base width stays the best at another."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def loss_of(width, initialisation, rate):
 
 @pytest.mark.slow
 def test_the_best_rate_is_the_same_at_four_times_the_width():
-    """Of the rates around it; without muP half of it is better at the larger width."""
+    """The best of the surrounding rates; without muP half of it is better at the larger width."""
     torch.set_num_threads(1)
 
     def best(width, initialisation, rates):

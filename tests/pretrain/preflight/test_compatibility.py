@@ -1,4 +1,4 @@
-"""Each rule of `compatibility.py` refuses what it is for, says the mend, and lets what it must not refuse pass."""
+"""Each rule of `compatibility.py` refuses what it should, names the fix, and lets valid settings pass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "m
 
 
 def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, Hardware]:
-    """A rule's arguments: sections that suit each other, but for `settings` (by the field's name).
+    """A rule's arguments: compatible sections, except for `settings` (by the field's name).
 
     `where`: device, number of ranks, capability, GPUs, and sections that enter no key.
     """
@@ -209,7 +209,7 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"zero_stage": 0, "precision": "fp32"},
         {"precision": "fp16", "where": CUDA},
         {"precision": "fp8", "where": CUDA},
-        {"precision": "fp8", "where": {"device": "cuda"}},  # of which kind, a login node does not know
+        {"precision": "fp8", "where": {"device": "cuda"}},  # a login node does not know its kind
         {"quantized_weights": True, **GRADIENTS, "where": CUDA},
         {**GRADIENTS, "global_batch_size": 32, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
         {"zero_stage": 3, "where": {**OF_8, "local_world_size": 4}},

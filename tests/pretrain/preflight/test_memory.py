@@ -125,8 +125,11 @@ def test_the_suggestion_fits_and_is_the_first_of_the_ladder():
 
 
 def test_what_attention_keeps_on_cpu_follows_the_way_it_is_computed():
-    """Bytes a pair of tokens and head, by the saved tensors: bf16 probabilities; a mask that all heads share; tanh,
-    softmax and probabilities where a soft cap is written out, and the scratch of one block."""
+    """Bytes a pair of tokens and head, by the saved tensors.
+
+    They are bf16 probabilities; a mask that all heads share; tanh, softmax and probabilities where a soft cap is
+    written out; and the scratch of one block.
+    """
 
     def tables(length: int, **model: object) -> tuple[int, int]:
         small = SEVENTY_BILLION.model_copy(update=model)

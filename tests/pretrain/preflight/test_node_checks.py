@@ -1,4 +1,4 @@
-"""What is looked at on a node before training: each check finds the fault that is planted, and names whose it is."""
+"""Checks of a node before training: each finds its planted fault, and names the node at fault."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_gpus_that_are_not_seen(monkeypatch):
         assert (found.bad, found.nodes) == (bad, ("n1",) if bad else ())
         assert f"{seen} of 2 visible" in found.figures
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert gpus(requested(2), engine(), "n1").bad  # as it would be on every node: none is left out
+    assert gpus(requested(2), engine(), "n1").bad  # as on every node: none is left out
     assert gpus(requested(2), engine(), "n1").nodes == ()
 
 
@@ -96,8 +96,8 @@ def test_a_driver_that_hangs_names_its_node():
     [
         ([0, 0.2, -0.1], set()),
         ([0, 60, 0.1], {1}),
-        ([0, 60, 60.1], {0}),  # the first node's clock is the one
-        ([0, 60], {0, 1}),  # nobody can say which
+        ([0, 60, 60.1], {0}),  # the first node's clock is at fault
+        ([0, 60], {0, 1}),  # it is not known which
         ([0, 60, -60, 0.1, 0], {1, 2}),
         ([0, -4.5, 4.5], set()),
     ],
@@ -121,7 +121,7 @@ def test_a_slow_network_is_no_wrong_clock():
     trips=st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=5, max_size=5),
 )
 def test_the_error_of_an_exchange_is_within_its_bound(ahead, trips):
-    """A clock that is `ahead`, questions and answers that take as long as they like: the law of the method."""
+    """A clock that is `ahead`, with questions and answers of any duration: the law of the method."""
     moment = [1e6]  # of true time
     after = iter(trips)
 
@@ -163,7 +163,7 @@ def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
     monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: usage)
     found = disk(one, tmp_path)
     assert found.bad
-    assert found.nodes == ()  # every node would find it so
+    assert found.nodes == ()  # every node would have this fault
 
 
 def test_a_node_alone_is_checked_without_the_others(tmp_path, monkeypatch):
