@@ -1,4 +1,4 @@
-"""Long loops over seeds, in two processes: what a machine of two cores needs half the time for."""
+"""Long loops over seeds in two processes, which halves their time on a machine of two cores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from typing import Any
 
 
 def in_halves(function: Callable[..., Any], seeds: range, *others: Any) -> list[Any]:
-    """`function(seeds, *others)` of the even and of the odd seeds; the function is one of a module's."""
+    """`function(seeds, *others)` of the even and of the odd seeds; the function must be a module's."""
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         return [half.result() for half in [pool.submit(function, seeds[first::2], *others) for first in (0, 1)]]

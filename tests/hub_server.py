@@ -1,4 +1,4 @@
-"""The Hugging Face hub's HTTP interface, as far as data sets and models need it, on this machine.
+"""The Hugging Face hub's HTTP interface for data sets and models, on this machine.
 
 `HubServer(repositories)` is a context manager; `url` is for HF_ENDPOINT. A repository is
 `HubRepository(commit, branches, files)`; `failures` are statuses to answer with, one a request, before it works.
