@@ -102,7 +102,7 @@ def test_the_last_saved_step_is_of_the_run_that_wrote_last(attempt):
 
 
 def refusing(times, number=errno.EROFS):
-    """A function that the file system refuses so many times."""
+    """A function that the file system refuses a number of times."""
     left = [times]
 
     def refuse(function):
@@ -138,7 +138,7 @@ def test_a_start_waits_for_a_file_system_that_refuses_for_a_while(attempt, naps,
 
 @pytest.fixture
 def decided(monkeypatch):
-    """Reactions to failures, which are not carried out."""
+    """Reactions to failures, recorded and not carried out."""
     found = []
     monkeypatch.setattr(ending, "_after_failure", lambda *words: found.append(words[1:]))
     monkeypatch.setattr(ending, "_settle", lambda *words: None)
@@ -161,7 +161,7 @@ def test_the_record_of_a_failure_waits_for_the_file_system(attempt, naps, decide
 
 @pytest.fixture
 def stale(attempt, naps, monkeypatch):
-    """`stale(times)`: the root is a stale mount until so many pauses are over."""
+    """`stale(times)`: the root is a stale mount until so many pauses have passed."""
 
     def begin(times):
         def refuse(path, *words, real=os.stat, **named):

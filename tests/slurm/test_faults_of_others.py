@@ -1,4 +1,4 @@
-"""The scripts where Slurm, a node, a port or a clock fails: jobs come back, elsewhere or later, and end for good."""
+"""The scripts under faults of Slurm, a node, a port or a clock: jobs return, elsewhere or later, and end for good."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_a_job_that_slurm_holds_as_if_its_launch_had_failed_is_released(node, st
 
 
 def test_what_waits_for_a_job_that_was_preempted_before_does_not_wait_for_its_empty_start(node, monkeypatch):
-    """Slurm puts it back as it ends; where that launch fails, the next job of the run to end releases it."""
+    """Slurm requeues it as it ends; where that launch fails, the next job of the run to end releases it."""
     (node.root / "slurm" / "jobs.jsonl").write_text(
         '{"after": [["afterok", "6"]], "job": "7", "kind": "train"}\n'
         '{"after": [["afterok", "5"], ["afterok", "7"]], "job": "8", "kind": "evaluate"}\n'
@@ -100,7 +100,7 @@ def test_a_hang_is_named_though_the_rank_that_hung_was_killed(node):
 
 
 def hosts(node, *names):
-    """`scontrol show hostnames` takes names apart; the partition has these nodes."""
+    """`scontrol show hostnames` splits names; the partition has these nodes."""
     show = node.programs / "scontrol"
     show.write_text(show.read_text() + 'case "$2" in hostnames) shift 2; tr , "\\n" <<<"$1" ;; esac\n')
     node.program("sinfo", f'printf "%s (null)\\n" {" ".join(names)}')

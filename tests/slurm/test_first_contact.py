@@ -1,4 +1,4 @@
-"""What a first run on a cluster meets: containers, a shell that leaks, blind nodes, options, cores, edits."""
+"""First contact of a run with a cluster: containers, a leaking shell, blind nodes, options, cores, edits."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def node(tmp_path):
 
 
 def test_a_container_holds_the_command_and_sees_the_run_and_what_that_reads():
-    """Folders within another that is mounted are not mounted again; variables are set inside."""
+    """Folders within another mounted one are not mounted again; variables are set inside."""
     seen = ContainerMounts(
         (Path("/elsewhere/corpus"), Path("/shared/policies"), Path("/keys")), {"XDG_CONFIG_HOME": "/keys"}
     )
@@ -96,7 +96,7 @@ def test_an_option_that_a_field_says_or_the_program_sets_is_refused(field, optio
 
 
 def test_what_is_no_field_is_passed_on():
-    """A typed gres takes the place of the plain number; the evaluation requests one of that type."""
+    """A typed gres replaces the plain number; the evaluation requests one of that type."""
     more = ("--gres=gpu:h100:8", "--exclusive", "--licenses=fast:2", "--switches=1@10", "--network=sn_all", "--nice=5")
     config = SlurmConfig(gpus_per_node=8, options=more, data_options=("--wckey=x",), srun_options=("--cpu-bind=cores",))
     jobs = jobs_of(config)
@@ -126,7 +126,7 @@ PARTITIONS = [tools.Partition("gpu", "infinite", 2, 2, False), tools.Partition("
         ({}, 16),  # one process on a node of the default partition, the smallest of which has 16
         ({"processes_per_node": 5}, 3),
         ({"cpus_per_task": 6}, 6),
-        ({"partition": "gpu", "gpus_per_node": 16}, 0),  # no node fits: that is refused elsewhere
+        ({"partition": "gpu", "gpus_per_node": 16}, 0),  # no node fits: another check refuses that
     ],
 )
 def test_a_rank_gets_its_share_of_the_smallest_node_and_that_is_reported(settings, cores):
@@ -142,7 +142,7 @@ def test_nodes_that_are_not_there_now_are_known():
 
 @pytest.fixture
 def submitted(tmp_path):
-    """A root under which a run's file and its policy were frozen."""
+    """A root with a frozen run's file and policy."""
     (tmp_path / "run.toml").write_text("steps = 1\n")
     (tmp_path / "policy.toml").write_text("name = 'a'\n")
     files = [tmp_path / "run.toml", tmp_path / "policy.toml"]

@@ -1,4 +1,4 @@
-"""The graph of jobs: no cycles, each after what it needs, arrays within the cluster's bounds, every shard once."""
+"""The graph of jobs: no cycles, each job after its inputs, arrays within the cluster's bounds, every shard once."""
 
 from itertools import pairwise
 
@@ -43,7 +43,7 @@ def test_each_job_is_behind_those_that_it_waits_for(config, shards, size, steps)
 def test_what_a_job_needs_is_done_before_it(config, shards, size):
     jobs = {job.name: job for job in planned(shards, config, size)}
 
-    def surely_done(name):  # all that has succeeded when `name` begins
+    def surely_done(name):  # all jobs that have succeeded when `name` begins
         ok = [before for condition, before in jobs[name].after if condition == "afterok"]
         return set(ok).union(*(surely_done(before) for before in ok)) if ok else set()
 
@@ -51,7 +51,7 @@ def test_what_a_job_needs_is_done_before_it(config, shards, size):
     assert {"data", "audit", last} <= surely_done("evaluate")
     assert "audit" in surely_done(last)
     assert surely_done("report") >= {"data"}
-    assert "audit" not in surely_done("report")  # it is written when the gate is closed, too
+    assert "audit" not in surely_done("report")  # the report is written when the gate is closed, too
     arrays = [name for name, job in jobs.items() if job.tasks]
     for first, second in pairwise(arrays):
         assert {first, f"{first}-join"} <= surely_done(second)

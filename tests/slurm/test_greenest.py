@@ -1,4 +1,4 @@
-"""The start that a forecast of the grid's intensity speaks for: none that is allowed is greener."""
+"""The best start for a forecast of the grid's intensity: no allowed one is greener."""
 
 from datetime import UTC, datetime, timedelta
 

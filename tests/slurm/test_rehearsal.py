@@ -1,4 +1,4 @@
-"""A rehearsal: the own scripts of the jobs, in order, with dependencies, retries and cancellation."""
+"""A rehearsal: the jobs' own scripts, in order, with dependencies, retries and cancellation."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
 
 
 class Rehearsal:
-    """A root, and an `assay` that stands in: it writes down how it was called and ends as the test requires."""
+    """A root, and a stand-in for `assay` that records its calls and ends as the test requires."""
 
     def __init__(self, folder, monkeypatch):
         self.root, self.calls = folder / "root", folder / "calls"
@@ -52,7 +52,7 @@ class Rehearsal:
         return {row.name: [part.state for part in row.parts] for row in gather(self.root).rows}
 
     def called(self):
-        """Each call: the command's first word, its second where it is none of a path, the rank, the restart."""
+        """Each call: the command's first word, its second where that is not a path, the rank, the restart."""
         return [tuple(line.split()) for line in self.calls.read_text().splitlines()]
 
 
@@ -95,7 +95,7 @@ def test_a_failure_is_tried_again_and_what_is_left_is_made_by_a_retry(rehearsal)
     assert rehearsal.states()["train"] == ["FAILED"]
     orders, stale = missing(gather(rehearsal.root), list(rehearsal.jobs.values()))
     assert ([order.job.name for order in orders], stale) == (["train", "evaluate", "report"], [])
-    rehearsal.ends('[ "$1" != evaluate ] || [ "$SLURM_RESTART_COUNT" -ge 2 ] || exit 75')  # signalled to leave: again
+    rehearsal.ends('[ "$1" != evaluate ] || [ "$SLURM_RESTART_COUNT" -ge 2 ] || exit 75')  # signalled: started again
     assert rehearsal.run(orders) == 0
     assert all(states == ["COMPLETED"] for states in rehearsal.states().values())
 

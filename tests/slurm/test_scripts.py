@@ -1,4 +1,4 @@
-"""The scripts: valid bash before and after they are filled in, true to the configuration, right about exit codes."""
+"""The scripts: valid bash before and after they are filled in, true to the configuration, with right exit codes."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_templates_are_valid_filled_in(runtime, name, tmp_path):
     assert "@" not in "".join(
         line for line in script.read_text().splitlines() if not any(word in line for word in ("USR1@", "[@]", '"$@"'))
     )
-    assert len(script.read_text().splitlines()) <= 60  # what a lab reads
+    assert len(script.read_text().splitlines()) <= 60  # read by a lab's administrators
     assert bash_accepts(script.read_text())
     shellcheck(script)
 
@@ -77,7 +77,7 @@ def test_any_path_survives_quoting(name, folder):
 
 
 class ClusterNode:
-    """A machine on which a script runs: a root, programs that stand in, and the calls that those received."""
+    """A machine on which a script runs: a root, stand-in programs, and the calls that they received."""
 
     def __init__(self, folder):
         self.root, self.programs = folder / "root", folder / "programs"
@@ -98,7 +98,7 @@ class ClusterNode:
         path.chmod(0o755)
 
     def naps(self, seconds=0.0):
-        """Let each pause of an attempt last so long."""
+        """Make each pause of an attempt last so long."""
         (self.programs / "naps.py").write_text(
             f"import runpy, sys, time\nlast = time.sleep\ntime.sleep = lambda _: last({seconds})\n"
             "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -192,7 +192,7 @@ def test_the_reason_of_a_closed_gate_is_in_the_comment(node):
     node.program(
         "scontrol", f'echo "$*" >> {node.calls}; [ "$1" != show ] || echo "   Comment=bioassay: 12; assay: x; {head}"'
     )
-    node.run("audit")  # what the site wrote there is kept
+    node.run("audit")  # the site's own text there is kept
     assert f"update jobid=7 comment=bioassay: 12; assay: {reason}; {head}" in node.requests
 
 
@@ -290,7 +290,7 @@ def test_a_controller_that_is_down_is_waited_for(node, tmp_path):
 
 
 def test_failures_are_bounded_whatever_the_bytes_of_their_messages(node, monkeypatch):
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where grep takes a file with such bytes for no text
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where grep does not treat a file with such bytes as text
     node.program("assay", "printf 'ERR: caf\\303' >&2; exit 1")
     for attempt in range(3):
         node.calls.unlink(missing_ok=True)
@@ -301,7 +301,7 @@ def test_failures_are_bounded_whatever_the_bytes_of_their_messages(node, monkeyp
 
 def test_a_job_that_takes_its_nodes_with_it_ends_at_last(node):
     node.program("assay", "exit 0")
-    assert node.run().returncode == 0  # what ended in any way is no such start
+    assert node.run().returncode == 0  # an attempt with any end is not such a start
     started = json.dumps(node.attempts()[0]) + "\n"
     record = node.root / "slurm" / "attempts" / "7.jsonl"
     record.write_text(record.read_text() + 9 * started)
@@ -374,7 +374,7 @@ def test_a_signal_while_the_environment_is_sourced_is_no_fault_of_it(node, tmp_p
 
 
 def test_a_job_that_is_called_off_does_not_come_back(node):
-    """Whenever its attempt notices: before its request for a requeue, after that, or as it begins again."""
+    """Whenever its attempt notices: before its request for a requeue, after that, or when it begins again."""
     off = node.root / "slurm" / "cancelled" / "7"
     cancel = f"mkdir -p {off.parent}; touch {off}"
     node.program("scancel", f'echo "scancel $*" >> {node.calls}')

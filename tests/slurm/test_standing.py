@@ -1,4 +1,4 @@
-"""States of jobs while parts of Slurm are down, what is submitted again, and what the status says about it."""
+"""States of jobs while parts of Slurm are down, jobs that are submitted again, and the status of both."""
 
 import json
 import os
@@ -22,7 +22,7 @@ CONFIG = SlurmConfig(throttle=2)
 
 
 class Cluster:
-    """Slurm as the tools show it: ids are handed out, states are what a test sets."""
+    """Slurm as its tools show it: ids are handed out, and states are set by a test."""
 
     def __init__(self, monkeypatch, root):
         self.root, self.next, self.calls = root, 100, []
@@ -87,7 +87,7 @@ def cluster(monkeypatch, tmp_path):
 
 @pytest.fixture
 def queued(cluster):
-    """A run that is submitted, all of it waiting."""
+    """A submitted run, all of it waiting."""
     submit([JobRequest(job) for job in jobs_of(cluster.root)], cluster.root, CONFIG)
     for line in submitted(cluster.root):
         for unit in cluster.units(line.name):
@@ -277,7 +277,7 @@ def test_a_closed_gate_says_why_nothing_behind_it_ran(queued):
     output = "\n".join(describe(view, progress(queued), None))
     assert "because audit did not succeed" in output
     assert "the gate is closed: pii.total" in output
-    assert "grant 12" not in output  # the site's part of the comment is no cause
+    assert "grant 12" not in output  # the site's part of the comment is not a cause
 
 
 def test_attempts_are_paired_and_a_kill_without_a_word_is_reported(queued):
@@ -358,7 +358,7 @@ def test_answers_of_another_release_are_requested_for_again(queued, text):
 
 
 def test_an_ended_job_of_another_name_does_not_answer_for_ours(queued):
-    """Ids begin anew at MaxJobId: what is cached about the job that had one before is not believed."""
+    """Ids begin anew at MaxJobId: cached answers about an earlier job with the same id are not used."""
     first = submitted(queued.root)[0].job
     before = {"job": first, "state": "FAILED", "status": 9, "signal": 0, "elapsed": 1, "nodes": "", "core_seconds": 1,
               "joules": None, "comment": "", "name": "other.report"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Lines of the status that were once wrong; and how rarely it queries Slurm."""
+"""Lines of the status that were once wrong, and the number of its queries to Slurm."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.slurm.test_standing import CONFIG, Cluster, finish, jobs_of, progress
 
 @pytest.fixture
 def queued(monkeypatch, tmp_path):
-    """A run that is submitted, all of it waiting."""
+    """A submitted run, all of it waiting."""
     cluster = Cluster(monkeypatch, tmp_path)
     put(cluster, jobs_of(cluster.root))
     return cluster
@@ -158,7 +158,7 @@ def test_watchers_share_an_answer_for_a_minute_and_what_ended_is_never_requested
     assert len(queries()) == 2
     assert gather(queued.root, WATCH_SECONDS) == first
     assert queries() == []
-    again = gather(queued.root)  # a single look gets the present state
+    again = gather(queued.root)  # a single call gets the present state
     queue, accounts = queries()
     assert not {"101", "102"} & {*queue[1:], *accounts[1:]}
     assert again == first
@@ -179,11 +179,11 @@ def test_both_meters_are_side_by_side(queued):
     [kept] = map(json.loads, first.splitlines())
     assert kept["jobs"]["train"] == {"core_seconds": 240, "joules": 3000}
     output = "\n".join(describe(gather(queued.root), progress(queued), replace(energy, ended=True)))
-    submit([JobRequest(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # what failed before counts too
+    submit([JobRequest(jobs_of(queued.root)[-3])], queued.root, CONFIG)  # earlier failures count too
     queued.ended(queued.units("train")[0], joules=500)
     assert account(gather(queued.root), None, queued.root).slurm == 3500
     assert file.read_text().startswith(first)  # a report that was written from it can be verified
     assert json.loads(file.read_text().splitlines()[-1])["slurm"] == 3500
     assert "energy by Slurm 3.0 kJ, energy by our meters 1.0 kJ, they disagree: Slurm's is +200% of ours" in output
-    assert not energy.ended  # jobs wait still: the meters are not compared
+    assert not energy.ended  # jobs are still waiting: the meters are not compared
     assert "disagree" not in "\n".join(describe(gather(queued.root), progress(queued), energy))

@@ -1,4 +1,4 @@
-"""The script of training with stand-ins for Slurm's programs: checks first, signals, reactions to an end."""
+"""The training script with stand-ins for Slurm's programs: checks first, signals, reactions to an end."""
 
 import json
 import os
@@ -202,13 +202,13 @@ def test_a_copy_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_took_it
 
 
 def test_a_signal_to_every_process_of_the_job_as_the_ranks_end_loses_no_record(node):
-    """As Slurm does where a node has died: what waits in the script, and what reads for it, gets SIGTERM as well."""
+    """As Slurm does after a node has died: waiting and reading processes of the script get SIGTERM as well."""
     everybody = '"$PPID" $(cat "/proc/$PPID/task/$PPID/children")'
     node.program("sleep", f'/bin/sleep 0.1; ! grep -q "assay train" {node.calls} || kill -TERM {everybody}')
     message = 'echo "srun: error: Node failure on node5" >&2'
     done = train(
         node, training=f"{message}; (/bin/sleep 0.5) & exit 143"
-    )  # what holds the output keeps the script waiting
+    )  # any process that holds the output keeps the script waiting
     assert done.returncode == 143
     assert node.attempts()[-1]["cause"] == "Node failure on node5"
     assert "requeue 7" in node.requests
@@ -252,7 +252,7 @@ def test_a_link_that_saved_or_finished_lets_the_next_one_go_on(chain, status):
 
 
 def test_the_tries_of_a_chain_are_bounded_as_those_of_one_job(chain):
-    """Two more tries without a checkpoint, whichever links have them; a checkpoint gives it as many again."""
+    """Two more tries without a checkpoint, whichever links have them; a checkpoint allows as many again."""
     before = {"attempt": 0, "event": "ended", "job": "6", "outcome": "failed", "progress": "step 40", "status": 1}
     record = chain.root / "slurm" / "attempts" / "6.jsonl"
     record.parent.mkdir()
