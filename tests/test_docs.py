@@ -121,7 +121,7 @@ LEFT_OUT = {
 
 
 def follow(page, folder, shorter):
-    """Save the files that a page says to save, and run its commands, each with exit code 0; return those that ran."""
+    """Save the files that a page asks for, run its commands with exit code 0 each, and return those that ran."""
     text = page.read_text(encoding="utf-8")
     steps = [(line, "save", block) for line, block in blocks(page, "toml")]
     steps += [(line, "run", words) for line, words in commands(page)]

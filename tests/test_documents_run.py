@@ -1,4 +1,4 @@
-"""Documents, views of energy, footprint and faults of real runs, by the command: their own numbers, found again."""
+"""Documents, energy views, footprint and faults of real runs, by the command: their numbers are found again."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy):  # no
     stages = {part["artifact"].partition("/")[0]: part for part in views["parts"]}
     assert {"train", "encode", "tokenizer", "clean", "ingest"} <= set(stages)
     assert {part["from"] for part in views["parts"]} == {"ledger"}
-    if found["total"]["unmeasured_seconds"]:  # another run of this node had the meter: then nothing may look complete
+    if found["total"]["unmeasured_seconds"]:  # another run of this node held the meter: then nothing may look complete
         assert all(row["joules"] is None or row["at_least"] for row in (rows["cumulative"], rows["fully_loaded"]))
         pytest.skip("another run's meter had this node while the run was made")
     order = ("marginal", "training", "cumulative", "cumulative_whole", "fully_loaded")
@@ -133,4 +133,4 @@ def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy):  # noqa
     assert "Training diverged and was stopped" in (folder / "report.html").read_text()
     done = assay("report", "verify", folder, "--key", project_copy / "key.pem.pub")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert assay("report", *config).stdout.strip() == f"report: {folder / 'report.html'}"  # found: nothing has grown
+    assert assay("report", *config).stdout.strip() == f"report: {folder / 'report.html'}"  # found: no file has grown

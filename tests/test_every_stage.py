@@ -1,4 +1,4 @@
-"""A run with every optional stage, lists to packed rows, and training on what they leave."""
+"""A run with every optional stage, from lists to packed rows, and training on the result."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def test_every_stage_and_then_training(everything, capsys):
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """The project with every stage, its corpus prepared and let through; tests go on in copies."""
+    """The project with every stage, its corpus prepared and its gate passed; tests use copies."""
     folder = with_every_stage(write_project(tmp_path_factory.mktemp("judged") / "project"))
     words = [str(folder / "run.toml"), "--root", str(folder / "made"), "--data-workers", "1"]
     assert main(["data", "prepare", *words]) == 0

@@ -1,4 +1,4 @@
-"""How the house is kept: file length, one writer, one door a heavy dependency, a true README, quiet imports."""
+"""Rules of the code: file length, one writer, one door for each heavy dependency, a true README, quiet imports."""
 
 import ast
 import functools
@@ -152,7 +152,7 @@ def test_no_two_modules_share_a_name():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_docstrings_open_with_a_short_noun_phrase(path):
-    """Module, classes and functions; code that an export carries along keeps the form of its own library."""
+    """Module, classes and functions; code that an export carries along follows the form of its own library."""
     tree = tree_of(path)
     if "remote_code" in path.parts:
         return

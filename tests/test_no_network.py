@@ -57,7 +57,7 @@ def traced(tmp_path):
 
 
 def elsewhere(lines, commands=()):
-    """The lines that name another machine, each behind the command that was running."""
+    """The lines that name another machine, each after the command that was running."""
     found, running = [], ""
     for line in lines:
         mark = re.search(r'htons\((\d+)\), sin_addr=inet_addr\("127\.0\.0\.1"\)', line)

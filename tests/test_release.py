@@ -1,4 +1,4 @@
-"""Wheel and sdist: complete, installable beside nothing of the checkout, and enough for the first steps of a run."""
+"""Wheel and sdist: complete, installable without the checkout, and enough for the first steps of a run."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def release(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(release, tmp_path_factory):
-    """A virtual environment with the wheel; what it depends on is read from the environment of the tests."""
+    """A virtual environment with the wheel; its dependencies are read from the environment of the tests."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
@@ -147,7 +147,7 @@ def make_targets():
 
 
 def steps_of(text):
-    """The shell commands of a recipe, one a line, continuation lines joined, `&&` taken apart."""
+    """The shell commands of a recipe, one a line, continuation lines joined, `&&` split."""
     joined = text.replace("\\\n", " ")
     return [" ".join(part.split()) for line in joined.splitlines() for part in line.split("&&") if part.strip()]
 

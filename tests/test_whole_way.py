@@ -1,4 +1,4 @@
-"""The whole way on a small corpus, as a user types it; and what a user can do wrong."""
+"""The whole way on a small corpus, as a user types it, and mistakes that a user can make."""
 
 import base64
 import gzip
@@ -25,7 +25,7 @@ from tests.governance.upload_server import TOKEN, running_hub
 
 
 def assay(*words, cwd=None, timeout=1200):
-    """Run the command in a process of its own."""
+    """Run the command in a separate process."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RANK": ""}
     environment.pop("RANK")
     return subprocess.run(
@@ -96,10 +96,10 @@ def digests(root):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A project whose run has ended, made once for this file; tests copy it before they change it."""
+    """A finished project, made once for this file; tests copy it before they change it."""
     folder = write_project(tmp_path_factory.mktemp("finished") / "project")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder.parent))  # no other meter of this machine has the turn
+        patch.setenv("XDG_RUNTIME_DIR", str(folder.parent))  # no other meter of this machine holds the lock
         done = assay("run", folder / "run.toml", "--root", folder / "root", "--data-workers", 2)
     assert done.returncode == 0, done.stderr
     return folder
@@ -107,7 +107,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def project_copy(finished, tmp_path):
-    """The finished project in a folder of its own: a moved root."""
+    """The finished project in a separate folder: a moved root."""
     shutil.copytree(finished, tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -201,7 +201,7 @@ def test_evaluate_and_export(project_copy, capsys, monkeypatch):
     newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda p: json.loads(p.read_bytes())["config"]["step"])
     assert main(["evaluate", *config, str(newest.parent)]) == 0
     assert "bits/byte" in capsys.readouterr().out
-    (project_copy / "asked").mkdir()  # beside the sources it would be one
+    (project_copy / "asked").mkdir()  # next to the sources it would be a source
     (project_copy / "asked" / "pairs.jsonl").write_text('{"good": "The cat sat.", "bad": "Cat the sat."}\n' * 3)
     task = 'evaluation.tasks=[{name = "order", format = "pairs", path = "asked/pairs.jsonl"}]'
     assert main(["evaluate", *config, str(newest.parent), "--json", "--set", task]) == 0
@@ -344,7 +344,7 @@ def test_kill_in_each_stage_then_the_same_command_ends_the_same(finished, tmp_pa
         assert child.returncode == -signal.SIGKILL, child.stderr
         begun = [stage for stage in left if re.search(rf"\b{stage}( \(\d+ of \d+\))?: making", child.stderr)]
         left.remove(begun[0] if begun else "train")
-    assert len(left) <= 5  # a start may run into the next stages before it is killed: then none is killed at them
+    assert len(left) <= 5  # a start may reach the next stages before it is killed: then none is killed at them
     done = assay("run", project / "run.toml", "--root", project / "root")
     assert done.returncode == 0, done.stderr
     assert digests(project / "root") == reference
@@ -399,7 +399,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_command(finished, tmp_path):
         shutil.rmtree(project / "root" / made)
     words = ["train", str(project / "run.toml"), "--root", str(project / "root"), "--nproc", "2"]
     words += ["--set", "engine.micro_batch_size=2", "--set", "engine.restarts=0"]
-    words += ["--set", "train.steps=100000"]  # not to be over before the kill
+    words += ["--set", "train.steps=100000"]  # so that it is not over before the kill
     child = subprocess.Popen([sys.executable, "-m", "pretrain", *words], stderr=subprocess.PIPE, text=True)
     for line in child.stderr:
         if "checkpoint: made" in line:

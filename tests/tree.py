@@ -37,7 +37,7 @@ def first_line(path):
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0].replace("|", "\\|")
     comments = [line[1:].strip() for line in text.splitlines()[:3] if line.startswith("# ")]
-    comments = [line for line in comments if not line.startswith(("shellcheck ", "@"))]  # a tool's, a template's
+    comments = [line for line in comments if not line.startswith(("shellcheck ", "@"))]  # for a tool, a template
     return comments[0].replace("|", "\\|") if comments else ""
 
 
