@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
 from governance.errors import MissingInput, PipelineError
-from governance.files import sha256_file
+from governance.files import atomic_path, sha256_file
 from governance.log import get_logger
 from governance.signed_notes import read_note, write_note
 from governance.stage import Runtime, ShareDone
 
 _SETTLED_NANOSECONDS = 2_000_000_000  # a file changed this lately can change again within one tick of its clock
+_UNSETTLED = -1  # after the facts of such a file
 
 
 class Digests:
@@ -57,12 +59,15 @@ class Digests:
             self._known[name] = [*before, digest]
             self._changed = True
             self._facts[name] = tuple(before)
+        else:
+            self._facts[name] = (*before, _UNSETTLED)
         return digest
 
     def facts(self, path: Path) -> tuple[int, ...]:
-        """Size, times and inode of a file at its digest.
+        """Size, times and inode of a file before its digest was taken.
 
-        The result is empty where the file had changed within two seconds: times alone do not show another change then.
+        The result has one more number where the file had changed within two seconds: equal times do not exclude another
+        change then. It is empty where no digest was taken here.
         """
         return self._facts.get(str(path.absolute()), ())
 
@@ -82,14 +87,34 @@ class Digests:
 def is_unchanged(path: Path, facts: tuple[int, ...], digest: str, *, again: bool = True) -> bool:
     """Return whether a file is still the one whose digest was taken.
 
-    Without facts (`Digests.facts`) it is read `again`, or else taken for unchanged; with other facts it is always read.
+    With other facts (`Digests.facts`) it is always read; with equal ones of a file that had just changed, or with none,
+    it is read `again`, or else taken as unchanged.
 
     Raises:
         MissingInput: it is not there or cannot be read.
     """
-    if tuple(_facts(path)) == facts or not (facts or again):
+    now = tuple(_facts(path))
+    if now == facts or (not again and facts in ((), (*now, _UNSETTLED))):
         return True
     return sha256_file(path) == digest
+
+
+def copy_unchanged(path: Path, digest: str, target: Path) -> None:
+    """Copy a file whose digest was taken.
+
+    No link: it would change the file's times, and a write to the file the copy.
+
+    Raises:
+        MissingInput: it was changed since.
+        StorageError: the disk is full or refuses.
+    """
+    with atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
+        if sha256_file(temporary) != digest:
+            raise MissingInput(
+                f"{path} was changed while it was read; no artifact was made. Run the command again when nothing "
+                "writes to the file."
+            )
 
 
 def _facts(path: Path) -> list[int]:

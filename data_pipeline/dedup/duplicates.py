@@ -165,7 +165,11 @@ class Corpus:
         for shard, rows in self.rows(numbers):
             if shard.origin:
                 values += [None] * len(rows)
-            elif shard.scores is not None and name in pq.read_schema(shard.scores).names:
+            elif (
+                shard.scores is not None
+                and name not in ("id", "source", "language", "kept")  # of `scores` itself, no classifier's
+                and name in pq.read_schema(shard.scores).names
+            ):
                 scores = pq.read_table(shard.scores, columns=[name, "kept"], partitioning=None)
                 values += scores.filter(scores["kept"])[name].take(pa.array(rows)).to_pylist()
             elif KEPT_COLUMNS.name in pq.read_schema(shard.documents).names:
@@ -182,7 +186,7 @@ def _from_the_highest(values: Sequence[Any]) -> Integers:
 
     Numbers come before texts, and None comes last.
     """
-    numbers = sorted({float(value) for value in values if isinstance(value, (int, float)) and value == value})
+    numbers = sorted({value for value in values if isinstance(value, (int, float)) and value == value})
     texts = sorted({value for value in values if isinstance(value, str)})
     ranks: dict[Any, int] = {value: rank for rank, value in enumerate((*reversed(numbers), *reversed(texts)))}
     return np.array([ranks.get(value, len(ranks)) if np.isscalar(value) else len(ranks) for value in values], np.int64)

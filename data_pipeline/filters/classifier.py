@@ -47,8 +47,8 @@ from data_pipeline.readers.local import find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, PipelineError
-from governance.file_digests import Digests
-from governance.files import place, sha256_bytes
+from governance.file_digests import Digests, copy_unchanged
+from governance.files import sha256_bytes
 from governance.manifest import Input, Manifest, describe
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -202,8 +202,8 @@ def _take_over(config: ClassifierConfig, path: Path, digests: Digests, runtime: 
 
     def make(folder: Path) -> Made:
         _, labels = open_model(kind, path, config.name, config.positive)
-        for file in files:
-            place(file, folder / file.name)
+        for file, item in zip(files, inputs, strict=True):
+            copy_unchanged(file, item.digest, folder / file.name)
         made = [describe(folder / file.name, runtime.root) for file in files]
         return Made(made, {"kind": kind, "file": path.name if kind == FASTTEXT else "", "labels": len(labels)})
 

@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from governance.config import Section
 from governance.errors import ConfigError, MissingInput, hub_hint
-from governance.file_digests import Digests
-from governance.files import place
+from governance.file_digests import Digests, copy_unchanged
 from governance.manifest import Input, Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -64,7 +63,9 @@ class LanguageModelIdentity(Section):
 
 def code_of(label: str) -> str:
     """Code of a label, such as `en` of `eng_Latn`; else "und"."""
-    name = re.split(r"[_-]", label.removeprefix("__label__"), maxsplit=1)[0].lower()
+    name, *script = re.split(r"[_-]", label.removeprefix("__label__").lower(), maxsplit=1)
+    if name == "als" and not script:  # Alemannic in lid.176; `als_Latn` of GlotLID is Tosk Albanian
+        return name
     return _SHORT.get(name, name) if _CODE.fullmatch(name) else "und"
 
 
@@ -72,9 +73,10 @@ def own_language_model(path: Path, runtime: Runtime) -> Manifest:
     """Make the artifact of a model's file.
 
     Raises:
-        MissingInput: there is no such file.
+        MissingInput: there is no such file, or it changed while it was copied.
         ConfigError: its name or its labels are not those of a model of languages.
         ManifestError: it is not a supervised fastText model, or it is cut short.
+        StorageError: the disk is full.
     """
     require_file(path)
     digests = Digests(runtime)
@@ -83,7 +85,7 @@ def own_language_model(path: Path, runtime: Runtime) -> Manifest:
 
     def make(folder: Path) -> Made:
         codes = own_codes(path)
-        place(path, folder / _FILE)
+        copy_unchanged(path, inputs[0].digest, folder / _FILE)
         return Made(
             [describe(folder / _FILE, runtime.root)], {"labels": len(_model(path)[0].labels), "codes": len(codes)}
         )

@@ -226,6 +226,7 @@ def test_a_fasttext_model_that_exists_scores_and_removes(tmp_path):
         assert kept == (score_ >= 0.5)
     assert 0 < manifest.stats["documents_kept"] < 5
     assert model.inputs[0].digest == sha256_bytes(path.read_bytes())
+    assert path.stat().st_nlink == 1, "a copy, no link"
     path.unlink()  # the artifact has the model
     assert scores_of(model, tmp_path / "root", ["the cat"]) == scores_of(model, tmp_path / "root", ["the cat"])
 

@@ -31,7 +31,8 @@ def model(tmp_path):
 @pytest.mark.parametrize(
     ("label", "code"),
     [("__label__eng_Latn", "en"), ("cmn_Hani", "zh"), ("arb_Arab", "ar"), ("ceb_Latn", "ceb"), ("en-US", "en"),
-     ("de", "de"), ("1", "und"), ("positive", "und"), ("nob_Latn", "no"), ("ces", "cs"), ("mri", "mi")],
+     ("de", "de"), ("1", "und"), ("positive", "und"), ("nob_Latn", "no"), ("ces", "cs"), ("mri", "mi"),
+     ("als_Latn", "sq"), ("__label__als", "als")],
 )  # fmt: skip
 def test_labels_become_the_codes_of_the_pipeline(label, code):
     assert code_of(label) == code
@@ -52,7 +53,8 @@ def test_languages_are_the_best_labels_of_the_library(model):
 
 def test_a_corpus_has_the_languages_of_the_own_model_and_its_digest_is_in_the_key(project, model, capsys):
     write_tales(project / "a.jsonl", range(12))
-    (project / "glot.bin").write_bytes(model.read_bytes())
+    (project / "blob").write_bytes(model.read_bytes())
+    (project / "glot.bin").symlink_to("blob")
     own = ["--set", 'data.clean.language_model="glot.bin"', "--set", "data.clean.min_language_confidence=0.0"]
     words = ["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--data-workers", "1"]
     assert main([*words, *own]) == 0
@@ -61,6 +63,10 @@ def test_a_corpus_has_the_languages_of_the_own_model_and_its_digest_is_in_the_ke
     assert [item.stage for item in made.inputs] == ["ingest", "language_model"]
     assert set(made.stats["languages"]) <= {"en", "de", "zh", "ceb", "zxx"}
     assert "language_model" not in made.config
+    [copy] = (project / "root").glob("language_model/*/model.bin")
+    assert not copy.is_symlink()
+    assert not copy.samefile(project / "blob")
+    assert copy.read_bytes() == model.read_bytes()
     assert main([*words, *own, "--set", "data.clean.languages=['fr']"]) == 78
     assert "'fr' is not a language that documents are identified as" in capsys.readouterr().err
     assert main([*words, "--set", 'data.clean.language_model="gone.bin"']) == 66

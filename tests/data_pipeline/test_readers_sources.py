@@ -26,7 +26,7 @@ from data_pipeline.readers.sources import HubSource, PackageSource, Source
 from data_pipeline.readers.streams import TornStream
 from governance.config import Section, validate
 from governance.errors import ConfigError, ManifestError, MissingInput
-from governance.file_digests import Digests
+from governance.file_digests import Digests, copy_unchanged, is_unchanged
 from governance.files import sha256_bytes, sha256_file
 from governance.stage import Runtime, ShareDone
 
@@ -130,6 +130,23 @@ def test_digests_are_cached_only_for_files_that_do_not_change(tmp_path, monkeypa
     assert again.of(path) == "read again", "same size and same modification time, other change time"
     (tmp_path / "fetch" / "digests.json").write_text("torn")
     assert Digests(Runtime(tmp_path)).of(path) == "read again"
+
+
+def test_a_file_that_is_written_to_is_not_taken_as_unchanged(tmp_path):
+    """Also where it had just changed before its digest was taken, and where it is not read again for equal times."""
+    path = tmp_path / "log"
+    path.write_bytes(b"one")
+    digests = Digests(Runtime(tmp_path))
+    digest, facts = digests.of(path), digests.facts(path)
+    assert is_unchanged(path, facts, digest)
+    assert is_unchanged(path, facts, "not compared", again=False)
+    assert not is_unchanged(path, facts, "compared")
+    copy_unchanged(path, digest, tmp_path / "below" / "copy")
+    path.write_bytes(b"one and two")
+    assert not is_unchanged(path, facts, digest, again=False)
+    with pytest.raises(MissingInput, match="was changed while it was read"):
+        copy_unchanged(path, digest, tmp_path / "below" / "other")
+    assert [(item.name, item.read_bytes()) for item in (tmp_path / "below").iterdir()] == [("copy", b"one")]
 
 
 def test_a_share_reads_no_file_for_its_digest_and_a_join_waits_until_it_can_be_remembered(tmp_path, monkeypatch):
