@@ -5,7 +5,8 @@ corpus), or in the same one at least `min_bytes` before. So the first copy stays
 are found at their full length (Lee et al. 2022; Dolma 3). Every byte that is cut was compared with its earlier copy.
 The edges of a cut move inward to the nearest blank within 32 bytes, so that no word is torn, and otherwise to the
 nearest character. A gap of at most `bridge_bytes` between two cuts of a document is cut too, though it is no repeat.
-A document of which less than `min_left_bytes` remains is removed as `duplicate_text`.
+A document of which less than `min_left_bytes` remains is removed as `duplicate_text`, and nothing is cut because it
+occurs in such a document.
 
 `kernels/substring_windows.py` selects windows of `min_bytes / 2` bytes such that each run of `min_bytes` bytes has one;
 the join says which windows share a hash; the walk over those, in the order of the corpus, compares the texts.
@@ -130,23 +131,34 @@ def repeated_spans(
     shared = _shared_windows(windows, firsts, engine_name, target.parent)
     numbers, text = np.unique(shared.document, return_inverse=True)
     with _texts(documents, firsts, numbers, target.parent) as (data, offsets, ids):
-        found, short = find_repeats(
-            data, offsets, text.astype(np.int64), shared.start, shared.group, config.window[0], config.min_bytes
+        rows: list[tuple[int, int, int, int, str, int]] = []
+        tables: list[pa.Table] = []
+
+        def pack() -> None:
+            tables.append(pa.Table.from_arrays([*map(pa.array, zip(*rows, strict=True))], _SPANS.names).cast(_SPANS))
+            rows.clear()
+
+        def stays(place: int, repeats: Integers) -> bool:
+            whole = data[offsets[place] : offsets[place + 1]]
+            repeats = repeats[np.lexsort((repeats[:, 3], repeats[:, 2], -repeats[:, 1], repeats[:, 0]))]
+            left = len(whole)
+            for kind, start, end, other, other_start in spans_of(repeats, whole, config.bridge_bytes):
+                earlier = ids[other].as_py() if kind == _REPEAT else ""
+                rows.append((int(numbers[place]), kind, start, end, earlier, other_start))
+                left -= end - start
+            if len(rows) >= _A_ROW_GROUP:
+                pack()
+            return left == len(whole) or left >= config.min_left_bytes  # as `cut_shard` decides
+
+        short = find_repeats(
+            data, offsets, text.astype(np.int64), shared.start, shared.group, config.window[0], config.min_bytes, stays
         )
-        schema = _SPANS.with_metadata({"windows_cut_short": str(short)})
-        found = found[np.lexsort((found[:, 4], found[:, 3], -found[:, 2], found[:, 1], found[:, 0]))]
-        bounds = [*np.flatnonzero(np.diff(found[:, 0], prepend=-1)).tolist(), len(found)]
-        with table_writer(target, schema, bounds=("document",)) as append:
-            rows: list[tuple[int, int, int, int, str, int]] = []
-            for a, b in itertools.pairwise(bounds):
-                place = int(found[a, 0])
-                whole = data[offsets[place] : offsets[place + 1]]
-                for kind, start, end, other, other_start in spans_of(found[a:b, 1:], whole, config.bridge_bytes):
-                    earlier = ids[other].as_py() if kind == _REPEAT else ""
-                    rows.append((int(numbers[place]), kind, start, end, earlier, other_start))
-                if rows and (len(rows) >= _A_ROW_GROUP or b == len(found)):
-                    append(pa.table(list(zip(*rows, strict=True)), names=_SPANS.names))
-                    rows.clear()
+        if rows:
+            pack()
+    schema = _SPANS.with_metadata({"windows_cut_short": str(short)})
+    with table_writer(target, schema, bounds=("document",)) as append:
+        for table in tables:
+            append(table)
 
 
 def _shared_windows(windows: Sequence[Path], documents: Integers, engine_name: str, folder: Path) -> _SharedWindows:
@@ -180,7 +192,7 @@ def _texts(
     from governance.kernels.buffers import text_buffers
 
     schema = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text")])
-    offsets, ids, written = [np.zeros(1, np.int64)], [pa.array([], pa.string())], 0
+    offsets, ids, written = [np.zeros(1, np.int64)], [pa.array([], pa.large_string())], 0
     bounds = np.searchsorted(numbers, firsts)
     folder.mkdir(parents=True, exist_ok=True)
     with storage_errors(folder), tempfile.TemporaryFile(dir=folder) as scratch:
@@ -193,7 +205,7 @@ def _texts(
                 scratch.write(data[ends[0] : ends[-1]].data)
                 offsets.append(ends[1:] - ends[0] + written)
                 written = int(offsets[-1][-1])
-                ids.append(table["id"].combine_chunks())
+                ids.append(table["id"].combine_chunks().cast(pa.large_string()))
         scratch.flush()
         mapped = np.asarray(np.memmap(scratch, np.uint8, mode="c")) if written else np.zeros(0, np.uint8)
         yield mapped, np.concatenate(offsets), pa.concat_arrays(ids)
@@ -283,12 +295,13 @@ def drop_substrings(documents: Manifest, config: SubstringsConfig, runtime: Runt
                  for value in (output.sha256, window.sha256)]  # fmt: skip
         paths, files = [path for _, path in inputs], [runtime.root / window.path for window in windows]
         join = functools.partial(repeated_spans, paths, files, config, runtime.engine)
-        spans = once(runtime, folder.parent / "records" / f"{recipe.key(known)}.parquet", join)
+        joined = recipe.key(known)  # one digest of all, since the key of each shard has it
+        spans = once(runtime, folder.parent / "records" / f"{joined}.parquet", join)
         rows = [shard.stats["rows"] for shard in found]
         second = [
             Shard(
                 path.stem,
-                ("cut", output.sha256, str(first), *known),
+                ("cut", output.sha256, str(first), joined),
                 SpansToCut(path, spans, first, count),
                 (output,),
             )

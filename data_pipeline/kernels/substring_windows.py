@@ -11,6 +11,9 @@ The walk reads the bytes themselves: a hash proposes a place, and only equal byt
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from numba import int64, uint64
@@ -101,37 +104,56 @@ def _longer(values):  # type: ignore[no-untyped-def]
 
 
 def find_repeats(
-    data: Bytes, offsets: Integers, text: Integers, start: Integers, group: Integers, width: int, least: int
-) -> tuple[Integers, int]:
-    """Repeats of at least `least` bytes; number of windows cut short.
+    data: Bytes,
+    offsets: Integers,
+    text: Integers,
+    start: Integers,
+    group: Integers,
+    width: int,
+    least: int,
+    stays: Callable[[int, Integers], bool],
+) -> int:
+    """Pass repeats to `stays` by text; count windows cut short.
 
-    A repeat is (text, first byte, end, earlier text, its first byte).
+    `stays` is called with each text that has repeats of at least `least` bytes, and with a row for each repeat: first
+    byte, end, earlier text, its first byte. Where it returns False, no later text is compared with this one.
 
     `text`, `start` and `group` are of the windows, in order; windows of one group have one hash. A repeat occurs
-    earlier, in another text or at least `least` bytes before. The second number counts windows that were compared
+    earlier, in another text or at least `least` bytes before. The count is of windows that were compared
     with the first MAX_COPIES different surroundings only.
     """
     sizes = np.bincount(group) if len(group) else np.zeros(0, np.int64)
     rooms = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.minimum(sizes, MAX_COPIES), dtype=np.int64)])
-    found, short = _walk(data, offsets, text, start, group, rooms, width, least)
-    return found, int(short)
+    copies, held, short = np.empty(rooms[-1], np.int64), np.zeros(len(rooms) - 1, np.int32), 0
+    bounds = [*np.flatnonzero(np.diff(text, prepend=-1)).tolist(), len(text)]
+    for first, end in itertools.pairwise(bounds):
+        found, missed = _walk(data, offsets, text, start, group, rooms, copies, held, first, end, width, least)
+        if len(found) and not stays(int(text[first]), found):
+            _forget(text, group, rooms, copies, held, first, end)
+        else:
+            short += missed
+    return int(short)
 
 
 @kernel
-def _walk(data, offsets, text, start, group, rooms, width, least):  # type: ignore[no-untyped-def]
-    copies = np.empty(rooms[-1], np.int64)
-    held = np.zeros(len(rooms) - 1, np.int32)
-    found = np.empty((1024, 5), np.int64)
+def _forget(text, group, rooms, copies, held, first, end):  # type: ignore[no-untyped-def]
+    """Remove the windows of a text, which were added last."""
+    for n in range(first, end):
+        g = group[n]
+        while held[g] and text[copies[rooms[g] + held[g] - 1]] == text[first]:
+            held[g] -= 1
+
+
+@kernel
+def _walk(data, offsets, text, start, group, rooms, copies, held, first, end, width, least):  # type: ignore[no-untyped-def]
+    found = np.empty((16, 4), np.int64)
     count = 0
     short = 0
-    here = int64(-1)
+    here = text[first]
     # The alignment compared last: the earlier text, its distance, and the bytes of this one known to be equal.
     other = distance = low = high = int64(-1)
     cut_from = cut_to = int64(-1)
-    for n in range(len(text)):
-        if text[n] != here:
-            here = text[n]
-            other = cut_from = cut_to = int64(-1)
+    for n in range(first, end):
         p, g = start[n], group[n]
         begin, size = offsets[here], offsets[here + 1] - offsets[here]
         covered = False
@@ -158,16 +180,16 @@ def _walk(data, offsets, text, start, group, rooms, width, least):  # type: igno
                 else:
                     cut_from, cut_to = low, high
                 last = found[count - 1]
-                if count and last[0] == here and last[3] == there and last[1] - last[4] == distance and low <= last[2]:
-                    last[1], last[2] = min(last[1], low), max(last[2], high)
-                    last[4] = last[1] - distance
+                if count and last[2] == there and last[0] - last[3] == distance and low <= last[1]:
+                    last[0], last[1] = min(last[0], low), max(last[1], high)
+                    last[3] = last[0] - distance
                 else:
                     if count == len(found):
-                        more = np.empty((2 * count, 5), np.int64)
+                        more = np.empty((2 * count, 4), np.int64)
                         more[:count] = found
                         found = more
-                    found[count, 0], found[count, 1], found[count, 2] = here, low, high
-                    found[count, 3], found[count, 4] = there, low - distance
+                    found[count, 0], found[count, 1] = low, high
+                    found[count, 2], found[count, 3] = there, low - distance
                     count += 1
             if low <= max(int64(0), p + width - least) and high >= min(size, p + least):
                 covered = True  # whatever equals the surroundings of this window equals those of the copy

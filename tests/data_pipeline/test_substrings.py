@@ -1,5 +1,6 @@
 """Repeated substrings: a plain reference, planted repeats, edges, and the laws of a stage."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dedup import substrings as stage
 from data_pipeline.dedup.substrings import SubstringsConfig, drop_substrings, spans_of
 from data_pipeline.documents import cut_spans
 from data_pipeline.kernels.substring_windows import MAX_COPIES, find_repeats, select_windows
 from governance.kernels.buffers import text_buffers
+from governance.parallel import map_shards
 from governance.stage import Runtime
 from tests.data_pipeline.test_paragraphs import corpus, rows_of
 
@@ -33,33 +36,39 @@ def prose(seed: int, size: int) -> str:
     return " ".join(words)[:size].strip()
 
 
-def repeats_by_kernel(texts: list[bytes], least: int) -> list[set[int]]:
-    """Bytes of each text that the kernels find to be repeats."""
+def repeats_by_kernel(texts: list[bytes], least: int, min_left: int = 0) -> list[set[int]]:
+    """Bytes of each text that the kernels find to be repeats, where texts with less than `min_left` others leave."""
     width = least // 2
     data, offsets = text_buffers(pa.array([text.decode() for text in texts], pa.large_string()))
     rows, starts, hashes = select_windows(data, offsets, width, least - width + 1)
     groups = np.unique(hashes, return_inverse=True)[1].astype(np.int64)
-    found, short = find_repeats(data, offsets, rows, starts, groups, width, least)
-    assert short == 0
     cut: list[set[int]] = [set() for _ in texts]
-    for text, start, end, other, other_start in found.tolist():
-        assert end - start >= least
-        assert texts[text][start:end] == texts[other][other_start : other_start + end - start]
-        assert other < text or (other == text and start - other_start >= least)
-        cut[text] |= set(range(start, end))
+
+    def stays(text, repeats):
+        for start, end, other, other_start in repeats.tolist():
+            assert end - start >= least
+            assert texts[text][start:end] == texts[other][other_start : other_start + end - start]
+            assert other < text or (other == text and start - other_start >= least)
+            cut[text] |= set(range(start, end))
+        return len(texts[text]) - len(cut[text]) >= min_left
+
+    assert find_repeats(data, offsets, rows, starts, groups, width, least, stays) == 0
     return cut
 
 
-def repeats_by_reference(texts: list[bytes], least: int) -> list[set[int]]:
+def repeats_by_reference(texts: list[bytes], least: int, min_left: int) -> list[set[int]]:
     """Bytes in a run of `least` bytes that occurs before, by a table of all runs; slow and plain."""
     seen: dict[bytes, tuple[int, int]] = {}
     cut: list[set[int]] = [set() for _ in texts]
     for text, content in enumerate(texts):
+        before = dict(seen)
         for start in range(len(content) - least + 1):
             run = content[start : start + least]
             other, earlier = seen.setdefault(run, (text, start))
             if other < text or start - earlier >= least:
                 cut[text] |= set(range(start, start + least))
+        if cut[text] and len(content) - len(cut[text]) < min_left:
+            seen = before
     return cut
 
 
@@ -68,10 +77,10 @@ PIECES = st.lists(st.one_of(st.sampled_from(BLOCKS), st.integers(100, 160).map(l
 
 
 @settings(max_examples=200)
-@given(documents=st.lists(PIECES, min_size=1, max_size=5), least=st.integers(32, 90))
-def test_repeats_are_those_of_the_reference(documents, least):
+@given(documents=st.lists(PIECES, min_size=1, max_size=5), least=st.integers(32, 90), min_left=st.integers(0, 200))
+def test_repeats_are_those_of_the_reference(documents, least, min_left):
     texts = [" ".join(pieces).encode() for pieces in documents]
-    assert repeats_by_kernel(texts, least) == repeats_by_reference(texts, least)
+    assert repeats_by_kernel(texts, least, min_left) == repeats_by_reference(texts, least, min_left)
 
 
 def test_text_of_one_period_is_cut_to_one_copy():
@@ -162,6 +171,48 @@ def test_a_document_of_nothing_else_leaves_whole(tmp_path):
         ("web/f#1", "duplicate_text", shared)
     ]
     assert made.stats["documents_in"] == made.stats["documents_kept"] + 1
+
+
+def test_nothing_is_cut_because_of_a_document_that_is_removed(tmp_path):
+    """The last copy of a passage stays, wherever the limit on what is left removes the document with the first."""
+    shared, other, own = prose(1, 900), prose(2, 900), " of the 25 bytes of its own "
+    passage = prose(3, 700)
+    for name, between, config in [
+        ("bridge", own, SubstringsConfig()),
+        ("left", f" {passage} ", SubstringsConfig(min_left_bytes=1000)),
+    ]:
+        ends = prose(4, 1200), prose(5, 1200)
+        texts = [f"{prose(6, 1200)} {shared}", f"{other} {prose(7, 1200)}", f"{shared}{between}{other}",
+                 f"{ends[0]} {shared}{between}{other} {ends[1]}", f"{shared} {other}"]  # fmt: skip
+        root = tmp_path / name
+        made = drop_substrings(corpus(root, texts), config, Runtime(root))
+        assert [row["id"] for row in rows_of(made, "removed", root)] == ["web/f#2", "web/f#4"]
+        left = [row["text"].split() for row in rows_of(made, "documents", root)]
+        assert left == [texts[0].split(), texts[1].split(), f"{ends[0]} {between} {ends[1]}".split()]
+        earlier = {row["id"]: row["earlier"] for row in rows_of(made, "cuts", root)}
+        assert "web/f#2" not in earlier.values()
+
+
+def test_the_key_of_a_shard_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
+    """Ids are held with offsets of 64 bits too, since those of all compared documents are one array."""
+    inputs, kinds = [], []
+
+    def listed(recipe, function, shards, folder, runtime):
+        inputs.extend(len(shard.inputs) for shard in shards)
+        return map_shards(recipe, function, shards, folder, runtime)
+
+    @contextlib.contextmanager
+    def texts_of(*given):
+        with texts(*given) as found:
+            kinds.append(found[2].type)
+            yield found
+
+    texts = stage._texts
+    monkeypatch.setattr(stage, "map_shards", listed)
+    monkeypatch.setattr(stage, "_texts", texts_of)
+    drop_substrings(corpus(tmp_path, [prose(i, 300) for i in range(9)], 1), SubstringsConfig(), Runtime(tmp_path))
+    assert inputs == [2] * 9 + [4] * 9
+    assert kinds == [pa.large_string()]
 
 
 def test_windows_of_too_many_surroundings_are_counted(tmp_path):
