@@ -18,8 +18,8 @@
 
 A *removed* shard has the same columns and `reason` (string) and `evidence` (string, "" when there is none).
 A *quarantine* shard has `source, file, position, reason, sample` (the first 200 characters): records that could
-not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text, dictionaries only of the short
-values that many rows share, no timestamps: the same documents give the same bytes.
+not become documents. Shards are zstd-compressed, row groups of at most 8 MiB of text and kept columns,
+dictionaries only of the short values that many rows share, no timestamps: the same documents give the same bytes.
 """
 
 from __future__ import annotations
@@ -178,9 +178,9 @@ AddRow = Callable[[Sequence[Any], int], None]
 def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[AddRow]:
     """Write one shard row by row, whole or not at all.
 
-    At most one row group (8 MiB of text) is held in memory.
+    At most one row group (8 MiB) is held in memory.
 
-    Yields `add(row, text_bytes)`: the row's values in the schema's order, and the UTF-8 bytes of its text.
+    Yields `add(row, size)`: the row's values in the schema's order, and the UTF-8 bytes of its text and kept columns.
     """
     rows: list[Sequence[Any]] = []
     held = 0
@@ -196,13 +196,13 @@ def shard_writer(path: Path, schema: pa.Schema = DOCUMENT_SCHEMA) -> Iterator[Ad
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(rows))
             rows.clear()
 
-        def add(row: Sequence[Any], text_bytes: int) -> None:
+        def add(row: Sequence[Any], size: int) -> None:
             nonlocal held
-            if rows and held + text_bytes + _ROW_BYTES > ROW_GROUP_BYTES:
+            if rows and held + size + _ROW_BYTES > ROW_GROUP_BYTES:
                 flush()
                 held = 0
             rows.append(row)
-            held += text_bytes + _ROW_BYTES
+            held += size + _ROW_BYTES
 
         yield add
         if rows:

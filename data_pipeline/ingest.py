@@ -65,7 +65,7 @@ class IngestConfig(Section):
     """Shard sizes of ingested sources."""
 
     shard_bytes: int = Field(default=64 << 20, ge=1)
-    """Bytes of text that a document shard holds at most: files are joined up to it, and huge ones are cut."""
+    """Bytes of text and kept columns that a shard holds at most: files are joined up to it, and huge ones are cut."""
 
 
 class IngestIdentity(Section):
@@ -136,7 +136,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
                 torn |= {piece.file} if piece.reason in TORN else set()
                 continue
             row, size = to_row(piece, work.source)
-            add(row, size)
+            add(row, size + len(piece.columns.encode("utf-8")))
             count["kept"] += 1
             count["bytes"] += size
             count["html_fallbacks"] += piece.fallback
@@ -172,14 +172,14 @@ def _filling(next_path: Callable[[], Path], shard_bytes: int, schema: pa.Schema)
         write = stack.enter_context(shard_writer(next_path(), schema))
         held = 0
 
-        def add(row: Sequence[Any], text_bytes: int) -> None:
+        def add(row: Sequence[Any], size: int) -> None:
             nonlocal write, held
-            if held and held + text_bytes > shard_bytes:
+            if held and held + size > shard_bytes:
                 stack.close()
                 write = stack.enter_context(shard_writer(next_path(), schema))
                 held = 0
-            write(row, text_bytes)
-            held += text_bytes
+            write(row, size)
+            held += size
 
         yield add
 
@@ -224,7 +224,7 @@ def drop_repeated(
                 refuse((row["source"], row["file"], row["position"], "duplicate_id", sample(row["text"])), 0)
                 lost += size
             else:
-                add(tuple(row.values()), size)
+                add(tuple(row.values()), size + len(row.get("columns", "").encode("utf-8")))
     count = len(repeated)
     removed = {"quarantine:duplicate_id": count}
     return ShardMade(paths, {"documents_kept": -count, "bytes_kept": -lost, "quarantined": count, "removed": removed})

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.readers.streams import TornStream, blocks, lines, plain_name
+from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
 _KINDS = {
@@ -52,7 +52,7 @@ class InputFiles:
     @property
     def text_bytes(self) -> int:
         """About how much text they hold."""
-        return self.bytes * (_PACKED_RATIO if self.ending.endswith((".gz", ".zst", ".parquet")) else 1)
+        return self.bytes * (_PACKED_RATIO if self.ending.endswith((*PACKED, ".parquet")) else 1)
 
 
 def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
@@ -82,7 +82,7 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
         counted = ", ".join(f"{ending} {count:,}" for ending, count in others.most_common(8))
         raise MissingInput(
             f"{path}: none of its {others.total():,} files has a known format ({counted}). Known are "
-            f"{', '.join(_KINDS)}, also with .gz or .zst; for others write a reader: docs/own_code.md."
+            f"{', '.join(_KINDS)}, also with {', '.join(PACKED)}; for others write a reader: docs/own_code.md."
         )
     return [
         InputFiles(kind, ending, tuple(files), sum(file.stat().st_size for file in files))

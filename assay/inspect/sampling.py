@@ -7,10 +7,13 @@ start: the head is copied, compressed as the file is. `ingest` reports what is d
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import csv
 import gzip
 import json
+import lzma
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -19,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.inspect.formats import InputFiles
-from data_pipeline.readers.streams import TornStream, blocks, lines
+from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines
 from governance.files import atomic_file, atomic_path, place
 
 _Item = TypeVar("_Item")
@@ -69,7 +72,7 @@ def _every(files: Sequence[_Item], share: float) -> Sequence[_Item]:
 
 def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
     """A copy of the file's first or evenly spaced `size` bytes."""
-    packed = inputs.ending.endswith((".gz", ".zst"))
+    packed = inputs.ending.endswith(PACKED)
     text = size * inputs.text_bytes // max(1, inputs.bytes)
     if inputs.kind == "csv":
         return _json_lines(file, target.with_name(f"{target.name}.jsonl"), text)
@@ -103,6 +106,13 @@ def _packer(out: BinaryIO, ending: str) -> contextlib.AbstractContextManager[Bin
         import zstandard
 
         return cast(BinaryIO, zstandard.ZstdCompressor(1).stream_writer(out, closefd=False))
+    if ending == ".xz":
+        return cast(BinaryIO, lzma.LZMAFile(out, "wb", preset=0))
+    if ending == ".bz2":
+        return cast(BinaryIO, bz2.BZ2File(out, "wb", compresslevel=1))
+    if ending == ".lz4":
+        own = os.fdopen(os.dup(out.fileno()), "wb")  # Arrow closes the file that it writes to
+        return cast(BinaryIO, pa.CompressedOutputStream(pa.PythonFile(own, "w"), "lz4"))
     return contextlib.nullcontext(out)
 
 

@@ -40,7 +40,7 @@ from governance.signed_notes import read_note, write_note
 from governance.stage import Runtime
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
-_LOOSE = (".parquet", ".json", ".json.gz", ".json.zst", *(f".jsonl{packed}" for packed in ("", *PACKED)))
+_LOOSE = (".parquet", *(f"{ending}{packed}" for ending in (".json", ".jsonl") for packed in ("", *PACKED)))
 _COMPANIONS = re.compile(
     r"^(README|LICEN[CS]E|NOTICE|CITATION)|\.(md|py|ipynb|ya?ml|toml|cfg|sh|png|jpe?g|svg|gif|pdf|sha256|md5)$", re.I
 )  # files beside a data set's rows that hold none

@@ -12,6 +12,7 @@ Faults by reason:
     truncated_gzip  corrupt_gzip, and so for zstd, xz, bzip2 and lz4; unreadable_member  unreadable_rows
                        the file is torn: what precedes the tear was read, the rest is lost
     decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
+    dictionary_too_large  an .xz file that needs more than 256 MiB to unpack
     nested_too_deep    an archive in an archive in an archive in an archive
     page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
     reader_failed      a reader of the run's own raised or took too long; the rest of the file is lost
@@ -26,7 +27,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
@@ -35,6 +39,7 @@ TORN = frozenset(
         "unreadable_member",
         "unreadable_rows",
         "decompression_bomb",
+        "dictionary_too_large",
         "nested_too_deep",
         "page_too_large",
         "reader_failed",
@@ -136,6 +141,7 @@ def to_record(
         values[name] = value or ""
     values["columns"] = _kept_values(row, fields.columns)
     if values["columns"] is None:
+        shown = text if shown is None else shown  # an object's address and a set's order differ between runs
         return fault("columns_not_json")
     if not all(map(_encodes, (text, identity, *filter(None, values.values())))):
         return fault("lone_surrogate")
@@ -160,23 +166,34 @@ def value_at(row: Mapping[str, Any], way: str, absent: Any = None) -> Any:
 def _kept_values(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     """The values as a JSON object; "" without names.
 
-    The result is None if they have no such form. Dates and other types are text, NaN and infinity null.
+    The result is None if they have no such form. Dates, decimals and bytes are text, NaN and infinity null.
     """
-    values = {name: value_at(row, name) for name in names}
-    plain = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+    if not names:
+        return ""
     try:
-        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_text)
-    except (ValueError, RecursionError):  # a nested NaN, or objects nested too deep
+        values = {name: _finite(value_at(row, name)) for name in names}
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_text)
+    except (TypeError, ValueError, RecursionError):  # types that JSON lacks, or objects nested too deep
         return None
-    return text if names else ""
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for each NaN and infinity in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return str(value.isoformat() if hasattr(value, "isoformat") else value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta | Decimal | UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form that is the same in every run")
 
 
 def _encodes(value: str) -> bool:

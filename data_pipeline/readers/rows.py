@@ -8,6 +8,7 @@ other type is what the reasons `text_not_string`, `no_id` and so on are for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ def read_batch(
     `first` is the number of the batch's first row.
     """
     columns = {name: _column(batch, way) for name, way in ways.items()}
+    kept = frozenset(fields.columns) - frozenset(replace(fields, columns=()).names)
     for index in range(batch.num_rows):
-        row = {name: _value(column, index, name in fields.columns) for name, column in columns.items()}
+        row = {
+            name: _kept(column, index) if name in kept else _value(column, index) for name, column in columns.items()
+        }
         spoilt = next((value for value in row.values() if isinstance(value, bytes)), None)
         if spoilt is not None:
             yield RecordFault(file, first + index, "not_utf8", sample(spoilt))
@@ -83,7 +87,7 @@ def _column(batch: pa.RecordBatch, way: tuple[str, ...]) -> pa.Array:
     return array.cast(pa.binary()) if pa.types.is_string(array.type) else array
 
 
-def _value(array: pa.Array, index: int, kept: bool) -> Any:
+def _value(array: pa.Array, index: int) -> Any:
     """A row's value; of a string that is not UTF-8 its bytes."""
     kind = array.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
@@ -92,9 +96,22 @@ def _value(array: pa.Array, index: int, kept: bool) -> Any:
             return None if data is None else data.decode("utf-8")
         except UnicodeDecodeError:
             return data
-    if kept or pa.types.is_integer(kind):
-        try:
-            return array[index].as_py()
-        except UnicodeDecodeError as error:  # a string within a list or struct
-            return bytes(error.object)
+    if pa.types.is_integer(kind):
+        return array[index].as_py()
     return kind if array[index].is_valid else None  # anything but a string or a number: a fault names its type
+
+
+def _kept(array: pa.Array, index: int) -> Any:
+    """A value that is kept next to the text; it costs no record.
+
+    One that Python has no type for (the year 10000, an unknown time zone) is Arrow's text of it, else null.
+    """
+    value = array[index]
+    try:
+        found = value.as_py()
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+    except (ValueError, OverflowError, KeyError):
+        try:
+            return value.cast(pa.string()).as_py()
+        except (pa.ArrowException, ValueError):
+            return None

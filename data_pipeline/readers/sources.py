@@ -160,7 +160,7 @@ class HtmlSource(Section):
 
     @model_serializer(mode="wrap")
     def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave default `extractor` and `structure` out, so that earlier keys stay valid."""
+        """Leave default `extractor` and `structure` out."""
         values: dict[str, Any] = serialize(self)
         return {name: value for name, value in values.items() if value != getattr(ASSAY, name, None)}
 

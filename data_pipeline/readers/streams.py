@@ -30,7 +30,7 @@ BOMB_BYTES = 128 << 20
 BOMB_RATIO = 250
 _GZIP_HEADER = 31  # zlib's window bits for "a gzip member with header and check sum"
 _ZSTD_STEP_BYTES = 512  # a call's output has no bound, so its input is small: 512 bytes give at most 16 MiB
-_STEP_BYTES = 1 << 12  # of .xz and .bz2: what their library had decoded of a step when it fails is lost
+_STEP_BYTES = 1 << 12  # of .xz, .bz2 and .lz4: what their library had decoded of a step when it fails is lost
 _XZ_MEMORY_BYTES = 256 << 20  # `xz -9` needs 65 MiB; a header can ask for 4 GiB
 _ZSTD_WINDOW_BYTES = 1 << 31  # the largest that `zstd --ultra --long=31` writes; only a frame that needs it uses it
 
@@ -205,17 +205,19 @@ def _inflate(new: Callable[[], Any], damage: type[Exception], name: str) -> Unpa
     """
 
     def unpack(raw: Iterator[bytes]) -> Iterator[bytes]:
-        inflater = None
-        for data in (block[k : k + _STEP_BYTES] for block in raw for k in range(0, len(block), _STEP_BYTES)):
+        inflater, ended = None, False
+        for step in (block[k : k + _STEP_BYTES] for block in raw for k in range(0, len(block), _STEP_BYTES)):
+            data = step.lstrip(b"\0") if ended else step  # .xz may be padded with zeros
             while data or (inflater and not inflater.needs_input and not inflater.eof):
-                inflater = inflater or new()
+                inflater, ended = inflater or new(), False
                 try:
                     yield inflater.decompress(data, BLOCK_BYTES)
                 except damage as error:
-                    raise TornStream(f"corrupt_{name}") from error
+                    greedy = "usage limit" in str(error)  # of .xz: its own bound on memory
+                    raise TornStream("dictionary_too_large" if greedy else f"corrupt_{name}") from error
                 data = b""
                 if inflater.eof:
-                    data, inflater = inflater.unused_data.lstrip(b"\0"), None  # .xz may be padded with zeros
+                    data, inflater, ended = inflater.unused_data.lstrip(b"\0"), None, True
         if inflater is not None:
             raise TornStream(f"truncated_{name}")
 
@@ -230,7 +232,7 @@ def _unlz4(raw: Iterator[bytes]) -> Iterator[bytes]:
     try:
         while source.peek(1):  # Arrow reads one frame and what follows it
             stream = pa.CompressedInputStream(pa.PythonFile(source, "r"), "lz4")
-            while piece := stream.read(BLOCK_BYTES):
+            while piece := stream.read(_STEP_BYTES):
                 yield piece
     except OSError as error:
         raise TornStream("truncated_lz4" if "runcated" in str(error) else "corrupt_lz4") from error

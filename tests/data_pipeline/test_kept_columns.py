@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_documents, read_rows
+from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.prepare import stages
-from data_pipeline.readers.record import Fields, Record, to_record
+from data_pipeline.readers.parquet import read_parquet
+from data_pipeline.readers.record import Fields, Record, RecordFault, to_record
+from data_pipeline.readers.sources import JsonlSource
 from governance.config import validate
 from governance.stage import Runtime
 
@@ -64,4 +67,48 @@ def test_any_row_is_a_record_with_columns_or_a_fault(values):
         assert list(json.loads(piece.columns)) == ["a", "b"]
         piece.columns.encode()
     else:
-        assert piece.reason in ("columns_not_json", "lone_surrogate")
+        assert piece.reason == "lone_surrogate"
+
+
+def test_a_kept_value_without_a_python_type_costs_no_record(tmp_path):
+    far = pa.array([0, 1 << 58, None], pa.int64())
+    kept = {
+        "a": far.cast(pa.timestamp("us")),
+        "b": pa.array([0, 1 << 30, None], pa.int32()).cast(pa.date32()),
+        "c": pa.array([0, 0, None], pa.int64()).cast(pa.timestamp("us", "Foo/Bar")),
+        "d": pa.array([b"x", b"\xff", None]),
+        "e": pa.array([[1.0], [float("nan"), float("inf")], None]),
+        "f": pa.ListArray.from_arrays([0, 1, 2, 2], pa.array([b"x", b"\xff"]).view(pa.string())),
+    }
+    pq.write_table(pa.table({"text": ["x", "y", "z"], **kept}), tmp_path / "x.parquet")
+    got = list(read_parquet(tmp_path / "x.parquet", "x", Fields("text", columns=tuple(kept))))
+    assert [piece.text for piece in got] == ["x", "y", "z"]
+    first, second, third = (json.loads(piece.columns) for piece in got)
+    assert (first["a"], first["b"], first["d"], first["e"]) == ("1970-01-01T00:00:00", "1970-01-01", "x", [1.0])
+    assert (second["d"], second["e"]) == ("\ufffd", [None, None])
+    assert (first["c"], first["f"], second["f"]) == (None, ["x"], None), (
+        "an unknown time zone; a list that is not UTF-8"
+    )
+    assert (second["a"][:5], third) == ("11103", {name: None for name in kept} | {"f": []})
+
+
+@pytest.mark.parametrize("value", [{("a", "b"): 1}, {b"x": 1}, {"a", "b"}, object()], ids=str)
+def test_a_kept_value_of_an_own_reader_without_a_fixed_form_is_a_fault(value):
+    fields = Fields("text", columns=("a",))
+    assert to_record({"text": "x", "a": value}, fields, "f", 0) == RecordFault("f", 0, "columns_not_json", "x")
+
+
+def test_kept_columns_count_in_row_groups_and_shards(tmp_path, monkeypatch):
+    rows = [{"text": f"text {number:02d}", "id": str(number % 30), "wide": "w" * 1000} for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("data_pipeline.documents.ROW_GROUP_BYTES", 6000)
+    values = {"type": "jsonl", "name": "a", "licence": "MIT", "paths": ("rows.jsonl",), "columns": ("wide",)}
+    for named, kept in (({}, 60), ({"id_field": "id"}, 30)):
+        source, root = JsonlSource(**values, **named), tmp_path / "root"
+        found = ingest((source,), IngestConfig(shard_bytes=21_000), tmp_path, Runtime(root))
+        assert (found.stats["documents_kept"], found.stats["bytes_kept"]) == (kept, 7 * kept), "the bytes of texts"
+        shards = [pq.ParquetFile(path) for path in found.files("documents", root)]
+        assert [shard.metadata.num_rows for shard in shards][: kept // 20] == [20] * (kept // 20)
+        assert all(
+            shard.metadata.row_group(group).num_rows <= 4 for shard in shards for group in range(shard.num_row_groups)
+        )

@@ -201,7 +201,7 @@ def test_packed_streams_are_known_by_their_first_bytes(tmp_path_factory, parts, 
 def test_an_xz_header_that_asks_for_gibibytes_is_refused(tmp_path):
     greedy = lzma.compress(b"x" * 100, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}])
     (tmp_path / "x.jsonl.xz").write_bytes(greedy)
-    assert until_tear(blocks(tmp_path / "x.jsonl.xz")) == (0, "corrupt_xz")
+    assert until_tear(blocks(tmp_path / "x.jsonl.xz")) == (0, "dictionary_too_large")
 
 
 @pytest.mark.parametrize(("ending", "kind"), [(".xz", "xz"), (".bz2", "bzip2"), (".lz4", "lz4")])
@@ -222,6 +222,26 @@ def test_packed_files_are_read_and_torn_ones_accounted_for(tmp_path, ending, kin
     assert 100 < stats["b"]["documents_kept"] < 3000
     assert stats["b"]["removed"] == {f"quarantine:truncated_{kind}": 1}
     assert (stats["c"]["removed"], stats["c"]["torn_files"]) == ({f"quarantine:corrupt_{kind}": 1}, 1)
+
+
+@pytest.mark.parametrize("zeros", [4, 5000])
+def test_zeros_that_pad_an_xz_file_are_no_tear(tmp_path, monkeypatch, zeros):
+    stream = lzma.compress(b"first")
+    monkeypatch.setattr("data_pipeline.readers.streams._STEP_BYTES", len(stream))  # the zeros come in the next step
+    path = tmp_path / "x.xz"
+    path.write_bytes(stream + bytes(zeros) + lzma.compress(b"last"))
+    assert b"".join(blocks(path)) == b"firstlast"
+    path.write_bytes(stream + bytes(zeros))
+    assert b"".join(blocks(path)) == b"first"
+
+
+def test_a_damaged_lz4_file_gives_what_precedes_the_damage(tmp_path):
+    whole = lz4_frame(random.Random(0).randbytes(100_000))
+    path = tmp_path / "x.lz4"
+    path.write_bytes(whole[:90_000])
+    assert until_tear(blocks(path)) == (86_016, "truncated_lz4")
+    path.write_bytes(whole + b"garbage behind it")
+    assert until_tear(blocks(path)) == (98_304, "corrupt_lz4")
 
 
 def lz4_frame(data):

@@ -52,6 +52,9 @@ def written(inner):
         (TABLE, "| A | B\\|C |\n| --- | --- |\n| 1 | 2 3 |\n| 4 |  |"),
         ('<pre class="language-python">\nx = 1\n  y = 2\n\nz\n</pre>', "```python\nx = 1\n  y = 2\n\nz\n```"),
         ('<pre><code class="lang-c">int a;\n</code></pre>', "```c\nint a;\n```"),
+        ("<p>call <code>0; x</code> and <code>7;</code></p>", "call `0; x` and `7;`"),
+        ("<h2>1; Intro</h2>", "## 1; Intro"),
+        ('<p><code>0;</code> <img class="latex" alt="x_1"></p>', "`0;` $x_1$"),
         ("<pre>```\na</pre>", "````\n```\na\n````"),
         ("<p>call <code>f(x)</code> once</p>", "call `f(x)` once"),
         ("<table><tr><td><pre>1</pre><td><pre>x = 1</pre></table>", "```\n1\n```\n\n```\nx = 1\n```"),
@@ -96,7 +99,7 @@ def words(text):
 
 TAGS = (
     "<div> </div> <table> </table> <tr> <td> </td> <pre> </pre> <code> </code> <h2> </h2> <ul> <li> </ul> <aside>"
-    " </aside> <a/href=x> </a> ``` &#3; \x03p0; | word <br>"
+    " </aside> <a/href=x> </a> ``` &#3; \x03p0; 0; | word <br>"
 )
 PIECES = st.sampled_from([*TAGS.split(), "\n", PROSE, TABLE, '<pre class="lang-c">int a;</pre>'])
 

@@ -32,7 +32,7 @@ _DISPLAY = re.compile(r"\bdisplay\s*=\s*[\"']?block|mode\s*=\s*display", re.IGNO
 _TEX_SCRIPT = re.compile(r"\btype\s*=\s*[\"']?math/tex", re.IGNORECASE)
 _TEX_IMAGE = re.compile(r"\bclass\s*=\s*(?:\"[^\"]*|'[^']*|)\b(?:la)?tex\b", re.IGNORECASE)
 _MARK = re.compile("\x02(?:[Llec]|[^Llec].)")
-_NOTES = re.compile("\x03([A-Za-z1-6])(?:([0-9]+);)?")
+_NOTES = re.compile("\x03(?:([pm])([0-9]+);|([A-Za-z1-6]))")  # only these two are numbered: text follows others
 _BULLET = re.compile(r"( *)(•|[0-9]{1,9}\.)(?: +|$)")
 _PLAIN, _ITEM, _BLOCK = range(3)
 
@@ -200,9 +200,9 @@ class _Writer:
             return
         pieces = _NOTES.split(line)
         skipped = False
-        for place in range(0, len(pieces), 3):
+        for place in range(0, len(pieces), 4):
             if place:
-                note, number = pieces[place - 2], pieces[place - 1]
+                note, number = pieces[place - 3] or pieces[place - 1], pieces[place - 2]
                 skipped = note == "m"
                 self._turn(note, self.values[int(number)] if number else "", kept)
             if kept and not skipped:
