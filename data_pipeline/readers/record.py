@@ -32,6 +32,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
     {
@@ -178,7 +180,8 @@ def _kept_values(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for each NaN and infinity in it."""
+    """The value with null for each NaN and infinity in it, without NumPy's types."""
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -3,7 +3,9 @@
 import datetime
 import json
 import random
+from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -92,10 +94,15 @@ def test_a_kept_value_without_a_python_type_costs_no_record(tmp_path):
     assert (second["a"][:5], third) == ("11103", {name: None for name in kept} | {"f": []})
 
 
-@pytest.mark.parametrize("value", [{("a", "b"): 1}, {b"x": 1}, {"a", "b"}, object()], ids=str)
+@pytest.mark.parametrize(
+    "value", [{("a", "b"): 1}, {b"x": 1}, {"a", "b"}, object()], ids=["tuple key", "bytes key", "set", "object"]
+)
 def test_a_kept_value_of_an_own_reader_without_a_fixed_form_is_a_fault(value):
     fields = Fields("text", columns=("a",))
     assert to_record({"text": "x", "a": value}, fields, "f", 0) == RecordFault("f", 0, "columns_not_json", "x")
+    given = (b"x", datetime.timedelta(1), Decimal("1.50"), np.int64(3), np.float32("nan"), np.array([1, 2]))
+    record = to_record({"text": "x", "a": given}, fields, "f", 0)
+    assert json.loads(record.columns) == {"a": ["x", "1 day, 0:00:00", "1.50", 3, None, [1, 2]]}
 
 
 def test_kept_columns_count_in_row_groups_and_shards(tmp_path, monkeypatch):

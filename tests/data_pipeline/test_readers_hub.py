@@ -1,5 +1,7 @@
 """Data sets of the hub, and those of `save_to_disk`: streamed, pinned, never cached whole."""
 
+import bz2
+import lzma
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers.hub import local_files, read_hub
+from data_pipeline.readers.hub import local_files, read_hub, read_json
 from data_pipeline.readers.record import Fields, Record, RecordFault
 from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import HubSource
@@ -50,6 +52,18 @@ def test_a_saved_data_set_is_read_in_the_order_of_its_files(saved, tmp_path):
     documents = list(read_documents(manifest.files("documents", tmp_path)))
     assert [(d.id, d.text) for d in documents] == [(f"h/{i}", f"{i} ä") for i in range(2500)]
     assert [d.position for d in documents] == [*range(1250), *range(1250)]
+
+
+def test_packed_json_files_of_a_folder_are_read(tmp_path):
+    rows = b'{"text": "a"}\n{"text": "b"}\n'
+    with pa.CompressedOutputStream(str(tmp_path / "1.json.lz4"), "lz4") as out:
+        out.write(rows)
+    (tmp_path / "2.json.xz").write_bytes(lzma.compress(rows))
+    (tmp_path / "3.json.bz2").write_bytes(bz2.compress(rows))
+    found = local_files(hub("."), tmp_path)
+    assert ([file.name for file in found.files], found.unread) == (["1.json.lz4", "2.json.xz", "3.json.bz2"], [])
+    for file in found.files:
+        assert [piece.text for piece in read_json(file.path, file.name, Fields("text"))] == ["a", "b"]
 
 
 def test_the_split_of_a_saved_data_set(saved, tmp_path):
