@@ -180,7 +180,7 @@ def _kept_values(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for each NaN and infinity in it, without NumPy's types."""
+    """The value as plain types, with null for NaN and infinity."""
     value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else None

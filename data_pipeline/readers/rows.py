@@ -102,7 +102,7 @@ def _value(array: pa.Array, index: int) -> Any:
 
 
 def _kept(array: pa.Array, index: int) -> Any:
-    """A value that is kept next to the text; it costs no record.
+    """A kept value; none costs its record.
 
     One that Python has no type for (the year 10000, an unknown time zone) is Arrow's text of it, else null.
     """
