@@ -146,10 +146,10 @@ def test_nothing_that_a_pattern_reaches_is_lost_in_silence(tmp_path, monkeypatch
     assert made(hub).stats["passed_over"] == {"unknown_file": 2}, "secret.txt and rows.feather"
 
 
-@pytest.mark.parametrize("settled", [True, False])
-def test_a_file_that_changes_between_digest_and_reading_is_noticed(tmp_path, monkeypatch, settled):
+@pytest.mark.parametrize(("settled", "shard_bytes"), [(True, 1000), (False, 1000), (False, 20)])
+def test_a_file_that_changes_between_digest_and_reading_is_noticed(tmp_path, monkeypatch, settled, shard_bytes):
     path = tmp_path / "x.jsonl"
-    path.write_text('{"text": "a"}\n')
+    path.write_text('{"text": "a"}\n' * 4)
     os.utime(path, (1, 1))
     if settled:
         time.sleep(2.1)
@@ -157,12 +157,12 @@ def test_a_file_that_changes_between_digest_and_reading_is_noticed(tmp_path, mon
     read = stage.read_items
 
     def changed(work, passed):
-        path.write_text('{"text": "b"}\n')
+        path.write_text('{"text": "b"}\n' * 4)
         os.utime(path, (1, 1))
         return read(work, passed)
 
     monkeypatch.setattr(stage, "read_items", changed)
     with pytest.raises(MissingInput, match="was changed while it was read"):
-        ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root"))
+        ingest((source,), IngestConfig(shard_bytes=shard_bytes), tmp_path, Runtime(tmp_path / "root"))
     monkeypatch.setattr(stage, "read_items", read)
-    assert ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root")).stats["documents_kept"] == 1
+    assert ingest((source,), IngestConfig(), tmp_path, Runtime(tmp_path / "root")).stats["documents_kept"] == 4
