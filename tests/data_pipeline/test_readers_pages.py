@@ -99,7 +99,7 @@ def words(text):
 
 TAGS = (
     "<div> </div> <table> </table> <tr> <td> </td> <pre> </pre> <code> </code> <h2> </h2> <ul> <li> </ul> <aside>"
-    " </aside> <a/href=x> </a> ``` &#3; \x03p0; 0; | word <br>"
+    " </aside> <a/href=x> </a> ``` &#3; \x03p0; <code>0;</code> | word <br>"
 )
 PIECES = st.sampled_from([*TAGS.split(), "\n", PROSE, TABLE, '<pre class="lang-c">int a;</pre>'])
 
