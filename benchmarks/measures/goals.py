@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import resource
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,12 +105,34 @@ def peak_mb() -> float:
     return _status_mb("VmHWM")
 
 
-def anonymous_peak_mb() -> float:
-    """Peak memory without pages of files, which the system drops on demand, in MB.
+@contextlib.contextmanager
+def anonymous_peak_mb() -> Iterator[Callable[[], float]]:
+    """Yield the peak memory so far without pages of files, in MB.
 
-    A low bound: pages of files that were mapped after the peak are subtracted, too.
+    The system drops pages of files on demand. The kernel keeps the peak of all pages; a thread looks how many of them
+    were pages of files when it last rose.
     """
-    return _status_mb("VmHWM") - _status_mb("RssFile")
+    peak, of_files, ended = [0.0], [0.0], threading.Event()
+
+    def look() -> None:
+        if (now := _status_mb("VmHWM")) > peak[0]:
+            peak[0], of_files[0] = now, _status_mb("RssFile")
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            look()
+
+    def read() -> float:
+        look()
+        return peak[0] - of_files[0]
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield read
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _status_mb(field: str) -> float:

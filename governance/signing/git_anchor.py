@@ -50,7 +50,7 @@ def _comment_of_site(job: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     found = re.search(r"^\s*Comment=(.*)$", shown, re.MULTILINE)
-    own = re.split(r"(?:^|; )assay[: ]", found[1])[0] if found else ""
+    own = re.split(r"(?:^|; )assay[: ]", found[1])[0].rstrip() if found else ""  # Slurm shows a blank at its end
     return f"{own}; " if own else ""
 
 

@@ -4,7 +4,7 @@ The terms follow what DeepSpeed 0.19 keeps (its fp32 copies of fp32 weights incl
 block saves. `memory_room.py` compares the sum with the memory available.
 
 Measured on CPU, peak memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens per pass): .93 to
-1.04 over eleven cases with torch's CPU build, .94 to 1.03 with a build for GPUs. The lowest are soft caps and selective
+1.05 over eleven cases with torch's CPU build, .95 to 1.05 with a build for GPUs. The lowest are soft caps and selective
 checkpointing, the highest eight experts. `benchmarks/training.py memory` has the cases. Pages of libraries and of token
 shards are not counted: the system drops them on demand. Not measured on a GPU, whose allocator's
 fragmentation is not counted.
@@ -29,7 +29,7 @@ _SUB_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size, in elements
 _REDUCED_AT_ONCE = 500_000_000  # DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE, in elements
 _SWAPPED_BYTES = 8 << 30  # buffers in host memory for weights in files
 _COPY = "copy for checkpoints"  # fp32, of this rank's masters and moments, throughout training
-_RUNTIME = {"cpu": 300 << 20, "cuda": 500 << 20}  # torch and DeepSpeed; CUDA's context
+_RUNTIME = {"cpu": 210 << 20, "cuda": 500 << 20}  # torch and DeepSpeed; CUDA's context
 _NCCL = 1000 << 20  # NCCL's channels to other ranks
 _FRAGMENTED = 0.14  # share of free pieces within the memory that the host's allocator holds; measured 0 to .2
 _COMPILER = 90 << 20  # of torch, which its selective checkpointing imports

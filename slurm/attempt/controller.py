@@ -82,7 +82,7 @@ def remark(attempt: JobAttempt, text: str) -> None:
     if "SLURM_JOB_ID" not in os.environ:
         return
     was = re.findall(r"^ *Comment=(.*)$", query("scontrol", "show", "job", attempt.job)[1], re.MULTILINE)
-    site = re.split(_OWN_COMMENT, was[-1])[0] if was else ""
+    site = re.split(_OWN_COMMENT, was[-1])[0].rstrip() if was else ""
     head = re.findall(r"assay journal \d*:[0-9a-f]*", was[-1]) if was else []
     text = "".join(sign if sign.isprintable() else " " for sign in text)[:_COMMENT_CHARACTERS]
     query(

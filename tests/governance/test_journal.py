@@ -227,7 +227,7 @@ def test_the_head_goes_into_the_slurm_comment_and_the_git_note(tmp_path, monkeyp
     journal.state_artifact(manifest(2))
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == ["show job 77", f"update JobId=77 Comment=assay journal {journal.head()}"]
-    shows = f'[ "$1" != show ] || echo "   Comment=bioassay: 12; assay journal 3:ab"; echo "$@" >> {tmp_path}/asked'
+    shows = f'[ "$1" != show ] || echo "   Comment=bioassay: 12 ; assay journal 3:ab"; echo "$@" >> {tmp_path}/asked'
     (tools / "scontrol").write_text(f"#!/bin/sh\n{shows}\nexit $(cat {tmp_path}/status)\n")
     journal.state_artifact(manifest(5))  # the site's own text there is kept
     asked = (tmp_path / "asked").read_text().splitlines()

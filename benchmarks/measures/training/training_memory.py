@@ -95,9 +95,10 @@ def _train(name: str, root: Path) -> dict[str, Any]:
     recipe = TrainRecipe(model=section(ModelConfig), optim=section(OptimConfig), train=section(TrainConfig))
     engine = section(EngineConfig)
     settings = Settings(CheckpointConfig(every_steps=2), engine, TrackingConfig(mode="disabled"))
-    made = train(_tokens(root), recipe, settings, Runtime(root=root))
+    with anonymous_peak_mb() as peak:
+        made = train(_tokens(root), recipe, settings, Runtime(root=root))
     parts = estimate(recipe, engine, made.stats["vocabulary_size"], 1, "cpu").device
-    return {"peak": anonymous_peak_mb(), "estimate": {part: count / 1e6 for part, count in parts.items()}}
+    return {"peak": peak(), "estimate": {part: count / 1e6 for part, count in parts.items()}}
 
 
 def _tokens(root: Path) -> Any:
