@@ -41,7 +41,7 @@ PREDICATE_TYPE = "urn:assay:provenance:1"
 CLOCK = "clock"
 CLOCK_TYPE = "urn:assay:clock:1"
 SKEW = datetime.timedelta(minutes=5)
-"""How far the clocks of two nodes may differ."""
+"""Greatest difference between the clocks of two nodes."""
 _FIELDS = {"envelope", "index", "kind", "previous", "time"}
 
 

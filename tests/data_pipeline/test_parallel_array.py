@@ -56,7 +56,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, number):
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process exists and is not a zombie."""
+    """True for a process that exists and is not a zombie."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

@@ -20,7 +20,7 @@ from benchmarks.measures.goals import Goal, figure
 
 MOST_CHARACTERS = 60_000
 LEAST_CONFIDENCE = 0.65
-"""Of English, as in FineWeb."""
+"""Bounds of English, as in FineWeb."""
 
 
 def rules(quick: bool) -> list[Goal]:
@@ -70,7 +70,7 @@ def _english(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _removed(documents: list[dict[str, Any]], theirs: list[dict[str, Any]], blanks: bool = False) -> Any:
-    """Whether our rules remove each document; with `theirs`, by those words; with `blanks`, by those lines."""
+    """Our removals, one boolean a document; with `theirs`, by those words; with `blanks`, by those lines."""
     from data_pipeline.filters.clean import CleanConfig, measure, without_lines
     from data_pipeline.filters.quality_rules import judge, limits
 

@@ -58,7 +58,7 @@ _JOINED = {
     "mtable": (r"\begin{matrix}", r" \\ ", r"\end{matrix}"),
     "mtr": ("", " & ", ""),
 }
-"""What is written before, between and after the children of an element."""
+"""Text before, between and after the children of an element."""
 
 
 def in_dollars(latex: str, block: bool) -> str:

@@ -78,7 +78,7 @@ class _Noter:
     def __init__(self, page: str) -> None:
         self.page = page
         self.notes: list[tuple[int, str]] = []
-        """Where each is set, and its letter."""
+        """Position of each note in the page, and its letter."""
         self.values: list[str] = []
         self.formula: re.Match[str] | None = None
         """The tag of the formula that is open."""
