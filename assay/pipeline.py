@@ -360,27 +360,26 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
         GateClosed: the verdict does not admit the corpus, or a file of it is not what its manifest lists.
         ConfigError: documents are mixed, or hold columns of their rows, which are not redacted.
     """
-    from data_pipeline.documents import KEPT_COLUMNS, shard_schema
     from governance.reports.documents.all_documents import read_report
     from governance.reports.documents.dataset_card import dataset_card
     from governance.reports.documents.evidence import Evidence
 
+    if run.config.data.mix is not None:
+        raise ConfigError(
+            "data.mix: the mixture repeats and leaves out documents, so the card would count others than are sent. "
+            "Push the corpus of a run without [data.mix]"
+        )
+    if any(getattr(source, "columns", ()) for source in run.config.data.sources):
+        raise ConfigError(
+            "columns of sources are kept and not redacted, so they are not sent. Push the corpus of a run without "
+            "`columns`"
+        )
     look = replace(runtime, make=False)
     pass_gate(run, corpus(run, look), look)
     artifacts, reported = _make_report(run, runtime)
     evidence = Evidence(read_report(reported, runtime.root), artifacts, runtime.root)
     if problems := verify(evidence.corpus, runtime.root):
         raise GateClosed(f"the corpus was altered: {'; '.join(problems)}. Remove its folder, then prepare it again")
-    if "mix" in artifacts:
-        raise ConfigError(
-            "data.mix: the mixture repeats and leaves out documents, so the card would count others than are sent. "
-            "Push the corpus of a run without [data.mix]"
-        )
-    if any(KEPT_COLUMNS.name in shard_schema(path).names for path in evidence.corpus.files("documents", runtime.root)):
-        raise ConfigError(
-            "columns of sources are kept and not redacted, so they are not sent. Push the corpus of a run without "
-            "`columns`"
-        )
     return dataset_card(evidence), evidence.corpus
 
 

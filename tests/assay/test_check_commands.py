@@ -67,6 +67,16 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     assert "need no network" in said
     assert list(docs.glob("validations/drift/**/*.html")) == []
     assert len(list(docs.glob("validations/token_shards/**/*.html"))) == 1
+    run_file = project / "run.toml"
+    text = run_file.read_text()
+    for wrong in (
+        text + "\n[data.mix]\nweights = { tales = 1.0 }\n",
+        text.replace("licence =", 'columns = ["date"]\nlicence ='),
+    ):
+        run_file.write_text(wrong)
+        status, said = typed("data push", "lab/tales")
+        assert (status, "Push the corpus of a run without" in said, hub.repositories) == (78, True, {}), said
+    run_file.write_text(text)
     hub.repositories["lab/open"] = {"type": "dataset", "private": False}
     status, said = typed("data push", "lab/open")
     assert (status, "it exists and is public; nothing was sent" in said, hub.files) == (1, True, {}), said

@@ -38,7 +38,7 @@ from tests.pretrain.checkpoint_ranks import (
 
 
 def holds(store, step: int) -> bool:
-    """Whether the checkpoint holds the live values of its step, bit for bit."""
+    """True for a checkpoint that holds the live values of its step, bit for bit."""
     manifest = require_step(store, step)
     with weights(manifest, store.root) as masters, moments(manifest, store.root) as others:
         return all(
