@@ -225,7 +225,10 @@ def await_end(bed, folder, seconds):
         over = set(jobs.values()) <= set(rows) and all(row["State"].split()[0] in ENDED for row in rows.values())
         return not live and over and {name: rows[number] for name, number in jobs.items()}  # accounting comes later
 
-    return until(ended, seconds, lambda: f"{status(bed, folder)}\n{tails(folder)}", every=1)
+    def found():
+        return "\n".join((tails(folder), status(bed, folder), bed.slurm("squeue"), str(bed.accounted(*jobs.values()))))
+
+    return until(ended, seconds, found, every=1)
 
 
 def tails(folder):

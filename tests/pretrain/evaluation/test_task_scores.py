@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from pretrain.evaluation.loglikelihood import Passes, Scored
 from pretrain.evaluation.scores import encode_tasks, evaluate_tasks, figures, mean_error
 from pretrain.evaluation.tasks import Question, Task, open_tasks, pin
 from pretrain.evaluation.validation import load_decoder, nats_with
+from tests.pretrain.rank_runs import run_ranks
 
 
 def encode(text: str) -> np.ndarray:
@@ -150,30 +149,23 @@ def test_other_questions_are_another_run_and_wrong_ones_start_none(tmp_path, run
 
 
 RANK = """
-import importlib.util, json, sys
+import sys
 from pathlib import Path
-from pretrain.evaluation.scores import encode_tasks
-from pretrain.evaluation.tasks import open_tasks
-def load(name):
-    spec = importlib.util.spec_from_file_location(Path(name).name, Path(sys.argv[1]) / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-conftest, here = load("conftest"), load("evaluation/test_task_scores")
-folder = Path(sys.argv[2])
+from tests.pretrain.evaluation import test_task_scores as here
+from tests.pretrain.rank_runs import load_conftest
+folder = Path(sys.argv[1])
 config = here.pin(here._tasks(folder), folder)
-suite = lambda: encode_tasks(open_tasks(config, folder), here.encode, 32)
-conftest._run_training(folder / "root", zero_stage=3, micro_batch_size=1, evaluation=config, suite=suite)
+suite = lambda: here.encode_tasks(here.open_tasks(config, folder), here.encode, 32)
+load_conftest()._run_training(folder / "root", zero_stage=3, micro_batch_size=1, evaluation=config, suite=suite)
 """
 
 
 @pytest.mark.slow
 def test_two_ranks_of_a_spread_model_answer_as_one_does(tmp_path, run_training):
     (tmp_path / "rank.py").write_text(RANK)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(tmp_path / "rank.py"), str(Path(__file__).parents[1]), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = [str(tmp_path / "rank.py"), str(tmp_path)]
+    well, output = run_ranks(tmp_path / "logs", words, ranks=2)
+    assert well, output[-3000:]
     [held] = (tmp_path / "root" / "train").glob("*/losses.json")
     [shared] = json.loads(held.read_bytes())["tasks"]
     config = pin(_tasks(tmp_path), tmp_path)
