@@ -149,6 +149,8 @@ def test_other_questions_are_another_run_and_wrong_ones_start_none(tmp_path, run
 
 RANK = """
 import sys
+from pathlib import Path
+
 from tests.pretrain.evaluation import test_task_scores as here
 from tests.pretrain.rank_runs import load_conftest
 folder = Path(sys.argv[1])
