@@ -254,7 +254,7 @@ def test_a_cancel_waits_for_a_submission_and_leaves_none_of_its_jobs(cluster, ca
         assert "scancel" not in (cluster / "calls").read_text()
     finally:
         go.touch()
-    assert (submission.wait(60), end.wait(60)) == (0, 0)
+    assert (submission.wait(300), end.wait(300)) == (0, 0)
     lines = [json.loads(line) for line in (root / "slurm" / "jobs.jsonl").read_text().splitlines()]
     single = {line["job"] for line in lines if not line["tasks"]}
     assert len(lines) == 20  # every job was queued before the cancel began

@@ -175,7 +175,7 @@ def test_two_workers_of_an_array_share_the_shards(tmp_path, alone):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0]
     look = Runtime(tmp_path / "array", make=False)
     found = bias_audit(corpus(tmp_path / "array"), BiasConfig(), look)

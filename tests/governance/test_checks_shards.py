@@ -174,7 +174,7 @@ def test_an_audit_whose_worker_was_killed_leaves_nothing_and_goes_on(tmp_path):
 
     child = multiprocessing.get_context("fork").Process(target=audit_that_dies)
     child.start()
-    child.join(120)
+    child.join(600)
     assert child.exitcode == -signal.SIGKILL
     assert list((tmp_path / "killed").glob("audit/*/manifest.json")) == []
     assert len(list((tmp_path / "killed").glob("audit/*/raw/*.json"))) == 1

@@ -146,17 +146,22 @@ def test_the_installed_tracker_measures_this_node_without_a_network(tmp_path, mo
     monkeypatch.setenv("CODECARBON_PUE", "7.0")
     monkeypatch.chdir(tmp_path)
     measure = meter(CONFIG, tmp_path / "energy.jsonl")
+    began = time.monotonic()
     with measure("clean") as energy:
         time.sleep(1.2)
+    lasted = time.monotonic() - began
     assert energy["scope"] == "node"
     assert 0 < energy["low"] <= energy["joules"] <= energy["high"]
     parts = {part["name"]: part for part in energy["parts"]}
     assert parts["memory"]["joules"] == pytest.approx(parts["memory"]["high"] / 2, rel=0.01)
     assert energy["coverage"]["estimated"] == ["processors", "memory"]
-    assert parts["memory"]["joules"] < 200  # no PUE of 7, and about 20 W
-    with measure("dedup") as second:  # the same tracker, counted from here
+    assert parts["memory"]["joules"] < 100 * lasted  # no PUE of 7, and about 20 W
+    with measure("dedup") as second:
         time.sleep(0.3)
-    assert 0 < second["joules"] < energy["joules"]
+    of_memory = [part["joules"] for part in (*energy["parts"], *second["parts"]) if part["name"] == "memory"]
+    since_its_start = 3_600_000 * codecarbon_tracker._tracker()[1].total.ram_energy
+    assert 0 < sum(of_memory) < since_its_start + 0.01  # the same tracker, counted from the begin of each
+    assert second["joules"] > 0
     assert [interval.method for interval in read_ledger(tmp_path / "energy.jsonl")] == [energy["method"]] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["energy.jsonl", "runtime"]  # no emissions.csv
 
@@ -169,16 +174,18 @@ import sys, time
 from pathlib import Path
 from governance.energy.meters import EnergyConfig, meter
 with meter(EnergyConfig(method="codecarbon"), Path(sys.argv[1]))("train") as energy:
-    time.sleep(8.0)
+    time.sleep(1.5)
+    print(energy["running"]["method"], flush=True)
+    sys.stdin.read()
 print(energy["joules"], energy["method"])
 """
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     command = [sys.executable, "-c", program, str(tmp_path / "energy.jsonl")]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    output = sorted(rank.communicate(timeout=60)[0].strip() for rank in ranks)
-    assert output[1].startswith("None shared")
-    assert float(output[0].split()[0]) > 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    ranks = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, **pipes) for _ in range(2)]
+    methods = {rank: rank.stdout.readline() for rank in ranks}  # at this moment both are at work
+    other, holder = sorted(ranks, key=lambda rank: not methods[rank].startswith("shared"))
+    output = [rank.communicate(timeout=300)[0].strip() for rank in (other, holder)]  # the holder leaves last
+    assert output[0].startswith("None shared")
+    assert float(output[1].split()[0]) > 0
     assert len(read_ledger(tmp_path / "energy.jsonl")) == 1

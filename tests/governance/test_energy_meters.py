@@ -176,7 +176,8 @@ def test_a_measurement_reports_method_bounds_and_what_it_lacks(tmp_path):
     ledger = tmp_path / "energy.jsonl"
     with meter(FAST, ledger)("clean") as energy:
         assert energy["joules"] is None
-        time.sleep(0.35)
+        while len(read_ledger(ledger)[0].samples) < 3:
+            time.sleep(0.02)
     assert energy["low"] <= energy["joules"]
     assert energy["scope"] == "node"
     assert energy["coverage"]["missing"]
@@ -193,7 +194,7 @@ def test_a_measurement_reports_method_bounds_and_what_it_lacks(tmp_path):
 def test_the_running_joules_are_those_of_the_last_sample(tmp_path):
     with meter(FAST, tmp_path / "energy.jsonl")("train") as energy:
         first = energy["running"]["joules"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while energy["running"]["joules"] == first and time.monotonic() < deadline:
             time.sleep(0.02)
         running = energy["running"]["joules"]

@@ -1,4 +1,4 @@
-"""Several ranks on one node count as one would, and the price of counting."""
+"""Several ranks on one node count as one would."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from governance.energy import node_lock
 from governance.energy.attribution import add, settle
 from governance.energy.ledger import read_ledger
-from governance.energy.meters import EnergyConfig, meter
 from governance.energy.node_lock import LOCK_FILE, node_turn, runtime_folder
 from tests.governance.test_energy_meters import rapl_zone
 
@@ -40,11 +40,12 @@ def test_ranks_of_one_node_count_its_energy_once(tmp_path, ranks):
     processes = [subprocess.Popen(command, **pipes) for _ in range(ranks)]
     try:
         assert [process.stdout.readline() for process in processes] == ["on\n"] * ranks
-        (zone / "energy_uj").write_text(f"{262_000_000_000 + 99_000_000}\n")
-        time.sleep(0.3)
-        (zone / "energy_uj").write_text(f"{262_000_000_000 + 123_456_000}\n")
+        for microjoules in (99_000_000, 123_456_000):  # by a rename: no sample finds the file empty
+            (zone / "new").write_text(f"{262_000_000_000 + microjoules}\n")
+            (zone / "new").replace(zone / "energy_uj")
+            time.sleep(0.2)
         for process in reversed(processes):
-            process.communicate("leave\n", timeout=60)
+            process.communicate("leave\n", timeout=300)
     finally:
         for process in processes:
             process.kill()
@@ -69,8 +70,9 @@ with held(lock, stale):
 """
 
 
-def test_the_note_of_an_earlier_holder_does_not_count(tmp_path):
+def test_the_note_of_an_earlier_holder_does_not_count(tmp_path, monkeypatch):
     """One rank has the lock and has not written its note yet: the others wait for it."""
+    monkeypatch.setattr(node_lock, "_NOTE_SECONDS", 60.0)
     ledger = tmp_path / "energy.jsonl"
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -89,14 +91,3 @@ def test_a_second_meter_of_one_process_leaves_the_node_to_the_first(tmp_path):
             assert (first.ours, second.ours, second.pid) == (True, False, os.getpid())
         with node_turn(tmp_path / "c") as third:
             assert not third.ours, "the second one's end does not end the first's lock"
-
-
-def test_a_sample_takes_less_than_a_thousandth_of_a_core(tmp_path):
-    """At the default of five seconds; here there are more samples, so that the sum is well above a clock's tick."""
-    with meter(EnergyConfig(sample_seconds=0.1), tmp_path / "energy.jsonl")("train") as energy:
-        before = time.process_time()
-        time.sleep(2)
-        spent = time.process_time() - before
-    samples = len(read_ledger(tmp_path / "energy.jsonl")[0].samples) - 2
-    assert samples >= 5
-    assert spent / samples / EnergyConfig().sample_seconds <= 0.001, energy["method"]

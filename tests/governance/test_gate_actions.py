@@ -48,7 +48,7 @@ def web():
             body = self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}"
             got.append((self.path, self.headers.get("Authorization"), json.loads(body)))
             if self.server.status is None:
-                over.wait(30)
+                over.wait(300)
                 return
             self.send_response(200 if self.command == "GET" else self.server.status)
             self.send_header("Location", "/elsewhere")

@@ -73,12 +73,16 @@ def test_a_process_that_a_watchdog_ends_was_a_hang_and_its_energy_is_there(tmp_p
     ledger = tmp_path / "energy.jsonl"
     program = (
         "import os, sys, time; from pathlib import Path\n"
+        "from governance.energy.ledger import read_ledger\n"
         "from governance.energy.meters import EnergyConfig, meter\n"
         "from governance.phases import begin, tell_hang\n"
         "with meter(EnergyConfig(sample_seconds=60), Path(sys.argv[1]))('train') as energy:\n"
-        "    begin(energy, 'compute'); time.sleep(0.5); tell_hang(energy, 0.4); time.sleep(0.5); os._exit(70)\n"
+        "    begin(energy, 'compute'); time.sleep(0.5); tell_hang(energy, 0.4)\n"
+        "    while 'hang' not in read_ledger(Path(sys.argv[1]))[0].samples[-1].marks['phases']: time.sleep(0.02)\n"
+        "    os._exit(70)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program, str(ledger)], check=False).returncode == 70
+    done = subprocess.run([sys.executable, "-c", program, str(ledger)], check=False, timeout=300)
+    assert done.returncode == 70
     [interval] = read_ledger(ledger)
     assert (interval.outcome, interval.cause) == ("wasted", "hang")
     assert interval.millijoules > 0

@@ -259,7 +259,7 @@ def test_what_was_made_once_and_altered_is_made_again_by_a_join(tmp_path, plain,
 
 
 def _turn(root: Path, start, worker: tuple[int, int]) -> None:
-    start.wait(60)
+    start.wait(600)
     try:
         chain(Runtime(root, mode="share", worker=worker), logged)
     except ShareDone:
@@ -279,7 +279,7 @@ def test_shares_at_once_in_processes(tmp_path, plain, workers):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(600)
         assert [process.exitcode for process in processes] == [0] * len(workers)
         made = [path.name.rsplit("-", 1) for path in (tmp_path / "calls").iterdir()]
         made = [(name, pid) for name, pid in made if name in names]

@@ -88,7 +88,7 @@ def save(store: CheckpointStore, *steps: int, peers=ALONE, **settings) -> Manife
 
 def together(world_size: int, act):
     """`act(peers)` on so many ranks, each a thread, and their results. A fault of any is raised."""
-    barrier, room, store = threading.Barrier(world_size, timeout=60), [None] * world_size, HashStore()
+    barrier, room, store = threading.Barrier(world_size, timeout=600), [None] * world_size, HashStore()
 
     def gather_as(rank):
         def gather(value):

@@ -16,6 +16,7 @@ import importlib.util, os, signal, sys, time
 from pathlib import Path
 from governance.errors import PipelineError
 from governance.log import set_up_logging
+from pretrain.distributed.process_group import end_rank
 set_up_logging(int(os.environ.get("RANK", 0)))
 from pretrain import loop, train; from pretrain.data import dataset; from pretrain.distributed import watchdog
 root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
@@ -36,11 +37,14 @@ def at_step(planted, action):
 spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
+status = 0
 try:
     print(module._run_training(root, **{settings!r}).digest)
 except PipelineError as error:
     sys.stderr.write(f"{{type(error).__name__}}: {{error}}\\n")
-    sys.exit(error.exit_code)
+    status = error.exit_code
+end_rank(status)
+sys.exit(status)
 """
 
 

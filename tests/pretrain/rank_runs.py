@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from pretrain.distributed.launcher import _free_port
 
 Runs = dict[str, dict[str, Any]]
 SHORT = {"steps": 4, "validate_every_steps": 0, "every_steps": 100, "warmup_steps": 1, "decay_steps": 2}
@@ -40,12 +41,10 @@ sys.exit(status)
 """
 
 
-def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 400.0) -> tuple[bool, str]:
+def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 900.0) -> tuple[bool, str]:
     """Start `python WORDS` as so many ranks; whether all ended well, and their output."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(_free_port())  # below the ports that the system gives to connections meanwhile
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(paths)}
     sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
@@ -69,7 +68,7 @@ def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 4
 
 
 def losses_of_runs(
-    folder: Path, runs: Runs, ranks: int, timeout: float = 400.0, length: dict[str, Any] = SHORT
+    folder: Path, runs: Runs, ranks: int, timeout: float = 900.0, length: dict[str, Any] = SHORT
 ) -> dict[str, list[float]]:
     """Train each of `runs` (its name, its settings) one after the other in `ranks` processes; the losses by name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def test_a_node_that_cannot_run_the_attempt_is_excluded_while_there_are_others(n
         node.calls.unlink(missing_ok=True)
         here = {"PATH": f"{node.programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"}
         here["SLURM_RESTART_COUNT"] = str(attempt)
-        done = subprocess.run(["bash", str(script)], env=here, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(["bash", str(script)], env=here, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 66
         assert "does not see" in done.stderr
         assert "comment=assay: n1 does not see" in node.requests[0]

@@ -124,7 +124,7 @@ class ClusterNode:
             here |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
         done = subprocess.run(
             ["bash", str(script)], env={**kept, **here, **self.more}, capture_output=True, text=True, errors="replace",
-            check=False, timeout=60,
+            check=False, timeout=300,
         )  # fmt: skip
         unit = "7" if task is None else f"7_{task}"
         log = self.root / "slurm" / "logs" / f"run.{name}-{unit}.{attempt}.log"

@@ -54,7 +54,7 @@ def gate(monkeypatch):
     opened, write = threading.Event(), saving.write_checkpoint
 
     def held(*arguments):
-        assert opened.wait(30)
+        assert opened.wait(300)
         write(*arguments)
 
     monkeypatch.setattr(saving, "write_checkpoint", held)

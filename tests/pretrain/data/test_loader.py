@@ -143,7 +143,7 @@ def test_it_reads_ahead_but_not_further_than_requested():
     with read_ahead(make, range(1, 100), depth=2) as steps:
         assert next(steps) == 1
         assert next(steps) == 2
-        assert requests.wait(10)
+        assert requests.wait(300)
         time.sleep(0.05)
         assert made == [1, 2, 3, 4]
         assert [next(steps) for _ in range(3, 100)] == list(range(3, 100))
@@ -168,7 +168,7 @@ def test_closing_waits_for_one_step_at_most():
     def make(step):
         made.append(step)
         makers.add(threading.current_thread())  # threads of other tests may start and end meanwhile
-        time.sleep(0.2)
+        time.sleep(0.5)
         return step
 
     with read_ahead(make, range(100), depth=8) as steps:

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +72,8 @@ def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path)
 
 def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     """The others trust its sighting where it is fresh and of their own attempt, and look themselves otherwise."""
+    now = [1000.0]
+    monkeypatch.setattr(fence, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
     leave_behind(tmp_path / "run", ELSEWHERE)
     looks = []
@@ -78,17 +81,17 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     first = RunLease(tmp_path / "run", ELSEWHERE)
     other = RunLease(tmp_path / "run", replace(ELSEWHERE, pid=42), leads=False)
     for _ in range(3):
-        time.sleep(fence.BEAT_SECONDS)
+        now[0] += fence.BEAT_SECONDS
         first._beat()
         other._beat()
         other.check()
     assert len(looks) == 3
     assert other._looked == first._looked
-    time.sleep(1.5 * fence.BEAT_SECONDS)  # the first one is suspended, or gone
+    now[0] += 1.5 * fence.BEAT_SECONDS  # the first one is suspended, or gone
     other._beat()
     assert len(looks) == 4
     first._beat()
-    time.sleep(fence.BEAT_SECONDS)
+    now[0] += fence.BEAT_SECONDS
     stranger = RunLease(tmp_path / "run", replace(ELSEWHERE, number=4), leads=False)
     stranger._looked -= 1.0
     stranger._beat()  # the sighting is of another attempt
@@ -99,7 +102,8 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     assert sighting.LeaseSighting(tmp_path / "run").read(3) is None  # a planted link is not trusted
 
 
-def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path):
+def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(fence, "SILENT_SECONDS", 60.0)
     path = leave_behind(tmp_path, ELSEWHERE)
     over = threading.Event()
 
@@ -247,7 +251,7 @@ time.sleep(600)
         time.sleep(0.5)
         assert rank.poll() is None
         leave_behind(tmp_path, replace(ELSEWHERE, restart=1, number=4))
-        assert rank.wait(10) == Occupied.exit_code
+        assert rank.wait(120) == Occupied.exit_code
     finally:
         rank.kill()
 
@@ -277,14 +281,16 @@ from governance.errors import Occupied
 def no_lock(path, note):
     yield None
 fence.held = no_lock
-fence.BEAT_SECONDS, fence.SILENT_SECONDS, fence.TRUST_SECONDS = 0.2, 8.0, 0.3
+fence.BEAT_SECONDS, fence.SILENT_SECONDS, fence.TRUST_SECONDS = 0.2, 60.0, 0.3
 socket.gethostname = lambda: "node-" + sys.argv[2]
 try:
     with fence.hold_folder(Path(sys.argv[1]), ("", 0), first=True) as held:
         print(held.number, flush=True)
-        time.sleep(4)
+        while len(list(Path(sys.argv[1]).glob("refused-*"))) < 3:
+            time.sleep(0.05)
         held.look()
 except Occupied:
+    Path(sys.argv[1], "refused-" + sys.argv[2]).touch()
     print("occupied", flush=True)
 """
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -294,7 +300,7 @@ except Occupied:
         )
         for number in range(4)
     ]
-    output = sorted(process.communicate(timeout=60)[0].strip() for process in started)
+    output = sorted(process.communicate(timeout=300)[0].strip() for process in started)
     assert output == ["1", "occupied", "occupied", "occupied"]
 
 

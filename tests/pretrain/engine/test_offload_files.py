@@ -145,7 +145,7 @@ def test_two_runs_of_a_node_never_share_a_folder_of_files(tmp_path):
     other = context.Process(target=_hold, args=(str(tmp_path / ".." / tmp_path.name), messages))
     lock_swap_folder.cache_clear()
     other.start()
-    assert "give each run its own folder" in messages.get(timeout=30)
+    assert "give each run its own folder" in messages.get(timeout=300)
     other.join()
 
 

@@ -45,7 +45,7 @@ def test_every_line_comes_once_with_its_number(tmp_path_factory, parts, cut, chu
             write(part)
             follower.more()
         follower.end()
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()
     finally:
         follower_module._CHUNK_BYTES = before

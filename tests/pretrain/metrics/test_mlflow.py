@@ -93,7 +93,7 @@ def test_mirrors_close_at_the_same_time_and_within_the_minute_of_a_rank(tmp_path
             pass
 
         def close(self):
-            closing.wait(30)  # breaks unless the other is closed meanwhile
+            closing.wait(300)  # breaks unless the other is closed meanwhile
             closed.append(self)
 
     monkeypatch.setattr(metrics_log, "_mirrors", lambda *_: [("one", Slow), ("two", Slow)])
