@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from governance.errors import BudgetReached
@@ -118,6 +119,10 @@ def no_attest(manifest: Manifest) -> None:
     """Attestation of a run that signs nothing."""
 
 
+def no_begin(folder: Path) -> None:
+    """Statement of a run without a journal."""
+
+
 def no_head() -> str:
     """Journal head of a run without a journal: always empty."""
     return ""
@@ -137,6 +142,8 @@ class Hooks:
     """The most energy that may be used."""
     attest: Attest = no_attest
     """Called with each artifact before its manifest is written."""
+    begin: Callable[[Path], None] = no_begin
+    """Called with a training's folder before its first line: state that it begins anew, where it was removed."""
     head: Callable[[], str] = no_head
     """The journal's last line, "index:sha256"; "" where there is none."""
     signer: NoteSigner = field(default_factory=NoSigner)

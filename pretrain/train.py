@@ -123,6 +123,8 @@ def train(
             _arithmetic(ranks, settings.engine),
             open_record(folder, settings.tracking, identity, lease.check, writes=ranks.first) as (record, attempt),
         ):
+            if ranks.first:
+                hooks.begin(folder)
             energy["artifact"] = folder.relative_to(runtime.root).as_posix()
             device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
             lease.follow(gather(lease.number)[0])

@@ -146,6 +146,28 @@ def test_an_altered_ledger_is_found_though_the_report_is_written_anew(project_co
         assert any(re.search(r"for train/\w+, its manifest states [\d.]+ J", line) for line in output), output
 
 
+def test_a_training_made_again_is_no_alteration_and_an_altered_record_is_one(project_copy, capsys):
+    root, run = project_copy / "root", project_copy / "run.toml"
+    verify = ["governance", "verify", "--deep", str(root), "--key", str(project_copy / "key.pem.pub")]
+
+    def trained():
+        assert main(["train", str(run), "--root", str(root)]) == 0
+        return capsys.readouterr().err
+
+    for made in ("train", "checkpoint", "report"):
+        shutil.rmtree(root / made)
+    assert "does not continue" not in trained()
+    assert main(verify) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"metrics\.jsonl: was begun anew, as journal\.jsonl line \d+ states", output), output
+    [record] = root.glob("train/*/metrics.jsonl")
+    record.with_name("manifest.json").unlink()  # as if killed before its end
+    record.write_text(record.read_text().replace('"attempt": 1', '"attempt": 3', 1))
+    assert "does not continue" in trained()
+    assert main(verify) == 65
+    assert f"{record.relative_to(root)}: does not continue" in capsys.readouterr().out
+
+
 def test_random_edits_of_every_file_of_a_root_are_found_and_named(project_copy):
     from benchmarks.measures.governance.governance_edits import check, edits
 

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
 GIVEN_UP = "urn:assay:given-up:1"
+BEGUN = "begun-anew"
+BEGUN_TYPE = "urn:assay:begun-anew:1"
 VERDICT = "verdict"
 _LOCK = "journal.lock"
 _LATE_SECONDS = 60.0
@@ -215,6 +217,21 @@ class Journal:
 
         self._append(manifest.stage, make)
 
+    def state_begin(self, folder: Path) -> None:
+        """State that a training begins a folder anew, if it does.
+
+        It is called before the training's first line. Nothing is stated where its files are as they were left, or none
+        was ever stated.
+        """
+        name = folder.relative_to(self.path.parent).as_posix()
+        begun: list[Prefix] = []
+
+        def make() -> dict[str, Any] | None:
+            begun.extend(self._running.begun(name, self._prefixes))
+            return statement({FILE_NAME: self._digests[-1]}, BEGUN_TYPE, {"folder": name}) if begun else None
+
+        self._append(BEGUN, make, begun)
+
     def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
         """Void the times of lines ahead of the clock; return the count.
 
@@ -252,7 +269,7 @@ class Journal:
                     yield Input(stage=VERDICT, path=entry.place, digest=entry.digest)
                     break
 
-    def _append(self, kind: str, make: Callable[[], Mapping[str, Any] | None]) -> None:
+    def _append(self, kind: str, make: Callable[[], Mapping[str, Any] | None], begun: Sequence[Prefix] = ()) -> None:
         with locked(self._lock):
             self._read()
             made = make()
@@ -270,7 +287,7 @@ class Journal:
             time = now() if kind == CLOCK else self._time()
             entry = {"index": len(self._digests), "kind": kind, "previous": last, "time": time}
             refuse_expired(self._signer, str(entry["time"]))
-            grown = [prefix.plain() for prefix in self._running.grown(self._prefixes)]
+            grown = [prefix.plain() for prefix in (*begun, *self._running.grown(self._prefixes))]
             block = {**entry, **({"torn": True} if self._torn else {}), **({GROWN: grown} if grown else {})}
             signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
             append_line(self.path, canonical_json({**entry, "envelope": signed}).decode("utf-8"), durable=True)

@@ -7,9 +7,12 @@ Each line of the journal carries, signed, one such statement for each file that 
 later reader verifies every prefix that was ever stated, in one pass over the file, and only what was appended
 after the last statement is unsigned.
 
-A file that does not continue what was stated last (it was altered or cut, or its folder was removed and made again) is
-stated with `anew`, so the break itself is signed; `prefix_faults` then checks what was stated from there on, and
-reports the break.
+A file that does not continue what was stated last (it was altered, cut or replaced) is stated with `anew`, so the break
+itself is signed; `prefix_faults` then checks what was stated from there on, and reports the break as a fault for ever.
+
+A training whose folder was removed begins it anew. Before its first line it states so (`Journal.state_begin`): 0 bytes,
+with `anew`, for each file that is gone. Such a beginning is a note, and what was stated before it no longer counts. It
+is stated only where none of the folder's files is left: with one of them there, the others were taken away.
 
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
@@ -108,9 +111,20 @@ class RunningDigests:
                     found.append(prefix)
         return found
 
+    def begun(self, folder: str, stated: Mapping[str, Prefix]) -> list[Prefix]:
+        """Statements that the files of a folder begin anew.
+
+        The result is empty where one of them exists, or nothing was stated of any.
+        """
+        if any(path.is_relative_to(self._root / folder) for path in growing_files(self._root)):
+            return []
+        gone = (name for name, prefix in stated.items() if name.startswith(f"{folder}/") and prefix.bytes)
+        return [Prefix(name, 0, 0, running_sha256().hexdigest(), anew=True) for name in sorted(gone)]
+
     def _advance(self, path: Path, name: str, last: Prefix | None) -> Prefix:
         position = self._known.setdefault(name, _Position())
-        if path.stat().st_size < position.bytes:  # it was cut since, and has grown again
+        unlike = last is not None and last.bytes <= position.bytes and last.sha256 != position.hash.hexdigest()
+        if unlike or path.stat().st_size < position.bytes:  # it was cut or begun anew since, and has grown again
             position = self._known[name] = _Position()
         continues = last is None or last.bytes <= position.bytes
         with path.open("rb") as file:
@@ -124,8 +138,8 @@ class RunningDigests:
             os.fdatasync(file.fileno())
         if not continues:
             get_logger(__name__).warning(
-                "%s: does not continue what the journal states of its first %d bytes: it was altered, cut or begun "
-                "anew. It is stated as it is from here on; verify says where the break is",
+                "%s: does not continue what the journal states of its first %d bytes: it was altered, cut or "
+                "replaced. It is stated as it is from here on, and verify reports the break",
                 path,
                 last.bytes if last else 0,
             )
@@ -168,16 +182,19 @@ def prefix_faults(root: Path, stated: Mapping[str, Sequence[StatedPrefix]]) -> t
     for name in sorted({*stated, *(path.relative_to(root).as_posix() for path in growing_files(root))}):
         ours = list(stated.get(name, ()))
         breaks = [index for index, item in enumerate(ours) if item.prefix.anew]
-        if breaks:
-            words = f"{name}: does not continue at {ours[breaks[-1]].place} what was stated before"
-            removed = name.startswith("train/")  # a training's folder may have been removed, and trained again
-            (notes if removed else faults).append(f"{words}: it was altered, cut or begun anew")
-            ours = ours[breaks[-1] :]
+        begun = [index for index in breaks if not ours[index].prefix.bytes]
+        if begun:
+            place = ours[begun[-1]].place
+            notes.append(f"{name}: was begun anew, as {place} states: the folder had been removed before a training")
+        if altered := [index for index in breaks if index > (begun[-1] if begun else -1)]:
+            place = ours[altered[-1]].place
+            faults.append(f"{name}: does not continue at {place} what was stated before: it was altered or cut")
+        ours = ours[breaks[-1] :] if breaks else ours
         if (root / name).is_file():
             fault, note = _compare(root / name, name, ours)
             faults += fault
             notes += note
-        elif (root / name).parent.is_dir():
+        elif (root / name).parent.is_dir() and ours[-1].prefix.bytes:
             faults.append(f"{name}: is missing, though {ours[-1].place} states {ours[-1].prefix.bytes} bytes of it")
     return faults, notes
 

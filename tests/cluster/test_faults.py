@@ -73,6 +73,8 @@ def test_a_run_through_all_that_a_cluster_does(bed, local, prepared):
     assert rows["train"]["State"] == "COMPLETED", run.summary()
     assert rows["evaluate"]["State"] == rows["report"]["State"] == "COMPLETED", run.summary()
     assert "all is done" in status(bed, prepared)
+    logs = (prepared / "root" / "slurm" / "logs").glob("*.log")
+    assert [log.name for log in logs if "does not continue" in log.read_text()] == [], "a false alarm of the journal"
     assert losses(prepared / "root") == pytest.approx(losses(local / "root"), rel=PARITY)
     again = lost(prepared / "root")
     assert len(again) == 5, again

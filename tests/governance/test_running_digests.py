@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 from hypothesis import given, settings
@@ -22,11 +23,13 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verification import verify_artifact, verify_root
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
-FILES = ("energy.jsonl", "energy.node2.jsonl", "train/0123456789abcdef/metrics.jsonl")
+TRAINING = "train/0123456789abcdef"
+FILES = ("energy.jsonl", "energy.node2.jsonl", f"{TRAINING}/metrics.jsonl", f"{TRAINING}/checkpoints.jsonl")
 ACTIONS = st.one_of(
     st.tuples(st.sampled_from(FILES), st.text(alphabet="ab1\u00e9", min_size=1, max_size=30)),
     st.tuples(st.sampled_from(FILES), st.just("torn")),
     st.tuples(st.just("state"), st.sampled_from(["same process", "another process"])),
+    st.tuples(st.just("train again"), st.sampled_from(["same process", "another process"])),
 )
 
 
@@ -34,9 +37,13 @@ def play(root, actions):
     """Append, tear and state in the given order; returns the statements as the journal would hold them."""
     running, last, stated = RunningDigests(root), {}, {}
     for what, word in actions:
-        if what == "state":
+        if what in ("state", "train again"):
             running = running if word == "same process" else RunningDigests(root)
-            for prefix in running.grown(last):
+            if what == "train again":
+                shutil.rmtree(root / TRAINING)
+                (root / TRAINING).mkdir()
+            found = running.grown(last) if what == "state" else running.begun(TRAINING, last)
+            for prefix in found:
                 last[prefix.path] = prefix
                 stated.setdefault(prefix.path, []).append(StatedPrefix(f"line {len(stated)}", prefix))
         elif word == "torn":
@@ -50,15 +57,19 @@ def play(root, actions):
 @given(st.lists(ACTIONS, max_size=25), st.data())
 def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path_factory, actions, data):
     root = tmp_path_factory.mktemp("root")
-    (root / "train" / "0123456789abcdef").mkdir(parents=True)
+    (root / TRAINING).mkdir(parents=True)
     stated = play(root, actions)
     faults, notes = prefix_faults(root, stated)
     assert faults == []
-    sizes = {name: max(item.prefix.bytes for item in items) for name, items in stated.items()}
+    sizes = {name: items[-1].prefix.bytes for name, items in stated.items()}
     unsaid = {name for name in FILES if (root / name).exists() and (root / name).stat().st_size > sizes.get(name, 0)}
-    assert {note.partition(":")[0] for note in notes} == unsaid
+    again = {name for name, items in stated.items() if any(item.prefix.bytes == 0 for item in items)}
+    assert {note.partition(":")[0] for note in notes if "not stated yet" in note} == unsaid
+    assert {note.partition(":")[0] for note in notes if "begun anew" in note} == again
     for name, items in stated.items():
-        assert [item.prefix.anew for item in items] == [False] * len(items)
+        assert [item.prefix.anew for item in items] == [item.prefix.bytes == 0 for item in items]
+        if not sizes[name]:
+            continue
         whole = (root / name).read_bytes()
         place = data.draw(st.integers(0, sizes[name] - 1))
         edits = {
@@ -75,24 +86,35 @@ def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path
         (root / name).write_bytes(whole)
 
 
-def test_a_break_is_signed_and_stays_a_fault_of_the_ledger_and_a_note_of_a_training_made_again(tmp_path, caplog):
-    ledger, record = tmp_path / "energy.jsonl", tmp_path / "train" / "0123456789abcdef" / "metrics.jsonl"
-    for path in (ledger, record):
-        append_line(path, "12345")
+def test_a_break_is_signed_and_stays_a_fault(tmp_path, caplog):
+    names = ("energy.jsonl", "train/0123456789abcdef/metrics.jsonl")
+    for name in names:
+        append_line(tmp_path / name, "12345")
     running, last, stated = RunningDigests(tmp_path), {}, {}
     for prefix in running.grown(last):
         last[prefix.path] = prefix
         stated[prefix.path] = [StatedPrefix("line 0", prefix)]
-    for path in (ledger, record):
-        path.write_text("12344\n")
-        append_line(path, "6")
+    for name in names:
+        (tmp_path / name).write_text("12344\n")
+        append_line(tmp_path / name, "6")
     for prefix in RunningDigests(tmp_path).grown(last):
         assert prefix.anew
         stated[prefix.path].append(StatedPrefix("line 1", prefix))
     assert caplog.text.count("does not continue") == 2
     faults, notes = prefix_faults(tmp_path, stated)
-    assert [line.partition(":")[0] for line in faults] == ["energy.jsonl"]
-    assert [line.partition(":")[0] for line in notes] == ["train/0123456789abcdef/metrics.jsonl"]
+    assert [line.partition(":")[0] for line in faults] == list(names)
+    assert notes == []
+
+
+def test_a_folder_with_one_of_its_files_left_does_not_begin_anew(tmp_path):
+    for name in FILES[2:]:
+        append_line(tmp_path / name, "1")
+    running = RunningDigests(tmp_path)
+    last = {prefix.path: prefix for prefix in running.grown({})}
+    os.unlink(tmp_path / FILES[2])
+    assert running.begun(TRAINING, last) == []
+    os.unlink(tmp_path / FILES[3])
+    assert [prefix.path for prefix in running.begun(TRAINING, last)] == sorted(FILES[2:])
 
 
 def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch):
