@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any, NoReturn
 
 from slurm.attempt import controller
@@ -35,6 +35,7 @@ _EXPLAINED = (2, 65, 66, 71, 77, 78)
 _UNSEEN = (66, 78)
 _NEED_TIME = (69, 73, 74)
 _POLL_SECONDS = 5
+_EMPTY_START_SECONDS = 180
 _MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6
 _LONGEST_WORD = 100_000
 """An argument has at most 128 KiB."""
@@ -225,12 +226,34 @@ def _settle(attempt: JobAttempt, status: int) -> None:
     # later, and requeues it for a start with nothing left to do. Jobs that depend on this one need not wait for that.
     if (value("Restarts", shown), value("PreemptTime", shown)) != ("0", "None"):
         _free(attempt)
-    # If that launch fails, on a busy node, Slurm holds a job that is done; the next one of the run to end releases it.
-    _, queue = query("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %r")
-    own = {line["job"] for line in jobs(attempt)}
-    for job in re.findall(r"^(\d+) launch failed requeued held$", queue, re.MULTILINE):
-        if job in own:
-            requested("scontrol", "release", job)
+    _await_empty_starts(attempt)
+
+
+def _await_empty_starts(attempt: JobAttempt) -> None:
+    """Release done jobs of this run that Slurm holds.
+
+    The launch of a start with nothing left to do may fail, on a busy node or on one that was cut off, and Slurm then
+    holds the job. Each end releases them, and the run's last job waits for them: nothing would release them later.
+    """
+    own = {line["job"] for line in jobs(attempt)} - {attempt.job}
+    pause = int(os.environ.get("ASSAY_PAUSE_SECONDS") or 10)  # tests have less time
+    for seconds in range(0, _EMPTY_START_SECONDS, pause):
+        _, queue = query("squeue", "--me", "--noheader", "--format=%i %r")
+        reasons = dict(line.split(" ", 1) for line in queue.splitlines() if line.partition(" ")[0] in own)
+        for job, reason in reasons.items():
+            if reason == "launch failed requeued held":
+                requested("scontrol", "release", job)
+        if not reasons or not all(map(partial(_is_done, attempt), reasons)):
+            return
+        if not seconds:
+            say(f"assay: waiting for the empty start of {' '.join(reasons)}, which is done")
+        time.sleep(pause)
+
+
+def _is_done(attempt: JobAttempt, job: str) -> bool:
+    """Return whether the last end that a job recorded is a success."""
+    ends = [line for line in events(attempt, job) if line.get("event") == "ended"]
+    return bool(ends) and ends[-1].get("outcome") == "done"
 
 
 def _free(attempt: JobAttempt) -> None:

@@ -37,6 +37,27 @@ def test_what_waits_for_a_job_that_was_preempted_before_does_not_wait_for_its_em
     assert [line for line in node.requests if line.startswith("release")] == ["release 8"]
 
 
+def test_the_last_job_of_a_run_waits_for_the_empty_start_of_a_done_one_and_releases_it(node, monkeypatch):
+    (node.root / "slurm" / "jobs.jsonl").write_text(
+        '{"after": [], "job": "6", "kind": "train"}\n{"after": [], "job": "7", "kind": "report"}\n'
+    )
+    monkeypatch.setenv("ASSAY_PAUSE_SECONDS", "1")
+    record = node.root / "slurm" / "attempts" / "6.jsonl"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    asked = node.root / "asked"
+    replies = ["6 None", "6 launch failed requeued held", "6 None", "9 Priority"]
+    say = f'echo x >>{asked}; case $(wc -l <{asked}) in ' + " ".join(
+        f'{number}) echo "{reply}" ;;' for number, reply in enumerate(replies, 1)
+    ) + " esac"  # fmt: skip
+    node.program("squeue", say)
+    for outcome, times in (("done", 4), ("failed", 1)):  # a job that has something left to do is not waited for
+        record.write_text(f'{{"event": "ended", "outcome": "{outcome}"}}\n')
+        asked.unlink(missing_ok=True)
+        train(node)
+        assert len(asked.read_text().split()) == times
+        assert node.requests.count("release 6") == 1
+
+
 def test_a_job_is_released_ten_times_and_no_more_and_never_one_that_is_held_by_hand(node):
     node.program("scontrol", SAYS.format(HELD, node.calls))
     for _ in range(11):
