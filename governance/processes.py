@@ -1,9 +1,10 @@
-"""Child processes that end with their parent; Ctrl-C; time limits."""
+"""Child processes that end with their parent; Ctrl-C; time limits; imports without garbage collection."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -81,3 +82,19 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import modules without collecting garbage.
+
+    What they make stays, so later collections do not examine it either, until `gc.unfreeze`.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

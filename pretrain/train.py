@@ -16,6 +16,7 @@ digest, bit for bit on CPU; with others it agrees to rounding.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from governance.log import get_logger
 from governance.malloc import keep_freed_memory
 from governance.manifest import Input, Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
+from governance.processes import importing
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
 from pretrain.checkpoint.load import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
@@ -104,12 +106,13 @@ def train(
     identity = RunIdentity(
         recipe, key, (*inputs, *([source] if source is not None else []), *evidence), runtime.hooks.head, tables
     )
-    from pretrain.checkpoint.format import CheckpointStore
-    from pretrain.context import TrainContext
-    from pretrain.distributed.process_group import gather, join, ranks_store
-    from pretrain.energy_budget import BudgetGuard
-    from pretrain.loop import run_facts, train_loop
-    from pretrain.preflight.hardware import hardware_of
+    with importing():
+        from pretrain.checkpoint.format import CheckpointStore
+        from pretrain.context import TrainContext
+        from pretrain.distributed.process_group import gather, join, ranks_store
+        from pretrain.energy_budget import BudgetGuard
+        from pretrain.loop import run_facts, train_loop
+        from pretrain.preflight.hardware import hardware_of
 
     ranks, started = read_ranks(), now()
     leads = ranks.local_rank == 0  # the rank that measures its node's energy and looks at the lease for it
@@ -229,6 +232,7 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         set_deterministic(before[1], compiles=compiles)
+        gc.unfreeze()  # what `importing` kept from collections
 
 
 def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:

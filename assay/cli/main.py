@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `assay data show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        gc.unfreeze()
 
 
 def _one_object() -> contextlib.AbstractContextManager[object]:
@@ -87,4 +90,7 @@ def _one_object() -> contextlib.AbstractContextManager[object]:
 def _module(arguments: argparse.Namespace) -> ModuleType:
     from importlib import import_module
 
-    return import_module(f"assay.cli.{arguments.group}_commands" if arguments.group else "assay.cli.run_commands")
+    from governance.processes import importing
+
+    with importing():
+        return import_module(f"assay.cli.{arguments.group}_commands" if arguments.group else "assay.cli.run_commands")

@@ -26,6 +26,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from governance.errors import ConfigError, PipelineError
+from governance.processes import importing
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import layout_of
 from pretrain.distributed.process_group import Ranks, broadcast, gather
@@ -297,7 +298,7 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
             raise PipelineError(faults[0])
         build_async_io(ranks, settings.extension_build_seconds, device.type)
     unmark_optimizers()
-    with unmarked_imports(), without_compilation(), without_package("mlflow"):
+    with importing(), unmarked_imports(), without_compilation(), without_package("mlflow"):
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.zero.muon.muon_optimizer

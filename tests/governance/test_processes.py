@@ -1,13 +1,14 @@
-"""A Ctrl-C that a library swallows still ends the process at the next step."""
+"""A Ctrl-C that a library swallows still ends the process at the next step; imports without garbage collection."""
 
 import contextlib
+import gc
 import subprocess
 import sys
 import time
 
 import pytest
 
-from governance.processes import time_limit
+from governance.processes import importing, time_limit
 
 SWALLOWED = """
 import ctypes, os, signal
@@ -45,3 +46,18 @@ def test_code_that_swallows_the_end_of_its_time_is_late_all_the_same():
         time.sleep(30)
     with time_limit(30):
         pass
+
+
+def test_nothing_is_collected_among_imports_or_examined_later():
+    try:
+        with importing():
+            assert not gc.isenabled()
+            with importing():
+                pass
+            made = [object() for _ in range(3)], {}
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert not any(kept is made for kept in gc.get_objects())  # frozen ones are not listed
+    finally:
+        gc.unfreeze()
+    assert any(kept is made for kept in gc.get_objects())

@@ -11,9 +11,12 @@ RUNS = {"muon": {"optimizer": "muon", "precision": "bf16"}, "adamw": {"zero_stag
 
 
 def on_one_rank(folder: Path) -> None:
-    """Train without the compiler, import it and train again; write the imports and both losses."""
+    """Train without the compiler, import it and train again; write the imports, both losses, what collections skip."""
+    import gc
     import sys
 
+    skipped: list[int] = []
+    gc.callbacks.append(lambda *_: skipped.append(gc.get_freeze_count()))
     conftest = load_conftest()
 
     def losses(round_: str) -> dict[str, list[float]]:
@@ -25,6 +28,7 @@ def on_one_rank(folder: Path) -> None:
         }
 
     found = {"without": losses("without"), "imported": [name for name in sys.modules if name == "torch._dynamo"]}
+    found["skipped"], found["skipped after"] = max(skipped), gc.get_freeze_count()
     import torch
 
     assert torch._dynamo is sys.modules["torch._dynamo"]
@@ -48,5 +52,7 @@ def test_training_imports_no_compiler_and_learns_the_same_next_to_one(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["imported"] == []
     assert found["marked"]
+    assert found["skipped"] > 100_000  # what torch and DeepSpeed made when they were imported
+    assert found["skipped after"] == 0
     assert found["with"] == found["without"]
     assert len(found["with"]["muon"]) == SHORT["steps"]
