@@ -1,4 +1,4 @@
-"""Child processes that end with their parent; Ctrl-C; time limits; imports without garbage collection."""
+"""Child processes that end with their parent; Ctrl-C; time limits; uncollected imports."""
 
 from __future__ import annotations
 
