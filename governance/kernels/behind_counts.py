@@ -48,67 +48,72 @@ def more_rows(values):  # type: ignore[no-untyped-def]
 
 
 @part
-def add_terms(hits, first, last, labels, groups, categories, score, sums):  # type: ignore[no-untyped-def]
+def add_terms(hits, first, last, others, people, subjects, score, sums):  # type: ignore[no-untyped-def]
     """Count terms `first` to `last` of a sentence with their context.
 
-    `hits` holds identity terms and others, with -1 and -2 for none; `labels` holds the others' label starts and labels.
+    `hits` holds identity terms and others, with -1 and -2 for none; `others` is the others' matcher. `people` and
+    `subjects` are the groups and the categories of the sentence, each with their number.
     """
-    terms, more = hits
+    (terms, more), (groups, many), (categories, several) = hits, people, subjects
     _, pairs, _, named, beside, _ = sums
+    _, _, _, label_starts, labels = others
     cells, nobody = 1 + pairs.shape[2], len(beside) - 1
     for k in range(first, last):
         term, word = terms[k], more[k]
         if term >= 0:
             named[term, 0] += 1
-            for c in categories:
-                named[term, 1 + c] += 1
+            for j in range(several):
+                named[term, 1 + categories[j]] += 1
             for instrument in range(len(score)):
                 if score[instrument]:
                     named[term, cells + 2 * instrument + (score[instrument] > 0)] += 1
-        if word >= 0 and labels[1][labels[0][word], 0] != 2:
+        if word >= 0 and labels[label_starts[word], 0] != 2:
             free = term == -1
-            if len(groups) == 0:
+            if not many:
                 beside[nobody, word, 0] += 1
                 beside[nobody, word, 1] += free
-            for g in groups:
-                beside[g, word, 0] += 1
-                beside[g, word, 1] += free
+            for j in range(many):
+                beside[groups[j], word, 0] += 1
+                beside[groups[j], word, 1] += free
 
 
 @part
-def cell_of(k, categories, score, cells):  # type: ignore[no-untyped-def]
+def cell_of(k, subjects, score, cells):  # type: ignore[no-untyped-def]
     """Cell of a sentence's `k`-th category or instrument; -1 if none."""
-    if k < len(categories):
+    categories, several = subjects
+    if k < several:
         return categories[k]
     if cells == 1:
         return 0
-    value = score[k - len(categories)]
-    return -1 if value == 0 else cells - 2 * len(score) + 2 * (k - len(categories)) + (value > 0)
+    value = score[k - several]
+    return -1 if value == 0 else cells - 2 * len(score) + 2 * (k - several) + (value > 0)
 
 
 @part
-def has_room(rank, groups, categories, score, best):  # type: ignore[no-untyped-def]
+def has_room(rank, people, subjects, score, best):  # type: ignore[no-untyped-def]
     """Return whether a sentence of this priority fits a cell."""
+    groups, many = people
     cells, last = best.shape[1], best.shape[2] - 1
-    for k in range(len(categories) + len(score) + (cells == 1)):
-        cell = cell_of(k, categories, score, cells)
-        for g in groups:
-            if cell >= 0 and rank < best[g, cell, last]:
+    for k in range(subjects[1] + len(score) + (cells == 1)):
+        cell = cell_of(k, subjects, score, cells)
+        for j in range(many):
+            if cell >= 0 and rank < best[groups[j], cell, last]:
                 return True
     return False
 
 
 @part
-def keep_examples(here, span, groups, categories, score, best, chosen, filled):  # type: ignore[no-untyped-def]
+def keep_examples(here, span, people, subjects, score, best, chosen, filled):  # type: ignore[no-untyped-def]
     """Record the sentence in each of its cells with room."""
+    groups, many = people
     cells = best.shape[1]
-    for k in range(len(categories) + len(score) + (cells == 1)):
-        cell = cell_of(k, categories, score, cells)
-        for g in groups:
-            if cell >= 0 and keep_example(here[1], best[g, cell]):
+    for k in range(subjects[1] + len(score) + (cells == 1)):
+        cell = cell_of(k, subjects, score, cells)
+        for j in range(many):
+            if cell >= 0 and keep_example(here[1], best[groups[j], cell]):
                 if filled == len(chosen):
                     chosen = more_rows(chosen)
-                chosen[filled, 0], chosen[filled, 1], chosen[filled, 2] = here[0], g, cell
+                chosen[filled, 0], chosen[filled, 1], chosen[filled, 2] = here[0], groups[j], cell
                 chosen[filled, 3], chosen[filled, 4] = span
                 filled += 1
     return chosen, filled

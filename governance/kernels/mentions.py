@@ -28,7 +28,7 @@ from numba import uint64
 from governance.kernels.behind_counts import EXAMPLES, NO_PRIORITY, add_terms, has_room, keep_examples, more_rows
 from governance.kernels.buffers import Bytes, Offsets
 from governance.kernels.compiled import inlined, kernel, part
-from governance.kernels.sentences import hash_word, longer, scan, word_tables
+from governance.kernels.sentences import hash_word, scan, word_tables
 
 BUCKETS = 64
 CATEGORY, WEIGHT, DIALECT = 0, 1, 2
@@ -220,8 +220,6 @@ def _longest(word, place, count, k, matcher):  # type: ignore[no-untyped-def]
 def _match(hits, count, matcher, terms):  # type: ignore[no-untyped-def]
     """Write each hit's term to `terms`; -1 none, -2 inside another."""
     word, place, _ = hits
-    while len(terms) < count:
-        terms = longer(terms)
     k = 0
     while k < count:
         term, size = _longest(word, place, count, k, matcher)
@@ -229,7 +227,6 @@ def _match(hits, count, matcher, terms):  # type: ignore[no-untyped-def]
         for j in range(1, size):
             terms[k + j] = -2
         k += size
-    return terms
 
 
 @inlined
@@ -243,25 +240,30 @@ def _first_time(number, stamps, stamp, here, filled):  # type: ignore[no-untyped
 
 
 @part
-def _add_sentence(bucket, groups, categories, score, hit, sums):  # type: ignore[no-untyped-def]
+def _add_sentence(bucket, people, subjects, tone, sums):  # type: ignore[no-untyped-def]
     """Add one sentence to the sums.
 
-    The number of sentences that mention nobody is counted elsewhere.
+    `people` and `subjects` are the groups and the categories of the sentence, each with their number; `tone` has the
+    score of each instrument and its listed words. The number of sentences that mention nobody is counted elsewhere.
     """
     by_category, pairs, scores, _, _, _ = sums
-    for c in categories:
+    (groups, many), (categories, several), (score, hit) = people, subjects, tone
+    for k in range(several):
+        c = categories[k]
         by_category[bucket, c] += 1
-        for g in groups:
-            pairs[bucket, g, c] += 1
+        for j in range(many):
+            pairs[bucket, groups[j], c] += 1
     nobody = scores.shape[1] - 1
     for instrument in range(len(score)):
         value = score[instrument]
-        for k in range(max(1, len(groups))):
-            cell = scores[bucket, groups[k] if len(groups) else nobody, instrument]
-            cell[0] += len(groups) > 0
-            cell[1] += value
-            cell[2] += value * value
-            cell[3] += hit[instrument] > 0
+        if not many and not hit[instrument]:
+            continue
+        for k in range(max(1, many)):
+            g = groups[k] if many else nobody
+            scores[bucket, g, instrument, 0] += many > 0
+            scores[bucket, g, instrument, 1] += value
+            scores[bucket, g, instrument, 2] += value * value
+            scores[bucket, g, instrument, 3] += hit[instrument] > 0
 
 
 @part
@@ -299,6 +301,12 @@ def _add_crossed(groups, many, crossed, stamps, stamp, mentions, touched, mentio
     return filled, mentioned
 
 
+@part
+def _room_for(hits):  # type: ignore[no-untyped-def]
+    """Arrays to which `scan` can write this number of hits."""
+    return np.empty(hits, np.int32), np.empty(hits, np.int64), np.empty(hits, np.int64)
+
+
 @kernel
 def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped-def]
     data, offsets = buffers
@@ -306,8 +314,7 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
     tables, listed, matchers, crossed = lists
     identity, others = matchers
     deep = shape[1] + shape[2] + shape[3] > 0
-    hits = (np.empty(1024, np.int32), np.empty(1024, np.int64), np.empty(1024, np.int64))
-    ends = np.empty(1024, np.int64)
+    hits, ends = _room_for(1024), np.empty(1024, np.int64)
     terms, more = np.empty(1024, np.int32), np.empty(1024, np.int32)
     mentions, with_mention = np.zeros(shape[0], np.int64), np.zeros(shape[0], np.int64)
     touched = np.empty(shape[0], np.int64)
@@ -318,16 +325,22 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
     chosen, kept = np.empty((1024, 5), np.int64), 0
     for n in range(len(rows)):
         start, end = offsets[rows[n]], offsets[rows[n] + 1]
-        hits, count, out[0, n], out[1, n], ends = scan(data, start, end, tables, listed, hits, ends)
-        terms = _match(hits, count, identity, terms)
+        count, words, sentences = scan(data, start, end, tables, listed, hits, ends)
+        if count > len(terms) or sentences > len(ends):
+            room = 2 * max(count, sentences)
+            hits, ends = _room_for(room), np.empty(room, np.int64)
+            terms, more = np.empty(room, np.int32), np.empty(room, np.int32)
+            scan(data, start, end, tables, listed, hits, ends)
+        out[0, n], out[1, n] = words, sentences
+        _match(hits, count, identity, terms)
         if deep:
-            more = _match(hits, count, others, more)
+            _match(hits, count, others, more)
         sentence = hits[2]
         mentioned, peopled, k = 0, 0, 0
         while k < count:
             stamp, current, many, several, first = stamp + 1, sentence[k], 0, 0, k
-            score[:] = 0
-            hit[:] = 0
+            for instrument in range(shape[2]):
+                score[instrument] = hit[instrument] = 0
             while k < count and sentence[k] == current:
                 if terms[k] >= 0:
                     for at in range(identity[3][terms[k]], identity[3][terms[k] + 1]):
@@ -341,13 +354,13 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
                         sums[3][terms[k], 0] += 1
                 if deep and more[k] >= 0:
                     for at in range(others[3][more[k]], others[3][more[k] + 1]):
-                        kind, number, weight = others[4][at]
-                        if kind == 0:
+                        kind, number = others[4][at, 0], others[4][at, 1]
+                        if kind == CATEGORY:
                             several = _first_time(number, stamps, stamp, here, several)
-                        elif kind == 2:
+                        elif kind == DIALECT:
                             dialects[number] += 1
                         elif terms[k] == -1:
-                            score[number] += weight
+                            score[number] += others[4][at, 2]
                             hit[number] += 1
                 k += 1
             if deep and many > 1:
@@ -357,16 +370,14 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
             for j in range(many):
                 with_mention[groups_here[j]] += 1
             peopled += many > 0
+            people, subjects = (groups_here, many), (here, several)
             if deep:
-                _add_sentence(buckets[n], groups_here[:many], here[:several], score, hit, sums)
-                labels = (others[3], others[4])
-                add_terms((terms, more), first, k, labels, groups_here[:many], here[:several], score, sums)
-            if many > 0 and has_room(ranks[n], groups_here[:many], here[:several], score, sums[5]):
+                _add_sentence(buckets[n], people, subjects, (score, hit), sums)
+                add_terms((terms, more), first, k, others, people, subjects, score, sums)
+            if many > 0 and has_room(ranks[n], people, subjects, score, sums[5]):
                 span = (ends[current - 1] if current else start, ends[current])
                 rank = ranks[n] | (uint64(span[1] - span[0] > LONG) << uint64(63))
-                chosen, kept = keep_examples(
-                    (n, rank), span, groups_here[:many], here[:several], score, sums[5], chosen, kept
-                )
+                chosen, kept = keep_examples((n, rank), span, people, subjects, score, sums[5], chosen, kept)
         for instrument in range(shape[2]):
             sums[2][buckets[n], shape[0], instrument, 0] += out[1, n] - peopled
         out[2, n] = _most(dialects)

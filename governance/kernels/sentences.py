@@ -122,14 +122,6 @@ def hash_word(points):  # type: ignore[no-untyped-def]
     return _finished(h)
 
 
-@part
-def longer(values):  # type: ignore[no-untyped-def]
-    """The array with as much room again."""
-    more = np.empty(2 * len(values), values.dtype)
-    more[: len(values)] = values
-    return more
-
-
 @inlined
 def _look_up(h, keys, numbers):  # type: ignore[no-untyped-def]
     """The number of a listed word, or -1."""
@@ -144,15 +136,14 @@ def _look_up(h, keys, numbers):  # type: ignore[no-untyped-def]
 
 @inlined
 def _noted(h, words, sentences, hits, count, listed):  # type: ignore[no-untyped-def]
-    """The hits, with this word if it is listed."""
+    """Write a listed word; return the number of hits."""
     number = _look_up(h, listed[0], listed[1])
-    if number >= 0:
-        word, place, sentence = hits
-        if count == len(word):
-            word, place, sentence = longer(word), longer(place), longer(sentence)
+    if number < 0:
+        return count
+    word, place, sentence = hits
+    if count < len(word):
         word[count], place[count], sentence[count] = number, words, sentences
-        return (word, place, sentence), count + 1
-    return hits, count
+    return count + 1
 
 
 @part
@@ -192,8 +183,8 @@ def _is_short(h, size, last, abbreviations):  # type: ignore[no-untyped-def]
     if size == 1:
         return last < _NO_INITIALS and not 48 <= last <= 57
     found = False
-    for known in abbreviations:
-        found |= known == h
+    for place in range(len(abbreviations)):
+        found |= abbreviations[place] == h
     return found
 
 
@@ -219,8 +210,8 @@ def _unspaced(data, span, tables, listed, hits, counts):  # type: ignore[no-unty
         counts: hits, place of the first word, sentence.
 
     Returns:
-        The hits, how many there are, the place behind the last word, the byte behind it, and whether a mark of
-        punctuation follows.
+        The number of hits, the place behind the last word, the byte behind it, and whether a mark of punctuation
+        follows.
     """
     points, signs, several, _ = tables
     (i, end), (count, place, sentence) = span, counts
@@ -241,12 +232,12 @@ def _unspaced(data, span, tables, listed, hits, counts):  # type: ignore[no-unty
                 i, kind = i + width, 0
             if own == 32 or kind != own:
                 break
-        hits, count = _noted(_finished(h), place, sentence, hits, count, listed)
+        count = _noted(_finished(h), place, sentence, hits, count, listed)
         place += 1
     if i >= end or signs[point] & 1:
-        return hits, count, place, i, False
+        return count, place, i, False
     folded = points[point]
-    return hits, count, place, i, folded == 0 or (folded < 0 and several[-folded, 0] < 0)
+    return count, place, i, folded == 0 or (folded < 0 and several[-folded, 0] < 0)
 
 
 @part
@@ -259,12 +250,14 @@ def scan(data, start, end, tables, listed, hits, ends):  # type: ignore[no-untyp
         end: behind its last.
         tables: of `word_tables`.
         listed: an open-addressing table: the hashes of words (0: empty), and their numbers.
-        hits: three arrays to write to, which grow: number of the word, its place, and which sentence of the text it is
-            in. Words that may form one phrase have places in succession.
-        ends: to write to, which grows: the byte behind each sentence.
+        hits: three arrays to write to: number of the word, its place, and which sentence of the text it is in. Words
+            that may form one phrase have places in succession.
+        ends: to write to: the byte behind each sentence.
 
     Returns:
-        The arrays of hits, how many are in them, the words, the sentences of the text, and their ends.
+        The hits, words and sentences of the text. Those beyond the end of the arrays are counted and not
+        written; the caller scans again with more room. An array that grew here would be a variable of the loop, and
+        numba would count its references at every word, which takes twice as long as the scan.
     """
     points, signs, several, abbreviations = tables
     words = sentences = count = size = last = gaps = 0  # `words` counts the gaps too: it is the next word's place
@@ -284,13 +277,13 @@ def scan(data, start, end, tables, listed, hits, ends):  # type: ignore[no-untyp
                 if one > 0:
                     h, size, last = _add(h, one), size + 1, one
                 elif one < 0 and size:
-                    hits, count = _noted(_finished(h), words, sentences, hits, count, listed)
+                    count = _noted(_finished(h), words, sentences, hits, count, listed)
                     words, in_sentence, size, h = words + 1, True, 0, uint64(_SEED)
             i += width
             continue
         if size:
             whole = _finished(h)
-            hits, count = _noted(whole, words, sentences, hits, count, listed)
+            count = _noted(whole, words, sentences, hits, count, listed)
             if point == 46:
                 short = _is_short(whole, size, last, abbreviations)
             words, in_sentence, size, h = words + 1, True, 0, uint64(_SEED)
@@ -298,7 +291,7 @@ def scan(data, start, end, tables, listed, hits, ends):  # type: ignore[no-untyp
         if signs[point] & 6:
             i, ended = _run_of_ends(data, i, end, signs, short)
         elif signs[point] & 96:
-            hits, count, words, i, parted = _unspaced(data, (i, end), tables, listed, hits, (count, words, sentences))
+            count, words, i, parted = _unspaced(data, (i, end), tables, listed, hits, (count, words, sentences))
             words, gaps, in_sentence = words + parted, gaps + parted, True
         elif point == 10:
             i = _behind_blanks(data, i, end)
@@ -306,13 +299,12 @@ def scan(data, start, end, tables, listed, hits, ends):  # type: ignore[no-untyp
         else:
             i += width
         if ended and in_sentence:
-            if sentences + 1 == len(ends):
-                ends = longer(ends)
-            ends[sentences] = i
+            if sentences < len(ends):
+                ends[sentences] = i
             sentences, in_sentence = sentences + 1, False
     if size:
-        hits, count = _noted(_finished(h), words, sentences, hits, count, listed)
+        count = _noted(_finished(h), words, sentences, hits, count, listed)
         words, in_sentence = words + 1, True
-    if in_sentence:
+    if in_sentence and sentences < len(ends):
         ends[sentences] = end
-    return hits, count, words - gaps, sentences + in_sentence, ends
+    return count, words - gaps, sentences + in_sentence
