@@ -93,7 +93,7 @@ def train_loop(context: TrainContext) -> TrainState:
                 stream = chain(state.stream, step, sums.digest)
                 state = replace(state, step=step, tokens=state.tokens + targets, stream=stream)
                 scalars = torch.stack([loss, decision.z, skipped.double()])
-                numbers = read_later(torch.cat([scalars, norms.double(), origins]))
+                numbers = read_later(torch.cat([scalars, norms.double(), engine.expert_load().double(), origins]))
                 values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
                 values |= context.meter.step(len(ready.rows), len(ready.rows) * config.sequence_length, targets)
                 state = log.add(state, StepEntry(step, ready.rows, numbers, values))

@@ -50,7 +50,7 @@ class StepEntry:
     rows: Sequence[int]
     """Row numbers of its global batch."""
     read: Read
-    """Loss, z, skipped (1), gradient norm, that of each group, then nats and tokens of each origin."""
+    """Loss, z, skipped (1), gradient norm, that of each group, expert load, then nats and tokens of each origin."""
     values: dict[str, Any]
     """Fields of the record that the host knows already."""
 
@@ -85,9 +85,13 @@ class StepLog:
 
     def _write(self, state: TrainState, entry: StepEntry) -> TrainState:
         loss, z, skipped, norm, *rest = entry.read()
-        norms, divided = rest[: len(self._groups)], rest[len(self._groups) :]
+        norms, rest = rest[: len(self._groups)], rest[len(self._groups) :]
+        with_load = self._context.engine.expert_load().numel()
+        load, divided = rest[:with_load], rest[with_load:]
         self.latest = {"loss": loss, "grad_norm": norm, **entry.values}
         self.latest["gradient_norms"] = dict(zip(self._groups, norms, strict=True))
+        if load:
+            [self.latest["expert_load"]] = load
         if divided:
             half = len(divided) // 2
             self.latest["by_origin"] = losses_by_origin(

@@ -95,6 +95,14 @@ class Engine(Wrapped):
         """Names of the parameter groups, ordered as `update`'s norms."""
         return [group["name"] for group in optimizer_of(self).param_groups]
 
+    def expert_load(self) -> torch.Tensor:
+        """Load of the busiest expert in the last update, relative to the mean of its layer: fp32 [1], on the device.
+
+        Without a selection bias it is empty.
+        """
+        balance = self.deepspeed.module.expert_bias
+        return torch.empty(0, device=self.device) if balance is None else balance.greatest[None]
+
     update = update
     """Update the weights, or skip; a function of `step.py`."""
 

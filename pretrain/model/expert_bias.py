@@ -25,12 +25,14 @@ from pretrain.model.moe import select_experts
 
 @dataclass(frozen=True)
 class ExpertBias:
-    """Biases and loads of a model's experts; both change in place."""
+    """Biases and loads of a model's experts; they change in place."""
 
     values: torch.Tensor
     """fp32 [layers, experts]."""
     loads: torch.Tensor
     """int64 [layers, experts], since the last update: choices of tokens that predict, on this rank."""
+    greatest: torch.Tensor
+    """fp32 scalar: load of the busiest expert in the last update, relative to the mean of its layer; 1 is balance."""
     rate: float
 
     def count(self, routers: Sequence[torch.Tensor], targets: torch.Tensor, used: int) -> None:
@@ -54,8 +56,9 @@ class ExpertBias:
         `skipped` is 1 on the device where the update was skipped, else 0.
         """
         distributed.all_reduce(self.loads)
-        error = self.loads.sum(-1, keepdim=True) - self.loads * self.loads.shape[-1]
-        self.values.add_(error.sign() * (1.0 - skipped) * self.rate)
+        total, relative = self.loads.sum(-1, keepdim=True), self.loads * self.loads.shape[-1]
+        self.greatest.copy_((relative / total.clamp(min=1)).max())
+        self.values.add_((total - relative).sign() * (1.0 - skipped) * self.rate)
         self.loads.zero_()
 
 
@@ -70,9 +73,8 @@ def attach_expert_bias(model: Any, config: ModelConfig, device: torch.device | s
         return
     shape = (config.num_hidden_layers, moe.num_local_experts)
     values = torch.zeros(shape, dtype=torch.float32, device=device)
-    model.expert_bias = ExpertBias(
-        values, torch.zeros(shape, dtype=torch.int64, device=device), moe.router_bias_update_rate
-    )
+    loads = torch.zeros(shape, dtype=torch.int64, device=device)
+    model.expert_bias = ExpertBias(values, loads, values.new_ones(()), moe.router_bias_update_rate)
     for layer, bias in zip(model.model.layers, values, strict=True):
         layer.mlp.bias = bias
 

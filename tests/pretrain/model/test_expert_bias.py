@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.errors import CheckpointError
+from governance.files import read_lines
 from governance.manifest import read_manifest
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.model import MoeConfig
@@ -72,6 +73,7 @@ def test_a_planted_skew_becomes_balanced():
         model(*batch)
         shares.append(float((balance.loads.max(-1).values / balance.loads.double().mean(-1)).max()))
         balance.move(UNTOUCHED)
+        assert float(balance.greatest) == pytest.approx(shares[-1])
     assert shares[0] > 1.9  # of at most 2: all tokens chose the same two
     assert max(shares[-10:]) < 1.2
     steps = balance.values / rate
@@ -111,6 +113,10 @@ def test_a_resumed_run_has_the_biases_of_an_uninterrupted_one(tmp_path, run_trai
     assert run_training(tmp_path / "cut", moe=MOE, zero_stage=3).digest == whole.digest
     losses, last = losses_of(whole, tmp_path / "whole"), biases_in(tmp_path / "whole", 10)
     assert losses[-1] < losses[0] - 0.3
+    lines = read_lines(tmp_path / "whole" / whole.folder / "metrics.jsonl")
+    loads = [line["expert_load"] for line in lines if line["event"] == "step"]
+    assert all(1 <= load <= 2 for load in loads)  # of four experts each token uses two
+    assert len(set(loads)) > 1
     assert biases_in(tmp_path / "forgetful", 4) != last != [[0.0] * 4] * 2
     manifest = read_manifest(tmp_path / "whole" / whole.stats["checkpoint"]["path"])
     assert expert_bias_of(load_decoder(manifest, tmp_path / "whole")) == last
