@@ -96,10 +96,7 @@ class Engine(Wrapped):
         return [group["name"] for group in optimizer_of(self).param_groups]
 
     def expert_load(self) -> torch.Tensor:
-        """Load of the busiest expert in the last update, relative to the mean of its layer: fp32 [1], on the device.
-
-        Without a selection bias it is empty.
-        """
+        """`ExpertBias.greatest` of the last update, fp32 [1]; [0] without a selection bias."""
         balance = self.deepspeed.module.expert_bias
         return torch.empty(0, device=self.device) if balance is None else balance.greatest[None]
 
