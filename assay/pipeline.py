@@ -43,6 +43,7 @@ from governance.log import get_logger, run_steps
 from governance.manifest import Input, Manifest, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime, earlier_seconds, now
+from governance.stage_order import CORPUS_STAGES, STAGES
 from governance.verified_files import intact
 from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
@@ -421,7 +422,7 @@ def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[
     """
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
     refuse_start(run, runtime, partial(here, run.config.engine, ranks))
-    steps = (*stage_names(run.config.data), "bias", "audit", "train", "report")
+    steps = (*stage_names(run.config.data), *(row.name for row in STAGES[len(CORPUS_STAGES) :]))
     with run_steps(steps, earlier_seconds(runtime.root, steps)):
         artifacts = corpus(run, runtime)
         _, verdict = judge(run, artifacts, runtime)

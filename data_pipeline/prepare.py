@@ -44,6 +44,7 @@ from governance.log import run_steps
 from governance.manifest import Manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime, earlier_seconds
+from governance.stage_order import CORPUS_STAGES, StageRow
 
 
 def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
@@ -121,22 +122,12 @@ def _left(documents: Manifest, runtime: Runtime) -> Manifest:
 
 def stage_names(config: DataConfig) -> tuple[str, ...]:
     """The stages of the corpus, in order."""
-    present = {
-        "filter": bool(config.filters),
-        "classify": bool(config.classifiers),
-        "paragraphs": config.paragraphs is not None,
-        "substrings": config.substrings is not None,
-        "decontaminate": config.decontaminate is not None,
-        "mix": config.mix is not None,
-        "pack": config.pack is not None,
-    }
-    return tuple(stage for stage in _STAGES if present.get(stage, True))
+    return tuple(row.name for row in _present(config))
 
 
-_STAGES = (
-    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate", "redact",
-    "tokenizer", "mix", "encode", "pack",
-)  # fmt: skip
+def _present(config: DataConfig) -> Iterator[StageRow]:
+    """Rows of the stages that the configuration switches on; absent sections are None or empty."""
+    return (row for row in CORPUS_STAGES if not row.optional or getattr(config, row.switch or row.name))
 
 
 def prepare(config: DataConfig, folder: Path, runtime: Runtime) -> dict[str, Manifest]:
@@ -175,20 +166,7 @@ def survey(config: DataConfig, folder: Path, runtime: Runtime) -> Survey:
     items = [(source, item) for source, of_source in found for item in of_source]
     cut = any(item.part and has_lines(source, item) for source, item in items)
     placed = any(source.fields.id or may_overflow(item, size) for source, item in items)
-    passes = {
-        "ingest": 1 + cut + placed,
-        "clean": 1,
-        "filter": int(bool(config.filters)),
-        "classify": int(bool(config.classifiers)),
-        "dedup": 2,
-        "paragraphs": 2 * (config.paragraphs is not None),
-        "substrings": 2 * (config.substrings is not None),
-        "decontaminate": int(config.decontaminate is not None),
-        "redact": 1,
-        "mix": 2 * (config.mix is not None),
-        "encode": 1,
-        "pack": int(config.pack is not None),
-    }
+    passes = {row.name: row.passes for row in _present(config)} | {"ingest": 1 + cut + placed}
     readings = [reading for source, of_source in found for reading in plan(source, of_source, size)]
     parents = [
         {str(item.path.absolute().parent) for item in of_source if item.path is not None} for _, of_source in found

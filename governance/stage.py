@@ -48,19 +48,12 @@ from governance.manifest import (
 )
 from governance.processes import pass_on_interrupt
 from governance.provenance import provenance
+from governance.stage_order import STAGES
 
 _SHOWN = 3
 """Artifacts, and settings of each, that a failed look-up names."""
-_SECTIONS = {
-    **{
-        name: f"data.{name}."
-        for name in (
-            "clean", "dedup", "paragraphs", "substrings", "decontaminate", "tokenizer", "mix", "encode", "pack"
-        )
-    },
-    "redact": "data.pii.", "train": "", "audit": "", "bias": "audit.bias.",
-}  # fmt: skip
-"""Stage -> place in a run's file of the settings in its recipe; the recipe of any other stage holds no settings."""
+_SECTIONS = {row.name: row.settings for row in STAGES if row.settings is not None}
+"""Stage -> prefix, in a run's file, of the settings in its recipe."""
 _NO_SETTINGS = {
     "tokenizer": ("path",), "redact": ("key_fingerprint", "stdnum"), "bias": ("lists", "templates"),
     "audit": ("policy", "reference_sha256", "token_shards", "own_sources"),

@@ -49,11 +49,12 @@ from governance.gate.policy import Gate, Policy
 from governance.manifest import Manifest, Output, describe
 from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.stage_order import STAGES
 
 VERSION = 9
-STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
+REQUIRED = tuple(row.name for row in STAGES if row.audited and not row.optional)
 """Artifacts that every audit requires, in order."""
-OPTIONAL_STAGES = ("filter", "classify", "paragraphs", "substrings", "decontaminate", "mix", "bias")
+OPTIONAL = tuple(row.name for row in STAGES if row.audited and row.optional)
 """Artifacts that are audited where the run has them."""
 STATUSES = ("pass", "fail", "inconclusive", "error", "missing")
 
@@ -142,7 +143,7 @@ def audit(
         MissingInput: an artifact or one of its files is missing.
         ManifestError: a shard cannot be read.
     """
-    if absent := [stage for stage in STAGES if stage not in artifacts]:
+    if absent := [stage for stage in REQUIRED if stage not in artifacts]:
         raise MissingInput(f"audit: the artifacts {', '.join(absent)} are missing. Make them with: {runtime.command}")
     section = AuditSection(
         audit=config.model_copy(update={"reference": "", "bias": BiasConfig()}),
@@ -160,7 +161,7 @@ def audit(
             close_pool()
         return _write(findings, folder, runtime.root)
 
-    inputs = [artifacts[stage].as_input() for stage in (*STAGES, *OPTIONAL_STAGES) if stage in artifacts]
+    inputs = [artifacts[stage].as_input() for stage in (*REQUIRED, *OPTIONAL) if stage in artifacts]
     return run_stage(Recipe("audit", VERSION, section), inputs, runtime, make)
 
 

@@ -24,23 +24,13 @@ import pyarrow.parquet as pq
 
 from governance.errors import ManifestError, read_errors
 from governance.manifest import Manifest
+from governance.stage_order import STAGES
 from governance.verified_files import intact
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FUNNEL = (
-    "ingest",
-    "clean",
-    "filter",
-    "classify",
-    "dedup",
-    "paragraphs",
-    "substrings",
-    "decontaminate",
-    "redact",
-    "encode",
-)
+FUNNEL = tuple(row.name for row in STAGES if row.documents)
 """The stages that pass documents, in their order."""
 ALL = "(all)"
 _NO_TEXT = "quarantine:no_text"

@@ -41,12 +41,13 @@ from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.parallel import Shard, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.stage_order import STAGES
 from governance.verified_files import intact
 
 VERSION = 9
 FINAL = "redact"
 """The stage whose documents are the corpus."""
-FILTERS = ("clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate")
+FILTERS = tuple(row.name for row in STAGES if row.removes)
 """The stages that remove documents, in order; those that the run has are counted."""
 TABLES_FILE = "tables.json"
 FINDINGS_FILE = "findings.json"

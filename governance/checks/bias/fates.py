@@ -17,21 +17,9 @@ import pyarrow.compute as pc
 from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.errors import ManifestError
+from governance.stage_order import CORPUS_STAGES
 
-ORDER = (
-    "ingest",
-    "clean",
-    "filter",
-    "classify",
-    "dedup",
-    "paragraphs",
-    "substrings",
-    "decontaminate",
-    "redact",
-    "mix",
-    "encode",
-    "kept",
-)
+ORDER = (*(row.name for row in CORPUS_STAGES), "kept")
 """Possible outcomes of a document, in the order of a run."""
 _COLUMNS = ("axis", "group", "language", "stage", "reason", "source", "site", "length_bin", "bucket", "documents")
 

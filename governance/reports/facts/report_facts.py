@@ -33,12 +33,7 @@ from governance.reports.facts.samples import (
 )
 from governance.reports.facts.stage_counts import counted
 from governance.reports.facts.training_facts import training_facts
-
-ORDER = (
-    "ingest", "clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate", "redact",
-    "tokenizer", "mix", "encode", "pack", "bias", "audit", "train",
-)  # fmt: skip
-"""Stages in the order of a run; others follow by name."""
+from governance.stage_order import STAGES
 
 _OF_TOKENS = ("tokenizer", "encode", "pack")
 _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
@@ -130,9 +125,9 @@ def facts(
 
 
 def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:
-    """The artifacts in the order of a run."""
-    place = {stage: index for index, stage in enumerate(ORDER)}
-    return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(ORDER)), manifest.stage))
+    """The artifacts in the order of a run; others follow by name."""
+    place = {row.name: index for index, row in enumerate(STAGES)}
+    return sorted(artifacts.values(), key=lambda manifest: (place.get(manifest.stage, len(STAGES)), manifest.stage))
 
 
 def funnel_of(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:

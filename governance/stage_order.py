@@ -1,0 +1,76 @@
+"""Stages of a run, in order: the one table for pipeline, audit and report.
+
+A new stage is a row here, its own module, and its call in `data_pipeline/prepare.py` (of the corpus) or
+`assay/pipeline.py`. Artifacts that a single stage uses (`lists`, `evaluation_sets`, ...) are no steps of a run and have
+no row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What readers of a stage's artifact and settings need to know of it."""
+
+    name: str
+    optional: bool = False
+    """Whether a run can be without it."""
+    switch: str = ""
+    """Field of `[data]` that adds an optional stage to the corpus; empty: the field with the stage's name."""
+    settings: str | None = None
+    """Prefix, in a run's file, of the settings in its recipe; None: its recipe holds none."""
+    passes: int = 1
+    """Data steps: passes over all shards that an array of jobs can share."""
+    documents: bool = False
+    """It passes documents on: `documents_in`, `documents_kept` and their bytes are in its stats."""
+    removes: bool = False
+    """It writes the texts that it removes, so the bias audit counts them."""
+    audited: bool = False
+    """It is an input of the audit."""
+
+
+CORPUS_STAGES = (
+    StageRow("ingest", documents=True, audited=True),
+    StageRow("clean", settings="data.clean.", documents=True, removes=True, audited=True),
+    StageRow("filter", optional=True, switch="filters", documents=True, removes=True, audited=True),
+    StageRow("classify", optional=True, switch="classifiers", documents=True, removes=True, audited=True),
+    StageRow("dedup", settings="data.dedup.", passes=2, documents=True, removes=True, audited=True),
+    StageRow(
+        "paragraphs",
+        optional=True,
+        settings="data.paragraphs.",
+        passes=2,
+        documents=True,
+        removes=True,
+        audited=True,
+    ),
+    StageRow(
+        "substrings",
+        optional=True,
+        settings="data.substrings.",
+        passes=2,
+        documents=True,
+        removes=True,
+        audited=True,
+    ),
+    StageRow(
+        "decontaminate", optional=True, settings="data.decontaminate.", documents=True, removes=True, audited=True
+    ),
+    StageRow("redact", settings="data.pii.", documents=True, audited=True),
+    StageRow("tokenizer", settings="data.tokenizer.", passes=0, audited=True),
+    StageRow("mix", optional=True, settings="data.mix.", passes=2, audited=True),
+    StageRow("encode", settings="data.encode.", documents=True, audited=True),
+    StageRow("pack", optional=True, settings="data.pack."),
+)
+"""From sources to token shards; `ingest` may have more passes, by the files that it reads."""
+
+STAGES = (
+    *CORPUS_STAGES,
+    StageRow("bias", optional=True, settings="audit.bias.", audited=True),
+    StageRow("audit", settings=""),
+    StageRow("train", settings=""),
+    StageRow("report"),
+)
+"""The whole run."""
