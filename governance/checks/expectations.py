@@ -27,30 +27,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from governance.checks.evaluations import EVALUATIONS
 from governance.checks.gx import named_expectations
 from governance.checks.gx.own_expectations import own_seconds
 from governance.checks.interval_rules import Judged, judge
-from governance.checks.judgeable import INTERVAL as _INTERVAL
-from governance.checks.judgeable import WHOLE_TABLE as _WHOLE_TABLE
-from governance.checks.judgeable import anchored, columns, exactly, unjudgeable, values_of
+from governance.checks.judgeable import columns, exactly, unjudgeable, values_of
 from governance.checks.messages import describe, describe_intervals, rows_where
 from governance.gate.decision import CheckResult, Status
 from governance.gate.explanation import counted
+from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import Gate
 from governance.processes import time_limit
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ROW_WISE = {"between", "not_null", "in_set", "unique", "match_regex"}
 _ROW_COUNT = "expect_table_row_count_to_be_between"  # looks at no column
 _COLUMN_SET = "expect_table_columns_to_match_set"
 _MOST_CHARACTERS = 300  # characters of an engine's message that a detail keeps
@@ -134,46 +132,10 @@ def build_expectation(gate: Gate, index: int = 0) -> Any:
 
     if gate.expectation == "gx":
         return named_expectations.build(gate, index)
-    if gate.expectation == _INTERVAL:
+    if NEEDS[gate.expectation].judges == "intervals":
         return _interval(gate, {"gate": str(index)})
-    name, arguments = _EXPECTATIONS[gate.expectation]
-    return getattr(gxe, f"Expect{name}")(**arguments(gate), meta={"gate": str(index)})
-
-
-_EXPECTATIONS: dict[str, tuple[str, Callable[[Gate], dict[str, Any]]]] = {
-    "between": ("ColumnValuesToBeBetween", lambda gate: {**_column(gate), **_bounds(gate)}),
-    "not_null": ("ColumnValuesToNotBeNull", lambda gate: _column(gate)),
-    "in_set": ("ColumnValuesToBeInSet", lambda gate: {**_column(gate), "value_set": list(gate.values)}),
-    "unique": ("ColumnValuesToBeUnique", lambda gate: _column(gate)),
-    "match_regex": ("ColumnValuesToMatchRegex", lambda gate: {**_column(gate), "regex": anchored(gate.regex)}),
-    "mean_between": ("ColumnMeanToBeBetween", lambda gate: {"column": gate.column, **_bounds(gate)}),
-    "quantile_between": (
-        "ColumnQuantileValuesToBeBetween",
-        lambda gate: {
-            "column": gate.column,
-            "quantile_ranges": {"quantiles": [gate.quantile], "value_ranges": [[gate.min, gate.max]]},
-        },
-    ),
-    "row_count_between": (
-        "TableRowCountToBeBetween",
-        lambda gate: {
-            "min_value": None if gate.min is None else math.ceil(gate.min),
-            "max_value": None if gate.max is None else math.floor(gate.max),
-        },
-    ),
-    "columns_present": (
-        "TableColumnsToMatchSet", lambda gate: {"column_set": list(gate.values), "exact_match": False},
-    ),
-}  # fmt: skip
-"""Expectation of a gate -> the name of GX's class, and its arguments."""
-
-
-def _column(gate: Gate) -> dict[str, Any]:
-    return {"column": gate.column, "mostly": gate.mostly}
-
-
-def _bounds(gate: Gate) -> dict[str, Any]:
-    return {"min_value": gate.min, "max_value": gate.max}
+    evaluation = EVALUATIONS[gate.expectation]
+    return getattr(gxe, evaluation.gx_class)(**evaluation.arguments(gate), meta={"gate": str(index)})
 
 
 def _interval(gate: Gate, meta: dict[str, str]) -> Any:
@@ -321,11 +283,12 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
     if raised := _raised(outcome.exception_info):
         return _error(gate, subject, table, raised)
     content = dict(outcome.result)
-    if gate.expectation in {*_ROW_WISE, _INTERVAL} and content.get("element_count") != rows:
+    judges = NEEDS[gate.expectation].judges
+    if judges in ("rows", "intervals") and content.get("element_count") != rows:
         return _error(gate, subject, table, f"{content.get('element_count')} of {rows} rows were evaluated")
-    if gate.expectation == _INTERVAL:
+    if judges == "intervals":
         return _interval_result(gate, subject, table, Judged(**content["details"]), bool(outcome.success))
-    if gate.expectation == "gx":
+    if judges == "named":
         return named_expectations.judged(gate, subject, table, content, outcome.success)
     return _plain_result(gate, subject, table, content, bool(outcome.success))
 
@@ -334,7 +297,7 @@ def _plain_result(
     gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, Any], success: bool
 ) -> CheckResult:
     """Result of a gate on values, rows or columns."""
-    rows, values, counted = len(table), _values_of(gate, table), gate.expectation in _WHOLE_TABLE
+    rows, values, counted = len(table), _values_of(gate, table), NEEDS[gate.expectation].judges == "table"
     unexpected = int(content.get("unexpected_count") or 0)
     observed, detail = describe(gate, table, content, unexpected, values)
     missing = 1 - values / rows if rows else 0.0
@@ -346,7 +309,7 @@ def _plain_result(
     elif status == "pass" and not counted and missing > gate.max_missing:
         detail = f"{missing:.4g} of the values are missing, at most {gate.max_missing:g} may be; {detail}"
         status = "inconclusive"
-    elif status == "pass" and observed is None and gate.expectation != "columns_present":
+    elif status == "pass" and observed is None and NEEDS[gate.expectation].observes != "names":
         status, detail = "inconclusive", f"no finite number was observed; {detail}"
     return CheckResult(gate.id, subject, status, observed, rows, unexpected, detail)
 

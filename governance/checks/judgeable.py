@@ -11,20 +11,17 @@ import math
 import re
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from governance.checks.interval_rules import COLUMNS
-from governance.gate.policy import Expectation, Gate
+from governance.gate.gate_expectations import NEEDS
+from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXACT = 2**53
 """Integers up to here are exact as 64-bit floats."""
-INTERVAL = "interval_between"
-WHOLE_TABLE = {"row_count_between", "columns_present"}
-_NUMERIC = {"between", "mean_between", "quantile_between"}
-_KNOWN = set(get_args(Expectation))
 _TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
 _BY_LINE = re.compile(r"\(\?[aiLsux]*m")
 
@@ -32,16 +29,17 @@ _BY_LINE = re.compile(r"\(\?[aiLsux]*m")
 def unjudgeable(gate: Gate, table: pd.DataFrame) -> str:
     """Reason why a gate cannot be evaluated; "" for none."""
     kind = gate.expectation
-    if kind not in _KNOWN:
-        return f"unknown expectation {kind!r}; known are {', '.join(sorted(_KNOWN))}"
+    if kind not in NEEDS:
+        return f"unknown expectation {kind!r}; known are {', '.join(sorted(NEEDS))}"
+    needs = NEEDS[kind]
     if reason := _without_constraint(gate):
         return reason
-    if kind in WHOLE_TABLE:
+    if needs.judges == "table":
         return ""
-    for name in COLUMNS if kind == INTERVAL else (gate.column,):
+    for name in COLUMNS if needs.judges == "intervals" else (gate.column,):
         if (found := list(table.columns).count(name)) != 1:
             return f"column {name!r} occurs {found} times in the table; its columns are {columns(table)}"
-    return _not_exact(gate, table[gate.column]) if kind in _NUMERIC else ""
+    return _not_exact(gate, table[gate.column]) if needs.numbers else ""
 
 
 def columns(table: pd.DataFrame) -> str:
@@ -51,15 +49,11 @@ def columns(table: pd.DataFrame) -> str:
 
 def _without_constraint(gate: Gate) -> str:
     """Reason if a gate has no constraint; "" otherwise."""
-    kind = gate.expectation
-    if kind in _NUMERIC | {"row_count_between", INTERVAL} and gate.min is None and gate.max is None:
+    kind, needs = gate.expectation, NEEDS[gate.expectation]
+    if needs.bounds and gate.min is None and gate.max is None:
         return f"{kind} without min or max has no constraint"
-    if kind == "quantile_between" and gate.quantile is None:
-        return "quantile_between without a quantile"
-    if kind in {"in_set", "columns_present"} and not gate.values:
-        return f"{kind} without values has no constraint"
-    if kind == "match_regex" and not gate.regex:
-        return "match_regex without a regex matches everything"
+    if needs.field and getattr(gate, needs.field) in (None, "", ()):
+        return f"{kind} without {needs.field} has no constraint"
     if not 0 < gate.mostly <= 1:
         return f"mostly = {gate.mostly:g} is not a share of rows above 0"
     return ""
@@ -69,7 +63,7 @@ def _not_exact(gate: Gate, column: pd.Series) -> str:
     """Reason if values cannot be compared exactly: infinite ones, or rounded integers."""
     if infinite := infinite_values(column):
         return f"column {gate.column!r} contains {infinite} infinite value(s)"
-    if gate.expectation != "between" and beyond_exact(column):
+    if NEEDS[gate.expectation].numbers == "computed" and beyond_exact(column):
         return f"column {gate.column!r} contains integers beyond 2^53: {gate.expectation} would round them"
     return ""
 
@@ -107,9 +101,10 @@ def exactly(table: pd.DataFrame) -> pd.DataFrame:
 
 def values_of(gate: Gate, table: pd.DataFrame) -> int:
     """Number of judgeable values: non-missing ones of the column, or all rows."""
-    if gate.expectation in WHOLE_TABLE:
+    needs = NEEDS[gate.expectation]
+    if needs.judges == "table":
         return max(1, len(table))  # an empty table also has a row count and columns
-    if gate.expectation in ("not_null", INTERVAL):
+    if needs.missing or needs.judges == "intervals":
         return len(table)
     return int(table[gate.column].notna().sum())
 

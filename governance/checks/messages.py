@@ -5,14 +5,16 @@ Messages are equal on every machine: numbers have 12 significant digits, rows th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from governance.checks.evaluations import EVALUATIONS, RowEvaluation, TableEvaluation
 from governance.checks.interval_rules import Judged, judge
-from governance.checks.judgeable import EXACT, anchored, exactly
+from governance.checks.judgeable import exactly
+from governance.checks.number_text import limits, number, shown
 from governance.gate.explanation import IN_CORPUS, counted
+from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import Gate
 
 if TYPE_CHECKING:
@@ -44,31 +46,21 @@ def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
 
     They are for display only; the engine's own result decides.
     """
-    kind = gate.expectation
-    if kind == "interval_between":
+    needs, evaluation = NEEDS[gate.expectation], EVALUATIONS.get(gate.expectation)
+    if needs.judges == "intervals":
         return sorted(judge(table, gate.rule, (gate.min, gate.max), gate.min_n).places)
-    if kind not in ("between", "not_null", "in_set", "unique", "match_regex"):
+    if not isinstance(evaluation, RowEvaluation):
         return []
     column = exactly(table[[gate.column]])[gate.column]
-    if kind == "not_null":
-        broken = column.isna()
-    elif kind == "in_set":
-        broken = ~column.isin(list(gate.values))
-    elif kind == "unique":
-        broken = column.duplicated(keep=False)
-    elif kind == "match_regex":
-        broken = ~column.astype("string").str.contains(anchored(gate.regex), regex=True).fillna(True)
-    else:
-        below = column < gate.min if gate.min is not None else False
-        broken = below | (column > gate.max if gate.max is not None else False)
-    if kind != "not_null":
+    broken = evaluation.broken(gate, column)
+    if not needs.missing:
         broken = broken & column.notna()
     return [int(place) for place in table.index[broken.astype(bool)]]
 
 
 def row_text(gate: Gate, table: pd.DataFrame, place: int) -> str:
     """One row as text: labels and compared value."""
-    if gate.expectation == "interval_between":
+    if NEEDS[gate.expectation].judges == "intervals":
         return _interval(gate, table, place)
     name, value = label(gate, table, place), table.at[place, gate.column]
     text = shown(value) if isinstance(value, Real) else repr(str(value)[:60])
@@ -79,31 +71,21 @@ def describe(
     gate: Gate, table: pd.DataFrame, content: Mapping[str, Any], unexpected: int, values: int
 ) -> tuple[float | str | None, str]:
     """Observed number, and the result as text with the threshold."""
-    kind, bounds = gate.expectation, limits(gate)
-    if kind == "row_count_between":
-        return len(table), f"{len(table)} rows, required {bounds}"
-    if kind == "columns_present":
-        absent = sorted(set(gate.values) - set(map(str, table.columns)))
-        return (", ".join(absent) or None), f"missing columns: {', '.join(absent) or 'none'}"
-    if kind == "mean_between":
-        mean = number(content["observed_value"])
-        return mean, f"mean of {gate.column} {shown(mean)}, required {bounds}"
-    if kind == "quantile_between":
-        value = number(content["observed_value"]["values"][0])
-        return value, f"quantile {gate.quantile:g} of {gate.column} {shown(value)}, required {bounds}"
-    share = number(1 - unexpected / values)
-    observed = _worst(gate, table) if kind == "between" and gate.mostly == 1 else share
-    if unexpected and kind == "in_set" and gate.column == "licence" and {"source", "documents"} <= set(table.columns):
+    evaluation = EVALUATIONS[gate.expectation]
+    if isinstance(evaluation, TableEvaluation):
+        return evaluation.observe(gate, table, content)
+    of_numbers = NEEDS[gate.expectation].observes == "number"
+    observed = _worst(gate, table) if of_numbers and gate.mostly == 1 else number(1 - unexpected / values)
+    if (
+        unexpected
+        and gate.expectation == "in_set"
+        and gate.column == "licence"
+        and {"source", "documents"} <= set(table.columns)
+    ):
         return observed, _refused_licences(table.iloc[offending_rows(gate, table)])
-    constraint = {
-        "between": f"is {bounds}",
-        "not_null": "has a value",
-        "in_set": f"is one of {counted(len(gate.values), 'allowed value')}",
-        "unique": "is unique",
-        "match_regex": f"matches /{gate.regex}/",
-    }
-    detail = f"{gate.column} {constraint[kind]} in {values - unexpected} of {counted(values, 'row')}, {_required(gate)}"
-    if kind == "between":
+    fulfilled = f"in {values - unexpected} of {counted(values, 'row')}"
+    detail = f"{gate.column} {evaluation.sentence(gate)} {fulfilled}, {_required(gate)}"
+    if of_numbers:
         detail += f"; worst {shown(_worst(gate, table))}"
     offenders = _offenders(gate, table, content) if unexpected else ""
     return observed, f"{detail}; for example {offenders}" if offenders else detail
@@ -140,7 +122,7 @@ def _offenders(gate: Gate, table: pd.DataFrame, content: Mapping[str, Any]) -> s
     for value in content.get("partial_unexpected_list") or ():
         if value not in seen:
             seen.append(value)
-    if gate.expectation == "not_null":
+    if NEEDS[gate.expectation].missing:
         places = table.index[table[gate.column].isna()][:_SHOWN]
         return ", ".join(filter(None, (label(gate, table, place) for place in places)))
     lines = []
@@ -202,28 +184,3 @@ def _with_note(gate: Gate, table: pd.DataFrame, place: int) -> str:
     note = table.at[place, "note"] if "note" in table.columns else None
     text = _interval(gate, table, place)
     return f"{text} ({note})" if isinstance(note, str) and note else text
-
-
-def limits(gate: Gate) -> str:
-    """Bounds as text."""
-    low = "" if gate.min is None else f"at least {gate.min:g}"
-    high = "" if gate.max is None else f"at most {gate.max:g}"
-    return " and ".join(filter(None, (low, high)))
-
-
-def number(value: Any) -> float | None:
-    """A float of 12 significant digits, equal on all processors."""
-    if value is None:
-        return None
-    try:
-        plain = float(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return None
-    return float(f"{plain:.12g}") if math.isfinite(plain) else None
-
-
-def shown(value: Real | float | None) -> str:
-    """A number as text; integers that a float would round are exact."""
-    if isinstance(value, Integral) and abs(int(value)) > EXACT:
-        return str(value)
-    return "none" if value is None else f"{float(value):.6g}"

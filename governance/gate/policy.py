@@ -18,19 +18,14 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
+from governance.gate.gate_expectations import NEEDS, Expectation
 from governance.signing.dsse import key_id, public_key
 
 Suite = Literal[
     "documents", "sources", "licences", "representation", "tokens", "pii", "association", "tone", "impact", "shares",
     "privacy", "parity", "instruments", "intersections", "raw", "drift", "token_shards",
 ]  # fmt: skip
-Expectation = Literal[
-    "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
-    "columns_present", "interval_between", "gx",
-]  # fmt: skip
 Rule = Literal["point", "lower_ci", "upper_ci", "whole_ci"]
-_WITH_BOUNDS = {"between", "quantile_between", "mean_between", "row_count_between", "interval_between"}
-_WITHOUT_COLUMN = {"row_count_between", "columns_present", "interval_between"}
 _KEY_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -99,18 +94,18 @@ class Gate(Section):
             return self._named()
         if self.gx or self.kwargs or self.sha256 or self.seconds:
             raise ValueError(f"gate {self.id}: write either `expectation`, or `gx` with `kwargs`")
-        if self.expectation in _WITH_BOUNDS and self.min is None and self.max is None:
+        needs = NEEDS[self.expectation]
+        if needs.bounds and self.min is None and self.max is None:
             raise ValueError(f"gate {self.id}: {self.expectation} needs min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"gate {self.id}: min {self.min:g} is above max {self.max:g}; nothing could pass")
-        if (self.expectation in _WITHOUT_COLUMN) == bool(self.column):
-            needs = "no column" if self.expectation in _WITHOUT_COLUMN else "a column"
-            raise ValueError(f"gate {self.id}: {self.expectation} needs {needs}")
-        if (self.expectation == "quantile_between") != (self.quantile is not None):
-            raise ValueError(f"gate {self.id}: `quantile` belongs to quantile_between, and only there")
-        if (self.expectation == "match_regex") != bool(self.regex):
-            raise ValueError(f"gate {self.id}: `regex` belongs to match_regex, and only there")
-        if self.expectation in {"in_set", "columns_present"} and not self.values and self.suite != "licences":
+        if needs.column != bool(self.column):
+            raise ValueError(f"gate {self.id}: {self.expectation} needs {'a' if needs.column else 'no'} column")
+        for field, given in (("quantile", self.quantile is not None), ("regex", bool(self.regex))):
+            if given != (needs.field == field):
+                owners = ", ".join(name for name, one in NEEDS.items() if one.field == field)
+                raise ValueError(f"gate {self.id}: `{field}` belongs to {owners}, and only there")
+        if needs.field == "values" and not self.values and self.suite != "licences":
             raise ValueError(f"gate {self.id}: {self.expectation} needs values")
         return self
 
@@ -139,7 +134,7 @@ class Gate(Section):
 
     @model_validator(mode="after")
     def _interval(self) -> Gate:
-        if self.expectation != "interval_between" and (self.rule != "point" or self.min_n != 1):
+        if NEEDS[self.expectation].judges != "intervals" and (self.rule != "point" or self.min_n != 1):
             raise ValueError(f"gate {self.id}: `rule` and `min_n` belong to interval_between, and only there")
         if "" in self.where:
             raise ValueError(f"gate {self.id}: `where` names a column without a name")

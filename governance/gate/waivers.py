@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import Gate, Policy
 from governance.gate.signed_statements import Paper, Signed, person_fault
 
@@ -94,21 +95,16 @@ def deviation(gate: Gate, observed: float | str | None) -> float | None:
     For a share of rows that fulfil the gate it is the difference from `mostly`; for a value the distance beyond the
     nearer bound; for missing columns their number.
     """
-    if gate.expectation == "columns_present":
+    needs = NEEDS[gate.expectation]
+    if needs.observes == "names":
         return float(len(str(observed).split(", "))) if observed else 0.0
-    if observed is None or isinstance(observed, str) or gate.expectation == "gx":
+    if observed is None or isinstance(observed, str) or not needs.observes:
         return None
-    if _observes_a_share(gate):
+    if needs.observes == "share" or (needs.judges == "rows" and gate.mostly < 1):
         return max(0.0, _rounded(gate.mostly - observed))
     below = 0.0 if gate.min is None else gate.min - observed
     above = 0.0 if gate.max is None else observed - gate.max
     return max(0.0, _rounded(below), _rounded(above))
-
-
-def _observes_a_share(gate: Gate) -> bool:
-    if gate.expectation == "between":
-        return gate.mostly < 1
-    return gate.expectation in ("in_set", "not_null", "unique", "match_regex")
 
 
 def _rounded(number: float) -> float:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -15,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from governance.checks import expectations
+from governance.checks.evaluations import EVALUATIONS, RowEvaluation
 from governance.checks.expectations import run_suite
 from governance.gate.decision import CheckResult
+from governance.gate.gate_expectations import NEEDS, Expectation
 from governance.gate.policy import Gate
 
 
@@ -140,8 +143,8 @@ def test_an_empty_suite_is_no_success():
         ({"expectation": "row_count_between", "column": ""}, "has no constraint"),
         ({"expectation": "in_set"}, "has no constraint"),
         ({"expectation": "columns_present", "column": ""}, "has no constraint"),
-        ({"expectation": "match_regex"}, "matches everything"),
-        ({"expectation": "quantile_between", "min": 0.0}, "without a quantile"),
+        ({"expectation": "match_regex"}, "has no constraint"),
+        ({"expectation": "quantile_between", "min": 0.0}, "without quantile has no constraint"),
         ({"expectation": "not_null", "mostly": 0.0}, "not a share of rows"),
         ({"expectation": "not_nul"}, "unknown expectation 'not_nul'"),
     ],
@@ -151,6 +154,14 @@ def test_an_idle_or_unknown_rule_is_an_error(fields, words):
     result = one(pd.DataFrame({"x": [1.0]}), rule)
     assert result.status == "error"
     assert words in result.detail
+
+
+def test_each_expectation_has_its_needs_and_its_evaluation():
+    assert set(get_args(Expectation)) == set(NEEDS)
+    judged_apart = {name for name, needs in NEEDS.items() if needs.judges in ("intervals", "named")}
+    assert set(EVALUATIONS) == set(NEEDS) - judged_apart
+    for name, evaluation in EVALUATIONS.items():
+        assert isinstance(evaluation, RowEvaluation) == (NEEDS[name].judges == "rows"), name
 
 
 # --- each kind: pass, fail, inconclusive, error

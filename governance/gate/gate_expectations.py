@@ -1,0 +1,55 @@
+"""Expectations of gates: name, required fields, and meaning of the observed result.
+
+A new expectation is an entry of `Expectation` and a row of `NEEDS` here, and its evaluation in
+`governance/checks/evaluations.py`. Policy, preconditions, results and waivers read these two tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Expectation = Literal[
+    "between", "quantile_between", "mean_between", "not_null", "in_set", "unique", "match_regex", "row_count_between",
+    "columns_present", "interval_between", "gx",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Requirements of an expectation."""
+
+    judges: Literal["rows", "column", "table", "intervals", "named"]
+    """Each value of a column; a statistic of a column; the table itself; rows with an interval; or what `gx` names."""
+    bounds: bool = False
+    """It needs `min`, `max` or both."""
+    field: Literal["", "quantile", "regex", "values"] = ""
+    """The gate's field that it cannot do without."""
+    numbers: Literal["", "compared", "computed"] = ""
+    """Finite numbers are required; where a number is computed of them, integers that float64 holds exactly."""
+    missing: bool = False
+    """Missing values are judged as well."""
+    observes: Literal["number", "share", "names", ""] = ""
+    """Observed value: a number to compare with the bounds, a share of rows, names of what is absent, or unknown. Where
+    each row is judged and not all must hold, it is a share."""
+
+    @property
+    def column(self) -> bool:
+        """Whether the gate names a column."""
+        return self.judges in ("rows", "column")
+
+
+NEEDS: Mapping[Expectation, Needs] = {
+    "between": Needs("rows", bounds=True, numbers="compared", observes="number"),
+    "quantile_between": Needs("column", bounds=True, field="quantile", numbers="computed", observes="number"),
+    "mean_between": Needs("column", bounds=True, numbers="computed", observes="number"),
+    "not_null": Needs("rows", missing=True, observes="share"),
+    "in_set": Needs("rows", field="values", observes="share"),
+    "unique": Needs("rows", observes="share"),
+    "match_regex": Needs("rows", field="regex", observes="share"),
+    "row_count_between": Needs("table", bounds=True, observes="number"),
+    "columns_present": Needs("table", field="values", observes="names"),
+    "interval_between": Needs("intervals", bounds=True, observes="number"),
+    "gx": Needs("named"),
+}
