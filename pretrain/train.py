@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,8 @@ def train(
     check_together(recipe, settings)
     initial = initial_weights_of(recipe, tokens, runtime)
     parent = parent_of(recipe.train, runtime.root)
-    key = _key(tokens, recipe, parent, initial)
+    inputs = _inputs(tokens, parent, initial)
+    key = _key(recipe, inputs)
     if (finished := find(STAGE, key, runtime.root)) is not None:
         return finished
     if not runtime.make:
@@ -101,11 +102,7 @@ def train(
     runtime.hooks.budget.check(STAGE, folder.relative_to(runtime.root).as_posix())
     if recipe.evaluation.tasks and suite is None:
         raise TypeError("recipe.evaluation names tasks: pass their suite")
-    inputs = tokens.as_input(), *([parent.manifest.as_input()] if parent is not None else [])
-    source, facts = (initial.source, initial.folder.facts()) if initial is not None else (None, {})
-    identity = RunIdentity(
-        recipe, key, (*inputs, *([source] if source is not None else []), *evidence), runtime.hooks.head, tables
-    )
+    identity = RunIdentity(recipe, key, (*inputs, *evidence), runtime.hooks.head, tables)
     with importing():
         from pretrain.checkpoint.format import CheckpointStore
         from pretrain.context import TrainContext
@@ -147,13 +144,12 @@ def train(
                     train_key=key,
                     vocabulary_size=train_rows.vocabulary_size,
                     recipe=recipe,
-                    tokens=tokens.as_input(),
+                    inputs=inputs,
                     attest=hooks.attest,
                     # The first rank commits, so it looks at the lease itself; files of the others count only then.
                     check_lease=lease.look if ranks.first else lease.check,
                     parent=parent,
-                    source=source,
-                    source_facts=facts,
+                    source_facts=initial.folder.facts() if initial is not None else {},
                     ranks=ranks,
                     gather=gather,
                     key_value_store=ranks_store(),
@@ -174,7 +170,7 @@ def train(
         version=VERSION,
         key=key,
         config=recipe.model_dump(mode="json"),
-        inputs=context.checkpoints.inputs,
+        inputs=inputs,
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats=stats,
         run={
@@ -193,16 +189,18 @@ def train(
 def folder_of(tokens: Manifest, recipe: TrainRecipe, runtime: Runtime) -> Path:
     """Folder of this recipe's run, whether it exists or not."""
     initial = initial_weights_of(recipe, tokens, runtime)
-    return artifact_folder(STAGE, _key(tokens, recipe, parent_of(recipe.train, runtime.root), initial), runtime.root)
+    inputs = _inputs(tokens, parent_of(recipe.train, runtime.root), initial)
+    return artifact_folder(STAGE, _key(recipe, inputs), runtime.root)
 
 
-def _key(tokens: Manifest, recipe: TrainRecipe, parent: Parent | None, initial: InitialWeights | None) -> str:
-    made_from = [tokens.digest]
-    if parent is not None:
-        made_from.append(parent.manifest.digest)
-    if initial is not None:
-        made_from.append(initial.source.digest)
-    return Recipe(STAGE, VERSION, recipe).key(made_from)
+def _inputs(tokens: Manifest, parent: Parent | None, initial: InitialWeights | None) -> tuple[Input, ...]:
+    """Inputs of a run: token shards, then the parent checkpoint and the folder of first weights, if any."""
+    begun_from = [parent.manifest.as_input()] if parent is not None else []
+    return tokens.as_input(), *begun_from, *([initial.source] if initial is not None else [])
+
+
+def _key(recipe: TrainRecipe, inputs: Sequence[Input]) -> str:
+    return Recipe(STAGE, VERSION, recipe).key([item.digest for item in inputs])
 
 
 @contextlib.contextmanager

@@ -123,30 +123,22 @@ class CheckpointStore:
     train_key: str
     vocabulary_size: int
     recipe: TrainRecipe
-    tokens: Input
-    """The token shards' manifest."""
+    inputs: tuple[Input, ...]
+    """Inputs of the run and of its checkpoints, the token shards first."""
     attest: Attest = no_attest
     """As `Hooks.attest`."""
     check_lease: Callable[[], None] = lambda: None
     """Called before each part of a checkpoint is written; raises where a newer attempt holds the run."""
     parent: Parent | None = None
     """The checkpoint that a run without one of its own starts from; None: initial weights."""
-    source: Input | None = None
-    """Folder of weights that the run begins from (`initial_weights/`); None: random weights."""
     source_facts: Mapping[str, Any] = field(default_factory=dict)
-    """Licence and other facts of that folder."""
+    """Licence and other facts of the folder of weights that the run begins from (`initial_weights/`)."""
     ranks: Ranks = field(default_factory=Ranks)
     """This rank among those that save and load."""
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     """The value of every rank, on every rank; collective, so for the main thread only."""
     key_value_store: Any = None
     """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        """Inputs of the run and of its checkpoints."""
-        parent = () if self.parent is None else (self.parent.manifest.as_input(),)
-        return (self.tokens, *parent, *([self.source] if self.source is not None else []))
 
     @property
     def continued(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def reads_native(engine: EngineConfig) -> bool:
 
 def native_key(store: CheckpointStore, of: NativeIdentity) -> str:
     """Key of these shards."""
-    return Recipe(STAGE, VERSION, of).key([store.tokens.digest])
+    return Recipe(STAGE, VERSION, of).key([store.inputs[0].digest])
 
 
 def native_folder(store: CheckpointStore, of: NativeIdentity) -> Path:
@@ -118,7 +118,7 @@ def native_manifest(
         version=VERSION,
         key=native_key(store, of),
         config=of.model_dump(mode="json"),
-        inputs=(store.tokens,),
+        inputs=store.inputs[:1],
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
         stats={"step": of.step, "checkpoint": {"path": checkpoint.path, "digest": checkpoint.digest}},
         run=run,

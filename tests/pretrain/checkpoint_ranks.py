@@ -38,7 +38,7 @@ def store_in(root: Path, **kept) -> CheckpointStore:
     train = TrainConfig(sequence_length=32, global_batch_size=8, steps=100)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.1), train=train)
     tokens = Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json")
-    return CheckpointStore(root, kept.get("train_key", "a" * 64), 200, recipe, tokens)
+    return CheckpointStore(root, kept.get("train_key", "a" * 64), 200, recipe, (tokens,))
 
 
 def values_at(step: int, shapes=SHAPES) -> dict[str, dict[str, torch.Tensor]]:

@@ -58,7 +58,7 @@ def job_in(root: Path, precision: str, stage: int, ranks, inner: int = 64, hpz: 
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=3e-3), train=train)
     tokens = Input(stage="encode", digest="d" * 64, path="x")
     store = CheckpointStore(
-        root, "a" * 64, VOCABULARY, recipe, tokens, ranks=ranks, gather=gather, key_value_store=ranks_store()
+        root, "a" * 64, VOCABULARY, recipe, (tokens,), ranks=ranks, gather=gather, key_value_store=ranks_store()
     )
     engine = EngineConfig(zero_stage=stage, micro_batch_size=4 // ranks.world_size, threads=1, hpz_partition_size=hpz)
     settings = SimpleNamespace(engine=engine, checkpoint=CheckpointConfig())

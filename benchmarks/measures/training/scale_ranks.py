@@ -97,7 +97,7 @@ def _store(root: Path) -> Any:
     train = TrainConfig(sequence_length=32, global_batch_size=8, steps=9)
     recipe = TrainRecipe(model=model, optim=OptimConfig(learning_rate=0.1), train=train)
     return CheckpointStore(
-        root, "a" * 64, 200, recipe, Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json")
+        root, "a" * 64, 200, recipe, (Input(stage="encode", digest="d" * 64, path="encode/x/manifest.json"),)
     )
 
 

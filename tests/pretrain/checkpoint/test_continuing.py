@@ -325,7 +325,7 @@ def test_the_parent_is_kept_while_a_checkpoint_of_the_child_names_it(continued, 
     (root / child.path).unlink()  # it is not finished
     manifest = read_manifest(root / named / "manifest.json")
     identity = identity_of(manifest)
-    store = CheckpointStore(root, parent.key, identity.vocabulary_size, identity.recipe, manifest.inputs[0])
+    store = CheckpointStore(root, parent.key, identity.vocabulary_size, identity.recipe, manifest.inputs[:1])
     assert store.folder(8) == root / named
     remove_old(store, CheckpointConfig(keep_last=1), 20, [])
     assert {step for key, step in checkpoints_of(root) if key == parent.key} == {8, 20}
