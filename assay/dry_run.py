@@ -2,7 +2,7 @@
 
 It starts nothing and makes no artifact.
 
-Promise: it refuses with the message and the exit code of a start on this machine (`preflight.py`), or
+Promise: it refuses with the message and the exit code of a start on this machine (`start_preflight.py`), or
 with `--device` and `--gpu-memory` on nodes of that kind, of which this one need not be. Not checked, so a start may
 still refuse them: the gate, the rows, `train.continue_from`, files of tasks. It imports neither torch nor DeepSpeed.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from assay.config import LoadedRun
-from assay.preflight import (
+from assay.start_preflight import (
     here,
     refuse_groups,
     refuse_missing_packages,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.config import LoadedRun
-from assay.preflight import here, refuse_start, under_site, warn_of_licences
+from assay.start_preflight import here, refuse_start, under_site, warn_of_licences
 from assay.training_recipe import pinned, training_folder
 from data_pipeline.prepare import prepare, stage_names
 from governance.energy.factors import resolve
@@ -37,7 +37,7 @@ from governance.gate.chain import require_chain
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
-from governance.gate.verdict import gather, give_verdict, read_verdict, require_open, trusted, verdict_path
+from governance.gate.verdict import give_verdict, load_papers, read_verdict, require_open, trusted, verdict_path
 from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
 from governance.manifest import Input, Manifest, verify
@@ -76,7 +76,7 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     return prepare(run.config.data, run.folder, runtime)
 
 
-def judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
+def judge_corpus(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     """Audit the corpus, decide, and sign: the audit's manifest and the verdict.
 
     The bias count tables are added to `artifacts`.
@@ -123,7 +123,7 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
     with intact(checked.named("results.json"), runtime.root) as path:
         results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
-    papers = gather(run.config.governance, run.folder, runtime.root)
+    papers = load_papers(run.config.governance, run.folder, runtime.root)
     judgement = decide(run.policy, results, tokens.digest, today, papers)
     keys_of = (run.config.governance, run.folder)
     return checked, give_verdict(judgement, tokens, checked, run.policy, keys_of, runtime.root, journal)
@@ -392,7 +392,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
 
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
-    artifacts["audit"], verdict = judge(run, artifacts, look)
+    artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
     begun = ""
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
@@ -411,7 +411,7 @@ def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[
 
     The report is written even when the gate is closed, training diverges, or its energy budget is exhausted.
 
-    Whatever would refuse the training on this machine is refused before the corpus is made (`preflight.py`).
+    Whatever would refuse the training on this machine is refused before the corpus is made (`start_preflight.py`).
 
     Raises:
         ConfigError: the settings do not work on so many processes of this machine.
@@ -425,7 +425,7 @@ def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[
     steps = (*stage_names(run.config.data), *(row.name for row in STAGES[len(CORPUS_STAGES) :]))
     with run_steps(steps, earlier_seconds(runtime.root, steps)):
         artifacts = corpus(run, runtime)
-        _, verdict = judge(run, artifacts, runtime)
+        _, verdict = judge_corpus(run, artifacts, runtime)
         if verdict["verdict"] in ("PASS", "WAIVED"):  # a closed gate is explained by the error
             get_logger(__name__).info("%s", explain(verdict))
         try:

@@ -5,7 +5,7 @@
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
 resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
-`preflight.py` looks whether all is there that the file names.
+`corpus_preflight.py` looks whether all is there that the file names.
 
 A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`).
 `survey` says beforehand how many arrays there will be, and of what size; nothing that is made rests on it.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.config import DataConfig
+from data_pipeline.corpus_preflight import check, make_beside
 from data_pipeline.decontamination.decontaminate import decontaminate
 from data_pipeline.decontamination.evaluation_sets import evaluation_sets
 from data_pipeline.dedup.dedup import dedup, earlier_corpora
@@ -32,7 +33,6 @@ from data_pipeline.filters.own_filters import own_filters
 from data_pipeline.filters.own_language_model import own_language_model
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.redact import redact
-from data_pipeline.preflight import check, make_beside
 from data_pipeline.readers.items import expected_items, may_overflow
 from data_pipeline.readers.parts import has_lines, plan, text_bytes
 from data_pipeline.tokens.encode import encode

@@ -146,7 +146,7 @@ def test_a_folder_holds_at_most_25_modules():
 
 
 def test_no_two_modules_share_a_name():
-    counts = Counter(path.name for path in FILES if path.stem not in {"__init__", "__main__", "config", "preflight"})
+    counts = Counter(path.name for path in FILES if path.stem not in {"__init__", "__main__", "config"})
     assert [name for name, count in counts.items() if count > 1] == []
 
 

@@ -28,12 +28,12 @@ def check(arguments: Arguments) -> int:
     """Audit the corpus and sign the verdict; the gate's exit status."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, judge, pass_gate
+    from assay.pipeline import corpus, judge_corpus, pass_gate
     from governance.gate.explanation import explain
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    checked, verdict = judge(loaded, artifacts, runtime)
+    checked, verdict = judge_corpus(loaded, artifacts, runtime)
     if arguments.data_docs is not None:
         from assay.cli.check_commands import data_docs
 
@@ -48,7 +48,7 @@ def check(arguments: Arguments) -> int:
 def clock(arguments: Arguments) -> int:
     """Show times ahead of the clock, or sign that they are void."""
     from assay.pipeline import journal_of
-    from assay.preflight import under_site
+    from assay.start_preflight import under_site
     from governance.gate.signed_statements import submitters
 
     loaded, runtime = load(arguments, "governance clock")

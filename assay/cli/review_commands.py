@@ -15,17 +15,17 @@ def review(arguments: argparse.Namespace) -> None:
     """Walk the reviewer through the open gates of a run's verdict."""
     from assay.cli.review import Bench, kept_tables, reviewer_key
     from assay.cli.review import review as walk
-    from assay.pipeline import corpus, judge
-    from governance.gate.verdict import gather
+    from assay.pipeline import corpus, judge_corpus
+    from governance.gate.verdict import load_papers
     from governance.gate.waivers import Case
 
     loaded, runtime = load(arguments, "governance check")
     look = replace(runtime, make=False)
     key = reviewer_key(arguments.key)
     artifacts = corpus(loaded, look)
-    checked, verdict = judge(loaded, artifacts, look)
+    checked, verdict = judge_corpus(loaded, artifacts, look)
     config, digest = loaded.config.governance, artifacts["encode"].digest
-    papers = gather(config, loaded.folder, runtime.root)
+    papers = load_papers(config, loaded.folder, runtime.root)
     today = datetime.datetime.now(datetime.UTC).date()
     bias = artifacts.get("bias")
     bench = Bench(

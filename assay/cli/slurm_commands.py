@@ -72,8 +72,8 @@ def submit(arguments: Arguments) -> int:
     With `--local`, it returns the status of the first failed job.
     """
     from assay.cli.slurm_begin import begin_of
-    from assay.preflight import under_site
     from assay.slurm_folders import fetch_here, freeze_run
+    from assay.start_preflight import under_site
     from slurm.job_states import gather
     from slurm.submit import JobRequest, one_at_a_time
 
@@ -264,7 +264,7 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
     Raises:
         PipelineError: the start's own error class and message.
     """
-    from assay.preflight import on_nodes, refuse_start
+    from assay.start_preflight import on_nodes, refuse_start
     from pretrain.distributed.process_group import Ranks
     from slurm.nodes import megabytes
 
@@ -290,9 +290,9 @@ def _refuse(
 ) -> None:
     """Write the scripts and refuse what the cluster would refuse."""
     from assay.slurm_folders import folders_read, make_key, seen
-    from slurm.preflight import check_settings, refuse
     from slurm.rehearsal import refuse_here
     from slurm.submit import keep_scripts
+    from slurm.submit_preflight import check_settings, refuse
 
     make_key(loaded)
     jobs = [order.job for order in requests]

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from governance.checks.evaluations import EVALUATIONS
 from governance.checks.gx import named_expectations
 from governance.checks.gx.own_expectations import own_seconds
-from governance.checks.interval_rules import Judged, judge
+from governance.checks.interval_rules import Judged, judge_intervals
 from governance.checks.judgeable import columns, exactly, unjudgeable, values_of
 from governance.checks.messages import describe, describe_intervals, rows_where
 from governance.gate.decision import CheckResult, Status
@@ -172,7 +172,7 @@ def _interval_expectation() -> Any:
         def _pandas(cls, execution_engine, metric_domain_kwargs, metric_value_kwargs, **_):  # type: ignore[no-untyped-def]  # noqa: N805
             table, _, _ = execution_engine.get_compute_domain(metric_domain_kwargs, domain_type="table")
             rule, low, high, min_n = (metric_value_kwargs[name] for name in arguments)
-            return asdict(judge(table, rule, (low, high), min_n))
+            return asdict(judge_intervals(table, rule, (low, high), min_n))
 
     class ExpectIntervalBetween(BatchExpectation):  # type: ignore[misc]
         """Expect each value, or an interval end, to lie between bounds."""

@@ -76,7 +76,7 @@ def write_finding(section: SuiteSection, table: SuiteTable, shard: Expected, pat
     write_json(path, finding)
 
 
-def gather(
+def merge_findings(
     section: SuiteSection, expected: Sequence[Expected], findings: Iterable[Mapping[str, Any]], place: str
 ) -> list[CheckResult]:
     """Merge all shards' results; missing and foreign findings are results too.

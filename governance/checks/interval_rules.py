@@ -67,7 +67,7 @@ class Judged:
         return self.rows - self.judged > max_missing * self.rows + 1e-9
 
 
-def judge(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | None], min_n: int) -> Judged:
+def judge_intervals(table: pd.DataFrame, rule: Rule, limits: tuple[float | None, float | None], min_n: int) -> Judged:
     """Compare each interval with a minimum, a maximum or both.
 
     Args:

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from governance.checks.evaluations import EVALUATIONS, RowEvaluation, TableEvaluation
-from governance.checks.interval_rules import Judged, judge
+from governance.checks.interval_rules import Judged, judge_intervals
 from governance.checks.judgeable import exactly
 from governance.checks.number_text import limits, number, shown
 from governance.gate.explanation import IN_CORPUS, counted
@@ -48,7 +48,7 @@ def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     """
     needs, evaluation = NEEDS[gate.expectation], EVALUATIONS.get(gate.expectation)
     if needs.judges == "intervals":
-        return sorted(judge(table, gate.rule, (gate.min, gate.max), gate.min_n).places)
+        return sorted(judge_intervals(table, gate.rule, (gate.min, gate.max), gate.min_n).places)
     if not isinstance(evaluation, RowEvaluation):
         return []
     column = exactly(table[[gate.column]])[gate.column]

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from governance.checks.drift import Sketch, merge_sketches, sketch_of
 from governance.checks.duplicate_ids import repeated_ids, write_hashes
-from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
+from governance.checks.gathering import Expected, SuiteSection, merge_findings, write_finding
 from governance.checks.gx.own_expectations import source_digests
 from governance.checks.raw_documents import RawShard, day_of, raw_table, read_ids
 from governance.checks.suites import SuiteTable, disagreement, document_table, read_columns
@@ -127,7 +127,7 @@ def raw_results(place: AuditLocation, ingest: Manifest, gates: Sequence[Gate]) -
     expected = [Expected(shard.subject, shard.sha256) for shard in shards]
     found = _values(done, "raw", place.root)
     corpus = f"{ingest.folder}/documents"
-    results = gather(section, expected, found, corpus)
+    results = merge_findings(section, expected, found, corpus)
     counted = sum_stats([shard.stats for shard in done]).get("documents", {})
     stated = {name: own["documents_kept"] for name, own in ingest.stats.get("by_source", {}).items()}
     if counted != {name: number for name, number in stated.items() if number}:
@@ -186,7 +186,7 @@ def document_results(
     done = _map(place, section, judge_documents, work)
     corpus = f"{clean.folder}/features"
     findings = _values(done, "documents", place.root)
-    results = gather(section, [own for _, own, _ in shards], findings, corpus)
+    results = merge_findings(section, [own for _, own, _ in shards], findings, corpus)
     counted = sum_stats([shard.stats for shard in done])
     known = not any(row.status == "error" and "`kept`" in row.detail for row in results)
     problem = disagreement(clean, counted.get("rows", 0), counted.get("kept", 0)) if done and known else ""

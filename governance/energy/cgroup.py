@@ -56,13 +56,13 @@ def allotment(
     """Share of a node's threads for this process; None for all."""
     job, given = values.get("SLURM_JOB_ID"), values.get("SLURM_CPUS_ON_NODE", "")
     if job and given.isdecimal() and 0 < int(given) < threads:
-        return Allotment(int(given), threads, job, usage(_of_job(own_group(groups, own), job)))
-    group = own_group(groups, own)
+        return Allotment(int(given), threads, job, usage(_of_job(process_cgroup(groups, own), job)))
+    group = process_cgroup(groups, own)
     quota = None if group is None else _quota(group, groups)
     return None if quota is None or quota >= threads else Allotment(quota, threads, None, usage(group))
 
 
-def own_group(groups: Path = CGROUPS, own: Path = OWN_GROUPS) -> Path | None:
+def process_cgroup(groups: Path = CGROUPS, own: Path = OWN_GROUPS) -> Path | None:
     """The folder that counts this process's processor time.
 
     It is that of version 2, else of version 1; None where there is none.

@@ -134,7 +134,7 @@ def time_text() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def own_file(ledger: Path, host: str | None = None) -> Path:
+def host_ledger(ledger: Path, host: str | None = None) -> Path:
     """The file that this host appends to.
 
     It is `ledger` for the host that made it, else one of its own beside it.

@@ -32,7 +32,7 @@ from governance.energy.counters import GreatestPower
 from governance.energy.cpu_model import cpu_times
 from governance.energy.factors import FactorsConfig
 from governance.energy.hwmon import open_board, open_hwmon
-from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, joules_of, own_file
+from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, host_ledger, joules_of
 from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.rapl import EnergyPart, EnergySource, open_rapl
@@ -200,7 +200,7 @@ class _Measuring:
     def _record(self, **values: Any) -> None:
         """Open the interval in the ledger if no other line counts it."""
         try:
-            self.file = own_file(self.ledger) if self.ledger else None
+            self.file = host_ledger(self.ledger) if self.ledger else None
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: this interval is not in the ledger: %s", error)
         self._write("begin", **values)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.counters import Clock, Counter, Glitch, Integral
-from governance.energy.rapl import EnergyPart, counted
+from governance.energy.rapl import EnergyPart, counter_part
 
 NVML_ALLOWANCE_PERCENT = 5
 """Bounds of an NVML reading: the error of the sensor that Yang, Adamek and Armour measured (arXiv:2312.02741), who also
@@ -59,7 +59,7 @@ class Nvml:
                 count.read()
             except (self.nvml.NVMLError, Glitch) as error:
                 failure = f"missed a reading: {error}"
-            part = counted(name, method, count, NVML_ALLOWANCE_PERCENT, failure)
+            part = counter_part(name, method, count, NVML_ALLOWANCE_PERCENT, failure)
             parts.append(
                 replace(part, detail="; ".join(filter(None, (WHOLE_DEVICE, part.detail)))) if divided else part
             )

@@ -45,7 +45,7 @@ class EnergySource(Protocol):
         ...
 
 
-def counted(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> EnergyPart:
+def counter_part(name: str, method: str, count: Counter | Integral, percent: int, failure: str = "") -> EnergyPart:
     """A part of a counter: its doubts, and `percent` to each side.
 
     `failure` is that of the last reading, where it was missed.
@@ -72,7 +72,7 @@ class Metered:
             self.count.read()
         except (OSError, ValueError) as error:
             failure = f"missed a reading: {error}"
-        return counted(self.name, self.method, self.count, self.percent, failure)
+        return counter_part(self.name, self.method, self.count, self.percent, failure)
 
 
 def whole_number(file: Path) -> int:

@@ -101,7 +101,7 @@ class GovernanceConfig(Section):
         return folder / self.signing_key if self.signing_key else default_key_path()
 
 
-def gather(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
+def load_papers(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
     """Read signed statements and refusals, and the running account.
 
     A reviewer's refusal is in the root, so that no other run file and no other setting leaves it unread.
@@ -366,7 +366,7 @@ def require_open(
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
         raise GateClosed(explain(verdict, policy.owners))
-    if since := _since(verdict, policy, tokens.digest, moment.date(), gather(config, folder, root)):
+    if since := _since(verdict, policy, tokens.digest, moment.date(), load_papers(config, folder, root)):
         raise GateClosed(
             "\n  ".join(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]

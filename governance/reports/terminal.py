@@ -9,7 +9,7 @@ from typing import Any
 from governance.manifest import Manifest
 from governance.reports.facts.distributions import distributions, write_edge
 from governance.reports.facts.samples import Mask, kept_samples, mask, removed_samples
-from governance.reports.facts.stage_counts import counted
+from governance.reports.facts.stage_counts import stage_tables
 from governance.reports.html.markup import visible
 
 _ALL = "(all)"
@@ -26,7 +26,7 @@ def show_corpus(manifests: Sequence[Manifest], root: Path, rules: Mask = mask) -
             rows = {_ALL: stats, **dict(sorted(stats.get("by_source", {}).items()))}
             lines += [_row(manifest.stage, source, counts) for source, counts in rows.items()]
     lines += ["", *_reasons(manifests)]
-    lines += [line for table in counted(manifests) for line in ("", *_table(table))]
+    lines += [line for table in stage_tables(manifests) for line in ("", *_table(table))]
     for manifest in manifests:
         for histogram in distributions(manifest, root):
             lines += ["", *_histogram(histogram)]

@@ -9,7 +9,7 @@ No torch is imported here.
 
 Promise: a key that a setting of ours decides is refused, and both are named, so nothing is said twice. What we choose
 without a setting (sizes of buckets, overlap) is replaced. Keys that DeepSpeed does not know are named before the corpus
-is made (`preflight.py`), since it would ignore those of its first level without a warning.
+is made (`start_preflight.py`), since it would ignore those of its first level without a warning.
 
 What is passed enters no key of an artifact: it is for speed and memory. The record of a training states it.
 """

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from assay import preflight as start
+from assay import start_preflight as start
 from assay.cli.main import main
 from assay.config import load_run
 from assay.dry_run import dry_run
-from assay.pipeline import corpus, journal_of, judge, write_report
-from assay.preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
+from assay.pipeline import corpus, journal_of, judge_corpus, write_report
+from assay.start_preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import training_folder
 from governance.errors import ConfigError, PipelineError
 from governance.hooks import Hooks
@@ -191,7 +191,7 @@ def test_a_separate_process_queries_torch_about_a_gpu(monkeypatch):
     code = """if __name__ == "__main__":
         import sys
         from governance.errors import PipelineError
-        from assay import preflight as start
+        from assay import start_preflight as start
         from pretrain.config.training import EngineConfig
         from pretrain.distributed.process_group import Ranks
         start.may_have_gpu()
@@ -251,7 +251,7 @@ def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(projec
     root = project / "root"
     attest = attest_with(journal_of(run, Runtime(root)), run.config.governance, run.folder, root)
     runtime = Runtime(root, hooks=Hooks(attest=attest))
-    judge(run, corpus(run, runtime), runtime)
+    judge_corpus(run, corpus(run, runtime), runtime)
     assert write_report(run, runtime).is_file()
     assert "the report has no training" in caplog.text
     caplog.clear()

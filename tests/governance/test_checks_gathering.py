@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
+from governance.checks.gathering import Expected, SuiteSection, merge_findings, write_finding
 from governance.checks.suites import SuiteTable
 from governance.gate.policy import Gate
 
@@ -41,7 +41,7 @@ def read_all(paths):
 
 
 def statuses(found, shards=SHARDS):
-    return {(row.gate, row.subject): row.status for row in gather(SECTION, shards, found, "clean/0/features")}
+    return {(row.gate, row.subject): row.status for row in merge_findings(SECTION, shards, found, "clean/0/features")}
 
 
 def test_work_that_was_done_is_believed_in_any_order(findings):
@@ -93,7 +93,7 @@ def changed(finding, **fields):
     ],
 )
 def test_results_of_other_work_than_requested_are_an_error(findings, change, words):
-    results = gather(SECTION, SHARDS, [change(findings[0]), *findings[1:]], "clean/0/features")
+    results = merge_findings(SECTION, SHARDS, [change(findings[0]), *findings[1:]], "clean/0/features")
     bad = [row for row in results if row.status != "pass"]
     assert [(row.gate, row.subject, row.status) for row in bad] == [
         (gate.id, SHARDS[0].subject, "error") for gate in GATES
@@ -118,7 +118,7 @@ def test_a_problem_is_an_error_of_each_gate(tmp_path):
 
 
 def test_without_gates_there_is_nothing_to_gather(findings):
-    assert gather(SuiteSection(suite="documents", gates=()), SHARDS, findings, "x") == []
+    assert merge_findings(SuiteSection(suite="documents", gates=()), SHARDS, findings, "x") == []
 
 
 @settings(max_examples=200)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from governance.checks import expectations
 from governance.checks.expectations import run_suite
-from governance.checks.interval_rules import judge
+from governance.checks.interval_rules import judge_intervals
 from governance.checks.messages import offending_rows
 from governance.gate.policy import Gate
 
@@ -189,7 +189,7 @@ ROWS = st.lists(
 @given(rows=ROWS, rule=st.sampled_from(["point", "lower_ci", "upper_ci", "whole_ci"]), low=NUMBER, high=NUMBER)
 def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
     columns = list(row(0, 0, 0))
-    found = judge(pd.DataFrame(rows, columns=columns), rule, (low, high), 10)
+    found = judge_intervals(pd.DataFrame(rows, columns=columns), rule, (low, high), 10)
     name = {"point": "value", "lower_ci": "lower", "upper_ci": "upper", "whole_ci": "value"}[rule]
     biased = thin = bare = cut = 0
     outside = []
@@ -223,7 +223,7 @@ def test_the_rows_are_those_of_a_plain_loop(rows, rule, low, high):
 def test_a_pass_means_that_every_row_was_judged_and_kept(rows, rule):
     table = pd.DataFrame(rows, columns=list(row(0, 0, 0)))
     (result,) = run_suite(table, [gate(rule=rule, min=0.5, min_n=10)], "t")
-    found = judge(table, rule, (0.5, None), 10)
+    found = judge_intervals(table, rule, (0.5, None), 10)
     assert (result.status == "pass") == (found.judged == len(rows) > 0 and found.outside == 0)
 
 
@@ -233,7 +233,7 @@ def test_a_gate_on_a_gap_fails_the_group_that_is_spoken_of_worse_and_no_other():
     both = {"rule": "whole_ci", "min": -0.5, "max": 0.5, "min_n": 100, "max_missing": 1.0}
     (result,) = run_suite(table, [gate(**both)], "tone")
     assert (result.status, result.observed) == ("fail", -0.91)
-    assert judge(table, "whole_ci", (-0.5, 0.5), 100).places == (0,)
+    assert judge_intervals(table, "whole_ci", (-0.5, 0.5), 100).places == (0,)
     cut = pd.DataFrame([row(-0.91, -1.4, -0.3, 500), row(*others, 500)])
     ruled = [gate(**both), gate(**{**both, "max_missing": 0.0})]
     assert [result.status for result in run_suite(cut, ruled, "tone")] == ["pass", "inconclusive"]

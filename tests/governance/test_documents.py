@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from governance.energy.ledger import own_file
+from governance.energy.ledger import host_ledger
 from governance.files import append_line
 from governance.manifest import read_manifest, verify
 from governance.reports.documents.all_documents import document_texts, documents, read_report
@@ -90,10 +90,11 @@ def test_the_energy_of_a_run_is_without_that_of_its_documents(run, tmp_path):
     at = {"host": "node1", "process": [1, 0], "interval": "d", "attempt": "d", "stage": "documents"}
     count = {"method": "RAPL", "millijoules": 7_000, "low": 7_000, "high": 7_000}
     end = {"kind": "end", "at": "2026-01-01T00:03:00.000Z", "outcome": "surviving", "cause": ""}
-    append_line(own_file(root / "energy.jsonl", "node1"), json.dumps({**end, **at, **count}))
+    append_line(host_ledger(root / "energy.jsonl", "node1"), json.dumps({**end, **at, **count}))
     assert energy_facts(made, root) == before
     append_line(
-        own_file(root / "energy.jsonl", "node1"), json.dumps({**end, **at, **count, "stage": "clean", "interval": "e"})
+        host_ledger(root / "energy.jsonl", "node1"),
+        json.dumps({**end, **at, **count, "stage": "clean", "interval": "e"}),
     )
     assert energy_facts(made, root)["total"]["joules"] == pytest.approx(before["total"]["joules"] + 7)
 

@@ -10,7 +10,7 @@ from governance.reports.documents.all_documents import document_texts
 from governance.reports.documents.corpus_facts import findings
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.documents.training_content import training_content
-from governance.reports.facts.stage_counts import counted
+from governance.reports.facts.stage_counts import stage_tables
 from tests.governance.test_documents import changed, evidence, run  # noqa: F401
 
 CARD, CONTENT = "model_card.md", "training_content.md"
@@ -78,7 +78,7 @@ def test_what_was_not_tested_is_reported(evidence):  # noqa: F811
 def test_personal_data_names_the_types_that_were_sought(evidence):  # noqa: F811
     redact = evidence.artifacts["redact"]
     stats = {**redact.stats, "findings": {"iban": 0, "e-mail": 2, "telephone": 0}, "documents_with_findings": 1}
-    counts = counted([redact.model_copy(update={"stats": stats})])
+    counts = stage_tables([redact.model_copy(update={"stats": stats})])
     output = json.loads(document_texts(changed(evidence, counts=counts))["croissant.json"])
     [found, note] = output["rai:personalSensitiveInformation"]
     assert "e-mail: 2 found" in found

@@ -21,7 +21,7 @@ from governance.energy import budget, meters
 from governance.energy import ledger_tail as spending
 from governance.energy.budget import Keeper, limit_millijoules, open_budget
 from governance.energy.counters import GreatestPower
-from governance.energy.ledger import NEEDS, own_file, read_ledger
+from governance.energy.ledger import NEEDS, host_ledger, read_ledger
 from governance.energy.ledger_tail import Spending
 from governance.energy.meters import READ, RUNNING, EnergyConfig, meter
 from governance.energy.rapl import EnergyPart
@@ -137,7 +137,7 @@ def test_a_kill_at_any_moment_leaves_a_bound_on_what_was_used(powers, kill, beat
         lines.append(line("beat", time_text_of(began + datetime.timedelta(seconds=beats * (number + 1))), total))
     unseen = round(1000 * 1.1 * seen * beats * kill)  # after the last line
     ledger = tmp_path_factory.mktemp("kill") / "energy.jsonl"
-    own_file(ledger, "gone")
+    host_ledger(ledger, "gone")
     for each in lines:
         append_raw(ledger, {**each, "every": beats})
     reading = Spending(ledger)
@@ -159,7 +159,7 @@ def append_raw(path, values):
 
 def test_each_look_reads_only_what_was_appended_and_a_torn_line_waits(tmp_path):
     ledger = tmp_path / "energy.jsonl"
-    own_file(ledger, "gone")
+    host_ledger(ledger, "gone")
     reading = Spending(ledger)
     reading.read()
     assert reading.use("upper", lambda line: True).millijoules == 0
@@ -173,7 +173,7 @@ def test_each_look_reads_only_what_was_appended_and_a_torn_line_waits(tmp_path):
     reading.read()
     assert reading.use("upper", lambda line: True).millijoules == 5000
     other = ledger.with_name("energy.node2.jsonl")
-    own_file(ledger, "node2")
+    host_ledger(ledger, "node2")
     append_raw(other, line("end", "2026-01-01T00:00:07.000Z", 700, interval="b.1", marks={NEEDS: 12}))
     reading.read()
     assert reading.use("upper", lambda line: True).millijoules == 5700
@@ -183,7 +183,7 @@ def test_each_look_reads_only_what_was_appended_and_a_torn_line_waits(tmp_path):
 
 def test_a_reading_that_fails_is_made_up_for_and_a_meter_that_is_silent_for_long_is_unknown(tmp_path):
     ledger = tmp_path / "energy.jsonl"
-    own_file(ledger, "gone")
+    host_ledger(ledger, "gone")
     append_raw(ledger, line("begin", "2026-01-01T00:00:00.000Z", 0))
     append_raw(ledger, line("beat", "2026-01-01T00:00:10.000Z", 1_000_000))
     for second in (20, 30):
@@ -336,7 +336,7 @@ def test_what_others_spend_meanwhile_counts(tmp_path, planted, monkeypatch):
     monkeypatch.setattr(spending, "still_runs", lambda line: line["host"] == "node2" and line["kind"] != "end")
 
     def other():
-        number, file = len(message), own_file(ledger, "node2")
+        number, file = len(message), host_ledger(ledger, "node2")
         at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=10.0 * (8 - number))
         about = {"interval": "n.1", "host": "node2", "stage": "other"}
         append_raw(file, {**line("beat" if number else "begin", time_text_of(at), 1_000_000 * number), **about})

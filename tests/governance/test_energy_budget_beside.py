@@ -11,7 +11,7 @@ import pytest
 from governance.energy import ledger_tail as spending
 from governance.energy import meters
 from governance.energy.budget import Keeper
-from governance.energy.ledger import own_file, read_ledger
+from governance.energy.ledger import host_ledger, read_ledger
 from governance.energy.meters import READ, RUNNING, meter
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
@@ -61,7 +61,7 @@ def test_gaps_between_the_intervals_of_anothers_meter_are_counted_at_the_greates
     """The other's stages took 100 W; between them we count 20 s of 110 W, and then there is no third."""
     ledger, host, clock = tmp_path / "energy.jsonl", socket.gethostname(), types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(spending, "still_runs", lambda line: line["kind"] != "end")
-    own_file(ledger)
+    host_ledger(ledger)
 
     def tell(kind, interval, second, joules):
         at = f"2026-01-01T00:00:{second:02d}.000Z"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.energy.attribution import add, by_checkpoint, by_phase, settle, wasted_by_cause
-from governance.energy.ledger import own_file, read_ledger
+from governance.energy.ledger import host_ledger, read_ledger
 from tests.governance.test_energy_ledger import write_line
 
 PHASES = ("compute", "communication", "checkpoint", "evaluation", "idle")
@@ -139,7 +139,7 @@ class History:
 @settings(max_examples=120)
 @given(st.lists(attempt, max_size=7))
 def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
-    path = own_file(tmp_path_factory.mktemp("ledger") / "energy.jsonl")
+    path = host_ledger(tmp_path_factory.mktemp("ledger") / "energy.jsonl")
     history = History(path)
     for number, plan in enumerate(attempts):
         history.attempt(number, plan)

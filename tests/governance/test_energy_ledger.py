@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from governance.energy.attribution import ROLLED_BACK, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
-from governance.energy.ledger import MOST_SAMPLE_SECONDS, EnergySample, Interval, own_file, read_ledger
+from governance.energy.ledger import MOST_SAMPLE_SECONDS, EnergySample, Interval, host_ledger, read_ledger
 from governance.errors import ManifestError
 from governance.files import append_line
 
@@ -34,7 +34,7 @@ def write_line(path, kind, interval, tick, millijoules, **values):
 
 
 def test_what_still_runs_is_unknown_not_wasted(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     write_line(path, "begin", "a", 0, 0)
     write_line(path, "beat", "a", 5, 70)
     total = add(settle(read_ledger(path, alive=lambda line: True)))
@@ -44,7 +44,7 @@ def test_what_still_runs_is_unknown_not_wasted(tmp_path):
 
 
 def test_histories_without_marks(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     write_line(path, "begin", "a", 0, 3, stage="clean")
     write_line(path, "end", "a", 5, 70, stage="clean", outcome="surviving", cause="")
     write_line(path, "begin", "b", 6, 0, stage="train")
@@ -58,7 +58,7 @@ def test_histories_without_marks(tmp_path):
 
 
 def test_unknown_is_never_zero(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     write_line(path, "begin", "a", 0, None)
     write_line(path, "end", "a", 60, None, outcome="surviving", cause="")
     write_line(path, "begin", "b", 61, 0)
@@ -73,7 +73,7 @@ def test_unknown_is_never_zero(tmp_path):
 
 
 def test_waste_and_checkpoints_without_a_meter_are_unknown_not_zero(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     marks = {"artifact": ARTIFACT, "resumed_from": 0}
     write_line(path, "begin", "a", 0, None, marks=marks)
     write_line(path, "beat", "a", 5, None, marks={**marks, "step": 10, "checkpoint": 10})
@@ -87,7 +87,7 @@ def test_waste_and_checkpoints_without_a_meter_are_unknown_not_zero(tmp_path):
 
 
 def test_a_kill_says_how_much_it_may_have_lost(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     write_line(path, "begin", "a", 0, 0, every=5.0)
     write_line(path, "beat", "a", 5, 70, every=5.0)
     write_line(path, "begin", "b", 20, 0)  # a line of an earlier release
@@ -144,7 +144,7 @@ def test_each_sample_intervals_energy_goes_to_its_own_phases():
 
 
 def test_a_hang_is_a_phase_and_a_cause_of_waste(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     marks = {"artifact": ARTIFACT, "resumed_from": 0, "step": 3}
     for tick, energy, phases in [(0, 0, {}), (5, 50, {"compute": 5000}), (9, 90, {"compute": 6000, "hang": 3000})]:
         write_line(path, "beat" if tick else "begin", "a", tick, energy, marks={**marks, "phases": phases}, every=5.0)
@@ -156,9 +156,9 @@ def test_a_hang_is_a_phase_and_a_cause_of_waste(tmp_path):
 
 def test_each_host_has_its_own_file_and_all_are_read(tmp_path):
     ledger = tmp_path / "energy.jsonl"
-    assert own_file(ledger, "n1") == ledger
-    assert own_file(ledger, "n1") == ledger
-    other = own_file(ledger, "n2")
+    assert host_ledger(ledger, "n1") == ledger
+    assert host_ledger(ledger, "n1") == ledger
+    other = host_ledger(ledger, "n2")
     assert other == tmp_path / "energy.n2.jsonl"
     for index, path in enumerate((ledger, other)):
         write_line(path, "begin", str(index), index, 0)
@@ -174,13 +174,13 @@ def test_a_foreign_file_is_refused(tmp_path):
         read_ledger(ledger)
     ledger.write_text("hello\n")
     with pytest.raises(ManifestError, match="Move the file away"):
-        own_file(ledger)
+        host_ledger(ledger)
     assert read_ledger(tmp_path / "none.jsonl") == []
 
 
 def test_a_restart_is_wasted_up_to_its_first_step_and_one_start_up_is_not(tmp_path):
     """Killed before a checkpoint, in training, in start-up: one start-up is needed, the others are not."""
-    path, tick = own_file(tmp_path / "energy.jsonl"), 0
+    path, tick = host_ledger(tmp_path / "energy.jsonl"), 0
 
     def attempt(name, resumed_from, *lines, end="", host="node1", at=None):
         nonlocal tick

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from governance.energy.cgroup import Allotment, Shared, allotment, group_times, own_group, usage
+from governance.energy.cgroup import Allotment, Shared, allotment, group_times, process_cgroup, usage
 from governance.energy.cpu_model import cpu_power, cpu_times
 from governance.energy.rapl import ESTIMATED_GROUP, EnergyPart, ProcessorModel
 
@@ -62,7 +62,7 @@ def test_the_first_version_of_groups(tmp_path):
     (folder / "cpu.cfs_quota_us").write_text("-1\n")
     assert allotment(16, {}, tmp_path, own) is None
     own.unlink()
-    assert own_group(tmp_path, own) is None
+    assert process_cgroup(tmp_path, own) is None
 
 
 def test_the_estimate_by_proc_stat_and_by_the_control_group_agree():
@@ -81,7 +81,7 @@ def test_the_estimate_by_proc_stat_and_by_the_control_group_agree():
 
 
 def test_seconds_of_proc_stat_are_those_of_the_control_group():
-    group = own_group()
+    group = process_cgroup()
     if group is None or group.name not in ("cpu", "cpuacct", "cpu,cpuacct", "cgroup", "unified"):
         pytest.skip(f"the control group {group} is not the whole node's, so /proc/stat counts others")
     seconds = usage(group)

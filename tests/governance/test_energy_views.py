@@ -22,7 +22,7 @@ from governance.energy.checkpoint_cost import (
     rate,
     surviving,
 )
-from governance.energy.ledger import own_file, read_ledger
+from governance.energy.ledger import host_ledger, read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.files import append_line, json_text
 from governance.hooks import UNKNOWN_ENERGY, Hooks
@@ -129,7 +129,7 @@ class Books(History):
     st.sampled_from(METHODS),
 )  # fmt: skip
 def test_every_view_keeps_the_law_whatever_happened(tmp_path_factory, plans, origin_plans, method):
-    path = own_file(tmp_path_factory.mktemp("views") / "energy.jsonl")
+    path = host_ledger(tmp_path_factory.mktemp("views") / "energy.jsonl")
     books = Books(path)
     for number, plan in enumerate(plans):
         (books.work if "data" in plan else books.attempt)(number, plan)
@@ -165,7 +165,7 @@ def figures(output):
 
 
 def test_each_piece_is_added_up_once_however_many_checkpoints_there_are(tmp_path, monkeypatch):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     marked(path, "encode/c", 0, 1000)
     for step in range(1, 21):
         marked(path, "train/k", 10 * step, 7, "train", resumed_from=step - 1, step=step)
@@ -193,7 +193,7 @@ def marked(path, name, tick, spent, stage="clean", **marks):
 
 
 def test_a_child_inherits_and_shares_of_one_corpus_add_up_to_the_whole(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     marked(path, "encode/c", 0, 1000)
     marked(path, "train/p", 10, 500, "train", resumed_from=0, step=10)
     marked(path, "train/k", 20, 70, "train", resumed_from=0, step=4)
@@ -209,7 +209,7 @@ def test_a_child_inherits_and_shares_of_one_corpus_add_up_to_the_whole(tmp_path)
 
 
 def test_an_ancestor_without_a_record_leaves_no_upper_bound_and_is_named(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     marked(path, "train/k", 20, 70, "train", resumed_from=0, step=4)
     survived = surviving(settle(read_ledger(path)))
     trainings = {"train/k": Training(("encode/c",), 100, {4: 25}, (ParentModel("train/gone", 9),))}
@@ -269,7 +269,7 @@ def test_ancestors_are_read_from_manifests(tmp_path):
 
 
 def test_shards_that_were_linked_from_an_earlier_artifact_leave_no_upper_bound(tmp_path):
-    path = own_file(tmp_path / "energy.jsonl")
+    path = host_ledger(tmp_path / "energy.jsonl")
     marked(path, f"clean/{'1' * 16}", 0, 900)
     marked(path, f"clean/{'2' * 16}", 10, 10)  # one shard of it was made, the others linked
     marked(path, f"encode/{'3' * 16}", 20, 40)

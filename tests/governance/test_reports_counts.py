@@ -5,7 +5,7 @@ import re
 from assay.cli.main import main
 from governance.manifest import Manifest, read_manifest
 from governance.reports.facts.report_facts import facts
-from governance.reports.facts.stage_counts import counted
+from governance.reports.facts.stage_counts import stage_tables
 from governance.reports.html.markup import join
 from governance.reports.sections import corpus_sections
 from governance.reports.sections.page import page
@@ -64,7 +64,7 @@ WANTED = [
 
 def shown(manifests):
     """The tables on the page."""
-    return join(corpus_sections.counts_folded({"counts": counted(manifests)}))
+    return join(corpus_sections.counts_folded({"counts": stage_tables(manifests)}))
 
 
 def test_every_count_is_in_a_row_on_both(tmp_path):
@@ -78,9 +78,11 @@ def test_every_count_is_in_a_row_on_both(tmp_path):
 
 
 def test_what_is_nought_and_says_nothing_is_left_out():
-    titles = [table["title"] for table in counted([made("ingest"), made("clean"), made("paragraphs"), made("dedup")])]
+    titles = [
+        table["title"] for table in stage_tables([made("ingest"), made("clean"), made("paragraphs"), made("dedup")])
+    ]
     assert titles == []
-    [clean] = [table for table in counted(MANIFESTS) if table["title"].startswith("clean")]
+    [clean] = [table for table in stage_tables(MANIFESTS) if table["title"].startswith("clean")]
     assert [row[0] for row in clean["rows"]] == ["line_too_short", "line_unpunctuated"]
 
 

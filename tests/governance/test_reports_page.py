@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from governance.energy.ledger import own_file
+from governance.energy.ledger import host_ledger
 from governance.errors import ManifestError
 from governance.files import append_line, write_json
 from governance.manifest import Input, Manifest, describe, read_manifest, verify, write_manifest
@@ -159,7 +159,7 @@ def metrics(folder, steps):
 
 
 def ledger(root):
-    path = own_file(root / "energy.jsonl", "node1")
+    path = host_ledger(root / "energy.jsonl", "node1")
 
     def line(kind, interval, stage, second, count, **values):
         at = f"2026-01-01T00:{second // 60:02d}:{second % 60:02d}.000Z"

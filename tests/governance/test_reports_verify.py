@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from assay.cli.main import main
 from data_pipeline.pii.detect import replace_all
 from governance.config import canonical_json
-from governance.energy.ledger import own_file
+from governance.energy.ledger import host_ledger
 from governance.errors import ManifestError, MissingInput
 from governance.files import append_line, json_text, write_json
 from governance.manifest import Manifest, manifest_text, read_manifest, write_manifest
@@ -42,7 +42,7 @@ def begin(root, interval, kind="begin", process=(1, 0), **values):
     about = {"interval": interval, "attempt": interval, "stage": "train", "host": "node1", "process": list(process)}
     energy = {"method": "RAPL", "millijoules": 1000, "low": 900, "high": 1100}
     line = {"kind": kind, **about, "at": "2026-01-01T00:02:30.000Z", **energy, **values}
-    append_line(own_file(root / "energy.jsonl", "node1"), json.dumps(line))
+    append_line(host_ledger(root / "energy.jsonl", "node1"), json.dumps(line))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.config import Section
-from governance.energy.ledger import own_file
+from governance.energy.ledger import host_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.files import append_line, sha256_bytes, write_bytes
 from governance.gate.verdict import GovernanceConfig
@@ -183,7 +183,7 @@ def test_an_end_that_is_not_stated_is_reported_and_is_no_problem(measured):
     begun = {"kind": "begin", "interval": "1.1", "attempt": "1", "stage": "train", "host": "node", "process": [1, 1],
              "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0, "high": 0,
              "marks": {}}  # fmt: skip
-    append_line(own_file(root / "energy.jsonl"), json.dumps(begun))
+    append_line(host_ledger(root / "energy.jsonl"), json.dumps(begun))
     _, problems, notes = problems_of(root)
     assert problems == []
     [note] = notes

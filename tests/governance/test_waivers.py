@@ -13,7 +13,7 @@ from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.policy import Gate, Policy, load_policy
 from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_paper
-from governance.gate.verdict import GovernanceConfig, gather, give_verdict, require_open
+from governance.gate.verdict import GovernanceConfig, give_verdict, load_papers, require_open
 from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
@@ -84,7 +84,7 @@ class Bench:
         return path
 
     def judge(self, results=None, **today):
-        papers = gather(self.config, self.root, self.root)
+        papers = load_papers(self.config, self.root, self.root)
         return decide(self.policy, results or self.results(), self.tokens.digest, today.get("today", TODAY), papers)
 
     def give(self, judgement):

@@ -10,7 +10,7 @@ import pytest
 from governance.errors import GateClosed
 from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import load_policy
-from governance.gate.verdict import GovernanceConfig, gather, give_verdict, require_open
+from governance.gate.verdict import GovernanceConfig, give_verdict, load_papers, require_open
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_job_key, create_key, private_key
@@ -76,7 +76,7 @@ class Yard:
         for manifest in (self.tokens, self.audit):
             journal.state_artifact(manifest)
         results = [CheckResult(gate.id, "sources", "pass", 0.5, 9, 0, "x") for gate in policy.gate]
-        papers = gather(config, self.root, self.root)
+        papers = load_papers(config, self.root, self.root)
         today = datetime.datetime.now(datetime.UTC).date()
         judgement = decide(policy, results, self.tokens.digest, today, papers)
         return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)

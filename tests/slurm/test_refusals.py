@@ -10,8 +10,8 @@ from slurm import commands as tools
 from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
 from slurm.graph import PlannedRun, plan
 from slurm.nodes import megabytes
-from slurm.preflight import check_settings, file_system_of, refuse
 from slurm.submit import keep_scripts
+from slurm.submit_preflight import check_settings, file_system_of, refuse
 
 SCONTROL = """
 case "$*" in
@@ -144,17 +144,17 @@ def test_sources_and_the_script_that_is_sourced_must_be_seen_too(cluster):
 
 def test_where_no_node_is_free_memory_is_refused_and_a_disk_is_warned_of(cluster, caplog, monkeypatch):
     (cluster / "busy").touch()
-    monkeypatch.setattr("slurm.preflight.file_system_of", lambda path, mounts: "ext4")
+    monkeypatch.setattr("slurm.submit_preflight.file_system_of", lambda path, mounts: "ext4")
     look(cluster)
     assert "no node is free to check" in caplog.text
-    monkeypatch.setattr("slurm.preflight.file_system_of", lambda path, mounts: "tmpfs")
+    monkeypatch.setattr("slurm.submit_preflight.file_system_of", lambda path, mounts: "tmpfs")
     with pytest.raises(ClusterError, match="is on tmpfs, in the memory of this machine alone"):
         look(cluster)
 
 
 def test_a_networks_file_system_is_believed(cluster, monkeypatch):
     (cluster / "busy").touch()
-    monkeypatch.setattr("slurm.preflight.file_system_of", lambda path, mounts: "lustre")
+    monkeypatch.setattr("slurm.submit_preflight.file_system_of", lambda path, mounts: "lustre")
     look(cluster)
 
 

@@ -269,10 +269,10 @@ def ranks(quick: bool) -> list[Goal]:
 
 def groups_of_control(quick: bool) -> list[Goal]:
     """Processor seconds of /proc/stat against those of the control group, while nothing else may run."""
-    from governance.energy.cgroup import own_group, usage
+    from governance.energy.cgroup import process_cgroup, usage
     from governance.energy.cpu_model import cpu_times
 
-    seconds = usage(own_group())
+    seconds = usage(process_cgroup())
     if seconds is None:
         return [
             figure("control_group.difference_percent", -1, "not run: this process has no group that counts its time")

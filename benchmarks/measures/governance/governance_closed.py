@@ -160,7 +160,7 @@ def fail_opens() -> list[Goal]:
 
 def lost_shards() -> list[Goal]:
     """Workers' results dropped, doubled and swapped at random; none may pass."""
-    from governance.checks.gathering import Expected, SuiteSection, gather, write_finding
+    from governance.checks.gathering import Expected, SuiteSection, merge_findings, write_finding
     from governance.checks.suites import SuiteTable
 
     gates = (_gate(expectation="between", column="x", max=5.0),)
@@ -184,9 +184,9 @@ def lost_shards() -> list[Goal]:
             came[place] = {**came[place], "subject": came[other]["subject"]}
         else:
             came[place] = {**came[place], "results": []}
-        found = gather(section, shards, came, "clean/0/features")
+        found = merge_findings(section, shards, came, "clean/0/features")
         passed += all(result.status == "pass" for result in found)
-    whole = gather(section, shards, findings, "clean/0/features")
+    whole = merge_findings(section, shards, findings, "clean/0/features")
     return [
         Goal("lost_shards.passed", passed, 0, "<=", "1,000 times a finding was dropped, doubled, renamed or emptied"),
         Goal("lost_shards.whole_passes", int(all(result.status == "pass" for result in whole)), 1),

@@ -245,9 +245,9 @@ def _training(root: Path, draw: random.Random) -> list[Path]:
 
 def _ledger(root: Path, made: dict[str, Manifest]) -> None:
     """An interval of each attempt, a line every five seconds of 10,000 steps as a training run's meter writes them."""
-    from governance.energy.ledger import append, own_file
+    from governance.energy.ledger import append, host_ledger
 
-    path = own_file(root / "energy.jsonl", "node1")
+    path = host_ledger(root / "energy.jsonl", "node1")
     marks = {"artifact": made["train"].folder, "resumed_from": 0}
     for name, first, last, outcome in (("a", 0, STEPS // 2 + 40, "wasted"), ("b", STEPS // 2, STEPS, "surviving")):
         about = {"interval": name, "attempt": name, "stage": "train", "host": "node1", "process": [1, 0], "every": 5.0,

@@ -38,7 +38,7 @@ _CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.jsonl", "slurm/submitted.jsonl
 Entry = dict[str, Any]
 
 
-def gather(
+def collect_entries(
     manifests: Sequence[Manifest],
     verdict: Mapping[str, Any],
     root: Path,

@@ -19,7 +19,7 @@ from governance.reports.facts.citations import origins
 from governance.reports.facts.cluster_jobs import cluster_facts
 from governance.reports.facts.distributions import distributions
 from governance.reports.facts.energy_totals import energy_facts
-from governance.reports.facts.evidence_ids import Entry, as_of, gather, running_of
+from governance.reports.facts.evidence_ids import Entry, as_of, collect_entries, running_of
 from governance.reports.facts.faults import fault_facts
 from governance.reports.facts.language_funnel import language_counts
 from governance.reports.facts.problems import first_look
@@ -31,7 +31,7 @@ from governance.reports.facts.samples import (
     quarantine_samples,
     removed_samples,
 )
-from governance.reports.facts.stage_counts import counted
+from governance.reports.facts.stage_counts import stage_tables
 from governance.reports.facts.training_facts import training_facts
 from governance.stage_order import STAGES
 
@@ -73,7 +73,7 @@ def facts(
         ManifestError: an artifact's file cannot be read.
     """
     manifests, given = in_order(artifacts), given or Given()
-    entries = gather(manifests, verdict, root, stated, given.begun)
+    entries = collect_entries(manifests, verdict, root, stated, given.begun)
     running = running_of(entries)
 
     def alive(line: Mapping[str, Any]) -> bool:
@@ -94,7 +94,7 @@ def facts(
             for manifest in manifests
             if manifest.files("removed", root)
         ],
-        "counts": counted(manifests),
+        "counts": stage_tables(manifests),
         "kept": kept_samples(artifacts["redact"], root, rules) if "redact" in artifacts else [],
         "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},

@@ -19,7 +19,7 @@ Table = dict[str, Any]
 """`title`, `head`, `rows` (strings and integers, in the order of `head`), `note`."""
 
 
-def counted(manifests: Sequence[Manifest]) -> list[Table]:
+def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
     """The tables, in the order of the stages."""
     tables = {
         "ingest": _passed_over,
