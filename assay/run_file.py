@@ -97,9 +97,9 @@ def is_shipped(path: Path) -> bool:
     return path.parent.resolve() == CONFIGS.resolve()
 
 
-def names_of(folder: Path = CONFIGS) -> list[str]:
+def names_of() -> list[str]:
     """Names of the shipped configurations."""
-    return sorted(path.stem for path in folder.glob("*.toml") if not path.stem.startswith("policy"))
+    return sorted(path.stem for path in CONFIGS.glob("*.toml") if not path.stem.startswith("policy"))
 
 
 def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:

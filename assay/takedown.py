@@ -39,7 +39,7 @@ def find_documents(request: str, roots: Roots) -> FoundDocuments:
     if path is not None and path.suffix == SUFFIX:
         held = TokenShard.open(path).identities
         return FoundDocuments(frozenset(row.tobytes() for row in held), (), len(held) > 0)
-    read = set(_matching_ids(request, roots)) if path is None else set(_ids(path))
+    read = set(_matching_ids(request, roots) if path is None else read_table(path, columns=["id"])["id"].to_pylist())
     ids = read or {request}  # the ingested documents may be gone; a shard still has identities
     identities = frozenset(document_identity(name) for name in ids)
     fates = tuple(_fates(ids, roots))
@@ -53,11 +53,6 @@ def _shard(request: str, roots: Roots) -> Path | None:
                 raise ConfigError(f"{path}: is not a shard of documents (.parquet) or tokens ({SUFFIX}).")
             return path
     return None
-
-
-def _ids(path: Path) -> list[str]:
-    ids: list[str] = read_table(path, columns=["id"])["id"].to_pylist()
-    return ids
 
 
 def _tables(roots: Roots, role: str, stage: str = "") -> Iterator[tuple[Manifest, Path]]:

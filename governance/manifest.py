@@ -294,18 +294,14 @@ def differences(ours: Manifest, theirs: Manifest) -> list[str]:
     Files are compared by name.
     """
     a, b = ours.content(), theirs.content()
-    files = [_files_of(manifest) for manifest in (ours, theirs)]
+    # Files are named within their artifact; those of another artifact go by their whole path.
+    files = [
+        {output.path.removeprefix(f"{manifest.folder}/"): output for output in manifest.outputs}
+        for manifest in (ours, theirs)
+    ]
     plain = _differences({**a, "outputs": None}, {**b, "outputs": None}, "")
     lines = plain + _file_differences(*files)
     return lines or ["outputs: listed otherwise"] * (ours.digest != theirs.digest)
-
-
-def _files_of(manifest: Manifest) -> dict[str, Output]:
-    """The outputs by their names within the artifact.
-
-    Those of another artifact go by their whole path.
-    """
-    return {output.path.removeprefix(f"{manifest.folder}/"): output for output in manifest.outputs}
 
 
 def _file_differences(ours: dict[str, Output], theirs: dict[str, Output]) -> list[str]:

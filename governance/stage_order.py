@@ -23,54 +23,36 @@ class StageRow:
     """Prefix, in a run's file, of the settings in its recipe; None: its recipe holds none."""
     passes: int = 1
     """Data steps: passes over all shards that an array of jobs can share."""
-    documents: bool = False
+    documents: bool = True
     """It passes documents on: `documents_in`, `documents_kept` and their bytes are in its stats."""
     removes: bool = False
     """It writes the texts that it removes, so the bias audit counts them."""
-    audited: bool = False
+    audited: bool = True
     """It is an input of the audit."""
 
 
 CORPUS_STAGES = (
-    StageRow("ingest", documents=True, audited=True),
-    StageRow("clean", settings="data.clean.", documents=True, removes=True, audited=True),
-    StageRow("filter", optional=True, switch="filters", documents=True, removes=True, audited=True),
-    StageRow("classify", optional=True, switch="classifiers", documents=True, removes=True, audited=True),
-    StageRow("dedup", settings="data.dedup.", passes=2, documents=True, removes=True, audited=True),
-    StageRow(
-        "paragraphs",
-        optional=True,
-        settings="data.paragraphs.",
-        passes=2,
-        documents=True,
-        removes=True,
-        audited=True,
-    ),
-    StageRow(
-        "substrings",
-        optional=True,
-        settings="data.substrings.",
-        passes=2,
-        documents=True,
-        removes=True,
-        audited=True,
-    ),
-    StageRow(
-        "decontaminate", optional=True, settings="data.decontaminate.", documents=True, removes=True, audited=True
-    ),
-    StageRow("redact", settings="data.pii.", documents=True, audited=True),
-    StageRow("tokenizer", settings="data.tokenizer.", passes=0, audited=True),
-    StageRow("mix", optional=True, settings="data.mix.", passes=2, audited=True),
-    StageRow("encode", settings="data.encode.", documents=True, audited=True),
-    StageRow("pack", optional=True, settings="data.pack."),
+    StageRow("ingest"),
+    StageRow("clean", settings="data.clean.", removes=True),
+    StageRow("filter", optional=True, switch="filters", removes=True),
+    StageRow("classify", optional=True, switch="classifiers", removes=True),
+    StageRow("dedup", settings="data.dedup.", passes=2, removes=True),
+    StageRow("paragraphs", optional=True, settings="data.paragraphs.", passes=2, removes=True),
+    StageRow("substrings", optional=True, settings="data.substrings.", passes=2, removes=True),
+    StageRow("decontaminate", optional=True, settings="data.decontaminate.", removes=True),
+    StageRow("redact", settings="data.pii."),
+    StageRow("tokenizer", settings="data.tokenizer.", passes=0, documents=False),
+    StageRow("mix", optional=True, settings="data.mix.", passes=2, documents=False),
+    StageRow("encode", settings="data.encode."),
+    StageRow("pack", optional=True, settings="data.pack.", documents=False, audited=False),
 )
 """From sources to token shards; `ingest` may have more passes, by the files that it reads."""
 
 STAGES = (
     *CORPUS_STAGES,
-    StageRow("bias", optional=True, settings="audit.bias.", audited=True),
-    StageRow("audit", settings=""),
-    StageRow("train", settings=""),
-    StageRow("report"),
+    StageRow("bias", optional=True, settings="audit.bias.", documents=False),
+    StageRow("audit", settings="", documents=False, audited=False),
+    StageRow("train", settings="", documents=False, audited=False),
+    StageRow("report", documents=False, audited=False),
 )
 """The whole run."""

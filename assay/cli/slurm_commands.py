@@ -79,10 +79,7 @@ def submit(arguments: Arguments) -> int:
 
     loaded, runtime = load(arguments, "slurm submit")
     under_site(loaded)
-    config = _section_with_cores(arguments, loaded)
-    _refuse_start(loaded, runtime, config)
-    sources = _sources(loaded, runtime)
-    jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
+    config, sources, jobs = _checked_plan(arguments, loaded, runtime)
     start = begin_of(arguments, config)
     if start is not None and arguments.local:
         raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
@@ -119,10 +116,7 @@ def retry(arguments: Arguments) -> int:
     from slurm.submit import one_at_a_time
 
     loaded, runtime = load(arguments, "slurm submit")
-    config = _section_with_cores(arguments, loaded)
-    _refuse_start(loaded, runtime, config)
-    sources = _sources(loaded, runtime)
-    jobs = _plan(arguments, sources, runtime, config, _array_size(arguments))
+    config, sources, jobs = _checked_plan(arguments, loaded, runtime)
     with one_at_a_time(runtime.root):
         view = gather(runtime.root) or _no_jobs(runtime)
         if not arguments.take_edits:
@@ -238,6 +232,16 @@ def _section(loaded: LoadedRun) -> SlurmConfig:
     from slurm.config import with_site
 
     return with_site(loaded.config.slurm, loaded.folder)
+
+
+def _checked_plan(
+    arguments: Arguments, loaded: LoadedRun, runtime: Runtime
+) -> tuple[SlurmConfig, Survey, list[SlurmJob]]:
+    """The run's section, sources and graph, once its training could start."""
+    config = _section_with_cores(arguments, loaded)
+    _refuse_start(loaded, runtime, config)
+    sources = _sources(loaded, runtime)
+    return config, sources, _plan(arguments, sources, runtime, config, _array_size(arguments))
 
 
 def _plan(

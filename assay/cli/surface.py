@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from assay.cli.command_words import Parser, leaves
@@ -39,7 +40,7 @@ def parser() -> Parser:
         epilog=_FIRST + _EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("-V", "--version", action="version", version=f"assay {_version()}")
+    top.add_argument("-V", "--version", action="version", version=f"assay {metadata.version('assay-pretrain')}")
     top.set_defaults(verbose=False, quiet=False)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
@@ -415,9 +416,3 @@ def _from_scratch(command: argparse.ArgumentParser) -> None:
 
 def _codes(command: argparse.ArgumentParser) -> None:
     command.epilog, command.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    return metadata.version("assay-pretrain")

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from governance.config import flat
 from governance.errors import ManifestError, read_errors
 from governance.manifest import Manifest
 from governance.stage_order import STAGES
@@ -233,15 +234,6 @@ def token_rows(encode: Manifest) -> list[dict[str, Any]]:
     A nested count is named by its path: `{"train": {"tokens": 5}}` gives `train_tokens`. The `sources` table has the
     funnel by source and reason.
     """
-    row = _flat({name: value for name, value in encode.stats.items() if name not in ("by_source", "removed")}, "")
+    counts = flat({name: value for name, value in encode.stats.items() if name not in ("by_source", "removed")})
+    row = {name.replace(".", "_"): value for name, value in counts if isinstance(value, (int, float))}
     return [dict(sorted(row.items()))] if row else []
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, int | float]:
-    row: dict[str, int | float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            row |= _flat(value, f"{prefix}{name}_")
-        elif isinstance(value, (int, float)):
-            row[f"{prefix}{name}"] = value
-    return row

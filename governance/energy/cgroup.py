@@ -56,7 +56,10 @@ def allotment(
     """Share of a node's threads for this process; None for all."""
     job, given = values.get("SLURM_JOB_ID"), values.get("SLURM_CPUS_ON_NODE", "")
     if job and given.isdecimal() and 0 < int(given) < threads:
-        return Allotment(int(given), threads, job, usage(_of_job(process_cgroup(groups, own), job)))
+        inner = process_cgroup(groups, own)
+        around = () if inner is None else (inner, *inner.parents)
+        of_job = next((folder for folder in around if folder.name == f"job_{job}"), None)  # None without Slurm's groups
+        return Allotment(int(given), threads, job, usage(of_job))
     group = process_cgroup(groups, own)
     quota = None if group is None else _quota(group, groups)
     return None if quota is None or quota >= threads else Allotment(quota, threads, None, usage(group))
@@ -78,12 +81,6 @@ def process_cgroup(groups: Path = CGROUPS, own: Path = OWN_GROUPS) -> Path | Non
             if usage(folder) is not None:
                 return folder
     return None
-
-
-def _of_job(group: Path | None, job: str) -> Path | None:
-    """Control group of the whole job; None without Slurm's groups."""
-    around = [] if group is None else [folder for folder in (group, *group.parents) if folder.name == f"job_{job}"]
-    return around[0] if around else None
 
 
 def usage(group: Path | None) -> Callable[[], float] | None:

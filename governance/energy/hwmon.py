@@ -35,7 +35,7 @@ NODE = "whole node"
 _PATIENCE_SECONDS = 10
 
 
-def open_hwmon(hwmon: Path = HWMON, clock: Clock = time.monotonic) -> Meters | None:
+def open_hwmon(hwmon: Path = HWMON) -> Meters | None:
     """The processors' own counters.
 
     The result is None where there are none that we may read.
@@ -45,16 +45,12 @@ def open_hwmon(hwmon: Path = HWMON, clock: Clock = time.monotonic) -> Meters | N
         try:
             name = label.read_text(encoding="ascii").strip()
             if name.startswith("Esocket"):  # Ecore zones are within their socket
-                count = Counter(functools.partial(whole_number, _input(label, "energy")), None, clock)
+                energy = label.with_name(label.name.replace("_label", "_input"))
+                count = Counter(functools.partial(whole_number, energy), None, time.monotonic)
                 found.append(Metered(f"socket {name.removeprefix('Esocket')}", "hwmon", count, BOARD_ALLOWANCE_PERCENT))
         except (OSError, ValueError):
             return None  # one socket without the others would be taken for the whole
     return Meters(found) if found else None
-
-
-def _input(label: Path, kind: str) -> Path:
-    number = label.name.removeprefix(kind).removesuffix("_label")
-    return label.with_name(f"{kind}{number}_input")
 
 
 def open_board(

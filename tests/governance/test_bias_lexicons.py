@@ -201,13 +201,6 @@ def test_a_wrong_file_is_reported_with_its_field(tmp_path, field, value, text, o
         x.load_lexicons(config, tmp_path)
 
 
-def test_a_further_instrument_is_scored_next_to_ours(tmp_path):
-    (tmp_path / "calm.toml").write_text('version = 1\n[en.calm]\npositive = ["calm"]\nnegative = ["hectic", "good"]\n')
-    loaded = x.load_lexicons(x.WordListsConfig(), more={"calm": x.read_lists("calm", tmp_path / "calm.toml")})
-    assert loaded.instruments == ("calm", "sentiment", "toxicity")
-    assert loaded.languages["en"].others[("good",)] == ((1, 0, -1), (1, 1, 1))
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -31,7 +31,6 @@ from governance.checks.bias.findings import findings_of
 from governance.checks.bias.instrument_check import Scorer, instrument_rows, lexicon_scorer, load_templates
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.checks.bias.word_lists.lexicons import Lexicons, load_lexicons, scale_of
-from governance.checks.bias.word_lists.list_files import ListFile
 from governance.checks.bias.word_lists.lists_config import WordListsConfig
 from governance.config import Section
 from governance.errors import MissingInput
@@ -81,7 +80,6 @@ def bias_audit(
     artifacts: Mapping[str, Manifest],
     config: BiasConfig,
     runtime: Runtime,
-    instruments: Mapping[str, ListFile] | None = None,
     folder: Path = Path(),
     models: Models | None = None,
 ) -> Manifest:
@@ -91,7 +89,6 @@ def bias_audit(
         artifacts: stage -> manifest; `redact`, the filters that the run has, and `encode` where it is made.
         config: word lists and comparisons.
         runtime: where to write.
-        instruments: further scoring lists, by name.
         folder: base of relative paths in `config`.
         models: classifiers of this corpus, checked as instruments.
 
@@ -102,7 +99,7 @@ def bias_audit(
     """
     if FINAL not in artifacts:
         raise MissingInput(f"bias: the artifact {FINAL} is missing. Make it with: {runtime.command}")
-    lexicons = load_lexicons(config, folder, instruments)
+    lexicons = load_lexicons(config, folder)
     templates, models = load_templates(), models or {}
     section = BiasSection(
         lists=dict(lexicons.files),

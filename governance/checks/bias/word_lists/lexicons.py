@@ -103,15 +103,12 @@ def _ours(name: str) -> ListFile:
     return read_lists(name)
 
 
-def load_lexicons(
-    config: WordListsConfig, folder: Path = Path(), more: Mapping[str, ListFile] | None = None
-) -> Lexicons:
+def load_lexicons(config: WordListsConfig, folder: Path = Path()) -> Lexicons:
     """All lexicons of a configuration; relative paths start at `folder`.
 
     Args:
         config: the lists.
         folder: folder of the run's file.
-        more: further instruments: name -> lists with headings of that name and names of `WEIGHTS`.
 
     Raises:
         ConfigError: a file is invalid.
@@ -119,7 +116,7 @@ def load_lexicons(
     from governance.checks.bias.word_lists.outside_lists import as_list_file, outside_lists
 
     chosen: dict[str, ListFile] = {name: read_lists(name, folder / path) for name, path in config.lists.items()}
-    chosen |= {**outside_lists(config, folder), **(more or {})}
+    chosen |= outside_lists(config, folder)
     files: dict[str, ListFile] = {name: _ours(name) for name in OURS}
     files |= chosen
     identity = _merged([files[name] for name in ("terms", "holistic") if name in files])
