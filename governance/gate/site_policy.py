@@ -26,9 +26,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from governance.config import Section, load_config
 from governance.errors import ConfigError, GateClosed
@@ -46,6 +46,21 @@ SYSTEM = Path("/etc/assay/policy.toml")
 PINS = "site.toml"
 
 
+def _pair(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Two different names, or none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value and (len(set(value)) != 2 or len(value) != 2 or not all(value)):
+        raise ValueError('needs two different names, for example ["audit", "gate"], or none')
+    return value
+
+
+TwoNames = Annotated[tuple[str, ...], AfterValidator(_pair)]
+"""Two different names, or none."""
+
+
 class SitePins(Section):
     """Pinned digest and trusted keys of a site's policy."""
 
@@ -56,24 +71,8 @@ class SitePins(Section):
     trusted_keys: tuple[str, ...] = Field(min_length=1)
     """Public key files (PEM), relative to this file: the only ones whose verdicts open a gate here, with those that
     they certified."""
-    verdict_by: tuple[str, ...] = ()
+    verdict_by: TwoNames = ()
     """Two names: the signer of the audit's statement and the signer of the verdict; empty: one key may do both."""
-
-    @field_validator("verdict_by")
-    @classmethod
-    def _is_a_pair(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return pair(value)
-
-
-def pair(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Two different names, or none.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if value and (len(set(value)) != 2 or len(value) != 2 or not all(value)):
-        raise ValueError('needs two different names, for example ["audit", "gate"], or none')
-    return value
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
-
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
@@ -38,7 +36,7 @@ from governance.gate.freshness import (
 from governance.gate.gate_actions import GateAction
 from governance.gate.policy import Policy
 from governance.gate.signed_statements import read_papers, signer_id, submitters
-from governance.gate.site_policy import Site, described, pair, require_site, site_keys, sites
+from governance.gate.site_policy import Site, TwoNames, described, require_site, site_keys, sites
 from governance.gate.two_keys import TwoKeys, two_key_faults
 from governance.gate.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
 from governance.log import get_logger
@@ -72,7 +70,7 @@ class GovernanceConfig(Section):
     """Path of the private key; empty: the user's own, made on first use."""
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
-    verdict_by: tuple[str, ...] = ()
+    verdict_by: TwoNames = ()
     """Two names, of certificates or of `[people]`: the signer of the audit's statement and the signer of the verdict;
     empty: one key may do both. A site's policy may demand it, too."""
     waivers: str = "waivers"
@@ -90,11 +88,6 @@ class GovernanceConfig(Section):
 
     actions: tuple[GateAction, ...] = ()
     """Messages that report a closed gate (`gate_actions.py`); none of them can change it."""
-
-    @field_validator("verdict_by")
-    @classmethod
-    def _is_a_pair(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return pair(value)
 
     def key_path(self, folder: Path) -> Path:
         """Path of the signing key, relative to the run's file."""
