@@ -126,7 +126,7 @@ def stage_names(config: DataConfig) -> tuple[str, ...]:
 
 
 def _present(config: DataConfig) -> Iterator[StageRow]:
-    """Rows of the stages that the configuration switches on; absent sections are None or empty."""
+    """Rows of the stages that the configuration switches on."""
     return (row for row in CORPUS_STAGES if not row.optional or getattr(config, row.switch or row.name))
 
 
