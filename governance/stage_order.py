@@ -1,4 +1,4 @@
-"""Stages of a run, in order: the one table for pipeline, audit and report.
+"""Stages of a run, in order, for pipeline, audit and report.
 
 A new stage is a row here, its own module, and its call in `data_pipeline/prepare.py` (of the corpus) or
 `assay/pipeline.py`. Artifacts that a single stage uses (`lists`, `evaluation_sets`, ...) are no steps of a run and have
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageRow:
-    """What readers of a stage's artifact and settings need to know of it."""
+    """Facts of a stage, for readers of its artifact and settings."""
 
     name: str
     optional: bool = False

@@ -194,7 +194,10 @@ def folder_of(tokens: Manifest, recipe: TrainRecipe, runtime: Runtime) -> Path:
 
 
 def _inputs(tokens: Manifest, parent: Parent | None, initial: InitialWeights | None) -> tuple[Input, ...]:
-    """Inputs of a run: token shards, then the parent checkpoint and the folder of first weights, if any."""
+    """Inputs of a run, in the order that its key has.
+
+    They are the token shards, then the parent checkpoint and the folder of first weights, if any.
+    """
     begun_from = [parent.manifest.as_input()] if parent is not None else []
     return tokens.as_input(), *begun_from, *([initial.source] if initial is not None else [])
 

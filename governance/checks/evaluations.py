@@ -1,4 +1,4 @@
-"""Evaluation of each expectation: class of Great Expectations, rows that break it, and its sentence.
+"""Evaluations: GX class, broken rows and wording of each expectation.
 
 What an expectation needs of a gate is in `governance/gate/gate_expectations.py`. Intervals and expectations by GX's own
 names have evaluations of their own (`interval_rules.py`, `gx/named_expectations.py`).

@@ -36,7 +36,7 @@ class Needs:
 
     @property
     def column(self) -> bool:
-        """Whether the gate names a column."""
+        """Return whether the gate names a column."""
         return self.judges in ("rows", "column")
 
 
