@@ -25,7 +25,7 @@ from governance.reports.facts.samples import Mask, mask
 from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 20
+VERSION = 21
 
 
 class ReportSection(Section):

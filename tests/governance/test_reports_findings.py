@@ -149,9 +149,15 @@ def test_a_training_that_never_finished_is_reported_by_its_record_and_can_be_ver
     [entry] = [entry for entry in found["evidence"]["entries"] if entry["kind"] == "record"]
     assert entry["path"] == f"{begun}/metrics.jsonl"
     assert entry["id"] in found["evidence"]["of"]["/faults"]["from"]
-    output(step(2, 30, "start"))  # it continues
+    output(step(2, 30, "start", steps=40))  # it continues
     for written in (running, stopped):
         assert recompute(written, tmp_path).mismatches == ()
+    output(step(2, 40))  # all steps were computed, and then an owner refused
+    page = tmp_path / report(made, verdict_of(made, "BLOCK"), tmp_path, Runtime(tmp_path), begun=begun).folder
+    words = (page / "report.html").read_text()
+    assert "A training computed all of its 40 steps before this verdict" in words
+    assert "The verdict is now BLOCK: nothing further may be trained" in words
+    assert "is not finished" not in words
     (tmp_path / begun / "metrics.jsonl").write_text("{}\n")
     assert any("/faults" in fault.place for fault in recompute(stopped, tmp_path).mismatches)
     with pytest.raises(ValueError, match="begun"):
@@ -170,6 +176,7 @@ def test_a_run_without_faults_says_so(tmp_path):
         "skipped": [],
         "diverged": [],
         "attempts": [],
+        "planned": None,
         "ended": [],
         "stragglers": [],
         "own_work": [],

@@ -49,6 +49,9 @@ function cut(page) {
     if (element.closest("details:not([open]) > :not(summary)")) continue
     const box = element.getBoundingClientRect()
     if (box.right > WIDTH + 1) found.push(element.tagName + " " + element.textContent.slice(0, 40))
+    if (element.parentElement.matches("td") && getComputedStyle(element.parentElement).display === "grid"
+        && element.textContent.length > 40 && box.width < 140 && box.height > 0)
+      found.push("squeezed: " + element.textContent.slice(0, 40))
     if (element.tagName === "TABLE" && element.scrollWidth > element.parentElement.clientWidth + 1)
       found.push("table wider than its box: " + element.textContent.slice(0, 40))
   }

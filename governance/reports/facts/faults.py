@@ -44,7 +44,7 @@ def fault_facts(
     """Skipped updates, verdicts, attempts, failures, stragglers and own work times.
 
     `ledger` states whether there is a ledger; without one, attempts of other stages and hangs are unknown. `finished`
-    states whether the training is finished.
+    states whether the training is finished, `planned` how many steps its newest attempt is to compute.
 
     Args:
         train: the training, if it is finished.
@@ -70,6 +70,7 @@ def fault_facts(
             if line.get("event") == "diverged"
         ],
         "attempts": _attempts(lines),
+        "planned": next((line.get("steps") for line in reversed(lines) if line.get("event") == "start"), None),
         "finished": train is not None,
         "ledger": bool(files_of(root / LEDGER)),
         "ended": [{"stage": stage, "cause": cause, "count": count} for (stage, cause), count in sorted(ends.items())],

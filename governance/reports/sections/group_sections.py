@@ -150,7 +150,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
     title = f"{len(rows):,} significant differences, the gravest kind first"
     note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
                     "before you use a finding.", class_="note")  # fmt: skip
-    return join([table(title, head, lines, numeric=(3, 4), cited=cited, shown=4), note])
+    return join([table(title, head, lines, numeric=(3, 4), cited=cited, shown=3), note])
 
 
 def _ordered(found: Mapping[str, Any]) -> list[Row]:

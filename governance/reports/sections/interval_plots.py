@@ -15,7 +15,7 @@ from governance.reports.html.svg_figures import interval_about
 from governance.reports.sections.bias_sections import NEUTRAL, is_significant
 from governance.reports.sections.group_words import bounds, spaced, theme, written
 
-PANEL_ROWS = 16
+PANEL_ROWS = 10
 _TAIL = 0.02  # of the interval ends on either side that the scale may cut off
 _LEAST = 1e-3  # of a ratio, for its logarithm
 _WIDEST = math.log(8)  # of a ratio on either side of 1: wider intervals are uninformative

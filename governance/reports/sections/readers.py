@@ -84,7 +84,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         ("Submitted by", ", ".join(map(str, given.get("submitters", []))) or UNKNOWN),
         (
             "Covers",
-            [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} signed names"],
+            [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} files"],
         ),
         *([] if given.get("waivers") else [("Waivers", "none")]),
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),

@@ -42,6 +42,11 @@ def not_trained(found: Mapping[str, Any]) -> Html | None:
         return None
     verdict = found["summary"]["verdict"]
     is_open = verdict in ("PASS", "WAIVED")
+    if found["begun"] and not is_open and (steps := _all_steps(found)):
+        small = tag("small", f"The verdict is now {verdict}: nothing further may be trained on this corpus.")
+        return tag(
+            "p", f"A training computed all of its {number(steps)} steps before this verdict.", small, class_="stop"
+        )
     if found["begun"]:
         closed = "" if is_open else f" The verdict is now {verdict}, so training cannot continue."
         small = tag("small", f"{_how_far(found)}{closed}")
@@ -51,6 +56,12 @@ def not_trained(found: Mapping[str, Any]) -> Html | None:
             "p", "Not trained yet.", tag("small", "The gate is open; no finished training was found."), class_="stop"
         )
     return None
+
+
+def _all_steps(found: Mapping[str, Any]) -> int:
+    """Steps of a training that computed all of them; else 0."""
+    attempts, planned = found["faults"]["attempts"], found["faults"]["planned"]
+    return planned if planned and attempts and attempts[-1]["to"] >= planned else 0
 
 
 def _how_far(found: Mapping[str, Any]) -> str:

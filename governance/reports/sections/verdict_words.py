@@ -65,4 +65,4 @@ def expiry(found: Mapping[str, Any]) -> str:
     """Expiry and scope of the verdict."""
     given = found["verdict"]
     names = len(given.get("subjects") or {})
-    return f"until {str(given.get('expires', 'unknown'))[:10]}, for {number(names)} signed names"
+    return f"until {str(given.get('expires', 'unknown'))[:10]}, for {number(names)} signed files"
