@@ -62,10 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_keys(tmp_path_factory: pytest.TempPathFactory):
-    """Keys that a command makes on first use are in a folder of the tests, not in the user's."""
+    """Keys that a command makes on first use, and the lock of the node's meter, are in folders of this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         patch.delenv("ASSAY_SITE_POLICY", raising=False)
         yield
 

@@ -16,9 +16,8 @@ def only(root, stage):
     return read_manifest(path)
 
 
-def test_every_stage_and_then_training(everything, capsys):
-    root = everything / "made"
-    words = [str(everything / "run.toml"), "--root", str(root), "--data-workers", "1"]
+def test_every_stage_and_then_training(copied, capsys):
+    root, words = copied[0] / "made", copied[1]
     assert main(["run", *words]) == 0
     assert only(root, "clean").stats["removed"]["blocked"] == 1
     assert only(root, "clean").stats["removed"]["listed_words"] == 1

@@ -110,8 +110,8 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
         policy.write_text(f'{with_reference}\n{WRONG_GATE}gx = "{gx}"\nkwargs = {kwargs}\n')
         status, said = typed("governance check", *REFERENCE)
         assert (status, "could not be evaluated: " in said, words in said) == (77, True, True), said
-        status, said = typed("train", *REFERENCE)
-        assert (status, list((project / "root").glob("train/*"))) == (77, []), said
+    status, said = typed("train", *REFERENCE)
+    assert (status, list((project / "root").glob("train/*"))) == (77, []), said
     policy.write_text(with_reference)
     status, said = typed("governance check", *REFERENCE)
     assert status == 0, said

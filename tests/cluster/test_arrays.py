@@ -1,4 +1,4 @@
-"""Data as an array: 100 shards, 10 tasks at a time, some of which fail; exactly what is missing is made again."""
+"""Data as an array: 40 shards, 8 tasks at a time, some of which fail; exactly what is missing is made again."""
 
 import re
 
@@ -8,11 +8,11 @@ from tests.cluster.bed import attempts, change, status, submit, tails, until
 from tests.cluster.conftest import write_project
 
 pytestmark = pytest.mark.cluster
-SHARDS, EACH, AT_ONCE = 100, 2, 10
+SHARDS, EACH, AT_ONCE = 40, 2, 8
 TASKS = SHARDS // EACH
-ONCE = (7, 48)
+ONCE = (7, 38)
 """Shards whose first try fails: the first by SIGKILL, the second by an exception."""
-ALWAYS = (33, 90)
+ALWAYS = (13, 24)
 """Shards that fail until their fault is removed."""
 
 

@@ -102,7 +102,7 @@ def test_a_resubmission_with_more_nodes_in_an_allocation_continues_the_run(bed, 
     change(prepared, ("nodes = 2", "nodes = 3"))
     words = ["salloc", "-p", "low", "-N3", "--ntasks-per-node=1", sys.executable, "-m", "pretrain", "slurm", "submit"]
     words += [str(prepared / "run.toml"), "--root", str(root), "--local"]  # the same jobs, in one allocation
-    done = subprocess.run(words, capture_output=True, text=True, env=bed.environment, check=False, timeout=400)
+    done = subprocess.run(words, capture_output=True, text=True, env=bed.environment, check=False, timeout=1200)
     assert done.returncode == 0, f"{done.stderr}\n{tails(prepared)}"
     assert "all is done" in status(bed, prepared)
     assert "over 3 ranks" in next((root / "slurm" / "logs").glob("run.train-1*.0.log")).read_text()

@@ -338,7 +338,7 @@ start_munged() {
     launch munged munged --foreground --force --key-file="$DIR/munge.key" --socket="$DIR/munge.sock" \
         --pid-file="$DIR/run/munged.pid" --log-file="$DIR/log/munged.log" --seed-file="$DIR/munge.seed" \
         --origin=127.0.0.1 --num-threads=4
-    wait_for 10 munge -n -S "$DIR/munge.sock" || die "munged does not answer (log: $DIR/log/munged.log)"
+    wait_for 60 munge -n -S "$DIR/munge.sock" || die "munged does not answer (log: $DIR/log/munged.log)"
 }
 
 sql() { mariadb --no-defaults -u root --socket="$DIR/mysql.sock" -e "$1"; }
@@ -353,7 +353,7 @@ start_mariadbd() { # a database for tests needs no fsync, which is most of what 
         --socket="$DIR/mysql.sock" --bind-address=127.0.0.1 --port=$((PORT_BASE + 2)) --pid-file="$DIR/run/mariadbd.pid" \
         --skip-name-resolve "${size[@]}" --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 \
         --performance-schema=OFF --skip-log-bin
-    wait_for 60 sql 'select 1' || die "mariadbd does not answer (log: $DIR/log/mariadbd.out)"
+    wait_for 180 sql 'select 1' || die "mariadbd does not answer (log: $DIR/log/mariadbd.out)"
     sql "CREATE DATABASE IF NOT EXISTS slurm_acct; CREATE USER IF NOT EXISTS slurm@'127.0.0.1' IDENTIFIED BY 'slurm';
         GRANT ALL ON slurm_acct.* TO slurm@'127.0.0.1';"
 }
@@ -368,13 +368,13 @@ as_controller() { # NAME COMMAND...: under the controller's host name, whose add
 start_slurmdbd() {
     gone slurmdbd || return 0
     as_controller slurmdbd slurmdbd -D
-    wait_for 60 sacctmgr -n show cluster || die "slurmdbd does not answer (log: $DIR/log/slurmdbd.log)"
+    wait_for 180 sacctmgr -n show cluster || die "slurmdbd does not answer (log: $DIR/log/slurmdbd.log)"
 }
 
 start_slurmctld() {
     gone slurmctld || return 0
     as_controller slurmctld slurmctld -D -f "$DIR/slurm.conf"
-    wait_for 30 sh -c 'scontrol ping | grep -q "is UP"' || die "slurmctld does not answer (log: $DIR/log/slurmctld.log)"
+    wait_for 120 sh -c 'scontrol ping | grep -q "is UP"' || die "slurmctld does not answer (log: $DIR/log/slurmctld.log)"
 }
 
 start_energy() { # renamed into place: a read that found the file empty would count as minus its value
@@ -450,10 +450,10 @@ up() {
     sacctmgr -i add user root DefaultAccount=tests >/dev/null
     start_slurmctld
     for ((i = 1; i <= NODES; i++)); do start_node "$i"; done
-    if ! wait_for 90 all_idle; then
+    if ! wait_for 300 all_idle; then
         sinfo -N -l >&2 || true
         tail -n 15 "$DIR/log/slurmctld.log" >&2 || true
-        die "the nodes are not idle after 90 s (logs: $DIR/log)"
+        die "the nodes are not idle after 300 s (logs: $DIR/log)"
     fi
     trap - EXIT
     say "up: $NODES nodes ${PREFIX}1..$PREFIX$NODES in $((SECONDS - begun)) s"

@@ -119,7 +119,7 @@ def test_terms_examples_and_intersections_are_those_of_a_plain_loop(texts):
         assert {text for _, text in of} <= {text for _, text in cells[key].values()}
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(TEXTS)
 def test_the_contributions_of_all_terms_are_the_gap(texts):
     tables = counted(rows_of(texts))

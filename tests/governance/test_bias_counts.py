@@ -108,7 +108,7 @@ def reference(rows):
     return found
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(ROWS)
 def test_the_tables_are_those_of_a_plain_reference(rows):
     tables, expected = counted(rows), reference(rows)
@@ -123,7 +123,7 @@ def test_the_tables_are_those_of_a_plain_reference(rows):
         }, name
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(ROWS, st.randoms(use_true_random=False), st.integers(1, 5))
 def test_any_order_and_any_partition_give_the_same_bytes(tmp_path_factory, rows, chance, number):
     folder = tmp_path_factory.mktemp("parts")
@@ -143,7 +143,7 @@ def test_any_order_and_any_partition_give_the_same_bytes(tmp_path_factory, rows,
         assert (folder / "whole.parquet").read_bytes() == (folder / "pieces.parquet").read_bytes(), name
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(ROWS)
 def test_every_removed_document_has_a_fate_on_every_axis(rows):
     tables = counted(rows, "dedup")

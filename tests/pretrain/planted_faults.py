@@ -9,6 +9,7 @@ import pytest
 
 from pretrain.distributed import launcher
 from pretrain.distributed.launcher import launch, progress_in
+from tests.pretrain.rank_runs import ENDING
 
 # A rank in a separate process; `plant` is Python that may replace parts of the trainer before it starts.
 SCRIPT = """
@@ -16,7 +17,6 @@ import importlib.util, os, signal, sys, time
 from pathlib import Path
 from governance.errors import PipelineError
 from governance.log import set_up_logging
-from pretrain.distributed.process_group import end_rank
 set_up_logging(int(os.environ.get("RANK", 0)))
 from pretrain import loop, train; from pretrain.data import dataset; from pretrain.distributed import watchdog
 root, rank = Path({root!r}), int(os.environ.get("RANK", 0))
@@ -37,14 +37,11 @@ def at_step(planted, action):
 spec = importlib.util.spec_from_file_location("conftest", {conftest!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-status = 0
 try:
     print(module._run_training(root, **{settings!r}).digest)
 except PipelineError as error:
     sys.stderr.write(f"{{type(error).__name__}}: {{error}}\\n")
-    status = error.exit_code
-end_rank(status)
-sys.exit(status)
+    sys.exit(error.exit_code)
 """
 
 
@@ -54,14 +51,19 @@ def script(root: Path, plant: str = "", **settings) -> str:
     return SCRIPT.format(conftest=conftest, root=str(root), plant=plant, settings=settings)
 
 
+def words(root: Path, plant: str = "", **settings) -> list[str]:
+    """The command of one rank, which ends as Assay's do."""
+    return [sys.executable, "-c", ENDING, "-c", script(root, plant, **settings)]
+
+
 def launch_two(root: Path, plant: str = "", restarts: int = 0, **settings) -> int:
     """Train on two ranks of this machine, as the command does; returns its status."""
-    text = script(root, plant, **settings)
+    command = words(root, plant, **settings)
 
     def standing():
         [folder] = (root / "train").glob("*")
         return progress_in(folder)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launcher, "_command", lambda words: [sys.executable, "-c", text])
+        patch.setattr(launcher, "_command", lambda _: command)
         return launch(2, [], restarts=restarts, progress_of=standing)

@@ -19,7 +19,7 @@ Runs = dict[str, dict[str, Any]]
 SHORT = {"steps": 4, "validate_every_steps": 0, "every_steps": 100, "warmup_steps": 1, "decay_steps": 2}
 _LAST_WORDS_SECONDS = 30.0  # time that the others have after one has failed
 # A rank ends as Assay's do: an interpreter that is torn down with gloo's threads alive aborts now and then.
-_ENDING = """
+ENDING = """
 import runpy, sys, traceback
 status, sys.argv = 0, sys.argv[1:]
 try:
@@ -52,7 +52,7 @@ def run_ranks(folder: Path, words: Sequence[str], ranks: int, timeout: float = 9
     for rank, path in enumerate(logs):
         environment = {**os.environ, **meeting, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with path.open("wb") as log:
-            command = [sys.executable, "-c", _ENDING, *words]
+            command = [sys.executable, "-c", ENDING, *words]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     deadline, failed = time.monotonic() + timeout, False
     try:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,12 +73,9 @@ def child_of(checkpoint, root, name):
     return commit(manifest, root, attest_with(open_journal(CONFIG, root.parent, root), CONFIG, root.parent, root))
 
 
-def brute_force(root, document_id, manifest, identity):
-    """The steps that read a row with a token of the document, once for each such row; every row is looked at."""
-    train = identity["recipe"]["train"]
-    rows = open_rows(manifest, "train", root, train["sequence_length"])
-    wanted, length = document_identity(document_id), train["sequence_length"]
-    holding = set()
+def rows_by_document(rows, length):
+    """Identity of a document -> the rows that have a token of it; every token of every row is looked at."""
+    holding = defaultdict(set)
     for number in range(rows.count):
         shard_of = []
         if rows.packed:
@@ -94,12 +92,15 @@ def brute_force(root, document_id, manifest, identity):
             shard_of = [(shard, t) for t in range(row * length, min((row + 1) * length, len(shard.tokens)))]
         for shard, token in shard_of:
             document = int(np.searchsorted(shard.document_ends, token, side="right"))
-            if shard.identities[document].tobytes() == wanted:
-                holding.add(number)
-    seen = []
+            holding[shard.identities[document].tobytes()].add(number)
+    return holding
+
+
+def brute_force(rows, holding, document_id, identity):
+    """The steps that read a row with a token of the document, once for each such row."""
+    sampler, seen = sampler_of(rows, TrainConfig.model_validate(identity["recipe"]["train"])), []
     for step in range(1, identity["step"] + 1):
-        numbers = sampler_of(rows, TrainConfig.model_validate(train)).rows(step)
-        seen += [step for number in numbers if number in holding]
+        seen += [step for number in sampler.rows(step) if number in holding[document_identity(document_id)]]
     return seen
 
 
@@ -111,6 +112,9 @@ def test_it_names_exactly_what_saw_it(trained):
     assert sum(node.manifest is None for node in checkpoints) == 6  # removed, and known by the journal
     stage = "pack" if (root / "pack").exists() else "encode"
     [made] = [read_manifest(path) for path in root.glob(f"{stage}/*/{FILE_NAME}")]
+    length = checkpoints[-1].config["recipe"]["train"]["sequence_length"]
+    rows = open_rows(made, "train", root, length)
+    holding = rows_by_document(rows, length)
     chance, output = random.Random(4), {True: 0, False: 0}
     for _ in range(8):
         name = f"tales/{chance.choice('ab')}.jsonl#{chance.randrange(59)}"
@@ -119,7 +123,7 @@ def test_it_names_exactly_what_saw_it(trained):
         except MissingInput:
             pytest.fail(f"{name} is known")
         last = max((item.checkpoint.config for item in found.checkpoints), key=lambda at: at["step"], default=None)
-        read = brute_force(root, name, made, last) if last else []
+        read = brute_force(rows, holding, name, last) if last else []
         for item in found.checkpoints:
             steps = [step for step in read if step <= item.step]
             assert (item.times, item.first_step) == (len(steps), min(steps, default=0)), (name, item.step)

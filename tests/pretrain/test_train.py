@@ -27,6 +27,7 @@ from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.engine.engine import Engine
 from pretrain.loss_spikes import Diverged
 from pretrain.train import _arithmetic
+from tests.pretrain.rank_runs import ENDING
 
 # Runs in a separate process: the fixture's function, given as Python keywords.
 SCRIPT = """
@@ -291,7 +292,9 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
     moment = random.Random(0)
     for _ in range(4):
         # Far more steps than the time allows would never end: so each attempt may finish, and often does not.
-        process = subprocess.Popen([sys.executable, "-c", script(tmp_path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENDING, "-c", script(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         deadline = time.monotonic() + 600
         while process.poll() is None and not list((tmp_path / "train").glob("*/metrics.jsonl")):
             assert time.monotonic() < deadline
@@ -299,7 +302,9 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
         time.sleep(moment.uniform(0, 0.8))
         process.kill()
         process.wait()
-    done = subprocess.run([sys.executable, "-c", script(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, "-c", script(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split()[-1] == finished[1].digest
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from governance.files import read_lines
-from tests.pretrain.distributed.test_faults import script
-from tests.pretrain.rank_runs import _ENDING
+from tests.pretrain.planted_faults import words
 
 SMALL = {"num_hidden_layers": 1}
 GIVEN_SECONDS = 30  # Slurm's KillWait: its pause between SIGTERM and SIGKILL
@@ -53,9 +51,9 @@ def compilers_of(parent: int) -> list[int]:
 def start(root: Path, plant: str) -> subprocess.Popen:
     """A rank that compiles, into a cache that only this test uses, so that it is empty."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(root / "compiled")}
-    words = ["-c", _ENDING, "-c", script(root, plant, compile=True, **SMALL)]
+    command = words(root, plant, compile=True, **SMALL)
     with (root / "log").open("ab") as log:
-        return subprocess.Popen([sys.executable, *words], env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 @pytest.mark.slow
