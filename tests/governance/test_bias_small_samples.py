@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from governance.checks.bias import association
 from governance.checks.bias.fates import crowding
 from governance.checks.bias.interval_choice import TOO_FEW, design_effects, effective_units
 from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.small_samples import Scores, mean_bounds, rate_bounds, scores_of
-from tests.governance.bias_counts import table_of
+from tests.governance.bias_counts import per_bucket, table_of
 
 
 def chances(n, rate):
@@ -127,3 +129,48 @@ def test_sentences_of_one_site_hold_less_than_those_of_a_bucket_of_several():
     assert by_site > 3 * by_bucket
     unknown = (np.array([np.nan]), np.array([40.0]))
     assert design_effects(units, sums, of, np.array([0.09]), unknown) == by_bucket
+
+
+def jackknife_p(whole, left):
+    """Two-sided p of 0 from a statistic and its values without each bucket, and the degrees of freedom."""
+    squares, clusters = (left - whole) ** 2, len(left)
+    degrees = min((3.16 - 2.77 / math.sqrt(clusters)) * squares.sum() ** 2 / (squares**2).sum(), clusters - 1)
+    return 2 * stats.t.sf(abs(whole) / math.sqrt((clusters - 1) / clusters * squares.sum()), degrees), degrees
+
+
+@pytest.mark.parametrize("buckets", [64, 12])
+def test_p_of_an_npmi_gap_is_the_lesser_of_two_jackknives_where_many_sites_carry_it(buckets, monkeypatch):
+    monkeypatch.setattr(association, "chosen_intervals", lambda found, *_: (found, [""] * len(found.value)))
+    rng = np.random.default_rng(3)
+    used = np.arange(64) < buckets
+    one, others = rng.integers(20, 40, (2, 64)) * used
+    both, others_both = rng.binomial(one, 0.08), rng.binomial(others, 0.05)
+    whole = one + others + 200 * used
+    subject = both + others_both + rng.binomial(200, 0.05, 64) * used
+    of = {"a": (one, both), "b": (others, others_both)}
+    category = ("topic", "crime")
+    counts = {
+        "documents": table_of("documents", per_bucket("documents", ("en", "web", None), *[whole] * 4)),
+        "categories": table_of("categories", per_bucket("categories", ("en", "web", None, *category), subject)),
+        "groups": table_of(
+            "groups",
+            [row for g, (n, _) in of.items() for row in per_bucket("groups", ("en", "web", None, "x", g), n, n, n)],
+        ),
+        "pairs": table_of(
+            "pairs",
+            [row for g, (_, k) in of.items() for row in per_bucket("pairs", ("en", "web", None, "x", g, *category), k)],
+        ),
+    }
+    rows = association.association_rows(counts)
+    (row,) = (row for row in rows if (row["metric"], row["group"]) == ("npmi_gap", "a"))
+
+    def tests(n, k, m, j, every, some):
+        own, others = (association.normalised_pmi(rate * n, n, some, every) for rate in (k / n, j / m))
+        return own - others, k / n - j / m
+
+    parts = [part[used] for part in (one, both, others, others_both, whole, subject)]
+    left = tests(*(part.sum() - part for part in parts))
+    (gap, _), (rates, degrees) = map(jackknife_p, tests(*(part.sum() for part in parts)), left)
+    assert (degrees >= association.SURE_DEGREES) == (buckets == 64)
+    assert rates < gap
+    assert row["p"] == pytest.approx(rates if buckets == 64 else gap, abs=1e-9)

@@ -15,15 +15,17 @@ would differ. The other groups are pooled: a sentence that mentions two of them 
 Intervals and p (`interval_choice.py`): delete-a-group jackknife (Kott 2001) over 64 buckets of domains with Student's
 t, npmi on Fisher's atanh scale, where chance alone would have the pair in 5 sentences or more (Cochran 1954, Biometrics
 10(4), 417-451, draws the same line); from 1 to 5 exact ones of the group's rate, with the category's as known; with
-fewer none. Observed counts are not used for this choice: they would select the extremes. q: Benjamini & Hochberg 1995
-over the suite. `n` is the group's sentences. A pair has a row when it was seen or when chance would have it in
-`least_expected` sentences.
+fewer none. Observed counts are not used for this choice: they would select the extremes. The gap is 0 where the two
+rates are equal, so a jackknife of their difference tests it too, with more power for large groups and less for small
+ones. From `SURE_DEGREES` degrees of freedom on the jackknife's p is the lesser of both. It still counts only above the
+exact p, so alarms stay as rare. q: Benjamini & Hochberg 1995 over the suite. `n` is the group's sentences. A pair has a
+row when it was seen or when chance would have it in `least_expected` sentences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,7 @@ from governance.checks.bias.within_source import (
 )
 
 LEAST_EXPECTED = 5.0
+SURE_DEGREES = 20.0
 
 
 def normalised_pmi(both: Floats, one: Floats, other: Floats, everything: Floats) -> Floats:
@@ -61,6 +64,12 @@ def _gap(*counts: Floats) -> Floats:
     """[rows, replicates] of counts [rows, sources, replicates]."""
     sums = _within(*counts)
     return _npmi_of(sums.rate, sums) - _npmi_of(sums.others_rate, sums)
+
+
+def _difference(*counts: Floats) -> Floats:
+    """Difference of the two rates, [rows, replicates]."""
+    sums = _within(*counts)
+    return sums.rate - sums.others_rate
 
 
 def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEAST_EXPECTED) -> list[Row]:
@@ -134,9 +143,11 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], least_e
         baseline = _npmi_of(sums.others_rate, sums)
         exact = Bounds(_npmi_of(exact.lower, sums) - baseline, _npmi_of(exact.upper, sums) - baseline, exact.p)
         expected = np.minimum(sums.one, mine[3].sum(axis=(1, 2))) * sums.subject_rate
-    found, notes = chosen_intervals(
-        jackknife(_gap, tuple(mine), mine[5].sum(axis=1), IDENTITY, 0.0), exact, expected, mine[1].sum(axis=1)
+    gaps, rates = (
+        jackknife(statistic, tuple(mine), mine[5].sum(axis=1), IDENTITY, 0.0) for statistic in (_gap, _difference)
     )
+    gaps = replace(gaps, p=np.where(rates.degrees >= SURE_DEGREES, np.fmin(gaps.p, rates.p), gaps.p))
+    found, notes = chosen_intervals(gaps, exact, expected, mine[1].sum(axis=1))
     seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= least_expected)
     of_sources = notes_of(found.value, pooled, one, others)
     unlike = [_joined(f"against {OTHERS}", *both) for both in zip(notes, of_sources, strict=True)]
