@@ -126,9 +126,11 @@ def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
 
 def _layout(recipe: TrainRecipe, engine: EngineConfig, ranks: Ranks) -> str:
     copies = data_ranks(ranks.world_size, engine)
+    experts = f", experts over {engine.expert_parallel_size}" if engine.expert_parallel_size > 1 else ""
     passes = [size // (engine.micro_batch_size * copies) for size in batch_sizes(recipe.train).sizes]
     return (
         f"{ranks.world_size} rank(s), {ranks.local_world_size} a node: {copies} data x {engine.sequence_parallel_size} "
-        f"sequence x {engine.tensor_parallel_size} tensor; ZeRO stage {engine.zero_stage}, {recipe.train.precision}; "
+        f"sequence x {engine.tensor_parallel_size} tensor{experts}; ZeRO stage {engine.zero_stage}, "
+        f"{recipe.train.precision}; "
         f"{' -> '.join(map(str, passes))} micro batch(es) of {engine.micro_batch_size} row(s) on each data rank a step"
     )

@@ -53,9 +53,10 @@ def identity(store: CheckpointStore, step: int, world_size: int, zero_stage: int
 def reads_native(engine: EngineConfig) -> bool:
     """Return whether this layout can resume from native shards.
 
-    Tensor parallelism has parts of matrices, which have none; weights in files cannot be written to.
+    Tensor parallelism has parts of matrices, which have none; the shards' recipe does not say which rank holds which
+    experts; weights in files cannot be written to.
     """
-    return engine.tensor_parallel_size == 1 and engine.offload_parameters != "nvme"
+    return engine.tensor_parallel_size * engine.expert_parallel_size == 1 and engine.offload_parameters != "nvme"
 
 
 def native_key(store: CheckpointStore, of: NativeIdentity) -> str:

@@ -161,6 +161,8 @@ class EngineConfig(Section):
     """Ranks that share each row, every one with a stretch of its tokens (Ulysses, arXiv:2309.14509)."""
     tensor_parallel_size: int = Field(default=1, gt=0)
     """Ranks that share each matrix of a block (AutoTP); they read the same rows."""
+    expert_parallel_size: int = Field(default=1, gt=0)
+    """Ranks that share the experts of each layer, every one with some of them, and exchange tokens."""
     hpz_partition_size: int = Field(default=1, gt=0)
     """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
     without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""

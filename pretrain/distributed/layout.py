@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig
 from pretrain.distributed.process_group import Ranks
+from pretrain.model.flops import expert_parameter_count, parameter_count
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,18 @@ def layout_of(ranks: Ranks, engine: EngineConfig) -> Layout:
 def data_ranks(world_size: int, engine: EngineConfig) -> int:
     """Into how many shares a global batch is cut."""
     return world_size // (engine.sequence_parallel_size * engine.tensor_parallel_size)
+
+
+def parameter_shares(
+    model: ModelConfig, engine: EngineConfig, vocabulary_size: int, world_size: int
+) -> list[tuple[int, int]]:
+    """Parameters that a rank holds, each number with the ranks that hold the same ones.
+
+    Where ranks divide the experts these are the second entry, with their replicas.
+    """
+    every = parameter_count(model, vocabulary_size) // engine.tensor_parallel_size
+    ranks, spread = world_size // engine.tensor_parallel_size, engine.expert_parallel_size
+    if spread == 1:
+        return [(every, ranks)]
+    experts = expert_parameter_count(model)
+    return [(every - experts, ranks), (experts // spread, max(1, ranks // spread))]

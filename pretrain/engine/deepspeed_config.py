@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pretrain.config.deepspeed_keys import with_passed
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
-from pretrain.distributed.layout import data_ranks
-from pretrain.model.flops import parameter_count
+from pretrain.distributed.layout import data_ranks, parameter_shares
 
 COLUMN = r".*\.(q|k|v|gate|up)_proj\.weight$"
 """Tensor parallelism: matrices cut by output."""
@@ -97,9 +96,8 @@ def _zero(
     if engine.zero_stage:
         values["overlap_comm"] = True  # without effect in bf16 at stage 1, another class without a second stream
     if engine.zero_stage == 2:
-        tensor = engine.tensor_parallel_size
-        parameters = parameter_count(recipe.model, vocabulary_size) // tensor
-        values["use_multi_rank_bucket_allreduce"] = many_owners(parameters, world_size // tensor)
+        shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
+        values["use_multi_rank_bucket_allreduce"] = many_owners(sum(held for held, _ in shares), shares[0][1])
     if engine.zero_stage == 3:
         values |= _gathering(recipe, engine)
     if engine.offload_optimizer != "none":

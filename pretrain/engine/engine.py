@@ -31,6 +31,7 @@ from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import layout_of
 from pretrain.distributed.process_group import Ranks, broadcast, gather
 from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
+from pretrain.engine.expert_groups import mark_experts, marked, register, separated
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.engine.gradient_sums import accumulate_in_one_pass
 from pretrain.engine.nvme import lock_swap_folder
@@ -41,13 +42,14 @@ from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, with
 from pretrain.engine.wrapped import Wrapped
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.expert_bias import attach_expert_bias
+from pretrain.model.expert_parallel import ExpertParts, Shapes, split_experts
 from pretrain.model.flash import documents_at_most
 from pretrain.model.float8 import convert_to_float8
 from pretrain.model.init import learning_rate_scale
 from pretrain.model.layers import join_projections
 from pretrain.model.sequence_parallel import split_sequences
 from pretrain.model.vocabulary_part import VocabularyPart, split_vocabulary
-from pretrain.optim.optimizers import make_optimizer, parameter_groups
+from pretrain.optim.optimizers import group_label, make_optimizer, parameter_groups
 
 Weight = Callable[[str, torch.Size], torch.Tensor]
 """(name, shape) -> initial fp32 values of a parameter."""
@@ -93,7 +95,7 @@ class Engine(Wrapped):
 
     def group_names(self) -> list[str]:
         """Names of the parameter groups, ordered as `update`'s norms."""
-        return [group["name"] for group in optimizer_of(self).param_groups]
+        return list(dict.fromkeys(map(group_label, optimizer_of(self).param_groups)))
 
     def expert_load(self) -> torch.Tensor:
         """`ExpertBias.greatest` of the last update, fp32 [1]; [0] without a selection bias."""
@@ -106,7 +108,9 @@ class Engine(Wrapped):
     def shapes(self) -> list[tuple[str, torch.Size]]:
         """Shapes of whole parameters by name, in the order of `parameters`."""
         parts = self.tensor_parts
-        return [(name, parts.whole_shape(name, full_shape(parameter))) for name, parameter in self.parameters()]
+        return list(self.expert_shapes) or [
+            (name, parts.whole_shape(name, full_shape(parameter))) for name, parameter in self.parameters()
+        ]
 
 
 @contextlib.contextmanager
@@ -160,7 +164,9 @@ def open_engine(
         make = functools.partial(
             Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
         )
-        model = _build(deepspeed, config, make, weight)
+        experts = _expert_parts(ranks, settings)
+        register(experts, deepspeed.utils.groups, deepspeed.runtime.engine, deepspeed.runtime.bf16_optimizer)
+        model, shapes = _build(deepspeed, config, make, weight, experts)
         attach_expert_bias(model, recipe.model, device)
         if recipe.train.precision == "fp8":
             convert_to_float8(model)
@@ -173,7 +179,7 @@ def open_engine(
             split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings), whole)
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
-        optimizer = make_optimizer(groups, recipe.optim)
+        optimizer = make_optimizer(separated(groups, experts), recipe.optim)
         with contextlib.redirect_stdout(io.StringIO()), unmarked_imports():  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if hasattr(wrapped.optimizer, "bf16_groups"):
@@ -188,7 +194,7 @@ def open_engine(
         settings.attention == "flash",
     )
     clipping = 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping
-    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping)
+    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping, experts, shapes)
     prepare_moments(engine, 0)
     return engine
 
@@ -262,6 +268,15 @@ def _vocabulary_part(ranks: Ranks, settings: EngineConfig) -> VocabularyPart:
     size = settings.tensor_parallel_size
     group = _own_group(ranks, [range(first, first + size) for first in range(0, ranks.world_size, size)])
     return VocabularyPart(size, layout_of(ranks, settings).tensor_rank, group)
+
+
+def _expert_parts(ranks: Ranks, settings: EngineConfig) -> ExpertParts:
+    size, count = settings.expert_parallel_size, ranks.world_size
+    if size == 1:
+        return ExpertParts()
+    group = _own_group(ranks, [range(first, first + size) for first in range(0, count, size)])
+    replicas = _own_group(ranks, [range(first, count, size) for first in range(size)])
+    return ExpertParts(size, ranks.rank % size, group, replicas)
 
 
 def _own_group(ranks: Ranks, groups: Iterable[range]) -> Any:
@@ -340,17 +355,27 @@ class _Unfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _build(deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight | None) -> Decoder:
-    """Model with its initial weights.
+def _build(
+    deepspeed: Any, config: dict[str, Any], make: Callable[[], Decoder], weight: Weight | None, experts: ExpertParts
+) -> tuple[Decoder, Shapes]:
+    """Model with its initial weights, and `Wrapped.expert_shapes`.
 
-    At stage 3 a rank holds at most one whole parameter at a time.
+    At stage 3 a rank holds at most one whole parameter at a time. Experts of other ranks are never filled.
     """
-    cut = config["zero_optimization"]["stage"] == 3
+    cut, shapes = config["zero_optimization"]["stage"] == 3, ()
     with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
         model = make()
+    if experts.size > 1:
+        shapes = split_experts(model, experts)
+        mark_experts(model.named_parameters(), experts)
     if weight is not None:
-        _draw_and_broadcast(deepspeed, list(model.named_parameters()), weight, cut)
-    return model
+        named = list(model.named_parameters())
+        _draw_and_broadcast(deepspeed, [pair for pair in named if not marked(pair[1])], weight, cut)
+        with torch.no_grad():
+            for name, parameter in named:
+                if marked(parameter):  # each owner draws it, which needs no collective
+                    parameter.copy_(weight(name, parameter.shape))
+    return model, shapes
 
 
 def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], weight: Weight, cut: bool) -> None:

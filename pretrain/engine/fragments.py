@@ -23,6 +23,7 @@ import torch
 
 from governance.errors import CheckpointError
 from governance.files import nameless_memory
+from pretrain.engine.expert_groups import marked
 from pretrain.engine.nvme import in_memory
 from pretrain.engine.state import fragments, full_state, optimizer_of, prepare_moments
 from pretrain.engine.tensor_parallel import ReadStretch
@@ -55,7 +56,9 @@ def local_state(engine: Engine) -> Iterator[Owned]:
     if engine.tensor_parts.size > 1:
         yield from (_equal_share(name, tensors) for name, tensors in full_state(engine))
     elif engine.zero_stage == 0:
-        yield from (_equal_share(fragment.name, tensors) for fragment, tensors in _owned(engine))
+        named, replicas = dict(engine.parameters()), engine.expert_parts.replicas
+        for fragment, tensors in _owned(engine):
+            yield _equal_share(fragment.name, tensors, replicas if marked(named[fragment.name]) else None)
     else:
         yield from (Owned(part.name, part.start, part.count, tensors) for part, tensors in _owned(engine))
 
@@ -161,9 +164,9 @@ def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]
                 yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
 
 
-def _equal_share(name: str, tensors: Mapping[str, torch.Tensor]) -> Owned:
-    """This rank's equal share of a parameter that every rank holds whole."""
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def _equal_share(name: str, tensors: Mapping[str, torch.Tensor], group: Any = None) -> Owned:
+    """This rank's equal share of a parameter that every rank of a group holds whole."""
+    rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     elements = tensors[MASTER].numel()
     size = -(-elements // ranks)
     start = min(size * rank, elements)

@@ -11,9 +11,8 @@ and 1 reduce the sum of a step, stages 2 and 3 the gradient of each micro batch.
 from __future__ import annotations
 
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
-from pretrain.distributed.layout import data_ranks
+from pretrain.distributed.layout import data_ranks, parameter_shares
 from pretrain.engine.deepspeed_config import many_owners
-from pretrain.model.flops import parameter_count
 
 
 def bytes_per_gradient(train: TrainConfig) -> float:
@@ -29,14 +28,14 @@ def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: in
     Raises:
         ConfigError: the global batch does not divide evenly over ranks and micro batches.
     """
-    train, tensor = recipe.train, engine.tensor_parallel_size
-    ranks, micro = world_size // tensor, engine.micro_batch_size
+    train, micro = recipe.train, engine.micro_batch_size
     passes = gradient_accumulation_steps(train.global_batch_size, micro, data_ranks(world_size, engine))
     times = passes if engine.zero_stage > 1 else 1
-    elements = parameter_count(recipe.model, vocabulary_size) // tensor
-    to_owners = engine.zero_stage == 2 and not many_owners(elements, ranks)
+    shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
+    to_owners = engine.zero_stage == 2 and not many_owners(sum(held for held, _ in shares), shares[0][1])
     ways = 1 if engine.zero_stage == 3 or to_owners else 2
-    return round(times * ways * elements * bytes_per_gradient(train) * (ranks - 1) / ranks)
+    each = bytes_per_gradient(train)
+    return round(sum(times * ways * elements * each * (ranks - 1) / ranks for elements, ranks in shares))
 
 
 def in_words(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> str:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pretrain.engine.expert_groups import marked
 from pretrain.engine.nvme import gradient_norms_of, in_files, in_memory
 from pretrain.optim.muon import Muon
 from pretrain.optim.muon_sharding import Sharing, plan
+from pretrain.optim.optimizers import group_label
 from pretrain.optim.zero_fragments import Fragment, assemble
 
 if TYPE_CHECKING:
@@ -54,8 +56,11 @@ def _group(engine: Wrapped) -> Any:
 def _group_of(engine: Wrapped, parameter: nn.Parameter) -> Any:
     """Process group over which ZeRO partitions this parameter.
 
-    With tensor parallelism, stage 3 partitions what all ranks hold alike over all of them.
+    With tensor parallelism, stage 3 partitions what all ranks hold alike over all of them. Experts that ranks divide
+    are partitioned over those that hold the same ones.
     """
+    if engine.zero_stage in (1, 2) and marked(parameter):
+        return engine.expert_parts.replicas
     return parameter.ds_process_group if engine.zero_stage == 3 else _group(engine)
 
 
@@ -105,7 +110,7 @@ def _fragments_of(
 
 
 def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Name, whole fp32 "master" and moments of each parameter.
+    """Name, whole fp32 "master" and moments of each parameter of this rank.
 
     `parameter_groups` names the moments.
 
@@ -161,12 +166,14 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
 
 def _sharings(engine: Wrapped) -> dict[torch.Tensor, Sharing]:
     """Sharing of Muon's matrices among ranks, by flat. Collective."""
-    ranks = _group(engine)
-    rank, count = torch.distributed.get_rank(ranks), torch.distributed.get_world_size(ranks)
-    cut = [(flat, lying) for flat, group, lying in fragments(engine) if group["kind"] == "muon"]
-    held: list[Any] = [None] * count
-    torch.distributed.all_gather_object(held, [lying for _, lying in cut], group=ranks)
-    return {flat: plan([some[index] for some in held], rank, ranks) for index, (flat, _) in enumerate(cut)}
+    found = {}
+    for (flat, group, lying), (_, _, members) in zip(fragments(engine), _flats(engine), strict=True):
+        if group["kind"] == "muon":
+            ranks = _group_of(engine, members[0])
+            held: list[Any] = [None] * torch.distributed.get_world_size(ranks)
+            torch.distributed.all_gather_object(held, lying, group=ranks)
+            found[flat] = plan(held, torch.distributed.get_rank(ranks), ranks)
+    return found
 
 
 def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
@@ -175,12 +182,12 @@ def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
     They are valid between the last backward pass and the update, while DeepSpeed holds the summed gradients. The call
     is collective: one small sum over the ranks, without a host sync.
     """
-    groups = [group["name"] for group in optimizer_of(engine).param_groups]
+    groups = list(dict.fromkeys(map(group_label, optimizer_of(engine).param_groups)))
     squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
     for group, gradients in _gradients(engine):
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         if norms:
-            squares[groups.index(group["name"])] += torch.stack(norms).to(squares).square().sum()
+            squares[groups.index(group_label(group))] += torch.stack(norms).to(squares).square().sum()
     for ranks in _ranks_of_norms(engine):
         torch.distributed.all_reduce(squares, group=ranks)
     scale = float(getattr(engine.deepspeed.optimizer, "loss_scale", 1.0))
@@ -202,13 +209,17 @@ def _gradients(engine: Wrapped) -> Iterator[tuple[dict[str, Any], list[torch.Ten
                 _counting_gradients(engine, [gradient for gradient in averaged[index] if gradient is not None], lying),
             )
         elif flat.grad is not None:  # stage 0, and optimizer state in host memory
+            if engine.zero_stage == 0 and engine.expert_parts.rank > 0 and not marked(flat):
+                continue  # all expert ranks have it, and it counts on the first
             yield group, _counting_gradients(engine, [flat.grad], lying)
 
 
 def _ranks_of_norms(engine: Wrapped) -> list[Any]:
     """Process groups over which squared norms add up."""
     if engine.tensor_parts.size == 1:
-        return [_group(engine)] if engine.zero_stage > 0 else []
+        if engine.zero_stage > 0:
+            return [_group(engine)]
+        return [engine.expert_parts.group] if engine.expert_parts.size > 1 else []
     if engine.zero_stage == 3:
         return [None]
     return [engine.tensor_parts.group] if engine.zero_stage == 0 else [_group(engine), engine.tensor_parts.group]

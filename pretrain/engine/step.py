@@ -56,12 +56,12 @@ def update(engine: Wrapped, factor: float, skip: Skip) -> tuple[Skip, torch.Tens
     optimizer = getattr(wrapper, "optimizer", wrapper)
     for group in wrapper.param_groups:
         group["lr"] = group["base_lr"] * factor
-    if wrapper is optimizer:
-        deepspeed._global_grad_norm = torch.linalg.vector_norm(norms)  # DeepSpeed computes none at stage 0
-    keeper = deepspeed if wrapper is optimizer else wrapper
+    # DeepSpeed computes none at stage 0, and another one where ranks hold other experts.
+    own = torch.linalg.vector_norm(norms) if wrapper is optimizer or engine.expert_parts.size > 1 else None
 
     def norm() -> torch.Tensor:
-        value = torch.as_tensor(keeper._global_grad_norm, device=skip.device).reshape(())  # fp64 at stage 3
+        found = wrapper._global_grad_norm if own is None else own
+        value = torch.as_tensor(found, device=skip.device).reshape(())  # fp64 at stage 3
         return torch.where(value < 0, torch.inf, value)  # DeepSpeed returns -1 for a norm that is not finite
 
     def skipped() -> Skip:

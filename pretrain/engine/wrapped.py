@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from pretrain.engine.tensor_parallel import TensorParts
+from pretrain.model.expert_parallel import ExpertParts, Shapes
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Wrapped:
     """Whether attention needs the number of documents, counted on the host."""
     clipping: float = 0.0
     """Norm to which `update` clips a gradient; 0: never, or the optimizer clips (Muon)."""
+    expert_parts: ExpertParts = field(default_factory=ExpertParts)
+    """Experts that this rank holds."""
+    expert_shapes: Shapes = ()
+    """Parameters of the whole model where ranks hold other experts, else none."""
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Parameters by name, tied ones once, ordered alike on all ranks."""
+        """This rank's parameters by name, tied ones once, ordered alike on all ranks."""
         return list(self.deepspeed.module.named_parameters())

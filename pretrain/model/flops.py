@@ -23,6 +23,13 @@ def active_parameter_count(config: ModelConfig, vocabulary_size: int) -> int:
     return _embeddings(config, vocabulary_size) + _body(config, vocabulary_size, _experts_used(config))
 
 
+def expert_parameter_count(config: ModelConfig) -> int:
+    """Parameters of all experts, without their routers."""
+    if config.moe is None:
+        return 0
+    return config.num_hidden_layers * (_block(config, config.moe.num_local_experts) - _block(config, 0))
+
+
 def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> int:
     """Floating-point operations of forward and backward per token.
 

@@ -22,6 +22,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.config.model import ModelConfig, MoeConfig
+from pretrain.model.expert_parallel import computed_by_owners
 from pretrain.model.feed_forward import FeedForward
 
 
@@ -41,9 +42,15 @@ class Experts(nn.Module):
         super().__init__()
         self.gate = Router(config.hidden_size, moe.num_local_experts, bias=False)
         self.experts = nn.ModuleList(FeedForward(config) for _ in range(moe.num_local_experts))
-        self.used, self.normalised = moe.num_experts_per_tok, moe.norm_topk_prob
+        self.num_experts, self.used, self.normalised = (
+            moe.num_local_experts,
+            moe.num_experts_per_tok,
+            moe.norm_topk_prob,
+        )
         self.bias: torch.Tensor | None = None
         """Added to the probabilities for the selection, fp32 [experts]; see `expert_bias.py`."""
+        self.group: Any = None
+        """Ranks that hold the experts among them (`expert_parallel.py`); None: this rank holds all."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states after the experts, and router logits.
@@ -56,22 +63,41 @@ class Experts(nn.Module):
         if self.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         owners, order = chosen.flatten().sort(stable=True)
-        numbers = torch.arange(len(self.experts), device=x.device)
-        ends = torch.searchsorted(owners, numbers, right=True).to(torch.int32)
+        numbers = torch.arange(self.num_experts, device=x.device)
+        ends = torch.searchsorted(owners, numbers, right=True)
         sorted_tokens = tokens[order // self.used]
+        if self.group is None:
+            outputs = self._compute(sorted_tokens, ends.to(torch.int32), owners)
+        else:
+            counts = ends.diff(prepend=ends.new_zeros(1))
+            outputs = computed_by_owners(sorted_tokens, counts, self.group, self._compute_counted)
+        outputs = outputs[order.argsort()].view(*chosen.shape, -1)
+        out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
+        return out.view(x.shape), logits.view(*x.shape[:2], -1)
+
+    def _compute_counted(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """`_compute` for so many rows of each of this rank's experts."""
+        owners = torch.arange(len(counts), device=x.device).repeat_interleave(counts, output_size=len(x))
+        return self._compute(x, counts.cumsum(0).to(torch.int32), owners)
+
+    def _compute(self, x: torch.Tensor, ends: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+        """Outputs of this rank's experts.
+
+        Args:
+            x: [N, hidden], sorted by expert.
+            ends: int32, the row after the last of each expert.
+            owners: int64 [N], the place of each row's expert among this rank's.
+        """
+        experts = list(self.experts if self.group is None else self.experts.values())
 
         def product(name: str, of: torch.Tensor) -> torch.Tensor:
-            maps = [getattr(expert, name) for expert in self.experts]
+            maps = [getattr(expert, name) for expert in experts]
             out = grouped_product(of, ends, [part.weight for part in maps])
             biases = [part.bias for part in maps]
             return out if biases[0] is None else out + torch.stack(biases).to(out.dtype)[owners]
 
-        first = self.experts[0]
-        gate = product("gate_proj", sorted_tokens) if first.gated else None
-        outputs = product("down_proj", first.activate(product("up_proj", sorted_tokens), gate))
-        outputs = outputs[order.argsort()].view(*chosen.shape, -1)
-        out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
-        return out.view(x.shape), logits.view(*x.shape[:2], -1)
+        gate = product("gate_proj", x) if experts[0].gated else None
+        return product("down_proj", experts[0].activate(product("up_proj", x), gate))
 
 
 def select_experts(logits: torch.Tensor, used: int, bias: torch.Tensor | None) -> Sequence[torch.Tensor]:
@@ -136,6 +162,9 @@ class _GroupedProduct(torch.autograd.Function):
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Grouped product, as our own operation where the compiler lacks the type."""
+    if not left.numel():  # no row for any of this rank's experts; the kernel refuses that
+        groups = () if right.dim() == 3 else (len(ends),)
+        return left.new_zeros((*groups, left.shape[0], right.shape[-1]))
     compiled_by_name = torch.compiler.is_compiling() and left.dtype is not torch.bfloat16
     product: Callable[..., torch.Tensor] = torch.ops.assay.grouped_product if compiled_by_name else F.grouped_mm
     return product(left, right, offs=ends)

@@ -95,6 +95,11 @@ def parameter_groups(
     return _named_apart(list(groups.values()))
 
 
+def group_label(group: dict[str, Any]) -> str:
+    """Name of a group in the record; experts that ranks divide have the one of the group that they come from."""
+    return str(group.get("label", group["name"]))
+
+
 def decay_fault(name: str, rate: float, decay: float) -> str | None:
     """Error text for a decoupled decay of 1 or more per step.
 

@@ -19,6 +19,12 @@ from pretrain.config.training import FLASH_PACKAGES, SHORT, Settings, TrainRecip
 from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
+from pretrain.preflight.expert_rules import (
+    expert_groups_are_alike,
+    expert_parallelism_divides,
+    expert_parallelism_supports_the_run,
+    expert_ranks_span_nodes,
+)
 from pretrain.preflight.hardware import Hardware
 
 Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
@@ -399,6 +405,9 @@ RULES: tuple[Rule, ...] = (
     hpz_needs_stage_3,
     sequence_parallelism_divides,
     experts_see_whole_rows,
+    expert_parallelism_divides,
+    expert_parallelism_supports_the_run,
+    expert_groups_are_alike,
     tensor_parallelism_divides,
     tensor_parallelism_supports_the_model,
     splits_divide_the_ranks,
@@ -530,6 +539,7 @@ def profiled_ranks_exist(recipe: TrainRecipe, settings: Settings, hardware: Hard
 
 WARNINGS: tuple[Rule, ...] = (
     tensor_ranks_span_nodes,
+    expert_ranks_span_nodes,
     hpz_ranks_span_nodes,
     quantized_gradients_stay_on_a_node,
     shared_memory_is_for_the_cpu,

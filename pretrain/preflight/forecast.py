@@ -28,7 +28,13 @@ from pretrain.distributed.layout import data_ranks
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, compiles_blocks, many_owners
 from pretrain.engine.reduction_cost import bytes_per_gradient
-from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count, piece_tokens
+from pretrain.model.flops import (
+    active_parameter_count,
+    expert_parameter_count,
+    flops_per_token,
+    parameter_count,
+    piece_tokens,
+)
 
 PEAK, COPIES = 989.4e12, 3.0e12
 _NARROW, _WIDE = 620e12, 680e12  # products of width 768, and from 2048 on
@@ -83,7 +89,9 @@ class _Work:
     block: int
     """Parameters of a block that one token uses, on this rank."""
     stored: int
-    """Parameters of a block on this rank, all experts included."""
+    """Parameters of a block on this rank, its experts included."""
+    elsewhere: int
+    """Parameters of a block's experts on other ranks."""
     outside: int
     """Embedding, head, norms."""
     vocabulary: int
@@ -106,6 +114,15 @@ class _Work:
     def zero_ranks(self) -> int:
         """Ranks over which ZeRO partitions state."""
         return self.ranks.world_size // self.engine.tensor_parallel_size
+
+    @property
+    def shares(self) -> list[tuple[int, int]]:
+        """Parameters of this rank, each number with the ranks that hold the same ones."""
+        spread = self.engine.expert_parallel_size
+        if spread == 1:
+            return [(self.parameters, self.zero_ranks)]
+        experts = self.model.num_hidden_layers * self.elsewhere // (spread - 1)
+        return [(self.parameters - experts, self.zero_ranks), (experts, self.zero_ranks // spread)]
 
 
 def forecast(
@@ -135,7 +152,10 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
     copies = data_ranks(ranks.world_size, engine)
     passes = gradient_accumulation_steps(recipe.train.global_batch_size, engine.micro_batch_size, copies)
     outside = parameter_count(one, vocabulary_size) - stored
-    sizes = (recipe.train.sequence_length, met // tensor, stored // tensor, outside // tensor)
+    experts = expert_parameter_count(one)
+    elsewhere = experts - experts // engine.expert_parallel_size
+    held = stored // tensor - elsewhere
+    sizes = (recipe.train.sequence_length, met // tensor, held, elsewhere, outside // tensor)
     return _Work(
         model,
         engine,
@@ -208,7 +228,7 @@ def _update(work: _Work) -> float:
     It puts gradients into fp32 sums in each pass, then computes norms, clipping, AdamW and the copy back.
     """
     stage, every = work.engine.zero_stage, work.parameters
-    own = every / work.zero_ranks if stage else every  # stage 0 partitions nothing
+    own = sum(held / ranks for held, ranks in work.shares) if stage else every  # stage 0 partitions nothing
     # Stage 0 adds to fp32 gradients in place; stages 2 and 3 copy into buckets and add up their own part.
     summed = {0: 12 * every, 1: 20 * every}.get(stage, 8 * every + 12 * own)
     once = (24 * every if stage == 1 else 0) + 46 * own
@@ -218,14 +238,16 @@ def _update(work: _Work) -> float:
 def _waits(work: _Work) -> float:
     """Seconds per step of DeepSpeed's waits for the device.
 
-    At stage 2 there is one per backward pass, and one before each reduction to an owner.
+    At stage 2 there is one per backward pass, and one before each reduction to an owner. Where ranks divide experts
+    the host waits in each layer, for the numbers of tokens.
     """
     stage, ranks = work.engine.zero_stage, work.zero_ranks
+    layers = work.passes * _WAIT * work.model.num_hidden_layers * (work.engine.expert_parallel_size > 1)
     if stage != 2 or ranks == 1:
-        return 0.0
+        return layers
     buckets = work.parameters / BUCKET
     owners = 0.0 if many_owners(work.parameters, ranks) else buckets + ranks
-    return work.passes * _WAIT * (1 + owners)
+    return work.passes * _WAIT * (1 + owners) + layers
 
 
 def _ring(work: _Work, count: float, ranks: int) -> float:
@@ -237,11 +259,12 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
     """Seconds of ZeRO's communication per step: hidden behind computation, and exposed."""
     engine, ranks = work.engine, work.zero_ranks
     every, ring = work.parameters, functools.partial(_ring, work)
-    update = ring(2 * every, ranks)  # weights after the update, at stages 1 and 2
+    update = sum(ring(2 * held, sharing) for held, sharing in work.shares)  # weights after it, at stages 1 and 2
     if engine.zero_stage <= 1:  # one all-reduce of the sums of a step; at stage 0 each rank has all weights already
-        return 0.0, 2 * ring(work.reduced * every, ranks) + (update if engine.zero_stage else 0.0)
+        summed = sum(2 * ring(work.reduced * held, sharing) for held, sharing in work.shares)
+        return 0.0, summed + (update if engine.zero_stage else 0.0)
     times = -(-every // BUCKET)
-    reduced = times * ring(work.reduced * every // times, ranks)
+    reduced = sum(times * ring(work.reduced * held // times, sharing) for held, sharing in work.shares)
     if engine.zero_stage == 2:
         reduced *= 2 if many_owners(every, ranks) else 1
         beside = backward if compiles_blocks(engine) or not engine.compile else 0.0
@@ -259,14 +282,16 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
 
 
 def _within_blocks(work: _Work) -> float:
-    """Seconds per pass of tensor and sequence parallelism.
+    """Seconds per pass of tensor, sequence and expert parallelism.
 
-    There are four all-reduces and eight all-to-alls per block; tensor ranks also sum embeddings and the loss's
-    gradient.
+    There are four all-reduces, and eight and four all-to-alls per block; tensor ranks also sum embeddings and the
+    loss's gradient.
     """
     engine = work.engine
     stream = 2 * work.tokens * work.model.hidden_size
     again = 1.5 if engine.activation_checkpointing == "full" else 1.0
     summed = 2 * _ring(work, stream, engine.tensor_parallel_size)
     sequence = 8 * _ring(work, stream, engine.sequence_parallel_size) / max(1, engine.sequence_parallel_size)
-    return again * work.model.num_hidden_layers * (4 * summed + sequence) + 2 * summed
+    used = 0 if work.model.moe is None else work.model.moe.num_experts_per_tok
+    experts = 4 * _ring(work, used * stream, engine.expert_parallel_size)
+    return again * work.model.num_hidden_layers * (4 * summed + sequence + experts) + 2 * summed

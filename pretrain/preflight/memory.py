@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe
+from pretrain.distributed.layout import parameter_shares
 from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.model.flops import parameter_count
 from pretrain.preflight.memory_passes import activations, head
@@ -60,16 +62,18 @@ def estimate(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int, device: Literal["cpu", "cuda"]
 ) -> Estimate:
     """Memory of one rank at the peak of a step."""
-    tensor = engine.tensor_parallel_size
     block = parameter_count(_layers(recipe.model, 2), vocabulary_size) - parameter_count(
         _layers(recipe.model, 1), vocabulary_size
     )
     blocks = block * recipe.model.num_hidden_layers
     every = parameter_count(recipe.model, vocabulary_size)
-    parameters = every // tensor  # norms and learned positions, which are whole, are negligible
-    two = every - blocks if recipe.optim.optimizer == "muon" else parameters  # Muon is never split
-    moments = parameters if recipe.optim.optimizer == "lion" else parameters + two
-    held = _state(recipe, engine, (parameters, moments), world_size // tensor)
+    # Tensor ranks hold norms and learned positions whole, which are negligible.
+    shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
+    parameters, held = sum(count for count, _ in shares), Counter[str]()
+    for number, (count, ranks) in enumerate(shares):
+        of_adamw = 0 if number else every - blocks  # with Muon, which updates the blocks' matrices with one moment
+        two = {"lion": 0, "muon": of_adamw}.get(recipe.optim.optimizer, count)
+        held.update(_state(recipe, engine, (count, count + two), ranks))
     compiler = _COMPILER if device == "cpu" and engine.activation_checkpointing == "selective" else 0
     on_device = {"runtime": _runtime(device) + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
@@ -96,7 +100,7 @@ def estimate(
         on_device["fragmentation"] = int(_FRAGMENTED * (sum(on_device.values()) - on_device["runtime"]))
         return Estimate(on_device, {})
     if engine.zero_stage < 3:
-        on_host["model while it is built"] = 4 * every  # tensor ranks cut it afterwards
+        on_host["model while it is built"] = 4 * parameters * engine.tensor_parallel_size  # they cut it afterwards
     return Estimate(on_device, on_host)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretrain.config.model import padded_vocabulary
+from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.training import EngineConfig, TrainRecipe
-from pretrain.model.flops import parameter_count, piece_tokens
+from pretrain.distributed.layout import parameter_shares
+from pretrain.model.flops import piece_tokens
 
 # attention.SHORT and cpu_ops.QUERIES, repeated because this imports no torch; a test compares them
 SHORT_ROWS, BLOCK = 1024, 128
@@ -58,7 +59,9 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     saved, scratch = _attention_tables(recipe, engine, device)
     whole = dims.tokens * (_attention_bytes(recipe, dims, device) + _feed_forward_bytes(recipe, dims, device)) + saved
     if recipe.train.precision == "autocast":  # bf16 copies of a block's weights
-        whole += dims.size * _block_parameters(recipe) // engine.tensor_parallel_size
+        shares = (parameter_shares(_layers(recipe, count), engine, 1, 1) for count in (1, 2))
+        one, two = (sum(held for held, _ in share) for share in shares)
+        whole += dims.size * (two - one)
     layers = model.num_hidden_layers
     if kind == "none":
         return layers * whole + scratch
@@ -120,11 +123,8 @@ def _attention_tables(recipe: TrainRecipe, engine: EngineConfig, device: str) ->
     return rows * length**2 * size, rows * length**2
 
 
-def _block_parameters(recipe: TrainRecipe) -> int:
-    def of(layers: int) -> int:
-        return parameter_count(recipe.model.model_copy(update={"num_hidden_layers": layers}), 1)
-
-    return of(2) - of(1)
+def _layers(recipe: TrainRecipe, count: int) -> ModelConfig:
+    return recipe.model.model_copy(update={"num_hidden_layers": count})
 
 
 def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:

@@ -15,7 +15,7 @@ from governance.stage import Recipe
 from pretrain import train
 from pretrain.checkpoint.retention import kept_steps
 from pretrain.config.model import ModelConfig, MoeConfig
-from pretrain.config.optim import OptimConfig
+from pretrain.config.optim import GroupConfig, OptimConfig
 from pretrain.config.training import (
     CheckpointConfig,
     EngineConfig,
@@ -73,6 +73,7 @@ def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, 
 
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
+DIVIDED = {"moe": EXPERTS, "expert_parallel_size": 2}
 OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
 TASKS = EvaluationConfig(tasks=(TaskConfig(name="t", format="choices", path="t.jsonl"),))
 GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
@@ -151,6 +152,13 @@ REFUSED = [
     ("sequence_parallelism_divides", {"sequence_parallel_size": 3}, "sequence_length = 64"),
     ("sequence_parallelism_divides", {"sequence_parallel_size": 4}, "num_key_value_heads = 2"),
     ("experts_see_whole_rows", {"sequence_parallel_size": 2, "moe": EXPERTS}, "sequence_parallel_size = 1"),
+    ("expert_parallelism_divides", {"expert_parallel_size": 2}, "no layer has experts"),
+    ("expert_parallelism_divides", {"expert_parallel_size": 3, "moe": EXPERTS}, "num_local_experts = 4"),
+    ("expert_parallelism_divides", {**DIVIDED, "where": {"world_size": 3}}, "multiple of 2"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "zero_stage": 3}, "zero_stage = 1 or 2"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "precision": "fp16"}, "precision = 'bf16'"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "compile": True}, "compile = false"),
+    ("expert_groups_are_alike", {**DIVIDED, "groups": (GroupConfig(pattern=r"experts\.0\."),)}, "layer 0"),
     ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
     ("tensor_parallelism_supports_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
     ("tensor_parallelism_supports_the_model", {"tensor_parallel_size": 2, "moe": EXPERTS}, "experts are not split"),
@@ -219,6 +227,7 @@ def test_every_rule_is_tested_and_none_refuses_what_suits():
         {"offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "x", "zero_stage": 3},
         {"optimizer": "muon", "zero_stage": 3},
         {"moe": EXPERTS, "where": {"world_size": 2}},
+        {**DIVIDED, "zero_stage": 2, "groups": (GroupConfig(pattern=r"experts\.\d+\.up"),), "where": {"world_size": 4}},
         {"sequence_parallel_size": 2, "where": {"evaluation": TASKS}},
     ],
 )
@@ -269,6 +278,7 @@ def test_a_requested_device_is_known_before_the_start():
 BEST = CheckpointConfig(every_steps=2, keep_best=3)
 FOUR_OF_EIGHT = {**CUDA, "world_size": 8, "local_world_size": 4, "gpus": 8}
 WARNED_OF = [
+    ("expert_ranks_span_nodes", {**DIVIDED, "where": {"world_size": 2}}, "cross the network"),
     ("tensor_ranks_span_nodes", {"tensor_parallel_size": 2, "where": {"world_size": 2}}, "cross the network"),
     (
         "hpz_ranks_span_nodes",
