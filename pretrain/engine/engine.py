@@ -362,7 +362,8 @@ def _build(
 
     At stage 3 a rank holds at most one whole parameter at a time. Experts of other ranks are never filled.
     """
-    cut, shapes = config["zero_optimization"]["stage"] == 3, ()
+    cut = config["zero_optimization"]["stage"] == 3
+    shapes: Shapes = ()
     with deepspeed.zero.Init(config_dict_or_path=config) if cut else contextlib.nullcontext(), _Unfilled():
         model = make()
     if experts.size > 1:

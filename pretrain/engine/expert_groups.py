@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from pretrain.model.expert_parallel import ExpertParts, is_expert
@@ -41,7 +42,7 @@ def mark_experts(named: Iterable[tuple[str, nn.Parameter]], parts: ExpertParts) 
             parameter.allreduce, parameter.group_name = False, _name(parts)
 
 
-def marked(parameter: nn.Parameter) -> bool:
+def marked(parameter: torch.Tensor) -> bool:
     """Return whether `mark_experts` marked it."""
     return not getattr(parameter, "allreduce", True)
 

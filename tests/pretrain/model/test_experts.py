@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import pytest
@@ -11,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config.model import MoeConfig
 from pretrain.model.moe import Experts, _stacked, balance_losses, grouped_product
-from tests.pretrain.rank_runs import SHORT, Runs, losses_of_runs
 from tests.pretrain.small_models import VARIANTS, config, model_of, rows
 
 KINDS = (torch.float32, torch.bfloat16)
@@ -150,29 +148,3 @@ def test_the_objective_does_not_depend_on_how_rows_are_split():
     whole = model(*columns)[0]
     split = sum(model(*(column[row : row + 1] for column in columns))[0] for row in range(3))
     assert whole.item() == pytest.approx(split.item(), rel=1e-6)
-
-
-@pytest.mark.slow
-def test_ranks_and_stages_agree_on_experts_and_on_what_is_computed_again(tmp_path, run_training, losses_of):
-    """Two ranks, whose tokens choose other experts, at stage 3 with recomputed blocks: the losses of one process."""
-    moe = {"num_local_experts": 4, "num_experts_per_tok": 2}
-    runs: Runs = {
-        how: {"moe": moe, "zero_stage": stage, "activation_checkpointing": how}
-        for stage, how in ((1, "none"), (3, "full"), (3, "selective"))
-    }
-    biased = {**moe, "router_bias_update_rate": 0.001}
-    runs["biased"] = {"moe": biased, "zero_stage": 2}
-    messages = losses_of_runs(tmp_path / "ranks", runs, ranks=2)
-    by_bias = run_training(tmp_path / "one", **SHORT, moe=MoeConfig(**biased), zero_stage=3)
-    assert messages.pop("biased") == pytest.approx(losses_of(by_bias, tmp_path / "one"), abs=1e-5)
-    [ours], [theirs] = (
-        {
-            tuple(map(tuple, json.loads(path.read_text())["expert_bias"]))
-            for path in root.glob("checkpoint/*/state.json")
-        }
-        for root in (tmp_path / "one", tmp_path / "ranks" / "biased")
-    )
-    assert ours == theirs != ((0.0,) * 4,) * 2
-    alone = run_training(tmp_path / "alone", **SHORT, moe=MoeConfig(**moe), zero_stage=1)
-    for losses in messages.values():
-        assert losses == pytest.approx(losses_of(alone, tmp_path / "alone"), abs=1e-5)
