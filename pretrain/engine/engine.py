@@ -49,7 +49,7 @@ from pretrain.model.init import learning_rate_scale
 from pretrain.model.layers import join_projections
 from pretrain.model.sequence_parallel import split_sequences
 from pretrain.model.vocabulary_part import VocabularyPart, split_vocabulary
-from pretrain.optim.optimizers import group_label, make_optimizer, parameter_groups
+from pretrain.optim.optimizers import make_optimizer, parameter_groups
 
 Weight = Callable[[str, torch.Size], torch.Tensor]
 """(name, shape) -> initial fp32 values of a parameter."""
@@ -95,7 +95,7 @@ class Engine(Wrapped):
 
     def group_names(self) -> list[str]:
         """Names of the parameter groups, ordered as `update`'s norms."""
-        return list(dict.fromkeys(map(group_label, optimizer_of(self).param_groups)))
+        return list(dict.fromkeys(group["label"] for group in optimizer_of(self).param_groups))
 
     def expert_load(self) -> torch.Tensor:
         """`ExpertBias.greatest` of the last update, fp32 [1]; [0] without a selection bias."""

@@ -23,9 +23,9 @@ from pretrain.model.moe import Experts
 
 
 def register(parts: ExpertParts, groups: Any, runtime_engine: Any, bf16_optimizer: Any) -> None:
-    """Register with DeepSpeed which ranks hold which experts, or that all hold all.
+    """Register the ranks that hold the same experts with DeepSpeed.
 
-    It applies to this process until the next engine is opened.
+    Where all ranks hold all experts, none are registered. It applies to this process until the next engine is opened.
     """
     own = {_name(parts): parts.group} if parts.size > 1 else {}
     vars(groups)["_EXPERT_PARALLEL_GROUP"] = own
@@ -50,7 +50,7 @@ def marked(parameter: torch.Tensor) -> bool:
 def separated(groups: Iterable[dict[str, Any]], parts: ExpertParts) -> list[dict[str, Any]]:
     """Optimizer groups with the experts' parameters in groups of their own.
 
-    Their `label` is the name of the group that they come from.
+    Their `label` stays that of the group that they come from.
     """
     found = []
     for group in groups:
@@ -59,7 +59,7 @@ def separated(groups: Iterable[dict[str, Any]], parts: ExpertParts) -> list[dict
         if others:
             found.append({**group, "params": others})
         if experts:
-            own = {"params": experts, "label": group["name"], "name": _name(parts), "moe": True}
+            own = {"params": experts, "name": _name(parts), "moe": True}
             found.append({**group, **own})
     return found
 

@@ -165,7 +165,7 @@ def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]
 
 
 def _equal_share(name: str, tensors: Mapping[str, torch.Tensor], group: Any = None) -> Owned:
-    """This rank's equal share of a parameter that every rank of a group holds whole."""
+    """This rank's equal share of a parameter that a group holds whole."""
     rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     elements = tensors[MASTER].numel()
     size = -(-elements // ranks)

@@ -19,7 +19,6 @@ from pretrain.engine.expert_groups import marked
 from pretrain.engine.nvme import gradient_norms_of, in_files, in_memory
 from pretrain.optim.muon import Muon
 from pretrain.optim.muon_sharding import Sharing, plan
-from pretrain.optim.optimizers import group_label
 from pretrain.optim.zero_fragments import Fragment, assemble
 
 if TYPE_CHECKING:
@@ -182,12 +181,12 @@ def gradient_norms(engine: Wrapped) -> dict[str, torch.Tensor]:
     They are valid between the last backward pass and the update, while DeepSpeed holds the summed gradients. The call
     is collective: one small sum over the ranks, without a host sync.
     """
-    groups = list(dict.fromkeys(map(group_label, optimizer_of(engine).param_groups)))
+    groups = list(dict.fromkeys(group["label"] for group in optimizer_of(engine).param_groups))
     squares = torch.zeros(len(groups), dtype=torch.float64, device=engine.device)
     for group, gradients in _gradients(engine):
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         if norms:
-            squares[groups.index(group_label(group))] += torch.stack(norms).to(squares).square().sum()
+            squares[groups.index(group["label"])] += torch.stack(norms).to(squares).square().sum()
     for ranks in _ranks_of_norms(engine):
         torch.distributed.all_reduce(squares, group=ranks)
     scale = float(getattr(engine.deepspeed.optimizer, "loss_scale", 1.0))

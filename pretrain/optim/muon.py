@@ -18,7 +18,6 @@ import torch
 from pretrain.config.optim import OptimConfig
 from pretrain.optim.lion import keep_where, skipped
 from pretrain.optim.muon_sharding import Sharing
-from pretrain.optim.optimizers import group_label
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # the paper's quintic: steep at zero, and within 0.7 to 1.2 of one beyond it
 ARITHMETIC = torch.bfloat16
@@ -55,7 +54,7 @@ class Muon(torch.optim.AdamW):
 
     def clip(self, norms: dict[str, torch.Tensor]) -> None:
         """Clip AdamW's coming update by the groups' gradient norms."""
-        rest = {group_label(group) for group in self.param_groups if group["kind"] != "muon"}
+        rest = {group["label"] for group in self.param_groups if group["kind"] != "muon"}
         if self._clipping and rest:
             norm = torch.linalg.vector_norm(torch.stack([norms[label] for label in norms if label in rest]))
             self.grad_scale = (norm / self._clipping).clamp(min=1.0)

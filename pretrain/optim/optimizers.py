@@ -58,7 +58,8 @@ def parameter_groups(
 
     Parameters of one kind, rule of `config.groups`, rate and decay form a group.
 
-    A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `base_lr`
+    A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `label` (its
+    name in the record, which stays where DeepSpeed needs another name), `base_lr`
     (the peak rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion or muon) and `moments`
     (the names of the optimizer's tensors for each parameter).
 
@@ -95,11 +96,6 @@ def parameter_groups(
     return _named_apart(list(groups.values()))
 
 
-def group_label(group: dict[str, Any]) -> str:
-    """Name of a group in the record; experts that ranks divide have the one of the group that they come from."""
-    return str(group.get("label", group["name"]))
-
-
 def decay_fault(name: str, rate: float, decay: float) -> str | None:
     """Error text for a decoupled decay of 1 or more per step.
 
@@ -131,7 +127,7 @@ def _named_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, group in enumerate(groups):
         if names.count(names[index]) > 1:
             group["name"] = f"{names[index]} {names[: index + 1].count(names[index])}"
-        group["lr"] = group["base_lr"]
+        group["lr"], group["label"] = group["base_lr"], group["name"]
     return groups
 
 

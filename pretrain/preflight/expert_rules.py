@@ -1,4 +1,7 @@
-"""Rules of `compatibility.py` on expert parallelism: what is refused, and one warning. It imports no torch."""
+"""Rules of `compatibility.py` on expert parallelism.
+
+They import no torch.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def expert_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware
 
 
 def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse what was not built, or does not learn the same, where ranks divide experts."""
+    """Refuse stage 3, fp16 and compilation where ranks divide experts."""
     engine = settings.engine
     name = f"engine.expert_parallel_size = {engine.expert_parallel_size}"
     if engine.expert_parallel_size == 1:
@@ -47,7 +50,7 @@ def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings,
 
 
 def expert_groups_are_alike(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse `[[optim.groups]]` that separate experts of a layer where ranks divide them."""
+    """Refuse `[[optim.groups]]` that separate divided experts of a layer."""
     moe, rules = recipe.model.moe, recipe.optim.groups
     if settings.engine.expert_parallel_size == 1 or moe is None or not rules:
         return None

@@ -196,6 +196,7 @@ def test_ranks_whose_tokens_choose_other_experts_learn_what_one_does(four_ranks,
         assert ours["gradient_norms"] == pytest.approx(theirs["gradient_norms"], rel=max(1e-4, 20 * near))
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=max(1e-4, 20 * near))
         assert ours["grad_norm"] > CLIPPED["gradient_clipping"]
+        assert ours.get("expert_load") == theirs.get("expert_load")
     if RUNS[name][0] == "one":
         states = [next(root.glob("checkpoint/*/state.json")) for root in (four_ranks / "runs" / name, one_rank / "one")]
         biases = [json.loads(path.read_text())["expert_bias"] for path in states]
@@ -246,7 +247,7 @@ def test_each_rank_keeps_whole_experts_and_together_they_have_all():
         assert [name for name, _ in shapes] == [name for name, _ in Decoder(settings, 200).named_parameters()]
         assert not {name for name in named if is_expert(name)} & seen
         seen |= {name for name in named if is_expert(name)}
-        group = {"params": list(named.values()), "name": "matrices", "kind": "adamw"}
+        group = {"params": list(named.values()), "name": "matrices", "label": "matrices", "kind": "adamw"}
         plain, experts = separated([group], parts)
         assert (plain["name"], experts["label"], experts["moe"]) == ("matrices", "matrices", True)
         names = {parameter: name for name, parameter in named.items()}
