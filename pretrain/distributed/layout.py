@@ -55,7 +55,7 @@ def data_ranks(world_size: int, engine: EngineConfig) -> int:
 def parameter_shares(
     model: ModelConfig, engine: EngineConfig, vocabulary_size: int, world_size: int
 ) -> list[tuple[int, int]]:
-    """Numbers of a rank's parameters, and of the ranks with the same ones.
+    """Numbers of a rank's parameters and of their holders.
 
     Where ranks divide the experts these are the second entry, with their replicas.
     """

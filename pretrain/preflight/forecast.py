@@ -117,7 +117,7 @@ class _Work:
 
     @property
     def shares(self) -> list[tuple[int, int]]:
-        """Numbers of this rank's parameters, and of the ranks with the same ones."""
+        """Numbers of this rank's parameters and of their holders."""
         spread = self.engine.expert_parallel_size
         if spread == 1:
             return [(self.parameters, self.zero_ranks)]
