@@ -9,11 +9,11 @@ what it describes is made again. Without keys the signer is `NoSigner`, which tr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from governance.files import write_json
+from governance.files import json_text, write_json, write_new
 from governance.log import get_logger
 
 
@@ -51,6 +51,25 @@ def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: NoteS
     Its name is signed with it, so that it cannot be taken for another.
     """
     write_json(path, signer.sign(path.relative_to(root).as_posix(), content))
+
+
+def write_first_note(
+    path: Path,
+    content: Mapping[str, Any],
+    root: Path,
+    signer: NoteSigner,
+    sound: Callable[[Mapping[str, Any]], bool] = bool,
+) -> dict[str, Any]:
+    """Leave a note unless another process has left one; return the one that counts.
+
+    Processes that look up the same thing at the same time thus agree on one answer. A note that is not `sound`, or
+    whose signature does not count, is replaced.
+    """
+    if not write_new(path, json_text(signer.sign(path.relative_to(root).as_posix(), content)).encode("utf-8")):
+        if (known := read_note(path, root, signer)) is not None and sound(known):
+            return known
+        write_note(path, content, root, signer)
+    return dict(content)
 
 
 def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | None:

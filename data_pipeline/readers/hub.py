@@ -36,7 +36,7 @@ from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.hub_client import HubPlace, ask_hub
 from governance.log import get_logger
-from governance.signed_notes import read_note, write_note
+from governance.signed_notes import read_note, write_first_note
 from governance.stage import Runtime
 
 _ENDINGS = (".parquet", ".arrow", ".jsonl", ".json")
@@ -175,13 +175,15 @@ def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
     found.sort(key=lambda file: file.name)
     files = [[file.name, file.bytes, file.sha256] for file in found]
     note = {"dataset": source.dataset, "revision": source.revision, "commit": info.sha, "files": files}
-    write_note(_note(source.model_copy(update={"revision": info.sha}), root), note, root, signer)
-    write_note(path, note, root, signer)
+    # The branch may move between the answers to two workers: the first one's listing counts for both.
+    for place in (_note(source.model_copy(update={"revision": info.sha}), root), path):
+        first = write_first_note(place, note, root, signer, lambda known: _listing(known) is not None)
+    listing = HubListing(first["commit"], tuple(HubFile(*file) for file in first["files"]))
     get_logger(__name__).info(
         "source %s: %s at %s is commit %s, with %d Parquet files; written to %s",
-        source.name, source.dataset, source.revision, info.sha, len(found), path,
+        source.name, source.dataset, source.revision, listing.commit, len(listing.files), path,
     )  # fmt: skip
-    return HubListing(info.sha, tuple(found))
+    return listing
 
 
 def hub_items(source: HubSource, runtime: Runtime) -> list[SourceItem]:

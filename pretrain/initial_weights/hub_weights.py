@@ -21,7 +21,7 @@ from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.hub_client import HubPlace, ask_hub
 from governance.log import get_logger
-from governance.signed_notes import read_note, write_note
+from governance.signed_notes import read_note, write_first_note
 from governance.stage import Runtime
 from pretrain.initial_weights.folder import FIELD, is_read
 
@@ -80,16 +80,20 @@ def _note(place: HubPlace, runtime: Runtime) -> dict[str, Any]:
     root, signer = runtime.root, runtime.hooks.signer
     name = sha256_bytes(json.dumps(["model", place.name, place.revision]).encode())[:16]
     path = root / "fetch" / f"hub-{name}.json"
-    if (known := read_note(path, root, signer)) is not None:
+    if (known := read_note(path, root, signer)) is not None and _sound(known):
         return known
     if not runtime.make:
         raise MissingInput(f"{FIELD}: {place} is not fetched yet. Fetch it with: {runtime.command}")
     info = ask_hub(place, lambda api: api.model_info(place.name, revision=place.revision, files_metadata=True))
     files = {file.rfilename: file.lfs.sha256 if file.lfs else "" for file in info.siblings if is_read(file.rfilename)}
     note = {"model": place.name, "revision": place.revision, "commit": info.sha, "files": files}
-    write_note(path, note, root, signer)
-    get_logger(__name__).info("%s: %s is commit %s; written to %s", FIELD, place, info.sha, path)
+    note = write_first_note(path, note, root, signer, _sound)  # the branch may move between the answers to two ranks
+    get_logger(__name__).info("%s: %s is commit %s; written to %s", FIELD, place, note["commit"], path)
     return note
+
+
+def _sound(note: Mapping[str, Any]) -> bool:
+    return isinstance(note.get("commit"), str) and isinstance(note.get("files"), dict)
 
 
 def _cached(name: str, commit: str, files: Iterable[str]) -> Path | None:

@@ -121,6 +121,22 @@ def test_a_damaged_listing_is_made_again(server, tmp_path, damage):
     assert hub.list_hub(source(), Runtime(tmp_path)) == first
 
 
+def test_workers_that_list_a_moving_branch_at_the_same_time_agree(server, tmp_path, monkeypatch):
+    """Another worker writes its listing between this one's look for a note and its own answer."""
+    asked = hub.ask_hub
+
+    def late(place, request):
+        monkeypatch.setattr(hub, "ask_hub", asked)
+        answer = asked(place, request)
+        server.repositories["lab/news"].commit = "d" * 40
+        late.other = hub.list_hub(source(), Runtime(tmp_path))
+        return answer
+
+    monkeypatch.setattr(hub, "ask_hub", late)
+    assert hub.list_hub(source(), Runtime(tmp_path)) == late.other
+    assert late.other.commit == "d" * 40
+
+
 def test_a_listing_that_no_trusted_key_signed_is_made_again(server, tmp_path):
     keys = GovernanceConfig(signing_key="key.pem")
     signed = Runtime(tmp_path / "root", hooks=Hooks(signer=KeySigner(keys, tmp_path)))

@@ -13,6 +13,7 @@ from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.initial_weights import hub_weights
 from pretrain.initial_weights.model_settings import read_model
 from pretrain.initial_weights.start import open_weights
 from tests.hub_server import HubRepository, HubServer
@@ -67,6 +68,26 @@ def test_a_model_is_fetched_once_at_the_commit_of_its_branch(server, files, tmp_
     again = open_weights(recipe(files), replace(runtime, make=False))
     assert (again.folder.digest, again.folder.address) == (first.folder.digest, first.folder.address)
     assert len(server.requests) == requests, "found without the hub"
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"commit": "x"}'])
+def test_ranks_that_list_a_moving_branch_at_the_same_time_agree(server, files, tmp_path, monkeypatch, damage):
+    """The other rank writes its note between this one's look for a note and its own answer."""
+    other, asked = Runtime(tmp_path / "root"), hub_weights.ask_hub
+
+    def late(place, request):
+        monkeypatch.setattr(hub_weights, "ask_hub", asked)
+        answer = asked(place, request)
+        server.repositories["lab/tiny"].commit = "d" * 40
+        late.other = hub_weights.fetched("hf://lab/tiny", other).address
+        return answer
+
+    monkeypatch.setattr(hub_weights, "ask_hub", late)
+    assert hub_weights.fetched("hf://lab/tiny", other).address == late.other == f"hf://lab/tiny@{'d' * 40}"
+    [note] = (tmp_path / "root" / "fetch").glob("hub-*.json")
+    note.write_text(damage)
+    assert hub_weights.fetched("hf://lab/tiny", other).address == late.other
+    assert json.loads(note.read_bytes())["commit"] == "d" * 40, "a damaged note is written again"
 
 
 def test_weights_that_are_not_what_was_listed_are_refused(server, files, tmp_path):
