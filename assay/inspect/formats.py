@@ -35,6 +35,7 @@ _NAMES = {
     "language": ("language", "lang"),
     "licence": ("licence", "license"),
 }
+_NEVER_PACKED = (".parquet", ".arrow", ".idx")  # their readers seek
 _FIRST_RECORDS = 50
 _PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/items.py` has it
 
@@ -66,23 +67,27 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
     found: dict[tuple[str, str], list[Path]] = {}
     others: Counter[str] = Counter()
     for file in _walk(path):
-        ending = Path(plain_name(file.name)).suffix.lower()
+        plain = plain_name(file.name)
+        ending, packed = Path(plain).suffix.lower(), file.name[len(plain) :]
         kind = _KINDS.get(ending)
-        if kind in ("arrow", "megatron") and not plain_name(file.name).endswith(ending):
+        if packed and ending in _NEVER_PACKED:
+            kind, ending = None, ending + packed
+        elif kind in ("arrow", "megatron") and not plain.endswith(ending):
             kind = None  # their readers know small letters only
         if not (file.is_file() and os.access(file, os.R_OK)):  # a link whose target is gone, a pipe, another's file
             others["(unreadable)"] += 1
         elif kind is None or (kind == "megatron" and not file.with_suffix(".bin").is_file()):
             others[ending or "(no ending)"] += 1
         else:
-            found.setdefault((kind, ending + file.name[len(plain_name(file.name)) :]), []).append(file)
+            found.setdefault((kind, ending + packed), []).append(file)
     if not found and not others:
         raise MissingInput(f"{path}: the folder holds no file. Give the path of your documents.")
     if not found:
         counted = ", ".join(f"{ending} {count:,}" for ending, count in others.most_common(8))
         raise MissingInput(
             f"{path}: none of its {others.total():,} files has a known format ({counted}). Known are "
-            f"{', '.join(_KINDS)}, also with {', '.join(PACKED)}; for others write a reader: docs/own_code.md."
+            f"{', '.join(_KINDS)}, all but {', '.join(_NEVER_PACKED)} also with {', '.join(PACKED)}; for others write "
+            "a reader: docs/own_code.md."
         )
     return [
         InputFiles(kind, ending, tuple(files), sum(file.stat().st_size for file in files))

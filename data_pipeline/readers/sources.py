@@ -192,7 +192,7 @@ class TextSource(_Pages, _Paths, HtmlSource):
 
 
 class WarcSource(Origin, _Paths, HtmlSource):
-    """Web archives (ISO 28500): .warc and .warc.gz.
+    """Web archives (ISO 28500): .warc, also with .gz, .zst, .xz, .bz2 or .lz4.
 
     Only response records with status 200 are read.
     """

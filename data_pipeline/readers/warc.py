@@ -310,7 +310,7 @@ def host_files(path: Path) -> Iterator[tuple[str, str, bytes]]:
     elif plain_name(path.name).endswith((".jsonl", ".json")):
         yield from _host_files_of_jsonl(path)
     else:
-        raise ConfigError(f"{path}: what hosts say is read from .warc, .warc.gz, .jsonl and .jsonl.gz only.")
+        raise ConfigError(f"{path}: what hosts say is read from .warc and .jsonl only, also packed.")
 
 
 def _host_files_of_jsonl(path: Path) -> Iterator[tuple[str, str, bytes]]:

@@ -1,8 +1,9 @@
-"""WARC records (ISO 28500) in plain, gzip or zstd members.
+"""WARC records (ISO 28500), plain, in gzip or zstd members, or in one xz, bzip2 or LZ4 stream.
 
 Promise: every whole record is found, whatever happened to others; damage is reported once, with the byte at which its
-member begins (in a plain file: at which it begins), and reading goes on at the next member or header. fastwarc, which
-parses the records elsewhere, stops for good at the first damage, and takes a cut record for a whole one.
+member begins (in a plain file: at which it begins), and reading goes on at the next member or header; one stream is
+read up to its damage. fastwarc, which parses the records elsewhere, stops for good at the first damage, and takes a
+cut record for a whole one.
 
 A record's place is that byte, plus the number of records before it in its member where a member holds several (a WARC
 that was compressed as one file): unique in the file. Memory is bounded by `MAX_BLOCK_BYTES`: of a longer block only the
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from data_pipeline.readers.streams import inflate_until_nonsense, is_bomb, open_source
+from data_pipeline.readers.streams import TornStream, blocks, inflate_until_nonsense, is_bomb, open_source
 
 MAX_BLOCK_BYTES = 64 << 20
 MAX_HEADER_BYTES = 64 << 10
@@ -32,6 +33,7 @@ _START = re.compile(rb"WARC/1\.[0-9]\r\n[A-Za-z]")
 _CONTENT_LENGTH = re.compile(rb"\r\nContent-Length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
 _BEHIND_BYTES = 16  # behind a block: enough to see that the next header begins
 _GZIP_MAGIC = b"\x1f\x8b\x08"
+_ONE_STREAM = (".xz", ".bz2", ".lz4")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 _ZSTD_DICTIONARY = 0x184D2A5D
@@ -65,6 +67,9 @@ def raw_records(path: Path) -> Iterator[RawRecord | TornRecord]:
     Raises:
         MissingInput: it cannot be opened.
     """
+    if path.name.endswith(_ONE_STREAM):
+        yield from _of_stream(path)
+        return
     with open_source(path, _BUFFER_BYTES) as source:
         start = source.read(4)
         if start.startswith(_GZIP_MAGIC) or path.name.endswith(".gz"):
@@ -77,6 +82,17 @@ def raw_records(path: Path) -> Iterator[RawRecord | TornRecord]:
             while block := source.read(1 << 18):
                 yield from parser.feed(block)
             yield from parser.finish(whole=True)
+
+
+def _of_stream(path: Path) -> Iterator[RawRecord | TornRecord]:
+    parser = _Parser(0)
+    try:
+        for block in blocks(path):
+            yield from parser.feed(block)
+    except TornStream:
+        yield from parser.finish(whole=False)
+    else:
+        yield from parser.finish(whole=True)
 
 
 def _is_skippable(magic: bytes) -> bool:

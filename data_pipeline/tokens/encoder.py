@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.tokens.token_shards import token_bytes
 
@@ -25,6 +26,7 @@ Engine = Callable[["pa.Array | pa.ChunkedArray"], tuple[npt.NDArray[np.uint32], 
 
 _SEGMENT_CHARACTERS = 1 << 16
 _CUT = re.compile(r"\S[ \n]")
+_FINAL_SPACE = r"[\t\x0b\x0c\x{85}\p{Z}]\z"
 _CACHED_BYTES = 128 << 20  # of text, after which the fast engine starts with an empty cache of words
 
 
@@ -104,6 +106,24 @@ def begun(engine: Engine, begin: int) -> Engine:
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
         ids, ends = engine(texts)
         return np.insert(ids, ends[:-1], np.uint32(begin)), ends + np.arange(len(ends))
+
+    return run
+
+
+def except_final_spaces(engine: Engine, reference: Engine) -> Engine:
+    """The engine, with `reference` for texts that end with a space other than a line end."""
+
+    def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
+        ids, ends = engine(texts)
+        places = np.flatnonzero(pc.match_substring_regex(texts, _FINAL_SPACE).to_numpy(zero_copy_only=False))
+        if not len(places):
+            return ids, ends
+        parts = np.split(ids, ends[1:-1])
+        theirs, their_ends = reference(texts.take(pa.array(places)))
+        for place, part in zip(places, np.split(theirs, their_ends[1:-1]), strict=True):
+            parts[place] = part
+        sizes = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return np.concatenate(parts), np.concatenate((np.zeros(1, np.int64), sizes))
 
     return run
 

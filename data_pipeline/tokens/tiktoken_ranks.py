@@ -22,6 +22,7 @@ _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _WORD_START, _CASELESS = r"[^\r\n\p{L}\p{N}]?", f"(?i:{_CONTRACTIONS})"
 _SPACES = r"\s+(?!\S)|\s+"
+_END_RULE = r"|\s+\z"
 PATTERNS: dict[str, tuple[str, dict[str, int]]] = {
     "r50k_base": (
         rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}",
@@ -29,7 +30,7 @@ PATTERNS: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "cl100k_base": (
         rf"{_CASELESS}|{_WORD_START}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-        rf"|\s+\z|\s*[\r\n]+|{_SPACES}",
+        rf"{_END_RULE}|\s*[\r\n]+|{_SPACES}",
         {
             "<|endoftext|>": 100257,
             "<|fim_prefix|>": 100258,
@@ -103,6 +104,24 @@ def from_ranks(data: bytes, pattern: str, special_tokens: Sequence[str]) -> str:
         },
     }  # fmt: skip
     return json.dumps(values, ensure_ascii=False)
+
+
+def for_gigatoken(definition: str) -> tuple[str, bool]:
+    """A `tokenizer.json` with the patterns of tiktoken in the forms that gigatoken knows.
+
+    The second value is true where cl100k_base's rule for spaces that end a text was left out. Without it, such spaces
+    are parted behind their last line end: ids differ where a text ends with another space than a line end.
+    """
+    values = json.loads(definition)
+    cutters = (values.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    expression = cutters[0].get("pattern", {}).get("Regex", "") if cutters else ""
+    if expression == PATTERNS["r50k_base"][0]:  # GPT-2's, which ByteLevel has of its own
+        values["pre_tokenizer"] = cutters[-1] | {"use_regex": True}
+    elif _END_RULE in expression:
+        cutters[0]["pattern"]["Regex"] = expression.replace(_END_RULE, "")
+    else:
+        return definition, False
+    return json.dumps(values, ensure_ascii=False), _END_RULE in expression
 
 
 def _read_ranks(data: bytes) -> dict[bytes, int]:

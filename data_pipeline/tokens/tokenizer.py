@@ -24,9 +24,17 @@ import pyarrow as pa
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from data_pipeline.tokens.chat_template import TEMPLATE_FILE, find_template
-from data_pipeline.tokens.encoder import Encoder, Engine, begun, fast_engine, library_engine, segments
+from data_pipeline.tokens.encoder import (
+    Encoder,
+    Engine,
+    begun,
+    except_final_spaces,
+    fast_engine,
+    library_engine,
+    segments,
+)
 from data_pipeline.tokens.parity import awkward_strings, compare, every_character
-from data_pipeline.tokens.tiktoken_ranks import SUFFIX, from_ranks
+from data_pipeline.tokens.tiktoken_ranks import SUFFIX, for_gigatoken, from_ranks
 from data_pipeline.tokens.training_sample import TrainingSample, choose_sample, sample_texts
 from data_pipeline.tokens.vocabulary import (
     TokenVocabulary,
@@ -171,8 +179,10 @@ def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, 
     if vocabulary.normaliser in _UNICODE_FORMS:  # the two engines know different versions of Unicode
         normalise = reference.normalizer.normalize_str
         definition = json.dumps({**json.loads(definition), "normalizer": None}, ensure_ascii=False)
+    known, without_end_rule = for_gigatoken(definition)
     try:
-        return library, fast_engine(definition, end, library, normalise)
+        fast = fast_engine(known, end, library, normalise)
+        return library, except_final_spaces(fast, library) if without_end_rule else fast
     except ValueError as error:
         get_logger(__name__).debug("tokenizer: %s", error)
         return library, None

@@ -142,7 +142,7 @@ def some(folder, ending, count=3, rows=400):
 
 ENDINGS = (
     ".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.lz4", ".csv", ".txt", ".txt.gz", ".txt.bz2", ".parquet",
-    ".arrow", ".warc", ".warc.zst",
+    ".arrow", ".warc", ".warc.zst", ".warc.xz",
 )  # fmt: skip
 
 
@@ -290,6 +290,11 @@ def test_one_file_of_many_row_groups_and_many_small_files(tmp_path):
     [
         ({}, MissingInput, "the folder holds no file"),
         ({"a.png": b"x", "b.exe": b"y", "c.exe": b"z"}, MissingInput, r"none of its 3 files .*\.exe 2, \.png 1"),
+        (
+            {"a.parquet.gz": b"x", "b.arrow.xz": b"y"},
+            MissingInput,
+            r"none of its 2 files .*\.parquet\.gz 1, \.arrow\.xz 1\).* all but \.parquet, \.arrow",
+        ),
         ({"a.jsonl": b'{"n": 1}\n'}, ConfigError, "no field holds text; the fields are: n"),
         ({"a.jsonl": b"\x00\xff" * 99}, ConfigError, "no field holds text; the fields are: none"),
         ({"a.parquet": b"PAR1"}, ConfigError, "no field holds text"),

@@ -142,9 +142,11 @@ def test_tiktokens_encodings_give_tiktokens_ids(tmp_path, name, own):
     manifest = taken_over(tmp_path, lines, "<|end|>", "x.tiktoken", pattern=theirs if own else name)
     ours = load_encoder(manifest, tmp_path)
     other = tiktoken.Encoding("x", pat_str=theirs, mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks)})
+    assert (ours.engine == "gigatoken") == (not own), "tiktoken's own pattern is unknown to gigatoken"
     for text in TEXTS:
         assert ours.encode(text).tolist() == other.encode(text, disallowed_special=())
         assert ours.decode(ours.encode(text)) == text
+    assert [ids.tolist()[:-1] for ids in ours.encode_documents(TEXTS)] == [ours.encode(text).tolist() for text in TEXTS]
     assert ours.end_of_document == len(ranks)
 
 

@@ -1,10 +1,13 @@
 """Web archives: every whole record is read, whatever the damage to others, and damage is reported with its byte."""
 
 import base64
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import os
+import random
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -20,6 +23,7 @@ from data_pipeline.readers.sources import WarcSource
 from data_pipeline.readers.warc import host_files, load_host_rules, payload, read_warc
 from data_pipeline.readers.warc_stream import MAX_BLOCK_BYTES, RawRecord, TornRecord, raw_records
 from governance.errors import ConfigError, MissingInput
+from tests.data_pipeline.test_readers_bombs import lz4_frame
 
 SOURCE = WarcSource(type="warc", name="web", licence="CC0-1.0", paths=("x.warc",))
 HTML = "text/html; charset=utf-8"
@@ -92,6 +96,19 @@ def test_records_are_at_the_byte_where_they_begin(tmp_path, way):
 def test_a_file_that_is_one_gzip_member_has_a_place_for_each_record(tmp_path):
     found = read(tmp_path, gzip.compress(b"".join(pages(4))))
     assert [piece.position for piece in found] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("ending", [".xz", ".bz2", ".lz4"])
+def test_an_archive_in_one_stream_is_read_up_to_its_damage(tmp_path, ending):
+    whole = b"".join(warc(http(page(i) + random.Random(i).randbytes(20_000).hex().encode())) for i in range(4))
+    pack = {".xz": lzma.compress, ".bz2": bz2.compress, ".lz4": lz4_frame}[ending]
+    found = read(tmp_path, pack(whole), f"x.warc{ending}")
+    assert [piece.position for piece in found] == [0, 1, 2, 3]
+    packed = pack(whole)
+    *records, fault = read(tmp_path, packed[: len(packed) * 2 // 3], f"x.warc{ending}")
+    assert [piece.position for piece in records] == [*range(len(records))]
+    assert (ending != ".bz2") <= len(records) < 4, "of bzip2 whole blocks of 900 kB only"
+    assert fault.reason == "warc_torn_record"
 
 
 def test_zero_padding_and_older_versions_are_read(tmp_path):
