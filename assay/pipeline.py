@@ -40,7 +40,7 @@ from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import give_verdict, load_papers, read_verdict, require_open, trusted, verdict_path
 from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
-from governance.manifest import Input, Manifest, verify
+from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, resized, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime, earlier_seconds, now
 from governance.stage_order import CORPUS_STAGES, STAGES
@@ -393,6 +393,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
+    artifacts |= _data_docs(artifacts["audit"], runtime.root)
     begun = ""
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
@@ -404,6 +405,12 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         get_logger(__name__).warning("the report has no training: %s", why)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
+
+
+def _data_docs(audit: Manifest, root: Path) -> dict[str, Manifest]:
+    """The audit's Data Docs, if `assay governance check --data-docs` made them."""
+    found = [read_manifest(path) for path in root.glob(f"data_docs/*/{FILE_NAME}")]
+    return {docs.stage: docs for docs in found if audit.as_input() in docs.inputs and not resized(docs, root)}
 
 
 def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:

@@ -145,6 +145,30 @@ def follow(page, folder, shorter):
     return ran
 
 
+USED_ELSEWHERE = {"--engine": "tests/data_pipeline/test_join.py: the engines give the same corpus"}
+
+
+def test_what_a_page_of_reference_shows_is_used_by_a_test():
+    """Commands and options of pages whose commands are not run in their order (`follow`)."""
+    texts = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != "test_cli.py"}
+    del texts[Path(__file__)]
+    shown = {}
+    for page in PAGES:
+        for _, words in commands(page):
+            if words[0] == "assay":
+                leaf = [word for word in itertools.takewhile(str.isidentifier, words[1:]) if word.islower()][:2]
+                group = leaf[0] in ("data", "governance", "slurm", "report")
+                for part in (" ".join(leaf if group else leaf[:1]), *(word for word in words if word[:2] == "--")):
+                    shown.setdefault(part, page.name)
+    assert len(shown) > 40
+    between, end = r"""["', ]+""", r"""["'\s,=]"""
+    patterns = {part: re.compile(f"[\"' ]{part.replace(' ', between)}{end}") for part in shown}
+    unused = {
+        part: shown[part] for part, found in patterns.items() if not any(found.search(text) for text in texts.values())
+    }
+    assert unused.keys() == USED_ELSEWHERE.keys(), unused
+
+
 def glob(word, folder):
     return [str(path.relative_to(folder)) for path in folder.glob(word)] if "/" in word and "*" in word else []
 

@@ -44,14 +44,22 @@ def freeze(arguments: argparse.Namespace) -> None:
 
 
 def data_docs(
-    folder: Path, checked: Manifest, artifacts: dict[str, Manifest], loaded: LoadedRun, runtime: Runtime
+    folder: Path | None, checked: Manifest, artifacts: dict[str, Manifest], loaded: LoadedRun, runtime: Runtime
 ) -> None:
-    """Evaluate an audit again and write Great Expectations' Data Docs."""
+    """Evaluate an audit again and write Great Expectations' Data Docs.
+
+    Without a folder they are an artifact, which the report links.
+    """
     from governance.checks.audit import tables_again
+    from governance.checks.data_docs import data_docs as make
     from governance.checks.data_docs import write_data_docs
 
-    tables = tables_again(checked, artifacts, loaded.policy, runtime)
-    shown = write_data_docs(tables, loaded.policy.gates(), folder)
+    tables, gates = tables_again(checked, artifacts, loaded.policy, runtime), loaded.policy.gates()
+    if folder is None:
+        made = make(tables, gates, checked, runtime)
+        folder, shown = runtime.root / made.folder, made.stats["tables"]
+    else:
+        shown = write_data_docs(tables, gates, folder)
     page = folder / "index.html"
     say(f"{page}: {shown} tables by Great Expectations; the pages need no network", data_docs=page)
 

@@ -37,7 +37,7 @@ def check(arguments: Arguments) -> int:
     if arguments.data_docs is not None:
         from assay.cli.check_commands import data_docs
 
-        data_docs(arguments.data_docs, checked, artifacts, loaded, runtime)
+        data_docs(arguments.data_docs or None, checked, artifacts, loaded, runtime)
     if arguments.json:
         say("", **verdict)
     pass_gate(loaded, artifacts, runtime)  # a closed gate is explained by the error

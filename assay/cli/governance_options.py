@@ -22,8 +22,11 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.add_argument(
         "--data-docs",
         type=Path,
+        nargs="?",
+        const=False,
         metavar="FOLDER",
-        help="also write Great Expectations' Data Docs, which open without a network",
+        help="also write Great Expectations' Data Docs, which open without a network (default: below the root, where "
+        "the next report links them)",
     )
     command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or read a suite as gates")
     command.set_defaults(group="check")

@@ -7,6 +7,7 @@ not: a pass over an empty table there is not a pass here. The verdict is in the 
 A suite has one page of expectations and, for each shard or table, a page of results (a batch each). GX's pages load
 styles and scripts from outside hosts, and its index is drawn by them: here the pages carry a style of their own, load
 nothing, run no script, and the index is written plainly. Price: the audit's suites again, and about 0.1 s a page.
+The artifact "data_docs" holds them below the root, and the next report links it; two of them differ in their times.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from urllib.parse import quote
 from governance.checks.expectations import built_expectations, quiet_context
 from governance.checks.gx.own_expectations import own_seconds
 from governance.checks.suites import SuiteTable
+from governance.config import Section
 from governance.errors import ConfigError, PipelineError, storage_errors
-from governance.files import write_text
+from governance.files import remove_tree, write_text
 from governance.gate.policy import Gate
 from governance.log import get_logger
+from governance.manifest import Manifest, describe
 from governance.processes import time_limit
+from governance.stage import Made, Recipe, Runtime, run_stage
 
+VERSION = 1
 _SITE = "assay"
 _OUTSIDE = re.compile(
     r"<script\b.*?</script>|<link\b[^>]*//[^>]*>|<img\b[^>]*src=[\"']https?://[^>]*>|<form\b.*?</form>", re.DOTALL
@@ -43,6 +48,25 @@ text-align:left;vertical-align:top;overflow-wrap:anywhere}
 nav,footer,.modal,.tooltip,#ge-cta-footer,.cooltip .top{display:none!important}.collapse{display:block!important}
 .fa-check-circle::before{content:'pass'}.fa-times::before{content:'fail'}.fa-exclamation-triangle::before{content:'error'}
 .pass,.text-success{color:#1c6b3a}.fail,.text-danger{color:#a8231c}</style>"""
+
+
+def data_docs(
+    tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Gate], checked: Manifest, runtime: Runtime
+) -> Manifest:
+    """Write the Data Docs of an audit as an artifact.
+
+    Raises:
+        PipelineError: the engine could not draw a table.
+        StorageError: the disk is full or refuses.
+    """
+
+    def make(folder: Path) -> Made:
+        remove_tree(folder)  # what an interrupted one left
+        count = write_data_docs(tables, gates, folder)
+        pages = sorted(path for path in folder.rglob("*") if path.is_file())
+        return Made([describe(path, runtime.root) for path in pages], {"tables": count})
+
+    return run_stage(Recipe("data_docs", VERSION, Section()), [checked.as_input()], runtime, make)
 
 
 def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Gate], folder: Path) -> int:

@@ -6,7 +6,8 @@ A file below a root is one of these; `verify` reports any other as foreign:
   training's record, lock, holders and mirrors); a manifest; the journal; a verdict or a refusal, which are signed;
 - a file of W&B's runs of the data and of the gate (`wandb/`), which the journal states;
 - a file that grows (`running_digests.py`), a signed note (`signed_notes.py`), a model's signature;
-- a second name of the newest report's files (`report/latest.html`), whose bytes must be a report's;
+- a second name of the newest report's files (`report/latest.html`), whose bytes must be a report's, but for the
+  length of its links;
 - by rule, because nothing in it is trusted: a lock, which is empty or names its holder; a file that is
   being written, or whose writer was killed; messages that ranks exchange while they save; Slurm's own files
   below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and W&B's links;
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from governance.files import is_temporary, json_text, sha256_file
+from governance.files import is_temporary, json_text, sha256_bytes, sha256_file
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, Output, output_fault
 from governance.signed_notes import NoteSigner
 from governance.signing.running_digests import GROWING
@@ -43,6 +44,7 @@ _BY_RULE = re.compile(
 )
 _EMPTY = re.compile(r"(journal|commit)\.lock")
 _LATEST = re.compile(r"report/latest\.(html|json)")  # second names of a report's files
+TO_ROOT, TO_ROOT_FROM_LATEST = "../../", "../"  # in links of a report, and of its second name
 _RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
 _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/(digests|hub-[0-9a-f]{{16}})\.json|checkpoint/{_KEY}/model\.sig"
@@ -100,7 +102,7 @@ def strays(
         if _EMPTY.fullmatch(name) and path.stat().st_size:
             found.problems.append(f"{name}: is a lock file, which is empty, and has content")
         if _LATEST.fullmatch(name):
-            if sha256_file(path) not in reports:
+            if _as_report(path) not in reports:
                 found.problems.append(f"{name}: is not the copy of a report of this root. Remove it.")
             continue
         if name in named or _known(path, name, manifests):
@@ -118,6 +120,12 @@ def strays(
         f"{name}: the journal states no file of this W&B run, so none is checked" for name in sorted(unstated)
     ]
     return found
+
+
+def _as_report(path: Path) -> str:
+    """SHA-256 of a second name with the links of the report itself."""
+    data = path.read_bytes()
+    return sha256_bytes(data.replace(f'href="{TO_ROOT_FROM_LATEST}'.encode(), f'href="{TO_ROOT}'.encode()))
 
 
 def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> Strays:

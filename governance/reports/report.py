@@ -19,6 +19,7 @@ from governance.config import Section, canonical_json
 from governance.energy.ancestry import RECORD
 from governance.energy.factors import Factors
 from governance.files import put_in_place, sha256_bytes, write_json, write_text
+from governance.lineage.unlisted_files import TO_ROOT, TO_ROOT_FROM_LATEST
 from governance.manifest import KEY_LENGTH, Manifest, describe
 from governance.reports.facts.report_facts import Given, facts, in_order
 from governance.reports.facts.samples import Mask, mask
@@ -60,7 +61,8 @@ def report(
 ) -> Manifest:
     """Write report.html and report.json about these artifacts and this verdict.
 
-    `<root>/report/latest.html` and `latest.json` are second names of the last one's files.
+    `<root>/report/latest.html` and `latest.json` are second names of the last one's files; if that links Data Docs,
+    latest.html is a copy with shorter links.
 
     Args:
         artifacts: stage -> manifest; any stage may be missing, and the page then states that.
@@ -96,4 +98,9 @@ def report(
     if runtime.make:
         for suffix in (".html", ".json"):
             put_in_place(runtime.root / made.folder / f"report{suffix}", runtime.root / "report" / f"latest{suffix}")
+        if "data_docs" in artifacts:
+            latest = runtime.root / "report" / "latest.html"
+            write_text(
+                latest, latest.read_text(encoding="utf-8").replace(f'href="{TO_ROOT}', f'href="{TO_ROOT_FROM_LATEST}')
+            )
     return made

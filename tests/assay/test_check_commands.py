@@ -6,6 +6,7 @@ import base64
 import fnmatch
 import hashlib
 import json
+import re
 
 import pytest
 from huggingface_hub import DatasetCard
@@ -53,7 +54,9 @@ def hub(monkeypatch):
         yield running
 
 
-def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_reference(project, typed, hub):
+def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_reference(
+    project, typed, hub, monkeypatch
+):
     assert typed("data prepare")[0] == 0
     file = project / "reference.json"
     status, said = typed("governance freeze", file)
@@ -68,6 +71,20 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     assert list(docs.glob("validations/drift/**/*.html")) == []
     assert len(list(docs.glob("validations/token_shards/**/*.html"))) == 1
     run_file = project / "run.toml"
+    latest = project / "root" / "report" / "latest.html"
+    assert typed("report write")[0] == 0
+    assert "Data Docs" not in latest.read_text()
+    assert typed("governance check", "--data-docs")[0] == 0
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    assert typed("report write", "--documents", "--open")[0] == 0
+    [page] = [path for path in latest.parent.glob("*/report.html") if "Data Docs" in path.read_text()]
+    assert opened == [page.as_uri()]
+    for place in (page, latest):
+        [link] = re.findall(r'href="([^"]+)">Data Docs of Great Expectations', place.read_text())
+        assert "token_shards" in (place.parent / link).read_text()
+    assert main(["report", "verify", str(project / "root")]) == 0
+    assert main(["governance", "verify", str(project / "root")]) == 0
     text = run_file.read_text()
     for wrong in (
         text + "\n[data.mix]\nweights = { tales = 1.0 }\n",

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import assay
 from assay.cli.main import main
 from data_pipeline.tokens.megatron import open_indexed
 from data_pipeline.tokens.token_shards import TokenShard
+from governance.errors import MissingInput
 from governance.manifest import read_manifest
 from governance.parallel import close_pool
-from governance.stage import read_artifact
+from governance.reports.report import report
+from governance.stage import Runtime, read_artifact
 from tests.conftest import CONFIG, tale, write_tales
 
+DOCS = Path(__file__).parents[2] / "docs"
 CLASSIFIER = """
 [[data.classifiers]]
 name = "quality"
@@ -275,3 +279,35 @@ def test_examples_are_masked_by_the_rules_of_personal_data(project, capsys):
     assert "model_card.md" not in made  # no training
     assert "| documents | 1 |" in made["datasheet.md"]
     assert not [(name, secret) for name, text in made.items() for secret in SECRETS if secret in text]
+
+
+def test_a_run_is_opened_as_the_page_and_the_notebook_do(copy, tmp_path, monkeypatch):
+    root = copy / "made"
+    artifacts = {path.parent.parent.name: read_manifest(path) for path in sorted(root.glob("*/*/manifest.json"))}
+    with pytest.raises(MissingInput, match="no report here"):
+        assay.open_run(root).report()
+    report(artifacts, {}, root, Runtime(root))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    page = (DOCS / "python.md").read_text()
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert names["table"].num_rows == len(names["corpus"]) > 30
+    assert names["table"]["text"].to_pylist() == names["corpus"]["text"]
+    assert "too_few_words" in set(names["frame"]["reason"])
+    assert names["first"][-1] == names["shard"].end_of_document
+    cells = json.loads((DOCS / "read_a_run.ipynb").read_text())["cells"]
+    seen = {}
+    exec("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"), seen)
+    assert seen["lengths"].sum() == len(seen["shard"].tokens)
+    assert {"stage", "documents_kept"} <= set(seen["funnel"])
+    run = assay.open_run(root)
+    with pytest.raises(MissingInput, match=r"no artifact of 'mix'; there are .*encode"):
+        run.files("mix")
+    with pytest.raises(MissingInput, match=r"has no 'kept'; it has .*documents.*removed"):
+        run.files("clean", "kept")
+    with pytest.raises(MissingInput, match="holds no artifact"):
+        assay.open_run(tmp_path)

@@ -131,7 +131,8 @@ def some(folder, ending, count=3, rows=400):
             head += b"WARC-Target-URI: http://a.example/%d\r\nContent-Length: %d\r\n\r\n"
             records = [(body + text.encode(), row) for row, text in enumerate(texts)]
             records = [head % (row, len(data)) + data + b"\r\n\r\n" for data, row in records]
-            path.write_bytes(zstandard.compress(b"".join(records)) if ending.endswith("zst") else b"".join(records))
+            pack = {".zst": zstandard.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
+            path.write_bytes(pack(b"".join(records)))
         else:
             plain = "\n".join(texts).encode() if ending.startswith(".txt") else plain
             packs = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress}

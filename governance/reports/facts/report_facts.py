@@ -111,6 +111,8 @@ def facts(
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
     }
+    if "data_docs" in artifacts:
+        found["data_docs"] = f"{artifacts['data_docs'].folder}/index.html"
     with as_of(root, entries) as then:
         found |= {
             "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,

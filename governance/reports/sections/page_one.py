@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from governance.gate.explanation import counted
+from governance.lineage.unlisted_files import TO_ROOT
 from governance.reports.facts.citations import cite
 from governance.reports.html.markup import (
     UNKNOWN,
@@ -55,6 +56,8 @@ def _verdict(found: Mapping[str, Any]) -> Html:
     sentences = [tag("li", foreign(sentence)) for sentence in reasons(found)]
     small = [tag("span", signer(found)), " ", tag("span", rules(found)), " ",
              tag("span", f"Valid {expiry(found)}." if found["verdict"].get("expires") else "")]  # fmt: skip
+    if "data_docs" in found:
+        small += [" ", tag("a", "Data Docs of Great Expectations", href=f"{TO_ROOT}{found['data_docs']}")]
     return tag(
         "div",
         tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}"),
