@@ -169,6 +169,17 @@ def test_what_a_page_of_reference_shows_is_used_by_a_test():
     assert unused.keys() == USED_ELSEWHERE.keys(), unused
 
 
+def test_each_answer_to_a_thread_names_a_test_that_exists():
+    rows = re.findall(
+        r"^\| .*\) \| (yes|partly|no) \|.*\| (`tests/.*) \|$", (ROOT / "docs/you_asked.md").read_text(), re.M
+    )
+    assert len(rows) >= 25
+    for answer, tests in rows:
+        first, *others = re.findall(r"`([^`]+)`", tests)
+        places = [ROOT / first, *((ROOT / first).parent / other for other in others)]
+        assert [place for place in places if not place.exists()] == [], answer
+
+
 def glob(word, folder):
     return [str(path.relative_to(folder)) for path in folder.glob(word)] if "/" in word and "*" in word else []
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +28,7 @@ from data_pipeline.readers.streams import BLOCK_BYTES
 from governance.config import Section
 from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.files import atomic_file, place, sha256_bytes, sha256_file
+from governance.log import progress
 from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 
@@ -179,9 +180,12 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
     with _explained(url, source):
         system, path = file_system(url)
         size, came = system.info(path).get("size"), 0
-        with system.open(path, "rb", cache_type="readahead") as stream:
+        name = f"fetch {PurePosixPath(urlsplit(public_url(url)).path).name}"
+        shown = progress(name, size / 1e6, "MB") if size else nullcontext(lambda amount: None)
+        with system.open(path, "rb", cache_type="readahead") as stream, shown as advance:
             while block := stream.read(BLOCK_BYTES):
                 came += len(block)
+                advance(len(block) / 1e6)
                 yield block
         if size is not None and came != size:
             raise MissingInput(f"source {source}: {public_url(url)} gave {came} of {size} bytes. Run it again.")

@@ -47,7 +47,7 @@ from data_pipeline.tokens.vocabulary import (
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError, hub_hint
 from governance.files import sha256_bytes, sha256_file, write_bytes, write_text
-from governance.log import get_logger
+from governance.log import get_logger, progress
 from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
 from governance.provenance import provenance
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -223,10 +223,13 @@ def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
     return str(tokenizer.to_str())
 
 
-def _stretches(texts: Iterable[str]) -> Iterator[str]:
-    for part in (part for text in texts for part in segments(text)):
-        for start in range(0, len(part), _TRAINED_CHARACTERS):
-            yield part[start : start + _TRAINED_CHARACTERS]
+def _stretches(texts: Iterable[str], size: int) -> Iterator[str]:
+    with progress("tokenizer", size / 1e6, "MB") as advance:
+        for text in texts:
+            for part in segments(text):
+                for start in range(0, len(part), _TRAINED_CHARACTERS):
+                    yield part[start : start + _TRAINED_CHARACTERS]
+            advance(len(text.encode("utf-8")) / 1e6)
 
 
 def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary]:
@@ -322,7 +325,8 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
                 f"Look at what the earlier stages removed: assay data show CONFIG."
             )
         if given is None:
-            text = _train(_stretches(sample_texts(paths, sample.places)), config)
+            size = int(sample.places["size"].sum())
+            text = _train(_stretches(sample_texts(paths, sample.places), size), config)
             vocabulary = read_vocabulary(text)
             if len(vocabulary.pieces) < config.vocabulary_size:
                 get_logger(__name__).warning(

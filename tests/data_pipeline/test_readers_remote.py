@@ -14,6 +14,7 @@ import pytest
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers import remote
 from data_pipeline.readers.remote import RemoteFile, fetch_remote, find_remote
 from data_pipeline.readers.sources import JsonlSource, ParquetSource, TextSource
 from governance.errors import ConfigError, ManifestError, MissingInput, StorageError
@@ -63,6 +64,24 @@ def test_memory_file_and_path_give_one_digest(tmp_path, memory):
     names = {document.file for document in read_documents(local.files("documents", tmp_path / "r1"))}
     assert names == {"de/a.jsonl", "en/b.jsonl.gz", "x.parquet", "p.html"}
     assert local.stats["documents_kept"] == 103
+
+
+def test_a_fetch_reports_how_far_it_is(tmp_path, memory, monkeypatch):
+    shown = {}
+
+    @contextlib.contextmanager
+    def progress(name, total, unit):
+        shown[name] = [total, 0.0]
+
+        def advance(amount):
+            shown[name][1] += amount
+
+        yield advance
+
+    monkeypatch.setattr(remote, "progress", progress)
+    made(sources("memory://bucket/"), tmp_path, "root")
+    assert set(shown) == {"fetch a.jsonl", "fetch b.jsonl.gz", "fetch x.parquet", "fetch p.html"}
+    assert all(total > 0 and came == pytest.approx(total) for total, came in shown.values())
 
 
 def test_what_was_fetched_is_found_and_what_was_altered_is_not_read(tmp_path, memory):

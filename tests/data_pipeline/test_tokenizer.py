@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -82,6 +83,13 @@ def test_the_stage_writes_both_files_and_its_counts(trained):
     assert (stats["documents"], stats["sample_documents"], stats["end_of_document"]) == (42, 41, 0)
     assert stats["vocabulary_size"] <= CONFIG.vocabulary_size
     assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/tokens/tokenizer.py"
+
+
+def test_training_reports_how_far_its_reading_is(monkeypatch):
+    came = []
+    monkeypatch.setattr(subject, "progress", lambda name, total, unit: nullcontext(came.append))
+    assert list(subject._stretches(["ab", "", "ü" * 70_000], 140_002)) == ["ab", "ü" * 65_536, "ü" * 4464]
+    assert came == [2e-6, 0, 0.14]
 
 
 GOLDEN = "7f0d3e03410e222dded8b0f1853a07822d2734aedde8acf3cb63efcd4dd87975"
