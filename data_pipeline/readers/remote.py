@@ -181,7 +181,7 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
         system, path = file_system(url)
         size, came = system.info(path).get("size"), 0
         name = f"fetch {PurePosixPath(urlsplit(public_url(url)).path).name}"
-        shown = progress(name, size / 1e6, "MB") if size else nullcontext(lambda amount: None)
+        shown = progress(name, size / 1e6, "MB") if size else nullcontext(_silent)
         with system.open(path, "rb", cache_type="readahead") as stream, shown as advance:
             while block := stream.read(BLOCK_BYTES):
                 came += len(block)
@@ -189,6 +189,10 @@ def _blocks(url: str, source: str) -> Iterator[bytes]:
                 yield block
         if size is not None and came != size:
             raise MissingInput(f"source {source}: {public_url(url)} gave {came} of {size} bytes. Run it again.")
+
+
+def _silent(amount: float) -> None:
+    """Progress towards an unknown size."""
 
 
 @contextmanager
