@@ -44,7 +44,7 @@ class OpenedRun:
         return found
 
     def files(self, stage: str, role: str = "documents") -> list[str]:
-        """Paths of the files of a role, in the order of the corpus.
+        """Paths of the files of a role, in order.
 
         Raises:
             MissingInput: there is no such stage or role; the message has those that there are.

@@ -60,7 +60,7 @@ def write_first_note(
     signer: NoteSigner,
     sound: Callable[[Mapping[str, Any]], bool] = bool,
 ) -> dict[str, Any]:
-    """Leave a note unless another process has left one; return the one that counts.
+    """Leave a note unless there is one; return the one that counts.
 
     Processes that look up the same thing at the same time thus agree on one answer. A note that is not `sound`, or
     whose signature does not count, is replaced.

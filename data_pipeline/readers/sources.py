@@ -192,7 +192,9 @@ class TextSource(_Pages, _Paths, HtmlSource):
 
 
 class WarcSource(Origin, _Paths, HtmlSource):
-    """Web archives (ISO 28500): .warc, also with .gz, .zst, .xz, .bz2 or .lz4.
+    """Web archives (ISO 28500).
+
+    Their ending is .warc, also with .gz, .zst, .xz, .bz2 or .lz4.
 
     Only response records with status 200 are read.
     """

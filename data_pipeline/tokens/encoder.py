@@ -111,7 +111,10 @@ def begun(engine: Engine, begin: int) -> Engine:
 
 
 def except_final_spaces(engine: Engine, reference: Engine) -> Engine:
-    """The engine, with `reference` for texts that end with a space other than a line end."""
+    """The engine, with `reference` for texts that end with a space.
+
+    Line ends do not count as such spaces.
+    """
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
         ids, ends = engine(texts)

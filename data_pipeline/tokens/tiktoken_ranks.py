@@ -107,7 +107,7 @@ def from_ranks(data: bytes, pattern: str, special_tokens: Sequence[str]) -> str:
 
 
 def for_gigatoken(definition: str) -> tuple[str, bool]:
-    """A `tokenizer.json` with the patterns of tiktoken in the forms that gigatoken knows.
+    """A `tokenizer.json` with tiktoken's patterns as gigatoken knows them.
 
     The second value is true where cl100k_base's rule for spaces that end a text was left out. Without it, such spaces
     are parted behind their last line end: ids differ where a text ends with another space than a line end.
