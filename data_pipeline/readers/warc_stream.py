@@ -1,6 +1,6 @@
 """WARC records (ISO 28500), plain or compressed.
 
-Compressed are members (gzip, zstd), or the whole file as one stream (xz, bzip2, LZ4).
+A compressed file has members (gzip, zstd) or is one stream (xz, bzip2, LZ4).
 
 Promise: every whole record is found, whatever happened to others; damage is reported once, with the byte at which its
 member begins (in a plain file: at which it begins), and reading goes on at the next member or header; one stream is
