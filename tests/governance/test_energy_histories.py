@@ -136,7 +136,7 @@ class History:
         training.ended = True
 
 
-@settings(max_examples=50)
+@settings(max_examples=120)
 @given(st.lists(attempt, max_size=7))
 def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
     path = host_ledger(tmp_path_factory.mktemp("ledger") / "energy.jsonl")

@@ -170,7 +170,7 @@ def plain(tmp_path_factory):
 
 
 @given(schedule=st.lists(turns, max_size=30))
-@settings(max_examples=10)
+@settings(max_examples=25)
 def test_any_order_of_shares_and_joins_ends_as_one_process(tmp_path_factory, plain, schedule):
     root = tmp_path_factory.mktemp("array")
     model = Model()
@@ -198,7 +198,7 @@ def test_any_order_of_shares_and_joins_ends_as_one_process(tmp_path_factory, pla
 
 
 @given(count=st.integers(1, 7), data=st.data())
-@settings(max_examples=4)
+@settings(max_examples=8)
 def test_arrays_and_joins_by_turns_leave_nothing_to_do(tmp_path_factory, plain, count, data):
     """The job graph: a join, then for each step an array (its tasks in any order) and a join."""
     root = tmp_path_factory.mktemp("graph")
