@@ -1,5 +1,6 @@
 """Fixtures of several test files: a small corpus, and a run file for it."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -8,6 +9,8 @@ import hypothesis
 import pytest
 
 from benchmarks.measures.small_run import SMALL_RUN as CONFIG
+from tests.governance.upload_server import TOKEN, running_hub
+from tests.hub_server import HubRepository, HubServer
 
 hypothesis.settings.register_profile("assay", deadline=None)  # tests check truth, not speed
 hypothesis.settings.load_profile("assay")
@@ -85,6 +88,35 @@ def write_project(folder: Path) -> Path:
 def project(tmp_path: Path) -> Path:
     """The small project in a folder of the test."""
     return write_project(tmp_path / "project")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A hub to upload to."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by Git LFS
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running_hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+@pytest.fixture
+def serve_hub(monkeypatch: pytest.MonkeyPatch):
+    """`serve_hub(name, files)`: a hub that has one repository, to fetch from."""
+    monkeypatch.setattr("governance.hub_client._WAITS", (0.01, 0.01))
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with contextlib.ExitStack() as stack:
+
+        def serve(name: str, files: dict[str, bytes]) -> HubServer:
+            running = stack.enter_context(HubServer({name: HubRepository(dict(files))}))
+            monkeypatch.setenv("HF_ENDPOINT", running.url)
+            return running
+
+        yield serve
 
 
 @pytest.fixture

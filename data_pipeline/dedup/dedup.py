@@ -216,7 +216,7 @@ def dedup(documents: Manifest, config: DedupConfig, runtime: Runtime, earlier: S
         signed = map_shards(recipe, _sign_shard, shards, folder, runtime)
         key = recipe.key([item.digest for item in origins])
         records = folder.parent / "records"
-        decisions, pairs = records / f"{key}.verdict.arrow", records / f"{key}.pairs.parquet"
+        decisions, pairs = records / f"{key}.decisions.arrow", records / f"{key}.pairs.parquet"
 
         def make_decisions(_: Path) -> None:
             # Sources rank in the order in which they first occur, within a shard by their first row.

@@ -37,6 +37,7 @@ from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, read_groups, 
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.files import atomic_path
+from governance.splitmix64 import finalise
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -48,7 +49,6 @@ DECISIONS = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("evidence"
 _REASONS = ("", "exact_duplicate", "url_duplicate", "near_duplicate")
 _OF_EARLIER = "duplicate_of_earlier"
 _TEXT = pa.schema([DOCUMENT_SCHEMA.field("text")])
-_SPREAD = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64's finaliser
 
 
 class DedupConfig(Section):
@@ -220,7 +220,7 @@ def gather(found: Iterable[tuple[Integers, Integers]], ignored: Flags, new: int)
             continue
         starts = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1))
         lengths = np.diff(starts, append=len(keys))
-        hashes = np.add.reduceat(_spread(numbers.astype(np.uint64)), starts) ^ _spread(lengths.astype(np.uint64))
+        hashes = np.add.reduceat(finalise(numbers.astype(np.uint64)), starts) ^ finalise(lengths.astype(np.uint64))
         chosen = np.zeros(len(starts), bool)
         chosen[np.unique(hashes, return_index=True)[1]] = True
         chosen &= (lengths > 1) & (numbers[starts + lengths - 1] >= new) & ~np.isin(hashes, seen)
@@ -229,12 +229,6 @@ def gather(found: Iterable[tuple[Integers, Integers]], ignored: Flags, new: int)
         sizes.append(lengths[chosen])
     empty = np.zeros(0, np.int64)
     return CandidateGroups(np.concatenate([empty, *members]), np.cumsum(np.concatenate([empty, *sizes])))
-
-
-def _spread(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    for shift, factor in zip((np.uint64(30), np.uint64(27)), _SPREAD, strict=True):
-        values = (values ^ values >> shift) * factor
-    return values ^ values >> np.uint64(31)
 
 
 def confirmed(groups: CandidateGroups, values: pa.ChunkedArray) -> tuple[Integers, Integers]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,22 +37,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.dedup.cutting import CUT_SCHEMA, Cutting, cut_shard, first_rows, nothing_cut
+from data_pipeline.dedup.cutting import CUT_SCHEMA, SPAN_SCHEMA, Cutting, cut_repeats, first_rows
 from data_pipeline.dedup.join import shared_units
-from data_pipeline.documents import (
-    DOCUMENT_SCHEMA,
-    cut_spans,
-    document_shards,
-    gathered,
-    read_groups,
-    rows_by_group,
-    table_writer,
-)
+from data_pipeline.documents import DOCUMENT_SCHEMA, cut_spans, read_groups, rows_by_group, table_writer
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards, once
-from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.parallel import ShardMade
+from governance.stage import Recipe, Runtime
 
 Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -65,11 +56,8 @@ _WORD_BYTES = 32  # a cut moves by at most as much so that no word is torn
 _A_ROW_GROUP = 1 << 16
 _BLANKS = b" \t\n\v\f\r"
 _WINDOWS = pa.schema([("row", pa.int32()), ("start", pa.int32()), ("hash", pa.uint64())])
-_SPANS = pa.schema(
-    [("document", pa.int64()), ("kind", pa.int8()), ("start", pa.int64()), ("end", pa.int64()),
-     ("earlier", pa.string()), ("earlier_start", pa.int64())]
-)  # fmt: skip
-_CUTS = pa.schema([*CUT_SCHEMA, ("earlier", pa.string()), ("earlier_start", pa.int64())])
+_EARLIER = (("earlier", pa.string()), ("earlier_start", pa.int64()))
+_SPANS, _CUTS = pa.schema([*SPAN_SCHEMA, *_EARLIER]), pa.schema([*CUT_SCHEMA, *_EARLIER])
 
 
 class SubstringsConfig(Section):
@@ -100,7 +88,7 @@ def _windows_shard(config: SubstringsConfig, path: Path, path_of: Callable[[str]
             append(pa.table({"row": row + rows, "start": start, "hash": value}))
             rows += len(group)
             count += len(row)
-    return ShardMade({"windows": path_of("windows")}, {"windows": count, "rows": rows})
+    return ShardMade({"windows": path_of("windows")}, {"windows": count})
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ class _SharedWindows:
 
 
 def repeated_spans(
-    documents: Sequence[Path], windows: Sequence[Path], config: SubstringsConfig, engine_name: str, target: Path
+    config: SubstringsConfig, documents: Sequence[Path], windows: Sequence[Path], engine_name: str, target: Path
 ) -> None:
     """Write the spans to cut, ordered by document and byte.
 
@@ -148,7 +136,7 @@ def repeated_spans(
                 left -= end - start
             if len(rows) >= _A_ROW_GROUP:
                 pack()
-            return left == len(whole) or left >= config.min_left_bytes  # as `cut_shard` decides
+            return left == len(whole) or left >= config.min_left_bytes  # as `_cut_group` decides
 
         short = find_repeats(
             data, offsets, text.astype(np.int64), shared.start, shared.group, config.window[0], config.min_bytes, stays
@@ -257,24 +245,6 @@ def _whole_words(text: Bytes, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-@dataclass(frozen=True)
-class SpansToCut:
-    """The work on one shard."""
-
-    documents: Path
-    spans: Path
-    first: int
-    """Number of the shard's first document in the corpus."""
-    rows: int
-
-
-def _cut_shard(config: SubstringsConfig, work: SpansToCut, path_of: Callable[[str], Path]) -> ShardMade:
-    ours = [("document", ">=", work.first), ("document", "<", work.first + work.rows)]
-    spans = pq.read_table(work.spans, filters=ours, partitioning=None)
-    spans = spans.append_column("row", pa.array(spans["document"].to_numpy() - work.first))
-    return cut_shard(work.documents, spans, Cutting(_KINDS, _CUTS, cut_spans, config.min_left_bytes), path_of)
-
-
 def drop_substrings(documents: Manifest, config: SubstringsConfig, runtime: Runtime) -> Manifest:
     """Cut repeated substrings except where they occur first.
 
@@ -284,33 +254,6 @@ def drop_substrings(documents: Manifest, config: SubstringsConfig, runtime: Runt
         ManifestError: a shard cannot be read.
         PipelineError: the join fails.
     """
-    recipe = Recipe("substrings", VERSION, config)
-
-    def make(folder: Path) -> Made:
-        inputs = document_shards(documents, runtime.root)
-        first = [Shard(path.stem, ("windows", output.sha256), path, (output,)) for output, path in inputs]
-        found = map_shards(recipe, _windows_shard, first, folder, runtime)
-        windows = [shard.outputs["windows"] for shard in found]
-        known = [value for (output, _), window in zip(inputs, windows, strict=True)
-                 for value in (output.sha256, window.sha256)]  # fmt: skip
-        paths, files = [path for _, path in inputs], [runtime.root / window.path for window in windows]
-        join = functools.partial(repeated_spans, paths, files, config, runtime.engine)
-        joined = recipe.key(known)  # one digest of all, since the key of each shard has it
-        spans = once(runtime, folder.parent / "records" / f"{joined}.parquet", join)
-        rows = [shard.stats["rows"] for shard in found]
-        second = [
-            Shard(
-                path.stem,
-                ("cut", output.sha256, str(first), joined),
-                SpansToCut(path, spans, first, count),
-                (output,),
-            )
-            for (output, path), first, count in zip(inputs, itertools.accumulate(rows, initial=0), rows, strict=False)
-        ]
-        done = map_shards(recipe, _cut_shard, second, folder, runtime)
-        made = gathered([*found, *done], nothing_cut(_KINDS))
-        short = int((pq.read_schema(spans).metadata or {}).get(b"windows_cut_short", 0))
-        stats = {name: value for name, value in made.stats.items() if name != "rows"}
-        return Made(made.outputs, {**stats, "windows_cut_short": short})
-
-    return run_stage(recipe, [documents.as_input()], runtime, make)
+    join = functools.partial(repeated_spans, config)
+    cutting = Cutting("windows", _windows_shard, join, _KINDS, _CUTS, cut_spans, config.min_left_bytes)
+    return cut_repeats(Recipe("substrings", VERSION, config), documents, runtime, cutting)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-Integers = npt.NDArray[np.int64]
+from governance.splitmix64 import INCREMENT
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _target_rows(total: int, sequence_length: int, min_used_share: float) -> int
 
 def _decreasing(sizes: Integers, sequence_length: int) -> Integers:
     """Item numbers by falling size, ties broken by a hash."""
-    mixed = np.arange(1, len(sizes) + 1, dtype=np.uint64) * _GOLDEN
+    mixed = np.arange(1, len(sizes) + 1, dtype=np.uint64) * INCREMENT
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     shuffled = np.argsort(mixed ^ (mixed >> np.uint64(32)), kind="stable")

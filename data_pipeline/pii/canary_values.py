@@ -10,7 +10,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 
+import numpy as np
+
 from governance.files import sha256_bytes
+from governance.splitmix64 import INCREMENT, finalise
 
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MIXED = _UPPER + _UPPER.lower() + "0123456789"
@@ -18,21 +21,15 @@ _MASK = (1 << 64) - 1
 
 
 class Draw:
-    """A stream of numbers that a seed fixes for good.
-
-    It is SplitMix64 (Steele et al., OOPSLA 2014).
-    """
+    """A stream of numbers that a seed fixes for good: SplitMix64."""
 
     def __init__(self, seed: int) -> None:
-        self._state = seed & _MASK
+        self._state = np.array([seed & _MASK], np.uint64)
 
     def below(self, limit: int) -> int:
         """A number from 0 to `limit` - 1."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        mixed = self._state
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        return (mixed ^ (mixed >> 31)) % limit
+        self._state += INCREMENT
+        return int(finalise(self._state)[0]) % limit
 
     def one(self, *choices: str) -> str:
         """One of the choices."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.files import sha256_bytes
+from governance.splitmix64 import INCREMENT, finalise
 
 _ROUNDS = 6  # four rounds of a Feistel network are a pseudo-random permutation (Luby and Rackoff, 1988); two to spare
 
@@ -52,7 +53,7 @@ def _feistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64]) -
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> bits, values & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ (key << np.uint64(32))) & mask)
+        left, right = right, left ^ (finalise((right ^ (key << np.uint64(32))) + INCREMENT) & mask)
     return (left << bits) | right
 
 
@@ -60,16 +61,5 @@ def _unfeistel(values: npt.NDArray[np.uint64], half: int, keys: list[np.uint64])
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> bits, values & mask
     for key in reversed(keys):
-        left, right = right ^ (_mix(left ^ (key << np.uint64(32))) & mask), left
+        left, right = right ^ (finalise((left ^ (key << np.uint64(32))) + INCREMENT) & mask), left
     return (left << bits) | right
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014).
-
-    Every bit of the input reaches every bit out.
-    """
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -12,7 +12,6 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from assay.cli.main import main
-from tests.governance.upload_server import TOKEN, running_hub
 
 
 @pytest.fixture
@@ -39,19 +38,6 @@ WRONG = [
     ("expect_column_to_exist", '{ column = "language", column_name = "x" }', "column_name"),
 ]
 REFERENCE = ("--set", 'audit.reference="reference.json"', "--set", "audit.min_drift_documents=50")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub to upload to."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by Git LFS
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with running_hub() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
-        yield running
 
 
 def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_reference(

@@ -14,14 +14,12 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import hub
 from data_pipeline.readers.sources import HubSource, JsonlSource, ParquetSource
 from data_pipeline.tokens.tokenizer import TokenizerConfig, take_over
-from governance import hub_client
 from governance.errors import ConfigError, MissingInput, hub_hint
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner
 from governance.lineage.unlisted_files import note_faults, strays
 from governance.stage import Runtime
-from tests.hub_server import HubRepository, HubServer
 
 
 def parquet(texts):
@@ -39,13 +37,8 @@ FILES = {
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(hub_client, "_WAITS", (0.01, 0.01))
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    with HubServer({"lab/news": HubRepository(dict(FILES))}) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
+def server(serve_hub):
+    return serve_hub("lab/news", FILES)
 
 
 def source(**values):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dedup import cutting
 from data_pipeline.dedup import substrings as stage
 from data_pipeline.dedup.substrings import SubstringsConfig, drop_substrings, spans_of
 from data_pipeline.documents import cut_spans
@@ -208,7 +209,7 @@ def test_the_key_of_a_shard_does_not_grow_with_the_corpus(tmp_path, monkeypatch)
             yield found
 
     texts = stage._texts
-    monkeypatch.setattr(stage, "map_shards", listed)
+    monkeypatch.setattr(cutting, "map_shards", listed)
     monkeypatch.setattr(stage, "_texts", texts_of)
     drop_substrings(corpus(tmp_path, [prose(i, 300) for i in range(9)], 1), SubstringsConfig(), Runtime(tmp_path))
     assert inputs == [2] * 9 + [4] * 9

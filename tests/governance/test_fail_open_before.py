@@ -161,10 +161,10 @@ def test_a_finding_with_its_record_is_found_again(blocked, tmp_path, capsys, for
 def test_a_decision_for_all_that_was_forged_is_made_again(blocked, tmp_path, caplog):
     """One worker's decision for all (on duplicates), with its note: without the manifest both would be accepted."""
     project = copy_of(blocked, tmp_path)
-    manifest, decided = only(project, "dedup/*/manifest.json"), only(project, "dedup/records/*.verdict.arrow")
+    manifest, decided = only(project, "dedup/*/manifest.json"), only(project, "dedup/records/*.decisions.arrow")
     digest, before = read_manifest(manifest).digest, decided.read_bytes()
     manifest.unlink()
-    note = only(project, "dedup/records/*.verdict.arrow.json")
+    note = only(project, "dedup/records/*.decisions.arrow.json")
     content = read_note(note, project / "root", KeySigner(GovernanceConfig(signing_key="key.pem"), project))
     flip(decided)
     content[decided.name]["sha256"] = sha256_file(decided)

@@ -9,22 +9,10 @@ import pytest
 
 from governance.errors import ConfigError, PipelineError, StorageError
 from governance.hub_client import push
-from tests.governance.upload_server import TOKEN, running_hub
+from tests.governance.upload_server import TOKEN
 
 AGAIN = "send it with: hf upload"
 WEIGHTS = os.urandom(50_000)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the fake stores large files by Git LFS
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with running_hub() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
-        yield running
 
 
 @pytest.fixture

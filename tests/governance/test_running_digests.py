@@ -197,7 +197,7 @@ def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(
     names = ["fetch/digests.json", f"clean/records/{'a' * 64}.json", f"clean/records/{'b' * 64}.json"]
     for name in names:
         write_note(root / name, {"outputs": {}}, root, signer)
-    beside = root / "clean" / "records" / f"{'c' * 64}.verdict.arrow"
+    beside = root / "clean" / "records" / f"{'c' * 64}.decisions.arrow"
     write_bytes(beside, b"data")
     facts = {beside.name: {"bytes": 4, "sha256": sha256_bytes(b"data")}}
     write_note(beside.with_name(f"{beside.name}.json"), facts, root, signer)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from governance import hub_client
 from governance.errors import CheckpointError, ConfigError, MissingInput
 from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
@@ -16,7 +15,6 @@ from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.initial_weights import hub_weights
 from pretrain.initial_weights.model_settings import read_model
 from pretrain.initial_weights.start import open_weights
-from tests.hub_server import HubRepository, HubServer
 from tests.pretrain.initial_weights.test_initial_weights import saved
 
 
@@ -31,17 +29,12 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def server(monkeypatch, files, tmp_path):
+def server(monkeypatch, files, tmp_path, serve_hub):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(hub_client, "_WAITS", (0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    with HubServer({"lab/tiny": HubRepository(dict(files))}) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
+    return serve_hub("lab/tiny", files)
 
 
 def recipe(files, address="hf://lab/tiny"):
