@@ -33,8 +33,7 @@ from data_pipeline.filters.own_filters import own_filters
 from data_pipeline.filters.own_language_model import own_language_model
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.redact import redact
-from data_pipeline.readers.items import expected_items, may_overflow
-from data_pipeline.readers.parts import has_lines, plan, text_bytes
+from data_pipeline.readers.parts import expected_items, has_lines, may_overflow, plan, text_bytes
 from data_pipeline.tokens.encode import encode
 from data_pipeline.tokens.mix import mix
 from data_pipeline.tokens.pack import pack

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from data_pipeline.readers.parts import SourceItem
+from data_pipeline.readers.items import SourceItem
 from data_pipeline.readers.sources import PackageSource
 from data_pipeline.readers.streams import BLOCK_BYTES, TornStream, is_bomb, open_source, unpacked_file
 from data_pipeline.readers.text import check_endings

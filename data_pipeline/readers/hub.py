@@ -28,7 +28,6 @@ from typing import Any
 
 from data_pipeline.readers.local import FoundFiles, search_files
 from data_pipeline.readers.parquet import read_parquet
-from data_pipeline.readers.parts import SourceItem
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import HubSource
 from data_pipeline.readers.streams import PACKED, blocks, plain_name
@@ -184,14 +183,6 @@ def list_hub(source: HubSource, runtime: Runtime) -> HubListing:
         source.name, source.dataset, source.revision, listing.commit, len(listing.files), path,
     )  # fmt: skip
     return listing
-
-
-def hub_items(source: HubSource, runtime: Runtime) -> list[SourceItem]:
-    """An item for each listed file, else one for all rows."""
-    listing = list_hub(source, runtime)
-    whole = [SourceItem(source.dataset, None, listing.commit, 0)]
-    files = listing.files
-    return [SourceItem(f.name, None, f.sha256 or f"{listing.commit}:{f.name}", f.bytes) for f in files] or whole
 
 
 def _listing(note: Mapping[str, Any] | None) -> HubListing | None:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.own_code import find_code, load
-from data_pipeline.readers.hub import hub_items, local_files
+from data_pipeline.readers.hub import list_hub, local_files
 from data_pipeline.readers.local import FoundFiles, find_files, find_paths
 from data_pipeline.readers.package import fetch
 from data_pipeline.readers.pages.extraction import check_installed
-from data_pipeline.readers.parts import (
-    PACKED_RATIO,
-    FilePart,
-    SourceItem,
-    has_lines,
-    has_row_groups,
-    is_packed,
-    text_bytes,
-)
 from data_pipeline.readers.remote import fetch_remote, find_remote
 from data_pipeline.readers.sources import HtmlSource, HubSource, OwnSource, PackageSource, Source, WarcSource
 from data_pipeline.readers.text import check_endings
@@ -28,6 +19,47 @@ from governance.errors import ManifestError
 from governance.file_digests import Digests
 from governance.manifest import Manifest
 from governance.stage import Runtime
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A range of a file's bytes or row groups, `end` exclusive."""
+
+    begin: int
+    end: int
+    first: int
+    """The number of its first record within the file."""
+    bytes: int
+    """Unpacked."""
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """One file: local, member of an archive, or on the hub."""
+
+    file: str
+    """Its name within the source."""
+    path: Path | None
+    digest: str
+    """SHA-256 of the file, or of the archive; for the hub its commit."""
+    bytes: int
+    member: int | None = None
+    part: FilePart | None = None
+    """Range of its records, where a huge file is cut."""
+    facts: tuple[int, ...] = ()
+    """Size, times and inode of a local file when its digest was taken (`Digests.facts`)."""
+
+    @property
+    def key(self) -> str:
+        """All that decides which records these are."""
+        part = f" {self.part.begin} {self.part.end} {self.part.first}" if self.part else ""
+        return f"{self.digest} {self.member} {self.file}{part}"
+
+    @property
+    def local(self) -> Path:
+        """Its path; only a data set of the hub has none."""
+        assert self.path is not None, "a data set of the hub has no file"
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -74,12 +106,12 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
             raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
         items.append(SourceItem(name or path.name, path, output.sha256, output.bytes, facts=digests.facts(path)))
     beside: list[tuple[str, Path]] = []
-    if isinstance(source, OwnSource):
-        code = find_code(source.reader, folder, f"source {source.name}: reader")
-        beside = [(f"code/{name}", path) for name, path in code.named()]
-    elif isinstance(source, WarcSource) and source.opt_out_paths:
+    if isinstance(source, WarcSource) and source.opt_out_paths:
         found = find_files(source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
         beside = [(f"opt_out/{file.name}", file.path) for file in found]
+    elif isinstance(source, OwnSource):
+        code = find_code(source.reader, folder, f"source {source.name}: reader")
+        beside = [(f"code/{name}", path) for name, path in code.named()]
     local, more = (
         [
             SourceItem(name, path, digests.of(path), path.stat().st_size, facts=digests.facts(path))
@@ -88,6 +120,14 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         for files in ([(file.name, file.path) for file in here.files], beside)
     )
     return SourceFiles(source, [*items, *local], more, here.unread)
+
+
+def hub_items(source: HubSource, runtime: Runtime) -> list[SourceItem]:
+    """An item for each listed file, else one for all rows."""
+    listing = list_hub(source, runtime)
+    whole = [SourceItem(source.dataset, None, listing.commit, 0)]
+    files = listing.files
+    return [SourceItem(f.name, None, f.sha256 or f"{listing.commit}:{f.name}", f.bytes) for f in files] or whole
 
 
 def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
@@ -105,42 +145,3 @@ def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
         yield lambda: load(find_code(source.reader, folder, f"source {source.name}: reader"))
     if isinstance(source, WarcSource) and source.opt_out_paths:
         yield partial(find_files, source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
-
-
-def expected_items(source: Source, folder: Path, shard_bytes: int, runtime: Runtime) -> list[SourceItem]:
-    """Expected items of a source, from names and sizes alone.
-
-    A remote item of unknown size counts as a full shard: a package, a data set of the hub that is streamed, each file
-    that a URL names.
-
-    Raises:
-        MissingInput: a file is missing, or its server does not answer.
-    """
-    if isinstance(source, PackageSource):
-        return [SourceItem(source.name, None, "", shard_bytes)]
-    if isinstance(source, HubSource) and source.revision:
-        return [item if item.bytes else replace(item, bytes=shard_bytes) for item in hub_items(source, runtime)]
-    if source.elsewhere:
-        assert not isinstance(source, HubSource), "those of the hub are listed above"
-        names = [file.name for file in find_remote(source.paths, source.name)]
-        return [SourceItem(name, None, "", shard_bytes // (PACKED_RATIO if is_packed(name) else 1)) for name in names]
-    pieces = []
-    found = local_files(source, folder) if isinstance(source, HubSource) else find_paths(source, folder)
-    for file in found.files:
-        item = SourceItem(file.name, file.path, "", file.path.stat().st_size)
-        size = text_bytes(item)
-        if size <= shard_bytes or not (has_lines(source, item) or has_row_groups(source, item)):
-            pieces.append(item)
-            continue
-        for begin in range(0, size, shard_bytes):
-            end = min(begin + shard_bytes, size)
-            pieces.append(replace(item, part=FilePart(begin, end, 0, end - begin)))
-    return pieces
-
-
-def may_overflow(item: SourceItem, shard_bytes: int) -> bool:
-    """Return whether an item may fill more than one document shard.
-
-    Packed text may be of any length.
-    """
-    return item.path is None or is_packed(item.file) or text_bytes(item) > shard_bytes

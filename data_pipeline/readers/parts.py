@@ -17,7 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.readers.hub import local_files
+from data_pipeline.readers.items import FilePart, SourceItem, hub_items
+from data_pipeline.readers.local import find_paths
 from data_pipeline.readers.parquet_pages import row_groups
+from data_pipeline.readers.remote import find_remote
 from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource, ParquetSource, Source
 from data_pipeline.readers.streams import PACKED, blocks, open_source
 from governance.config import Section
@@ -27,47 +31,6 @@ from governance.stage import Recipe, Runtime
 
 _NEWLINE = 10
 PACKED_RATIO = 4  # text in a byte of a packed file or Parquet, to size shards by; measured 2.5 to 5 on prose
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """A range of a file's bytes or row groups, `end` exclusive."""
-
-    begin: int
-    end: int
-    first: int
-    """The number of its first record within the file."""
-    bytes: int
-    """Unpacked."""
-
-
-@dataclass(frozen=True)
-class SourceItem:
-    """One file: local, member of an archive, or on the hub."""
-
-    file: str
-    """Its name within the source."""
-    path: Path | None
-    digest: str
-    """SHA-256 of the file, or of the archive; for the hub its commit."""
-    bytes: int
-    member: int | None = None
-    part: FilePart | None = None
-    """Range of its records, where a huge file is cut."""
-    facts: tuple[int, ...] = ()
-    """Size, times and inode of a local file when its digest was taken (`Digests.facts`)."""
-
-    @property
-    def key(self) -> str:
-        """All that decides which records these are."""
-        part = f" {self.part.begin} {self.part.end} {self.part.first}" if self.part else ""
-        return f"{self.digest} {self.member} {self.file}{part}"
-
-    @property
-    def local(self) -> Path:
-        """Its path; only a data set of the hub has none."""
-        assert self.path is not None, "a data set of the hub has no file"
-        return self.path
 
 
 @dataclass(frozen=True)
@@ -232,3 +195,42 @@ def plan(
         joined[-1].append(item)
         size += more
     return [Reading(source, tuple(held), shard_bytes, tuple(beside)) for held in joined]
+
+
+def expected_items(source: Source, folder: Path, shard_bytes: int, runtime: Runtime) -> list[SourceItem]:
+    """Expected items of a source, from names and sizes alone.
+
+    A remote item of unknown size counts as a full shard: a package, a data set of the hub that is streamed, each file
+    that a URL names.
+
+    Raises:
+        MissingInput: a file is missing, or its server does not answer.
+    """
+    if isinstance(source, PackageSource):
+        return [SourceItem(source.name, None, "", shard_bytes)]
+    if isinstance(source, HubSource) and source.revision:
+        return [item if item.bytes else replace(item, bytes=shard_bytes) for item in hub_items(source, runtime)]
+    if source.elsewhere:
+        assert not isinstance(source, HubSource), "those of the hub are listed above"
+        names = [file.name for file in find_remote(source.paths, source.name)]
+        return [SourceItem(name, None, "", shard_bytes // (PACKED_RATIO if is_packed(name) else 1)) for name in names]
+    pieces = []
+    found = local_files(source, folder) if isinstance(source, HubSource) else find_paths(source, folder)
+    for file in found.files:
+        item = SourceItem(file.name, file.path, "", file.path.stat().st_size)
+        size = text_bytes(item)
+        if size <= shard_bytes or not (has_lines(source, item) or has_row_groups(source, item)):
+            pieces.append(item)
+            continue
+        for begin in range(0, size, shard_bytes):
+            end = min(begin + shard_bytes, size)
+            pieces.append(replace(item, part=FilePart(begin, end, 0, end - begin)))
+    return pieces
+
+
+def may_overflow(item: SourceItem, shard_bytes: int) -> bool:
+    """Return whether an item may fill more than one document shard.
+
+    Packed text may be of any length.
+    """
+    return item.path is None or is_packed(item.file) or text_bytes(item) > shard_bytes

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import read_hub, read_hub_file, read_json
+from data_pipeline.readers.items import SourceItem
 from data_pipeline.readers.own_reader import read_own
 from data_pipeline.readers.parquet import read_parquet
-from data_pipeline.readers.parts import Reading, SourceItem, has_row_groups
+from data_pipeline.readers.parts import Reading, has_row_groups
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import (

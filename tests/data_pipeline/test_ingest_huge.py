@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers.parts import SourceItem, is_stream, line_parts, plan
+from data_pipeline.readers.items import SourceItem
+from data_pipeline.readers.parts import is_stream, line_parts, plan
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.sources import JsonlSource, PackageSource, ParquetSource
 from data_pipeline.readers.streams import byte_range

@@ -17,9 +17,10 @@ import zstandard
 
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.hub import local_files
+from data_pipeline.readers.items import SourceItem
 from data_pipeline.readers.local import find_files
 from data_pipeline.readers.package import fetch
-from data_pipeline.readers.parts import Reading, SourceItem
+from data_pipeline.readers.parts import Reading
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import Fields, Record, RecordFault
 from data_pipeline.readers.sources import HubSource, PackageSource, Source
