@@ -40,7 +40,7 @@ from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.initial_weights.start import open_weights
-from pretrain.metrics.tensorboard import require_tensorboard
+from pretrain.metrics.metrics_log import require_mirrors
 from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
@@ -118,8 +118,7 @@ def refuse_missing_packages(tracking: TrackingConfig) -> None:
     Raises:
         ConfigError: with the command that installs it.
     """
-    if tracking.tensorboard:
-        require_tensorboard()
+    require_mirrors(tracking)
     if tracking.mode == "online" and importlib.util.find_spec("wandb") is None:
         raise ConfigError(
             "tracking.mode = 'online', but the package wandb is not installed. Install it with: pip install wandb, or "

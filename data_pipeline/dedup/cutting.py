@@ -132,12 +132,11 @@ def _cut_group(
     texts = group["text"].combine_chunks()
     reasons, evidence = [""] * len(group), [""] * len(group)
     changed: dict[int, str] = {}
-    order = np.argsort(rows, kind="stable")
-    bounds = [*np.flatnonzero(np.diff(rows[order], prepend=-1)).tolist(), len(order)]
+    bounds = [*np.flatnonzero(np.diff(rows, prepend=-1)).tolist(), len(rows)]
     for a, b in itertools.pairwise(bounds):
-        mine, row = order[a:b], int(rows[order[a]])
+        row = int(rows[a])
         text = texts[row].as_buffer().to_pybytes()
-        left = cutting.left(text, list(zip(starts[mine].tolist(), ends[mine].tolist(), strict=True)))
+        left = cutting.left(text, list(zip(starts[a:b].tolist(), ends[a:b].tolist(), strict=True)))
         if len(left) < cutting.min_left_bytes:
             reasons[row], evidence[row] = "duplicate_text", f"bytes_cut={len(text) - len(left)} of {len(text)}"
         changed[row] = left.decode("utf-8")

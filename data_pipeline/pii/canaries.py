@@ -8,13 +8,15 @@ people write around such a value; values without one are harder, and their recal
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from data_pipeline.pii.canary_values import MAKERS, Draw
 from data_pipeline.pii.detections import FAMILIES, Detection
 from governance.files import sha256_bytes
+from governance.splitmix64 import INCREMENT, finalise
 
 _WINDOW = 600  # characters of the passage on either side: what rules read around a number is much less
 HOSTS = 64  # documents of a shard's row group that lend passages
@@ -92,8 +94,9 @@ def hosts(digests: Sequence[str], seed: int) -> list[int]:
 
     They are those whose digest, mixed with the seed, is smallest.
     """
-    mixed = ((Draw(int(digest[:16], 16) ^ seed).below(1 << 63), place) for place, digest in enumerate(digests))
-    return [place for _, place in heapq.nsmallest(HOSTS, mixed)]
+    words = np.array([(int(digest[:16], 16) ^ seed) & (1 << 64) - 1 for digest in digests], np.uint64)
+    mixed = finalise(words + INCREMENT) % np.uint64(1 << 63)
+    return [int(place) for place in np.argsort(mixed, kind="stable")[:HOSTS]]
 
 
 def planted(types: Sequence[str], rounds: range, passages: Sequence[tuple[str, str]], seed: int) -> Iterator[Canary]:

@@ -30,7 +30,6 @@ from the header's, a row longer than L, a piece that leaves its shard.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.tokens.token_shards import NO_TARGET, ShardRow, TokenShard
-from governance.errors import ManifestError, MissingInput
+from data_pipeline.tokens.token_shards import FIX, HEADER, NO_TARGET, ShardRow, TokenShard, map_whole, read_header
+from governance.errors import ManifestError
 from governance.files import atomic_file
 
 MAGIC = b"ASSAYROW"
@@ -48,9 +47,7 @@ FORMAT_VERSION = 1
 SUFFIX = ".rows"
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4"), ("shard", "<u4")])
 
-_HEADER = struct.Struct("<8sIIQQQQQQ")
 _DIGEST_BYTES = 32
-_FIX = "Remove it and run the same command again: only this file is made again."
 
 
 @dataclass(frozen=True)
@@ -79,26 +76,12 @@ class PackedRows:
             MissingInput: the file is missing.
             ManifestError: it is not an index of packed rows, has another version, or is torn; names the file.
         """
-        try:
-            size = path.stat().st_size
-            with open(path, "rb") as file:
-                head = file.read(_HEADER.size)
-        except OSError as error:
-            raise MissingInput(f"cannot read packed rows {path}: {error.strerror}") from error
-        if len(head) < _HEADER.size or head[:8] != MAGIC:
-            raise ManifestError(f"{path}: is not an index of packed rows (begins with {head[:8]!r}). {_FIX}")
-        _, version, length, rows, pieces, shards, used, ends_offset, total = _HEADER.unpack(head)
-        if version != FORMAT_VERSION:
-            raise ManifestError(
-                f"{path}: has format {version} of packed rows; this version reads {FORMAT_VERSION}. "
-                f"Read it with the version that wrote it, or make it again."
-            )
+        _, *sizes = read_header(path, "an index of packed rows", MAGIC, (FORMAT_VERSION,))
+        length, rows, pieces, shards, used, ends_offset, total = sizes
         if not length or (ends_offset, total) != _layout(rows, pieces, shards):
-            raise ManifestError(f"{path}: its header contradicts itself. {_FIX}")
-        if size != total:
-            raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_FIX}")
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
-        digests = mapped[_HEADER.size : ends_offset].tobytes().hex()
+            raise ManifestError(f"{path}: its header contradicts itself. {FIX}")
+        mapped = map_whole(path, total)
+        digests = mapped[HEADER.size : ends_offset].tobytes().hex()
         packed = cls(
             path=path,
             sequence_length=length,
@@ -118,7 +101,7 @@ class PackedRows:
 
 def _layout(rows: int, pieces: int, shards: int) -> tuple[int, int]:
     """Offset of the row ends, and bytes of the whole file."""
-    ends_offset = _HEADER.size + _DIGEST_BYTES * shards
+    ends_offset = HEADER.size + _DIGEST_BYTES * shards
     return ends_offset, ends_offset + 8 * rows + PIECE.itemsize * pieces
 
 
@@ -128,11 +111,11 @@ def _check(packed: PackedRows) -> None:
     lengths = packed.pieces["length"].astype(np.int64)
     whole = (int(ends[-1]) if len(ends) else 0) == len(lengths) and bool((counts > 0).all())
     if not whole or int(lengths.sum()) != packed.used or not (lengths > 0).all():
-        raise ManifestError(f"{packed.path}: its rows do not hold its {len(lengths)} pieces. {_FIX}")
+        raise ManifestError(f"{packed.path}: its rows do not hold its {len(lengths)} pieces. {FIX}")
     if len(ends) and int(np.add.reduceat(lengths, ends - counts).max()) > packed.sequence_length:
-        raise ManifestError(f"{packed.path}: has a row of more than {packed.sequence_length} positions. {_FIX}")
+        raise ManifestError(f"{packed.path}: has a row of more than {packed.sequence_length} positions. {FIX}")
     if len(lengths) and int(packed.pieces["shard"].max()) >= len(packed.shards):
-        raise ManifestError(f"{packed.path}: a piece names a shard that it does not list. {_FIX}")
+        raise ManifestError(f"{packed.path}: a piece names a shard that it does not list. {FIX}")
 
 
 def write_packed_rows(
@@ -153,7 +136,7 @@ def write_packed_rows(
     ends_offset, total = _layout(rows, len(pieces), len(shards))
     counts = (sequence_length, rows, len(pieces), len(shards), used, ends_offset, total)
     with atomic_file(path) as file:
-        file.write(_HEADER.pack(MAGIC, FORMAT_VERSION, *counts))
+        file.write(HEADER.pack(MAGIC, FORMAT_VERSION, *counts))
         file.write(bytes.fromhex("".join(shards)))
         file.write(np.ascontiguousarray(row_ends, dtype="<u8").data)
         file.write(np.ascontiguousarray(pieces, dtype=PIECE).tobytes())
@@ -172,7 +155,7 @@ def shards_of(packed: PackedRows, known: Mapping[str, TokenShard]) -> tuple[Toke
     last = packed.pieces["start"] + packed.pieces["length"]
     sizes = np.array([len(shard.tokens) for shard in shards], dtype=np.uint64)
     if len(last) and bool((last >= sizes[packed.pieces["shard"]]).any()):
-        raise ManifestError(f"{packed.path}: has a piece beyond the end of its shard. {_FIX}")
+        raise ManifestError(f"{packed.path}: has a piece beyond the end of its shard. {FIX}")
     return shards
 
 

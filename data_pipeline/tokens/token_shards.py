@@ -53,10 +53,44 @@ IDENTITY_BYTES = 16
 UNDETERMINED = "und"  # ISO 639-2: the language is undetermined
 UNKNOWN_GROUP = f"unknown/{UNDETERMINED}"
 
-_HEADER = struct.Struct("<8sIIQQQQQQ")
+HEADER = struct.Struct("<8sIIQQQQQQ")
 _TOKEN_KINDS = {2: "<u2", 4: "<u4"}
 
 Integers = npt.NDArray[np.integer]
+
+
+def read_header(path: Path, kind: str, magic: bytes, versions: Sequence[int]) -> Sequence[int]:
+    """The header of a file of this kind (`HEADER`), from the version on.
+
+    Raises:
+        MissingInput: the file is missing.
+        ManifestError: it is of another kind, or has a version that is not read.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER.size)
+    except OSError as error:
+        raise MissingInput(f"cannot read {path}, {kind}: {error.strerror}") from error
+    if len(head) < HEADER.size or head[:8] != magic:
+        raise ManifestError(f"{path}: is not {kind} (begins with {head[:8]!r}). {FIX}")
+    _, *numbers = HEADER.unpack(head)
+    if numbers[0] not in versions:
+        raise ManifestError(
+            f"{path}: is {kind} of format {numbers[0]}; this version reads {' and '.join(map(str, versions))}. "
+            "Read it with the version that wrote it, or make it again."
+        )
+    return numbers
+
+
+def map_whole(path: Path, total: int) -> npt.NDArray[np.uint8]:
+    """Map a file of `total` bytes.
+
+    Raises:
+        ManifestError: it has another size.
+    """
+    if (size := path.stat().st_size) != total:
+        raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {FIX}")
+    return np.memmap(path, dtype=np.uint8, mode="r")
 
 
 @dataclass(frozen=True)
@@ -90,27 +124,13 @@ class TokenShard:
             MissingInput: the file is missing.
             ManifestError: it is not a token shard, has another version, or is torn; names the file.
         """
-        try:
-            size = path.stat().st_size
-            with open(path, "rb") as file:
-                head = file.read(_HEADER.size)
-        except OSError as error:
-            raise MissingInput(f"cannot read token shard {path}: {error.strerror}") from error
-        if len(head) < _HEADER.size or head[:8] != MAGIC:
-            raise ManifestError(f"{path}: is not a token shard (begins with {head[:8]!r}). {_FIX}")
-        _, version, item, vocabulary, last, tokens, documents, ends_offset, total = _HEADER.unpack(head)
-        if version not in (_WITHOUT_GROUPS, FORMAT_VERSION):
-            raise ManifestError(
-                f"{path}: has token format {version}; this version reads {_WITHOUT_GROUPS} and {FORMAT_VERSION}. "
-                f"Read it with the version that wrote it, or make it again."
-            )
+        version, *sizes = read_header(path, "a token shard", MAGIC, (_WITHOUT_GROUPS, FORMAT_VERSION))
+        item, vocabulary, last, tokens, documents, ends_offset, total = sizes
         layout = _layout(tokens, documents, item) if item in _TOKEN_KINDS else (0, 0, 0)
         grouped = version == FORMAT_VERSION
         if ends_offset != layout[0] or (total < layout[2] if grouped else total != layout[1]):
-            raise ManifestError(f"{path}: its header contradicts itself. {_FIX}")
-        if size != total:
-            raise ManifestError(f"{path}: is torn: it has {size} bytes, its header says {total}. {_FIX}")
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+            raise ManifestError(f"{path}: its header contradicts itself. {FIX}")
+        mapped = map_whole(path, total)
         second, third = ends_offset + 8 * documents, ends_offset + 16 * documents
         ends = mapped[ends_offset:second].view("<u8")
         names: tuple[str, ...] = (UNKNOWN_GROUP,)
@@ -119,17 +139,17 @@ class TokenShard:
             groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
             names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
             if documents and int(groups.max()) >= len(names):
-                raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {_FIX}")
+                raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {FIX}")
         last_end = int(ends[-1]) if len(ends) else 0
         if last_end != tokens or not np.all(ends[1:] > ends[:-1]) or (len(ends) and not ends[0]):
             raise ManifestError(
-                f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last_end}). {_FIX}"
+                f"{path}: its document ends do not rise to its {tokens} tokens (the last is {last_end}). {FIX}"
             )
         return cls(
             path=path,
             vocabulary_size=vocabulary,
             end_of_document=last,
-            tokens=mapped[_HEADER.size : _HEADER.size + tokens * item].view(_TOKEN_KINDS[item]),
+            tokens=mapped[HEADER.size : HEADER.size + tokens * item].view(_TOKEN_KINDS[item]),
             document_ends=ends,
             document_bytes=mapped[second:third].view("<u8"),
             identities=mapped[third : third + IDENTITY_BYTES * documents].reshape(documents, IDENTITY_BYTES),
@@ -138,12 +158,12 @@ class TokenShard:
         )
 
 
-_FIX = "Remove it and run the same command again: only this shard is made again."
+FIX = "Remove it and run the same command again: only this shard is made again."
 
 
 def _layout(tokens: int, documents: int, item: int) -> tuple[int, int, int]:
     """Offsets of the document ends, of the groups, and of their names."""
-    ends_offset = _HEADER.size + -(-tokens * item // 8) * 8
+    ends_offset = HEADER.size + -(-tokens * item // 8) * 8
     groups_offset = ends_offset + documents * (8 + 8 + IDENTITY_BYTES)
     return ends_offset, groups_offset, groups_offset + -(-documents * 4 // 8) * 8
 
@@ -209,26 +229,20 @@ def write_token_shard(
     numbers = {name: number for number, name in enumerate(names)}
     ends_offset, groups_offset, names_offset = _layout(tokens, len(documents), item)
     total = names_offset + len(listed)
-    header = _HEADER.pack(
+    header = HEADER.pack(
         MAGIC, FORMAT_VERSION, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
     )
     with atomic_file(path) as file:
         file.write(header)
         for document in documents:
             file.write(np.ascontiguousarray(document.tokens, dtype=_TOKEN_KINDS[item]).data)
-        file.write(bytes(ends_offset - _HEADER.size - tokens * item))
+        file.write(bytes(ends_offset - HEADER.size - tokens * item))
         file.write(ends.tobytes())
         file.write(np.array([document.bytes for document in documents], dtype="<u8").tobytes())
         file.write(b"".join(document_identity(document.id) for document in documents))
         file.write(np.array([numbers[document.group] for document in documents], dtype="<u4").tobytes())
         file.write(bytes(names_offset - groups_offset - 4 * len(documents)))
         file.write(listed)
-
-
-def find_document(shard: TokenShard, document_id: str) -> list[int]:
-    """Indices of documents with this id in the shard."""
-    identity = np.frombuffer(document_identity(document_id), dtype=np.uint8)
-    return [int(index) for index in np.flatnonzero((shard.identities == identity).all(axis=1))]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ resumed run computes again in any case, unless a checkpoint was saved since.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import threading
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from governance.errors import ConfigError
 from governance.files import append_line, read_lines
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
@@ -100,25 +102,38 @@ def open_record(
             one.join()
 
 
+def require_mirrors(config: TrackingConfig) -> None:
+    """Raise unless the packages of the requested mirrors are installed.
+
+    Raises:
+        ConfigError: with the command that installs the one that is missing.
+    """
+    for name, setting in (("tensorboard", config.tensorboard), ("mlflow", config.mlflow)):
+        if setting and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracking.{name} is set, but the package {name} is not installed. Install it with: "
+                f"pip install 'assay-pretrain[{name}]', or remove the setting"
+            )
+
+
 def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> list[tuple[str, Callable[[], Mirror]]]:
     """Names of the requested mirrors, and how each is opened.
 
     Raises:
         ConfigError: a package that one needs is not installed.
     """
-    from pretrain.metrics.mlflow import MlflowMirror, require_mlflow
+    from pretrain.metrics.mlflow import MlflowMirror
     from pretrain.metrics.prometheus import open_prometheus
-    from pretrain.metrics.tensorboard import open_tensorboard, require_tensorboard
+    from pretrain.metrics.tensorboard import FOLDER, TensorboardMirror
     from pretrain.metrics.wandb import mode_of, open_wandb
 
+    require_mirrors(config)
     found: list[tuple[str, Callable[[], Mirror]]] = []
     if mode_of(config) != "disabled":
         found.append(("W&B", lambda: open_wandb(folder, config, identity)))
     if config.tensorboard:
-        require_tensorboard()
-        found.append(("TensorBoard", lambda: open_tensorboard(folder)))
+        found.append(("TensorBoard", lambda: TensorboardMirror(folder / FOLDER)))
     if config.mlflow:
-        require_mlflow()
         found.append(("MLflow", lambda: MlflowMirror(folder, config, identity)))
     if config.prometheus:
         found.append(("Prometheus", lambda: open_prometheus(Path(config.prometheus), identity.key[:8])))

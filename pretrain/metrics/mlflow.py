@@ -8,7 +8,6 @@ Optional: `pip install 'assay-pretrain[mlflow]'`.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import threading
 import time
@@ -18,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from governance.config import flat
-from governance.errors import ConfigError
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.events import chart_values
@@ -30,19 +28,6 @@ _FINISH_SECONDS = 30.0  # of the minute that Slurm and the launcher leave to a r
 _KEY, _ROWS = "assay.key", "assay.rows"
 _MOST_METRICS, _MOST_PARAMETERS, _MOST_CHARACTERS = 1000, 100, 500  # of a request, and of a parameter's value
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names
-
-
-def require_mlflow() -> None:
-    """Raise unless it is installed.
-
-    Raises:
-        ConfigError: with the command that installs it.
-    """
-    if importlib.util.find_spec("mlflow") is None:
-        raise ConfigError(
-            "tracking.mlflow is set, but the package mlflow is not installed. Install it with: "
-            "pip install 'assay-pretrain[mlflow]', or remove the setting"
-        )
 
 
 class MlflowMirror:

@@ -6,34 +6,14 @@ shows its last attempt. Optional: `pip install 'assay-pretrain[tensorboard]'`.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from governance.errors import ConfigError
 from pretrain.metrics.events import chart_values
 
 FOLDER = "tensorboard"
 _QUEUE, _FLUSH_SECONDS = 4096, 30
-
-
-def require_tensorboard() -> None:
-    """Raise unless it is installed.
-
-    Raises:
-        ConfigError: with the command that installs it.
-    """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError(
-            "tracking.tensorboard = true, but the package tensorboard is not installed. Install it with: "
-            "pip install 'assay-pretrain[tensorboard]', or set tracking.tensorboard = false"
-        )
-
-
-def open_tensorboard(folder: Path) -> TensorboardMirror:
-    """A mirror that writes below `folder`."""
-    return TensorboardMirror(folder / FOLDER)
 
 
 class TensorboardMirror:

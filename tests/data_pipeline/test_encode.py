@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
+from data_pipeline.documents import read_table, write_table
 from data_pipeline.tokens.encode import (
     FEATURES_SCHEMA,
     SPLITS,
@@ -20,12 +20,14 @@ from data_pipeline.tokens.encode import (
     split_of,
 )
 from data_pipeline.tokens.mix import PLAN_SCHEMA
-from data_pipeline.tokens.token_shards import TokenShard, find_document, group_name
+from data_pipeline.tokens.token_shards import TokenShard, group_name
 from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
 from governance.stage import Runtime
+from tests.data_pipeline.test_token_shards import find_document
+from tests.data_pipeline.test_tokenizer import artifact
 from tests.data_pipeline.tokenizer_kinds import KINDS, WORDS
 
 PHRASES = ["the quick brown fox isn't here. ", "Der schnelle Fuchs läuft über 12 Wiesen.\n", "中文 <|endoftext|> é "]
@@ -35,27 +37,6 @@ CONFIG = EncodeConfig(validation_share=0.25)
 
 def content_digest(text):
     return content_digests(pa.array([text], pa.large_string()))[0]
-
-
-def artifact(root, texts_by_shard):
-    outputs = []
-    for number, texts in enumerate(texts_by_shard):
-        rows = [
-            {
-                "id": f"s/f{number}#{place}", "text": text, "source": f"s{place % 3}", "url": "", "language": "en",
-                "licence": "CC0-1.0", "sha256": "", "file": "f", "position": place,
-                "opt_out": "", "opt_out_fetched": "",
-            }
-            for place, text in enumerate(texts)
-        ]  # fmt: skip
-        path = root / "redact" / ("0" * 16) / "documents" / f"{number:05}.parquet"
-        write_table(path, pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA))
-        outputs.append(describe(path, root))
-    manifest = Manifest(
-        stage="redact", version=1, key="0" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
-    write_manifest(manifest, root)
-    return manifest
 
 
 def made(root, workers=1, config=CONFIG):

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from data_pipeline.tokens.megatron import MegatronConfig, export_megatron, import_megatron, open_indexed
 from data_pipeline.tokens.pack import PackConfig, pack
-from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, find_document, write_token_shard
+from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, write_token_shard
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime
+from tests.data_pipeline.test_token_shards import find_document
 
 END = 0
 BODIES = st.lists(st.lists(st.integers(1, 90), max_size=9), max_size=8)

@@ -27,13 +27,13 @@ def test_every_type_has_a_maker_and_sentences():
 
 
 def test_recall_on_every_type_in_every_kind_of_passage():
-    """At least .97 a type; measured: 1.0 for most. A missed one is taken for another type whose proof it passes."""
-    counts = measure(planted(TYPES, range(60), PASSAGES, 11), TYPES, find)
-    assert all(count["planted"] == 60 for count in counts.values())
-    assert {kind: count for kind, count in counts.items() if count["found"] < 58} == {}
+    """At least .96 a type; measured: 1.0 for most. A missed one is taken for another type whose proof it passes."""
+    counts = measure(planted(TYPES, range(30), PASSAGES, 11), TYPES, find)
+    assert all(count["planted"] == 30 for count in counts.values())
+    assert {kind: count for kind, count in counts.items() if count["found"] < 29} == {}
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.integers(0, 2**64 - 1), st.text(max_size=300))
 def test_the_same_seed_plants_the_same_and_nothing_of_the_passage_is_lost(seed, text):
     one, two = (list(planted(TYPES, range(1), [("f" * 64, text)], seed)) for _ in range(2))
@@ -57,6 +57,13 @@ def test_hosts_are_chosen_by_digest_and_seed_not_by_place():
     assert len(chosen) == 64
     assert {digests[::-1][place] for place in hosts(digests[::-1], 5)} == chosen
     assert {digests[place] for place in hosts(digests, 6)} != chosen
+
+
+def test_draws_are_those_of_splitmix64():
+    """The reference's first outputs of the seed 1234567."""
+    draw = Draw(1234567)
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [draw.below(1 << 64) for _ in expected] == expected
 
 
 def test_draws_are_even():

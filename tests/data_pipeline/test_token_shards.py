@@ -13,7 +13,6 @@ from data_pipeline.tokens.token_shards import (
     EncodedDocument,
     TokenShard,
     document_identity,
-    find_document,
     group_name,
     read_row,
     row_count,
@@ -23,6 +22,12 @@ from governance.errors import ManifestError, MissingInput
 
 END = 0
 BODIES = st.lists(st.lists(st.integers(1, 99), max_size=12), max_size=8)
+
+
+def find_document(shard, document_id):
+    """Indices of documents with this id in the shard."""
+    identity = np.frombuffer(document_identity(document_id), dtype=np.uint8)
+    return [int(index) for index in np.flatnonzero((shard.identities == identity).all(axis=1))]
 
 
 def documents(bodies, dtype=np.uint16):
