@@ -44,7 +44,7 @@ from pretrain.optim.optimizers import rate_factor
 from pretrain.preflight.hardware import hardware_of
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
 from pretrain.profiler import open_profile
-from pretrain.step_log import StepEntry, StepLog, read_later
+from pretrain.step_log import StepEntry, StepLog, read_numbers_later
 from pretrain.step_meter import StepMeter, step_note
 
 
@@ -92,8 +92,7 @@ def train_loop(context: TrainContext) -> TrainState:
                 state = log.settle(state)
                 stream = chain(state.stream, step, sums.digest)
                 state = replace(state, step=step, tokens=state.tokens + targets, stream=stream)
-                scalars = torch.stack([loss, decision.z, skipped.double()])
-                numbers = read_later(torch.cat([scalars, norms.double(), engine.expert_load().double(), origins]))
+                numbers = read_numbers_later(loss, decision.z, skipped, norms, engine.expert_load(), origins)
                 values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
                 values |= context.meter.step(len(ready.rows), len(ready.rows) * config.sequence_length, targets)
                 state = log.add(state, StepEntry(step, ready.rows, numbers, values))

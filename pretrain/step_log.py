@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +21,25 @@ from pretrain.loss_spikes import Diverged, reason_of, refuse_too_many
 from pretrain.step_meter import losses_by_origin
 
 Read = Callable[[], list[float]]
+
+
+class StepNumbers(NamedTuple):
+    """Numbers of a step that the device computes."""
+
+    loss: float
+    z: float
+    skipped: float
+    """1 where the update was skipped."""
+    norm: float
+    """Of the gradient."""
+    norms: list[float]
+    """Of the gradient of each group of parameters."""
+    expert_load: list[float]
+    """One number; none where no layer has experts."""
+    nats: list[float]
+    """Of each origin; none where there is one origin."""
+    targets: list[float]
+    """Tokens predicted of each origin."""
 
 
 def read_later(values: torch.Tensor) -> Read:
@@ -42,6 +61,31 @@ def read_later(values: torch.Tensor) -> Read:
     return read
 
 
+def read_numbers_later(
+    loss: torch.Tensor,
+    z: torch.Tensor,
+    skipped: torch.Tensor,
+    norms: torch.Tensor,
+    expert_load: torch.Tensor,
+    origins: torch.Tensor,
+) -> Callable[[], StepNumbers]:
+    """A function that reads all numbers of a step, in one copy.
+
+    `norms` are the gradient's norm and that of each group, `origins` the nats and then the tokens of each origin.
+    """
+    scalars = torch.stack([loss, z, skipped.double()])
+    read = read_later(torch.cat([scalars, norms.double(), expert_load.double(), origins]))
+    load = 3 + len(norms)
+    nats = load + len(expert_load)
+    targets = nats + len(origins) // 2
+
+    def named() -> StepNumbers:
+        values = read()
+        return StepNumbers(*values[:4], values[4:load], values[load:nats], values[nats:targets], values[targets:])
+
+    return named
+
+
 @dataclass(frozen=True)
 class StepEntry:
     """A computed step whose numbers may still be on the device."""
@@ -49,8 +93,7 @@ class StepEntry:
     step: int
     rows: Sequence[int]
     """Row numbers of its global batch."""
-    read: Read
-    """Loss, z, skipped (1), gradient norm, that of each group, expert load, then nats and tokens of each origin."""
+    read: Callable[[], StepNumbers]
     values: dict[str, Any]
     """Fields of the record that the host knows already."""
 
@@ -84,24 +127,20 @@ class StepLog:
         return state
 
     def _write(self, state: TrainState, entry: StepEntry) -> TrainState:
-        loss, z, skipped, norm, *rest = entry.read()
-        norms, rest = rest[: len(self._groups)], rest[len(self._groups) :]
-        with_load = self._context.engine.expert_load().numel()
-        load, divided = rest[:with_load], rest[with_load:]
-        self.latest = {"loss": loss, "grad_norm": norm, **entry.values}
-        self.latest["gradient_norms"] = dict(zip(self._groups, norms, strict=True))
-        if load:
-            [self.latest["expert_load"]] = load
-        if divided:
-            half = len(divided) // 2
-            self.latest["by_origin"] = losses_by_origin(
-                self._context.train_rows.origins, divided[:half], divided[half:]
-            )
+        numbers = entry.read()
+        loss = numbers.loss
+        self.latest = {"loss": loss, "grad_norm": numbers.norm, **entry.values}
+        self.latest["gradient_norms"] = dict(zip(self._groups, numbers.norms, strict=True))
+        if numbers.expert_load:
+            [self.latest["expert_load"]] = numbers.expert_load
+        if numbers.nats:
+            self.latest["by_origin"] = losses_by_origin(self._context.train_rows.origins, numbers.nats, numbers.targets)
         self._context.record("step", entry.step, **self.latest)
         state = replace(state, losses=state.losses.plus(loss if math.isfinite(loss) else None))
-        return self._skip(state, entry, loss, z, norm) if skipped else state
+        return self._skip(state, entry, numbers) if numbers.skipped else state
 
-    def _skip(self, state: TrainState, entry: StepEntry, loss: float, z: float, norm: float) -> TrainState:
+    def _skip(self, state: TrainState, entry: StepEntry, numbers: StepNumbers) -> TrainState:
+        loss, z, norm = numbers.loss, numbers.z, numbers.norm
         reason = reason_of(loss, norm, self._context.recipe.train.precision)
         documents = self._context.train_rows.documents_of(entry.rows)
         facts = {"reason": reason, "z": z, "rows": list(entry.rows), "documents": documents}

@@ -213,13 +213,14 @@ def test_a_changed_shard_remakes_itself_and_those_it_touches(tmp_path):
 def test_a_spill_folder_of_a_killed_process_is_swept(tmp_path):
     import socket
 
-    left = tmp_path / f"join~{socket.gethostname()}~999999999"
+    left, other = (tmp_path / f"join~{socket.gethostname()}~{process}" for process in (999999999, os.getppid()))
     left.mkdir()
     (left / "spilled").touch()
+    other.mkdir()
     with spill_folder(tmp_path) as own:
         assert not left.exists()
         own.mkdir()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [other], "another process still runs"
 
 
 def test_a_look_up_makes_nothing(tmp_path):

@@ -124,7 +124,7 @@ def test_fifty_megabytes_in_one_document(tmp_path):
     assert [document.text for document in documents(manifest, tmp_path / "root")] == ["first", text, "last"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.lists(

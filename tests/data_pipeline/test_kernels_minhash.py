@@ -191,11 +191,8 @@ def test_signatures_are_the_same_in_every_process():
         "import pyarrow as pa; from data_pipeline.kernels.minhash import band_keys\n"
         "print(band_keys(pa.array(['eins zwei drei vier fünf sechs', 'a b c d e']), 5, 14, 8)[0].tolist())"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("0", "1")
-    }  # fmt: skip
-    assert len(outputs) == 1
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    ).stdout  # fmt: skip
+    assert other == f"{band_keys(pa.array(['eins zwei drei vier fünf sechs', 'a b c d e']), 5, 14, 8)[0].tolist()}\n"
