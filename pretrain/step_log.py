@@ -81,7 +81,9 @@ def read_numbers_later(
 
     def named() -> StepNumbers:
         values = read()
-        return StepNumbers(*values[:4], values[4:load], values[load:nats], values[nats:targets], values[targets:])
+        loss, z, skipped, norm = values[:4]
+        parts = values[4:load], values[load:nats], values[nats:targets], values[targets:]
+        return StepNumbers(loss, z, skipped, norm, *parts)
 
     return named
 
