@@ -104,6 +104,6 @@ def test_mirrors_close_at_the_same_time_and_within_the_minute_of_a_rank(tmp_path
 
 
 def test_without_the_package_the_setting_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(metrics_log.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"tracking.mlflow is set, but the package mlflow is not installed"):
         recorded(tmp_path)
