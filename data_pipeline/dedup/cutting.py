@@ -1,4 +1,4 @@
-"""Cutting of repeated spans out of documents: the way that `paragraphs` and `substrings` share.
+"""Repeated spans cut out of documents: the passes of `paragraphs` and `substrings`.
 
 A first pass lists what is compared, shard by shard; a join determines the spans to cut; a second pass cuts them out and
 lists them with the bytes of the text that came in. A document of which too little remains is removed as
