@@ -46,7 +46,7 @@ _IN_ORDER = [("document", "ascending"), ("end", "ascending"), ("kind", "descendi
 
 @dataclass(frozen=True)
 class Cutting:
-    """Both passes of a stage, kinds of spans, and what remains of a text."""
+    """Both passes of a stage, its spans, and the text that remains."""
 
     role: str
     """Role of the first pass's files."""

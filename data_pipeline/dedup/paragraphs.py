@@ -78,7 +78,7 @@ def _units_shard(config: ParagraphsConfig, path: Path, path_of: Callable[[str], 
 def repeated_units(
     config: ParagraphsConfig, documents: Sequence[Path], paths: Sequence[Path], engine_name: str, target: Path
 ) -> None:
-    """Write the units to cut, by document within each range of the join.
+    """Write the units to cut, by document in each range.
 
     Raises:
         StorageError: the disk is full.

@@ -60,7 +60,7 @@ Integers = npt.NDArray[np.integer]
 
 
 def read_header(path: Path, kind: str, magic: bytes, versions: Sequence[int]) -> Sequence[int]:
-    """The header of a file of this kind (`HEADER`), from the version on.
+    """Numbers of a header (`HEADER`), from the version on.
 
     Raises:
         MissingInput: the file is missing.
