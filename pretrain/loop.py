@@ -57,8 +57,11 @@ def train_loop(context: TrainContext) -> TrainState:
     with _open_parts(context) as state:
         engine, saved = context.engine, state.step
         state = _catch_up(context, state)
-        window = context.settings.engine.straggler_window_steps
-        stragglers = StragglerMonitor(window, context.ranks, context.device, context.record)
+        engine_settings = context.settings.engine
+        stragglers = StragglerMonitor(
+            engine_settings.straggler_window_steps, context.ranks, context.device, context.record,
+            times_passes=engine_settings.expert_parallel_size == 1,
+        )  # fmt: skip
         log = StepLog(context, engine.group_names())
         guard = SpikeGuard(config.skip, state.losses, state.skipped, context.device, window_starts(config))
         beat_long = partial(context.heartbeat.beat, long=True)

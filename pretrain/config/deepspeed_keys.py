@@ -45,6 +45,8 @@ OWNED = {
     "compile": "engine.compile and engine.deepcompile",
     "tensor_parallel": "engine.tensor_parallel_size",
     "sequence_parallel_size": "engine.sequence_parallel_size",
+    "expert_parallel": "engine.expert_parallel_size",
+    "use_data_before_expert_parallelism": "engine.expert_parallel_size",
     "zero_optimization.stage": "engine.zero_stage",
     "zero_optimization.zero_hpz_partition_size": "engine.hpz_partition_size",
     "zero_optimization.zero_quantized_weights": "train.quantized_weights",

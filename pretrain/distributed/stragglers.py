@@ -7,7 +7,7 @@ metrics.jsonl. A rank whose time is above `RATIO` times the median of the others
 reported: an event "stragglers", and a warning. A single rank records neither.
 
 Limits: at stage 3 a forward pass waits for the parameters of other ranks, so all ranks look equally slow and only slow
-reading shows. On CUDA the host only launches the passes; so events on the device time them.
+reading shows. Where ranks divide experts, a pass waits for their tokens, and only reading is timed. On CUDA the host only launches the passes; so events on the device time them.
 """
 
 from __future__ import annotations
@@ -59,8 +59,15 @@ def ratios(seconds: Sequence[float]) -> list[float]:
 class StragglerMonitor:
     """Work time of this rank, and slow windows of all ranks."""
 
-    def __init__(self, window_steps: int, ranks: Ranks, device: torch.device, record: Callable[..., None]) -> None:
-        self._ranks, self._device, self._record = ranks, device, record
+    def __init__(
+        self,
+        window_steps: int,
+        ranks: Ranks,
+        device: torch.device,
+        record: Callable[..., None],
+        times_passes: bool = True,
+    ) -> None:
+        self._ranks, self._device, self._record, self._times_passes = ranks, device, record, times_passes
         self._every = window_steps if ranks.world_size > 1 else 0
         self._passes: list[tuple[Any, Any]] = []
         self._seconds = 0.0
@@ -77,12 +84,12 @@ class StragglerMonitor:
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
         """Time a forward pass, on the device that computes it."""
+        if not self._every or not self._times_passes:
+            yield
+            return
         if self._device.type != "cuda":
             with self.working():
                 yield
-            return
-        if not self._every:
-            yield
             return
         begun = _mark()
         yield

@@ -3,12 +3,13 @@
 Promises: a combination that cannot work or fit is refused before anything is built; on CPU nothing is compiled unless
 requested, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used
 here (in `_import_deepspeed` and `Engine.set_accumulation`), in `state.py`, `fragments.py`, `engine_loss_scale.py`,
-`nvme.py` and `step.py`; because of them the dependency is pinned below 0.20.
+`nvme.py`, `expert_groups.py` and `step.py`; because of them the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import gc
 import io
@@ -259,6 +260,7 @@ def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
     firsts = range(0, ranks.world_size, tensor * sequence)
     return _own_group(
         ranks,
+        settings,
         [range(rank, first + tensor * sequence, tensor) for first in firsts for rank in range(first, first + tensor)],
     )
 
@@ -266,7 +268,7 @@ def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
 def _vocabulary_part(ranks: Ranks, settings: EngineConfig) -> VocabularyPart:
     """This rank's rows of the vocabulary, and its group."""
     size = settings.tensor_parallel_size
-    group = _own_group(ranks, [range(first, first + size) for first in range(0, ranks.world_size, size)])
+    group = _own_group(ranks, settings, [range(first, first + size) for first in range(0, ranks.world_size, size)])
     return VocabularyPart(size, layout_of(ranks, settings).tensor_rank, group)
 
 
@@ -274,16 +276,17 @@ def _expert_parts(ranks: Ranks, settings: EngineConfig) -> ExpertParts:
     size, count = settings.expert_parallel_size, ranks.world_size
     if size == 1:
         return ExpertParts()
-    group = _own_group(ranks, [range(first, first + size) for first in range(0, count, size)])
-    replicas = _own_group(ranks, [range(first, count, size) for first in range(size)])
+    group = _own_group(ranks, settings, [range(first, first + size) for first in range(0, count, size)])
+    replicas = _own_group(ranks, settings, [range(first, count, size) for first in range(size)])
     return ExpertParts(size, ranks.rank % size, group, replicas)
 
 
-def _own_group(ranks: Ranks, groups: Iterable[range]) -> Any:
+def _own_group(ranks: Ranks, settings: EngineConfig, groups: Iterable[range]) -> Any:
     """Process group of this rank; every rank helps to form every group."""
     mine = None
+    timeout = datetime.timedelta(seconds=settings.collective_timeout_seconds)  # a new group has torch's own otherwise
     for members in groups:
-        group = torch.distributed.new_group(list(members))
+        group = torch.distributed.new_group(list(members), timeout=timeout)
         mine = group if ranks.rank in members else mine
     return mine
 

@@ -85,5 +85,7 @@ def computed_by_owners(
     # They are sorted by rank, then by expert; the products need them sorted by expert.
     numbers = torch.arange(sent.shape[1], device=rows.device).repeat(size)
     order = numbers.repeat_interleave(received.flatten(), output_size=sum(arriving)).argsort(stable=True)
-    outputs = compute(arrived[order], received.sum(0))
+    sorted_rows = arrived[order]
+    del arrived  # a buffer less while the experts compute
+    outputs = compute(sorted_rows, received.sum(0))
     return all_to_all_single_autograd(outputs[order.argsort()], leaving, arriving, group)

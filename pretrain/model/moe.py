@@ -1,7 +1,8 @@
 """Mixture of experts without dropped tokens (arXiv:2211.15841).
 
 Tokens are sorted by expert, and each projection of all experts is one grouped product (`_GroupedProduct`): the borders
-between experts stay on the device, so the host never waits for them. Every expert takes part in every pass, if need be
+between experts stay on the device, so the host never waits for them (where ranks divide the experts, once a layer:
+`expert_parallel.py`). Every expert takes part in every pass, if need be
 without tokens, and then its gradient is zero.
 
 Parameters are named as in Qwen 3's mixtures: `mlp.gate` and `mlp.experts.E.up_proj`. Where ZeRO keeps the weights of a
@@ -65,12 +66,12 @@ class Experts(nn.Module):
         owners, order = chosen.flatten().sort(stable=True)
         numbers = torch.arange(self.num_experts, device=x.device)
         ends = torch.searchsorted(owners, numbers, right=True)
-        sorted_tokens = tokens[order // self.used]
+        sources = order // self.used
         if self.group is None:
-            outputs = self._compute(sorted_tokens, ends.to(torch.int32), owners)
+            outputs = self._compute(tokens[sources], ends.to(torch.int32), owners)
         else:
             counts = ends.diff(prepend=ends.new_zeros(1))
-            outputs = computed_by_owners(sorted_tokens, counts, self.group, self._compute_counted)
+            outputs = computed_by_owners(tokens[sources], counts, self.group, self._compute_counted)
         outputs = outputs[order.argsort()].view(*chosen.shape, -1)
         out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
         return out.view(x.shape), logits.view(*x.shape[:2], -1)
@@ -186,8 +187,10 @@ def _(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor) -> torch.Tens
 def _stacked(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Weights as [G, out, in]: a view if evenly spaced, else copied."""
     first = weights[0]
-    if torch.compiler.is_compiling() or len(weights) == 1:
+    if torch.compiler.is_compiling():
         return torch.stack(list(weights))
+    if len(weights) == 1:
+        return first.unsqueeze(0)
     distance = weights[1].storage_offset() - first.storage_offset()
     storage = first.untyped_storage().data_ptr()
     even = all(

@@ -44,8 +44,16 @@ def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings,
         return f"{name} with engine.zero_stage = 3: it gathers all experts on every rank; set zero_stage = 1 or 2"
     if recipe.train.precision == "fp16":
         return f"{name} with train.precision = 'fp16': its loss scale is unproven there; set precision = 'bf16'"
-    if engine.compile or engine.deepcompile:
-        return f"{name} with engine.compile: the numbers of tokens differ in every layer; set compile = false"
+    for setting in ("compile", "deepcompile"):
+        if getattr(engine, setting):
+            return f"{name} with engine.{setting}: the numbers of tokens differ in every layer; set {setting} = false"
+    passed = engine.deepspeed.get("zero_optimization", {})
+    for key in ("contiguous_gradients", "reduce_scatter"):  # without them DeepSpeed adds up different experts
+        if passed.get(key) is False:
+            return (
+                f"{name} with engine.deepspeed.zero_optimization.{key} = false, which reduces an expert's gradient over "
+                f"ranks that hold others; remove it, or set expert_parallel_size = 1"
+            )
     return None
 
 

@@ -116,13 +116,13 @@ class _Work:
         return self.ranks.world_size // self.engine.tensor_parallel_size
 
     @property
-    def shares(self) -> list[tuple[int, int]]:
-        """Numbers of this rank's parameters and of their holders."""
+    def shares(self) -> list[tuple[int, int, int]]:
+        """Numbers of this rank's parameters, of their holders, and from one holder to the next."""
         spread = self.engine.expert_parallel_size
         if spread == 1:
-            return [(self.parameters, self.zero_ranks)]
+            return [(self.parameters, self.zero_ranks, 1)]
         experts = self.model.num_hidden_layers * self.elsewhere // (spread - 1)
-        return [(self.parameters - experts, self.zero_ranks), (experts, self.zero_ranks // spread)]
+        return [(self.parameters - experts, self.zero_ranks, 1), (experts, self.zero_ranks // spread, spread)]
 
 
 def forecast(
@@ -228,7 +228,7 @@ def _update(work: _Work) -> float:
     It puts gradients into fp32 sums in each pass, then computes norms, clipping, AdamW and the copy back.
     """
     stage, every = work.engine.zero_stage, work.parameters
-    own = sum(held / ranks for held, ranks in work.shares) if stage else every  # stage 0 partitions nothing
+    own = sum(held / ranks for held, ranks, _ in work.shares) if stage else every  # stage 0 partitions nothing
     # Stage 0 adds to fp32 gradients in place; stages 2 and 3 copy into buckets and add up their own part.
     summed = {0: 12 * every, 1: 20 * every}.get(stage, 8 * every + 12 * own)
     once = (24 * every if stage == 1 else 0) + 46 * own
@@ -242,7 +242,8 @@ def _waits(work: _Work) -> float:
     the host waits in each layer, for the numbers of tokens.
     """
     stage, ranks = work.engine.zero_stage, work.zero_ranks
-    layers = work.passes * _WAIT * work.model.num_hidden_layers * (work.engine.expert_parallel_size > 1)
+    times = 0 if work.engine.expert_parallel_size == 1 else 1 if work.engine.activation_checkpointing == "none" else 2
+    layers = times * work.passes * _WAIT * work.model.num_hidden_layers
     if stage != 2 or ranks == 1:
         return layers
     buckets = work.parameters / BUCKET
@@ -250,21 +251,36 @@ def _waits(work: _Work) -> float:
     return work.passes * _WAIT * (1 + owners) + layers
 
 
-def _ring(work: _Work, count: float, ranks: int) -> float:
-    """Seconds to gather, or to reduce and scatter, `count` bytes among `ranks`."""
-    return (ranks - 1) / ranks * count / (_IN_NODE if ranks <= work.node else work.network) + (ranks - 1) * _HOP
+def _ring(work: _Work, count: float, ranks: int, apart: int = 1) -> float:
+    """Seconds to gather, or to reduce and scatter, `count` bytes among `ranks`.
+
+    They are every `apart`-th rank; the rings of the ranks between them share a node's network.
+    """
+    inside = ranks * apart <= work.node
+    speed = _IN_NODE if inside else work.network / min(apart, work.node)
+    return (ranks - 1) / ranks * count / speed + (ranks - 1) * _HOP
+
+
+def _exchange(work: _Work, count: float, ranks: int) -> float:
+    """Seconds of an all-to-all of `count` bytes of each of `ranks`.
+
+    What leaves a node shares its network with that of its other ranks.
+    """
+    if ranks <= work.node:
+        return _ring(work, count, ranks)
+    return (ranks - work.node) / ranks * count * work.node / work.network + (ranks - 1) * _HOP
 
 
 def _communication(work: _Work, forward: float, backward: float) -> tuple[float, float]:
     """Seconds of ZeRO's communication per step: hidden behind computation, and exposed."""
     engine, ranks = work.engine, work.zero_ranks
     every, ring = work.parameters, functools.partial(_ring, work)
-    update = sum(ring(2 * held, sharing) for held, sharing in work.shares)  # weights after it, at stages 1 and 2
+    update = sum(ring(2 * held, *sharing) for held, *sharing in work.shares)  # weights after it, at stages 1 and 2
     if engine.zero_stage <= 1:  # one all-reduce of the sums of a step; at stage 0 each rank has all weights already
-        summed = sum(2 * ring(work.reduced * held, sharing) for held, sharing in work.shares)
+        summed = sum(2 * ring(work.reduced * held, *sharing) for held, *sharing in work.shares)
         return 0.0, summed + (update if engine.zero_stage else 0.0)
     times = -(-every // BUCKET)
-    reduced = sum(times * ring(work.reduced * held // times, sharing) for held, sharing in work.shares)
+    reduced = sum(times * ring(work.reduced * held // times, *sharing) for held, *sharing in work.shares)
     if engine.zero_stage == 2:
         reduced *= 2 if many_owners(every, ranks) else 1
         beside = backward if compiles_blocks(engine) or not engine.compile else 0.0
@@ -285,7 +301,7 @@ def _within_blocks(work: _Work) -> float:
     """Seconds per pass of tensor, sequence and expert parallelism.
 
     There are four all-reduces, and eight and four all-to-alls per block; tensor ranks also sum embeddings and the
-    loss's gradient.
+    loss's gradient. A recomputed block exchanges its tokens again, whatever else of it is kept.
     """
     engine = work.engine
     stream = 2 * work.tokens * work.model.hidden_size
@@ -293,5 +309,6 @@ def _within_blocks(work: _Work) -> float:
     summed = 2 * _ring(work, stream, engine.tensor_parallel_size)
     sequence = 8 * _ring(work, stream, engine.sequence_parallel_size) / max(1, engine.sequence_parallel_size)
     used = 0 if work.model.moe is None else work.model.moe.num_experts_per_tok
-    experts = 4 * _ring(work, used * stream, engine.expert_parallel_size)
-    return again * work.model.num_hidden_layers * (4 * summed + sequence + experts) + 2 * summed
+    experts = 4 * _exchange(work, used * stream, engine.expert_parallel_size)
+    experts *= 1.0 if engine.activation_checkpointing == "none" else 1.5
+    return work.model.num_hidden_layers * (again * (4 * summed + sequence) + experts) + 2 * summed

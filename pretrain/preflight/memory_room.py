@@ -100,7 +100,9 @@ def _settings(changes: dict[str, object]) -> str:
 
 def _ladder(engine: EngineConfig) -> list[dict[str, object]]:
     """Changes that save memory, cheap ones first; each adds to the previous."""
-    changes: list[dict[str, object]] = [{}, {"zero_stage": max(engine.zero_stage, 2)}, {"zero_stage": 3}]
+    changes: list[dict[str, object]] = [{}, {"zero_stage": max(engine.zero_stage, 2)}]
+    if engine.expert_parallel_size == 1:  # refused at stage 3
+        changes.append({"zero_stage": 3})
     changes.append({"activation_checkpointing": "full"})
     micro = engine.micro_batch_size
     while micro > 1:
@@ -114,7 +116,9 @@ def _offloads(engine: EngineConfig) -> list[dict[str, object]]:
 
     They offload state, then weights into host memory, which every step fetches.
     """
-    places = {"offload_optimizer": engine.offload_optimizer, "offload_parameters": engine.offload_parameters}
+    places = {"offload_optimizer": engine.offload_optimizer}
+    if engine.expert_parallel_size == 1:
+        places["offload_parameters"] = engine.offload_parameters
     return [{name: "cpu"} for name, place in places.items() if place != "nvme"]
 
 

@@ -5,6 +5,7 @@ Run as a script, this is one of four ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -29,7 +30,9 @@ from pretrain.model.flops import active_parameter_count, expert_parameter_count,
 from pretrain.model.init import initial_weight
 from pretrain.model.moe import Experts
 from pretrain.preflight.forecast import forecast
+from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.memory import estimate
+from pretrain.preflight.memory_room import needed_memory, suggestion
 from tests.pretrain.engine.test_deepspeed_config import recipe
 from tests.pretrain.rank_runs import SHORT, load_conftest, run_ranks
 from tests.pretrain.resume_layouts import VOCABULARY, job_in, read, write
@@ -278,6 +281,34 @@ def test_estimates_count_the_experts_of_a_rank():
     steps = [forecast(divided, engine, VOCABULARY, Ranks(0, 4, 0, 4)).seconds for engine in engines]
     assert steps[0]["waits"] == 0.0 < steps[1]["waits"] == steps[2]["waits"]  # the host waits for numbers of tokens
     assert steps[0]["update"] > steps[1]["update"] > steps[2]["update"]
+
+
+def test_replicas_on_two_nodes_reduce_over_the_network():
+    plain = recipe(precision="bf16")
+    model = plain.model.model_copy(update={"moe": MoeConfig(**MOE), "intermediate_size": 2048})
+    divided = plain.model_copy(update={"model": model})
+    engine = EngineConfig(expert_parallel_size=4, zero_stage=1, micro_batch_size=1)
+    slow, fast = (forecast(divided, engine, VOCABULARY, Ranks(0, 8, 0, 4), speed) for speed in (25e9, 50e9))
+    experts = 2 * expert_parameter_count(model) / 4  # bytes of a rank's; its replica is on the other node
+    # Four such pairs share the network of a node: each sum is sent twice, and the weights come back once.
+    least = 4 * (1 / 2) * experts * 3
+    saved = slow.seconds["communication"] - fast.seconds["communication"]
+    assert saved >= least * (1 / 25e9 - 1 / 50e9)
+    recomputed = engine.model_copy(update={"activation_checkpointing": "selective"})
+    again = forecast(divided, recomputed, VOCABULARY, Ranks(0, 8, 0, 4), 25e9).seconds
+    assert again["communication"] > slow.seconds["communication"]
+    assert again["waits"] == 2 * slow.seconds["waits"]
+
+
+def test_what_does_not_fit_is_answered_by_a_setting_that_divided_experts_have():
+    plain = recipe(precision="bf16")
+    model = plain.model.model_copy(update={"moe": MoeConfig(**MOE), "num_hidden_layers": 24, "hidden_size": 2048})
+    divided = plain.model_copy(update={"model": model})
+    engine = EngineConfig(expert_parallel_size=2, zero_stage=2, micro_batch_size=64)
+    there = Hardware(Ranks(0, 4), "cuda", device_bytes=1)
+    needed = needed_memory(divided, engine.model_copy(update={"micro_batch_size": 1}), VOCABULARY, there)
+    room = dataclasses.replace(there, device_bytes=int(needed.device_bytes * 1.2))
+    assert suggestion(divided, engine, VOCABULARY, room).startswith("It would fit with engine.")
 
 
 if __name__ == "__main__":

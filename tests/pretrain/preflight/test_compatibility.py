@@ -74,6 +74,8 @@ def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, 
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 DIVIDED = {"moe": EXPERTS, "expert_parallel_size": 2}
+NOT_SCATTERED = {"zero_optimization": {"reduce_scatter": False}}
+NOT_CONTIGUOUS = {"zero_optimization": {"contiguous_gradients": False}}
 OFFLOAD = {"zero_stage": 3, "offload_optimizer": "cpu"}
 TASKS = EvaluationConfig(tasks=(TaskConfig(name="t", format="choices", path="t.jsonl"),))
 GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
@@ -157,7 +159,10 @@ REFUSED = [
     ("expert_parallelism_divides", {**DIVIDED, "where": {"world_size": 3}}, "multiple of 2"),
     ("expert_parallelism_supports_the_run", {**DIVIDED, "zero_stage": 3}, "zero_stage = 1 or 2"),
     ("expert_parallelism_supports_the_run", {**DIVIDED, "precision": "fp16"}, "precision = 'bf16'"),
-    ("expert_parallelism_supports_the_run", {**DIVIDED, "compile": True}, "compile = false"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "compile": True}, "set compile = false"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "deepcompile": True}, "set deepcompile = false"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "deepspeed": NOT_SCATTERED}, "reduce_scatter = false"),
+    ("expert_parallelism_supports_the_run", {**DIVIDED, "deepspeed": NOT_CONTIGUOUS}, "contiguous_gradients = false"),
     ("expert_groups_are_alike", {**DIVIDED, "groups": (GroupConfig(pattern=r"experts\.0\."),)}, "layer 0"),
     ("tensor_parallelism_divides", {"tensor_parallel_size": 4}, "num_key_value_heads = 2"),
     ("tensor_parallelism_supports_the_model", {"tensor_parallel_size": 2, "optimizer": "muon"}, "whole matrices"),
