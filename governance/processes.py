@@ -88,13 +88,15 @@ def time_limit(seconds: float) -> Iterator[None]:
 def importing() -> Iterator[None]:
     """Import modules without collecting garbage.
 
-    What they make stays, so later collections do not examine it either, until `gc.unfreeze`.
+    What they make stays, so later collections do not examine it either, until `gc.unfreeze`. Where nothing was imported
+    nothing is frozen: what died before, such as a first engine, would never be freed.
     """
-    enabled = gc.isenabled()
+    enabled, before = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > before:
+            gc.freeze()
         if enabled:
             gc.enable()

@@ -35,7 +35,7 @@ class StepNumbers(NamedTuple):
     norms: list[float]
     """Of the gradient of each group of parameters."""
     expert_load: list[float]
-    """One number; none where no layer has experts."""
+    """One number; none without a selection bias."""
     nats: list[float]
     """Of each origin; none where there is one origin."""
     targets: list[float]

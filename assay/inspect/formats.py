@@ -37,7 +37,7 @@ _NAMES = {
 }
 _NEVER_PACKED = (".parquet", ".arrow", ".idx")  # their readers seek
 _FIRST_RECORDS = 50
-_PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/items.py` has it
+_PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/parts.py` has it
 
 
 @dataclass(frozen=True)

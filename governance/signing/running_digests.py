@@ -8,11 +8,13 @@ later reader verifies every prefix that was ever stated, in one pass over the fi
 after the last statement is unsigned.
 
 A file that does not continue what was stated last (it was altered, cut or replaced) is stated with `anew`, so the break
-itself is signed; `prefix_faults` then checks what was stated from there on, and reports the break as a fault for ever.
+itself is signed; `prefix_faults` then checks what was stated from there on, and reports the break as a fault until a
+training begins the file anew.
 
-A training whose folder was removed begins it anew. Before its first line it states so (`Journal.state_begin`): 0 bytes,
-with `anew`, for each file that is gone. Such a beginning is a note, and what was stated before it no longer counts. It
-is stated only where none of the folder's files is left: with one of them there, the others were taken away.
+A training whose records were removed (most often with its folder) begins them anew. Before its first line it states so
+(`Journal.state_begin`): 0 bytes, with `anew`, for each file that is gone. Such a beginning is a note, and what was
+stated before it no longer counts. It is stated only where none of the folder's files is left: with one of them there,
+the others were taken away.
 
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
@@ -126,16 +128,11 @@ class RunningDigests:
         unlike = last is not None and last.bytes <= position.bytes and last.sha256 != position.hash.hexdigest()
         if unlike or path.stat().st_size < position.bytes:  # it was cut or begun anew since, and has grown again
             position = self._known[name] = _Position()
-        continues = last is None or last.bytes <= position.bytes
-        with path.open("rb") as file:
-            file.seek(position.bytes)
-            for line_end in _pieces(file, last.bytes if last and not continues else None):
-                position.hash.update(line_end)
-                position.bytes += len(line_end)
-                position.lines += line_end.count(b"\n")
-                if last is not None and position.bytes == last.bytes:
-                    continues = bool(position.hash.hexdigest() == last.sha256)
-            os.fdatasync(file.fileno())
+        remembered = position.bytes
+        continues = _read_on(path, position, last)
+        if not continues and remembered:  # another process stated a new beginning of a file that this one had hashed
+            position = self._known[name] = _Position()
+            continues = _read_on(path, position, last)
         if not continues:
             get_logger(__name__).warning(
                 "%s: does not continue what the journal states of its first %d bytes: it was altered, cut or "
@@ -144,6 +141,21 @@ class RunningDigests:
                 last.bytes if last else 0,
             )
         return Prefix(name, position.bytes, position.lines, position.hash.hexdigest(), anew=not continues)
+
+
+def _read_on(path: Path, position: _Position, last: Prefix | None) -> bool:
+    """Hash the whole lines after `position`; return whether they continue what was stated last."""
+    continues = last is None or last.bytes <= position.bytes
+    with path.open("rb") as file:
+        file.seek(position.bytes)
+        for piece in _pieces(file, last.bytes if last and not continues else None):
+            position.hash.update(piece)
+            position.bytes += len(piece)
+            position.lines += piece.count(b"\n")
+            if last is not None and position.bytes == last.bytes:
+                continues = bool(position.hash.hexdigest() == last.sha256)
+        os.fdatasync(file.fileno())
+    return continues
 
 
 def _pieces(file: Any, boundary: int | None) -> Iterator[bytes]:
@@ -185,7 +197,7 @@ def prefix_faults(root: Path, stated: Mapping[str, Sequence[StatedPrefix]]) -> t
         begun = [index for index in breaks if not ours[index].prefix.bytes]
         if begun:
             place = ours[begun[-1]].place
-            notes.append(f"{name}: was begun anew, as {place} states: the folder had been removed before a training")
+            notes.append(f"{name}: was begun anew, as {place} states: its records had been removed before a training")
         if altered := [index for index in breaks if index > (begun[-1] if begun else -1)]:
             place = ours[altered[-1]].place
             faults.append(f"{name}: does not continue at {place} what was stated before: it was altered or cut")

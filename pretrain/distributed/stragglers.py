@@ -7,7 +7,8 @@ metrics.jsonl. A rank whose time is above `RATIO` times the median of the others
 reported: an event "stragglers", and a warning. A single rank records neither.
 
 Limits: at stage 3 a forward pass waits for the parameters of other ranks, so all ranks look equally slow and only slow
-reading shows. Where ranks divide experts, a pass waits for their tokens, and only reading is timed. On CUDA the host only launches the passes; so events on the device time them.
+reading shows. Where ranks divide experts, a pass waits for their tokens, and only reading is timed. On CUDA the host
+only launches the passes; so events on the device time them.
 """
 
 from __future__ import annotations

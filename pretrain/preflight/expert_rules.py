@@ -51,8 +51,8 @@ def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings,
     for key in ("contiguous_gradients", "reduce_scatter"):  # without them DeepSpeed adds up different experts
         if passed.get(key) is False:
             return (
-                f"{name} with engine.deepspeed.zero_optimization.{key} = false, which reduces an expert's gradient over "
-                f"ranks that hold others; remove it, or set expert_parallel_size = 1"
+                f"{name} with engine.deepspeed.zero_optimization.{key} = false, which adds up gradients of different "
+                f"experts; remove it, or set expert_parallel_size = 1"
             )
     return None
 

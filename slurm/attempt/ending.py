@@ -12,6 +12,7 @@ import random
 import sys
 import threading
 import time
+from collections import Counter
 from functools import partial
 from typing import Any, NoReturn
 
@@ -234,19 +235,23 @@ def _await_empty_starts(attempt: JobAttempt) -> None:
 
     The launch of a start with nothing left to do may fail, on a busy node or on one that was cut off, and Slurm then
     holds the job. Each end releases them, and the run's last job waits for them: nothing would release them later.
+    Only jobs submitted before this one are waited for, or the two would wait for each other.
     """
     own = {line["job"] for line in jobs(attempt)} - {attempt.job}
+    releases: Counter[str] = Counter()
     pause = int(os.environ.get("ASSAY_PAUSE_SECONDS") or 10)  # tests have less time
     for seconds in range(0, _EMPTY_START_SECONDS, pause):
         _, queue = query("squeue", "--me", "--noheader", "--format=%i %r")
         reasons = dict(line.split(" ", 1) for line in queue.splitlines() if line.partition(" ")[0] in own)
         for job, reason in reasons.items():
-            if reason == "launch failed requeued held":
+            releases[job] += reason == "launch failed requeued held"
+            if reason == "launch failed requeued held" and releases[job] <= _MOST_RELEASES:
                 requested("scontrol", "release", job)
-        if not reasons or not all(map(partial(_is_done, attempt), reasons)):
+        earlier = [job for job in reasons if int(job) < int(attempt.job)]
+        if not earlier or not all(map(partial(_is_done, attempt), reasons)):
             return
         if not seconds:
-            say(f"assay: waiting for the empty start of {' '.join(reasons)}, which is done")
+            say(f"assay: waiting for the empty start of {' '.join(earlier)}, which is done")
         time.sleep(pause)
 
 

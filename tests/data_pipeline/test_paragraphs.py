@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -169,11 +170,12 @@ def test_without_drops_the_spans_and_only_the_blanks_next_to_them(text, pairs):
     assert b"".join(left.split()) == b"".join(outside.split())
 
 
-def test_the_bytes_have_not_changed_without_their_version(tmp_path):
-    """`test_substrings.py` proves for both stages that workers change nothing: they share the passes."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_bytes_have_not_changed_without_their_version(tmp_path, workers):
     shared = "A paragraph that several documents hold, and which is long enough to be compared here. " * 3
     texts = [(f"Document {i} has its own words. " * 8) + ("\n\n" + shared if i % 3 else "") for i in range(9)]
-    assert drop_paragraphs(corpus(tmp_path, texts), ParagraphsConfig(), Runtime(tmp_path)).digest == GOLDEN
+    made = drop_paragraphs(corpus(tmp_path, texts), ParagraphsConfig(), Runtime(tmp_path, workers=workers))
+    assert made.digest == GOLDEN
 
 
 def test_daft_gives_the_same_bytes(tmp_path):
@@ -216,3 +218,20 @@ def test_planted_reuse(tmp_path):
     assert len(reused) > 10
     found = [span for span in reused if {number[span["doc_a"]], number[span["doc_b"]]} & cut_in]
     assert len(found) == len(reused)
+
+
+def _race(root: Path, texts: list[str]) -> None:
+    drop_paragraphs(corpus(root, texts), ParagraphsConfig(), Runtime(root))
+
+
+def test_processes_that_make_the_same_artifact_leave_each_other_alone(tmp_path):
+    texts = [f"{'boilerplate ' * 12}\n\n{'own words ' * 30}{i}" for i in range(12)]
+    corpus(tmp_path, texts)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_race, args=(tmp_path, texts)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not list(tmp_path.rglob("join~*"))

@@ -88,10 +88,11 @@ def test_seconds_of_proc_stat_are_those_of_the_control_group():
 
     def both():
         """Both counts at one moment: a reading between which the other count moved by more than a tick is repeated."""
-        while True:
+        for _ in range(100_000):
             stat, of_group = cpu_times()[0], seconds()
             if cpu_times()[0] - stat <= 1:
-                return stat / TICKS, of_group
+                break
+        return stat / TICKS, of_group
 
     before = both()
     burn = "import time\nwhile time.process_time() < 2: pass"
@@ -99,7 +100,9 @@ def test_seconds_of_proc_stat_are_those_of_the_control_group():
     after = both()
     by_stat, by_group = after[0] - before[0], after[1] - before[1]
     assert by_stat >= 1.9
-    assert by_group == pytest.approx(by_stat, rel=0.05, abs=0.04 * cpu_times()[2])  # two ticks a thread, twice
+    assert by_group == pytest.approx(
+        by_stat, rel=0.05, abs=min(0.5, 0.04 * cpu_times()[2])
+    )  # two ticks a thread, twice
 
 
 class Rapl:

@@ -5,6 +5,8 @@ import gc
 import subprocess
 import sys
 import time
+import weakref
+from types import ModuleType
 
 import pytest
 
@@ -54,10 +56,26 @@ def test_nothing_is_collected_among_imports_or_examined_later():
             assert not gc.isenabled()
             with importing():
                 pass
+            sys.modules["assay_imported_by_this_test"] = ModuleType("assay_imported_by_this_test")
             made = [object() for _ in range(3)], {}
             assert not gc.isenabled()
         assert gc.isenabled()
         assert not any(kept is made for kept in gc.get_objects())  # frozen ones are not listed
     finally:
         gc.unfreeze()
+        sys.modules.pop("assay_imported_by_this_test", None)
     assert any(kept is made for kept in gc.get_objects())
+
+
+def test_what_died_before_nothing_was_imported_is_freed():
+    class Node:
+        pass
+
+    dead = Node()
+    dead.itself = dead
+    gone = weakref.ref(dead)
+    del dead
+    with importing():
+        pass
+    gc.collect()
+    assert gone() is None

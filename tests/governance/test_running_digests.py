@@ -28,17 +28,17 @@ FILES = ("energy.jsonl", "energy.node2.jsonl", f"{TRAINING}/metrics.jsonl", f"{T
 ACTIONS = st.one_of(
     st.tuples(st.sampled_from(FILES), st.text(alphabet="ab1\u00e9", min_size=1, max_size=30)),
     st.tuples(st.sampled_from(FILES), st.just("torn")),
-    st.tuples(st.just("state"), st.sampled_from(["same process", "another process"])),
-    st.tuples(st.just("train again"), st.sampled_from(["same process", "another process"])),
+    st.tuples(st.just("state"), st.sampled_from(["first process", "second process", "new process"])),
+    st.tuples(st.just("train again"), st.sampled_from(["first process", "second process", "new process"])),
 )
 
 
 def play(root, actions):
     """Append, tear and state in the given order; returns the statements as the journal would hold them."""
-    running, last, stated = RunningDigests(root), {}, {}
+    living, last, stated = {name: RunningDigests(root) for name in ("first process", "second process")}, {}, {}
     for what, word in actions:
         if what in ("state", "train again"):
-            running = running if word == "same process" else RunningDigests(root)
+            running = living.get(word) or RunningDigests(root)
             if what == "train again":
                 shutil.rmtree(root / TRAINING)
                 (root / TRAINING).mkdir()
@@ -84,6 +84,16 @@ def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path
         (root / name).unlink()
         assert "is missing" in prefix_faults(root, stated)[0][0]
         (root / name).write_bytes(whole)
+
+
+def test_a_process_that_had_hashed_the_file_before_it_was_begun_anew_states_it_as_it_is(tmp_path):
+    metrics = FILES[2]
+    state, append = ("state", "second process"), lambda text: (metrics, text)
+    actions = [append("a" * 20), state, ("train again", "first process"), append("b" * 40), ("state", "first process")]
+    (tmp_path / TRAINING).mkdir(parents=True)
+    stated = play(tmp_path, [*actions, append("b"), state])
+    assert [item.prefix.anew for item in stated[metrics]] == [False, True, False, False]
+    assert prefix_faults(tmp_path, stated)[0] == []
 
 
 def test_a_break_is_signed_and_stays_a_fault(tmp_path, caplog):

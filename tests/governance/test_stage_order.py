@@ -10,7 +10,7 @@ from governance.checks.bias import bias, fates
 from governance.stage_order import CORPUS_STAGES, STAGES
 
 ROOT = Path(__file__).parents[2]
-FOR_ONE_STAGE = {"fetch", "lists", "language_model", "classifier", "evaluation_sets", "megatron"}
+FOR_ONE_STAGE = {"fetch", "lists", "language_model", "classifier", "evaluation_sets", "megatron", "data_docs"}
 OUTSIDE_A_RUN = {"documents", "model_audit"}
 
 

@@ -39,13 +39,19 @@ def test_what_waits_for_a_job_that_was_preempted_before_does_not_wait_for_its_em
 
 def test_the_last_job_of_a_run_waits_for_the_empty_start_of_a_done_one_and_releases_it(node, monkeypatch):
     (node.root / "slurm" / "jobs.jsonl").write_text(
-        '{"after": [], "job": "6", "kind": "train"}\n{"after": [], "job": "7", "kind": "report"}\n'
+        "".join(
+            f'{{"after": [], "job": "{job}", "kind": "{kind}"}}\n'
+            for job, kind in enumerate(("train", "report", "x"), 6)
+        )
     )
     monkeypatch.setenv("ASSAY_PAUSE_SECONDS", "1")
+    for job in (6, 8):  # the empty start of one does not wait for the other
+        ended = node.root / "slurm" / "attempts" / f"{job}.jsonl"
+        ended.parent.mkdir(parents=True, exist_ok=True)
+        ended.write_text('{"event": "ended", "outcome": "done"}\n')
     record = node.root / "slurm" / "attempts" / "6.jsonl"
-    record.parent.mkdir(parents=True, exist_ok=True)
     asked = node.root / "asked"
-    replies = ["6 None", "6 launch failed requeued held", "6 None", "9 Priority"]
+    replies = ["6 None", "6 launch failed requeued held", "6 None", "8 Priority"]
     say = f'echo x >>{asked}; case $(wc -l <{asked}) in ' + " ".join(
         f'{number}) echo "{reply}" ;;' for number, reply in enumerate(replies, 1)
     ) + " esac"  # fmt: skip
