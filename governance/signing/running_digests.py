@@ -144,7 +144,7 @@ class RunningDigests:
 
 
 def _read_on(path: Path, position: _Position, last: Prefix | None) -> bool:
-    """Hash the whole lines after `position`; return whether they continue what was stated last."""
+    """Hash the lines after `position`; whether they continue `last`."""
     continues = last is None or last.bytes <= position.bytes
     with path.open("rb") as file:
         file.seek(position.bytes)

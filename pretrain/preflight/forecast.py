@@ -117,7 +117,7 @@ class _Work:
 
     @property
     def shares(self) -> list[tuple[int, int, int]]:
-        """Numbers of this rank's parameters, of their holders, and from one holder to the next."""
+        """Numbers of a rank's parameters and of their holders, and these' distance."""
         spread = self.engine.expert_parallel_size
         if spread == 1:
             return [(self.parameters, self.zero_ranks, 1)]
