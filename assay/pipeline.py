@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     """Every artifact of the corpus, by stage.
 
-    Files that later sections name are read first, because they are needed only hours later.
+    Files that later sections name are read now, so that a mistake in them fails before hours of work.
     """
     if runtime.make:
         under_site(run)
@@ -147,7 +147,7 @@ def pass_gate(
     `again` states that it was open before, so that actions report only that it has closed.
 
     Raises:
-        GateClosed: none does.
+        GateClosed: no verdict lets these shards through.
     """
     journal = journal_of(run, runtime)
     with _notify_gate_actions(run, artifacts, runtime, opens=not again):
@@ -201,7 +201,6 @@ def bias_counts(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runt
 def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
     """The models that judged this corpus, by name."""
     from data_pipeline.filters.classifier import scores_of
-    from governance.manifest import read_manifest
 
     inputs = artifacts["classify"].inputs if "classify" in artifacts else ()
     models = [read_manifest(root / item.path) for item in inputs if item.stage == "classifier"]
@@ -398,7 +397,12 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
-    except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:  # the files that it names may differ now
+    except (
+        GateClosed,
+        MissingInput,
+        CheckpointError,
+        ConfigError,
+    ) as error:  # the run's file may name other files than when it was trained
         why = "the gate is closed" if isinstance(error, GateClosed) else str(error).splitlines()[0]
         if isinstance(error, MissingInput):
             why = str(error)  # with the trainings that were found

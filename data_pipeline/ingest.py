@@ -6,8 +6,8 @@ files and records; the same sources give the same bytes wherever they are and ho
 Shards: the files of a source, or the matching members of an archive, are taken in order until they would exceed
 `shard_bytes`. A plain file of JSON lines, or a Parquet file, that is larger is cut (`readers/parts.py`) and read by
 several workers. What cannot be cut, a compressed file, a WARC, a tar, a data set of the hub, is read by one, which
-begins another document shard whenever `shard_bytes` of text are in one: so no document shard is larger, but for a
-document that is larger itself. Price: one pass over the sources, one more over plain files that are cut, memory of one
+begins another document shard whenever `shard_bytes` of text are in one: so no document shard is larger,
+unless a single document is. Price: one pass over the sources, one more over plain files that are cut, memory of one
 row group (8 MiB) and one record a worker; a source with its own ids is written twice where an id occurs twice, and
 its ids are held in memory once.
 
@@ -249,7 +249,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     sources = tuple(at_commit(source, runtime) if isinstance(source, HubSource) else source for source in sources)
     digests = Digests(runtime)
     listed: list[SourceFiles] = []
-    left: dict[str, set[str]] = {}  # source whose files are gone -> digests of those of them that are not
+    left: dict[str, set[str]] = {}  # source with missing files -> digests of its files that remain
     gone: MissingInput | None = None
     for source in sources:
         try:

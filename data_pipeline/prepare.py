@@ -83,10 +83,10 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
             yield (documents := _left(decontaminate(documents, sets, config.decontaminate, runtime), runtime))
         yield (documents := redact(documents, config.pii, runtime, folder))
         yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
-        plan = None
+        mixture = None
         if config.mix is not None:
-            yield (plan := mix(documents, config.mix, runtime))
-        yield (tokens := encode(documents, tokenizer, config.encode, runtime, plan))
+            yield (mixture := mix(documents, config.mix, runtime))
+        yield (tokens := encode(documents, tokenizer, config.encode, runtime, mixture))
         if config.pack is not None:
             yield pack(tokens, config.pack, runtime)
     finally:

@@ -126,6 +126,7 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     attempt = context.checkpoints.gather(context.attempt)[0]
     reports = HangReports(folder, context.ranks.rank, context.ranks.world_size, attempt)
     hung = partial(_report_hang, context)
+    # The two `as` below fill in fields of the context.
     with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, translated_errors():
         context.budget.start(lambda payload: add_up(payload, HOST))
         context.engine, state = _open_engine(context)
@@ -241,6 +242,7 @@ def _must_stop(context: TrainContext, sums: StepSums) -> bool:
 
 
 def _due(step: int, every: int, last: int) -> bool:
+    """Return whether a step is due; the last one always is."""
     return step == last or (every > 0 and step % every == 0)
 
 
@@ -251,8 +253,8 @@ def _add_up_gradients(
 
     `targets` are those of the global batch.
 
-    Returns its nats per token, and the nats and then the tokens of each origin. They are fp64, on the device: the same
-    bits on every rank, and the host does not wait for them.
+    Returns the global batch's nats per token; then each origin's nats, followed by each origin's tokens. They are fp64,
+    on the device: the same bits on every rank, and the host does not wait for them.
     """
     sums, origins = [], len(context.train_rows.origins)
     for batch in batches:
@@ -291,7 +293,7 @@ def _catch_up(context: TrainContext, state: TrainState) -> TrainState:
 def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate: bool, tasks: bool) -> TrainState:
     """Measure the validation loss, the scores of `[evaluation]`'s tasks, or both.
 
-    A stop request is honoured between two batches; `saved` is that of `_save_and_stop`.
+    A stop request is honoured between two batches; `saved` is the last step with a checkpoint.
     """
     if validate and context.validation_rows is not None:
         state = _validate(context, state, saved, context.validation_rows)
@@ -375,7 +377,10 @@ def _save(context: TrainContext, state: TrainState) -> None:
 def _save_and_stop(context: TrainContext, state: TrainState, saved: int) -> NoReturn:
     """Save the progress since step `saved`, then raise once it is durable."""
     if context.stop_requested():
-        get_logger(__name__).info("train: stopping after step %d, which is saved first (Ctrl-C: at once)", state.step)
+        get_logger(__name__).info(
+            "train: stopping after step %d, which is saved first (press Ctrl-C again to stop at once, without saving)",
+            state.step,
+        )
     if state.step != saved:
         _save(context, state)
     context.heartbeat.beat(f"waiting for the checkpoint of step {state.step}", long=True)
@@ -397,7 +402,7 @@ def _report_stop_seconds(context: TrainContext, step: int) -> None:
     if given and seconds > given / 2:
         log.warning(
             "train: that is more than half of the %d s that a job has to stop (slurm.signal_seconds, or the site's "
-            "slurm.notice_seconds): a slower save would be killed before it is durable; set it to %d s",
+            "slurm.notice_seconds): a slower save would be killed before it is durable; raise that limit to %d s",
             given, 4 * math.ceil(seconds),
         )  # fmt: skip
 

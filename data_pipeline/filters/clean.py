@@ -1,4 +1,4 @@
-"""Filter stage: keep documents that pass every filter, record rejected ones.
+"""Clean stage: keep documents that pass every filter, record rejected ones.
 
 Order of the reasons; a document is removed with the first that holds:
 

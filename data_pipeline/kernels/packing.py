@@ -174,7 +174,9 @@ def _best_fit(sizes, order, length):  # type: ignore[no-untyped-def]
 def fill_gaps(
     items: Integers, lengths: Integers, row_of: Integers, rows: int, target: int, sequence_length: int
 ) -> tuple[Integers, Integers, Integers, Integers]:
-    """Move whole items, largest first, until `target` rows remain.
+    """Dissolve the emptiest rows until `target` remain; their items fill the gaps.
+
+    An item is cut where no gap has room for the whole.
 
     Returns:
         Item, offset in it, length and row of each piece.

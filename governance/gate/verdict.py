@@ -108,7 +108,7 @@ def load_papers(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
     )
 
 
-def _judged(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
+def _intact_audit(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
     """The audit behind a verdict, as first written; empty if removed.
 
     Raises:
@@ -174,6 +174,7 @@ def give_verdict(
     demands = _demands(policy, config, keys, bound)
     signers = _signers(judgement, policy, own, keys)
     content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
+    # One given under a wrong clock counts as none.
     current = {} if path.exists() and undone(path, root, journal) else _current(path, keys)
     signed_at = str(current.get("signed_at", ""))
     if fault := clock_fault(today, signed_at, journal):
@@ -206,7 +207,7 @@ def give_verdict(
         ) from error
     write_json(path, envelope)
     if journal is not None:
-        _state(path, root, predicate, journal)
+        _record_in_journal(path, root, predicate, journal)
     return _open_verdict(path, keys)
 
 
@@ -244,7 +245,7 @@ def _current(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
         return {}
 
 
-def _state(path: Path, root: Path, predicate: Mapping[str, Any], journal: Journal) -> None:
+def _record_in_journal(path: Path, root: Path, predicate: Mapping[str, Any], journal: Journal) -> None:
     """State the verdict's file and inputs in the journal, once."""
     digest = sha256_file(path)
     if last_stated(path, root, journal) == digest:
@@ -335,21 +336,19 @@ def require_open(
             f"  Audit it first: assay governance check CONFIG"
         )
     try:
-        verdict = _open_verdict(path, keys := trusted(config, folder))
+        keys = trusted(config, folder)
+        verdict = _open_verdict(path, keys)
     except ManifestError as error:
         raise GateClosed(f"the verdict cannot be trusted: {error}") from error
-    require_chain((tokens, *_judged(verdict, root), *packed), root, journal)
+    require_chain((tokens, *_intact_audit(verdict, root), *packed), root, journal)
     if shards := shard_faults(tokens, root):
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)
     stated = (verdict["audit"]["path"], verdict["audit"]["digest"])
+    elsewhere = bound and verdict.get("site") != described(bound)
     stale = (
         staleness(verdict, tokens, policy.digest, moment)
-        or (
-            f"it was given {site_words(verdict)}, not of those that bind here"
-            if bound and verdict.get("site") != described(bound)
-            else ""
-        )
+        or (f"it was given {site_words(verdict)}, not of those that bind here" if elsewhere else "")
         or "; ".join(two_key_faults(_demands(policy, config, keys, bound), json.loads(path.read_bytes()), stated, root))
         or undone(path, root, journal)
         or clock_fault(moment, verdict["signed_at"], journal)
@@ -359,7 +358,7 @@ def require_open(
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
         raise GateClosed(explain(verdict, policy.owners))
-    if since := _since(verdict, policy, tokens.digest, moment.date(), load_papers(config, folder, root)):
+    if since := _faults_since(verdict, policy, tokens.digest, moment.date(), load_papers(config, folder, root)):
         raise GateClosed(
             "\n  ".join(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
@@ -368,7 +367,9 @@ def require_open(
     return verdict
 
 
-def _since(verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, papers: Papers) -> list[str]:
+def _faults_since(
+    verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, papers: Papers
+) -> list[str]:
     """Changes since the verdict that close the gate."""
     gates = {gate.id: gate for gate in policy.gates()}
     case = Case(policy, corpus, today, papers.submitters, verdict["key_id"])

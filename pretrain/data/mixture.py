@@ -1,4 +1,4 @@
-"""MixtureSource of each row under `[[train.mixture]]`, in closed form.
+"""Source of each row under `[[train.mixture]]`, in closed form.
 
 A *phase* has constant weights. They become integer parts of at most `PARTS` in total (finer weights are rounded, and
 the weights in use are recorded), so the sources repeat with a period: the table of one period gives the source of any

@@ -1,1 +1,1 @@
-"""Optimizers, the gradients' partitions that they see, and the loss-spike guard."""
+"""Optimizers, and the partitions of gradients that they see."""

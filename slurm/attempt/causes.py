@@ -13,7 +13,7 @@ _CAUSES = {
     69: "scheduler or node unavailable",
     70: "a training process hung",
     71: "energy budget exhausted",
-    73: "another live process does the same work",
+    73: "another attempt holds the run",
     74: "disk full or refusing",
     75: "signalled to leave; finished work is saved",
     77: "the gate is closed",

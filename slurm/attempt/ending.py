@@ -1,7 +1,7 @@
 """Ends of an attempt: their record, and the reaction to them.
 
-`_settle` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch that it
-takes for failed and holds, an end that it takes for a preemption.
+`_correct_state` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch
+that it takes for failed and holds, an end that it takes for a preemption.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from slurm.attempt.job_attempt import (
 )
 from slurm.attempt.watched_command import ignore_signals
 
-_EXPLAINED = (2, 65, 66, 71, 77, 78)
-_UNSEEN = (66, 78)
-_NEED_TIME = (69, 73, 74)
+_EXPLAINED = (2, 65, 66, 71, 77, 78)  # usage, data, input, budget, gate, configuration: a retry would end alike
+_UNSEEN = (66, 78)  # a file is missing, perhaps on this node alone
+_NEED_TIME = (69, 73, 74)  # node or scheduler, a run that is held, a disk: waiting may help
 _POLL_SECONDS = 5
 _EMPTY_START_SECONDS = 180
 _MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6
@@ -49,11 +49,13 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     ignore_signals()
     cause = cause or cause_of(status)
     outcome = "done" if status == 0 else "left" if status == 75 else "failed"
+    # A missing file may be this node's fault: the node is left out once and the job tried again elsewhere.
     if status in _UNSEEN and not attempt.left_out and (unseen := _unseen(attempt)):
         attempt.left_out.append(this_node())  # if other nodes see the file, another node can run the job
         cause = f"{this_node()} does not see {unseen}; {cause}"
     elif status in _EXPLAINED and not (status in _UNSEEN and attempt.left_out):
         outcome = "explained"
+    # `times_blamed` searches the record for ",node,".
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
     more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
     known = note(attempt, "ended", **more)
@@ -70,11 +72,11 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
         _end_chain(attempt)
     elif outcome == "left":
         if attempt.requeues:
-            _again(attempt, status, 0)
+            _requeue(attempt, status, 0)
         controller.remark(attempt, f"assay: {cause}")  # the next link continues
     elif outcome == "failed":
         _after_failure(attempt, status, cause, failures(attempt) if known else attempt.number + 1)
-    _settle(attempt, status)
+    _correct_state(attempt, status)
     sys.exit(status)
 
 
@@ -87,7 +89,7 @@ def _after_failure(attempt: JobAttempt, status: int, cause: str, failed: int) ->
         return
     controller.remark(attempt, f"assay: {cause}; try {failed} of {attempt.retries} more")
     if attempt.requeues:
-        _again(attempt, status, failed)
+        _requeue(attempt, status, failed)
     for link in links(attempt, later=True) if attempt.left_out else ():  # they exclude these nodes, too
         if (shown := controller.show(attempt, link)) is not None:
             controller.exclude(attempt, link, shown)
@@ -101,14 +103,14 @@ def _unseen(attempt: JobAttempt) -> str:
     return next((word for word in attempt.command if word.startswith("/") and not os.path.exists(word)), "")
 
 
-def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
+def _requeue(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
     """Requeue this job, and exit."""
     # A job that ended while slurmctld is down would not come back, and jobs that depend on it would be cancelled.
     for refused in range(1, _MOST_REQUEUES + 1):
         shown = controller.show(attempt, attempt.job)
         if shown is None:
             break
-        if _let_go(attempt, shown) or controller.is_cancelled(shown) or attempt.called_off:
+        if _release_if_held(attempt, shown) or controller.is_cancelled(shown) or attempt.called_off:
             sys.exit(status)
         stand_aside(attempt, shown)
         # Slurm itself requeues a job that it preempts, or whose node it lost: the start that follows is left alone.
@@ -121,14 +123,14 @@ def _again(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
             if attempt.left_out:
                 controller.exclude(attempt, attempt.job, shown)
             elif status in _NEED_TIME and "ASSAY_LOCAL" not in os.environ:
-                _later(attempt, failed)
+                _delay_retry(attempt, failed)
             sys.exit(status)
         time.sleep(5 * refused)
     say(f"assay: job {attempt.job} could not be requeued; continue with: assay slurm retry")
     sys.exit(status)
 
 
-def _later(attempt: JobAttempt, failed: int) -> None:
+def _delay_retry(attempt: JobAttempt, failed: int) -> None:
     """Delay a retry that needs time, not another node.
 
     The delay is 60 s x 2^n, spread for the tasks of an array.
@@ -196,7 +198,7 @@ def runs_on(attempt: JobAttempt) -> bool:
     return value("JobState", shown) == "RUNNING"
 
 
-def _let_go(attempt: JobAttempt, shown: str) -> bool:
+def _release_if_held(attempt: JobAttempt, shown: str) -> bool:
     """Release a job whose launch Slurm took for failed.
 
     A late reply of a busy node, or a launch sent twice, causes this for jobs that run or ended well.
@@ -204,7 +206,7 @@ def _let_go(attempt: JobAttempt, shown: str) -> bool:
     if not value("Reason", shown).startswith("launch_failed"):
         return False
     if sum(line.get("event") == "released" for line in events(attempt)) >= _MOST_RELEASES:
-        held = "is held for the eleventh time (launch failed requeued held) and is not released again"
+        held = f"was released {_MOST_RELEASES} times (launch failed requeued held) and is not released again"
         say(f"assay: job {attempt.job} {held}")
         return False
     note(attempt, "released")
@@ -212,13 +214,13 @@ def _let_go(attempt: JobAttempt, shown: str) -> bool:
     return requested("scontrol", "release", attempt.job)
 
 
-def _settle(attempt: JobAttempt, status: int) -> None:
+def _correct_state(attempt: JobAttempt, status: int) -> None:
     """Correct the job's state before its last end.
 
     Nothing would correct it afterwards.
     """
     shown = controller.show(attempt, attempt.job)
-    if shown is None or _let_go(attempt, shown):
+    if shown is None or _release_if_held(attempt, shown):
         return
     stand_aside(attempt, shown)
     if status or attempt.is_task:
@@ -226,7 +228,7 @@ def _settle(attempt: JobAttempt, status: int) -> None:
     # Slurm takes a job that it once signalled to leave within a grace time for preempted when it ends, however much
     # later, and requeues it for a start with nothing left to do. Jobs that depend on this one need not wait for that.
     if (value("Restarts", shown), value("PreemptTime", shown)) != ("0", "None"):
-        _free(attempt)
+        _drop_dependencies(attempt)
     _await_empty_starts(attempt)
 
 
@@ -261,7 +263,7 @@ def _is_done(attempt: JobAttempt, job: str) -> bool:
     return bool(ends) and ends[-1].get("outcome") == "done"
 
 
-def _free(attempt: JobAttempt) -> None:
+def _drop_dependencies(attempt: JobAttempt) -> None:
     """Remove the dependency on this successful job from waiting jobs."""
     done = ["afterok", attempt.job]
     for line in jobs(attempt):

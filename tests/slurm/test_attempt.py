@@ -141,7 +141,7 @@ def decided(monkeypatch):
     """Reactions to failures, recorded and not carried out."""
     found = []
     monkeypatch.setattr(ending, "_after_failure", lambda *words: found.append(words[1:]))
-    monkeypatch.setattr(ending, "_settle", lambda *words: None)
+    monkeypatch.setattr(ending, "_correct_state", lambda *words: None)
     monkeypatch.setattr(ending, "ignore_signals", lambda: None)
     return found
 
