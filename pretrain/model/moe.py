@@ -187,7 +187,7 @@ def _(left: torch.Tensor, right: torch.Tensor, offs: torch.Tensor) -> torch.Tens
 def _stacked(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Weights as [G, out, in]: a view if evenly spaced, else copied."""
     first = weights[0]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (len(weights) == 1 and not first.is_contiguous()):
         return torch.stack(list(weights))
     if len(weights) == 1:
         return first.unsqueeze(0)

@@ -199,12 +199,23 @@ def test_alerts_and_system_metrics_are_in_the_run(tmp_path, run_training, monkey
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, "unset")
     diverges = {"learning_rate": 1e30, "weight_decay": 0.0, "gradient_clipping": 0.0, "warmup_steps": 0}
+    settings = {"mode": "offline", "tags": ("a", "b"), **diverges}
+    starts = loop.window_starts
     for wanted in (True, False):
-        root = tmp_path / str(wanted)
-        with pytest.raises(Diverged):
-            run_training(root, mode="offline", alerts=wanted, system_metrics=wanted, tags=("a", "b"), **diverges)
-        [folder] = (root / "train").glob("*")
-        found = read_offline(folder / "wandb")
+        for pause in (1, 4, 16, 64) if wanted else (0,):  # W&B takes its first sample in its own time
+
+            def pausing(config, pause=pause):
+                time.sleep(pause)
+                return starts(config)
+
+            monkeypatch.setattr(loop, "window_starts", pausing)
+            root = tmp_path / f"{wanted} {pause}"
+            with pytest.raises(Diverged):
+                run_training(root, alerts=wanted, system_metrics=wanted, **settings)
+            [folder] = (root / "train").glob("*")
+            found = read_offline(folder / "wandb")
+            if found.system:
+                break
         assert [(alert["title"], alert["level"]) for alert in found.alerts] == [("Training diverged", "ERROR")] * wanted
         assert bool(found.system) == wanted
         [run] = found.runs
