@@ -201,7 +201,7 @@ def test_a_start_on_a_stale_mount_excludes_the_node(attempt, naps, stale, decide
 
 def test_an_attempt_that_leaves_has_no_time_to_wait(attempt, naps, monkeypatch):
     monkeypatch.setattr(job_attempt, "append_line", refusing(1000)(job_attempt.append_line))
-    monkeypatch.setattr(ending, "_again", lambda *words: sys.exit(words[1]))
+    monkeypatch.setattr(ending, "_requeue", lambda *words: sys.exit(words[1]))
     monkeypatch.setattr(ending, "ignore_signals", lambda: None)
     with pytest.raises(SystemExit):
         ending.finish(attempt, 75)
