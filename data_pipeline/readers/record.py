@@ -15,7 +15,7 @@ Faults by reason:
     dictionary_too_large  an .xz file that needs more than 256 MiB to unpack
     nested_too_deep    an archive in an archive in an archive in an archive
     page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
-    reader_failed      a reader of the run's own raised or took too long; the rest of the file is lost
+    reader_failed      a reader of the run's own failed on the content; the rest of the file is lost
     warc_torn_record  warc_bad_header  warc_...
                        of web archives, as warc.py says
     duplicate_id       another record of the source came first with this id (found by `ingest`)
