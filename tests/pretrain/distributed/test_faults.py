@@ -101,7 +101,7 @@ def test_a_save_that_hardly_fits_is_a_warning_with_its_fix(caplog, seconds, warn
     )
     loop._report_stop_seconds(context, 7)
     assert output == [("left", 7, {"seconds": seconds})]
-    assert ("more than half of the 60 s" in caplog.text and "set it to 124 s" in caplog.text) == warned
+    assert ("more than half of the 60 s" in caplog.text and "raise that limit to 124 s" in caplog.text) == warned
 
 
 def lines_of(root: Path) -> list[dict]:
