@@ -23,6 +23,7 @@ from governance.provenance import provenance
 from governance.stage import artifact_folder
 from pretrain.checkpoint.format import TrainState, finite_row
 from pretrain.checkpoint.load import resume
+from pretrain.checkpoint.retention import remove_old
 from pretrain.checkpoint.save import open_saver
 from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
@@ -130,6 +131,8 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, translated_errors():
         context.budget.start(lambda payload: add_up(payload, HOST))
         context.engine, state = _open_engine(context)
+        if context.ranks.first and state.step:  # a kill may have left a removal half done, and no save may follow
+            remove_old(context.checkpoints, context.settings.checkpoint, state.step, state.validations)
         saver = open_saver(
             context.checkpoints, context.settings, context.engine, run_facts(context), partial(_durable, context)
         )

@@ -136,6 +136,19 @@ def test_the_split_of_a_batch_changes_nothing_but_rounding(tmp_path, finished, r
     assert losses_of(run, tmp_path) == pytest.approx(losses_of(whole, root), rel=1e-5)
 
 
+def test_a_removal_that_a_kill_left_half_done_is_ended_where_nothing_is_left_to_train(tmp_path, run_training):
+    made = run_training(tmp_path, keep_last=1)
+    lines = [json.loads(line) for line in (tmp_path / made.folder / "metrics.jsonl").read_text().splitlines()]
+    [first, *_, last] = [tmp_path / Path(line["path"]).parent for line in lines if line["event"] == "checkpoint"]
+    assert last.exists()
+    assert not first.exists()
+    (first / "weights").mkdir(parents=True)
+    (first / "weights" / "00000.safetensors").write_bytes(b"left")
+    (tmp_path / made.folder / "manifest.json").unlink()
+    assert run_training(tmp_path, keep_last=1).digest == made.digest
+    assert not first.exists()
+
+
 def test_a_signal_saves_and_leaves(tmp_path, finished, run_training, at_step):
     at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Preempted, match="step 6") as error:
