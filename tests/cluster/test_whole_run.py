@@ -26,8 +26,9 @@ def test_two_nodes_make_what_one_process_makes(bed, local, fresh):
     change(fresh, ("cpus_per_task = 1", 'cpus_per_task = 0\noptions = ["--nice=1", "--comment=grant 12"]'))
     jobs = submit(bed, fresh, **LEAKS)
 
-    # the controller dies as it starts the tasks of an array, before it has saved that it did
-    until(lambda: bed.state(f"{jobs['ingest']}_0") == "RUNNING", 90, lambda: status(bed, fresh), every=0.05)
+    # The controller dies as it starts the tasks of an array, before it has saved that it did. Not of the first one: it
+    # would not have saved the submission yet, and would forget all jobs.
+    until(lambda: bed.state(f"{jobs['clean']}_0") == "RUNNING", 180, lambda: status(bed, fresh), every=0.05)
     bed("crash", "slurmctld")
     time.sleep(5)
     bed("start", "slurmctld")
