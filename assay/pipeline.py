@@ -397,12 +397,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
         artifacts["train"] = training(run, artifacts, look)
-    except (
-        GateClosed,
-        MissingInput,
-        CheckpointError,
-        ConfigError,
-    ) as error:  # the run's file may name other files than when it was trained
+    except (GateClosed, MissingInput, CheckpointError, ConfigError) as error:
+        # Its file may name other files than when it was trained.
         why = "the gate is closed" if isinstance(error, GateClosed) else str(error).splitlines()[0]
         if isinstance(error, MissingInput):
             why = str(error)  # with the trainings that were found

@@ -16,7 +16,7 @@ class StageRow:
 
     name: str
     optional: bool = False
-    """Whether a run can be without it."""
+    """True where a run can be without it."""
     switch: str = ""
     """Field of `[data]` that adds an optional stage to the corpus; empty: the field with the stage's name."""
     settings: str | None = None

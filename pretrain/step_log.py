@@ -31,13 +31,13 @@ class StepNumbers(NamedTuple):
     skipped: float
     """1 where the update was skipped."""
     norm: float
-    """Of the gradient."""
+    """Norm of the gradient."""
     norms: list[float]
-    """Of the gradient of each group of parameters."""
+    """Norm of each parameter group's gradient."""
     expert_load: list[float]
     """One number; none without a selection bias."""
     nats: list[float]
-    """Of each origin; none where there is one origin."""
+    """Loss sum of each origin; none where there is one origin."""
     targets: list[float]
     """Tokens predicted of each origin."""
 
