@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from governance.checks.bias.interval_rows import COLUMNS
 from governance.reports.facts.problems import first_look
 from governance.reports.html.markup import join
+from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_sections import groups, groups_folded
-from governance.reports.sections.group_words import distinct, headline, phrase
+from governance.reports.sections.group_words import headline, phrase
 from governance.reports.sections.interval_plots import PANEL_ROWS, panels, scale_of
 from tests.governance.test_reports_page import Page
 
@@ -107,7 +108,22 @@ def test_a_headline_is_a_sentence(given_row, sentence):
 def test_the_same_ratio_of_the_only_filter_is_reported_once():
     same = [row("keep_ratio_adjusted", 0.5, 0.6, 0.7, stage=stage) for stage in ("clean", "(all)", "dedup")]
     other = row("keep_ratio_adjusted", 0.5, 0.65, 0.7, stage="dedup")
-    assert [one["stage"] for one in distinct([*same, other])] == ["(all)", "dedup"]
+    assert [one["stage"] for one in significant_rows({"impact": [*same, other]})["impact"]] == ["(all)", "dedup"]
+
+
+def test_a_group_of_one_language_is_reported_once():
+    """The row of all languages repeats the only language that mentions the group; two languages are two findings."""
+    names = {"axis": "religion", "group": "atheist", "stage": "(all)"}
+    english, both = (row("keep_ratio_adjusted", 0.32, 0.5, 0.73, **names, language=one) for one in ("en", "(all)"))
+    german = {**english, "language": "de"}
+    for rows, languages in (
+        ([both, english], ["en"]),
+        ([english, german], ["de", "en"]),
+        ([{**both, "lower": 0.31}, english], ["(all)", "en"]),
+        ([{**both, "n": 101}, english], ["(all)", "en"]),
+    ):
+        assert sorted(one["language"] for one in significant_rows({"impact": rows})["impact"]) == languages
+    assert "1 significant difference," in str(groups(found(impact=[both, english])))
 
 
 def test_no_headline_without_a_test_behind_it():

@@ -23,7 +23,7 @@ SPDX_LISTED = frozenset({
 })  # fmt: skip
 """Identifiers of the SPDX licence list that are common for text; only these get a link."""
 
-_ALL, _REST, _UNKNOWN = "(all)", "(others)", ("unknown", "und")
+_REST, _UNKNOWN = "(others)", ("unknown", "und")
 
 
 def licence_text(name: str) -> str:
@@ -40,18 +40,10 @@ def findings(evidence: Evidence) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for suite, rows in significant_rows(evidence.found["bias"]).items():
         tested = [row for row in rows if row["p"] is not None and row["q"] is not None]
-        seen: set[tuple[Any, ...]] = set()
-        once = []
-        for row in sorted(
-            tested, key=lambda row: row["language"] == _ALL
-        ):  # a single language is more specific than all
-            named = tuple(row[name] for name in ("metric", "axis", "group", "against"))
-            names = {(*named, row["language"]), (*named, *(row[name] for name in ("value", "lower", "upper", "n")))}
-            if not names & seen:
-                once.append(row)
-            seen |= names
-        if once:
-            found[suite] = [row for row in tested if row in once]
+        names = ("metric", "axis", "group", "against", "language")
+        largest = {tuple(row[name] for name in names): row for row in reversed(tested)}
+        if largest:
+            found[suite] = [row for row in tested if any(row is one for one in largest.values())]
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from governance.gate.explanation import counted
 from governance.reports.html.markup import chance, compact, energy, share
 from governance.reports.sections.bias_sections import significant_rows
-from governance.reports.sections.group_words import detailed, distinct, headline, language_of, named
+from governance.reports.sections.group_words import detailed, headline, language_of, named
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
 _CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
@@ -168,7 +168,7 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
 def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     """Suite -> significant rows."""
     out = significant_rows(found["bias"])
-    tested = {suite: distinct([row for row in rows if row["q"] is not None]) for suite, rows in out.items()}
+    tested = {suite: [row for row in rows if row["q"] is not None] for suite, rows in out.items()}
     return {suite: rows for suite, rows in tested.items() if rows}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from governance.checks.bias import findings
+from governance.checks.bias.interval_rows import ALL
 
 NEUTRAL = {**findings.NEUTRAL, "keep_ratio": 1.0, "premium": 1.0, "instrument_bias": 0.0}
 """Metric -> its value when groups do not differ."""
@@ -24,7 +25,7 @@ def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
     """Significant rows by suite, the largest difference first.
 
     Keep rates count only where adjusted and only for groups kept less often: a raw ratio mostly shows that sources
-    differ, and being kept more often does no harm.
+    differ, and being kept more often does no harm. A difference that several rows state is one row.
     """
     found = {}
     for suite in SUITES:
@@ -32,8 +33,27 @@ def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
         if suite == "impact":
             rows = [row for row in rows if row["metric"] == "keep_ratio_adjusted" and row["upper"] < 1]
         if rows:
-            found[suite] = sorted(rows, key=lambda row: (-_distance(row), _order(row)))
+            found[suite] = _distinct(sorted(rows, key=lambda row: (-_distance(row), _order(row))))
     return found
+
+
+def _distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Drop rows that repeat another.
+
+    The only filter that removed a group's documents has the ratio of all filters, which stays; and a group that one
+    language alone mentions has the same row for all languages, where the language stays.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    kept = set()
+    for place in sorted(range(len(rows)), key=lambda at: (rows[at]["language"] == ALL, rows[at]["stage"] != ALL)):
+        row = rows[place]
+        names = tuple(row[name] for name in ("metric", "instrument", "axis", "group", "against"))
+        one = (*names, row["language"], row["value"])
+        of_any_language = (*names, *(row[name] for name in ("value", "lower", "upper", "n")))
+        if one not in seen and not (row["language"] == ALL and of_any_language in seen):
+            kept.add(place)
+        seen |= {one, of_any_language}
+    return [row for place, row in enumerate(rows) if place in kept]
 
 
 def is_significant(row: Mapping[str, Any]) -> bool:

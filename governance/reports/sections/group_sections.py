@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite
 from governance.reports.facts.problems import uncovered
 from governance.reports.html.markup import Html, chance, compact, fold, foreign, join, number, table, tag
@@ -12,7 +13,6 @@ from governance.reports.sections.bias_sections import is_significant, significan
 from governance.reports.sections.group_words import (
     bounds,
     detailed,
-    distinct,
     language_of,
     named,
     phrase,
@@ -147,7 +147,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
         for row in rows[:_MOST]
     ]
     cited = cite(found, *(f"/bias/{suite}" for suite in significant_rows(found["bias"])))
-    title = f"{len(rows):,} significant differences, the gravest kind first"
+    title = f"{counted(len(rows), 'significant difference')}, the gravest kind first"
     note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
                     "before you use a finding.", class_="note")  # fmt: skip
     return join([table(title, head, lines, numeric=(3, 4), cited=cited, shown=3), note])
@@ -156,7 +156,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
 def _ordered(found: Mapping[str, Any]) -> list[Row]:
     """Findings, alternating between suites."""
     tested = [[row for row in rows if row["q"] is not None] for rows in significant_rows(found["bias"]).values()]
-    turns = [detailed(found, distinct(rows)) for rows in tested]
+    turns = [detailed(found, rows) for rows in tested]
     most = max(map(len, turns), default=0)
     return [rows[turn] for turn in range(most) for rows in turns if turn < len(rows)]
 

@@ -78,17 +78,6 @@ def spaced(name: object) -> str:
     return str(name or "").replace("_", " ")
 
 
-def distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Drop rows that repeat another."""
-    seen, kept = set(), []
-    for row in sorted(rows, key=lambda row: row["stage"] != _ALL):
-        same = (*(row[name] for name in ("metric", "instrument", "language", "axis", "group", "against")), row["value"])
-        if same not in seen:
-            seen.add(same)
-            kept.append(row)
-    return sorted(kept, key=lambda row: [one is row for one in rows].index(True))
-
-
 _KEY = ("metric", "stage", "instrument", "language", "axis", "group", "against")
 
 
