@@ -276,7 +276,7 @@ def _tables(
 
 
 def _suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
-    """The questions of the run, encoded with its tokeniser."""
+    """The questions of the run, encoded with its tokenizer."""
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.evaluation.scores import encode_tasks
 

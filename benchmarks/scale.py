@@ -7,7 +7,7 @@
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
-the process that runs the stages (it trains the tokeniser and decides over the whole corpus). Goals: time a byte on the
+the process that runs the stages (it trains the tokenizer and decides over the whole corpus). Goals: time a byte on the
 largest corpus is at most 1.3 times that on the smallest, and a worker's memory does not grow by more than a tenth from
 the second size on.
 """

@@ -2,7 +2,7 @@
 
 Promise: everything that can be checked without reading the corpus is reported now, in one message, not hours later by
 its stage. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier corpora,
-a given tokeniser, the key of the pseudonyms) and the languages that are named. `make_beside` makes the artifacts that
+a given tokenizer, the key of the pseudonyms) and the languages that are named. `make_beside` makes the artifacts that
 depend on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is reported before the corpus
 is read; their stages find them.
 

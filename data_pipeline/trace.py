@@ -192,7 +192,7 @@ def _span(
     tokenizers = [item for item in tokens.inputs if item.stage == "tokenizer"]
     manifest, note = _read(tokenizers[0], root) if tokenizers else (None, "is not among the inputs")
     if manifest is None:
-        return None, f"the tokeniser of {tokens.folder} {note}; the characters are not known"
+        return None, f"the tokenizer of {tokens.folder} {note}; the characters are not known"
     if int(shard.tokens[offset]) == shard.end_of_document:
         return None, ""
     encoder = load_encoder(manifest, root)

@@ -28,7 +28,7 @@ def environment(name: str, packages: tuple[str, ...]) -> Path:
 
 
 def datatrove(everything: Path, cleaned: Path, final: Path, tokenizer: Path, scratch: Path) -> dict[str, Any]:
-    """CPU-seconds of datatrove's filters, MinHash and tokeniser: `rivals/datatrove_stages.py`."""
+    """CPU-seconds of datatrove's filters, MinHash and tokenizer: `rivals/datatrove_stages.py`."""
     python = environment("datatrove", DATATROVE)
     words = [str(path) for path in (everything, cleaned, final, tokenizer, scratch)]
     script = HERE / "rivals" / "datatrove_stages.py"

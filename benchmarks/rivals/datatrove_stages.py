@@ -3,7 +3,7 @@
     python datatrove_stages.py ALL.jsonl CLEANED.jsonl FINAL.jsonl TOKENIZER.json SCRATCH
 
 Each stage gets the documents that our own stage of that name gets: the filters all of them, MinHash those that our
-filters kept, the tokeniser those that were left. CPU-seconds of this process and its children.
+filters kept, the tokenizer those that were left. CPU-seconds of this process and its children.
 """
 
 import json
@@ -78,8 +78,8 @@ def minhash(path: Path, scratch: Path) -> int:
     return sum(1 for name in Path(made["kept"]).iterdir() for _ in name.open(encoding="utf-8"))
 
 
-def tokenise(path: Path, tokenizer: Path, scratch: Path) -> int:
-    """Tokenise to datatrove's own token files."""
+def tokenize(path: Path, tokenizer: Path, scratch: Path) -> int:
+    """Tokenize to datatrove's own token files."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
@@ -109,7 +109,7 @@ def main() -> None:
     for name, work in (
         ("filters", lambda: filters(everything)),
         ("minhash", lambda: minhash(cleaned, scratch)),
-        ("tokenise", lambda: tokenise(final, tokenizer, scratch)),
+        ("tokenize", lambda: tokenize(final, tokenizer, scratch)),
     ):
         started = cpu_seconds()
         result = work()

@@ -91,7 +91,7 @@ class EncodeConfig(Section):
 class EncodeWork:
     """One shard's payload.
 
-    It holds where its documents, its part of the plan and the tokeniser are.
+    It holds where its documents, its part of the plan and the tokenizer are.
     """
 
     documents: Path

@@ -32,7 +32,7 @@ _CACHED_BYTES = 128 << 20  # of text, after which the fast engine starts with an
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded tokeniser; safe to share among threads."""
+    """A loaded tokenizer; safe to share among threads."""
 
     vocabulary_size: int
     end_of_document: int
@@ -44,7 +44,7 @@ class Encoder:
     begin_of_document: int | None = None
     """The id before each document's text; None: none."""
     decode_text: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
-    """Decoder of a tokeniser whose ids are not the text's bytes; None: `pieces`, joined, are the text."""
+    """Decoder of a tokenizer whose ids are not the text's bytes; None: `pieces`, joined, are the text."""
     unknown: int | None = None
     """The id of what its vocabulary lacks; None: it lacks nothing."""
 
@@ -90,7 +90,7 @@ class Encoder:
         """Return whether the ids give the text again.
 
         They may give the text itself or, with `decode_text`, one of the same ids, of which none is `unknown`; it then
-        differs only in what the tokeniser does not see, such as a space that its normaliser removes.
+        differs only in what the tokenizer does not see, such as a space that its normaliser removes.
         """
         if self.decode_text is None:
             return b"".join(map(self.pieces.__getitem__, ids)) == text
@@ -186,7 +186,7 @@ def _as_value_error(error: BaseException) -> ValueError:
 def library_engine(reference: Any, end: int, cut_at_spaces: bool = True) -> Engine:
     """The engine that defines the ids: `reference` is a `tokenizers.Tokenizer`.
 
-    With `cut_at_spaces` long texts are encoded in `segments`, which bounds memory, where the pre-tokeniser allows it.
+    With `cut_at_spaces` long texts are encoded in `segments`, which bounds memory, where the pre-tokenizer allows it.
     """
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
@@ -205,10 +205,10 @@ def library_engine(reference: Any, end: int, cut_at_spaces: bool = True) -> Engi
 
 
 def segments(text: str) -> Iterator[str]:
-    """Split a text into segments of some 65,536 characters, for GPT-2's pre-tokeniser.
+    """Split a text into segments of some 65,536 characters, for GPT-2's pre-tokenizer.
 
     A cut before the space or line end that follows a word never changes an id: such a place is always a border of
-    that pre-tokeniser, and nothing to its left looks past it. Without such a place a segment is longer.
+    that pre-tokenizer, and nothing to its left looks past it. Without such a place a segment is longer.
     """
     start = 0
     while len(text) - start > _SEGMENT_CHARACTERS:

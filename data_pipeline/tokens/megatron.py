@@ -218,7 +218,7 @@ def _import_shard(config: MegatronConfig, work: tuple[Path, int, int], path_of: 
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocabulary_size:
             raise PipelineError(
                 f"{indexed.path}: document {number} has ids from {ids.min()} to {ids.max()}; they must be below "
-                f"vocabulary_size {config.vocabulary_size}. Give the size of the tokeniser that made them."
+                f"vocabulary_size {config.vocabulary_size}. Give the size of the tokenizer that made them."
             )
         if not len(ids) or ids[-1] != config.end_of_document:
             ids = np.append(ids.astype(np.int64), config.end_of_document)

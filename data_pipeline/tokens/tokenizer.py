@@ -5,7 +5,7 @@ comes back unchanged from a tokenizer trained here; text that spells a special t
 defines the ids; `gigatoken` encodes only where both agree on a sample of documents, on strings that have broken
 encoders and on every character (the *parity gate*).
 
-Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokeniser of GPT-2
+Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokenizer of GPT-2
 (Radford et al. 2019). `tokenizer.tiktoken` next to it is the same vocabulary in tiktoken's form, for others to use.
 Price of training: one pass over the ids and sizes of all documents, one over the sample.
 """
@@ -111,7 +111,7 @@ def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encode
 
     Raises:
         MissingInput: a file is not there.
-        ManifestError: a file cannot be read as a tokeniser.
+        ManifestError: a file cannot be read as a tokenizer.
     """
     if isinstance(tokenizer, Manifest):
         if root is None:
@@ -146,7 +146,7 @@ def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin
         library, fast = _engines(text, vocabulary, end)
     except ValueError as error:
         raise ManifestError(
-            f"{path}: cannot be read as a tokeniser ({error}). Remove its folder and make it again."
+            f"{path}: cannot be read as a tokenizer ({error}). Remove its folder and make it again."
         ) from error
     if parity and fast is not None:
         texts = awkward_strings() if same_engines else [*awkward_strings(), *every_character()]
@@ -207,7 +207,7 @@ def open_reference(text: str) -> Any:
 
 
 def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
-    """The `tokenizer.json` of a tokeniser trained on the texts."""
+    """The `tokenizer.json` of a tokenizer trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -239,7 +239,7 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
 
     Raises:
         MissingInput: it cannot be read.
-        ConfigError: it is not a tokeniser, cannot encode, or does not have the token that ends or begins documents.
+        ConfigError: it is not a tokenizer, cannot encode, or does not have the token that ends or begins documents.
     """
     try:
         if path.is_dir():
@@ -304,7 +304,7 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
     Raises:
         PipelineError: there are no documents, or none with text.
         MissingInput: the file at `config.path` is missing.
-        ConfigError: the file at `config.path` is not a tokeniser of the supported kind.
+        ConfigError: the file at `config.path` is not a tokenizer of the supported kind.
     """
     inputs, given, template = [documents.as_input()], None, ""
     if config.path:

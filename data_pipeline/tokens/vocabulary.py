@@ -28,12 +28,12 @@ class TokenVocabulary:
     special: dict[str, int]
     """Special token -> id."""
     kind: str
-    """Model and pre-tokeniser, such as "BPE, ByteLevel"."""
+    """Model and pre-tokenizer, such as "BPE, ByteLevel"."""
     lossless: bool
     normaliser: str
     """Type of the normaliser, such as "NFC"; empty: none."""
     cut_at_spaces: bool
-    """Whether a text may be encoded in segments (`encoder.segments`): GPT-2's pre-tokeniser, and nothing else."""
+    """Whether a text may be encoded in segments (`encoder.segments`): GPT-2's pre-tokenizer, and nothing else."""
     unknown: int | None
     """The id of characters and words that the vocabulary lacks; None: there is none."""
 

@@ -79,7 +79,7 @@ class TokenFile(Protocol):
 
 
 class TokenDecoder(Protocol):
-    """A loaded tokeniser."""
+    """A loaded tokenizer."""
 
     @property
     def pieces(self) -> Sequence[bytes]:
@@ -96,7 +96,7 @@ class TokenReaders:
     open_shard: Callable[[Path], TokenFile]
     """Raises a ManifestError for a file that is torn or no token shard, MissingInput for none."""
     load_decoder: Callable[[Manifest, Path], TokenDecoder]
-    """Given the tokeniser's manifest and the root."""
+    """Given the tokenizer's manifest and the root."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ MISSING = {
     "labelled files": {"classifiers": [{"name": "quality", "paths": ["gone-a.jsonl"]}]},
     "evaluation sets": {"decontaminate": {"sets": [{**SET, "paths": ["gone-a.jsonl"]}]}},
     "an earlier corpus": {"dedup": {"against": ["dedup/gone-a"]}},
-    "a tokeniser": {"tokenizer": {"path": "gone-a.json"}},
+    "a tokenizer": {"tokenizer": {"path": "gone-a.json"}},
 }
 
 

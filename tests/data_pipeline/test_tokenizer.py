@@ -1,4 +1,4 @@
-"""The tokeniser: the same file every time, the same ids from both engines, the text back from the ids."""
+"""The tokenizer: the same file every time, the same ids from both engines, the text back from the ids."""
 
 import itertools
 import json
@@ -263,11 +263,11 @@ def test_broken_files_are_reported(trained, tmp_path):
     with pytest.raises(MissingInput):
         load_encoder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ManifestError, match="cannot be read as a tokeniser"):
+    with pytest.raises(ManifestError, match="cannot be read as a tokenizer"):
         load_encoder(tmp_path)
     good = (root / manifest.folder / "tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(good[:-9])
-    with pytest.raises(ManifestError, match="cannot be read as a tokeniser"):
+    with pytest.raises(ManifestError, match="cannot be read as a tokenizer"):
         load_encoder(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(good)
     assert (
@@ -309,7 +309,7 @@ def given_values(trained):
     return json.loads((root / manifest.folder / "tokenizer.json").read_text(encoding="utf-8"))
 
 
-def test_a_given_tokeniser_is_taken_over_byte_for_byte(trained, encoder, tmp_path):
+def test_a_given_tokenizer_is_taken_over_byte_for_byte(trained, encoder, tmp_path):
     """With the end-of-document token last, as GPT-2 has it, and settings that affect no id: a template, truncation."""
     values = given_values(trained)
     size = len(values["model"]["vocab"])

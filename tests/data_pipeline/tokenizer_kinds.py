@@ -24,7 +24,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def byte_level(cutters, special, normalizer=None, size=600, **model):
-    """A byte-level BPE behind the given pre-tokenisers."""
+    """A byte-level BPE behind the given pre-tokenizers."""
     made = Tokenizer(models.BPE(**model))
     if normalizer is not None:
         made.normalizer = normalizer

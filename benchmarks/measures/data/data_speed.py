@@ -16,7 +16,7 @@ from benchmarks.measures.goals import Goal, cpu_seconds, figure, rate
 
 
 def whole_chain(quick: bool) -> list[Goal]:
-    """JSONL to packed tokens, stage by stage, against datatrove's filters, MinHash and tokeniser on the same documents.
+    """JSONL to packed tokens, stage by stage, against datatrove's filters, MinHash and tokenizer on the same documents.
 
     Ours runs twice on all documents, and the second time is taken: the first one compiles. Each of datatrove's stages
     gets what our stage of that name got, from the first megabytes of the same list.
@@ -67,7 +67,7 @@ def whole_chain(quick: bool) -> list[Goal]:
             documents, (cleaned, redacted, tokenizer), {n: sizes[n] / spent[n] for n in ("dedup", "encode")},
             {name: spent[name] / size for name in chain}, folder, 3_000_000 if quick else 8_000_000,
         )  # fmt: skip
-        goals += _tokenise(tokenizer, documents_of(redacted, runtime.root), runtime.root)
+        goals += _tokenize(tokenizer, documents_of(redacted, runtime.root), runtime.root)
     return goals
 
 
@@ -103,7 +103,7 @@ def _against_datatrove(
         sizes.append(text_bytes(rows) / 1e6)
     reference = root / tokenizer.folder / "tokenizer.json"
     found = rivals.datatrove(*files, reference, folder / "rival" / "scratch")
-    theirs = {name: found[name]["cpu_seconds"] for name in ("filters", "minhash", "tokenise")}
+    theirs = {name: found[name]["cpu_seconds"] for name in ("filters", "minhash", "tokenize")}
     features = _features(documents)
     chain = sum(theirs.values()) / sizes[0]
     return [
@@ -113,7 +113,7 @@ def _against_datatrove(
         Goal("dedup.mb_a_core_second", rates["dedup"], 30, note="end to end with verification"),
         figure("dedup.datatrove_mb_a_core_second", sizes[1] / theirs["minhash"]),
         Goal("dedup.times_datatrove", rates["dedup"] / (sizes[1] / theirs["minhash"]), 40),
-        figure("encode.datatrove_mb_a_core_second", sizes[2] / theirs["tokenise"]),
+        figure("encode.datatrove_mb_a_core_second", sizes[2] / theirs["tokenize"]),
         Goal("chain.times_datatrove", chain / sum(cost.values()), 25, note="on the same surviving documents"),
     ]
 
@@ -125,7 +125,7 @@ def _features(documents: list[dict[str, Any]]) -> float:
     return rate(lambda: measure_texts(texts, ["en"] * len(texts)), text_bytes(documents))
 
 
-def _tokenise(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> list[Goal]:
+def _tokenize(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> list[Goal]:
     """The encoder against `tokenizers`' encode_batch on the same texts; every id compared."""
     from tokenizers import Tokenizer
 
@@ -144,10 +144,10 @@ def _tokenise(tokenizer: Any, documents: list[dict[str, Any]], root: Path) -> li
         for mine, other in zip(encoded, reference.encode_batch(texts, add_special_tokens=False), strict=True)
     )
     return [
-        Goal("tokenise.mb_a_core_second", ours, 12),
-        figure("tokenise.encode_batch_mb_a_core_second", theirs),
-        Goal("tokenise.times_encode_batch", ours / theirs, 4.5),
-        Goal("tokenise.unequal_documents", unequal, 0, "<=", f"of {len(texts)}"),
+        Goal("tokenize.mb_a_core_second", ours, 12),
+        figure("tokenize.encode_batch_mb_a_core_second", theirs),
+        Goal("tokenize.times_encode_batch", ours / theirs, 4.5),
+        Goal("tokenize.unequal_documents", unequal, 0, "<=", f"of {len(texts)}"),
     ]
 
 

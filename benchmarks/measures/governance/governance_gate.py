@@ -91,6 +91,6 @@ def verified(quick: bool) -> list[Goal]:
     return [
         Goal("verified.share_of_pipeline", added / pipeline, 0.02, "<=", note),
         *(figure(f"verified.{kind}_seconds", seconds) for kind, seconds in sorted(spent.items())),
-        figure("verified.pipeline_seconds", pipeline, "ingest to encode, the tokeniser's training included"),
+        figure("verified.pipeline_seconds", pipeline, "ingest to encode, the tokenizer's training included"),
         figure("verified.share_without_tokenizer", added / (pipeline - stages["tokenizer"])),
     ]

@@ -139,7 +139,7 @@ def share(quick: bool) -> list[Goal]:
         figure("share.engine_seconds", inside[0]),
         figure("share.engine_import_seconds", first),
         figure("share.audit_seconds", whole, "the suites and what they are made of"),
-        figure("share.pipeline_seconds", pipeline, "ingest to encode, the tokeniser's training included"),
+        figure("share.pipeline_seconds", pipeline, "ingest to encode, the tokenizer's training included"),
         Goal("share.gates_in_error_or_missing", checked.stats["error"] + checked.stats["missing"], 0, "<="),
     ]
 

@@ -62,7 +62,7 @@ class BiasConfig(WordListsConfig):
     """Reference of a filter's keep rate: "none", the documents that mention no group of the axis; "highest", the group
     of the axis with the highest rate."""
     parity_reference: str = Field(default="en", pattern="^[a-z]{2,3}$")
-    """The language against which the tokeniser's premium is taken."""
+    """The language against which the tokenizer's premium is taken."""
 
 
 class BiasSection(Section):

@@ -62,7 +62,7 @@ class Choices:
     reference: Reference = "none"
     """Reference of keep rates: "none", documents that mention no group of the axis; or "highest"."""
     parity_reference: str = "en"
-    """The language against which the tokeniser's premium is taken."""
+    """The language against which the tokenizer's premium is taken."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 Petrov, La Malfa, Torr & Bibi 2023, "Language Model Tokenizers Introduce Unfairness Between Languages" (NeurIPS), define
 the premium as the tokens of a text over those of its translation. Without translations this is a substitute: a byte
 carries unequal meaning in two scripts (a letter is one byte of English, two of Greek, three of Thai), so compare a
-language with itself over tokenisers, and languages of one script with each other.
+language with itself over tokenizers, and languages of one script with each other.
 
 There is no interval: the counts are of every token of this corpus. Tokens include the end-of-document tokens, copies
 that a mix makes are counted as often as they are written. `n` is the tokens.

@@ -1,4 +1,4 @@
-"""An export of `assay export` is the same model for `transformers`: equal logits, an equal tokeniser."""
+"""An export of `assay export` is the same model for `transformers`: equal logits, an equal tokenizer."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_shards_have_an_index_and_load_as_one(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     "name", ["llama", "mistral", "qwen3", "mixtral", "gpt2_heads", "neox", "gemma2", "mup", "speedy"]
 )
-def test_the_tokeniser_comes_back(tmp_path, tokenizer, name):
+def test_the_tokenizer_comes_back(tmp_path, tokenizer, name):
     exported(name, tokenizer, tmp_path / "model")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=True)
     ours = load_encoder(tokenizer.parent)
@@ -357,7 +357,7 @@ def test_a_clean_process_loads_our_code_and_nothing_of_ours(tmp_path, tokenizer)
     assert done.stdout.splitlines() == [f"AssayForCausalLM {size}", "[]"]
 
 
-def test_a_tokeniser_of_another_vocabulary_is_refused(tmp_path, tokenizer):
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, tokenizer):
     other = write_tokenizer(tmp_path / "tokenizer.json", 257)
     settings = config()
     recipe = TrainRecipe(
