@@ -117,11 +117,11 @@ def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
     parameters, active = parameter_count(model, vocabulary), active_parameter_count(model, vocabulary)
     experts = f" ({active:,} for each token)" if active < parameters else ""
     flops = flops_per_token(model, vocabulary, train.sequence_length)
-    yield f"model       {parameters:,} parameters{experts}, {flops:,} FLOPs a token"
+    yield f"model       {parameters:,} parameters{experts}, {flops:,} FLOPs per token"
     sizes = batch_sizes(train)
     grown = " -> ".join(f"{size * train.sequence_length:,}" for size in sizes.sizes)
     total = sizes.before(train.steps + 1) * train.sequence_length
-    yield f"tokens      {grown} a step, {total:,} in {train.steps:,} steps, {total * flops:.3g} FLOPs"
+    yield f"tokens      {grown} per step, {total:,} in {train.steps:,} steps, {total * flops:.3g} FLOPs"
 
 
 def _layout(recipe: TrainRecipe, engine: EngineConfig, ranks: Ranks) -> str:
@@ -129,8 +129,8 @@ def _layout(recipe: TrainRecipe, engine: EngineConfig, ranks: Ranks) -> str:
     experts = f", experts over {engine.expert_parallel_size}" if engine.expert_parallel_size > 1 else ""
     passes = [size // (engine.micro_batch_size * copies) for size in batch_sizes(recipe.train).sizes]
     return (
-        f"{ranks.world_size} rank(s), {ranks.local_world_size} a node: {copies} data x {engine.sequence_parallel_size} "
-        f"sequence x {engine.tensor_parallel_size} tensor{experts}; ZeRO stage {engine.zero_stage}, "
-        f"{recipe.train.precision}; "
-        f"{' -> '.join(map(str, passes))} micro batch(es) of {engine.micro_batch_size} row(s) on each data rank a step"
+        f"{ranks.world_size} rank(s), {ranks.local_world_size} per node: {copies} data x "
+        f"{engine.sequence_parallel_size} sequence x {engine.tensor_parallel_size} tensor{experts}; "
+        f"ZeRO stage {engine.zero_stage}, {recipe.train.precision}; "
+        f"{' -> '.join(map(str, passes))} micro batch(es) of {engine.micro_batch_size} row(s) per data rank and step"
     )

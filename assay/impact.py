@@ -10,7 +10,7 @@ holds for checkpoints that were removed since, too, which the journal knows. A d
 trained on; the answer says where it ended and, for a duplicate, which document replaced it: that document's text may
 be the same.
 
-Price: 16 bytes a document of every token shard are read, and for a URL (or a document that no shard has) the columns
+Price: 16 bytes per document of every token shard are read, and for a URL (or a document that no shard has) the columns
 id and url of every document shard; per hit a handful of integers.
 """
 

@@ -20,7 +20,7 @@ def card(found: Mapping[str, Any], page: Path, seconds: float) -> list[str]:
     if "steps" in known:
         figures = [
             f"{words} {known[name]:.4g}"
-            for name, words in (("validation_loss", "validation loss"), ("bits_per_byte", "bits a byte"))
+            for name, words in (("validation_loss", "validation loss"), ("bits_per_byte", "bits per byte"))
             if name in known
         ]
         lines.append(", ".join([f"training    {known['steps']:,} steps", *figures]))

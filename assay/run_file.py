@@ -201,7 +201,7 @@ def _require_model(found: RunFile, needs: Needs) -> None:
 def _fill_for_size(found: RunFile, parameters: int) -> None:
     """Fill in batch, steps and learning rate.
 
-    Batch and rate follow the scaling laws of arXiv:2401.02954, the steps 20 tokens a parameter.
+    Batch and rate follow the scaling laws of arXiv:2401.02954, the steps 20 tokens per parameter.
     """
     train, reason = _table(found.values, "train"), f"default for {parameters:,} parameters"
     length, tokens = train.get("sequence_length"), _TOKENS_PER_PARAMETER * parameters

@@ -4,8 +4,8 @@
 
 Groups: chain truth_duplicates truth_personal_data truth_contamination truth_web truth_languages truth_rules rates
 memory same_digest. Rivals are installed from the package index into `~/.cache/assay/rivals` (or $ASSAY_RIVALS). Rates
-are MB of UTF-8 text a CPU-second, that is, a core; compare them within one run. Prints a line a goal and exits 1 when
-one falls short.
+are MB of UTF-8 text per CPU-second, that is, a core; compare them within one run. Prints a line per goal and exits 1
+when one falls short.
 """
 
 from __future__ import annotations

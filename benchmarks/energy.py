@@ -2,7 +2,7 @@
 
     python benchmarks/energy.py [--quick] [GROUP ...]
 
-Groups: sampling counters election ranks control_group gpu report. Prints a line a goal, exits 1 when one falls short.
+Groups: sampling counters election ranks control_group gpu report. Prints a line per goal, exits 1 when one falls short.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Cost of monitoring a training run: processor time a step of the meter, the record, W&B offline, TensorBoard.
+"""Cost of monitoring a training run: processor time per step of the meter, the record, W&B offline, TensorBoard.
 
     python benchmarks/monitoring.py [--quick] [GROUP ...]
 
 Groups: step. All threads and child processes are counted, wandb's own among them; what opening and closing costs is
 taken off as the cost of a run without steps. The share is of the shortest step that is possible here: GPT 6 x 384 on
 characters, 16 rows of 256, as if all of it ran on all cores at the rate of fp32 matrix products on one, by processor
-time, so that neighbours do not count. Prints a line a goal; exits 1 when one falls short.
+time, so that neighbours do not count. Prints a line per goal; exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _run(steps: int, settings: dict[str, Any], seen: dict[str, Any]) -> float:
 
 
 def _product_rate() -> float:
-    """Floating-point operations a CPU-second of fp32 matrix products on one thread: the best of several turns."""
+    """Floating-point operations per CPU-second of fp32 matrix products on one thread: the best of several turns."""
     import torch
 
     threads = torch.get_num_threads()
@@ -112,7 +112,7 @@ def _product_rate() -> float:
 
 
 def step_cost(quick: bool) -> list[Goal]:
-    """Microseconds a step of each way, and all of it as a share of the shortest step."""
+    """Microseconds per step of each way, and all of it as a share of the shortest step."""
     steps, goals, seen = (1000 if quick else 4000), [], {}
     from pretrain import step_meter as meter
     from pretrain.metrics.peak_flops import Peak
@@ -124,9 +124,9 @@ def step_cost(quick: bool) -> list[Goal]:
         _run(10, settings, seen)  # imports, the service's first start
         without = _run(0, settings, seen)
         costs[name] = max(_run(steps, settings, seen) - without, 0.0) / steps
-        goals.append(figure(f"step.{name}_us", 1e6 * costs[name], f"CPU a step, {steps} steps"))
+        goals.append(figure(f"step.{name}_us", 1e6 * costs[name], f"CPU per step, {steps} steps"))
     shortest = _ROWS * _LENGTH * seen["start"]["flops_per_token"] / (rate * len(os.sched_getaffinity(0)))
-    goals.append(figure("step.shortest_ms", 1e3 * shortest, f"products at {rate / 1e9:.0f} GFLOP/s a core"))
+    goals.append(figure("step.shortest_ms", 1e3 * shortest, f"products at {rate / 1e9:.0f} GFLOP/s per core"))
     return [*goals, Goal("step.all_share", costs["all"] / shortest, 0.01, "<=")]
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py [--quick]
 
-Prints a line a goal, `name value goal holds` or `falls short`, and exits 1 when one falls short. `--quick` uses this
+Prints a line per goal, `name value goal holds` or `falls short`, and exits 1 when one falls short. `--quick` uses this
 checkout's own environment, so that installing is not measured.
 """
 

@@ -11,7 +11,7 @@ sums those same rounded numbers, divided by N first as DeepSpeed does; only what
 
 Printed: the L2 error of the mean over its L2 length, the length of its projection on the true mean, and the same error
 for fp32 in the ring. Takes under a minute of one core and no training. With `--root` the gradients are those of the
-newest training there, in bf16, of one row a rank, at its initial weights and at its last checkpoint.
+newest training there, in bf16, of one row per rank, at its initial weights and at its last checkpoint.
 """
 
 from __future__ import annotations

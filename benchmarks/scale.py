@@ -7,9 +7,9 @@
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
-the process that runs the stages (it trains the tokenizer and decides over the whole corpus). Goals: time a byte on the
-largest corpus is at most 1.3 times that on the smallest, and a worker's memory does not grow by more than a tenth from
-the second size on.
+the process that runs the stages (it trains the tokenizer and decides over the whole corpus). Goals: time per byte on
+the largest corpus is at most 1.3 times that on the smallest, and a worker's memory does not grow by more than a
+tenth from the second size on.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def write_corpus(folder: Path, size_bytes: int) -> int:
 
 
 def measure(size_bytes: int) -> Figures:
-    """Run `assay data prepare` on so much text with one worker process a core."""
+    """Run `assay data prepare` on so much text with one worker process per core."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         size = write_corpus(folder / "raw", size_bytes)

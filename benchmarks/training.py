@@ -5,7 +5,7 @@ that an exported model scores the same under lm-evaluation-harness as here.
 
 Groups: speed instruments saves blocks tax update kernels time_to_loss memory lm_eval gpu gpu_look.
 `gpu_look` is the first ten minutes of `gpu`. Rivals are installed from the package index into venvs of their own,
-and those that are timed take their steps in turn. Prints a line a goal and exits 1 when one falls short.
+and those that are timed take their steps in turn. Prints a line per goal and exits 1 when one falls short.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents and document shards: Parquet, one row a document.
+"""Documents and document shards: Parquet, one row per document.
 
     id        string  unique in the corpus: "<source>/<file within the source>#<record>"
     text      string  UTF-8
@@ -72,7 +72,7 @@ _REPEATED = frozenset(
      "action", "kind")
 )  # fmt: skip
 _RELEASED_AFTER = 4  # row groups: memory that is given back costs a fault a page when it is needed again
-COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s a core where level 3 writes 127, in files an eighth larger
+COMPRESSION_LEVEL = 1  # of zstd: 227 MB/s per core where level 3 writes 127, in files an eighth larger
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Shards: the files of a source, or the matching members of an archive, are taken 
 several workers. What cannot be cut, a compressed file, a WARC, a tar, a data set of the hub, is read by one, which
 begins another document shard whenever `shard_bytes` of text are in one: so no document shard is larger,
 unless a single document is. Price: one pass over the sources, one more over plain files that are cut, memory of one
-row group (8 MiB) and one record a worker; a source with its own ids is written twice where an id occurs twice, and
+row group (8 MiB) and one record per worker; a source with its own ids is written twice where an id occurs twice, and
 its ids are held in memory once.
 
 Ids: "<source>/<file>#<position>" is unique by construction; "<source>/<id>", where the source names an id field, is

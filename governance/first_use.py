@@ -38,7 +38,7 @@ def compilation_begins() -> None:
 
 
 def say_compiling() -> None:
-    """Log the message, once a process."""
+    """Log the message, once per process."""
     if not _SAID:
         _SAID.append(True)
         _LOGGER.info("compiling kernels for this machine, once; it may take minutes, which forecasts leave out")

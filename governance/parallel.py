@@ -260,7 +260,7 @@ def _make_shard(
 def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
     """Yield results as they finish.
 
-    At most two tasks a worker wait in the queue, so memory stays level.
+    At most two tasks per worker wait in the queue, so memory stays level.
 
     One worker checks the energy budget before each task, for the time of the longest so far. Several check before they
     fill the queue, so first with nothing before them, and whenever a task has finished: for twice the longest time

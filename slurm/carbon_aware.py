@@ -41,7 +41,7 @@ def greenest(
     Args:
         first: when the forecast's first step begins.
         step: how long each of its figures holds.
-        grams_per_kwh: the figures, one a step.
+        grams_per_kwh: the figures, one per step.
         now: the earliest start.
         latest: the latest; where the forecast ends before such a run would, the last one that it covers.
         lasts: how long the run is expected to last.

@@ -34,7 +34,7 @@ class PlannedRun:
     steps: tuple[str, ...]
     """The data steps in order, each over all shards."""
     shards: int
-    """Estimated number of shards a step."""
+    """Estimated number of shards per step."""
     words: tuple[str, ...]
     """CONFIG --root ROOT and the overrides."""
 

@@ -40,7 +40,7 @@ _PURPOSES: dict[Kind, str] = {
     "join": "Work of a single process between two data steps: joins over the whole corpus, and commits.",
     "data": "The rest of the data: it finds all finished artifacts and makes the missing ones.",
     "audit": "The audit and its gate; the verdict is signed. 77: the gate is closed.",
-    "train": "Training: each node is checked, then srun starts one rank a task.",
+    "train": "Training: each node is checked, then srun starts one rank per task.",
     "evaluate": "The evaluation of the last checkpoint.",
     "report": "The report on the whole run.",
 }

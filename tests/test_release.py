@@ -147,7 +147,7 @@ def make_targets():
 
 
 def steps_of(text):
-    """The shell commands of a recipe, one a line, continuation lines joined, `&&` split."""
+    """The shell commands of a recipe, one per line, continuation lines joined, `&&` split."""
     joined = text.replace("\\\n", " ")
     return [" ".join(part.split()) for line in joined.splitlines() for part in line.split("&&") if part.strip()]
 

@@ -220,7 +220,7 @@ def preflight(arguments: Arguments) -> None:
         return
     tokens = corpus(loaded, replace(runtime, make=False))["encode"]
     config, section = loaded.config, _section(loaded)
-    nodes = read_ranks()  # one process a node
+    nodes = read_ranks()  # one process per node
     ranks = Ranks(0, nodes.world_size * section.tasks_per_node, 0, section.tasks_per_node)
     vocabulary = int(tokens.stats["vocabulary_size"])
     needed = checkpoint_bytes(config.recipe, config.checkpoint, vocabulary, ranks.world_size)

@@ -116,7 +116,7 @@ def _formats(
         chosen = found.get(id(group), {})
         named = ", ".join(f"{role}: {name}" for role, name in chosen.items() if name)
         if group.kind in ("text", "warc"):
-            named = "a document a file" if group.kind == "text" else "a document a page"
+            named = "a document per file" if group.kind == "text" else "a document per page"
         elif group.kind != "megatron" and not chosen["text"]:
             named = "no field of text: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))

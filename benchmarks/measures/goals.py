@@ -87,7 +87,7 @@ def cpu_seconds() -> float:
 
 
 def rate(work: Callable[[], object], size_bytes: int, times: int = 5) -> float:
-    """Megabytes a CPU-second, the median of several runs after one that warms up."""
+    """Megabytes per CPU-second, the median of several runs after one that warms up."""
     work()
     found = []
     for _ in range(times):

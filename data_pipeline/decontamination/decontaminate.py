@@ -11,8 +11,8 @@ Where passages of one set overlap, the one with the most words found is named.
 documents without a word left. The evidence of a removed document is its hit of the most words: "<set>#<item> <part>
 <start>-<end>", the span in characters.
 
-Roles: `documents`, `removed`, `hits`. Price: one pass a shard, a row group at a time; each worker holds the index (some
-60 bytes a word of the sets), and makes it once, in about half a second a million words.
+Roles: `documents`, `removed`, `hits`. Price: one pass per shard, a row group at a time; each worker holds the index
+(some 60 bytes per word of the sets), and makes it once, in about half a second per million words.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Items:
 
 @functools.lru_cache(maxsize=1)
 def _sought(items: _Items, config: PassageConfig) -> PassageIndex:
-    """The index of one artifact, made once a process."""
+    """The index of one artifact, made once per process."""
     return seek((read_table(path, ITEM_SCHEMA) for path in items.paths), config)
 
 

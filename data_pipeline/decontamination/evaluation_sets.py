@@ -12,7 +12,7 @@ A field may hold a text, or lists and objects of any depth: every text within is
 Promise: a set is read whole or not at all. A line that is not a JSON object, a torn file or a field that no item has is
 an error: a set that is read in part would leave the rest in the corpus unnoticed.
 
-Role `items`: one Parquet file a set with a row a text, items in order: set, item (the value of `id_field`, else its
+Role `items`: one Parquet file per set with a row per text, items in order: set, item (the value of `id_field`, else its
 number from 0 over the set's files), part (the path to the text), alone (whether it is of `fields`), listed (whether it
 is one of several texts of a list, as a choice is), text.
 """

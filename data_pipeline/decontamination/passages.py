@@ -248,7 +248,7 @@ def _owners(limits: npt.NDArray[np.int32], enclosing: Flags, words: int) -> npt.
 
 
 def seek(tables: Iterable[pa.Table], config: PassageConfig) -> PassageIndex:
-    """The passages of all items, and their index; a table a set."""
+    """The passages of all items, and their index; one table per set."""
     from data_pipeline.kernels.passage_search import Passages, build_index
 
     sets = [_passages(table, config) for table in tables if table.num_rows]

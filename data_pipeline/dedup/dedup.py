@@ -30,9 +30,9 @@ better one, the id of the other, exact similarity, whether the other was removed
 
 Price. Signatures are made shard by shard, in parallel, a row group at a time. The join runs within
 `join_memory_mib` and spills into a folder `join~...` of the artifact, which is removed afterwards. The process that
-decides holds some 100 bytes a document that shares anything and 8 a distinct set of sharers; the shingles of those (8
-bytes a word) are mapped from an unnamed file, so a kill leaves nothing behind. A shard that loses no document is not
-written again: its file gets a second name.
+decides holds some 100 bytes per document that shares anything and 8 per distinct set of sharers; the shingles of those
+(8 bytes per word) are mapped from an unnamed file, so a kill leaves nothing behind. A shard that loses no document is
+not written again: its file gets a second name.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ greetings are not boilerplate. A document of which less than `min_left_bytes` re
 Roles: `documents`, `removed` (with the text as it came in), `cuts` (id, kind, start and end in bytes of the text that
 came in; the cut takes the blank lines behind it along), `units` (the compared units: hashes and places).
 
-Price: two passes; one row of 29 bytes a paragraph or line goes through the join of `dedup/join.py`, which spills.
+Price: two passes; one row of 29 bytes per paragraph or line goes through the join of `dedup/join.py`, which spills.
 """
 
 from __future__ import annotations

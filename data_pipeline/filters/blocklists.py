@@ -5,7 +5,7 @@
     urls = ["lists/urls.txt"]
     words = { en = ["lists/en.txt"], "*" = ["lists/any.txt"] }
 
-Plain text, one entry a line, .gz and .zst too; blank lines are left out, and what follows "#" at a line's start or
+Plain text, one entry per line, .gz and .zst too; blank lines are left out, and what follows "#" at a line's start or
 behind white space. A domain is alone on its line, or after an address as in a hosts file ("0.0.0.0 example.org"), and
 blocks its subdomains too. A URL blocks itself and every path below it. Words and phrases belong to a language code, "*"
 to every language. A line that is none of these is counted (`not_understood`) and reported.

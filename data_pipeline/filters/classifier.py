@@ -298,7 +298,7 @@ def load_scorer(model: Manifest, root: Path) -> Scorer:
 
 @functools.lru_cache(maxsize=8)
 def _opened(kind: str, path: Path, name: str, positive: tuple[str, ...]) -> Scorer:
-    """The scorer of a model in its artifact, loaded once a process."""
+    """The scorer of a model in its artifact, loaded once per process."""
     return open_model(kind, path, name, positive)[0]
 
 

@@ -11,12 +11,12 @@ quotes and case stay. With `c4_lines` the lines that C4 drops are cut out next (
 features are those of the text that is left. A removed document keeps its raw text, and its `language` as it was
 identified.
 
-Roles: `documents`, `removed`, `features` (one row a document that came in, in order: id, source, language,
+Roles: `documents`, `removed`, `features` (one row per document that came in, in order: id, source, language,
 language_confidence, language_share (of the text's bytes; below `language.MIXED_SHARE` it is mixed), licence, opt_out,
 bytes of the raw text, the features by name, unspaced, kept, reason; a feature is null where it has no value: all of
 them for a text that is too long, `stop_words` for a language without a list).
 
-Price: one pass a shard, a row group (8 MiB of text) at a time. Each shard is made by itself.
+Price: one pass per shard, a row group (8 MiB of text) at a time. Each shard is made by itself.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ precision do not differ between machines.
 A text of up to `WHOLE_CHARACTERS` is one window. Of a longer one, `WINDOWS` windows represent stretches of equal bytes;
 the language with the most probability over all of them is the text's, so that a cookie notice in another language, or
 a quotation, does not decide. Its confidence is the mean of the windows that agree, its share the bytes that they
-represent. Price: 0.2 ms a text, whatever its length.
+represent. Price: 0.2 ms per text, whatever its length.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def find_filters(filters: Sequence[OwnFilterConfig], folder: Path) -> list[OwnCo
 
 
 def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) -> list[bool]:
-    """The answers of a filter, one a row.
+    """The answers of a filter, one per row.
 
     Raises:
         ValueError: it raised, took too long, or did not answer with one boolean a row.

@@ -46,13 +46,13 @@ class Thresholds(Section):
     max_words: float | None = Field(default=None, ge=0)
     """Words of the text."""
     min_mean_word_length: float | None = Field(default=None, ge=0)
-    """Code points a word."""
+    """Code points per word."""
     max_mean_word_length: float | None = Field(default=None, ge=0)
-    """Code points a word."""
+    """Code points per word."""
     max_hash_ratio: float | None = Field(default=None, ge=0)
     """Hash signs a word."""
     max_ellipsis_ratio: float | None = Field(default=None, ge=0)
-    """Ellipses ("..." or "…") a word."""
+    """Ellipses ("..." or "…") per word."""
     max_bullet_line_share: float | None = Field(default=None, ge=0, le=1)
     """Lines that open with a bullet, of all lines that are not blank."""
     max_ellipsis_line_share: float | None = Field(default=None, ge=0, le=1)

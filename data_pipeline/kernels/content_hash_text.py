@@ -1,8 +1,8 @@
 """Text normalised for content hashes: no case, no white space.
 
 Case is folded as `str.casefold` does it (Unicode's full case folding, a character by itself), and ASCII white space is
-left out. Price: about a nanosecond a byte, and one buffer of three times the texts' size, of which only what is written
-becomes memory: no character grows to more than three times its UTF-8 bytes.
+left out. Price: about a nanosecond per byte, and one buffer of three times the texts' size, of which only what is
+written becomes memory: no character grows to more than three times its UTF-8 bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""Word folding for passage search: case, form, accents and punctuation removed.
 
-A character is folded by itself, by a table, so that the kernel is one look-up a character:
+A character is folded by itself, by a table, so that the kernel is one look-up per character:
 
     1. NFKC, case folding, NFKC (what Unicode calls NFKC_Casefold): "Ｆ" is "f", "ﬁ" is "fi", "ß" is "ss";
     2. NFD, combining marks of a class other than 0 go (accents, vowel points, tone marks), NFC: "é" is "e", "й" is "и".

@@ -28,8 +28,8 @@ def train(
 
     `weights[0]` is the intercept.
 
-    `texts` are UTF-8 bytes and offsets, `labels` 0 or 1 a document, `penalty` the L2 penalty a document on the weights
-    that it touches.
+    `texts` are UTF-8 bytes and offsets, `labels` 0 or 1 per document, `penalty` the L2 penalty per document on the
+    weights that it touches.
     """
     data, offsets = texts
     found, stamps = _scratch(offsets, weights, ngram)

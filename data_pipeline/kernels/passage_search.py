@@ -17,7 +17,7 @@ comparisons each time. There only the first COMMON places are compared, and then
 again if they are at most that many, and so on: 4, 8, 16 ... words. A passage too short to give so many words is
 compared by its beginning, so that a verbatim one is always found.
 
-Words are compared by 64-bit hashes. The index takes some 40 bytes a word of the passages; its bitmap 4 MiB at most.
+Words are compared by 64-bit hashes. The index takes some 40 bytes per word of the passages; its bitmap 4 MiB at most.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Passages:
     limits: Integers
     """A row a passage: index of its first word, index behind its last word, `errors`, `band`, `part`."""
     owners: Integers
-    """A row a word: the passages that a seed which begins here belongs to, one that encloses no other, and one that
+    """A row per word: the passages that a seed which begins here belongs to, one that encloses no other, and one that
     encloses others; -1 where there is none."""
 
 

@@ -15,7 +15,7 @@ FineWeb: Penedo et al. 2024 (arXiv:2406.17557), section 3.6. Where the papers le
 - `stop_words`: how many *different* stop words of the text's language occur, ASCII capitals folded; NaN for a language
   without a list (`kernels/stop_words.py`).
 - `line_punctuation_share`: lines that end in a terminal of any script, an ellipsis or a closing quotation mark.
-  `short_line_share`: lines of at most 30 code points. Both of all lines. `newline_ratio`: LF characters a word.
+  `short_line_share`: lines of at most 30 code points. Both of all lines. `newline_ratio`: LF characters per word.
 - `sentences`: a sentence has a letter. It ends at a terminal beyond ASCII (。, ؟, ।), whatever follows; at `.`, `!` or
   `?`, with closing marks behind it or none, before white space or the line's end, but a full stop not where a small
   letter follows in the line (Unicode annex 29, rule SB8); and with a line that `line_punctuation_share` counts. A
@@ -27,7 +27,7 @@ Everything is float64: in float32, thresholds such as 0.3 changed verdicts. Word
 hashes, which are taken for equality; n-grams exactly, as pairs of a shorter n-gram and a word.
 
 Price: one pass over the bytes, one over the words, then for n = 2, 3 ... over those n-grams alone whose two parts each
-occur twice: no other can, and soon none is left. Memory: 70 to 95 bytes a word of the longest text.
+occur twice: no other can, and soon none is left. Memory: 70 to 95 bytes per word of the longest text.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _FIRST_GRAM = FEATURES.index("top_2_gram_share")
 def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> npt.NDArray[np.float64]:
     """The features of each text, shape (texts, FEATURES).
 
-    `languages` are ISO 639-1 codes, one a text.
+    `languages` are ISO 639-1 codes, one per text.
     """
     data, offsets = text_buffers(texts)
     index = {code: row for row, code in enumerate(sorted(STOP_WORDS))}
@@ -105,7 +105,7 @@ def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -
 
 @functools.cache
 def stop_word_bytes() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Stop words end to end, eight a language, with offsets."""
+    """Stop words end to end, eight per language, with offsets."""
     words = [word.encode() for code in sorted(STOP_WORDS) for word in STOP_WORDS[code]]
     return np.frombuffer(b"".join(words), np.uint8), np.cumsum([0, *map(len, words)])
 

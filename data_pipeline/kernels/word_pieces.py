@@ -21,7 +21,7 @@ Features, where they differ from those of the same name in `kernels/quality.py`:
 - `sentences`: pieces that are one terminal end them, and so does each line;
 - `line_punctuation_share`: lines whose last character is a terminal: a closing quotation mark is not one.
 
-Price: 9 further passes over the words for n-grams; memory 100 bytes a byte of the longest text.
+Price: 9 further passes over the words for n-grams; memory 100 bytes per byte of the longest text.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ _WORDS = re.compile(
 def assigned_at(text: str, start: int) -> Iterator[Detection]:
     """The random-looking value at `start` after a secret's name.
 
-    It has a letter and a digit among at least 16 characters, and an entropy of at least 3.5 bits a character (3 for
+    It has a letter and a digit among at least 16 characters, and an entropy of at least 3.5 bits per character (3 for
     hexadecimal digits, which have 4 at most). A path, a name or a placeholder has less, or goes on with a dot or
     bracket.
     """

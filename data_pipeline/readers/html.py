@@ -7,7 +7,7 @@ bytes have no meaning is ignored. A byte without meaning in the encoding that is
 
 The main text is `main_text`'s. Where that is empty (a page of menus only, a torn page), trafilatura's is taken, else
 all visible text, with the text for browsers without scripts; either is counted as a fallback. Of a page that
-shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms a page, is not run; nor on
+shows a note only ("enable JavaScript") there is nothing to choose, so trafilatura, 5 ms per page, is not run; nor on
 one of more than 512 Ki characters, on which it takes seconds and a hundredfold of memory.
 
 Another extractor, where a source names one, gives its text or none.
@@ -46,7 +46,7 @@ class HtmlPage:
 
 
 def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage:
-    """Main text of a page: a line a paragraph, or Markdown."""
+    """Main text of a page: one line per paragraph, or Markdown."""
     page = decode_html(data, charset)
     if way.extractor != ASSAY.extractor:
         return HtmlPage(_EXTRACTORS[way.extractor](page), False, meta_signals(page))

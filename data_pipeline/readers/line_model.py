@@ -10,7 +10,7 @@ inside it are what rules on a line alone do not find. Two logistic regressions d
 2. each score is set against those of its neighbours and of its container, so that blocks stay or go together.
 
 The features are the shallow ones of Kohlschütter et al. (WSDM 2010) and of Vogels et al. ("Web2Text", ECIR 2018), whose
-second step also joins neighbours. Price: 5 microseconds a line.
+second step also joins neighbours. Price: 5 microseconds per line.
 """
 
 from __future__ import annotations

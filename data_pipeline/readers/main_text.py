@@ -92,7 +92,7 @@ class _TreeCursor:
 
 
 def main_text(page: str) -> str:
-    """Main text of a page, one line a paragraph; "" if empty.
+    """Main text of a page, one line per paragraph; "" if empty.
 
     `page` does not hold `MARK`.
     """

@@ -7,9 +7,9 @@ process sees the pipe close, says why, and starts the next child when it is need
 nested elements are read in 3 s.
 
 Both bounds grow with the page, and are above what real pages need. Measured: manuals, joined to 15 MiB, take 0.06 s and
-27 bytes a byte; a table of digits, the densest page that people write, 0.4 s a MiB and 66 bytes a byte; the fallback,
-for pages of up to 512 KiB, 1 s with its loading. Price: one process of 20 MB more a worker, and two copies of each page
-through a pipe.
+27 bytes per byte; a table of digits, the densest page that people write, 0.4 s per MiB and 66 bytes per byte; the
+fallback, for pages of up to 512 KiB, 1 s with its loading. Price: one process of 20 MB more per worker, and two copies
+of each page through a pipe.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def read_batch(
 def read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     """The rows of an Arrow stream, a batch at a time.
 
-    `datasets` writes 1000 rows a batch.
+    `datasets` writes 1000 rows per batch.
     """
     position = 0
     with open_source(path) as source:

@@ -11,7 +11,7 @@ The `.bin` is the tokens of all sequences end to end. The `.idx`, little-endian,
              s x int64                    byte of the `.bin` at which each sequence begins
              d x int64                    the sequence with which each document begins, and s at the end
 
-Written: one sequence a document, end-of-document token included; uint16 while ids fit, else int32 (the format has no
+Written: one sequence per document, end-of-document token included; uint16 while ids fit, else int32 (the format has no
 uint32). The promise: export, then import, gives the same tokens and the same borders of documents. What the format has
 no place for is lost: identities, groups and UTF-8 bytes of the documents; an imported document is `<name>#<number>` of
 0 bytes, of the source `<name>` and an undetermined language.

@@ -6,12 +6,12 @@ the rest. So the choice depends on ids alone: not on the shards' order, not on t
 keeps every document that a smaller one had. What is left over in a cell is less than its next document. A cell of empty
 documents weighs nothing and predicts nothing; it is left out.
 
-Roles: `plan`: one Parquet file a document shard, with its name, a row a document:
+Roles: `plan`: one Parquet file per document shard, with its name, a row per document:
 
     row     int64  the document's row in its shard: 0, 1, 2 ...
     copies  int64  how often it is trained on; 0: not at all
 
-`sizes`: one a shard, what the plan was decided from: source, language, hash (uint64: the first 8 bytes of the SHA-256
+`sizes`: one per shard, what the plan was decided from: source, language, hash (uint64: the first 8 bytes of the SHA-256
 of the id, big-endian), bytes (int64: UTF-8 bytes of the text).
 
 `stats` holds the common counts (a document of 0 copies is removed as `mix_quota`; bytes count each document once) and
@@ -21,7 +21,7 @@ of the id, big-endian), bytes (int64: UTF-8 bytes of the text).
                                     share_got_ppm (parts per million of all), epochs_thousandths (bytes_got / bytes_in)
     notes                           in words, what could not be had as wanted and why
 
-Price: one pass over the texts' lengths and ids, two over `sizes`; 32 KiB a cell, and the documents that share 12 bits
+Price: one pass over the texts' lengths and ids, two over `sizes`; 32 KiB per cell, and the documents that share 12 bits
 of hash with the last one chosen, are in memory.
 """
 

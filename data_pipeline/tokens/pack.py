@@ -12,7 +12,7 @@ work, so neither the number of workers nor their order can change a row.
 
 Roles: `train`, `validation`: `00000.rows`, ... A role without a prediction has no file.
 
-Price: O(n log L) for n documents; some 100 bytes of memory a piece of the group; on disk 16 bytes a piece, 8 a row.
+Price: O(n log L) for n documents; 100 bytes of memory per piece of the group; on disk 16 bytes per piece, 8 per row.
 """
 
 from __future__ import annotations

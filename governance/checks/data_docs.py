@@ -6,7 +6,7 @@ not: a pass over an empty table there is not a pass here. The verdict is in the 
 
 A suite has one page of expectations and, for each shard or table, a page of results (a batch each). GX's pages load
 styles and scripts from outside hosts, and its index is drawn by them: here the pages carry a style of their own, load
-nothing, run no script, and the index is written plainly. Price: the audit's suites again, and about 0.1 s a page.
+nothing, run no script, and the index is written plainly. Price: the audit's suites again, and about 0.1 s per page.
 The artifact "data_docs" holds them below the root, and the next report links it; two of them differ in their times.
 """
 

@@ -231,7 +231,7 @@ def _match(hits, count, matcher, terms):  # type: ignore[no-untyped-def]
 
 @inlined
 def _first_time(number, stamps, stamp, here, filled):  # type: ignore[no-untyped-def]
-    """Note a group or category once a sentence; how many are noted."""
+    """Note a group or category once per sentence; how many are noted."""
     if stamps[number] != stamp:
         stamps[number] = stamp
         here[filled] = number

@@ -74,7 +74,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def index_page(rows: Sequence[Row], name: str) -> str:
-    """Index page: one row a run, with links."""
+    """Index page: one row per run, with links."""
     lines = [
         [
             [tag("a", foreign(row["name"]), href=quote(row["link"])), tag("br"), digest(row["digest"])],

@@ -9,7 +9,7 @@
 It is *canonical*: whole parameters, whatever the ZeRO stage and the number of ranks that wrote it, so any other layout
 can resume from it, and the same layout resumes bit for bit. Its bytes are a function of what was learned: no time, no
 host, no history of restarts (the manifest's `run` has those). The moments are those of the optimizer: `exp_avg` and
-`exp_avg_sq` of AdamW, `momentum_buffer` of Muon, `exp_avg` of Lion. Price: 12 bytes a parameter on disk (AdamW).
+`exp_avg_sq` of AdamW, `momentum_buffer` of Muon, `exp_avg` of Lion. Price: 12 bytes per parameter on disk (AdamW).
 
 A training run lists the steps that it began to save in `<root>/train/<key>/checkpoints.jsonl`; the key of a checkpoint
 follows from the run and the step, and only a checkpoint with a manifest counts.

@@ -1,4 +1,4 @@
-"""Native shards: one file a rank, for fast restarts.
+"""Native shards: one file per rank, for fast restarts.
 
     <root>/checkpoint-native/<key>/shards/00000.safetensors    what rank 0 owned, "<name>.master", "<name>.<moment>",
                                                                flat fp32; metadata: the first element of each fragment
@@ -7,8 +7,8 @@
 They hold nothing that the canonical checkpoint lacks, and count only together with it: their manifest is written after
 it and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout,
 or one whose shards are torn, reads the canonical form. Ranks also read the fragments of canonical files from each
-other's shards (`shard_ranges.py` has the offsets). Price: another 12 bytes a parameter on disk (AdamW), for the newest
-checkpoint only.
+other's shards (`shard_ranges.py` has the offsets). Price: another 12 bytes per parameter on disk (AdamW), for the
+newest checkpoint only.
 """
 
 from __future__ import annotations

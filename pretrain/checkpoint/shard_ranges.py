@@ -66,7 +66,7 @@ class Shares:
 
 
 def gather_shares(own: Sequence[Owned], names: Sequence[str], store: CheckpointStore) -> Shares:
-    """Table of all ranks' fragments, one a parameter at most. Collective."""
+    """Table of all ranks' fragments, one per parameter at most. Collective."""
     import numpy
 
     index = {name: number for number, name in enumerate(names)}

@@ -62,7 +62,7 @@ class MoeConfig(Section):
     """Experts that a token uses: those of the largest router probability."""
     norm_topk_prob: bool = True
     """Divide the chosen probabilities by their sum (Mixtral); False: weigh by the plain softmax (Switch), which one
-    expert a token needs: of a single probability divided by itself the router would learn nothing."""
+    expert per token needs: of a single probability divided by itself the router would learn nothing."""
     router_aux_loss_coef: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss, per layer: experts x sum of (share of choices x mean probability), which is 1
     when all experts are used alike (Switch, arXiv:2101.03961, eq. 4)."""

@@ -337,6 +337,6 @@ def gradient_accumulation_steps(
         raise ConfigError(
             f"{field} = {global_batch_size} is not a multiple of engine.micro_batch_size x ranks = "
             f"{micro_batch_size} x {world_size} = {rows}; choose a micro batch that divides "
-            f"{global_batch_size / world_size:g} rows a rank"
+            f"{global_batch_size / world_size:g} rows per rank"
         )
     return global_batch_size // rows

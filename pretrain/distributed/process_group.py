@@ -181,7 +181,7 @@ def kind_of(found: int, ranks: Ranks, requested: str = "auto") -> Literal["cpu",
     if requested == "cpu" or not found:
         return "cpu"
     if ranks.local_rank >= found:
-        raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank a GPU.")
+        raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank per GPU.")
     return "cuda"
 
 

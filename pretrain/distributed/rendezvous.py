@@ -3,7 +3,7 @@
 A rank sets a key of its own; rank 0 collects the keys and sets the answer, for which the others wait. The store is
 that of the process group (`torch.distributed.Store`, a connection for each thread), or a folder that all nodes share.
 The saving threads meet so, because a collective of theirs would be matched with another rank's collective of training;
-so do the nodes before there is a process group. Price: three short messages a rank, whatever the number of ranks.
+so do the nodes before there is a process group. Price: three short messages per rank, whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class KeyStore(Protocol):
 
 @dataclass(frozen=True)
 class FolderStore:
-    """A key-value store of files in a folder, one a key."""
+    """A key-value store of files in a folder, one per key."""
 
     folder: Path
 

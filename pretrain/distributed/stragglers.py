@@ -2,7 +2,7 @@
 
 Each rank times its own part of a step: reading rows and the forward passes, where (below ZeRO stage 3) it waits for no
 other rank. Whole steps would not do: all ranks take as long as the slowest. Every `engine.straggler_window_steps` steps
-the times travel in a collective that runs anyway, as one integer a rank, and are recorded: event "ranks" in
+the times travel in a collective that runs anyway, as one integer per rank, and are recorded: event "ranks" in
 metrics.jsonl. A rank whose time is above `RATIO` times the median of the others in `WINDOWS` consecutive windows is
 reported: an event "stragglers", and a warning. A single rank records neither.
 

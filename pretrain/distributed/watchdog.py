@@ -90,7 +90,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class HangReports:
-    """Files of a run's hang reports, one a rank."""
+    """Files of a run's hang reports, one per rank."""
 
     folder: Path
     rank: int = 0

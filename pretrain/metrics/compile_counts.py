@@ -28,7 +28,7 @@ class GivenUp(logging.Filter):
 
 
 def watch_compiler() -> GivenUp:
-    """Begin to count what is left uncompiled, once a process."""
+    """Begin to count what is left uncompiled, once per process."""
     logger = logging.getLogger(_LOGGER)
     for known in logger.filters:
         if isinstance(known, GivenUp):

@@ -1,6 +1,6 @@
 """Metrics log (`metrics.jsonl`); W&B, TensorBoard, MLflow and Prometheus mirror it.
 
-A line of metrics.jsonl, one a step (of rank 0; a restart appends, and `attempt` is the start that computed a step):
+A line of metrics.jsonl, one per step (of rank 0; a restart appends, and `attempt` is the start that computed a step):
 
     {"attempt": 1, "event": "step", "grad_norm": 1.02, "loss": 4.71, "lr": 0.001, "mfu": 0.41, "seconds": 0.8,
      "step": 100, "tokens": 819200, "tokens_per_second": 10240.0, ...}
@@ -9,7 +9,7 @@ docs/monitoring.md describes every event and field. An unknown value is null; a 
 mirrors get the same lines under the same number (`events.py` names their charts) and may fail: the run continues. Steps
 that a restart computes again are recorded twice, and its event "start" has their number.
 
-Price: 50 microseconds of processor time a line. Lines are not synced, which would cost milliseconds each: a killed
+Price: 50 microseconds of processor time per line. Lines are not synced, which would cost milliseconds each: a killed
 process loses none, because the kernel has them. A node that loses its power may lose the last seconds, whose steps a
 resumed run computes again in any case, unless a checkpoint was saved since.
 """

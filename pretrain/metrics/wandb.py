@@ -18,7 +18,7 @@ WANDB_TAGS, WANDB_NOTES, WANDB_JOB_TYPE, WANDB_MODE, WANDB_API_KEY, WANDB_BASE_U
 others, since a run's files stay in its own folder) and, outside a sweep, WANDB_RUN_ID: a restart must find its run by
 its key.
 
-Price: a millisecond of processor time a line, including the process that wandb starts; 2 ms a checkpoint.
+Price: a millisecond of processor time per line, including the process that wandb starts; 2 ms per checkpoint.
 """
 
 from __future__ import annotations

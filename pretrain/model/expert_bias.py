@@ -5,7 +5,7 @@ still weighted by the probabilities. After every update it moves by a fixed rate
 chose than the mean, down for one that more chose; a skipped update moves none.
 
 Loads are whole numbers, counted over the tokens that predict and added up over all ranks, so the biases are the same on
-every rank, at any ZeRO stage and number of ranks. Price: one sum of layers x experts numbers over the ranks an update;
+every rank, at any ZeRO stage and number of ranks. Price: one sum of layers x experts numbers over the ranks per update;
 the host waits for none of it. The biases are in a checkpoint's `state.json` (layers x experts fp32 numbers).
 """
 

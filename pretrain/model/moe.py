@@ -1,7 +1,7 @@
 """Mixture of experts without dropped tokens (arXiv:2211.15841).
 
 Tokens are sorted by expert, and each projection of all experts is one grouped product (`_GroupedProduct`): the borders
-between experts stay on the device, so the host never waits for them (where ranks divide the experts, once a layer:
+between experts stay on the device, so the host never waits for them (where ranks divide the experts, once per layer:
 `expert_parallel.py`). Every expert takes part in every pass, if need be
 without tokens, and then its gradient is zero.
 

@@ -259,7 +259,7 @@ def quantized_gradients_need_whole_nodes(recipe: TrainRecipe, settings: Settings
         f"train.quantized_gradients with {hardware.local_world_size} rank(s) on a node that shows "
         f"{hardware.gpus} GPUs: DeepSpeed "
         f"counts each as a rank, and so {(hardware.world_size or 1) // hardware.gpus} node(s); start "
-        f"{hardware.gpus} ranks a node, show "
+        f"{hardware.gpus} ranks per node, show "
         f"no more GPUs than ranks (CUDA_VISIBLE_DEVICES), or set it to false"
     )
 

@@ -70,7 +70,7 @@ class Forecast:
         """One line."""
         parts = ", ".join(f"{name} {1e3 * part:,.0f} ms" for name, part in self.seconds.items() if part >= 0.5e-3)
         return (
-            f"{self.step:,.3g} s a step, {100 * self.mfu:.0f} % of an H100's bf16 peak, by a roofline estimate "
+            f"{self.step:,.3g} s per step, {100 * self.mfu:.0f} % of an H100's bf16 peak, by a roofline estimate "
             f"(not measured): {parts}; {1e3 * self.hidden:,.0f} ms of communication overlaps computation"
         )
 

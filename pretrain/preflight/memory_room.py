@@ -130,7 +130,7 @@ def in_words(needed: Estimate, hardware: Hardware) -> str:
     host = f" and {_gib(hardware.host_bytes)} of the host" if needed.host else ""
     return (
         f"a rank needs about {' and '.join(parts)}, and may use {_gib(hardware.device_bytes)} on the device{host} "
-        f"({hardware.local_world_size} rank(s) a node)"
+        f"({hardware.local_world_size} rank(s) per node)"
     )
 
 

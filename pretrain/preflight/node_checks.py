@@ -4,7 +4,7 @@
     preflight node2: ecc: BAD: GPU 3: 2 uncorrected errors
     preflight bad-node=node2;
 
-One line a check, with its figures. A fault that another node would not have names the node ("bad-node=...;") and ends
+One line per check, with its figures. A fault that another node would not have names the node ("bad-node=...;") and ends
 with status 69: the job script excludes the node and requests another. A fault that every node would have (no room below
 the root, a root that is not shared) names none. Of a finished run nothing is checked.
 
@@ -43,7 +43,7 @@ _ARRIVE_SECONDS = _CONNECT_SECONDS / 2  # the others wait longer for the first n
 _SUM_SECONDS = 120.0
 _LINGER_SECONDS = 2.0  # the first node's store stays open so much longer, for the others to read who is missing
 _SKEW_SECONDS = 5.0
-_EXCHANGES = 5  # clock readings a node; the quickest counts
+_EXCHANGES = 5  # clock readings per node; the quickest counts
 _ELEMENTS = 8 << 20  # of the all-reduce: 32 MiB
 _ROUNDS = 3
 _PERIOD = 1000  # sums of whole numbers below this are exact in fp32 up to 4,000 nodes
@@ -148,7 +148,7 @@ def ecc(hardware: Hardware, node: str, query: Callable[[], str | None]) -> NodeF
 
 
 def _nvidia_smi() -> str | None:
-    """One line a GPU; None where the tool is missing or refuses.
+    """One line per GPU; None where the tool is missing or refuses.
 
     A driver that hangs raises TimeoutExpired.
     """
@@ -334,7 +334,7 @@ def _sum(ranks: Ranks, names: Sequence[str], store: distributed.Store, requested
         quickest = min(seconds[1:])  # the first one connects
         moved = 4 * _ELEMENTS * 2 * (world - 1) / world  # bytes that a ring sends and receives on each node
         interface = os.environ.get("GLOO_SOCKET_IFNAME", "chosen by the library")
-        figures = f"{backend} over {interface}: {moved / quickest / 1e9:.2f} GB/s a node, sums over {world} nodes "
+        figures = f"{backend} over {interface}: {moved / quickest / 1e9:.2f} GB/s per node, sums over {world} nodes "
         count = torch.tensor(float(wrong > 0), device=device)
         distributed.all_reduce(count)
         if wrong:  # where all have a wrong sum, any of them may have caused it

@@ -1,6 +1,6 @@
 """Training on the job's nodes.
 
-Each node is checked first; a bad one is excluded, and the job requests another. Then `srun` starts one rank a task,
+Each node is checked first; a bad one is excluded, and the job requests another. Then `srun` starts one rank per task,
 with the command that a person would type. Slurm sends SIGUSR1 to the ranks before the time limit and SIGTERM when it
 takes the nodes away: they save, exit with 75, and the job is requeued. A link of a chain ends instead, and the next
 link continues; one that finds the run finished ends with 0 at once.

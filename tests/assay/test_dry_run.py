@@ -57,8 +57,8 @@ def test_a_run_without_a_corpus_is_reported_and_nothing_is_written(project, dry)
         f"{parameter_count(config.model, size):,} parameters, {flops_per_token(config.model, size, length):,} " in out
     )
     tokens = config.train.global_batch_size * length
-    assert f"{tokens:,} a step, {tokens * config.train.steps:,} in {config.train.steps:,} steps" in out
-    assert "2 rank(s), 2 a node: 2 data x 1 sequence x 1 tensor" in out
+    assert f"{tokens:,} per step, {tokens * config.train.steps:,} in {config.train.steps:,} steps" in out
+    assert "2 rank(s), 2 per node: 2 data x 1 sequence x 1 tensor" in out
     steps = gradient_accumulation_steps(config.train.global_batch_size, config.engine.micro_batch_size, 2)
     assert f"{steps} micro batch(es) of {config.engine.micro_batch_size} row(s)" in out
     assert "moments" in out
@@ -96,7 +96,7 @@ def test_stages_of_a_batch_and_experts_are_reported(project, dry):
     train, size = config.train, config.data.tokenizer.vocabulary_size
     total = (2 * 2 + (train.steps - 2) * train.global_batch_size) * train.sequence_length
     assert (
-        f"{2 * train.sequence_length:,} -> {train.global_batch_size * train.sequence_length:,} a step, {total:,} in"
+        f"{2 * train.sequence_length:,} -> {train.global_batch_size * train.sequence_length:,} per step, {total:,} in"
         in out
     )
     assert f"({active_parameter_count(config.model, size):,} for each token)" in out

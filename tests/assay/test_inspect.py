@@ -78,8 +78,8 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
         "jsonl (.jsonl)": "text: body, id: doc_id, url: url",
         "jsonl (.jsonl.gz)": "text: text",
         "parquet (.parquet)": "text: doc.text",
-        "text (.html)": "a document a file",
-        "text (.txt)": "a document a file",
+        "text (.html)": "a document per file",
+        "text (.txt)": "a document per file",
     }
     assert found["Formats and fields"].note == "Not read: .png 1."
     assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", 26, 25)

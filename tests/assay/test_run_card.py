@@ -17,7 +17,7 @@ def test_a_card_has_the_figures_of_the_report(tmp_path):
     assert lines_of(tmp_path) == [
         "verdict     PASS under policy assay-default",
         "corpus      2,204 of 71,341 documents kept, 5,194,960 training tokens",
-        "training    200 steps, validation loss 5.891, bits a byte 2.704",
+        "training    200 steps, validation loss 5.891, bits per byte 2.704",
         "energy      0.00023 kWh (at least 6.8e-05, at most 0.00047)",
         "time        5.2 minutes",
         f"report: {tmp_path / 'report.html'}",

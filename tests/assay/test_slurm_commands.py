@@ -137,7 +137,7 @@ def setting(*values):
         (["slurm.gpus_per_node=4", "engine.micro_batch_size=8"], 78, "micro_batch_size x ranks = 8 x 4 = 32"),
         (["slurm.nodes=2", "slurm.processes_per_node=4", "engine.micro_batch_size=4"], 78, "4 x 8 = 32"),
         (['slurm.memory="100M"'], 1, "slurm.memory = '100M' the run would end with:"),
-        (['slurm.memory="1G"', "slurm.processes_per_node=16", "engine.micro_batch_size=1"], 1, "(16 rank(s) a node)"),
+        (['slurm.memory="1G"', "slurm.processes_per_node=16", "engine.micro_batch_size=1"], 1, "(16 rank(s) per node)"),
         (
             ["slurm.gpus_per_node=1", "slurm.processes_per_node=2", "engine.micro_batch_size=8"], 78,
             "2 ranks on a node of 1 GPU(s)",

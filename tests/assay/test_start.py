@@ -99,7 +99,7 @@ def test_a_model_that_does_not_fit_is_refused_before_a_source_is_read(whole_way,
     status, output = whole_way("--nproc", "4", "--set", 'engine.device="cpu"', "--set", "engine.micro_batch_size=1")
     assert status == 1
     assert "this model does not fit: a rank needs about" in output
-    assert "(4 rank(s) a node)" in output
+    assert "(4 rank(s) per node)" in output
 
 
 def test_a_checkpoint_to_go_on_from_that_is_not_there_is_refused_before_a_source_is_read(whole_way):

@@ -79,7 +79,7 @@ class Bed:
         return self.job(number).get("JobState", "")
 
     def accounted(self, *jobs, fields=("JobID", "JobName", "State", "ExitCode", "Restarts", "Comment")):
-        """Rows of sacct, one a job or a task."""
+        """Rows of sacct, one per job or task."""
         output = self.slurm(
             "sacct", "-n", "-X", "-P", "-D", "-j", ",".join(map(str, jobs)), f"--format={','.join(fields)}"
         )

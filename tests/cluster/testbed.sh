@@ -25,7 +25,7 @@ options of up:
   --nodes N            nodes, 1 to 39 (2)
   --cpus N             CPUs that each node advertises (2)
   --mem MB             memory that each node advertises (4000)
-  --gpus N             false GPUs a node (2)
+  --gpus N             false GPUs per node (2)
   --watts W            power of each node in ConsumedEnergy (100)
   --prefix NAME        nodes are NAME1..NAMEn (node)
   --port-base N        first of a block of 20 ports (28000; the next free block where it is taken)

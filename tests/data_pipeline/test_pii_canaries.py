@@ -27,7 +27,7 @@ def test_every_type_has_a_maker_and_sentences():
 
 
 def test_recall_on_every_type_in_every_kind_of_passage():
-    """At least .96 a type; measured: 1.0 for most. A missed one is taken for another type whose proof it passes."""
+    """At least .96 per type; measured: 1.0 for most. A missed one is taken for another type whose proof it passes."""
     counts = measure(planted(TYPES, range(30), PASSAGES, 11), TYPES, find)
     assert all(count["planted"] == 30 for count in counts.values())
     assert {kind: count for kind, count in counts.items() if count["found"] < 29} == {}

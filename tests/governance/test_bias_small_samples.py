@@ -80,7 +80,7 @@ def test_units_of_a_bucket_that_resemble_each_other_count_as_fewer():
 
 
 def scores(own):
-    """A group's (sentences, total, hits) by bucket, and a hundred sentences a bucket of others, 6 % of them scored."""
+    """A group's (sentences, total, hits) by bucket, a hundred sentences per bucket of others, 6 % of them scored."""
     rows = [("en", "web", bucket, "x", "big", "sentiment", 100, 2, 6, 6) for bucket in range(64)]
     rows += [("en", "web", bucket, "x", "rare", "sentiment", n, total, hits, hits) for bucket, n, total, hits in own]
     found = [row for row in tone_rows(table_of("scores", rows)) if row["group"] == "rare"]

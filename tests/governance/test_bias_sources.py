@@ -15,7 +15,7 @@ PLAY = {"tone": "terrible", "tone_rate": 0.6, "theft": 0.4, "idiots": 0.3}
 SPEECH = {"tone": "wonderful", "tone_rate": 0.6, "theft": 0.05, "idiots": 0.02}
 SOURCES = {"plays": PLAY, "speeches": SPEECH}
 MIX = {"plays": {"Muslims": 18, "Christians": 2}, "speeches": {"Muslims": 2, "Christians": 18}}
-"""Sentences a site; people of one group stand mostly in plays, those of the other mostly in speeches."""
+"""Sentences per site; people of one group stand mostly in plays, those of the other mostly in speeches."""
 
 
 def sentence(rng, people, words, worse):

@@ -1,4 +1,4 @@
-"""codecarbon as a meter: its figures in parts, guesses marked, bounds, one a node, and no network."""
+"""codecarbon as a meter: its figures in parts, guesses marked, bounds, one per node, and no network."""
 
 import importlib.util
 import os

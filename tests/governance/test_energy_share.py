@@ -102,7 +102,7 @@ def test_seconds_of_proc_stat_are_those_of_the_control_group():
     assert by_stat >= 1.9
     assert by_group == pytest.approx(
         by_stat, rel=0.05, abs=min(0.5, 0.04 * cpu_times()[2])
-    )  # two ticks a thread, twice
+    )  # two ticks per thread, twice
 
 
 class Rapl:

@@ -54,7 +54,7 @@ def test_a_journal_that_was_cut_is_behind_however_long_it_grows(tmp_path, caplog
     assert "lacks line 4 that it had" in journal(root).behind()
     with caplog.at_level("WARNING", "assay"):
         assert "lacks line 4" in grow(root, 9).behind()
-    assert caplog.text.count("lacks line 4") == 1, "reported once a process"
+    assert caplog.text.count("lacks line 4") == 1, "reported once per process"
 
 
 def test_a_journal_that_was_written_anew_over_the_same_first_line_is_behind(tmp_path):

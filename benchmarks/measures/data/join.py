@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def write_corpus(folder: Path, rows: int) -> list[Path]:
-    """Key files of about `rows` band keys, 400,000 a file."""
+    """Key files of about `rows` band keys, 400,000 per file."""
     sys.path.insert(0, str(ROOT))
     from data_pipeline.dedup.join import BAND, write_keys
 

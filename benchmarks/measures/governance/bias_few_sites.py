@@ -1,8 +1,8 @@
 """Intervals of rare groups on very few sites, and the rule of five buckets, by simulation.
 
 As `bias_null.py`, without planted effects; but each of 28 rare groups occurs on 2, 3, 4, 5, 8, 12, 20 or 28 sites of
-different buckets, in some 20 sentences a site. Sentences of a site resemble each other (intra-class correlation 0.05),
-and a bucket of 400 sites holds six of them: the reference's buckets show less resemblance than a group
+different buckets, in some 20 sentences per site. Sentences of a site resemble each other (intra-class correlation
+0.05), and a bucket of 400 sites holds six of them: the reference's buckets show less resemblance than a group
 on one of the sites has. The rule of five buckets is switched off for the measurement, so that the lines below it say
 what it keeps away.
 """

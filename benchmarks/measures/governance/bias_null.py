@@ -49,7 +49,7 @@ class Shape:
 
     sites: int = 400
     documents: float = 20.0
-    """Documents a site, on average."""
+    """Documents per site, on average."""
     sigma: float = 1.0
     """Spread of the sites' sizes, on the log scale."""
     rare: int = 0

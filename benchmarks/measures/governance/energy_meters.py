@@ -233,7 +233,7 @@ def _ours(ranks: int, seconds: float) -> float:
 
 
 def _theirs(name: str, ranks: int, seconds: float) -> dict[str, float]:
-    """Watts that all ranks together say, and processor seconds a sample, by one of the rivals."""
+    """Watts that all ranks together say, and processor seconds per sample, by one of the rivals."""
     python = environment("meters", METERS)
     with tempfile.TemporaryDirectory() as scratch:
         words = [str(python), str(HERE / "rivals" / "meters.py"), name, str(seconds), scratch]

@@ -1,4 +1,4 @@
-"""The audit of bias: words a second and core, and what it says of a corpus with planted bias and of one without.
+"""The audit of bias: words per second and core, and what it says of a corpus with planted bias and of one without.
 
 The corpora with truth come with a list of their planted groups and effects; a finding is compared with it by sign.
 """

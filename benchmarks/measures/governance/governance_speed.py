@@ -93,7 +93,7 @@ def suites() -> list[Goal]:
     started = cpu_seconds()
     run_suite(small, gates, "benchmark")
     return [
-        figure("suites.import_seconds", first, "the engine's import and its first table, once a process"),
+        figure("suites.import_seconds", first, "the engine's import and its first table, once per process"),
         Goal("suites.seconds_1m_rows", statistics.median(spent), 2.5, "<=", "12 columns, 20 expectations"),
         figure("suites.seconds_1k_rows", cpu_seconds() - started, "the same gates: what an expectation costs at least"),
         Goal("suites.results_that_are_no_pass", len(found - {"pass"}), 0, "<="),

@@ -28,7 +28,7 @@ from pretrain.step_log import Read, read_later
 
 
 def bare_steps(recipe: TrainRecipe, rows: Rows, micro_rows: int, device: torch.device) -> Iterator[Read]:
-    """Take the steps of `recipe`, in passes of `micro_rows` rows; yields what reads each step's loss, nats a token.
+    """Take the steps of `recipe`, in passes of `micro_rows` rows; yields what reads each step's loss, nats per token.
 
     Compiled on CUDA.
 

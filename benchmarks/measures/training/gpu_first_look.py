@@ -204,7 +204,7 @@ def kernels(setting: Setting, device: str) -> Answer:
     found: Answer = [("idle", max(0.0, 1.0 - busy / wall), "share of the time in which no kernel ran")]
     for number, event in enumerate(events[:KERNELS], 1):
         milliseconds = getattr(event, own) / 1e3 / PROFILED
-        found.append((f"{number:02d}", milliseconds, f"ms a step, {event.count / PROFILED:g} x {event.key[:100]}"))
+        found.append((f"{number:02d}", milliseconds, f"ms per step, {event.count / PROFILED:g} x {event.key[:100]}"))
     return found
 
 

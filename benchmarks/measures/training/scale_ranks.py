@@ -102,7 +102,7 @@ def _store(root: Path) -> Any:
 
 
 def _save(root: Path, ranks: int) -> Figures:
-    """One save by all ranks: the events of files a rank, and the bytes of others' shards for each byte of the state."""
+    """One save by all ranks: the events of files per rank, and the bytes of others' shards per byte of the state."""
     import numpy
 
     from pretrain.checkpoint import canonical

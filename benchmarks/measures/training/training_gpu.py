@@ -1,7 +1,7 @@
 """On a CUDA card: MFU of two sizes, and what DeepSpeed costs against a bare loop. Elsewhere it says: not run.
 
 The models are those of `configs/125m.toml` and `configs/1b.toml`. Token shards are random, of GPT-2's vocabulary: only
-time is measured. MFU counts 6 N + 12 layers x width x length operations a token against the card's data sheet.
+time is measured. MFU counts 6 N + 12 layers x width x length operations per token against the card's data sheet.
 
 The tax is that of a whole `train` (loader, guard, record, energy and all) against the bare loop of `bare_loop.py`: the
 same model, rows, arithmetic and optimizer, no wait for the device within a step in either. So it bounds DeepSpeed's own
@@ -77,7 +77,7 @@ class Timed:
     seconds: float
     """Median of a step, without those of the warm-up."""
     losses: list[float]
-    """Nats a token of every step."""
+    """Nats per token of every step."""
     tokens_per_second: float
     mfu: float | None = None
     memory_peak: int = 0

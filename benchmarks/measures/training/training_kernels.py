@@ -72,7 +72,7 @@ def _shares(documents: int, rounds: int) -> list[Goal]:
         figure(
             f"kernels_share_{name}_{documents}",
             statistics.median(work / spent / peak for spent, peak in zip(seconds, peaks, strict=True)),
-            note=f"{1000 * statistics.median(seconds):.0f} ms, {documents} document(s) a row",
+            note=f"{1000 * statistics.median(seconds):.0f} ms, {documents} document(s) per row",
         )
         for name, seconds in found.items()
     ]

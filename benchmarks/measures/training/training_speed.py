@@ -1,4 +1,4 @@
-"""Tokens a second against other trainers, and the share of what this processor can multiply.
+"""Tokens per second against other trainers, and the share of what this processor can multiply.
 
 A GPT of 6 layers x 384, rows of 256 tokens, 16 to a step. Ours is `assay train` with everything on: gate, loader, token
 digest, guard, record, the mirror offline, energy, lineage. Rivals are in bf16 and compiled where they can be; the small

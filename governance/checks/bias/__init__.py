@@ -1,1 +1,1 @@
-"""Bias metrics, one file a family, as sums of integers."""
+"""Bias metrics, one file per family, as sums of integers."""

@@ -176,7 +176,7 @@ def adjusted_ratio(group: Passage, reference: Passage, strata: Integers, buckets
         group: [cells].
         reference: [cells].
         strata: each cell's, [cells].
-        buckets: each cell's, [cells]; a stratum has one cell a bucket, or several.
+        buckets: each cell's, [cells]; a stratum has one cell per bucket, or several.
     """
     unknown = Ratio(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, NOT_COMPARABLE)
     _, strata = np.unique(strata, return_inverse=True)

@@ -1,7 +1,7 @@
 """Bias stage: count tables of mentions, tone and removals.
 
 Reads the kept documents (`redact`) and those that each filter removed, once each, and writes the count tables
-of `counts.py` (role `counts`, one Parquet file a table); `parts` holds the same of each shard. Of the counts
+of `counts.py` (role `counts`, one Parquet file per table); `parts` holds the same of each shard. Of the counts
 `tables.json` is made: suite -> rows with intervals (`tables.py`), which the gates judge.
 `findings.json` has the evidence of each significant row (`findings.py`); its sentences are not masked.
 Word lists and classifiers are instruments, and are checked by neutral sentences first (`instrument_check.py`).

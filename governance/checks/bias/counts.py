@@ -32,7 +32,7 @@ their own in `groups`, `pairs`, `scores` and `beside`.
 
 Promise: any order, any partition into shards, any crash gives the same bytes. Bytes are of the text as it is stored,
 words and sentences as `kernels/sentences.py` has them. Price: memory is one row group, 64 x groups x categories
-integers a language and source (`MOST_BYTES` and one row group's at most), and a row for each host: the process that
+integers per language and source (`MOST_BYTES` and one row group's at most), and a row for each host: the process that
 merges holds those of the whole corpus. Time is in `bias.py`.
 """
 

@@ -1,4 +1,4 @@
-"""Example sentences for each cell, a bottom-k sample a shard.
+"""Example sentences for each cell, a bottom-k sample per shard.
 
 A cell is a group with a category, or with a score below or above 0, in kept documents; in removed ones any mention of
 the group. Texts are stored unmasked: a caller that shows one must mask personal data first

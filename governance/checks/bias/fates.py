@@ -46,7 +46,7 @@ class AxisFates:
 
 @dataclass(frozen=True)
 class Crowding:
-    """Mean units a site, by unit; NaN is unknown."""
+    """Mean units per site, by unit; NaN is unknown."""
 
     own: Mapping[str, float]
     """Means of each group."""
@@ -98,7 +98,7 @@ def _axis(axis: str, languages: list[str], stages: list[str], rows: pa.Table) ->
 
 
 def crowding(fates: pa.Table, language: str, axis: str, units: Mapping[str, int], unmentioned: int) -> Crowding:
-    """Mean units a site, by unit (sum of squares / sum).
+    """Mean units per site, by unit (sum of squares / sum).
 
     Units are spread over sites as the kept documents are. Documents without a URL, and those of small sites, are known
     by bucket. Without a named site the mean is unknown.

@@ -9,7 +9,7 @@ for a gap, 1 for a ratio. Keep rates count only where adjusted, and only for gro
     impact            documents removed, by reason
 
 Effect sizes are named by Assay's own scale, on the value: a ratio (or its inverse) is small below 1.25 (beyond four
-fifths), medium below 2, large from 2 on; a gap in words a sentence is small below 0.2, medium below 0.5, large from
+fifths), medium below 2, large from 2 on; a gap in words per sentence is small below 0.2, medium below 0.5, large from
 there. A gap in points of a scored list is divided by the mean size of its scores first.
 
 A finding is `precise` when its effective sample size could detect the smallest medium effect with 80 % power at the 5 %

@@ -13,7 +13,7 @@ variance.
 p is the greater of the jackknife's and the exact one wherever both are known: a variance estimated from few sites is
 occasionally far too small.
 
-    effective units = units / (1 + rho (m - 1))    m: mean units a bucket, by unit (sum of squares / sum)
+    effective units = units / (1 + rho (m - 1))    m: mean units per bucket, by unit (sum of squares / sum)
 
 rho is the intraclass correlation of the reference's units within a bucket (Kish 1965), from its own design effect; of
 toxicity ratios within a site, with m by site (`fates.py`).
@@ -29,7 +29,7 @@ from governance.checks.bias.statistics import Estimates, Floats, Integers
 LEAST_EXPECTED = 1.0
 JACKKNIFE_EXPECTED = 5.0
 LEAST_BUCKETS = 5
-_ONE_UNIT = 1.05  # units a site up to which a reference does not show how those of one site resemble each other
+_ONE_UNIT = 1.05  # units per site up to which a reference does not show how those of one site resemble each other
 TOO_FEW = "too few to say"
 
 
@@ -68,7 +68,7 @@ def design_effects(
     """Design effects 1 + rho (m - 1), [rows].
 
     The arguments are those of `effective_units`. `by_site` is m of the group and of the reference by site, each [rows];
-    where it is unknown, or the reference has one unit a site, m is by bucket. A bucket of several sites resembles
+    where it is unknown, or the reference has one unit per site, m is by bucket. A bucket of several sites resembles
     itself less than one of its sites, and a group on one of them would seem to hold more information than it has.
     """
     whole = units.sum(axis=-1).astype(np.float64)

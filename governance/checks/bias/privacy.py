@@ -1,6 +1,6 @@
 """Privacy: rate of personal data before and after redaction.
 
-    pii_per_million_tokens = findings x 10^6 / tokens           findings a million tokens
+    pii_per_million_tokens = findings x 10^6 / tokens           findings per million tokens
 
 `stage` is "before" (all findings) or "after" (the findings whose action left them in the text: "count"). `group` is the
 type, "(all)" their sum. The measure, identifiers over the size of the corpus, is that of Subramani et al. 2023,

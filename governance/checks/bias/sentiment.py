@@ -157,7 +157,7 @@ def _in_points(found: Estimates, scale: int) -> Estimates:
 def _mean_gaps(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Bounds:
     """Bounds of mean - other, and p of 0.
 
-    `pool` is total, squares and hits a sentence.
+    `pool` is total, squares and hits per sentence.
     """
     ends = np.full((3, len(mean)), np.nan)
     for row, (own, against, n) in enumerate(zip(mean.tolist(), other.tolist(), units.tolist(), strict=True)):

@@ -2,7 +2,7 @@
 
     share             = documents that mention the group / documents of the language             in 0 .. 1
     axis_share        = documents that mention the group / documents that mention any of its axis   in 0 .. 1
-    per_million_words = mentions x 10^6 / words of the language                                 mentions a million words
+    per_million_words = mentions x 10^6 / words of the language                               mentions per million words
 
 Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale for shares and on the log
 scale for the rate. `n` is the denominator. A listed group without a mention has a row of zeros, with the upper bound

@@ -73,7 +73,7 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """Points a sentence."""
+        """Points per sentence."""
         return self.step * (self.plus - self.minus)
 
 

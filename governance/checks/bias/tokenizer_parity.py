@@ -1,6 +1,6 @@
 """Tokenizer parity: tokens that each language needs for equal text.
 
-    tokens_per_byte = tokens / bytes of UTF-8                                 tokens a byte
+    tokens_per_byte = tokens / bytes of UTF-8                                 tokens per byte
     premium         = tokens_per_byte / tokens_per_byte of the reference      1 is equal
 
 Petrov, La Malfa, Torr & Bibi 2023, "Language Model Tokenizers Introduce Unfairness Between Languages" (NeurIPS), define

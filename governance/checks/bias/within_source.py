@@ -78,7 +78,7 @@ def units_within(
         sums: scores or hits from which the intraclass correlation is estimated.
         of: the units of these.
         variance: of one unit within its source, [rows].
-        by_site: units a site of either side (`interval_choice.py`).
+        by_site: units per site of either side (`interval_choice.py`).
     """
     n1, n0, size = (part.sum(axis=-1).astype(np.float64) for part in (own, others, of))
     with np.errstate(all="ignore"):

@@ -12,7 +12,7 @@ _ALL = "(all)"
 
 
 def corpus_counts(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
-    """One row a stage and source, "(all)" first.
+    """One row per stage and source, "(all)" first.
 
     Its columns are `stage`, `source`, `documents`, `bytes` (None where a stage does not count them) and `tokens` (None
     before `encode`). The tokens of a mixture count each copy of a document, `documents` and `bytes` count it once.

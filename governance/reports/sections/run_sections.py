@@ -169,7 +169,7 @@ def training_folded(found: Mapping[str, Any]) -> Iterator[Html]:
 
 
 def _profiles(found: Mapping[str, Any]) -> Html:
-    """Tables of profiled time, one a window."""
+    """Tables of profiled time, one per window."""
     cited, tables = cite(found, "/training/profiles"), []
     for row in found["training"]["profiles"]:
         lines = [

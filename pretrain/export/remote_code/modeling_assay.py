@@ -1,7 +1,8 @@
 """Assay's decoder for `transformers`: every variant of its section `[model]`, in one file that needs nothing else.
 
-It computes what the trainer computed, one document a row; weights have the trainer's names. Padding (on either side) is
-told by `attention_mask`. Written for reading: attention is `scaled_dot_product_attention` with a table, or the formula.
+It computes what the trainer computed, one document per row; weights have the trainer's names. Padding (on either side)
+is given by `attention_mask`. Written for reading: attention is `scaled_dot_product_attention` with a table, or the
+formula.
 """
 
 import math

@@ -218,7 +218,7 @@ def test_a_rank_is_reported_only_when_it_is_slow_for_several_windows():
 
 @given(st.lists(st.lists(st.integers(0, 10**7), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(2, 5))
 def test_each_window_reports_the_own_work_of_every_rank(windows, every):
-    """In microseconds over the window on the wire, in seconds a step in the record; one rank alone records nothing."""
+    """Microseconds over the window on the wire, seconds per step in the record; one rank alone records nothing."""
     output = []
     job = SimpleNamespace(
         settings=SimpleNamespace(engine=SimpleNamespace(straggler_window_steps=every)),

@@ -22,7 +22,7 @@ from pretrain.evaluation.validation import bits_per_byte, evaluate, load_decoder
 
 
 def test_bits_per_byte_of_a_uniform_guess_over_bytes():
-    # 256 equally likely tokens of one byte each: 8 bits a byte.
+    # 256 equally likely tokens of one byte each: 8 bits per byte.
     assert bits_per_byte(math.log(256), tokens=1000, document_bytes=1000) == pytest.approx(8.0)
 
 

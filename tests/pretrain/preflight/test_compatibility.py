@@ -125,7 +125,7 @@ REFUSED = [
     (
         "quantized_gradients_need_whole_nodes",
         {**GRADIENTS, "where": {**OF_8, "world_size": 12, "local_world_size": 4}},
-        "start 8 ranks a node",
+        "start 8 ranks per node",
     ),
     ("quantized_gradients_need_whole_nodes", {**GRADIENTS, "tensor_parallel_size": 2}, "other parts of a matrix"),
     ("bf16_reduction_suits_the_gradients", {"gradient_reduction": "bf16", "precision": "autocast"}, "'fp32'"),
@@ -403,7 +403,7 @@ def test_no_gpu_where_one_is_requested(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert device_of(Ranks(), "cpu").type == "cpu"
-    with pytest.raises(ConfigError, match="one rank a GPU"):
+    with pytest.raises(ConfigError, match="one rank per GPU"):
         device_of(Ranks(1, 2, 1, 2))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))

@@ -1,6 +1,6 @@
 """Lexicons: word lists read, checked and merged for each language.
 
-Ours are in this folder: `terms/` (a file a language; heading = axis, name = group), `attributes.toml` (family,
+Ours are in this folder: `terms/` (a file per language; heading = axis, name = group), `attributes.toml` (family,
 category), `sentiment.toml`, `toxicity.toml` (instrument; positive 1, negative -1, listed 1) and `dialects.toml`;
 `list_files.py` has their form. Each can be replaced by path, and external lists added (`outside_lists.py`).
 

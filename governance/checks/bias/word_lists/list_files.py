@@ -6,7 +6,7 @@ Whole example:
     [lists.en]                            # names that terms may use
     person = ["people", "man"]
     a = ["a", "as"]
-    [en.ethnicity]                        # [language.heading]: one list a name
+    [en.ethnicity]                        # [language.heading]: one list per name
     white = ["white {person}", "{caucasian|caucasians}"]
 
     [es.gender.pairs]                     # a row is a concept, with a cell for each group
