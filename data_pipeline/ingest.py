@@ -21,6 +21,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from data_pipeline.documents import (
     with_kept_columns,
 )
 from data_pipeline.readers.archive import archive_items
+from data_pipeline.readers.file_types.character_references import decode_references
 from data_pipeline.readers.hub import at_commit
 from data_pipeline.readers.items import SourceFiles, list_files
 from data_pipeline.readers.local import find_left, unread_words
@@ -48,6 +50,8 @@ from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import HubSource, PackageSource, Source, identity
+from data_pipeline.readers.streams import plain_name
+from data_pipeline.readers.text import HTML, ending_of
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.file_digests import Digests, is_unchanged
@@ -124,6 +128,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     removed: Counter[str] = Counter()
     passed: Counter[str] = Counter()
     torn: set[str] = set()
+    decodes = getattr(work.source, "decode_entities", False)
     kept = pa.schema([KEPT_COLUMNS] if work.source.fields.columns else [])
     with (
         _filling(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
@@ -135,6 +140,10 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
                 removed[f"quarantine:{piece.reason}"] += 1
                 torn |= {piece.file} if piece.reason in TORN else set()
                 continue
+            if decodes and ending_of(plain_name(piece.file)) not in HTML:
+                text, found = decode_references(piece.text)
+                count["entities_decoded" if text != piece.text else "entities_left"] += found
+                piece = replace(piece, text=text)
             row, size = to_row(piece, work.source)
             add(row, size + len(piece.columns.encode("utf-8")))
             count["kept"] += 1
@@ -159,6 +168,8 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
         "torn_files": len(torn),
         "passed_over": dict(passed),
     }
+    if decodes:
+        counts |= {name: count[name] for name in ("entities_decoded", "entities_left")}
     return ShardMade({**documents, f"{prefix}quarantine": quarantine}, counts)
 
 

@@ -1,7 +1,7 @@
 """Formats and fields of the files below a path.
 
-A kind is what a source of that type can read: `jsonl`, `csv`, `parquet`, `text`, `warc`, `arrow`; `megatron` pairs
-(.bin, .idx) are counted. Fields are chosen from the names and values of the first records.
+A kind is what a source of that type can read: `jsonl`, `csv`, `tsv`, `parquet`, `text`, `warc`, `arrow`; `megatron`
+pairs (.bin, .idx) are counted. Fields are chosen from the names and values of the first records.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.readers.file_types.messages import messages_text
 from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
 _KINDS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".txt": "text",
-    ".md": "text", ".html": "text", ".htm": "text", ".warc": "warc", ".arrow": "arrow", ".idx": "megatron",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
+    ".txt": "text", ".md": "text", ".html": "text", ".htm": "text", ".warc": "warc", ".arrow": "arrow",
+    ".idx": "megatron",
 }  # fmt: skip
 _NAMES = {
     "text": ("text", "content", "body", "document", "raw_content", "markdown", "article", "code", "passage"),
@@ -35,6 +37,7 @@ _NAMES = {
     "language": ("language", "lang"),
     "licence": ("licence", "license"),
 }
+_CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _NEVER_PACKED = (".parquet", ".arrow", ".idx")  # their readers seek
 _FIRST_RECORDS = 50
 _PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/parts.py` has it
@@ -123,9 +126,13 @@ def _rows(kind: str, file: Path) -> list[Any]:
             with contextlib.suppress(ValueError, RecursionError):  # `ingest` quarantines such a line
                 records.append(json.loads(line))
         return records
-    if kind == "csv":
+    if kind in ("csv", "tsv"):
         head = b"\n".join(itertools.islice(_lines(file), 4 * _FIRST_RECORDS)).decode("utf-8", "replace")
-        return list(itertools.islice(csv.DictReader(io.StringIO(head)), _FIRST_RECORDS))
+        return list(
+            itertools.islice(
+                csv.DictReader(io.StringIO(head), delimiter="," if kind == "csv" else "\t"), _FIRST_RECORDS
+            )
+        )
     if kind == "parquet":
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
             batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)
@@ -152,7 +159,7 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Choose a field for each role, "" for none.
 
-    The usual name decides, for `text` else the longest strings.
+    The usual name decides, for `text` else the longest strings; where there is no text, a chat is `messages`.
     """
     strings: dict[str, list[str]] = {}
     for record in records:
@@ -167,6 +174,9 @@ def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         mean = {name: sum(map(len, values)) / len(values) for name, values in strings.items()}
         longest = max(mean, key=lambda name: mean[name])
         chosen["text"] = longest if mean[longest] >= 40 else ""
+    chats = [name for name in _CHATS if any(messages_text(record.get(name), "roles") for record in records)]
+    if chats and not chosen["text"]:
+        chosen["messages"] = chats[0]
     ids = [record.get(chosen["id"]) for record in records] if chosen["id"] else []
     if len(set(map(str, ids))) < len(ids) or any(not isinstance(value, str | int) or value == "" for value in ids):
         chosen["id"] = ""

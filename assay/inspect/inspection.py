@@ -82,7 +82,7 @@ def inspect_path(
     usable = [
         (group, chosen)
         for group, chosen in zip(readable, fields, strict=True)
-        if chosen["text"] or group.kind in ("text", "warc")
+        if chosen["text"] or "messages" in chosen or group.kind in ("text", "warc")
     ]
     if not usable:
         names = sorted({str(name) for group in readable for record in first_records(group) for name in record})
@@ -117,7 +117,7 @@ def _formats(
         named = ", ".join(f"{role}: {name}" for role, name in chosen.items() if name)
         if group.kind in ("text", "warc"):
             named = "a document per file" if group.kind == "text" else "a document per page"
-        elif group.kind != "megatron" and not chosen["text"]:
+        elif group.kind != "megatron" and not (chosen["text"] or "messages" in chosen):
             named = "no field of text: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
     unread = ", ".join(f"{ending} {count:,}" for ending, count in Counter(others).most_common(8))
@@ -149,10 +149,12 @@ def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: S
     kind = "hub" if group.kind == "arrow" else group.kind
     section: dict[str, Any] = {"type": kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
     section |= {"paths": list(paths)}
-    if group.kind in ("jsonl", "parquet", "csv"):
+    if group.kind in ("jsonl", "parquet", "csv", "tsv"):
         names = {f"{role}_field": name for role, name in fields.items() if name and name != role}
         section |= names | ({"id_field": fields["id"]} if fields["id"] else {})
-        section |= {f"{role}_field": fields[role] for role in ("url", "language", "licence") if fields[role]}
+        section |= {
+            f"{role}_field": fields[role] for role in ("url", "language", "licence", "messages") if fields.get(role)
+        }
     return section
 
 
@@ -286,10 +288,6 @@ def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]
     ]
     for number, (group, fields) in enumerate(usable):
         section = _section(number, group, fields, _patterns(group, path))
-        if group.kind == "csv":
-            parts += ["# CSV: convert these files to JSON Lines, or read them with a function (docs/own_code.md)."]
-            section["type"] = "jsonl"
-            section["paths"] = [pattern.replace(".csv", ".jsonl") for pattern in section["paths"]]
         if group.kind == "arrow":
             section = {key: value for key, value in section.items() if key != "paths"}
             section["dataset"] = str(group.files[0].absolute() if path.is_file() else path.absolute())

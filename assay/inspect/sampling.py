@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import csv
 import gzip
-import json
 import lzma
 import os
 from collections.abc import Iterator, Sequence
@@ -39,7 +37,7 @@ _RECORD = (b"\r\n\r\nWARC/1", 4)
 def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[InputFiles, bool]:
     """The files to read, and whether they are only a part.
 
-    Files that are read whole keep their place unless others were left out; CSV becomes JSON Lines.
+    Files that are read whole keep their place unless others were left out.
 
     Args:
         inputs: files of one kind.
@@ -47,7 +45,7 @@ def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[Inp
         folder: where copies are written.
     """
     few = min(1.0, MAX_FILES / len(inputs.files))
-    if fraction >= 1 and few == 1 and inputs.kind != "csv":
+    if fraction >= 1 and few == 1:
         return inputs, False
     sizes = {file: file.stat().st_size for file in inputs.files}
     small = [file for file, size in sizes.items() if size <= _WHOLE_BYTES or inputs.kind == "text"]
@@ -60,8 +58,8 @@ def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[Inp
     for number, file in enumerate(file for file in inputs.files if file in taken):
         target = folder / f"{number:06d}-{file.name}"
         copies.append(_copy(inputs, file, target, int(sizes[file] * taken[file])))
-    kind, ending = ("jsonl", ".jsonl") if inputs.kind == "csv" else (inputs.kind, inputs.ending)
-    return InputFiles(kind, ending, tuple(copies), sum(path.stat().st_size for path in copies)), min(fraction, few) < 1
+    size = sum(path.stat().st_size for path in copies)
+    return InputFiles(inputs.kind, inputs.ending, tuple(copies), size), min(fraction, few) < 1
 
 
 def _every(files: Sequence[_Item], share: float) -> Sequence[_Item]:
@@ -74,8 +72,6 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
     """A copy of the file's first or evenly spaced `size` bytes."""
     packed = inputs.ending.endswith(PACKED)
     text = size * inputs.text_bytes // max(1, inputs.bytes)
-    if inputs.kind == "csv":
-        return _json_lines(file, target.with_name(f"{target.name}.jsonl"), text)
     if size >= file.stat().st_size and (inputs.kind != "text" or size <= _WHOLE_BYTES):
         place(file, target)
         return target
@@ -89,6 +85,8 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
         pieces, packed = iter([_whole_members(file, size)]), False
     elif inputs.kind == "jsonl" and not packed:
         pieces = _stretches(file, size)
+    elif inputs.kind in ("csv", "tsv"):
+        pieces = _whole_rows(file, text)
     else:
         bound = min(text, _WHOLE_BYTES) if inputs.kind == "text" else text
         pieces = _whole_records(_sound(file), bound, *(_RECORD if inputs.kind == "warc" else _LINE))
@@ -199,16 +197,12 @@ def _batches(file: Path, target: Path, size: int) -> None:
                 break
 
 
-def _json_lines(file: Path, target: Path, size: float) -> Path:
-    """The rows of a CSV file as JSON Lines."""
-    text = (line.decode("utf-8", "replace") + "\n" for line in lines(blocks(file)))
-    with atomic_file(target) as out:
-        try:
-            for row in csv.DictReader(text):
-                out.write(json.dumps({str(name): value for name, value in row.items()}).encode() + b"\n")
-                size -= sum(len(str(value)) for value in row.values())
-                if size < 0:
-                    break
-        except (csv.Error, TornStream):  # the rows in front of the damage are read
-            pass
-    return target
+def _whole_rows(file: Path, size: int) -> Iterator[bytes]:
+    """About the first `size` bytes of a table, up to the end of a row."""
+    quotes = 0
+    for line in lines(_sound(file)):
+        yield line + b"\n"
+        size -= len(line) + 1
+        quotes += line.count(b'"')
+        if (size < 0 and quotes % 2 == 0) or size < -_WHOLE_BYTES:  # a quoted value may have line breaks
+            return

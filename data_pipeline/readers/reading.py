@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.readers.archive import members, read_blocks
+from data_pipeline.readers.file_types.delimited import read_csv
 from data_pipeline.readers.hub import read_hub, read_hub_file, read_json
 from data_pipeline.readers.items import SourceItem
 from data_pipeline.readers.own_reader import read_own
@@ -15,6 +16,7 @@ from data_pipeline.readers.parts import Reading, has_row_groups
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import (
+    DelimitedSource,
     HubSource,
     JsonlSource,
     OwnSource,
@@ -100,6 +102,8 @@ def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
             return read_hub(source)
         digest, _, of_commit = item.digest.partition(":")
         return read_hub_file(source, source.revision, item.file, "" if of_commit else digest)
+    if isinstance(source, DelimitedSource):
+        return read_csv(blocks(item.local), item.file, source.fields, source.dialect)
     ending = "" if isinstance(source, JsonlSource | ParquetSource) else Path(plain_name(item.local.name)).suffix
     if isinstance(source, ParquetSource) or ending == ".parquet":
         return read_parquet(item.local, item.file, source.fields)

@@ -6,6 +6,7 @@ what concerns the whole source (a file that is gone, a wrong configuration).
 Faults by reason:
 
     not_json  not_an_object  not_utf8  lone_surrogate  line_too_long  file_too_long  not_csv  wrong_columns  not_html
+    wrong_encoding  repeated_column  not_messages
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
     empty_file         the file holds not a single record
@@ -13,6 +14,8 @@ Faults by reason:
                        the file is torn: what precedes the tear was read, the rest is lost
     decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
     dictionary_too_large  an .xz file that needs more than 256 MiB to unpack
+    unclosed_quote     a quoted value of a CSV file that has no end
+    undecodable        a CSV file that its encoding's decoder gives up: UTF-16 without a byte-order mark
     nested_too_deep    an archive in an archive in an archive in an archive
     page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
     reader_failed      a reader of the run's own failed on the content; the rest of the file is lost
@@ -34,6 +37,8 @@ from uuid import UUID
 
 import numpy as np
 
+from data_pipeline.readers.file_types.messages import MessagesForm, messages_text
+
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
     {
@@ -42,6 +47,8 @@ TORN = frozenset(
         "unreadable_rows",
         "decompression_bomb",
         "dictionary_too_large",
+        "unclosed_quote",
+        "undecodable",
         "nested_too_deep",
         "page_too_large",
         "reader_failed",
@@ -98,6 +105,8 @@ class Fields:
     opt_out_fetched: str = ""
     columns: tuple[str, ...] = ()
     """Names of other values that are kept."""
+    messages: MessagesForm | None = None
+    """The form in which the value `text`, a list of messages, becomes text; None: it is text."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,9 +135,9 @@ def to_record(
 
     if fields.text not in row:
         return fault("no_text_field")
-    text = row[fields.text]
+    text = row[fields.text] if fields.messages is None else messages_text(row[fields.text], fields.messages)
     if not isinstance(text, str):
-        return fault("text_not_string")
+        return fault("text_not_string" if fields.messages is None else "not_messages")
     identity: Any = row.get(fields.id, "") if fields.id else ""
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)

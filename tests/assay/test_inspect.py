@@ -88,7 +88,7 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     assert ("email", 1) in found["Personal data and secrets"].rows
     assert found["Languages"].rows[0][0] == "en"
     proposed = load_run(tmp_path / "run.toml", [], needs="data").config.data
-    assert {source.type for source in proposed.sources} == {"hub", "jsonl", "parquet", "text"}
+    assert {source.type for source in proposed.sources} == {"csv", "hub", "jsonl", "parquet", "text"}
 
 
 def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
@@ -155,9 +155,7 @@ def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeyp
     [group], _ = find_inputs(folder)
     read, partly = sample_files(group, 0.2, tmp_path / "copies")
     assert partly
-    assert {file.name.split("-", 1)[1] for file in read.files} <= {
-        f"{number}{ending}{'.jsonl' * (ending == '.csv')}" for number in range(3)
-    }
+    assert {file.name.split("-", 1)[1] for file in read.files} <= {f"{number}{ending}" for number in range(3)}
     # A quarter is expected of a packed file; here it has a half, of LZ4 all.
     bound = 0.85 if ending.endswith(".lz4") else 0.6 if ending.endswith(PACKED) else 0.3
     assert 0 < read.bytes <= bound * group.bytes

@@ -12,9 +12,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.readers.file_types.delimited import read_csv
 from data_pipeline.readers.record import SAMPLE_CHARACTERS, Fields, Record, RecordFault
 from data_pipeline.readers.streams import TornStream, blocks, lines
-from data_pipeline.readers.text import read_csv, read_html, read_jsonl, read_member, read_plain
+from data_pipeline.readers.text import read_html, read_jsonl, read_member, read_plain
 from governance.errors import MissingInput
 
 FIELDS = Fields("text")
