@@ -34,7 +34,7 @@ class DataConfig(Section):
     """Block lists and word lists, which `clean` uses; absent: none."""
     clean: CleanConfig = CleanConfig()
     filters: tuple[OwnFilterConfig, ...] = ()
-    """Functions of the run's own that keep or remove each document; none: no such stage."""
+    """Bounds on kept columns, and functions of the run's own, that remove documents; none: no such stage."""
     classifiers: tuple[ClassifierConfig, ...] = ()
     """Models that are trained from labelled files and judge every document; none: no such stage."""
     dedup: DedupConfig = DedupConfig()
@@ -77,6 +77,17 @@ class DataConfig(Section):
                 raise ValueError(
                     f"dedup.prefer names {name!r}, which is neither {', '.join(ATTRIBUTES)} nor a classifier "
                     f"({', '.join(classifiers) or 'there is none'}) nor in `columns` of a source "
+                    f"({', '.join(dict.fromkeys(columns)) or 'none keeps any'}); correct it, or keep the column"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_exist(self) -> DataConfig:
+        columns = [name for source in self.sources for name in getattr(source, "columns", ())]
+        for one in self.filters:
+            if one.column and one.column not in columns:
+                raise ValueError(
+                    f"filters {one.name}: column = {one.column!r} is in `columns` of no source "
                     f"({', '.join(dict.fromkeys(columns)) or 'none keeps any'}); correct it, or keep the column"
                 )
         return self

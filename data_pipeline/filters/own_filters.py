@@ -1,10 +1,13 @@
-"""Filter stage: functions of the run's own remove documents.
+"""Filter stage: bounds on kept columns, and functions of the run's own.
 
-    [[data.filters]]
-    name = "loud"
-    filter = "mylab.rules:too_loud"
+    [[data.filters]]                        [[data.filters]]
+    name = "recent"                         name = "loud"
+    column = "date"                         filter = "mylab.rules:too_loud"
+    min = "2015-01-01"
 
-A filter takes an Arrow record batch with the columns of a document (`documents.py`) and returns one value a row: True
+A filter on a column is `column_filters.py`; its reasons are `column:<name>` and `column_missing:<name>`.
+
+A function takes an Arrow record batch with the columns of a document (`documents.py`) and returns one value a row: True
 keeps the document, False removes it as `own:<name>`. The first filter that removes a document is its reason. An
 exception, another number of values, a null or no answer within `seconds` ends the stage with the function, the shard
 and the rows: there is never a part of an artifact. The functions' source decides the stage's key (`own_code.py`).
@@ -14,13 +17,14 @@ Roles `documents`, `removed`. Price: that of the functions; a row group (8 MiB o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -31,8 +35,9 @@ from data_pipeline.documents import (
     pass_on,
     split_table,
 )
+from data_pipeline.filters.column_filters import ColumnBounds, column_reasons, require_bounds
 from data_pipeline.own_code import DOTTED, OwnCode, find_code, first_line, load
-from governance.config import Section
+from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
@@ -42,38 +47,52 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 VERSION = 1
 
 
-class OwnFilterConfig(Section):
-    """A `[[data.filters]]` section: one function of the run's own."""
+class OwnFilterConfig(ColumnBounds):
+    """A `[[data.filters]]` section: bounds on a kept column, or one function of the run's own."""
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
-    """Names the reason of removed documents: `own:<name>`."""
-    filter: str = Field(pattern=DOTTED)
-    """The function: `package.module:function`, in the folder of the run's file or installed."""
+    """Names the reason of removed documents: `own:<name>`, `column:<name>`."""
+    filter: str = Field(default="", pattern=rf"^$|{DOTTED}")
+    """The function: `package.module:function`, in the folder of the run's file or installed; "": `column` decides."""
     seconds: float = Field(default=600, gt=0)
     """Time that one batch may take."""
+
+    @model_validator(mode="after")
+    def _is_one_filter(self) -> OwnFilterConfig:
+        if bool(self.filter) == bool(self.column):
+            raise ValueError("needs either `column` with bounds or `filter`, a function; give one of the two")
+        if self.filter and self.conditions():
+            raise ValueError(f"{', '.join(self.conditions())}: bounds are for a `column`, not for a function")
+        if self.column:
+            require_bounds(self)
+        return self
 
 
 class OwnFilterIdentity(Section):
     """Recipe of the stage: each function and the digest of its source."""
 
     filters: tuple[tuple[str, str, str], ...]
-    """Name, dotted path, SHA-256 of the source."""
+    """Name, dotted path, SHA-256 of the source; or name, "column <column>", its conditions as JSON."""
 
 
-Filters = tuple[tuple[str, OwnCode, str, float], ...]
+Chain = tuple[tuple[OwnFilterConfig, OwnCode | None, str], ...]
+"""Each filter, its code where it is a function, and the digest of its source or its conditions."""
 
 
-def find_filters(filters: Sequence[OwnFilterConfig], folder: Path) -> list[OwnCode]:
+def find_filters(filters: Sequence[OwnFilterConfig], folder: Path) -> Chain:
     """Find and import each function, before any document is read.
 
     Raises:
         MissingInput: a module is missing.
         ConfigError: a module cannot be imported or lacks the function.
     """
-    found = [find_code(own.filter, folder, f"data.filters {own.name}: filter") for own in filters]
-    for code in found:
-        load(code)
-    return found
+    found: list[tuple[OwnFilterConfig, OwnCode | None, str]] = []
+    for one in filters:
+        code = find_code(one.filter, folder, f"data.filters {one.name}: filter") if one.filter else None
+        if code is not None:
+            load(code)
+        found.append((one, code, code.digest if code else canonical_json(one.conditions()).decode()))
+    return tuple(found)
 
 
 def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) -> list[bool]:
@@ -96,24 +115,41 @@ def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) ->
     return [bool(value) for value in values]
 
 
-def _filter_shard(section: Section, payload: tuple[Path, Filters], path_of: Callable[[str], Path]) -> ShardMade:
-    path, filters = payload
-    functions = [(name, code.dotted, load(code, digest), seconds) for name, code, digest, seconds in filters]
+def _judges(chain: Chain) -> Iterator[Callable[[pa.RecordBatch], list[str]]]:
+    """For each filter the reasons that it gives the rows of a batch, "" where it keeps them."""
+    for config, code, digest in chain:
+        if code is None:
+            yield functools.partial(column_reasons, config.name, config)
+        else:
+            yield functools.partial(_own_reasons, config, load(code, digest))
+
+
+def _own_reasons(config: OwnFilterConfig, own: Callable[..., Any], batch: pa.RecordBatch) -> list[str]:
+    try:
+        return ["" if kept else f"own:{config.name}" for kept in kept_rows(own, batch, config.seconds)]
+    except ValueError as error:
+        raise ValueError(f"filter {config.name} ({config.filter})", error) from error
+
+
+def _filter_shard(section: Section, payload: tuple[Path, Chain], path_of: Callable[[str], Path]) -> ShardMade:
+    path, chain = payload
+    judges = list(_judges(chain))
     first = 0
 
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         nonlocal first
         reasons = [""] * len(group)
         [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], group.schema)]
-        for name, dotted, own, seconds in functions:
+        for reasons_of in judges:
             try:
-                answers = kept_rows(own, batch, seconds)
+                given = reasons_of(batch)
             except ValueError as error:
+                who, why = error.args
                 raise ConfigError(
-                    f"filter {name} ({dotted}), {path.name}, rows {first} to {first + len(group) - 1}: {error}. "
+                    f"{who}, {path.name}, rows {first} to {first + len(group) - 1}: {why}. "
                     "No artifact was made. Correct the function, and start again."
                 ) from error
-            reasons = [reason or ("" if kept else f"own:{name}") for reason, kept in zip(reasons, answers, strict=True)]
+            reasons = [reason or new for reason, new in zip(reasons, given, strict=True)]
         sizes = pc.binary_length(group["text"]).to_pylist()
         first += len(group)
         counts = funnel(group["source"].to_pylist(), sizes, sizes, reasons)
@@ -126,19 +162,16 @@ def _filter_shard(section: Section, payload: tuple[Path, Filters], path_of: Call
 def own_filters(
     documents: Manifest, filters: Sequence[OwnFilterConfig], runtime: Runtime, folder: Path = Path()
 ) -> Manifest:
-    """Remove the documents that the run's own functions do not keep.
+    """Remove the documents outside a column's bounds, or that the run's own functions do not keep.
 
     Raises:
         MissingInput: a module is missing.
         ConfigError: a function cannot be imported, raised, or did not return one boolean a row.
     """
-    found = find_filters(filters, folder)
-    digests = [code.digest for code in found]
-    named = tuple((own.name, own.filter, digest) for own, digest in zip(filters, digests, strict=True))
+    chain = find_filters(filters, folder)
+    digests = [digest for _, _, digest in chain]
+    named = tuple((one.name, one.filter or f"column {one.column}", digest) for one, _, digest in chain)
     recipe = Recipe("filter", VERSION, OwnFilterIdentity(filters=named))
-    chain: Filters = tuple(
-        (own.name, code, digest, own.seconds) for own, code, digest in zip(filters, found, digests, strict=True)
-    )
 
     def make(target: Path) -> Made:
         shards = [

@@ -1,0 +1,160 @@
+"""Bounds on a kept column of a document.
+
+    [[data.filters]]
+    name = "recent"
+    column = "date"          # one that `columns` of a source keeps
+    min = "2015-01-01"
+    missing = "keep"         # default "remove"
+
+Conditions are `min`, `max` (both inclusive), `one_of` and `present`; a document must meet all. A bound that is a number
+compares numbers, and text that is one (all values of a CSV file are text). A bound that is an ISO date or time compares
+dates: a day holds all its hours, and a time without an offset is in UTC. Any other bound compares text by code points.
+
+A document outside the bounds is removed as `column:<name>`. One whose value is missing, or of another type than the
+bound, is removed as `column_missing:<name>`, unless `missing` is "keep".
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from governance.config import Section
+
+Bound = bool | int | float | str
+
+
+class ColumnBounds(Section):
+    """Conditions on the value of a kept column."""
+
+    column: str = ""
+    """The kept column that decides: a name in `columns` of a source; "": `filter` decides."""
+    min: Bound | None = None
+    """The least value that stays: a number, an ISO date or time, or text."""
+    max: Bound | None = None
+    """The greatest value that stays."""
+    one_of: tuple[Bound, ...] = ()
+    """The values that stay; none: all."""
+    present: bool | None = None
+    """true: documents with a value stay; false: those without one."""
+    missing: Literal["keep", "remove"] = "remove"
+    """What becomes of a document without a value, or with one of another type than the bounds."""
+
+    def conditions(self) -> dict[str, Any]:
+        """The fields that are set, without the column's name."""
+        unset = {"min": None, "max": None, "one_of": [], "present": None, "missing": "remove"}
+        values = self.model_dump(mode="json", include=set(unset))
+        return {name: value for name, value in values.items() if value != unset[name]}
+
+
+def require_bounds(bounds: ColumnBounds) -> None:
+    """Refuse conditions that no value could be compared with.
+
+    Raises:
+        ValueError: there is none, or they exclude one another.
+    """
+    given = [bound for bound in (bounds.min, bounds.max) if bound is not None]
+    if not given and not bounds.one_of and bounds.present is None:
+        raise ValueError(f"column {bounds.column!r} has no condition: give min, max, one_of or present")
+    if bounds.present is not None and (given or bounds.one_of or bounds.missing == "keep"):
+        raise ValueError('present stands alone: for bounds on a value give missing = "keep" or "remove" instead')
+    if any(isinstance(bound, bool) for bound in given):
+        raise ValueError("min and max are numbers, dates or text; for true and false give one_of")
+    if len(given) == 2:
+        kinds = {_kind(bound) for bound in given}
+        if len(kinds) > 1:
+            raise ValueError(f"min is a {_kind(given[0])} and max a {_kind(given[1])}; give two of one kind")
+        if _within(given[0], given[1], lower=False) is False:
+            raise ValueError(f"min = {given[0]!r} is above max = {given[1]!r}: no document could stay")
+
+
+def column_reasons(name: str, bounds: ColumnBounds, batch: pa.RecordBatch) -> list[str]:
+    """The reason of each document to be removed, "" where it stays."""
+    if "columns" not in batch.schema.names:
+        return [_reason(name, bounds, None)] * batch.num_rows
+    rows = batch.column("columns").to_pylist()
+    return [_reason(name, bounds, json.loads(row).get(bounds.column) if row else None) for row in rows]
+
+
+def _reason(name: str, bounds: ColumnBounds, value: Any) -> str:
+    if bounds.present is not None:
+        return "" if (value is not None) == bounds.present else f"column:{name}"
+    fits = [
+        *([] if bounds.min is None else [_within(value, bounds.min, lower=True)]),
+        *([] if bounds.max is None else [_within(value, bounds.max, lower=False)]),
+        *([_among(value, bounds.one_of)] if bounds.one_of else []),
+    ]
+    if None in fits:
+        return "" if bounds.missing == "keep" else f"column_missing:{name}"
+    return "" if all(fits) else f"column:{name}"
+
+
+def _within(value: Any, bound: Bound, *, lower: bool) -> bool | None:
+    """Whether a value is on the right side of a bound; None: it cannot be compared."""
+    kind = _kind(bound)
+    found, limit = _as(kind, value), _as(kind, bound)
+    if found is None:
+        return None
+    if kind == "date" and isinstance(limit, datetime.date) and not isinstance(limit, datetime.datetime):
+        found = found.date() if isinstance(found, datetime.datetime) else found
+    elif kind == "date" and not isinstance(found, datetime.datetime):
+        found = datetime.datetime.combine(found, datetime.time(), datetime.UTC)
+    return bool(found >= limit if lower else found <= limit)
+
+
+def _among(value: Any, listed: Sequence[Bound]) -> bool | None:
+    kinds = {_kind(one) for one in listed}
+    comparable = {kind: found for kind in kinds if (found := _as(kind, value)) is not None}
+    if not comparable:
+        return None
+    return any(_as(_kind(one), one) == comparable.get(_kind(one)) for one in listed)
+
+
+def _kind(bound: Bound) -> str:
+    if isinstance(bound, bool):
+        return "truth value"
+    if isinstance(bound, int | float):
+        return "number"
+    return "text" if _date(bound) is None else "date"
+
+
+def _as(kind: str, value: Any) -> Any:
+    """The value as this kind; None where it is of another."""
+    if kind == "truth value":
+        return value if isinstance(value, bool) else None
+    if kind == "number":
+        return _number(value)
+    if not isinstance(value, str):
+        return None
+    return _date(value) if kind == "date" else value
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+def _date(value: str) -> datetime.date | datetime.datetime | None:
+    """The day or moment of an ISO 8601 text; a moment in UTC."""
+    try:
+        return datetime.date.fromisoformat(value) if len(value) == 10 else _moment(value)
+    except (ValueError, OverflowError):  # a moment that UTC has no year for
+        return None
+
+
+def _moment(value: str) -> datetime.datetime | None:
+    if len(value) < 12:  # also "20150101", a number before it is a day
+        return None
+    found = datetime.datetime.fromisoformat(value)
+    return found.astimezone(datetime.UTC) if found.tzinfo else found.replace(tzinfo=datetime.UTC)
