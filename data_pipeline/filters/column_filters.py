@@ -47,7 +47,7 @@ class ColumnBounds(Section):
 
     def conditions(self) -> dict[str, Any]:
         """The fields that are set, without the column's name."""
-        unset = {"min": None, "max": None, "one_of": [], "present": None, "missing": "remove"}
+        unset: dict[str, Any] = {"min": None, "max": None, "one_of": [], "present": None, "missing": "remove"}
         values = self.model_dump(mode="json", include=set(unset))
         return {name: value for name, value in values.items() if value != unset[name]}
 

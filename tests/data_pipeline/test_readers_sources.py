@@ -52,7 +52,7 @@ HUB = {"type": "hub", "dataset": "owner/name"}
     [
         ({"type": "jsonl"}, "paths: is missing"),
         ({"type": "jsonl", "paths": []}, "at least 1"),
-        ({"type": "xml", "paths": ["a"]}, "is none of jsonl, parquet"),
+        ({"type": "xml", "paths": ["a"]}, "is none of jsonl, csv, tsv, parquet"),
         ({"type": "jsonl", "paths": ["a"], "name": "A b"}, "does not match the pattern"),
         ({"type": "jsonl", "paths": ["a"], "licence": ""}, "does not match the pattern"),
         ({"type": "jsonl", "paths": ["a"], "text_fild": "x"}, "did you mean 'text_field'"),

@@ -54,4 +54,5 @@ def _decoded(found: re.Match[str]) -> str:
     if written[1] != "#":
         return html.unescape(written) if written[1:-1] in _NAMES else written
     character = html.unescape(written)
-    return character if character.isprintable() or character in "\t\n\u00a0\u00ad" else written
+    held = character != "\ufffd" and (character.isprintable() or character in "\t\n\u00a0\u00ad")
+    return character if held else written
