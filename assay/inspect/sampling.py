@@ -198,7 +198,7 @@ def _batches(file: Path, target: Path, size: int) -> None:
 
 
 def _whole_rows(file: Path, size: int) -> Iterator[bytes]:
-    """About the first `size` bytes of a table, up to the end of a row."""
+    """About the first `size` bytes of a table, in whole rows."""
     quotes = 0
     for line in lines(_sound(file)):
         yield line + b"\n"

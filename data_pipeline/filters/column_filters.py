@@ -95,7 +95,7 @@ def _reason(name: str, bounds: ColumnBounds, value: Any) -> str:
 
 
 def _within(value: Any, bound: Bound, *, lower: bool) -> bool | None:
-    """Whether a value is on the right side of a bound; None: it cannot be compared."""
+    """True for a value within a bound; None if incomparable."""
     kind = _kind(bound)
     found, limit = _as(kind, value), _as(kind, bound)
     if found is None:
@@ -146,7 +146,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def _date(value: str) -> datetime.date | datetime.datetime | None:
-    """The day or moment of an ISO 8601 text; a moment in UTC."""
+    """The day, or the moment in UTC, of an ISO 8601 text."""
     try:
         return datetime.date.fromisoformat(value) if len(value) == 10 else _moment(value)
     except (ValueError, OverflowError):  # a moment that UTC has no year for

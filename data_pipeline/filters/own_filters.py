@@ -48,7 +48,7 @@ VERSION = 1
 
 
 class OwnFilterConfig(ColumnBounds):
-    """A `[[data.filters]]` section: bounds on a kept column, or one function of the run's own."""
+    """A `[[data.filters]]` section: bounds on a column, or a function."""
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     """Names the reason of removed documents: `own:<name>`, `column:<name>`."""
@@ -116,7 +116,10 @@ def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) ->
 
 
 def _judges(chain: Chain) -> Iterator[Callable[[pa.RecordBatch], list[str]]]:
-    """For each filter the reasons that it gives the rows of a batch, "" where it keeps them."""
+    """The judge of each filter.
+
+    It returns the reasons of a batch's rows, "" for those that it keeps.
+    """
     for config, code, digest in chain:
         if code is None:
             yield functools.partial(column_reasons, config.name, config)
@@ -162,7 +165,7 @@ def _filter_shard(section: Section, payload: tuple[Path, Chain], path_of: Callab
 def own_filters(
     documents: Manifest, filters: Sequence[OwnFilterConfig], runtime: Runtime, folder: Path = Path()
 ) -> Manifest:
-    """Remove the documents outside a column's bounds, or that the run's own functions do not keep.
+    """Remove the documents that a filter does not keep.
 
     Raises:
         MissingInput: a module is missing.

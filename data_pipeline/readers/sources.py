@@ -50,7 +50,7 @@ def _linear(expression: str) -> Any:
 
 
 def _is_default(value: object) -> bool:
-    """True for a field of an addition that is not used: it enters no key."""
+    """True for an unused field, which enters no key."""
     return not value
 
 
@@ -216,7 +216,7 @@ class ParquetSource(_Rows, _Paths):
 
 
 class DelimitedSource(_Rows, _Paths):
-    """CSV or TSV files with a header row: plain, .gz, .zst, .xz, .bz2 or .lz4."""
+    """CSV or TSV files: plain, .gz, .zst, .xz, .bz2 or .lz4."""
 
     type: Literal["csv", "tsv"]
     delimiter: str = Field(default="", pattern=r'^[^\r\n"]?$')
@@ -251,7 +251,7 @@ class DelimitedSource(_Rows, _Paths):
 
     @property
     def dialect(self) -> Dialect:
-        """How the rows are written."""
+        """Form of the rows."""
         delimiter = self.delimiter or ("," if self.type == "csv" else "\t")
         return Dialect(delimiter, self.quote, self.encoding, self.header)
 

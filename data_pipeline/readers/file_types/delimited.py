@@ -23,7 +23,7 @@ from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the rows of a file are written."""
+    """Form of the rows of a file."""
 
     delimiter: str = ","
     quote: str = '"'
@@ -82,14 +82,14 @@ def read_csv(
 
 
 def _fault_of(header: list[str], fields: Fields) -> str:
-    """The reason why no row of a file with this header can be read."""
+    """The fault of every row of a file with this header, or ""."""
     if any("\udc80" <= character <= "\udcff" for name in header for character in name):
         return "not_utf8"
     return "repeated_column" if any(Counter(header)[name] > 1 for name in fields.names) else ""
 
 
 class _Fed:
-    """Lines for the CSV reader, which stops where a row has no end."""
+    """Lines for the CSV reader, up to a row without end."""
 
     def __init__(self, source: Iterator[bytes]) -> None:
         self._source = source
@@ -109,7 +109,10 @@ class _Fed:
 
 
 def _as_utf8(pieces: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """A stream in UTF-8; what cannot be decoded is a byte that is not."""
+    """The stream in UTF-8.
+
+    Bytes that cannot be decoded become a byte that is not UTF-8.
+    """
     codecs.register_error("assay_spoilt", lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]
     decoder = codecs.getincrementaldecoder(encoding)("assay_spoilt")
     try:

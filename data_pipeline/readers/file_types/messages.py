@@ -1,4 +1,4 @@
-"""Chats as text: a list of messages in one of two written forms.
+"""Chats as text: lists of messages in one of two forms.
 
     roles                       chatml
     user: What is a quine?      <|im_start|>user
@@ -21,7 +21,7 @@ MessagesForm = Literal["roles", "chatml"]
 
 
 def messages_text(value: Any, form: MessagesForm) -> str | None:
-    """The text of a list of messages; None where it is not one."""
+    """The text of a list of messages; None for other values."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
