@@ -82,7 +82,7 @@ def read_csv(
 
 
 def _fault_of(header: list[str], fields: Fields) -> str:
-    """The fault of every row of a file with this header, or ""."""
+    """The fault of all rows below this header, or ""."""
     if any("\udc80" <= character <= "\udcff" for name in header for character in name):
         return "not_utf8"
     return "repeated_column" if any(Counter(header)[name] > 1 for name in fields.names) else ""
