@@ -86,7 +86,9 @@ class LoadedRun:
         """Settings that change no result, with the site's defaults under Slurm."""
         config, in_job = self.config, bool(slurm_attempt()[0])
         section = with_site(config.slurm, self.folder) if in_job else config.slurm
-        return Settings(config.checkpoint, config.engine, config.tracking, section.warning_seconds, config.profile)
+        return Settings(
+            config.checkpoint, config.engine, config.tracking, section.warning_seconds, config.profile, self.folder
+        )
 
 
 def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:

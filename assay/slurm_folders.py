@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from assay.config import LoadedRun
-from data_pipeline.own_code import find_code
 from data_pipeline.readers.sources import OwnSource
 from governance.log import get_logger
+from governance.own_code import find_code
 from governance.signing.dsse import default_key_path, key_id, private_key
 from governance.signing.home_anchor import state_folder
 from governance.stage import Runtime, ShareDone
@@ -69,6 +69,8 @@ def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
     data = run.config.data
     functions = {f"data.filters {own.name}: filter": own.filter for own in data.filters}
     functions |= {f"source {one.name}: reader": one.reader for one in data.sources if isinstance(one, OwnSource)}
+    functions |= {f"evaluation.tasks, {one.name}: task": one.task for one in run.config.evaluation.tasks if one.task}
+    functions |= {f"train.callbacks {one.function}: function": one.function for one in run.config.train.callbacks}
     for where, dotted in functions.items():
         code = find_code(dotted, run.folder, where)
         named += code.files if code.root == run.folder.absolute() else ()

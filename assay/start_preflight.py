@@ -4,9 +4,9 @@
 train --dry-run` reports what it found: a site whose rules do not bind the run (77), settings that do not work together
 on these ranks (78), a requested GPU that is not there (78), a model that does not fit (1), each with the message of
 the start itself. So are patterns of `[[optim.groups]]` that match no parameter, and packages that are not installed
-(78). The first two also check the checkpoint to continue from and the files of tasks (66). A finished training is not
-checked. The vocabulary is that of the token shards; where there are none yet, the size that `[data.tokenizer]`
-requests, which may exceed what its sample gives.
+(78). The first two also check the checkpoint to continue from and the files of tasks (66), and import own code (66,
+78). A finished training is not checked. The vocabulary is that of the token shards; where there are none yet, the size
+that `[data.tokenizer]` requests, which may exceed what its sample gives.
 
 Nothing here imports torch. Where a GPU may be, a process of its own queries torch: a CUDA context would stay in this
 one for as long as the corpus takes. Another one compares the patterns, and the names and shapes of the tensors of
@@ -35,6 +35,7 @@ from governance.gate.verdict import bound_by
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
+from pretrain.callbacks import open_callbacks
 from pretrain.checkpoint.load import parent_of
 from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, device_of, kind_of
@@ -101,6 +102,7 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
         return
     weights = open_weights(pinned(run), runtime)
     parent_of(pinned(run).train, runtime.root)
+    open_callbacks(run.config.train.callbacks, run.folder)
     hardware, recipe, engine = find_hardware(), run.config.recipe, run.config.engine
     check_start(recipe, run.settings, hardware)
     refuse_missing_packages(run.config.tracking)

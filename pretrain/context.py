@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pretrain.callbacks import Callbacks
 from pretrain.config.training import Settings, TrainRecipe
 from pretrain.distributed.layout import Layout, layout_of
 from pretrain.distributed.preemption import StopRequested
@@ -72,6 +73,8 @@ class TrainContext:
     """Weights of a folder to begin from; None: random ones."""
     budget: BudgetGuard = field(default_factory=BudgetGuard)
     """The policy's energy budget."""
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    """Own functions that see the events; none on other ranks than the first."""
     engine: Engine = field(init=False)
     saver: Saver = field(init=False)
     meter: LoopMeter = field(init=False)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed
 
-from governance.errors import Preempted
+from governance.errors import ConfigError, Preempted
 from governance.hooks import UNKNOWN_ENERGY
 from governance.log import get_logger, progress
 from governance.manifest import Manifest
@@ -64,6 +64,8 @@ def train_loop(context: TrainContext) -> TrainState:
             times_passes=engine_settings.expert_parallel_size == 1,
         )  # fmt: skip
         log = StepLog(context, engine.group_names())
+        for facts in context.callbacks.facts():
+            context.record("callback", state.step, **facts)
         guard = SpikeGuard(config.skip, state.losses, state.skipped, context.device, window_starts(config))
         beat_long = partial(context.heartbeat.beat, long=True)
         with (
@@ -98,10 +100,13 @@ def train_loop(context: TrainContext) -> TrainState:
                 state = replace(state, step=step, tokens=state.tokens + targets, stream=stream)
                 numbers = read_numbers_later(loss, decision.z, skipped, norms, engine.expert_load(), origins)
                 values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
+                values |= context.callbacks.step_values()
                 values |= context.meter.step(len(ready.rows), len(ready.rows) * config.sequence_length, targets)
                 state = log.add(state, StepEntry(step, ready.rows, numbers, values))
                 context.heartbeat.stepped(step, values["seconds"])
                 context.energy["step"] = step
+                context.heartbeat.beat(f"step {step}: callbacks", long=True)
+                context.callbacks.run()
                 advance(1, step_note(log.latest))
                 profile.end(step)
 
@@ -235,7 +240,7 @@ def _agree(context: TrainContext, ready: StepRows, stragglers: StragglerMonitor)
 
 def _stop_summands(context: TrainContext) -> tuple[list[int], list[int]]:
     """This rank's `stop` and `budget` of `StepSums`."""
-    stop = int(context.stop_requested() or context.saver.failed)
+    stop = int(context.stop_requested() or context.saver.failed or bool(context.callbacks.failure))
     return [stop], context.budget.payload(context.saver.seconds)
 
 
@@ -389,11 +394,22 @@ def _save_and_stop(context: TrainContext, state: TrainState, saved: int) -> NoRe
     context.heartbeat.beat(f"waiting for the checkpoint of step {state.step}", long=True)
     begin(context.energy, CHECKPOINT)
     context.saver.wait()
+    raise_failed_callback(context)
     if context.budget.reached:
         context.record("budget", state.step, **context.budget.facts())
         raise context.budget.error(state.step)
     _report_stop_seconds(context, state.step)
     raise Preempted(f"stopped by a signal after step {state.step}, which is saved; run the same command to resume")
+
+
+def raise_failed_callback(context: TrainContext) -> None:
+    """Raise on every rank what a callback of the first one caused.
+
+    Raises:
+        ConfigError: a function with `on_error = "fail"` failed.
+    """
+    if failure := context.checkpoints.gather(context.callbacks.failure)[0]:
+        raise ConfigError(failure)
 
 
 def _report_stop_seconds(context: TrainContext, step: int) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from governance.errors import ConfigError
 from governance.files import write_json
 from governance.hooks import UNKNOWN_ENERGY, Watched
 from governance.log import get_logger
@@ -30,6 +31,7 @@ from governance.manifest import Input, Manifest, Output, describe, describe_fold
 from governance.phases import INTERVAL
 from governance.processes import importing
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
+from pretrain.callbacks import open_callbacks
 from pretrain.checkpoint.load import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
 from pretrain.distributed.lease import hold_folder
@@ -108,10 +110,11 @@ def train(
         from pretrain.context import TrainContext
         from pretrain.distributed.process_group import gather, join, ranks_store
         from pretrain.energy_budget import BudgetGuard
-        from pretrain.loop import run_facts, train_loop
+        from pretrain.loop import raise_failed_callback, run_facts, train_loop
         from pretrain.preflight.hardware import hardware_of
 
     ranks, started = read_ranks(), now()
+    callbacks = open_callbacks(recipe.train.callbacks, settings.folder, first=ranks.first)
     leads = ranks.local_rank == 0  # the rank that measures its node's energy and looks at the lease for it
     meter = runtime.hooks.meter(STAGE) if leads else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     hooks = runtime.hooks
@@ -128,6 +131,7 @@ def train(
             energy["artifact"] = folder.relative_to(runtime.root).as_posix()
             device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
             lease.follow(gather(lease.number)[0])
+            _refuse_unlike_ranks(gather(key))
             check_start(recipe, settings, hardware_of(ranks, device))
             train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
             own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
@@ -154,15 +158,22 @@ def train(
                     gather=gather,
                     key_value_store=ranks_store(),
                 ),
-                record=record,
+                record=callbacks.observing(record),
                 attempt=attempt,
                 energy=energy,
                 stop_requested=stop_requested,
                 suite=questions,
                 initial=initial,
                 budget=BudgetGuard(hooks.budget.watch(watched)),
+                callbacks=callbacks,
             )
             state = train_loop(context)
+            last_loss = next((loss for loss in reversed(state.losses) if loss is not None), None)
+            callbacks.end(state.step, tokens=state.tokens, loss=last_loss)
+            for facts in callbacks.facts():
+                context.record("callback", state.step, **facts)
+            callbacks.warn_of_errors()
+            raise_failed_callback(context)
             lease.look()
             outputs, stats = _finish(context, state, folder) if ranks.first else ((), {})
     manifest = Manifest(
@@ -179,6 +190,7 @@ def train(
             "finished": now(),
             "energy": energy,
             "journal": hooks.head(),
+            **({"callbacks": callbacks.facts()} if recipe.train.callbacks else {}),
         },
     )
     if ranks.first:
@@ -204,6 +216,20 @@ def _inputs(tokens: Manifest, parent: Parent | None, initial: InitialWeights | N
 
 def _key(recipe: TrainRecipe, inputs: Sequence[Input]) -> str:
     return Recipe(STAGE, VERSION, recipe).key([item.digest for item in inputs])
+
+
+def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
+    """Raise where ranks would train different runs.
+
+    Raises:
+        ConfigError: an own task or a file differs between their processes or nodes.
+    """
+    if len(set(keys)) > 1:
+        raise ConfigError(
+            f"the ranks have different recipes ({', '.join(sorted({key[:12] for key in keys}))}): a file, a source or "
+            "the records of an own task differ between their nodes or processes. Make own tasks deterministic (no "
+            "order of sets, no clock), and give every node the same files."
+        )
 
 
 @contextlib.contextmanager

@@ -36,10 +36,10 @@ from data_pipeline.documents import (
     split_table,
 )
 from data_pipeline.filters.column_filters import ColumnBounds, column_reasons, require_bounds
-from data_pipeline.own_code import DOTTED, OwnCode, find_code, first_line, load
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.manifest import Manifest
+from governance.own_code import DOTTED, OwnCode, find_code, first_line, load
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage

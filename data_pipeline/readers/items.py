@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data_pipeline.own_code import find_code, load
 from data_pipeline.readers.hub import list_hub, local_files
 from data_pipeline.readers.local import FoundFiles, find_files, find_paths
 from data_pipeline.readers.package import fetch
@@ -18,6 +17,7 @@ from data_pipeline.readers.text import check_endings
 from governance.errors import ManifestError
 from governance.file_digests import Digests
 from governance.manifest import Manifest
+from governance.own_code import find_code, load
 from governance.stage import Runtime
 
 

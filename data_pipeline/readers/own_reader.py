@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data_pipeline.own_code import OwnCode, first_line, load, source_digest
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import OwnSource
 from governance.errors import ConfigError
+from governance.own_code import OwnCode, first_line, load, source_digest
 from governance.processes import time_limit
 
 _END = object()

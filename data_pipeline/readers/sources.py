@@ -22,7 +22,6 @@ from urllib.parse import unquote
 import re2
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from data_pipeline.own_code import DOTTED
 from data_pipeline.readers.file_types.delimited import Dialect
 from data_pipeline.readers.file_types.messages import MessagesForm
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
@@ -30,6 +29,7 @@ from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
 from data_pipeline.readers.streams import PACKED
 from governance.config import Section
+from governance.own_code import DOTTED
 
 _HUB_URL = re.compile(
     r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(convert|pr)/[^/]+|[^/]+))?(/(?P<path>.+))?/?"

@@ -17,12 +17,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.errors import ConfigError
+from governance.own_code import DOTTED
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 
@@ -68,6 +70,19 @@ class SkipConfig(Section):
     """More skipped steps than this within `window` steps end the run with a verdict."""
 
 
+class CallbackConfig(Section):
+    """A `[[train.callbacks]]` section: an own function that sees events of the training."""
+
+    function: str = Field(pattern=DOTTED)
+    """The function: `package.module:function`, in the folder of the run's file or installed."""
+    events: tuple[Literal["step", "evaluation", "checkpoint", "end"], ...] = Field(default=("step",), min_length=1)
+    """Events for which it is called; evaluation: each validation and each task."""
+    on_error: Literal["warn", "fail"] = "warn"
+    """warn: report its first exception, count all, and continue; fail: save, and end the training."""
+    seconds: float = Field(default=60, gt=0)
+    """Time that one call may take."""
+
+
 class TrainConfig(Section):
     """Length, batches and precision of training."""
 
@@ -107,6 +122,9 @@ class TrainConfig(Section):
     """The most rows of each measurement, spread evenly over the validation shards."""
     skip: SkipConfig = SkipConfig()
     """Conditions for skipped batches."""
+    callbacks: tuple[CallbackConfig, ...] = Field(default=(), exclude=True)
+    """`[[train.callbacks]]`: own functions that see events of the training. They change no artifact, so they are not in
+    the key."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -271,10 +289,23 @@ class TaskConfig(Section):
     path: str = Field(default="", exclude=True)
     """A file (.jsonl, .json, .parquet, each also as .gz but the last), or a folder of them; relative to the run's file.
     Its location decides nothing; its digest is in the key."""
+    task: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=lambda task: not task)
+    """Instead of `path`: an own function (`package.module:function`) that yields the records. The digests of its source
+    and of its records are in the key."""
+    seconds: float = Field(default=600, gt=0, exclude=True)
+    """Time limit of that function, in seconds."""
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """The digest that the file must have; empty: its digest at the start of the run, recorded then."""
+    """The digest that file or records must have; empty: their digest at the start of the run, recorded then."""
+    code_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", exclude_if=lambda digest: not digest)
+    """The same for the source of `task`."""
     limit: int = Field(default=0, ge=0)
     """The most questions, chosen by the seed; 0: all."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TaskConfig:
+        if self.task and self.path:
+            raise ValueError(f"{self.name} has a path and a task; give the file, or the function that yields records")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -320,6 +351,8 @@ class Settings:
     notice_seconds: int = 0
     """Seconds between the scheduler's signal and the end of a job; 0: unknown."""
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    folder: Path = Path()
+    """Folder of the run's file, where own code is searched for first."""
 
 
 def gradient_accumulation_steps(

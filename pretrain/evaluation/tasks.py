@@ -30,7 +30,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,11 @@ from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
 from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
+from pretrain.evaluation.own_tasks import Record, own_records
 
 MOST_FAULTS = 0.01  # of the records: published files have a few broken ones; in another format all are
 _FILES = re.compile(r".*\.(jsonl?(\.gz)?|parquet)")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,28 +66,35 @@ class Task:
 
     name: str
     sha256: str
-    """Digest of its file; for a folder, of its files' digests."""
+    """Digest of its file; for a folder, of its files' digests; of the records that an own function yields."""
     questions: tuple[Question, ...]
     left_out: int = 0
     """Records without a valid question, for example with an answer that is not a choice."""
 
 
 def pin(config: EvaluationConfig, folder: Path) -> EvaluationConfig:
-    """Copy of the section with the digests of its files.
+    """Copy of the section with the digests of its files and functions.
 
     Raises:
-        MissingInput: a file is missing.
-        ConfigError: a file has another digest than the section states.
+        MissingInput: a file or module is missing.
+        ConfigError: a file, a source or its records have another digest than the section states, or an own function
+            fails.
     """
     pinned = []
     for task in config.tasks:
-        found = _digest(_paths(task, folder))
-        if task.sha256 not in ("", found):
-            raise ConfigError(
-                f"evaluation.tasks, {task.name}: {folder / task.path} has sha256 {found}, the configuration "
-                f"states {task.sha256}. Give the intended file, or the new digest."
-            )
-        pinned.append(task.model_copy(update={"sha256": found}))
+        if task.task:
+            own = own_records(task, folder)
+            digests, origin = {"sha256": own.sha256, "code_sha256": own.code_sha256}, task.task
+        else:
+            digests, origin = {"sha256": _digest(_paths(task, folder))}, str(folder / task.path)
+        for field, found in digests.items():
+            if getattr(task, field) not in ("", found):
+                raise ConfigError(
+                    f"evaluation.tasks, {task.name}: {origin} has {field} {found}, the configuration states "
+                    f"{getattr(task, field)}. Give the intended {'function' if task.task else 'file'}, or the new "
+                    f"digest."
+                )
+        pinned.append(task.model_copy(update=digests))
     return config.model_copy(update={"tasks": tuple(pinned)})
 
 
@@ -96,24 +102,34 @@ def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
     """Read every task; `folder` is where relative paths start.
 
     Raises:
-        MissingInput: a file is missing.
-        ConfigError: more than 1 % of the records have another format; the first one is named, with its field.
+        MissingInput: a file or module is missing.
+        ConfigError: more than 1 % of the records of files, or any record of an own function, have another format; the
+            first one is named, with its field. An own function fails.
     """
     return tuple(_open(task, folder, config.seed) for task in config.tasks)
 
 
 def _open(task: TaskConfig, folder: Path, seed: int) -> Task:
-    paths, questions, faults = _paths(task, folder), [], []
-    for path in paths:
-        for found in _questions(task, path):
+    questions: list[Question] = []
+    faults: list[str] = []
+    if task.task:
+        own = own_records(task, folder)
+        groups, digest, most, origin = [(task.task, own.records)], own.sha256, 0.0, task.task
+    else:
+        paths = _paths(task, folder)
+        groups, digest, most = [(str(path), _records(path)) for path in paths], _digest(paths), MOST_FAULTS
+        origin = str(folder / task.path)
+    for place, records in groups:
+        for found in _questions(task, place, records):
             (questions if isinstance(found, Question) else faults).append(found)
     if not questions and not faults:
-        raise ConfigError(f"evaluation.tasks, {task.name}: {folder / task.path} holds no question")
-    if len(faults) > MOST_FAULTS * (len(questions) + len(faults)):
-        raise ConfigError(f"evaluation.tasks, {task.name}: {faults[0]}. Correct the format or the file.")
+        raise ConfigError(f"evaluation.tasks, {task.name}: {origin} holds no question")
+    if len(faults) > most * (len(questions) + len(faults)):
+        subject = "function" if task.task else "file"
+        raise ConfigError(f"evaluation.tasks, {task.name}: {faults[0]}. Correct the format or the {subject}.")
     for fault in faults:
         get_logger(__name__).warning("evaluation.tasks, %s: left out %s", task.name, fault)
-    return Task(task.name, _digest(paths), tuple(choose(questions, task.limit, seed)), len(faults))
+    return Task(task.name, digest, tuple(choose(questions, task.limit, seed)), len(faults))
 
 
 def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
@@ -129,7 +145,9 @@ def choose(questions: Sequence[Question], limit: int, seed: int) -> list[Questio
 
 def _paths(task: TaskConfig, folder: Path) -> list[Path]:
     if not task.path:
-        raise ConfigError(f"evaluation.tasks, {task.name}: path is missing; give the file with its questions")
+        raise ConfigError(
+            f"evaluation.tasks, {task.name}: path is missing; give the file with its questions, or a task"
+        )
     path = folder / task.path
     paths = sorted(p for p in path.iterdir() if _FILES.fullmatch(p.name)) if path.is_dir() else [path]
     if not paths or not path.exists():
@@ -148,20 +166,20 @@ def _digest(paths: Sequence[Path]) -> str:
     return digests[0] if len(digests) == 1 else sha256_bytes("\n".join(digests).encode())
 
 
-def _questions(task: TaskConfig, path: Path) -> Iterator[Question | str]:
+def _questions(task: TaskConfig, place: str, records: Iterable[Record]) -> Iterator[Question | str]:
     """Question of each record, or its error text."""
     reached = 1
     try:
-        for number, record in enumerate(_records(path), 1):
+        for number, record in enumerate(records, 1):
             try:
                 yield _question(task, record)
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 fault = f"no field {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
-                yield f"{path}, record {number}: does not have the format {task.format!r} ({fault})"
+                yield f"{place}, record {number}: does not have the format {task.format!r} ({fault})"
             reached = number + 1
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
-            f"evaluation.tasks, {task.name}: {path}, record {reached}: cannot be read ({error}). Give the whole file."
+            f"evaluation.tasks, {task.name}: {place}, record {reached}: cannot be read ({error}). Give the whole file."
         ) from error
 
 

@@ -19,7 +19,15 @@ from typing import Any, Literal
 _STEP_FIELDS = {
     "train": ("loss", "lr", "grad_norm"),
     "data": ("tokens", "rows", "rows_read", "epoch", "epoch_share"),
-    "speed": ("seconds", "seconds_data", "tokens_per_second", "targets_per_second", "mfu", "mfu_gemm"),
+    "speed": (
+        "seconds",
+        "seconds_data",
+        "seconds_callbacks",
+        "tokens_per_second",
+        "targets_per_second",
+        "mfu",
+        "mfu_gemm",
+    ),
     "energy": ("joules", "joules_per_token"),
 }
 _STEP_CHARTS = {field: f"{section}/{field}" for section, fields in _STEP_FIELDS.items() for field in fields} | {

@@ -48,8 +48,14 @@ def test_what_decides_the_run_is_kept(run, tmp_path):
     own = tmp_path / "own"
     (own / "rules.py").write_text("import limits\n")
     (own / "limits.py").write_text("")
+    (own / "hooks.py").write_text("")
+    (own / "tasks.py").write_text("")
     text = (own / "run.toml").read_text() + '\n[[data.filters]]\nname = "x"\nfilter = "rules:f"\n'
+    text += '\n[[evaluation.tasks]]\nname = "s"\ntask = "tasks:f"\nformat = "choices"\n'
+    text += '\n[[train.callbacks]]\nfunction = "hooks:f"\n'
     (own / "run.toml").write_text(text)
     kept = files_frozen(load_run(own / "run.toml", []), "")
-    assert kept[3:] == [own / "limits.py", own / "rules.py"], "own code and what it imports"
+    assert kept[3:] == [own / f"{name}.py" for name in ("limits", "rules", "tasks", "hooks")], (
+        "own code and its imports"
+    )
     assert signing_key_id(run) == ""  # none was made

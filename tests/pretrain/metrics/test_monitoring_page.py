@@ -16,7 +16,14 @@ import pytest
 from governance.errors import BudgetReached, Preempted
 from governance.files import read_lines
 from pretrain import loop
-from pretrain.config.training import EvaluationConfig, MixtureConfig, ProfileConfig, SkipConfig, TaskConfig
+from pretrain.config.training import (
+    CallbackConfig,
+    EvaluationConfig,
+    MixtureConfig,
+    ProfileConfig,
+    SkipConfig,
+    TaskConfig,
+)
 from pretrain.distributed.process_group import Ranks
 from pretrain.distributed.stragglers import WINDOWS, StragglerMonitor
 from pretrain.evaluation.scores import encode_tasks
@@ -34,7 +41,7 @@ def documented(text: str | None = None) -> dict[str, dict[str, bool]]:
     """Fields by event, including those of every event, and whether a line may lack one.
 
     For a table without a column of events, the heading names them; "where there are several" marks those that may be
-    missing.
+    missing, and so does "only where there are callbacks".
     """
     found: dict[str, dict[str, bool]] = {}
     heading = ""
@@ -49,7 +56,7 @@ def documented(text: str | None = None) -> dict[str, dict[str, bool]]:
         for name in names:
             fields = found.setdefault(name, {})
             assert cells[field].strip("`") not in fields, f"{name}: {cells[field]} twice"
-            fields[cells[field].strip("`")] = "where there are several" in line
+            fields[cells[field].strip("`")] = "where there are " in line
     shared = found.pop(ALWAYS)
     return {name: {**shared, **fields} for name, fields in found.items()}
 
@@ -93,7 +100,9 @@ def written(tmp_path_factory, run_training):
     )
     task = TaskConfig(name="pairs", format="blimp", path="pairs.jsonl")
     asked = pin(EvaluationConfig(tasks=(task,), every_steps=4), root)
+    (root / "seen.py").write_text("def nothing(line):\n    pass\n")
     settings = {
+        "folder": root, "callbacks": (CallbackConfig(function="seen:nothing"),),
         "evaluation": asked, "suite": lambda: encode_tasks(open_tasks(asked, root), encode, 32), "steps": 60,
         "mixture": (MixtureConfig(from_step=2, weights={"web": 1.0, "books": 2.0}),), "learning_rate": 1e-9,
         "profile": ProfileConfig(from_step=2, steps=1),
