@@ -28,19 +28,20 @@ from governance.errors import (
     CheckpointError,
     ConfigError,
     GateClosed,
+    ManifestError,
     MissingInput,
     PipelineError,
     Preempted,
 )
 from governance.files import sha256_file
-from governance.gate.chain import require_chain
+from governance.gate.chain import latest_statements, require_chain, unstated
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import give_verdict, load_papers, read_verdict, require_open, trusted, verdict_path
 from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
-from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, resized, verify
+from governance.manifest import Input, Manifest, read_manifest, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime, earlier_seconds, now
 from governance.stage_order import CORPUS_STAGES, STAGES
@@ -392,7 +393,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
-    artifacts |= _data_docs(artifacts["audit"], runtime.root)
+    artifacts |= _data_docs(artifacts["audit"], runtime.root, journal_of(run, runtime))
     begun = ""
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
@@ -407,10 +408,19 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
 
-def _data_docs(audit: Manifest, root: Path) -> dict[str, Manifest]:
-    """The audit's Data Docs, if `assay governance check --data-docs` made them."""
-    found = [read_manifest(path) for path in root.glob(f"data_docs/*/{FILE_NAME}")]
-    return {docs.stage: docs for docs in found if audit.as_input() in docs.inputs and not resized(docs, root)}
+def _data_docs(audit: Manifest, root: Path, journal: Journal) -> dict[str, Manifest]:
+    """The audit's Data Docs, if the journal states them and they are unaltered."""
+    try:
+        stated = latest_statements(journal.verified())
+        for path, entry in stated.items():
+            if entry.kind == "data_docs" and audit.as_input() in entry.materials and (root / path).exists():
+                docs = read_manifest(root / path)
+                if faults := [*unstated(docs, stated), *verify(docs, root)]:
+                    raise ManifestError(f"{root / path}: {faults[0]}")
+                return {docs.stage: docs}
+    except ManifestError as error:
+        get_logger(__name__).warning("the report links no Data Docs: %s", error)
+    return {}
 
 
 def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:

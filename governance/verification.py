@@ -129,8 +129,8 @@ def verify_evidence(manifests: Sequence[Manifest], root: Path, config: Governanc
     """Faults of a report's evidence, each beginning with the path.
 
     It checks the journal's chain and signatures; that these manifests are what it states last; every stated beginning
-    of the files that grow; the ledger's figures against the manifests'; and that no report rests on more than was ever
-    stated.
+    of the files that grow; the ledger's figures against the manifests'; and that no report rests on more than was
+    stated when it was written.
     """
     evidence, problems = _evidence(root, config, folder)
     problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
@@ -190,19 +190,21 @@ def _prefixes(evidence: _JournalEvidence) -> dict[str, list[StatedPrefix]]:
 
 
 def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvidence) -> Iterator[str]:
-    """Growing files read further than was ever stated."""
-    longest = {name: max(item.prefix.bytes for item in stated) for name, stated in _prefixes(evidence).items()}
+    """Growing files that a report read beyond what was stated by then."""
     for manifest in manifests:
-        if manifest.stage != "report" or not (root / manifest.folder / "report.json").is_file():
+        own = evidence.latest.get(manifest.path)  # without it the whole report is reported under its own name
+        if manifest.stage != "report" or own is None or not (root / manifest.folder / "report.json").is_file():
             continue
+        until = [entry for entry in evidence.entries if entry.index <= own.index]
+        stated = {prefix.path: prefix.bytes for entry in until for prefix in entry.grown}
         try:
             entries = json.loads((root / manifest.folder / "report.json").read_bytes())["evidence"]["entries"]
             read = {entry["path"]: entry["bytes"] or 0 for entry in entries if entry["path"].endswith(".jsonl")}
         except (ValueError, KeyError, TypeError):
             continue  # reported under its own name
         for name, size in read.items():
-            if size > longest.get(name, 0) and manifest.beside is not None:
-                yield f"{name}: {manifest.folder} rests on {size} bytes of it, {longest.get(name, 0)} were ever stated"
+            if size > stated.get(name, 0) and manifest.beside is not None:
+                yield f"{name}: {manifest.folder} rests on {size} bytes of it, {stated.get(name, 0)} were stated by then"
 
 
 def _verify_each(paths: Sequence[Path], root: Path, evidence: _JournalEvidence | None) -> tuple[int, list[str]]:

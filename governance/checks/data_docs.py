@@ -32,6 +32,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest, describe
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.workers import take_turns
 
 VERSION = 1
 _SITE = "assay"
@@ -55,6 +56,8 @@ def data_docs(
 ) -> Manifest:
     """Write the Data Docs of an audit as an artifact.
 
+    Of processes that do so at the same time, one writes and the others find what it wrote.
+
     Raises:
         PipelineError: the engine could not draw a table.
         StorageError: the disk is full or refuses.
@@ -66,7 +69,8 @@ def data_docs(
         pages = sorted(path for path in folder.rglob("*") if path.is_file())
         return Made([describe(path, runtime.root) for path in pages], {"tables": count})
 
-    return run_stage(Recipe("data_docs", VERSION, Section()), [checked.as_input()], runtime, make)
+    recipe, inputs = Recipe("data_docs", VERSION, Section()), [checked.as_input()]
+    return take_turns(runtime, lambda turn: run_stage(recipe, inputs, turn, make, alone=True))
 
 
 def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Gate], folder: Path) -> int:
@@ -79,8 +83,12 @@ def write_data_docs(tables: Iterable[tuple[str, SuiteTable]], gates: Sequence[Ga
         PipelineError: the engine could not draw a table.
         StorageError: the disk is full or refuses.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--data-docs {folder}: the folder is not empty. Name a new one.")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError
+        (folder / "expectations").mkdir(parents=True)  # of two processes at the same time, one makes it
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"--data-docs {folder}: the folder is not empty. Name a new one.") from error
     context = quiet_context()
     from great_expectations.core.run_identifier import RunIdentifier
 

@@ -7,11 +7,15 @@ import fnmatch
 import hashlib
 import json
 import re
+import shutil
 
 import pytest
 from huggingface_hub import DatasetCard
 
 from assay.cli.main import main
+from governance.files import write_text
+from governance.manifest import Manifest, describe, read_manifest, write_manifest
+from tests.governance.attacked import flip
 
 
 @pytest.fixture
@@ -24,6 +28,20 @@ def typed(project, capsys):
         return status, "".join(capsys.readouterr())
 
     return run
+
+
+def forged_data_docs(root):
+    """Data Docs of the audit with a whole manifest, as anyone can write them without a key; their folder."""
+    [audit] = root.glob("audit/*/manifest.json")
+    key = "0" * 64
+    page = root / "data_docs" / key[:16] / "index.html"
+    write_text(page, "<p>all pass</p>")
+    inputs, outputs = (read_manifest(audit).as_input(),), (describe(page, root),)
+    write_manifest(
+        Manifest(stage="data_docs", version=1, key=key, config={}, inputs=inputs, outputs=outputs, stats={}, run={}),
+        root,
+    )
+    return page.parent
 
 
 WRONG_GATE = """
@@ -60,6 +78,10 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     latest = project / "root" / "report" / "latest.html"
     assert typed("report write")[0] == 0
     assert "Data Docs" not in latest.read_text()
+    foreign = forged_data_docs(project / "root")
+    status, said = typed("report write")
+    assert (status, "Data Docs" in latest.read_text()) == (0, False), "no statement of the journal names them"
+    shutil.rmtree(foreign)
     assert typed("governance check", "--data-docs")[0] == 0
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
@@ -72,6 +94,10 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     of_root = [str(project / "root"), "--key", str(project / "key.pem.pub")]
     assert main(["report", "verify", *of_root]) == 0
     assert main(["governance", "verify", *of_root]) == 0
+    flip(docs := next((project / "root").glob("data_docs/*/index.html")))
+    status, said = typed("report write")
+    assert (status, "the report links no Data Docs" in said, "Data Docs" in latest.read_text()) == (0, True, False)
+    flip(docs)
     text = run_file.read_text()
     for wrong in (
         text + "\n[data.mix]\nweights = { tales = 1.0 }\n",

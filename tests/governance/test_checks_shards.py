@@ -8,13 +8,16 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
 
 from governance.checks import shards as by_shard
 from governance.checks.audit import AuditConfig, audit, tables_again
-from governance.checks.data_docs import write_data_docs
+from governance.checks.data_docs import data_docs, write_data_docs
 from governance.checks.shards import sketch_corpus
 from governance.checks.tokens import TokenReaders
 from governance.errors import ConfigError, ManifestError, PipelineError
@@ -376,3 +379,29 @@ def test_data_docs_have_a_page_for_each_table(tmp_path, capfd):
     assert index.count("<tr>") == 1 + shown
     with pytest.raises(ConfigError, match="not empty"):
         write_data_docs([], gates.gates(), folder)
+
+
+def test_two_that_write_data_docs_at_the_same_time_give_one_artifact(tmp_path, monkeypatch):
+    """The second begins while the first writes: it waits and finds the first one's."""
+    artifacts = whole(tmp_path, SHARDS)
+    checked = audit(artifacts, policy(), AuditConfig(), Runtime(tmp_path))
+    met = threading.Event()  # the second has reached the lock, or a table
+    monkeypatch.setattr("governance.workers._wait", lambda lock, holder: met.set() or time.sleep(0.05))
+
+    def tables(meet):
+        meet()
+        yield from tables_again(checked, artifacts, policy(), Runtime(tmp_path))
+
+    def write(meet):
+        return data_docs(tables(meet), policy().gates(), checked, Runtime(tmp_path))
+
+    with ThreadPoolExecutor() as pool:
+        others = []
+
+        def begin_another():
+            others.append(pool.submit(write, met.set))
+            assert met.wait(300)
+
+        first = write(begin_another)
+        assert others[0].result() == first
+    assert verify(first, tmp_path) == []

@@ -16,10 +16,10 @@ from governance.files import append_line, sha256_bytes, write_bytes
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
-from governance.manifest import describe
+from governance.manifest import Manifest, describe
 from governance.signed_notes import write_note
 from governance.signing.running_digests import RunningDigests, StatedPrefix, prefix_faults
-from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.stage import Made, Recipe, Runtime, commit, run_stage
 from governance.verification import verify_artifact, verify_root
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
@@ -246,3 +246,36 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
     assert sorted(line.partition(":")[0] for line in alone) == sorted(n for n in foreign if n.startswith(first.folder))
     write_bytes(root / "journal.lock", b"held")
     assert any(line.startswith("journal.lock: ") for line in problems_of(root).problems)
+
+
+def test_a_report_rests_on_no_more_of_a_record_than_was_stated_since_the_record_began(measured):
+    root, first, _ = measured
+    journal = open_journal(CONFIG, root.parent, root)
+    record = root / "train" / ("a" * 16) / "metrics.jsonl"
+
+    def report(key, gone=False):
+        entry = {"path": record.relative_to(root).as_posix(), "bytes": record.stat().st_size}
+        page = root / "report" / (key * 16) / "report.json"
+        write_bytes(page, json.dumps({"evidence": {"entries": [entry]}}).encode())
+        if gone:
+            os.unlink(record)
+        made = Manifest(stage="report", version=1, key=key * 64, config={}, inputs=(first.as_input(),),
+                        outputs=(describe(page, root),), stats={}, run={})  # fmt: skip
+        commit(made, root, attest_with(journal, CONFIG, root.parent, root))
+
+    def rested():
+        return [line for line in problems_of(root).problems if "rests on" in line]
+
+    append_line(record, "of the first period " * 9)
+    report("b")
+    assert rested() == []
+    os.unlink(record)
+    journal.state_begin(record.parent)
+    append_line(record, "of the second period")
+    report("c")
+    assert rested() == [], "the first report rests on what was stated when it was written"
+    append_line(record, "and more")
+    report("d", gone=True)
+    assert rested() == [
+        f"train/{'a' * 16}/metrics.jsonl: report/{'d' * 16} rests on 30 bytes of it, 21 were stated by then"
+    ]
