@@ -213,7 +213,10 @@ def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> b
     if _GROWS.fullmatch(name):
         return not _finished(name, manifests)
     if path.is_symlink() and (place := _LINKED.fullmatch(name)):  # W&B's second name of a file that is listed
-        return path.resolve().is_relative_to((path.parents[name.count("/") - place[1].count("/")]).resolve())
+        top = path.parents[name.count("/") - place[1].count("/")]
+        # Its links to its service's log are absolute, so in a copy they lead to where the root was before.
+        log = re.fullmatch(rf"/(.+/)?{place[1]}(wandb/logs/[^/]+)", os.readlink(path))
+        return path.resolve().is_relative_to(top.resolve()) or (log is not None and (top / log[2]).is_file())
     return is_temporary(path) or any(rule.fullmatch(name) is not None for rule in (_BY_RULE, _SIGNED, _RECORD))
 
 

@@ -316,6 +316,9 @@ def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_pat
     write_bytes(run / "other.json", b"{}")
     (run / "debug.log").unlink()
     altered = [f"wandb/offline-run-1/{name}" for name in ("debug.log", "media/table.json", "other.json")]
+    (run / "core.log").symlink_to("/before/wandb/root/wandb/wandb/logs/core.log")  # W&B's, in a root that was moved
+    assert sorted(problems()) == sorted([*altered, "wandb/offline-run-1/core.log"]), "there is no such log"
+    write_bytes(root / "wandb" / "wandb" / "logs" / "core.log", b"begun")
     assert sorted(problems()) == altered
     write_bytes(root / "wandb" / "offline-run-2" / "debug.log", b"killed before it was stated")
     assert sorted(problems()) == altered
