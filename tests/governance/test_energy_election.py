@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from governance.energy import meters
 from governance.energy.attribution import add, settle
-from governance.energy.ledger import read_ledger
+from governance.energy.ledger import MOST_SAMPLE_SECONDS, read_ledger
+from governance.energy.node_lock import LOCK_FILE, runtime_folder
+from governance.files import held
 from tests.governance.test_energy_meters import rapl_zone
 
 BEGIN, RANGE = 1_000_000_000, 262_143_328_850
@@ -133,6 +137,21 @@ def test_who_waited_measures_when_the_holder_ends(node, root, killed):
     assert (own.unmeasured_seconds > 0.2) == (own.high is None) == (root != "root")  # else the audit's line holds it
     spent = {piece.checkpoint: piece.millijoules for piece in pieces if piece.stage == "train" and piece.millijoules}
     assert spent == {10: 25_000, 12: 7_000}
+
+
+def test_a_meter_with_rare_samples_takes_over_at_once(tmp_path, monkeypatch):
+    """A training of 20 seconds between two samples has its energy, though a short command held the meter at first."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    config = meters.EnergyConfig(sample_seconds=MOST_SAMPLE_SECONDS, cpu_tdp_watts=100.0, scope="node")
+    with ExitStack() as short:
+        assert short.enter_context(held(runtime_folder() / LOCK_FILE, "a short command")) is None
+        with meters.meter(config, tmp_path / "energy.jsonl")("train") as energy:
+            assert energy[meters.RUNNING]["method"].startswith("shared")
+            short.close()
+            until(lambda: not energy[meters.RUNNING]["method"].startswith("shared"), "the meter was not taken over")
+            sum(range(3_000_000))  # work for the estimate
+    assert energy["joules"] > 0
+    assert "another process measured the node" in " ".join(energy["coverage"]["missing"])
 
 
 def test_of_many_who_wait_one_measures(node):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from governance.energy.attribution import add, by_checkpoint, by_phase, settle
+from governance.energy.attribution import add, by_checkpoint, by_phase, settle, wasted_by_cause
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.phases import EVALUATION
@@ -175,24 +175,33 @@ def test_the_note_says_which_share_it_is():
     assert step_note({"loss": float("nan")}) == "loss nan"
 
 
-def test_a_training_records_its_phases_in_the_ledger(tmp_path, monkeypatch, run_training):
+def test_a_training_records_its_phases_in_the_ledger_and_a_restart_up_to_its_first_step_is_waste(
+    tmp_path, monkeypatch, run_training
+):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     ledger, plain = tmp_path / "energy.jsonl", loop.rate_factor
 
     def slowly(step, *more):  # two checkpoints that become durable within one interval would share it
         while step == 5 and read_ledger(ledger)[0].samples[-1].marks.get("checkpoint") != 4:
             time.sleep(0.02)
+        if step == 5 and len(read_ledger(ledger)) == 1:
+            raise KeyError(step)
         return plain(step, *more)
 
     monkeypatch.setattr(loop, "rate_factor", slowly)
     measured = meter(EnergyConfig(sample_seconds=0.1), ledger)
+    with pytest.raises(KeyError):
+        run_training(tmp_path, meter=measured, steps=6, asynchronous=False)
     made = run_training(tmp_path, meter=measured, steps=6, asynchronous=False)
     pieces = settle(read_ledger(ledger))
     total, phases = add(pieces), by_phase(pieces)
     assert {"start-up", "compute", "communication", "checkpoint", "evaluation", "idle"} <= set(phases)
-    assert sum(row.measured for row in phases.values()) == total.measured == total.surviving
-    assert total.measured == round(1000 * made.run["energy"]["joules"])
-    assert phases["start-up"].measured > 0
+    assert sum(row.measured for row in phases.values()) == total.measured == total.surviving + total.wasted
+    first, second = (add(part for part in pieces if part.interval == one.id) for one in read_ledger(ledger))
+    assert second.measured == round(1000 * made.run["energy"]["joules"])
+    assert 0 < phases["start-up"].surviving < first.measured
+    assert wasted_by_cause(pieces) == {"KeyError": first.wasted, "restart": phases["start-up"].wasted}
+    assert 0 < phases["start-up"].wasted == second.wasted < second.measured
     assert phases["compute"].measured > 0
     assert {steps[1] for piece in pieces if (steps := piece.steps)} >= {6}
     rows = by_checkpoint(pieces, made.folder)
