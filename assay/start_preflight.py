@@ -31,6 +31,7 @@ from assay.config import LoadedRun
 from data_pipeline.prepare import prepare
 from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, MissingInput
+from governance.gate.gate_expectations import NEEDS
 from governance.gate.verdict import bound_by
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
@@ -66,7 +67,8 @@ def warn_of_licences(run: LoadedRun) -> None:
     The warning comes before anything is made. Documents may carry licences of their own; those are known only when they
     are read.
     """
-    gates = [gate for gate in run.policy.gates() if gate.suite == "licences" and gate.expectation == "in_set"]
+    allowing = [gate for gate in run.policy.gates() if NEEDS[gate.expectation].allows_values]
+    gates = [gate for gate in allowing if gate.suite == "licences"]
     for source in run.config.data.sources:
         licence = source.licence
         row = {"source": source.name, "licence": licence}

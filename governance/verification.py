@@ -204,7 +204,8 @@ def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvid
             continue  # reported under its own name
         for name, size in read.items():
             if size > stated.get(name, 0) and manifest.beside is not None:
-                yield f"{name}: {manifest.folder} rests on {size} bytes of it, {stated.get(name, 0)} were stated by then"
+                least = stated.get(name, 0)
+                yield f"{name}: {manifest.folder} rests on {size} bytes of it, {least} were stated by then"
 
 
 def _verify_each(paths: Sequence[Path], root: Path, evidence: _JournalEvidence | None) -> tuple[int, list[str]]:

@@ -59,7 +59,7 @@ def run(groups: Iterable[tuple[str, Callable[[], Iterable[Goal]]]]) -> int:
     short = 0
     print(f"# {machine()}", flush=True)
     for name, measure in groups:
-        started = time.monotonic()
+        started, spent = time.monotonic(), cpu_seconds()
         try:
             for goal in measure():
                 print(goal.line(), flush=True)
@@ -68,7 +68,7 @@ def run(groups: Iterable[tuple[str, Callable[[], Iterable[Goal]]]]) -> int:
             print(f"{name} failed: {type(error).__name__}: {error}", flush=True)
             short += 1
             continue
-        print(f"# {name}: {time.monotonic() - started:.0f} s", flush=True)
+        print(f"# {name}: {time.monotonic() - started:.0f} s, {cpu_seconds() - spent:.0f} CPU-seconds", flush=True)
     return int(short > 0)
 
 

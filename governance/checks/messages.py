@@ -78,7 +78,7 @@ def describe(
     observed = _worst(gate, table) if of_numbers and gate.mostly == 1 else number(1 - unexpected / values)
     if (
         unexpected
-        and gate.expectation == "in_set"
+        and NEEDS[gate.expectation].allows_values
         and gate.column == "licence"
         and {"source", "documents"} <= set(table.columns)
     ):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import EnergyBudget, Gate, Policy
 from governance.gate.signed_statements import Paper, Signed, person_fault
 
@@ -98,7 +99,7 @@ def _values(ours: Gate, theirs: Gate) -> bool:
 
     A list of licences that was replaced, or added to, counts as well.
     """
-    if ours.expectation != "in_set":
+    if not NEEDS[ours.expectation].allows_values:
         return bool(set(theirs.values) - set(ours.values))
     return not (theirs.values and ours.values) or bool(set(ours.values) - set(theirs.values))
 

@@ -1,7 +1,7 @@
 """Expectations of gates: name, required fields, and meaning of the observed result.
 
 A new expectation is an entry of `Expectation` and a row of `NEEDS` here, and its evaluation in
-`governance/checks/evaluations.py`. Policy, preconditions, results and waivers read these two tables.
+`governance/checks/evaluations.py`. Policy, approvals, preconditions, results, waivers and report read these two tables.
 """
 
 from __future__ import annotations
@@ -33,23 +33,36 @@ class Needs:
     observes: Literal["number", "share", "names", ""] = ""
     """Observed value: a number to compare with the bounds, a share of rows, names of what is absent, or unknown. Where
     each row is judged and not all must hold, it is a share."""
+    subject: str = "{column}"
+    """Pattern over the gate's fields of what is compared, for the reader of a threshold."""
 
     @property
     def column(self) -> bool:
         """Return whether the gate names a column."""
         return self.judges in ("rows", "column")
 
+    @property
+    def allows_values(self) -> bool:
+        """Return whether rows may have only the gate's `values`.
+
+        Otherwise `values` are columns that the table must have.
+        """
+        return self.field == "values" and self.judges == "rows"
+
 
 NEEDS: Mapping[Expectation, Needs] = {
     "between": Needs("rows", bounds=True, numbers="compared", observes="number"),
-    "quantile_between": Needs("column", bounds=True, field="quantile", numbers="computed", observes="number"),
-    "mean_between": Needs("column", bounds=True, numbers="computed", observes="number"),
+    "quantile_between": Needs(
+        "column", bounds=True, field="quantile", numbers="computed", observes="number",
+        subject="{quantile:g} quantile of {column}",
+    ),
+    "mean_between": Needs("column", bounds=True, numbers="computed", observes="number", subject="mean of {column}"),
     "not_null": Needs("rows", missing=True, observes="share"),
     "in_set": Needs("rows", field="values", observes="share"),
     "unique": Needs("rows", observes="share"),
     "match_regex": Needs("rows", field="regex", observes="share"),
-    "row_count_between": Needs("table", bounds=True, observes="number"),
-    "columns_present": Needs("table", field="values", observes="names"),
+    "row_count_between": Needs("table", bounds=True, observes="number", subject="rows"),
+    "columns_present": Needs("table", field="values", observes="names", subject="columns"),
     "interval_between": Needs("intervals", bounds=True, observes="number"),
     "gx": Needs("named"),
-}
+}  # fmt: skip

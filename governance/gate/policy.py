@@ -230,7 +230,7 @@ class Policy(Section):
         """
         return tuple(
             gate.model_copy(update={"values": self.licences.allowed})
-            if gate.suite == "licences" and gate.expectation == "in_set" and not gate.values
+            if gate.suite == "licences" and NEEDS[gate.expectation].allows_values and not gate.values
             else gate
             for gate in self.gate
         )

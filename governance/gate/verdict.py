@@ -345,10 +345,9 @@ def require_open(
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)
     stated = (verdict["audit"]["path"], verdict["audit"]["digest"])
-    elsewhere = bound and verdict.get("site") != described(bound)
     stale = (
         staleness(verdict, tokens, policy.digest, moment)
-        or (f"it was given {site_words(verdict)}, not of those that bind here" if elsewhere else "")
+        or _other_site(verdict, bound)
         or "; ".join(two_key_faults(_demands(policy, config, keys, bound), json.loads(path.read_bytes()), stated, root))
         or undone(path, root, journal)
         or clock_fault(moment, verdict["signed_at"], journal)
@@ -365,6 +364,14 @@ def require_open(
             )
         )
     return verdict
+
+
+def _other_site(verdict: Mapping[str, Any], bound: Sequence[Site]) -> str:
+    """Fault of a verdict given under other site rules; "" for none."""
+    if not bound or verdict.get("site") == described(bound):
+        return ""
+    here = " and ".join(site.name for site in bound)
+    return f"it was given {site_words(verdict)}, and here the policy of {here} decides"
 
 
 def _faults_since(

@@ -196,7 +196,7 @@ def tokens(quick: bool) -> list[Goal]:
         write_token_shard(path, documents, 32_000, 0)
         file = TokenShard.open(path)
         started = cpu_seconds()
-        found = {**suite._count_ids(file, pieces), **suite._count_ends(file)}
+        found = {**suite._count_ids(file, pieces, None), **suite._count_ends(file)}
         spent = cpu_seconds() - started
     wrong = sum(found[name] for name in found if name not in ("tokens", "documents"))
     return [

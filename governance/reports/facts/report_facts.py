@@ -14,6 +14,7 @@ from typing import Any
 from governance.energy.factors import Factors
 from governance.errors import read_errors
 from governance.gate.explanation import policy_words, signer_words, site_words
+from governance.gate.gate_expectations import NEEDS
 from governance.manifest import Manifest
 from governance.reports.facts.citations import origins
 from governance.reports.facts.cluster_jobs import cluster_facts
@@ -238,13 +239,7 @@ def threshold(gate: Mapping[str, Any]) -> str:
         named = {**({"column": gate["column"]} if gate.get("column") else {}), **gate.get("kwargs", {})}
         return f"{gate['gx']}({', '.join(f'{name}={json.dumps(value)}' for name, value in named.items())})"
     low, high = gate.get("min"), gate.get("max")
-    column = gate.get("column", "")
-    if gate.get("quantile") is not None:
-        column = f"{gate['quantile']:g} quantile of {column}"
-    elif gate.get("expectation") == "mean_between":
-        column = f"mean of {column}"
-    elif gate.get("expectation") == "row_count_between":
-        column = "rows"
+    column = NEEDS[gate["expectation"]].subject.format(**{"column": "", **gate})
     if low is not None and high is not None:
         text = f"{column} from {low:g} to {high:g}"
     elif low is not None or high is not None:
@@ -252,9 +247,9 @@ def threshold(gate: Mapping[str, Any]) -> str:
     elif gate.get("regex"):
         text = f"{column} matches {gate['regex']}"
     elif gate.get("values"):
-        text = f"{column or 'columns'}: {', '.join(gate['values'])}"
+        text = f"{column}: {', '.join(gate['values'])}"
     else:
-        text = f"{gate.get('expectation', '').replace('_', ' ')} {column}".strip()
+        text = f"{gate['expectation'].replace('_', ' ')} {column}".strip()
     mostly = gate.get("mostly", 1.0)
     return text if mostly == 1.0 else f"{text}, in {100 * mostly:g} % of rows"
 
