@@ -409,7 +409,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
 
 
 def _data_docs(audit: Manifest, root: Path, journal: Journal) -> dict[str, Manifest]:
-    """The audit's Data Docs, if the journal states them and they are unaltered."""
+    """The audit's Data Docs as the journal states them, if any."""
     try:
         stated = latest_statements(journal.verified())
         for path, entry in stated.items():
