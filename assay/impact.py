@@ -93,7 +93,7 @@ class Impact:
     identities: tuple[str, ...]
     """First half of the SHA-256 of each document's id, hexadecimal."""
     fates: tuple[str, ...]
-    """Stage and reason of each removed document."""
+    """Stage and reason of each removed document; copies of each mixed one."""
     shards: tuple[AffectedShard, ...]
     rows: tuple[AffectedRows, ...]
     checkpoints: tuple[Exposure, ...]

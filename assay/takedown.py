@@ -6,7 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from data_pipeline.documents import REMOVED_SCHEMA, read_table
+from data_pipeline.tokens.mix import copies_in_words, document_hash, read_plan_rows
 from data_pipeline.tokens.token_shards import SUFFIX, TokenShard, document_identity
 from data_pipeline.urls import normalise_url
 from governance.errors import ConfigError
@@ -23,7 +27,7 @@ class FoundDocuments:
     identities: frozenset[bytes]
     """The first half of the SHA-256 of each id."""
     fates: tuple[str, ...]
-    """Stage and reason of each removed one."""
+    """Stage and reason of each removed one, and the copies that a mixture makes of each other."""
     known: bool
     """True if any document of the roots matches."""
 
@@ -79,3 +83,9 @@ def _fates(ids: set[str], roots: Roots) -> Iterator[str]:
             if row["id"] in ids:
                 evidence = f" ({row['evidence']})" if row["evidence"] else ""
                 yield f"{row['id']}: removed by {manifest.stage} for {row['reason']}{evidence}"
+    names = {document_hash(name): name for name in sorted(ids)}
+    for (manifest, plan), (_, sizes) in zip(_tables(roots, "plan", "mix"), _tables(roots, "sizes", "mix"), strict=True):
+        hashes = pq.read_table(sizes, columns=["hash"], partitioning=None)["hash"].to_numpy()
+        rows = np.flatnonzero(np.isin(hashes, np.array([*names], np.uint64))).tolist()
+        for row, (copies, bucket) in zip(rows, read_plan_rows(plan, rows) if rows else (), strict=True):
+            yield f"{names[int(hashes[row])]}: {copies_in_words(copies, bucket)} in {manifest.folder}"

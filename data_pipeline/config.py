@@ -69,6 +69,32 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _qualities_exist(self) -> DataConfig:
+        quality = self.mix.quality if self.mix else None
+        if quality is None:
+            return self
+        classifiers = [model.name for model in self.classifiers]
+        known = ", ".join(classifiers) or "there is none"
+        for name in quality.names:
+            if name in classifiers:
+                if name == quality.topic:
+                    raise ValueError(
+                        f'mix.quality.topic = "{name}" is a classifier; write a list: topic = ["{name}", ...]'
+                    )
+                continue
+            if name != quality.score and name != quality.topic:
+                raise ValueError(
+                    f"mix.quality.topic lists {name!r}, which is not a classifier ({known}); a value of `columns` is "
+                    f'written without brackets: topic = "{name}"'
+                )
+            if without := [source.name for source in self.sources if name not in getattr(source, "columns", ())]:
+                raise ValueError(
+                    f"mix.quality names {name!r}, which is neither a classifier ({known}) nor in `columns` of the "
+                    f"source(s) {', '.join(without)}; correct it, or keep the column"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _preferences_exist(self) -> DataConfig:
         classifiers = [model.name for model in self.classifiers]
         columns = [name for source in self.sources for name in getattr(source, "columns", ())]

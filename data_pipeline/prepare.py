@@ -69,9 +69,10 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         yield (documents := _left(clean(documents, config.clean, runtime, lists, model), runtime))
         if config.filters:
             yield (documents := _left(own_filters(documents, config.filters, runtime, folder), runtime))
+        scored = None
         if config.classifiers:
             models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
-            yield (documents := _left(classify(documents, models, runtime), runtime))
+            yield (documents := _left(scored := classify(documents, models, runtime), runtime))
         earlier = earlier_corpora(config.dedup, runtime.root)
         yield (documents := _left(dedup(documents, config.dedup, runtime, earlier), runtime))
         if config.paragraphs is not None:
@@ -85,7 +86,8 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
         mixture = None
         if config.mix is not None:
-            yield (mixture := mix(documents, config.mix, runtime))
+            ranked = config.mix.ranked_by(model.name for model in config.classifiers)
+            yield (mixture := mix(documents, config.mix, runtime, scored if ranked else None))
         yield (tokens := encode(documents, tokenizer, config.encode, runtime, mixture))
         if config.pack is not None:
             yield pack(tokens, config.pack, runtime)

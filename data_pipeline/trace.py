@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, Document, read_groups, read_table, rows_by_group
+from data_pipeline.tokens.mix import copies_in_words, read_plan_rows
 from data_pipeline.tokens.packed_rows import SUFFIX as PACKED_SUFFIX
 from data_pipeline.tokens.packed_rows import PackedRows, locate
 from data_pipeline.tokens.token_shards import TokenShard, document_identity
@@ -64,6 +65,8 @@ class Traced:
     """[first, past the last) character of the encoded text that the token touches; None: no text, or not known."""
     problem: str
     """What could not be recovered, in words; "" when all was."""
+    mixed: str
+    """Copies of the document in the corpus, and its quality bucket, in words; "" without a mixture."""
     chain: tuple[Ancestor, ...]
     """The shard's artifact, then what it was made from, down to the source file."""
 
@@ -92,14 +95,15 @@ def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
     start = int(shard.document_ends[place - 1]) if place else 0
     identity = shard.identities[place].tobytes()
     source, problem = _documents(manifest, root)
-    document, row, span = None, None, None
+    document, row, span, mixed = None, None, None, ""
     if source is not None:
         document, row, problem = _find(source, path.stem, identity, root)
-    if document is not None:
+    if document is not None and row is not None:
+        mixed = _mixed(manifest, path.stem, row, root)
         span, problem = _span(manifest, shard, (start, offset), document.text, root)
     return Traced(
         path, offset, int(shard.tokens[offset]), place, offset - start, identity.hex(), document, row, span, problem,
-        (*chain, *_ancestors(manifest, document, root)),
+        mixed, (*chain, *_ancestors(manifest, document, root)),
     )  # fmt: skip
 
 
@@ -175,6 +179,16 @@ def _find(source: Manifest, stem: str, identity: bytes, root: Path) -> tuple[Doc
         if document_identity(name) == identity:
             return _read_row(paths[0], row), row, ""
     return None, None, f"{paths[0]}: has no document of identity {identity.hex()}; was it altered?"
+
+
+def _mixed(tokens: Manifest, stem: str, row: int, root: Path) -> str:
+    """Copies of a document by the plan of its tokens, if they have one."""
+    for item in tokens.inputs:
+        manifest = _read(item, root)[0] if item.stage == "mix" else None
+        for path in manifest.files("plan", root) if manifest is not None else ():
+            if path.stem == stem and path.exists():
+                return copies_in_words(*read_plan_rows(path, [row])[0])
+    return ""
 
 
 def _read_row(path: Path, row: int) -> Document:
@@ -273,6 +287,7 @@ def explain(traced: Traced) -> str:
             f"language   {document.language or 'not identified'}",
             f"licence    {document.licence}",
             f"sha256     {document.sha256} (raw text)",
+            *([f"mixed      {traced.mixed}"] if traced.mixed else []),
         ]
     if traced.span is not None and traced.document is not None:
         first, stop = traced.span

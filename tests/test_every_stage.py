@@ -2,11 +2,15 @@
 
 import itertools
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 
 from assay.cli.main import main
+from data_pipeline.tokens.token_shards import TokenShard
+from data_pipeline.trace import trace
 from governance.manifest import read_manifest, write_manifest
 from tests.conftest import with_every_stage, write_project
 
@@ -52,6 +56,31 @@ def copied(judged, tmp_path):
     """A copy of it: the folder and the words of a command."""
     folder = shutil.copytree(judged, tmp_path / "copy")
     return folder, [str(folder / "run.toml"), "--root", str(folder / "made"), "--data-workers", "1"]
+
+
+def test_copies_by_quality_are_shown_traced_and_found_by_a_takedown(copied, capsys):
+    root, words = copied[0] / "made", copied[1]
+    more = ["--set", "data.mix.quality={score='quality', drop=0.3, top=0.2}"]
+    assert main(["data", "prepare", *words, *more]) == 0
+    [mixed] = [made for made in map(read_manifest, root.glob("mix/*/manifest.json")) if "quality" in made.config]
+    made = map(read_manifest, root.glob("encode/*/manifest.json"))
+    [tokens] = [one for one in made if mixed.digest in [item.digest for item in one.inputs]]
+    total = tokens.stats["train_tokens"] + tokens.stats["validation_tokens"]
+    assert sum(tokens.stats["tokens_by_bucket"].values()) == total
+    assert main(["data", "show", *words[:3], *more]) == 0
+    shown = capsys.readouterr().out
+    assert "mix: copies by quality bucket" in shown
+    assert "encode: tokens by quality bucket" in shown
+    shard = max(tokens.files("train", root), key=lambda path: path.stat().st_size)
+    traced = trace(shard, len(TokenShard.open(shard).tokens) - 1)  # the last pass writes the most copies
+    copies = int(traced.mixed.split()[0])
+    assert copies > 1
+    assert int((TokenShard.open(shard).identities == np.frombuffer(bytes.fromhex(traced.identity), np.uint8)).all(
+        axis=1).sum()) == copies  # fmt: skip
+    assert main(["data", "trace", str(shard), "0"]) == 0
+    assert re.search(r"\nmixed      \d cop.*, quality bucket \d", capsys.readouterr().out)
+    assert main(["governance", "impact", traced.document.id, "--root", str(root)]) == 0
+    assert f"{traced.document.id}: {traced.mixed} in {mixed.folder}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("role", ["pack", "encode"])

@@ -20,7 +20,8 @@ so that a copy which deduplication left (or mixing made) cannot carry a training
 
 With a plan of the stage `mix` a document of k copies is written k times, in k passes over the shard, so that its copies
 are apart; one of no copies is left out, and counted as removed for `mix_quota`. The funnel counts each document once;
-the counts by split and of tokens are those of the token shards, copies included.
+the counts by split and of tokens are those of the token shards, copies included. If the plan has quality buckets,
+`tokens_by_bucket` has the tokens of each.
 
 Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of 2 or 4 bytes each, as on disk.
 """
@@ -49,7 +50,7 @@ from data_pipeline.documents import (
     write_table,
 )
 from data_pipeline.tokens.encoder import Encoder
-from data_pipeline.tokens.mix import PLAN_SCHEMA
+from data_pipeline.tokens.mix import PLAN_SCHEMA, read_buckets
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
 from data_pipeline.tokens.tokenizer import BEGIN, load_encoder
 from governance.config import Section
@@ -227,8 +228,9 @@ def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:
 
 def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str], Path]) -> ShardMade:
     encoder = load_encoder(work.tokenizer, work.root)
-    plan = None
+    plan, buckets = None, None
     if work.plan is not None:
+        buckets = read_buckets(work.plan)
         planned = read_table(work.plan, PLAN_SCHEMA)
         rows, plan = planned["row"].to_numpy(), planned["copies"].to_numpy()
         if not np.array_equal(rows, np.arange(len(rows))) or (plan < 0).any():
@@ -257,7 +259,12 @@ def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str
         held = [documents[place] for place in chosen.tolist()]
         write_token_shard(path_of(split), held, encoder.vocabulary_size, encoder.end_of_document)
     write_table(path_of("token_features"), features)
-    return ShardMade({role: path_of(role) for role in _SUFFIXES}, sum_stats([part.stats for part in parts]))
+    stats = sum_stats([part.stats for part in parts])
+    if plan is not None and buckets is not None:
+        tokens = np.concatenate([part.features["tokens"].to_numpy() for part in parts]) * copies
+        names = buckets[plan > 0]
+        stats["tokens_by_bucket"] = {name: int(tokens[names == name].sum()) for name in sorted(set(names.tolist()))}
+    return ShardMade({role: path_of(role) for role in _SUFFIXES}, stats)
 
 
 def _foreign(work: EncodeWork) -> ManifestError:

@@ -14,15 +14,20 @@ Roles: `plan`: one Parquet file per document shard, with its name, a row per doc
 `sizes`: one per shard, what the plan was decided from: source, language, hash (uint64: the first 8 bytes of the SHA-256
 of the id, big-endian), bytes (int64: UTF-8 bytes of the text).
 
+With `quality` (`mix_quality.py`) a cell is one bucket of a topic of a (source, language); `plan` has a column `bucket`
+(string: "<topic> <percentages>") and `sizes` have `topic` and `score`.
+
 `stats` holds the common counts (a document of 0 copies is removed as `mix_quota`; bytes count each document once) and
 
     copies, bytes_mixed             of all documents, copies counted
     mix_by_source, mix_by_language  name -> bytes_in, bytes_wanted, bytes_got (copies counted), share_wanted_ppm and
                                     share_got_ppm (parts per million of all), epochs_thousandths (bytes_got / bytes_in)
     notes                           in words, what could not be had as wanted and why
+    mix_by_bucket                   with `quality`: bucket -> documents, bytes_in, copies, bytes_got (copies counted)
 
 Price: one pass over the texts' lengths and ids, two over `sizes`; 32 KiB per cell, and the documents that share 12 bits
-of hash with the last one chosen, are in memory.
+of hash with the last one chosen, are in memory. `quality` takes four passes more over `sizes`, and 16 bytes per
+distinct score of a cell.
 """
 
 from __future__ import annotations
@@ -36,12 +41,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_pipeline.documents import document_shards, funnel, read_table, required, write_table
-from data_pipeline.tokens.mixture_sizes import Allocation, Cell, MixConfig, allocate
+from data_pipeline.tokens.mix_quality import Group, bucketed, bytes_by_score, divide, labels, read_values
+from data_pipeline.tokens.mixture_sizes import Allocation, Cell, MixConfig, allocate, epochs_of
 from data_pipeline.tokens.token_shards import document_identity
 from governance.config import canonical_json
-from governance.errors import ConfigError
+from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes, write_json
 from governance.log import get_logger
 from governance.manifest import Manifest
@@ -51,6 +58,9 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 VERSION = 2
 PLAN_SCHEMA = required(row=pa.int64(), copies=pa.int64())
 SIZES_SCHEMA = required(source=pa.string(), language=pa.string(), hash=pa.uint64(), bytes=pa.int64())
+SCORED_SIZES = pa.schema([*SIZES_SCHEMA, *required(topic=pa.string(), score=pa.float64())])
+BUCKET = required(bucket=pa.string()).field(0)
+_DIMENSIONS = ("source", "language", "topic", "bucket")
 _BUCKET_BITS = 12
 _NONE = -1  # the threshold below every hash
 
@@ -78,16 +88,16 @@ def smallest_hashes(hashes: Hashes, sizes: Integers, room: int) -> int:
 
 
 def thresholds(
-    allocation: Allocation, sizes: Mapping[Cell, int], read: Callable[[], Iterator[pa.Table]]
+    got: Mapping[Cell, int], sizes: Mapping[Cell, int], read: Callable[[], Iterator[pa.Table]]
 ) -> dict[Cell, Rule]:
-    """The rule of each cell.
+    """The rule of each cell, by its size and the bytes that it has in the mixture.
 
     `read()` gives the tables of `SIZES_SCHEMA`, as often as it is called.
     """
     rules: dict[Cell, Rule] = {}
     rooms: dict[Cell, int] = {}
     for cell, size in sizes.items():
-        epochs, rest = divmod(allocation.got[cell], size) if size else (0, 0)
+        epochs, rest = divmod(got[cell], size) if size else (0, 0)
         rules[cell] = (epochs, _NONE)
         if rest:
             rooms[cell] = rest
@@ -121,16 +131,16 @@ def _cells(tables: Iterable[pa.Table], cells: Mapping[Cell, Any]) -> Iterator[tu
 
 
 def rows_by_cell(table: pa.Table) -> Iterator[tuple[Cell, Integers]]:
-    """Each (source, language) of a table, in order, with its rows."""
-    sources, languages = (table[name].combine_chunks().dictionary_encode() for name in ("source", "language"))
-    count = len(languages.dictionary)
-    codes = sources.indices.to_numpy().astype(np.int64) * count + languages.indices.to_numpy()
-    names = {
-        int(code): (sources.dictionary[int(code) // count].as_py(), languages.dictionary[int(code) % count].as_py())
-        for code in np.unique(codes)
-    }
-    for code, cell in sorted(names.items(), key=lambda item: item[1]):
-        yield cell, np.flatnonzero(codes == code)
+    """Each cell of a table, in order, with its rows."""
+    names = [name for name in _DIMENSIONS if name in table.column_names]
+    columns = [table[name].combine_chunks().dictionary_encode() for name in names]
+    codes = np.zeros(table.num_rows, np.int64)
+    for column in columns:
+        codes = codes * len(column.dictionary) + column.indices.to_numpy()
+    _, firsts, places = np.unique(codes, return_index=True, return_inverse=True)
+    cells = [tuple(column[first].as_py() for column in columns) for first in firsts.tolist()]
+    for cell, place in sorted((cell, place) for place, cell in enumerate(cells)):
+        yield cell, np.flatnonzero(places == place)
 
 
 def copies_of(table: pa.Table, rules: Mapping[Cell, Rule]) -> Integers:
@@ -145,34 +155,76 @@ def copies_of(table: pa.Table, rules: Mapping[Cell, Rule]) -> Integers:
     return copies
 
 
-def _measure_shard(config: MixConfig, path: Path, path_of: Callable[[str], Path]) -> ShardMade:
+def _measure_shard(config: MixConfig, work: tuple[Path, Path | None], path_of: Callable[[str], Path]) -> ShardMade:
+    path, scores = work
     table = read_table(path, columns=["id", "text", "source", "language"])
     hashes = np.array([document_hash(name) for name in table["id"].to_pylist()], np.uint64)
     columns = [table["source"], table["language"], hashes, pc.binary_length(table["text"]).cast(pa.int64())]
-    measured = pa.table(columns, schema=SIZES_SCHEMA)
+    valued = read_values(config.quality, path, scores) if config.quality else ()
+    measured = pa.table([*columns, *valued], schema=SCORED_SIZES if config.quality else SIZES_SCHEMA)
     write_table(path_of("sizes"), measured)
-    cells: dict[str, dict[str, int]] = {}
     lengths = measured["bytes"].to_numpy()
-    for (source, language), rows in rows_by_cell(measured):
-        cells.setdefault(source, {})[language] = int(lengths[rows].sum())
-    return ShardMade({"sizes": path_of("sizes")}, {"cells": cells})
+    return ShardMade({"sizes": path_of("sizes")}, {"cells": _nested(measured, lengths)})
 
 
-def _plan_shard(config: MixConfig, work: tuple[Path, dict[Cell, Rule]], path_of: Callable[[str], Path]) -> ShardMade:
-    path, rules = work
-    table = read_table(path, SIZES_SCHEMA)
-    copies, lengths = copies_of(table, rules), table["bytes"].to_numpy()
-    write_table(path_of("plan"), pa.table([np.arange(len(copies)), copies], schema=PLAN_SCHEMA))
-    mixed: dict[str, dict[str, int]] = {}
-    for (source, language), rows in rows_by_cell(table):
-        mixed.setdefault(source, {})[language] = int((copies[rows] * lengths[rows]).sum())
+def _plan_shard(config: MixConfig, work: tuple[Path, Rules], path_of: Callable[[str], Path]) -> ShardMade:
+    path, (bounds, rules) = work
+    table = read_table(path, SCORED_SIZES if config.quality else SIZES_SCHEMA)
+    lengths = table["bytes"].to_numpy()
+    divided = bucketed(table, bounds, config.quality, rows_by_cell) if config.quality else table
+    copies = copies_of(divided, rules)
+    counts = {"copies": int(copies.sum()), "mixed": _nested(table, copies * lengths)}
+    plan = pa.table([np.arange(len(copies)), copies], schema=PLAN_SCHEMA)
+    if config.quality:
+        named = [f"{topic} {bucket}".strip() for topic, bucket in zip(
+            divided["topic"].to_pylist(), divided["bucket"].to_pylist(), strict=True)]  # fmt: skip
+        plan = plan.append_column(BUCKET, pa.array(named, pa.string()))
+        parts = {"documents": np.ones_like(copies), "bytes_in": lengths, "copies": copies,
+                 "bytes_got": copies * lengths}  # fmt: skip
+        codes, every = np.array(named, object), sorted(set(named))
+        counts["mix_by_bucket"] = {
+            name: {part: int(values[codes == name].sum()) for part, values in parts.items()} for name in every
+        }
+    write_table(path_of("plan"), plan)
     reasons = ["" if number else "mix_quota" for number in copies.tolist()]
-    counts = funnel(table["source"].to_pylist(), lengths.tolist(), lengths.tolist(), reasons)
-    return ShardMade({"plan": path_of("plan")}, {**counts, "copies": int(copies.sum()), "mixed": mixed})
+    counted = funnel(table["source"].to_pylist(), lengths.tolist(), lengths.tolist(), reasons)
+    return ShardMade({"plan": path_of("plan")}, {**counted, **counts})
 
 
-def _flat(cells: Mapping[str, Mapping[str, int]]) -> dict[Cell, int]:
-    return {(source, language): size for source, inner in cells.items() for language, size in inner.items()}
+def read_buckets(plan: Path) -> npt.NDArray[np.object_] | None:
+    """Quality bucket of each document of a plan; None where it has none."""
+    if BUCKET.name not in pq.read_schema(plan).names:
+        return None
+    return np.array(read_table(plan, pa.schema([BUCKET]))[BUCKET.name].to_pylist(), object)
+
+
+def read_plan_rows(plan: Path, rows: Sequence[int]) -> list[tuple[int, str]]:
+    """Copies and quality bucket ("" where there is none) of documents."""
+    copies, buckets = read_table(plan, PLAN_SCHEMA)["copies"].to_pylist(), read_buckets(plan)
+    return [(copies[row], "" if buckets is None else buckets[row]) for row in rows]
+
+
+def copies_in_words(copies: int, bucket: str) -> str:
+    """A document's part in the mixture."""
+    return f"{copies} {'copy' if copies == 1 else 'copies'}{f', quality bucket {bucket}' if bucket else ''}"
+
+
+def _nested(table: pa.Table, sizes: Integers) -> dict[str, Any]:
+    """Sums of each cell as nested dictionaries, which shards add up."""
+    sums: dict[str, Any] = {}
+    for cell, rows in rows_by_cell(table):
+        inner = sums
+        for name in cell[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[cell[-1]] = int(sizes[rows].sum())
+    return sums
+
+
+def _flat(sums: Mapping[str, Any], cell: Cell = ()) -> dict[Cell, int]:
+    flat: dict[Cell, int] = {}
+    for name, inner in sums.items():
+        flat |= _flat(inner, (*cell, name)) if isinstance(inner, Mapping) else {(*cell, name): inner}
+    return flat
 
 
 def _table(axis: int, sizes: Mapping[Cell, int], wanted: Mapping[Cell, int], got: Mapping[Cell, int]) -> dict[str, Any]:
@@ -195,26 +247,40 @@ def _table(axis: int, sizes: Mapping[Cell, int], wanted: Mapping[Cell, int], got
     return rows
 
 
-def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
+def mix(documents: Manifest, config: MixConfig, runtime: Runtime, scored: Manifest | None = None) -> Manifest:
     """Plan how many copies of each document are encoded.
 
     The roles are `plan` and `sizes`; the module describes `stats`.
 
+    Args:
+        documents: what to mix.
+        config: the mixture.
+        runtime: where.
+        scored: the artifact of `classify`, if a classifier of it ranks the documents.
+
     Raises:
-        ConfigError: the weights leave out a source of the corpus, or no document is left.
+        ConfigError: the weights leave out a source of the corpus, no document is left, or a document has no score.
         ManifestError: a shard cannot be read.
     """
     recipe = Recipe("mix", VERSION, config)
 
     def make(folder: Path) -> Made:
         inputs = document_shards(documents, runtime.root)
-        shards = [Shard(path.stem, ("sizes", output.sha256), path, (output,)) for output, path in inputs]
+        of_scores = document_shards(scored, runtime.root, "scores") if scored else []
+        scores = {path.stem: (output, path) for output, path in of_scores}
+        shards = []
+        for output, path in inputs:
+            if scored and path.stem not in scores:
+                raise ManifestError(f"{scored.path}: has no scores for {path}; make it again.")
+            reads = [output, *([scores[path.stem][0]] if scored else [])]
+            work_of = (path, scores[path.stem][1] if scored else None)
+            shards.append(Shard(path.stem, ("sizes", *(item.sha256 for item in reads)), work_of, tuple(reads)))
         measured = map_shards(recipe, _measure_shard, shards, folder, runtime)
         sizes = _flat(sum_stats([shard.stats for shard in measured]).get("cells", {}))
         allocation = allocate(sizes, config)
         paths = [runtime.root / shard.outputs["sizes"].path for shard in measured]
-        rules = _shared_rules(allocation, sizes, paths, folder, runtime)
-        known = sha256_bytes(canonical_json([[*cell, *rule] for cell, rule in sorted(rules.items())]))
+        rules = _shared_rules(allocation, sizes, paths, folder, config, runtime)
+        known = sha256_bytes(canonical_json(_written(rules)))
         work = [
             Shard(path.stem, ("plan", shard.outputs["sizes"].sha256, known), (path, rules), (shard.outputs["sizes"],))
             for path, shard in zip(paths, measured, strict=True)
@@ -236,17 +302,77 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime) -> Manifest:
             get_logger(__name__).warning("mix: %s", note)
         return Made([output for shard in (*measured, *done) for output in shard.outputs.values()], stats)
 
-    return run_stage(recipe, [documents.as_input()], runtime, make)
+    return run_stage(recipe, [documents.as_input(), *([scored.as_input()] if scored else [])], runtime, make)
+
+
+Rules = tuple[dict[Group, list[float]], dict[Cell, Rule]]
+"""Bounds of each group's buckets (without `quality` none), and the rule of each cell or bucket."""
+
+
+def _written(rules: Rules) -> list[Any]:
+    bounds, of_cells = rules
+    written: list[Any] = [[*cell, *rule] for cell, rule in sorted(of_cells.items())]
+    return [*written, [[*group, *values] for group, values in sorted(bounds.items())]] if bounds else written
 
 
 def _shared_rules(
-    allocation: Allocation, sizes: Mapping[Cell, int], paths: Sequence[Path], folder: Path, runtime: Runtime
-) -> dict[Cell, Rule]:
+    allocation: Allocation,
+    sizes: Mapping[Cell, int],
+    paths: Sequence[Path],
+    folder: Path,
+    config: MixConfig,
+    runtime: Runtime,
+) -> Rules:
     """The rules, decided once for all workers."""
 
     def decide(path: Path) -> None:
-        rules = thresholds(allocation, sizes, lambda: (read_table(table, SIZES_SCHEMA) for table in paths))
-        write_json(path, [[*cell, *rule] for cell, rule in sorted(rules.items())])
+        if config.quality is None:
+            bounds: dict[Group, list[float]] = {}
+            rules = thresholds(allocation.got, sizes, lambda: (read_table(p, SIZES_SCHEMA) for p in paths))
+        else:
+            bounds, rules = quality_rules(allocation, config, lambda: (read_table(p, SCORED_SIZES) for p in paths))
+        write_json(path, {"bounds": [[*item] for item in sorted(bounds.items())],
+                          "rules": [[*item] for item in sorted(rules.items())]})  # fmt: skip
 
     path = once(runtime, folder.parent / "records" / f"{folder.name}.rules.json", decide)
-    return {(source, language): (epochs, last) for source, language, epochs, last in json.loads(path.read_bytes())}
+    found = json.loads(path.read_bytes())
+    bounds = {tuple(group): values for group, values in found["bounds"]}
+    return bounds, {tuple(cell): (epochs, last) for cell, (epochs, last) in found["rules"]}
+
+
+def quality_rules(allocation: Allocation, config: MixConfig, read: Callable[[], Iterator[pa.Table]]) -> Rules:
+    """Bounds of the buckets of each group, and the rule of each bucket.
+
+    `read()` gives the tables of `SCORED_SIZES`, as often as it is called.
+    """
+    quality = config.quality
+    assert quality is not None, "the caller looked"
+    names = labels(quality)
+    bounds: dict[Group, list[float]] = {}
+    sizes: dict[Cell, int] = {}
+    got: dict[Cell, int] = {}
+    last: dict[Group, Cell] = {}  # the bucket that takes what whole documents leave over in the others
+    for group, (scores, lengths) in bytes_by_score(read(), rows_by_cell).items():
+        epochs = epochs_of(group, config)
+        bounds[group], buckets = divide(scores, lengths, allocation.got[group], epochs, quality)
+        for name, (size, given) in zip(names, buckets, strict=False):
+            cell = (*group, name)
+            sizes[cell], got[cell] = size, given
+            if given and given < size * epochs:
+                last[group] = cell
+
+    def tables() -> Iterator[pa.Table]:
+        return (bucketed(table, bounds, quality, rows_by_cell) for table in read())
+
+    others = {cell: 0 if cell == last.get(cell[:-1]) else given for cell, given in got.items()}
+    rules = thresholds(others, sizes, tables)
+    filled = dict.fromkeys(sizes, 0)
+    for table in tables():
+        copies = copies_of(table, rules) * table["bytes"].to_numpy()
+        for cell, rows in rows_by_cell(table):
+            filled[cell] += int(copies[rows].sum())
+    rooms: dict[Cell, int] = {}
+    for group, cell in last.items():
+        rest = allocation.got[group] - sum(filled[(*group, name)] for name in names if (*group, name) in filled)
+        rooms[cell] = min(rest, sizes[cell] * epochs_of(group, config))
+    return bounds, rules | thresholds(rooms, {cell: sizes[cell] for cell in rooms}, tables)

@@ -1,7 +1,7 @@
 """Mixture sizes: bytes of each (source, language), in exact arithmetic.
 
-Words: a *cell* is one (source, language); its *size* is the UTF-8 bytes of its documents, each once. An *epoch* is one
-copy of every document of a cell.
+Words: a *cell* is one (source, language), or with `quality` one (source, language, topic); its *size* is the UTF-8
+bytes of its documents, each once. An *epoch* is one copy of every document of a cell.
 
     share wanted    with weights, a source has weight / sum of weights; within it, languages as they are.
                     Without, cells share in proportion to their size.
@@ -24,19 +24,20 @@ from __future__ import annotations
 
 import decimal
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from data_pipeline.tokens.mix_quality import QualityConfig
 from governance.config import Section
 from governance.errors import ConfigError
 
 _MOST_ROUNDS = 1000  # of shrinking; quotas that can hold settle in far fewer, their distance falls by a share a round
 
-Cell = tuple[str, str]
+Cell = tuple[str, ...]
 Sizes = Mapping[Cell, int]
 
 
@@ -74,6 +75,8 @@ class MixConfig(Section):
     """The most that a source may have."""
     language_quotas: dict[str, Quota] = Field(default_factory=dict)
     """The most that a language (its code) may have."""
+    quality: QualityConfig | None = None
+    """Repeat documents by their score, up to `max_epochs` times; absent: all documents of a cell equally often."""
 
     @model_validator(mode="after")
     def _check(self) -> MixConfig:
@@ -89,6 +92,16 @@ class MixConfig(Section):
             )
         return self
 
+    def ranked_by(self, classifiers: Iterable[str]) -> bool:
+        """Return whether `quality` reads the score of one of these classifiers."""
+        return self.quality is not None and not set(self.quality.names).isdisjoint(classifiers)
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave an absent `quality` out, so that earlier keys stay valid."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if value is not None or name != "quality"}
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -103,7 +116,8 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     """The bytes of each cell; see the module.
 
     Raises:
-        ConfigError: `weights` leaves out a source that is there, or nothing is left.
+        ConfigError: `weights` leaves out a source that is there, nothing is left, or no cell's documents above
+            `quality.drop` reach its bytes.
     """
     _check_names(sizes, config)
     parts = _proportions(sizes, config)
@@ -111,7 +125,14 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     total = config.total_bytes if config.total_bytes is not None else sum(sizes.values())
     wanted = {cell: int(total * part / whole) if whole else 0 for cell, part in sorted(parts.items())}
     _check_shares(wanted, config)
-    capped = {cell: min(bytes_, sizes[cell] * _epochs(cell, config)) for cell, bytes_ in wanted.items()}
+    kept = 1 - Fraction(str(config.quality.drop)) if config.quality else Fraction(1)
+    capped = {cell: min(bytes_, int(sizes[cell] * epochs_of(cell, config) * kept)) for cell, bytes_ in wanted.items()}
+    if config.quality and sum(capped.values()) and all(capped[cell] < bytes_ for cell, bytes_ in wanted.items()):
+        raise ConfigError(
+            f"mix: the curve of data.mix.quality cannot reach its integral: {sum(wanted.values())} bytes are wanted, "
+            f"and max_epochs = {config.max_epochs} copies of the documents above drop = {config.quality.drop:g} are "
+            f"{sum(capped.values())}. Raise max_epochs, lower drop, or lower total_bytes."
+        )
     got = _within_quotas(capped, config)
     left = sum(got.values())
     only_rounding = max(got.values(), default=0) <= 1 and left < sum(capped.values())
@@ -121,7 +142,7 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
 
 
 def _check_names(sizes: Sizes, config: MixConfig) -> None:
-    sources = {source for source, _ in sizes}
+    sources = {cell[0] for cell in sizes}
     if config.weights and (unnamed := sorted(sources - set(config.weights))):
         raise ConfigError(
             f"mix: data.mix.weights does not name the source(s) {', '.join(unnamed)}; give each a weight, 0 to leave "
@@ -148,7 +169,8 @@ def fault_of_shares(what: str, names: Collection[str], quotas: Mapping[str, Quot
     )
 
 
-def _epochs(cell: Cell, config: MixConfig) -> int:
+def epochs_of(cell: Cell, config: MixConfig) -> int:
+    """The most copies of a document of a cell."""
     return config.max_epochs_of.get(cell[0], config.max_epochs)
 
 
@@ -163,8 +185,8 @@ def _proportions(sizes: Sizes, config: MixConfig) -> dict[Cell, Fraction]:
     if not config.weights:
         return parts
     sums: dict[str, Fraction] = {}
-    for (source, _), part in parts.items():
-        sums[source] = sums.get(source, Fraction(0)) + part
+    for cell, part in parts.items():
+        sums[cell[0]] = sums.get(cell[0], Fraction(0)) + part
     return {
         cell: Fraction(str(config.weights[cell[0]])) * part / sums[cell[0]] if part else part
         for cell, part in parts.items()
@@ -248,7 +270,8 @@ def _notes(
         for name in sorted(names):
             want, cap, have = (_sums(step, axis)[name] for step in (wanted, capped, got))
             if have < want:
-                why = [f"max_epochs allow {cap}"] * (cap < want) + [f"quotas allow {have}"] * (have < cap)
+                cause = "max_epochs and drop" if config.quality else "max_epochs"
+                why = [f"{cause} allow {cap}"] * (cap < want) + [f"quotas allow {have}"] * (have < cap)
                 notes.append(f"{what} {name}: wanted {want} bytes, got {have}: {', '.join(why)}")
     total, have = sum(wanted.values()), sum(got.values())
     if have < total:

@@ -62,7 +62,7 @@ class _Stratum:
 
 def choose_sample(paths: Sequence[Path], sample_bytes: int) -> TrainingSample:
     """Choose from the document shards `paths`, see the module's rule."""
-    strata: dict[tuple[str, str], _Stratum] = {}
+    strata: dict[tuple[str, ...], _Stratum] = {}
     documents = 0
     for shard, path in enumerate(paths):
         first = 0
@@ -97,7 +97,7 @@ def _first(places: Places, most_bytes: int) -> Places:
     return np.array(places[before < most_bytes])
 
 
-def _by_stratum(table: pa.Table, shard: int, first: int) -> Iterator[tuple[tuple[str, str], Places]]:
+def _by_stratum(table: pa.Table, shard: int, first: int) -> Iterator[tuple[tuple[str, ...], Places]]:
     """The documents with text of a table by (source, language).
 
     The table's first row is row `first` of the shard.

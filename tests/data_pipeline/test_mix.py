@@ -182,7 +182,7 @@ def test_documents_are_chosen_by_hash_whatever_the_shards(members, budget, cut):
     except PipelineError:
         return
     tables = tables_of(documents, cut)
-    rules = thresholds(allocation, sizes, lambda: iter(tables))
+    rules = thresholds(allocation.got, sizes, lambda: iter(tables))
     found = [number for table in tables for number in copies_of(table, rules).tolist()]
     wanted = plain_copies(documents, allocation.got)
     assert found == [wanted[name] for name, _, _ in documents]

@@ -1,8 +1,9 @@
 """Counts of each stage, as small tables.
 
 Personal data by type and source, records that a reader skipped, text cut out of kept documents, documents removed by
-classifiers, and passages of evaluation sets. Read from manifests alone. A stage without such counts has no table, and a
-table without a count above 0 is omitted, except for personal data and evaluation sets, where zero is a result.
+classifiers, passages of evaluation sets, and copies by quality bucket. Read from manifests alone. A stage without such
+counts has no table, and a table without a count above 0 is omitted, except for personal data and evaluation sets, where
+zero is a result.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
         "substrings": _cut,
         "decontaminate": _evaluation_sets,
         "redact": _personal_data,
+        "mix": _quality,
+        "encode": _tokens_of_quality,
     }
     return [table for manifest in manifests if manifest.stage in tables for table in tables[manifest.stage](manifest)]
 
@@ -113,3 +116,21 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
         f"The detector covers {looked} structured types; names and places are not among them."
     )
     yield _table("redact: personal data", ["type", "action", "found", "sources"], rows, note)
+
+
+def _quality(mix: Manifest) -> Iterator[Table]:
+    rows = [
+        (bucket, counts["documents"], counts["bytes_in"], f"{counts['bytes_got'] / max(1, counts['bytes_in']):.3f}",
+         counts["bytes_got"])
+        for bucket, counts in sorted(mix.stats.get("mix_by_bucket", {}).items())
+    ]  # fmt: skip
+    if rows:
+        quality = mix.config["quality"]
+        note = f"Buckets are ranks by {quality['score']}, in percent of the bytes of a source, language and topic."
+        head = ["bucket", "documents", "bytes", "repeats", "bytes mixed"]
+        yield _table("mix: copies by quality bucket", head, rows, note)
+
+
+def _tokens_of_quality(encode: Manifest) -> Iterator[Table]:
+    if rows := sorted(encode.stats.get("tokens_by_bucket", {}).items()):
+        yield _table("encode: tokens by quality bucket", ["bucket", "tokens"], rows, "Copies are counted.")
