@@ -90,7 +90,9 @@ def smallest_hashes(hashes: Hashes, sizes: Integers, room: int) -> int:
 def thresholds(
     got: Mapping[Cell, int], sizes: Mapping[Cell, int], read: Callable[[], Iterator[pa.Table]]
 ) -> dict[Cell, Rule]:
-    """The rule of each cell, by its size and the bytes that it has in the mixture.
+    """The rule of each cell.
+
+    `got` has its bytes in the mixture, `sizes` those of its documents.
 
     `read()` gives the tables of `SIZES_SCHEMA`, as often as it is called.
     """
@@ -192,7 +194,7 @@ def _plan_shard(config: MixConfig, work: tuple[Path, Rules], path_of: Callable[[
 
 
 def read_buckets(plan: Path) -> npt.NDArray[np.object_] | None:
-    """Quality bucket of each document of a plan; None where it has none."""
+    """Quality buckets of a plan's documents; None where it has none."""
     if BUCKET.name not in pq.read_schema(plan).names:
         return None
     return np.array(read_table(plan, pa.schema([BUCKET]))[BUCKET.name].to_pylist(), object)
@@ -341,7 +343,7 @@ def _shared_rules(
 
 
 def quality_rules(allocation: Allocation, config: MixConfig, read: Callable[[], Iterator[pa.Table]]) -> Rules:
-    """Bounds of the buckets of each group, and the rule of each bucket.
+    """Bounds of each group's buckets, and the rule of each bucket.
 
     `read()` gives the tables of `SCORED_SIZES`, as often as it is called.
     """
