@@ -182,7 +182,7 @@ def _find(source: Manifest, stem: str, identity: bytes, root: Path) -> tuple[Doc
 
 
 def _mixed(tokens: Manifest, stem: str, row: int, root: Path) -> str:
-    """Copies of a document by the plan of its tokens, if they have one."""
+    """Planned copies of a document, in words; "" without a plan."""
     for item in tokens.inputs:
         manifest = _read(item, root)[0] if item.stage == "mix" else None
         for path in manifest.files("plan", root) if manifest is not None else ():

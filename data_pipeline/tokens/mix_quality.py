@@ -179,9 +179,9 @@ def bytes_by_score(
 def divide(
     scores: Floats, sizes: Integers, got: int, epochs: int, config: QualityConfig
 ) -> tuple[list[float], list[tuple[int, int]]]:
-    """Bounds of a group's buckets, and the bytes available and given in each.
+    """Bounds of a group's buckets, and the bytes of each.
 
-    A score is in the bucket of the number of bounds below it.
+    The bytes are those of its documents, and those in the mixture. A score is in the bucket of the number of bounds below it.
 
     Args:
         scores: distinct and ascending.
@@ -209,9 +209,9 @@ def divide(
 
 
 def curve(x: Fraction, mean: Fraction, epochs: int, config: QualityConfig) -> Fraction:
-    """Integral of the copies from rank 0 to x; `mean` is its value at 1.
+    """Integral of the copies from rank 0 to x.
 
-    `mean` is at most epochs * (1 - drop).
+    `mean` is its value at 1, at most epochs * (1 - drop).
     """
     drop, top = _exact(config.drop), _exact(config.top)
     width = 1 - top - drop
