@@ -181,7 +181,8 @@ def divide(
 ) -> tuple[list[float], list[tuple[int, int]]]:
     """Bounds of a group's buckets, and the bytes of each.
 
-    The bytes are those of its documents, and those in the mixture. A score is in the bucket of the number of bounds below it.
+    The bytes are those of its documents, and those in the mixture. The number of bounds below a
+    score is its bucket.
 
     Args:
         scores: distinct and ascending.
