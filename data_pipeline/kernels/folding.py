@@ -112,7 +112,7 @@ def folding() -> tuple[Table, Table]:
 
 
 @njit(inline="always")
-def _mix(h):  # type: ignore[no-untyped-def]
+def mix(h):  # type: ignore[no-untyped-def]
     """The finaliser of MurmurHash3 (public domain)."""
     h ^= h >> uint64(33)
     h *= uint64(0xFF51AFD7ED558CCD)
@@ -178,11 +178,11 @@ def fold_words(data, start, end, table, several, words, spans):  # type: ignore[
         if entry != -1:
             alone = entry > 0 and entry & ALONE != 0
             if inside and (entry == 0 or alone):
-                words[count] = _mix(h)
+                words[count] = mix(h)
                 count += 1
                 inside = False
             if alone:
-                words[count] = _mix((basis ^ uint64(entry & _CODE_POINT)) * prime)
+                words[count] = mix((basis ^ uint64(entry & _CODE_POINT)) * prime)
                 spans[count, 0], spans[count, 1] = i - start, i + width - start
                 if entry & HAN:
                     spans[count, 2] = 6 << _TENTHS | 2

@@ -30,6 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import int64, uint64
 
+from data_pipeline.kernels.folding import mix
 from governance.kernels.buffers import UNSPACED, code_point_classes, lower_case, text_buffers
 from governance.kernels.compiled import inlined, kernel, part
 
@@ -91,16 +92,6 @@ def _room(offsets: Integers) -> int:
     return int(np.diff(offsets).max(initial=0)) // 2 + 1
 
 
-@inlined
-def _mix(h):  # type: ignore[no-untyped-def]
-    """The finaliser of MurmurHash3 (public domain)."""
-    h ^= h >> uint64(33)
-    h *= uint64(0xFF51AFD7ED558CCD)
-    h ^= h >> uint64(33)
-    h *= uint64(0xC4CEB9FE1A85EC53)
-    return h ^ (h >> uint64(33))
-
-
 @part
 def _decode(data, i, end):  # type: ignore[no-untyped-def]
     """The code point at `i`, beyond ASCII, and its width in bytes.
@@ -140,10 +131,10 @@ def _word_hashes(data, start, end, table, words):  # type: ignore[no-untyped-def
                 break
             h = (h ^ uint64(c)) * prime
         if h != first:
-            words[count] = _mix(h)
+            words[count] = mix(h)
             count += 1
         if c < 0:
-            words[count] = _mix((first ^ uint64(-c)) * prime)
+            words[count] = mix((first ^ uint64(-c)) * prime)
             count += 1
     return count
 
@@ -215,7 +206,7 @@ def _throw(shingles, count, round_, bins):  # type: ignore[no-untyped-def]
     size = uint64(len(bins))
     salt, high = uint64(round_) * uint64(_GOLDEN), uint64(round_) << uint64(32)
     for i in range(count):
-        h = _mix(shingles[i] + salt)
+        h = mix(shingles[i] + salt)
         index = int64((h >> uint64(32)) * size >> uint64(32))
         if round_ >= len(bins):
             index = round_ - len(bins)
@@ -239,7 +230,7 @@ def _band_keys(data, offsets, table, ngram, rows, room, keys, counts):  # type: 
         for band in range(keys.shape[1]):
             h = uint64(band + 1)
             for j in range(band * rows, (band + 1) * rows):
-                h = _mix(h * uint64(_GOLDEN) + bins[j])
+                h = mix(h * uint64(_GOLDEN) + bins[j])
             keys[d, band] = int64(h >> uint64(1))
 
 

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.model import ModelConfig
-from pretrain.export.export_family import (
+from pretrain.export.exported_architecture import (
     SIZES,
     ExportedTensor,
     Family,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pretrain.config.model import ModelConfig
-from pretrain.export.export_family import (
+from pretrain.export.exported_architecture import (
     ExportedTensor,
     Family,
     capped,

@@ -28,7 +28,7 @@ from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_che
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.export.architectures import family_of
-from pretrain.export.export_family import EXPERT_BIAS, ExportedTensor, Family, expert_bias_names
+from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family, expert_bias_names
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
 CHAT_TEMPLATE = "chat_template.jinja"

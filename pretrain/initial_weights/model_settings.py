@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig
-from pretrain.export.export_family import SIZES, expert_bias_names, layer_types
+from pretrain.export.exported_architecture import SIZES, expert_bias_names, layer_types
 
 Fields = Mapping[str, Any]
 _FREE = (

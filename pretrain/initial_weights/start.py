@@ -25,7 +25,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
 from pretrain.data.tokenizer_check import tokenizer_of
 from pretrain.export.architectures import tensors_of
-from pretrain.export.export_family import ExportedTensor, expert_bias_names
+from pretrain.export.exported_architecture import ExportedTensor, expert_bias_names
 from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
 from pretrain.initial_weights.hub_weights import SCHEME, fetched
 from pretrain.initial_weights.model_settings import differences, lacks_bias, read_model

@@ -1,4 +1,4 @@
-"""The page: page one, three readers, evidence.
+"""The page: page one, a section per role, evidence.
 
 It is one file without scripts or external resources.
 """
@@ -12,7 +12,7 @@ from governance.reports.html.markup import Child, Html, tag
 from governance.reports.html.style import CSS
 from governance.reports.sections.evidence_section import evidence
 from governance.reports.sections.page_one import front
-from governance.reports.sections.readers import data_reviewer, engineer, officer
+from governance.reports.sections.role_sections import data_reviewer, engineer, officer
 
 _LINKS = (
     ("officer", "Officer", ("verdict", "checks", "sources", "energy", "lineage")),

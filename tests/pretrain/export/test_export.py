@@ -23,7 +23,7 @@ from pretrain.evaluation.scores import figures
 from pretrain.evaluation.tasks import Question
 from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of
-from pretrain.export.export_family import EXPERT_BIAS, ExportedTensor, Family
+from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family
 from pretrain.export.huggingface import INDEX, ExportVocabulary, expert_bias_tensors, export, write_folder
 from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import differences, read_model

@@ -1,4 +1,4 @@
-"""Sections by reader: officer, data reviewer, engineer."""
+"""Sections by role: officer, data reviewer, engineer."""
 
 from __future__ import annotations
 
