@@ -42,7 +42,10 @@ class LoopMeter(Protocol):
         Yields a clock of its seconds.
         """
 
-    def step(self, rows: int, tokens: int, targets: int) -> dict[str, Any]:
+    def wants_sample(self) -> bool:
+        """Return whether this rank has time for another sample of the product."""
+
+    def step(self, rows: int, tokens: int, targets: int, *, sample: bool = False) -> dict[str, Any]:
         """Figures of the step that ends now."""
 
 

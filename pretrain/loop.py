@@ -101,7 +101,8 @@ def train_loop(context: TrainContext) -> TrainState:
                 numbers = read_numbers_later(loss, decision.z, skipped, norms, engine.expert_load(), origins)
                 values = {"lr": optim.learning_rate * factor, "tokens": state.tokens}
                 values |= context.callbacks.step_values()
-                values |= context.meter.step(len(ready.rows), len(ready.rows) * config.sequence_length, targets)
+                positions = len(ready.rows) * config.sequence_length
+                values |= context.meter.step(len(ready.rows), positions, targets, sample=bool(sums.sample[0]))
                 state = log.add(state, StepEntry(step, ready.rows, numbers, values))
                 context.heartbeat.stepped(step, values["seconds"])
                 context.energy["step"] = step
@@ -216,6 +217,8 @@ class StepSums:
     """Words of the stream's digest, int64, see `loader.py`."""
     work: list[int] = field(default_factory=list)
     """Each rank's microseconds of work at the end of a straggler window; else none."""
+    sample: list[int] = field(default_factory=list)
+    """One number: ranks with time for another sample of the matrix product."""
 
     def over_ranks(self) -> StepSums:
         """Sum each number over all ranks, on the host, in one collective."""
@@ -228,7 +231,8 @@ def _agree(context: TrainContext, ready: StepRows, stragglers: StragglerMonitor)
     """The sums of this step over all ranks."""
     targets, *digest = context.counted([ready.targets, *ready.digest])
     work = stragglers.slots(ready.step)
-    ours = StepSums(*_stop_summands(context), [int(targets)], [int(word) for word in digest], work)
+    sample = [int(context.meter.wants_sample())]
+    ours = StepSums(*_stop_summands(context), [int(targets)], [int(word) for word in digest], work, sample)
     context.heartbeat.beat(f"step {ready.step}: the rows are read")
     with during(context.energy, COMMUNICATION):
         sums = ours.over_ranks()

@@ -35,7 +35,7 @@ class StepNumbers(NamedTuple):
     norms: list[float]
     """Norm of each parameter group's gradient."""
     expert_load: list[float]
-    """One number; none without a selection bias."""
+    """One number; none without experts."""
     nats: list[float]
     """Loss sum of each origin; none where there is one origin."""
     targets: list[float]

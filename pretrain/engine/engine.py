@@ -99,7 +99,7 @@ class Engine(Wrapped):
         return list(dict.fromkeys(group["label"] for group in optimizer_of(self).param_groups))
 
     def expert_load(self) -> torch.Tensor:
-        """`ExpertBias.greatest` of the last update, fp32 [1]; [0] without a selection bias."""
+        """`ExpertBias.greatest` of the last update, fp32 [1]; [0] without experts."""
         balance = self.deepspeed.module.expert_bias
         return torch.empty(0, device=self.device) if balance is None else balance.greatest[None]
 

@@ -27,6 +27,7 @@ _STEP_FIELDS = {
         "targets_per_second",
         "mfu",
         "mfu_gemm",
+        "gemm_flops_per_second",
     ),
     "energy": ("joules", "joules_per_token"),
 }

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # each is one point; a device is best at some, not at all
 _SECONDS_A_SIZE = 0.15  # each start pays it for each size; long enough for three products of the largest
+_SAMPLED = (512, 1024)  # short enough to be undisturbed for once on a busy processor
+_SECONDS_A_SAMPLE = 0.01
 _LEAST_PRODUCTS = 3
 _WARM_UPS = 2
 
@@ -132,12 +134,12 @@ def measured_product(device: torch.device, arithmetic: str) -> Peak:
     """
     import torch
 
-    kind = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}.get(arithmetic, torch.bfloat16)
+    kind = _type_of(arithmetic)
     shown = str(kind).removeprefix("torch.") if arithmetic == "fp8" else arithmetic
     best, best_size = math.inf, 0
     for size in _SIZES[device.type]:
         try:
-            seconds = _best_seconds(_product(size, kind, device), device)
+            seconds = _best_seconds(_product(size, kind, device), device, _SECONDS_A_SIZE)
         except torch.OutOfMemoryError:
             break
         if seconds / size**3 < best:
@@ -152,6 +154,26 @@ def measured_product(device: torch.device, arithmetic: str) -> Peak:
     return Peak(2 / best, f"measured at start: best {best_size}^3 product, {shown}{threads}")
 
 
+def sampled_product(arithmetic: str) -> float:
+    """Operations per second of the best of a few small products on this CPU.
+
+    It takes some 50 ms; `measured_product` at the start may have met a busy machine.
+    """
+    import torch
+
+    device = torch.device("cpu")
+    return max(
+        2 * size**3 / _best_seconds(_product(size, _type_of(arithmetic), device), device, _SECONDS_A_SAMPLE)
+        for size in _SAMPLED
+    )
+
+
+def _type_of(arithmetic: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16}.get(arithmetic, torch.bfloat16)
+
+
 def _product(size: int, kind: torch.dtype, device: torch.device) -> Callable[[], object]:
     import torch
 
@@ -161,8 +183,8 @@ def _product(size: int, kind: torch.dtype, device: torch.device) -> Callable[[],
     return lambda: torch.mm(left, right, out=result)
 
 
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of many calls.
+def _best_seconds(work: Callable[[], object], device: torch.device, at_least: float) -> float:
+    """Seconds of the fastest of the calls within `at_least` seconds.
 
     On CUDA they are timed by events on the device.
     """
@@ -185,6 +207,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(_WARM_UPS):
         work()
     best, count, started = math.inf, 0, time.perf_counter()
-    while count < _LEAST_PRODUCTS or time.perf_counter() - started < _SECONDS_A_SIZE:
+    while count < _LEAST_PRODUCTS or time.perf_counter() - started < at_least:
         best, count = min(best, once()), count + 1
     return best

@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         objective, nats = self.lm_head(hidden, targets)
         moe, balance = self.config.moe, self.expert_bias
         if moe is not None:
-            biases = [None] * len(routers) if balance is None else balance.values
+            biases = [None] * len(routers) if balance is None else balance.of_layers
             for router, bias in zip(routers, biases, strict=True):
                 objective = objective + balance_losses(router, targets, moe, bias)
             if balance is not None and torch.is_grad_enabled():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _OF_A_BLOCK = re.compile(r"(^|\.)layers\.\d+\.")
 _MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "muon": ("momentum_buffer",)}
+_RULES = {"adamw": ("adamw", "adamw"), "lion": ("lion", "lion"), "muon": ("muon", "adamw")}
+"""Update rules of each optimizer: of the blocks' matrices, and of all other parameters."""
 
 
 def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
@@ -96,6 +98,23 @@ def parameter_groups(
     return _named_apart(list(groups.values()))
 
 
+def update_rules(optimizer: str) -> tuple[str, str]:
+    """Update rules of the blocks' matrices and of all other parameters.
+
+    Raises:
+        ConfigError: no such optimizer.
+    """
+    if optimizer not in _RULES:
+        raise ConfigError(f"optim.optimizer = {optimizer!r} is not an optimizer; choose one of {', '.join(_RULES)}")
+    return _RULES[optimizer]
+
+
+def moment_count(optimizer: str, parameters: int, outside_blocks: int) -> int:
+    """Elements of the moments of so many parameters, `outside_blocks` of which are in no block."""
+    of_a_block, other = (len(_MOMENTS[rule]) for rule in update_rules(optimizer))
+    return of_a_block * parameters + (other - of_a_block) * outside_blocks
+
+
 def decay_fault(name: str, rate: float, decay: float) -> str | None:
     """Error text for a decoupled decay of 1 or more per step.
 
@@ -111,10 +130,11 @@ def decay_fault(name: str, rate: float, decay: float) -> str | None:
 
 def _kind(name: str, axes: int, config: OptimConfig) -> dict[str, Any]:
     """Empty group of a parameter, before any rule applies."""
-    if config.optimizer == "muon" and axes > 1 and _OF_A_BLOCK.search(name):
-        kind, label, rate, decay = "muon", "muon", config.muon_learning_rate, config.muon_weight_decay
+    of_a_block, other = update_rules(config.optimizer)
+    kind = of_a_block if axes > 1 and _OF_A_BLOCK.search(name) else other
+    if kind == "muon":
+        label, rate, decay = "muon", config.muon_learning_rate, config.muon_weight_decay
     else:
-        kind = "lion" if config.optimizer == "lion" else "adamw"
         label, decay = ("matrices", config.weight_decay) if axes > 1 else ("vectors", 0.0)
         rate = config.learning_rate
     group = {"params": [], "name": label, "base_lr": rate, "weight_decay": decay}
@@ -150,11 +170,12 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.o
     """
     import torch
 
-    if config.optimizer == "lion":
+    rules = update_rules(config.optimizer)
+    if "lion" in rules:
         from pretrain.optim.lion import Lion
 
         return Lion(groups, config.learning_rate, config.betas)
-    if config.optimizer == "muon":
+    if "muon" in rules:
         from pretrain.optim.muon import Muon
 
         return Muon(groups, config)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
-from pretrain.distributed.layout import data_ranks
+from pretrain.distributed.layout import data_ranks, parameter_shares
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, compiles_blocks, many_owners
 from pretrain.engine.reduction_cost import bytes_per_gradient
@@ -90,8 +90,6 @@ class _Work:
     """Parameters of a block that one token uses, on this rank."""
     stored: int
     """Parameters of a block on this rank, its experts included."""
-    elsewhere: int
-    """Parameters of a block's experts on other ranks."""
     outside: int
     """Embedding, head, norms."""
     vocabulary: int
@@ -99,11 +97,13 @@ class _Work:
     """Bytes per second of a ring between nodes."""
     reduced: float
     """Bytes per gradient element sent in the reduction."""
+    shares: list[tuple[int, int, int]]
+    """Numbers of a rank's parameters and of their holders, and these' distance."""
 
     @property
     def parameters(self) -> int:
         """Parameters of this rank's part of the model."""
-        return self.model.num_hidden_layers * self.stored + self.outside
+        return sum(count for count, *_ in self.shares)
 
     @property
     def node(self) -> int:
@@ -114,15 +114,6 @@ class _Work:
     def zero_ranks(self) -> int:
         """Ranks over which ZeRO partitions state."""
         return self.ranks.world_size // self.engine.tensor_parallel_size
-
-    @property
-    def shares(self) -> list[tuple[int, int, int]]:
-        """Numbers of a rank's parameters and of their holders, and these' distance."""
-        spread = self.engine.expert_parallel_size
-        if spread == 1:
-            return [(self.parameters, self.zero_ranks, 1)]
-        experts = self.model.num_hidden_layers * self.elsewhere // (spread - 1)
-        return [(self.parameters - experts, self.zero_ranks, 1), (experts, self.zero_ranks // spread, spread)]
 
 
 def forecast(
@@ -154,8 +145,9 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
     outside = parameter_count(one, vocabulary_size) - stored
     experts = expert_parameter_count(one)
     elsewhere = experts - experts // engine.expert_parallel_size
-    held = stored // tensor - elsewhere
-    sizes = (recipe.train.sequence_length, met // tensor, held, elsewhere, outside // tensor)
+    sizes = (recipe.train.sequence_length, met // tensor, stored // tensor - elsewhere, outside // tensor)
+    shares = parameter_shares(model, engine, vocabulary_size, ranks.world_size)
+    distant = [(count, holders, ranks.world_size // tensor // holders) for count, holders in shares]
     return _Work(
         model,
         engine,
@@ -166,6 +158,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
         padded_vocabulary(vocabulary_size),
         network,
         bytes_per_gradient(recipe.train),
+        distant,
     )
 
 

@@ -24,6 +24,7 @@ from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import parameter_shares
 from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.model.flops import parameter_count
+from pretrain.optim.optimizers import moment_count
 from pretrain.preflight.memory_passes import activations, head
 
 _LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: those that stage 3 keeps gathered
@@ -71,9 +72,8 @@ def estimate(
     shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
     parameters, held = sum(count for count, _ in shares), Counter[str]()
     for number, (count, ranks) in enumerate(shares):
-        of_adamw = 0 if number else every - blocks  # with Muon, which updates the blocks' matrices with one moment
-        two = {"lion": 0, "muon": of_adamw}.get(recipe.optim.optimizer, count)
-        held.update(_state(recipe, engine, (count, count + two), ranks))
+        moments = moment_count(recipe.optim.optimizer, count, 0 if number else every - blocks)
+        held.update(_state(recipe, engine, (count, moments), ranks))
     compiler = _COMPILER if device == "cpu" and engine.activation_checkpointing == "selective" else 0
     on_device = {"runtime": _runtime(device) + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain.metrics import peak_flops as peaks
-from pretrain.metrics.peak_flops import Peak, arithmetic_of, data_sheet, device_name, measured_product
+from pretrain.metrics.peak_flops import Peak, arithmetic_of, data_sheet, device_name, measured_product, sampled_product
 
 CPU = torch.device("cpu")
 
@@ -98,14 +98,13 @@ def test_a_product_is_measured_in_its_arithmetic(monkeypatch, arithmetic, shown)
 
 def test_the_best_size_counts_and_slow_devices_measure_few(monkeypatch):
     monkeypatch.setattr(peaks, "_product", lambda size, kind, device: size)
-    monkeypatch.setattr(peaks, "_best_seconds", lambda size, device: size**3 / {512: 1e9, 1024: 4e9, 2048: 3e9}[size])
+    monkeypatch.setattr(peaks, "_best_seconds", lambda size, *_: size**3 / {512: 1e9, 1024: 4e9, 2048: 3e9}[size])
     assert measured_product(CPU, "fp32").source.startswith("measured at start: best 512^3")  # 1024 alone would take 3 s
-    monkeypatch.setattr(
-        peaks, "_best_seconds", lambda size, device: size**3 / {512: 1e12, 1024: 4e12, 2048: 3e12}[size]
-    )
+    monkeypatch.setattr(peaks, "_best_seconds", lambda size, *_: size**3 / {512: 1e12, 1024: 4e12, 2048: 3e12}[size])
     found = measured_product(CPU, "fp32")
     assert found.flops_per_second == pytest.approx(8e12)
     assert "1024^3" in found.source
+    assert sampled_product("fp32") == pytest.approx(8e12)
 
 
 def test_a_full_device_is_unknown(monkeypatch):

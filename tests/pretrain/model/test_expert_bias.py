@@ -21,7 +21,7 @@ from pretrain.evaluation.validation import load_decoder
 from pretrain.export.architectures import family_of
 from pretrain.export.huggingface import _card
 from pretrain.model import expert_bias
-from pretrain.model.expert_bias import attach_expert_bias, expert_bias_of, restore_expert_bias
+from pretrain.model.expert_bias import expert_bias_of, restore_expert_bias
 from pretrain.model.moe import balance_losses, select_experts
 from tests.pretrain.small_models import config, model_of, rows
 
@@ -134,9 +134,16 @@ def test_biases_of_another_shape_are_refused():
             restore_expert_bias(model, values)
 
 
-def test_without_a_rate_a_model_has_no_bias_and_its_settings_say_nothing_of_it():
+def test_without_a_rate_loads_are_counted_and_no_bias_is_there():
     moe = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
-    model = model_of(config(moe=moe))
-    attach_expert_bias(model, config(moe=moe))
+    model, batch = model_of(config(moe=moe)), rows([[30, 20], [14, 36]])
     assert expert_bias_of(model) is None
+    join(Ranks(), 60.0)
+    model(batch.tokens, batch.targets, batch.segments, batch.positions)
+    loads = model.expert_bias.loads.clone()
+    assert loads.sum(-1).tolist() == [2 * 98] * 2  # two choices of each token but the last of a row
+    model.expert_bias.move(UNTOUCHED)
+    assert float(model.expert_bias.greatest) == pytest.approx(float(loads.max()) / (2 * 98 / 4))
+    assert not model.expert_bias.values.any()
+    assert {layer.mlp.bias for layer in model.model.layers} == {None}
     assert "router_bias_update_rate" not in config(moe=moe).model_dump(mode="json")["moe"]

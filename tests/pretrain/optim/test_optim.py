@@ -12,7 +12,7 @@ from torch import nn
 
 from governance.errors import ConfigError
 from pretrain.config.optim import GroupConfig, OptimConfig
-from pretrain.optim.optimizers import make_optimizer, parameter_groups, rate_factor
+from pretrain.optim.optimizers import make_optimizer, moment_count, parameter_groups, rate_factor
 
 CONFIG = OptimConfig(learning_rate=2.0, warmup_steps=4, decay_steps=5, min_lr_ratio=0.1)
 SCHEDULES = ["wsd", "cosine", "linear", "inverse_sqrt"]
@@ -235,6 +235,19 @@ def test_a_step_that_is_not_skipped_is_the_plain_one(name):
     *_, plain = one_step(config, None)
     *_, requests = one_step(config, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(bits(*plain), bits(*requests), strict=True))
+
+
+def test_an_unknown_optimizer_is_an_error_wherever_its_rule_is_needed():
+    """A section is checked when it is read; a copy of it is not."""
+    config = CONFIG.model_copy(update={"optimizer": "sgd"})
+    for needs in (
+        lambda: parameter_groups([("w", nn.Parameter(torch.ones(2, 2)))], config, lambda p: p.shape),
+        lambda: make_optimizer([], config),
+        lambda: moment_count(config.optimizer, 8, 2),
+    ):
+        with pytest.raises(ConfigError, match=r"optim\.optimizer = 'sgd' .* choose one of adamw, lion, muon"):
+            needs()
+    assert [moment_count(name, 8, 2) for name in ("adamw", "lion", "muon")] == [16, 8, 10]
 
 
 def test_lion_is_the_papers():
