@@ -7,7 +7,9 @@ Each rank computes its own experts for the tokens of all ranks of its group:
 
 No token is dropped, so what ranks send differs in each layer. Price: two exchanges per layer and pass, and one wait of
 the host per layer in the forward pass (again where a block is recomputed), for the numbers of rows; gradients travel
-back by the same numbers, without a wait. On CPU (gloo) the host waits for each exchange too.
+back by the same numbers, without a wait. On CPU (gloo) the host waits for each exchange too. Each buffer of an exchange
+is freed once it is read, so at a balanced load a layer's peak memory is that of an undivided one (`memory_passes.py`
+counts no more); a rank whose experts get more rows than the mean needs more for them.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def split_experts(model: nn.Module, parts: ExpertParts) -> Shapes:
 
 
 def computed_by_owners(
-    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    sources: torch.Tensor,
     counts: torch.Tensor,
     group: Any,
     compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -68,24 +71,26 @@ def computed_by_owners(
     """Outputs of experts that the ranks of `group` hold. Collective.
 
     Args:
-        rows: [N, hidden], sorted by expert.
-        counts: int64 [experts], rows of each.
+        tokens: [T, hidden].
+        sources: int64 [N], the token of each choice; choices are sorted by expert.
+        counts: int64 [experts], choices of each.
         group: ranks that hold equal numbers of consecutive experts, in their order.
         compute: (rows sorted by expert [M, hidden], rows of each of this rank's experts) -> [M, hidden].
 
     Returns:
-        [N, hidden], in the order of `rows`.
+        [N, hidden], in the order of `sources`.
     """
     size = distributed.get_world_size(group)
     sent = counts.view(size, -1)
     received = torch.empty_like(sent)
     distributed.all_to_all_single(received, sent, group=group)
     leaving, arriving = torch.stack([sent.sum(1), received.sum(1)]).tolist()  # the host waits here
-    arrived = all_to_all_single_autograd(rows, arriving, leaving, group)
+    # No name keeps a buffer that only the next line reads: autograd keeps none of them either.
+    arrived = all_to_all_single_autograd(tokens[sources], arriving, leaving, group)
     # They are sorted by rank, then by expert; the products need them sorted by expert.
-    numbers = torch.arange(sent.shape[1], device=rows.device).repeat(size)
+    numbers = torch.arange(sent.shape[1], device=tokens.device).repeat(size)
     order = numbers.repeat_interleave(received.flatten(), output_size=sum(arriving)).argsort(stable=True)
     sorted_rows = arrived[order]
-    del arrived  # a buffer less while the experts compute
-    outputs = compute(sorted_rows, received.sum(0))
-    return all_to_all_single_autograd(outputs[order.argsort()], leaving, arriving, group)
+    del arrived
+    outputs = compute(sorted_rows, received.sum(0))[order.argsort()]
+    return all_to_all_single_autograd(outputs, leaving, arriving, group)

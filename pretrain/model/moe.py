@@ -71,7 +71,7 @@ class Experts(nn.Module):
             outputs = self._compute(tokens[sources], ends.to(torch.int32), owners)
         else:
             counts = ends.diff(prepend=ends.new_zeros(1))
-            outputs = computed_by_owners(tokens[sources], counts, self.group, self._compute_counted)
+            outputs = computed_by_owners(tokens, sources, counts, self.group, self._compute_counted)
         outputs = outputs[order.argsort()].view(*chosen.shape, -1)
         out = torch.einsum("nkd,nk->nd", outputs, weights.to(outputs.dtype))
         return out.view(x.shape), logits.view(*x.shape[:2], -1)

@@ -9,12 +9,15 @@ import dataclasses
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from governance.files import read_lines
 from pretrain.checkpoint.save import Saver
@@ -282,6 +285,48 @@ def test_estimates_count_the_experts_of_a_rank():
     steps = [forecast(divided, engine, VOCABULARY, Ranks(0, 4, 0, 4)).seconds for engine in engines]
     assert steps[0]["waits"] == 0.0 < steps[1]["waits"] == steps[2]["waits"]  # the host waits for numbers of tokens
     assert steps[0]["update"] > steps[1]["update"] > steps[2]["update"]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if type(made) is torch.Tensor and made.untyped_storage()._cdata not in self.sizes:  # not a handle of one
+                storage = made.untyped_storage()
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return result
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_exchange_needs_no_memory_beyond_that_of_an_undivided_layer(precision):
+    """At a balanced load, which a group of one rank has: forward, and both passes together."""
+    join(Ranks(), 60.0)
+    moe, peaks = MoeConfig(num_local_experts=8, num_experts_per_tok=2), []
+    for divided in (False, True):
+        layer = Experts(config(moe=moe, hidden_size=64), moe).to(precision)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        layer.group = distributed.group.WORLD if divided else None
+        if divided:
+            layer.experts = nn.ModuleDict({str(number): expert for number, expert in enumerate(layer.experts)})
+        tokens = torch.randn(8, 64, 64, dtype=precision, requires_grad=True)
+        with Live() as live:
+            output = layer(tokens)[0]
+            forward = live.peak
+            output.backward(torch.ones_like(output))
+        peaks.append((forward, live.peak))
+    buffer = 8 * 64 * 2 * 64 * precision.itemsize
+    for whole, part in zip(*peaks, strict=True):
+        assert part - whole < 0.25 * buffer  # numbers of rows and their order, and no copy of the rows
 
 
 def test_replicas_on_two_nodes_reduce_over_the_network():
