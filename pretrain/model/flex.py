@@ -1,9 +1,9 @@
 """FlexAttention (arXiv:2412.05496) within documents.
 
 *Tables.* A query sees one run of keys (`first_keys`), so the key blocks that a block of queries sees are a run too:
-first those that the mask cuts, then those seen whole, then the diagonal. Both tables follow from the least and the
+first those that the mask cuts, then those seen whole, then the diagonal. All four tables follow from the least and the
 greatest first key of each block, in O(B (L / 128)^2) bytes: 16 per pair of blocks (FlexAttention's own four int32
-tables) and 38 at the peak, where `create_block_mask` needs 10 bytes for every pair of tokens. The host never waits for
+tables) and 22 at the peak, where `create_block_mask` needs 10 bytes for every pair of tokens. The host never waits for
 the device.
 
 *Compilation.* Uncompiled FlexAttention holds all logits in fp32, and torch.compile leaves a function uncompiled after
@@ -69,24 +69,31 @@ def block_table(firsts: torch.Tensor) -> BlockMask:
     """
     rows, length = firsts.shape
     of_block = firsts.view(rows, -1, BLOCK)
-    own = torch.arange(of_block.shape[1], dtype=torch.int32, device=firsts.device)
+    own = torch.arange(of_block.shape[1], dtype=torch.int32, device=firsts.device).repeat(rows, 1)
     first = of_block.amin(-1) // BLOCK
     whole = torch.minimum((of_block.amax(-1) + (BLOCK - 1)) // BLOCK, own)  # from here on every query sees every key
-    turn = own.expand(rows, len(own), len(own))
-    cut = torch.where(turn < (whole - first)[..., None], first[..., None] + turn, own[:, None])
-    seen_whole = (whole[..., None] + turn).clamp(max=len(own) - 1)
+    # Neither falls along a row, so the query blocks that see a key block are runs too.
+    cut_until, cut_from = (torch.searchsorted(x.contiguous(), own, right=True, out_int32=True) for x in (first, whole))
+
+    def table(start: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        turn = own[:1, None]
+        return torch.where(turn < count[..., None], start[..., None] + turn, own[..., None])[:, None]
 
     def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (firsts[b, q] <= k) & (k <= q)
 
-    return BlockMask.from_kv_blocks(
-        (whole - first + 1)[:, None],
-        cut[:, None],
-        (own - whole)[:, None],
-        seen_whole[:, None],
-        BLOCK_SIZE=BLOCK,
-        mask_mod=allowed,
+    return BlockMask(
         seq_lengths=(length, length),
+        kv_num_blocks=(whole - first + 1)[:, None],
+        kv_indices=table(first, whole - first),  # the diagonal is next
+        full_kv_num_blocks=(own - whole)[:, None],
+        full_kv_indices=table(whole, own - whole),
+        q_num_blocks=(cut_until - cut_from + 1)[:, None],
+        q_indices=table(cut_from, cut_until - cut_from),
+        full_q_num_blocks=(cut_from - own - 1)[:, None],
+        full_q_indices=table(own + 1, cut_from - own - 1),
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=allowed,
     )
 
 

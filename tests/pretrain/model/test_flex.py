@@ -40,6 +40,7 @@ def test_the_table_is_the_one_that_looks_at_every_pair(blocks, share, window, se
         assert torch.equal(counts, others)
         used = torch.arange(blocks) < counts[..., None]
         assert torch.equal(places[used].sort().values, theirs[used].sort().values)
+        assert 0 <= places.min() <= places.max() < blocks  # the kernel reads a place even where none is used
     assert torch.equal(found.to_dense(), expected.to_dense())
 
 
@@ -56,7 +57,7 @@ def test_the_table_costs_bytes_a_block_and_none_a_pair():
     pairs_of_blocks = (length // flex.BLOCK) ** 2
     kept = [table.kv_indices, table.full_kv_indices, table.q_indices, table.full_q_indices]
     assert sum(x.numel() * x.element_size() for x in kept) == 16 * pairs_of_blocks
-    assert 16 * pairs_of_blocks < peak < 48 * pairs_of_blocks  # create_block_mask: 163,848
+    assert 16 * pairs_of_blocks < peak < 24 * pairs_of_blocks  # create_block_mask: 163,848
 
 
 @pytest.mark.parametrize("length", [1, 100, 128, 200, 300])
