@@ -155,7 +155,7 @@ def measured_product(device: torch.device, arithmetic: str) -> Peak:
 
 
 def sampled_product(arithmetic: str) -> float:
-    """Operations per second of the best of a few small products on this CPU.
+    """Operations per second of the best small product on this CPU.
 
     It takes some 50 ms; `measured_product` at the start may have met a busy machine.
     """
