@@ -1,4 +1,4 @@
-"""Loads of experts, and their balance by a selection bias, without an auxiliary loss (arXiv:2408.15664).
+"""Expert loads, and their balance by a selection bias (arXiv:2408.15664).
 
 With a rate (`moe.router_bias_update_rate`) each expert of a layer has a bias that is added to its probability when
 tokens choose, and to nothing else: outputs are still weighted by the probabilities. After every update it moves by the
