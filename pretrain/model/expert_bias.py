@@ -69,7 +69,7 @@ class ExpertBias:
 
 
 def attach_expert_bias(model: Any, config: ModelConfig, device: torch.device | str = "cpu") -> None:
-    """Count the loads of a decoder's experts, and give them their biases, all zero.
+    """Count the loads of a decoder's experts, and give them zero biases.
 
     They get biases only where `[model.moe]` has a rate. Call it once the model is built: within ZeRO-3's context every
     new tensor would take the model's type.

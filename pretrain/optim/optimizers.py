@@ -110,7 +110,7 @@ def update_rules(optimizer: str) -> tuple[str, str]:
 
 
 def moment_count(optimizer: str, parameters: int, outside_blocks: int) -> int:
-    """Elements of the moments of `parameters`, of which some are outside the blocks."""
+    """Elements of the moments of so many parameters, some outside the blocks."""
     of_a_block, other = (len(_MOMENTS[rule]) for rule in update_rules(optimizer))
     return of_a_block * parameters + (other - of_a_block) * outside_blocks
 
