@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from assay.cli.option_values import positive
+from assay.cli.option_values import flag, path, positive
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 """Adds a command: its name, its function, its help."""
@@ -19,19 +19,19 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     """
     command = add("check", "check", "audit the corpus and sign the verdict")
     config(command)
-    command.add_argument(
+    path(
+        command,
         "--data-docs",
-        type=Path,
+        "FOLDER",
+        "also write Great Expectations' Data Docs, which open without a network (default: below the root, where "
+        "the next report links them)",
         nargs="?",
         const=False,
-        metavar="FOLDER",
-        help="also write Great Expectations' Data Docs, which open without a network (default: below the root, where "
-        "the next report links them)",
     )
     command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or read a suite as gates")
     command.set_defaults(group="check")
-    command.add_argument("policy", type=Path, metavar="POLICY|SUITE", help="a policy's file, or a suite of GX (.json)")
-    command.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="new folder for the suites of a policy")
+    path(command, "policy", "POLICY|SUITE", "a policy's file, or a suite of GX (.json)")
+    path(command, "folder", "FOLDER", "new folder for the suites of a policy", nargs="?")
     command.add_argument("--suite", default="documents", help="for a suite of GX: the table that its gates judge")
     command.add_argument("--owner", default="data", help="for a suite of GX: the owner of its gates")
     command = add(
@@ -41,17 +41,11 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     )
     command.set_defaults(group="check")
     config(command)
-    command.add_argument("file", type=Path, metavar="FILE", help="new file for the reference")
+    path(command, "file", "FILE", "new file for the reference")
     command = add("review", "review", "walk through the findings that keep a gate closed, and sign waivers or refusals")
     command.set_defaults(group="review")
     config(command)
-    command.add_argument(
-        "--key",
-        type=Path,
-        required=True,
-        metavar="PRIVATE_KEY",
-        help="your private key, listed under the policy's [people]",
-    )
+    path(command, "--key", "PRIVATE_KEY", "your private key, listed under the policy's [people]", required=True)
     command = add(
         "clock", "clock", "print statements dated ahead of this machine's clock, or sign that their times are void"
     )
@@ -63,16 +57,10 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     )
     command.add_argument("--reason", default="", metavar="TEXT", help="with --accept: which clock was wrong, and why")
     command = add("site", "site", "print the policy and keys that this machine requires, or a policy's digest")
-    command.add_argument(
-        "policy", type=Path, nargs="?", metavar="POLICY", help="print this policy's digest, for site.toml"
-    )
+    path(command, "policy", "POLICY", "print this policy's digest, for site.toml", nargs="?")
     command = add("verify", "verify", "compare every file of an artifact, or below a root, with its manifest")
-    command.add_argument("artifact", type=Path, metavar="ARTIFACT|ROOT", help="an artifact's folder, or a root")
-    command.add_argument(
-        "--deep",
-        action="store_true",
-        help="also verify ancestors, signed statements, the journal's chain, growing files and waivers",
-    )
+    path(command, "artifact", "ARTIFACT|ROOT", "an artifact's folder, or a root")
+    flag(command, "--deep", "also verify ancestors, signed statements, the journal's chain, growing files and waivers")
     trusted_keys(command)
     command = add("anchor", "anchor", "compare the journal with its copy on this machine; accept lost lines")
     config(command)
@@ -80,9 +68,9 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         "--accept", metavar="REASON", help="accept the journal as it is, with this reason signed into it"
     )
     command = add("trace", "trace", "print the ancestors of an artifact, down to the source files")
-    command.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact's folder or its manifest.json")
-    command.add_argument("--svg", type=Path, metavar="FILE", help="also write an SVG")
-    command.add_argument("--prov", type=Path, metavar="FILE", help="also write W3C PROV-JSON")
+    path(command, "artifact", "ARTIFACT", "an artifact's folder or its manifest.json")
+    path(command, "--svg", "FILE", "also write an SVG")
+    path(command, "--prov", "FILE", "also write W3C PROV-JSON")
     command = add(
         "impact",
         "impact",
@@ -91,8 +79,8 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
     command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
     command = add("diff", "diff", "print the differences between two artifacts")
-    command.add_argument("ours", type=Path, metavar="A", help="an artifact's folder or its manifest.json")
-    command.add_argument("theirs", type=Path, metavar="B", help="the other artifact")
+    path(command, "ours", "A", "an artifact's folder or its manifest.json")
+    path(command, "theirs", "B", "the other artifact")
     command = add("audit-model", "audit_model", "measure the biases of a checkpoint on templates and published sets")
     config(command)
     checkpoint_option(command)
@@ -101,48 +89,37 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
 
 def _keys(add: Add) -> None:
     command = add("keygen", "keygen", "make a key pair: Ed25519 for verdicts and statements, or a model's")
-    command.add_argument(
-        "new_key", type=Path, nargs="?", metavar="PATH", help="path of the key (default: your configuration folder)"
-    )
+    path(command, "new_key", "PATH", "path of the key (default: your configuration folder)", nargs="?")
     kind = command.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--root", type=Path, metavar="PATH", help="create a root key, to keep offline; it certifies job keys"
-    )
-    kind.add_argument("--job", type=Path, metavar="PATH", help="create a job's key, certified by --root-key")
+    path(kind, "--root", "PATH", "create a root key, to keep offline; it certifies job keys")
+    path(kind, "--job", "PATH", "create a job's key, certified by --root-key")
     kind.add_argument(
         "--model", nargs="?", const="", metavar="PATH", help="create an EC P-256 key for model signatures"
     )
-    command.add_argument("--root-key", type=Path, metavar="PATH", help="the root's private key")
+    path(command, "--root-key", "PATH", "the root's private key")
     command.add_argument(
         "--days", type=positive, default=30, help="validity of a job's certificate in days (default: 30)"
     )
     command.add_argument("--name", default="job", help="owner's name in the certificate (default: job)")
     command = add("sign", "sign", "sign a checkpoint in the OpenSSF model-signing format")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint's folder")
-    command.add_argument("--key", type=Path, metavar="PATH", help="the model key (default: your own)")
-    command.add_argument(
-        "--signing-key", type=Path, metavar="PATH", help="key that signs the journal entry (default: your own)"
-    )
+    path(command, "checkpoint", "CHECKPOINT", "a checkpoint's folder")
+    path(command, "--key", "PATH", "the model key (default: your own)")
+    path(command, "--signing-key", "PATH", "key that signs the journal entry (default: your own)")
 
 
 def checkpoint_option(command: argparse.ArgumentParser) -> None:
     """Add the position that names a checkpoint."""
-    command.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help='a checkpoint\'s folder, or "last" for the final one of this run',
-    )
+    path(command, "checkpoint", "CHECKPOINT", 'a checkpoint\'s folder, or "last" for the final one of this run')
 
 
 def trusted_keys(command: argparse.ArgumentParser) -> None:
     """Add the option that names the trusted public keys."""
-    command.add_argument(
+    path(
+        command,
         "--key",
+        "PUBLIC_KEY",
+        "trust this key, or keys certified by this root key, instead of your own (repeatable)",
         dest="keys",
-        type=Path,
         action="append",
         default=[],
-        metavar="PUBLIC_KEY",
-        help="trust this key, or keys certified by this root key, instead of your own (repeatable)",
     )

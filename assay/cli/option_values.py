@@ -1,12 +1,23 @@
-"""Parsers for the values of command-line options."""
+"""Values of command-line options, and two common kinds of option."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 _SCALES = {"M": 2, "G": 3, "T": 4}
+
+
+def flag(command: argparse._ActionsContainer, name: str, text: str) -> None:
+    """Add an option without a value."""
+    command.add_argument(name, action="store_true", help=text)
+
+
+def path(command: argparse._ActionsContainer, name: str, metavar: str, text: str, **more: Any) -> None:
+    """Add an option or a position that names a file or folder."""
+    command.add_argument(name, type=Path, metavar=metavar, help=text, **more)
 
 
 def hours(text: str) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from assay.cli.command_words import Parser, leaves
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import checkpoint_option, trusted_keys
-from assay.cli.option_values import hours, natural, positive, prefix, root_folder, size, task
+from assay.cli.option_values import flag, hours, natural, path, positive, prefix, root_folder, size, task
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
@@ -69,13 +69,8 @@ def _inspect(commands: Commands[Parser]) -> None:
     about = "show what files hold, without a configuration, and propose a run's file"
     command = _add(commands, "inspect", "inspect", about)
     command.set_defaults(group="inspect")
-    command.add_argument("path", type=Path, metavar="PATH", help="a file or folder of documents, of any known format")
-    command.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="where the page and the proposed file are written (default: inspect-NAME)",
-    )
+    path(command, "path", "PATH", "a file or folder of documents, of any known format")
+    path(command, "--output", "FOLDER", "where the page and the proposed file are written (default: inspect-NAME)")
     command.add_argument(
         "--sample-mb",
         type=positive,
@@ -83,14 +78,14 @@ def _inspect(commands: Commands[Parser]) -> None:
         metavar="N",
         help="megabytes of text above which a sample is read (default: %(default)s)",
     )
-    command.add_argument(
+    path(
+        command,
         "--eval-set",
+        "PATH",
+        "search the documents for the items of this evaluation set, JSON Lines or Parquet (repeatable)",
         dest="eval_sets",
-        type=Path,
         action="append",
         default=[],
-        metavar="PATH",
-        help="search the documents for the items of this evaluation set, JSON Lines or Parquet (repeatable)",
     )
     _data_workers(command)
 
@@ -99,18 +94,16 @@ def _mirror(commands: Commands[Parser]) -> None:
     add = _group(commands, "mirror", "copy a root to S3, GCS or another store, and back")
     url = "folder of the store: s3://bucket/runs/mine, gs://..., or what else fsspec knows"
     command = add("push", "push", "send the files of a root that the store lacks; repeat it to continue or to update")
-    command.add_argument("folder", type=Path, metavar="ROOT", help="folder that holds all artifacts of a run")
+    path(command, "folder", "ROOT", "folder that holds all artifacts of a run")
     command.add_argument("url", metavar="URL", help=url)
     command = add("pull", "pull", "fetch a root from a store and verify every file; repeat it to continue")
     command.add_argument("url", metavar="URL", help=url)
-    command.add_argument("target", type=Path, metavar="ROOT", help="a new folder")
+    path(command, "target", "ROOT", "a new folder")
 
 
 def _setup(commands: Commands[Parser]) -> None:
     command = _add(commands, "init", "init", "write a run's file and its policy into a folder")
-    command.add_argument(
-        "folder", type=Path, nargs="?", default=Path(), metavar="FOLDER", help="folder to write to (default: this one)"
-    )
+    path(command, "folder", "FOLDER", "folder to write to (default: this one)", nargs="?", default=Path())
     command.add_argument(
         "--from",
         dest="name",
@@ -134,7 +127,7 @@ def _setup(commands: Commands[Parser]) -> None:
     add = _group(commands, "config", "print a run's settings, or the schema of its file")
     command = add("show", "show", "print every setting of a run and where its value comes from")
     _config(command)
-    command.add_argument("--changed", action="store_true", help="leave out settings that have their default")
+    flag(command, "--changed", "leave out settings that have their default")
     add("schema", "schema", "print the JSON schema of a run's file, for editors")
 
 
@@ -150,16 +143,8 @@ def _data(commands: Commands[Parser]) -> None:
         metavar="I/N",
         help="do the part of task I (from 0) of N: make its missing shards of the next data step, then exit",
     )
-    part.add_argument(
-        "--merge",
-        action="store_true",
-        help="merge what all tasks of a data step made, and continue up to the next step",
-    )
-    command.add_argument(
-        "--wait",
-        action="store_true",
-        help="with --task: stay until the corpus is complete; all N tasks must run at the same time",
-    )
+    flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
+    flag(command, "--wait", "with --task: stay until the corpus is complete; all N tasks must run at the same time")
     command.add_argument(
         "--engine",
         choices=("duckdb", "daft"),
@@ -170,7 +155,7 @@ def _data(commands: Commands[Parser]) -> None:
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command.set_defaults(needs="data")
     command = add("trace", "trace", "print which document, file and line a token comes from")
-    command.add_argument("shard", type=Path, metavar="SHARD", help="a token shard (.tokens) or packed rows (.rows)")
+    path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")
     command.add_argument("offset", type=natural, metavar="OFFSET", help="position of the token in the shard, from 0")
     _config(
         add(
@@ -187,7 +172,7 @@ def _data(commands: Commands[Parser]) -> None:
     )
     _config(command)
     command.add_argument("repository", metavar="OWNER/NAME", help="data set of the hub; created if it does not exist")
-    command.add_argument("--public", action="store_true", help="create a public data set, not a private one")
+    flag(command, "--public", "create a public data set, not a private one")
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
     command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path of the two files without their endings")
     command.add_argument("--root", type=root_folder, required=True, help="folder that holds all artifacts")
@@ -199,10 +184,10 @@ def _training(commands: Commands[Parser]) -> None:
     command = _add(commands, "train", "train", "train on the prepared corpus, or resume from the last checkpoint")
     _config(command)
     _nproc(command)
-    command.add_argument(
+    flag(
+        command,
         "--dry-run",
-        action="store_true",
-        help="print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused",
+        "print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused",
     )
     command.add_argument(
         "--ranks", type=positive, help="with --dry-run: plan for this many ranks, --nproc of them on each node"
@@ -221,11 +206,9 @@ def _training(commands: Commands[Parser]) -> None:
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
     checkpoint_option(command)
-    command.add_argument("target", type=Path, metavar="FOLDER", help="the folder to create")
+    path(command, "target", "FOLDER", "the folder to create")
     command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
-    command.add_argument(
-        "--public", action="store_true", help="with --push: create a public repository, not a private one"
-    )
+    flag(command, "--public", "with --push: create a public repository, not a private one")
     command.add_argument(
         "--dtype",
         choices=("fp32", "bf16", "fp16"),
@@ -239,30 +222,24 @@ def _report(commands: Commands[Parser]) -> None:
     add = _group(commands, "report", about)
     command = add("write", "write", "write report.html and report.json of a run")
     _config(command)
-    command.add_argument(
-        "--documents",
-        action="store_true",
-        help="also write the model card, the datasheet, bills of materials and regulatory forms",
-    )
-    command.add_argument("--open", action="store_true", help="open the report in a browser")
+    flag(command, "--documents", "also write the model card, the datasheet, bills of materials and regulatory forms")
+    flag(command, "--open", "open the report in a browser")
     run = "CONFIG|ROOT|REPORT"
     text = "a run's TOML file, a run's root (its newest report), or a report's folder"
     command = add("verify", "verify", "compute every number of a report again and print those that differ")
-    command.add_argument("run", type=Path, metavar=run, help=text)
+    path(command, "run", run, text)
     _more(command)
     command.add_argument(
         "--root", type=root_folder, help="for a CONFIG: folder of its artifacts (default: runs/<its name>)"
     )
     trusted_keys(command)
     command = add("compare", "compare", "compare two runs: verdict, data, loss, speed, energy, configuration")
-    command.add_argument("ours", type=Path, metavar="A", help=text)
-    command.add_argument("theirs", type=Path, metavar="B", help="the other run, in any of these forms")
-    command.add_argument("--html", type=Path, metavar="PATH", help="also write an HTML page")
+    path(command, "ours", "A", text)
+    path(command, "theirs", "B", "the other run, in any of these forms")
+    path(command, "--html", "PATH", "also write an HTML page")
     command = add("index", "index", "list all runs below a folder, here and as an HTML page")
-    command.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="folder with the roots of runs, at most three levels deep"
-    )
-    command.add_argument("--html", type=Path, metavar="PATH", help="path of the page (default: FOLDER/index.html)")
+    path(command, "folder", "FOLDER", "folder with the roots of runs, at most three levels deep")
+    path(command, "--html", "PATH", "path of the page (default: FOLDER/index.html)")
 
 
 def _slurm(commands: Commands[Parser]) -> None:
@@ -274,12 +251,7 @@ def _slurm(commands: Commands[Parser]) -> None:
         "submit", "submit", "submit the whole run as a graph of jobs, after checking what the cluster would refuse"
     )
     _config(command)
-    command.add_argument(
-        "--carbon-aware",
-        type=Path,
-        metavar="CSV",
-        help="start in the greenest hours of this forecast (CSV: time,grams_per_kwh)",
-    )
+    path(command, "--carbon-aware", "CSV", "start in the greenest hours of this forecast (CSV: time,grams_per_kwh)")
     command.add_argument(
         "--latest", type=hours, metavar="HOURS", help="with --carbon-aware: start within this many hours (default: 24)"
     )
@@ -289,13 +261,11 @@ def _slurm(commands: Commands[Parser]) -> None:
         metavar="HOURS",
         help="with --carbon-aware: duration of the run (default: training's time limit)",
     )
-    command.add_argument(
-        "--fetch", action="store_true", help="download remote sources here first, for compute nodes without internet"
-    )
+    flag(command, "--fetch", "download remote sources here first, for compute nodes without internet")
     _submits(command)
     command = add("status", "status", "print each job's state, progress and energy, and the next command to type")
     _config(command)
-    command.add_argument("--watch", action="store_true", help="print again every few seconds until all jobs have ended")
+    flag(command, "--watch", "print again every few seconds until all jobs have ended")
     _config(add("cancel", "cancel", "cancel all pending and running jobs of the run"))
     command = add(
         "retry", "retry", "submit again what failed (only the failed tasks of an array) and what depends on it"
@@ -312,20 +282,16 @@ def _slurm(commands: Commands[Parser]) -> None:
     )
     command.add_argument("--attempt", type=int, metavar="N", help="attempt, from 0 (default: the newest)")
     command.add_argument("--rank", type=int, metavar="N", help="rank of a training (default: all)")
-    command.add_argument("--follow", action="store_true", help="follow the log until the job has ended")
+    flag(command, "--follow", "follow the log until the job has ended")
     _config(add("preflight", "preflight", "check this node for training; the job runs it on each of its nodes"))
 
 
 def _submits(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--local",
-        action="store_true",
-        help="run the jobs here one after the other, without a queue or inside salloc",
-    )
-    command.add_argument(
+    flag(command, "--local", "run the jobs here one after the other, without a queue or inside salloc")
+    flag(
+        command,
         "--take-edits",
-        action="store_true",
-        help="accept changes of the run's file, policy or program since submission (default: refuse)",
+        "accept changes of the run's file, policy or program since submission (default: refuse)",
     )
 
 
@@ -349,7 +315,7 @@ def _add(group: Commands[Parser], name: str, function: str, text: str) -> argpar
     command = group.add_parser(name, help=text, description=_sentence(text))
     command.set_defaults(command=function, group="", words=name)
     if function not in _WITHOUT_JSON:
-        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        flag(command, "--json", "print the result as one JSON object")
     return command
 
 
@@ -358,21 +324,21 @@ def _sentence(text: str) -> str:
 
 
 def _more(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    path(
+        command,
         "--with",
+        "FILE",
+        "merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is short for it",
         dest="more",
-        type=Path,
         action="append",
         default=[],
-        metavar="FILE",
-        help="merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is short for it",
     )
 
 
 def _config(
     command: argparse.ArgumentParser, name: str = "CONFIG", text: str = "the run's TOML file, such as configs/1b.toml"
 ) -> None:
-    command.add_argument("config", type=Path, metavar=name, help=text)
+    path(command, "config", name, text)
     _more(command)
     command.add_argument(
         "--root", type=root_folder, help="folder that holds all artifacts (default: runs/<name of CONFIG>)"
