@@ -21,6 +21,7 @@ from assay.config import LoadedRun
 from assay.start_preflight import here, refuse_start, under_site, warn_of_licences
 from assay.training_recipe import pinned, training_folder
 from data_pipeline.prepare import prepare, stage_names
+from governance.config import validate
 from governance.energy.factors import resolve
 from governance.errors import (
     AlteredFile,
@@ -68,9 +69,11 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     if runtime.make:
         under_site(run)
         warn_of_licences(run)
+        from governance.checks.bias.bias import sentence_scorers
         from governance.checks.bias.word_lists.lexicons import load_lexicons
 
-        load_lexicons(run.config.audit.bias, run.folder)
+        lexicons = load_lexicons(run.config.audit.bias, run.folder)
+        sentence_scorers(run.config.audit.bias, lexicons, _tone_models(run, runtime))
         _reference(run)
         resolve(run.config.energy.factors, run.folder)
         open_tasks(run.config.evaluation, run.folder)
@@ -196,7 +199,8 @@ def bias_counts(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runt
     from governance.checks.bias.bias import bias_audit
 
     models = _classifiers(artifacts, runtime.root)
-    return bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models)
+    tone = _tone_models(run, runtime)
+    return bias_audit(artifacts, run.config.audit.bias, runtime, folder=run.folder, models=models, tone=tone)
 
 
 def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
@@ -206,6 +210,19 @@ def _classifiers(artifacts: Mapping[str, Manifest], root: Path) -> Models:
     inputs = artifacts["classify"].inputs if "classify" in artifacts else ()
     models = [read_manifest(root / item.path) for item in inputs if item.stage == "classifier"]
     return {str(model.config["model"]["name"]): (model, partial(scores_of, model, root)) for model in models}
+
+
+def _tone_models(run: LoadedRun, runtime: Runtime) -> Models:
+    """Make or find the models of `[audit.bias.classifiers]`, by name."""
+    from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_classifier
+
+    models = {}
+    for name, of in sorted(run.config.audit.bias.classifiers.items()):
+        values = {"name": name, "model": of.model, "positive": list(of.positive), "negative": list(of.negative)}
+        config = validate(values, ClassifierConfig, f"{run.path}: audit.bias.classifiers.{name}")
+        model = train_classifier(config, run.folder, runtime)
+        models[name] = (model, partial(scores_of, model, runtime.root))
+    return models
 
 
 def _reference(run: LoadedRun) -> Sketch | None:

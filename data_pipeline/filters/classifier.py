@@ -75,6 +75,8 @@ class ClassifierConfig(Section):
     positive: tuple[str, ...] = ("1", "true")
     """Labels that count as positive, as text; every other one is negative. Of `model`: those whose probability, added
     up, is the score."""
+    negative: tuple[str, ...] = ()
+    """Of `model`: labels whose probability is subtracted from the score."""
     ngram: int = Field(default=2, ge=1, le=5)
     """Words of the longest n-gram."""
     buckets: int = Field(default=1 << 20, ge=1 << 8, le=1 << 26)
@@ -105,8 +107,11 @@ class ClassifierConfig(Section):
     def _check(self) -> ClassifierConfig:
         if bool(self.paths) == bool(self.model):
             raise ValueError("give either paths, the labelled files to train on, or model, a model made elsewhere")
-        if self.model and len({label.removeprefix("__label__") for label in self.positive}) < len(self.positive):
-            raise ValueError(f"positive = {list(self.positive)} names a label twice; name each once")
+        if self.negative and not self.model:
+            raise ValueError("negative is for a model made elsewhere; with paths every label that is not positive is")
+        labels = (*self.positive, *self.negative)
+        if self.model and len({label.removeprefix("__label__") for label in labels}) < len(labels):
+            raise ValueError(f"positive and negative, {list(labels)}, name a label twice; name each once")
         for name in ("min_score", "max_score"):
             bound = getattr(self, name)
             if bound is not None and not self.model and not 0 <= bound <= 1:
@@ -119,9 +124,9 @@ class ClassifierConfig(Section):
 
     @model_serializer(mode="wrap")
     def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave an empty `model` out, so that earlier keys stay valid."""
+        """Leave an empty `model` and `negative` out, so that earlier keys stay valid."""
         values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if value or name != "model"}
+        return {name: value for name, value in values.items() if value or name not in ("model", "negative")}
 
 
 class ModelIdentity(Section):
@@ -172,6 +177,7 @@ def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Run
     Raises:
         MissingInput: a pattern finds no file, or the model's files are missing.
         ManifestError: a line is not labelled, or the model cannot be read.
+        PipelineError: the model gives a plain sentence a score that is not a number.
         ConfigError: one of the two labels is missing, the model does not separate what was held out, or `positive`
             names a label that it does not have.
     """
@@ -201,7 +207,8 @@ def _take_over(config: ClassifierConfig, path: Path, digests: Digests, runtime: 
     identity = config.model_copy(update={"model": path.name, "min_score": None, "max_score": None})
 
     def make(folder: Path) -> Made:
-        _, labels = open_model(kind, path, config.name, config.positive)
+        scorer, labels = open_model(kind, path, config.name, config.positive, config.negative)
+        _scores(config.name, scorer, pa.array(["A sentence."], pa.large_string()), ["a plain sentence"])
         for file, item in zip(files, inputs, strict=True):
             copy_unchanged(file, item.digest, folder / file.name)
         made = [describe(folder / file.name, runtime.root) for file in files]
@@ -288,7 +295,8 @@ def load_scorer(model: Manifest, root: Path) -> Scorer:
     settings, stats = model.config["model"], model.stats
     if "kind" in stats:
         path = root / model.folder / stats["file"]
-        return _opened(stats["kind"], path, settings["name"], tuple(settings["positive"]))
+        sides = (tuple(settings["positive"]), tuple(settings.get("negative", ())))
+        return _opened(stats["kind"], path, settings["name"], *sides)
     from data_pipeline.kernels.linear import score
     from governance.kernels.buffers import text_buffers
 
@@ -297,9 +305,9 @@ def load_scorer(model: Manifest, root: Path) -> Scorer:
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(kind: str, path: Path, name: str, positive: tuple[str, ...]) -> Scorer:
+def _opened(kind: str, path: Path, name: str, positive: tuple[str, ...], negative: tuple[str, ...]) -> Scorer:
     """The scorer of a model in its artifact, loaded once per process."""
-    return open_model(kind, path, name, positive)[0]
+    return open_model(kind, path, name, positive, negative)[0]
 
 
 def scores_of(model: Manifest, root: Path, texts: Sequence[str]) -> list[float]:

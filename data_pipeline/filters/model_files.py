@@ -1,12 +1,11 @@
 """Classifiers made elsewhere: fastText files and folders of `transformers`.
 
 - `.bin` or `.ftz`: a supervised fastText model of any size and loss (language identification, quality, toxicity). The
-  score is the sum of the library's probabilities of the labels in `positive`.
+  score is the sum of the library's probabilities of the labels in `positive`, minus that of those in `negative`.
 - a folder: a sequence classifier as `transformers` saves it, with safetensors weights and a fast tokenizer; nothing is
-  fetched, and no code of the folder runs. The score is the probability of `positive`, or the number itself where the
-  model gives one (a regression, such as of educational value). It runs in batches of texts of like length, on a GPU
-  where there is one; there the last digits of a score may differ from those of a CPU. Texts are cut to what the model
-  takes.
+  fetched, and no code of the folder runs. The score is the same difference, or the number itself where the model gives
+  one (a regression, such as of educational value). It runs in batches of texts of like length, on a GPU where there is
+  one; there the last digits of a score may differ from those of a CPU. Texts are cut to what the model takes.
 """
 
 from __future__ import annotations
@@ -62,43 +61,53 @@ def model_files(path: Path, name: str) -> tuple[str, list[Path]]:
     return TRANSFORMERS, files
 
 
-def open_model(kind: str, path: Path, name: str, positive: Sequence[str]) -> tuple[Scorer, list[str]]:
+def open_model(
+    kind: str, path: Path, name: str, positive: Sequence[str], negative: Sequence[str] = ()
+) -> tuple[Scorer, list[str]]:
     """The scorer of a model, and all its labels.
 
     Raises:
-        ConfigError: a label of `positive` is not the model's, or it has several and none is named.
+        ConfigError: a named label is not the model's, or it has several and no positive one is named.
         ManifestError: the file is not such a model.
         MissingInput: `transformers` is not installed.
     """
-    return (_fasttext if kind == FASTTEXT else _transformers)(path, name, positive)
+    return (_fasttext if kind == FASTTEXT else _transformers)(path, name, (positive, negative))
 
 
-def _chosen(labels: Sequence[str], positive: Sequence[str], name: str) -> list[int]:
-    wanted = [label.removeprefix("__label__") for label in positive]
-    unknown = [label for label in wanted if label not in labels]
-    if unknown or not wanted:
-        raise ConfigError(
-            f"classifier {name}: positive = {list(positive)}, but the model's labels are {list(labels)[:12]}"
-            f"{' ...' if len(labels) > 12 else ''}. Name those whose probability is the score."
-        )
-    return [labels.index(label) for label in wanted]
+Sides = tuple[Sequence[str], Sequence[str]]
+"""Positive and negative labels."""
 
 
-def _fasttext(path: Path, name: str, positive: Sequence[str]) -> tuple[Scorer, list[str]]:
+def _chosen(labels: Sequence[str], sides: Sides, name: str) -> tuple[list[int], npt.NDArray[np.float64]]:
+    """The places of the labels of both sides, and the sign of each."""
+    places = []
+    for field, side in zip(("positive", "negative"), sides, strict=True):
+        named = [label.removeprefix("__label__") for label in side]
+        if [label for label in named if label not in labels] or (field == "positive" and not named):
+            raise ConfigError(
+                f"classifier {name}: {field} = {list(side)}, but the model's labels are {list(labels)[:12]}"
+                f"{' ...' if len(labels) > 12 else ''}. Name those whose probability is the score."
+            )
+        places.append([labels.index(label) for label in named])
+    return places[0] + places[1], np.repeat([1.0, -1.0], [len(side) for side in sides])
+
+
+def _fasttext(path: Path, name: str, sides: Sides) -> tuple[Scorer, list[str]]:
     from data_pipeline.kernels.fasttext_scores import load_classifier, score_labels
     from governance.kernels.buffers import text_buffers
 
     model = load_classifier(path)
-    chosen = _chosen(model.labels, positive, name)
+    chosen, signs = _chosen(model.labels, sides, name)
 
     def score(texts: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = score_labels(*text_buffers(texts), model, chosen).sum(axis=1, dtype=np.float64)
+        chances = score_labels(*text_buffers(texts), model, chosen)
+        found: npt.NDArray[np.float64] = (chances * signs).sum(axis=1)
         return found
 
     return score, list(model.labels)
 
 
-def _transformers(path: Path, name: str, positive: Sequence[str]) -> tuple[Scorer, list[str]]:
+def _transformers(path: Path, name: str, sides: Sides) -> tuple[Scorer, list[str]]:
     try:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -120,7 +129,7 @@ def _transformers(path: Path, name: str, positive: Sequence[str]) -> tuple[Score
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-    chosen = [0] if len(labels) == 1 else _chosen(labels, positive, name)
+    chosen, signs = ([0], np.ones(1)) if len(labels) == 1 else _chosen(labels, sides, name)
     several = model.config.problem_type == "multi_label_classification"
     longest = min(
         _MOST_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
@@ -145,7 +154,7 @@ def _transformers(path: Path, name: str, positive: Sequence[str]) -> tuple[Score
             with torch.inference_mode():
                 logits = model(**batch).logits.double()
             values = logits if len(labels) == 1 else logits.sigmoid() if several else logits.softmax(dim=1)
-            found[places] = values[:, chosen].sum(dim=1).cpu().numpy()
+            found[places] = (values[:, chosen].cpu().numpy() * signs).sum(axis=1)
         return found
 
     return score, labels

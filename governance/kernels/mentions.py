@@ -166,6 +166,9 @@ class TextMentions(NamedTuple):
     """Rows of (text, as its place in `rows`, group, mentions, sentences with a mention), for each group mentioned."""
     examples: Integers
     """Rows of (text, group, cell, first byte, behind the last): sentences that were kept, some no longer."""
+    spans: Integers
+    """Rows of (text, group, first byte, behind the last) of each sentence that mentions a group; empty unless
+    requested."""
 
 
 def count_texts(
@@ -175,6 +178,7 @@ def count_texts(
     packed: Packed,
     sums: MentionSums | None,
     priorities: npt.NDArray[np.uint64] | None = None,
+    spans: bool = False,
 ) -> TextMentions:
     """Count the texts `rows` of a column.
 
@@ -185,6 +189,7 @@ def count_texts(
         packed: the lists of that language.
         sums: is added to; those of `no_sums(packed, deep=False)`, or None: sentences are not looked into.
         priorities: below 2^63, one for each of `rows`; None: no example is kept.
+        spans: whether each sentence that mentions a group is returned.
     """
     sums = no_sums(packed, deep=False) if sums is None else sums
     ranks = np.full(len(rows), NO_PRIORITY, np.uint64) if priorities is None else priorities
@@ -192,10 +197,10 @@ def count_texts(
     shape = np.array(packed.sizes, np.int64) * (1 if deep else np.array([1, 0, 0, 0]))
     matchers: Any = (tuple(packed.identity), tuple(packed.others))
     out = np.zeros((3, len(rows)), np.int64)
-    places = (rows, buckets, ranks)
+    places = (rows, buckets, ranks, spans)
     lists = (word_tables(), packed.listed, matchers, packed.crossed)
-    events, examples = _count(buffers, places, lists, shape, tuple(sums), out)
-    return TextMentions(out[0], out[1], out[2], events, examples)
+    events, examples, sentences = _count(buffers, places, lists, shape, tuple(sums), out)
+    return TextMentions(out[0], out[1], out[2], events, examples, sentences)
 
 
 @part
@@ -310,7 +315,7 @@ def _room_for(hits):  # type: ignore[no-untyped-def]
 @kernel
 def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped-def]
     data, offsets = buffers
-    rows, buckets, ranks = places
+    rows, buckets, ranks, with_spans = places
     tables, listed, matchers, crossed = lists
     identity, others = matchers
     deep = shape[1] + shape[2] + shape[3] > 0
@@ -323,6 +328,7 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
     score, hit, dialects = np.zeros(shape[2], np.int64), np.zeros(shape[2], np.int64), np.zeros(shape[3], np.int64)
     events, filled, stamp = np.empty((1024, 4), np.int64), 0, 0
     chosen, kept = np.empty((1024, 5), np.int64), 0
+    spans, spanned = np.empty((1024, 4), np.int64), 0
     for n in range(len(rows)):
         start, end = offsets[rows[n]], offsets[rows[n] + 1]
         count, words, sentences = scan(data, start, end, tables, listed, hits, ends)
@@ -374,8 +380,14 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
             if deep:
                 _add_sentence(buckets[n], people, subjects, (score, hit), sums)
                 add_terms((terms, more), first, k, others, people, subjects, score, sums)
+            span = (ends[current - 1] if current else start, ends[current])
+            for j in range(many if with_spans else 0):
+                if spanned == len(spans):
+                    spans = more_rows(spans)
+                spans[spanned, 0], spans[spanned, 1] = n, groups_here[j]
+                spans[spanned, 2], spans[spanned, 3] = span
+                spanned += 1
             if many > 0 and has_room(ranks[n], people, subjects, score, sums[5]):
-                span = (ends[current - 1] if current else start, ends[current])
                 rank = ranks[n] | (uint64(span[1] - span[0] > LONG) << uint64(63))
                 chosen, kept = keep_examples((n, rank), span, people, subjects, score, sums[5], chosen, kept)
         for instrument in range(shape[2]):
@@ -389,4 +401,4 @@ def _count(buffers, places, lists, shape, sums, out):  # type: ignore[no-untyped
             events[filled, 2], events[filled, 3] = mentions[g], with_mention[g]
             mentions[g] = with_mention[g] = 0
             filled += 1
-    return events[:filled].copy(), chosen[:kept].copy()
+    return events[:filled].copy(), chosen[:kept].copy(), spans[:spanned].copy()

@@ -233,11 +233,24 @@ def test_a_fasttext_model_that_exists_scores_and_removes(tmp_path):
 
 def test_a_score_that_is_no_number_ends_the_stage(tmp_path, monkeypatch):
     """NaN is outside no bounds, so a filter that passes it would keep every document."""
-    huge = np.full(1 << 10, 3e38, "<f4").tobytes()  # finite, but the sum of two of them is not
-    monkeypatch.setattr(fasttext_models, "matrix", lambda _, m, n: struct.pack("<qq", m, n) + huge[: 4 * m * n])
-    (tmp_path / "q.bin").write_bytes(model_bytes())
+
+    def huge(end):
+        """Finite weights, but the sum of two of them is not; those of the first row, a text's end, are `end`."""
+
+        def matrix(_, rows, columns):
+            values = np.full((rows, columns), 3e38, "<f4")
+            values[0] = end
+            return struct.pack("<qq", rows, columns) + values.tobytes()
+
+        monkeypatch.setattr(fasttext_models, "matrix", matrix)
+        return model_bytes()
+
+    (tmp_path / "q.bin").write_bytes(huge(end=3e38))
     settings = ClassifierConfig(name="m", model="q.bin", positive=("l1",), min_score=0.5)
     runtime = Runtime(tmp_path / "root")
+    with pytest.raises(PipelineError, match="classifier m: the score of a plain sentence is nan"):
+        train_classifier(settings, tmp_path, runtime)
+    (tmp_path / "q.bin").write_bytes(huge(end=0.0))
     model = train_classifier(settings, tmp_path, runtime)
     with pytest.raises(PipelineError, match="classifier m: the score of web/f#0 is nan"):
         classify(corpus(tmp_path / "root", ["the cat", "sat"]), [(settings, model)], runtime)
@@ -262,12 +275,13 @@ def test_a_transformers_classifier_scores_and_removes(tmp_path, labels):
     ).eval()
     theirs.save_pretrained(tmp_path / "m")
     texts = [" ".join(KIND[:count]) for count in range(1, 10)] + ["the quick brown fox " * 40]
-    settings = ClassifierConfig(name="m", model="m", positive=("LABEL_1",), max_score=5.0)
+    negative = ("LABEL_0",) if labels == 2 else ()
+    settings = ClassifierConfig(name="m", model="m", positive=("LABEL_1",), negative=negative, max_score=5.0)
     model, scores, _ = judged(tmp_path, settings, texts)
     assert model.stats == {"kind": "transformers", "file": "", "labels": labels}
     for text, score_ in zip(texts, scores["m"].to_pylist(), strict=True):
         logits = theirs(**tokenizer(text, truncation=True, max_length=16, return_tensors="pt")).logits[0]
-        expected = logits[0] if labels == 1 else logits.softmax(0)[1]
+        expected = logits[0] if labels == 1 else logits.softmax(0)[1] - logits.softmax(0)[0]
         assert score_ == pytest.approx(float(expected), abs=2e-5)
     assert np.isfinite(scores_of(model, tmp_path / "root", ["", " ", "\n"])).all()
 
@@ -309,7 +323,9 @@ def test_models_that_cannot_be_used_are_reported(tmp_path, files, settings, word
         ({}, "give either paths"),
         ({"paths": ["a"], "model": "b"}, "give either paths"),
         ({"paths": ["a"], "max_score": 1.5}, "not within 0 and 1"),
-        ({"model": "b", "positive": ["hq", "__label__hq"]}, "names a label twice"),
+        ({"model": "b", "positive": ["hq", "__label__hq"]}, "name a label twice"),
+        ({"model": "b", "positive": ["hq"], "negative": ["hq"]}, "name a label twice"),
+        ({"paths": ["a"], "negative": ["0"]}, "negative is for a model made elsewhere"),
     ],
 )
 def test_settings_that_exclude_one_another_are_reported(values, words):

@@ -189,11 +189,11 @@ def test_a_crash_is_resumed_and_only_what_changed_is_counted_again(tmp_path, mon
     root, counted = tmp_path / "crash", []
     real = counts.count_groups
 
-    def dying(groups, stage, lexicons):
+    def dying(groups, stage, *lists):
         counted.append(stage)
         if len(counted) == 3:
             raise KeyboardInterrupt
-        return real(groups, stage, lexicons)
+        return real(groups, stage, *lists)
 
     monkeypatch.setattr(counts, "count_groups", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -17,23 +17,26 @@ included; removed documents at the same rate. A process needs 0.4 GB of memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from governance.checks.bias.adverse_impact import Reference
 from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
 from governance.checks.bias.counts import KEPT, CountTask, count_shard
 from governance.checks.bias.coverage import uncovered_note
 from governance.checks.bias.findings import findings_of
-from governance.checks.bias.instrument_check import Scorer, instrument_rows, lexicon_scorer, load_templates
+from governance.checks.bias.instrument_check import instrument_rows, lexicon_scorer, load_templates
+from governance.checks.bias.sentence_tables import Scorer, SentenceScorer
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.checks.bias.word_lists.lexicons import Lexicons, load_lexicons, scale_of
-from governance.checks.bias.word_lists.lists_config import WordListsConfig
+from governance.checks.bias.word_lists.lists_config import SCORED, WordListsConfig
 from governance.config import Section
-from governance.errors import MissingInput
+from governance.errors import ConfigError, MissingInput
 from governance.files import write_json
 from governance.kernels.word_lookup import joined
 from governance.log import get_logger
@@ -55,14 +58,58 @@ Models = Mapping[str, tuple[Manifest, Scorer]]
 """Name -> a classifier's artifact, and how it scores texts."""
 
 
-class BiasConfig(WordListsConfig):
-    """Settings `[audit.bias]`: word lists and comparisons."""
+class SentenceClassifierConfig(Section):
+    """Settings `[audit.bias.classifiers.NAME]`: a model of the tone of sentences.
 
+    A sentence's score is the probability of the positive labels minus that of the negative ones, from -1 to 1, or the
+    number itself where the model gives one.
+    """
+
+    model: str = Field(min_length=1)
+    """A fastText file (.bin, .ftz) or a folder of `transformers`, relative to the run's file."""
+    positive: tuple[str, ...] = ()
+    """Labels of praise; none for a model that gives a number."""
+    negative: tuple[str, ...] = ()
+    """Labels of blame; others, such as "neutral", count as 0."""
+    languages: tuple[str, ...] = Field(min_length=1)
+    """Languages whose sentences it scores."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SentenceClassifierConfig:
+        if bool(self.positive) != bool(self.negative):
+            raise ValueError("positive and negative go together: a score is above 0 for praise and below for blame")
+        return self
+
+
+class BiasConfig(WordListsConfig):
+    """Settings `[audit.bias]`: word lists, classifiers and comparisons."""
+
+    classifiers: dict[Annotated[str, StringConstraints(pattern="^[a-z0-9_-]+$")], SentenceClassifierConfig] = Field(
+        default={}
+    )
+    """NAME -> a model that scores sentences; instrument "sentiment:NAME"."""
     reference: Reference = "none"
     """Reference of a filter's keep rate: "none", the documents that mention no group of the axis; "highest", the group
     of the axis with the highest rate."""
     parity_reference: str = Field(default="en", pattern="^[a-z]{2,3}$")
     """The language against which the tokenizer's premium is taken."""
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> BiasConfig:
+        if both := sorted(set(self.classifiers) & set(self.sentiment)):
+            raise ValueError(
+                f"classifiers and sentiment both have the name {both[0]!r}, so both would be the instrument "
+                f'"{SCORED}{both[0]}"; rename one'
+            )
+        return self
+
+
+class ScoredBy(Section):
+    """A classifier of sentences."""
+
+    model: str
+    """Digest of its artifact."""
+    languages: tuple[str, ...]
 
 
 class BiasSection(Section):
@@ -74,6 +121,37 @@ class BiasSection(Section):
     """Version of the neutral sentences."""
     reference: Reference
     parity_reference: str
+    classifiers: dict[str, ScoredBy] = Field(default={})
+    """Instrument -> the model."""
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave empty `classifiers` out, so that earlier keys stay valid."""
+        values: dict[str, Any] = serialize(self)
+        return {name: value for name, value in values.items() if value or name != "classifiers"}
+
+
+def sentence_scorers(config: BiasConfig, lexicons: Lexicons, tone: Models) -> tuple[SentenceScorer, ...]:
+    """The classifiers of `[audit.bias.classifiers]`.
+
+    Args:
+        config: the settings.
+        lexicons: the word lists.
+        tone: the models, by NAME.
+
+    Raises:
+        ConfigError: a language has no identity terms.
+    """
+    for name, of in sorted(config.classifiers.items()):
+        if alone := sorted(set(of.languages) - set(lexicons.languages)):
+            raise ConfigError(
+                f"audit.bias.classifiers.{name}: languages has {alone[0]!r}, which has no identity terms, so nothing "
+                "would be scored. Add terms of it with lists.terms, or remove it."
+            )
+    return tuple(
+        SentenceScorer(f"{SCORED}{name}", of.languages, tone[name][1])
+        for name, of in sorted(config.classifiers.items())
+    )
 
 
 def bias_audit(
@@ -82,6 +160,7 @@ def bias_audit(
     runtime: Runtime,
     folder: Path = Path(),
     models: Models | None = None,
+    tone: Models | None = None,
 ) -> Manifest:
     """Count the corpus of these artifacts, and measure it.
 
@@ -91,29 +170,37 @@ def bias_audit(
         runtime: where to write.
         folder: base of relative paths in `config`.
         models: classifiers of this corpus, checked as instruments.
+        tone: those of `config.classifiers`.
 
     Raises:
         MissingInput: `redact` is missing.
-        ConfigError: a word list is invalid.
+        ConfigError: a word list is invalid, or a classifier's language has none.
+        PipelineError: a classifier gives a score that is not a number.
         ManifestError: a shard cannot be read.
     """
     if FINAL not in artifacts:
         raise MissingInput(f"bias: the artifact {FINAL} is missing. Make it with: {runtime.command}")
     lexicons = load_lexicons(config, folder)
-    templates, models = load_templates(), models or {}
+    templates, models, tone = load_templates(), models or {}, tone or {}
+    scorers = sentence_scorers(config, lexicons, tone)
     section = BiasSection(
         lists=dict(lexicons.files),
         templates=templates.version,
         reference=config.reference,
         parity_reference=config.parity_reference,
+        classifiers={
+            f"{SCORED}{name}": ScoredBy(model=tone[name][0].digest, languages=of.languages)
+            for name, of in sorted(config.classifiers.items())
+        },
     )
     recipe = Recipe("bias", VERSION, section)
     filters = [stage for stage in FILTERS if stage in artifacts]
 
     def make(folder: Path) -> Made:
-        shards = _shards(artifacts[FINAL], "documents", KEPT, lexicons, runtime.root)
+        task = partial(CountTask, lexicons=lexicons, scorers=scorers)
+        shards = _shards(artifacts[FINAL], "documents", partial(task, stage=KEPT), runtime.root)
         for stage in filters:
-            shards += _shards(artifacts[stage], "removed", stage, lexicons, runtime.root)
+            shards += _shards(artifacts[stage], "removed", partial(task, stage=stage), runtime.root)
         done = map_shards(recipe, count_shard, shards, folder, runtime)
         parts = [shard.outputs["parts"] for shard in done]
         with contextlib.ExitStack() as reading:
@@ -121,12 +208,13 @@ def bias_audit(
         for name, table in counts.items():
             write_counts(folder / "counts" / f"{name}.parquet", table)
         present = set(counts["documents"]["language"].to_pylist())
-        scorers = {code: of for code, of in _scorers(lexicons, models).items() if code in present}
-        checked = instrument_rows(scorers, _terms(lexicons), templates)
+        checking = {code: of for code, of in _scorers(lexicons, models, scorers).items() if code in present}
+        checked = instrument_rows(checking, _terms(lexicons), templates)
         with_attributes = [code for code, lexicon in lexicons.languages.items() if lexicon.categories]
         choices = Choices(
             listed={code: lexicon.groups for code, lexicon in lexicons.languages.items()},
             scored={**lexicons.scored, "attributes": with_attributes},
+            classified={scorer.instrument: scorer.languages for scorer in scorers},
             reference=config.reference,
             parity_reference=config.parity_reference,
         )
@@ -138,7 +226,7 @@ def bias_audit(
         return Made([*parts, *written], _stats(counts, lexicons))
 
     inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL, "encode") if stage in artifacts]
-    inputs += [model.as_input() for model, _ in models.values()]
+    inputs += [model.as_input() for model, _ in (*models.values(), *tone.values())]
     return run_stage(recipe, inputs, runtime, make)
 
 
@@ -160,7 +248,9 @@ def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:
     return found
 
 
-def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]:
+def _scorers(
+    lexicons: Lexicons, models: Models, scorers: Sequence[SentenceScorer] = ()
+) -> dict[str, dict[str, Scorer]]:
     """Language -> instrument -> scorer.
 
     There is a scorer for each word list as it is used, and for each classifier.
@@ -177,14 +267,16 @@ def _scorers(lexicons: Lexicons, models: Models) -> dict[str, dict[str, Scorer]]
                     weights[name][joined(term)] = weight / scale_of(name)
         found[code] = {name: lexicon_scorer(of, lexicon.identity) for name, of in weights.items() if of}
         found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list has such a name
+        found[code] |= {scorer.instrument: scorer.score for scorer in scorers if code in scorer.languages}
     return found
 
 
-def _shards(manifest: Manifest, role: str, stage: str, lexicons: Lexicons, root: Path) -> list[Shard]:
-    return [
-        Shard(f"{stage}-{Path(of.path).stem}", (stage, of.sha256), CountTask(root / of.path, stage, lexicons), (of,))
-        for of in manifest.listed(role)
-    ]
+def _shards(manifest: Manifest, role: str, task_of: Callable[[Path], CountTask], root: Path) -> list[Shard]:
+    shards = []
+    for of in manifest.listed(role):
+        task = task_of(root / of.path)
+        shards.append(Shard(f"{task.stage}-{Path(of.path).stem}", (task.stage, of.sha256), task, (of,)))
+    return shards
 
 
 def _stats(counts: Mapping[str, pa.Table], lexicons: Lexicons) -> dict[str, object]:

@@ -10,8 +10,8 @@ cluster (`provenance_columns.py`), `language` the column's ("und" where it is em
     categories  language, source, bucket, family, category -> sentences
     pairs       language, source, bucket, axis, group, family, category -> sentences
     scores      language, source, bucket, axis, group, instrument -> sentences, total, squares, hits
-                total and squares of the sentences' scores, hits: sentences with a listed word; axis and group are ""
-                for sentences without a mention
+                total and squares of the sentences' scores, hits: sentences with a listed word, or those that a
+                classifier scored; axis and group are "" for sentences without a mention
     fates       stage, reason, source, site, language, length_bin, bucket, axis, group -> documents
                 `site` is the host, "" without one, "(small sites)" beyond the MOST_SITES with most documents;
                 outcome of each document that entered the first filter: "kept", or the stage that removed it; once for
@@ -51,9 +51,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.checks.bias.count_tables import ALL_TABLES, EXAMPLES_TABLE, Tables, merged, table_of, write_part
-from governance.checks.bias.examples import Kept, add_examples, example_table, priorities_of
+from governance.checks.bias.examples import Kept, add_examples, add_scored_examples, example_table, priorities_of
 from governance.checks.bias.provenance_columns import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
-from governance.checks.bias.sentence_tables import removed_tables, sentence_tables
+from governance.checks.bias.sentence_tables import (
+    SentenceScorer,
+    removed_tables,
+    score_table,
+    sentence_scores,
+    sentence_tables,
+)
 from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, pack_lexicon
 from governance.config import Section
 from governance.errors import read_errors
@@ -79,11 +85,13 @@ class CountTask:
     stage: str
     """"kept", or the stage that removed these documents."""
     lexicons: Lexicons
+    scorers: tuple[SentenceScorer, ...] = ()
+    """Classifiers of the tone of sentences."""
 
 
 def count_shard(section: Section, work: CountTask, path_of: Callable[[str], Path]) -> ShardMade:
     """Count one shard of kept or removed documents and write its part."""
-    found = count_groups(read_groups(work.path, work.stage != KEPT), work.stage, work.lexicons)
+    found = count_groups(read_groups(work.path, work.stage != KEPT), work.stage, work.lexicons, work.scorers)
     write_part(path_of("parts"), found)
     return ShardMade({"parts": path_of("parts")}, {})
 
@@ -104,10 +112,12 @@ def read_groups(path: Path, removed: bool) -> Iterator[pa.Table]:
             pa.default_memory_pool().release_unused()  # else a worker keeps the memory of its largest group
 
 
-def count_groups(groups: Iterable[pa.Table], stage: str, lexicons: Lexicons) -> dict[str, pa.Table]:
+def count_groups(
+    groups: Iterable[pa.Table], stage: str, lexicons: Lexicons, scorers: Sequence[SentenceScorer] = ()
+) -> dict[str, pa.Table]:
     """Count tables of one stage's documents."""
     parts: Tables = {name: [] for name in ALL_TABLES}
-    running = Running({}, {}, {})
+    running = Running({}, {}, {}, scorers if stage == KEPT else ())
     for group in groups:
         if group.num_rows:
             _count_group(group, stage, lexicons, running, parts)
@@ -130,6 +140,7 @@ class Running:
     best: dict[str, npt.NDArray[np.uint64]]
     """Language -> the least priorities of each cell, which its sources share."""
     kept: Kept
+    scorers: Sequence[SentenceScorer] = ()
 
     def sums_of(self, code: str, source: str, packed: Packed, deep: bool) -> MentionSums:
         """The sums of a language and source, empty at first."""
@@ -231,10 +242,19 @@ def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Runni
         packed = _packed(lexicons, code if lexicon else "")
         sums = running.sums_of(code, source, packed, stage == KEPT) if lexicon else None
         buckets = facts.buckets[rows]
-        found = count_texts(buffers, rows, buckets, packed, sums, priorities[rows])
+        scorers = [scorer for scorer in running.scorers if lexicon and code in scorer.languages]
+        found = count_texts(buffers, rows, buckets, packed, sums, priorities[rows], spans=bool(scorers))
         words[rows], sentences[rows] = found.words, found.sentences
         if sums:
             add_examples(running.kept, (code, lexicons), (found, sums.best), (rows, priorities), (facts, buffers))
+        named = lexicon.everyone if lexicon else ()
+        for scorer in scorers:
+            scored, of = (
+                (found.spans, sentence_scores(scorer, found.spans, buffers[0])),
+                (code, named, scorer.instrument),
+            )
+            parts["scores"].append(score_table((code, source), named, scorer.instrument, scored, buckets))
+            add_scored_examples(running.kept, of, scored, (rows, priorities), (facts, buffers))
         if lexicon and stage == KEPT:
             for name, table in _mention_tables((code, source), lexicon, buckets, found):
                 parts[name].append(table)

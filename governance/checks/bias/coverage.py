@@ -2,10 +2,10 @@
 
     coverage = documents in languages with identity terms / documents                       in 0 .. 1
 
-One row of all languages for the identity terms (`instrument` is None), one for each word list that scores sentences,
-and one for the attributes of associations. The whole corpus is known, so this is not an estimate: [lower, upper]
-are the worst and the best case for uncounted documents (Manski 1989, "Anatomy of the Selection Problem", Journal of
-Human Resources 24(3)): statements about mentioned groups cover at least `lower` of the documents and at most all of
+One row of all languages for the identity terms (`instrument` is None), one for each word list or classifier that scores
+sentences, and one for the attributes of associations. The whole corpus is known, so this is not an estimate: [lower,
+upper] are the worst and the best case for uncounted documents (Manski 1989, "Anatomy of the Selection Problem", Journal
+of Human Resources 24(3)): statements about mentioned groups cover at least `lower` of the documents and at most all of
 them. A gate with the rule `whole_ci` and a minimum is therefore inconclusive, never passed, if too many documents were
 not counted; the note lists their languages.
 """
@@ -22,13 +22,19 @@ METRIC = "coverage"
 _NAMED = 8  # languages that a note names
 
 
-def coverage_rows(documents: pa.Table, listed: Collection[str], scored: Mapping[str, Collection[str]]) -> list[Row]:
+def coverage_rows(
+    documents: pa.Table,
+    listed: Collection[str],
+    scored: Mapping[str, Collection[str]],
+    classified: Mapping[str, Collection[str]] | None = None,
+) -> list[Row]:
     """The rows of the metric `coverage`; none for a corpus without documents.
 
     Args:
         documents: the count table of that name.
         listed: the languages with identity terms.
         scored: scoring list -> its languages.
+        classified: classifier of sentences -> its languages.
     """
     sizes: dict[str, int] = {}
     for code, number in zip(documents["language"].to_pylist(), documents["documents"].to_pylist(), strict=True):
@@ -37,27 +43,28 @@ def coverage_rows(documents: pa.Table, listed: Collection[str], scored: Mapping[
     rows: list[Row] = []
     if not whole:
         return rows
-    lists: list[tuple[str | None, Collection[str]]] = [(None, listed), *sorted(scored.items())]
+    models = classified or {}
+    lists: list[tuple[str | None, Collection[str]]] = [(None, listed), *sorted({**scored, **models}.items())]
     for instrument, languages in lists:
         without = {code: number for code, number in sizes.items() if code not in languages and number}
         share = 1 - sum(without.values()) / whole
         numbers = {"value": share, "lower": share, "upper": 1.0, "n": whole}
         names = {"metric": METRIC, "language": ALL, "instrument": instrument}
-        rows.append(interval_row(names, numbers, uncovered_note(without, whole, instrument)))
+        kind = "word list" if instrument is None else f"{instrument} {'classifier' if instrument in models else 'list'}"
+        rows.append(interval_row(names, numbers, uncovered_note(without, whole, kind)))
     return rows
 
 
-def uncovered_note(without: Mapping[str, int], whole: int, instrument: str | None = None) -> str:
-    """Documents that no word list covers, by language; "" if none."""
+def uncovered_note(without: Mapping[str, int], whole: int, kind: str = "word list") -> str:
+    """Documents that no word list (`kind`) covers, by language; "" if none."""
     if not without:
         return ""
     ordered = sorted(without.items(), key=lambda item: (-item[1], item[0]))
     named = [f"{_language(code)} {_percent(number / whole)}" for code, number in ordered[:_NAMED]]
     if rest := ordered[_NAMED:]:
         named.append(f"{len(rest)} more {_percent(sum(number for _, number in rest) / whole)}")
-    lists = "word list" if instrument is None else f"{instrument} list"
     share = _percent(sum(without.values()) / whole)
-    return f"{share} of documents are in languages that no {lists} covers: {', '.join(named)}"
+    return f"{share} of documents are in languages that no {kind} covers: {', '.join(named)}"
 
 
 def _language(code: str) -> str:

@@ -7,6 +7,7 @@ the group. Texts are stored unmasked: a caller that shows one must mask personal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import EXAMPLES_TABLE, schema_of
-from governance.checks.bias.sentence_tables import cells_of
-from governance.checks.bias.word_lists.lexicons import Lexicons
+from governance.checks.bias.sentence_tables import ABOVE, BELOW, cells_of
+from governance.checks.bias.word_lists.lexicons import Lexicons, Name
 from governance.kernels.behind_counts import EXAMPLES
 
 if TYPE_CHECKING:
@@ -80,25 +81,70 @@ def add_examples(
         rows: counted documents, and the priorities of all.
         documents: facts and texts of all.
     """
-    from governance.kernels.mentions import LONG
-
     (code, lexicons), (found, best), (counted_rows, priorities) = lists, counted, rows
-    facts, (data, _) = documents
     text, group, cell, start, end = found.examples.T
-    ranks = priorities[counted_rows[text]] | ((end - start > LONG).astype(np.uint64) << np.uint64(63))
+    ranks = _ranks(priorities[counted_rows[text]], end - start)
     still = (best[group, cell] == ranks[:, None]).any(axis=1)
     names = lexicons.languages[code].everyone
     cells = cells_of(lexicons.languages[code], lexicons.instruments) if best.shape[1] > 1 else [("", "")]
     for place in np.flatnonzero(still).tolist():
-        row = int(counted_rows[text[place]])
         where = (code, *names[group[place]], *cells[cell[place]])
-        sentence = bytes(data[start[place] : end[place]]).decode("utf-8", "replace")
-        words = " ".join(sentence[: 4 * CHARACTERS].split())[:CHARACTERS]
-        example = Example(int(ranks[place]), facts.ids[row], facts.sources[row], facts.reasons[row], words)
-        of_cell = kept.setdefault(where, [])
-        known = [one for one in of_cell if one.id == example.id]
-        if not known or known[0].priority > example.priority:
-            kept[where] = sorted([*(one for one in of_cell if one.id != example.id), example])[:EXAMPLES]
+        row, span = int(counted_rows[text[place]]), (int(start[place]), int(end[place]))
+        _keep(kept, where, (int(ranks[place]), row, span), documents)
+
+
+def add_scored_examples(
+    kept: Kept,
+    named: tuple[str, Sequence[Name], str],
+    scored: tuple[Integers, Integers],
+    rows: tuple[Integers, npt.NDArray[np.uint64]],
+    documents: tuple[Documents, tuple[Bytes, Offsets]],
+) -> None:
+    """Add the sentences of least priority on both sides of a classifier.
+
+    Args:
+        kept: examples, extended in place.
+        named: the language, the names of its groups and intersections, and the instrument.
+        scored: spans of sentences, and their scores.
+        rows: counted documents, and the priorities of all.
+        documents: facts and texts of all.
+    """
+    (code, groups, instrument), (spans, scores), (counted_rows, priorities) = named, scored, rows
+    text, group, start, end = spans.T
+    ranks = _ranks(priorities[counted_rows[text]], end - start)
+    cells = np.where(scores == 0, -1, 2 * group + (scores > 0))
+    in_order = np.argsort(ranks, kind="stable")
+    for cell in sorted(set(cells.tolist()) - {-1}):
+        mine = in_order[cells[in_order] == cell]
+        first = np.sort(np.unique(text[mine], return_index=True)[1])[:EXAMPLES]
+        where = (code, *groups[cell // 2], instrument, (BELOW, ABOVE)[cell % 2])
+        for place in mine[first].tolist():
+            row, span = int(counted_rows[text[place]]), (int(start[place]), int(end[place]))
+            _keep(kept, where, (int(ranks[place]), row, span), documents)
+
+
+def _ranks(priorities: npt.NDArray[np.uint64], sizes: Integers) -> npt.NDArray[np.uint64]:
+    """The priorities, those of long sentences behind all others."""
+    from governance.kernels.mentions import LONG
+
+    return priorities | ((sizes > LONG).astype(np.uint64) << np.uint64(63))
+
+
+def _keep(
+    kept: Kept,
+    where: Cell,
+    found: tuple[int, int, tuple[int, int]],
+    documents: tuple[Documents, tuple[Bytes, Offsets]],
+) -> None:
+    """Keep a sentence (rank, row, span) if it is among the first of its cell."""
+    (rank, row, (start, end)), (facts, (data, _)) = found, documents
+    sentence = bytes(data[start:end]).decode("utf-8", "replace")
+    words = " ".join(sentence[: 4 * CHARACTERS].split())[:CHARACTERS]
+    example = Example(rank, facts.ids[row], facts.sources[row], facts.reasons[row], words)
+    of_cell = kept.setdefault(where, [])
+    known = [one for one in of_cell if one.id == example.id]
+    if not known or known[0].priority > example.priority:
+        kept[where] = sorted([*(one for one in of_cell if one.id != example.id), example])[:EXAMPLES]
 
 
 def example_table(stage: str, kept: Kept) -> pa.Table:

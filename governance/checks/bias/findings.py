@@ -4,13 +4,15 @@ A row is significant when it was tested, q is below 0.05, and its whole 95 % int
 for a gap, 1 for a ratio. Keep rates count only where adjusted, and only for groups that are kept less often. Terms:
 
     tone, sentiment   contribution(t) = weight (scored of t / n - scored of t with the others / n of the others), within
-                      sources as the row is; the contributions of all terms are the value of the row
+                      sources as the row is; the contributions of all terms are the value of the row; no words where a
+                      classifier scored the sentences
     association       occurrences of a word in sentences that mention the group
     impact            documents removed, by reason
 
 Effect sizes are named by Assay's own scale, on the value: a ratio (or its inverse) is small below 1.25 (beyond four
 fifths), medium below 2, large from 2 on; a gap in words per sentence is small below 0.2, medium below 0.5, large from
-there. A gap in points of a scored list is divided by the mean size of its scores first.
+there. A gap in points of a scored list is divided by the mean size of its scores first; a classifier's is judged as it
+is, where 1 is the whole way from neutral to certain praise.
 
 A finding is `precise` when its effective sample size could detect the smallest medium effect with 80 % power at the 5 %
 level: n >= (z_.975 + z_.80)^2 sigma^2 / delta^2 (Cohen 1988, "Statistical Power Analysis"), where the interval's width
@@ -321,6 +323,9 @@ def contributions(row: Row, behind: Behind, weights: Mapping[str, float]) -> Ite
 
 def _tone(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, Any, Any, list[tuple[str, ...]]]:
     key, instrument = (row["language"], row["axis"], row["group"]), row["instrument"]
+    if instrument not in lexicons.instruments:
+        own, side = _own_terms(row, behind, lexicons, [KEPT], ("", "")), BELOW if row["value"] < 0 else ABOVE
+        return gap_effect(row["value"], instrument), own, [], [(KEPT, *key, instrument, side)]
     weights = weights_of(lexicons, row["language"], instrument)
     if row["metric"] == "sentiment_gap":
         side = BELOW if row["value"] < 0 else ABOVE

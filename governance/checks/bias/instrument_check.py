@@ -21,7 +21,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_row
+from governance.checks.bias.sentence_tables import Scorer
 from governance.checks.bias.statistics import Floats, quantile, two_sided_p
 from governance.errors import ConfigError
 from governance.kernels.word_lookup import split_words
@@ -38,8 +39,6 @@ TERM_TOLERANCE = 0.1
 METRIC = "instrument_bias"
 NOT_APPLICABLE = "not applicable: every sentence has the same score, whoever it is about"
 
-Scorer = Callable[[list[str]], list[float]]
-"""Texts to scores, one each, in order."""
 Terms = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
 """language -> (axis, group) -> terms, words or phrases."""
 

@@ -1,22 +1,92 @@
-"""Count tables of one language's sentences, from the kernel's sums."""
+"""Count tables of one language's sentences, from the kernel's sums and by classifiers.
+
+A classifier scores each sentence that mentions a group, once, in thousandths of a point, so that sums stay integers.
+Sentences without a mention are not scored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import table_of
-from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, Name
+from governance.checks.bias.provenance_columns import BUCKETS
+from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, Name, scale_of
+from governance.checks.bias.word_lists.tabbed_lists import MOST
+from governance.errors import PipelineError
 
 if TYPE_CHECKING:
+    from governance.kernels.buffers import Bytes
     from governance.kernels.mentions import MentionSums, Packed
+
+Integers = npt.NDArray[np.int64]
+Scorer = Callable[[list[str]], list[float]]
+"""Texts to scores, one each, in order."""
 
 KEPT = "kept"
 BELOW, ABOVE = "below", "above"
 """The sides of an instrument: sentences whose score is below 0, and above."""
+CHARACTERS = 4096
+"""Characters of a sentence that a classifier reads."""
+
+
+@dataclass(frozen=True)
+class SentenceScorer:
+    """A classifier that scores the tone of sentences."""
+
+    instrument: str
+    languages: tuple[str, ...]
+    score: Scorer
+
+
+def sentence_scores(scorer: SentenceScorer, spans: Integers, data: Bytes) -> Integers:
+    """Scores of the sentences `spans` (`TextMentions`) of a column, as integers.
+
+    Raises:
+        PipelineError: a score is not a number from -1000 to 1000.
+    """
+    places, of = np.unique(spans[:, 2:], axis=0, return_inverse=True)
+    cut = [bytes(data[start : min(end, start + 4 * CHARACTERS)]) for start, end in places.tolist()]
+    texts = [" ".join(text.decode("utf-8", "ignore").split())[:CHARACTERS] for text in cut]
+    scores = np.asarray(scorer.score(texts) if texts else [], np.float64)
+    if scores.shape != (len(texts),):
+        raise ValueError(f"{scorer.instrument} returned {scores.shape} scores for {len(texts)} sentences")
+    if len(wrong := scores[~(np.abs(scores) <= MOST)]):
+        raise PipelineError(
+            f"{scorer.instrument}: {len(wrong)} of {len(scores)} sentences have a score that is not a number from "
+            f"-{MOST} to {MOST}, such as {wrong[0]:g}. Name another model in audit.bias.classifiers."
+        )
+    whole: Integers = np.rint(scores * scale_of(scorer.instrument)).astype(np.int64)
+    return whole[of.reshape(-1)]
+
+
+def score_table(
+    of: tuple[str, str], groups: Sequence[Name], instrument: str, scored: tuple[Integers, Integers], buckets: Integers
+) -> pa.Table:
+    """The rows of `scores` of a classifier.
+
+    Args:
+        of: language and source.
+        groups: names of the groups, then of the intersections.
+        instrument: its name.
+        scored: spans, and their scores.
+        buckets: of each text.
+    """
+    (code, source), (spans, scores) = of, scored
+    sums = np.zeros((BUCKETS, len(groups), 3), np.int64)
+    np.add.at(sums, (buckets[spans[:, 0]], spans[:, 1]), np.stack([np.ones_like(scores), scores, scores**2], axis=1))
+    bucket, group = np.nonzero(sums[:, :, 0])
+    mentioned = np.array(groups, object).reshape(-1, 2)[group]
+    sentences, total, squares = sums[bucket, group].T
+    return table_of(
+        "scores", language=code, source=source, bucket=bucket, axis=mentioned[:, 0], group=mentioned[:, 1],
+        instrument=instrument, sentences=sentences, total=total, squares=squares, hits=sentences,
+    )  # fmt: skip
 
 
 def sentence_tables(

@@ -59,6 +59,8 @@ class Choices:
     """Language -> listed (axis, group); those without a mention have rows of zero."""
     scored: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Word list that scores sentences -> the languages that it has words of."""
+    classified: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Classifier of sentences -> its languages."""
     reference: Reference = "none"
     """Reference of keep rates: "none", documents that mention no group of the axis; or "highest"."""
     parity_reference: str = "en"
@@ -100,7 +102,7 @@ def bias_tables(
     makers: dict[str, Callable[[], list[Row]]] = {
         "representation": lambda: [
             *representation_rows(counts, choices.listed),
-            *coverage_rows(counts["documents"], choices.listed, choices.scored),
+            *coverage_rows(counts["documents"], choices.listed, choices.scored, choices.classified),
         ],
         "association": lambda: association_rows(counts),
         "tone": lambda: tone_rows(counts["scores"], biased, counts.get("fates")),

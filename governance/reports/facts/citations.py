@@ -59,6 +59,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     add("/representation", [tables.get("representation.json")], "", "copied")
     add("/bias", [tables.get("tables.json")], "", "copied")
     add("/findings", [tables.get("findings.json")], "", "copied")
+    add("/instruments", [by_stage.get("bias")], "config.lists, config.classifiers", "copied")
     for stage in found["tokens"]:
         add(f"/tokens/{stage}", [by_stage.get(stage)], "stats", "copied")
     _training(found, kinds, by_stage, add)

@@ -107,6 +107,7 @@ def facts(
         "representation": _read(audit, "representation.json", root),
         "bias": bias_of(artifacts, root),
         "findings": findings_of(artifacts, root, rules),
+        "instruments": instruments_of(artifacts),
         "tokens": {stage: scalars(artifacts[stage].stats) for stage in _OF_TOKENS if stage in artifacts},
         "begun": given.begun or None,
         "lineage": [_lineage(manifest) for manifest in manifests],
@@ -148,6 +149,14 @@ def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dic
         ManifestError: they cannot be read.
     """
     return _read(artifacts.get("bias"), "tables.json", root) or {}
+
+
+def instruments_of(artifacts: Mapping[str, Manifest]) -> dict[str, dict[str, str]]:
+    """Kind and digest of each word list and classifier of the bias audit, by name."""
+    config = artifacts["bias"].config if "bias" in artifacts else {}
+    lists = {name: {"kind": "word list", "digest": digest} for name, digest in config.get("lists", {}).items()}
+    models = config.get("classifiers", {}).items()
+    return lists | {name: {"kind": "classifier", "digest": of["model"]} for name, of in models}
 
 
 def findings_of(artifacts: Mapping[str, Manifest], root: Path, rules: Mask = mask) -> list[dict[str, Any]]:

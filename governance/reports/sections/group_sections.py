@@ -43,9 +43,9 @@ _NOTES = {
     "differences between sources. Below 0.8 is adverse impact by the four-fifths rule.",
     "association": "Normalised pointwise mutual information of group and theme within a sentence (-1 to 1), and its "
     "gap to the other groups of the axis, compared within source.",
-    "tone": "Sentiment gap: positive minus negative words per sentence that mentions the group, minus the same for "
-    "other groups. Ratio of insults: share of such sentences with a listed insult, divided by that of other groups. "
-    "Both are compared within source; notes give the pooled values.",
+    "tone": "Sentiment gap: positive minus negative words per sentence that mentions the group, or a classifier's mean "
+    "score of such sentences, minus the same for other groups. Ratio of insults: share of such sentences with a listed "
+    "insult, divided by that of other groups. Both are compared within source; notes give the pooled values.",
     "instruments": "Scores of neutral template sentences about each group, by word list or classifier. A biased one "
     "cannot decide a gate.",
     "shares": "Shares of the corpus. There is no target value, so none of them is tested.",
@@ -86,6 +86,11 @@ def groups_folded(found: Mapping[str, Any]) -> list[Html]:
 def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterable[Html | None]:
     cited = cite(found, f"/bias/{suite}")
     yield tag("p", _NOTES[suite], class_="note") if suite in _NOTES else None
+    known = found.get("instruments") or {}
+    used = [name for name in dict.fromkeys(row["instrument"] for row in rows) if name in known]
+    if used:
+        shown = [f"{name} ({known[name]['kind']}, digest {known[name]['digest'][:12]})" for name in used]
+        yield tag("p", foreign(f"Measured by {', '.join(shown)}."), class_="note")
     for metric in sorted({row["metric"] for row in rows}, key=lambda name: (name != _MAIN.get(suite), name)):
         mine = [row for row in rows if row["metric"] == metric]
         if suite in _DRAWN and _MAIN.get(suite, metric) == metric:
