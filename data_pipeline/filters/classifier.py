@@ -124,7 +124,7 @@ class ClassifierConfig(Section):
 
     @model_serializer(mode="wrap")
     def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave an empty `model` and `negative` out, so that earlier keys stay valid."""
+        """Leave empty `model` and `negative` out: earlier keys stay valid."""
         values: dict[str, Any] = serialize(self)
         return {name: value for name, value in values.items() if value or name not in ("model", "negative")}
 

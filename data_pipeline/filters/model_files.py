@@ -79,7 +79,7 @@ Sides = tuple[Sequence[str], Sequence[str]]
 
 
 def _chosen(labels: Sequence[str], sides: Sides, name: str) -> tuple[list[int], npt.NDArray[np.float64]]:
-    """The places of the labels of both sides, and the sign of each."""
+    """Places of the labels of both sides, and their signs."""
     places = []
     for field, side in zip(("positive", "negative"), sides, strict=True):
         named = [label.removeprefix("__label__") for label in side]

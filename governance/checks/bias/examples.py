@@ -136,7 +136,7 @@ def _keep(
     found: tuple[int, int, tuple[int, int]],
     documents: tuple[Documents, tuple[Bytes, Offsets]],
 ) -> None:
-    """Keep a sentence (rank, row, span) if it is among the first of its cell."""
+    """Keep a sentence (rank, row, span) among the first of its cell."""
     (rank, row, (start, end)), (facts, (data, _)) = found, documents
     sentence = bytes(data[start:end]).decode("utf-8", "replace")
     words = " ".join(sentence[: 4 * CHARACTERS].split())[:CHARACTERS]

@@ -1,4 +1,4 @@
-"""Count tables of one language's sentences, from the kernel's sums and by classifiers.
+"""Count tables of one language's sentences, by kernel and by classifiers.
 
 A classifier scores each sentence that mentions a group, once, in thousandths of a point, so that sums stay integers.
 Sentences without a mention are not scored.

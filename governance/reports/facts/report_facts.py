@@ -152,7 +152,7 @@ def bias_of(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dic
 
 
 def instruments_of(artifacts: Mapping[str, Manifest]) -> dict[str, dict[str, str]]:
-    """Kind and digest of each word list and classifier of the bias audit, by name."""
+    """Kind and digest of the bias audit's lists and classifiers."""
     config = artifacts["bias"].config if "bias" in artifacts else {}
     lists = {name: {"kind": "word list", "digest": digest} for name, digest in config.get("lists", {}).items()}
     models = config.get("classifiers", {}).items()
