@@ -338,6 +338,17 @@ def remove_file(path: Path) -> None:
         path.unlink()
 
 
+def move_folder(folder: Path, target: Path) -> None:
+    """Move a folder within its file system, with one rename.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it.
 
@@ -351,14 +362,28 @@ def remove_tree(folder: Path) -> None:
 def sweep_temporaries(folder: Path) -> int:
     """Remove temporary files of dead writers; return the number."""
     removed = 0
-    for temporary in folder.rglob(f".*{_TEMPORARY}*"):
-        host, pid, _ = temporary.name.rsplit(_TEMPORARY, 1)[1].rsplit("~", 2)
-        if host != socket.gethostname() or os.path.exists(f"/proc/{pid}"):
+    for temporary, host, process in _writings(folder):
+        if host != socket.gethostname() or os.path.exists(f"/proc/{process}"):
             continue
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
             removed += 1
     return removed
+
+
+def living_writers(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Temporary files that other processes of this machine write."""
+    for temporary, host, process in _writings(folder):
+        if host == socket.gethostname() and process != os.getpid() and os.path.exists(f"/proc/{process}"):
+            yield temporary, process
+
+
+def _writings(folder: Path) -> Iterator[tuple[Path, str, int]]:
+    """Temporary files with the host and the process of their writer."""
+    for temporary in folder.rglob(f".*{_TEMPORARY}*"):
+        if is_temporary(temporary):
+            host, process, _ = temporary.name.rsplit(_TEMPORARY, 1)[1].rsplit("~", 2)
+            yield temporary, host, int(process)
 
 
 def running_sha256() -> hashlib._Hash:

@@ -34,6 +34,7 @@ DOORS = {
     "daft": {"data_pipeline/dedup/join.py"},
     "fsspec": {"data_pipeline/readers/remote.py"},
     "fastwarc": {"data_pipeline/readers/warc.py"},
+    "mwparserfromhell": {"data_pipeline/readers/file_types/wikitext.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
     "jinja2": {"governance/reports/documents/markdown.py"},
     "pynvml": {"governance/energy/nvml.py"},

@@ -93,6 +93,31 @@ def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator
             raise
 
 
+def clean_up(arguments: Arguments) -> None:
+    """List the artifacts that nothing rests on; with `--execute`, remove them."""
+    from assay.clean_up import clean_up as remove
+    from assay.clean_up import in_use, plan_clean_up
+    from assay.pipeline import journal_of
+
+    loaded, runtime = load(arguments, "data prepare")
+    present = list(_made_so_far(loaded.config.data, loaded.folder, runtime))
+    named = [read_artifact(path) for path in arguments.keep]
+    plan = plan_clean_up(runtime.root, present, named, (loaded.config.governance, loaded.folder))
+    for one in plan.candidates:
+        what = {"artifact": one.path, "bytes": one.bytes, "kept_for": one.kept_for}
+        words = f"kept for {one.kept_for}" if one.kept_for else "free"
+        say(f"{one.path:<34} {one.bytes / 1e6:>10,.1f} MB  {words}", candidates=[what])
+    count, size = len(plan.free), f"{plan.freed / 1e6:,.1f} MB"
+    if arguments.execute:
+        remove(runtime.root, plan, journal_of(loaded, runtime))
+        say(f"removed {count} of {len(plan.candidates)} artifacts: {size}", removed=count, bytes=plan.freed)
+        return
+    if user := in_use(runtime.root):
+        say(f"the root is used by {user}", in_use=user)
+    line = f"{count} of {len(plan.candidates)} artifacts are free: {size}. Remove them with --execute"
+    say(line, free=count, bytes=plan.freed)
+
+
 def trace(arguments: Arguments) -> None:
     """Print the origin of the document at a token of a shard."""
     from data_pipeline.trace import explain

@@ -154,6 +154,18 @@ def _data(commands: Commands[Parser]) -> None:
     command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command.set_defaults(needs="data")
+    command = add("clean-up", "clean_up", "list artifacts that no present run, verdict, checkpoint or report rests on")
+    _config(command)
+    command.set_defaults(needs="data")
+    command.add_argument("--execute", action="store_true", help="remove them; without it nothing is changed")
+    command.add_argument(
+        "--keep",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="ARTIFACT",
+        help="keep this artifact too, and all that it rests on: the last one of another run (repeatable)",
+    )
     command = add("trace", "trace", "print which document, file and line a token comes from")
     path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")
     command.add_argument("offset", type=natural, metavar="OFFSET", help="position of the token in the shard, from 0")

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.readers.file_types.messages import messages_text
+from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 

@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.main_text import MARK, main_text
 from data_pipeline.readers.opt_out import meta_signals
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction
@@ -83,7 +84,7 @@ def _resiliparse(page: str) -> str:
     return str(extract_plain_text(page, main_content=True, alt_texts=False))
 
 
-_EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse}
+_EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse, "mwparserfromhell": plain_text}
 
 
 def decode_html(data: bytes, charset: str = "") -> str:

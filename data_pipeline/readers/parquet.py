@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.readers.parquet_pages import Chunk, RowGroup, pages, row_groups
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
-from data_pipeline.readers.rows import read_batch, wanted
-from data_pipeline.readers.streams import is_bomb, open_source
+from data_pipeline.readers.rows import read_batch, until_bomb, wanted
+from data_pipeline.readers.streams import open_source
 
 MAX_PAGE_BYTES = 1 << 28
 _BUFFER_BYTES = 1 << 20
@@ -82,18 +82,7 @@ def read_parquet(
             return
         chosen = range(len(found)) if groups is None else groups
         packed = min(path.stat().st_size, sum(chunk.length for group in chosen for chunk in opened.chunks(group)))
-        yield from _until_bomb(_read_groups(opened, chosen, first), packed)
-
-
-def _until_bomb(pieces: Iterator[Record | RecordFault], packed: int) -> Iterator[Record | RecordFault]:
-    unpacked = 0
-    for piece in pieces:
-        if isinstance(piece, Record):
-            unpacked += len(piece.text)
-            if is_bomb(packed, unpacked):
-                yield RecordFault(piece.file, piece.position, "decompression_bomb", sample(piece.text))
-                return
-        yield piece
+        yield from until_bomb(_read_groups(opened, chosen, first), packed)
 
 
 def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[Record | RecordFault]:

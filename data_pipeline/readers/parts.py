@@ -47,7 +47,7 @@ class Reading:
 
 def is_packed(name: str) -> bool:
     """Return whether a file of this name holds more text than bytes."""
-    return name.endswith((*PACKED, ".parquet"))
+    return name.endswith((*PACKED, ".parquet", ".orc", ".wacz"))
 
 
 def text_bytes(item: SourceItem) -> int:

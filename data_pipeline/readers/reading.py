@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.readers.archive import members, read_blocks
+from data_pipeline.readers.file_types.arrow_files import read_arrow_file, read_orc
 from data_pipeline.readers.file_types.delimited import read_csv
+from data_pipeline.readers.file_types.web_captures import read_wacz, read_wet
 from data_pipeline.readers.hub import read_hub, read_hub_file, read_json
 from data_pipeline.readers.items import SourceItem
 from data_pipeline.readers.own_reader import read_own
@@ -16,15 +18,19 @@ from data_pipeline.readers.parts import Reading, has_row_groups
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import (
+    ArrowSource,
     DelimitedSource,
     HubSource,
     JsonlSource,
+    MediawikiSource,
+    OrcSource,
     OwnSource,
     PackageSource,
     ParquetSource,
     Source,
     TextSource,
     WarcSource,
+    WetSource,
 )
 from data_pipeline.readers.streams import blocks, byte_range, plain_name
 from data_pipeline.readers.text import ending_of, read_jsonl, read_member
@@ -45,9 +51,21 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
 
         rules = load_host_rules(tuple(item.local for item in work.beside)) if work.beside else None
         readings = (
-            (item.file, True, read_warc(item.local, item.file, source, rules=rules, passed=passed))
+            (
+                item.file,
+                True,
+                read_wacz(item.local, item.file, source, rules, passed)
+                if item.file.endswith(".wacz")
+                else read_warc(item.local, item.file, source, rules=rules, passed=passed),
+            )
             for item in work.items
         )
+    elif isinstance(source, WetSource):
+        readings = ((item.file, True, read_wet(item.local, item.file, source, passed)) for item in work.items)
+    elif isinstance(source, MediawikiSource):
+        from data_pipeline.readers.file_types.mediawiki import read_mediawiki  # loads the parsers of pages
+
+        readings = ((item.file, True, read_mediawiki(item.local, item.file, source, passed)) for item in work.items)
     elif isinstance(source, OwnSource):
         code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
         readings = ((item.file, True, read_own(item.local, item.file, source, code)) for item in work.items)
@@ -102,6 +120,8 @@ def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
             return read_hub(source)
         digest, _, of_commit = item.digest.partition(":")
         return read_hub_file(source, source.revision, item.file, "" if of_commit else digest)
+    if isinstance(source, ArrowSource | OrcSource):
+        return (read_orc if isinstance(source, OrcSource) else read_arrow_file)(item.local, item.file, source.fields)
     if isinstance(source, DelimitedSource):
         return read_csv(blocks(item.local), item.file, source.fields, source.dialect)
     ending = "" if isinstance(source, JsonlSource | ParquetSource) else Path(plain_name(item.local.name)).suffix

@@ -16,6 +16,8 @@ Faults by reason:
     dictionary_too_large  an .xz file that needs more than 256 MiB to unpack
     unclosed_quote     a quoted value of a CSV file that has no end
     undecodable        a CSV file that its encoding's decoder gives up: UTF-16 without a byte-order mark
+    corrupt_xml  truncated_xml  hostile_xml
+                       of MediaWiki's dumps, as mediawiki.py says
     nested_too_deep    an archive in an archive in an archive in an archive
     page_too_large     a page of a Parquet file would not fit a worker's memory; the rest of its row group is lost
     reader_failed      a reader of the run's own failed on the content; the rest of the file is lost
@@ -37,7 +39,7 @@ from uuid import UUID
 
 import numpy as np
 
-from data_pipeline.readers.file_types.messages import MessagesForm, messages_text
+from data_pipeline.readers.file_types.chats import MessagesForm, messages_text
 
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
@@ -49,6 +51,9 @@ TORN = frozenset(
         "dictionary_too_large",
         "unclosed_quote",
         "undecodable",
+        "corrupt_xml",
+        "truncated_xml",
+        "hostile_xml",
         "nested_too_deep",
         "page_too_large",
         "reader_failed",

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
-from data_pipeline.readers.streams import open_source
+from data_pipeline.readers.streams import is_bomb, open_source
 
 
 def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
@@ -73,6 +73,21 @@ def read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Recor
                     position += batch.num_rows
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
+
+
+def until_bomb(pieces: Iterator[Record | RecordFault], packed: int) -> Iterator[Record | RecordFault]:
+    """The pieces of a file, until their text shows a bomb.
+
+    `packed` is the number of the file's bytes.
+    """
+    unpacked = 0
+    for piece in pieces:
+        if isinstance(piece, Record):
+            unpacked += len(piece.text)
+            if is_bomb(packed, unpacked):
+                yield RecordFault(piece.file, piece.position, "decompression_bomb", sample(piece.text))
+                return
+        yield piece
 
 
 def _column(batch: pa.RecordBatch, way: tuple[str, ...]) -> pa.Array:

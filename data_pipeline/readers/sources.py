@@ -22,8 +22,8 @@ from urllib.parse import unquote
 import re2
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from data_pipeline.readers.file_types.chats import MessagesForm
 from data_pipeline.readers.file_types.delimited import Dialect
-from data_pipeline.readers.file_types.messages import MessagesForm
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
@@ -177,7 +177,7 @@ class _Pages(Origin):
 class HtmlSource(Section):
     """Fields of every source that may hold HTML pages."""
 
-    extractor: Extractor = ASSAY.extractor
+    extractor: Extractor = "assay"
     """The program that finds a page's main text: Assay's own, trafilatura (as FineWeb ran it) or resiliparse."""
     structure: Structure = ASSAY.structure
     """The form of that text: "plain", or "markdown" with headings, lists, tables, code and formulas (LaTeX)."""
@@ -256,6 +256,18 @@ class DelimitedSource(_Rows, _Paths):
         return Dialect(delimiter, self.quote, self.encoding, self.header)
 
 
+class ArrowSource(_Rows, _Paths):
+    """Arrow IPC files (also Feather 2) and streams; names as in Parquet."""
+
+    type: Literal["arrow"]
+
+
+class OrcSource(_Rows, _Paths):
+    """ORC files; names as in Parquet."""
+
+    type: Literal["orc"]
+
+
 class TextSource(_Pages, _Paths, HtmlSource, _PlainText):
     """Files that are one document each.
 
@@ -268,7 +280,7 @@ class TextSource(_Pages, _Paths, HtmlSource, _PlainText):
 class WarcSource(Origin, _Paths, HtmlSource):
     """Web archives (ISO 28500).
 
-    Their ending is .warc, also with .gz, .zst, .xz, .bz2 or .lz4.
+    Their ending is .warc, also with .gz, .zst, .xz, .bz2 or .lz4; or .wacz, a zip of such files.
 
     Only response records with status 200 are read.
     """
@@ -281,6 +293,42 @@ class WarcSource(Origin, _Paths, HtmlSource):
     opt_out_paths: tuple[str, ...] = ()
     """Shell patterns of files with the hosts' robots.txt, ai.txt and tdmrep.json: web archives, or JSON Lines of
     {"url", "fetched", "body"}. Without them, only what the pages themselves say is known."""
+
+
+class WetSource(_PlainText, _Paths):
+    """Texts of web pages: WARC files with conversion records.
+
+    Their ending is .wet, also with .gz, .zst, .xz, .bz2 or .lz4.
+    """
+
+    type: Literal["wet"]
+    min_text_characters: int = Field(default=1, ge=1)
+    """Characters of text below which a record holds no document: it is quarantined."""
+    columns: tuple[str, ...] = ()
+    """Fields of a record's header that its document keeps in `columns`: "WARC-Date" ..."""
+
+    @property
+    def fields(self) -> Fields:
+        """The record's own, and the header fields that are kept."""
+        return Fields(text="text", url="url", columns=self.columns)
+
+
+class MediawikiSource(Origin, _Paths):
+    """Dumps of a wiki: MediaWiki's XML, pages-articles, plain or packed.
+
+    A page is a document, its wikitext as plain text.
+    """
+
+    type: Literal["mediawiki"]
+    namespaces: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Namespaces whose pages are read; 0: articles."""
+    columns: tuple[Literal["title", "page_id", "revision_id", "timestamp"], ...] = ()
+    """Facts of a page that its document keeps in `columns`."""
+
+    @property
+    def fields(self) -> Fields:
+        """The page's own, and the facts that are kept."""
+        return Fields(text="text", url="url", columns=self.columns)
 
 
 class OwnSource(_Rows, _Paths):
@@ -394,7 +442,18 @@ class HubSource(_Rows):
         return bool(self.revision)
 
 
-PathSource = JsonlSource | DelimitedSource | ParquetSource | TextSource | WarcSource | OwnSource
+PathSource = (
+    JsonlSource
+    | DelimitedSource
+    | ParquetSource
+    | ArrowSource
+    | OrcSource
+    | TextSource
+    | WarcSource
+    | WetSource
+    | MediawikiSource
+    | OwnSource
+)
 Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="type")]
 
 

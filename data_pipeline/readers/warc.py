@@ -151,14 +151,29 @@ def _response(raw: RawRecord) -> _Response | str:
         return "warc_bad_header"
     if record.record_type != WarcRecordType.response:
         return "passed:not_a_response"
-    digest = record.headers.get("WARC-Block-Digest") or ""
-    if not raw.cut and digest.lower().startswith(_DIGESTS) and not record.verify_block_digest():
+    if not raw.cut and _differs(record):
         return "warc_digest_mismatch"
     try:
         record.parse_http(auto_decode="none")
         return _understood(record)
     except (OSError, ValueError, TypeError):
         return "warc_bad_http"
+
+
+def _differs(record: WarcRecord) -> bool:
+    """Return whether a block differs from its stated digest."""
+    digest = record.headers.get("WARC-Block-Digest") or ""
+    return digest.lower().startswith(_DIGESTS) and not record.verify_block_digest()
+
+
+def is_altered(raw: RawRecord) -> bool:
+    """Return whether a whole record's block differs from its stated digest."""
+    from fastwarc.warc import WarcRecord
+
+    try:
+        return _differs(WarcRecord.from_bytes(raw.data))
+    except (OSError, ValueError):
+        return True
 
 
 def _understood(record: WarcRecord) -> _Response | str:

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from governance.errors import Occupied, PipelineError
-from governance.files import held, json_text, remove_file, touch, write_new, write_text
+from governance.files import held, is_held, json_text, remove_file, touch, write_new, write_text
 from governance.log import get_logger
 from governance.stage import now
 from pretrain.distributed.lease_sighting import LeaseSighting
@@ -273,6 +273,17 @@ def newest_holder(holders: Path) -> LeaseHolder | None:
         return LeaseHolder(**values)
     except (FileNotFoundError, ValueError, TypeError):  # of another version, or removed in this moment
         return LeaseHolder("unknown", 0, "unknown", number=max(numbers))
+
+
+def live_holder(folder: Path) -> str:
+    """The attempt that trains in a folder, or ""."""
+    newest = newest_holder(folder / HOLDERS)
+    if newest is None or newest.ended:
+        return ""
+    path = _path(folder / HOLDERS, newest.number)
+    here = newest.host == socket.gethostname()
+    alive = is_held(folder / LOCK_FILE) if here else _age(path) < SILENT_SECONDS
+    return _who(newest) if alive else ""
 
 
 def _path(holders: Path, number: int) -> Path:

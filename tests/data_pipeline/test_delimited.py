@@ -17,8 +17,8 @@ from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_tabl
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.file_types import delimited
 from data_pipeline.readers.file_types.character_references import decode_references
+from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.delimited import Dialect, read_csv
-from data_pipeline.readers.file_types.messages import messages_text
 from data_pipeline.readers.record import Fields, Record
 from data_pipeline.readers.sources import Source
 from governance.config import Section, validate

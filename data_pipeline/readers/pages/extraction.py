@@ -14,12 +14,14 @@ Structure = Literal["plain", "markdown"]
 class Extraction(NamedTuple):
     """The extractor of a source's pages and the form of their text."""
 
-    extractor: Extractor = "assay"
+    extractor: Extractor | Literal["mwparserfromhell"] = "assay"
     structure: Structure = "plain"
 
 
 ASSAY = Extraction()
 """The default."""
+WIKITEXT = Extraction("mwparserfromhell")
+"""For pages of MediaWiki's dumps, which are no HTML."""
 
 
 def check_installed(extraction: Extraction) -> None:

@@ -1,0 +1,102 @@
+"""WET files and WACZ archives.
+
+WET (`type = "wet"`): the records of type conversion in a WARC file, whose block is a page's text, as Common Crawl
+extracted it. The text is taken as it is; its url is the target URI. Header fields named in `columns` (WARC-Date,
+WARC-Identified-Content-Language) are kept. Other records are counted as `not_a_conversion`.
+
+WACZ (a `warc` source's files that end in .wacz): a zip whose folder `archive` holds WARC files. Each is unpacked to a
+temporary file and read as one; its name is that of the archive and its own. What the zip cannot give is a fault
+`unreadable_member`, and one that unpacks to far more than it holds a `decompression_bomb` (`archive.py`); the archive
+counts as torn.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.readers.archive import members, read_blocks
+from data_pipeline.readers.opt_out import HostRules
+from data_pipeline.readers.record import Record, RecordFault, sample, to_record
+from data_pipeline.readers.sources import WarcSource, WetSource
+from data_pipeline.readers.streams import TornStream, open_source
+from data_pipeline.readers.warc_stream import RawRecord, raw_records
+from governance.errors import MissingInput
+
+_GAP = b"\r\n\r\n"
+
+
+def read_wet(path: Path, file: str, source: WetSource, passed: Counter[str]) -> Iterator[Record | RecordFault]:
+    """Records and faults of one WET file, in order.
+
+    Raises:
+        MissingInput: the file cannot be opened.
+    """
+    from data_pipeline.readers.warc import is_altered
+
+    for raw in raw_records(path):
+        if not isinstance(raw, RawRecord):
+            yield RecordFault(file, raw.place, raw.reason, sample(raw.data))
+            continue
+        head, _, block = raw.data.partition(_GAP)
+        fields = _fields(head)
+        if fields.get("warc-type", "").lower() != "conversion":
+            passed["not_a_conversion"] += 1
+            continue
+        url = fields.get("warc-target-uri", "").strip("<> ")
+        fault = "warc_too_large" if raw.cut else "warc_digest_mismatch" if is_altered(raw) else ""
+        try:
+            text = block.decode("utf-8")
+        except UnicodeDecodeError:
+            text, fault = "", fault or "not_utf8"
+        if not fault and len(text.strip()) < source.min_text_characters:
+            fault = "no_text"
+        if fault:
+            yield RecordFault(file, raw.place, fault, sample(url))
+        else:
+            row = {"text": text, "url": url, **{name: fields.get(name.lower()) for name in source.columns}}
+            yield to_record(row, source.fields, file, raw.place, url)
+
+
+def _fields(head: bytes) -> dict[str, str]:
+    """A header's fields by their names in small letters."""
+    lines = head.decode("utf-8", "replace").split("\r\n")[1:]
+    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def read_wacz(
+    path: Path, file: str, source: WarcSource, rules: HostRules | None, passed: Counter[str]
+) -> Iterator[Record | RecordFault]:
+    """Records and faults of the WARC files in one archive, in order.
+
+    Raises:
+        MissingInput: the archive cannot be opened.
+    """
+    from data_pipeline.readers.warc import read_warc
+
+    open_source(path).close()
+    if not zipfile.is_zipfile(path):
+        yield RecordFault(file, 0, "unreadable_member", sample("not a whole zip file"))
+        return
+    try:
+        for member in members(path, ("archive/*",)):
+            name = f"{file}/{member.name}"
+            if member.fault:
+                yield RecordFault(name, 0, member.fault, "")
+                continue
+            with tempfile.NamedTemporaryFile(suffix=Path(member.name).name) as unpacked:
+                torn = ""
+                try:
+                    for block in read_blocks(member):
+                        unpacked.write(block)
+                except TornStream as error:
+                    torn = error.reason
+                unpacked.flush()
+                yield from read_warc(Path(unpacked.name), name, source, rules=rules, passed=passed)
+            if torn:
+                yield RecordFault(name, 0, torn, "")
+    except MissingInput as error:  # its directory is damaged
+        yield RecordFault(file, 0, "unreadable_member", sample(str(error.__cause__)))

@@ -1,0 +1,197 @@
+"""Clean-up: what nothing rests on goes, the rest stays and verifies, also after a kill at any step."""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import assay.clean_up
+from assay.cli.main import main
+from governance.files import write_text
+from governance.manifest import read_manifest
+from governance.parallel import close_pool
+from governance.signing.journal_lines import read_journal
+from tests.conftest import CONFIG, write_tales
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """A corpus made, audited, and made again under another bound, and the way back."""
+    folder = tmp_path_factory.mktemp("twice") / "project"
+    folder.mkdir()
+    (folder / "run.toml").write_text(CONFIG)
+    shutil.copy(Path(__file__).parents[2] / "configs" / "policy.toml", folder / "policy.toml")
+    write_tales(folder / "a.jsonl", range(40))
+    write_tales(folder / "b.jsonl", range(40, 44))
+    for bound in (20, 21, 22):
+        assert run(folder, "data", "prepare", bound) == 0
+    return folder
+
+
+def run(folder, group, command, bound=22, *more):
+    words = [group, command, folder / "run.toml", "--root", folder / "made", "--data-workers", "1"]
+    status = main([*map(str, words), "--set", f"data.clean.min_words={bound}", *map(str, more)])
+    close_pool()
+    return status
+
+
+@pytest.fixture
+def copy(twice, tmp_path):
+    shutil.copytree(twice, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def artifacts(folder):
+    return {path.parent.relative_to(folder / "made").as_posix() for path in (folder / "made").glob("*/*/manifest.json")}
+
+
+def disk(folder):
+    """Bytes of a root's files, each once."""
+    states = [path.stat() for path in (folder / "made").rglob("*") if path.is_file()]
+    return sum({state.st_ino: state.st_size for state in states}.values())
+
+
+def verified(folder, capsys):
+    """The exit status and the problems of a deep verification."""
+    words = ["governance", "verify", "--deep", folder / "made", "--config", folder / "run.toml"]
+    status = main([str(word) for word in words])
+    return status, capsys.readouterr().out
+
+
+def test_a_dry_run_lists_and_changes_nothing(copy, capsys):
+    before = sorted(path for path in (copy / "made").rglob("*"))
+    capsys.readouterr()
+    assert main(["data", "clean-up", str(copy / "run.toml"), "--root", str(copy / "made"), "--json",
+                 "--set", "data.clean.min_words=22"]) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(path for path in (copy / "made").rglob("*")) == before
+    kept = {one["artifact"] for one in found["candidates"] if one["kept_for"] == "this run"}
+    assert {name.partition("/")[0] for name in kept} == {"ingest", "clean", "dedup", "redact", "tokenizer", "encode"}
+    assert kept | {one["artifact"] for one in found["candidates"] if not one["kept_for"]} == artifacts(copy)
+    assert found["free"] == 10, "five stages of each of two superseded corpora"
+    assert found["bytes"] > 0
+
+
+def test_what_is_free_goes_and_the_rest_verifies(copy, capsys):
+    size = disk(copy)
+    named = next((copy / "made").glob("encode/*/manifest.json")).parent
+    earlier = artifacts(copy)
+    capsys.readouterr()
+    assert run(copy, "data", "clean-up", 22, "--execute", "--keep", named, "--json") == 0
+    freed = json.loads(capsys.readouterr().out)["bytes"]
+    left = artifacts(copy)
+    assert len(earlier - left) in (5, 10), "the named one may be of this run"
+    assert named.relative_to(copy / "made").as_posix() in left
+    after = disk(copy)
+    assert abs(size - after - freed) < 100_000, "what is freed is what was promised; the journal has grown"
+    assert verified(copy, capsys)[0] == 0
+    entries, problems = read_journal(copy / "made" / "journal.jsonl", ())
+    removed = {one["path"].rpartition("/")[0] for one in entries[-1].statement["predicate"]["removed"]}
+    assert (entries[-1].kind, removed, problems) == ("clean-up", earlier - left, [])
+    assert run(copy, "data", "prepare") == 0
+    assert artifacts(copy) == left, "this run is whole"
+    assert run(copy, "data", "prepare", 20) == 0, "a removed corpus can be made again"
+    assert artifacts(copy) == earlier or len(artifacts(copy)) > len(left)
+    assert verified(copy, capsys)[0] == 0
+
+
+def test_an_audited_corpus_stays_with_all_that_it_rests_on(copy, capsys):
+    assert run(copy, "governance", "check", 20) in (0, 77)
+    judged = {path for path in artifacts(copy)}
+    assert run(copy, "data", "clean-up", 22, "--execute") == 0
+    left = artifacts(copy)
+    assert len(judged - left) == 5, "of three corpora one has neither a verdict nor is this run's"
+    assert {name for name in left if name.startswith(("audit", "bias"))}
+    assert verified(copy, capsys)[0] == 0
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_at_any_step_leaves_a_root_that_verifies_and_is_continued(copy, tmp_path, capsys, monkeypatch):
+    whole = artifacts(copy)
+    done = tmp_path / "done"
+    shutil.copytree(copy, done)
+    assert run(done, "data", "clean-up", 22, "--execute") == 0
+    for step in (0, 1, 4, 9, 11, 13):
+        folder = tmp_path / f"killed-{step}"
+        shutil.copytree(copy, folder)
+        left = [step]
+
+        def counted(function, left=left):
+            def call(*arguments):
+                if not left[0]:
+                    raise Killed
+                left[0] -= 1
+                return function(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in ("remove_tree", "remove_file", "move_folder"):
+                patched.setattr(assay.clean_up, name, counted(getattr(assay.clean_up, name)))
+            with pytest.raises(Killed):
+                run(folder, "data", "clean-up", 22, "--execute")
+        assert artifacts(done) <= artifacts(folder) <= whole
+        assert verified(folder, capsys)[0] == 0, f"killed at step {step}"
+        assert run(folder, "data", "clean-up", 22, "--execute") == 0
+        assert artifacts(folder) == artifacts(done)
+        assert not (folder / "made" / ".clean-up").exists()
+        assert verified(folder, capsys)[0] == 0
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("user", ["worker", "writer", "training"])
+def test_a_root_in_use_is_left_alone(copy, user, capsys):
+    root = copy / "made"
+    whole = artifacts(copy)
+    process = os.fork() if user == "worker" else 0
+    if user == "worker" and process == 0:  # a lock of another process, which ends with it
+        with (root / "share-0-of-2.lock").open("w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            write_text(root / "holds.txt", "")
+            os.read(os.open("/dev/zero", os.O_RDONLY), 1)
+            import time
+
+            time.sleep(300)
+        os._exit(0)
+    try:
+        if user == "worker":
+            while not (root / "holds.txt").exists():
+                pass
+            (root / "holds.txt").unlink()
+        elif user == "writer":
+            host = os.uname().nodename
+            (root / "clean" / f".x.parquet.tmp~{host}~{os.getppid()}~01234567").write_text("")
+        else:
+            holders = root / "train" / "0123456789abcdef" / "holders"
+            holders.mkdir(parents=True)
+            (holders / "000001.json").write_text(
+                json.dumps({"host": "elsewhere", "pid": 7, "since": "2026", "job": "", "restart": 0, "number": 1})
+            )
+        assert run(copy, "data", "clean-up", 22, "--execute") == 73
+        assert "Nothing was removed" in capsys.readouterr().err
+        assert artifacts(copy) == whole
+    finally:
+        if process:
+            os.kill(process, 9)
+            os.waitpid(process, 0)
+
+
+def test_a_configuration_without_artifacts_removes_nothing(copy, capsys):
+    (copy / "a.jsonl").write_text(json.dumps({"text": "changed"}) + "\n")
+    whole = artifacts(copy)
+    assert run(copy, "data", "clean-up", 22, "--execute") == 66
+    assert artifacts(copy) == whole
+
+
+def test_an_unreadable_manifest_stops_the_plan(copy, capsys):
+    path = next((copy / "made").glob("clean/*/manifest.json"))
+    assert read_manifest(path).stage == "clean"
+    path.write_text("torn")
+    assert run(copy, "data", "clean-up", 22, "--execute") == 65
+    assert len(artifacts(copy)) == 16

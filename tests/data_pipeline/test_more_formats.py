@@ -1,0 +1,292 @@
+"""Arrow, ORC, WET, WACZ and MediaWiki dumps: every record is read or refused, torn and hostile files are counted."""
+
+import base64
+import bz2
+import gzip
+import hashlib
+import json
+import zipfile
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.orc
+import pytest
+
+from data_pipeline.documents import read_documents
+from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers import streams
+from data_pipeline.readers.file_types.wikitext import plain_text
+from data_pipeline.readers.sources import Source
+from governance.config import Section, validate
+from governance.stage import Runtime
+from tests.data_pipeline.test_delimited import made
+
+ROWS = [{"text": f"row {number} größer", "doc": {"n": number}} for number in range(300)]
+
+
+KINDS = {"string": pa.string(), "dictionary": pa.dictionary(pa.int32(), pa.string()), "view": pa.string_view()}
+STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+# --- Arrow and ORC
+
+
+def arrow(path, rows=ROWS, form="stream", kind="string", packed=None):
+    schema = pa.schema([("text", KINDS[kind]), ("doc", pa.struct([("n", pa.int64())]))])
+    options = pa.ipc.IpcWriteOptions(compression=packed)
+    new = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as sink, new(sink, schema, options=options) as out:
+        for begin in range(0, len(rows), 100):
+            out.write_batch(pa.RecordBatch.from_pylist(rows[begin : begin + 100], schema))
+
+
+@pytest.mark.parametrize("packed", [None, "zstd", "lz4"])
+@pytest.mark.parametrize("form", ["stream", "file"])
+@pytest.mark.parametrize("kind", ["string", "dictionary", "view"])
+def test_arrow_rows_become_documents(tmp_path, form, packed, kind):
+    rows = 100 if (kind, form) == ("dictionary", "file") else 300  # a file has one dictionary for all batches
+    arrow(tmp_path / "x.arrow", ROWS[:rows], form=form, packed=packed, kind=kind)
+    documents, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"], columns=["doc.n"])
+    assert [d.text for d in documents] == [row["text"] for row in ROWS[:rows]]
+    assert ([json.loads(d.columns)["doc.n"] for d in documents], faults) == ([*range(rows)], [])
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_a_torn_arrow_file_keeps_the_rows_in_front(tmp_path, form):
+    arrow(tmp_path / "x.arrow", form=form)
+    data = (tmp_path / "x.arrow").read_bytes()
+    (tmp_path / "x.arrow").write_bytes(data[: int(len(data) * 0.7)])
+    documents, faults, stats = made(tmp_path, type="arrow", paths=["x.arrow"])
+    assert [d.text for d in documents] == [row["text"] for row in ROWS[:200]]
+    assert ([fault[1] for fault in faults], stats["torn_files"]) == (["unreadable_rows"], 1)
+    (tmp_path / "x.arrow").write_bytes(b"no Arrow at all, but some bytes")
+    assert [fault[1] for fault in made(tmp_path, type="arrow", paths=["x.arrow"])[1]] == ["unreadable_rows"]
+
+
+def test_an_arrow_bomb_is_stopped_before_it_unpacks(tmp_path, monkeypatch):
+    rows = [{"text": "a"}, {"text": "0" * 30_000_000}]
+    schema = pa.schema([("text", pa.string())])
+    with (
+        pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out,
+    ):
+        for row in rows:
+            out.write_batch(pa.RecordBatch.from_pylist([row], schema))
+    monkeypatch.setattr(streams, "BOMB_BYTES", 10_000_000)
+    documents, faults, stats = made(tmp_path, type="arrow", paths=["x.arrow"])
+    assert ([d.text for d in documents], [fault[:2] for fault in faults]) == (["a"], [(1, "decompression_bomb")])
+    assert stats["torn_files"] == 1
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["z" * 100_000]))
+    batch = pa.record_batch({"text": one})
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as out:
+        out.write_batch(batch)
+    documents, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"])
+    assert sum(len(d.text) for d in documents) < 30_000_000
+    assert [fault[1] for fault in faults] == ["decompression_bomb"]
+
+
+@pytest.mark.parametrize("packed", ["uncompressed", "zlib", "zstd"])
+def test_orc_rows_become_documents_and_damage_is_counted(tmp_path, packed):
+    pa.orc.write_table(pa.Table.from_pylist(ROWS), tmp_path / "x.orc", compression=packed)
+    values = {"type": "orc", "paths": ["x.orc"], "columns": ["doc.n"]}
+    documents, faults, _ = made(tmp_path, **values)
+    assert [d.text for d in documents] == [row["text"] for row in ROWS]
+    assert ([json.loads(d.columns)["doc.n"] for d in documents], faults) == ([*range(300)], [])
+    data = (tmp_path / "x.orc").read_bytes()
+    for damaged in (data[:-100], data[: len(data) // 2], b"ORC" + data[40:], b"no"):
+        (tmp_path / "x.orc").write_bytes(damaged)
+        _, faults, stats = made(tmp_path, **values)
+        assert ([fault[1] for fault in faults], stats["torn_files"]) == (["unreadable_rows"], 1)
+
+
+# --- WET and WACZ
+
+
+def record(kind, block, url="http://a.example/", **fields):
+    lines = ["WARC/1.0", f"WARC-Type: {kind}", f"WARC-Target-URI: {url}", "WARC-Date: 2024-05-01T10:00:00Z"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    return "\r\n".join([*lines, f"Content-Length: {len(block)}", "", ""]).encode() + block + b"\r\n\r\n"
+
+
+def digest(block):
+    return "sha1:" + base64.b32encode(hashlib.sha1(block).digest()).decode()
+
+
+def test_wet_records_are_documents_with_url_and_date(tmp_path):
+    good = "Größe\n\nHTTP/1.1 is a protocol.\n".encode()
+    parts = [record("warcinfo", b"software: x\r\n"), record("conversion", good, WARC_Block_Digest=digest(good)),
+             record("conversion", b"changed", WARC_Block_Digest=digest(good)), record("conversion", b"\xff\xfe"),
+             record("conversion", b"  \n"), record("conversion", b"last", "http://b.example/")]  # fmt: skip
+    (tmp_path / "x.warc.wet.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    values = {"type": "wet", "paths": ["*.wet.gz"], "columns": ["WARC-Date", "absent"]}
+    documents, faults, stats = made(tmp_path, **values)
+    assert [(d.text, d.url) for d in documents] == [(good.decode(), "http://a.example/"), ("last", "http://b.example/")]
+    assert json.loads(documents[0].columns) == {"WARC-Date": "2024-05-01T10:00:00Z", "absent": None}
+    assert [fault[1] for fault in faults] == ["warc_digest_mismatch", "not_utf8", "no_text"]
+    assert stats["passed_over"] == {"not_a_conversion": 1}
+    data = b"".join(map(gzip.compress, parts))
+    (tmp_path / "x.warc.wet.gz").write_bytes(data[:-10])
+    documents, faults, stats = made(tmp_path, **values)
+    assert (len(documents), faults[-1][1], stats["torn_files"]) == (1, "warc_torn_record", 1)
+
+
+def page(text, url):
+    body = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n{text}".encode()
+    return gzip.compress(record("response", body, url, Content_Type="application/http; msgtype=response"))
+
+
+def wacz(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("datapackage.json", "{}")
+        archive.writestr("pages/pages.jsonl", "{}")
+        for name, (data, how) in files.items():
+            archive.writestr(name, data, how)
+
+
+def test_a_wacz_is_read_as_its_web_archives(tmp_path):
+    first = page("one", "http://a.example/1") + page("two", "http://a.example/2")
+    second = page("three", "http://b.example/")
+    wacz(tmp_path / "x.wacz", {"archive/a.warc.gz": (first, STORED), "archive/b.warc.gz": (second, STORED)})
+    documents, faults, _ = made(tmp_path, type="warc", paths=["x.wacz"])
+    assert [(d.text, d.url, d.file) for d in documents] == [
+        ("one", "http://a.example/1", "x.wacz/archive/a.warc.gz"),
+        ("two", "http://a.example/2", "x.wacz/archive/a.warc.gz"),
+        ("three", "http://b.example/", "x.wacz/archive/b.warc.gz"),
+    ]
+    assert faults == []
+
+
+def test_torn_and_hostile_wacz_archives_are_counted(tmp_path, monkeypatch):
+    path, values = tmp_path / "x.wacz", {"type": "warc", "paths": ["x.wacz"]}
+    wacz(path, {"archive/a.warc.gz": (page("one", "http://a.example/1"), STORED)})
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    _, faults, stats = made(tmp_path, **values)
+    assert ([fault[1] for fault in faults], stats["torn_files"]) == (["unreadable_member"], 1)
+    at = data.index(b"\x1f\x8b") + 60
+    path.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+    _, faults, stats = made(tmp_path, **values)
+    assert ("unreadable_member" in [fault[1] for fault in faults], stats["torn_files"] > 0) == (True, True)
+    monkeypatch.setattr(streams, "BOMB_BYTES", 1_000_000)
+    second = page("two", "http://b.example/")
+    wacz(path, {"archive/a.warc": (b"0" * 30_000_000, DEFLATED), "archive/b.warc.gz": (second, STORED)})
+    documents, faults, stats = made(tmp_path, **values)
+    assert ([d.text for d in documents], [fault[1] for fault in faults]) == (["two"], ["decompression_bomb"])
+    assert stats["torn_files"] == 1
+    wacz(path, {"archive/notes.txt": (b"not a web archive", STORED)})
+    assert made(tmp_path, **values)[2]["torn_files"] == 1
+
+
+# --- MediaWiki
+
+
+ARTICLE = """{{Infobox|a=1}}'''Quine''' is a [[computer program|program]]<ref>x</ref> by [[Douglas Hofstadter]].
+<!-- no --> See [http://a.example this page] &amp; more.
+
+[[Datei:a.png|thumb|Caption]]
+== History ==
+{| class="wikitable"
+|-
+| cell
+|}
+* first
+* second
+[[Category:Programs]] [[Kategorie:Y]] [[:Category:Shown]]
+__NOTOC__"""
+PLAIN = """Quine is a program by Douglas Hofstadter.
+See this page & more.
+
+History
+
+first
+second
+Category:Shown"""
+
+
+def dump(pages, head=""):
+    site = "<siteinfo><base>https://de.wiki.example/wiki/Hauptseite</base><namespaces>"
+    site += '<namespace key="0" case="first-letter" /><namespace key="6">Datei</namespace>'
+    site += '<namespace key="14">Kategorie</namespace></namespaces></siteinfo>'
+    body = ""
+    for number, (title, space, extra, text) in enumerate(pages):
+        text = text.replace("&", "&amp;").replace("<", "&lt;")
+        body += f"<page><title>{title}</title><ns>{space}</ns><id>{number + 10}</id>{extra}<revision>"
+        body += f"<id>{number + 20}</id><timestamp>2024-05-01T10:00:00Z</timestamp>"
+        body += f"<text bytes='1' xml:space='preserve'>{text}</text></revision></page>\n"
+    return f'{head}<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">{site}{body}</mediawiki>'.encode()
+
+
+PAGES = [("Das Quine", 0, "", ARTICLE), ("Old", 0, '<redirect title="Das Quine" />', "#REDIRECT [[Das Quine]]"),
+         ("Talk:Quine", 1, "", "chat"), ("Empty", 0, "", "{{only|a template}}"),
+         ("Last", 0, "", "The end.")]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", ["", ".bz2"])
+def test_pages_of_a_dump_become_plain_text(tmp_path, packed):
+    pack = bz2.compress if packed else bytes
+    (tmp_path / f"w.xml{packed}").write_bytes(pack(dump(PAGES)))
+    columns = ["title", "page_id", "revision_id", "timestamp"]
+    documents, faults, stats = made(tmp_path, type="mediawiki", paths=["w.xml*"], columns=columns)
+    assert [d.text for d in documents] == [PLAIN, "The end."]
+    assert [d.url for d in documents] == ["https://de.wiki.example/wiki/Das_Quine", "https://de.wiki.example/wiki/Last"]
+    assert json.loads(documents[0].columns) == {
+        "title": "Das Quine", "page_id": "10", "revision_id": "20", "timestamp": "2024-05-01T10:00:00Z"
+    }  # fmt: skip
+    assert ([fault[:2] for fault in faults], stats["passed_over"]) == (
+        [(3, "no_text")],
+        {"redirect": 1, "other_namespace": 1},
+    )
+
+
+def test_torn_and_hostile_dumps_are_counted(tmp_path):
+    whole = dump(PAGES)
+    laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+    for data, reason, read in (
+        (whole[: whole.index(b"<title>Empty")], "truncated_xml", 1),
+        (whole[: whole.index(b"</mediawiki>")] + b"</wrong>", "corrupt_xml", 2),
+        (dump(PAGES, laughs), "hostile_xml", 0),
+        (whole[: whole.index(b"<page>")] + b"<a>" * 200, "hostile_xml", 0),
+        (whole.replace(b"The end.", b"&unknown;"), "corrupt_xml", 1),
+        (b"", "truncated_xml", 0),
+        (b"no XML", "corrupt_xml", 0),
+    ):
+        (tmp_path / "w.xml").write_bytes(data)
+        documents, faults, stats = made(tmp_path, type="mediawiki", paths=["w.xml"])
+        assert (len(documents), faults[-1][1], stats["torn_files"]) == (read, reason, 1)
+    (tmp_path / "w.xml.bz2").write_bytes(bz2.compress(whole)[:-30])
+    _, faults, stats = made(tmp_path, type="mediawiki", paths=["w.xml.bz2"])
+    assert (faults[-1][1], stats["torn_files"]) == ("truncated_bzip2", 1)
+
+
+def test_a_page_that_is_slow_to_parse_costs_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.readers.page_process.SECONDS", 0.5)
+    slow = [("Slow", 0, "", "[http://a " * 40_000), ("Good", 0, "", "The end.")]
+    (tmp_path / "w.xml").write_bytes(dump(slow))
+    documents, faults, _ = made(tmp_path, type="mediawiki", paths=["w.xml"])
+    assert ([d.text for d in documents], [fault[:2] for fault in faults]) == (["The end."], [(0, "wikitext_too_slow")])
+
+
+@pytest.mark.parametrize("text", ["[[" * 900, "{{{a|" * 300, "'''''" * 500, "<b><i>" * 200, "[[Datei:x|[[a]]|b]] c"])
+def test_odd_wikitext_has_a_text(text):
+    assert isinstance(plain_text("file|datei\n" + text), str)
+
+
+class Sources(Section):
+    sources: tuple[Source, ...]
+
+
+def test_the_formats_share_one_artifact(tmp_path):
+    arrow(tmp_path / "x.arrow", ROWS[:3], form="file")
+    pa.orc.write_table(pa.Table.from_pylist(ROWS[:3]), tmp_path / "x.orc")
+    (tmp_path / "w.xml").write_bytes(dump(PAGES))
+    (tmp_path / "x.wet").write_bytes(record("conversion", b"text of a page"))
+    files = {"arrow": "x.arrow", "orc": "x.orc", "mediawiki": "w.xml", "wet": "x.wet"}
+    values = [{"type": kind, "name": kind, "licence": "MIT", "paths": [name]} for kind, name in files.items()]
+    sources = validate({"sources": values}, Sources, "run.toml").sources
+    digests = set()
+    for workers in (1, 2):
+        found = ingest(sources, IngestConfig(), tmp_path, Runtime(tmp_path / f"root{workers}", workers))
+        digests.add(found.digest)
+        read = read_documents(found.files("documents", tmp_path / f"root{workers}"))
+        assert Counter(document.source for document in read) == {"arrow": 3, "orc": 3, "mediawiki": 2, "wet": 1}
+    assert len(digests) == 1
