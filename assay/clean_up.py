@@ -40,7 +40,7 @@ from pretrain.distributed.lease import live_holder
 
 STATEMENT, STATEMENT_TYPE = "clean-up", "urn:assay:clean-up:1"
 REMOVED = ".clean-up"
-"""Folder of a root for what is being deleted."""
+"""Folder of a root for what is being deleted: one level deeper than artifacts, so that nothing takes it for one."""
 _WITH_CORPUS = ("bias", "audit", "data_docs", "model_audit")
 _PARTS = ("fetch", "lists", "language_model", "classifier", "evaluation_sets")
 REMOVABLE = frozenset((*(row.name for row in CORPUS_STAGES), *_WITH_CORPUS, *_PARTS))
@@ -215,7 +215,7 @@ def clean_up(root: Path, plan: CleanUp, journal: Journal) -> None:
             subject = {f"{JOURNAL}#{head.partition(':')[0]}": head.partition(":")[2] or sha256_bytes(b"")}
             journal.append(STATEMENT, statement(subject, STATEMENT_TYPE, {"removed": removed}))
         for one in _products_first(plan.free):
-            target = root / REMOVED / one.path.replace("/", "-")
+            target = root / REMOVED / one.path
             remove_tree(target)  # of a clean-up that was killed
             move_folder(root / one.path, target)
         for name in plan.records:

@@ -33,7 +33,14 @@ def twice(tmp_path_factory):
 
 def run(folder, group, command, bound=22, *more):
     words = [group, command, folder / "run.toml", "--root", folder / "made", "--data-workers", "1"]
-    status = main([*map(str, words), "--set", f"data.clean.min_words={bound}", *map(str, more)])
+    return command_in(folder, [*words, "--set", f"data.clean.min_words={bound}", *more])
+
+
+def command_in(folder, words):
+    """The exit status of a command; each copy of the project is a machine of its own to the journal's anchor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        status = main([str(word) for word in words])
     close_pool()
     return status
 
@@ -55,9 +62,9 @@ def disk(folder):
 
 
 def verified(folder, capsys):
-    """The exit status and the problems of a deep verification."""
-    words = ["governance", "verify", "--deep", folder / "made", "--config", folder / "run.toml"]
-    status = main([str(word) for word in words])
+    """The exit status of a deep verification, and what it prints."""
+    words = ["governance", "verify", "--deep", folder / "made", "--key", folder / "key.pem.pub"]
+    status = command_in(folder, words)
     return status, capsys.readouterr().out
 
 
@@ -77,24 +84,29 @@ def test_a_dry_run_lists_and_changes_nothing(copy, capsys):
 
 def test_what_is_free_goes_and_the_rest_verifies(copy, capsys):
     size = disk(copy)
-    named = next((copy / "made").glob("encode/*/manifest.json")).parent
     earlier = artifacts(copy)
     capsys.readouterr()
+    assert run(copy, "data", "clean-up", 22, "--json") == 0
+    listed = json.loads(capsys.readouterr().out)["candidates"]
+    named = next(
+        copy / "made" / one["artifact"] for one in listed if not one["kept_for"] and "encode" in one["artifact"]
+    )
     assert run(copy, "data", "clean-up", 22, "--execute", "--keep", named, "--json") == 0
     freed = json.loads(capsys.readouterr().out)["bytes"]
     left = artifacts(copy)
-    assert len(earlier - left) in (5, 10), "the named one may be of this run"
+    assert len(earlier - left) == 5, "one of the two superseded corpora"
     assert named.relative_to(copy / "made").as_posix() in left
     after = disk(copy)
-    assert abs(size - after - freed) < 100_000, "what is freed is what was promised; the journal has grown"
+    assert abs(size - after - freed) < 20_000, "what is freed is what was promised; the journal has grown"
     assert verified(copy, capsys)[0] == 0
-    entries, problems = read_journal(copy / "made" / "journal.jsonl", ())
+    entries, _ = read_journal(copy / "made" / "journal.jsonl", ())
     removed = {one["path"].rpartition("/")[0] for one in entries[-1].statement["predicate"]["removed"]}
-    assert (entries[-1].kind, removed, problems) == ("clean-up", earlier - left, [])
+    assert (entries[-1].kind, removed) == ("clean-up", earlier - left)
     assert run(copy, "data", "prepare") == 0
     assert artifacts(copy) == left, "this run is whole"
     assert run(copy, "data", "prepare", 20) == 0, "a removed corpus can be made again"
-    assert artifacts(copy) == earlier or len(artifacts(copy)) > len(left)
+    assert run(copy, "data", "prepare", 21) == 0
+    assert artifacts(copy) == earlier
     assert verified(copy, capsys)[0] == 0
 
 
