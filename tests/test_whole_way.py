@@ -131,6 +131,19 @@ def test_again_it_makes_nothing(project_copy):
     assert changed <= {"digests.json"}
 
 
+@pytest.mark.slow
+def test_a_report_verifies_after_a_clean_up_of_another_corpus(project_copy):
+    root, run_file = project_copy / "root", project_copy / "run.toml"
+    words = [str(run_file), "--root", str(root)]
+    made = {path.parent for path in root.glob("*/*/manifest.json")}
+    assert main(["data", "prepare", *words, "--set", "data.clean.min_words=1"]) == 0
+    assert len({path.parent for path in root.glob("*/*/manifest.json")}) > len(made)
+    assert main(["data", "clean-up", *words, "--execute"]) == 0
+    assert {path.parent for path in root.glob("*/*/manifest.json")} == made
+    for verify in (["report", "verify"], ["governance", "verify", "--deep"]):
+        assert main([*verify, str(root), "--key", str(project_copy / "key.pem.pub")]) == 0
+
+
 def test_an_altered_ledger_is_found_though_the_report_is_written_anew(project_copy, capsys):
     root, run = project_copy / "root", project_copy / "run.toml"
     of_root = [str(root), "--key", str(project_copy / "key.pem.pub")]

@@ -110,6 +110,7 @@ def test_what_is_free_goes_and_the_rest_verifies(copy, capsys):
     assert verified(copy, capsys)[0] == 0
 
 
+@pytest.mark.slow
 def test_an_audited_corpus_stays_with_all_that_it_rests_on(copy, capsys):
     assert run(copy, "governance", "check", 20) in (0, 77)
     judged = {path for path in artifacts(copy)}
