@@ -82,7 +82,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
     refuse_missing_packages(run.config.tracking)
-    refuse_groups(recipe, vocabulary)
+    refuse_groups(recipe, vocabulary, run.folder)
     hardware = hardware or here(engine, ranks)
     check_start(recipe, run.settings, hardware)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {hardware.device}"

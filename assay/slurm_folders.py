@@ -70,6 +70,7 @@ def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
     functions = {f"data.filters {own.name}: filter": own.filter for own in data.filters}
     functions |= {f"source {one.name}: reader": one.reader for one in data.sources if isinstance(one, OwnSource)}
     functions |= {f"evaluation.tasks, {one.name}: task": one.task for one in run.config.evaluation.tasks if one.task}
+    functions |= {"optim.function": run.config.optim.function} if run.config.optim.function else {}
     functions |= {f"train.callbacks {one.function}: function": one.function for one in run.config.train.callbacks}
     for where, dotted in functions.items():
         code = find_code(dotted, run.folder, where)

@@ -109,7 +109,7 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
     check_start(recipe, run.settings, hardware)
     refuse_missing_packages(run.config.tracking)
     vocabulary, _ = _size(run, artifacts)
-    refuse_groups(recipe, vocabulary)
+    refuse_groups(recipe, vocabulary, run.folder)
     if weights is not None:
         _apart(weights.check, vocabulary)
     refuse_passed_keys(recipe, engine, hardware.world_size or 1)
@@ -130,25 +130,29 @@ def refuse_missing_packages(tracking: TrackingConfig) -> None:
         )
 
 
-def refuse_groups(recipe: TrainRecipe, vocabulary: int) -> None:
+def refuse_groups(recipe: TrainRecipe, vocabulary: int, folder: Path = Path()) -> None:
     """Raise if a parameter group matches nothing or decays too fast.
 
+    An own optimizer, searched for in `folder` first, is built and tried on small parameters.
+
     Raises:
-        ConfigError: names the nearest parameters.
+        ConfigError: names the nearest parameters, or what an own optimizer does that a checkpoint cannot restore.
     """
-    if recipe.optim.groups:
-        _apart(_group, recipe, vocabulary)
+    if recipe.optim.groups or recipe.optim.function:
+        _apart(_group, recipe, vocabulary, folder)
 
 
-def _group(recipe: TrainRecipe, vocabulary: int) -> None:
+def _group(recipe: TrainRecipe, vocabulary: int, folder: Path) -> None:
     import torch
 
     from pretrain.model.decoder import Decoder
-    from pretrain.optim.optimizers import parameter_groups
+    from pretrain.optim.optimizers import make_optimizer, parameter_groups
 
     with torch.device("meta"):
         model = Decoder(recipe.model, vocabulary)
-    parameter_groups(model.named_parameters(), recipe.optim, lambda parameter: parameter.shape)
+    groups = parameter_groups(model.named_parameters(), recipe.optim, lambda parameter: parameter.shape)
+    if recipe.optim.function:
+        make_optimizer(groups, recipe.optim, folder)
 
 
 def refuse_passed_keys(recipe: TrainRecipe, engine: EngineConfig, world_size: int) -> None:

@@ -12,6 +12,7 @@ from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.evaluation.tasks import pin
 from pretrain.initial_weights.hub_weights import SCHEME
+from pretrain.optim.optimizers import pin_optimizer
 
 if TYPE_CHECKING:
     from pretrain.config.training import TrainRecipe
@@ -25,7 +26,7 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
 
 
 def pinned(run: LoadedRun) -> TrainRecipe:
-    """The recipe with the digests of task files filled in.
+    """The recipe with the digests of task files and own code filled in.
 
     `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from` is relative to
     the run's file, or else to the artifacts' root.
@@ -37,4 +38,5 @@ def pinned(run: LoadedRun) -> TrainRecipe:
     if train.continue_from and (parent := run.folder / train.continue_from).exists():
         train = train.model_copy(update={"continue_from": str(parent.absolute())})
     evaluation = pin(run.config.evaluation, run.folder)
-    return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation})
+    optim = pin_optimizer(run.config.optim, run.folder)
+    return run.config.recipe.model_copy(update={"train": train, "evaluation": evaluation, "optim": optim})

@@ -175,14 +175,14 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     )  # fmt: skip
     engine, device = context.settings.engine, context.device
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware_of(context.ranks, device))
-    arguments = (recipe, engine, vocabulary, context.ranks, device)
-    resumed = resume(context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight))
+    arguments, folder = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder
+    resumed = resume(context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight, folder))
     if resumed is None:
         draw: Weight = partial(_initial_weight, context)
         if context.initial is not None:
             context.initial.check(vocabulary)
             draw = context.initial.weight
-        resumed = open_engine(*arguments, draw), TrainState()
+        resumed = open_engine(*arguments, draw, folder), TrainState()
         if context.initial is not None and (bias := context.initial.expert_bias()) is not None:
             restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step

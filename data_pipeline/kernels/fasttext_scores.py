@@ -118,6 +118,9 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
     """
     count = len(offsets) - 1
     found = np.zeros((count, len(chosen)), np.float32)
+    if model.loss == HIERARCHICAL:
+        rows_above, nodes, leaves = _tree_of([model.paths[label] for label in chosen])
+        weights = np.ascontiguousarray(model.output[rows_above].T)
     for first in range(0, count, _TEXTS):
         part = offsets[first : first + _TEXTS + 1]
         hidden, rows = np.zeros((len(part) - 1, model.rows.shape[1]), np.float32), np.zeros(len(part) - 1, np.int64)
@@ -133,8 +136,7 @@ def score_labels(data: Bytes, offsets: Offsets, model: TextClassifier, chosen: S
                 values = np.exp(values - values.max(axis=1, keepdims=True))
                 scores[:] = (values / values.sum(axis=1, keepdims=True))[:, list(chosen)] + np.float32(_FLOOR)
         elif model.loss == HIERARCHICAL:
-            for place, label in enumerate(chosen):
-                scores[:, place] = _descend(hidden, model.output, model.paths[label])
+            _descend(hidden, weights, nodes, leaves, scores)
         else:
             _sigmoids(hidden, model.output, np.array(chosen, np.int64), _TABLE, scores)
         scores[rows == 0] = 0
@@ -276,20 +278,49 @@ def _hide(  # type: ignore[no-untyped-def]
                 own[d] *= scale
 
 
+def _tree_of(paths: Sequence[Integers]) -> tuple[Integers, Integers, Integers]:
+    """Inner nodes above the leaves of these paths, parents first.
+
+    Returns each node's row of the output, then (place of its parent or -1, 1 for a right child) of nodes and of leaves.
+    """
+    places: dict[int, int] = {}
+    nodes: list[tuple[int, int]] = []
+    leaves = []
+    for path in paths:
+        above = (-1, 0)
+        for row, side in path.tolist():
+            if row not in places:
+                places[row] = len(nodes)
+                nodes.append(above)
+            above = (places[row], side)
+        leaves.append(above)
+    rows = np.array([*places], np.int64)
+    return rows, np.array(nodes, np.int64).reshape(-1, 2), np.array(leaves, np.int64).reshape(-1, 2)
+
+
 @njit(nogil=True, cache=True)
-def _descend(hidden, output, path):  # type: ignore[no-untyped-def]
-    """Probability of a path's leaf, 0 where the library omits it."""
-    found = np.zeros(len(hidden), np.float32)
+def _descend(hidden, weights, nodes, leaves, scores):  # type: ignore[no-untyped-def]
+    """Probabilities of leaves, 0 where the library omits one; each inner node is computed once.
+
+    `weights` [dimensions, nodes] are added up in the library's order of dimensions, for all nodes side by side.
+    """
+    count = weights.shape[1]
+    dots = np.zeros(count, np.float32)
+    below = np.zeros((count, 2), np.float32)  # score of each child
     for text in range(len(hidden)):
-        score = float32(0)
-        for step in range(len(path)):
-            dot = float32(0)
-            for d in range(output.shape[1]):
-                dot += output[path[step, 0], d] * hidden[text, d]
-            f = float32(1.0 / (1.0 + np.exp(-dot)))
-            score += float32(np.log((f if path[step, 1] else float32(1.0) - f) + _FLOOR))
-        found[text] = 0.0 if score < float32(np.log(_FLOOR)) else np.exp(score)  # NaN stays NaN
-    return found
+        dots[:] = 0
+        for d in range(weights.shape[0]):
+            value = hidden[text, d]
+            for node in range(count):
+                dots[node] += weights[d, node] * value
+        for node in range(count):
+            above = float32(0) if nodes[node, 0] < 0 else below[nodes[node, 0], nodes[node, 1]]
+            f = float32(1.0 / (1.0 + np.exp(-dots[node])))
+            below[node, 0] = above + float32(np.log((float32(1.0) - f) + _FLOOR))
+            below[node, 1] = above + float32(np.log(f + _FLOOR))
+        for place in range(len(leaves)):
+            score = float32(0) if leaves[place, 0] < 0 else below[leaves[place, 0], leaves[place, 1]]
+            scores[text, place] = 0.0 if score < float32(np.log(_FLOOR)) else np.exp(score)  # NaN stays NaN
 
 
 @njit(nogil=True, cache=True)

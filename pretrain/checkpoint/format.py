@@ -78,6 +78,8 @@ class TrainState:
     """State of fp16's loss-scale search, see `engine_loss_scale.py`; None in other precisions."""
     expert_bias: list[list[float]] | None = None
     """Selection biases by layer and expert, see `expert_bias.py`; None without a rate."""
+    scalars: dict[str, dict[str, float]] | None = None
+    """Scalars of an own optimizer's state, by parameter and name; None for the others."""
 
 
 def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:
@@ -234,7 +236,11 @@ def state_text(state: TrainState) -> str:
     """Text of `state.json`."""
     kept = asdict(state).items()
     return json_text(
-        {name: value for name, value in kept if value is not None or name not in ("loss_scale", "expert_bias")}
+        {
+            name: value
+            for name, value in kept
+            if value is not None or name not in ("loss_scale", "expert_bias", "scalars")
+        }
     )
 
 

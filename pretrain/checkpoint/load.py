@@ -212,10 +212,12 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
 def _restore_shared(engine: Engine, state: TrainState) -> None:
     """Restore what every rank holds alike."""
     from pretrain.engine.engine_loss_scale import restore_loss_scale
+    from pretrain.engine.state import restore_scalars
     from pretrain.model.expert_bias import restore_expert_bias
 
     restore_loss_scale(engine, state.loss_scale)
     restore_expert_bias(engine.deepspeed.module, state.expert_bias)
+    restore_scalars(engine, state.scalars)
 
 
 def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[str]) -> None:
@@ -366,6 +368,9 @@ def refuse_unlike(parent: Parent, tokens: Manifest, recipe: TrainRecipe) -> None
         )
 
 
+_OWN_OPTIMIZER = ("optim.function", "optim.code_sha256", "optim.arguments")
+
+
 def _beginning(recipe: TrainRecipe, tokens: str, step: int) -> dict[str, Any]:
     """Settings that decide the first `step` steps, by name."""
     train, sizes = recipe.train, batch_sizes(recipe.train)
@@ -374,6 +379,7 @@ def _beginning(recipe: TrainRecipe, tokens: str, step: int) -> dict[str, Any]:
     return {
         **{f"model.{name}": value for name, value in recipe.model.model_dump(mode="json").items()},
         "optim.optimizer": recipe.optim.optimizer,
+        **{name: getattr(recipe.optim, name.partition(".")[2]) for name in _OWN_OPTIMIZER if recipe.optim.function},
         "train.seed": train.seed,
         "train.sequence_length": train.sequence_length,
         "the digest of the token shards": tokens,

@@ -89,6 +89,7 @@ def open_saver(
     """
     from pretrain.engine.engine_loss_scale import loss_scale_of
     from pretrain.engine.fragments import local_state
+    from pretrain.engine.state import scalars_of
     from pretrain.model.expert_bias import expert_bias_of
 
     layout = settings.engine
@@ -102,6 +103,7 @@ def open_saver(
         shared=lambda: {
             "loss_scale": loss_scale_of(engine),
             "expert_bias": expert_bias_of(engine.deepspeed.module),
+            "scalars": scalars_of(engine),
         },
     )
     with Saver(store, source, settings.checkpoint, run, when_durable) as saver:

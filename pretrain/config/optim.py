@@ -6,11 +6,12 @@ It imports no torch.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from governance.config import Section
+from governance.own_code import DOTTED
 
 
 class GroupConfig(Section):
@@ -39,9 +40,19 @@ class GroupConfig(Section):
 class OptimConfig(Section):
     """Optimizer, learning-rate schedule, and parameter groups."""
 
-    optimizer: Literal["adamw", "muon", "lion"] = "adamw"
+    optimizer: Literal["adamw", "muon", "lion", "own"] = "adamw"
     """adamw (arXiv:1711.05101); lion (arXiv:2302.06675); muon (Jordan et al. 2024) for the matrices of the blocks, with
-    AdamW for the embeddings, the head and all vectors."""
+    AdamW for the embeddings, the head and all vectors; own: that of `function`."""
+    function: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=lambda function: not function)
+    """own: a function (`package.module:function`) of parameter groups and values that returns the optimizer."""
+    arguments: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda arguments: not arguments)
+    """own: `[optim.arguments]`, more values for the function."""
+    elementwise: bool = Field(default=False, exclude=True)
+    """own: whether each element's update depends on that element alone; only then may ranks share parameters."""
+    state_tensors: int = Field(default=2, ge=0, exclude=True)
+    """own: tensors of a parameter's shape that the optimizer keeps, for the estimates of memory and disk."""
+    code_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", exclude_if=lambda digest: not digest)
+    """own: the digest that the function's source must have; empty: its digest at the start of the run."""
     learning_rate: float = Field(gt=0)
     """The highest rate of the schedule; with muon, of the part that AdamW updates."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -80,6 +91,15 @@ class OptimConfig(Section):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError("each beta must be at least 0 and below 1, for example [0.9, 0.95]")
         return betas
+
+    @model_validator(mode="after")
+    def _own(self) -> OptimConfig:
+        if (self.optimizer == "own") != bool(self.function):
+            raise ValueError(
+                f"optimizer = {self.optimizer!r} with function = {self.function!r}: set optimizer = 'own' and the "
+                "function, or neither"
+            )
+        return self
 
     @model_validator(mode="after")
     def _decay(self) -> OptimConfig:

@@ -149,10 +149,11 @@ def open_engine(
     ranks: Ranks,
     device: torch.device,
     weight: Weight | None,
+    folder: Path = Path(),
 ) -> Engine:
     """Build the model with values from `weight` and wrap it in DeepSpeed.
 
-    With `weight` None the state will be restored afterwards.
+    With `weight` None the state will be restored afterwards. `folder` is where own code is searched for first.
 
     Raises:
         PipelineError: the model does not fit, or the device's memory is full.
@@ -180,7 +181,7 @@ def open_engine(
             split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings), whole)
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
-        optimizer = make_optimizer(separated(groups, experts), recipe.optim)
+        optimizer = make_optimizer(separated(groups, experts), recipe.optim, folder)
         with contextlib.redirect_stdout(io.StringIO()), unmarked_imports():  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if hasattr(wrapped.optimizer, "bf16_groups"):

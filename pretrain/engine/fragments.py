@@ -25,7 +25,7 @@ from governance.errors import CheckpointError
 from governance.files import nameless_memory
 from pretrain.engine.expert_groups import marked
 from pretrain.engine.nvme import in_memory
-from pretrain.engine.state import fragments, full_state, optimizer_of, prepare_moments
+from pretrain.engine.state import fragments, full_state, moments_of, optimizer_of, prepare_moments
 from pretrain.engine.tensor_parallel import ReadStretch
 from pretrain.optim.zero_fragments import Fragment
 
@@ -159,7 +159,7 @@ def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]
     state = optimizer_of(engine).state
     for index, (flat, group, lying) in enumerate(fragments(engine)):
         with in_memory(engine, index):
-            flats = {MASTER: flat, **{moment: state[flat][moment] for moment in group["moments"]}}
+            flats = {MASTER: flat, **moments_of(state, flat, group)}
             for fragment in lying:
                 yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
 

@@ -19,6 +19,7 @@ from pretrain.engine.expert_groups import marked
 from pretrain.engine.nvme import gradient_norms_of, in_files, in_memory
 from pretrain.optim.muon import Muon
 from pretrain.optim.muon_sharding import Sharing, plan
+from pretrain.optim.own_optimizer import OwnOptimizer, restored
 from pretrain.optim.zero_fragments import Fragment, assemble
 
 if TYPE_CHECKING:
@@ -120,11 +121,46 @@ def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]
         index, flat, group, fragment = places[name]
         fragment = fragment or Fragment(name, full_shape(parameter), 0, 0, 0)
         with in_memory(engine, index):
-            flats = [flat, *(state[flat][moment] for moment in group["moments"])]
+            flats = [flat, *moments_of(state, flat, group).values()]
             pieces = [(fragment, values.detach()) for values in flats]
             wholes = assemble(pieces, _group_of(engine, parameter), engine.device)
         wholes = [engine.tensor_parts.whole(name, part) for part in wholes]
         yield name, dict(zip(("master", *group["moments"]), wholes, strict=True))
+
+
+def moments_of(state: Any, flat: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Moments of a flat by name; zeros where an own optimizer has made none yet."""
+    held = state[flat]
+    return {name: held[name] if name in held else torch.zeros_like(flat) for name in group["moments"]}
+
+
+def scalars_of(engine: Wrapped) -> dict[str, dict[str, float]] | None:
+    """Scalars in the state of an own optimizer, by parameter; None for others.
+
+    With ZeRO, only elementwise optimizers are own ones, whose scalars depend on the steps alone: this rank's are those
+    of all.
+    """
+    optimizer, found = optimizer_of(engine), {}
+    if not isinstance(optimizer, OwnOptimizer):
+        return None
+    names = {parameter: name for name, parameter in engine.parameters()}
+    for flat, group, members in _flats(engine):
+        held = optimizer.state[flat]
+        values = {name: float(held[name]) for name in group["scalars"] if name in held}
+        found |= {names[member]: values for member in members}
+    return found
+
+
+def restore_scalars(engine: Wrapped, values: dict[str, dict[str, float]] | None) -> None:
+    """Set what `scalars_of` returned."""
+    optimizer = optimizer_of(engine)
+    if values is None or not isinstance(optimizer, OwnOptimizer):
+        return
+    names = {parameter: name for name, parameter in engine.parameters()}
+    for flat, group, members in _flats(engine):
+        held = values[names[members[0]]]
+        kinds = group["scalars"].items()
+        optimizer.state[flat] |= {name: restored(held[name], kind, group, flat) for name, kind in kinds if name in held}
 
 
 def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any], Fragment | None]]:
@@ -144,9 +180,11 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
 
     They are needed at the start of a run too: DeepSpeed links parameters to their moments only once, after the update
     of its *first* parameter group, when those of other groups do not exist yet. Muon learns here how ZeRO cut its
-    matrices.
+    matrices. An own optimizer makes its state in the first update; DeepSpeed's link, which only its own formats of
+    checkpoints use, is left out then.
     """
     optimizer = optimizer_of(engine)
+    own = isinstance(optimizer, OwnOptimizer)
     for index, (flat, group, _) in enumerate(_flats(engine)):
         with in_memory(engine, index):
             known = (
@@ -155,9 +193,9 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
             moments = {moment: known.get(moment, torch.zeros_like(flat)).zero_() for moment in group["moments"]}
             if group["kind"] == "adamw":
                 moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
-            optimizer.state[flat] = moments
+            optimizer.state[flat] = {} if own and step == 0 else moments
     if engine.zero_stage in (1, 2):
-        engine.deepspeed.optimizer._hp_optimizer_states_linked = False
+        engine.deepspeed.optimizer._hp_optimizer_states_linked = own
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
     if isinstance(optimizer, Muon) and engine.zero_stage > 0:
         optimizer.share(_sharings(engine))

@@ -10,9 +10,11 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import ConfigError
+from governance.own_code import find_code
 from pretrain.config.optim import OptimConfig
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     Scale = Callable[[str, torch.Size], float]
 
 _OF_A_BLOCK = re.compile(r"(^|\.)layers\.\d+\.")
-_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "muon": ("momentum_buffer",)}
-_RULES = {"adamw": ("adamw", "adamw"), "lion": ("lion", "lion"), "muon": ("muon", "adamw")}
+_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "muon": ("momentum_buffer",), "own": ()}
+_RULES = {"adamw": ("adamw", "adamw"), "lion": ("lion", "lion"), "muon": ("muon", "adamw"), "own": ("own", "own")}
 """Update rules of each optimizer: of the blocks' matrices, and of all other parameters."""
 
 
@@ -62,8 +64,8 @@ def parameter_groups(
 
     A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `label` (its
     name in the record, which stays where DeepSpeed needs another name), `base_lr`
-    (the peak rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion or muon) and `moments`
-    (the names of the optimizer's tensors for each parameter).
+    (the peak rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion, muon or own) and
+    `moments` (the names of the optimizer's tensors for each parameter; `make_optimizer` knows those of an own one).
 
     `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
     the model's own factor (muP); it multiplies the rule's rate and divides the decay, so that rate x decay, the share
@@ -109,9 +111,10 @@ def update_rules(optimizer: str) -> tuple[str, str]:
     return _RULES[optimizer]
 
 
-def moment_count(optimizer: str, parameters: int, outside_blocks: int) -> int:
+def moment_count(config: OptimConfig, parameters: int, outside_blocks: int) -> int:
     """Elements of the moments of so many parameters, some outside the blocks."""
-    of_a_block, other = (len(_MOMENTS[rule]) for rule in update_rules(optimizer))
+    counts = {rule: len(moments) for rule, moments in _MOMENTS.items()} | {"own": config.state_tensors}
+    of_a_block, other = (counts[rule] for rule in update_rules(config.optimizer))
     return of_a_block * parameters + (other - of_a_block) * outside_blocks
 
 
@@ -163,12 +166,36 @@ def _no_match(pattern: str, names: list[str], config: OptimConfig) -> str:
     return f"optim.groups: pattern {pattern!r} matches no parameter; the nearest names are {', '.join(near)}"
 
 
-def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+def pin_optimizer(config: OptimConfig, folder: Path) -> OptimConfig:
+    """Copy of the section with the digest of an own function's source.
+
+    Raises:
+        MissingInput: there is no such module.
+        ConfigError: the source has another digest than the section states.
+    """
+    if not config.function:
+        return config
+    found = find_code(config.function, folder, "optim.function").digest
+    if config.code_sha256 not in ("", found):
+        raise ConfigError(
+            f"optim.function = {config.function!r}: its source has code_sha256 {found}, the configuration states "
+            f"{config.code_sha256}. Give the intended source, or the new digest."
+        )
+    return config.model_copy(update={"code_sha256": found})
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig, folder: Path = Path()) -> torch.optim.Optimizer:
     """Optimizer of the section `[optim]` over the groups of `parameter_groups`.
 
-    AdamW is torch's fused one: as fast as DeepSpeed's own, which would have to be compiled.
+    AdamW is torch's fused one: as fast as DeepSpeed's own, which would have to be compiled. `folder` is where an own
+    one is searched for first.
     """
     import torch
+
+    if config.optimizer == "own":
+        from pretrain.optim.own_optimizer import make_own
+
+        return make_own(groups, config, folder)
 
     rules = update_rules(config.optimizer)
     if "lion" in rules:

@@ -241,6 +241,28 @@ def only_adamw_is_offloaded(recipe: TrainRecipe, settings: Settings, hardware: H
     )
 
 
+def own_optimizers_are_elementwise_where_ranks_share(
+    recipe: TrainRecipe, settings: Settings, hardware: Hardware
+) -> str | None:
+    """Refuse to share the parameters of an own optimizer that is not elementwise."""
+    engine = settings.engine
+    shared = [
+        f"engine.{name} = {value}"
+        for name, value, whole in (
+            ("zero_stage", engine.zero_stage, 0),
+            ("tensor_parallel_size", engine.tensor_parallel_size, 1),
+            ("expert_parallel_size", engine.expert_parallel_size, 1),
+        )
+        if value != whole
+    ]
+    if recipe.optim.optimizer != "own" or recipe.optim.elementwise or not shared:
+        return None
+    return (
+        f"optim.optimizer = 'own' with {shared[0]}: ranks would update pieces of a parameter. Set optim.elementwise = "
+        "true if each element's update depends on that element alone, else zero_stage = 0 and no parallelism"
+    )
+
+
 def quantized_gradients_need_whole_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse qgZ where ranks and visible GPUs differ.
 
@@ -413,6 +435,7 @@ RULES: tuple[Rule, ...] = (
     splits_divide_the_ranks,
     the_batch_divides,
     only_adamw_is_offloaded,
+    own_optimizers_are_elementwise_where_ranks_share,
     evaluation_rows_divide,
 )
 

@@ -72,7 +72,7 @@ def estimate(
     shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
     parameters, held = sum(count for count, _ in shares), Counter[str]()
     for number, (count, ranks) in enumerate(shares):
-        moments = moment_count(recipe.optim.optimizer, count, 0 if number else every - blocks)
+        moments = moment_count(recipe.optim, count, 0 if number else every - blocks)
         held.update(_state(recipe, engine, (count, moments), ranks))
     compiler = _COMPILER if device == "cpu" and engine.activation_checkpointing == "selective" else 0
     on_device = {"runtime": _runtime(device) + compiler, "activations": activations(recipe, engine, device)}

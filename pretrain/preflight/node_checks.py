@@ -175,9 +175,9 @@ def checkpoint_bytes(recipe: TrainRecipe, config: CheckpointConfig, vocabulary_s
     """Bytes of a checkpoint: masters and moments, twice with native shards."""
     from pretrain.model.flops import parameter_count
 
-    values = 1 + (2 if recipe.optim.optimizer == "adamw" else 1)
+    moments = {"adamw": 2, "own": recipe.optim.state_tensors}.get(recipe.optim.optimizer, 1)
     copies = 2 if world_size > 1 and config.native else 1
-    return 4 * values * parameter_count(recipe.model, vocabulary_size) * copies
+    return 4 * (1 + moments) * parameter_count(recipe.model, vocabulary_size) * copies
 
 
 def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeFinding]:

@@ -1,4 +1,4 @@
-"""Own code of the training: the page's examples, and every way in which tasks and callbacks can fail."""
+"""Own code of the training: the page's examples, and every way in which it can fail."""
 
 import json
 import re
@@ -6,13 +6,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from governance.errors import ConfigError, MissingInput
 from governance.files import read_lines
 from pretrain.callbacks import open_callbacks, read_only
-from pretrain.config.training import CallbackConfig, EvaluationConfig, TaskConfig
+from pretrain.config.optim import OptimConfig
+from pretrain.config.training import CallbackConfig, EvaluationConfig, SkipConfig, TaskConfig
 from pretrain.evaluation.scores import encode_tasks
 from pretrain.evaluation.tasks import open_tasks, pin
+from pretrain.optim import own_optimizer as own
+from pretrain.optim.optimizers import make_optimizer, parameter_groups, pin_optimizer
 from tests.pretrain.evaluation.test_task_scores import encode
 from tests.pretrain.rank_runs import run_ranks
 
@@ -146,6 +150,170 @@ def test_two_ranks_score_an_own_task_and_only_the_first_calls_back(project, run_
     assert shared["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-4)
     steps = [line.split()[:2] for line in (project / "losses.txt").read_text().splitlines()]
     assert steps == [["step", str(step)] for step in range(1, 11)]
+
+
+def page_optimizer(project, **changes):
+    """Settings of the page's optimizer, by the names that `run_training` takes."""
+    values = shown(project, "An optimizer")["optim"] | changes
+    return {**values, "code_sha256": pin_optimizer(OptimConfig(**values), project).code_sha256, "folder": project}
+
+
+COUNTING = """
+import torch
+
+
+class Counting(torch.optim.AdamW):
+    pass
+
+
+def make(groups, values):
+    return Counting(groups, lr=values["learning_rate"], betas=values["betas"], eps=values["eps"])
+"""
+
+
+def test_an_own_optimizer_learns_as_the_same_one_of_assay(project, run_training, losses_of):
+    (project / "mylab" / "optim.py").write_text(COUNTING)
+    values = {"function": "mylab.optim:make", "folder": project}
+    ours = run_training(project / "own", optimizer="own", zero_stage=0, **values)
+    theirs = run_training(project / "theirs", zero_stage=0)
+    assert losses_of(ours, project / "own") == pytest.approx(losses_of(theirs, project / "theirs"), rel=1e-5)
+
+
+def test_a_restarted_own_optimizer_learns_as_one_without_restart(project, run_training, at_step):
+    """Moments and the count of steps return, also after a step that was skipped."""
+    shown(project, "An optimizer")
+    (project / "mylab" / "optim.py").write_text(COUNTING)
+    settings = {
+        "optimizer": "own", "function": "mylab.optim:make", "elementwise": True, "folder": project,
+        "zero_stage": 1, "learning_rate": 1e-9, "every_steps": 6,
+        "skip": SkipConfig(z_score=1e-9, window=8, warmup_steps=4, most_skips=9),
+    }  # fmt: skip
+    whole = run_training(project / "whole", **settings)
+
+    def leave():
+        raise KeyboardInterrupt
+
+    at_step(9, leave)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(project / "again", **settings)
+    again = run_training(project / "again", **settings)
+    assert again.digest == whole.digest
+    assert whole.stats["skipped_steps"] > 0
+    state = json.loads((project / "again" / Path(again.stats["checkpoint"]["path"]).parent / "state.json").read_bytes())
+    updates = 10.0 - whole.stats["skipped_steps"]
+    assert list(state["scalars"].values()) == [{"step": updates}] * len(state["scalars"])
+
+
+OPTIMIZER_RANKS = """
+import json
+import sys
+from pathlib import Path
+
+from tests.pretrain import test_own_training_code as here
+from tests.pretrain.rank_runs import load_conftest
+project, conftest = Path(sys.argv[1]), load_conftest()
+shown = json.loads((project / "settings.json").read_bytes())
+for name, (stage, precision) in here.LAYOUTS.items():
+    settings = {**shown, "folder": project, "zero_stage": stage, "precision": precision, "micro_batch_size": 2}
+    whole = conftest._run_training(project / f"whole-{name}", **settings)
+    root = project / f"again-{name}"
+    wrong = here.CallbackConfig(function="mylab.hooks:stop", on_error="fail")
+    try:
+        conftest._run_training(root, callbacks=(wrong,), **settings)
+    except here.ConfigError:
+        pass
+    again = conftest._run_training(root, **settings)
+    assert again.digest == whole.digest, name
+    assert whole.run["execution"]["world_size"] == 2
+"""
+
+
+LAYOUTS = {"0": (0, "fp32"), "1": (1, "fp32"), "1-bf16": (1, "bf16"), "3": (3, "fp32")}
+
+
+@pytest.mark.slow
+def test_two_ranks_restart_an_own_optimizer_at_any_stage(project, run_training, losses_of):
+    (project / "mylab" / "hooks.py").write_text("def stop(line):\n    assert line['step'] < 6\n")
+    settings = page_optimizer(project) | {"learning_rate": 3e-3}
+    (project / "settings.json").write_text(json.dumps({**settings, "folder": ""}))
+    well, output = run_ranks(project / "logs", ["-c", OPTIMIZER_RANKS, str(project)], ranks=2)
+    assert well, output[-3000:]
+    alone = losses_of(run_training(project / "alone", **settings), project / "alone")
+    for name, (_, precision) in LAYOUTS.items():
+        [losses] = (project / f"whole-{name}" / "train").glob("*/losses.json")
+        rounding = 1e-3 if precision == "fp32" else 2e-2
+        assert json.loads(losses.read_bytes())["losses"] == pytest.approx(alone, rel=rounding), name
+
+
+STEP = "    @torch.no_grad()\n    def step(self, closure=None):\n        for group in self.param_groups:\n"
+EACH = "            for w in group['params']:\n                state = self.state[w]\n                "
+BROKEN_OPTIMIZERS = {
+    "raise KeyError('x')": "mylab.optim:make.*KeyError: 'x' at optim",
+    "return 7": "it returned int, not a torch.optim.Optimizer",
+    "while True: pass": "no answer after 0.3 seconds",
+    "return torch.optim.SGD([p for g in groups for p in g['params']])": "other parameter groups than those given",
+    "return Own(groups, 'state[\"row\"] = w.mean(0)')": r"its state 'row' is torch.float32 \(6,\) for a .*parameter",
+    "return Own(groups, 'w.sub_(w.grad)')": r"optim.state_tensors = 2, but it keeps 0 \(none\); set it to 0",
+    "return Own(groups, 'self.k = getattr(self, \"k\", 0) + 1; w.sub_(self.k * w.grad)')": "a restart would differ",
+    "return Own(groups, 'group[\"k\"] = group.get(\"k\", 0) + 1; w.sub_(w.grad)')": "it changes 'k' of its parameter",
+    "return Own(groups, 'state[\"a.b\"] = 1; w.sub_(w.grad)')": "its state has the name 'a.b'",
+    "return Own(groups, 'state[\"m\"] = w * 1; state[\"n\"] = w * 1; w.sub_(w.grad / w.grad.norm())')":
+        "it updates the halves of a parameter differently",
+}  # fmt: skip
+OWN = f"""
+import torch
+
+
+class Own(torch.optim.Optimizer):
+    def __init__(self, groups, code):
+        super().__init__(groups, {{}})
+        self.code = code
+
+{STEP}{EACH}exec(self.code)
+"""
+
+
+@pytest.mark.parametrize(("body", "words"), BROKEN_OPTIMIZERS.items())
+def test_an_optimizer_that_could_not_be_restored_is_refused(project, monkeypatch, body, words):
+    monkeypatch.setattr(own, "_SECONDS", 0.3 if "while" in body else 120.0)
+    (project / "mylab" / "optim.py").write_text(f"{OWN}\n\ndef make(groups, values):\n    {body}\n")
+    values = {"optimizer": "own", "function": "mylab.optim:make", "learning_rate": 0.1, "elementwise": True}
+    config = OptimConfig(**values)
+    weights = [("w", torch.nn.Parameter(torch.ones(8, 8))), ("v", torch.nn.Parameter(torch.ones(8)))]
+    groups = parameter_groups(weights, config, lambda parameter: parameter.shape)
+    with pytest.raises(ConfigError, match=words):
+        make_optimizer(groups, config, project)
+
+
+def test_an_edited_optimizer_is_another_run_and_no_continuation(project, run_training):
+    short = {"steps": 4, "decay_steps": 0, "validate_every_steps": 0}
+    first = run_training(project / "root", **page_optimizer(project), **short)
+    path = project / "mylab" / "optim.py"
+    path.write_text(path.read_text() + "# edited\n")
+    values = {name: value for name, value in shown(project, "An optimizer")["optim"].items() if name != "code_sha256"}
+    path.write_text(path.read_text() + "# edited\n")
+    edited = pin_optimizer(OptimConfig(**values), project).code_sha256
+    assert edited != first.config["optim"]["code_sha256"]
+    with pytest.raises(ConfigError, match=r"code_sha256 .*, the configuration states"):
+        pin_optimizer(OptimConfig(**values, code_sha256="0" * 64), project)
+    with pytest.raises(ConfigError, match="changed while the stage ran"):
+        run_training(project / "other", **{**values, "code_sha256": "0" * 64, "folder": project}, **short)
+    parent = str(project / "root" / Path(first.stats["checkpoint"]["path"]).parent)
+    with pytest.raises(ConfigError, match=r"optim\.code_sha256 is '.*' there"):
+        run_training(
+            project / "root", **{**values, "code_sha256": edited, "folder": project},
+            **{**short, "steps": 8}, continue_from=parent,
+        )  # fmt: skip
+    # Nothing changes in the key of a run without own code.
+    assert not {"function", "arguments", "code_sha256"} & OptimConfig(learning_rate=1).model_dump().keys()
+
+
+def test_ranks_share_parameters_only_of_elementwise_optimizers(project, run_training):
+    values = page_optimizer(project, elementwise=False)
+    with pytest.raises(ConfigError, match=r"(?s)'own' with engine\.zero_stage = 1: ranks would update pieces"):
+        run_training(project / "root", **values)
+    with pytest.raises(ValueError, match="set optimizer = 'own' and the function, or neither"):
+        OptimConfig(learning_rate=0.1, optimizer="own")
 
 
 def test_the_callback_of_the_page_sees_every_event_and_changes_nothing(project, run_training):

@@ -243,11 +243,12 @@ def test_an_unknown_optimizer_is_an_error_wherever_its_rule_is_needed():
     for needs in (
         lambda: parameter_groups([("w", nn.Parameter(torch.ones(2, 2)))], config, lambda p: p.shape),
         lambda: make_optimizer([], config),
-        lambda: moment_count(config.optimizer, 8, 2),
+        lambda: moment_count(config, 8, 2),
     ):
         with pytest.raises(ConfigError, match=r"optim\.optimizer = 'sgd' .* choose one of adamw, lion, muon"):
             needs()
-    assert [moment_count(name, 8, 2) for name in ("adamw", "lion", "muon")] == [16, 8, 10]
+    configs = [CONFIG.model_copy(update={"optimizer": name}) for name in ("adamw", "lion", "muon", "own")]
+    assert [moment_count(config, 8, 2) for config in configs] == [16, 8, 10, 8 * CONFIG.state_tensors]
 
 
 def test_lion_is_the_papers():

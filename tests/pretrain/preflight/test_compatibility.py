@@ -188,6 +188,11 @@ REFUSED = [
         "'nvme'",
     ),
     ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
+    (
+        "own_optimizers_are_elementwise_where_ranks_share",
+        {"optimizer": "own", "function": "lab:make", "zero_stage": 2},
+        "optim.elementwise = true",
+    ),
 ]
 
 
