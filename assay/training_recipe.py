@@ -26,7 +26,7 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
 
 
 def pinned(run: LoadedRun) -> TrainRecipe:
-    """The recipe with the digests of task files and own code filled in.
+    """The recipe with digests of task files and own code.
 
     `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from` is relative to
     the run's file, or else to the artifacts' root.

@@ -63,7 +63,7 @@ class StateForm:
 
 
 def make_own(groups: Groups, config: OptimConfig, folder: Path) -> OwnOptimizer:
-    """Build the optimizer of `optim.function`; adds `moments` and `scalars` to the groups.
+    """Build the optimizer of `optim.function`; add `moments` and `scalars` to groups.
 
     Raises:
         MissingInput: there is no such module.
