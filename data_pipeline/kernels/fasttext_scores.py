@@ -300,7 +300,9 @@ def _tree_of(paths: Sequence[Integers]) -> tuple[Integers, Integers, Integers]:
 
 @njit(nogil=True, cache=True)
 def _descend(hidden, weights, nodes, leaves, scores):  # type: ignore[no-untyped-def]
-    """Probabilities of leaves, 0 where the library omits one; each inner node is computed once.
+    """Probabilities of leaves; each inner node is computed once.
+
+    One that the library omits is 0.
 
     `weights` [dimensions, nodes] are added up in the library's order of dimensions, for all nodes side by side.
     """
