@@ -129,13 +129,13 @@ def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]
 
 
 def moments_of(state: Any, flat: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Moments of a flat by name; zeros where an own optimizer has made none yet."""
+    """Moments of a flat by name; zeros before an own optimizer makes them."""
     held = state[flat]
     return {name: held[name] if name in held else torch.zeros_like(flat) for name in group["moments"]}
 
 
 def scalars_of(engine: Wrapped) -> dict[str, dict[str, float]] | None:
-    """Scalars in the state of an own optimizer, by parameter; None for others.
+    """Scalars of an own optimizer's state, by parameter; None for others.
 
     With ZeRO, only elementwise optimizers are own ones, whose scalars depend on the steps alone: this rank's are those
     of all.

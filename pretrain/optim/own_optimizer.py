@@ -105,7 +105,7 @@ def values_of(config: OptimConfig) -> dict[str, Any]:
 
 
 def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
-    """The form of each group's state, from a few steps on small parameters.
+    """The form of each group's state, from steps on small parameters.
 
     Raises:
         ConfigError: the state could not be saved, a restart would differ, or the optimizer is not elementwise as
@@ -147,7 +147,7 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
 
 
 class _Trial:
-    """The optimizer on small parameters, one for each group, cut into pieces on request."""
+    """The optimizer on small parameters, one a group, whole or in pieces."""
 
     def __init__(self, make: Make, groups: Groups, weights: Sequence[torch.Tensor] = (), pieces: int = 1) -> None:
         draw = torch.Generator().manual_seed(0)
