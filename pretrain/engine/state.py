@@ -129,7 +129,7 @@ def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]
 
 
 def moments_of(state: Any, flat: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Moments of a flat by name; zeros before an own optimizer makes them."""
+    """Moments of a flat; zeros before an own optimizer makes them."""
     held = state[flat]
     return {name: held[name] if name in held else torch.zeros_like(flat) for name in group["moments"]}
 
