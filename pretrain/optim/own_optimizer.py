@@ -94,7 +94,7 @@ def make_own(groups: Groups, config: OptimConfig, folder: Path) -> OwnOptimizer:
 
 
 def _given(group: Mapping[str, Any]) -> list[Any]:
-    """What an own function must keep of a group."""
+    """Values of a group that an own function must keep."""
     return [*(group.get(name) for name in ("base_lr", "label", "kind")), *map(id, group["params"])]
 
 
