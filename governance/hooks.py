@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from governance.errors import BudgetReached
 from governance.manifest import Manifest
-from governance.signed_notes import NoSigner, NoteSigner
+from governance.signed_notes import NoteSigner
 
 UNKNOWN_ENERGY: dict[str, Any] = {"joules": None, "low": None, "high": None, "method": "unknown"}
 
@@ -66,8 +66,8 @@ class Watch(Protocol):
         """The figures of the last look, for the record."""
 
 
-class Budget(Protocol):
-    """The energy budget of a policy as stages use it (`governance.energy.budget`)."""
+class Budget:
+    """The energy budget of a policy as stages use it; this one has no bound (`governance.energy.budget` has one)."""
 
     def check(self, stage: str, artifact: str) -> None:
         """Raise `BudgetReached` before a stage opens anything, where it has no room."""
@@ -77,6 +77,7 @@ class Budget(Protocol):
 
         Raise `BudgetReached` where the meter gives no figure.
         """
+        return contextlib.nullcontext()
 
     def look(self, ahead_seconds: float) -> None:
         """Raise `BudgetReached` if so many seconds more would exceed it.
@@ -86,23 +87,6 @@ class Budget(Protocol):
 
     def watch(self, watched: Watched) -> Watch | None:
         """Budget watcher of a rank; None without a bound."""
-
-
-class NoBudget:
-    """Budget of a policy without one."""
-
-    def check(self, stage: str, artifact: str) -> None:
-        """There is room."""
-
-    def watching(self, stage: str, artifact: str, energy: dict[str, Any]) -> AbstractContextManager[None]:
-        """Watch nothing."""
-        return contextlib.nullcontext()
-
-    def look(self, ahead_seconds: float) -> None:
-        """There is room."""
-
-    def watch(self, watched: Watched) -> Watch | None:
-        """No watcher."""
         return None
 
 
@@ -138,7 +122,7 @@ class Hooks:
 
     meter: Meter = no_meter
     """Energy of the node while a stage is made."""
-    budget: Budget = field(default_factory=NoBudget)
+    budget: Budget = field(default_factory=Budget)
     """The most energy that may be used."""
     attest: Attest = no_attest
     """Called with each artifact before its manifest is written."""
@@ -146,7 +130,7 @@ class Hooks:
     """Called with a training's folder before its first line: state that it begins anew, where it was removed."""
     head: Callable[[], str] = no_head
     """The journal's last line, "index:sha256"; "" where there is none."""
-    signer: NoteSigner = field(default_factory=NoSigner)
+    signer: NoteSigner = field(default_factory=NoteSigner)
     """Signs the notes that are left for the next run, and decides which notes of others count (`signed_notes.py`)."""
     tally: Callable[[str], None] = no_tally
     """Called with the name of each shard and artifact that this process finishes, so that a job can see progress."""

@@ -3,7 +3,7 @@
 A finished shard's record, the note of a file that a join makes, the remembered digests of source files: each is
 trusted without making the thing again, so an account that could write one could decide what the corpus becomes. A
 note is written by a `NoteSigner` and counts only if that signer trusts it; one that does not count is ignored, and
-what it describes is made again. Without keys the signer is `NoSigner`, which trusts every note.
+what it describes is made again. Without keys the signer is `NoteSigner` itself, which trusts every note.
 """
 
 from __future__ import annotations
@@ -11,37 +11,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from governance.files import json_text, write_json, write_new
 from governance.log import get_logger
 
 
-class NoteSigner(Protocol):
-    """Signer of notes; picklable, so that workers sign."""
+class NoteSigner:
+    """Signer of a run without keys; one with keys overrides it.
 
-    def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`content` as it is written under `name`."""
-
-    def open(self, name: str, written: Any) -> Any:
-        """The content of what was written under `name`.
-
-        The result is None where it does not count.
-        """
-
-
-class NoSigner:
-    """The signer of a run without keys.
-
-    What is written is the content itself.
+    Picklable, so that workers sign.
     """
 
     def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Nothing is added."""
+        """`content` as it is written under `name`: here as it is."""
         return content
 
     def open(self, name: str, written: Any) -> Any:
-        """Everything counts."""
+        """The content of what was written under `name`; here everything counts.
+
+        The result is None where it does not count.
+        """
         return written
 
 

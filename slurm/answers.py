@@ -70,7 +70,7 @@ def ask(root: Path, lines: Sequence[SubmittedJob], most_seconds: float = 0.0) ->
         return Answers(cache.queued + rehearsed, over + cache.accounted)
     ended = {item.job.partition("_")[0] for item in over}
     left = [job for job in jobs if job not in ended]
-    first = datetime.datetime.fromisoformat(lines[0].submitted.replace("Z", "+00:00"))
+    first = datetime.datetime.fromisoformat(lines[0].submitted)
     since = f"{first.astimezone() - _CLOCKS_DIFFER:%Y-%m-%dT%H:%M:%S}"
     known: list[tools.Queued] | None = None
     accounted: list[tools.Accounted] | None = None

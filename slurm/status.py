@@ -89,7 +89,7 @@ def _data(view: View, progress: Progress) -> list[str]:
 
 
 def _records(folder: Path, since: str) -> int:
-    begun = moment(since).timestamp()
+    begun = datetime.datetime.fromisoformat(since).timestamp()
     try:
         return sum(
             _RECORD.fullmatch(path.name) is not None and path.stat().st_mtime >= begun for path in folder.iterdir()
@@ -102,7 +102,8 @@ def _training(view: View, progress: Progress) -> list[str]:
     """Step, loss, speed, energy and expected end of the newest attempt."""
     if progress.training is None:
         return []
-    lines = _last_lines(progress.training / "metrics.jsonl")
+    read = read_lines(progress.training / "metrics.jsonl", last_bytes=_TAIL_BYTES)
+    lines = [line for line in read if isinstance(line, dict)]
     steps = [line for line in lines if line.get("event") == "step"]
     if not steps:
         return []
@@ -136,7 +137,11 @@ def _running_since(view: View) -> float | None:
     if not running:
         return None
     last = running[-1].attempts[-1:]
-    return moment(last[0].started).timestamp() if last and last[0].started and not last[0].ended else 0.0
+    return (
+        datetime.datetime.fromisoformat(last[0].started).timestamp()
+        if last and last[0].started and not last[0].ended
+        else 0.0
+    )
 
 
 def _seconds_since(path: Path) -> float:
@@ -159,10 +164,6 @@ def _diverged(line: Mapping[str, Any]) -> str:
         f"{line.get('skipped')} of the last {line.get('window')} steps were left out ({reasons}); its log names them "
         "and what to do"
     )
-
-
-def _last_lines(path: Path) -> list[Mapping[str, Any]]:
-    return [line for line in read_lines(path, last_bytes=_TAIL_BYTES) if isinstance(line, dict)]
 
 
 def _number(value: Any, digits: int) -> str:
@@ -260,8 +261,3 @@ def _waits_for_somebody(view: View, config: str) -> str:
 def settled(view: View) -> bool:
     """Return whether nothing more will happen by itself."""
     return view.queue_answers and not any(row.live for row in view.rows)
-
-
-def moment(text: str) -> datetime.datetime:
-    """The moment of a time in ISO 8601 with Z."""
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -32,7 +32,7 @@ from pydantic import Field, model_validator
 
 from data_pipeline.documents import gathered, required, shard_writer
 from data_pipeline.readers.local import find_files
-from data_pipeline.readers.record import value_at
+from data_pipeline.readers.record import encodable, value_at
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
@@ -143,11 +143,6 @@ def _item_name(row: dict[str, Any], number: int, wanted: EvaluationSet) -> str:
     return str(value)
 
 
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which have no UTF-8 form."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]], path_of: Any) -> ShardMade:
     wanted, paths = payload
     target: Path = path_of("items")
@@ -157,13 +152,13 @@ def _write_set(config: Section, payload: tuple[EvaluationSet, tuple[Path, ...]],
     number = texts = 0
     with shard_writer(target, ITEM_SCHEMA) as add:
         for row in (row for path in paths for row in read_rows(path, wanted.name)):
-            item = _encodable(_item_name(row, number, wanted))
+            item = encodable(_item_name(row, number, wanted))
             names.update(dict.fromkeys(row))
             for field, alone in known.items():
                 value = value_at(row, field, _ABSENT)
                 seen[field] += value is not _ABSENT
                 for way, listed, text in texts_of(None if value is _ABSENT else value, field):
-                    add((wanted.name, item, _encodable(way), alone, listed, _encodable(text)), len(text))
+                    add((wanted.name, item, encodable(way), alone, listed, encodable(text)), len(text))
                     texts += 1
             number += 1
     if missing := [field for field in known if not seen[field]]:

@@ -120,6 +120,11 @@ class Fields:
         return tuple(dict.fromkeys(filter(None, (*own, *self.columns))))
 
 
+def encodable(text: str) -> str:
+    """Replace lone surrogates, which have no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def sample(data: bytes | str) -> str:
     """The first 200 characters, made safe to write as UTF-8."""
     if isinstance(data, bytes):

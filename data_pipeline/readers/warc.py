@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.readers.html import HtmlPage, decode_html
 from data_pipeline.readers.opt_out import HostRules, header_signals, host_rules, is_host_file, page_opt_out
 from data_pipeline.readers.page_process import read_pages
-from data_pipeline.readers.record import Record, RecordFault, sample
+from data_pipeline.readers.record import Record, RecordFault, encodable, sample
 from data_pipeline.readers.sources import WarcSource
 from data_pipeline.readers.streams import TornStream, blocks, lines, plain_name
 from data_pipeline.readers.warc_stream import MAX_BLOCK_BYTES, RawRecord, raw_records
@@ -183,8 +183,8 @@ def _understood(record: WarcRecord) -> _Response | str:
     named = record.headers.get("WARC-Identified-Payload-Type") or ""
     reader: Any = record.reader
     return _Response(
-        _writable((record.headers.get("WARC-Target-URI") or "").strip("<> ")),
-        _writable(record.headers.get("WARC-Date") or ""),
+        encodable((record.headers.get("WARC-Target-URI") or "").strip("<> ")),
+        encodable(record.headers.get("WARC-Date") or ""),
         int(http.status_code),
         (record.http_content_type or named).strip().lower(),
         record.http_charset or "",
@@ -192,10 +192,6 @@ def _understood(record: WarcRecord) -> _Response | str:
         bytes(reader.read()),
         bool(record.headers.get("WARC-Truncated")),
     )
-
-
-def _writable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _record(
@@ -214,7 +210,7 @@ def _record(
         piece.place,
         url=response.url,
         fallback=page.fallback,
-        opt_out=_writable(opt_out),
+        opt_out=encodable(opt_out),
         opt_out_fetched=fetched,
     )
 

@@ -133,21 +133,17 @@ def build_expectation(gate: Gate, index: int = 0) -> Any:
     if gate.expectation == "gx":
         return named_expectations.build(gate, index)
     if NEEDS[gate.expectation].judges == "intervals":
-        return _interval(gate, {"gate": str(index)})
+        return _interval_expectation()(
+            rule=gate.rule,
+            min_value=gate.min,
+            max_value=gate.max,
+            min_n=gate.min_n,
+            mostly=gate.mostly,
+            max_missing=gate.max_missing,
+            meta={"gate": str(index)},
+        )
     evaluation = EVALUATIONS[gate.expectation]
     return getattr(gxe, evaluation.gx_class)(**evaluation.arguments(gate), meta={"gate": str(index)})
-
-
-def _interval(gate: Gate, meta: dict[str, str]) -> Any:
-    return _interval_expectation()(
-        rule=gate.rule,
-        min_value=gate.min,
-        max_value=gate.max,
-        min_n=gate.min_n,
-        mostly=gate.mostly,
-        max_missing=gate.max_missing,
-        meta=meta,
-    )
 
 
 @functools.cache

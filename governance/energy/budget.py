@@ -32,7 +32,7 @@ from governance.energy.ledger_tail import MOST_UNSEEN_SECONDS, Counts, Spending,
 from governance.energy.meters import READ, RUNNING
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
-from governance.hooks import Budget, NoBudget, Watch, Watched
+from governance.hooks import Budget, Watch, Watched
 from governance.phases import INTERVAL
 
 _TRAINING = "train"
@@ -47,10 +47,10 @@ def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the po
 
     `policy` names the file to change in its messages.
     """
-    return NoBudget() if budget is None else Keeper(budget, ledger, policy)
+    return Budget() if budget is None else Keeper(budget, ledger, policy)
 
 
-class Keeper:
+class Keeper(Budget):
     """Keeps a budget in this process.
 
     Its state is the watch over what is being measured.

@@ -113,7 +113,7 @@ def joules_of(millijoules: int | None) -> float | None:
 
 def moment(text: str) -> datetime.datetime:
     """The moment that `time_text` wrote."""
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return datetime.datetime.fromisoformat(text)
 
 
 def seconds_covered(spans: Sequence[tuple[datetime.datetime, datetime.datetime]]) -> float:

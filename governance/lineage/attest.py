@@ -18,6 +18,7 @@ from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Attest
 from governance.log import get_logger
 from governance.manifest import Manifest, describe_folder
+from governance.signed_notes import NoteSigner
 from governance.signing.dsse import SigningKey, private_key, public_key, sign, statement, verify_envelope
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
@@ -80,7 +81,7 @@ def model_key_path(config: GovernanceConfig, folder: Path) -> Path:
     return folder / config.model_key if config.model_key else default_model_key_path()
 
 
-class KeySigner:
+class KeySigner(NoteSigner):
     """Signs notes with the run's key.
 
     Accepts notes of every key that its journal trusts.

@@ -46,6 +46,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.evaluation.bias_benchmarks import NAMES, BenchmarkItem, read_set
 from pretrain.evaluation.loglikelihood import LEAD, Encode, Passes, Scored, log_likelihoods
+from pretrain.evaluation.scores import mean_error
 
 VERSION = 1
 MIN_PAIRS = 10  # below, a rank correlation is meaningless
@@ -230,11 +231,10 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
     A single value has no interval.
     """
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count < 2:
+    mean, error = mean_error(values)
+    if error is None:
         return _rounded(mean), None, None
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    margin = float(quantile(count - 1)) * spread
+    margin = float(quantile(len(values) - 1)) * error
     return _rounded(mean), _rounded(mean - margin), _rounded(mean + margin)
 
 

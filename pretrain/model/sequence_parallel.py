@@ -36,7 +36,10 @@ def split_sequences(model: Decoder, group: Group) -> None:
 
     def cut(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens, targets, segments, positions, *rest = args
-        tokens, targets, positions = (_stretch(value, size, rank) for value in (tokens, targets, positions))
+        # [B, L] -> this rank's [B, L / n]
+        tokens, targets, positions = (
+            value.chunk(size, dim=1)[rank].contiguous() for value in (tokens, targets, positions)
+        )
         return (tokens, targets, segments, positions, *rest)
 
     def join(module: nn.Module, args: Any, out: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,8 +100,3 @@ def _exchange(parts: torch.Tensor, group: Group) -> torch.Tensor:
     """
     sizes = [1] * parts.shape[0]
     return all_to_all_single_autograd(parts.contiguous(), sizes, sizes, group)
-
-
-def _stretch(x: torch.Tensor, size: int, rank: int) -> torch.Tensor:
-    """[B, L] -> this rank's [B, L / n]."""
-    return x.chunk(size, dim=1)[rank].contiguous()

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import parameter_shares
 from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.model.flops import parameter_count
 from pretrain.optim.optimizers import moment_count
-from pretrain.preflight.memory_passes import activations, head
+from pretrain.preflight.memory_passes import activations, head, with_layers
 
 _LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's max_live_parameters: those that stage 3 keeps gathered
 _SUB_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size, in elements
@@ -63,8 +62,8 @@ def estimate(
     recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int, device: Literal["cpu", "cuda"]
 ) -> Estimate:
     """Memory of one rank at the peak of a step."""
-    block = parameter_count(_layers(recipe.model, 2), vocabulary_size) - parameter_count(
-        _layers(recipe.model, 1), vocabulary_size
+    block = parameter_count(with_layers(recipe.model, 2), vocabulary_size) - parameter_count(
+        with_layers(recipe.model, 1), vocabulary_size
     )
     blocks = block * recipe.model.num_hidden_layers
     every = parameter_count(recipe.model, vocabulary_size)
@@ -75,7 +74,8 @@ def estimate(
         moments = moment_count(recipe.optim, count, 0 if number else every - blocks)
         held.update(_state(recipe, engine, (count, moments), ranks))
     compiler = _COMPILER if device == "cpu" and engine.activation_checkpointing == "selective" else 0
-    on_device = {"runtime": _runtime(device) + compiler, "activations": activations(recipe, engine, device)}
+    libraries = _GPU_LIBRARIES if device == "cpu" and _built_for_gpus() else 0
+    on_device = {"runtime": _RUNTIME[device] + libraries + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
     # Allocated after activations are freed, whose memory the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, parameters, world_size)
@@ -104,20 +104,12 @@ def estimate(
     return Estimate(on_device, on_host)
 
 
-def _runtime(device: Literal["cpu", "cuda"]) -> int:
-    return _RUNTIME[device] + (_GPU_LIBRARIES if device == "cpu" and _built_for_gpus() else 0)
-
-
 @functools.cache
 def _built_for_gpus() -> bool:
     """Return whether the installed torch is built for GPUs, without importing it."""
     found = importlib.util.find_spec("torch")
     folders = (found.submodule_search_locations or []) if found else []
     return any(Path(folder, "lib", f"libtorch_{kind}.so").exists() for folder in folders for kind in ("cuda", "hip"))
-
-
-def _layers(model: ModelConfig, count: int) -> ModelConfig:
-    return model.model_copy(update={"num_hidden_layers": count})
 
 
 def _place(name: str, engine: EngineConfig) -> str:

@@ -59,7 +59,7 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     saved, scratch = _attention_tables(recipe, engine, device)
     whole = dims.tokens * (_attention_bytes(recipe, dims, device) + _feed_forward_bytes(recipe, dims, device)) + saved
     if recipe.train.precision == "autocast":  # bf16 copies of a block's weights
-        shares = (parameter_shares(_layers(recipe, count), engine, 1, 1) for count in (1, 2))
+        shares = (parameter_shares(with_layers(recipe.model, count), engine, 1, 1) for count in (1, 2))
         one, two = (sum(held for held, _ in share) for share in shares)
         whole += dims.size * (two - one)
     layers = model.num_hidden_layers
@@ -123,8 +123,9 @@ def _attention_tables(recipe: TrainRecipe, engine: EngineConfig, device: str) ->
     return rows * length**2 * size, rows * length**2
 
 
-def _layers(recipe: TrainRecipe, count: int) -> ModelConfig:
-    return recipe.model.model_copy(update={"num_hidden_layers": count})
+def with_layers(model: ModelConfig, count: int) -> ModelConfig:
+    """The model with so many layers."""
+    return model.model_copy(update={"num_hidden_layers": count})
 
 
 def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:

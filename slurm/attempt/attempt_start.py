@@ -115,13 +115,9 @@ def _open_log(attempt: JobAttempt) -> None:
         return
 
 
-def _title(attempt: JobAttempt) -> str:
-    return f"assay: job {attempt.job}, attempt {attempt.number}, on {nodes_here()}, at {attempt.began}"
-
-
 def _begin(attempt: JobAttempt) -> None:
     """Record the start, if the job may start here."""
-    say(_title(attempt))
+    say(f"assay: job {attempt.job}, attempt {attempt.number}, on {nodes_here()}, at {attempt.began}")
     # It existed at submission, so this node's mount is dead. `Path.exists` would raise there (ESTALE, EIO).
     if not os.path.exists(attempt.root / "slurm" / "jobs.jsonl"):
         attempt.left_out.append(this_node())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.tokens.token_shards import EncodedDocument, write_token_shard
-from governance.hooks import Budget, Hooks, Meter, NoBudget, no_meter
+from governance.hooks import Budget, Hooks, Meter, no_meter
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Runtime
 from pretrain.config.model import ModelConfig
@@ -91,7 +91,7 @@ def _run_training(root: Path, meter: Meter = no_meter, budget: Budget | None = N
         values |= {name: settings.pop(name) for name in list(settings) if name in section.model_fields}
         sections[section] = section(**values)
     assert not settings, f"unknown settings: {sorted(settings)}"
-    runtime = Runtime(root=root, make=extra.pop("make", True), hooks=Hooks(meter=meter, budget=budget or NoBudget()))
+    runtime = Runtime(root=root, make=extra.pop("make", True), hooks=Hooks(meter=meter, budget=budget or Budget()))
     recipe = TrainRecipe(
         model=sections[ModelConfig], optim=sections[OptimConfig], train=sections[TrainConfig],
         evaluation=extra.pop("evaluation", EvaluationConfig()),

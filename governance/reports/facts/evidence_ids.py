@@ -58,7 +58,9 @@ def collect_entries(
         ManifestError: a stated path cannot be a checkpoint's, or a manifest is torn or altered.
     """
     known = None if stated is None else {str(entry.get("path")): entry for entry in stated}
-    read_first = _sizes(root) if known is None else known
+    # Each ledger file is read up to its current length.
+    sizes = {path.name: {"bytes": path.stat().st_size} for path in files_of(root / LEDGER)}
+    read_first = sizes if known is None else known
     running = _running(root, read_first) if stated is None else sorted(running_of(stated))
     found: dict[str, Entry] = {}
     for kind, path, values in _pieces(manifests, verdict, root, known, begun):
@@ -191,11 +193,6 @@ def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None)
         manifest = read_manifest(file)
         if manifest.config.get("train_key") == train.key:
             yield "checkpoint", manifest.path, {"digest": manifest.digest}
-
-
-def _sizes(root: Path) -> dict[str, Entry]:
-    """Current length of each ledger file, up to which it is read."""
-    return {path.name: {"bytes": path.stat().st_size} for path in files_of(root / LEDGER)}
 
 
 def _running(root: Path, sizes: Mapping[str, Entry]) -> list[str]:
