@@ -137,11 +137,8 @@ def _running_since(view: View) -> float | None:
     if not running:
         return None
     last = running[-1].attempts[-1:]
-    return (
-        datetime.datetime.fromisoformat(last[0].started).timestamp()
-        if last and last[0].started and not last[0].ended
-        else 0.0
-    )
+    since = last[0].started if last and not last[0].ended else ""
+    return datetime.datetime.fromisoformat(since).timestamp() if since else 0.0
 
 
 def _seconds_since(path: Path) -> float:

@@ -129,7 +129,7 @@ def sample(data: bytes | str) -> str:
     """The first 200 characters, made safe to write as UTF-8."""
     if isinstance(data, bytes):
         return data[: 4 * SAMPLE_CHARACTERS].decode("utf-8", "replace")[:SAMPLE_CHARACTERS]
-    return data[:SAMPLE_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+    return encodable(data[:SAMPLE_CHARACTERS])
 
 
 def to_record(
