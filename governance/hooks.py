@@ -67,7 +67,10 @@ class Watch(Protocol):
 
 
 class Budget:
-    """The energy budget of a policy as stages use it; this one has no bound (`governance.energy.budget` has one)."""
+    """The energy budget of a policy as stages use it.
+
+    This one has no bound; the one of `governance.energy.budget` has.
+    """
 
     def check(self, stage: str, artifact: str) -> None:
         """Raise `BudgetReached` before a stage opens anything, where it has no room."""

@@ -108,6 +108,20 @@ def create_job_key(path: Path, root: SigningKey, name: str, days: int) -> None:
     write_json(certificate_path(path), sign(statement({name: key_id(public)}, CERTIFICATE, predicate), root))
 
 
+def read_pem(path: Path, kind: str, command: str) -> object:
+    """The private key in a PEM file, of any type.
+
+    Raises:
+        ConfigError: the file cannot be read or is no unencrypted key; `command` makes one of this `kind`.
+    """
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        return serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: is not a readable {kind} in PEM ({error}). Make one: {command}") from error
+
+
 def private_key(path: Path, *, make: bool = True) -> SigningKey:
     """The signing key at `path` with its certificate.
 
@@ -116,19 +130,13 @@ def private_key(path: Path, *, make: bool = True) -> SigningKey:
     Raises:
         ConfigError: the file is not an unencrypted Ed25519 key in PEM, or the certificate next to it is another key's.
     """
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     if not path.exists() and make:
         with contextlib.suppress(ConfigError):  # another process was first: all use its key
             create_key(path)
             get_logger(__name__).info("made a signing key at %s; others verify with %s", path, public_path(path))
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: is not a readable private key in PEM ({error}). Make one: assay governance keygen"
-        ) from error
+    key = read_pem(path, "private key", "assay governance keygen")
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: is not an Ed25519 key. Make one: assay governance keygen")
     return SigningKey(key, _certificate_beside(path, key.public_key()))

@@ -31,6 +31,7 @@ from governance.signing.dsse import (
     pre_authentication,
     public_path,
     public_pem,
+    read_pem,
     statement,
     write_key_pair,
 )
@@ -68,18 +69,12 @@ def model_key(path: Path) -> EllipticCurvePrivateKey:
     Raises:
         ConfigError: the file is not an unencrypted EC P-256 key in PEM.
     """
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     if not path.exists():
         create_model_key(path)
         get_logger(__name__).info("made a model key at %s; others verify with %s", path, public_path(path))
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: is not a readable model key in PEM ({error}). Make one: assay governance keygen --model"
-        ) from error
+    key = read_pem(path, "model key", "assay governance keygen --model")
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
         raise ConfigError(f"{path}: is not an EC P-256 key. Make one: assay governance keygen --model")
     return key

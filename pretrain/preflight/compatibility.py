@@ -20,6 +20,7 @@ from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
 from pretrain.preflight.expert_rules import (
+    across_nodes,
     expert_groups_are_alike,
     expert_parallelism_divides,
     expert_parallelism_supports_the_run,
@@ -442,25 +443,14 @@ RULES: tuple[Rule, ...] = (
 
 def tensor_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Warn where tensor ranks span nodes: every block communicates twice."""
-    if hardware.world_size is None or hardware.local_world_size % settings.engine.tensor_parallel_size == 0:
-        return None
-    return (
-        f"engine.tensor_parallel_size = {settings.engine.tensor_parallel_size} does not divide the "
-        f"{hardware.local_world_size} ranks "
-        f"of a node: sums of each block cross the network, which is slow"
-    )
+    size = settings.engine.tensor_parallel_size
+    return across_nodes("tensor_parallel_size", size, hardware, "sums of each block cross the network, which is slow")
 
 
 def hpz_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Warn where hpZ groups span nodes, against their purpose."""
-    size = settings.engine.hpz_partition_size
-    if hardware.world_size is None or hardware.local_world_size % size == 0:
-        return None
-    return (
-        f"engine.hpz_partition_size = {size} does not divide the {hardware.local_world_size} ranks of a node: "
-        "the second copy "
-        f"of the weights crosses the network too, and only costs memory; choose a divisor"
-    )
+    effect = "the second copy of the weights crosses the network too, and only costs memory; choose a divisor"
+    return across_nodes("hpz_partition_size", settings.engine.hpz_partition_size, hardware, effect)
 
 
 def quantized_gradients_stay_on_a_node(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:

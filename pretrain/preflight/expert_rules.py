@@ -78,9 +78,11 @@ def expert_groups_are_alike(recipe: TrainRecipe, settings: Settings, hardware: H
 def expert_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Warn where expert ranks span nodes: every layer exchanges tokens."""
     size = settings.engine.expert_parallel_size
+    return across_nodes("expert_parallel_size", size, hardware, "tokens of each layer cross the network, which is slow")
+
+
+def across_nodes(field: str, size: int, hardware: Hardware, effect: str) -> str | None:
+    """Fault of groups of `size` ranks that span nodes."""
     if hardware.world_size is None or hardware.local_world_size % size == 0:
         return None
-    return (
-        f"engine.expert_parallel_size = {size} does not divide the {hardware.local_world_size} ranks of a node: tokens "
-        f"of each layer cross the network, which is slow"
-    )
+    return f"engine.{field} = {size} does not divide the {hardware.local_world_size} ranks of a node: {effect}"
