@@ -117,13 +117,7 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
         if not path.exists():
             raise MissingInput(f"verdict: not given yet. Make it with: {runtime.command}")
         return checked, read_verdict(path, run.config.governance, run.folder)
-    for manifest in (artifacts["bias"], checked):
-        if problems := verify(manifest, runtime.root):
-            raise GateClosed(
-                "the audit's results were altered: "
-                + "; ".join(problems)
-                + f". Remove {runtime.root / manifest.folder}, then audit again"
-            )
+    _refuse_altered((artifacts["bias"], checked), runtime.root)
     with intact(checked.named("results.json"), runtime.root) as path:
         results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
@@ -131,6 +125,16 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
     judgement = decide(run.policy, results, tokens.digest, today, papers)
     keys_of = (run.config.governance, run.folder)
     return checked, give_verdict(judgement, tokens, checked, run.policy, keys_of, runtime.root, journal)
+
+
+def _refuse_altered(audited: Sequence[Manifest], root: Path) -> None:
+    for manifest in audited:
+        if problems := verify(manifest, root):
+            raise GateClosed(
+                "the audit's results were altered: "
+                + "; ".join(problems)
+                + f". Remove {root / manifest.folder}, then audit again"
+            )
 
 
 def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
@@ -402,7 +406,12 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
 
 
 def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
-    """The artifacts that are there, and the report on them."""
+    """The artifacts that are there, and the report on them.
+
+    Raises:
+        GateClosed: an artifact is not as the journal states it, or a table of the audit was altered: the report, which
+            is signed, would rest on it.
+    """
     from data_pipeline.pii.detect import replace_all
     from governance.reports.facts.energy_totals import look_up
     from governance.reports.report import report
@@ -410,7 +419,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
-    artifacts |= _data_docs(artifacts["audit"], runtime.root, journal_of(run, runtime))
+    journal = journal_of(run, runtime)
+    artifacts |= _data_docs(artifacts["audit"], runtime.root, journal)
     begun = ""
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
@@ -421,6 +431,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         if isinstance(error, MissingInput):
             why = str(error)  # with the trainings that were found
         get_logger(__name__).warning("the report has no training: %s", why)
+    require_chain(list(artifacts.values()), runtime.root, journal)
+    _refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
 
@@ -443,7 +455,8 @@ def _data_docs(audit: Manifest, root: Path, journal: Journal) -> dict[str, Manif
 def whole_way(run: LoadedRun, runtime: Runtime, processes: int, words: Sequence[str]) -> Path:
     """Run everything, from the corpus to the report.
 
-    The report is written even when the gate is closed, training diverges, or its energy budget is exhausted.
+    The report is written even when the gate is closed, training diverges, or its energy budget is exhausted; but not
+    of artifacts that are not as they were signed.
 
     Whatever would refuse the training on this machine is refused before the corpus is made (`start_preflight.py`).
 

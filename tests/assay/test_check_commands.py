@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from assay.cli.main import main
 from governance.files import write_text
 from governance.manifest import Manifest, describe, read_manifest, write_manifest
-from tests.governance.attacked import flip
+from tests.governance.attacked import flip, reseal
 
 
 @pytest.fixture
@@ -82,6 +82,16 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     status, said = typed("report write")
     assert (status, "Data Docs" in latest.read_text()) == (0, False), "no statement of the journal names them"
     shutil.rmtree(foreign)
+    [audited], [results] = (list((project / "root").glob(f"audit/*/{name}.json")) for name in ("manifest", "results"))
+    sound = audited.read_bytes(), results.read_bytes()
+    write_text(results, results.read_text().replace('"pass"', '"fail"', 1))
+    status, said = typed("report write")
+    assert (status, f"{results.parent.name}/results.json" in said) == (77, True), said
+    reseal(project, "audit")
+    status, said = typed("report write")
+    assert (status, f"{results.parent.name}/manifest.json: journal.jsonl line" in said) == (77, True), said
+    audited.write_bytes(sound[0])
+    results.write_bytes(sound[1])
     assert typed("governance check", "--data-docs")[0] == 0
     opened = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
