@@ -30,7 +30,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "truth_web": lambda: [*data_truth.web_pages(), *data_truth.public_pages(), *structure.kept_structure()],
         "truth_languages": data_truth.languages,
         "truth_rules": lambda: data_rules.rules(quick),
-        "rates": lambda: [*data_speed.personal_data_rate(), *data_speed.trafilatura()],
+        "rates": lambda: [*data_speed.personal_data_rate(), *data_speed.pdf_pages(), *data_speed.trafilatura()],
         "memory": lambda: data_sameness.memory(quick),
         "same_digest": lambda: data_sameness.same_digest(quick),
     }

@@ -36,6 +36,7 @@ DOORS = {
     "fastwarc": {"data_pipeline/readers/warc.py"},
     "mwparserfromhell": {"data_pipeline/readers/file_types/wikitext.py"},
     "trafilatura": {"data_pipeline/readers/html.py"},
+    "pypdfium2": {"data_pipeline/readers/pdf/text_layer.py"},
     "jinja2": {"governance/reports/documents/markdown.py"},
     "pynvml": {"governance/energy/nvml.py"},
     "cryptography": {"governance/signing/dsse.py", "governance/signing/openssf.py"},

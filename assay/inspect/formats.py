@@ -28,7 +28,7 @@ from governance.errors import MissingInput
 _KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
     ".txt": "text", ".md": "text", ".html": "text", ".htm": "text", ".warc": "warc", ".arrow": "arrow",
-    ".idx": "megatron",
+    ".idx": "megatron", ".pdf": "text",
 }  # fmt: skip
 _NAMES = {
     "text": ("text", "content", "body", "document", "raw_content", "markdown", "article", "code", "passage"),

@@ -23,6 +23,12 @@ Faults by reason:
     reader_failed      a reader of the run's own failed on the content; the rest of the file is lost
     warc_torn_record  warc_bad_header  warc_...
                        of web archives, as warc.py says
+    no_text            a page or a file without text
+    page_needs_ocr     a page of a PDF file that shows something and has no readable text; the position is its number
+    truncated_pdf      a PDF file without its end: nothing of it is read
+    pdf_password  pdf_too_many_pages  pdf_too_slow  pdf_broke_parser  not_pdf
+                       a PDF file that cannot be read: it asks for a password, has more than 5,000 pages, or took more
+                       time or memory than a file of its size may
     duplicate_id       another record of the source came first with this id (found by `ingest`)
 """
 
@@ -49,6 +55,7 @@ TORN = frozenset(
         "unreadable_rows",
         "decompression_bomb",
         "dictionary_too_large",
+        "truncated_pdf",
         "unclosed_quote",
         "undecodable",
         "corrupt_xml",

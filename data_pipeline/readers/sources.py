@@ -271,7 +271,7 @@ class OrcSource(_Rows, _Paths):
 class TextSource(_Pages, _Paths, HtmlSource, _PlainText):
     """Files that are one document each.
 
-    Their endings are .txt, .md, .html and .htm, also with .gz, .zst, .xz, .bz2 or .lz4.
+    Their endings are .txt, .md, .html, .htm and .pdf, also with .gz, .zst, .xz, .bz2 or .lz4.
     """
 
     type: Literal["text"]

@@ -1,4 +1,4 @@
-"""Files of text: JSON Lines and CSV, plain text, Markdown, HTML.
+"""Files of text: JSON Lines and CSV, plain text, Markdown, HTML, PDF.
 
 JSON Lines and CSV hold a record a row, the others are one document each.
 
@@ -8,7 +8,8 @@ no record and is passed over, as editors leave one at the end; every other line 
 
 CSV of packages: `file_types/delimited.py`.
 
-HTML goes through `page_process`: its main text, in bounded time whatever the page is.
+HTML goes through `page_process`: its main text, in bounded time whatever the page is. So does PDF: its text layer is
+one document; each page that has none and shows something is a fault, `page_needs_ocr`, at the page's number from 0.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from data_pipeline.readers.file_types.delimited import read_csv
-from data_pipeline.readers.page_process import read_html
+from data_pipeline.readers.page_process import read_html, read_pdf
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import PackageSource, Source, TextSource
@@ -29,6 +30,7 @@ from governance.errors import ConfigError
 PLAIN = (".txt", ".md")
 HTML = (".html", ".htm")
 TABLE = (".csv",)
+PDF = (".pdf",)
 
 
 def ending_of(name: str) -> str:
@@ -45,7 +47,7 @@ def check_endings(names: Iterable[str], source: Source) -> None:
     Raises:
         ConfigError: there is one.
     """
-    allowed = PLAIN + HTML + (TABLE if isinstance(source, PackageSource) else ())
+    allowed = PLAIN + HTML + PDF + (TABLE if isinstance(source, PackageSource) else ())
     for name in names if isinstance(source, TextSource | PackageSource) else ():
         name = plain_name(name) if isinstance(source, TextSource) else name
         if ending_of(name) not in allowed:
@@ -58,7 +60,7 @@ def check_endings(names: Iterable[str], source: Source) -> None:
 def read_member(
     pieces: Iterable[bytes], file: str, ending: str, fields: Fields, language: str = "", way: Extraction = ASSAY
 ) -> Iterator[Record | RecordFault]:
-    """Records of one text, HTML or CSV file, by `ending`."""
+    """Records of one text, HTML, PDF or CSV file, by `ending`."""
     for piece in read_csv(pieces, file, fields) if ending in TABLE else _read_whole(pieces, file, ending, way):
         if language and isinstance(piece, Record) and not piece.language:
             yield replace(piece, language=language)
@@ -78,8 +80,24 @@ def _read_whole(pieces: Iterable[bytes], file: str, ending: str, way: Extraction
         # Half of a text is not that text: the file is one record, and that record is lost.
         yield RecordFault(file, 0, error.reason, sample(bytes(data[:1000])))
         return
-    if data:
+    if data and ending in PDF:
+        yield from read_pages(bytes(data), file)
+    elif data:
         yield read_html(bytes(data), file, way=way) if ending in HTML else read_plain(bytes(data), file)
+
+
+def read_pages(data: bytes, file: str) -> Iterator[Record | RecordFault]:
+    """Document of a PDF file, and faults of pages without text."""
+    found = read_pdf(data)
+    if isinstance(found, str):
+        yield RecordFault(file, 0, found, sample(data[:20]))
+        return
+    if found.text:
+        yield Record(found.text, file, 0)
+    elif not found.needs_ocr:
+        yield RecordFault(file, 0, "no_text", f"{found.pages} empty pages")
+    for number in found.needs_ocr:
+        yield RecordFault(file, number, "page_needs_ocr", f"page {number + 1} of {found.pages}: no readable text")
 
 
 def read_plain(data: bytes, file: str) -> Record | RecordFault:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FUNNEL = tuple(row.name for row in STAGES if row.documents)
 """The stages that pass documents, in their order."""
 ALL = "(all)"
-_NO_TEXT = "quarantine:no_text"
+_NO_TEXT = ("quarantine:no_text", "quarantine:page_needs_ocr")
 _UNREADABLE = "cannot be read as Parquet"
 _RECORDS = 3  # of a source, that a message names
 _NO_LANGUAGE = ("und",)  # an unknown language is a missing value, not a string
@@ -146,7 +146,7 @@ def _source_row(stage: str, source: str, entry: Mapping[str, Any], before: int |
     removed = sum(entry.get("removed", {}).values())
     raw = stage == "ingest"
     refused = entry.get("quarantined") if raw else 0  # None where not counted: unknown is not zero
-    without_text = entry.get("removed", {}).get(_NO_TEXT, 0) if raw else 0
+    without_text = sum(entry.get("removed", {}).get(reason, 0) for reason in _NO_TEXT) if raw else 0
     earlier = entry.get("removed", {}).get("duplicate_of_earlier", 0) if stage == "dedup" else 0
     entered, new = counts["documents_in"], counts["documents_in"] - earlier
     repeated = removed - earlier if stage == "dedup" else 0
@@ -174,7 +174,7 @@ def quarantined_records(ingest: Manifest, root: Path) -> dict[str, str]:
         ManifestError: a shard cannot be read.
     """
     counts = {ALL: ingest.stats, **ingest.stats.get("by_source", {})}
-    left = {name for name, entry in counts.items() if set(entry.get("removed", {})) - {_NO_TEXT}}
+    left = {name for name, entry in counts.items() if set(entry.get("removed", {})) - {*_NO_TEXT}}
     first: dict[str, list[str]] = {name: [] for name in left}
     for output in ingest.listed("quarantine"):
         if not any(len(records) < _RECORDS for records in first.values()):
@@ -182,12 +182,12 @@ def quarantined_records(ingest: Manifest, root: Path) -> dict[str, str]:
         with intact(output, root) as path:
             rows = _read(path, ["source", "file", "position", "reason"]).to_pylist()
         for row in rows:
-            if f"quarantine:{row['reason']}" != _NO_TEXT:
+            if f"quarantine:{row['reason']}" not in _NO_TEXT:
                 for name in left & {ALL, row["source"]}:
                     first[name].append(f"{row['file']}#{row['position']} {row['reason']}")
     words = {}
     for name, records in first.items():
-        number = sum(count for reason, count in counts[name]["removed"].items() if reason != _NO_TEXT)
+        number = sum(count for reason, count in counts[name]["removed"].items() if reason not in _NO_TEXT)
         more = f" and {number - _RECORDS:,} more" if number > _RECORDS else ""
         words[name] = ", ".join(records[:_RECORDS]) + more
     return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -161,6 +162,37 @@ def personal_data_rate() -> list[Goal]:
         redact(raw, PiiConfig(), runtime)
         spent = again("redact", lambda other: redact(raw, PiiConfig(), other), runtime.root)
     return [Goal("pii.stage_mb_a_core_second", text_bytes(documents) / 1e6 / spent, 10, note="all types")]
+
+
+def pdf_pages() -> list[Goal]:
+    """Paragraphs of books and speeches, set as PDF pages, through the process that parses them."""
+    from benchmarks.measures.corpora import rows
+    from data_pipeline.readers.page_process import close, read_pdf
+    from tests.data_pipeline.pdf_files import set_type, write_pdf
+
+    texts = [
+        row["text"] for name in ("books", "speeches") for row in itertools.islice(rows(f"corpora/{name}.jsonl.gz"), 60)
+    ]
+    planted = []
+    for text in texts:
+        paragraphs = [" ".join(part.split()) for part in text.replace("\r", "").split("\n\n")]
+        planted.append(
+            [part for part in paragraphs if part and part.encode("cp1252", "replace").decode("cp1252") == part]
+        )
+    planted = [paragraphs for paragraphs in planted if sum(map(len, paragraphs)) > 12_000]  # of three pages or more
+    files = [write_pdf(set_type(paragraphs, "A Running Header")) for paragraphs in planted]
+    started, pages, exact = cpu_seconds(), 0, 0
+    for data, paragraphs in zip(files, planted, strict=True):
+        found = read_pdf(data)
+        assert not isinstance(found, str), found
+        pages += found.pages
+        exact += len(set(paragraphs) & {*found.text.split("\n")})
+    close()  # its CPU time counts when it has ended
+    spent, of = cpu_seconds() - started, sum(len(set(paragraphs)) for paragraphs in planted)
+    return [
+        Goal("pdf.pages_a_core_second", pages / spent, 50, note=f"{pages} pages, process and its start included"),
+        figure("pdf.paragraphs_exact", exact / of, f"of {of}, set with hyphens, headers and page numbers"),
+    ]
 
 
 def trafilatura() -> list[Goal]:

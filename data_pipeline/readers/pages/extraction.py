@@ -14,7 +14,7 @@ Structure = Literal["plain", "markdown"]
 class Extraction(NamedTuple):
     """The extractor of a source's pages and the form of their text."""
 
-    extractor: Extractor | Literal["mwparserfromhell"] = "assay"
+    extractor: Extractor | Literal["mwparserfromhell", "pdf"] = "assay"
     structure: Structure = "plain"
 
 
@@ -22,6 +22,8 @@ ASSAY = Extraction()
 """The default."""
 WIKITEXT = Extraction("mwparserfromhell")
 """For pages of MediaWiki's dumps, which are no HTML."""
+PDF = Extraction("pdf")
+"""The text layer of a PDF file, whose pages are no HTML."""
 
 
 def check_installed(extraction: Extraction) -> None:

@@ -1,0 +1,1 @@
+"""PDF files: their text layer, page by page, and the paragraphs that it becomes."""

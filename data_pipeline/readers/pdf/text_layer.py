@@ -1,0 +1,118 @@
+"""Text layer of PDF files, by PDFium.
+
+A page gives its lines with their place, in the order in which the file draws them: that is the reading order in most
+files, and PDFium does not find another. What a page shows without text is found too: a scanned page has a picture and
+no letters; a page whose fonts do not name their characters has letters without meaning. Both *need OCR*, which Assay
+does not do: their numbers are returned, and the reader quarantines them.
+
+Nothing here bounds time and memory: `page_process` does, and readers go through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+
+import pypdfium2
+from pypdfium2 import raw
+
+from data_pipeline.readers.pdf.page_flow import PageLine, PdfPage, PdfText, flow
+
+MAX_PAGES = 5000
+_FEW_LETTERS = 20  # less than a caption: a page number, a stamp
+_PICTURE_SHARE = 0.25  # of the page, from which it is the page's content
+_UNREADABLE_SHARE = 0.3
+_MANY_OUTLINES = 500  # drawn shapes, as letters without a font are
+_LINE_ENDS = re.compile("\r?\n|\ufffe|\x02")
+_HYPHENS = ("\ufffe", "\x02")  # PDFium's signs for a hyphen at a line's end
+_UNREADABLE = re.compile("[\x00-\x08\ufffd\ue000-\uf8ff]")
+_LETTER = re.compile(r"[^\W_]")
+_BEGIN, _END, _FOUND_WITHIN = b"%PDF-", b"%%EOF", 2048  # bytes from either end
+_PASSWORD = 4  # FPDF_ERR_PASSWORD
+
+
+def extract_pdf(data: bytes) -> PdfText | str:
+    """Text of a file, or the fault's reason.
+
+    A reason is `truncated_pdf`, `pdf_password`, `pdf_too_many_pages` or `not_pdf`.
+    """
+    if _BEGIN not in data[:_FOUND_WITHIN]:
+        return "not_pdf"
+    if _END not in data[-_FOUND_WITHIN:]:  # PDFium opens some such files, without what is lost
+        return "truncated_pdf"
+    try:
+        document = pypdfium2.PdfDocument(data)
+    except pypdfium2.PdfiumError as error:
+        return "pdf_password" if error.err_code == _PASSWORD else "not_pdf"
+    with document:
+        count = len(document)
+        if count > MAX_PAGES:
+            return "pdf_too_many_pages"
+        pages: list[PdfPage] = []
+        for number in range(count):
+            pages.append(_read_page(document, number))
+    text, left = flow(pages)
+    unread = [
+        number
+        for number, (page, kept) in enumerate(zip(pages, left, strict=True))
+        if page.unreadable or (page.drawn and len(_LETTER.findall(kept)) < _FEW_LETTERS)
+    ]
+    return PdfText(text, count, tuple(unread))
+
+
+def _read_page(document: pypdfium2.PdfDocument, number: int) -> PdfPage:
+    try:
+        page = document[number]
+    except pypdfium2.PdfiumError:  # a torn page: nothing of it can be read
+        return PdfPage((), 0.0, 0.0, False, True)
+    try:
+        width, height = page.get_size()
+        layer = page.get_textpage()
+        text = layer.get_text_range() if layer.count_chars() > 0 else ""
+        letters = len(_LETTER.findall(text))
+        if len(_UNREADABLE.findall(text)) > _UNREADABLE_SHARE * max(1, len(text.strip())):
+            return PdfPage((), width, height, False, True)
+        drawn = letters < 20 * _FEW_LETTERS and _is_drawn(page, width * height)  # running lines are not taken off yet
+        return PdfPage(tuple(_lines(layer, text)), width, height, drawn, False)
+    finally:
+        page.close()
+
+
+def _lines(layer: pypdfium2.PdfTextPage, text: str) -> list[PageLine]:
+    """Lines of a page's text with their places."""
+    found = []
+    start = 0
+    ends = [*((match.start(), match.end(), match.group()) for match in _LINE_ENDS.finditer(text)), (len(text),) * 3]
+    surrogates = layer.count_chars() != len(text)
+    for end, after, mark in ends:
+        line = text[start:end]
+        if stripped := line.strip():
+            first = start + len(line) - len(line.lstrip())
+            places = first, first + len(stripped) - 1
+            if surrogates:  # characters of the file are no characters of the text
+                places = tuple(max(0, raw.FPDFText_GetCharIndexFromTextIndex(layer, place)) for place in places)
+            found.append(_placed(layer, stripped, places, mark in _HYPHENS))
+        start = int(after)
+    return found
+
+
+def _placed(layer: pypdfium2.PdfTextPage, text: str, places: tuple[int, ...], hyphen: bool) -> PageLine:
+    x, y = ctypes.c_double(), ctypes.c_double()
+    raw.FPDFText_GetCharOrigin(layer, places[0], x, y)
+    box = raw.FS_RECTF()
+    raw.FPDFText_GetLooseCharBox(layer, places[0], box)
+    height = abs(box.top - box.bottom)
+    raw.FPDFText_GetLooseCharBox(layer, places[1], box)
+    return PageLine(text, x.value, float(box.right), y.value, float(height), hyphen)
+
+
+def _is_drawn(page: pypdfium2.PdfPage, area: float) -> bool:
+    """Return whether a page's content is a picture, or outlines."""
+    pictures, outlines = 0.0, 0
+    for thing in page.get_objects(max_depth=2):
+        if thing.type == raw.FPDF_PAGEOBJ_IMAGE:
+            left, bottom, right, top = thing.get_bounds()
+            pictures += max(0.0, right - left) * max(0.0, top - bottom)
+        elif thing.type == raw.FPDF_PAGEOBJ_PATH:
+            outlines += 1
+    return pictures >= _PICTURE_SHARE * area > 0 or outlines >= _MANY_OUTLINES
