@@ -1,4 +1,4 @@
-"""HTML and PDF parsing in a child process with time and memory limits.
+"""HTML and PDF parsing in a child process, within time and memory.
 
 Signals do not interrupt a parser's native code, and parsers are quadratic in what an attacker can write (unclosed
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:

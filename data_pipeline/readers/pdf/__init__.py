@@ -1,1 +1,1 @@
-"""PDF files: their text layer, page by page, and the paragraphs that it becomes."""
+"""PDF files: their text layer and its paragraphs."""

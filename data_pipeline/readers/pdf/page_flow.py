@@ -57,7 +57,7 @@ class PageLine(NamedTuple):
 
 
 class PdfPage(NamedTuple):
-    """Lines of a page in the file's order, and what else it shows."""
+    """Lines of a page, in the file's order, and its state."""
 
     lines: tuple[PageLine, ...]
     width: float
@@ -78,7 +78,7 @@ class PdfText(NamedTuple):
 
 
 def flow(pages: Sequence[PdfPage]) -> tuple[str, list[str]]:
-    """Text of the pages, a line per paragraph, and each page's own lines."""
+    """Text, a line per paragraph, and each page's own lines."""
     kept = without_running_lines(pages)
     words = _vocabulary(kept)
     paragraphs: list[list[str]] = []
@@ -96,7 +96,7 @@ def flow(pages: Sequence[PdfPage]) -> tuple[str, list[str]]:
 
 
 def _vocabulary(pages: Sequence[Sequence[PageLine]]) -> Counter[str]:
-    """Words of the pages, without the halves of those that a line's end divides."""
+    """Words of the pages, those that a line's end divides excluded."""
     words: Counter[str] = Counter()
     divided = False
     for line in itertools.chain.from_iterable(pages):
@@ -129,7 +129,7 @@ def without_running_lines(pages: Sequence[PdfPage]) -> list[list[PageLine]]:
 
 
 def _outer_keys(page: PdfPage) -> dict[int, tuple[str, float]]:
-    """Text and height (a share of the page's) of its outermost lines, by place."""
+    """Text and height (0 to 1) of the outermost lines, by place."""
     order = sorted(range(len(page.lines)), key=lambda place: page.lines[place].baseline)
     found = {}
     height = page.height or 1.0
