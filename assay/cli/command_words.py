@@ -23,7 +23,7 @@ _OLD_OPTIONS = {
     "--join": ("--merge",),
 }
 """Option of the last release -> the same today; the last word takes the value."""
-_INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs")
+_INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs", "policy", "runs")
 """Positional words that name something on disk that must exist."""
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 
@@ -207,7 +207,8 @@ def refuse_missing(arguments: argparse.Namespace) -> None:
     from governance.errors import MissingInput, near_path
 
     named = [(name, getattr(arguments, name, None)) for name in _INPUTS]
-    for name, path in [*named, *(("config", path) for path in getattr(arguments, "more", []))]:
+    named += [("config", path) for path in getattr(arguments, "more", [])]
+    for name, path in [*named, *(("root", root) for root in getattr(arguments, "roots", []))]:
         if path is None or path.exists() or (name == "checkpoint" and str(path) == "last"):
             continue
         if name == "config" and _shipped(path).is_file() and hasattr(arguments, "more"):

@@ -98,7 +98,7 @@ def index(arguments: Arguments) -> None:
     """
     from governance.reports.index import index_lines, index_page, runs_below
 
-    folder: Path = arguments.folder
+    folder: Path = arguments.runs
     page: Path = arguments.html or folder / "index.html"
     rows = runs_below(folder, page.parent)
     if not rows:

@@ -250,7 +250,7 @@ def _report(commands: Commands[Parser]) -> None:
     path(command, "theirs", "B", "the other run, in any of these forms")
     path(command, "--html", "PATH", "also write an HTML page")
     command = add("index", "index", "list all runs below a folder, here and as an HTML page")
-    path(command, "folder", "FOLDER", "folder with the roots of runs, at most three levels deep")
+    path(command, "runs", "FOLDER", "folder with the roots of runs, at most three levels deep")
     path(command, "--html", "PATH", "path of the page (default: FOLDER/index.html)")
 
 
