@@ -20,9 +20,12 @@ from assay.cli.main import main
 from data_pipeline.documents import DOCUMENT_SCHEMA
 from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_classifier
 from governance.checks.bias.bias import BiasConfig, bias_audit, sentence_scorers
+from governance.checks.bias.count_tables import schema_of
 from governance.checks.bias.examples import priorities_of
+from governance.checks.bias.interval_choice import TOO_FEW
 from governance.checks.bias.provenance_columns import bucket_of
 from governance.checks.bias.sentence_tables import SentenceScorer, sentence_scores
+from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.word_lists.lexicons import load_lexicons
 from governance.config import validate
 from governance.errors import ConfigError, PipelineError
@@ -228,6 +231,26 @@ def test_a_model_that_scores_the_group_itself_is_biased_and_finds_nothing(tmp_pa
     assert [one for one in findings if one["instrument"] == NAME] == []
     other = {**tone, "polarity": (tone["polarity"][0].model_copy(update={"stats": {"x": 1}}), tone["polarity"][1])}
     assert bias_audit(artifacts, config, Runtime(tmp_path), folder=tmp_path, tone=other).key != made.key
+
+
+def test_few_sentences_of_a_group_have_no_interval_where_blame_is_rare():
+    """A classifier that praises 95 of 100 sentences: a group of 60 has an exact interval, one of 12 none."""
+    rows = []
+    for group, number, blamed in (("large", 2000, 100), ("some", 60, 0), ("few", 12, 0)):
+        tones = np.array([-930] * blamed + [930] * (number - blamed))
+        for bucket in range(10):
+            mine = tones[bucket::10]
+            counts = (len(mine), int(mine.sum()), int((mine**2).sum()), len(mine))
+            rows.append(("en", "s", bucket, "x", group, NAME, *counts))
+    columns = zip(*rows, strict=True)
+    schema = schema_of("scores")
+    table = pa.table([pa.array(of, field.type) for of, field in zip(columns, schema, strict=True)], schema=schema)
+    found = {row["group"]: row for row in tone_rows(table)}
+    assert found["few"]["note"] == TOO_FEW
+    assert (found["few"]["lower"], found["few"]["p"]) == (None, None)
+    some = found["some"]
+    assert some["lower"] < 0 < some["value"] == pytest.approx(0.093, abs=0.001)
+    assert some["p"] > 0.05, "no blame among 60 is no finding, though the group's own sentences do not vary"
 
 
 def test_spans_are_the_sentences_that_mention_a_group():

@@ -10,8 +10,8 @@ cluster (`provenance_columns.py`), `language` the column's ("und" where it is em
     categories  language, source, bucket, family, category -> sentences
     pairs       language, source, bucket, axis, group, family, category -> sentences
     scores      language, source, bucket, axis, group, instrument -> sentences, total, squares, hits
-                total and squares of the sentences' scores, hits: sentences with a listed word, or those that a
-                classifier scored; axis and group are "" for sentences without a mention
+                total and squares of the sentences' scores, hits: sentences with a listed word, or that a
+                classifier gives half a point or more; axis and group are "" for sentences without a mention
     fates       stage, reason, source, site, language, length_bin, bucket, axis, group -> documents
                 `site` is the host, "" without one, "(small sites)" beyond the MOST_SITES with most documents;
                 outcome of each document that entered the first filter: "kept", or the stage that removed it; once for

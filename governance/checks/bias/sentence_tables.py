@@ -33,6 +33,8 @@ BELOW, ABOVE = "below", "above"
 """The sides of an instrument: sentences whose score is below 0, and above."""
 CHARACTERS = 4096
 """Characters of a sentence that a classifier reads."""
+CLEAR = 0.5
+"""Points from which a classifier's score is a hit: clear praise or blame."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,16 @@ def score_table(
         buckets: of each text.
     """
     (code, source), (spans, scores) = of, scored
-    sums = np.zeros((BUCKETS, len(groups), 3), np.int64)
-    np.add.at(sums, (buckets[spans[:, 0]], spans[:, 1]), np.stack([np.ones_like(scores), scores, scores**2], axis=1))
+    hits = np.abs(scores) >= CLEAR * scale_of(instrument)
+    sums = np.zeros((BUCKETS, len(groups), 4), np.int64)
+    counts = np.stack([np.ones_like(scores), scores, scores**2, hits], axis=1)
+    np.add.at(sums, (buckets[spans[:, 0]], spans[:, 1]), counts)
     bucket, group = np.nonzero(sums[:, :, 0])
     mentioned = np.array(groups, object).reshape(-1, 2)[group]
-    sentences, total, squares = sums[bucket, group].T
+    sentences, total, squares, clear = sums[bucket, group].T
     return table_of(
         "scores", language=code, source=source, bucket=bucket, axis=mentioned[:, 0], group=mentioned[:, 1],
-        instrument=instrument, sentences=sentences, total=total, squares=squares, hits=sentences,
+        instrument=instrument, sentences=sentences, total=total, squares=squares, hits=clear,
     )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def _compared(
     variance, *pool = (standardised(part, ones, weight) for part in (spread, total, squares, hits))
     units = units_within(n1, n0, other_sums[place], n0, variance, by_site)
     exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, pool)
-    expected = units * np.minimum(pool[2], 1 - pool[2] if toxic else pool[2])
+    expected = units * (np.minimum(pool[2], 1 - pool[2]) if toxic else _rarer(pool))
     chosen, notes = chosen_intervals(found, exact, expected, n1.sum(axis=1))
     chosen = _in_points(chosen, scale)
     with np.errstate(all="ignore"):
@@ -152,6 +152,20 @@ def _in_points(found: Estimates, scale: int) -> Estimates:
     """Convert estimates of scaled scores to points; p does not change."""
     parts = {name: getattr(found, name) / scale for name in ("value", "lower", "upper", "error")}
     return replace(found, **parts)
+
+
+def _rarer(pool: list[Floats]) -> Floats:
+    """Share of sentences whose score is not the most common of -c, 0 and +c.
+
+    `pool` is total, squares and hits a sentence. Where most are hits, such as the praise of a classifier that is
+    certain, the sentences that are not say how a group may differ.
+    """
+    shares = np.full(len(pool[0]), np.nan)
+    for row, one in enumerate(zip(*(part.tolist() for part in pool), strict=True)):
+        scores = scores_of(1.0, *one) if np.isfinite(one).all() else None
+        if scores is not None:
+            shares[row] = 1 - max(scores.minus, scores.plus, 1 - scores.minus - scores.plus)
+    return shares
 
 
 def _mean_gaps(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Bounds:
