@@ -3,7 +3,7 @@
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
 Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_few_sites
-        journal hashing edits page.
+        bias_classifiers journal hashing edits page.
 Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.goals import Goal, command_line
 from benchmarks.measures.governance import (
+    bias_classifiers,
     bias_few_sites,
     bias_null,
     governance_bias,
@@ -44,6 +45,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "bias": lambda: governance_bias.bias(quick),
         "bias_null": lambda: bias_null.bias_null(quick),
         "bias_few_sites": lambda: bias_few_sites.few_sites(quick),
+        "bias_classifiers": lambda: bias_classifiers.classifiers(quick),
         "journal": lambda: lineage_speed.journal(quick),
         "hashing": lambda: lineage_speed.hashing(quick),
         "edits": lambda: governance_edits.all_files(quick),

@@ -191,25 +191,25 @@ def test_the_report_names_the_model(alone):
     assert model.digest in [item.digest for item in made.inputs]
 
 
-def _one_of_three(root: Path, worker: int) -> None:
-    artifacts, config, tone = project(root, {"wonderful": 2.0, "terrible": -2.0})
+def _one_of_three(root: Path, worker: int, given) -> None:
+    artifacts, config, tone = given
     take_turns(
         Runtime(root, worker=(worker, 3)), lambda turn: bias_audit(artifacts, config, turn, folder=root, tone=tone)
     )
 
 
 def test_three_workers_and_other_shards_give_the_same_tables(tmp_path, alone):
-    project(tmp_path / "array", {"wonderful": 2.0, "terrible": -2.0})
+    root = tmp_path / "array"
+    given = artifacts, config, tone = project(root, {"wonderful": 2.0, "terrible": -2.0})
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_one_of_three, args=(tmp_path / "array", worker)) for worker in range(3)]
+    processes = [context.Process(target=_one_of_three, args=(root, worker, given)) for worker in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(600)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    artifacts, config, tone = project(tmp_path / "array", {"wonderful": 2.0, "terrible": -2.0})
-    look = Runtime(tmp_path / "array", make=False)
-    assert bias_audit(artifacts, config, look, folder=tmp_path / "array", tone=tone).digest == alone[1].digest
+    look = Runtime(root, make=False)
+    assert bias_audit(artifacts, config, look, folder=root, tone=tone).digest == alone[1].digest
     root = tmp_path / "other"
     artifacts, config, tone = project(root, {"wonderful": 2.0, "terrible": -2.0}, a_shard=77)
     other = bias_audit(artifacts, config, Runtime(root), folder=root, tone=tone)

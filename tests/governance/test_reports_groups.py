@@ -132,7 +132,9 @@ def test_no_headline_without_a_test_behind_it():
     assert first_look(found(tone=[untested, chance])) == []
     [output] = first_look(found(tone=[untested, chance, row(), row(group="male")]))
     assert output["what"] == "Sentences that mention “female” are less favourable than those of other gender groups"
-    assert output["n"] == "100 mentions, q 0.002"
+    assert output["n"] == "100 sentences, q 0.002"
+    filtered = row("keep_ratio_adjusted", 0.5, 0.6, 0.7, stage="(all)")
+    assert first_look(found(impact=[filtered]))[0]["n"] == "100 documents, q 0.002"
     assert "95 % interval -0.4 to -0.1; 1 more difference of this kind" in output["detail"]
     imprecise = {"suite": "tone", **row(), "precise": False, "effect": {}, "examples": []}
     assert first_look({**found(tone=[row()]), "findings": [imprecise]}) == []

@@ -164,7 +164,7 @@ def _rarer(pool: list[Floats]) -> Floats:
     for row, one in enumerate(zip(*(part.tolist() for part in pool), strict=True)):
         scores = scores_of(1.0, *one) if np.isfinite(one).all() else None
         if scores is not None:
-            shares[row] = 1 - max(scores.minus, scores.plus, 1 - scores.minus - scores.plus)
+            shares[row] = scores.rarer
     return shares
 
 

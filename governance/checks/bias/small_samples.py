@@ -25,8 +25,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _TAIL = 0.025
-MOST_SCORED = 30.0
-"""Scored units expected beyond which a mean of scores is taken for normal."""
+MOST_RARER = 30.0
+"""Units of the rarer scores expected beyond which a mean of scores is taken for normal."""
 _TURNS = 40  # halvings of theta
 
 
@@ -76,6 +76,11 @@ class Scores:
         """Points per sentence."""
         return self.step * (self.plus - self.minus)
 
+    @property
+    def rarer(self) -> float:
+        """Share of the scores that are not the most common one."""
+        return 1 - max(self.minus, self.plus, 1 - self.minus - self.plus)
+
 
 def scores_of(n: float, total: float, squares: float, hits: float) -> Scores | None:
     """The scores of a pool from its sums; None where nothing varies."""
@@ -89,7 +94,7 @@ def scores_of(n: float, total: float, squares: float, hits: float) -> Scores | N
 
 def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float, float, float]:
     """Lower, upper and p of `null` for the mean of n scores."""
-    if n * (pool.minus + pool.plus) > MOST_SCORED:
+    if n * pool.rarer > MOST_RARER:
         return _normal_bounds(mean, n, null, pool)
     units = max(1, round(n))
     log_weights, support = _convolved(pool, units), np.arange(-units, units + 1, dtype=np.float64)

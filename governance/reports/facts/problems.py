@@ -152,6 +152,7 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
         examples, effect = worst.get("examples") or [], worst.get("effect") or {}
         where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
         size = f"{effect['words']}; " if effect.get("words") else ""
+        unit = "document" if suite == "impact" else "sentence"
         interval = f"95 % interval {compact(worst['lower'])} to {compact(worst['upper'])}"
         size += f"{named(worst['metric'])} {compact(worst['value'])}"
         more = f"; {counted(len(rows) - 1, 'more difference')} of this kind" if len(rows) > 1 else ""
@@ -160,7 +161,7 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
             f"{where}: {size}, {interval}{more}",
             f"/bias/{suite}",
             "bias",
-            f"{counted(worst['n'] or 0, 'mention')}, q {chance(worst['q'])}",
+            f"{counted(worst['n'] or 0, unit)}, q {chance(worst['q'])}",
             str(examples[0]["text"]) if examples else "",
         )
 
