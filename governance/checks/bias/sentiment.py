@@ -155,10 +155,10 @@ def _in_points(found: Estimates, scale: int) -> Estimates:
 
 
 def _rarer(pool: list[Floats]) -> Floats:
-    """Share of sentences whose score is not the most common of -c, 0 and +c.
+    """Share of sentences with another score than the most common one.
 
-    `pool` is total, squares and hits a sentence. Where most are hits, such as the praise of a classifier that is
-    certain, the sentences that are not say how a group may differ.
+    Scores are -c, 0 and +c (`small_samples.py`); `pool` is total, squares and hits per sentence. Where most sentences
+    are hits, as under a classifier that praises nearly all of them, the few others decide how far a group may differ.
     """
     shares = np.full(len(pool[0]), np.nan)
     for row, one in enumerate(zip(*(part.tolist() for part in pool), strict=True)):
