@@ -135,18 +135,19 @@ class BlockAttention(torch.autograd.Function):
         Returns:
             [B, H, L, D].
         """
-        shape = q.shape
-        q, k, v = (x.reshape(-1, *shape[2:]) for x in (q, k, v))
-        out, kept = torch.empty_like(q), []
+        k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+        out, kept = _tokens_first(q), []
         for number, first in enumerate(starts):
-            queries, keys = _block(number, first, shape[2])
-            logits = torch.baddbmm(q.new_empty(()), q[:, queries], k[:, keys].transpose(1, 2), beta=0.0, alpha=scale)
+            queries, keys = _block(number, first, q.shape[2])
+            own = _queries(q, queries)
+            near, values = k[:, keys].contiguous(), v[:, keys].contiguous()
+            logits = torch.baddbmm(q.new_empty(()), own, near.transpose(1, 2), beta=0.0, alpha=scale)
             run_in_threads(softmax, len(logits), (logits, firsts), queries.start, first)
-            torch.bmm(logits, v[:, keys], out=out[:, queries])
-            kept.append(logits)
-        ctx.save_for_backward(q, k, v, firsts, *kept)
-        ctx.shape, ctx.starts, ctx.scale = shape, starts, scale
-        return out.view(shape)
+            out[:, :, queries] = torch.bmm(logits, values).view(*q.shape[:2], *own.shape[1:])
+            kept += [own, logits]
+        ctx.save_for_backward(k, v, firsts, *kept)
+        ctx.starts, ctx.scale = starts, scale
+        return out
 
     @staticmethod
     @once_differentiable
@@ -155,18 +156,34 @@ class BlockAttention(torch.autograd.Function):
 
         With probabilities P they are dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K and dK = dS' Q.
         """
-        q, k, v, firsts, *kept = ctx.saved_tensors
-        into = gradient.reshape(q.shape)
-        for_q, for_k, for_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        k, v, firsts, *kept = ctx.saved_tensors
+        shape, last = gradient.shape, len(ctx.starts) - 1
+        for_q, for_k, for_v = _tokens_first(gradient), torch.empty_like(k), torch.empty_like(v)
         for number, first in reversed([*enumerate(ctx.starts)]):
-            queries, keys = _block(number, first, q.shape[1])
-            slopes = torch.bmm(into[:, queries], v[:, keys].transpose(1, 2))
-            given = (slopes, kept[number], firsts)
+            queries, keys = _block(number, first, shape[2])
+            own, chances = kept[2 * number : 2 * number + 2]
+            into = _queries(gradient, queries)
+            slopes = torch.bmm(into, v[:, keys].contiguous().transpose(1, 2))
+            given = (slopes, chances, firsts)
             run_in_threads(softmax_gradient, len(slopes), given, queries.start, first, np.float32(ctx.scale))
-            torch.bmm(slopes, k[:, keys], out=for_q[:, queries])
-            _gather(for_k, keys, slopes, q[:, queries], number == len(kept) - 1)
-            _gather(for_v, keys, kept[number], into[:, queries], number == len(kept) - 1)
-        return for_q.view(ctx.shape), for_k.view(ctx.shape), for_v.view(ctx.shape), None, None, None
+            for_q[:, :, queries] = torch.bmm(slopes, k[:, keys].contiguous()).view(*shape[:2], *own.shape[1:])
+            _gather(for_k, keys, slopes, own, number == last)
+            _gather(for_v, keys, chances, into, number == last)
+        return for_q, for_k.view(shape), for_v.view(shape), None, None, None
+
+
+def _queries(x: torch.Tensor, queries: slice) -> torch.Tensor:
+    """Copy a block of [B, H, L, D] to [B x H, queries, D].
+
+    Factors that are parts of a longer tensor would be copied in each product, more slowly.
+    """
+    return x[:, :, queries].reshape(-1, queries.stop - queries.start, x.shape[-1]).contiguous()
+
+
+def _tokens_first(x: torch.Tensor) -> torch.Tensor:
+    """An empty tensor like [B, H, L, D] with tokens before heads in memory, as the projections read it."""
+    rows, heads, length, size = x.shape
+    return torch.empty((rows, length, heads, size), dtype=x.dtype).transpose(1, 2)
 
 
 def _block(number: int, first: int, length: int) -> tuple[slice, slice]:
