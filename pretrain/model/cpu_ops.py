@@ -181,7 +181,10 @@ def _queries(x: torch.Tensor, queries: slice) -> torch.Tensor:
 
 
 def _tokens_first(x: torch.Tensor) -> torch.Tensor:
-    """An empty tensor like [B, H, L, D] with tokens before heads in memory, as the projections read it."""
+    """Empty tensor like [B, H, L, D], tokens before heads in memory.
+
+    So the projections read it without a copy.
+    """
     rows, heads, length, size = x.shape
     return torch.empty((rows, length, heads, size), dtype=x.dtype).transpose(1, 2)
 
