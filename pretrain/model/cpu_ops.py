@@ -173,7 +173,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def _queries(x: torch.Tensor, queries: slice) -> torch.Tensor:
-    """Copy a block of [B, H, L, D] to [B x H, queries, D].
+    """Copy a block of queries to [B x H, Q, D].
 
     Factors that are parts of a longer tensor would be copied in each product, more slowly.
     """
