@@ -35,14 +35,14 @@ from governance.errors import (
     Preempted,
 )
 from governance.files import sha256_file
-from governance.gate.chain import latest_statements, require_chain, unstated
+from governance.gate.chain import latest_statements, require_chain, require_stated, unstated
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import give_verdict, load_papers, read_verdict, require_open, trusted, verdict_path
 from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
-from governance.manifest import Input, Manifest, read_manifest, verify
+from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime, earlier_seconds, now
 from governance.stage_order import CORPUS_STAGES, STAGES
@@ -261,11 +261,14 @@ def training(
     trainer opens the shards that the index was made from, and compares both with their digests.
 
     Raises:
-        GateClosed: the verdict does not let this corpus through; no step is computed.
+        GateClosed: the verdict does not let this corpus through, or the journal never stated a checkpoint as it is; no
+            step is computed.
     """
     from pretrain.train import train
 
     pass_gate(run, artifacts, runtime)
+    if runtime.make:
+        require_stated(_checkpoints(runtime.root), runtime.root, journal_of(run, runtime))
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
         pass_gate(run, artifacts, runtime, again=True)  # hours later: a verdict may have been revoked
@@ -282,6 +285,13 @@ def training(
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
     tables = partial(_tables, run, artifacts, runtime)
     return train(tokens, recipe, run.settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
+
+
+def _checkpoints(root: Path) -> Iterator[Manifest]:
+    """Checkpoints and native shards of a root; their reader reports a torn one."""
+    for path in sorted(root.glob(f"checkpoint*/*/{FILE_NAME}")):
+        with contextlib.suppress(ManifestError, MissingInput):
+            yield read_manifest(path)
 
 
 def _tables(

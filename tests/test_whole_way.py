@@ -20,6 +20,7 @@ from assay.cli.main import main
 from assay.config import load_run
 from assay.pipeline import corpus
 from assay.training_recipe import training_folder
+from governance.manifest import describe, read_manifest, write_manifest
 from governance.stage import Runtime
 from tests.conftest import write_project
 from tests.governance.upload_server import TOKEN, running_hub
@@ -214,6 +215,26 @@ def test_an_altered_token_shard_is_never_trained_on(project_copy, capsys):
     assert main(["train", str(project_copy / "run.toml"), "--root", str(root)]) == 65
     assert shard.name in capsys.readouterr().err
     assert not list(root.glob("checkpoint/*"))
+
+
+def test_a_checkpoint_that_the_journal_never_stated_is_not_resumed(project_copy, capsys):
+    """Other weights, listed and sealed as anyone can; the training was killed before its end."""
+    root, words = project_copy / "root", [str(project_copy / "run.toml"), "--root", str(project_copy / "root")]
+    [ended] = root.glob("train/*/manifest.json")
+    ended.unlink()
+    for path in root.glob("checkpoint/*/manifest.json"):
+        made = read_manifest(path)
+        [weights] = [root / output.path for output in made.outputs if "weights" in output.path][:1]
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        outputs = tuple(describe(root / output.path, root) for output in made.outputs)
+        write_manifest(made.model_copy(update={"outputs": outputs}), root)
+    assert main(["train", *words]) == 77
+    errors = capsys.readouterr().err
+    assert "has no statement of these checkpoints as they are" in errors
+    assert path.relative_to(root).as_posix() in errors
+    assert not ended.exists()
 
 
 def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):

@@ -58,6 +58,31 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
         )
 
 
+def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) -> None:
+    """Raise unless the journal states each of these checkpoints, last or earlier.
+
+    An earlier statement counts: a process that is killed while it saves a step again has stated what it did not write.
+
+    Raises:
+        GateClosed: names each manifest without a statement.
+        ManifestError: the journal cannot be trusted.
+    """
+    entries = [entry for entry in journal.verified() if entry.states_files]
+    stated = {(*subject, entry.seal) for entry in entries for subject in entry.subjects.items()}
+    faults = [one.path for one in manifests if not {(one.path, one.digest, seal) for seal in ("", one.seal)} & stated]
+    if faults:
+        raise GateClosed(
+            "\n  ".join(
+                [
+                    f"{root / JOURNAL} has no statement of these checkpoints as they are:",
+                    *sorted(faults),
+                    "Restore the files, or remove the folder of each; then run the same command again: training "
+                    "resumes from an earlier one",
+                ]
+            )
+        )
+
+
 def latest_statements(entries: Iterable[JournalEntry]) -> Stated:
     """The last statement about each file, of entries that were verified."""
     return {name: entry for entry in entries for name in entry.subjects if entry.states_files}
