@@ -288,7 +288,7 @@ def training(
 
 
 def _checkpoints(root: Path) -> Iterator[Manifest]:
-    """Checkpoints and native shards of a root; their reader reports a torn one."""
+    """Checkpoints and native shards of a root that can be read."""
     for path in sorted(root.glob(f"checkpoint*/*/{FILE_NAME}")):
         with contextlib.suppress(ManifestError, MissingInput):
             yield read_manifest(path)
