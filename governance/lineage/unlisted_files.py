@@ -10,7 +10,8 @@ A file below a root is one of these; `verify` reports any other as foreign:
   length of its links;
 - by rule, because nothing in it is trusted: a lock, which is empty or names its holder; a file that is
   being written, or whose writer was killed; what a clean-up is deleting; messages that ranks exchange while they save;
-  Slurm's own files below `slurm/` (scripts, logs, cancellations); the mark that `wandb sync` leaves, and W&B's links;
+  Slurm's own files below `slurm/` (scripts, logs, answers of the queue, progress, cancellations); the mark that
+  `wandb sync` leaves, and W&B's links;
 - a file of an unfinished artifact, or of one that an earlier release made, which listed outputs alone. These cannot be
   checked; a note names them.
 """
@@ -39,6 +40,7 @@ _BY_RULE = re.compile(
     | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # values that ranks of earlier releases exchanged
     | \.clean-up/.+                                                 # artifacts that are being deleted
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
+    | slurm/(answers|carbon)\.json | slurm/attempts/[^/]+\.made       # a cache, a forecast's choice, lines of progress
     | slurm/(logs|cancelled|preflight|machinery|submitted)/.+
     | (train/{_KEY}/)?wandb/(.+\.wandb\.synced|(wandb/)?latest-run/.+)  # a mark, and a second name of a run's folder
     """

@@ -367,9 +367,10 @@ def gradient_accumulation_steps(
     """
     rows = micro_batch_size * world_size
     if global_batch_size % rows:
+        each, rest = divmod(global_batch_size, world_size)
+        fix = f"a global batch that is a multiple of {world_size}" if rest else f"a micro batch that divides {each}"
         raise ConfigError(
             f"{field} = {global_batch_size} is not a multiple of engine.micro_batch_size x ranks = "
-            f"{micro_batch_size} x {world_size} = {rows}; choose a micro batch that divides "
-            f"{global_batch_size / world_size:g} rows per rank"
+            f"{micro_batch_size} x {world_size} = {rows}; choose {fix}"
         )
     return global_batch_size // rows

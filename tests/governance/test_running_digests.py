@@ -230,11 +230,11 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
         "clean/records/0123456789abcdef.alive",
         "checkpoint/records/0123456789abcdef/00aa11bb/shard.3.json",  # ranks of an earlier release
         "dedup/fedcba9876543210/documents/0.txt",  # an artifact that is not finished
-        "slurm/logs/x-1.log",
-    ]
+        "slurm/logs/x-1.log", "slurm/answers.json", "slurm/carbon.json", "slurm/attempts/7_3.made",
+    ]  # fmt: skip
     foreign = [
         f"{first.folder}/documents/1.txt", f"{first.folder}/notes.md", "notes.md", "planted/x", "clean/records/x.json",
-        "verdicts/readme", f"{first.folder}/more/deep/x.parquet",
+        "verdicts/readme", f"{first.folder}/more/deep/x.parquet", "slurm/more.json", "slurm/attempts/7/x.made",
     ]  # fmt: skip
     for name in (*fine, *foreign):
         write_bytes(root / name, b"" if name.endswith(".alive") else b"x")
