@@ -41,4 +41,4 @@ def say_compiling() -> None:
     """Log the message, once per process."""
     if not _SAID:
         _SAID.append(True)
-        _LOGGER.info("compiling kernels for this machine, once; it may take minutes, which forecasts leave out")
+        _LOGGER.info("compiling kernels for this machine, once; this may take minutes, which no time left includes")

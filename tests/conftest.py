@@ -47,7 +47,7 @@ def write_tales(path: Path, seeds: range) -> None:
 # Files that take a minute or more, most first: started first, no process ends long after the others.
 LONGEST = (
     "test_compiled.py", "test_layouts.py", "test_resuming.py", "test_whole_way.py", "test_faults.py",
-    "test_quickstart.py", "test_no_network.py", "test_release.py", "test_docs.py",
+    "test_quickstart.py", "test_no_network.py", "test_release.py", "test_pages.py", "test_docs.py",
     "test_gathering.py", "test_training_memory.py", "test_wandb_server.py", "test_bias_coverage.py",
     "test_offload_files.py", "test_hangs.py", "test_engine_state.py", "test_trajectories.py",
     "test_width_transfer.py", "test_compile_signal.py", "test_prepare_shares.py", "test_bias_stage.py",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import CONFIG, write_tales
+from tests.conftest import write_tales
 from tests.tree import PACKAGES
 
 ROOT = Path(__file__).parents[1]
@@ -114,22 +114,27 @@ def test_an_installed_wheel_is_not_the_checkout(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_renders_prepares_judges_and_plans(installed, tmp_path):
-    """The quick start's own file and policy come with the wheel; the corpus is small and of this folder."""
+def test_the_quick_start_runs_from_an_installed_wheel(installed, tmp_path):
+    """Its own file and policy, as `assay init` writes them from the wheel; the corpus is small and of this folder."""
+    write_tales(tmp_path / "tales.jsonl", range(120))
+    assert run(installed, tmp_path, "init", "first").returncode == 0
     [configs] = installed.parent.glob("lib/python*/site-packages/assay/configs")
-    done = run(installed, tmp_path, "slurm", "render", configs / "quickstart.toml", "--root", tmp_path / "root")
+    assert (tmp_path / "first" / "policy.toml").read_bytes() == (configs / "policy.toml").read_bytes()
+    source = '{type="jsonl", name="tales", licence="CC0-1.0", paths=["../tales.jsonl"]}'
+    settings = (f"data.sources=[{source}]", "data.tokenizer.vocabulary_size=512", "train.steps=2",
+                "train.validation_rows=8")  # fmt: skip
+    words = ("first/quickstart.toml", "--root", "root", *(word for each in settings for word in ("--set", each)))
+    done = run(installed, tmp_path, "slurm", "render", *words)
+    assert "#SBATCH" in done.stdout, done.stderr
+    done = run(installed, tmp_path, "run", *words, "--json")
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH" in done.stdout
-    (tmp_path / "run.toml").write_text(CONFIG)
-    (tmp_path / "policy.toml").write_bytes((configs / "policy.toml").read_bytes())
-    write_tales(tmp_path / "a.jsonl", range(60))
-    write_tales(tmp_path / "b.jsonl", range(60, 120))
-    words = (tmp_path / "run.toml", "--root", tmp_path / "root")
-    for command in (("data", "prepare"), ("governance", "check"), ("train", "--dry-run")):
-        done = run(installed, tmp_path, *command, *words)
-        assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
     [verdict] = (tmp_path / "root" / "verdicts").iterdir()
     assert json.loads(verdict.read_bytes())["payloadType"] == "application/vnd.in-toto+json"
+    [report] = tmp_path.glob("root/report/*/report.json")
+    found = json.loads(report.read_bytes())
+    assert found["summary"]["steps"] == 2
+    assert found["summary"]["verdict"] == "PASS", printed
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _NAMES = {
 _CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _NEVER_PACKED = (".parquet", ".arrow", ".idx")  # their readers seek
 _FIRST_RECORDS = 50
+_FOOTERS = 100
 _PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/parts.py` has it
 
 
@@ -53,10 +55,18 @@ class InputFiles:
     files: tuple[Path, ...]
     bytes: int
 
-    @property
+    @cached_property
     def text_bytes(self) -> int:
-        """About how much text they hold."""
-        return self.bytes * (_PACKED_RATIO if self.ending.endswith((*PACKED, ".parquet")) else 1)
+        """About how much text they hold; of Parquet by the footers of some files."""
+        if self.ending != ".parquet":
+            return self.bytes * (_PACKED_RATIO if self.ending.endswith(PACKED) else 1)
+        plain = stored = 0
+        for file in self.files[:: max(1, len(self.files) // _FOOTERS)]:
+            with contextlib.suppress(OSError, pa.ArrowException):
+                footer = pq.read_metadata(file)
+                plain += sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
+                stored += file.stat().st_size
+        return self.bytes * plain // stored if plain else self.bytes * _PACKED_RATIO
 
 
 def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:

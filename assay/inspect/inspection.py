@@ -40,6 +40,8 @@ from governance.parallel import close_pool
 from governance.stage import Runtime
 
 SAMPLE_BYTES = 500_000_000
+_TOLERANCE = 0.05
+"""Excess over the sample's bytes up to which everything is read."""
 _SHARD_BYTES = 16 << 20
 _EXAMPLES = 8
 _EXAMPLE_CHARACTERS = 160
@@ -73,7 +75,7 @@ def inspect_path(
     inputs, others = find_inputs(path)
     readable = [group for group in inputs if group.kind != "megatron"]
     total = sum(group.text_bytes for group in readable)
-    fraction = min(1.0, sample_bytes / max(1, total))
+    fraction = 1.0 if total <= sample_bytes * (1 + _TOLERANCE) else sample_bytes / total
     fields = [choose_fields(first_records(group)) for group in readable]
     tables = [_formats(inputs, others, readable, fields)]
     tables += [_megatron(group) for group in inputs if group.kind == "megatron"]

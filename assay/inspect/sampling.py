@@ -128,17 +128,19 @@ def _first_bytes(file: Path, size: int) -> bytes:
 def _stretches(file: Path, size: int) -> Iterator[bytes]:
     """Whole lines at evenly spaced places."""
     number = max(1, size // _STRETCH_BYTES)
-    end = file.stat().st_size
-    left = size
+    end, left, done = file.stat().st_size, size, 0
     with file.open("rb") as source:
         for at in range(number):
-            source.seek(at * (end // number))
-            if at and not source.readline(_STRETCH_BYTES).endswith(b"\n"):  # the rest of a line that began before
+            start = max(at * (end // number), done)  # a stretch ends behind its bytes, at the end of a line
+            source.seek(start)
+            if start > done and not source.readline(_STRETCH_BYTES).endswith(b"\n"):  # of a line that began before
                 continue
+            begin = source.tell()
             stretch = source.read(min(size, _STRETCH_BYTES)) + source.readline(_STRETCH_BYTES)
             if source.tell() < end:
                 stretch = stretch[: stretch.rfind(b"\n") + 1]
             yield stretch
+            done = begin + len(stretch)
             left -= len(stretch)
             if left <= 0:
                 return

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from assay.cli.main import main
 from assay.config import load_run
@@ -162,6 +164,19 @@ def test_a_sample_of_every_format_is_read_and_within_its_bound(tmp_path, monkeyp
     came = tables(inspect_path(folder, sample_bytes=group.text_bytes // 5))["Funnel under the usual rules"].rows[0]
     assert came[1] > 0
     assert came[2] == came[1], "no record is cut"
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=200), st.floats(0.05, 1.0))
+def test_evenly_spaced_stretches_hold_each_line_at_most_once(tmp_path_factory, lengths, share):
+    texts = [b"%d %s\n" % (number, b"x" * length) for number, length in enumerate(lengths)]
+    file = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    file.write_bytes(b"".join(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_STRETCH_BYTES", 100)
+        taken = b"".join(sampling._stretches(file, max(1, int(share * file.stat().st_size))))
+    numbers = [int(line.split()[0]) for line in taken.splitlines()]
+    assert numbers == sorted(set(numbers))
+    assert set(taken.splitlines(keepends=True)) <= set(texts)
 
 
 def test_one_line_longer_than_the_sample(tmp_path, monkeypatch):
