@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ def card(found: Mapping[str, Any], page: Path, seconds: float) -> list[str]:
     if "energy_kwh" in known:
         low, high = (known.get(f"energy_{bound}_kwh") for bound in ("low", "high"))
         bounds = [
-            "no lower bound" if low is None else f"at least {low:.3g}",
-            "no upper bound" if high is None else f"at most {high:.3g}",
+            "no lower bound" if low is None else f"at least {_decimal(low)}",
+            "no upper bound" if high is None else f"at most {_decimal(high)}",
         ]
-        lines.append(f"energy      {known['energy_kwh']:.3g} kWh ({', '.join(bounds)})")
+        lines.append(f"energy      {_decimal(known['energy_kwh'])} kWh ({', '.join(bounds)})")
     return [*lines, f"time        {seconds / 60:.1f} minutes", f"report: {page}"]
+
+
+def _decimal(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{Decimal(f'{value:.3g}'):f}"

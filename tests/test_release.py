@@ -126,7 +126,7 @@ def test_the_quick_start_runs_from_an_installed_wheel(installed, tmp_path):
     words = ("first/quickstart.toml", "--root", "root", *(word for each in settings for word in ("--set", each)))
     done = run(installed, tmp_path, "slurm", "render", *words)
     assert "#SBATCH" in done.stdout, done.stderr
-    done = run(installed, tmp_path, "run", *words, "--json")
+    done = run(installed, tmp_path, "run", *words, "--data-workers", "1", "--json")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     [verdict] = (tmp_path / "root" / "verdicts").iterdir()

@@ -34,10 +34,12 @@ from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.workers import take_turns
 
-VERSION = 1
+VERSION = 2
 _SITE = "assay"
 _OUTSIDE = re.compile(
-    r"<script\b.*?</script>|<link\b[^>]*//[^>]*>|<img\b[^>]*src=[\"']https?://[^>]*>|<form\b.*?</form>", re.DOTALL
+    r"<script\b.*?</script>|<link\b[^>]*//[^>]*>|<img\b[^>]*src=[\"']https?://[^>]*>|<form\b.*?</form>"
+    r"|<footer\b.*?</footer>",  # an advertisement
+    re.DOTALL,
 )
 _URL = re.compile(r"url\([\"']?https?:[^)]*\)")
 _HEAD = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'self' 'unsafe-inline';

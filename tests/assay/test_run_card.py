@@ -18,7 +18,7 @@ def test_a_card_has_the_figures_of_the_report(tmp_path):
         "verdict     PASS under policy assay-default",
         "corpus      2,204 of 71,341 documents kept, 5,194,960 training tokens",
         "training    200 steps, validation loss 5.891, bits per byte 2.704",
-        "energy      0.00023 kWh (at least 6.8e-05, at most 0.00047)",
+        "energy      0.00023 kWh (at least 0.000068, at most 0.00047)",
         "time        5.2 minutes",
         f"report: {tmp_path / 'report.html'}",
     ]
@@ -32,4 +32,8 @@ def test_a_card_leaves_out_what_is_unknown(tmp_path):
 
 
 def test_a_bound_that_is_missing_is_no_figure(tmp_path):
-    assert lines_of(tmp_path, energy_high_kwh=None)[3].endswith("(at least 6.8e-05, no upper bound)")
+    assert lines_of(tmp_path, energy_high_kwh=None)[3].endswith("(at least 0.000068, no upper bound)")
+
+
+def test_a_large_energy_has_no_exponent(tmp_path):
+    assert lines_of(tmp_path, energy_kwh=123456.0)[3].startswith("energy      123000 kWh")

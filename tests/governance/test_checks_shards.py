@@ -374,6 +374,7 @@ def test_data_docs_have_a_page_for_each_table(tmp_path, capfd):
         text = page.read_text()
         assert not re.search(r"<script|(src|<link[^>]*href)=.?(https?:)?//|url\(.?https?:", text), page
         assert "Content-Security-Policy" in text
+        assert "greatexpectations.io" not in text
     index = (folder / "index.html").read_text()
     assert all((folder / link).is_file() for link in re.findall(r'href="([^"]+)"', index))
     assert index.count("<tr>") == 1 + shown
