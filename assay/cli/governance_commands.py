@@ -243,7 +243,8 @@ def audit_model(arguments: Arguments) -> None:
     say(title, **artifact(made, runtime.root), **found)
     for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
         place = f"{row['axis']}/{row['group']} {row['category']}"
-        say(f"  {place:<40} {row['lean']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}]")
+        interval = "no interval" if row["lower"] is None else f"[{row['lower']:+.3f}, {row['upper']:+.3f}]"
+        say(f"  {place:<40} {row['lean']:+.3f} {interval}")
     for name, rows in found["sets"].items():
         figures = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key != "category")
         say(f"{name}: {figures}")
