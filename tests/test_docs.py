@@ -24,6 +24,9 @@ from tests.conftest import CONFIG
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SURFACE = parser()
+# Kept columns and classifiers that fragments name.
+COLUMNS = ["date", "topic", "quality"]
+CLASSIFIERS = [{"name": name, "paths": ["a.jsonl"], "positive": ["yes"]} for name in ("law", "mathematics")]
 # Stand-ins for the words in capitals that pages use for a reader's own paths.
 WORDS = {"N": "2", "I/N": "0/2", "SIZE": "80GiB", "HOURS": "24", "OFFSET": "300", "M": "2", "NAME": "1b"}
 
@@ -95,11 +98,13 @@ def test_every_toml_block_of_a_page_is_valid(page):
         values = tomllib.loads(text.replace('"..."', f'"{64 * "0"}"'))
         if not values.keys() <= RunConfig.model_fields.keys():
             continue  # a policy, a site's file: their own tests read them
-        if mix := values.get("data", {}).get("mix"):  # its weights name sources of the page's own corpus
-            [one] = tomllib.loads(CONFIG)["data"]["sources"]
-            values["data"]["sources"] = [one | {"name": name} for name in mix["weights"]]
+        [one] = tomllib.loads(CONFIG)["data"]["sources"]
+        named = {"sources": [one | {"columns": COLUMNS}], "classifiers": CLASSIFIERS}
+        below = merged(tomllib.loads(CONFIG), {"data": named})
+        if weights := values.get("data", {}).get("mix", {}).get("weights"):  # they name sources of the page's own corpus
+            values["data"]["sources"] = [one | {"name": name} for name in weights]
         try:
-            validate(merged(tomllib.loads(CONFIG), values), RunConfig, f"{page.name}, line {line}")
+            validate(merged(below, values), RunConfig, f"{page.name}, line {line}")
         except ConfigError as error:
             wrong.append(str(error))
     assert wrong == []
