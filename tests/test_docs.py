@@ -101,7 +101,7 @@ def test_every_toml_block_of_a_page_is_valid(page):
         [one] = tomllib.loads(CONFIG)["data"]["sources"]
         named = {"sources": [one | {"columns": COLUMNS}], "classifiers": CLASSIFIERS}
         below = merged(tomllib.loads(CONFIG), {"data": named})
-        if weights := values.get("data", {}).get("mix", {}).get("weights"):  # they name sources of the page's own corpus
+        if weights := values.get("data", {}).get("mix", {}).get("weights"):  # names of the page's own sources
             values["data"]["sources"] = [one | {"name": name} for name in weights]
         try:
             validate(merged(below, values), RunConfig, f"{page.name}, line {line}")
