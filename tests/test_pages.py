@@ -118,7 +118,7 @@ class Reader:
             "B": "runs/first" if words[1] == "report" else f"{root}/clean/*",
             "FOLDER": "runs" if command == "report index" else f"out/new-{next(self.new)}",
             "FILE": f"out/new-{next(self.new)}.json", "PREFIX": f"out/new-{next(self.new)}", "OWNER/NAME": "lab/tiny",
-            "POLICY": "configs/policy.toml", "JOB": "train", "OFFSET": "300", "SHARD": f"{root}/encode/*/train/*.tokens",
+            "POLICY": "configs/policy.toml", "JOB": "train", "SHARD": f"{root}/encode/*/train/*.tokens",
             "SUITE.json": "out/*/documents.json", "KEY": "first/keys/ann.pem",
             "inspect-NAME/run.toml": "inspect-corpus/run.toml", "<folder>": f"{root}/checkpoint/*",
             "<folder>/model.sig": f"{root}/checkpoint/*/model.sig", "2027-01-31": datetime.date.today().isoformat(),
