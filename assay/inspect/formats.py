@@ -57,7 +57,7 @@ class InputFiles:
 
     @cached_property
     def text_bytes(self) -> int:
-        """About how much text they hold; of Parquet by the footers of some files."""
+        """Estimated bytes of text; of Parquet files from some footers."""
         if self.ending != ".parquet":
             return self.bytes * (_PACKED_RATIO if self.ending.endswith(PACKED) else 1)
         plain = stored = 0
