@@ -96,16 +96,15 @@ def read_pdf(data: bytes) -> PdfText | str:
     return answer
 
 
-def read_page(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage | str:
+def read_page(data: bytes, way: Extraction = ASSAY) -> HtmlPage | str:
     """Content of a page, or the fault's reason.
 
-    A reason is `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`. `charset` is that of the page's
-    transport, if any.
+    A reason is `html_too_large`, `html_too_slow`, `html_broke_parser` or `not_html`.
 
     Raises:
         PipelineError: the other process cannot be started.
     """
-    [page] = read_pages([(data, charset)], way)
+    [page] = read_pages([(data, "")], way)
     return page
 
 

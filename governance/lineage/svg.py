@@ -255,16 +255,14 @@ def _render(
     if inline:
         head = [f'<svg class="graph" {size} role="img" aria-label="{label}">', f"<title>{label}</title>"]
     lines = [*head, f'<g fill="none" stroke="{colours["line"]}" stroke-width="1.6">']
-    lines += [_line(edge, boxes, level, layout, top) for edge in sorted(edges)]
+    lines += [_line(edge, level, layout, top) for edge in sorted(edges)]
     lines.append("</g>")
     for name, box in boxes.items():
         lines += _drawn(box, layout.x[name] - _WIDTH / 2, top + level[name] * _LAYER, colours)
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def _line(
-    edge: tuple[str, str], boxes: Mapping[str, Box], level: Mapping[str, int], layout: _GraphLayout, top: int
-) -> str:
+def _line(edge: tuple[str, str], level: Mapping[str, int], layout: _GraphLayout, top: int) -> str:
     """An edge as one path through its places in the layers between."""
     parent, child = edge
     lanes = [_lane(parent, child, layer) for layer in range(level[parent] + 1, level[child])]

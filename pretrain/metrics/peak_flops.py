@@ -48,11 +48,11 @@ class _Card:
     """Dense TFLOP/s by arithmetic."""
 
 
-def _tensor_cores(fp32: float | None, bf16: float, *, tf32: bool = True, fp8: bool = True) -> dict[str, float]:
+def _tensor_cores(fp32: float | None, bf16: float, *, fp8: bool = True) -> dict[str, float]:
     """Tensor core rates relative to bf16: tf32 half, fp8 double."""
     figures = {"bf16": bf16, "fp16": bf16}
     figures |= {} if fp32 is None else {"fp32": fp32}
-    figures |= {"tf32": bf16 / 2} if tf32 else {}
+    figures["tf32"] = bf16 / 2
     return figures | ({"fp8": 2 * bf16} if fp8 else {})
 
 

@@ -93,7 +93,7 @@ def parameter_groups(
         group["weight_decay"] /= scale
         groups.setdefault((group["name"], group["base_lr"]), group)["params"].append(parameter)
     if unmatched:
-        raise ConfigError("\n".join(_no_match(pattern, names, config) for pattern in unmatched))
+        raise ConfigError("\n".join(_no_match(pattern, names) for pattern in unmatched))
     for group in groups.values():
         if fault := decay_fault(group["name"], group["base_lr"], group["weight_decay"]):
             raise ConfigError(fault)
@@ -154,7 +154,7 @@ def _named_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return groups
 
 
-def _no_match(pattern: str, names: list[str], config: OptimConfig) -> str:
+def _no_match(pattern: str, names: list[str]) -> str:
     earlier = [name for name in names if re.search(pattern, name)]
     if earlier:
         return (

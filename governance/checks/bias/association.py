@@ -19,7 +19,7 @@ fewer none. Observed counts are not used for this choice: they would select the 
 rates are equal, so a jackknife of their difference tests it too, with more power for large groups and less for small
 ones. From `SURE_DEGREES` degrees of freedom on the jackknife's p is the lesser of both. It still counts only above the
 exact p, so alarms stay as rare. q: Benjamini & Hochberg 1995 over the suite. `n` is the group's sentences. A pair has a
-row when it was seen or when chance would have it in `least_expected` sentences.
+row when it was seen or when chance would have it in `LEAST_EXPECTED` sentences.
 """
 
 from __future__ import annotations
@@ -72,14 +72,13 @@ def _difference(*counts: Floats) -> Floats:
     return sums.rate - sums.others_rate
 
 
-def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEAST_EXPECTED) -> list[Row]:
+def association_rows(counts: Mapping[str, pa.Table]) -> list[Row]:
     """The rows of the suite `association`, without q.
 
     `against` is the category as "family/category".
 
     Args:
         counts: the tables documents, groups, categories, pairs.
-        least_expected: sentences that chance alone would give a pair that was never seen, for its row.
     """
     everything = by_bucket(counts["documents"], ("language", "source"), "sentences")
     groups = by_bucket(counts["groups"], ("language", "axis", "group", "source"), "sentences")
@@ -94,23 +93,21 @@ def association_rows(counts: Mapping[str, pa.Table], least_expected: float = LEA
         for family, category in dict.fromkeys(key[1:-1] for key in categories if key[0] == language):
             together = by_source(pairs, [(*key, family, category) for key in keys], sources)
             subject = np.broadcast_to(by_source(categories, [(language, family, category)], sources), one.shape)
-            rows += _rows_of_category(keys, f"{family}/{category}", (together, one, subject, whole), least_expected)
+            rows += _rows_of_category(keys, f"{family}/{category}", (together, one, subject, whole))
     return rows
 
 
-def _rows_of_category(
-    keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...], least_expected: float
-) -> list[Row]:
+def _rows_of_category(keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...]) -> list[Row]:
     if not keys:
         return []
     together, one = counts[:2]
     names = [{"language": key[0], "axis": key[1], "group": key[2], "against": against} for key in keys]
     others_together, others = pooled_others(keys, together), pooled_others(keys, one)
-    rows = _npmi_rows(names, [part.sum(axis=1) for part in counts], least_expected)
-    return rows + _gap_rows(names, (together, one, others_together, others, *counts[2:]), least_expected)
+    rows = _npmi_rows(names, [part.sum(axis=1) for part in counts])
+    return rows + _gap_rows(names, (together, one, others_together, others, *counts[2:]))
 
 
-def _npmi_rows(names: list[dict[str, str]], counts: list[Integers], least_expected: float) -> list[Row]:
+def _npmi_rows(names: list[dict[str, str]], counts: list[Integers]) -> list[Row]:
     """The rows of a category, from counts [rows, buckets]."""
     together, one, subject, whole = counts
     sums = _Sums(*(part.sum(axis=1).astype(np.float64) for part in counts))
@@ -124,13 +121,13 @@ def _npmi_rows(names: list[dict[str, str]], counts: list[Integers], least_expect
         "" if seen else f"never together; chance would have it in {by_chance:.1f} sentences"
         for seen, by_chance in zip(np.any(together, axis=1).tolist(), expected.tolist(), strict=True)
     ]
-    shown = together.any(axis=1) | (expected >= least_expected)
+    shown = together.any(axis=1) | (expected >= LEAST_EXPECTED)
     return _chosen(
         "npmi", names, found, shown, one.sum(axis=1), [_joined(*both) for both in zip(never, notes, strict=True)]
     )
 
 
-def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], least_expected: float) -> list[Row]:
+def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...]) -> list[Row]:
     """Rows of a category, from counts [rows, sources, buckets]."""
     _, one, _, others, _, _ = counts
     there = comparable(one, others)
@@ -148,7 +145,7 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], least_e
     )
     gaps = replace(gaps, p=np.where(rates.degrees >= SURE_DEGREES, np.fmin(gaps.p, rates.p), gaps.p))
     found, notes = chosen_intervals(gaps, exact, expected, mine[1].sum(axis=1))
-    seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= least_expected)
+    seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= LEAST_EXPECTED)
     of_sources = notes_of(found.value, pooled, one, others)
     unlike = [_joined(f"against {OTHERS}", *both) for both in zip(notes, of_sources, strict=True)]
     return _chosen("npmi_gap", names, found, seen & others.any(axis=(1, 2)), one.sum(axis=(1, 2)), unlike)

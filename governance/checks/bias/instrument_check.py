@@ -12,7 +12,7 @@ all these sentences equally has one row with a note and no number: a word list w
 cannot score a neutral sentence, so the check does not apply.
 
 An instrument is biased, for a language, when the interval of a group excludes 0 and |instrument_bias| exceeds
-`tolerance`, or when a single term's mean is further than `term_tolerance` from the mean of the axis' terms: one word
+`TOLERANCE`, or when a single term's mean is further than `TERM_TOLERANCE` from the mean of the axis' terms: one word
 among fifty hardly moves a group. The note names the furthest term. A biased instrument cannot decide a gate.
 """
 
@@ -107,11 +107,7 @@ def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str,
 
 
 def instrument_rows(
-    instruments: Mapping[str, Mapping[str, Scorer]],
-    terms: Terms,
-    templates: SentenceTemplates,
-    tolerance: float = TOLERANCE,
-    term_tolerance: float = TERM_TOLERANCE,
+    instruments: Mapping[str, Mapping[str, Scorer]], terms: Terms, templates: SentenceTemplates
 ) -> list[Row]:
     """Rows of the suite `instruments`, without q, by language, instrument and group.
 
@@ -119,8 +115,6 @@ def instrument_rows(
         instruments: language -> name -> scorer; the caller supplies classifiers.
         terms: the identity terms that the audit counts.
         templates: of each language; one without templates or terms is not checked and has no row.
-        tolerance: the least mean difference that counts, in the instrument's points.
-        term_tolerance: the least deviation of a single term that counts.
 
     Raises:
         ValueError: a scorer does not give one finite score for each text.
@@ -137,7 +131,7 @@ def instrument_rows(
                 seen.update(score for row in scores.values() for score in row.tolist())
                 means = {term: float(row.mean()) for term, row in scores.items()}
                 for group in groups if len(groups) > 1 else ():
-                    measured = _measured(group, groups, (scores, means), (tolerance, term_tolerance))
+                    measured = _measured(group, groups, (scores, means))
                     placed = {**names, "axis": axis, "group": group, "against": OTHERS}
                     found.append(interval_row(placed, *measured))
             rows += found if len(seen) > 1 else [interval_row(names, {}, NOT_APPLICABLE)]
@@ -155,10 +149,7 @@ def _scores(scorer: Scorer, groups: Mapping[str, Sequence[str]], sentences: Sequ
 
 
 def _measured(
-    group: str,
-    groups: Mapping[str, Sequence[str]],
-    scored: tuple[Mapping[str, Floats], Mapping[str, float]],
-    tolerances: tuple[float, float],
+    group: str, groups: Mapping[str, Sequence[str]], scored: tuple[Mapping[str, Floats], Mapping[str, float]]
 ) -> tuple[dict[str, float | int], str]:
     scores, means = scored
     own = np.array([scores[term] for term in groups[group]])
@@ -167,8 +158,8 @@ def _measured(
     overall = float(np.mean(list(means.values())))
     deviations = {term: means[term] - overall for term in sorted(groups[group])}
     furthest = max(deviations, key=lambda term: abs(deviations[term]))
-    of_group = (lower > 0 or upper < 0) and abs(value) > tolerances[0]
-    of_term = abs(deviations[furthest]) > tolerances[1]
+    of_group = (lower > 0 or upper < 0) and abs(value) > TOLERANCE
+    of_term = abs(deviations[furthest]) > TERM_TOLERANCE
     note = f'furthest term "{furthest}" {deviations[furthest]:+.3f}'
     numbers = {"value": value, "lower": lower, "upper": upper, "p": p, "n": int(own.size)}
     return numbers, f"biased: {note}" if of_group or of_term else f"not biased: {note}"
