@@ -1,7 +1,7 @@
 """Formats and fields of the files below a path.
 
-A kind is what a source of that type can read: `jsonl`, `csv`, `tsv`, `parquet`, `text`, `warc`, `arrow`; `megatron`
-pairs (.bin, .idx) are counted. Fields are chosen from the names and values of the first records.
+A kind is what a source of that type can read: `jsonl`, `csv`, `tsv`, `parquet`, `text`, `warc`, `wet`, `arrow`;
+`megatron` pairs (.bin, .idx) are counted. Fields are chosen from the names and values of the first records.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
 _KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
-    ".txt": "text", ".md": "text", ".html": "text", ".htm": "text", ".warc": "warc", ".arrow": "arrow",
-    ".idx": "megatron", ".pdf": "text",
+    ".txt": "text", ".md": "text", ".html": "text", ".htm": "text", ".pdf": "text", ".warc": "warc", ".wet": "wet",
+    ".arrow": "arrow", ".feather": "arrow", ".idx": "megatron",
 }  # fmt: skip
 _NAMES = {
     "text": ("text", "content", "body", "document", "raw_content", "markdown", "article", "code", "passage"),
@@ -39,7 +40,7 @@ _NAMES = {
     "licence": ("licence", "license"),
 }
 _CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
-_NEVER_PACKED = (".parquet", ".arrow", ".idx")  # their readers seek
+_NEVER_PACKED = (".parquet", ".arrow", ".feather", ".idx")  # their readers seek
 _FIRST_RECORDS = 50
 _FOOTERS = 100
 _PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/parts.py` has it
@@ -148,8 +149,8 @@ def _rows(kind: str, file: Path) -> list[Any]:
             batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)
             return [_flat(row) for row in batch.to_pylist()] if batch else []
     if kind == "arrow":
-        with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as stream:
-            return list(stream.read_next_batch().slice(0, _FIRST_RECORDS).to_pylist())
+        with file.open("rb") as source, pa.ipc.open_stream(at_stream(source)) as stream:
+            return [_flat(row) for row in stream.read_next_batch().slice(0, _FIRST_RECORDS).to_pylist()]
     return []
 
 

@@ -84,7 +84,7 @@ def inspect_path(
     usable = [
         (group, chosen)
         for group, chosen in zip(readable, fields, strict=True)
-        if chosen["text"] or "messages" in chosen or group.kind in ("text", "warc")
+        if chosen["text"] or "messages" in chosen or group.kind in ("text", "warc", "wet")
     ]
     if not usable:
         names = sorted({str(name) for group in readable for record in first_records(group) for name in record})
@@ -96,8 +96,7 @@ def inspect_path(
             copies = root / "sample" / str(at)
             read, partly = sample_files(group, fraction, copies)
             taken.append((read, partly))
-            listed = [str(file.absolute()) for file in read.files]
-            paths = listed if read.kind == "arrow" else [*map(escape, listed)]
+            paths = [escape(str(file.absolute())) for file in read.files]
             sources.append(_section(at, read, chosen, paths) | {"follow_links": True})
         tables += _stages(sources, sets, Runtime(root / "root", workers=workers))
     size = sum(group.text_bytes for group, _ in taken)
@@ -117,7 +116,7 @@ def _formats(
     for group in inputs:
         chosen = found.get(id(group), {})
         named = ", ".join(f"{role}: {name}" for role, name in chosen.items() if name)
-        if group.kind in ("text", "warc"):
+        if group.kind in ("text", "warc", "wet"):
             named = "a document per file" if group.kind == "text" else "a document per page"
         elif group.kind != "megatron" and not (chosen["text"] or "messages" in chosen):
             named = "no field of text: not inspected"
@@ -148,10 +147,9 @@ def _patterns(group: InputFiles, folder: Path) -> list[str]:
 
 def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: Sequence[str]) -> dict[str, Any]:
     """A `[[data.sources]]` section for files of one kind."""
-    kind = "hub" if group.kind == "arrow" else group.kind
-    section: dict[str, Any] = {"type": kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
+    section: dict[str, Any] = {"type": group.kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
     section |= {"paths": list(paths)}
-    if group.kind in ("jsonl", "parquet", "csv", "tsv"):
+    if group.kind not in ("text", "warc", "wet"):
         names = {f"{role}_field": name for role, name in fields.items() if name and name != role}
         section |= names | ({"id_field": fields["id"]} if fields["id"] else {})
         section |= {
@@ -164,16 +162,8 @@ def _stages(
     sources: Sequence[Mapping[str, Any]], sets: Sequence[EvaluationSet], runtime: Runtime
 ) -> Iterator[InspectTable]:
     """Run the stages and draw their tables."""
-    sections: list[Mapping[str, Any]] = []
-    for source in sources:
-        if source["type"] == "hub":  # an Arrow file each: local data sets are named one by one
-            base = {key: value for key, value in source.items() if key != "paths"}
-            files = enumerate(source["paths"])
-            sections += [base | {"dataset": file, "name": f"{source['name']}-{n}"} for n, file in files]
-        else:
-            sections.append(source)
     values = {
-        "sources": sections,
+        "sources": sources,
         "ingest": {"shard_bytes": _SHARD_BYTES},
         "clean": {"refuse_licences": []},
         "pii": {"action": "count", "canary_bytes": 0},
@@ -290,9 +280,6 @@ def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]
     ]
     for number, (group, fields) in enumerate(usable):
         section = _section(number, group, fields, _patterns(group, path))
-        if group.kind == "arrow":
-            section = {key: value for key, value in section.items() if key != "paths"}
-            section["dataset"] = str(group.files[0].absolute() if path.is_file() else path.absolute())
         if any(not file.resolve().is_relative_to(path.resolve()) for file in group.files):
             section["follow_links"] = True
         parts += ["[[data.sources]]"]

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.inspect.formats import InputFiles
+from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines
 from governance.files import atomic_file, atomic_path, place
 
@@ -81,7 +82,7 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
             return target
         except (OSError, ValueError, pa.ArrowException):
             pieces = iter([_first_bytes(file, size)])
-    elif inputs.kind == "warc" and inputs.ending.endswith(".gz"):
+    elif inputs.kind in ("warc", "wet") and inputs.ending.endswith(".gz"):
         pieces, packed = iter([_whole_members(file, size)]), False
     elif inputs.kind == "jsonl" and not packed:
         pieces = _stretches(file, size)
@@ -89,7 +90,7 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
         pieces = _whole_rows(file, text)
     else:
         bound = min(text, _WHOLE_BYTES) if inputs.kind == "text" else text
-        pieces = _whole_records(_sound(file), bound, *(_RECORD if inputs.kind == "warc" else _LINE))
+        pieces = _whole_records(_sound(file), bound, *(_RECORD if inputs.kind in ("warc", "wet") else _LINE))
     with atomic_file(target) as out, _packer(out, target.suffix if packed else "") as packer:
         for piece in pieces:
             packer.write(piece)
@@ -187,8 +188,8 @@ def _row_groups(file: Path, target: Path, size: int) -> None:
 
 def _batches(file: Path, target: Path, size: int) -> None:
     with (
-        pa.OSFile(str(file)) as source,
-        pa.ipc.open_stream(source) as stream,
+        file.open("rb") as source,
+        pa.ipc.open_stream(at_stream(source)) as stream,
         atomic_path(target) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_stream(sink, stream.schema) as out,

@@ -65,9 +65,9 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     (folder / "e.html").write_text(f"<html><body><main><p>{prose(61)}</p></main></body></html>")
     with (
         pa.OSFile(str(folder / "f.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, pa.schema([("text", pa.string())])) as out,
+        pa.ipc.new_file(sink, pa.schema([("content", pa.string())])) as out,
     ):
-        out.write_batch(pa.record_batch({"text": [prose(70), prose(71)]}))
+        out.write_batch(pa.record_batch({"content": [prose(70), prose(71)]}))
     (folder / "g.png").write_bytes(b"\x89PNG")
     result = inspect_path(folder)
     page, found = as_page(result), tables(result)
@@ -75,7 +75,7 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     assert "jane@example.org" not in page + as_text(result)
     (tmp_path / "run.toml").write_text(result.proposal)
     assert {row[0]: row[3] for row in found["Formats and fields"].rows} == {
-        "arrow (.arrow)": "text: text",
+        "arrow (.arrow)": "text: content",
         "csv (.csv)": "text: content",
         "jsonl (.jsonl)": "text: body, id: doc_id, url: url",
         "jsonl (.jsonl.gz)": "text: text",
@@ -90,7 +90,7 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     assert ("email", 1) in found["Personal data and secrets"].rows
     assert found["Languages"].rows[0][0] == "en"
     proposed = load_run(tmp_path / "run.toml", [], needs="data").config.data
-    assert {source.type for source in proposed.sources} == {"csv", "hub", "jsonl", "parquet", "text"}
+    assert {source.type for source in proposed.sources} == {"arrow", "csv", "jsonl", "parquet", "text"}
 
 
 def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):

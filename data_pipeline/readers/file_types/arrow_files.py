@@ -39,10 +39,15 @@ def read_arrow_file(path: Path, file: str, fields: Fields) -> Iterator[Record | 
     """
     with open_source(path) as source:
         size = path.stat().st_size
-        start = len(_FILE_MAGIC) if source.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
-        whole = _before_bomb(path, start, size)
-        source.seek(start)
+        whole = _before_bomb(path, at_stream(source).tell(), size)
         yield from until_bomb(_rows(source, file, fields, whole), size)
+
+
+def at_stream(source: IO[bytes]) -> IO[bytes]:
+    """A file at the beginning of its stream."""
+    start = len(_FILE_MAGIC) if source.read(len(_FILE_MAGIC)) == _FILE_MAGIC else 0
+    source.seek(start)
+    return source
 
 
 def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None) -> Iterator[Record | RecordFault]:
