@@ -357,10 +357,8 @@ def test_fewer_tokens_than_a_batch(project, capsys, tales):
     (project / "b.jsonl").unlink()
     policy = project / "policy.toml"
     policy.write_text(policy.read_text().replace("min = 1000\n", "min = 1\n"))
-    assert run(project, "--set", "train.global_batch_size=400", "--set", "data.tokenizer.vocabulary_size=300") not in (
-        0,
-        77,
-    )
+    words = ("--set", "train.global_batch_size=400", "--set", "data.tokenizer.vocabulary_size=300")
+    assert run(project, *words) not in (0, 77)
     assert "400" in capsys.readouterr().err
 
 
@@ -525,8 +523,7 @@ def test_a_real_run_names_all_that_is_behind_its_checkpoint(project_copy, typed)
     if found["total"]["unmeasured_seconds"]:  # another run of this node held the meter: then nothing may look complete
         assert all(row["joules"] is None or row["at_least"] for row in (rows["cumulative"], rows["fully_loaded"]))
         pytest.skip("another run's meter had this node while the run was made")
-    order = ("marginal", "training", "cumulative", "cumulative_whole", "fully_loaded")
-    joules = [rows[name]["joules"] for name in order]
+    joules = [rows[n]["joules"] for n in ("marginal", "training", "cumulative", "cumulative_whole", "fully_loaded")]
     assert joules == sorted(joules)
     assert joules[0] > 0
     for row in rows.values():
@@ -583,15 +580,8 @@ def test_the_report_of_a_run_verifies_and_no_report_command_needs_a_heavy_librar
 def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy, typed):
     root = project_copy / "root"
     known = {path.parent for path in root.glob("train/*/metrics.jsonl")} | set((root / "report").iterdir())
-    config = (
-        project_copy / "run.toml",
-        "--root",
-        root,
-        "--set",
-        "optim.learning_rate=1e30",
-        "--set",
-        "optim.weight_decay=0",
-    )
+    settings = ("optim.learning_rate=1e30", "optim.weight_decay=0")
+    config = (project_copy / "run.toml", "--root", root, "--set", settings[0], "--set", settings[1])
     done = typed("run", *config)
     assert done.returncode == 1, done.stderr
     assert "the loss or the gradient is not finite" in done.stderr
