@@ -147,7 +147,7 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
 
 
 class _Trial:
-    """The optimizer on small parameters, one a group, whole or in pieces."""
+    """The optimizer on small parameters, one per group, whole or in pieces."""
 
     def __init__(self, make: Make, groups: Groups, weights: Sequence[torch.Tensor] = (), pieces: int = 1) -> None:
         draw = torch.Generator().manual_seed(0)

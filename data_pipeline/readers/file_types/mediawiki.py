@@ -1,4 +1,4 @@
-"""MediaWiki's XML dumps (pages-articles), streamed: a document a page.
+"""MediaWiki's XML dumps (pages-articles), streamed: one document per page.
 
 The text is that of the page's last revision in the dump, reduced to plain text (`wikitext.py`). A record's position is
 its page's number from 0. Its url is the wiki's, from the dump's `siteinfo`. `columns` keeps title, page_id,
