@@ -99,7 +99,7 @@ def inspect_path(
             paths = [escape(str(file.absolute())) for file in read.files]
             sources.append(_section(at, read, chosen, paths) | {"follow_links": True})
         tables += _stages(sources, sets, Runtime(root / "root", workers=workers))
-    size = sum(group.text_bytes for group, _ in taken)
+        size = sum(group.text_bytes for group, _ in taken)  # while the copies are there: Parquet's footers are read
     part = any(partly for _, partly in taken)
     sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read." if part else ""
     return Inspection(path, sampled, tuple(tables), _proposal(path, usable, sets))
