@@ -27,14 +27,15 @@ LEFT_OUT = {
     r"assay governance check configs/quickstart.toml": "needs the package index: tests/test_quickstart.py",
     r"assay train my.toml --nproc 4": "starts four ranks; the README's command starts two",
     r"pip install |export RAY_ADDRESS": "needs the package index, a Ray cluster: tests/data_pipeline/test_join.py",
+    r"assay (run|governance check) run.toml": "two people sign, each on a machine: tests/governance/test_fail_open_rules.py",
     r"lm_eval ": "needs an environment of its own: benchmarks/training.py",
 }
-EXIT_CODES = {"assay run run.toml": 77, "assay governance diff A B": 1}  # as their pages say
+EXIT_CODES = {"assay governance diff A B": 1}  # as its page says
 HOW_TOS = [f"howto/{name}.md" for name in ("corpus", "dedup", "policy", "review", "slurm", "takedown", "report")]
 FIRST = [(ROOT / "docs" / name).resolve() for name in ("lineage.md", "../README.md", "tutorial.md", *HOW_TOS)]
 READING = [*FIRST, *(page for page in PAGES if page.resolve() not in FIRST)]
 
-# The run of the pages of reference, which call it CONFIG, my.toml or run.toml; lineage.md makes its keys.
+# The run of the pages of reference, which call it CONFIG or my.toml; lineage.md makes its keys.
 OWN = {
     "my.toml": CONFIG.replace('"*.jsonl"', '"tales/*.jsonl"')
     .replace('"policy.toml"', '"configs/policy.toml"')
@@ -61,13 +62,6 @@ base = "my.toml"
 [governance]
 signing_key = "job.pem"
 trusted_keys = ["root.pem.pub"]
-""",
-    "run.toml": """
-base = "keyed.toml"
-
-[governance]
-signing_key = "audit.pem"
-verdict_by = ["audit", "gate"]
 """,
     "templates.toml": """
 version = 1
