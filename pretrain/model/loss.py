@@ -2,10 +2,10 @@
 
 The output projection, the softmax and their gradients are computed together, a piece of tokens at a time: the gradient
 of a sum is known in the forward pass, so nothing of the size tokens x vocabulary is kept for the backward pass
-(arXiv:2410.10989, section 3.2). Within a piece the softmax runs in fp32: on CPU by a kernel, a row at a time (in fp32,
-and with a soft cap, by torch over runs of rows that stay in the cache), on CUDA and under torch.compile in one kernel
-that reads a piece's products and overwrites them with their gradients. That kernel finds the target by comparison,
-because a scatter or gather would write the fp32 probabilities to memory in between.
+(arXiv:2410.10989, section 3.2). Within a piece the softmax runs in fp32: on CPU over runs of rows that stay in the
+cache, on CUDA and under torch.compile in one kernel that reads a piece's products and overwrites them with their
+gradients. That kernel finds the target by comparison, because a scatter or gather would write the fp32 probabilities to
+memory in between.
 
 Where tensor ranks split the vocabulary (`vocabulary_part.py`), each computes this of its own rows: nothing of the size
 of all logits is exchanged, and the hidden states' gradient is summed once over the ranks.
@@ -22,15 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.model.flops import piece_tokens
-from pretrain.model.kernels.softmax_loss import softmax_loss
-from pretrain.model.kernels.threads import run_in_threads
 from pretrain.model.vocabulary_part import VocabularyPart
 
 _RUN_LOGITS = 1 << 17  # elements in a run of rows on CPU
@@ -204,15 +201,7 @@ def _softmax_losses(
 def _softmax_losses_in_runs(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_softmax_losses` over runs of rows that stay in a core's cache.
-
-    In bf16 one kernel computes a row, unless the logits are capped.
-    """
-    if products.dtype == torch.bfloat16 and rule.softcap is None:
-        nats, levels = torch.empty(len(products)), torch.empty(len(products))
-        given = (products, targets.int(), nats, levels)
-        run_in_threads(softmax_loss, len(products), given, np.float32(rule.scale), np.float32(rule.z_loss), learns)
-        return nats, rule.z_loss * levels.square().sum()
+    """`_softmax_losses` over runs of rows that stay in a core's cache."""
     rows = max(1, _RUN_LOGITS // products.shape[1])
     runs = zip(products.split(rows), targets.split(rows), strict=True)
     losses = [_softmax_losses(*run, rule, learns) for run in runs]

@@ -31,7 +31,7 @@ def _value(order: Any) -> Any:
 
 
 @loose
-def largest(row: Any, held: Any) -> Any:
+def _largest(row: Any, held: Any) -> Any:
     """Largest element of a row, which is widened into `held`."""
     most = np.int32(-0x80000000)
     for key in range(len(row)):
@@ -42,7 +42,7 @@ def largest(row: Any, held: Any) -> Any:
 
 
 @loose
-def exponentials(held: Any, top: Any) -> Any:
+def _exponentials(held: Any, top: Any) -> Any:
     """Sum of the exponentials, computed in place."""
     total = _NOTHING
     for key in range(len(held)):
@@ -75,7 +75,7 @@ def softmax(_part: int, begin: int, finish: int, logits: Any, firsts: Any, befor
         for query in range(queries):
             start, end = seen[before + query] - base, before + query + 1 - base
             row, held = logits[head, query, start:end], space[start:end]
-            share = np.float32(1.0) / exponentials(held, largest(row, held))
+            share = np.float32(1.0) / _exponentials(held, _largest(row, held))
             for key in range(len(row)):
                 row[key] = stored(held[key] * share, row[key])
             logits[head, query, :start] = 0
