@@ -220,21 +220,21 @@ def test_an_altered_token_shard_is_never_trained_on(project_copy, capsys):
 def test_a_checkpoint_that_the_journal_never_stated_is_not_resumed(project_copy, capsys):
     """Other weights, listed and sealed as anyone can; the training was killed before its end."""
     root, words = project_copy / "root", [str(project_copy / "run.toml"), "--root", str(project_copy / "root")]
-    [ended] = root.glob("train/*/manifest.json")
-    ended.unlink()
+    next(root.glob("train/*/manifest.json")).unlink()
     for path in root.glob("checkpoint/*/manifest.json"):
         made = read_manifest(path)
-        [weights] = [root / output.path for output in made.outputs if "weights" in output.path][:1]
+        weights = next(root / output.path for output in made.outputs if "weights" in output.path)
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(data)
         outputs = tuple(describe(root / output.path, root) for output in made.outputs)
         write_manifest(made.model_copy(update={"outputs": outputs}), root)
-    assert main(["train", *words]) == 77
-    errors = capsys.readouterr().err
-    assert "has no statement of these checkpoints as they are" in errors
-    assert path.relative_to(root).as_posix() in errors
-    assert not ended.exists()
+    for command, *more in (["train"], ["evaluate", path.parent], ["export", path.parent, project_copy / "exported"]):
+        assert main([command, *words, *map(str, more)]) == 77
+        errors = capsys.readouterr().err
+        assert "has no statement of these checkpoints as they are" in errors
+        assert f"\n  {path.relative_to(root).as_posix()}\n" in errors
+    assert not list(root.glob("train/*/manifest.json"))
 
 
 def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):

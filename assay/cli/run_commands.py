@@ -171,16 +171,27 @@ def train(arguments: Arguments) -> None:
 
 
 def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
-    """Folder of the named checkpoint; "last": the final one."""
+    """Folder of the named checkpoint; "last": the final one.
+
+    Raises:
+        GateClosed: it is of this root, whose journal does not state it, or its training, as it is.
+    """
     from dataclasses import replace
 
-    from assay.pipeline import training
+    from assay.pipeline import journal_of, training
+    from governance.gate.chain import require_chain, require_stated
+    from governance.stage import read_artifact, root_of
 
     checkpoint: Path = arguments.checkpoint
-    if str(checkpoint) != "last" or checkpoint.exists():
-        return checkpoint
-    look = replace(runtime, make=False, command=command_line(arguments, "train"))
-    return runtime.root / str(training(loaded, artifacts, look).stats["checkpoint"]["path"])
+    journal = journal_of(loaded, runtime)
+    if str(checkpoint) == "last" and not checkpoint.exists():
+        look = replace(runtime, make=False, command=command_line(arguments, "train"))
+        ended = training(loaded, artifacts, look)
+        require_chain([ended], runtime.root, journal)
+        checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
+    if root_of(checkpoint) == runtime.root.resolve():  # a copy elsewhere has no statement here
+        require_stated([read_artifact(checkpoint)], runtime.root, journal)
+    return checkpoint
 
 
 def evaluate(arguments: Arguments) -> None:

@@ -76,8 +76,8 @@ def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) 
                 [
                     f"{root / JOURNAL} has no statement of these checkpoints as they are:",
                     *sorted(faults),
-                    "Restore the files, or remove the folder of each; then run the same command again: training "
-                    "resumes from an earlier one",
+                    "Restore the files, or remove the folder of each and train again: training resumes from an earlier "
+                    "one",
                 ]
             )
         )
