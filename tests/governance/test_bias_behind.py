@@ -143,7 +143,7 @@ def test_a_finding_has_its_words_and_sentences_of_different_documents():
     one = found["tone/en/religion/muslim/sentiment_gap/other groups/sentiment"]
     [row] = [row for row in made["tone"] if all(row[name] == one[name] for name in row)]
     assert (one["neutral"], one["effect"]["size"], one["value"]) == (0.0, "large", row["value"])
-    assert one["effect"]["words"].endswith("listed words a sentence lower")
+    assert one["effect"]["words"].startswith("lower by ")
     assert one["terms"]["group"] == [{"term": "muslims", "count": 200}]
     assert {"terrible", "awful"} <= {item["term"] for item in one["terms"]["words"]}
     assert len({example["id"] for example in one["examples"]}) == 3
@@ -187,8 +187,8 @@ def test_intersections_are_counted_in_their_own_suite_and_can_be_switched_off():
         (ratio_effect(1.1), "small", "1.1 times as often"),
         (ratio_effect(0.0), "large", "never"),
         (ratio_effect(0.7, "kept"), "medium", "kept 0.7 times as often"),
-        (gap_effect(-0.19), "small", "0.19 listed words a sentence lower"),
-        (gap_effect(0.5), "large", "0.5 listed words a sentence higher"),
+        (gap_effect(-0.19), "small", "lower by 0.19 listed words per sentence"),
+        (gap_effect(0.5), "large", "higher by 0.5 listed words per sentence"),
     ],
 )
 def test_effects_in_words(found, size, words):

@@ -165,7 +165,9 @@ def test_the_tone_that_was_planted_is_measured(alone):
     [found] = [
         one for one in findings if one["instrument"] == NAME and (one["suite"], one["group"]) == ("tone", "female")
     ]
-    assert found["effect"]["words"].endswith(f"points of {NAME} a sentence higher")
+    words = found["effect"]["words"]
+    assert words.startswith("higher by ")
+    assert words.endswith(f"points of {NAME} per sentence")
     assert (found["terms"]["words"], found["terms"]["group"][0]["term"]) == ([], "her")
     praised = [
         seed for seed in range(COUNT - 1) if any(group == "female" and tone > 0 for group, _, tone in sentences(seed))

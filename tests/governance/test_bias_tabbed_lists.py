@@ -73,7 +73,7 @@ def test_a_scored_list_has_gaps_in_its_points_that_its_words_add_up_to(tmp_path)
     one = found["tone/en/religion/muslim/sentiment_gap/other groups/sentiment:mine"]
     assert {name: one["effect"][name] for name in ("size", "words")} == {
         "size": "large",
-        "words": "3 points of sentiment:mine a sentence lower",
+        "words": "lower by 3 points of sentiment:mine per sentence",
     }
     assert [word["term"] for word in one["terms"]["words"]] == ["grim", "not good", "fine"]
     assert [row["instrument"] for row in made["representation"] if row["metric"] == "coverage"].count("sentiment:mine")

@@ -143,19 +143,26 @@ def test_no_headline_without_a_test_behind_it():
 
 def test_a_finding_with_terms_and_examples_shows_them():
     finding = {
-        **row(), "id": "x", "suite": "tone", "effect": {"size": "small", "words": "0.3 listed words a sentence lower"},
+        **row(), "id": "x", "suite": "tone",
+        "effect": {"size": "small", "words": "lower by 0.3 listed words per sentence"},
         "terms": {"group": [], "words": [{"term": "victim", "count": 3, "contribution": -0.1}]},
-        "examples": [{"id": "d1", "text": "She was <b>called</b> a victim."}],
+        "examples": [{"id": f"d{n}", "text": f"She was <b>called</b> a victim{n}."} for n in range(3)],
     }  # fmt: skip
     given = {**found(tone=[row()]), "findings": [finding]}
     page = str(groups(given))
-    for words in ("small: 0.3 listed words a sentence lower", "victim", "She was &lt;b&gt;called&lt;/b&gt; a victim."):
-        assert words in page
+    shown, _, folded = page.partition("</summary>")
+    for words in (
+        "small: lower by 0.3 listed words per sentence",
+        "victim",
+        "She was &lt;b&gt;called&lt;/b&gt; a victim0.",
+    ):
+        assert words in shown
+    assert all(f"a victim{n}." in folded.partition("</details>")[0] for n in (1, 2))
     better = {**finding, "id": "y", "group": "male"}  # of a row that is not significant
     assert ">male<" not in str(groups({**given, "findings": [better, finding]}))
     [output] = first_look(given)
-    assert output["example"] == "She was <b>called</b> a victim."
-    assert "0.3 listed words a sentence lower" in output["detail"]
+    assert output["example"] == "She was <b>called</b> a victim0."
+    assert "lower by 0.3 listed words per sentence" in output["detail"]
 
 
 def test_every_row_is_in_a_fold_and_only_some_are_open():

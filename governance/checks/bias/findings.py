@@ -381,7 +381,7 @@ def ratio_effect(ratio: float, what: str = "") -> Effect:
 def gap_effect(gap: float, instrument: str = "sentiment", a_word: float = 1.0) -> Effect:
     """Size and text of a sentiment gap, in units of `a_word`."""
     unit = "listed words" if instrument == "sentiment" else f"points of {instrument}"
-    words = f"{abs(gap):.2g} {unit} a sentence {'lower' if gap < 0 else 'higher'}"
+    words = f"{'lower' if gap < 0 else 'higher'} by {abs(gap):.2g} {unit} per sentence"
     return {"size": _size(abs(gap) / a_word, GAP_SIZES), "words": words, "unit": round(a_word, 9)}
 
 

@@ -173,12 +173,12 @@ def _effect(row: Row) -> Html | None:
 
 
 def _case(row: Row) -> Html:
-    """Words that drive a finding, with an example sentence."""
+    """Words that drive a finding, with an example; the others unfold."""
     terms = [str(item["term"]) for item in (row.get("terms") or {}).get("words", [])[:_TERMS]]
-    examples = row.get("examples") or []
+    first, *others = [tag("q", foreign(str(example["text"]))) for example in row.get("examples") or []] or [None]
     return join([
         tag("span", foreign(", ".join(terms)), class_="note") if terms else None,
-        tag("q", foreign(str(examples[0]["text"]))) if examples else None,
+        fold(first, *others) if others else first,
     ])  # fmt: skip
 
 
