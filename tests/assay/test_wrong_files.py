@@ -105,7 +105,7 @@ def test_one_fault_is_reported_once(folder, capsys):
     mistyped = source("", "jsnl").replace('licence="MIT",', 'licence="MIT",paths=["a"]')
     _, output = prepare(folder, folder / "made", mistyped, capsys)
     assert (
-        '1 fault(s)\n  data.sources[entry 1].type = "jsnl": is none of jsonl, csv, tsv, parquet, text, warc' in output
+        '1 fault(s)\n  data.sources[entry 1].type = "jsnl": is none of jsonl, csv, tsv, parquet, arrow, orc' in output
     )
     assert "did you mean 'jsonl'?" in output
     american = source('paths=["a.jsonl"]').replace("licence", "license")
