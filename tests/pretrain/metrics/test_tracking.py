@@ -298,7 +298,7 @@ def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     config = SimpleNamespace(recipe=RECIPE, evaluation=RECIPE.evaluation, train=RECIPE.train)
     run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path, settings=None)
     tokens = SimpleNamespace(digest="d" * 64, stage="encode")
-    run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path))
+    run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path, make=False))
     [verdict] = given["evidence"]
     assert (verdict.stage, verdict.path) == ("verdict", f"verdicts/{path.name}")
     assert verdict.digest == hashlib.sha256(b"a signed verdict").hexdigest()
