@@ -295,7 +295,7 @@ def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
     path.parent.mkdir()
     path.write_bytes(b"a signed verdict")
-    config = SimpleNamespace(recipe=RECIPE, evaluation=RECIPE.evaluation, train=RECIPE.train)
+    config = SimpleNamespace(recipe=RECIPE, evaluation=RECIPE.evaluation, train=RECIPE.train, optim=RECIPE.optim)
     run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path, settings=None)
     tokens = SimpleNamespace(digest="d" * 64, stage="encode")
     run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path, make=False))
