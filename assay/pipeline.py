@@ -268,7 +268,7 @@ def training(
 
     pass_gate(run, artifacts, runtime)
     if runtime.make:
-        require_stated(_checkpoints(runtime.root), runtime.root, journal_of(run, runtime))
+        require_stated(_checkpoints(run, artifacts, runtime), runtime.root, journal_of(run, runtime))
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
         pass_gate(run, artifacts, runtime, again=True)  # hours later: a verdict may have been revoked
@@ -287,11 +287,19 @@ def training(
     return train(tokens, recipe, run.settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
 
 
-def _checkpoints(root: Path) -> Iterator[Manifest]:
-    """Checkpoints and native shards of a root that can be read."""
-    for path in sorted(root.glob(f"checkpoint*/*/{FILE_NAME}")):
+def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
+    """Readable checkpoints and native shards that this training may read.
+
+    They are its own, and the one that it continues from.
+    """
+    folder = training_folder(run, artifacts, runtime)
+    parent = runtime.root / (pinned(run).train.continue_from or ".")
+    for path in sorted(runtime.root.glob(f"checkpoint*/*/{FILE_NAME}")):
         with contextlib.suppress(ManifestError, MissingInput):
-            yield read_manifest(path)
+            manifest = read_manifest(path)
+            key = str(manifest.config.get("train_key", ""))
+            if key.startswith(folder.name) or path.parent.resolve() == parent.resolve():
+                yield manifest
 
 
 def _tables(

@@ -154,7 +154,7 @@ def load(code: OwnCode, digest: str = "") -> Callable[..., Any]:
     try:
         with _first_on_path(code.root):
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{code.dotted}: the module cannot be imported ({type(error).__name__}: {error}). Correct it."
         ) from error

@@ -4,7 +4,7 @@
     function = "mylab.hooks:on_step"
     events = ["step", "evaluation", "checkpoint", "end"]
 
-Rank 0 calls them in its main thread, after the update of a step, with a read-only copy of the record's line
+Rank 0 calls them in its main thread, after the update of a step, with a copy of the record's line
 (`docs/monitoring.md`). A checkpoint becomes durable in another thread, so its event waits for the end of a step. The
 time of all calls since the preceding step's record is a part of a step's `seconds`, and its `seconds_callbacks`. An
 exception is reported once and counted, or with `on_error = "fail"` saves the steps so far and ends the training.
@@ -12,13 +12,13 @@ exception is reported once and counted, or with `on_error = "fail"` saves the st
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from governance.log import get_logger
@@ -67,7 +67,7 @@ class Callbacks:
         def observed(event: str, step: int, **values: Any) -> None:
             record(event, step, **values)
             if event in _EVENTS:
-                self._waiting.append((_EVENTS[event], read_only({"event": event, "step": step, **values})))
+                self._waiting.append((_EVENTS[event], copy.deepcopy({"event": event, "step": step, **values})))
 
         return observed
 
@@ -80,20 +80,19 @@ class Callbacks:
                     self._call(own, values)
 
     def end(self, step: int, **values: Any) -> None:
-        """Call the functions with the last events, and with "end"."""
+        """Keep the event "end", after the last events of the record."""
         if self._functions:
-            self._waiting.append(("end", read_only({"event": "end", "step": step, **values})))
-            self.run()
+            self._waiting.append(("end", {"event": "end", "step": step, **values}))
 
     def _call(self, own: OwnCallback, values: Mapping[str, Any]) -> None:
         import torch
 
-        began, threads = time.perf_counter(), torch.get_num_threads()
+        began, threads, dtype = time.perf_counter(), torch.get_num_threads(), torch.get_default_dtype()
         own.calls += 1
         try:
             with torch.no_grad(), time_limit(own.config.seconds):
-                own.function(values)
-        except Exception as error:  # own code may raise anything
+                own.function(copy.deepcopy(values))
+        except (Exception, SystemExit) as error:  # own code may raise anything, and sys.exit() would end with 0
             own.errors += 1
             event = f"the event {values['event']!r} of step {values['step']}"
             where = f"train.callbacks: {own.config.function} failed at {event}"
@@ -104,6 +103,7 @@ class Callbacks:
                 get_logger(__name__).warning("%s; training continues, later errors are only counted.\n%s", where, words)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)  # it decides the order of sums
+        torch.set_default_dtype(dtype)
         passed = time.perf_counter() - began
         own.seconds += passed
         self._seconds += passed
@@ -141,12 +141,3 @@ def open_callbacks(configs: Sequence[CallbackConfig], folder: Path, *, first: bo
         digest = code.digest
         found.append(OwnCallback(config, load(code, digest), digest))
     return Callbacks(found if first else ())
-
-
-def read_only(value: Any) -> Any:
-    """A copy of nested values that cannot be changed."""
-    if isinstance(value, Mapping):
-        return MappingProxyType({key: read_only(inner) for key, inner in value.items()})
-    if isinstance(value, list | tuple):
-        return tuple(read_only(inner) for inner in value)
-    return value

@@ -398,20 +398,27 @@ def _save_and_stop(context: TrainContext, state: TrainState, saved: int) -> NoRe
     context.heartbeat.beat(f"waiting for the checkpoint of step {state.step}", long=True)
     begin(context.energy, CHECKPOINT)
     context.saver.wait()
-    raise_failed_callback(context)
     if context.budget.reached:
         context.record("budget", state.step, **context.budget.facts())
+    elif not context.checkpoints.gather(context.callbacks.failure)[0]:
+        _report_stop_seconds(context, state.step)  # before the callbacks: the step is durable now
+    finish_callbacks(context, state.step)
+    if context.budget.reached:
         raise context.budget.error(state.step)
-    _report_stop_seconds(context, state.step)
     raise Preempted(f"stopped by a signal after step {state.step}, which is saved; run the same command to resume")
 
 
-def raise_failed_callback(context: TrainContext) -> None:
-    """Raise on every rank what a callback of the first one caused.
+def finish_callbacks(context: TrainContext, step: int) -> None:
+    """Deliver the events that wait, and record the totals. Collective.
 
     Raises:
-        ConfigError: a function with `on_error = "fail"` failed.
+        ConfigError: a function of the first rank with `on_error = "fail"` failed; raised on every rank.
     """
+    context.heartbeat.beat("the last callbacks", long=True)
+    context.callbacks.run()
+    for facts in context.callbacks.facts():
+        context.record("callback", step, **facts)
+    context.callbacks.warn_of_errors()
     if failure := context.checkpoints.gather(context.callbacks.failure)[0]:
         raise ConfigError(failure)
 

@@ -110,7 +110,7 @@ def train(
         from pretrain.context import TrainContext
         from pretrain.distributed.process_group import gather, join, ranks_store
         from pretrain.energy_budget import BudgetGuard
-        from pretrain.loop import raise_failed_callback, run_facts, train_loop
+        from pretrain.loop import finish_callbacks, run_facts, train_loop
         from pretrain.preflight.hardware import hardware_of
 
     ranks, started = read_ranks(), now()
@@ -130,8 +130,8 @@ def train(
                 hooks.begin(folder)
             energy["artifact"] = folder.relative_to(runtime.root).as_posix()
             device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+            _refuse_unlike_ranks(gather(key))  # before a rank keeps a lease in another folder
             lease.follow(gather(lease.number)[0])
-            _refuse_unlike_ranks(gather(key))
             check_start(recipe, settings, hardware_of(ranks, device))
             train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
             own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
@@ -170,10 +170,7 @@ def train(
             state = train_loop(context)
             last_loss = next((loss for loss in reversed(state.losses) if loss is not None), None)
             callbacks.end(state.step, tokens=state.tokens, loss=last_loss)
-            for facts in callbacks.facts():
-                context.record("callback", state.step, **facts)
-            callbacks.warn_of_errors()
-            raise_failed_callback(context)
+            finish_callbacks(context, state.step)
             lease.look()
             outputs, stats = _finish(context, state, folder) if ranks.first else ((), {})
     manifest = Manifest(

@@ -12,7 +12,7 @@ from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
 from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
-from governance.lineage.attest import open_journal, state_model_signature
+from governance.lineage.attest import open_journal, refuse_strange_key, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import differences
 from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
@@ -258,7 +258,11 @@ def audit_model(arguments: Arguments) -> None:
 
 
 def sign(arguments: Arguments) -> None:
-    """Sign a checkpoint as an OpenSSF model."""
+    """Sign a checkpoint as an OpenSSF model.
+
+    Raises:
+        ConfigError: the journal has lines, and none is by the key that would sign the next one.
+    """
     from pretrain.checkpoint.format import read_checkpoint
 
     root = root_of(arguments.checkpoint)
@@ -267,6 +271,7 @@ def sign(arguments: Arguments) -> None:
     config = GovernanceConfig(
         signing_key="" if arguments.signing_key is None else str(arguments.signing_key.absolute())
     )
+    refuse_strange_key(config, Path(), root)
     name = state_model_signature(open_journal(config, Path(), root), manifest, key, root)
     folder = root / manifest.folder
     words = f"{folder} --signature {root / name} --public_key {public_path(key)}"

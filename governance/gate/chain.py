@@ -62,11 +62,13 @@ def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) 
     """Raise unless the journal states each of these checkpoints, last or earlier.
 
     An earlier statement counts: a process that is killed while it saves a step again has stated what it did not write.
+    The manifests are read before the journal: another training states a checkpoint before it writes the manifest.
 
     Raises:
         GateClosed: names each manifest without a statement.
         ManifestError: the journal cannot be trusted.
     """
+    manifests = list(manifests)
     entries = [entry for entry in journal.verified() if entry.states_files]
     stated = {(*subject, entry.seal) for entry in entries for subject in entry.subjects.items()}
     faults = [one.path for one in manifests if not {(one.path, one.digest, seal) for seal in ("", one.seal)} & stated]
@@ -76,8 +78,7 @@ def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) 
                 [
                     f"{root / JOURNAL} has no statement of these checkpoints as they are:",
                     *sorted(faults),
-                    "Restore the files, or remove the folder of each and train again: training resumes from an earlier "
-                    "one",
+                    "Restore the files, or remove the folder of each and train again",
                 ]
             )
         )

@@ -6,12 +6,14 @@ by one of `trusted_keys`, or by a job's key that one of them certified.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
-from governance.errors import ManifestError
+from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes
 from governance.gate.site_policy import site_keys, sites
 from governance.gate.verdict import GovernanceConfig
@@ -23,6 +25,8 @@ from governance.signing.dsse import SigningKey, private_key, public_key, sign, s
 from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal import Journal
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import lines_of
 from governance.signing.openssf import default_model_key_path, model_key, sign_model
 from governance.stage import now
 
@@ -60,6 +64,28 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
         anchor(root, folder if config.git_note else None),
         HomeAnchor(root),
     )
+
+
+def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> None:
+    """Raise where no line of the journal is by the keys of `config`.
+
+    Readers that trust the other lines' keys would refuse the whole journal for the next line.
+
+    Raises:
+        ConfigError: the journal has lines, and none is by one of these keys.
+    """
+    path = root / JOURNAL
+    lines = lines_of(path.read_bytes()) if path.exists() else []
+    keys = journal_keys(config, folder)
+    for line in lines:
+        with contextlib.suppress(ManifestError, ValueError, KeyError, TypeError):
+            verify_envelope(json.loads(line)["envelope"], keys, JOURNAL)
+            return
+    if lines:
+        raise ConfigError(
+            f"{path}: none of its {len(lines)} lines is signed with {config.key_path(folder)}; a line by this key "
+            "would close the gate for all who do not trust it. Give the key that the run signs with: --signing-key PATH"
+        )
 
 
 def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: Path) -> Attest:

@@ -234,11 +234,16 @@ def identity_of(manifest: Manifest) -> CheckpointIdentity:
 
 def state_text(state: TrainState) -> str:
     """Text of `state.json`."""
-    kept = asdict(state).items()
+    kept = asdict(state)
+    if state.scalars is not None:  # JSON has no form for "inf", "-inf" and "nan"
+        kept["scalars"] = {
+            parameter: {name: value if math.isfinite(value) else str(value) for name, value in held.items()}
+            for parameter, held in state.scalars.items()
+        }
     return json_text(
         {
             name: value
-            for name, value in kept
+            for name, value in kept.items()
             if value is not None or name not in ("loss_scale", "expert_bias", "scalars")
         }
     )
@@ -247,6 +252,11 @@ def state_text(state: TrainState) -> str:
 def read_state(manifest: Manifest, root: Path) -> TrainState:
     """Training state of a checkpoint."""
     values = json.loads((root / manifest.folder / "state.json").read_bytes())
+    if "scalars" in values:
+        values["scalars"] = {
+            parameter: {name: float(value) for name, value in held.items()}
+            for parameter, held in values["scalars"].items()
+        }
     return TrainState(**values | {"losses": LossHistory(values["losses"])})
 
 

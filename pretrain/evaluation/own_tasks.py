@@ -75,7 +75,7 @@ def _lines(code: OwnCode, digest: str, where: str, seconds: float) -> list[bytes
                 lines.append(canonical_json(record))
     except ConfigError:
         raise
-    except Exception as error:  # own code may raise anything
+    except (Exception, SystemExit) as error:  # own code may raise anything
         raise ConfigError(
             f"{where} ({code.dotted}), record {len(lines) + 1}: {first_line(error)}. No step was trained. Correct the "
             "function."

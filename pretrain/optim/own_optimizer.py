@@ -4,10 +4,10 @@
     optimizer = "own"
     function = "mylab.optim:make"
 
-`probe` runs the function on small parameters before training. It refuses state that a checkpoint cannot restore, and
-updates that differ on a piece of a parameter although `elementwise` is declared. A checkpoint holds `optimizer.state`:
-tensors of the parameter's shape, as other moments, and scalars, in `state.json`. A step to be skipped is not computed,
-for which the host waits for the device once a step.
+`probe` runs the function on small parameters before training, for three steps. It refuses state that a checkpoint
+cannot restore, and updates that differ on a piece of a parameter although `elementwise` is declared. A checkpoint holds
+`optimizer.state`: tensors of the parameter's shape, as other moments, and scalars, in `state.json`. A step to be
+skipped is not computed, for which the host waits for the device once per step.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def make_own(groups: Groups, config: OptimConfig, folder: Path) -> OwnOptimizer:
             return OwnOptimizer(make(groups))
     except ConfigError:
         raise
-    except Exception as error:  # own code may raise anything
+    except (Exception, SystemExit) as error:  # own code may raise anything
         raise ConfigError(
             f"optim.function = {config.function!r}: {first_line(error)}. Correct the function."
         ) from error
@@ -131,7 +131,10 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
         if changed := [name for name in group if name != "params" and group[name] != before.get(name)]:
             raise refuse(f"it changes {changed[0]!r} of its parameter groups, which no checkpoint holds")
     if any(not torch.equal(one, other) for one, other in zip(whole.weights, again.weights, strict=True)):
-        raise refuse("a restart would differ: it keeps values outside of optimizer.state; keep all of them there")
+        raise refuse(
+            "a restart would differ (the trial checks its first three steps): it keeps values outside of "
+            "optimizer.state, or draws random numbers; keep all of its values there"
+        )
     if [_form(group, whole.optimizer.state, refuse) for group in whole.optimizer.param_groups] != forms:
         raise refuse("its state gets other names after some steps; create all of it in the first step")
     most = max((len(form.moments) for form in forms), default=0)
@@ -140,8 +143,8 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
         raise refuse(f"optim.state_tensors = {config.state_tensors}, but it keeps {most} ({names}); set it to {most}")
     if config.elementwise and not _pieces_agree(make, groups, whole.weights):
         raise refuse(
-            "optim.elementwise = true, but it updates the halves of a parameter differently from the whole; remove the "
-            "declaration, and set engine.zero_stage = 0"
+            "optim.elementwise = true, but it updates the halves of a parameter differently from the whole (the trial "
+            "checks its first three steps); remove the declaration, and set engine.zero_stage = 0"
         )
     return forms
 

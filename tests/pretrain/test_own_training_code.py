@@ -1,16 +1,20 @@
 """Own code of the training: the page's examples, and every way in which it can fail."""
 
 import json
+import os
+import pickle
 import re
+import signal
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError, MissingInput, Preempted
 from governance.files import read_lines
-from pretrain.callbacks import open_callbacks, read_only
+from pretrain.callbacks import Callbacks, OwnCallback, open_callbacks
+from pretrain.checkpoint.format import read_checkpoint, read_state
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CallbackConfig, EvaluationConfig, SkipConfig, TaskConfig
 from pretrain.evaluation.scores import encode_tasks
@@ -100,6 +104,7 @@ BROKEN_TASKS = {
     f"yield {RECORD}\n    raise KeyError('x')": "record 2: KeyError",
     "return []": "yields no record",
     "return 7": "'int' object is not iterable",
+    "raise SystemExit": "record 1: SystemExit",
     "yield 'a'": "record 1: TypeError: it is str, not a mapping",
     "yield {'question': {1}}": "canonical JSON has no form for set",
     f"yield {RECORD}\n    yield {{**{RECORD}, 'answer': 2}}": r"tasks:arithmetic, record 2: does not have the format",
@@ -150,6 +155,27 @@ def test_two_ranks_score_an_own_task_and_only_the_first_calls_back(project, run_
     assert shared["bits_per_byte"] == pytest.approx(alone["bits_per_byte"], rel=1e-4)
     steps = [line.split()[:2] for line in (project / "losses.txt").read_text().splitlines()]
     assert steps == [["step", str(step)] for step in range(1, 11)]
+
+
+UNLIKE = """
+import os
+
+
+def arithmetic():
+    yield {"question": os.environ["RANK"], "choices": ["b", "c"], "answer": 0}
+"""
+
+
+@pytest.mark.slow
+def test_ranks_whose_records_differ_train_nothing(project):
+    (project / "mylab" / "tasks.py").write_text(UNLIKE)
+    (project / "mylab" / "hooks.py").write_text("def on_event(line):\n    pass\n")
+    well, output = run_ranks(project / "logs", ["-c", RANKS, str(project)], ranks=2)
+    assert not well
+    assert output.count("ConfigError: the ranks have different recipes (") == 2
+    [folder] = (project / "root" / "train").iterdir()  # that of the first rank
+    assert not (project / "root" / "checkpoint").exists()
+    assert "step" not in [line["event"] for line in read_lines(folder / "metrics.jsonl")]
 
 
 def page_optimizer(project, **changes):
@@ -204,6 +230,49 @@ def test_a_restarted_own_optimizer_learns_as_one_without_restart(project, run_tr
     assert list(state["scalars"].values()) == [{"step": updates}] * len(state["scalars"])
 
 
+BEST = """
+import torch
+
+
+class Best(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state = self.state[weight]
+                state.setdefault("best", float("inf"))
+                state["k"] = state.get("k", 0) + 1
+                state["worst"] = float("-inf") if state["k"] > 3 else 0.0
+                state["lost"] = torch.tensor(float("nan") if state["k"] > 3 else 1.0)
+        super().step(closure)
+
+
+def make(groups, values):
+    return Best(groups, lr=values["learning_rate"])
+"""
+
+
+def test_scalars_that_are_not_finite_come_back(project, run_training, at_step):
+    (project / "mylab" / "optim.py").write_text(BEST)
+    settings = {
+        "optimizer": "own", "function": "mylab.optim:make", "folder": project, "zero_stage": 0, "state_tensors": 0,
+        "steps": 6, "decay_steps": 0, "every_steps": 4, "validate_every_steps": 0,
+    }  # fmt: skip
+    at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted):
+        run_training(project / "root", **settings)
+    run = run_training(project / "root", **settings)
+    folder = project / "root" / Path(run.stats["checkpoint"]["path"]).parent
+    held = json.loads((folder / "state.json").read_bytes())["scalars"]
+    assert {tuple(sorted(each.items())) for each in held.values()} == {
+        (("best", "inf"), ("k", 6.0), ("lost", "nan"), ("worst", "-inf"))
+    }
+    state = read_state(read_checkpoint(folder, project / "root"), project / "root")
+    assert {(each["best"], each["k"], str(each["lost"]), each["worst"]) for each in state.scalars.values()} == {
+        (float("inf"), 6.0, "nan", float("-inf"))
+    }
+
+
 OPTIMIZER_RANKS = """
 import json
 import sys
@@ -250,6 +319,8 @@ EACH = "            for w in group['params']:\n                state = self.stat
 BROKEN_OPTIMIZERS = {
     "raise KeyError('x')": "mylab.optim:make.*KeyError: 'x' at optim",
     "return 7": "it returned int, not a torch.optim.Optimizer",
+    "raise SystemExit": "mylab.optim:make.*SystemExit",
+    "return Own(groups, 'w.sub_(w.grad + torch.randn_like(w))')": "a restart would differ .*, or draws random numbers",
     "while True: pass": "no answer after 0.3 seconds",
     "return torch.optim.SGD([p for g in groups for p in g['params']])": "other parameter groups than those given",
     "return Own(groups, 'state[\"row\"] = w.mean(0)')": r"its state 'row' is torch.float32 \(6,\) for a .*parameter",
@@ -336,8 +407,9 @@ def test_the_callback_of_the_page_sees_every_event_and_changes_nothing(project, 
 
 def test_a_callback_that_raises_or_loops_is_reported_once_and_counted(project, run_training, caplog):
     (project / "mylab" / "hooks.py").write_text(
-        "import torch\n\ndef first(line):\n    torch.set_num_threads(2)\n    line['loss'] = 0.0\n\n"
-        "def second(line):\n    while line['step'] == 3: pass\n"
+        "import sys, torch\n\ndef first(line):\n    torch.set_num_threads(2)\n"
+        "    torch.set_default_dtype(torch.float64)\n    line['loss'] = 0.0\n    sys.exit()\n\n"
+        "def second(line):\n    assert line['loss'] > 0\n    while line['step'] == 3: pass\n"
     )
     callbacks = [CallbackConfig(function=f"mylab.hooks:{name}", seconds=0.2) for name in ("first", "second")]
     run = run_training(project / "root", folder=project, callbacks=tuple(callbacks))
@@ -345,7 +417,7 @@ def test_a_callback_that_raises_or_loops_is_reported_once_and_counted(project, r
     counts = [(facts["calls"], facts["errors"]) for facts in run.run["callbacks"]]
     assert counts == [(10, 10), (10, 1)]
     [failed] = [line for line in caplog.messages if "mylab.hooks:first failed at the event 'step' of step 1" in line]
-    assert "does not support item assignment" in failed
+    assert "SystemExit" in failed
     assert "hooks.py" in failed
     [looped] = [line for line in caplog.messages if "mylab.hooks:second failed at the event 'step' of step 3" in line]
     assert "no answer after 0.2 seconds" in looped
@@ -364,9 +436,10 @@ def test_a_callback_may_end_the_training_and_a_corrected_one_continues_it(projec
         run_training(project / "root", folder=project, callbacks=(callback,))
     hooks.write_text("def strict(line):\n    pass\n")
     run = run_training(project / "root", folder=project, callbacks=(callback,))
-    starts = [line["step"] for line in read_lines(project / "root" / run.folder / "metrics.jsonl")
-              if line["event"] == "start"]  # fmt: skip
-    assert starts == [0, 6]
+    lines = read_lines(project / "root" / run.folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["event"] == "start"] == [0, 6]
+    counts = [(line["step"], line["calls"], line["errors"]) for line in lines if line["event"] == "callback"]
+    assert counts == [(0, 0, 0), (6, 6, 1), (6, 0, 0), (10, 4, 0)]
     plain = run_training(project / "plain")
     assert run.stats["losses_sha256"] == plain.stats["losses_sha256"]
 
@@ -381,10 +454,31 @@ def test_wrong_callbacks_are_refused_before_training(project, run_training):
     assert not (project / "root" / "train").exists()
 
 
-def test_what_a_callback_gets_cannot_be_changed():
-    values = {"a": {"b": [1, {"c": 2}]}}
-    frozen = read_only(values)
-    values["a"]["b"].append(3)
-    assert frozen == {"a": {"b": (1, {"c": 2})}}
-    with pytest.raises(TypeError):
-        frozen["a"]["d"] = 1
+def test_a_stopped_attempt_delivers_its_checkpoint_and_records_the_totals(project, run_training, at_step):
+    (project / "mylab" / "hooks.py").write_text(
+        "def note(line):\n    open('seen.txt', 'a').write(f\"{line['event']} {line['step']}\\n\")\n"
+    )
+    callback = CallbackConfig(function="mylab.hooks:note", events=("checkpoint", "end"))
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted):
+        run_training(project / "root", folder=project, callbacks=(callback,))
+    [record] = (project / "root" / "train").glob("*/metrics.jsonl")
+    totals = [line for line in read_lines(record) if line["event"] == "callback"][-1]
+    assert (project / "seen.txt").read_text() == f"checkpoint {totals['step']}\n"
+    assert (totals["calls"], totals["errors"]) == (1, 0)
+
+
+def test_each_callback_gets_a_plain_copy():
+    seen, config = [], CallbackConfig(function="a:b")
+
+    def change(line):
+        line["groups"]["a"].append(3)
+
+    functions = (change, change, lambda line: seen.append((json.dumps(line), pickle.dumps(line))))
+    callbacks = Callbacks([OwnCallback(config, function, "") for function in functions])
+    values = {"a": [1, 2]}
+    callbacks.observing(lambda event, step, **values: None)("step", 1, groups=values)
+    values["a"].clear()
+    callbacks.run()
+    expected = {"event": "step", "step": 1, "groups": {"a": [1, 2]}}
+    assert [(json.loads(text), pickle.loads(data)) for text, data in seen] == [(expected, expected)]
