@@ -298,7 +298,7 @@ def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Run
         with contextlib.suppress(ManifestError, MissingInput):
             manifest = read_manifest(path)
             key = str(manifest.config.get("train_key", ""))
-            if key.startswith(folder.name) or path.parent.resolve() == parent.resolve():
+            if key.startswith(folder.name) or parent.resolve() in (path.resolve(), path.parent.resolve()):
                 yield manifest
 
 

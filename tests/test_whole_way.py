@@ -237,6 +237,19 @@ def test_a_checkpoint_that_the_journal_never_stated_is_not_resumed(project_copy,
     assert not list(root.glob("train/*/manifest.json"))
 
 
+def test_a_checkpoint_of_another_training_stops_only_what_continues_from_it(project_copy, capsys):
+    root, words = project_copy / "root", [str(project_copy / "run.toml"), "--root", str(project_copy / "root")]
+    [path, *_] = sorted(root.glob("checkpoint/*/manifest.json"))
+    made = read_manifest(path)
+    odd = made.model_copy(update={"key": "0" * 64, "config": {**made.config, "train_key": "0" * 64}})
+    (root / odd.folder).mkdir()
+    write_manifest(odd, root)
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    assert main(["train", *words, "--set", f"train.continue_from='{odd.folder}'"]) == 77
+    assert f"\n  {odd.path}\n" in capsys.readouterr().err
+
+
 def test_trace_reaches_the_source_files_and_diff_speaks(project_copy, capsys):
     root = project_copy / "root"
     [train] = root.glob("train/*")

@@ -74,7 +74,9 @@ def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> No
     Raises:
         ConfigError: the journal has lines, and none is by one of these keys.
     """
-    path = root / JOURNAL
+    path, own = root / JOURNAL, config.key_path(folder)
+    if own.exists() and private_key(own).certificate is not None:
+        return  # its root's other lines need not be by this job
     lines = lines_of(path.read_bytes()) if path.exists() else []
     keys = journal_keys(config, folder)
     for line in lines:
@@ -83,8 +85,8 @@ def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> No
             return
     if lines:
         raise ConfigError(
-            f"{path}: none of its {len(lines)} lines is signed with {config.key_path(folder)}; a line by this key "
-            "would close the gate for all who do not trust it. Give the key that the run signs with: --signing-key PATH"
+            f"{path}: none of its {len(lines)} lines is signed with {own}; a line by this key would "
+            "close the gate for all who do not trust it. Give the key that the run signs with: --signing-key PATH"
         )
 
 

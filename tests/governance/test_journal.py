@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from governance.errors import ManifestError
+from governance.errors import GateClosed, ManifestError
+from governance.gate.chain import require_stated
 from governance.manifest import Input, Manifest
 from governance.signing.dsse import create_job_key, create_key, private_key
 from governance.signing.git_anchor import anchor, anchor_faults
@@ -80,6 +81,20 @@ def test_a_run_names_the_verdict_and_the_checkpoint_that_it_rests_on(tmp_path):
     verdict = Input(stage="verdict", path=entries[2].place, digest=entries[2].digest)
     assert entries[3].materials == (packed.as_input(), verdict)
     assert entries[4].materials == (packed.as_input(), Input(stage="checkpoint", **last), verdict)
+
+
+def test_a_checkpoint_that_another_training_states_meanwhile_closes_no_gate(tmp_path):
+    journal, other = open_it(tmp_path), open_it(tmp_path)
+    journal.state_artifact(manifest(1))
+
+    def listed():
+        yield manifest(1)
+        other.state_artifact(manifest(2))
+        yield manifest(2)
+
+    require_stated(listed(), tmp_path, journal)
+    with pytest.raises(GateClosed, match=manifest(3).path):
+        require_stated([manifest(1), manifest(3)], tmp_path, journal)
 
 
 def test_a_jobs_lines_are_believed_under_the_root_alone(tmp_path):

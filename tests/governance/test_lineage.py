@@ -18,7 +18,8 @@ from governance.lineage.lineage_graph import read_graph
 from governance.lineage.prov import prov_document
 from governance.lineage.svg import draw
 from governance.manifest import FILE_NAME, Input, Manifest, Output, differences, read_manifest
-from governance.signing.dsse import public_path
+from governance.signing.dsse import create_key, public_path
+from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.openssf import create_model_key
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
@@ -142,6 +143,13 @@ def test_a_checkpoint_can_be_signed_by_hand_and_again_by_another_key(finished, t
     root = tmp_path / "copy" / "root"
     folder = sorted(root.glob("checkpoint/*"))[-1]
     create_model_key(tmp_path / "other.pem")
+    create_key(tmp_path / "stranger.pem")
+    journal = (root / JOURNAL).read_bytes()
+    for key in ("stranger.pem", "missing.pem"):
+        strange = ["--key", str(tmp_path / "other.pem"), "--signing-key", str(tmp_path / key)]
+        assert main(["governance", "sign", str(folder), *strange]) == 78
+        assert "Give the key that the run signs with: --signing-key PATH" in capsys.readouterr().err
+    assert (root / JOURNAL).read_bytes() == journal
     words = ["--key", str(tmp_path / "other.pem"), "--signing-key", str(tmp_path / "copy" / "key.pem")]
     assert main(["governance", "sign", str(folder), *words]) == 0
     assert "model_signing verify key" in capsys.readouterr().out
