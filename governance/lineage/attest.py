@@ -67,7 +67,7 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
 
 
 def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> None:
-    """Raise where no line of the journal is by the keys of `config`.
+    """Raise where no line of the journal is by our keys.
 
     Readers that trust the other lines' keys would refuse the whole journal for the next line.
 

@@ -284,7 +284,9 @@ def require_step(store: CheckpointStore, step: int) -> Manifest:
         manifest = read_manifest(path)
     except MissingInput as error:
         raise MissingInput(f"{path}: the checkpoint of step {step} is gone. Run the same command again.") from error
-    if manifest.stage != STAGE or manifest.key != store.key(step):
+    # `require_stated` takes a checkpoint of another `train_key` for another training's, and lets it pass.
+    named = (manifest.stage, manifest.key, manifest.config.get("train_key"))
+    if named != (STAGE, store.key(step), store.train_key):
         found = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
         raise CheckpointError(
             f"{path}: is of another run or model ({found}), not the checkpoint of step {step} of this run. Remove its "

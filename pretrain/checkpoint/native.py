@@ -135,8 +135,8 @@ def find_native(store: CheckpointStore, of: NativeIdentity, checkpoint: Manifest
         manifest = read_manifest(path)
     except ManifestError:
         return None
-    fits = manifest.key == native_key(store, of) and manifest.stats["checkpoint"]["digest"] == checkpoint.digest
-    return manifest if fits else None
+    named = (manifest.key, manifest.config.get("train_key"), manifest.stats["checkpoint"]["digest"])
+    return manifest if named == (native_key(store, of), store.train_key, checkpoint.digest) else None
 
 
 def remove_native(store: CheckpointStore, kept: Path | None) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from governance.errors import CheckpointError, MissingInput
 from governance.files import remove_tree
-from governance.manifest import FILE_NAME, read_manifest
+from governance.manifest import FILE_NAME, read_manifest, write_manifest
 from pretrain.checkpoint import canonical
 from pretrain.checkpoint.canonical import file_plan
 from pretrain.checkpoint.format import identity_of, moments, read_checkpoint, read_state, require_step, weights
@@ -130,6 +130,15 @@ def test_one_of_another_model_is_reported(tmp_path):
     for call in (lambda: newest_whole(store), lambda: require_step(store, 4)):
         with pytest.raises(CheckpointError, match="another run or model"):
             call()
+
+
+def test_one_whose_manifest_names_another_training_is_not_loaded(tmp_path):
+    """The check against the journal leaves the checkpoints of other trainings out."""
+    store = store_in(tmp_path)
+    made = save(store, 4)
+    write_manifest(made.model_copy(update={"config": {**made.config, "train_key": "b" * 64}}), tmp_path)
+    with pytest.raises(CheckpointError, match="another run or model"):
+        newest_whole(store)
 
 
 def test_one_requested_by_name_must_be_whole(tmp_path, make_tokens):

@@ -16,7 +16,7 @@ import torch
 
 from governance import files
 from governance.errors import PipelineError, StorageError
-from governance.manifest import FILE_NAME, verify
+from governance.manifest import FILE_NAME, verify, write_manifest
 from pretrain.checkpoint import save as saving
 from pretrain.checkpoint.format import moments, read_state, require_step, weights
 from pretrain.checkpoint.load import newest_whole
@@ -220,6 +220,8 @@ def test_native_shards_count_next_to_their_checkpoint_only(tmp_path):
     assert not verify(native, tmp_path)
     assert find_native(store, of, checkpoint.model_copy(update={"stats": {}})) is None
     assert find_native(store, identity(store, 2, 3, 1), checkpoint) is None
+    write_manifest(native.model_copy(update={"config": {**native.config, "train_key": "b" * 64}}), tmp_path)
+    assert find_native(store, of, checkpoint) is None
     assert find_native(store, identity(store, 2, 2, 2), checkpoint) is None
     for rank in range(2):
         read = reader(read_shard(shard_path(native_folder(store, of), rank)))
