@@ -1,48 +1,59 @@
 """Clean-up of a root: artifacts that nothing present rests on.
 
 An artifact of the corpus, its audit or its parts (`REMOVABLE`) is kept if one of these rests on it, itself or through
-what it was made from:
+what it was made from, as its manifest or any line of the journal states:
 
-- the run of the given configuration, as far as it is made, and artifacts that the user names;
+- the run of the given configuration, and artifacts that the user or the configuration names;
 - a verdict below `verdicts/`: the corpus and the audit that it judges;
-- an artifact of any other stage (checkpoints, runs, reports, documents), and one of these that is not finished;
-- a statement of the journal on something outside the root: an export, a pushed corpus, an evaluation.
+- an artifact of any other stage (downloads, classifiers, checkpoints, runs, reports, documents);
+- a line of the journal of any other kind (verdict, checkpoint, report, export, pushed corpus, evaluation), also where
+  its subject was removed since.
 
-Audits and their counts are kept with their corpus. Unfinished artifacts are never removed.
+Audits and their counts are kept with their corpus. So is everything in doubt: an artifact that differs from its last
+statement, or that a link leads to. Unfinished artifacts are never removed. A journal that is missing, altered or behind
+its anchor refuses.
 
-`clean_up` states the removal in the journal (`urn:assay:clean-up:1`, signed: each manifest with its digest), then moves
-each folder out of the way with one rename, products before what they were made from, and deletes it. So an artifact is
-whole or gone at every moment, and verification, which accepts an artifact that was removed whole, is right after each
-step. A clean-up that was killed is continued by the next one. Records that only removed artifacts list go too.
-Price: one manifest an artifact, the journal, and a `stat` a file.
+`clean_up` plans under a lock, states the removal in the journal (`urn:assay:clean-up:1`, signed: each manifest with its
+digest), then moves each folder out of the way with one rename, products before what they were made from, removes the
+records that only these artifacts list, and deletes what it moved. So an artifact is whole or gone at every moment, and
+verification, which accepts an artifact that was removed whole, is right after each step. A clean-up that was killed is
+continued by the next one. Price: one manifest an artifact, the journal, and a `stat` a file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from governance.errors import ManifestError, Occupied
+from governance.config import Section
+from governance.errors import GateClosed, ManifestError, MissingInput, Occupied, StorageError, storage_errors
 from governance.files import held, is_held, living_writers, move_folder, remove_file, remove_tree, sha256_bytes
+from governance.gate.chain import Stated, latest_statements, require_chain, unstated
 from governance.gate.verdict import GovernanceConfig, read_verdict
-from governance.lineage.lineage_graph import Graph, Node, read_graph
+from governance.lineage.unlisted_files import RECORD
 from governance.log import get_logger
-from governance.manifest import FILE_NAME, SOURCES, Manifest
+from governance.manifest import FILE_NAME, SOURCES, Manifest, read_manifest
 from governance.signing.dsse import statement
 from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import JournalEntry
 from governance.stage_order import CORPUS_STAGES
 from pretrain.distributed.lease import live_holder
 
 STATEMENT, STATEMENT_TYPE = "clean-up", "urn:assay:clean-up:1"
 REMOVED = ".clean-up"
-"""Folder of a root for what is being deleted: one level deeper than artifacts, so that nothing takes it for one."""
+"""Folder of a root for what is being deleted: two levels deeper than artifacts, so that nothing takes it for one."""
 _WITH_CORPUS = ("bias", "audit", "data_docs", "model_audit")
-_PARTS = ("fetch", "lists", "language_model", "classifier", "evaluation_sets")
+_PARTS = ("lists", "language_model", "evaluation_sets")
+_NOT_CORPUS = (*_PARTS, "fetch", "classifier")
+"""Inputs of an audit that many corpora share."""
 REMOVABLE = frozenset((*(row.name for row in CORPUS_STAGES), *_WITH_CORPUS, *_PARTS))
 
 
@@ -76,93 +87,173 @@ class CleanUp:
 
 
 def plan_clean_up(
-    root: Path, present: Iterable[Manifest], named: Iterable[Manifest], keys: tuple[GovernanceConfig, Path]
+    root: Path, named: Iterable[tuple[str, str]], keys: tuple[GovernanceConfig, Path], journal: Journal
 ) -> CleanUp:
     """The artifacts of a root, with the reason why each is kept.
 
     Args:
         root: the artifacts' root.
-        present: the artifacts of the configuration's run.
-        named: artifacts that the user keeps.
+        named: (reason, path of the manifest below the root) of artifacts kept for themselves.
         keys: the configuration that names the trusted keys, and where its paths start.
+        journal: the root's journal.
 
     Raises:
+        GateClosed: the journal is missing, altered, or behind its anchor.
         ManifestError: a manifest or verdict cannot be read, so what it rests on is not known.
+        StorageError: the folder for what is being deleted is a link.
     """
-    graph = read_graph(root)
-    there = {node.path: node for node in graph.nodes.values() if node.manifest is not None}
+    if (root / REMOVED).is_symlink():
+        raise StorageError(f"{root / REMOVED}: is a link to another folder. Nothing was removed. Remove the link.")
+    there = {}
     for file in sorted(root.glob(f"*/*/{FILE_NAME}")):
-        if file.relative_to(root).as_posix() not in there:
-            raise ManifestError(f"{file}: cannot be read, so its inputs are not known. Remove or restore its folder.")
-    kept: dict[str, str] = {}
-    for reason, node in _ends(root, graph, there, present, named, keys):
-        for path in (node.path, *(above.path for _, above in graph.ancestors(node))):
-            if path in there:
-                kept.setdefault(path, reason)
-    for path, node in there.items():
-        rests_on = [item.path for item in _made(node).inputs if item.stage not in SOURCES]
-        if node.stage in _WITH_CORPUS and rests_on and all(item in kept for item in rests_on):
-            kept.setdefault(path, f"{kept[rests_on[0]]} (its corpus)")
-    removable = [node for path, node in sorted(there.items()) if node.stage in REMOVABLE]
+        manifest = there[file.relative_to(root).as_posix()] = read_manifest(file)
+        if root / manifest.path != file:
+            raise ManifestError(f"{file}: states that it is {manifest.path}. Remove or restore its folder.")
+    if there and not ((root / JOURNAL).is_file() and (root / JOURNAL).stat().st_size):
+        raise GateClosed(
+            f"{root / JOURNAL}: is missing or empty, so what rests on the artifacts of this root is not known. Nothing "
+            "was removed. Restore the journal."
+        )
+    require_chain((), root, journal)
+    entries = journal.verified()
+    stated = latest_statements(entries)
+    kept = _kept(root, there, entries, [*named, *_judged(root, keys)])
     candidates = tuple(
         Candidate(
-            _made(node).folder,
-            sum(path.stat().st_size for path in _files(root / _made(node).folder)),
-            kept.get(node.path, ""),
-            _made(node),
+            made.folder, sum(path.stat().st_size for path in _files(root / made.folder)), kept.get(path, ""), made
         )
-        for node in removable
+        for path, made in there.items()
+        if made.stage in REMOVABLE
     )
-    free = {one.manifest.path for one in candidates if not one.kept_for}
-    staying = [_made(node) for path, node in there.items() if path not in free]
+    free = [one.manifest for one in candidates if not one.kept_for]
+    removed = [*free, *(one for one in _half_removed(root) if not any(unstated(one, stated)))]
+    staying = [made for path, made in there.items() if path not in {one.path for one in free}]
     needed = {item.path for one in staying for item in (*(one.beside or ()), *one.outputs)}
-    listed = {item.path for path in free for item in _made(there[path]).beside or ()}
+    listed = {item.path for one in removed for item in one.beside or ()}
     records = tuple(
         sorted(
-            (name for name in listed - needed if "/records/" in name and (root / name).is_file()),
+            (name for name in listed - needed if _is_record(root, name)),
             key=lambda name: (name.endswith(".json"), name),  # a note goes after what it vouches for
         )
     )
-    gone = [path for one in candidates if not one.kept_for for path in _files(root / one.path)]
+    gone = [path for one in free for path in _files(root / one.folder)]
     return CleanUp(candidates, records, _freed([*gone, *(root / name for name in records)]))
 
 
-def _made(node: Node) -> Manifest:
-    assert node.manifest is not None, "only artifacts that are there are listed"
-    return node.manifest
+def named_in(config: Section, against: Sequence[str], folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Artifacts of which a configuration names files.
 
-
-def _ends(
-    root: Path,
-    graph: Graph,
-    there: Mapping[str, Node],
-    present: Iterable[Manifest],
-    named: Iterable[Manifest],
-    keys: tuple[GovernanceConfig, Path],
-) -> Iterator[tuple[str, Node]]:
-    """Artifacts kept for themselves, each with a reason.
-
-    All that they rest on is kept with them.
+    These are an own tokenizer, sources in the root, and the artifacts of `dedup.against`. Every text that reads as a
+    path into the root counts, a pattern by what comes before its first wildcard.
     """
-    yield from (("this run", graph.find(manifest)) for manifest in present)
-    yield from (("--keep", graph.find(manifest)) for manifest in named)
+    below = f"{root.resolve()}{os.sep}"
+    texts = [*((folder, text) for text in _texts(config)), *((root, text) for text in against)]
+    places = {os.path.realpath(start / re.split(r"[*?\[]", text)[0]) for start, text in texts if "\0" not in text}
+    for file in sorted(root.glob(f"*/*/{FILE_NAME}")):
+        artifact = f"{file.parent.resolve()}{os.sep}"
+        if any(
+            f"{place}{os.sep}".startswith(artifact) or artifact.startswith(place)
+            for place in places
+            if place.startswith(below)
+        ):
+            yield "the configuration, which names it", file.relative_to(root).as_posix()
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a section."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Section):
+        yield from _texts(list(vars(value).values()))
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _kept(
+    root: Path, there: Mapping[str, Manifest], entries: Sequence[JournalEntry], named: Iterable[tuple[str, str]]
+) -> dict[str, str]:
+    """Path of each manifest that is kept -> reason.
+
+    Artifacts that were removed since are included. Everything that a kept artifact rests on is kept with it, whatever
+    its digest.
+    """
+    rests_on: dict[str, set[str]] = {}
+    ends = [*named, *((one.folder, path) for path, one in there.items() if one.stage not in REMOVABLE)]
+    for entry in entries:
+        used = _used(entry)
+        for name in entry.subjects:
+            rests_on.setdefault(name, set()).update(used)
+        if entry.kind not in REMOVABLE:
+            ends += [(f"{entry.kind} ({entry.place})", path) for path in sorted(used)]
+    for path, made in there.items():
+        rests_on.setdefault(path, set()).update(item.path for item in made.inputs if item.stage not in SOURCES)
+    stated = latest_statements(entries)
+    ends += [(f"safety: {doubt}", path) for path, made in there.items() if (doubt := _doubt(root, made, stated))]
+    kept: dict[str, str] = {}
+    while ends:
+        for reason, path in ends:
+            waiting = [path]
+            while waiting:
+                one = waiting.pop()
+                if one not in kept:
+                    kept[one] = reason
+                    waiting += rests_on.get(one, ())
+        ends = list(_audits(there, rests_on, kept))  # an audit rests on its counts, so the next look can find more
+    return kept
+
+
+def _used(entry: JournalEntry) -> set[str]:
+    """Manifests that a line's subjects were made from, or that it judges."""
+    used = {item.path for item in entry.materials if item.stage not in SOURCES}
+    if entry.kind == VERDICT:
+        judged = [entry.statement["predicate"].get(item) for item in ("corpus", "audit")]
+        used |= {str(item["path"]) for item in judged if isinstance(item, Mapping)}
+    return used
+
+
+def _audits(
+    there: Mapping[str, Manifest], rests_on: Mapping[str, set[str]], kept: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Audits not kept yet, with their counts, whose corpus is kept."""
+    for path, made in there.items():
+        corpus = sorted(item for item in rests_on[path] if item.partition("/")[0] not in _NOT_CORPUS)
+        if made.stage in _WITH_CORPUS and path not in kept and corpus and all(item in kept for item in corpus):
+            yield f"{kept[corpus[0]].removesuffix(' (its corpus)')} (its corpus)", path
+
+
+def _judged(root: Path, keys: tuple[GovernanceConfig, Path]) -> Iterator[tuple[str, str]]:
+    """The corpus and audit of each verdict."""
     for file in sorted(root.glob("verdicts/*.json")):
         verdict = read_verdict(file, *keys)
-        for item in ("corpus", "audit"):
-            if (judged := there.get(verdict[item]["path"])) is not None:
-                yield file.relative_to(root).as_posix(), judged
-    yield from ((_made(node).folder, node) for path, node in sorted(there.items()) if node.stage not in REMOVABLE)
-    unfinished = {
-        folder.name
-        for stage in ("train", "checkpoint")
-        for folder in root.glob(f"{stage}/*")
-        if not (folder / FILE_NAME).exists()
-    }
-    for node in graph.nodes.values():
-        if node.manifest is None and node.stage not in (*SOURCES, VERDICT) and node.key in graph.parents:
-            outside = not node.path.endswith(FILE_NAME)  # an export, a push: its statement has no manifest
-            if outside or Path(node.path).parent.name in unfinished:
-                yield f"{node.stage} ({node.path})", node
+        yield from ((file.relative_to(root).as_posix(), verdict[item]["path"]) for item in ("corpus", "audit"))
+
+
+def _doubt(root: Path, made: Manifest, stated: Stated) -> str:
+    """Reason for doubt about a removable artifact; "" if none."""
+    if made.stage not in REMOVABLE:
+        return ""
+    if (root / made.folder).resolve() != root.resolve() / made.folder:
+        return "a link leads to it, so its files are elsewhere"
+    return next(unstated(made, stated), "")
+
+
+def _half_removed(root: Path) -> Iterator[Manifest]:
+    """Artifacts that a killed clean-up has moved and not deleted."""
+    for file in sorted(root.glob(f"{REMOVED}/*/*/*/{FILE_NAME}")):
+        with contextlib.suppress(ManifestError, MissingInput):
+            yield read_manifest(file)
+
+
+def _is_record(root: Path, name: str) -> bool:
+    """Return whether a name is a shard's record in its folder."""
+    stage, path = name.partition("/")[0], root / name
+    if RECORD.fullmatch(name) is None or stage not in REMOVABLE:
+        return False
+    inside = path.parent.resolve() == root.resolve() / stage / "records"
+    return inside and path.is_file() and not path.is_symlink()
 
 
 def _files(folder: Path) -> list[Path]:
@@ -196,8 +287,13 @@ def in_use(root: Path, *, joins: bool = False) -> str:
     return ""
 
 
-def clean_up(root: Path, plan: CleanUp, journal: Journal) -> None:
+def clean_up(root: Path, plan: Callable[[], CleanUp], journal: Journal) -> CleanUp:
     """Remove what the plan frees; it continues a clean-up that was killed.
+
+    Args:
+        root: the artifacts' root.
+        plan: is called once no other command is seen in the root.
+        journal: the root's journal, which gets the statement before anything is removed.
 
     Raises:
         Occupied: a training or another command works in the root.
@@ -205,23 +301,28 @@ def clean_up(root: Path, plan: CleanUp, journal: Journal) -> None:
     """
     with held(root / "join.lock", f"clean-up, process {os.getpid()} on {socket.gethostname()}") as holder:
         user = f"a worker that holds join.lock: {holder}" if holder is not None else in_use(root, joins=True)
-        if user:
+        head = journal.head()
+        found = plan() if not user else None
+        if found is not None and journal.head() != head:
+            user = f"a command that appended to {JOURNAL}"
+        if user or found is None:
             raise Occupied(f"{root}: is used by {user}. Nothing was removed. Wait until it ends, then run this again.")
-        if plan.free:
+        if found.free:
             removed = [
-                {"path": one.manifest.path, "digest": one.manifest.digest, "bytes": one.bytes} for one in plan.free
+                {"path": one.manifest.path, "digest": one.manifest.digest, "bytes": one.bytes} for one in found.free
             ]
-            head = journal.head()
             subject = {f"{JOURNAL}#{head.partition(':')[0]}": head.partition(":")[2] or sha256_bytes(b"")}
             journal.append(STATEMENT, statement(subject, STATEMENT_TYPE, {"removed": removed}))
-        for one in _products_first(plan.free):
-            target = root / REMOVED / one.path
-            remove_tree(target)  # of a clean-up that was killed
-            move_folder(root / one.path, target)
-        for name in plan.records:
+            with storage_errors(root / REMOVED):
+                (root / REMOVED).mkdir(exist_ok=True)
+                own = Path(tempfile.mkdtemp(dir=root / REMOVED))  # of this account alone, with no link in it
+            for one in _products_first(found.free):
+                move_folder(root / one.path, own / one.path)
+        for name in found.records:
             remove_file(root / name)
         remove_tree(root / REMOVED)
-    get_logger(__name__).info("%s: %d artifacts removed", root, len(plan.free))
+    get_logger(__name__).info("%s: %d artifacts removed", root, len(found.free))
+    return found
 
 
 def _products_first(artifacts: Sequence[Candidate]) -> list[Candidate]:

@@ -95,27 +95,49 @@ def _made_so_far(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator
 
 def clean_up(arguments: Arguments) -> None:
     """List the artifacts that nothing rests on; with `--execute`, remove them."""
+    from assay.clean_up import CleanUp, in_use, named_in, plan_clean_up
     from assay.clean_up import clean_up as remove
-    from assay.clean_up import in_use, plan_clean_up
     from assay.pipeline import journal_of
+    from data_pipeline.prepare import stage_names
 
     loaded, runtime = load(arguments, "data prepare")
-    present = list(_made_so_far(loaded.config.data, loaded.folder, runtime))
-    named = [read_artifact(path) for path in arguments.keep]
-    plan = plan_clean_up(runtime.root, present, named, (loaded.config.governance, loaded.folder))
-    for one in plan.candidates:
+    config, journal, root = loaded.config.data, journal_of(loaded, runtime), runtime.root
+    named = []
+    for path in arguments.keep:
+        if root_of(path) != root.resolve():
+            raise MissingInput(f"--keep {path}: is not an artifact of {root}")
+        named.append(("--keep", read_artifact(path).path))
+    missing = ""
+
+    def plan() -> CleanUp:
+        nonlocal missing
+        made = list(_made_so_far(config, loaded.folder, runtime))
+        missing = next((name for name in stage_names(config) if name not in {one.stage for one in made}), "")
+        if missing and arguments.execute and not arguments.incomplete:
+            raise MissingInput(
+                f"{root}: has no {missing} of this run, so earlier artifacts that the run could need would be removed. "
+                f"Nothing was removed. Make the run with: {runtime.command}; or, where that is intended, add "
+                "--incomplete."
+            )
+        kept = [("this run", one.path) for one in made]
+        kept += [*named, *named_in(loaded.config, config.dedup.against, loaded.folder, root)]
+        return plan_clean_up(root, kept, (loaded.config.governance, loaded.folder), journal)
+
+    found = remove(root, plan, journal) if arguments.execute else plan()
+    for one in found.candidates:
         what = {"artifact": one.path, "bytes": one.bytes, "kept_for": one.kept_for}
         words = f"kept for {one.kept_for}" if one.kept_for else "free"
         say(f"{one.path:<34} {one.bytes / 1e6:>10,.1f} MB  {words}", candidates=[what])
-    count, size = len(plan.free), f"{plan.freed / 1e6:,.1f} MB"
+    if missing:
+        say(f"this run has no {missing} yet: what it would make or use from there on is not kept", missing=missing)
+    count, size = len(found.free), f"{found.freed / 1e6:,.1f} MB"
     if arguments.execute:
-        remove(runtime.root, plan, journal_of(loaded, runtime))
-        say(f"removed {count} of {len(plan.candidates)} artifacts: {size}", removed=count, bytes=plan.freed)
+        say(f"removed {count} of {len(found.candidates)} artifacts: {size}", removed=count, bytes=found.freed)
         return
-    if user := in_use(runtime.root):
+    if user := in_use(root):
         say(f"the root is used by {user}", in_use=user)
-    line = f"{count} of {len(plan.candidates)} artifacts are free: {size}. Remove them with --execute"
-    say(line, free=count, bytes=plan.freed)
+    line = f"{count} of {len(found.candidates)} artifacts are free: {size}. Remove them with --execute"
+    say(line, free=count, bytes=found.freed)
 
 
 def trace(arguments: Arguments) -> None:

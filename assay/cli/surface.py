@@ -154,10 +154,15 @@ def _data(commands: Commands[Parser]) -> None:
     command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command.set_defaults(needs="data")
-    command = add("clean-up", "clean_up", "list artifacts that no present run, verdict, checkpoint or report rests on")
+    command = add(
+        "clean-up",
+        "clean_up",
+        "list the corpus artifacts that neither this run nor any verdict, checkpoint or report needs",
+    )
     _config(command)
     command.set_defaults(needs="data")
-    command.add_argument("--execute", action="store_true", help="remove them; without it nothing is changed")
+    flag(command, "--execute", "remove them; without it nothing is changed")
+    flag(command, "--incomplete", "with --execute: remove them although this run is not made up to its last stage")
     command.add_argument(
         "--keep",
         type=Path,

@@ -48,7 +48,7 @@ _BY_RULE = re.compile(
 _EMPTY = re.compile(r"(journal|commit)\.lock")
 _LATEST = re.compile(r"report/latest\.(html|json)")  # second names of a report's files
 TO_ROOT, TO_ROOT_FROM_LATEST = "../../", "../"  # in links of a report, and of its second name
-_RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
+RECORD = re.compile(r"[a-z_-]+/records/[0-9a-f]{64}(\.[^/]+)?")
 _SIGNED = re.compile(
     rf"journal\.jsonl|(verdicts|refusals)/[^/]+\.json|fetch/(digests|hub-[0-9a-f]{{16}})\.json|checkpoint/{_KEY}/model\.sig"
 )
@@ -79,7 +79,7 @@ def beside_faults(manifests: Sequence[Manifest], root: Path) -> list[str]:
     return [
         f"{path}: {fault}"
         for path, item in sorted(listed.items())
-        if not _RECORD.fullmatch(path) and (root / path).parent.is_dir() and (fault := output_fault(item, root))
+        if not RECORD.fullmatch(path) and (root / path).parent.is_dir() and (fault := output_fault(item, root))
     ]
 
 
@@ -145,7 +145,7 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -
     listed: dict[str, list[Output]] = {}
     for manifest in manifests:
         for item in manifest.beside or ():
-            if _RECORD.fullmatch(item.path):
+            if RECORD.fullmatch(item.path):
                 listed.setdefault(item.path, []).append(item)
     there = {path.relative_to(root).as_posix() for pattern in _NOTES for path in root.glob(pattern)}
     earlier = {manifest.stage for manifest in manifests if manifest.beside is None}
@@ -220,7 +220,7 @@ def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> b
         # Its links to its service's log are absolute, so in a copy they lead to where the root was before.
         log = re.fullmatch(rf"/(.+/)?{place[1]}(wandb/logs/[^/]+)", os.readlink(path))
         return path.resolve().is_relative_to(top.resolve()) or (log is not None and (top / log[2]).is_file())
-    return is_temporary(path) or any(rule.fullmatch(name) is not None for rule in (_BY_RULE, _SIGNED, _RECORD))
+    return is_temporary(path) or any(rule.fullmatch(name) is not None for rule in (_BY_RULE, _SIGNED, RECORD))
 
 
 def _run_of(name: str) -> str:

@@ -28,7 +28,7 @@ SURFACE = {
     "completion": ["--help", "SHELL"],
     "config schema": ["--help"],
     "config show": [*COMMON, "--changed"],
-    "data clean-up": [*COMMON, "--execute", "--keep"],
+    "data clean-up": [*COMMON, "--execute", "--incomplete", "--keep"],
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
     "data prepare": [*COMMON, "--engine", "--merge", "--task", "--wait"],
