@@ -61,7 +61,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, Output, present, rea
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 7
+VERSION = 8
 _NAMED = 3  # source files that the warning on sealed documents names
 
 

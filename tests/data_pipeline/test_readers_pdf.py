@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import page_process
 from data_pipeline.readers.page_process import read_pdf
-from data_pipeline.readers.pdf.page_flow import PageLine, PdfPage, flow
+from data_pipeline.readers.pdf.page_flow import PageLine, PdfPage, flow, without_running_lines
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.sources import TextSource
 from data_pipeline.readers.text import read_member
@@ -76,25 +76,55 @@ def test_hyphens_follow_the_words_of_the_file():
     assert "never-to-be-forgotten wine, dark or wine-dark, from 1990-1995" in text
 
 
+def test_a_dash_of_two_hyphens_at_a_line_end_stays_between_its_words():
+    assert flow([page(*lines("The matter was closed--", "and then he left the com-", "mittee."))])[0] == (
+        "The matter was closed-- and then he left the committee."
+    )
+
+
 def test_running_titles_go_where_they_run_and_stay_where_they_occur_once():
-    pages = []
+    pages, front = [], ("", "i", "ii", "iii", "iv")
     for number in range(1, 41):
         title = f"Chapter {'One' if number <= 20 else 'Two'}" if number % 2 else "The Whole Book"
         body = lines(f"Body line {'abcdefghij'[number % 10]} of this page.", "It goes on.", "And ends.", top=600)
-        head = [PageLine(title, 72, 200, 760, 9, False)]
+        head = [PageLine(title if number > 20 else f"{title} {number}", 72, 200, 760, 9, False)]
         if number == 20:
             head = [PageLine("A Title That Occurs Once", 72, 200, 760, 9, False)]
-        pages.append(page(*head, *body, PageLine("xiv" if number < 5 else str(number), 300, 310, 40, 9, False)))
+        foot = PageLine(front[number] if number < 5 else str(number - 4), 300, 310, 40, 9, False)
+        pages.append(page(*head, *body, foot))
     text, left = flow(pages)
     assert "Chapter One" not in text
     assert "Chapter Two" not in text
     assert "The Whole Book" not in text
     assert "A Title That Occurs Once" in text
-    assert "xiv" not in text
+    assert not {*front[2:]} & {*text.split()}
     assert not any(name.isdigit() for name in text.split())
     assert all(page_text.endswith("Body line a of this page.\nIt goes on.\nAnd ends.") or "Body line" in page_text
                for page_text in left)  # fmt: skip
     assert "Whole Book" in flow(pages[1:3])[0]  # two pages show no pattern
+
+
+def test_lines_of_numbers_go_only_where_they_count_the_pages():
+    def shown(*of_pages):
+        return ["".join(f"{line.text}|" for line in kept) for kept in without_running_lines(of_pages)]
+
+    def sheet(number, *texts):
+        return page(*lines(*texts, *(f"p{number} {line}" for line in "abcdef"), top=780))
+
+    table = [page(*lines(*(f"{977 * (60 * number + row) % 9973} {row}.5 {number}" for row in range(60)), top=780))
+             for number in range(6)]  # fmt: skip
+    assert without_running_lines(table) == [list(of.lines) for of in table]
+    for title, runs in (
+        ("Question {}", [False] * 7),
+        ("Page {} of 7", [True] * 7),
+        ("- {} -", [True] * 7),
+        ("Vol. 12 No. 3 2019", [True] * 7),
+    ):
+        found = shown(*(sheet(number, title.format(number)) for number in range(1, 8)))
+        assert [not text.startswith(title[:1]) for text in found] == runs, title
+    apart = shown(*(sheet(number, str(number * number)) for number in range(2, 9)))
+    assert [text.split("|")[0] for text in apart] == [str(number * number) for number in range(2, 9)]
+    assert "civil|" in shown(*(sheet(n, "civil" if n % 4 else "mild") for n in range(1, 3)), sheet(3, "mild"))[0]
 
 
 def test_pages_that_need_ocr_are_named_and_blank_pages_are_not():

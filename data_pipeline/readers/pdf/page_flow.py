@@ -2,8 +2,11 @@
 
 1. *Running lines* go: headers, footers and page numbers. A line among the outermost three of a page, within a sixth of
    its height from the edge, is one if half of the pages around it (ten before, ten after; all of them, or those of its
-   side of the sheet) have the same text at the same height, digits not compared; three at least. So a chapter's title
-   goes where it runs, and stays where it occurs once. A file of fewer than three pages keeps all lines.
+   side of the sheet) have the same text at the same height; three at least. So a chapter's title goes where it runs,
+   and stays where it occurs once. A line with a number that rises by one a page is one too, if all else is equal: on
+   three neighbouring pages if it has no other letters or digits, or has the number of pages ("- 12 -", "page 12 of
+   40"); else on eight, so that "Question 1" at the head of a page and rows of a table stay. Neighbours are at most two
+   pages apart, as even and odd pages may differ. A file of fewer than three pages keeps all lines.
 2. *Hyphens* at line ends: a word is joined without its hyphen if the file has the joined word elsewhere, with it if the
    file has the hyphenated one. If it has neither, the hyphen goes, unless a letter in upper case follows, the word has
    another hyphen, or the file has both halves as words.
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -26,6 +30,8 @@ from typing import NamedTuple
 _SIDES = (slice(3), slice(-3, None))  # the outermost lines, from the lowest up
 _AROUND = 10
 _FEWEST = 3
+_FEWEST_COUNTED = 8  # of lines that count pages, but may be content
+_MOST_NUMBERS = 4  # of a line that counts pages
 _SAME_HEIGHT = 0.01  # of the page's height
 _MARGIN = 1 / 6
 _WIDER_GAP = 1.35
@@ -33,8 +39,9 @@ _WITHIN = 0.9  # of a column's lines
 _INDENT = 0.8  # of the line's height
 _OTHER_SIZE = 0.12
 _ROOM = 1.25  # of the next line's first word: so much would have been space for it
-_DIGITS = re.compile(r"\d+")
-_ROMAN = re.compile(r"[ivxlcdm]+", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+")
+_ROMAN = re.compile(r"(?=.)(m{0,3})(cm|cd|d?c{0,3})(xc|xl|l?x{0,3})(ix|iv|v?i{0,3})", re.IGNORECASE)
+_ROMAN_VALUES = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100, "d": 500, "m": 1000}
 _WORD = re.compile(r"[^\W\d_]+(?:[-\u2010][^\W\d_]+)*")
 _LAST_WORD = re.compile(r"[^\W\d_]+$")
 _FIRST_WORD = re.compile(r"^[^\W\d_]+")
@@ -101,35 +108,66 @@ def _vocabulary(pages: Sequence[Sequence[PageLine]]) -> Counter[str]:
     divided = False
     for line in itertools.chain.from_iterable(pages):
         found = _WORD.findall(line.text.lower())
-        here = line.hyphen or line.text.endswith(_HYPHENS)
+        here = _divides_word(line.text, line.hyphen)
         words.update(found[divided : len(found) - here])
         divided = here
     return words
 
 
+def _divides_word(text: str, hyphen: bool) -> bool:
+    """Return whether a line ends with one hyphen; two are a dash."""
+    return (hyphen or text.endswith(_HYPHENS)) and not (text if hyphen else text[:-1]).endswith(_HYPHENS)
+
+
 def without_running_lines(pages: Sequence[PdfPage]) -> list[list[PageLine]]:
     """Lines of each page without headers, footers and page numbers."""
-    keys = [_outer_keys(page) for page in pages]
+    keys = [_outer_keys(page, number, len(pages)) for number, page in enumerate(pages)]
     seen: dict[str, list[tuple[int, float]]] = {}
     for number, outer in enumerate(keys):
-        for key, height in outer.values():
-            seen.setdefault(key, []).append((number, height))
+        for of_line, height in outer.values():
+            for key in of_line:
+                seen.setdefault(key, []).append((number, height))
     kept = []
     for number, page in enumerate(pages):
-        low, high = max(0, number - _AROUND), min(len(pages), number + _AROUND + 1)
-        around = [other for other in range(low, high) if pages[other].lines]
+        around = [
+            other
+            for other in range(max(0, number - _AROUND), min(len(pages), number + _AROUND + 1))
+            if pages[other].lines
+        ]
+        sides = [around, [other for other in around if other % 2 == number % 2]]
         running = set()
-        for place, (key, height) in keys[number].items():
-            same = {other for other, at in seen[key] if low <= other < high and abs(at - height) <= _SAME_HEIGHT}
-            sides = [around, [other for other in around if other % 2 == number % 2]]
-            if len(same) >= _FEWEST and any(2 * len(same & {*side}) >= len(side) for side in sides):
-                running.add(place)
+        for place, (of_line, height) in keys[number].items():
+            for key, fewest in of_line.items():
+                reach = 2 * fewest or _AROUND
+                start, end = (bisect_left(seen[key], (end,)) for end in (number - reach, number + reach + 1))
+                same = {other for other, at in seen[key][start:end] if abs(at - height) <= _SAME_HEIGHT}
+                if fewest:
+                    runs = _neighbours(same, number) >= fewest
+                else:
+                    runs = len(same) >= _FEWEST and any(2 * len(same & {*side}) >= len(side) for side in sides)
+                if runs:
+                    running.add(place)
         kept.append([line for place, line in enumerate(page.lines) if place not in running])
     return kept
 
 
-def _outer_keys(page: PdfPage) -> dict[int, tuple[str, float]]:
-    """Text and height (0 to 1) of the outermost lines, by place."""
+def _neighbours(pages: set[int], page: int) -> int:
+    """Count the pages around a page, itself included, until two are missing."""
+    count = 1
+    for step in (-1, 1):
+        last = page
+        while found := {last + step, last + 2 * step} & pages:
+            last = min(found, key=lambda other: abs(other - last))
+            count += 1
+    return count
+
+
+def _outer_keys(page: PdfPage, number: int, pages: int) -> dict[int, tuple[dict[str, int], float]]:
+    """Keys and height (0 to 1) of the outermost lines, by place.
+
+    Lines with a key in common have the same text, or differ by a number that counts the pages.
+    With each of the latter is the number of neighbouring pages that must have it, with the text 0.
+    """
     order = sorted(range(len(page.lines)), key=lambda place: page.lines[place].baseline)
     found = {}
     height = page.height or 1.0
@@ -138,9 +176,22 @@ def _outer_keys(page: PdfPage) -> dict[int, tuple[str, float]]:
     outer += [place for place, at in zip(order[_SIDES[1]], high, strict=True) if at >= 1 - _MARGIN]
     for place in dict.fromkeys(outer):
         text = " ".join(page.lines[place].text.split())
-        key = "#" if _ROMAN.fullmatch(text) else _DIGITS.sub("#", text)
-        found[place] = (key, page.lines[place].baseline / height)
+        keys = {text: 0}
+        numbers = [match for match in _NUMBER.finditer(text) if len(match.group()) <= 6]
+        for match in numbers if len(numbers) <= _MOST_NUMBERS else []:
+            before, after = text[: match.start()], text[match.end() :]
+            others = re.findall(r"\w+", before + " " + after)
+            certain = not others or str(pages) in others
+            keys[f"{before}\0{int(match.group()) - number}\0{after}"] = _FEWEST if certain else _FEWEST_COUNTED
+        if _ROMAN.fullmatch(text):
+            keys[f"\0{_roman(text) - number}\0"] = _FEWEST
+        found[place] = (keys, page.lines[place].baseline / height)
     return found
+
+
+def _roman(numeral: str) -> int:
+    values = [_ROMAN_VALUES[letter] for letter in numeral.lower()]
+    return sum(-one if one < after else one for one, after in itertools.zip_longest(values, values[1:], fillvalue=0))
 
 
 def _pitch(lines: Sequence[PageLine]) -> float:
@@ -173,7 +224,7 @@ def _begins(
 
     `pitch` is 0 for the first line of a page; `edges` are those of the column of `before`, `own` of the line.
     """
-    if before.hyphen or (before.text.endswith(_HYPHENS) and line.text[:1].islower()):
+    if _divides_word(before.text, before.hyphen) and (before.hyphen or line.text[:1].islower()):
         return False
     if _LIST_SIGN.match(line.text) or abs(line.height - before.height) > _OTHER_SIZE * max(line.height, before.height):
         return True
@@ -193,8 +244,8 @@ def _begins(
 
 def _joined(before: str, line: str, hyphen: bool, words: Counter[str]) -> tuple[str, str]:
     """Two lines of a paragraph, with the space or hyphen between them."""
-    start = before.rstrip("".join(_HYPHENS))
-    if not (hyphen or start != before) or start[-1:].isspace():
+    start = before if hyphen else before[:-1]
+    if not _divides_word(before, hyphen) or start[-1:].isspace():
         return before, line if _UNSPACED.search(before[-1:] + line[:1]) else f" {line}"
     first, second = _LAST_WORD.search(start), _FIRST_WORD.search(line)
     if first is None or second is None:  # "1990-" and a number
