@@ -25,6 +25,8 @@ dictionaries only of the short values that many rows share, no timestamps: the s
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +69,8 @@ QUARANTINE_SCHEMA = required(
     source=pa.string(), file=pa.string(), position=pa.int64(), reason=pa.string(), sample=pa.string()
 )
 ROW_GROUP_BYTES = 8 << 20
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,400}\s*")
+_LARGEST = sys.float_info.max
 _REPEATED = frozenset(
     ("source", "language", "licence", "file", "opt_out", "opt_out_fetched", "reason", "split", "set", "part", "rule",
      "action", "kind")
@@ -91,6 +95,21 @@ class Document:
     opt_out: str = ""
     opt_out_fetched: str = ""
     columns: str = ""
+
+
+def number_of(value: Any) -> int | float | None:
+    """Number that a kept value is, or states as text; None if it is none.
+
+    Integers are exact. Values beyond the range of a float are not numbers here.
+    """
+    if isinstance(value, str):
+        try:
+            value = int(value) if _INTEGER.fullmatch(value) else float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if -_LARGEST <= value <= _LARGEST else None
 
 
 def with_kept_columns(schema: pa.Schema, shard: pa.Schema) -> pa.Schema:

@@ -8,7 +8,8 @@
 
 Conditions are `min`, `max` (both inclusive), `one_of` and `present`; a document must meet all. A bound that is a number
 compares numbers, and text that is one (all values of a CSV file are text). A bound that is an ISO date or time compares
-dates: a day holds all its hours, and a time without an offset is in UTC. Any other bound compares text by code points.
+dates: a day holds all its hours, and a time without an offset is in UTC. Any other bound compares text by code points;
+`min` and `max` that are a year or a month as text ("2015", "2015-06") are refused.
 
 A document outside the bounds is removed as `column:<name>`. One whose value is missing, or of another type than the
 bound, is removed as `column_missing:<name>`, unless `missing` is "keep".
@@ -18,15 +19,16 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
-from collections.abc import Sequence
+import re
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from data_pipeline.documents import number_of
 from governance.config import Section
 
 Bound = bool | int | float | str
+_YEAR_OR_MONTH = re.compile(r"[0-9]{4}(-[0-9]{2})?")
 
 
 class ColumnBounds(Section):
@@ -63,8 +65,17 @@ def require_bounds(bounds: ColumnBounds) -> None:
         raise ValueError(f"column {bounds.column!r} has no condition: give min, max, one_of or present")
     if bounds.present is not None and (given or bounds.one_of or bounds.missing == "keep"):
         raise ValueError('present stands alone: for bounds on a value give missing = "keep" or "remove" instead')
-    if any(isinstance(bound, bool) for bound in given):
-        raise ValueError("min and max are numbers, dates or text; for true and false give one_of")
+    numbers = [*given, *(one for one in bounds.one_of if not isinstance(one, bool))]
+    if any(isinstance(bound, int | float) and number_of(bound) is None for bound in numbers):
+        raise ValueError(
+            "min and max are finite numbers of at most 308 digits, dates or text; for true and false give one_of"
+        )
+    if parts := [bound for bound in given if isinstance(bound, str) and _YEAR_OR_MONTH.fullmatch(bound)]:
+        year = parts[0][:4]
+        raise ValueError(
+            f'min or max = "{parts[0]}" would compare text, not dates: give a whole date, such as "{year}-01-01" as '
+            f'min or "{year}-12-31" as max, or for a column of years the number {year}, unquoted'
+        )
     if len(given) == 2:
         kinds = {_kind(bound) for bound in given}
         if len(kinds) > 1:
@@ -107,12 +118,11 @@ def _within(value: Any, bound: Bound, *, lower: bool) -> bool | None:
     return bool(found >= limit if lower else found <= limit)
 
 
-def _among(value: Any, listed: Sequence[Bound]) -> bool | None:
-    kinds = {_kind(one) for one in listed}
-    comparable = {kind: found for kind in kinds if (found := _as(kind, value)) is not None}
-    if not comparable:
+def _among(value: Any, listed: tuple[Bound, ...]) -> bool | None:
+    at_least = [_within(value, one, lower=True) for one in listed]
+    if at_least == [None] * len(listed):
         return None
-    return any(_as(_kind(one), one) == comparable.get(_kind(one)) for one in listed)
+    return any(above and _within(value, one, lower=False) for above, one in zip(at_least, listed, strict=True))
 
 
 def _kind(bound: Bound) -> str:
@@ -128,25 +138,16 @@ def _as(kind: str, value: Any) -> Any:
     if kind == "truth value":
         return value if isinstance(value, bool) else None
     if kind == "number":
-        return _number(value)
+        return number_of(value)
     if not isinstance(value, str):
         return None
     return _date(value) if kind == "date" else value
 
 
-def _number(value: Any) -> int | float | None:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if isinstance(value, int) or math.isfinite(value) else None
-
-
 def _date(value: str) -> datetime.date | datetime.datetime | None:
     """The day, or the moment in UTC, of an ISO 8601 text."""
+    if value[4:5] != "-" and "T" not in value:  # digits alone, as seconds since 1970
+        return None
     try:
         return datetime.date.fromisoformat(value) if len(value) == 10 else _moment(value)
     except (ValueError, OverflowError):  # a moment that UTC has no year for

@@ -44,7 +44,7 @@ from governance.parallel import Shard, ShardMade, map_shards
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 
 
 class OwnFilterConfig(ColumnBounds):
