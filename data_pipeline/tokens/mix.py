@@ -336,7 +336,7 @@ def _shared_rules(
         write_json(path, {"bounds": [[*item] for item in sorted(bounds.items())],
                           "rules": [[*item] for item in sorted(rules.items())]})  # fmt: skip
 
-    path = once(runtime, folder.parent / "records" / f"{folder.name}.rules.json", decide)
+    path = once(runtime, folder.parent / "records" / f"{folder.name}.bucket_rules.json", decide)
     found = json.loads(path.read_bytes())
     bounds = {tuple(group): values for group, values in found["bounds"]}
     return bounds, {tuple(cell): (epochs, last) for cell, (epochs, last) in found["rules"]}

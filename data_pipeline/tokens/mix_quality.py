@@ -13,9 +13,12 @@ Olmo team 2025, mixes by a curve of such a form: the lowest 40 % dropped, the hi
 
 The stage does not evaluate r for each document. It divides a group into buckets at every twentieth of x and at both
 bends of the curve. A bucket gets the bytes under its part of the curve; its documents get whole epochs, and those with
-the smallest hashes one copy more, as the cells of a mixture without quality. So copies depend on scores and ids alone,
-and the mean number of copies does not fall from a bucket to the next. Documents of equal score are never in two
-buckets: if many have one score, their bucket is wider, and its documents share the mean of the curve over it.
+the smallest hashes one copy more, as the cells of a mixture without quality. So copies depend on scores and ids alone.
+Documents of equal score are never in two buckets: if many have one score, their bucket is wider, and its documents
+share the mean of the curve over it.
+
+The planned bytes per byte do not fall from a bucket to the next. The copies of whole documents may: a bucket is filled
+to within one document, so in a group of a few hundred documents a higher bucket can have fewer copies than a lower one.
 
 The bytes of a group are its target less one document at most: what whole documents leave over in its other buckets is
 added to the highest bucket below `max_epochs`. (In a group of few documents that bucket may become full; the rest is
@@ -41,7 +44,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from data_pipeline.documents import KEPT_COLUMNS, read_table
+from data_pipeline.documents import KEPT_COLUMNS, number_of, read_table
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError
 
@@ -129,10 +132,11 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
         columns |= {name: [row.get(name) for row in rows] for name in rest}
     ranked = [config.score, *(config.topic if isinstance(config.topic, tuple) else ())]
     for name in ranked:
-        wrong = [place for place, value in enumerate(columns[name]) if not _is_number(value)]
+        given, columns[name] = columns[name], [number_of(value) for value in columns[name]]
+        wrong = [place for place, value in enumerate(columns[name]) if value is None]
         if wrong:
             raise ConfigError(
-                f"mix: the document {ids[wrong[0]]} has {columns[name][wrong[0]]!r} as {name!r}, which is not a number "
+                f"mix: the document {ids[wrong[0]]} has {given[wrong[0]]!r:.80} as {name!r}, which is not a number "
                 f"({len(wrong):,} such of {len(ids):,} documents in {documents.name}). data.mix.quality needs one of "
                 "every document: correct the values, filter these documents out, or use the score of a classifier."
             )
@@ -143,10 +147,6 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
         rows_of_scores = zip(*(columns[name] for name in config.topic), strict=True)
         topics = [config.topic[max(range(len(row)), key=lambda place: row[place])] for row in rows_of_scores]
     return topics, np.array(columns[config.score], np.float64)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def bytes_by_score(

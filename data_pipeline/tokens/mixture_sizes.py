@@ -127,11 +127,19 @@ def allocate(sizes: Sizes, config: MixConfig) -> Allocation:
     _check_shares(wanted, config)
     kept = 1 - Fraction(str(config.quality.drop)) if config.quality else Fraction(1)
     capped = {cell: min(bytes_, int(sizes[cell] * epochs_of(cell, config) * kept)) for cell, bytes_ in wanted.items()}
-    if config.quality and sum(capped.values()) and all(capped[cell] < bytes_ for cell, bytes_ in wanted.items()):
+    if (
+        config.quality
+        and sum(capped.values())
+        and all(capped[cell] < bytes_ for cell, bytes_ in wanted.items() if bytes_)
+    ):
+        sources = {cell[0] for cell, bytes_ in wanted.items() if bytes_}
+        limits = {"max_epochs": config.max_epochs} if sources - set(config.max_epochs_of) else {}
+        limits |= {f"max_epochs_of.{name}": config.max_epochs_of[name] for name in sources & set(config.max_epochs_of)}
+        given = ", ".join(f"{name} = {limits[name]}" for name in sorted(limits))
         raise ConfigError(
-            f"mix: the curve of data.mix.quality cannot reach its integral: {sum(wanted.values())} bytes are wanted, "
-            f"and max_epochs = {config.max_epochs} copies of the documents above drop = {config.quality.drop:g} are "
-            f"{sum(capped.values())}. Raise max_epochs, lower drop, or lower total_bytes."
+            f"mix: the curve of data.mix.quality cannot give the wanted bytes: {sum(wanted.values())} are wanted, and "
+            f"the documents above drop = {config.quality.drop:g} give {sum(capped.values())} with {given}. "
+            f"Raise {' or '.join(sorted(limits))}, lower drop, or lower total_bytes."
         )
     got = _within_quotas(capped, config)
     left = sum(got.values())

@@ -29,8 +29,9 @@ from data_pipeline.tokens.mix_quality import QualityConfig, bucketed, bytes_by_s
 from data_pipeline.tokens.mixture_sizes import MixConfig, allocate
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError
+from governance.files import write_json
 from governance.manifest import Manifest, describe, write_manifest
-from governance.parallel import close_pool
+from governance.parallel import close_pool, once
 from governance.reports.facts.stage_counts import stage_tables
 from governance.stage import Runtime
 from governance.workers import take_turns
@@ -225,7 +226,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 
 
 def test_topics_of_columns_and_of_classifiers_rank_apart(tmp_path):
-    kept = {name: {"score": QUALITY[name] + (n % 2), "kind": ("a", None)[n % 2]} for n, name in enumerate(NAMES)}
+    # Scores are text, as in documents of CSV files.
+    kept = {name: {"score": str(QUALITY[name] + (n % 2)), "kind": ("a", None)[n % 2]} for n, name in enumerate(NAMES)}
     of_columns = MixConfig(max_epochs=7, quality=QualityConfig(score="score", topic="kind"))
     documents, _ = corpus(tmp_path / "columns", SHARDS, kept=kept)
     copies = copies_by_id(made := mix(documents, of_columns, Runtime(tmp_path / "columns")), tmp_path / "columns")
@@ -248,7 +250,7 @@ def test_topics_of_columns_and_of_classifiers_rank_apart(tmp_path):
 
 def test_documents_without_a_score_and_unreachable_curves_are_errors(tmp_path):
     odd = {name: {"score": 0.5} for name in NAMES}
-    for number, value in enumerate((None, "high", True, "missing")):
+    for number, value in enumerate((None, "high", True, 10**400, "missing")):
         odd[NAMES[5]] = {} if value == "missing" else {"score": value}
         documents, _ = corpus(tmp_path / str(number), SHARDS, kept=odd)
         with pytest.raises(ConfigError, match=r"web/f#5 has .* as 'score', which is not a number"):
@@ -259,13 +261,39 @@ def test_documents_without_a_score_and_unreachable_curves_are_errors(tmp_path):
         mix(documents, CONFIG, Runtime(tmp_path / "nan"), scored)
     documents, scored = corpus(tmp_path / "once", SHARDS, scores={"quality": QUALITY})
     with pytest.raises(
-        ConfigError, match=r"cannot reach its integral: 3600 bytes are wanted, and max_epochs = 1 .* are 2160"
+        ConfigError, match=r"cannot give the wanted bytes: 3600 are wanted, and .* give 2160 with max_epochs = 1"
     ):
         mix(documents, CONFIG.model_copy(update={"max_epochs": 1}), Runtime(tmp_path / "once"), scored)
     _, scored = corpus(tmp_path / "other", SHARDS, scores={"quality": QUALITY})
     documents, _ = corpus(tmp_path / "other", [[("web/f#999", "ä")], *SHARDS[1:]])
     with pytest.raises(ManifestError, match="has no scores of the document web/f#999"):
         mix(documents, CONFIG, Runtime(tmp_path / "other"), scored)
+
+
+@pytest.mark.parametrize(
+    ("others", "values", "words"),
+    [
+        ({("b", "en", ""): 0}, {"max_epochs": 1}, "give 600 with max_epochs = 1. Raise max_epochs, lower"),
+        ({("b", "en", ""): 500}, {"max_epochs": 1, "weights": {"a": 1, "b": 0}}, "give 600 with max_epochs = 1"),
+        ({}, {"max_epochs_of": {"a": 1}}, "give 600 with max_epochs_of.a = 1. Raise max_epochs_of.a, lower"),
+    ],
+)
+def test_an_unreachable_curve_is_found_next_to_cells_without_bytes(others, values, words):
+    config = MixConfig(quality=QualityConfig(score="q"), total_bytes=1000, **values)
+    with pytest.raises(ConfigError, match=words):
+        allocate({("a", "en", ""): 1000, **others}, config)
+
+
+def test_rules_of_an_interrupted_older_run_are_decided_anew(tmp_path):
+    documents, _ = corpus(tmp_path, SHARDS)
+    config = MixConfig(total_bytes=900)
+    made = mix(documents, config, Runtime(tmp_path))
+    [rules] = (tmp_path / "mix" / "records").glob("*rules.json")
+    for path in (rules, rules.with_name(f"{rules.name}.json"), *(tmp_path / "mix").glob("*/manifest.json")):
+        path.unlink()
+    older = rules.with_name(f"{rules.name.split('.')[0]}.rules.json")
+    once(Runtime(tmp_path), older, lambda path: write_json(path, [["web", "en", 0, 7]]))
+    assert mix(documents, config, Runtime(tmp_path)).digest == made.digest
 
 
 @pytest.mark.parametrize(
