@@ -98,9 +98,10 @@ class Document:
 
 
 def number_of(value: Any) -> int | float | None:
-    """Number that a kept value is, or states as text; None if it is none.
+    """Parse a kept value as a number.
 
-    Integers are exact. Values beyond the range of a float are not numbers here.
+    The value is a number or the text of one; the result is None for any other.
+    Integers are exact. Values beyond the range of a float count as others.
     """
     if isinstance(value, str):
         try:
