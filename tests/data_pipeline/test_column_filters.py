@@ -90,7 +90,7 @@ def test_a_value_is_at_least_or_at_most_a_bound_or_cannot_be_compared(values, bo
         ({"column": "", "filter": "a:b", "min": 1}, "bounds are for a `column`"),
         ({"min": 1, "max": "a"}, "give two of one kind"),
         ({"min": "2016-01-01", "max": "2015-01-01"}, "no document could stay"),
-        ({"min": True}, "numbers, dates or text"),
+        ({"min": True}, "dates or text; for true and false give one_of"),
         (
             {"max": "2015"},
             'such as "2015-01-01" as min or "2015-12-31" as max, or for a column of years the number 2015',
