@@ -81,8 +81,9 @@ def read_parquet(
             yield RecordFault(file, first, "unreadable_rows", _words(error))
             return
         chosen = range(len(found)) if groups is None else groups
-        packed = min(path.stat().st_size, sum(chunk.length for group in chosen for chunk in opened.chunks(group)))
-        yield from until_bomb(_read_groups(opened, chosen, first), packed)
+        size = path.stat().st_size
+        packed = min(size, sum(chunk.length for group in chosen for chunk in opened.chunks(group)))
+        yield from until_bomb(_read_groups(opened, chosen, first), packed, size)
 
 
 def _read_groups(opened: _Open, groups: Iterable[int], first: int) -> Iterator[Record | RecordFault]:

@@ -17,6 +17,9 @@ import pyarrow as pa
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.streams import is_bomb, open_source
 
+ROW_BYTES = 64
+"""Least size of a row in memory: what a file of nulls states is counted with it."""
+
 
 def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
     """The named values that the schema has.
@@ -75,18 +78,20 @@ def read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Recor
             yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 
 
-def until_bomb(pieces: Iterator[Record | RecordFault], packed: int) -> Iterator[Record | RecordFault]:
-    """The pieces of a file, until their text shows a bomb.
+def until_bomb(
+    pieces: Iterator[Record | RecordFault], packed: int, file_bytes: int | None = None
+) -> Iterator[Record | RecordFault]:
+    """The pieces of a file, until their text or their number shows a bomb.
 
-    `packed` is the number of the file's bytes.
+    Their text is compared with `packed` bytes, their number with those of the whole file (None: the same).
     """
     unpacked = 0
-    for piece in pieces:
-        if isinstance(piece, Record):
-            unpacked += len(piece.text)
-            if is_bomb(packed, unpacked):
-                yield RecordFault(piece.file, piece.position, "decompression_bomb", sample(piece.text))
-                return
+    for count, piece in enumerate(pieces, 1):
+        text = piece.text if isinstance(piece, Record) else piece.sample
+        unpacked += len(text) if isinstance(piece, Record) else 0
+        if is_bomb(packed, unpacked) or is_bomb(packed if file_bytes is None else file_bytes, ROW_BYTES * count):
+            yield RecordFault(piece.file, piece.position, "decompression_bomb", sample(text))
+            return
         yield piece
 
 

@@ -299,12 +299,13 @@ def _first(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
             return
 
 
-def lines(pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
+def lines(pieces: Iterable[bytes], *, whole: bool = True, quote: bytes = b"") -> Iterator[bytes]:
     r"""Split a stream at b"\n".
 
     The ends are taken off, and so is a byte-order mark at the start of a `whole` file.
 
-    A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can recognise it.
+    A line above `MAX_RECORD_BYTES` is cut just behind that bound, so that the reader can recognise it. The number of
+    its quotation marks stays odd or even.
 
     Raises:
         TornStream: the stream does; the line that was cut is its `tail`.
@@ -312,21 +313,26 @@ def lines(pieces: Iterable[bytes], *, whole: bool = True) -> Iterator[bytes]:
     pending: list[bytes] = []
     size = 0
     first = whole
+
+    def bounded(part: bytes) -> bytes:
+        room = max(0, MAX_RECORD_BYTES + 1 - size)
+        return part[:room] + quote * (quote != b"" and part.count(quote, room) % 2)
+
     try:
         for block in pieces:
             *ended, rest = block.split(b"\n")
             for line in ended:
                 if pending:
-                    pending.append(line[: max(0, MAX_RECORD_BYTES + 1 - size)])
+                    pending.append(bounded(line))
                     full = b"".join(pending)
                     pending, size = [], 0
                 else:
                     full = line
                 yield _without_mark(full) if first else full
                 first = False
-            if rest and size <= MAX_RECORD_BYTES:
-                pending.append(rest[: MAX_RECORD_BYTES + 1 - size])
-                size += len(pending[-1])
+            if rest and (part := bounded(rest)):
+                pending.append(part)
+                size += len(part)
     except TornStream as error:
         tail = b"".join(pending)
         raise TornStream(error.reason, _without_mark(tail) if first else tail) from error

@@ -1,6 +1,6 @@
 """Files of text: JSON Lines and CSV, plain text, Markdown, HTML, PDF.
 
-JSON Lines and CSV hold a record a row, the others are one document each.
+JSON Lines and CSV hold one record per row, the others are one document each.
 
 JSON Lines (RFC 8259, UTF-8). A record's position is its line's number from 0, also where a shard reads only a part of a
 plain file; a compressed file cannot be cut, it is read by one process from its start. A line of white space only holds

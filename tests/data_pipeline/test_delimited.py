@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_table
 from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers import streams
 from data_pipeline.readers.file_types import delimited
 from data_pipeline.readers.file_types.character_references import decode_references
 from data_pipeline.readers.file_types.chats import messages_text
@@ -90,11 +91,51 @@ def test_a_quote_without_end_stops_the_reader_at_its_bound(monkeypatch):
         yield b'text\nwhole\n"'
         for _ in range(1000):
             read += 1
-            yield b"x" * 99 + b"\n"
+            yield b"x" * 97 + b"\n"
 
     whole, fault = read_csv(pieces(), "f", Fields("text"), Dialect())
     assert (whole.text, fault.reason, fault.position) == ("whole", "unclosed_quote", 1)
     assert read < 110
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_row_above_the_bound_is_refused_whole(monkeypatch, quoted):
+    monkeypatch.setattr(delimited, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(streams, "MAX_RECORD_BYTES", 1000)
+    quote = b'"' * quoted
+    pieces = [b"n,text\n1," + quote, *[b"x" * 100] * 20, quote + b"\n2,ok\n"]
+    long, whole = read_csv(pieces, "f", Fields("text"), Dialect())
+    assert (long.reason, long.sample.partition(":")[0], whole.text) == ("line_too_long", "line 2", "ok")
+    short = read_csv([b"text,n\n", b"x" * 990, b",1234567890123\n"], "f", Fields("text", id="n"), Dialect())
+    assert [piece.reason for piece in short] == ["line_too_long"], "a cut id is no id"
+
+
+def test_a_malformed_value_is_passed_over_to_its_closing_mark():
+    data = b'n,text\n1,"He said "hi" to\nme, friend"\n2,"12" nails"\n3,"a""b\nc"\n4,"bad"x\n5,ok\n'
+    pieces = list(read_csv([data], "f", Fields("text"), Dialect()))
+    assert [getattr(piece, "text", "") or piece.reason for piece in pieces] == [
+        "not_csv", "not_csv", 'a"b\nc', "not_csv", "ok"
+    ]  # fmt: skip
+    assert [piece.sample.partition(":")[0] for piece in pieces if not isinstance(piece, Record)] == [
+        "line 2", "line 4", "line 7"
+    ]  # fmt: skip
+    pieces = list(read_csv([b'text\n"a "b" c\nd\n'], "f", Fields("text"), Dialect()))
+    assert [piece.reason for piece in pieces] == ["not_csv", "unclosed_quote"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_carriage_returns_alone_end_lines_where_the_header_has_one(size):
+    for data in (b"n,text\r1,a\r2,b\r", b"n,text\r\n1,a\r\n2,b\r\n", b"\n\nn,text\n1,a\n2,b"):
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        assert [piece.text for piece in read_csv(pieces, "f", Fields("text"), Dialect())] == ["a", "b"]
+    (fault,) = read_csv([b"text\nhello\rworld\n"], "f", Fields("text"), Dialect())
+    assert (fault.reason, "newline=" in fault.sample) == ("not_csv", False)
+
+
+def test_a_header_outside_the_encoding_is_shown():
+    for encoding, reason in (("cp1252", "wrong_encoding"), ("utf-8", "not_utf8")):
+        (fault,) = read_csv([b"id\x81,text\n1,hello\n"], "f", Fields("text"), Dialect(encoding=encoding))
+        assert (fault.reason, fault.sample) == (reason, "line 1: id?,text")
 
 
 def test_truncated_and_odd_tables(tmp_path):
@@ -225,6 +266,7 @@ def test_references_in_prose_are_decoded(text, decoded):
         "<p>Tom &amp; Jerry</p>",
         "&lt;br&gt; ends a line",
         "&amp;nbsp; was escaped twice",
+        "A &amp; B;\nb\nc\nd\ne",
         "int main() {\n  char *s = &quot;;\n  return 0;\n}",
     ],
 )

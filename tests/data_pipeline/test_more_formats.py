@@ -15,6 +15,7 @@ import pytest
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import streams
+from data_pipeline.readers.file_types import arrow_files
 from data_pipeline.readers.file_types.wikitext import plain_text
 from data_pipeline.readers.sources import Source
 from governance.config import Section, validate
@@ -52,7 +53,7 @@ def test_arrow_rows_become_documents(tmp_path, form, packed, kind):
 
 
 @pytest.mark.parametrize("form", ["stream", "file"])
-def test_a_torn_arrow_file_keeps_the_rows_in_front(tmp_path, form):
+def test_a_torn_arrow_file_keeps_the_rows_before(tmp_path, form):
     arrow(tmp_path / "x.arrow", form=form)
     data = (tmp_path / "x.arrow").read_bytes()
     (tmp_path / "x.arrow").write_bytes(data[: int(len(data) * 0.7)])
@@ -83,6 +84,96 @@ def test_an_arrow_bomb_is_stopped_before_it_unpacks(tmp_path, monkeypatch):
     documents, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"])
     assert sum(len(d.text) for d in documents) < 30_000_000
     assert [fault[1] for fault in faults] == ["decompression_bomb"]
+
+
+def batches(path, *parts, form="file"):
+    """Write batches; returns the file's length after each."""
+    ends = []
+    new = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as sink, new(sink, parts[0].schema) as out:
+        for part in parts:
+            out.write_batch(part)
+            ends.append(sink.tell())
+    return ends
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_an_arrow_file_cut_between_batches_is_torn(tmp_path, form):
+    parts = [pa.record_batch({"text": [f"a{number}", f"b{number}"]}) for number in range(3)]
+    ends = batches(tmp_path / "x.arrow", *parts, form=form)
+    (tmp_path / "x.arrow").write_bytes((tmp_path / "x.arrow").read_bytes()[: ends[1]])
+    documents, faults, stats = made(tmp_path, type="arrow", paths=["x.arrow"])
+    assert [d.text for d in documents] == ["a0", "b0", "a1", "b1"]
+    assert ([fault[:2] for fault in faults], stats["torn_files"]) == ([(4, "unreadable_rows")], 1)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "orc"])
+def test_rows_without_a_byte_of_their_own_are_a_bomb(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(streams, "BOMB_BYTES", 1_000_000)
+    if kind == "arrow":
+        batch = pa.record_batch({"text": pa.nulls(30_000)})
+        batches(tmp_path / "x.arrow", batch)
+        data = (tmp_path / "x.arrow").read_bytes()
+        data = data.replace((30_000).to_bytes(8, "little"), (1 << 40).to_bytes(8, "little"))
+        (tmp_path / "x.arrow").write_bytes(data)
+    else:
+        pa.orc.write_table(pa.table({"text": pa.nulls(30_000, pa.string())}), tmp_path / "x.orc", compression="zlib")
+    faults = made(tmp_path, type=kind, paths=[f"x.{kind}"])[1]
+    assert faults[-1][:2] == (1_000_000 // 64, "decompression_bomb")
+
+
+def invalid(kind):
+    """Two values of which the second is not UTF-8."""
+    texts = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
+    if kind == "dictionary":
+        return pa.DictionaryArray.from_arrays(pa.array([0, 1]), texts)
+    if kind == "list":
+        return pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), texts)
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["string", "dictionary", "list"])
+def test_bytes_that_are_not_utf8_spoil_no_other_row(tmp_path, kind):
+    batch = pa.record_batch({"text": ["x", "y"], "other": invalid(kind)})
+    later = pa.record_batch({"text": ["z"], "other": batch["other"].slice(0, 1)})
+    batches(tmp_path / "x.arrow", batch, later, form="stream" if kind == "dictionary" else "file")
+    documents, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"])
+    assert ([d.text for d in documents], faults) == (["x", "y", "z"], [])
+    if kind != "list":
+        documents, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"], text_field="other")
+        assert ([d.text for d in documents], [fault[:2] for fault in faults]) == (["a", "a"], [(1, "not_utf8")])
+
+
+def repeated(kind, count, text):
+    """One list of the value `count` times."""
+    if kind == "view":
+        values = pa.array([text] * count, pa.string_view())
+    elif kind == "ranges":
+        values = pa.ListViewArray.from_arrays(
+            pa.array([0] * count, pa.int32()), pa.array([1] * count, pa.int32()), pa.array([text])
+        )
+    else:
+        values = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int16()), pa.array([text]))
+    turns = pa.StructArray.from_arrays([pa.array(["user"] * count), values], names=["role", "content"])
+    turns = values if kind == "plain" else turns
+    return pa.record_batch({"chat": pa.ListArray.from_arrays(pa.array([0, 1, count], pa.int32()), turns)})
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "ranges", "plain"])
+def test_a_value_repeated_in_one_list_is_a_bomb(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(streams, "BOMB_BYTES", 10_000_000)
+    batches(tmp_path / "x.arrow", repeated(kind, 4000, "z" * 5_000))
+    monkeypatch.setattr(arrow_files, "_SLICE_BYTES", 1 << 20)
+    _, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"], messages_field="chat")
+    assert faults[-1][:2] == (1, "decompression_bomb")
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "view"])
+def test_chats_with_shared_values_are_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(arrow_files, "_SLICE_BYTES", 1000)
+    batches(tmp_path / "x.arrow", repeated(kind, 50, "a long enough value"))
+    documents, faults, _ = made(tmp_path, type="arrow", paths=["x.arrow"], messages_field="chat")
+    assert ([d.text.count("a long enough value") for d in documents], faults) == ([1, 49], [])
 
 
 @pytest.mark.parametrize("packed", ["uncompressed", "zlib", "zstd"])
@@ -146,12 +237,13 @@ def wacz(path, files):
 def test_a_wacz_is_read_as_its_web_archives(tmp_path):
     first = page("one", "http://a.example/1") + page("two", "http://a.example/2")
     second = page("three", "http://b.example/")
-    wacz(tmp_path / "x.wacz", {"archive/a.warc.gz": (first, STORED), "archive/b.warc.gz": (second, STORED)})
+    long = "b" * 240 + ".warc.gz"
+    wacz(tmp_path / "x.wacz", {"archive/a.warc.gz": (first, STORED), f"archive/{long}": (second, STORED)})
     documents, faults, _ = made(tmp_path, type="warc", paths=["x.wacz"])
     assert [(d.text, d.url, d.file) for d in documents] == [
         ("one", "http://a.example/1", "x.wacz/archive/a.warc.gz"),
         ("two", "http://a.example/2", "x.wacz/archive/a.warc.gz"),
-        ("three", "http://b.example/", "x.wacz/archive/b.warc.gz"),
+        ("three", "http://b.example/", f"x.wacz/archive/{long}"),
     ]
     assert faults == []
 
@@ -238,6 +330,9 @@ def test_pages_of_a_dump_become_plain_text(tmp_path, packed):
     )
 
 
+ODD_ENCODINGS = ("gb2312", "utf-7", "foo")
+
+
 def test_torn_and_hostile_dumps_are_counted(tmp_path):
     whole = dump(PAGES)
     laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
@@ -248,7 +343,8 @@ def test_torn_and_hostile_dumps_are_counted(tmp_path):
         (whole[: whole.index(b"<page>")] + b"<a>" * 200, "hostile_xml", 0),
         (whole.replace(b"The end.", b"&unknown;"), "corrupt_xml", 1),
         (b"", "truncated_xml", 0),
-        (b"no XML", "corrupt_xml", 0),
+        (b"not XML", "corrupt_xml", 0),
+        *((f"<?xml version='1.0' encoding='{name}'?>".encode() + whole, "corrupt_xml", 0) for name in ODD_ENCODINGS),
     ):
         (tmp_path / "w.xml").write_bytes(data)
         documents, faults, stats = made(tmp_path, type="mediawiki", paths=["w.xml"])
@@ -259,7 +355,7 @@ def test_torn_and_hostile_dumps_are_counted(tmp_path):
 
 
 def test_a_page_that_is_slow_to_parse_costs_itself_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_pipeline.readers.page_process.SECONDS", 0.5)
+    monkeypatch.setattr("data_pipeline.readers.page_process.WIKITEXT_SECONDS", 0.2)
     slow = [("Slow", 0, "", "[http://a " * 40_000), ("Good", 0, "", "The end.")]
     (tmp_path / "w.xml").write_bytes(dump(slow))
     documents, faults, _ = made(tmp_path, type="mediawiki", paths=["w.xml"])

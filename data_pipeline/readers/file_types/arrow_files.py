@@ -1,16 +1,21 @@
 """Arrow IPC files and streams, and ORC files, in batches.
 
 A record's position is its row's number from 0. An IPC file is a stream between two magic words, so both are read
-onwards from their start: everything in front of a tear is kept, then one fault `unreadable_rows`.
+onwards from their start: everything before a tear is kept, then one fault `unreadable_rows`. A file without its last
+magic word is torn, and so is a stream without its end mark.
 
-Bombs: a packed buffer states its size, which is compared with the file's before Arrow unpacks anything
-(`streams.is_bomb`); and the bytes of text are counted against the file's. A dictionary or a view can repeat one long
-value in many rows: such columns are taken in slices of at most
-16 MiB. ORC has no such statement: its rows are read 64 at a time.
+Bombs: a packed buffer states its size, which is compared with the file's before Arrow unpacks it (`streams.is_bomb`);
+and the bytes of text and the rows are counted against the file's. A dictionary or a view can repeat one long value in
+many rows, also inside a list: a batch is taken in slices of at most 16 MiB, and a single row that is a bomb is refused
+before it becomes a Python value. ORC has no such statement: its rows are read 64 at a time.
+
+Only the wanted columns are checked and read. Strings are checked as bytes, so that a value that is not UTF-8 spoils its
+own row only.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
-from data_pipeline.readers.rows import read_batch, until_bomb, wanted
+from data_pipeline.readers.rows import ROW_BYTES, read_batch, until_bomb, wanted
 from data_pipeline.readers.streams import is_bomb, open_source
 
-_FILE_MAGIC = b"ARROW1\0\0"
+_FILE_MAGIC, _END_MAGIC = b"ARROW1\0\0", b"ARROW1"
+_END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
+_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _SLICE_BYTES = 16 << 20
-_SLICE_ROWS = 1024
 _ORC_ROWS = 64
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error, IndexError)
 
@@ -40,7 +46,7 @@ def read_arrow_file(path: Path, file: str, fields: Fields) -> Iterator[Record | 
     with open_source(path) as source:
         size = path.stat().st_size
         whole = _before_bomb(path, at_stream(source).tell(), size)
-        yield from until_bomb(_rows(source, file, fields, whole), size)
+        yield from until_bomb(_rows(source, file, fields, whole, size), size)
 
 
 def at_stream(source: IO[bytes]) -> IO[bytes]:
@@ -50,7 +56,7 @@ def at_stream(source: IO[bytes]) -> IO[bytes]:
     return source
 
 
-def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None) -> Iterator[Record | RecordFault]:
+def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None, size: int) -> Iterator[Record | RecordFault]:
     """Rows of the first `whole` batches; None: of all."""
     position = batches = 0
     try:
@@ -60,10 +66,15 @@ def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None) -> It
                 try:
                     batch = stream.read_next_batch()
                 except StopIteration:
+                    if not _has_end(source):
+                        yield RecordFault(file, position, "unreadable_rows", "the file ends without its end mark")
                     return
-                batch.validate(full=True)  # offsets of a damaged file may point anywhere
+                columns = {batch.schema.get_all_field_indices(way[0])[0] for way in ways.values()}
                 batches += 1
-                for piece in _slices(batch, ways):
+                for piece in _slices(_checked(batch, sorted(columns))):
+                    if piece.num_rows == 1 and is_bomb(size, _bytes(piece.to_struct_array())):
+                        yield RecordFault(file, position, "decompression_bomb", f"record batch {batches - 1}")
+                        return
                     yield from read_batch(piece, ways, fields, file, position)
                     position += piece.num_rows
     except _DAMAGE as error:
@@ -72,32 +83,99 @@ def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None) -> It
         yield RecordFault(file, position, "decompression_bomb", f"record batch {batches}")
 
 
-def _slices(batch: pa.RecordBatch, ways: dict[str, tuple[str, ...]]) -> Iterator[pa.RecordBatch]:
+def _has_end(source: IO[bytes]) -> bool:
+    """Return whether a file, read up to its stream's end, is whole."""
+    at = source.tell()
+    source.seek(0)
+    start = source.read(len(_FILE_MAGIC))
+    if start == _FILE_MAGIC:
+        source.seek(-len(_END_MAGIC), os.SEEK_END)
+        return source.read() == _END_MAGIC
+    mark = _END_MARK if start.startswith(_END_MARK[:4]) else _END_MARK[4:]  # before Arrow 0.15 it had 4 bytes
+    source.seek(max(0, at - len(mark)))
+    return source.read(len(mark)) == mark
+
+
+def _checked(batch: pa.RecordBatch, columns: list[int]) -> pa.RecordBatch:
+    """These columns; offsets of a damaged file may point anywhere."""
+    for array in map(batch.column, columns):
+        kind = _as_bytes(array.type)
+        (array if kind == array.type else array.view(kind)).validate(full=True)
+    return batch.select(columns)
+
+
+def _as_bytes(kind: Any) -> Any:
+    """The type with bytes for strings."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _as_bytes(kind.value_type), kind.ordered)
+    if types.is_struct(kind):
+        return pa.struct([part.with_type(_as_bytes(part.type)) for part in kind])
+    if types.is_map(kind):
+        return pa.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type), kind.keys_sorted)
+    if types.is_list(kind) or types.is_large_list(kind):
+        part = kind.value_field.with_type(_as_bytes(kind.value_type))
+        return pa.list_(part) if types.is_list(kind) else pa.large_list(part)
+    return _BYTES.get(kind, kind)
+
+
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Rows of a batch that take a bounded amount of memory."""
-    longest = 1
-    for first in {way[0] for way in ways.values()}:
-        longest = max(longest, _longest(batch.column(batch.schema.get_all_field_indices(first)[0])))
-    rows = max(1, min(_SLICE_ROWS, _SLICE_BYTES // longest))
-    yield from (batch.slice(begin, rows) for begin in range(0, batch.num_rows, rows))
+    if batch.num_rows > 1 and _bytes(batch.to_struct_array()) > _SLICE_BYTES:
+        half = batch.num_rows // 2
+        yield from _slices(batch.slice(0, half))
+        yield from _slices(batch.slice(half))
+    elif batch.num_rows:
+        yield batch
 
 
-def _longest(array: Any) -> int:
-    """Bytes of the longest value that several rows may share."""
-    kind = array.type
-    if pa.types.is_struct(kind):
-        return max((_longest(array.field(index)) for index in range(kind.num_fields)), default=1)
-    if pa.types.is_dictionary(kind):
-        return _longest(array.dictionary)
+def _bytes(array: Any) -> int:
+    """Bytes that the values take in Python, each counted where it is repeated."""
+    kind, types, count = array.type, pa.types, len(array)
+    size = ROW_BYTES * count
+    if types.is_struct(kind):
+        return size + sum(_bytes(array.field(index)) for index in range(kind.num_fields))
+    if types.is_dictionary(kind):
+        return size + _repeated(array)
     if kind in (pa.string_view(), pa.binary_view()):
         views = array.buffers()[1]
-        return int(np.frombuffer(views, np.int32)[::4].max(initial=1)) if views else 1
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        return int(pc.max(pc.binary_length(array)).as_py() or 1)
-    return 1
+        lengths = np.frombuffer(views, np.int32)[::4][array.offset : array.offset + count] if views else np.zeros(1)
+        return size + int(lengths.sum(dtype=np.int64))
+    if kind in _BYTES or kind in _BYTES.values():
+        return size + int(pc.sum(pc.binary_length(array)).as_py() or 0)
+    if types.is_list_view(kind) or types.is_large_list_view(kind):  # ranges of the values may overlap
+        return size + _bytes_of_ranges(array)
+    if types.is_nested(kind) and hasattr(array, "flatten"):  # lists and maps
+        return size + _bytes(array.flatten())
+    if types.is_run_end_encoded(kind):
+        return size + count * _bytes(array.values)
+    if types.is_union(kind):
+        return size + count * sum(_bytes(array.field(index)) for index in range(kind.num_fields))
+    return size
+
+
+def _bytes_of_ranges(array: Any) -> int:
+    """Bytes of a list view's values; from 16 MiB on a bound from above."""
+    size = 0
+    for begin, length in zip(array.offsets.to_pylist(), array.sizes.to_pylist(), strict=True):
+        size += _bytes(array.values.slice(begin, length))
+        if size > _SLICE_BYTES:
+            return size * len(array)
+    return size
+
+
+def _repeated(array: Any) -> int:
+    """Bytes of a dictionary's values, as often as they occur."""
+    values = array.dictionary
+    if values.type not in _BYTES and values.type not in _BYTES.values():
+        return len(array) * _bytes(values)
+    views = values.type in (pa.string_view(), pa.binary_view())
+    lengths = pc.binary_length(values.cast(pa.large_binary()) if views else values)
+    return int(pc.sum(pc.take(pc.cast(lengths, pa.int64()), array.indices)).as_py() or 0)
 
 
 def _before_bomb(path: Path, start: int, size: int) -> int | None:
-    """Batches in front of the first bomb; None without one.
+    """Batches before the first bomb; None without one.
 
     Damage ends the search: the reader of rows meets it too.
     """

@@ -38,7 +38,7 @@ def decode_references(text: str) -> tuple[str, bool]:
         return text, False
     lines = [bare for line in _REFERENCE.sub("", text).splitlines() if (bare := line.strip())]
     code = sum(line.endswith((";", "{", "}")) for line in lines)
-    if _ON_PURPOSE.search(text) or code * _CODE_LINES > len(lines):
+    if _ON_PURPOSE.search(text) or (code and code * _CODE_LINES >= len(lines)):
         return text, True
     decoded = _REFERENCE.sub(_decoded, text)
     return (text if _TAG.search(decoded) or _has_references(decoded) else decoded), True

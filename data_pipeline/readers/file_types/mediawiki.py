@@ -5,10 +5,10 @@ its page's number from 0. Its url is the wiki's, from the dump's `siteinfo`. `co
 revision_id and timestamp.
 
 Passed over, by reason: `redirect`, `other_namespace`. Faults: `no_text` (also a text that was deleted), `file_too_long`
-(more than 64 MiB of wikitext), `wikitext_too_large`, `wikitext_too_slow`, `wikitext_broke_parser`. A file that is no
-XML is torn there: `corrupt_xml`, `truncated_xml` where it ends early. A document type, and with it every entity of its
-own, is refused as `hostile_xml`, and so are elements nested deeper than 100 and a tag of more than 64 MiB. Memory: one
-page, and a batch of 256 KiB.
+(more than 64 MiB of wikitext), `wikitext_too_large`, `wikitext_too_slow`, `wikitext_broke_parser`. A file that is not
+XML is torn there: `corrupt_xml` (also an encoding that the parser does not read), `truncated_xml` where it ends early.
+A document type, and with it every entity of its own, is refused as `hostile_xml`, and so are elements nested deeper
+than 100 and a tag of more than 64 MiB. Memory: one page, and a batch of 256 KiB.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class _Dump:
             raise TornStream("hostile_xml", b"a tag of more than 64 MiB")
         try:
             self._parser.Parse(data, final)
-        except expat.ExpatError as error:
-            raise TornStream("truncated_xml" if final else "corrupt_xml", str(error).encode()) from error
+        except (expat.ExpatError, ValueError, LookupError) as error:  # the last two: an encoding that cannot be read
+            early = final and isinstance(error, expat.ExpatError)
+            raise TornStream("truncated_xml" if early else "corrupt_xml", str(error).encode()) from error
 
     def _refuse(self, *declared: object) -> None:
         raise TornStream("hostile_xml", b"a document type declaration")

@@ -22,7 +22,7 @@ from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.opt_out import HostRules
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import WarcSource, WetSource
-from data_pipeline.readers.streams import TornStream, open_source
+from data_pipeline.readers.streams import PACKED, TornStream, open_source
 from data_pipeline.readers.warc_stream import RawRecord, raw_records
 from governance.errors import MissingInput
 
@@ -87,7 +87,8 @@ def read_wacz(
             if member.fault:
                 yield RecordFault(name, 0, member.fault, "")
                 continue
-            with tempfile.NamedTemporaryFile(suffix=Path(member.name).name) as unpacked:
+            ending = next((ending for ending in PACKED if member.name.endswith(ending)), "")
+            with tempfile.NamedTemporaryFile(suffix=ending) as unpacked:
                 torn = ""
                 try:
                     for block in read_blocks(member):

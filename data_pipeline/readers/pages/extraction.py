@@ -21,9 +21,9 @@ class Extraction(NamedTuple):
 ASSAY = Extraction()
 """The default."""
 WIKITEXT = Extraction("mwparserfromhell")
-"""For pages of MediaWiki's dumps, which are no HTML."""
+"""For pages of MediaWiki's dumps, which are not HTML."""
 PDF = Extraction("pdf")
-"""The text layer of a PDF file, whose pages are no HTML."""
+"""The text layer of a PDF file, whose pages are not HTML."""
 
 
 def check_installed(extraction: Extraction) -> None:
