@@ -81,7 +81,7 @@ def read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | Recor
 def until_bomb(
     pieces: Iterator[Record | RecordFault], packed: int, file_bytes: int | None = None
 ) -> Iterator[Record | RecordFault]:
-    """The pieces of a file, until their text or their number shows a bomb.
+    """Pieces of a file, until their text or number shows a bomb.
 
     Their text is compared with `packed` bytes, their number with those of the whole file (None: the same).
     """

@@ -130,7 +130,7 @@ def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _bytes(array: Any) -> int:
-    """Bytes that the values take in Python, each counted where it is repeated."""
+    """Bytes that the values take in Python, repeated ones included."""
     kind, types, count = array.type, pa.types, len(array)
     size = ROW_BYTES * count
     if types.is_struct(kind):
@@ -155,7 +155,7 @@ def _bytes(array: Any) -> int:
 
 
 def _bytes_of_ranges(array: Any) -> int:
-    """Bytes of a list view's values; from 16 MiB on a bound from above."""
+    """Bytes of a list view's values, at most, if above 16 MiB."""
     size = 0
     for begin, length in zip(array.offsets.to_pylist(), array.sizes.to_pylist(), strict=True):
         size += _bytes(array.values.slice(begin, length))

@@ -149,7 +149,7 @@ class _Fed:
         self.begin, self._bytes, self._quotes = self.line + 1, 0, 0
 
     def skip_open_value(self) -> None:
-        """Pass over the lines that the quoted value of a malformed row continues on.
+        """Pass over the further lines of a malformed row's quoted value.
 
         A mark closes the value if a delimiter or the line's end follows it.
         """
@@ -199,7 +199,7 @@ class _Fed:
 
 
 def _with_newlines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    r"""The stream with line ends b"\n" if its first one is b"\r" alone."""
+    r"""The stream with line ends b"\n" for b"\r", where its first is that."""
     bare: bool | None = None
     held = b""
     for piece in pieces:
