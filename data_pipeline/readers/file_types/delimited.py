@@ -199,7 +199,7 @@ class _Fed:
 
 
 def _with_newlines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    r"""The stream with line ends b"\n" for b"\r", where its first is that."""
+    """The stream with newlines in place of bare carriage returns."""
     bare: bool | None = None
     held = b""
     for piece in pieces:
