@@ -24,6 +24,7 @@ from governance.manifest import describe, read_manifest, write_manifest
 from governance.stage import Runtime
 from tests.conftest import write_project
 from tests.governance.upload_server import TOKEN, running_hub
+from tests.signal_hook import hooked
 
 
 def assay(*words, cwd=None, timeout=1200):
@@ -36,60 +37,8 @@ def assay(*words, cwd=None, timeout=1200):
     )  # fmt: skip
 
 
-HOOK = """
-import logging, os, re, signal, threading, time
-from pretrain import loop
-
-STAGES, DELAY = os.environ.get("TEST_KILL_AT", "").split(), float(os.environ.get("TEST_KILL_AFTER", "0"))
-SIGNAL, TO_PARENT = os.environ.get("TEST_SIGNAL"), os.environ.get("TEST_SIGNAL_TO_PARENT")
-
-
-made_before = logging.getLogRecordFactory()
-
-
-def watched(*args, **more):
-    record = made_before(*args, **more)
-    message = record.getMessage()
-    begins = any(re.search(rf"\\b{stage}( \\(\\d+ of \\d+\\))?: making", message) for stage in STAGES)
-    if begins or ("train" in STAGES and "checkpoint: made" in message):
-        threading.Timer(DELAY, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return record
-
-
-if STAGES:
-    logging.setLogRecordFactory(watched)
-
-save, sent = loop._save, []
-
-
-def save_then_request_stop(context, state):
-    save(context, state)
-    if context.ranks.first and not sent:
-        sent.append(True)
-        os.kill(os.getppid() if TO_PARENT else os.getpid(), getattr(signal, SIGNAL))
-        while not context.stop_requested():  # until the launcher has passed it on
-            time.sleep(0.01)
-
-
-if SIGNAL:
-    loop._save = save_then_request_stop
-"""
-"""What a child does to itself, so that a test that gets no processor in time misses no moment: it kills itself a while
-after a stage began, or is asked to leave after its first checkpoint."""
-
-
-def hooked(folder, **settings):
-    """The environment in which Python does so as it starts."""
-    (folder / "hook").mkdir(exist_ok=True)
-    (folder / "hook" / "sitecustomize.py").write_text(HOOK)
-    paths = [str(folder / "hook"), str(Path(__file__).parents[1])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **settings}
-
-
 def digests(root):
     """Stage -> digest of its finished artifact."""
-    from governance.manifest import read_manifest
-
     stages = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode", "audit", "train")
     return {
         stage: read_manifest(path).digest for stage in stages for path in sorted(root.glob(f"{stage}/*/manifest.json"))
