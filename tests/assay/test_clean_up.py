@@ -300,11 +300,12 @@ def test_a_path_of_a_manifest_leads_nowhere_else(yard, tmp_path, stated):
     record, other = f"clean/records/{'1' * 64}.json", f"clean/records/{'2' * 64}.json"
     victim = tmp_path / "victim.txt"
     far = tmp_path / "far" / "records" / f"{'3' * 64}.json"
-    names = [record, other, "clean/records/../../../victim.txt", str(victim), "redact/records/x", str(far),
+    names = [record, other, "clean/records/../../../victim.txt", str(victim), "clean/records/notes.txt", str(far),
              f"encode/records/{'3' * 64}.json"]  # fmt: skip
     yard.make("clean", OLD, beside=[{"path": name, "bytes": 0, "sha256": ""} for name in names], stated=stated)
     (yard.root / "clean" / "records").mkdir()
     (yard.root / record).write_text("")
+    (yard.root / "clean" / "records" / "notes.txt").write_text("")
     (yard.root / other).symlink_to(victim)
     victim.write_text("precious")
     far.parent.mkdir(parents=True)
