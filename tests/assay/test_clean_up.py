@@ -134,6 +134,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_a_root_that_verifies_and_is_continued(copy, tmp_path, capsys, monkeypatch):
     whole = artifacts(copy)
     done = tmp_path / "done"

@@ -206,6 +206,7 @@ def test_better_documents_have_more_copies_and_the_report_shows_them(tmp_path):
     assert copies_in_words(copies[NAMES[0]], read_buckets(path)[0]) == "0 copies, quality bucket 00.0-05.0"
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     digests = set()
     for name, workers in (("one", 1), ("two", 2)):

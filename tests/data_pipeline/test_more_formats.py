@@ -371,6 +371,7 @@ class Sources(Section):
     sources: tuple[Source, ...]
 
 
+@pytest.mark.slow
 def test_the_formats_share_one_artifact(tmp_path):
     arrow(tmp_path / "x.arrow", ROWS[:3], form="file")
     pa.orc.write_table(pa.Table.from_pylist(ROWS[:3]), tmp_path / "x.orc")

@@ -200,6 +200,7 @@ def _one_of_three(root: Path, worker: int, given) -> None:
     )
 
 
+@pytest.mark.slow
 def test_three_workers_and_other_shards_give_the_same_tables(tmp_path, alone):
     root = tmp_path / "array"
     given = artifacts, config, tone = project(root, {"wonderful": 2.0, "terrible": -2.0})

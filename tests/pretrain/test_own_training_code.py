@@ -60,6 +60,7 @@ def trained(run_training, project, config, root="root", **settings):
     return run_training(project / root, evaluation=pinned, suite=suite, folder=project, **settings)
 
 
+@pytest.mark.slow
 def test_the_task_of_the_page_is_scored_as_a_file_of_its_records_is(project, run_training):
     shown_config = EvaluationConfig.model_validate(shown(project, "An evaluation task")["evaluation"], strict=False)
     assert shown_config == arithmetic()
@@ -205,6 +206,7 @@ def test_an_own_optimizer_learns_as_the_same_one_of_assay(project, run_training,
     assert losses_of(ours, project / "own") == pytest.approx(losses_of(theirs, project / "theirs"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_restarted_own_optimizer_learns_as_one_without_restart(project, run_training, at_step):
     """Moments and the count of steps return, also after a step that was skipped."""
     shown(project, "An optimizer")

@@ -175,10 +175,10 @@ def _effect(row: Row) -> Html | None:
 def _case(row: Row) -> Html:
     """Words that drive a finding, with an example; the others unfold."""
     terms = [str(item["term"]) for item in (row.get("terms") or {}).get("words", [])[:_TERMS]]
-    first, *others = [tag("q", foreign(str(example["text"]))) for example in row.get("examples") or []] or [None]
+    quoted = [tag("q", foreign(str(example["text"]))) for example in row.get("examples") or []]
     return join([
         tag("span", foreign(", ".join(terms)), class_="note") if terms else None,
-        fold(first, *others) if others else first,
+        fold(quoted[0], *quoted[1:]) if len(quoted) > 1 else join(quoted),
     ])  # fmt: skip
 
 
