@@ -64,9 +64,9 @@ class Candidate:
     path: str
     """Its folder below the root."""
     bytes: int
-    """Of its files."""
+    """Size of its files."""
     kept_for: str
-    """What rests on it; "": nothing, so it is removed."""
+    """Reason why it stays; "": none, so it is removed."""
     manifest: Manifest
 
 

@@ -76,7 +76,7 @@ class ClassifierConfig(Section):
     """Labels that count as positive, as text; every other one is negative. Of `model`: those whose probability, added
     up, is the score."""
     negative: tuple[str, ...] = ()
-    """Of `model`: labels whose probability is subtracted from the score."""
+    """Labels of `model` whose probability is subtracted from the score."""
     ngram: int = Field(default=2, ge=1, le=5)
     """Words of the longest n-gram."""
     buckets: int = Field(default=1 << 20, ge=1 << 8, le=1 << 26)

@@ -45,7 +45,7 @@ class ColumnBounds(Section):
     present: bool | None = None
     """true: documents with a value stay; false: those without one."""
     missing: Literal["keep", "remove"] = "remove"
-    """What becomes of a document without a value, or with one of another type than the bounds."""
+    """Decision on a document without a value, or with one of another type than the bounds."""
 
     def conditions(self) -> dict[str, Any]:
         """The fields that are set, without the column's name."""

@@ -80,7 +80,7 @@ class _PlainText(Origin):
     """A source that may hold plain text."""
 
     decode_entities: bool = Field(default=False, exclude_if=_is_default)
-    """Whether HTML character references left in plain text (`&amp;`) become their characters, where the text is neither
+    """Decode HTML character references left in plain text (`&amp;`) to their characters, where the text is neither
     code nor about HTML; pages are decoded in any case."""
 
 

@@ -33,7 +33,7 @@ class TokenVocabulary:
     normaliser: str
     """Type of the normaliser, such as "NFC"; empty: none."""
     cut_at_spaces: bool
-    """Whether a text may be encoded in segments (`encoder.segments`): GPT-2's pre-tokenizer, and nothing else."""
+    """A text may be encoded in segments (`encoder.segments`): true of GPT-2's pre-tokenizer alone."""
     unknown: int | None
     """The id of characters and words that the vocabulary lacks; None: there is none."""
 
