@@ -184,6 +184,10 @@ def test_a_checkpoint_that_the_journal_never_stated_is_not_resumed(project_copy,
         assert "has no statement of these checkpoints as they are" in errors
         assert f"\n  {path.relative_to(root).as_posix()}\n" in errors
     assert not list(root.glob("train/*/manifest.json"))
+    outside = project_copy / "outside" / "checkpoint"
+    outside.mkdir(parents=True)
+    path.parent.symlink_to(shutil.move(path.parent, outside))
+    assert main(["evaluate", *words, str(path.parent)]) == 77
 
 
 def test_a_checkpoint_of_another_training_stops_only_what_continues_from_it(project_copy, capsys):

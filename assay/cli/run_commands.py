@@ -22,7 +22,7 @@ from governance.errors import ConfigError
 from governance.files import append_line
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
-from governance.manifest import Manifest
+from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
 
@@ -189,7 +189,9 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
         ended = training(loaded, artifacts, look)
         require_chain([ended], runtime.root, journal)
         checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
-    if root_of(checkpoint) == runtime.root.resolve():  # a copy elsewhere has no statement here
+    folder = checkpoint.parent if checkpoint.name == FILE_NAME else checkpoint
+    named_below = Path(os.path.abspath(folder)).parents[1].resolve()  # also where a link leads out of the root
+    if runtime.root.resolve() in (root_of(checkpoint), named_below):  # a copy elsewhere has no statement here
         require_stated([read_artifact(checkpoint)], runtime.root, journal)
     return checkpoint
 

@@ -350,7 +350,7 @@ def test_an_artifact_that_differs_from_its_statement_is_kept(yard):
 
 @pytest.mark.parametrize("kind", ["export", "push", "evaluation", "report", "checkpoint"])
 def test_lines_of_the_journal_and_manifests_both_count(yard, kind):
-    """What a line rests on is kept, also through a manifest that names fewer or more inputs than its statement."""
+    """Inputs of a line are kept, also where its manifest names fewer or more of them than its statement."""
     source, old = yard.make("clean", OLD), yard.make("redact", OLD)
     tokens = yard.make("encode", OLD, [old], stated=False)
     yard.journal.state("encode", {tokens.path: "0" * 64}, [source.as_input()])
