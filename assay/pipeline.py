@@ -292,9 +292,15 @@ def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Run
 
     They are its own, and the one that it continues from.
     """
-    folder = training_folder(run, artifacts, runtime)
-    parent = runtime.root / (pinned(run).train.continue_from or ".")
-    for path in sorted(runtime.root.glob(f"checkpoint*/*/{FILE_NAME}")):
+    from pretrain.train import folder_of
+
+    files = sorted(runtime.root.glob(f"checkpoint*/*/{FILE_NAME}"))
+    if not files:
+        return  # the digests of the recipe's files are not needed
+    recipe = pinned(run)
+    folder = folder_of(artifacts.get("pack", artifacts["encode"]), recipe, runtime)
+    parent = runtime.root / (recipe.train.continue_from or ".")
+    for path in files:
         with contextlib.suppress(ManifestError, MissingInput):
             manifest = read_manifest(path)
             key = str(manifest.config.get("train_key", ""))
@@ -459,7 +465,7 @@ def _data_docs(audit: Manifest, root: Path, journal: Journal) -> dict[str, Manif
     """The audit's Data Docs as the journal states them, if any."""
     try:
         stated = latest_statements(journal.verified())
-        for path, entry in stated.items():
+        for path, entry in reversed(list(stated.items())):  # the newest pages first
             if entry.kind == "data_docs" and audit.as_input() in entry.materials and (root / path).exists():
                 docs = read_manifest(root / path)
                 if faults := [*unstated(docs, stated), *verify(docs, root)]:
