@@ -35,15 +35,19 @@ Candidates = npt.NDArray[np.int64]
 _DIGIT, _UPPER, _LOWER, _SEPARATOR, _HEXADECIMAL, _SIGN, _HEAD = 1, 2, 4, 8, 16, 32, 64
 _HEADS = (
     "AKIA", "ASIA", "ABIA", "ACCA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "xoxa", "xoxb", "xoxp", "xoxr", "xoxs",
-    "xoxe", "xapp", "AIza", "sk_l", "sk_t", "rk_l", "rk_t", "whse", "eyJ", "glpa", "npm_", "pypi", "sk-a", "sk-p",
-    "hf_", "SG.", "github_p",
+    "xoxe", "xapp", "AIza", "sk_l", "sk_t", "rk_l", "rk_t", "whse", "eyJ", "glpa", "npm_", "pypi", "sk-",
+    "hf_", "SG.", "github_p", "GOCS", "ya29", "AGE-", "ATAT", "ATCT", "ATBB", "dapi", "doo_", "dop_", "dor_", "dckr",
+    "dp.", "sl.", "glsa", "glc_", "glpt", "gldt", "glrt", "glso", "glag", "lin_", "key-", "NRAK", "NRII", "PMAK",
+    "rubygems", "shpa", "shpc", "shpp", "shps", "sq0", "EAAA", "SK", "hvs.", "hvb.", "hvr.", "hooks.s", "discord.",
+    "discorda", "pscale_", "pul-", "ntn_", "sntr", "sbp_", "gsk_", "pplx", "xkey", "EZAK", "EZTK", "AA", "atlasv1.",
+    "MD", "MT", "Mj", "Mz", "ND", "NT", "Nj", "Nz", "OD", "OT",
 )  # fmt: skip
 _SECRET_ENDS = ("key", "ken", "ret", "ord", "swd", "pwd", "ass", "ial", "uth", "ion")
 
 
 @functools.cache
-def _tables() -> tuple[Bytes, Bytes, Bytes]:
-    """Byte classes, key prefixes and name suffixes, zero-padded."""
+def _tables() -> tuple[Bytes, Bytes, Bytes, Bytes]:
+    """Byte classes, marks, their first two bytes, name suffixes."""
     classes = np.zeros(256, np.uint8)
     for first, last, bit in (("0", "9", _DIGIT), ("A", "Z", _UPPER), ("a", "z", _LOWER)):
         classes[ord(first) : ord(last) + 1] |= bit
@@ -56,10 +60,12 @@ def _tables() -> tuple[Bytes, Bytes, Bytes]:
     for letter in {text[0] for text in _HEADS}:
         classes[ord(letter)] |= _HEAD
     heads = np.zeros((len(_HEADS), 8), np.uint8)
+    pairs = np.zeros(1 << 16, np.uint8)
     for row, text in enumerate(_HEADS):
         heads[row, : len(text)] = np.frombuffer(text.encode(), np.uint8)
+        pairs[ord(text[0]) << 8 | ord(text[1])] = 1
     ends = np.array([list(text.encode()) for text in _SECRET_ENDS], np.uint8)
-    return classes, heads, ends
+    return classes, heads, pairs, ends
 
 
 @njit(cache=True, nogil=True)
@@ -157,7 +163,7 @@ def _run(data, k, end, classes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _scan(data, offsets, classes, heads, ends, out):  # type: ignore[no-untyped-def]
+def _scan(data, offsets, classes, heads, pairs, ends, out):  # type: ignore[no-untyped-def]
     """Write the candidates to `out` as far as it has room.
 
     Return how many there are.
@@ -226,7 +232,8 @@ def _scan(data, offsets, classes, heads, ends, out):  # type: ignore[no-untyped-
                     total = _put(out, total, text, 4, chars, chars + length)
                 if (digits >= 4 and 7 <= length <= 18) or length == 16 or 25 <= length <= 74:
                     total = _put(out, total, text, 3, chars, chars + length)
-            if kind & 64 and (length >= 8 or (j < end and data[j] in (45, 46, 95))) and _has_head(data, i, end, heads):
+            is_key = kind & 64 and (length >= 8 or (j < end and data[j] in (45, 46, 95)))
+            if is_key and pairs[np.int64(c) << 8 | data[i + 1]] and _has_head(data, i, end, heads):
                 total = _put(out, total, text, 7, chars, chars + length)
             # Runs of digits begin anywhere, also inside a word; their end may be beyond this word's.
             if digits and j > run_until:
@@ -253,11 +260,11 @@ def scan(data: Bytes, offsets: Offsets) -> Candidates:
 
     Within a text they are about in its order.
     """
-    classes, heads, ends = _tables()
+    classes, heads, pairs, ends = _tables()
     length = int(offsets[-1] - offsets[0])
     out = np.empty((length // 64 + 256, 4), np.int64)
-    total = int(_scan(data, offsets, classes, heads, ends, out))
+    total = int(_scan(data, offsets, classes, heads, pairs, ends, out))
     if total > len(out):  # a text made to have many: count first, then read again with the room it takes
         out = np.empty((total, 4), np.int64)
-        _scan(data, offsets, classes, heads, ends, out)
+        _scan(data, offsets, classes, heads, pairs, ends, out)
     return out[:total]

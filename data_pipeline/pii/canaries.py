@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.pii.canary_values import MAKERS, Draw
+from data_pipeline.pii.canary_values import MAKERS
 from data_pipeline.pii.detections import FAMILIES, Detection
+from data_pipeline.pii.draws import Draw
 from governance.files import sha256_bytes
 from governance.splitmix64 import INCREMENT, finalise
 
@@ -74,6 +75,17 @@ _SENTENCES = {
     "pt_nif": ("NIF: {}", "Contribuinte n.º {}.", "O meu NIF é {}."),
     "ro_cnp": ("CNP: {}", "Codul numeric personal este {}.", "Înregistrată sub {}."),
     "si_emso": ("EMŠO: {}", "Njen EMŠO je {}.", "Vpisan pod {}."),
+    "cy_tic": ("ΑΦΤ: {}", "Her TIC is {}.", "Tax identification code {}."),
+    "hu_taj": ("TAJ: {}", "TAJ száma {}.", "TAJ-szám: {}"),
+    "hu_adoazonosito": ("Adóazonosító jel: {}", "Az adóazonosítója {}.", "Adószám: {}"),
+    "hu_szemelyi": ("Személyi azonosító: {}", "Személyi száma {}.", "személyi azonosítója {}"),
+    "lu_matricule": ("Matricule : {}", "Sozialversicherungsnummer {}.", "Registered under {}."),
+    "lv_personas_kods": ("Personas kods: {}", "personas kods {}", "Viņas personas kods ir {}."),
+    "mt_id": ("Karta tal-Identità: {}", "Identity Card No. {} was shown.", "ID card {}"),
+    "azure_key": ("AccountKey={}", "DefaultEndpointsProtocol=https;AccountName=store1;AccountKey={}",
+                  "SharedAccessKey={}", 'account_key: "{}"'),
+    "url_password": ("https://ines:{}@files.example.org/x", "postgres://app:{}@10.0.0.7:5432/main", "redis://:{}@cache:6379"),
+    "webhook_url": ("https://{}", "Post to https://{} when done.", 'url = "https://{}"'),
     "assigned_secret": ('api_key = "{}"', "API_SECRET={}", '"access_token": "{}",', "client_secret: {}"),
 }  # fmt: skip
 _SECRET_SENTENCES = (

@@ -7,45 +7,11 @@ anybody on purpose; that a drawn number is somebody's cannot be ruled out, so no
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 
-import numpy as np
-
+from data_pipeline.pii.canary_secrets import SECRET_MAKERS, UPPER
+from data_pipeline.pii.draws import Draw
 from governance.files import sha256_bytes
-from governance.splitmix64 import INCREMENT, finalise
-
-_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_MIXED = _UPPER + _UPPER.lower() + "0123456789"
-_MASK = (1 << 64) - 1
-
-
-class Draw:
-    """A stream of numbers that a seed fixes for good: SplitMix64."""
-
-    def __init__(self, seed: int) -> None:
-        self._state = np.array([seed & _MASK], np.uint64)
-
-    def below(self, limit: int) -> int:
-        """A number from 0 to `limit` - 1."""
-        self._state += INCREMENT
-        return int(finalise(self._state)[0]) % limit
-
-    def one(self, *choices: str) -> str:
-        """One of the choices."""
-        return choices[self.below(len(choices))]
-
-    def text(self, length: int, alphabet: str = "0123456789") -> str:
-        """That many letters of the alphabet."""
-        return "".join(alphabet[self.below(len(alphabet))] for _ in range(length))
-
-    def filled(self, *patterns: str) -> str:
-        """One of the patterns, with a digit for each "#"."""
-        return "".join(self.text(1) if letter == "#" else letter for letter in self.one(*patterns))
-
-    def number(self, first: int, last: int, width: int = 2) -> str:
-        """A number from `first` to `last`, with leading zeros."""
-        return str(first + self.below(last - first + 1)).zfill(width)
 
 
 def _luhn(head: str) -> str:
@@ -80,6 +46,7 @@ def _phone(draw: Draw) -> str:
         "01 4# ## ## ##", "+49 30 23##3##", "0151/845####", "+34 612 3## ###", "+39 347 12#####", "+31 6 123#####",
         "+55 11 91###-####", "(11) 93###-####", "+91 98### #####", "+86 138 1### ####", "+81 90-12##-####",
         "+7 912 3##-##-##", "+61 412 3## ###", "+48 601 ### ###", "+46 70-12# ## ##", "+27 82 123 ####",
+        "+372 5### ###", "+376 3## ###", "+298 2# ## ##", "+685 2####", "+597 4##-###", "+47 22 ## ## ##",
     )  # fmt: skip
 
 
@@ -100,7 +67,7 @@ def _mac(draw: Draw) -> str:
 
 def _iban(draw: Draw) -> str:
     country, plan = draw.one("DE 18", "GB a14", "FR 23", "ES 20", "NL a10", "NO 11", "PL 24", "CH 17", "BE 12").split()
-    account = draw.text(4, _UPPER) + draw.text(int(plan[1:])) if plan[0] == "a" else draw.text(int(plan))
+    account = draw.text(4, UPPER) + draw.text(int(plan[1:])) if plan[0] == "a" else draw.text(int(plan))
     digits = "".join(str(ord(x) - 55) if x.isalpha() else x for x in account + country + "00")
     whole = f"{country}{98 - int(digits) % 97:02d}{account}"
     return draw.one(whole, " ".join(whole[at : at + 4] for at in range(0, len(whole), 4)))
@@ -130,7 +97,7 @@ def _ssn(draw: Draw) -> str:
 
 def _curp(draw: Draw) -> str:
     head = (
-        draw.text(1, _UPPER) + draw.text(1, "AEIOU") + draw.text(2, _UPPER) + _yymmdd(draw) + draw.one("H", "M")
+        draw.text(1, UPPER) + draw.text(1, "AEIOU") + draw.text(2, UPPER) + _yymmdd(draw) + draw.one("H", "M")
         + draw.one("DF", "JC", "NL", "OC") + draw.text(3, "BCDFGLMNPRST") + draw.text(1)
     )  # fmt: skip
     values = {letter: at for at, letter in enumerate("0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ")}
@@ -203,7 +170,7 @@ def _dni(draw: Draw) -> str:
 
 
 _ODD_PLACES = {**dict(zip("0123456789", (1, 0, 5, 7, 9, 13, 15, 17, 19, 21), strict=True)),
-               **dict(zip(_UPPER, (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22,
+               **dict(zip(UPPER, (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22,
                                    25, 24, 23), strict=True))}  # fmt: skip
 
 
@@ -211,8 +178,8 @@ def _codice_fiscale(draw: Draw) -> str:
     head = draw.text(6, "BCDFGLMNPRSTV") + draw.text(2) + draw.text(1, "ABCDEHLMPRST") + draw.number(1, 28)
     head += draw.text(1, "ABCDEFGHL") + draw.text(3)
     total = sum(_ODD_PLACES[letter] for letter in head[::2])
-    total += sum(int(letter) if letter.isdigit() else _UPPER.index(letter) for letter in head[1::2])
-    return head + _UPPER[total % 26]
+    total += sum(int(letter) if letter.isdigit() else UPPER.index(letter) for letter in head[1::2])
+    return head + UPPER[total % 26]
 
 
 def _rijksregister(draw: Draw) -> str:
@@ -361,32 +328,60 @@ def _emso(draw: Draw) -> str:
     return _until(make)
 
 
-def _jwt(draw: Draw) -> str:
-    header = '{"alg":"HS256","typ":"JWT"}'
-    body = f'{{"sub":"{draw.text(10)}","iat":17{draw.text(8)}}}'
-    parts = [base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in (header, body)]
-    return ".".join([*parts, draw.text(43, _MIXED)])
+def _tic(draw: Draw) -> str:
+    head = draw.one("0", "9") + draw.text(7)
+    return head + UPPER[(sum(_ODD_PLACES[digit] for digit in head[::2]) + sum(map(int, head[1::2]))) % 26]
 
 
-def _private_key(draw: Draw) -> str:
-    kind = draw.one("", "RSA ", "EC ", "OPENSSH ")
-    lines = "\n".join(draw.text(64, _MIXED + "+/") for _ in range(4))
-    return f"-----BEGIN {kind}PRIVATE KEY-----\n{lines}\n-----END {kind}PRIVATE KEY-----"
+def _taj(draw: Draw) -> str:
+    head = draw.text(1, "123456789") + draw.text(7)
+    whole = head + str(_weighed(head, [3, 7, 3, 7, 3, 7, 3, 7]) % 10)
+    return draw.one(whole, f"{whole[:3]} {whole[3:6]} {whole[6:]}")
 
 
-def _service_token(draw: Draw) -> str:
-    return draw.one("glpat-" + draw.text(20, _MIXED), "npm_" + draw.text(36, _MIXED), "hf_" + draw.text(34, _MIXED))
+def _adoazonosito(draw: Draw) -> str:
+    def make() -> str:
+        head = "8" + draw.text(8)
+        check = _weighed(head, [1, 2, 3, 4, 5, 6, 7, 8, 9]) % 11
+        return "" if check == 10 else head + str(check)
+
+    return _until(make)
 
 
-def _github(draw: Draw) -> str:
-    fine = f"github_pat_{draw.text(22, _MIXED)}_{draw.text(59, _MIXED)}"
-    return draw.one("ghp_" + draw.text(36, _MIXED), "gho_" + draw.text(36, _MIXED), fine)
+def _szemelyi(draw: Draw) -> str:
+    def make() -> str:
+        sex, date, serial = (
+            draw.one("1", "2"),
+            draw.number(40, 96) + draw.number(1, 12) + draw.number(1, 28),
+            draw.text(3),
+        )
+        check = _weighed(sex + date + serial, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) % 11
+        return "" if check == 10 else f"{sex}-{date}-{serial}{check}"
+
+    return draw.one(whole := _until(make), whole.replace("-", " "))
+
+
+def _matricule(draw: Draw) -> str:
+    """Luxembourg's number: Luhn over twelve digits.
+
+    The thirteenth is Verhoeff's of the first eleven.
+    """
+    head, total = "19" + _yymmdd(draw) + draw.text(3), 0
+    for at, digit in enumerate(reversed(head)):
+        total = int(_D5[total][int(_POWERS[(at + 1) % 8][int(digit)])])
+    return _luhn(head) + "0432156789"[total]
+
+
+def _personas_kods(draw: Draw) -> str:
+    head = draw.one("32" + draw.text(4), _ddmmyy(draw)) + draw.one("1", "2") + draw.text(3)
+    check = (1101 - _weighed(head, [1, 6, 3, 7, 9, 10, 5, 8, 4, 2])) % 11 % 10
+    return f"{head[:6]}-{head[6:]}{check}"
 
 
 MAKERS: dict[str, Callable[[Draw], str]] = {
     "email": _email, "phone": _phone, "ipv4": _ipv4, "ipv6": _ipv6, "mac": _mac, "iban": _iban, "card": _card,
     "bitcoin": _bitcoin, "us_ssn": _ssn, "mx_curp": _curp, "br_cpf": _cpf, "uk_nino": _nino, "fr_nir": _nir,
-    "us_driver_licence": lambda draw: draw.text(1, _UPPER) + draw.text(7),
+    "us_driver_licence": lambda draw: draw.text(1, UPPER) + draw.text(7),
     "passport": lambda draw: draw.text(1, "CFGHJKLMNP") + draw.text(8),
     "ca_sin": lambda draw: _luhn(draw.text(1, "1234567") + draw.text(7)),
     "uk_nhs": lambda draw: _modulo_eleven(draw, [-10, -9, -8, -7, -6, -5, -4, -3, -2], "### ### ####"),
@@ -396,17 +391,14 @@ MAKERS: dict[str, Callable[[Draw], str]] = {
     "de_steuer_id": _steuer_id, "es_dni": _dni, "it_codice_fiscale": _codice_fiscale, "be_rrn": _rijksregister,
     "ch_ahv": _ahv, "pl_pesel": _pesel, "se_personnummer": _personnummer, "no_fodselsnummer": _fodselsnummer,
     "fi_hetu": _hetu, "tr_kimlik": _kimlik, "in_aadhaar": _aadhaar, "cn_resident_id": _resident_id, "kr_rrn": _jumin,
-    "in_pan": lambda draw: draw.text(3, _UPPER) + "P" + draw.text(1, _UPPER) + draw.text(4) + draw.text(1, _UPPER),
+    "in_pan": lambda draw: draw.text(3, UPPER) + "P" + draw.text(1, UPPER) + draw.text(4) + draw.text(1, UPPER),
     "za_id": lambda draw: _luhn(_yymmdd(draw) + draw.text(4) + draw.one("0", "1") + "8"),
     "at_vsnr": _vsnr, "bg_egn": _egn, "cz_rodne_cislo": _rodne_cislo, "ee_isikukood": _baltic,
     "lt_asmens_kodas": _baltic, "ie_pps": _pps, "pt_nif": _nif, "ro_cnp": _cnp, "si_emso": _emso,
     "hr_oib": lambda draw: _mod_11_10(draw.text(10)), "gr_amka": lambda draw: _luhn(_ddmmyy(draw) + draw.text(4)),
-    "aws_key": lambda draw: draw.one("AKIA", "ASIA") + draw.text(16, _UPPER + "234567"), "github_token": _github,
-    "slack_token": lambda draw: f"xoxb-{draw.text(12)}-{draw.text(12)}-{draw.text(24, _MIXED)}",
-    "google_key": lambda draw: "AIza" + draw.text(35, _MIXED),
-    "stripe_key": lambda draw: draw.one("sk_live_", "rk_live_", "sk_test_") + draw.text(24, _MIXED),
-    "service_token": _service_token, "jwt": _jwt, "private_key": _private_key,
-    "assigned_secret": lambda draw: draw.text(8, _UPPER) + draw.text(10) + draw.text(14, _MIXED),
+    "cy_tic": _tic, "hu_taj": _taj, "hu_adoazonosito": _adoazonosito, "hu_szemelyi": _szemelyi,
+    "lu_matricule": _matricule, "lv_personas_kods": _personas_kods,
+    "mt_id": lambda draw: draw.number(1, 99999, 5) + draw.number(40, 99) + draw.one("M", "G", "L"), **SECRET_MAKERS,
 }  # fmt: skip
 """Type -> maker of one value; the same draws make the same value."""
 

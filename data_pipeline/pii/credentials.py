@@ -1,10 +1,8 @@
-"""Keys and tokens: providers' grammars, and values under secret names.
+"""Keys and tokens: providers' grammars, passwords of URLs, values under secret names.
 
-A secret is found by a provider's own grammar, or as a value that a name calls secret.
-
-The sources are the providers' documentation of their token formats, RFC 7519 (JWT) and RFC 7468 (PEM). A value without
-a provider's mark counts only where the name before its `=` or `:` states that it is secret and its letters are as mixed
-as those of a random string.
+A secret is found by a provider's own grammar (`token_formats`), as a private key (RFC 7468), as the password of a URL
+(RFC 3986), or as a value that a name calls secret. A value without a provider's mark counts only where the name before
+its `=` or `:` states that it is secret and its letters are as mixed as those of a random string.
 """
 
 from __future__ import annotations
@@ -17,30 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from data_pipeline.pii.detections import Detection
+from data_pipeline.pii.token_formats import ASSIGNED_FORMATS, FORMATS, LONGEST, MAILCHIMP, TOKENS_BEHIND
 
-_LONGEST = 16_384  # characters of a private key's block (RSA of 16384 bits has 12 700), or of a token
-
-_GRAMMARS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(pattern))
-    for kind, pattern in (
-        ("aws_key", r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9_])"),
-        ("github_token", r"gh[opsur]_[A-Za-z0-9]{36,255}(?![A-Za-z0-9_])"),
-        ("github_token", r"github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}(?![A-Za-z0-9_])"),
-        ("slack_token", r"xox[abeoprs]-(?:[0-9A-Za-z.]{1,80}-){1,6}[0-9A-Za-z]{10,180}(?![A-Za-z0-9_])"),
-        ("slack_token", r"xapp-[0-9]-[A-Z0-9]{8,16}-[0-9]{8,16}-[0-9a-f]{32,128}(?![A-Za-z0-9_])"),
-        ("google_key", r"AIza[0-9A-Za-z_\-]{35}(?![0-9A-Za-z_\-])"),
-        ("stripe_key", r"[sr]k_(?:live|test)_[0-9A-Za-z]{16,247}(?![0-9A-Za-z_])"),
-        ("stripe_key", r"whsec_[0-9A-Za-z+/]{24,128}={0,2}(?![0-9A-Za-z_])"),
-        ("jwt", rf"eyJ[A-Za-z0-9_\-]{{8,2000}}+\.[A-Za-z0-9_\-]{{8,{_LONGEST}}}+\.[A-Za-z0-9_\-]{{0,2000}}+"),
-        ("service_token", r"glpat-[0-9A-Za-z_\-]{20,64}(?![0-9A-Za-z_])"),
-        ("service_token", r"npm_[0-9A-Za-z]{36}(?![0-9A-Za-z_])"),
-        ("service_token", r"pypi-AgE[0-9A-Za-z_\-]{50,1000}"),
-        ("service_token", r"hf_[A-Za-z0-9]{30,64}(?![0-9A-Za-z_])"),
-        ("service_token", r"SG\.[0-9A-Za-z_\-]{16,32}\.[0-9A-Za-z_\-]{16,64}(?![0-9A-Za-z_])"),
-        ("service_token", r"sk-(?:(?:proj|svcacct|admin|ant)-)[0-9A-Za-z_\-]{32,250}(?![0-9A-Za-z_])"),
-        ("service_token", r"sk-[0-9A-Za-z]{48}(?![0-9A-Za-z_\-])"),
-    )
-)
 _BEFORE_KEY = re.compile(r"[A-Za-z0-9_]\Z")
 
 
@@ -48,11 +24,45 @@ def key_at(text: str, start: int) -> Iterator[Detection]:
     """The key or token whose mark begins at `start`."""
     if start and _BEFORE_KEY.match(text, start - 1, start):
         return
-    for kind, grammar in _GRAMMARS:
+    for kind, mark, before, after in TOKENS_BEHIND:
+        if text.startswith(mark, start) and (found := after.match(text, start)):
+            window = max(0, start - 16)
+            if head := before.search(text[window:start]):
+                yield Detection(window + head.start(), found.end(), kind)
+                return
+    for kind, grammar in FORMATS.get(text[start : start + 1], ()):
         found = grammar.match(text, start)
-        if found and (kind != "jwt" or _is_jwt(found.group())):
+        if found and _PROOFS.get(kind, _is_any)(found.group()):
             yield Detection(start, found.end(), kind)
             return
+
+
+def word_token_at(text: str, start: int, end: int) -> Iterator[Detection]:
+    """The token that begins with this word of letters and digits."""
+    if end - start == 32 and text.startswith("-us", end) and (found := MAILCHIMP.match(text, start)):
+        yield Detection(start, found.end(), "mailchimp_key")
+
+
+_USER = re.compile(r"[a-z][a-z0-9+.\-]{1,20}://(?P<user>[^\s/:@\"'<>]{0,64}):(?P<password>[^\s/@\"'<>]{3,128})\Z", re.I)
+_HOST = re.compile(r"@(?:[A-Za-z0-9\-]{1,63}\.){0,8}[A-Za-z0-9\-]{1,63}|@\[")
+_NO_PASSWORD = re.compile(
+    r"[$%{}<>*\[\]]|\A(?:[0-9]{2,5}|pass|passw(?:or)?d|passwd|pwd|pw|psw|secret|token|x+|user(?:name)?|changeme|example|test|foo"
+    r"|bar|baz|guest|root|admin|postgres|mysql|key|\.+|(?:my|your|db|the)[_\-]?(?:pass|password|secret|pw))\Z",
+    re.I,
+)
+
+
+def url_password_at(text: str, at: int) -> Iterator[Detection]:
+    """The password of the URL whose `@` is at `at`: `scheme://user:password@host`.
+
+    A word that only holds the password's place ("password", "${PASS}") is none.
+    """
+    if not _HOST.match(text, at):
+        return
+    window = max(0, at - 220)
+    found = _USER.search(text[window:at]) if text.find("://", window, at) >= 0 else None
+    if found and found["password"] != found["user"] and not _NO_PASSWORD.search(found["password"]):
+        yield Detection(window + found.start("password"), at, "url_password")
 
 
 def _is_jwt(token: str) -> bool:
@@ -65,6 +75,21 @@ def _is_jwt(token: str) -> bool:
     return isinstance(header, dict) and "alg" in header
 
 
+def _is_discord(token: str) -> bool:
+    """Return whether the first part is an account's number in Base64."""
+    head = token.partition(".")[0]
+    try:
+        return base64.b64decode(head + "=" * (-len(head) % 4)).isdigit()
+    except ValueError:
+        return False
+
+
+def _is_any(token: str) -> bool:
+    return True
+
+
+_PROOFS = {"jwt": _is_jwt, "discord_token": _is_discord}
+
 _PEM = re.compile(r"-----BEGIN ((?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?)-----")
 
 
@@ -74,7 +99,7 @@ def private_key_at(text: str, start: int) -> Iterator[Detection]:
     if head is None:
         return
     tail = f"-----END {head.group(1)}-----"
-    stop = text.find(tail, head.end(), head.end() + _LONGEST)
+    stop = text.find(tail, head.end(), head.end() + LONGEST)
     if stop > head.end():
         yield Detection(start, stop + len(tail), "private_key")
 
@@ -106,6 +131,10 @@ def assigned_at(text: str, start: int) -> Iterator[Detection]:
     """
     scheme = _SCHEME.match(text, start)
     start += len(scheme.group()) if scheme else 0
+    for kind, named, grammar in ASSIGNED_FORMATS:
+        if (token := grammar.match(text, start)) and named.search(text[max(0, start - 40) : start]):
+            yield Detection(start, token.end(), kind)
+            return
     value = _VALUE.match(text, start)
     if value is None or _GOES_ON.match(text, value.end()) or not _is_random(value.group()):
         return

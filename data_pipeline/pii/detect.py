@@ -12,15 +12,16 @@ import numpy as np
 
 from data_pipeline.kernels import pii_candidates as candidates
 from data_pipeline.kernels.pii_candidates import Candidates
-from data_pipeline.pii.credentials import assigned_at, key_at, private_key_at
-from data_pipeline.pii.detections import PLACEHOLDERS, TYPES, Detection, run_of
+from data_pipeline.pii.credentials import assigned_at, key_at, private_key_at, url_password_at, word_token_at
+from data_pipeline.pii.detections import FAMILIES, PLACEHOLDERS, TYPES, Detection, run_of
 from data_pipeline.pii.internet_addresses import email_at, ipv4_at, ipv6_at, mac_at, spelt_email_at
 from data_pipeline.pii.national_ids import number_at, slice_shapes, word_at
 from data_pipeline.pii.payment_numbers import VOID, bitcoin_at, card_at, iban_at
 from data_pipeline.pii.phones import phone_at
 
 _FIRST = (
-    "private_key", "jwt", "aws_key", "github_token", "slack_token", "google_key", "stripe_key", "service_token",
+    "private_key", "jwt",
+    *(kind for kind in FAMILIES["secret"] if kind not in ("private_key", "jwt", "assigned_secret")),
     "assigned_secret", "email", "iban", VOID, "bitcoin", "card",
 )  # fmt: skip
 _RANKS = {kind: rank for rank, kind in enumerate([*_FIRST, *(kind for kind in TYPES if kind not in _FIRST)])}
@@ -114,11 +115,17 @@ def _words(text: str, start: int, end: int) -> Iterator[Detection]:
     if end - start <= 18:
         yield from word_at(text, start, end)
     else:
+        yield from word_token_at(text, start, end)
         yield from bitcoin_at(text, start, end)
 
 
+def _at_signs(text: str, at: int, end: int) -> Iterator[Detection]:
+    yield from email_at(text, at)
+    yield from url_password_at(text, at)
+
+
 _RULES: dict[int, Callable[[str, int, int], Iterator[Detection]]] = {
-    candidates.AT: lambda text, start, end: email_at(text, start),
+    candidates.AT: _at_signs,
     candidates.SPELT: lambda text, start, end: spelt_email_at(text, start),
     candidates.DIGITS: _numbers,
     candidates.WORD: _words,

@@ -19,11 +19,16 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "de_steuer_id", "es_dni", "it_codice_fiscale", "nl_bsn", "be_rrn", "ch_ahv", "pl_pesel", "se_personnummer",
         "no_fodselsnummer", "fi_hetu", "dk_cpr", "tr_kimlik", "in_aadhaar", "in_pan", "cn_resident_id", "kr_rrn",
         "au_tfn", "za_id", "at_vsnr", "bg_egn", "hr_oib", "cz_rodne_cislo", "ee_isikukood", "gr_amka", "ie_pps",
-        "lt_asmens_kodas", "pt_nif", "ro_cnp", "si_emso",
+        "lt_asmens_kodas", "pt_nif", "ro_cnp", "si_emso", "cy_tic", "hu_taj", "hu_adoazonosito", "hu_szemelyi",
+        "lu_matricule", "lv_personas_kods", "mt_id",
     ),
     "secret": (
         "aws_key", "github_token", "slack_token", "google_key", "stripe_key", "service_token", "jwt", "private_key",
-        "assigned_secret",
+        "assigned_secret", "age_key", "atlassian_token", "azure_key", "databricks_token", "digitalocean_token",
+        "discord_token", "docker_token", "doppler_token", "dropbox_token", "google_oauth_token", "grafana_token",
+        "linear_key", "mailchimp_key", "mailgun_key", "new_relic_key", "postman_key", "rubygems_key", "shopify_token",
+        "square_token", "telegram_token", "terraform_token", "twilio_key", "url_password", "vault_token",
+        "webhook_url",
     ),
 }  # fmt: skip
 TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES.values() for kind in family)

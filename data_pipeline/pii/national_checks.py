@@ -3,8 +3,8 @@
 Each check takes the number without separators, letters in upper case, of the right length, and says whether it can
 have been issued. Most are python-stdnum's. A check is our own where the library's reads today's date (be, no, se, dk,
 za: the same text must always give the same detections), refuses numbers that were issued (cn, the sex X of mx, eight
-digits of au, the 0 in front of ca) or is missing (uk_nino). The source named is the office's own publication, or the
-law that sets the rule.
+digits of au, the 0 in front of ca) or is missing (uk_nino, hu, lu, mt). The source named is the office's own
+publication, or the law that sets the rule.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from stdnum import luhn
+from stdnum import luhn, verhoeff
 from stdnum.at import vnr
 from stdnum.bg import egn
 from stdnum.br import cpf
 from stdnum.ch import ssn as ahv
+from stdnum.cy import vat as cy_vat
 from stdnum.cz import rc
 from stdnum.de import idnr
 from stdnum.ee import ik
@@ -32,6 +33,7 @@ from stdnum.in_ import aadhaar, pan
 from stdnum.it import codicefiscale
 from stdnum.kr import rrn
 from stdnum.lt import asmens
+from stdnum.lv import pvn
 from stdnum.nl import bsn
 from stdnum.pl import pesel
 from stdnum.pt import nif
@@ -90,12 +92,14 @@ in_pan = by_library(pan)
 kr_rrn = by_library(rrn)
 at_vsnr = by_library(vnr)
 bg_egn = by_library(egn)
+cy_tic = by_library(cy_vat, "[09]")  # of persons; companies have others
 hr_oib = by_library(oib)
-cz_rodne_cislo = by_library(rc)  # of Slovakia too: one registry until 1993
+cz_rodne_cislo = by_library(rc)  # and of Slovakia, where the rule is the same
 ee_isikukood = by_library(ik, "[1-6]")
 gr_amka = by_library(amka)
 ie_pps = by_library(pps)
 lt_asmens_kodas = by_library(asmens, "[1-6]")
+lv_personas_kods = by_library(pvn, "32|[0-3][0-9][01][0-9]{3}[0-2]")  # since 2017 without a date of birth
 pt_nif = by_library(nif, "[123]|45")  # of persons; companies have others
 ro_cnp = by_library(cnp)
 si_emso = by_library(emso, "[0-9]{4}[09]")  # born from 1900 to 2099
@@ -181,6 +185,43 @@ def is_danish_day(number: str) -> bool:
     That is the only proof of numbers issued since 2007.
     """
     return _is_day(int(number[2:4]), int(number[:2]))
+
+
+def hu_taj(number: str) -> bool:
+    """Hungarian social security number: weights 3 and 7 modulo 10 (Act LXXXIII of 1997)."""
+    return len(set(number)) > 1 and digit_sum(number[:8], (3, 7) * 4) % 10 == int(number[8])
+
+
+def hu_adoazonosito(number: str) -> bool:
+    """Hungarian tax number of a person: 8, days since 1867, modulo 11 (Act XX of 1996)."""
+    return number[0] == "8" and digit_sum(number[:9], range(1, 10)) % 11 == int(number[9])
+
+
+def hu_szemelyi(number: str) -> bool:
+    """Hungarian personal number: sex and century, date, modulo 11.
+
+    The weights rise for those born until 1996 and fall for those born since (Act XX of 1996).
+    """
+    if number[0] not in "1234" or not _is_day(int(number[3:5]), int(number[5:7])):
+        return False
+    rises, falls = range(1, 11), range(10, 0, -1)
+    weights = falls if number[0] in "34" or number[1:3] > "96" else rises
+    return digit_sum(number[:10], weights) % 11 == int(number[10])
+
+
+def lu_matricule(number: str) -> bool:
+    """Luxembourg's number: date, Luhn of 12, Verhoeff of 11 digits (law of 19 June 2013)."""
+    if number[:2] not in ("18", "19", "20") or not _is_day(int(number[4:6]), int(number[6:8])):
+        return False
+    return luhn.is_valid(number[:12]) and verhoeff.is_valid(number[:11] + number[12])
+
+
+_MALTESE = re.compile("[0-9]{1,7}[ABGHLMPZ]")
+
+
+def mt_id(number: str) -> bool:
+    """Maltese identity card: a serial, the year, a letter; it has no check (Identity Malta)."""
+    return _MALTESE.fullmatch(number) is not None and len(set(number)) > 3
 
 
 _PROVINCES = frozenset([*range(11, 16), *range(21, 24), *range(31, 38), *range(41, 47), *range(50, 55),

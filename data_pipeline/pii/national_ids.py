@@ -55,11 +55,17 @@ _WORDS = {
     "at_vsnr": _words(r"\bsv-?n(?:r|ummer)|\bvsnr|versicherungs-?(?:nr|nummer)"),
     "bg_egn": _words(r"\bегн\b|\begn\b|единен граждански"),
     "hr_oib": _words(r"\boib\b|osobni identifikacijski"),
+    "cy_tic": _words(r"\btic\b|\bα\.?φ\.?τ\b|φορολογικ|tax (?:identification|number|id)"),
     "cz_rodne_cislo": _words(r"rodn\w{1,4} č[ií]s|rodne cislo|\br\.? ?č\.|birth number"),
     "ee_isikukood": _words(r"isikukood|estonian (?:personal|id)"),
     "gr_amka": _words(r"αμκα|\bamka\b"),
+    "hu_taj": _words(r"\btaj\b"),
+    "hu_adoazonosito": _words(r"adóazonosító|adószám|hungarian tax"),
+    "hu_szemelyi": _words(r"személyi (?:azonosító|szám)|hungarian (?:personal|id)"),
     "ie_pps": _words(r"\bppsn?\b|personal public service"),
     "lt_asmens_kodas": _words(r"asmens kod|lithuanian (?:personal|id)"),
+    "lv_personas_kods": _words(r"personas kod|\bp\.? ?k\.|latvian (?:personal|id)"),
+    "mt_id": _words(r"karta tal-identità|maltese (?:id|identity)|identity card|\bid card"),
     "pt_nif": _words(r"\bnif\b|contribuinte|identificação fiscal"),
     "ro_cnp": _words(r"\bcnp\b|numeric personal"),
     "si_emso": _words(r"\bem[šs]o\b|\bjmbg\b|enotna matična"),
@@ -95,6 +101,7 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     # type, check, shapes detected by themselves, shapes that need a word; the stronger check first
     ("cn_resident_id", checks.cn_resident_id, "18, 17L", ""),
     ("fr_nir", checks.fr_nir, "15, 13 2, 13-2, 1 2 2 2 3 3 2, 1-2-2-2-3-3-2, 1.2.2.2.3.3.2, 1 2 2 2 3 3-2", ""),
+    ("lu_matricule", checks.lu_matricule, "13, 8 3 2, 8-3-2, 8 5, 4 4 3 2, 4 2 2 3 2, 4 2 2 5", ""),
     ("ch_ahv", checks.ch_ahv, "13, 3.4.4.2, 3 4 4 2, 3-4-4-2", ""),
     ("no_fodselsnummer", checks.no_fodselsnummer, "11, 6 5, 6-5", ""),
     ("za_id", checks.za_id, "13, 6 4 3, 6 4 2 1", ""),
@@ -111,6 +118,8 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ("si_emso", checks.si_emso, "13", ""),
     ("ee_isikukood", checks.ee_isikukood, "11", ""),
     ("gr_amka", checks.gr_amka, "11", "6 5, 6-5"),
+    ("lv_personas_kods", checks.lv_personas_kods, "6-5", "11, 6 5"),
+    ("hu_szemelyi", checks.hu_szemelyi, "1-6-4", "11, 1 6 4"),
     ("us_ssn", checks.us_ssn, "3-2-4", "9, 3 2 4, 3.2.4"),
     ("dk_cpr", checks.is_danish_day, "", "10, 6-4, 6 4"),
     ("in_aadhaar", checks.in_aadhaar, "", "12, 4 4 4, 4-4-4"),
@@ -118,6 +127,8 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ("nl_bsn", checks.nl_bsn, "", "9, 3 3 3, 4 2 3, 4.2.3, 3.3.3, 2 3 4, 4.3.2"),
     ("ca_sin", checks.ca_sin, "", "9, 3 3 3, 3-3-3"),
     ("au_tfn", checks.au_tfn, "", "9, 8, 3 3 3, 3-3-3, 2 3 3"),
+    ("hu_taj", checks.hu_taj, "", "9, 3 3 3, 3-3-3"),
+    ("hu_adoazonosito", checks.hu_adoazonosito, "", "10"),
     ("hr_oib", checks.hr_oib, "", "11"),
     ("lt_asmens_kodas", checks.lt_asmens_kodas, "", "11"),
     ("at_vsnr", checks.at_vsnr, "", "10, 4 6, 4-6"),
@@ -267,6 +278,7 @@ _LOWER_SHAPES = re.compile(
 _LICENCE = re.compile(
     r"[A-Z]{1,2}[0-9]{5,14}|[0-9]{4,12}[A-Z]{1,2}|[A-Z]{2,5}[0-9]{6}[A-Z0-9]{2,6}|[A-Z][0-9]{3}[A-Z0-9]{4,10}"
 )
+_CYPRIOT = re.compile("[09][0-9]{7}[A-Z]")
 _PAN_SHAPE = re.compile("[A-Z]{5}[0-9]{4}[A-Z]")
 _PPS_SHAPE = re.compile("[0-9]{7}[A-W][ABHWTX]?")
 _SAYS_BIRTH = _words(r"[^\w]{1,4}(?:date of birth|d\.?o\.?b\b|born|geb|née?\b|nacid|nato|nata|nascid|geboren)")
@@ -286,6 +298,10 @@ def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
         return
     if word != upper and not _SAYS_DNI.search(text[max(0, start - _NEAR) : start]):
         return
+    cypriot = len(word) == 9 and _CYPRIOT.fullmatch(upper) and checks.cy_tic(upper)
+    if cypriot and _is_named("cy_tic", text[max(0, start - _NEAR) : start], text[end : end + _AFTER]):
+        yield Detection(start, end, "cy_tic")
+        return
     if _SHAPES_OF_WORDS.fullmatch(upper):
         for kind, passes in _WORD_TYPES.get(len(word), ()):
             if passes(upper):
@@ -300,7 +316,9 @@ def _document(text: str, start: int, end: int) -> Iterator[Detection]:
     Its name must come before it, or a date of birth after it, as in a record.
     """
     word, before = text[start:end], text[max(0, start - _NEAR) : start]
-    if len(word) == 10 and _PAN_SHAPE.fullmatch(word) and _is_named("in_pan", before, ""):
+    if len(word) in (7, 8) and checks.mt_id(word) and _is_named("mt_id", before, ""):
+        yield Detection(start, end, "mt_id")
+    elif len(word) == 10 and _PAN_SHAPE.fullmatch(word) and _is_named("in_pan", before, ""):
         yield Detection(start, end, "in_pan")
     elif len(word) in (8, 9) and _PPS_SHAPE.fullmatch(word) and _is_named("ie_pps", before, "") and checks.ie_pps(word):
         yield Detection(start, end, "ie_pps")

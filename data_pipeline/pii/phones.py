@@ -4,8 +4,9 @@ A *run* is a maximal sequence of digit groups with at most three separators betw
 whole groups of a run. Its shape decides:
 
 - certain shapes count by themselves: international (E.164, written as in E.123 or RFC 3966: `+`, or an exit code 00
-  or 011, an assigned country code, at most 15 digits), the North American plan (NPA-NXX-XXXX), a trunk prefix 0 with
-  nine to twelve digits in groups, an area code in parentheses, mobile numbers whose plan fixes first digits and groups;
+  or 011, an assigned country code, at most 15 digits, at least seven or as few as the country's plan has), the North
+  American plan (NPA-NXX-XXXX), a trunk prefix 0 with nine to twelve digits in groups, an area code in parentheses,
+  mobile numbers whose plan fixes first digits and groups;
 - vague shapes (seven to twelve digits that no calendar, address or serial explains) count only next to a word that
   says so ("call", "Tel.", "móvil", ...), for most such digits are not telephone numbers.
 
@@ -58,6 +59,11 @@ _NATIONAL_DIGITS = {
     "82": 10, "84": 10, "86": 11, "90": 10, "91": 10, "92": 10, "93": 9, "94": 9, "95": 10, "98": 10, "53": 8,
     "351": 9, "352": 9, "353": 9, "354": 9, "356": 8, "357": 8, "358": 11, "359": 9, "370": 8, "371": 8, "372": 8,
     "380": 9, "385": 9, "386": 8, "420": 9, "421": 9, "852": 8, "886": 9, "971": 9, "972": 9,
+}  # fmt: skip
+# The shortest national numbers where they have fewer than seven digits (ITU-T E.164, national numbering plans).
+_SHORT_NATIONAL_DIGITS = {
+    "247": 5, "290": 4, "298": 6, "299": 6, "352": 6, "376": 6, "500": 5, "508": 6, "597": 6, "672": 5, "676": 5,
+    "677": 5, "678": 5, "681": 6, "682": 5, "683": 4, "685": 5, "686": 5, "687": 6, "688": 5, "690": 4,
 }  # fmt: skip
 _THREE_DIGIT_CODES = re.compile("2[1-69]|35|37|38|42|50|59|67|68|69|80|85|87|88|96|97|99")
 
@@ -199,7 +205,22 @@ def _is_international(digits: str, part: Slice) -> bool:
     if code is None or (len(part.groups) == 2 and part.between[0] == "." and len(part.groups[0]) < 2):
         return False
     national = len(digits) - len(code) - ("(0)" in "".join(_interleave(part)))
-    return 7 <= national <= _NATIONAL_DIGITS.get(code, 15 - len(code)) and (code != "1" or national == 10)
+    if national < 7:
+        return _is_short_international(code, national, part)
+    return national <= _NATIONAL_DIGITS.get(code, 15 - len(code)) and (code != "1" or national == 10)
+
+
+def _is_short_international(code: str, national: int, part: Slice) -> bool:
+    """A number of a small country, such as +376 712 345.
+
+    Its country code is a group of its own behind a "+": +376712345 may as well be an amount.
+    """
+    return (
+        "+" in part.prefix
+        and part.groups[0] == code
+        and all(len(piece) == 1 for piece in part.between)
+        and national >= _SHORT_NATIONAL_DIGITS.get(code, 7)
+    )
 
 
 def _interleave(part: Slice) -> list[str]:

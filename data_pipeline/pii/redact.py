@@ -40,7 +40,7 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 
 __all__ = ["PLACEHOLDERS", "TYPES", "Detection", "PiiConfig", "find", "redact", "redact_table", "replace"]
 
-VERSION = 4
+VERSION = 5
 
 
 class PiiConfig(Section):

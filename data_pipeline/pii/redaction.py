@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.pii.detections import PLACEHOLDERS
+from data_pipeline.pii.detections import FAMILIES, PLACEHOLDERS
 from governance.errors import ConfigError
 
 Action = Literal["replace", "mask", "pseudonymise", "count"]
@@ -74,7 +74,7 @@ def plain_form(kind: str, value: str) -> str:
         return ("+" if "+" in number[:2] else "") + re.sub("[^0-9]", "", number)
     if kind == "ipv6":
         return _full_ipv6(value.lower())
-    if kind in ("bitcoin", "jwt", "private_key") or kind.endswith(("_key", "_token", "_secret")):
+    if kind == "bitcoin" or kind in FAMILIES["secret"]:
         return value
     return _SEPARATORS.sub("", value).lower() if kind != "ipv4" else value
 

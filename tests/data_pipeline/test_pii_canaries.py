@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.pii.canaries import SENTENCES, hosts, measure, planted
-from data_pipeline.pii.canary_values import MAKERS, Draw
+from data_pipeline.pii.canary_values import MAKERS
 from data_pipeline.pii.detections import TYPES
+from data_pipeline.pii.draws import Draw
 from data_pipeline.pii.redact import find
 
 PASSAGES = [

@@ -11,6 +11,7 @@ import pytest
 from data_pipeline.pii.redact import find, replace
 
 MIXED = "q7Zr2LmX9vKb4TnW8cJp5HdF1gSy6AeU3oRi0BwQ"
+HEX = "4f9a0c7be1d25386" * 4
 FORMS = {
     "aws_key": ["AKIA" + "IOSFODNN7EXAMPLE", "ASIA" + "2345ABCDEFGHIJKL"],
     "github_token": ["ghp_" + MIXED[:36], "ghs_" + MIXED[:36], "github_pat_" + MIXED[:22] + "_" + (MIXED * 2)[:59]],
@@ -20,6 +21,29 @@ FORMS = {
     ],
     "google_key": ["AIza" + "Sy" + MIXED[:33]],
     "stripe_key": ["sk_live_" + MIXED[:24], "rk_test_" + MIXED[:30]],
+    "age_key": ["AGE-SECRET-" + "KEY-1" + "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L"[:29] * 2],
+    "atlassian_token": ["ATBB" + MIXED[:32]],
+    "databricks_token": ["dapi" + HEX[:32], "dapi" + HEX[:32] + "-2"],
+    "digitalocean_token": ["dop_v1_" + HEX],
+    "discord_token": ["MTA1MjM0NTY3ODkwMTIzNDU2Nw" + ".GaBcDe." + MIXED[:38]],
+    "docker_token": ["dckr_" + "pat_" + MIXED[:27]],
+    "doppler_token": ["dp.pt." + (MIXED * 2)[:43]],
+    "dropbox_token": ["sl." + (MIXED * 4)[:135]],
+    "google_oauth_token": ["GOCSPX-" + MIXED[:28], "ya29." + MIXED],
+    "grafana_token": ["glsa_" + MIXED[:32] + "_" + HEX[:8]],
+    "linear_key": ["lin_api_" + MIXED],
+    "mailchimp_key": [HEX[:32] + "-us14"],
+    "mailgun_key": ["key-" + HEX[:32]],
+    "new_relic_key": ["NRAK-" + (MIXED * 2).upper()[:27]],
+    "postman_key": ["PMAK-" + HEX[:24] + "-" + HEX[:34]],
+    "rubygems_key": ["rubygems_" + HEX[:48]],
+    "shopify_token": ["shpat_" + HEX[:32], "shppa_" + HEX[:32]],
+    "square_token": ["sq0atp-" + MIXED[:22]],
+    "telegram_token": ["123456789" + ":AA" + MIXED[:33]],
+    "terraform_token": [MIXED[:14] + ".atlasv1." + (MIXED * 2)[:67]],
+    "twilio_key": ["SK" + HEX[:32]],
+    "vault_token": ["hvs." + (MIXED * 3)[:95]],
+    "webhook_url": ["hooks.slack.com/services/" + "T0123456789/B0123456789/" + MIXED[:24]],
     "service_token": ["glpat-" + MIXED[:20], "npm_" + MIXED[:36], "hf_" + MIXED[:34], "sk-proj-" + MIXED],
 }
 
@@ -37,10 +61,33 @@ def test_each_form_is_found_whole(kind, value, frame):
         "AKIA" + "IOSFODNN7EXAMPL", "XAKIA" + "IOSFODNN7EXAMPLE", "AKIA" + "iosfodnn7example", "ghp_" + MIXED[:35],
         "ghx_" + MIXED[:36], "xoxb-short", "AIza" + MIXED[:34], "sk_live_short", "sk-learn-something", "npm_install",
         "hf_hub_download", "github_party_of_the_year", "eyJhbGciOi.not.json", "sk_test_" + "x" * 10,
+        "dapi" + HEX[:31], "MTHello0aBcDeFgHiJkLmNoPqR" + ".GaBcDe." + MIXED[:38], HEX[:32] + "-use1", "sl.example.org",
+        "key-" + HEX[:31], "SKU" + HEX[:32], "SK" + HEX[:33], "123:AA" + MIXED[:33], "hvs.", "EAAA", "AGE-OLD-1",
+        "discord.com/api/webhooks", "hooks.slack.com/services/x", "lin_alg_norm", "dp.dtype.float32", "AAAAAAAAAAAA",
     ],
 )  # fmt: skip
 def test_what_only_begins_like_one_stays(text):
     assert find(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://ines:{}@files.example.org/x", "postgres://app:{}@10.0.0.7:5432/main", "redis://:{}@cache:6379",
+     'url = "amqp://svc:{}@[2001:db8::1]/q"', "见 https://ines:{}@x.example。"],
+)  # fmt: skip
+def test_the_password_of_an_address_goes_and_the_rest_stays(text):
+    secret = "tr0ub4dor.Zq"
+    whole = text.format(secret)
+    assert replace(whole, find(whole)) == text.format("[URL_PASSWORD]")
+
+
+def test_azure_keys_count_after_their_names():
+    for size, name in ((86, "AccountKey="), (43, "SharedAccessKey="), (43, 'primary_key: "')):
+        value = (MIXED * 3)[:size] + ("==" if size == 86 else "=")
+        text = f"Endpoint=sb://x;{name}{value}"
+        assert [(found.type, text[found.start : found.end]) for found in find(text)] == [("azure_key", value)]
+    secret = "abc8Q~" + MIXED[:34]
+    assert [found.type for found in find(f"client_secret={secret}")] == ["azure_key"]
 
 
 def jwt(header, body="{}"):

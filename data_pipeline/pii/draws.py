@@ -1,0 +1,37 @@
+"""Draws: numbers, letters and choices that a seed fixes for good."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from governance.splitmix64 import INCREMENT, finalise
+
+_MASK = (1 << 64) - 1
+
+
+class Draw:
+    """A stream of numbers that a seed fixes for good: SplitMix64."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = np.array([seed & _MASK], np.uint64)
+
+    def below(self, limit: int) -> int:
+        """A number from 0 to `limit` - 1."""
+        self._state += INCREMENT
+        return int(finalise(self._state)[0]) % limit
+
+    def one(self, *choices: str) -> str:
+        """One of the choices."""
+        return choices[self.below(len(choices))]
+
+    def text(self, length: int, alphabet: str = "0123456789") -> str:
+        """That many letters of the alphabet."""
+        return "".join(alphabet[self.below(len(alphabet))] for _ in range(length))
+
+    def filled(self, *patterns: str) -> str:
+        """One of the patterns, with a digit for each "#"."""
+        return "".join(self.text(1) if letter == "#" else letter for letter in self.one(*patterns))
+
+    def number(self, first: int, last: int, width: int = 2) -> str:
+        """A number from `first` to `last`, with leading zeros."""
+        return str(first + self.below(last - first + 1)).zfill(width)
