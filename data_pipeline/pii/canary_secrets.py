@@ -1,4 +1,4 @@
-"""Generator of made-up keys and tokens, one form or more for each type.
+"""Generator of made-up keys and tokens of each type.
 
 As in `canary_values`, a maker spells a token from its provider's description; the finder's grammars are not read.
 """

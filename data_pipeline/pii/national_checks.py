@@ -188,12 +188,18 @@ def is_danish_day(number: str) -> bool:
 
 
 def hu_taj(number: str) -> bool:
-    """Hungarian social security number: weights 3 and 7 modulo 10 (Act LXXXIII of 1997)."""
+    """Hungarian social security number: weights 3 and 7 modulo 10.
+
+    The source is Act LXXXIII of 1997.
+    """
     return len(set(number)) > 1 and digit_sum(number[:8], (3, 7) * 4) % 10 == int(number[8])
 
 
 def hu_adoazonosito(number: str) -> bool:
-    """Hungarian tax number of a person: 8, days since 1867, modulo 11 (Act XX of 1996)."""
+    """Hungarian tax number of a person: 8, days since 1867, modulo 11.
+
+    The source is Act XX of 1996.
+    """
     return number[0] == "8" and digit_sum(number[:9], range(1, 10)) % 11 == int(number[9])
 
 
@@ -210,7 +216,10 @@ def hu_szemelyi(number: str) -> bool:
 
 
 def lu_matricule(number: str) -> bool:
-    """Luxembourg's number: date, Luhn of 12, Verhoeff of 11 digits (law of 19 June 2013)."""
+    """Luxembourg's number: date, Luhn of 12, Verhoeff of 11 digits.
+
+    The source is the law of 19 June 2013.
+    """
     if number[:2] not in ("18", "19", "20") or not _is_day(int(number[4:6]), int(number[6:8])):
         return False
     return luhn.is_valid(number[:12]) and verhoeff.is_valid(number[:11] + number[12])
@@ -220,7 +229,10 @@ _MALTESE = re.compile("[0-9]{1,7}[ABGHLMPZ]")
 
 
 def mt_id(number: str) -> bool:
-    """Maltese identity card: a serial, the year, a letter; it has no check (Identity Malta)."""
+    """Maltese identity card: a serial, the year, a letter, no check.
+
+    The source is Identity Malta.
+    """
     return _MALTESE.fullmatch(number) is not None and len(set(number)) > 3
 
 

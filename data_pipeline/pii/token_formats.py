@@ -1,4 +1,4 @@
-"""Token formats of providers: the mark that begins each, and the grammar of the rest.
+"""Token formats of providers: marks and grammars.
 
 The sources are the providers' documentation of their token formats and RFC 7519 (JWT). A mark is what
 `kernels.pii_candidates` looks for; tokens that begin otherwise are found from the mark inside them (`TOKENS_BEHIND`)
@@ -91,7 +91,7 @@ TOKENS_BEHIND: tuple[tuple[str, str, re.Pattern[str], re.Pattern[str]], ...] = t
          rf"atlasv1\.[0-9A-Za-z_\-]{{60,70}}{_END_DASHED}"),
     )
 )  # fmt: skip
-"""Type, the mark inside the token, the grammar before the mark and from the mark on."""
+"""Type, mark inside the token, grammar before it and from it on."""
 
 _AZURE_NAME = r"(?:account|access|primary|secondary|storage)[_\- ]?key"
 ASSIGNED_FORMATS: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tuple(
@@ -106,6 +106,6 @@ ASSIGNED_FORMATS: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tup
         ),
     )
 )
-"""Type, the name before and the grammar of formats without a mark in front."""
+"""Type, name before the value, and grammar; no mark is in front."""
 
 MAILCHIMP = re.compile(rf"[0-9a-f]{{32}}-us[0-9]{{1,2}}{_END_DASHED}")
