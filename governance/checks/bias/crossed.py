@@ -8,6 +8,7 @@ of gender. Effects at an intersection need not be the sum of its parts (Crenshaw
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -47,12 +48,13 @@ def chosen_pairs(pairs: Sequence[str] | None, axes: Collection[str]) -> tuple[st
 
 def crossed_groups(groups: Sequence[Name], pairs: Sequence[str]) -> tuple[Crossed, ...]:
     """Intersections of one language's groups, ordered by pair and group."""
+    of_axis: dict[str, list[tuple[int, str]]] = {}
+    for number, (axis, group) in enumerate(groups):
+        of_axis.setdefault(axis, []).append((number, group))
     return tuple(
         Crossed((pair, f"{group}{CROSS}{crossing_group}"), one, other)
         for pair in dict.fromkeys(pairs)
-        for one, (axis, group) in enumerate(groups)
-        for other, (crossing, crossing_group) in enumerate(groups)
-        if [axis, crossing] == pair.split(CROSS)
+        for (one, group), (other, crossing_group) in itertools.product(*(of_axis.get(a, ()) for a in pair.split(CROSS)))
     )
 
 

@@ -98,9 +98,7 @@ class Lexicons:
         return hash(self.sha256)
 
 
-@functools.lru_cache(maxsize=4)
-def _ours(name: str) -> ListFile:
-    return read_lists(name)
+_ours = functools.cache(read_lists)
 
 
 def load_lexicons(config: WordListsConfig, folder: Path = Path()) -> Lexicons:
@@ -113,10 +111,25 @@ def load_lexicons(config: WordListsConfig, folder: Path = Path()) -> Lexicons:
     Raises:
         ConfigError: a file is invalid.
     """
-    from governance.checks.bias.word_lists.outside_lists import as_list_file, outside_lists
+    from governance.checks.bias.word_lists.outside_lists import outside_lists
 
     chosen: dict[str, ListFile] = {name: read_lists(name, folder / path) for name, path in config.lists.items()}
     chosen |= outside_lists(config, folder)
+    if chosen or config.names:
+        return _of_lists(chosen, folder / config.names if config.names else None, config.intersections)
+    return _of_our_lists(config.intersections)
+
+
+@functools.cache
+def _of_our_lists(intersections: tuple[str, ...] | None) -> Lexicons:
+    """Our lists alone, merged once per process."""
+    return _of_lists({}, None, intersections)
+
+
+def _of_lists(chosen: Mapping[str, ListFile], names_file: Path | None, intersections: Sequence[str] | None) -> Lexicons:
+    """Our lists, some of them replaced or joined by a run's own."""
+    from governance.checks.bias.word_lists.outside_lists import as_list_file
+
     files: dict[str, ListFile] = {name: _ours(name) for name in OURS}
     files |= chosen
     identity = _merged([files[name] for name in ("terms", "holistic") if name in files])
@@ -127,14 +140,14 @@ def load_lexicons(config: WordListsConfig, folder: Path = Path()) -> Lexicons:
     own_format = [name for name in (*instruments, "dialects") if not name.startswith(SCORED)]
     _require_headings({name: chosen[name] for name in own_format if name in chosen})
     left_out_names = None
-    if config.names:
+    if names_file is not None:
         terms = _merged([file for name, file in files.items() if name != "dialects"])
         flat = {code: [term for of in lists.values() for some in of.values() for term in some]
                 for code, lists in terms.items()}  # fmt: skip
-        names, left_out_names = apart_from(given_names(folder / config.names, identity), flat)
+        names, left_out_names = apart_from(given_names(names_file, identity), flat)
         files["names"] = as_list_file(names)
         identity = _merged([ListFile(1, "", identity), files["names"]])
-    pairs = chosen_pairs(config.intersections, {axis for axes in identity.values() for axis in axes})
+    pairs = chosen_pairs(intersections, {axis for axes in identity.values() for axis in axes})
     languages, left_out = {}, 0
     for code in sorted(identity):
         weighed = {number: lists.get(code, {}).get(name, {}) for number, lists, name in scored}
