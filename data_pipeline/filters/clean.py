@@ -62,7 +62,7 @@ from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 
 
 class CleanConfig(Thresholds):

@@ -99,13 +99,14 @@ def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -
     rows = np.array([index.get(code, -1) for code in languages], np.int64)
     features = np.zeros((len(offsets) - 1, len(FEATURES)))
     longest = int(np.diff(offsets).max(initial=0))
-    _measure(data, offsets, *stop_word_bytes(), rows, word_classes(), longest // 2 + 2, features)
+    firsts = np.cumsum([0, *(len(STOP_WORDS[code]) for code in index)])
+    _measure(data, offsets, *stop_word_bytes(), firsts, rows, word_classes(), longest // 2 + 2, features)
     return features
 
 
 @functools.cache
 def stop_word_bytes() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Stop words end to end, eight per language, with offsets."""
+    """Stop words of all languages end to end, with offsets."""
     words = [word.encode() for code in sorted(STOP_WORDS) for word in STOP_WORDS[code]]
     return np.frombuffer(b"".join(words), np.uint8), np.cumsum([0, *map(len, words)])
 
@@ -246,7 +247,7 @@ def _tail(data, start, end, text_end, kinds):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _measure(data, offsets, stop_data, stop_offsets, stop_rows, kinds, capacity, out):  # type: ignore[no-untyped-def]
+def _measure(data, offsets, stop_data, stop_offsets, stop_firsts, stop_rows, kinds, capacity, out):  # type: ignore[no-untyped-def]
     words, ends = np.empty(capacity, np.uint64), np.empty(capacity + 1, np.int64)  # ends: characters before each word
     starts, sizes = np.empty(capacity, np.int64), np.empty(capacity, np.int32)
     first, gram, places = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
@@ -354,12 +355,12 @@ def _measure(data, offsets, stop_data, stop_offsets, stop_rows, kinds, capacity,
         _repeated_words(words, n_words, table, firsts, first, twice)
         _repeated_grams(n_words, ends, first, twice, gram, places, table, firsts, counts, feature[12:21])
         if stop_rows[d] >= 0:
-            q = 8 * stop_rows[d]
+            q, q_end = stop_firsts[stop_rows[d]], stop_firsts[stop_rows[d] + 1]
             longest = int64(0)
-            for r in range(q, q + 8):
+            for r in range(q, q_end):
                 size = stop_offsets[r + 1] - stop_offsets[r]
                 longest = size if size > longest else longest
-            feature[7] = _stop_words(data, starts, sizes, first, n_words, stop_hashes[q : q + 8], longest)
+            feature[7] = _stop_words(data, starts, sizes, first, n_words, stop_hashes[q:q_end], longest)
         feature[21] = share(unspaced, ends[n_words])
         feature[22] = sentences
         feature[23] = share(punctuated_lines, n_lines)

@@ -1,4 +1,4 @@
-"""Eight common function words for each of 44 languages.
+"""Eight common function words for each of 44 languages, in each alphabet.
 
 English has the list of the paper (Rae et al. 2021, section A.1.1). Where words are not spaced, each entry is one word
 as `kernels/words.py` cuts it: a character of Chinese or Japanese, a syllable of Thai. ASCII capitals are folded, and no
@@ -42,7 +42,7 @@ STOP_WORDS: dict[str, tuple[str, ...]] = {
     "ru": ("и", "в", "не", "на", "что", "с", "как", "по"),
     "sk": ("a", "sa", "v", "na", "je", "že", "s", "z"),
     "sl": ("in", "je", "v", "da", "na", "se", "za", "so"),
-    "sr": ("и", "у", "је", "да", "се", "на", "за", "су"),
+    "sr": ("и", "у", "је", "да", "се", "на", "за", "су", "i", "u", "je", "da", "se", "na", "za", "su"),
     "sv": ("och", "att", "det", "som", "en", "på", "är", "med"),
     "sw": ("ya", "na", "wa", "kwa", "ni", "za", "katika", "la"),
     "ta": ("ஒரு", "என்று", "இந்த", "மற்றும்", "என", "அது", "அந்த", "நான்"),

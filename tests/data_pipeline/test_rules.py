@@ -285,6 +285,13 @@ def test_a_declaration_in_a_script_without_spaces_stays():
         assert max(rates.values()) == 0, (presets, rates)
 
 
+def test_serbian_is_kept_in_both_its_alphabets():
+    """The identifier says "sr" of both, so both have stop words."""
+    texts = {row["id"].partition(":")[2]: row["text"] for row in corpus("udhr")}
+    values = measure(CleanConfig(), pa.array([texts["srp_cyrl"], texts["srp_latn"]], pa.large_string()), ["sr", "sr"])
+    assert values["stop_words"].tolist() == [8, 8]
+
+
 @pytest.mark.parametrize(("presets", "least"), [(("gopher",), 0.88), (("c4",), 0.88), (("fineweb_paper",), 0.85)])
 def test_parallel_pages_are_kept_alike_in_every_language(presets, least):
     """The same help pages in twenty languages, whatever the script and however long its words."""

@@ -25,7 +25,6 @@ SITES = (2, 3, 4, 5, 8, 12, 20, 28)
 _SHAPE = Shape(documents=20, rare=28, common=False, density=0.06, named=True)
 _A_SITE = 12  # documents on average, of 1.5 sentences each
 _METRICS = ("npmi_gap", "sentiment_gap", "toxicity_ratio")
-_LEAST = 100  # with fewer intervals a coverage is only reported
 
 
 def sites_of(group: str) -> int:
@@ -71,7 +70,7 @@ def few_sites(quick: bool) -> list[Goal]:
     goals = []
     for (metric, sites), (held, rows, low) in sorted(measured(range(20 if quick else 300)).items()):
         name, note = f"bias_few_sites.{metric}.{sites}", f"{rows:,} intervals"
-        if sites < LEAST_BUCKETS or rows < _LEAST:
+        if sites < LEAST_BUCKETS or rows < bias_null.LEAST_INTERVALS:
             why = "the rule of five buckets gives these none" if sites < LEAST_BUCKETS else "few"
             goals.append(figure(f"{name}.coverage", held / rows, f"{note}; {why}"))
         else:

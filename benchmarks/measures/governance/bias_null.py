@@ -35,6 +35,8 @@ CATEGORIES = ("crime", "science", "family")
 SUITES = ("association", "tone", "impact")
 NULLS = {"npmi": 0.0, "npmi_gap": 0.0, "sentiment_gap": 0.0, "toxicity_ratio": 1.0, "keep_ratio_adjusted": 1.0}
 LEVEL = 0.05
+LEAST_INTERVALS = 100
+"""With fewer intervals a coverage is only reported."""
 LEANINGS = {"a": 3.0, "b": 1 / 3, "category": 3.0, "praise": 0.6, "abuse": 4.0, "kept": 0.8}
 """The second source's rates over the first's."""
 _OF_ONE_SOURCE = ("npmi", "share")
@@ -281,17 +283,26 @@ def bias_null(quick: bool) -> list[Goal]:
 
 
 def coverage_of(held: Integers) -> tuple[float, float]:
-    """The share of rows whose interval held the truth, and its standard error; `held` is [corpora, 2]."""
+    """The share of rows whose interval held the truth, and its standard error; `held` is [corpora, 2].
+
+    The error is at least that of independent rows at 95 %: few rows without a miss would otherwise have none.
+    """
     inside, rows = held.sum(axis=0)
     corpora, residuals = len(held), held[:, 0] - inside / rows * held[:, 1]
-    return inside / rows, float(np.sqrt(corpora / (corpora - 1) * (residuals**2).sum()) / rows)
+    clustered = np.sqrt(corpora / (corpora - 1) * (residuals**2).sum()) / rows
+    return inside / rows, float(max(clustered, np.sqrt(0.95 * 0.05 / rows)))
 
 
 def _goals(name: str, number: int, held: Mapping[str, Integers], alarms: Counter[str]) -> Iterator[Goal]:
     for metric, of in sorted(held.items()):
-        coverage, error = coverage_of(of)
-        note = f"standard error {error:.4f}; {of[:, 1].sum():,} intervals in {number} corpora"
+        (coverage, error), rows = coverage_of(of), of[:, 1].sum()
+        note = f"standard error {error:.4f}; {rows:,} intervals in {number} corpora"
+        if rows < LEAST_INTERVALS:
+            yield figure(f"bias_null.{name}.{metric}.coverage", coverage, f"{note}; few")
+            continue
         yield Goal(f"bias_null.{name}.{metric}.coverage_at_least", coverage, round(0.93 - 2 * error, 4), note=note)
         yield Goal(f"bias_null.{name}.{metric}.coverage_at_most", coverage, round(0.97 + 2 * error, 4), "<=", note)
+    by_chance = 0 if number >= 300 else 2 * (LEVEL * (1 - LEVEL) / number) ** 0.5  # two standard errors
     for suite, hits in sorted(alarms.items()):
-        yield Goal(f"bias_null.{name}.{suite}.alarms", hits / number, LEVEL, "<=", f"corpora of {number}, q < .05")
+        note = f"corpora of {number}, q < .05"
+        yield Goal(f"bias_null.{name}.{suite}.alarms", hits / number, round(LEVEL + by_chance, 4), "<=", note)
