@@ -44,6 +44,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
     task = getattr(arguments, "task", None)
+    announcing = open_journal(run.config.governance, run.folder, root.absolute())
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
     runtime = Runtime(
         root=root.absolute(),
@@ -53,7 +54,8 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         mode="share" if task and not arguments.wait else "join" if getattr(arguments, "merge", False) else "all",
         engine=getattr(arguments, "engine", "duckdb"),
         hooks=Hooks(
-            meter=meter(run.config.energy, ledger),
+            # The meter's thread may announce, so it has a journal of its own.
+            meter=meter(run.config.energy, ledger, announcing.state_ledger),
             budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
             attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
             begin=journal.state_begin,

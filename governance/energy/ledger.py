@@ -56,6 +56,9 @@ KINDS = ("begin", "beat", "end")
 
 Outcome = Literal["surviving", "wasted", "unknown"]
 
+Announce = Callable[[Path], None]
+"""States in the journal that a file of the ledger will be begun."""
+
 
 @dataclass(frozen=True)
 class EnergySample:
@@ -134,28 +137,33 @@ def time_text() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def host_ledger(ledger: Path, host: str | None = None) -> Path:
+def announce_nothing(path: Path) -> None:
+    """Begin a file without a journal."""
+
+
+def host_ledger(ledger: Path, host: str | None = None, announce: Announce = announce_nothing) -> Path:
     """The file that this host appends to.
 
-    It is `ledger` for the host that made it, else one of its own beside it.
+    It is `ledger` for the host that made it, else one of its own beside it. `announce` is called before it is begun.
 
     Appends from two hosts to one file can overwrite each other on NFS (open(2), O_APPEND), so no two hosts share
     one; a file is claimed by a hard link, which is atomic there too.
     """
     host = host or socket.gethostname()
-    if _claim(ledger, host) == host:
+    if _claim(ledger, host, announce) == host:
         return ledger
     other = ledger.with_name(f"{ledger.stem}.{host}{ledger.suffix}")
-    _claim(other, host)
+    _claim(other, host, announce)
     return other
 
 
-def _claim(path: Path, host: str) -> str | None:
+def _claim(path: Path, host: str, announce: Announce) -> str | None:
     """Make the ledger `path` for `host` unless it exists.
 
     Return the host whose file it is.
     """
     if not path.exists():
+        announce(path)
         claim = path.with_name(f".{path.name}.{host}.{os.getpid()}")
         write_text(claim, _line({"kind": "ledger", "schema": SCHEMA, "host": host}) + "\n")
         place(claim, path)

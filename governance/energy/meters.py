@@ -32,7 +32,16 @@ from governance.energy.counters import GreatestPower
 from governance.energy.cpu_model import cpu_times
 from governance.energy.factors import FactorsConfig
 from governance.energy.hwmon import open_board, open_hwmon
-from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, PHASES, append, host_ledger, joules_of
+from governance.energy.ledger import (
+    MARKS,
+    MOST_SAMPLE_SECONDS,
+    PHASES,
+    Announce,
+    announce_nothing,
+    append,
+    host_ledger,
+    joules_of,
+)
 from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.rapl import EnergyPart, EnergySource, open_rapl
@@ -71,10 +80,11 @@ class EnergyConfig(Section):
     """What turns the energy into carbon and water, for the report."""
 
 
-def meter(config: EnergyConfig, ledger: Path) -> Meter:
+def meter(config: EnergyConfig, ledger: Path, announce: Announce = announce_nothing) -> Meter:
     """The meter of a run.
 
-    It is a factory of contexts that measure the node and record in `ledger`.
+    It is a factory of contexts that measure the node and record in `ledger`. `announce` is called, in any thread,
+    before this host begins a file of it.
 
     While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method,
     time and bounds (`_Measuring.publish`), under "read" what takes a sample now, under "interval" its name in the
@@ -103,7 +113,7 @@ def meter(config: EnergyConfig, ledger: Path) -> Meter:
         energy = {**UNKNOWN_ENERGY, CLOCK: PhaseClock(_FIRST_PHASES.get(stage, DATA_STAGE))}
         allotted = _allotted(config)
         with _turn(ledger, allotted.job if allotted else None) as turn:
-            measuring = _Measuring(config, ledger, about, energy, turn, allotted)
+            measuring = _Measuring(config, (ledger, announce), about, energy, turn, allotted)
             measuring.begin(before=round(max(0.0, seconds_alive() - ended[0]), 3))
             try:
                 yield energy
@@ -159,7 +169,7 @@ class _Measuring:
     def __init__(
         self,
         config: EnergyConfig,
-        ledger: Path,
+        place: tuple[Path, Announce],
         about: dict[str, Any],
         energy: dict[str, Any],
         turn: Turn,
@@ -167,13 +177,15 @@ class _Measuring:
     ):
         self.config, self.energy, self.turn, self.allotted = config, energy, turn, allotted
         self.scope = str(allotted) if allotted else "node"
-        self.path = ledger
+        self.path, self.announce = place
         self.sources, self.missing = _open_sources(config, allotted) if turn.ours else ([], [])
         shared = f"shared: measured by pid {turn.pid}" if turn.pid else "shared: measured by another meter"
         self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
         if not turn.ours:
             self.missing = [f"everything: the node is {shared.removeprefix('shared: ')}"]
-        self.ledger = ledger if turn.ours or not self._same_ledger() else None  # the holder's lines hold these joules
+        self.ledger = (
+            self.path if turn.ours or not self._same_ledger() else None
+        )  # the holder's lines hold these joules
         self.file: Path | None = None
         self.started = self.began = time.monotonic()
         self.late = not turn.ours
@@ -200,7 +212,7 @@ class _Measuring:
     def _record(self, **values: Any) -> None:
         """Open the interval in the ledger if no other line counts it."""
         try:
-            self.file = host_ledger(self.ledger) if self.ledger else None
+            self.file = host_ledger(self.ledger, announce=self.announce) if self.ledger else None
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: this interval is not in the ledger: %s", error)
         self._write("begin", **values)

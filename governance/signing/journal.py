@@ -10,7 +10,8 @@ that let it start and its last checkpoint. So the way from a source file to a ch
 journal alone, when the artifacts are gone.
 
 The files that only grow (energy ledger, a training's record) have no manifest until they are finished; each line states
-how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`).
+how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`). A ledger's file is announced
+before it is begun.
 
 Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so no account
 without a key can drop, reorder, replay or alter a line and repair the chain. A chain cannot show that its own last
@@ -25,6 +26,7 @@ Price: one signature and one `fsync` a line, some milliseconds; the file is read
 from __future__ import annotations
 
 import datetime
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 GIVEN_UP = "urn:assay:given-up:1"
 BEGUN = "begun-anew"
 BEGUN_TYPE = "urn:assay:begun-anew:1"
+LEDGER = "ledger"
+LEDGER_TYPE = "urn:assay:ledger:1"
 VERDICT = "verdict"
 _LOCK = "journal.lock"
 _LATE_SECONDS = 60.0
@@ -231,6 +235,21 @@ class Journal:
             return statement({FILE_NAME: self._digests[-1]}, BEGUN_TYPE, {"folder": name}) if begun else None
 
         self._append(BEGUN, make, begun)
+
+    def state_ledger(self, path: Path) -> None:
+        """Announce a file of the energy ledger, before its first line."""
+        name = path.relative_to(self.path.parent).as_posix()
+        begun: list[Prefix] = []
+
+        def make() -> dict[str, Any] | None:
+            if name in self._prefixes:
+                return None
+            begun.append(Prefix(name, 0, 0, sha256_bytes(b"")))
+            before = self._digests[-1] if self._digests else sha256_bytes(b"")
+            # A journal is known by its first line, which this may be: the nonce tells two roots of one second apart.
+            return statement({FILE_NAME: before}, LEDGER_TYPE, {"file": name, "nonce": uuid.uuid4().hex})
+
+        self._append(LEDGER, make, begun)
 
     def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
         """Void the times of lines ahead of the clock; return the count.

@@ -16,6 +16,10 @@ A training whose records were removed (most often with its folder) begins them a
 stated before it no longer counts. It is stated only where none of the folder's files is left: with one of them there,
 the others were taken away.
 
+A file of the energy ledger is announced before its first line (`Journal.state_ledger`): 0 bytes, without `anew`. So one
+that no line announces is foreign, however young it is: it is never stated, it is a fault, and no report counts it. A
+ledger of an earlier release was stated without an announcement, which counts as one.
+
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
 """
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +36,14 @@ from typing import Any
 from governance.files import running_sha256
 from governance.log import get_logger
 
-GROWING = ("energy.jsonl", "energy.*.jsonl", "train/*/*.jsonl", "slurm/*.jsonl", "slurm/attempts/*.jsonl")
+LEDGERS = ("energy.jsonl", "energy.*.jsonl")
+"""Patterns of the energy ledger's files, one for each host."""
+GROWING = (*LEDGERS, "train/*/*.jsonl", "slurm/*.jsonl", "slurm/attempts/*.jsonl")
 """Patterns, relative to a root, of the files that its processes append lines to."""
 GROWN = "grown"
 """The field of a statement's `journal` block."""
+FOREIGN = "no line of the journal announced this ledger, so nobody signed its energy. Move it out of the root"
+"""The fault of a ledger that no run of this root began."""
 _BLOCK = 1 << 20
 
 
@@ -71,7 +79,16 @@ def read_prefix(values: Mapping[str, Any]) -> Prefix:
 
 def growing_files(root: Path) -> list[Path]:
     """The files below `root` that grow, in name order."""
-    return sorted({path for pattern in GROWING for path in root.glob(pattern) if path.is_file()})
+    return _matching(root, GROWING)
+
+
+def foreign_ledgers(root: Path, announced: Container[str]) -> list[str]:
+    """Names of ledger files that no line of the journal announced."""
+    return [path.name for path in _matching(root, LEDGERS) if path.name not in announced]
+
+
+def _matching(root: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
 
 
 @dataclass
@@ -98,14 +115,17 @@ class RunningDigests:
         """Statements for each file grown since `stated`.
 
         A file that is shorter than what was stated of it is passed over: another node may see it so for a moment, and
-        `prefix_faults` reports one that stays so.
+        `prefix_faults` reports one that stays so. So is a ledger that nobody announced.
 
         Raises:
             OSError: a file cannot be read.
         """
         found = []
+        foreign = foreign_ledgers(self._root, stated)
         for path in growing_files(self._root):
             name = path.relative_to(self._root).as_posix()
+            if name in foreign:
+                continue
             last = stated.get(name)
             least = last.bytes if last else 0
             with contextlib.suppress(FileNotFoundError):  # its folder was removed in this moment
@@ -191,7 +211,11 @@ def prefix_faults(root: Path, stated: Mapping[str, Sequence[StatedPrefix]]) -> t
     """
     faults: list[str] = []
     notes: list[str] = []
+    foreign = foreign_ledgers(root, stated)
     for name in sorted({*stated, *(path.relative_to(root).as_posix() for path in growing_files(root))}):
+        if name in foreign:
+            faults.append(f"{name}: {FOREIGN}")
+            continue
         ours = list(stated.get(name, ()))
         breaks = [index for index, item in enumerate(ours) if item.prefix.anew]
         begun = [index for index in breaks if not ours[index].prefix.bytes]

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from governance.config import Section
 from governance.energy.ledger import host_ledger
 from governance.energy.meters import EnergyConfig, meter
+from governance.errors import GateClosed
 from governance.files import append_line, sha256_bytes, write_bytes
+from governance.gate.chain import require_announced
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import Manifest, describe
 from governance.signed_notes import write_note
-from governance.signing.running_digests import RunningDigests, StatedPrefix, prefix_faults
+from governance.signing.running_digests import Prefix, RunningDigests, StatedPrefix, prefix_faults
 from governance.stage import Made, Recipe, Runtime, commit, run_stage
 from governance.verification import verify_artifact, verify_root
 
@@ -33,9 +35,13 @@ ACTIONS = st.one_of(
 )
 
 
+ANNOUNCED = {name: Prefix(name, 0, 0, sha256_bytes(b"")) for name in FILES[:2]}
+
+
 def play(root, actions):
     """Append, tear and state in the given order; returns the statements as the journal would hold them."""
-    living, last, stated = {name: RunningDigests(root) for name in ("first process", "second process")}, {}, {}
+    living, last = {name: RunningDigests(root) for name in ("first process", "second process")}, {**ANNOUNCED}
+    stated = {name: [StatedPrefix("its announcement", prefix)] for name, prefix in ANNOUNCED.items()}
     for what, word in actions:
         if what in ("state", "train again"):
             running = living.get(word) or RunningDigests(root)
@@ -63,11 +69,11 @@ def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path
     assert faults == []
     sizes = {name: items[-1].prefix.bytes for name, items in stated.items()}
     unsaid = {name for name in FILES if (root / name).exists() and (root / name).stat().st_size > sizes.get(name, 0)}
-    again = {name for name, items in stated.items() if any(item.prefix.bytes == 0 for item in items)}
+    again = {name for name, items in stated.items() if any(item.prefix.anew for item in items)}
     assert {note.partition(":")[0] for note in notes if "not stated yet" in note} == unsaid
     assert {note.partition(":")[0] for note in notes if "begun anew" in note} == again
     for name, items in stated.items():
-        assert [item.prefix.anew for item in items] == [item.prefix.bytes == 0 for item in items]
+        assert [item.prefix.anew for item in items] == [not item.prefix.bytes and name in FILES[2:] for item in items]
         if not sizes[name]:
             continue
         whole = (root / name).read_bytes()
@@ -100,7 +106,7 @@ def test_a_break_is_signed_and_stays_a_fault(tmp_path, caplog):
     names = ("energy.jsonl", "train/0123456789abcdef/metrics.jsonl")
     for name in names:
         append_line(tmp_path / name, "12345")
-    running, last, stated = RunningDigests(tmp_path), {}, {}
+    running, last, stated = RunningDigests(tmp_path), {**ANNOUNCED}, {}
     for prefix in running.grown(last):
         last[prefix.path] = prefix
         stated[prefix.path] = [StatedPrefix("line 0", prefix)]
@@ -129,7 +135,7 @@ def test_a_folder_with_one_of_its_files_left_does_not_begin_anew(tmp_path):
 
 def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch):
     path = tmp_path / "energy.jsonl"
-    running, last, read = RunningDigests(tmp_path), {}, []
+    running, last, read = RunningDigests(tmp_path), {**ANNOUNCED}, []
     whole = RunningDigests._advance
 
     def counted(self, path, name, known):
@@ -152,7 +158,8 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no other meter of this machine holds the lock
     root = tmp_path / "root"
     journal = open_journal(CONFIG, tmp_path, root)
-    measure = meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl")
+    announce = open_journal(CONFIG, tmp_path, root).state_ledger
+    measure = meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl", announce)
     runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, CONFIG, tmp_path, root)))
 
     def make(folder):
@@ -179,7 +186,7 @@ def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
 
     ledger.write_text(re.sub(r'"(millijoules|low|high)":(\d+)', tenth, whole))
     output = [line for line in problems_of(root).problems if line.startswith("energy.jsonl: ")]
-    assert any("journal.jsonl line 0 states it" in line for line in output)
+    assert any("journal.jsonl line 1 states it" in line for line in output)
     joules = first.run["energy"]["joules"]
     assert any(f"for {first.folder}, its manifest states {joules:g} J" in line for line in output)
     alone = verify_artifact(root / first.folder, CONFIG, root.parent, deep=True).problems
@@ -199,6 +206,28 @@ def test_an_end_that_is_not_stated_is_reported_and_is_no_problem(measured):
     [note] = notes
     assert note.startswith("energy.jsonl: its end (")
     assert note.endswith("1 line(s)) is not stated yet")
+
+
+def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(measured):
+    """Its writer needs no key; a run of this root announces its file first, and a kill leaves what it likes of it."""
+    root, _, _ = measured
+    foreign = root / "energy.node2.jsonl"
+    shutil.copy(root / "energy.jsonl", foreign)
+    journal = open_journal(CONFIG, root.parent, root)
+    for line in range(2):
+        journal.state("evaluation", {f"evaluation/{line}": "0" * 64}, [])
+        assert any(line.startswith("energy.node2.jsonl: no line of the journal") for line in problems_of(root).problems)
+        with pytest.raises(GateClosed, match=r"nobody signed.*\n  energy\.node2\.jsonl"):
+            require_announced(root, journal)
+    foreign.unlink()
+    journal.state_ledger(foreign)
+    assert problems_of(root)[1:] == ([], []), "killed before its first line"
+    before = journal.head()
+    append_line(host_ledger(root / "energy.jsonl", "node2", journal.state_ledger), '{"kind": "beat", "to')
+    _, problems, [note] = problems_of(root)
+    assert (journal.head(), problems) == (before, [])
+    assert note.startswith("energy.node2.jsonl: its end (")
+    require_announced(root, journal)
 
 
 def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(measured):
