@@ -4,7 +4,7 @@ A manifest lists each file with its digest, but a size is all that a look-up com
 make or to judge something reads it here: its bytes are hashed as it is opened, and it must be the same file,
 unchanged, when the reading ends. `map_shards` does so for every file that a shard declares as read; a check that runs
 outside of it opens its files with `intact` itself (`test_fail_open_before.py` alters a file of every role that a
-check reads).
+check reads). A stage whose shards all read the same files (word lists, a tokenizer) wraps its body in `guarded`.
 
 Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the pipeline.
 """
@@ -12,12 +12,15 @@ Price: one more pass of SHA-256 over what is read, from memory, about 1 % of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from governance.errors import AlteredFile, MissingInput
 from governance.files import sha256_file
 from governance.manifest import Output
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -37,6 +40,18 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
         raise AlteredFile(f"{path}: was changed while it was read. Put it back, or remove its folder; then run again.")
     if now != before:  # a second name, as `put_in_place` gives, changes nothing but the state's own time
         _compare(output, path)
+
+
+def guarded(make: Callable[[Path], T], outputs: Iterable[Output], root: Path) -> Callable[[Path], T]:
+    """A stage's body that runs while these files are intact."""
+
+    def run(folder: Path) -> T:
+        with contextlib.ExitStack() as reading:
+            for output in outputs:
+                reading.enter_context(intact(output, root))
+            return make(folder)
+
+    return run
 
 
 def _compare(output: Output, path: Path) -> None:

@@ -48,6 +48,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import guarded
 
 VERSION = 3
 REASON = "contaminated"
@@ -201,4 +202,5 @@ def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConf
                 )  # fmt: skip
         return made
 
-    return run_stage(recipe, [documents.as_input(), sets.as_input()], runtime, make)
+    read = sets.listed("items")
+    return run_stage(recipe, [documents.as_input(), sets.as_input()], runtime, guarded(make, read, runtime.root))

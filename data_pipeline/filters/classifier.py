@@ -49,9 +49,10 @@ from governance.config import Section
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.file_digests import Digests, copy_unchanged
 from governance.files import sha256_bytes
-from governance.manifest import Input, Manifest, describe
+from governance.manifest import Input, Manifest, Output, describe
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import intact
 
 VERSION = 2
 _COLUMNS = ("id", "source", "language", "kept")  # next to the scores
@@ -291,7 +292,14 @@ def load_weights(model: Manifest, root: Path) -> npt.NDArray[np.float32]:
 
 
 def load_scorer(model: Manifest, root: Path) -> Scorer:
-    """Scorer of a model, trained or taken over."""
+    """Scorer of a model, trained or taken over.
+
+    Raises:
+        AlteredFile: a file of it differs from its manifest.
+    """
+    for output in model.outputs:
+        state = (root / output.path).stat()
+        _compared(output.path, output.sha256, root, (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
     settings, stats = model.config["model"], model.stats
     if "kind" in stats:
         path = root / model.folder / stats["file"]
@@ -302,6 +310,13 @@ def load_scorer(model: Manifest, root: Path) -> Scorer:
 
     weights, ngram = load_weights(model, root), int(settings["ngram"])
     return lambda texts: score(*text_buffers(texts), weights, ngram)
+
+
+@functools.lru_cache(maxsize=256)
+def _compared(path: str, sha256: str, root: Path, state: tuple[int, ...]) -> None:
+    """Compare a model's file with its manifest, once in a state."""
+    with intact(Output(path=path, bytes=state[0], sha256=sha256), root):
+        pass
 
 
 @functools.lru_cache(maxsize=8)

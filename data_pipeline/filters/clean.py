@@ -61,6 +61,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import guarded
 
 VERSION = 6
 
@@ -333,4 +334,6 @@ def clean(
             get_logger(__name__).warning("clean: kept no document; most were removed as %s (%d)", *most)
         return made
 
-    return run_stage(recipe, [manifest.as_input() for manifest in (documents, *more)], runtime, make)
+    read = [output for manifest in more for output in manifest.outputs]
+    inputs = [manifest.as_input() for manifest in (documents, *more)]
+    return run_stage(recipe, inputs, runtime, guarded(make, read, runtime.root))

@@ -60,6 +60,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import guarded
 
 VERSION = 4
 SPLITS = ("train", "validation")
@@ -333,4 +334,4 @@ def encode(
         return Made([output for shard in done for output in shard.outputs.values()], stats)
 
     inputs = [artifact.as_input() for artifact in (documents, tokenizer, plan) if artifact is not None]
-    return run_stage(recipe, inputs, runtime, make)
+    return run_stage(recipe, inputs, runtime, guarded(make, tokenizer.outputs, runtime.root))

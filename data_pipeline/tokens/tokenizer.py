@@ -51,6 +51,7 @@ from governance.log import get_logger, progress
 from governance.manifest import FILE_NAME, Input, Manifest, describe, read_manifest
 from governance.provenance import provenance
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import guarded
 
 VERSION = 3
 BEGIN = "begin_of_document"  # of the statistics, where documents begin with a token of their own
@@ -360,7 +361,8 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
             **_parity(text, vocabulary, end, paths, sample),
         })  # fmt: skip
 
-    return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, make, alone=True)
+    body = guarded(make, documents.listed("documents"), runtime.root)
+    return run_stage(Recipe("tokenizer", VERSION, config), inputs, runtime, body, alone=True)
 
 
 def _parity(

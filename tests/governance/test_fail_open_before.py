@@ -248,11 +248,19 @@ def test_counts_of_ingest_are_those_that_were_stated(prepared, tmp_path, capsys)
     refused(project, capsys, f"{made.path}: journal.jsonl line ")
 
 
-def test_a_shard_altered_between_two_stages_is_not_passed_on(prepared, tmp_path, capsys):
+BETWEEN = {
+    "clean": "ingest/*/documents/*stories*",
+    "tokenizer": "redact/*/documents/*stories*",
+    "encode": "tokenizer/*/tokenizer.json",
+}
+
+
+@pytest.mark.parametrize("stage", BETWEEN)
+def test_a_file_altered_between_two_stages_is_not_passed_on(prepared, tmp_path, capsys, stage):
     """Altered, used by the next stage, and put back: nothing would show it afterwards."""
     project = copy_of(prepared, tmp_path)
-    shutil.rmtree(project / "root" / "clean")
-    shard = only(project, "ingest/*/documents/*stories*")
-    flip(shard)
+    shutil.rmtree(project / "root" / stage)
+    altered = only(project, BETWEEN[stage])
+    flip(altered)
     assert main(["data", "prepare", *words_of(project)]) == 65
-    assert shard.name in capsys.readouterr().err
+    assert f"{altered.name}: has sha256" in capsys.readouterr().err
