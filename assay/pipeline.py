@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from assay.config import LoadedRun
 from assay.start_preflight import here, refuse_start, under_site, warn_of_licences
 from assay.training_recipe import pinned, training_folder
+from assay.weights_origin import weights_origin
 from data_pipeline.prepare import prepare, stage_names
 from governance.config import validate
 from governance.energy.factors import resolve
@@ -35,14 +36,14 @@ from governance.errors import (
     Preempted,
 )
 from governance.files import sha256_file
-from governance.gate.chain import latest_statements, require_chain, require_stated, unstated
+from governance.gate.chain import latest_statements, require_announced, require_chain, require_stated, unstated
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import give_verdict, load_papers, read_verdict, require_open, trusted, verdict_path
 from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
-from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
+from governance.manifest import FILE_NAME, Input, Manifest, output_fault, read_manifest, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime, earlier_seconds, now
 from governance.stage_order import CORPUS_STAGES, STAGES
@@ -127,13 +128,18 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
     return checked, give_verdict(judgement, tokens, checked, run.policy, keys_of, runtime.root, journal)
 
 
-def _refuse_altered(audited: Sequence[Manifest], root: Path) -> None:
-    for manifest in audited:
+_MADE = {"report": ("report was", "write it"), "documents": ("documents were", "write them")}
+_MADE |= dict.fromkeys(("bias", "audit"), ("audit's results were", "audit"))
+"""Stage -> subject of its fault, and command that makes it."""
+
+
+def _refuse_altered(made: Sequence[Manifest], root: Path) -> None:
+    for manifest in made:
         if problems := verify(manifest, root):
             raise GateClosed(
-                "the audit's results were altered: "
+                f"the {_MADE[manifest.stage][0]} altered: "
                 + "; ".join(problems)
-                + f". Remove {root / manifest.folder}, then audit again"
+                + f". Remove {root / manifest.folder}, then {_MADE[manifest.stage][1]} again"
             )
 
 
@@ -261,13 +267,15 @@ def training(
     trainer opens the shards that the index was made from, and compares both with their digests.
 
     Raises:
-        GateClosed: the verdict does not let this corpus through, or the journal never stated a checkpoint as it is; no
-            step is computed.
+        GateClosed: the verdict does not let this corpus through, the journal never stated a checkpoint as it is, or
+            the origin of the parent is refused (`weights_origin.py`); no step is computed.
     """
     from pretrain.train import train
 
     pass_gate(run, artifacts, runtime)
+    origin = None
     if runtime.make:
+        origin = weights_origin(run, runtime)
         require_stated(_checkpoints(run, artifacts, runtime), runtime.root, journal_of(run, runtime))
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
@@ -284,7 +292,8 @@ def training(
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
     tables = partial(_tables, run, artifacts, runtime)
-    return train(tokens, recipe, run.settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
+    settings = replace(run.settings, origin=origin)
+    return train(tokens, recipe, settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
 
 
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
@@ -321,6 +330,18 @@ def _tables(
     return mirror_tables({**artifacts, **bias}, runtime.root)
 
 
+def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, role: str = "") -> None:
+    """Raise unless the token shards are what the journal states, and those of a role what their manifest lists.
+
+    Raises:
+        GateClosed: names each manifest or shard that differs.
+    """
+    require_chain((artifacts["encode"], *_packed(artifacts)), runtime.root, journal_of(run, runtime))
+    listed = [output for one in (artifacts["encode"], *_packed(artifacts)) for output in one.listed(role)]
+    if faults := [f"{one.path}: {fault}" for one in listed if (fault := output_fault(one, runtime.root))]:
+        raise GateClosed("\n  ".join(["the token shards are not as they were written:", *faults]))
+
+
 def _suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, window: int) -> Suite:
     """The questions of the run, encoded with its tokenizer."""
     from data_pipeline.tokens.tokenizer import load_encoder
@@ -333,9 +354,14 @@ def _suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, 
 def evaluation(
     run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime
 ) -> tuple[Measurement, list[dict[str, Any]]]:
-    """Validation loss and task scores of a checkpoint."""
+    """Validation loss and task scores of a checkpoint.
+
+    Raises:
+        GateClosed: the validation shards are not as the journal states them.
+    """
     from pretrain.evaluation.validation import evaluate
 
+    require_corpus(run, artifacts, runtime, "validation")
     tokens = artifacts.get("pack", artifacts["encode"])
     suite = partial(_suite, run, artifacts, runtime) if run.config.evaluation.tasks else None
     return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite)
@@ -396,6 +422,7 @@ def write_documents(run: LoadedRun, runtime: Runtime) -> tuple[Path, Path]:
 
     artifacts, reported = _make_report(run, runtime)
     made = documents(artifacts, reported, runtime)
+    _require_signed((made,), run, runtime)
     return runtime.root / reported.folder / "report.html", runtime.root / made.folder
 
 
@@ -433,8 +460,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     """The artifacts that are there, and the report on them.
 
     Raises:
-        GateClosed: an artifact is not as the journal states it, or a table of the audit was altered: the report, which
-            is signed, would rest on it.
+        GateClosed: an artifact is not as the journal states it, or a table of the audit, or a shard whose documents it
+            shows, was altered; or a file of the ledger is foreign: the report, which is signed, would rest on it.
     """
     from data_pipeline.pii.detect import replace_all
     from governance.reports.facts.energy_totals import look_up
@@ -456,9 +483,21 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
             why = str(error)  # with the trainings that were found
         get_logger(__name__).warning("the report has no training: %s", why)
     require_chain(list(artifacts.values()), runtime.root, journal)
+    require_announced(runtime.root, journal)
     _refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
-    return artifacts, report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
+    try:
+        made = report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
+    except AlteredFile as error:
+        raise GateClosed(f"the report cannot show a file that is not as it was written: {error}") from error
+    _require_signed((made,), run, runtime)
+    return artifacts, made
+
+
+def _require_signed(made: Sequence[Manifest], run: LoadedRun, runtime: Runtime) -> None:
+    """Raise where artifacts that may have been found are not as the journal states them."""
+    require_chain(made, runtime.root, journal_of(run, runtime))
+    _refuse_altered(made, runtime.root)
 
 
 def _data_docs(audit: Manifest, root: Path, journal: Journal) -> dict[str, Manifest]:

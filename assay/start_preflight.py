@@ -37,7 +37,6 @@ from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from pretrain.callbacks import open_callbacks
-from pretrain.checkpoint.load import parent_of
 from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
@@ -90,20 +89,21 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
     `find_hardware` is called only if training is not finished.
 
     Raises:
-        GateClosed: the run is not under the rules of its site.
+        GateClosed: the run is not under the rules of its site, or the origin of its parent is refused.
         ConfigError: the settings do not work there, or the requested GPU is not there.
         MissingInput: the checkpoint to continue from is not there, or a file of its tasks.
         CheckpointError: the parent checkpoint is not a checkpoint, or the initial weights are not those of the model.
         PipelineError: the model does not fit.
     """
     from assay.training_recipe import pinned
+    from assay.weights_origin import weights_origin
 
     under_site(run)
     artifacts = _look_up(run, runtime)
     if artifacts is not None and _finished(run, artifacts, runtime):
         return
     weights = open_weights(pinned(run), runtime)
-    parent_of(pinned(run).train, runtime.root)
+    weights_origin(run, runtime)
     open_callbacks(run.config.train.callbacks, run.folder)
     hardware, recipe, engine = find_hardware(), run.config.recipe, run.config.engine
     check_start(recipe, run.settings, hardware)

@@ -187,6 +187,7 @@ def train(
             "finished": now(),
             "energy": energy,
             "journal": hooks.head(),
+            **({"origin": dict(settings.origin)} if settings.origin else {}),
             **({"callbacks": callbacks.facts()} if recipe.train.callbacks else {}),
         },
     )

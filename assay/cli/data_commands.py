@@ -177,13 +177,15 @@ def train_classifiers(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write the token shards as Megatron's .bin and .idx."""
-    from assay.pipeline import corpus
+    from assay.pipeline import corpus, require_corpus
     from data_pipeline.tokens.megatron import export_megatron
 
     loaded, runtime = load(arguments, "data prepare")
-    tokens = corpus(loaded, replace(runtime, make=False))["encode"]
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    tokens = artifacts["encode"]
     for role in ("train", "validation"):
         if tokens.files(role, runtime.root):
+            require_corpus(loaded, artifacts, runtime, role)
             prefix = arguments.prefix.with_name(f"{arguments.prefix.name}_{role}")
             for path in export_megatron(tokens, role, prefix, runtime.root):
                 say(str(path), files=[path])

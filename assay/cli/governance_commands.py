@@ -12,7 +12,7 @@ from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
 from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
-from governance.lineage.attest import open_journal, refuse_strange_key, state_model_signature
+from governance.lineage.attest import open_journal, refuse_strange_key, refuse_unstated, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import differences
 from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
@@ -22,6 +22,7 @@ from governance.signing.journal_lines import SKEW, ahead_words, stamp
 from governance.signing.openssf import create_model_key, default_model_key_path
 from governance.stage import read_artifact, root_of
 from governance.verification import verify_artifact, verify_root
+from governance.verified_files import intact
 
 
 def check(arguments: Arguments) -> int:
@@ -238,7 +239,8 @@ def audit_model(arguments: Arguments) -> None:
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime), runtime)
-    found = json.loads((runtime.root / made.folder / "leanings.json").read_bytes())
+    with intact(made.named("leanings.json"), runtime.root) as path:
+        found = json.loads(path.read_bytes())
     title = f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:"
     say(title, **artifact(made, runtime.root), **found)
     for row in sorted(found["templates"], key=lambda row: -max(row["lower"] or 0, -(row["upper"] or 0)))[:10]:
@@ -262,6 +264,7 @@ def sign(arguments: Arguments) -> None:
 
     Raises:
         ConfigError: the journal has lines, and none is by the key that would sign the next one.
+        GateClosed: none by that key states the checkpoint as it is.
     """
     from pretrain.checkpoint.format import read_checkpoint
 
@@ -272,6 +275,7 @@ def sign(arguments: Arguments) -> None:
         signing_key="" if arguments.signing_key is None else str(arguments.signing_key.absolute())
     )
     refuse_strange_key(config, Path(), root)
+    refuse_unstated(manifest, config, Path(), root)
     name = state_model_signature(open_journal(config, Path(), root), manifest, key, root)
     folder = root / manifest.folder
     words = f"{folder} --signature {root / name} --public_key {public_path(key)}"

@@ -22,6 +22,7 @@ from governance.errors import ConfigError
 from governance.files import append_line
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
+from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
@@ -43,8 +44,8 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     root: Path = arguments.root or default_root(arguments.config)
     refuse_edited(run, root.absolute())
     journal = open_journal(run.config.governance, run.folder, root.absolute())
-    task = getattr(arguments, "task", None)
     announcing = open_journal(run.config.governance, run.folder, root.absolute())
+    task = getattr(arguments, "task", None)
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
     runtime = Runtime(
         root=root.absolute(),
@@ -176,11 +177,12 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
     """Folder of the named checkpoint; "last": the final one.
 
     Raises:
-        GateClosed: it is of this root, whose journal does not state it, or its training, as it is.
+        GateClosed: the journal of its root, this one or another, does not state it, or its training, as it is.
     """
     from dataclasses import replace
 
     from assay.pipeline import journal_of, training
+    from assay.weights_origin import checkpoint_origin
     from governance.gate.chain import require_chain, require_stated
     from governance.stage import read_artifact, root_of
 
@@ -195,6 +197,10 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
     named_below = Path(os.path.abspath(folder)).parents[1].resolve()  # also where a link leads out of the root
     if runtime.root.resolve() in (root_of(checkpoint), named_below):  # a copy elsewhere has no statement here
         require_stated([read_artifact(checkpoint)], runtime.root, journal)
+    else:
+        origin = checkpoint_origin(loaded, read_artifact(checkpoint), root_of(checkpoint))
+        if not origin["verified"]:
+            get_logger(__name__).warning("the origin of %s is not verified: %s", checkpoint, origin["why"])
     return checkpoint
 
 
@@ -224,7 +230,7 @@ def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, journal_of
+    from assay.pipeline import corpus, journal_of, require_corpus
     from governance.files import sha256_file
     from governance.hub_client import push, require_name
     from pretrain.export.huggingface import export as write
@@ -233,6 +239,7 @@ def export(arguments: Arguments) -> None:
         require_name(arguments.push)
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
+    require_corpus(loaded, artifacts, runtime)  # the tokenizer is behind it
     checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
     manifest = write(

@@ -146,6 +146,9 @@ def _whole(policy: Policy, parent: Policy) -> Iterator[Difference]:
     if policy.verdict_days != parent.verdict_days:
         words = f"verdict_days is {policy.verdict_days}, was {parent.verdict_days}"
         yield Difference(_POLICY, words, policy.verdict_days > parent.verdict_days, everybody)
+    if policy.verified_origin != parent.verified_origin:
+        words = f"verified_origin is {policy.verified_origin}, was {parent.verified_origin}"
+        yield Difference(_POLICY, words, parent.verified_origin, everybody)
     yield from _energy(policy.energy_budget, parent.energy_budget, everybody)
     for role in sorted({*policy.owners, *parent.owners}):
         new, old = policy.owners.get(role), parent.owners.get(role)

@@ -186,6 +186,9 @@ class Policy(Section):
     licences: Licences
     energy_budget: EnergyBudget | None = None
     """The most energy that may be used; absent: no bound."""
+    verified_origin: bool = False
+    """True: a training may start only from weights whose origin is verified: a checkpoint that a trusted key stated in
+    its own root's journal, an export of this root, or a model of the hub."""
     gate: tuple[Gate, ...] = Field(min_length=1)
     parent: Policy | None = None
     """The policy that this one is compared with; a file names the parent's file. With `inherit = true` in that file,
@@ -212,7 +215,11 @@ class Policy(Section):
     def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A policy without later fields, so that old verdicts hold."""
         values: dict[str, Any] = dump(self)
-        return {name: value for name, value in values.items() if value or name not in ("energy_budget", "strength")}
+        return {
+            name: value
+            for name, value in values.items()
+            if value or name not in ("energy_budget", "strength", "verified_origin")
+        }
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
-from governance.errors import ConfigError, ManifestError
+from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import sha256_bytes
 from governance.gate.site_policy import site_keys, sites
 from governance.gate.verdict import GovernanceConfig
@@ -26,7 +26,7 @@ from governance.signing.git_anchor import anchor
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
-from governance.signing.journal_lines import lines_of
+from governance.signing.journal_lines import lines_of, parse_line
 from governance.signing.openssf import default_model_key_path, model_key, sign_model
 from governance.stage import now
 
@@ -87,6 +87,30 @@ def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> No
         raise ConfigError(
             f"{path}: none of its {len(lines)} lines is signed with {own}; a line by this key would "
             "close the gate for all who do not trust it. Give the key that the run signs with: --signing-key PATH"
+        )
+
+
+def refuse_unstated(checkpoint: Manifest, config: GovernanceConfig, folder: Path, root: Path) -> None:
+    """Raise where the journal has lines, and none by our keys states this checkpoint.
+
+    A copy without its root's journal has nothing to compare.
+
+    Raises:
+        GateClosed: the checkpoint was altered, or stated by another key.
+    """
+    path, keys = root / JOURNAL, journal_keys(config, folder)
+    lines = lines_of(path.read_bytes()) if path.exists() else []
+    for index, line in enumerate(lines):
+        entry = parse_line(line, index)
+        if entry is not None and entry.subjects.get(checkpoint.path) == checkpoint.digest and entry.states_files:
+            with contextlib.suppress(ManifestError):
+                verify_envelope(json.loads(line)["envelope"], keys, JOURNAL)
+                if entry.seal in ("", checkpoint.seal):
+                    return
+    if lines:
+        raise GateClosed(
+            f"{root / checkpoint.folder}: no line of {path} by this key states it as it is. Restore its files, or sign "
+            "it with the key that the run signs with: --signing-key PATH"
         )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -353,6 +354,8 @@ class Settings:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     folder: Path = Path()
     """Folder of the run's file, where own code is searched for first."""
+    origin: Mapping[str, Any] | None = None
+    """Who stated the weights that the run starts from, for its record; None: they are random."""
 
 
 def gradient_accumulation_steps(

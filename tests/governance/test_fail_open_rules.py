@@ -21,6 +21,7 @@ from governance.gate.explanation import explain
 from governance.gate.policy import Gate, load_policy
 from governance.gate.site_policy import VARIABLE, sites
 from governance.gate.verdict import GovernanceConfig
+from tests.governance.attacked import prepare, words_of
 from tests.governance.yard import CHILD, SITE_POLICY, Yard
 
 WIDE = EXACT + 1
@@ -251,6 +252,24 @@ def test_a_verdict_by_two_keys(bound, by_site):
     (bound.root / "verdicts").rename(bound.root / "gone")
     with pytest.raises(GateClosed, match="gate must sign it"):
         bound.judge(signing_key="other.pem", **wanted)
+
+
+@pytest.mark.slow
+def test_two_keys_of_commands_in_one_process(tmp_path, capsys):
+    """Neither command keeps the other's key: the job states the audit, a person signs, and the whole run goes on."""
+    folder = prepare(tmp_path / "project", checked=False)
+    policy = folder / "policy.toml"
+    people = 'ann = "ann.pem.pub"\n'
+    policy.write_text(policy.read_text().replace(people, f'{people}audit = "key.pem.pub"\n'))
+    both = ["--set", 'governance.verdict_by=["audit", "ann"]',
+            "--set", 'governance.trusted_keys=["key.pem.pub", "ann.pem.pub"]']  # fmt: skip
+    by_ann = ["--set", 'governance.signing_key="ann.pem"']
+    capsys.readouterr()
+    assert main(["run", *words_of(folder), *both]) == 77
+    assert "ann must sign it" in capsys.readouterr().err
+    assert main(["governance", "check", *words_of(folder), *both, *by_ann]) == 0
+    assert main(["run", *words_of(folder), *both]) == 0
+    assert "signed by ann" in (folder / "root" / "report" / "latest.html").read_text()
 
 
 def test_one_key_that_states_the_audit_and_signs_the_verdict_is_not_two(bound):

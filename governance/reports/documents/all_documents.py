@@ -37,6 +37,7 @@ from governance.reports.documents.spdx import spdx
 from governance.reports.documents.training_content import training_content
 from governance.reports.facts.report_facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
+from governance.verified_files import intact
 
 VERSION = 4
 
@@ -73,10 +74,10 @@ def read_report(report: Manifest, root: Path) -> dict[str, Any]:
     """Contents of a report's report.json.
 
     Raises:
-        ManifestError: it cannot be read.
+        ManifestError: it cannot be read, or differs from its manifest.
     """
-    path = root / report.folder / "report.json"
-    with read_errors(path, fix="Remove its folder and report again."):
+    fix = "Remove its folder and report again."
+    with intact(report.named("report.json"), root) as path, read_errors(path, fix=fix):
         found: dict[str, Any] = json.loads(path.read_bytes())
     return found
 

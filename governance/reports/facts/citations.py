@@ -91,6 +91,7 @@ def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage
     add("/training/stats", [train], "stats", "copied")
     add("/training/config", [train], "config", "copied")
     add("/training/execution", [train], "run.execution", "copied")
+    add("/training/origin", [train], "run.origin", "copied")
     add("/training/curves", record, "step, validation")
     add("/training/validation", record, "validation.by_source, validation.by_language")
     add("/training/attempts", record, "attempt")

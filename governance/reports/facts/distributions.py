@@ -1,7 +1,8 @@
 """Histograms of document statistics, kept and removed apart.
 
 They are read from the stages' tables: `features` (clean), `scores` (classify), `token_features` (encode). Counts are
-documents in fixed bins, so shards add up in any order. A shard is read one row group at a time.
+documents in fixed bins, so shards add up in any order. A shard is read one row group at a time, and only while it
+matches its manifest (`intact`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from governance.errors import read_errors
 from governance.manifest import Manifest
 from governance.reports.html.markup import compact
+from governance.verified_files import intact
 
 _DOUBLINGS = 32  # of sizes: the last bin is open
 _SHARE_BINS = 20
@@ -35,23 +37,25 @@ def distributions(manifest: Manifest, root: Path) -> list[dict[str, Any]]:
     Bins are `[edge, next edge)`; a share of 1 is in the last one. Empty bins at both ends are left out.
 
     Raises:
-        ManifestError: a table cannot be read.
+        ManifestError: a table cannot be read, or differs from its manifest.
     """
-    paths = manifest.files(_ROLES[manifest.stage], root) if manifest.stage in _ROLES else []
-    if not paths:
+    shards = manifest.listed(_ROLES[manifest.stage]) if manifest.stage in _ROLES else []
+    if not shards:
         return []
     import pyarrow.parquet as pq
 
-    with read_errors(paths[0]):
-        known = pq.read_schema(paths[0]).names
+    first = root / shards[0].path
+    with read_errors(first):
+        known = pq.read_schema(first).names
     columns = [(name, True) for name in _SIZES.get(manifest.stage, ()) if name in known]
     shares = [name for name in known if name not in _NOT_SCORES] if manifest.stage == "classify" else ()
     columns += [(name, False) for name in (*_SHARES.get(manifest.stage, ()), *shares) if name in known]
     counts = {name: ([0] * _bins(sizes), [0] * _bins(sizes)) for name, sizes in columns}
-    for path in paths:
-        for kept, values in _groups(path, [name for name, _ in columns], "kept" in known):
-            for name, sizes in columns:
-                _add(counts[name], values[name], kept, sizes)
+    for shard in shards:
+        with intact(shard, root) as path:
+            for kept, values in _groups(path, [name for name, _ in columns], "kept" in known):
+                for name, sizes in columns:
+                    _add(counts[name], values[name], kept, sizes)
     return [
         _described(manifest.stage, name, sizes, *counts[name]) for name, sizes in columns if any(map(any, counts[name]))
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from governance.errors import read_errors
 from governance.manifest import Manifest
+from governance.verified_files import intact
 
 _UNKNOWN = "und"  # ISO 639-2: undetermined
 
@@ -23,15 +24,16 @@ def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[
     It has `documents_in`, `documents_kept`, and the documents and tokens of `encode`.
 
     Raises:
-        ManifestError: a table cannot be read.
+        ManifestError: a table cannot be read, or differs from its manifest.
     """
     encoded = artifacts["encode"].stats.get("by_language", {}) if "encode" in artifacts else {}
     came: Counter[str] = Counter()
     kept: Counter[str] = Counter()
-    for path in artifacts["clean"].files("features", root) if "clean" in artifacts else []:
-        for language, stayed, count in _counts(path):
-            came[language] += count
-            kept[language] += count if stayed else 0
+    for shard in artifacts["clean"].listed("features") if "clean" in artifacts else []:
+        with intact(shard, root) as path:
+            for language, stayed, count in _counts(path):
+                came[language] += count
+                kept[language] += count if stayed else 0
     names = sorted({*came, *encoded}, key=lambda name: (-kept[name], -came[name], name))
     return [
         {

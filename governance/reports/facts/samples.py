@@ -5,7 +5,7 @@ does not import. Addresses and runs of digits in texts are always masked as well
 filter wrote, they are not: a document's id or an item's number there must stay readable.
 
 Narrow columns of a shard are read first and texts only for the rows shown, so a report on a terabyte needs the memory
-of one row group.
+of one row group. A shard is read only while it matches its manifest (`intact`), so an example is what the corpus holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from governance.errors import read_errors
 from governance.log import get_logger
-from governance.manifest import Manifest
+from governance.manifest import Manifest, Output
+from governance.verified_files import intact
 
 EXAMPLES = 5
 CHARACTERS = 200
@@ -75,7 +76,7 @@ def removed_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[
     """Up to five removed documents for each reason."""
     found: dict[str, list[dict[str, str]]] = {}
     reasons = {reason for reason, number in manifest.stats.get("removed", {}).items() if number}
-    for row in _rows(manifest.files("removed", root), ["id", "text", "reason", "evidence"], "reason"):
+    for row in _rows(manifest.listed("removed"), root, ["id", "text", "reason", "evidence"], "reason"):
         examples = found.setdefault(str(row["reason"]), [])
         if len(examples) < EXAMPLES:
             origin = {"id": _id(str(row["id"])), "evidence": _masked_evidence(str(row["evidence"] or ""), rules)}
@@ -88,7 +89,7 @@ def removed_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> dict[
 def kept_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> list[dict[str, str]]:
     """Up to five kept documents from many sources, masked."""
     found: dict[str, list[dict[str, str]]] = {}
-    for row in _rows(manifest.files("documents", root), ["id", "text", "source"], "source"):
+    for row in _rows(manifest.listed("documents"), root, ["id", "text", "source"], "source"):
         examples = found.setdefault(str(row["source"]), [])
         if len(examples) < EXAMPLES:
             examples.append({"id": _id(str(row["id"])), "text": shorten(str(row["text"]), rules)})
@@ -110,7 +111,7 @@ def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> di
     """
     found: dict[str, list[dict[str, str]]] = {}
     columns = ["source", "file", "position", "reason", "sample"]
-    for row in _rows(manifest.files("quarantine", root), columns, "reason"):
+    for row in _rows(manifest.listed("quarantine"), root, columns, "reason"):
         examples = found.setdefault(str(row["reason"]), [])
         if len(examples) < EXAMPLES:
             place = f"{row['source']}/{row['file']}#{row['position']}"
@@ -118,18 +119,18 @@ def quarantine_samples(manifest: Manifest, root: Path, rules: Mask = mask) -> di
     return dict(sorted(found.items()))
 
 
-def _rows(paths: list[Path], columns: list[str], by: str) -> Iterator[dict[str, Any]]:
+def _rows(shards: list[Output], root: Path, columns: list[str], by: str) -> Iterator[dict[str, Any]]:
     """First rows of each value of column `by`, by shard.
 
     Raises:
-        ManifestError: a shard is not a Parquet file or lacks a column.
+        ManifestError: a shard is not a Parquet file or lacks a column, or differs from its manifest.
     """
     import pyarrow.parquet as pq
 
-    if len(paths) > _MOST_SHARDS:
-        get_logger(__name__).info("report: examples from the first %d of %d shards", _MOST_SHARDS, len(paths))
-    for path in paths[:_MOST_SHARDS]:
-        with read_errors(path), pq.ParquetFile(path) as file:
+    if len(shards) > _MOST_SHARDS:
+        get_logger(__name__).info("report: examples from the first %d of %d shards", _MOST_SHARDS, len(shards))
+    for shard in shards[:_MOST_SHARDS]:
+        with intact(shard, root) as path, read_errors(path), pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 chosen = _first(file.read_row_group(group, columns=[by]).column(0).to_pylist())
                 if chosen:

@@ -44,6 +44,7 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         "stats": train.stats,
         "config": train.config,
         "execution": train.run.get("execution", {}),
+        "origin": origin_of_weights(train),
         "attempts": len({line.get("attempt") for line in lines}),
         "peak_source": starts[-1].get("peak_source") if starts else None,
         "gemm_source": starts[-1].get("gemm_source") if starts else None,
@@ -59,6 +60,14 @@ def training_facts(train: Manifest, root: Path) -> dict[str, Any]:
         ],
         "checkpoints": checkpoints(train, root),
     }
+
+
+def origin_of_weights(train: Manifest) -> dict[str, Any] | None:
+    """Origin of the first weights; None where they are random."""
+    stated = train.run.get("origin")
+    if stated or len(train.inputs) < 2:
+        return stated
+    return {"from": train.inputs[1].path, "verified": False, "why": "an earlier release did not check it"}
 
 
 def _groups(lines: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:

@@ -29,6 +29,12 @@ def model_line(found: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def unverified_origin(found: Mapping[str, Any]) -> str:
+    """Weights of unknown origin that a training started from; "" without."""
+    origin = (found["training"] or {}).get("origin")
+    return f"{origin['from']}, {origin['why']}" if origin and not origin["verified"] else ""
+
+
 def family(config: Mapping[str, Any]) -> str:
     """The kind of model."""
     experts = (config.get("model") or {}).get("moe")

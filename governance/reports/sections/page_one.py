@@ -21,7 +21,7 @@ from governance.reports.html.markup import (
     tag,
 )
 from governance.reports.sections.footprint_sections import grams
-from governance.reports.sections.model_words import model_line
+from governance.reports.sections.model_words import model_line, unverified_origin
 from governance.reports.sections.run_sections import not_trained
 from governance.reports.sections.verdict_words import expiry, meaning, reasons, rules, signer
 
@@ -58,6 +58,10 @@ def _verdict(found: Mapping[str, Any]) -> Html:
              tag("span", f"Valid {expiry(found)}." if found["verdict"].get("expires") else "")]  # fmt: skip
     if "data_docs" in found:
         small += [" ", tag("a", "Data Docs of Great Expectations", href=f"{TO_ROOT}{found['data_docs']}")]
+    origin = unverified_origin(found)
+    if origin:
+        sentences.append(tag("li", tag("strong", "Parent's origin not verified"), foreign(f": {origin}."),
+                             cite(found, "/training/origin")))  # fmt: skip
     return tag(
         "div",
         tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}"),

@@ -1,0 +1,231 @@
+"""After the training: what a report shows, and what a training continues from, is what a trusted key stated.
+
+A corpus was let through and trained, by a key of its own. Each case copies the root, edits it without the key, and
+types what the operator types next. Attacks of this kind that are tested elsewhere: forged audits and Data Docs below a
+report (`test_check_commands.py`); exchanged weights with a resealed manifest, also behind a link
+(`test_whole_way.py`); a report that rests on more than was stated, and a foreign ledger (`test_running_digests.py`); a
+line of the journal by a strange key (`test_lineage.py`).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shutil
+
+import pytest
+
+from assay.cli.main import main
+from assay.config import load_run
+from assay.weights_origin import weights_origin
+from governance.manifest import describe, read_manifest, write_manifest
+from governance.stage import Runtime
+from tests.governance.attacked import flip, only, prepare, reseal, words_of
+from tests.governance.test_fail_open_after import by_another_key
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = prepare(tmp_path_factory.mktemp("trained") / "project")
+    assert main(["train", *words_of(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def foreign_ledger(folder):
+    """Another host's energy, which no run of this root measured."""
+    text = (folder / "root" / "energy.jsonl").read_text()
+    (folder / "root" / "energy.node9.jsonl").write_text(text.replace('"interval":"', '"interval":"f'))
+
+
+SHOWN = {
+    "a removed document": (lambda f: flip(only(f, "clean/*/removed/*tales*")), "removed/"),
+    "a kept document": (lambda f: flip(only(f, "redact/*/documents/*tales*")), "documents/"),
+    "a feature of a document": (lambda f: flip(only(f, "clean/*/features/*stories*")), "features/"),
+    "a foreign ledger": (foreign_ledger, "energy.node9.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_report_shows_nothing_that_was_altered(project, capsys, name):
+    attack, words = SHOWN[name]
+    attack(project)
+    capsys.readouterr()
+    assert main(["report", "write", *words_of(project)]) == 77
+    assert words in capsys.readouterr().err
+    assert list((project / "root").glob("report/*/manifest.json")) == []
+
+
+# --- what else is signed, or sent on, after a training
+
+
+def digit(path):
+    """One digit of a text made another."""
+    text = path.read_text()
+    place = next(place for place, letter in enumerate(text) if letter.isdigit() and letter != "0")
+    path.write_text(f"{text[:place]}{'1' if text[place] != '1' else '2'}{text[place + 1 :]}")
+
+
+def flipped(pattern):
+    return lambda folder: flip(only(folder, pattern))
+
+
+def report_and_manifest(folder):
+    digit(only(folder, "report/*/report.json"))
+    reseal(folder, "report")
+
+
+def validation_and_manifest(folder):
+    flip(only(folder, "encode/*/validation/*tales*"))
+    reseal(folder, "encode")
+
+
+REPORT, DOCUMENTS = ("report", "write"), ("report", "write", "--documents")
+EVALUATE, EXPORT, MEGATRON = ("evaluate", "last"), ("export", "last", "{}/exported"), ("data", "export", "{}/megatron")
+SIGNED = {
+    "a report's page": (flipped("report/*/report.html"), REPORT, "report.html: has"),
+    "a report's facts below its documents": (flipped("report/*/report.json"), DOCUMENTS, "report.json: has"),
+    "a report with its manifest": (report_and_manifest, REPORT, "report/"),
+    "validation tokens before a measurement": (flipped("encode/*/validation/*tales*"), EVALUATE, ".tokens: has"),
+    "validation tokens with their manifest": (validation_and_manifest, EVALUATE, "no verdict on this corpus"),
+    "a tokenizer before an export": (flipped("tokenizer/*/tokenizer.json"), EXPORT, "tokenizer.json"),
+    "tokens before an export": (flipped("encode/*/train/*tales*"), MEGATRON, ".tokens: has"),
+    "tokens with their manifest": (validation_and_manifest, MEGATRON, "encode/"),
+}
+
+
+@pytest.fixture(scope="module")
+def reported(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reported") / "project"
+    shutil.copytree(trained, folder)
+    assert main(["report", "write", *words_of(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_nothing_altered_is_signed_or_sent_on(reported, tmp_path, capsys, name):
+    project = shutil.copytree(reported, tmp_path / "project")
+    attack, command, words = SIGNED[name]
+    attack(project)
+    lines = (project / "root" / "journal.jsonl").read_bytes()
+    typed = [word.format(project) for word in command]
+    place = 2 if command[0] in ("report", "data") else 1
+    capsys.readouterr()
+    status = main([*typed[:place], words_of(project)[0], *typed[place:], *words_of(project)[1:]])
+    assert (status, words in capsys.readouterr().err) == (65 if "tokenizer" in name else 77, True)
+    assert (project / "root" / "journal.jsonl").read_bytes() == lines
+    assert not (project / "exported").exists()
+    assert list(project.glob("megatron*")) == []
+
+
+def test_exchanged_weights_are_not_signed_as_a_model(project, capsys):
+    exchanged(project)
+    assert main(["governance", "keygen", "--model", str(project / "model.pem")]) == 0
+    words = ["--key", str(project / "model.pem"), "--signing-key", str(project / "key.pem")]
+    capsys.readouterr()
+    assert main(["governance", "sign", str(parent(project)), *words]) == 77
+    assert "states it as it is" in capsys.readouterr().err
+    assert list(project.glob("root/checkpoint/*/model.sig")) == []
+
+
+# --- a parent in another root
+
+
+def parent(folder):
+    """The checkpoint of the middle of the training, by path, and the words that continue it in a root beside it."""
+    paths = (folder / "root").glob("checkpoint/*/manifest.json")
+    made = min(paths, key=lambda path: json.loads(path.read_bytes())["config"]["step"])
+    return made.parent
+
+
+def continue_from(path):
+    return ["--set", f'train.continue_from="{path}"']
+
+
+def exchanged(lab):
+    """Other weights, listed and sealed as anyone can."""
+    root, made = lab / "root", read_manifest(parent(lab) / "manifest.json")
+    flip(root / next(output.path for output in made.outputs if "weights" in output.path))
+    outputs = tuple(describe(root / output.path, root) for output in made.outputs)
+    write_manifest(made.model_copy(update={"outputs": outputs}), root)
+
+
+def journal_cut(lab):
+    journal = lab / "root" / "journal.jsonl"
+    kept = [line for line in journal.read_bytes().splitlines(keepends=True) if b'"kind":"checkpoint"' not in line]
+    journal.write_bytes(b"".join(kept))
+
+
+PARENTS = {
+    "exchanged weights": (exchanged, "has no statement of these checkpoints as they are"),
+    "a journal that was cut": (journal_cut, "cannot be trusted"),
+    "a journal that was altered": (lambda lab: flip(lab / "root" / "journal.jsonl"), "cannot be trusted"),
+    "a journal by another key": (by_another_key, "governance.trusted_keys"),
+}
+
+
+@pytest.fixture
+def lab(trained, tmp_path):
+    """Another root, whose checkpoint the project continues from."""
+    shutil.copytree(trained, tmp_path / "lab")
+    return tmp_path / "lab"
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_a_parent_in_another_root_that_its_journal_does_not_state_is_refused(project, lab, capsys, name):
+    attack, words = PARENTS[name]
+    attack(lab)
+    for command in (["train", *continue_from(parent(lab))], ["run", *continue_from(parent(lab))],
+                    ["export", str(parent(lab)), str(lab / "exported")]):  # fmt: skip
+        capsys.readouterr()
+        assert main([command[0], *words_of(project), *command[1:]]) == 77
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_parent_without_a_journal_is_named_and_refused_where_the_policy_demands_its_origin(project, lab, capsys):
+    words = [*words_of(project), *continue_from(parent(lab))]
+    assert origin(project, continue_from=parent(lab))["verified"]
+    (lab / "root" / "journal.jsonl").unlink()
+    policy = project / "policy.toml"
+    written = policy.read_text()
+    policy.write_text(f"verified_origin = true\n{written}")
+    assert main(["governance", "check", *words_of(project)]) == 0
+    capsys.readouterr()
+    for command in ("train", "run"):
+        assert main([command, *words]) == 77
+        assert "its root has no journal.jsonl), and the policy assay-default demands it" in capsys.readouterr().err
+    policy.write_text(written)
+    assert main(["train", *words]) == 0
+    [record] = [made for made in manifests(project, "train") if "origin" in made.run]
+    assert (record.run["origin"]["verified"], record.run["origin"]["why"]) == (False, "its root has no journal.jsonl")
+    assert main(["report", "write", *words]) == 0
+    page = html.unescape((project / "root" / "report" / "latest.html").read_text())
+    front = page[: page.index("</header>")]
+    assert f'Parent\'s origin not verified</strong><bdi dir="auto">: {record.run["origin"]["from"]}' in front
+
+
+@pytest.mark.slow
+def test_weights_of_a_folder_are_verified_where_an_export_stated_them(project, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    assert main(["export", *words_of(project), str(parent(project)), str(folder)]) == 0
+    assert origin(project, initial_weights=folder)["verified"]
+    weights = folder / "model.safetensors"
+    flip(weights)
+    found = origin(project, initial_weights=folder)
+    assert (found["verified"], "no line of this root's journal" in found["why"]) == (False, True)
+    assert origin(project) is None
+
+
+def origin(folder, **train):
+    run = load_run(folder / "run.toml", [f'train.{name}="{value}"' for name, value in train.items()])
+    return weights_origin(run, Runtime((folder / "root").absolute()))
+
+
+def manifests(folder, stage):
+    return [read_manifest(path) for path in (folder / "root").glob(f"{stage}/*/manifest.json")]
