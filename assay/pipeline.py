@@ -331,7 +331,9 @@ def _tables(
 
 
 def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, role: str = "") -> None:
-    """Raise unless the token shards are what the journal states, and those of a role what their manifest lists.
+    """Raise unless the token shards are as stated.
+
+    Their manifests are compared with the journal, the shards of `role` with their manifests.
 
     Raises:
         GateClosed: names each manifest or shard that differs.
@@ -495,7 +497,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
 
 
 def _require_signed(made: Sequence[Manifest], run: LoadedRun, runtime: Runtime) -> None:
-    """Raise where artifacts that may have been found are not as the journal states them."""
+    """Raise unless artifacts, made now or before, are as stated."""
     require_chain(made, runtime.root, journal_of(run, runtime))
     _refuse_altered(made, runtime.root)
 

@@ -31,7 +31,7 @@ EXPORT = "export"
 
 
 def weights_origin(run: LoadedRun, runtime: Runtime) -> dict[str, Any] | None:
-    """Origin of a run's first weights, for its record; None: they are random.
+    """Origin of a run's first weights; None: they are random.
 
     Raises:
         GateClosed: the journal of the parent's root does not state it, or no trusted key signed that journal; or the

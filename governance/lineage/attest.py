@@ -91,9 +91,9 @@ def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> No
 
 
 def refuse_unstated(checkpoint: Manifest, config: GovernanceConfig, folder: Path, root: Path) -> None:
-    """Raise where the journal has lines, and none by our keys states this checkpoint.
+    """Raise where the journal does not state this checkpoint.
 
-    A copy without its root's journal has nothing to compare.
+    Only lines by our keys count. A copy without its root's journal has nothing to compare.
 
     Raises:
         GateClosed: the checkpoint was altered, or stated by another key.
