@@ -43,6 +43,7 @@ from data_pipeline.documents import (
 )
 from data_pipeline.readers.archive import archive_items
 from data_pipeline.readers.file_types.character_references import decode_references
+from data_pipeline.readers.file_types.endings import HTML
 from data_pipeline.readers.hub import at_commit
 from data_pipeline.readers.items import SourceFiles, list_files
 from data_pipeline.readers.local import find_left, unread_words
@@ -51,7 +52,7 @@ from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
 from data_pipeline.readers.sources import HubSource, PackageSource, Source, identity
 from data_pipeline.readers.streams import plain_name
-from data_pipeline.readers.text import HTML, ending_of
+from data_pipeline.readers.text import ending_of
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.file_digests import Digests, is_unchanged

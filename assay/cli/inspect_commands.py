@@ -32,6 +32,10 @@ def inspect(arguments: Arguments) -> None:
             file = folder / "run.proposed.toml"
         write_text(file, result.proposal)
         say(f"proposed run's file: {file}", proposal=file)
-        steps = ["assay", "data", "prepare", str(file)], ["assay", "run", str(file), "configs/10m.toml"]
+        steps = (
+            ["assay", "data", "prepare", str(file)],
+            ["assay", "run", str(file), "configs/10m.toml", "--set", "train.steps=100"],
+        )
         prepare, train = map(shlex.join, steps)
-        say(f"next: {prepare}\nthen: {train}   (trains a small model)", next=[prepare, train])
+        say(f"next: {prepare}", next=[prepare, train])
+        say(f"then: {train}   (trains a small model for minutes, once {file} states licences that the policy allows)")

@@ -1,7 +1,7 @@
 """Formats and fields of the files below a path.
 
-A kind is what a source of that type can read: `jsonl`, `csv`, `tsv`, `parquet`, `text`, `warc`, `wet`, `arrow`;
-`megatron` pairs (.bin, .idx) are counted. Fields are chosen from the names and values of the first records.
+A kind is a type of source (`file_types/endings.py`); `megatron` pairs (.bin, .idx) are counted. An `.xml` file is a
+wiki's dump if it begins as one. Fields are chosen from the names and values of the first records.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
+from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
+from data_pipeline.readers.parts import PACKED_RATIO, is_packed
 from data_pipeline.readers.streams import PACKED, TornStream, blocks, lines, plain_name
 from governance.errors import MissingInput
 
-_KINDS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
-    ".txt": "text", ".md": "text", ".html": "text", ".htm": "text", ".pdf": "text", ".warc": "warc", ".wet": "wet",
-    ".arrow": "arrow", ".feather": "arrow", ".idx": "megatron",
+_KINDS = SOURCE_TYPES | {".idx": "megatron"}
+WITHOUT_FIELDS = {
+    "text": "a document per file", "warc": "a document per page", "wet": "a document per page",
+    "mediawiki": "a document per page",
 }  # fmt: skip
+"""Kinds whose records have no fields to choose from."""
 _NAMES = {
     "text": ("text", "content", "body", "document", "raw_content", "markdown", "article", "code", "passage"),
     "id": ("id", "_id", "doc_id", "uuid", "key"),
@@ -40,10 +44,11 @@ _NAMES = {
     "licence": ("licence", "license"),
 }
 _CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
-_NEVER_PACKED = (".parquet", ".arrow", ".feather", ".idx")  # their readers seek
+_NEVER_PACKED = (*SEEKING, ".idx")
+_SMALL_LETTERS = ("arrow", "megatron")
 _FIRST_RECORDS = 50
 _FOOTERS = 100
-_PACKED_RATIO = 4  # text in a byte of a compressed file, as `readers/parts.py` has it
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,14 @@ class InputFiles:
     def text_bytes(self) -> int:
         """Estimated bytes of text; of Parquet files from some footers."""
         if self.ending != ".parquet":
-            return self.bytes * (_PACKED_RATIO if self.ending.endswith(PACKED) else 1)
+            return self.bytes * (PACKED_RATIO if is_packed(self.ending) else 1)
         plain = stored = 0
         for file in self.files[:: max(1, len(self.files) // _FOOTERS)]:
             with contextlib.suppress(OSError, pa.ArrowException):
                 footer = pq.read_metadata(file)
                 plain += sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
                 stored += file.stat().st_size
-        return self.bytes * plain // stored if plain else self.bytes * _PACKED_RATIO
+        return self.bytes * plain // stored if plain else self.bytes * PACKED_RATIO
 
 
 def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
@@ -86,11 +91,11 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
         kind = _KINDS.get(ending)
         if packed and ending in _NEVER_PACKED:
             kind, ending = None, ending + packed
-        elif kind in ("arrow", "megatron") and not plain.endswith(ending):
+        elif (kind in _SMALL_LETTERS or ending == ".wacz") and not plain.endswith(ending):
             kind = None  # their readers know small letters only
         if not (file.is_file() and os.access(file, os.R_OK)):  # a link whose target is gone, a pipe, another's file
             others["(unreadable)"] += 1
-        elif kind is None or (kind == "megatron" and not file.with_suffix(".bin").is_file()):
+        elif kind is None or not _is_of(kind, file):
             others[ending or "(no ending)"] += 1
         else:
             found.setdefault((kind, ending + packed), []).append(file)
@@ -109,6 +114,18 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
     ], others
 
 
+def _is_of(kind: str, file: Path) -> bool:
+    """Return whether a file is what its ending says, as far as others share that ending."""
+    if kind == "megatron":
+        return file.with_suffix(".bin").is_file()
+    if kind != "mediawiki":
+        return True
+    try:
+        return b"<mediawiki" in next(blocks(file), b"")[:_HEAD_BYTES]
+    except TornStream:
+        return False
+
+
 def _walk(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
@@ -123,7 +140,7 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
     for file in inputs.files[:10]:
         try:
             records = [record for record in _rows(inputs.kind, file) if isinstance(record, Mapping)]
-        except (OSError, ValueError, csv.Error, pa.ArrowException, MissingInput):
+        except (OSError, ValueError, StopIteration, csv.Error, pa.ArrowException, MissingInput):
             continue  # a damaged file: `ingest` reports it
         if records:
             return records
@@ -148,6 +165,11 @@ def _rows(kind: str, file: Path) -> list[Any]:
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
             batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)
             return [_flat(row) for row in batch.to_pylist()] if batch else []
+    if kind == "orc":
+        found = pyarrow.dataset.dataset(file, format="orc").to_batches(
+            batch_size=_FIRST_RECORDS, batch_readahead=1, fragment_readahead=1, use_threads=False
+        )
+        return [_flat(row) for row in next(found).slice(0, _FIRST_RECORDS).to_pylist()]
     if kind == "arrow":
         with file.open("rb") as source, pa.ipc.open_stream(at_stream(source)) as stream:
             return [_flat(row) for row in stream.read_next_batch().slice(0, _FIRST_RECORDS).to_pylist()]

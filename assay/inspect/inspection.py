@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assay.inspect.evaluation_overlap import find_sets, overlap_table
-from assay.inspect.formats import InputFiles, choose_fields, find_inputs, first_records
+from assay.inspect.formats import WITHOUT_FIELDS, InputFiles, choose_fields, find_inputs, first_records
 from assay.inspect.inspect_table import InspectTable
 from assay.inspect.sampling import sample_files
 from data_pipeline.config import DataConfig
@@ -84,11 +84,10 @@ def inspect_path(
     usable = [
         (group, chosen)
         for group, chosen in zip(readable, fields, strict=True)
-        if chosen["text"] or "messages" in chosen or group.kind in ("text", "warc", "wet")
+        if chosen["text"] or "messages" in chosen or group.kind in WITHOUT_FIELDS
     ]
     if not usable:
-        names = sorted({str(name) for group in readable for record in first_records(group) for name in record})
-        raise ConfigError(f"{path}: no field holds text; the fields are: {', '.join(names) or 'none'}.")
+        raise ConfigError(f"{path}: {_no_text(readable)}")
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         taken, sources = [], []
@@ -105,6 +104,23 @@ def inspect_path(
     return Inspection(path, sampled, tuple(tables), _proposal(path, usable, sets))
 
 
+def _no_text(readable: Sequence[InputFiles]) -> str:
+    """The reason why none of these files has a text."""
+    kinds = ", ".join(f"{len(group.files):,} {group.kind} ({group.ending})" for group in readable)
+    if not any(group.bytes for group in readable):
+        return f"its files are empty, 0 bytes each: {kinds}. Give the path of your documents."
+    names = sorted({str(name) for group in readable for record in first_records(group) for name in record})
+    if not names:
+        return (
+            f"no record with named values at the beginning of its files: {kinds}. They are damaged, or their format is "
+            "not the one that their names end in."
+        )
+    return (
+        f"no field holds text; the fields are: {', '.join(names)}. Name your text's field in a run's file "
+        "(text_field, docs/data.md)."
+    )
+
+
 def _formats(
     inputs: Sequence[InputFiles],
     others: Mapping[str, int],
@@ -116,8 +132,8 @@ def _formats(
     for group in inputs:
         chosen = found.get(id(group), {})
         named = ", ".join(f"{role}: {name}" for role, name in chosen.items() if name)
-        if group.kind in ("text", "warc", "wet"):
-            named = "a document per file" if group.kind == "text" else "a document per page"
+        if group.kind in WITHOUT_FIELDS:
+            named = WITHOUT_FIELDS[group.kind]
         elif group.kind != "megatron" and not (chosen["text"] or "messages" in chosen):
             named = "no field of text: not inspected"
         rows.append((f"{group.kind} ({group.ending})", len(group.files), f"{group.bytes / 1e6:,.1f} MB", named or "-"))
@@ -139,8 +155,8 @@ def _megatron(group: InputFiles) -> InspectTable:
 
 
 def _patterns(group: InputFiles, folder: Path) -> list[str]:
-    if folder.is_file():
-        return [escape(str(folder.absolute()))]
+    if folder.is_file() or group.kind == "mediawiki":  # other .xml files are no dumps
+        return [escape(str(file.absolute())) for file in group.files]
     endings = sorted({file.name[-len(group.ending) :] for file in group.files})  # .txt and .TXT
     return [f"{escape(str(folder.absolute()))}/**/*{ending}" for ending in endings]
 
@@ -149,7 +165,7 @@ def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: S
     """A `[[data.sources]]` section for files of one kind."""
     section: dict[str, Any] = {"type": group.kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
     section |= {"paths": list(paths)}
-    if group.kind not in ("text", "warc", "wet"):
+    if group.kind not in WITHOUT_FIELDS:
         names = {f"{role}_field": name for role, name in fields.items() if name and name != role}
         section |= names | ({"id_field": fields["id"]} if fields["id"] else {})
         section |= {
@@ -274,8 +290,9 @@ def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]]
     parts = [
         "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
         "# refuse_licences: by default documents without a known licence are removed.",
-        "# The file has no model. Add a size on the command line (assay run run.toml configs/10m.toml), or here:",
-        '# [model] preset = "10m".',
+        "# While a document has a licence that the policy does not allow, as NOASSERTION, the gate licences.allowed",
+        "# is closed and nothing is trained. `assay init` writes a policy next to this file; its list is `allowed`.",
+        "# The file has no model. `assay run run.toml configs/10m.toml` adds one and its training of 600 steps.",
         "",
     ]
     for number, (group, fields) in enumerate(usable):

@@ -1,8 +1,8 @@
 """An even sample of files within a bound of bytes.
 
 Small files, and texts of any size, are taken whole, every n-th one; of other larger files evenly spaced stretches of
-whole lines or row groups are copied. A compressed file, a web archive and an Arrow stream can only be read from the
-start: the head is copied, compressed as the file is. `ingest` reports what is damaged.
+whole lines, row groups or stripes are copied. A compressed file, a web archive, a wiki's dump and an Arrow stream can
+only be read from the start: the head is copied, compressed as the file is. `ingest` reports what is damaged.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import contextlib
 import gzip
 import lzma
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet as pq
 
 from assay.inspect.formats import InputFiles
@@ -33,6 +35,7 @@ _GZIP_MEMBER = b"\x1f\x8b\x08"
 _LINE = (b"\n", 1)
 _RECORD = (b"\r\n\r\nWARC/1", 4)
 """Bytes between two records, and how many belong to the first."""
+_PAGE = (b"</page>", 7)
 
 
 def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[InputFiles, bool]:
@@ -76,11 +79,11 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
     if size >= file.stat().st_size and (inputs.kind != "text" or size <= _WHOLE_BYTES):
         place(file, target)
         return target
-    if inputs.kind in ("parquet", "arrow"):
+    if copy_part := _BY_PART.get(inputs.kind if inputs.ending != ".wacz" else "wacz"):
         try:
-            _row_groups(file, target, size) if inputs.kind == "parquet" else _batches(file, target, size)
+            copy_part(file, target, size)
             return target
-        except (OSError, ValueError, pa.ArrowException):
+        except (OSError, ValueError, pa.ArrowException, zipfile.BadZipFile):
             pieces = iter([_first_bytes(file, size)])
     elif inputs.kind in ("warc", "wet") and inputs.ending.endswith(".gz"):
         pieces, packed = iter([_whole_members(file, size)]), False
@@ -88,6 +91,8 @@ def _copy(inputs: InputFiles, file: Path, target: Path, size: int) -> Path:
         pieces = _stretches(file, size)
     elif inputs.kind in ("csv", "tsv"):
         pieces = _whole_rows(file, text)
+    elif inputs.kind == "mediawiki":
+        pieces = _whole_pages(file, text)
     else:
         bound = min(text, _WHOLE_BYTES) if inputs.kind == "text" else text
         pieces = _whole_records(_sound(file), bound, *(_RECORD if inputs.kind in ("warc", "wet") else _LINE))
@@ -198,6 +203,55 @@ def _batches(file: Path, target: Path, size: int) -> None:
             out.write_batch(batch)
             if source.tell() >= size:
                 break
+
+
+def _stripes(file: Path, target: Path, size: int) -> None:
+    """Evenly spaced stripes of an ORC file, or parts of them."""
+    with file.open("rb") as source:
+        orc = pyarrow.orc.ORCFile(source)
+        fraction = (size + 1) / file.stat().st_size
+        rows = max(1, int(orc.nrows * fraction))
+        with atomic_path(target) as temporary, pyarrow.orc.ORCWriter(str(temporary), compression="zstd") as writer:
+            for stripe in _every([*range(orc.nstripes)], fraction):
+                batch = orc.read_stripe(stripe).slice(0, rows)
+                writer.write(pa.Table.from_batches([batch]))
+                rows -= batch.num_rows
+                if rows <= 0:
+                    break
+
+
+def _archives(file: Path, target: Path, size: int) -> None:
+    """The first web archives of a WACZ file, the last of them cut between records."""
+    with (
+        zipfile.ZipFile(file) as source,
+        atomic_path(target) as temporary,
+        zipfile.ZipFile(temporary, "w") as out,
+    ):
+        for member in source.infolist():
+            if not member.filename.startswith("archive/") or member.is_dir():
+                continue
+            with source.open(member) as packed:
+                head = packed.read(size)
+            if len(head) < member.file_size:
+                at = head.rfind(_GZIP_MEMBER if member.filename.endswith(".gz") else _RECORD[0])
+                head = head[: at + (0 if member.filename.endswith(".gz") else _RECORD[1])] if at > 0 else head
+            out.writestr(member.filename, head)
+            size -= len(head)
+            if size <= 0 or len(head) < member.file_size:
+                break
+
+
+_BY_PART = {"parquet": _row_groups, "arrow": _batches, "orc": _stripes, "wacz": _archives}
+
+
+def _whole_pages(file: Path, size: int) -> Iterator[bytes]:
+    """About the first `size` bytes of a wiki's dump, in whole pages."""
+    tail = b""
+    for piece in _whole_records(_sound(file), size, *_PAGE):
+        yield piece
+        tail = (tail + piece)[-64:]
+    if b"</mediawiki>" not in tail:
+        yield b"\n</mediawiki>\n"
 
 
 def _whole_rows(file: Path, size: int) -> Iterator[bytes]:

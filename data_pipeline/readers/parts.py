@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.readers.file_types.endings import COMPRESSED_WITHIN
 from data_pipeline.readers.hub import local_files
 from data_pipeline.readers.items import FilePart, SourceItem, hub_items
 from data_pipeline.readers.local import find_paths
@@ -47,7 +48,7 @@ class Reading:
 
 def is_packed(name: str) -> bool:
     """Return whether a file of this name holds more text than bytes."""
-    return name.endswith((*PACKED, ".parquet", ".orc", ".wacz"))
+    return name.endswith((*PACKED, *COMPRESSED_WITHIN))
 
 
 def text_bytes(item: SourceItem) -> int:

@@ -20,17 +20,13 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from data_pipeline.readers.file_types.delimited import read_csv
+from data_pipeline.readers.file_types.endings import HTML, PDF, TABLE, TEXT
 from data_pipeline.readers.page_process import read_html, read_pdf
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import PackageSource, Source, TextSource
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, lines, plain_name
 from governance.errors import ConfigError
-
-PLAIN = (".txt", ".md")
-HTML = (".html", ".htm")
-TABLE = (".csv",)
-PDF = (".pdf",)
 
 
 def ending_of(name: str) -> str:
@@ -47,7 +43,7 @@ def check_endings(names: Iterable[str], source: Source) -> None:
     Raises:
         ConfigError: there is one.
     """
-    allowed = PLAIN + HTML + PDF + (TABLE if isinstance(source, PackageSource) else ())
+    allowed = TEXT + (TABLE if isinstance(source, PackageSource) else ())
     for name in names if isinstance(source, TextSource | PackageSource) else ():
         name = plain_name(name) if isinstance(source, TextSource) else name
         if ending_of(name) not in allowed:

@@ -9,9 +9,12 @@ import random
 import struct
 import subprocess
 import sys
+import zipfile
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -25,6 +28,8 @@ from assay.inspect.formats import choose_fields, find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import as_page, as_text
 from assay.inspect.sampling import sample_files
+from data_pipeline.readers.file_types.endings import SOURCE_TYPES
+from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
 from governance.errors import ConfigError, MissingInput
 
@@ -69,6 +74,9 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
     ):
         out.write_batch(pa.record_batch({"content": [prose(70), prose(71)]}))
     (folder / "g.png").write_bytes(b"\x89PNG")
+    pyarrow.orc.write_table(pa.table({"doc": [{"text": prose(80 + n)} for n in range(2)]}), folder / "h.orc")
+    (folder / "i.xml").write_bytes(wiki([prose(84)]))
+    (folder / "settings.xml").write_text("<settings/>")
     result = inspect_path(folder)
     page, found = as_page(result), tables(result)
     assert "Funnel under the usual rules" in page
@@ -79,18 +87,30 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
         "csv (.csv)": "text: content",
         "jsonl (.jsonl)": "text: body, id: doc_id, url: url",
         "jsonl (.jsonl.gz)": "text: text",
+        "mediawiki (.xml)": "a document per page",
+        "orc (.orc)": "text: doc.text",
         "parquet (.parquet)": "text: doc.text",
         "text (.html)": "a document per file",
         "text (.txt)": "a document per file",
     }
-    assert found["Formats and fields"].note == "Not read: .png 1."
-    assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", 26, 25)
-    assert ("ingest", "quarantine:not_json", 1, "3.8 %") in found["Removed, by reason"].rows
+    assert found["Formats and fields"].note == "Not read: .png 1, .xml 1."
+    assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", 29, 28)
+    assert ("ingest", "quarantine:not_json", 1, "3.4 %") in found["Removed, by reason"].rows
     assert ("dedup", "exact_duplicate", 1) in [row[:3] for row in found["Removed, by reason"].rows]
     assert ("email", 1) in found["Personal data and secrets"].rows
     assert found["Languages"].rows[0][0] == "en"
     proposed = load_run(tmp_path / "run.toml", [], needs="data").config.data
-    assert {source.type for source in proposed.sources} == {"arrow", "csv", "jsonl", "parquet", "text"}
+    assert {source.type for source in proposed.sources} == {
+        "arrow", "csv", "jsonl", "mediawiki", "orc", "parquet", "text",
+    }  # fmt: skip
+    assert all("settings" not in path for source in proposed.sources for path in source.paths)
+
+
+def test_every_type_of_files_has_an_ending():
+    """The table of `inspect` is complete: each type of source with `paths`, but own readers, has one."""
+    types = {name for kind in get_args(get_args(Source)[0]) if "paths" in kind.model_fields
+             for name in get_args(kind.model_fields["type"].annotation)}  # fmt: skip
+    assert types - {"own"} == set(SOURCE_TYPES.values())
 
 
 def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
@@ -110,6 +130,14 @@ def lz4_frame(data):
         return sink.getvalue().to_pybytes()
 
 
+def wiki(texts):
+    """A wiki's dump with a page for each text."""
+    page = "<page><title>Page {}</title><ns>0</ns><id>{}</id><revision><text>{}</text></revision></page>\n"
+    pages = "".join(page.format(number, number, text) for number, text in enumerate(texts))
+    head = "<siteinfo><base>https://wiki.example/wiki/Main</base></siteinfo>\n"
+    return f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">\n{head}{pages}</mediawiki>\n'.encode()
+
+
 def some(folder, ending, count=3, rows=400):
     """Files of one kind with rows of about 4 KB; compressed ones hardly shrink."""
     draw = random.Random(1)
@@ -127,14 +155,24 @@ def some(folder, ending, count=3, rows=400):
             batches = pa.table({"text": texts}).to_batches(50)
             with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as out:
                 [out.write_batch(batch) for batch in batches]
-        elif ".warc" in ending:
+        elif ending == ".orc":
+            pyarrow.orc.write_table(pa.table({"text": texts}), path, stripe_size=200_000, compression="zstd")
+        elif ".xml" in ending:
+            path.write_bytes((bz2.compress if ending.endswith(".bz2") else bytes)(wiki(texts)))
+        elif ".warc" in ending or ending == ".wacz":
             body = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
             head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
             head += b"WARC-Target-URI: http://a.example/%d\r\nContent-Length: %d\r\n\r\n"
             records = [(body + text.encode(), row) for row, text in enumerate(texts)]
             records = [head % (row, len(data)) + data + b"\r\n\r\n" for data, row in records]
             pack = {".zst": zstandard.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
-            path.write_bytes(pack(b"".join(records)))
+            if ending != ".wacz":
+                path.write_bytes(pack(b"".join(records)))
+                continue
+            with zipfile.ZipFile(path, "w") as out:
+                out.writestr("datapackage.json", "{}")
+                out.writestr("archive/a.warc", b"".join(records[:9]))
+                out.writestr("archive/b.warc.gz", b"".join(map(gzip.compress, records[9:])))
         else:
             plain = "\n".join(texts).encode() if ending.startswith(".txt") else plain
             packs = {".gz": gzip.compress, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
@@ -145,7 +183,7 @@ def some(folder, ending, count=3, rows=400):
 
 ENDINGS = (
     ".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.lz4", ".csv", ".txt", ".txt.gz", ".txt.bz2", ".parquet",
-    ".arrow", ".warc", ".warc.zst", ".warc.xz",
+    ".arrow", ".warc", ".warc.zst", ".warc.xz", ".wacz", ".orc", ".xml", ".xml.bz2",
 )  # fmt: skip
 
 
@@ -310,8 +348,13 @@ def test_one_file_of_many_row_groups_and_many_small_files(tmp_path):
             r"none of its 2 files .*\.parquet\.gz 1, \.arrow\.xz 1\).* all but \.parquet, \.arrow",
         ),
         ({"a.jsonl": b'{"n": 1}\n'}, ConfigError, "no field holds text; the fields are: n"),
-        ({"a.jsonl": b"\x00\xff" * 99}, ConfigError, "no field holds text; the fields are: none"),
-        ({"a.parquet": b"PAR1"}, ConfigError, "no field holds text"),
+        (
+            {"a.jsonl": b"\x00\xff" * 99},
+            ConfigError,
+            r"no record with named values .*: 1 jsonl \(\.jsonl\)\. They are damaged",
+        ),
+        ({"a.jsonl": b"", "b.csv": b""}, ConfigError, r"its files are empty, 0 bytes each: 1 csv \(\.csv\), 1 jsonl"),
+        ({"a.parquet": b"PAR1"}, ConfigError, "no record with named values"),
     ],
 )
 def test_nothing_to_read_is_reported(tmp_path, files, error, words):
