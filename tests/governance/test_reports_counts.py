@@ -77,6 +77,23 @@ def test_every_count_is_in_a_row_on_both(tmp_path):
         assert any(re.search(rf"{pattern}[|]", row) for row in rows), cells
 
 
+def test_copies_by_quality_are_a_curve_over_all_topics():
+    """Ranks 0 to 60 of two topics: 3 of 300 bytes, then 600 of 300; each bucket is level."""
+
+    def counts(size_in, got):
+        return {"documents": 1, "bytes_in": size_in, "copies": 1, "bytes_got": got}
+
+    buckets = {"law one 00.0-30.0": counts(100, 0), "00.0-30.0": counts(200, 3), "30.0-60.0": counts(300, 600),
+               "law one 60.0-99.0": counts(0, 0)}  # fmt: skip
+    drawn = shown([made("mix", {"quality": {"score": "score"}}, mix_by_bucket=buckets)])
+    [label] = re.findall(r'aria-label="(Copies by quality[^"]*)"', drawn)
+    assert label == "Copies by quality: copies from 0.01 to 2; rank by score, percent of the bytes 0 to 60"
+    [line] = re.findall(r'd="(M[^"]*L[^"]*)"', drawn)
+    assert re.findall(r"[ML]([\d.]+) ", line) == ["0.0", "500.0", "500.0", "1000.0"]
+    nothing = shown([made("mix", {"quality": {"score": "score"}}, mix_by_bucket={"00.0-30.0": counts(0, 0)})])
+    assert "<svg" not in nothing
+
+
 def test_what_is_nought_and_says_nothing_is_left_out():
     titles = [
         table["title"] for table in stage_tables([made("ingest"), made("clean"), made("paragraphs"), made("dedup")])

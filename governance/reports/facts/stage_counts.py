@@ -15,6 +15,7 @@ from governance.manifest import Manifest
 from governance.reports.html.markup import number, share
 
 _SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are summed
+COPIES_BY_QUALITY = "mix: copies by quality bucket"
 
 Table = dict[str, Any]
 """`title`, `head`, `rows` (strings and integers, in the order of `head`), `note`."""
@@ -128,7 +129,7 @@ def _quality(mix: Manifest) -> Iterator[Table]:
         quality = mix.config["quality"]
         note = f"Buckets are ranks by {quality['score']}, in percent of the bytes of a source, language and topic."
         head = ["bucket", "documents", "bytes", "repeats", "bytes mixed"]
-        yield _table("mix: copies by quality bucket", head, rows, note)
+        yield _table(COPIES_BY_QUALITY, head, rows, note)
 
 
 def _tokens_of_quality(encode: Manifest) -> Iterator[Table]:

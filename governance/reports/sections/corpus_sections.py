@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.facts.stage_counts import by_count
+from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, by_count
 from governance.reports.html.bars import STYLES, Bar, bars, key
 from governance.reports.html.markup import (
     ROWS_SHOWN,
@@ -22,6 +22,7 @@ from governance.reports.html.markup import (
     table,
     tag,
 )
+from governance.reports.html.svg_figures import Curve, chart
 
 _CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
 _DETAIL = 140  # characters of a check's detail
@@ -161,8 +162,22 @@ def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
         stage, _, name = one["title"].partition(": ")
         title = f"{name[:1].upper()}{name[1:]} ({stage})"
         total = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
-        yield fold([title, tag("span", f" {number(total)}", class_="unit")],
+        drawn = _copies_curve(one, cited) if one["title"] == COPIES_BY_QUALITY else None
+        yield fold([title, tag("span", f" {number(total)}", class_="unit")], drawn,
                    table(one["title"], one["head"], rows, numeric=sorted(whole), cited=cited), note)  # fmt: skip
+
+
+def _copies_curve(counts: Mapping[str, Any], cited: Html) -> Html:
+    """Copies of a byte over its rank by score, of all topics, level within a bucket."""
+    sums: dict[str, list[int]] = {}
+    for bucket, _, size_in, _, size_got in counts["rows"]:
+        of = sums.setdefault(bucket.rpartition(" ")[2], [0, 0])  # a topic's name is in front of its ranks
+        of[0], of[1] = of[0] + size_in, of[1] + size_got
+    points = [
+        (float(end), got / size) for ranks, (size, got) in sorted(sums.items()) if size for end in ranks.split("-")
+    ]
+    return chart("Copies by quality", [Curve("copies", points)], "rank by score, percent of the bytes",
+                 "copies of a byte", cited=cited) if points else join([])  # fmt: skip
 
 
 def examples_folded(found: Mapping[str, Any]) -> Iterator[Html]:
