@@ -95,6 +95,8 @@ def train(
     inputs = _inputs(tokens, parent, initial)
     key = _key(recipe, inputs)
     if (finished := find(STAGE, key, runtime.root)) is not None:
+        if runtime.make:
+            _meet_unlike_ranks(key, settings.engine)
         return finished
     if not runtime.make:
         raise not_made(STAGE, recipe.model_dump(mode="json"), runtime)
@@ -228,6 +230,22 @@ def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
             "the records of an own task differ between their nodes or processes. Make own tasks deterministic (no "
             "order of sets, no clock), and give every node the same files."
         )
+
+
+def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
+    """Let ranks that found the finished run meet those that would train another.
+
+    These wait for all ranks, and would wait in vain.
+
+    Raises:
+        ConfigError: as `_refuse_unlike_ranks`.
+    """
+    ranks = read_ranks()
+    if ranks.world_size > 1:
+        with importing():
+            from pretrain.distributed.process_group import gather, join
+        join(ranks, engine.collective_timeout_seconds, engine.device)
+        _refuse_unlike_ranks(gather(key))
 
 
 @contextlib.contextmanager
