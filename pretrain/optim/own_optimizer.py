@@ -4,10 +4,10 @@
     optimizer = "own"
     function = "mylab.optim:make"
 
-`probe` runs the function on small parameters before training, for three steps. It refuses state that a checkpoint
-cannot restore, and updates that differ on a piece of a parameter although `elementwise` is declared. A checkpoint holds
-`optimizer.state`: tensors of the parameter's shape, as other moments, and scalars, in `state.json`. A step to be
-skipped is not computed, for which the host waits for the device once per step.
+`probe` runs the function on small parameters before training, for 24 steps with a restart after 12. It refuses state
+that a checkpoint cannot restore, and updates that differ on a piece of a parameter although `elementwise` is declared.
+A checkpoint holds `optimizer.state`: tensors of the parameter's shape, as other moments, and scalars, in `state.json`.
+A step to be skipped is not computed, for which the host waits for the device once per step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pretrain.config.optim import OptimConfig
 Groups = list[dict[str, Any]]
 Make = Callable[[Groups], torch.optim.Optimizer]
 _SHAPES = {1: (6,), 2: (4, 6)}
-_STEPS, _RATE, _SECONDS = 3, 0.1, 120.0
+_STEPS, _RESTART, _RATE, _SECONDS = 24, 12, 0.1, 120.0
 
 
 class OwnOptimizer(torch.optim.Optimizer):
@@ -116,7 +116,7 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
         return ConfigError(f"optim.function = {config.function!r}: {fault}")
 
     whole = _Trial(make, groups)
-    whole.steps(range(_STEPS - 1))
+    whole.steps(range(_RESTART))
     forms = [_form(group, whole.optimizer.state, refuse) for group in whole.optimizer.param_groups]
     copied = [dict(whole.optimizer.state[weight]) for weight in whole.weights]
     again = _Trial(make, groups, [weight.detach().clone() for weight in whole.weights])
@@ -126,13 +126,13 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
             name: restored(float(state[name]), kind, {}, weight) for name, kind in form.scalars.items()
         }
     for trial in (whole, again):
-        trial.steps([_STEPS - 1])
+        trial.steps(range(_RESTART, _STEPS))
     for group, before in zip(whole.optimizer.param_groups, whole.settings, strict=True):
         if changed := [name for name in group if name != "params" and group[name] != before.get(name)]:
             raise refuse(f"it changes {changed[0]!r} of its parameter groups, which no checkpoint holds")
     if any(not torch.equal(one, other) for one, other in zip(whole.weights, again.weights, strict=True)):
         raise refuse(
-            "a restart would differ (the trial checks its first three steps): it keeps values outside of "
+            f"a restart after {_RESTART} steps would differ (the trial has {_STEPS}): it keeps values outside of "
             "optimizer.state, or draws random numbers; keep all of its values there"
         )
     if [_form(group, whole.optimizer.state, refuse) for group in whole.optimizer.param_groups] != forms:
@@ -144,7 +144,7 @@ def probe(make: Make, groups: Groups, config: OptimConfig) -> list[StateForm]:
     if config.elementwise and not _pieces_agree(make, groups, whole.weights):
         raise refuse(
             "optim.elementwise = true, but it updates the halves of a parameter differently from the whole (the trial "
-            "checks its first three steps); remove the declaration, and set engine.zero_stage = 0"
+            f"has {_STEPS} steps); remove the declaration, and set engine.zero_stage = 0"
         )
     return forms
 
