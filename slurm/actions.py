@@ -8,6 +8,7 @@ it. Finished jobs are kept.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import time
@@ -158,14 +159,15 @@ def _most_relevant(view: View) -> JobRow | None:
 
 def follow(path: Path, live: Callable[[], bool]) -> None:
     """Print a log as it grows, until its job has ended."""
-    looked = time.monotonic()
+    over, looked = False, -math.inf
     with open(path, "rb") as log:
         while True:
             if text := log.read():
                 sys.stdout.write(text.decode("utf-8", "replace"))
                 sys.stdout.flush()
-            elif time.monotonic() - looked > _LOOK_SECONDS:
-                if not live():
-                    return
-                looked = time.monotonic()
-            time.sleep(_POLL_SECONDS)
+            if over:
+                return
+            if not text and time.monotonic() - looked > _LOOK_SECONDS:
+                over, looked = not live(), time.monotonic()  # then once more: lines from before the answer
+            else:
+                time.sleep(_POLL_SECONDS)

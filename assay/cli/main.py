@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -58,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging(**amount)
     if threading.current_thread() is threading.main_thread():
         count_interrupts()
-    # LAUNCHER of launcher.py, whose import every command would pay
-    if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):
+    if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):  # of launcher.py, whose import every command would pay
         end_with_parent(int(launcher), signal.SIGTERM)
+    _leave_out_warnings(launcher)
     try:
         set_up_logging(read_ranks().rank, **amount)
         for warning in warnings:
@@ -79,6 +80,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     finally:
         gc.unfreeze()
+
+
+def _leave_out_warnings(launcher: str) -> None:
+    """Leave out a rank's warnings of the run's file, which its launcher has given."""
+    from governance.log import get_logger
+
+    for name in ("assay.config", "assay.run_file"):
+        get_logger(name).setLevel(logging.ERROR if launcher else logging.NOTSET)
 
 
 def _one_object() -> contextlib.AbstractContextManager[object]:
