@@ -96,7 +96,7 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
         if not (file.is_file() and os.access(file, os.R_OK)):  # a link whose target is gone, a pipe, another's file
             others["(unreadable)"] += 1
         elif kind is None or not _is_of(kind, file):
-            others[ending or "(no ending)"] += 1
+            others[f"{ending} (no MediaWiki dump)" if kind == "mediawiki" else ending or "(no ending)"] += 1
         else:
             found.setdefault((kind, ending + packed), []).append(file)
     if not found and not others:
@@ -120,10 +120,13 @@ def _is_of(kind: str, file: Path) -> bool:
         return file.with_suffix(".bin").is_file()
     if kind != "mediawiki":
         return True
-    try:
-        return b"<mediawiki" in next(blocks(file), b"")[:_HEAD_BYTES]
-    except TornStream:
-        return False
+    head = b""
+    with contextlib.suppress(TornStream):
+        for piece in blocks(file):  # the first ones of a packed file may be empty
+            head += piece
+            if len(head) >= _HEAD_BYTES:
+                break
+    return b"<mediawiki" in head[:_HEAD_BYTES]
 
 
 def _walk(path: Path) -> Iterator[Path]:

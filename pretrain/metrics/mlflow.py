@@ -85,10 +85,7 @@ def _without_password(text: str, uri: str) -> str:
 
 
 def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[str, int]:
-    """Id of the run, and the first row that it lacks.
-
-    The run is created if there is none.
-    """
+    """Id of the run, created if there is none, and the first row that it lacks."""
     from mlflow.entities import Param
 
     known = client.get_experiment_by_name(config.project)
@@ -101,7 +98,7 @@ def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[s
     tags |= {f"assay.input.{item.stage}": item.digest for item in identity.inputs}
     run: str = client.create_run(experiment, tags={name: value for name, value in tags.items() if value}).info.run_id
     settings = flat(identity.recipe.model_dump(mode="json"))
-    held = [Param(_name(name), str(value)[:_MOST_CHARACTERS]) for name, value in settings]
+    held = [Param(_REFUSED.sub("_", name), str(value)[:_MOST_CHARACTERS]) for name, value in settings]
     for at in range(0, len(held), _MOST_PARAMETERS):
         client.log_batch(run, params=held[at : at + _MOST_PARAMETERS])
     return run, 0
@@ -112,14 +109,10 @@ def _metrics(line: Mapping[str, Any]) -> list[Any]:
 
     now = int(time.time() * 1000)
     values = {"attempt": line["attempt"], **chart_values(line)}
-    return [Metric(_name(chart), float(value), now, line["step"]) for chart, value in values.items()]
+    return [Metric(_REFUSED.sub("_", chart), float(value), now, line["step"]) for chart, value in values.items()]
 
 
 def _send(client: Any, run: str, metrics: list[Any], rows: int) -> None:
     for at in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run, metrics=metrics[at : at + _MOST_METRICS])
     client.set_tag(run, _ROWS, str(rows))
-
-
-def _name(chart: str) -> str:
-    return _REFUSED.sub("_", chart)

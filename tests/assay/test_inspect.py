@@ -93,7 +93,7 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
         "text (.html)": "a document per file",
         "text (.txt)": "a document per file",
     }
-    assert found["Formats and fields"].note == "Not read: .png 1, .xml 1."
+    assert found["Formats and fields"].note == "Not read: .png 1, .xml (no MediaWiki dump) 1."
     assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", 29, 28)
     assert ("ingest", "quarantine:not_json", 1, "3.4 %") in found["Removed, by reason"].rows
     assert ("dedup", "exact_duplicate", 1) in [row[:3] for row in found["Removed, by reason"].rows]

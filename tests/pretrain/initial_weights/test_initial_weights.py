@@ -17,7 +17,7 @@ from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.export.architectures import family_of, tensors_of
 from pretrain.initial_weights.folder import open_folder
-from pretrain.initial_weights.model_settings import differences, read_model
+from pretrain.initial_weights.model_settings import FAMILIES, differences, read_model
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of, open_weights, parameter_shapes
 from pretrain.model.decoder import Decoder
 from tests.pretrain.conftest import VOCABULARY
@@ -50,6 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", {
         "vocab_size": 201, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "activation_function": "relu"}),
     "olmo2": ("Olmo2ForCausalLM", GROUPED),
+    "granite": ("GraniteForCausalLM", {**GROUPED, "attention_multiplier": 1.0, "logits_scaling": 2.0}),
     "gemma2": ("Gemma2ForCausalLM", {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 9, "sliding_window": 5}),
     "gemma3": ("Gemma3ForCausalLM", {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 5}),
 }  # fmt: skip
@@ -82,6 +83,11 @@ def decoder_of(weights: InitialWeights, vocabulary: int) -> Decoder:
         for name, parameter in model.named_parameters():
             parameter.copy_(weights.weight(name, parameter.shape))
     return model
+
+
+def test_every_family_that_is_read_has_a_case():
+    kinds = {getattr(transformers, kind).config_class.model_type for kind, _ in CASES.values()}
+    assert kinds == set(FAMILIES) - {"assay"}
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
