@@ -233,9 +233,9 @@ def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
 
 
 def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
-    """Let ranks that found the finished run meet those that would train another.
+    """Meet the ranks that would train another run.
 
-    These wait for all ranks, and would wait in vain.
+    They wait for all ranks, in vain where this one has found its run finished and returned.
 
     Raises:
         ConfigError: as `_refuse_unlike_ranks`.

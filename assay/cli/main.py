@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave_out_warnings(launcher: str) -> None:
-    """Leave out a rank's warnings of the run's file, which its launcher has given."""
+    """Leave out a rank's warnings that its launcher has given."""
     from governance.log import get_logger
 
     for name in ("assay.config", "assay.run_file"):

@@ -115,7 +115,7 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
 
 
 def _is_of(kind: str, file: Path) -> bool:
-    """Return whether a file is what its ending says, as far as others share that ending."""
+    """Return whether a file is what an ambiguous ending says."""
     if kind == "megatron":
         return file.with_suffix(".bin").is_file()
     if kind != "mediawiki":

@@ -221,7 +221,7 @@ def _stripes(file: Path, target: Path, size: int) -> None:
 
 
 def _archives(file: Path, target: Path, size: int) -> None:
-    """The first web archives of a WACZ file, the last of them cut between records."""
+    """The first web archives of a WACZ file, cut between records."""
     with (
         zipfile.ZipFile(file) as source,
         atomic_path(target) as temporary,

@@ -85,7 +85,7 @@ def _without_password(text: str, uri: str) -> str:
 
 
 def _open(client: Any, config: TrackingConfig, identity: RunIdentity) -> tuple[str, int]:
-    """Id of the run, created if there is none, and the first row that it lacks."""
+    """Id of the run, found or created, and its first missing row."""
     from mlflow.entities import Param
 
     known = client.get_experiment_by_name(config.project)

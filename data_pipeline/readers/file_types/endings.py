@@ -1,4 +1,4 @@
-"""Endings of file names, and the type of source that reads such files.
+"""Endings of file names, and the source types that read them.
 
 A source of rows or of an archive reads what its `paths` name, whatever the ending; `assay inspect` goes by this table,
 and so do the files of `text` and `package` sources, where the ending decides how a file is read.

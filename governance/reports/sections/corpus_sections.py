@@ -168,10 +168,10 @@ def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
 
 
 def _copies_curve(counts: Mapping[str, Any], cited: Html) -> Html:
-    """Copies of a byte over its rank by score, of all topics, level within a bucket."""
+    """Copies of a byte over its rank, level within a bucket."""
     sums: dict[str, list[int]] = {}
     for bucket, _, size_in, _, size_got in counts["rows"]:
-        of = sums.setdefault(bucket.rpartition(" ")[2], [0, 0])  # a topic's name is in front of its ranks
+        of = sums.setdefault(bucket.rpartition(" ")[2], [0, 0])  # all topics; their names are in front
         of[0], of[1] = of[0] + size_in, of[1] + size_got
     points = [
         (float(end), got / size) for ranks, (size, got) in sorted(sums.items()) if size for end in ranks.split("-")
