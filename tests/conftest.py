@@ -71,9 +71,11 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
     """Keys that a command makes on first use, and the lock of the node's meter, are in folders of this process.
 
     Nothing that a test writes must outlast a power cut, so this process does not wait for the disk either: 7 ms a file.
+    Commands that name no number of workers start none: a worker costs as much as a command in a process of its own.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(os, "cpu_count", lambda: 1)
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
