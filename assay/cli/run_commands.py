@@ -18,7 +18,7 @@ from assay.config import LoadedRun, load_run
 from assay.run_file import is_shipped
 from governance.energy.budget import open_budget
 from governance.energy.meters import meter
-from governance.errors import ConfigError
+from governance.errors import ConfigError, GateClosed
 from governance.files import append_line
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
@@ -177,7 +177,8 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
     """Folder of the named checkpoint; "last": the final one.
 
     Raises:
-        GateClosed: the journal of its root, this one or another, does not state it, or its training, as it is.
+        GateClosed: the journal of its root, this one or another, does not state it, or its training, as it is; or its
+            folder holds another one.
     """
     from dataclasses import replace
 
@@ -193,12 +194,17 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
         ended = training(loaded, artifacts, look)
         require_chain([ended], runtime.root, journal)
         checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
-    folder = checkpoint.parent if checkpoint.name == FILE_NAME else checkpoint
+    folder, found = checkpoint.parent if checkpoint.name == FILE_NAME else checkpoint, read_artifact(checkpoint)
+    if Path(os.path.abspath(folder)).parts[-2:] != Path(found.folder).parts:
+        raise GateClosed(
+            f"{folder}: holds the manifest of {found.folder}, so other weights than those named would be read. Restore "
+            "it; a copy keeps its folder's name, below a folder of its stage's name"
+        )
     named_below = Path(os.path.abspath(folder)).parents[1].resolve()  # also where a link leads out of the root
     if runtime.root.resolve() in (root_of(checkpoint), named_below):  # a copy elsewhere has no statement here
-        require_stated([read_artifact(checkpoint)], runtime.root, journal)
+        require_stated([found], runtime.root, journal)
     else:
-        origin = checkpoint_origin(loaded, read_artifact(checkpoint), root_of(checkpoint))
+        origin = checkpoint_origin(loaded, found, root_of(checkpoint))
         if not origin["verified"]:
             get_logger(__name__).warning("the origin of %s is not verified: %s", checkpoint, origin["why"])
     return checkpoint

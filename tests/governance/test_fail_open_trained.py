@@ -123,6 +123,17 @@ def test_nothing_altered_is_signed_or_sent_on(reported, tmp_path, capsys, name):
     assert list(project.glob("megatron*")) == []
 
 
+def test_a_checkpoint_under_another_ones_name_is_not_measured_for_it(project, capsys):
+    """Both are stated, each under its own name: the weights of the other one would be read."""
+    named = parent(project)
+    [*_, other] = [path for path in project.glob("root/checkpoint/*/manifest.json") if path.parent != named]
+    shutil.copy(other, named / "manifest.json")
+    for command in (["evaluate", str(named)], ["export", str(named), str(project / "exported")]):
+        capsys.readouterr()
+        assert main([command[0], *words_of(project), *command[1:]]) == 77
+        assert f"holds the manifest of checkpoint/{other.parent.name}" in capsys.readouterr().err
+
+
 def test_exchanged_weights_are_not_signed_as_a_model(project, capsys):
     exchanged(project)
     assert main(["governance", "keygen", "--model", str(project / "model.pem")]) == 0
