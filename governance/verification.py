@@ -234,7 +234,8 @@ def _verify_artifact(path: Path, root: Path, evidence: _JournalEvidence | None) 
         problems += [f"{name}: {problem}" for problem in _verify_input(item, root)]
     if evidence is not None:
         problems += [f"{name}: {problem}" for problem in unstated(manifest, evidence.latest)]
-        problems += [f"{name}: {problem}" for problem in _noted_head(manifest, evidence)]
+        if head := manifest.run.get("journal"):  # what it noted must be in the journal still
+            problems += [f"{name}: {JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries)]
         problems += signature_faults(manifest, root) if manifest.stage == "checkpoint" else []
     return 1 + len(manifest.outputs), problems + verify(manifest, root, deep=evidence is not None)
 
@@ -279,12 +280,6 @@ def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_Jour
         return _JournalEvidence((), {}, signer), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
     problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]
     return _JournalEvidence(entries, latest_statements(entries), signer), problems
-
-
-def _noted_head(manifest: Manifest, evidence: _JournalEvidence) -> Iterator[str]:
-    """Fault where the journal lacks a head that a run noted."""
-    if head := manifest.run.get("journal"):
-        yield from (f"{JOURNAL} {fault}" for fault in anchor_faults(head, evidence.entries))
 
 
 def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _JournalEvidence) -> list[str]:

@@ -178,7 +178,7 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     arguments, folder = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder
     resumed = resume(context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight, folder))
     if resumed is None:
-        draw: Weight = partial(_initial_weight, context)
+        draw: Weight = partial(initial_weight, config=recipe.model, seed=recipe.train.seed)
         if context.initial is not None:
             context.initial.check(vocabulary)
             draw = context.initial.weight
@@ -187,10 +187,6 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
             restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step
     return resumed
-
-
-def _initial_weight(context: TrainContext, name: str, shape: Any) -> torch.Tensor:
-    return initial_weight(name, shape, context.recipe.model, context.recipe.train.seed)
 
 
 def _durable(context: TrainContext, step: int, manifest: Manifest | None) -> None:

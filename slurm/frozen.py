@@ -161,10 +161,6 @@ def in_words(root: Path) -> list[str]:
     code = record["code"].get("sha256", "of the image")[:12]
     lines = [f"submitted: {names}; assay {record['code']['version']} {code}; edits are {record['edits']}"]
     lines += [f"! {words}" for _, _, words in edits(record, None)]
-    taken = {(Path(line["name"]).name, line["sha256"][:12]): line["job"] for line in _taken(root)}
+    newest = [line for line in reversed(read_lines(root / "slurm" / _TAKEN)) if isinstance(line, dict)]
+    taken = {(Path(line["name"]).name, line["sha256"][:12]): line["job"] for line in newest}
     return lines + [f"edit taken: {name} {digest} (since job {job})" for (name, digest), job in taken.items()]
-
-
-def _taken(root: Path) -> list[dict[str, Any]]:
-    """Edits that jobs took, newest first."""
-    return [line for line in reversed(read_lines(root / "slurm" / _TAKEN)) if isinstance(line, dict)]

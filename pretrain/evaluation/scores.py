@@ -43,12 +43,10 @@ def encode_tasks(tasks: Sequence[Task], encode: Encode, window: int) -> Suite:
     Raises:
         PipelineError: a choice has no token that can be scored; the task is named.
     """
-    texts = tuple(tuple(encode_texts(encode, _pairs_of(task), window)) for task in tasks)
-    return Suite(tuple(tasks), texts, window)
-
-
-def _pairs_of(task: Task) -> list[tuple[str, str]]:
-    return [(question.context, choice) for question in task.questions for choice in question.choices]
+    pairs = [
+        [(question.context, choice) for question in task.questions for choice in question.choices] for task in tasks
+    ]
+    return Suite(tuple(tasks), tuple(tuple(encode_texts(encode, of_task, window)) for of_task in pairs), window)
 
 
 def evaluate_tasks(suite: Suite, nats_of: NatsOf, passes: Passes | None = None) -> list[dict[str, Any]]:

@@ -288,11 +288,6 @@ def _documents(facts: Facts, words: Integers, sentences: Integers) -> pa.Table:
     )
 
 
-def _axis_numbers(lexicon: Lexicon) -> Integers:
-    """Axis number of each group."""
-    return np.array([lexicon.axes.index(axis) for axis, _ in lexicon.groups], np.int64)
-
-
 def _of_groups(lexicon: Lexicon, found: TextMentions) -> Integers:
     """The events of groups, without those of intersections."""
     return found.events[found.events[:, 1] < len(lexicon.groups)]
@@ -302,7 +297,8 @@ def _mentioned(lexicon: Lexicon, found: TextMentions) -> npt.NDArray[np.bool_]:
     """(documents, axes): which documents mention any group of which axis."""
     seen = np.zeros((len(found.words), len(lexicon.axes)), bool)
     events = _of_groups(lexicon, found)
-    seen[events[:, 0], _axis_numbers(lexicon)[events[:, 1]]] = True
+    axes = np.array([lexicon.axes.index(axis) for axis, _ in lexicon.groups], np.int64)
+    seen[events[:, 0], axes[events[:, 1]]] = True
     return seen
 
 

@@ -150,10 +150,11 @@ def chart(
     )
     label = f"{title}: {ranges}; {x_name} {compact(left)} to {compact(right)}"
     axis = [tag("span", write(mark)) for mark in reversed(marks)]
-    legend = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in curves]
+    keys = [tag("span", tag("i", class_=f"key k-{curve.style}"), curve.name) for curve in curves]
+    legend = tag("span", keys, class_="legend") if len(curves) > 1 else None
     return tag(
         "figure",
-        tag("figcaption", tag("b", title), cited, " ", tag("span", y_name, class_="unit"), _legend(legend)),
+        tag("figcaption", tag("b", title), cited, " ", tag("span", y_name, class_="unit"), legend),
         tag(
             "div",
             tag("div", axis, class_="y", aria_hidden="true"),
@@ -168,7 +169,3 @@ def chart(
         ),
         class_="chart",
     )
-
-
-def _legend(entries: list[Html]) -> Html | None:
-    return tag("span", entries, class_="legend") if len(entries) > 1 else None
