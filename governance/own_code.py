@@ -17,12 +17,14 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from governance import processes
 from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
@@ -191,9 +193,9 @@ def first_line(error: BaseException, path: Path | None = None, name: str = "") -
 
     A `path` in its words is replaced by a `name`, which is the same on every machine.
     """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename != processes.__file__:  # there the limit of time raises, in the midst of own code
+            place = f" at {Path(frame.f_code.co_filename).name}:{line}"
     words = f"{type(error).__name__}: {error}"
     return re.sub(r"\s+", " ", words.replace(str(path), name) if path else words)[:300] + place

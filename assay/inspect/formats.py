@@ -49,6 +49,8 @@ _SMALL_LETTERS = ("arrow", "megatron")
 _FIRST_RECORDS = 50
 _FOOTERS = 100
 _HEAD_BYTES = 4096
+_MOST_LOOKED_AT = 200
+"""Files of one ending that are opened to compare their fields."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class InputFiles:
     """Endings of their names, compression included: ".jsonl.gz"."""
     files: tuple[Path, ...]
     bytes: int
+    part: bool = False
+    """True where files with that ending have their text in another field."""
 
     @cached_property
     def text_bytes(self) -> int:
@@ -148,6 +152,29 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
         if records:
             return records
     return []
+
+
+def by_text_field(inputs: InputFiles) -> list[InputFiles]:
+    """Files of one ending, divided by the field that holds their text.
+
+    Files without a record belong to the largest part. Of many files all count as those of the first.
+    """
+    if inputs.kind in WITHOUT_FIELDS or not 1 < len(inputs.files) <= _MOST_LOOKED_AT:
+        return [inputs]
+    parts: dict[tuple[str, ...], list[Path]] = {}
+    others: list[Path] = []
+    for file in inputs.files:
+        records = first_records(InputFiles(inputs.kind, inputs.ending, (file,), 0))
+        chosen = choose_fields(records)
+        field = (chosen["text"], chosen.get("messages", ""))
+        (parts.setdefault(field, []) if records else others).append(file)
+    if len(parts) < 2:
+        return [inputs]
+    max(parts.values(), key=len).extend(others)
+    return [
+        InputFiles(inputs.kind, inputs.ending, tuple(files), sum(file.stat().st_size for file in files), part=True)
+        for files in parts.values()
+    ]
 
 
 def _rows(kind: str, file: Path) -> list[Any]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assay.inspect.evaluation_overlap import find_sets, overlap_table
-from assay.inspect.formats import WITHOUT_FIELDS, InputFiles, choose_fields, find_inputs, first_records
+from assay.inspect.formats import WITHOUT_FIELDS, InputFiles, by_text_field, choose_fields, find_inputs, first_records
 from assay.inspect.inspect_table import InspectTable
 from assay.inspect.sampling import sample_files
 from data_pipeline.config import DataConfig
@@ -73,6 +73,7 @@ def inspect_path(
     """
     sets = find_sets(eval_sets)
     inputs, others = find_inputs(path)
+    inputs = [part for group in inputs for part in by_text_field(group)]
     readable = [group for group in inputs if group.kind != "megatron"]
     total = sum(group.text_bytes for group in readable)
     fraction = 1.0 if total <= sample_bytes * (1 + _TOLERANCE) else sample_bytes / total
@@ -155,7 +156,7 @@ def _megatron(group: InputFiles) -> InspectTable:
 
 
 def _patterns(group: InputFiles, folder: Path) -> list[str]:
-    if folder.is_file() or group.kind == "mediawiki":  # other .xml files are no dumps
+    if folder.is_file() or group.part or group.kind == "mediawiki":  # other .xml files are no dumps
         return [escape(str(file.absolute())) for file in group.files]
     endings = sorted({file.name[-len(group.ending) :] for file in group.files})  # .txt and .TXT
     return [f"{escape(str(folder.absolute()))}/**/*{ending}" for ending in endings]

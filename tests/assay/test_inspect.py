@@ -113,6 +113,25 @@ def test_every_type_of_files_has_an_ending():
     assert types - {"own"} == set(SOURCE_TYPES.values())
 
 
+def test_files_of_one_ending_with_other_fields_are_sources_of_their_own(tmp_path):
+    chat = [{"role": "user", "content": prose(1)}, {"role": "assistant", "content": prose(2)}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": prose(3)}) + "\n" + json.dumps({"text": prose(4)}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": chat}))
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": prose(5)}))
+    (tmp_path / "d.jsonl").write_text("damaged")
+    result = inspect_path(tmp_path)
+    found = tables(result)
+    assert [row[1:2] + row[3:] for row in found["Formats and fields"].rows] == [
+        (3, "text: text"), (1, "messages: messages"),
+    ]  # fmt: skip
+    assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", 5, 4)
+    (tmp_path / "run.toml").write_text(result.proposal)
+    sources = load_run(tmp_path / "run.toml", [], needs="data").config.data.sources
+    assert [[path[-7:] for path in source.paths] for source in sources] == [
+        ["a.jsonl", "c.jsonl", "d.jsonl"], ["b.jsonl"],
+    ]  # fmt: skip
+
+
 def test_a_large_input_is_sampled_evenly_and_says_so(tmp_path):
     for number in range(3):
         rows = (json.dumps({"text": f"{number} {line} " + prose(line % 50, 2)}) for line in range(20_000))

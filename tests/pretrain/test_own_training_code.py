@@ -111,7 +111,7 @@ BROKEN_TASKS = {
     f"yield {RECORD}\n    yield {{**{RECORD}, 'answer': 2}}": r"tasks:arithmetic, record 2: does not have the format",
     f"yield {RECORD}\n    yield {{'question': 'a', 'choices': ['b']}}": "record 2: .*answerKey or answer",
     f"import time\n    yield {{**{RECORD}, 'now': time.time_ns()}}": "yields other records when it is called again",
-    "\n    while True: pass": "no answer after 0.3 seconds",
+    "\n    while True: pass": r"no answer after 0\.3 seconds at tasks\.py:3",
 }
 
 
