@@ -62,7 +62,7 @@ from governance.manifest import FILE_NAME, Input, Manifest, Output, present, rea
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 8
+VERSION = 9
 _NAMED = 3  # source files that the warning on sealed documents names
 
 

@@ -11,6 +11,7 @@ Faults by reason:
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
     empty_file         the file holds not a single record
     truncated_gzip  corrupt_gzip, and so for zstd, xz, bzip2 and lz4; unreadable_member  unreadable_rows
+    missing_member  wacz_digest_mismatch
                        the file is torn: what precedes the tear was read, the rest is lost
     decompression_bomb a few bytes unpack to very many (streams.py says when); read up to the bound
     dictionary_too_large  an .xz file that needs more than 256 MiB to unpack
@@ -52,6 +53,8 @@ TORN = frozenset(
     {
         *(f"{how}_{kind}" for how in ("truncated", "corrupt") for kind in ("gzip", "zstd", "xz", "bzip2", "lz4")),
         "unreadable_member",
+        "missing_member",
+        "wacz_digest_mismatch",
         "unreadable_rows",
         "decompression_bomb",
         "dictionary_too_large",

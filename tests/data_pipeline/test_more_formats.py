@@ -226,9 +226,9 @@ def page(text, url):
     return gzip.compress(record("response", body, url, Content_Type="application/http; msgtype=response"))
 
 
-def wacz(path, files):
+def wacz(path, files, package="{}"):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("datapackage.json", "{}")
+        archive.writestr("datapackage.json", package)
         archive.writestr("pages/pages.jsonl", "{}")
         for name, (data, how) in files.items():
             archive.writestr(name, data, how)
@@ -267,6 +267,21 @@ def test_torn_and_hostile_wacz_archives_are_counted(tmp_path, monkeypatch):
     assert stats["torn_files"] == 1
     wacz(path, {"archive/notes.txt": (b"not a web archive", STORED)})
     assert made(tmp_path, **values)[2]["torn_files"] == 1
+
+
+def test_a_wacz_with_another_file_than_it_states_is_not_read(tmp_path):
+    good, other = page("one", "http://a.example/1"), page("two", "http://b.example/")
+    stated = {name: f"sha256:{hashlib.sha256(good).hexdigest()}" for name in ("a.warc.gz", "b.warc.gz", "c.warc.gz")}
+    resources = [{"path": f"archive/{name}", "hash": text} for name, text in stated.items()]
+    files = {"archive/a.warc.gz": (good, STORED), "archive/b.warc.gz": (other, STORED)}
+    wacz(tmp_path / "x.wacz", files, json.dumps({"resources": resources}))
+    documents, faults, stats = made(tmp_path, type="warc", paths=["x.wacz"])
+    assert [d.text for d in documents] == ["one"]
+    assert [fault[1] for fault in faults] == ["wacz_digest_mismatch", "missing_member"]
+    assert stats["torn_files"] == 2
+    for package in ("not json", "[]", '{"resources": [1]}', '{"resources": [{"path": 1, "hash": "md5:0"}]}'):
+        wacz(tmp_path / "x.wacz", files, package)
+        assert len(made(tmp_path, type="warc", paths=["x.wacz"])[0]) == 2
 
 
 # --- MediaWiki

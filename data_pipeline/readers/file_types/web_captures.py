@@ -7,26 +7,33 @@ WARC-Identified-Content-Language) are kept. Other records are counted as `not_a_
 WACZ (a `warc` source's files that end in .wacz): a zip whose folder `archive` holds WARC files. Each is unpacked to a
 temporary file and read as one; its name is that of the archive and its own. What the zip cannot give is a fault
 `unreadable_member`, and one that unpacks to far more than it holds a `decompression_bomb` (`archive.py`); the archive
-counts as torn.
+counts as torn. It counts as torn, too, where a WARC file is not the one whose SHA-256 `datapackage.json` states
+(`wacz_digest_mismatch`; nothing of it is read) or is not there at all (`missing_member`). Format: WACZ 1.1.1.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from data_pipeline.readers.archive import members, read_blocks
+from data_pipeline.readers.archive import Member, members, read_blocks
 from data_pipeline.readers.opt_out import HostRules
 from data_pipeline.readers.record import Record, RecordFault, sample, to_record
 from data_pipeline.readers.sources import WarcSource, WetSource
 from data_pipeline.readers.streams import PACKED, TornStream, open_source
 from data_pipeline.readers.warc_stream import RawRecord, raw_records
 from governance.errors import MissingInput
+from governance.files import sha256_file
 
 _GAP = b"\r\n\r\n"
+_MOST_PACKAGE_BYTES = 64 << 20
+"""Size of a datapackage.json that is read."""
 
 
 def read_wet(path: Path, file: str, source: WetSource, passed: Counter[str]) -> Iterator[Record | RecordFault]:
@@ -81,23 +88,48 @@ def read_wacz(
     if not zipfile.is_zipfile(path):
         yield RecordFault(file, 0, "unreadable_member", sample("not a whole zip file"))
         return
+    digests = _stated_digests(path)
     try:
         for member in members(path, ("archive/*",)):
-            name = f"{file}/{member.name}"
+            name, stated = f"{file}/{member.name}", digests.pop(member.name, "")
             if member.fault:
                 yield RecordFault(name, 0, member.fault, "")
                 continue
             ending = next((ending for ending in PACKED if member.name.endswith(ending)), "")
             with tempfile.NamedTemporaryFile(suffix=ending) as unpacked:
-                torn = ""
-                try:
-                    for block in read_blocks(member):
-                        unpacked.write(block)
-                except TornStream as error:
-                    torn = error.reason
-                unpacked.flush()
+                torn = _unpack(member, unpacked)
+                if stated and not torn and sha256_file(Path(unpacked.name)) != stated:
+                    yield RecordFault(name, 0, "wacz_digest_mismatch", sample(f"datapackage.json states {stated}"))
+                    continue
                 yield from read_warc(Path(unpacked.name), name, source, rules=rules, passed=passed)
             if torn:
                 yield RecordFault(name, 0, torn, "")
     except MissingInput as error:  # its directory is damaged
         yield RecordFault(file, 0, "unreadable_member", sample(str(error.__cause__)))
+    else:
+        for member_name in digests:
+            yield RecordFault(f"{file}/{member_name}", 0, "missing_member", "")
+
+
+def _unpack(member: Member, target: IO[bytes]) -> str:
+    """Write the bytes of a member; return its fault, or ""."""
+    try:
+        for block in read_blocks(member):
+            target.write(block)
+    except TornStream as error:
+        return error.reason
+    finally:
+        target.flush()
+    return ""
+
+
+def _stated_digests(path: Path) -> dict[str, str]:
+    """SHA-256 by name of the WARC files in `datapackage.json`, or ""."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("datapackage.json") as file:
+            package = json.loads(file.read(_MOST_PACKAGE_BYTES))
+        resources = [(str(resource["path"]), str(resource.get("hash", ""))) for resource in package["resources"]]
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError):
+        return {}  # absent or unreadable: a WACZ without statements is read as it is
+    of_archive = [(name, stated) for name, stated in resources if name.startswith("archive/")]
+    return {name: stated.removeprefix("sha256:") if stated.startswith("sha256:") else "" for name, stated in of_archive}
