@@ -71,6 +71,7 @@ def with_gate(base, **changes):
         (make(licences={"allowed": ["MIT"]}), "policy", False),
         (make(verdict_days=60), "policy", True),
         (make(verdict_days=7), "policy", False),
+        (make(verified_origin=True), "policy", False),
         (make(owners={"data": ["bob"], "fairness": ["fay"], "legal": ["leo"]}), "policy", True),
         (make(people={"ann": "a" * 64}), "policy", True),
     ],
@@ -78,6 +79,11 @@ def with_gate(base, **changes):
 def test_each_difference_is_reported_and_known_to_loosen_or_not(child, gate, loosened):
     [difference] = policy_differences(child, make(name="parent"))
     assert (difference.gate, difference.loosened) == (gate, loosened), difference.text()
+
+
+def test_a_policy_that_no_longer_demands_the_origin_of_weights_needs_approval():
+    [difference] = policy_differences(make(), make(verified_origin=True))
+    assert (difference.loosened, difference.words) == (True, "verified_origin is False, was True")
 
 
 @pytest.mark.parametrize(
