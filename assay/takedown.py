@@ -1,7 +1,8 @@
-"""Takedown requests: documents behind an id, URL or shard."""
+"""Takedown requests: documents behind an id, URL, shard or repository."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_pipeline.documents import REMOVED_SCHEMA, read_table
+from data_pipeline.code.opt_out_lists import opted_out
+from data_pipeline.documents import REMOVED_SCHEMA, read_table, shard_schema
 from data_pipeline.tokens.mix import copies_in_words, document_hash, read_plan_rows
 from data_pipeline.tokens.token_shards import SUFFIX, TokenShard, document_identity
 from data_pipeline.urls import normalise_url
@@ -33,7 +35,9 @@ class FoundDocuments:
 
 
 def find_documents(request: str, roots: Roots) -> FoundDocuments:
-    """Documents of an id, a URL or a shard path.
+    """Documents of an id, a URL, a shard or a code repository.
+
+    A repository may be followed by a path in it.
 
     Raises:
         ConfigError: it is the path of a file without documents.
@@ -67,13 +71,20 @@ def _tables(roots: Roots, role: str, stage: str = "") -> Iterator[tuple[Manifest
 
 
 def _matching_ids(request: str, roots: Roots) -> Iterator[str]:
-    """Ids of this id or URL among all documents read."""
+    """Ids of this id, URL or repository among all documents."""
     requested_url = normalise_url(request)
+    entry = {request.rstrip("/").lower()}
     for _, path in _tables(roots, "documents", "ingest"):
-        table = read_table(path, columns=["id", "url"])
-        for name, url in zip(table["id"].to_pylist(), table["url"].to_pylist(), strict=True):
+        schema = shard_schema(path)
+        table = read_table(path, schema, [name for name in ("id", "url", "columns") if name in schema.names])
+        for row in table.to_pylist():
+            name, url = row["id"], row["url"]
             if name == request or (url and (url == request or (requested_url and normalise_url(url) == requested_url))):
                 yield name
+            elif '"repository"' in row.get("columns", ""):
+                facts = json.loads(row["columns"])
+                if opted_out(str(facts["repository"]), str(facts.get("path", "")), entry):
+                    yield name
 
 
 def _fates(ids: set[str], roots: Roots) -> Iterator[str]:

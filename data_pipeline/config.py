@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from data_pipeline.code.select_code import CodeConfig
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
 from data_pipeline.dedup.duplicates import ATTRIBUTES, DedupConfig
 from data_pipeline.dedup.paragraphs import ParagraphsConfig
@@ -16,7 +17,7 @@ from data_pipeline.filters.clean import CleanConfig
 from data_pipeline.filters.own_filters import OwnFilterConfig
 from data_pipeline.ingest import IngestConfig
 from data_pipeline.pii.redact import PiiConfig
-from data_pipeline.readers.sources import Source
+from data_pipeline.readers.sources import CodeSource, Source
 from data_pipeline.tokens.encode import EncodeConfig
 from data_pipeline.tokens.mixture_sizes import MixConfig, fault_of_shares
 from data_pipeline.tokens.pack import PackConfig
@@ -33,6 +34,8 @@ class DataConfig(Section):
     lists: BlocklistsConfig | None = None
     """Block lists and word lists, which `clean` uses; absent: none."""
     clean: CleanConfig = CleanConfig()
+    code: CodeConfig | None = Field(default=None, validate_default=True)
+    """Rules on source files; absent: no such stage, unless a source is of type `code`: then the defaults hold."""
     filters: tuple[OwnFilterConfig, ...] = ()
     """Bounds on kept columns, and functions of the run's own, that remove documents; none: no such stage."""
     classifiers: tuple[ClassifierConfig, ...] = ()
@@ -125,6 +128,12 @@ class DataConfig(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
         return sources
+
+    @field_validator("code")
+    @classmethod
+    def _code_has_rules(cls, code: CodeConfig | None, info: ValidationInfo) -> CodeConfig | None:
+        of_code = any(isinstance(source, CodeSource) for source in info.data.get("sources", ()))
+        return CodeConfig() if code is None and of_code else code
 
     @field_validator("decontaminate")
     @classmethod

@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.code.select_code import CodeConfig, check_opt_outs
 from data_pipeline.decontamination.evaluation_sets import evaluation_sets
 from data_pipeline.dedup.dedup import earlier_corpora
 from data_pipeline.dedup.join import require_engine
+from data_pipeline.documents import CODE_LANGUAGE
 from data_pipeline.filters.blocklists import make_lists
 from data_pipeline.filters.classifier import train_classifier
 from data_pipeline.filters.language import known_codes
@@ -70,6 +72,7 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
     yield partial(_check_languages, config, folder)
     for kind, patterns in config.lists.files() if config.lists else ():
         yield partial(find_files, patterns, folder, f"data.lists.{kind}")
+    yield partial(check_opt_outs, config.code or CodeConfig(), folder)
     if config.filters:
         yield partial(find_filters, config.filters, folder)
     for model in config.classifiers:
@@ -100,7 +103,7 @@ def _check_languages(config: DataConfig, folder: Path) -> None:
     }
     if not any(named.values()):
         return
-    known = known_codes(own)
+    known = known_codes(own) | {CODE_LANGUAGE}
     for field, codes in named.items():
         for code in codes:
             if code not in known:

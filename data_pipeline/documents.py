@@ -68,6 +68,8 @@ KEPT_COLUMNS = pa.field("columns", pa.large_string(), nullable=False)
 QUARANTINE_SCHEMA = required(
     source=pa.string(), file=pa.string(), position=pa.int64(), reason=pa.string(), sample=pa.string()
 )
+CODE_LANGUAGE = "zxx"
+"""The `language` of source code: ISO 639's code for content that is in no language."""
 ROW_GROUP_BYTES = 8 << 20
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,400}\s*")
 _LARGEST = sys.float_info.max

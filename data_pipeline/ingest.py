@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from data_pipeline.code.source_trees import read_code, with_licence_files
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     KEPT_COLUMNS,
@@ -50,7 +51,7 @@ from data_pipeline.readers.local import find_left, unread_words
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
-from data_pipeline.readers.sources import HubSource, PackageSource, Source, identity
+from data_pipeline.readers.sources import CodeSource, HubSource, PackageSource, Source, identity
 from data_pipeline.readers.streams import plain_name
 from data_pipeline.readers.text import ending_of
 from governance.config import Section, canonical_json
@@ -135,7 +136,8 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
         _filling(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
         shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
     ):
-        for piece in read_items(work, passed):
+        read = read_code if isinstance(work.source, CodeSource) else read_items
+        for piece in read(work, passed):
             if isinstance(piece, RecordFault):
                 refuse((work.source.name, piece.file, piece.position, piece.reason, piece.sample), 0)
                 removed[f"quarantine:{piece.reason}"] += 1
@@ -265,7 +267,8 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     gone: MissingInput | None = None
     for source in sources:
         try:
-            listed.append(list_files(source, config_folder, digests, runtime))
+            files = list_files(source, config_folder, digests, runtime)
+            listed.append(with_licence_files(files) if isinstance(source, CodeSource) else files)
         except MissingInput as error:
             if runtime.make or error.stage:
                 raise

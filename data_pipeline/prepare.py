@@ -1,6 +1,6 @@
 """The corpus on a page: from sources to packed token shards.
 
-    sources -> ingest -> clean -> [filter] -> [classify] -> dedup -> [paragraphs] -> [substrings]
+    sources -> ingest -> clean -> [code] -> [filter] -> [classify] -> dedup -> [paragraphs] -> [substrings]
             -> [decontaminate] -> redact -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.code.select_code import select_code
 from data_pipeline.config import DataConfig
 from data_pipeline.corpus_preflight import check, make_beside
 from data_pipeline.decontamination.decontaminate import decontaminate
@@ -67,8 +68,8 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
         own = config.clean.language_model
         model = own_language_model(folder / own, runtime) if own else None
         yield (documents := _left(clean(documents, config.clean, runtime, lists, model), runtime))
-        if config.filters:
-            yield (documents := _left(own_filters(documents, config.filters, runtime, folder), runtime))
+        for selected in _selected(documents, config, folder, runtime):
+            yield (documents := selected)
         scored = None
         if config.classifiers:
             models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
@@ -93,6 +94,14 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
             yield pack(tokens, config.pack, runtime)
     finally:
         close_pool()  # idle workers hold memory that training needs
+
+
+def _selected(documents: Manifest, config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
+    """The documents after the rules on code and the run's filters."""
+    if config.code is not None:
+        yield (documents := _left(select_code(documents, config.code, config.sources, runtime, folder), runtime))
+    if config.filters:
+        yield _left(own_filters(documents, config.filters, runtime, folder), runtime)
 
 
 _SECTIONS = {

@@ -34,6 +34,7 @@ class StageRow:
 CORPUS_STAGES = (
     StageRow("ingest"),
     StageRow("clean", settings="data.clean.", removes=True),
+    StageRow("code", optional=True, removes=True),
     StageRow("filter", optional=True, switch="filters", removes=True),
     StageRow("classify", optional=True, switch="classifiers", removes=True),
     StageRow("dedup", settings="data.dedup.", passes=2, removes=True),

@@ -11,6 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 DATATROVE = ("datatrove==0.10.1", "spacy>=3.8,<4", "tokenizers<0.23", "xxhash<3.7", "orjson", "loguru", "nltk", "numba")
+SCANCODE = ("scancode-toolkit==32.5.0", "pluggy<1.6")  # a newer pluggy refuses its plug-ins
 HARNESS = ("lm-eval[hf]==0.4.13", "torch>=2.7", "transformers>=5,<6")
 
 
@@ -44,6 +45,16 @@ def decisions(documents: Path, made: Path) -> None:
     python = environment("datatrove", DATATROVE)
     script = HERE / "rivals" / "datatrove_rules.py"
     subprocess.run([str(python), str(script), str(documents), str(made)], check=True)
+
+
+def licences(folder: Path) -> dict[str, str]:
+    """SPDX expressions that scancode-toolkit finds in each file below a folder, by relative path; "" for none."""
+    python = environment("scancode", SCANCODE)
+    made = folder.parent / "scancode.json"
+    words = ["--license", "--quiet", "--processes", "1", "--strip-root", "--json", str(made), str(folder)]
+    subprocess.run([str(python.parent / "scancode"), *words], check=True, stdout=subprocess.DEVNULL)
+    files = json.loads(made.read_bytes())["files"]
+    return {one["path"]: one["detected_license_expression_spdx"] or "" for one in files if one["type"] == "file"}
 
 
 def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:

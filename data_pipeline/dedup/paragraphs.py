@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.dedup.cutting import CUT_SCHEMA, SPAN_SCHEMA, Cutting, cut_repeats, first_rows
 from data_pipeline.dedup.join import shared_units
-from data_pipeline.documents import cut_spans, read_groups, table_writer
+from data_pipeline.documents import CODE_LANGUAGE, cut_spans, read_groups, table_writer
 from governance.config import Section
 from governance.manifest import Manifest
 from governance.parallel import ShardMade
@@ -68,10 +69,12 @@ def _units_shard(config: ParagraphsConfig, path: Path, path_of: Callable[[str], 
         for group in read_groups(path):
             buffers = text_buffers(group["text"])
             found = find_units(*buffers, config.min_paragraph_bytes, config.min_line_bytes)
+            prose = pc.not_equal(group["language"], CODE_LANGUAGE).to_numpy()[found.row]
             columns = {"row": found.row + rows, "kind": found.kind, "start": found.start, "end": found.end}
-            append(pa.table({**columns, "high": found.high, "low": found.low}, schema=_UNITS))
+            units = pa.table({**columns, "high": found.high, "low": found.low}, schema=_UNITS).filter(pa.array(prose))
+            append(units)
             rows += len(group)
-            count += len(found.row)
+            count += len(units)
     return ShardMade({"units": path_of("units")}, {"units": count})
 
 

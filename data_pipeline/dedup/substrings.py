@@ -34,12 +34,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from data_pipeline.dedup.cutting import CUT_SCHEMA, SPAN_SCHEMA, Cutting, cut_repeats, first_rows
 from data_pipeline.dedup.join import shared_units
-from data_pipeline.documents import DOCUMENT_SCHEMA, cut_spans, read_groups, rows_by_group, table_writer
+from data_pipeline.documents import CODE_LANGUAGE, DOCUMENT_SCHEMA, cut_spans, read_groups, rows_by_group, table_writer
 from governance.config import Section
 from governance.errors import storage_errors
 from governance.manifest import Manifest
@@ -85,9 +86,11 @@ def _windows_shard(config: SubstringsConfig, path: Path, path_of: Callable[[str]
     with table_writer(path_of("windows"), _WINDOWS) as append:
         for group in read_groups(path):
             row, start, value = select_windows(*text_buffers(group["text"]), *config.window)
-            append(pa.table({"row": row + rows, "start": start, "hash": value}))
+            prose = pc.not_equal(group["language"], CODE_LANGUAGE).to_numpy()[row]  # code keeps its headers and imports
+            windows = pa.table({"row": row + rows, "start": start, "hash": value}).filter(pa.array(prose))
+            append(windows)
             rows += len(group)
-            count += len(row)
+            count += len(windows)
     return ShardMade({"windows": path_of("windows")}, {"windows": count})
 
 

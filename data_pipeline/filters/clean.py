@@ -5,6 +5,9 @@ Order of the reasons; a document is removed with the first that holds:
     too_long  empty  licence_refused  opted_out  blocked  language_not_wanted
     then those of `quality_rules.RULES` from top to bottom
 
+Source code (`language` is "zxx" when it comes in, as `type = "code"` says) has no language to identify and is no
+prose: its only rules are those of `[data.clean.by_language.zxx]`, and no line is cut out.
+
 The text is normalised first, and minimally: unwanted characters go (C0 and C1 controls but LF and tab, DEL, U+FEFF),
 every line end (CRLF, CR, vertical tab, form feed, NEL) becomes LF, and the text becomes NFC (Unicode annex 15). Blanks,
 quotes and case stay. With `c4_lines` the lines that C4 drops are cut out next (`kernels/lines.py` says which). The
@@ -33,6 +36,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from data_pipeline.documents import (
+    CODE_LANGUAGE,
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
     document_shards,
@@ -63,7 +67,7 @@ from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 6
+VERSION = 7
 
 
 class CleanConfig(Thresholds):
@@ -133,11 +137,15 @@ def profiles_of(
     bounds: list[dict[str, float]] = []
     profiles = []
     for language, without_spaces in zip(languages, unspaced.tolist(), strict=True):
-        place = (language if language in config.by_language or language in LANGUAGES else "", without_spaces)
+        known_language = language in config.by_language or language in LANGUAGES or language == CODE_LANGUAGE
+        place = (language if known_language else "", without_spaces)
         if place not in known:
             known[place] = len(bounds)
             own = [config.by_language[language]] if language in config.by_language else []
-            bounds.append(limits(config.presets, without_spaces, language, config, *own))
+            code = language == CODE_LANGUAGE
+            bounds.append(
+                limits(() if code else config.presets, without_spaces, language, *[config] * (not code), *own)
+            )
         profiles.append(known[place])
     return profiles, bounds
 
@@ -182,8 +190,11 @@ def _clean_group(
     texts, normalised = normalise_texts(raw, too_long)
     texts = pc.if_else(pa.array(too_long), pa.scalar("", pa.large_string()), texts) if too_long.any() else texts
     whole = texts
-    texts, lines_removed = without_lines(config, whole)
+    code = pc.equal(table["language"], CODE_LANGUAGE).combine_chunks().to_numpy(zero_copy_only=False)
+    texts, lines_removed = without_lines(config, whole, code)
     languages, confidences, shares = identify(texts, config.min_language_confidence, model)
+    for row in np.flatnonzero(code).tolist():
+        languages[row], confidences[row], shares[row] = CODE_LANGUAGE, 1.0, 1.0
     features = measure(config, texts, languages, whole if lines_removed else None)
     features["listed_words"] = _listed(texts, languages, lists)
     for feature in features.values():
@@ -216,19 +227,26 @@ def _clean_group(
     return (kept, removed, pa.table(described).select(_features_schema().names)), {**counts, **extras}
 
 
-def without_lines(config: CleanConfig, texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, dict[str, int]]:
-    """Texts without the lines that the settings drop, with counts by reason."""
+def without_lines(
+    config: CleanConfig, texts: pa.LargeStringArray, code: Mask | None = None
+) -> tuple[pa.LargeStringArray, dict[str, int]]:
+    """Texts without the lines that the settings drop, with counts by reason.
+
+    The lines of source code stay.
+    """
     fineweb = "fineweb" in config.presets
     if not (fineweb if config.c4_lines is None else config.c4_lines):
         return texts, {}
     from data_pipeline.kernels.lines import c4_lines
 
     words, punctuated = config.c4_min_line_words, config.c4_terminal_punctuation
-    return c4_lines(
-        texts,
+    prose = texts if code is None or not code.any() else pc.if_else(pa.array(code), pa.scalar("", texts.type), texts)
+    edited_texts, removed = c4_lines(
+        prose,
         min_words=(3 if fineweb else 5) if words is None else words,
         punctuated=not fineweb if punctuated is None else punctuated,
     )
+    return edited_texts if prose is texts else pc.if_else(pa.array(code), texts, edited_texts), removed
 
 
 def measure(

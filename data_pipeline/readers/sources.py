@@ -49,6 +49,22 @@ def _linear(expression: str) -> Any:
     return re2.compile(expression, options)
 
 
+def _with_group(value: str, group: str) -> str:
+    """A regular expression that has a group of this name.
+
+    Raises:
+        ValueError: it has not, or is none.
+    """
+    try:
+        groups = _linear(value).groupindex
+    except re2.error as error:
+        words = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+        raise ValueError(f"is not a regular expression: {words}") from error
+    if group not in groups:
+        raise ValueError(f"needs a group named {group}: (?P<{group}>...)")
+    return value
+
+
 def _is_default(value: object) -> bool:
     """True for an unused field, which enters no key."""
     return not value
@@ -158,14 +174,7 @@ class _Pages(Origin):
     @field_validator("language_by_path")
     @classmethod
     def _has_group(cls, value: str) -> str:
-        try:
-            groups = _linear(value).groupindex
-        except re2.error as error:
-            words = error.args[0].decode() if isinstance(error.args[0], bytes) else error
-            raise ValueError(f"is not a regular expression: {words}") from error
-        if value and "language" not in groups:
-            raise ValueError("needs a group named language: (?P<language>...)")
-        return value
+        return _with_group(value, "language") if value else value
 
     def language_of(self, file: str) -> str:
         """The language given by a file's name, else the source's own."""
@@ -342,6 +351,62 @@ class OwnSource(_Rows, _Paths):
     """Time that one record may take."""
 
 
+CODE_ARCHIVES = (".zip", ".whl", ".crate", ".tar", ".tgz", ".txz", ".tbz2", *(f".tar{packed}" for packed in PACKED))
+_ARCHIVE_FOLDER = re.compile(rf"({'|'.join(map(re.escape, CODE_ARCHIVES))})(?=/)")
+
+
+def is_code_archive(file: str) -> bool:
+    """Return whether a file is an archive of source files."""
+    return file.lower().endswith(CODE_ARCHIVES)
+
+
+class CodeSource(Origin, _Paths):
+    """Source files in folders, checkouts and archives.
+
+    Archives are .zip, .whl, .crate, .tar and packed ones. Each file of a known programming language is a document.
+    """
+
+    type: Literal["code"]
+    repository: str = ""
+    """The repository of all files; "": `repository_by_path` finds it."""
+    repository_by_path: str = r"^(?P<repository>[^/]+)/"
+    r"""A regular expression (RE2) with the group `repository`, searched in each file's name; what follows the match is
+    the file's path. `^(?P<repository>[^/]+/[^/]+)/` for folders OWNER/NAME. Endings of archives are left out."""
+    columns: tuple[Literal["repository", "path", "programming_language", "licence_from"], ...] = (
+        "repository", "path", "programming_language", "licence_from",
+    )  # fmt: skip
+    """Facts of a file that its document keeps in `columns`; the stage `code` needs the first three."""
+    allow_licences: tuple[str, ...] = ()
+    """SPDX identifiers of licences that stay, if one of an OR and all of an AND are among them; none: all."""
+    deny_licences: tuple[str, ...] = ()
+    """SPDX identifiers of licences that are removed, unless the other side of an OR stays."""
+
+    @field_validator("repository_by_path")
+    @classmethod
+    def _has_repository(cls, value: str) -> str:
+        return _with_group(value, "repository")
+
+    @field_validator("columns")
+    @classmethod
+    def _has_facts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if without := [name for name in ("repository", "path", "programming_language") if name not in value]:
+            raise ValueError(f"lacks {without[0]!r}, which the stage `code` reads; add it")
+        return value
+
+    @property
+    def fields(self) -> Fields:
+        """The file's own, and the facts that are kept."""
+        return Fields(text="text", columns=self.columns)
+
+    def place_of(self, file: str) -> tuple[str, str]:
+        """Repository and path of a file, by its name within the source."""
+        name = _ARCHIVE_FOLDER.sub("", file).encode("utf-8", "replace").decode("utf-8")
+        if self.repository:
+            return self.repository, name
+        found = _linear(self.repository_by_path).search(name)
+        return (found.group("repository"), name[found.end() :]) if found else ("", name)
+
+
 class PackageSource(_Pages, HtmlSource):
     """Texts inside a package of PyPI or Debian.
 
@@ -452,15 +517,17 @@ PathSource = (
     | WarcSource
     | WetSource
     | MediawikiSource
+    | CodeSource
     | OwnSource
 )
 Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="type")]
 
 
 def identity(source: Source) -> Source:
-    """A source without the fields that only locate its files."""
+    """A source without the fields that decide nothing of what is read."""
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return source
     where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()
+    where |= {"allow_licences", "deny_licences"} & type(source).model_fields.keys()  # of the stage `code`
     gone = {name: "" if name == "dataset" else () for name in where}
     return source.model_copy(update={**gone, "follow_links": False})

@@ -44,9 +44,9 @@ def test_each_optional_stage_of_the_corpus_is_switched_on_by_its_section():
 def test_readers_have_the_orders_that_digests_hold():
     """Inputs of an audit and of a bias audit enter their manifests in this order."""
     assert audit.REQUIRED == ("ingest", "clean", "dedup", "redact", "tokenizer", "encode")
-    assert audit.OPTIONAL == ("filter", "classify", "paragraphs", "substrings", "decontaminate", "mix", "bias")
+    assert audit.OPTIONAL == ("code", "filter", "classify", "paragraphs", "substrings", "decontaminate", "mix", "bias")
     assert bias.FILTERS == (
-        "clean", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate",
+        "clean", "code", "filter", "classify", "dedup", "paragraphs", "substrings", "decontaminate",
     )  # fmt: skip
     assert ("ingest", *bias.FILTERS, "redact", "encode") == suites.FUNNEL
     assert fates.ORDER[-1] == "kept"

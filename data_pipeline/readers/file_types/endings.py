@@ -19,5 +19,5 @@ SOURCE_TYPES = {
 }  # fmt: skip
 SEEKING = (".parquet", ".arrow", ".feather", ".orc", ".wacz")
 """Formats whose readers seek, so that such a file is never packed as a whole."""
-COMPRESSED_WITHIN = (".parquet", ".orc", ".wacz")
+COMPRESSED_WITHIN = (".parquet", ".orc", ".wacz", ".zip", ".whl", ".crate", ".tgz", ".txz", ".tbz2")
 """Formats that are compressed inside the file."""

@@ -26,6 +26,7 @@ def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
     tables = {
         "ingest": _passed_over,
         "clean": _lines,
+        "code": _code,
         "classify": _classifiers,
         "paragraphs": _cut,
         "substrings": _cut,
@@ -60,6 +61,13 @@ def _passed_over(ingest: Manifest) -> Iterator[Table]:
 def _lines(clean: Manifest) -> Iterator[Table]:
     if rows := by_count(clean.stats.get("lines_removed", {})):
         yield _table("clean: lines removed from documents", ["reason", "lines"], rows)
+
+
+def _code(code: Manifest) -> Iterator[Table]:
+    for name, head in (("licences", "licence"), ("programming_languages", "programming language")):
+        if rows := by_count(code.stats.get(name, {})):
+            note = "Source files that the stage judged, whether they were kept or removed."
+            yield _table(f"code: files by {head}", [head, "files"], rows, note)
 
 
 def _classifiers(classify: Manifest) -> Iterator[Table]:

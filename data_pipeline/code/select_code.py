@@ -1,0 +1,178 @@
+"""Code stage: keep the source files that owners, licences and rules allow.
+
+    [data.code]
+    opt_out = ["lists/opt-out.txt"]
+    max_line_characters = 1000
+
+Only documents of sources of type `code` are judged; all others pass. Order of the reasons; a file is removed with the
+first that holds:
+
+    path_opted_out   an entry of a list names its repository or path (`opt_out_lists.py`)
+    licence_refused  `allow_licences` and `deny_licences` of its source do not let it pass
+    file_too_large  generated  minified  long_lines  few_alphanumerics  encoded_data  data_file
+                     as `file_rules.py` says
+
+Roles `documents`, `removed`. `stats` adds `licences` and `programming_languages`: source files that came in, by
+expression and by language.
+
+Price: one pass over the texts; a row group (8 MiB of text) is in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from data_pipeline.code.file_rules import FileRules, reason_of
+from data_pipeline.code.licences import permits
+from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs
+from data_pipeline.documents import (
+    DOCUMENT_SCHEMA,
+    REMOVED_SCHEMA,
+    document_shards,
+    funnel,
+    gathered,
+    pass_on,
+    split_table,
+)
+from data_pipeline.readers.local import find_files
+from data_pipeline.readers.sources import CodeSource, Source
+from governance.config import Section
+from governance.file_digests import Digests
+from governance.manifest import Input, Manifest
+from governance.parallel import Shard, ShardMade, map_shards
+from governance.stage import Made, Recipe, Runtime, run_stage
+
+VERSION = 1
+
+
+class CodeConfig(FileRules):
+    """Conditions that a source file must meet."""
+
+    opt_out: tuple[str, ...] = Field(default=(), exclude=True)
+    """Shell patterns of lists of repositories and paths that are removed, relative to the run's file. Their place
+    decides nothing; their digests are in the key."""
+
+
+class CodeIdentity(Section):
+    """All that decides the bytes."""
+
+    rules: CodeConfig
+    licences: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    """Licences that each source of code allows and denies."""
+    opt_out: tuple[str, ...]
+    """SHA-256 of each list."""
+
+
+def find_opt_outs(config: CodeConfig, folder: Path) -> list[Path]:
+    """The files of the opt-out lists.
+
+    Raises:
+        MissingInput: one is missing.
+    """
+    if not config.opt_out:
+        return []
+    return [file.path for file in find_files(config.opt_out, folder, "data.code: opt_out")]
+
+
+def check_opt_outs(config: CodeConfig, folder: Path) -> None:
+    """Read the opt-out lists before any document is.
+
+    Raises:
+        MissingInput: one is missing.
+        ConfigError: a line of one is no entry.
+    """
+    read_opt_outs(find_opt_outs(config, folder))
+
+
+def _judge(identity: CodeIdentity, entries: frozenset[str], document: Mapping[str, Any]) -> tuple[str, str]:
+    """The reason against a source file, and the evidence."""
+    if document["source"] not in identity.licences:
+        return "", ""
+    facts = json.loads(document["columns"])
+    if entry := opted_out(facts["repository"], facts["path"], entries):
+        return "path_opted_out", f"entry={entry}"
+    if not _permitted(document["licence"], *identity.licences[document["source"]]):
+        origin = facts.get("licence_from", "")
+        return "licence_refused", f"licence={document['licence']}{f' from={origin}' * bool(origin)}"
+    return reason_of(identity.rules, facts["path"], facts["programming_language"], document["text"])
+
+
+@functools.lru_cache(maxsize=4096)
+def _permitted(licence: str, allowed: tuple[str, ...], denied: tuple[str, ...]) -> bool:
+    return permits(licence, allowed, denied)
+
+
+def _counts(identity: CodeIdentity, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    files = [row for row in rows if row["source"] in identity.licences]
+    languages = (json.loads(row["columns"])["programming_language"] for row in files)
+    return {
+        "licences": dict(sorted(Counter(row["licence"] for row in files).items())),
+        "programming_languages": dict(sorted(Counter(languages).items())),
+    }
+
+
+def _select_shard(
+    section: CodeIdentity, work: tuple[Path, tuple[Path, ...]], path_of: Callable[[str], Path]
+) -> ShardMade:
+    path, lists = work
+    entries = read_opt_outs(lists)
+
+    def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
+        rows = group.to_pylist()
+        judged = [_judge(section, entries, row) for row in rows]
+        reasons, evidence = [reason for reason, _ in judged], [why for _, why in judged]
+        sizes = pc.binary_length(group["text"]).to_pylist()
+        counts = {**funnel(group["source"].to_pylist(), sizes, sizes, reasons), **_counts(section, rows)}
+        return split_table(group, reasons, evidence), counts
+
+    schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
+    return pass_on(path, path_of, schemas, judge, _none(section))
+
+
+def _none(identity: CodeIdentity) -> dict[str, Any]:
+    return {**funnel([], [], [], []), **_counts(identity, [])}
+
+
+def select_code(
+    documents: Manifest, config: CodeConfig, sources: Sequence[Source], runtime: Runtime, folder: Path = Path()
+) -> Manifest:
+    """Remove source files that an owner, a licence or a rule excludes.
+
+    Raises:
+        MissingInput: an opt-out list is missing.
+        ConfigError: a line of one is no entry.
+    """
+    lists = find_opt_outs(config, folder)
+    known = Digests(runtime)
+    digests = tuple(known.of(path) for path in lists)
+    known.save()
+    licences = {
+        source.name: (source.allow_licences, source.deny_licences)
+        for source in sources
+        if isinstance(source, CodeSource)
+    }
+    identity = CodeIdentity(rules=config, licences=licences, opt_out=digests)
+    recipe = Recipe("code", VERSION, identity)
+    inputs = [
+        Input(stage="file", digest=digest, path=f"opt_out/{path.name}")
+        for digest, path in zip(digests, lists, strict=True)
+    ]
+
+    def make(target: Path) -> Made:
+        read_opt_outs(lists)
+        shards = [
+            Shard(path.stem, (output.sha256,), (path, tuple(lists)), (output,))
+            for output, path in document_shards(documents, runtime.root)
+        ]
+        return gathered(map_shards(recipe, _select_shard, shards, target, runtime), _none(identity))
+
+    return run_stage(recipe, [documents.as_input(), *inputs], runtime, make)

@@ -1,0 +1,390 @@
+"""Source code: languages, licences, trees and archives, rules, opt-out lists and the stage that removes files."""
+
+import importlib.metadata
+import io
+import json
+import os
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.takedown import find_documents
+from data_pipeline.code.file_rules import FileRules, reason_of
+from data_pipeline.code.languages import programming_language
+from data_pipeline.code.licences import (
+    LICENCE_FILE_BYTES,
+    UNKNOWN,
+    licence_of_file,
+    licence_of_header,
+    normalised,
+    permits,
+)
+from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs
+from data_pipeline.code.select_code import select_code
+from data_pipeline.config import DataConfig
+from data_pipeline.dedup.dedup import dedup
+from data_pipeline.documents import CODE_LANGUAGE, read_documents, read_rows
+from data_pipeline.filters.clean import clean
+from data_pipeline.ingest import ingest
+from data_pipeline.pii.redact import redact
+from data_pipeline.prepare import stage_names
+from governance.config import validate
+from governance.errors import ConfigError, MissingInput
+from governance.stage import Runtime
+
+
+def licence_text(package, name):
+    """The text of an installed package's licence file."""
+    files = importlib.metadata.files(package) or []
+    return next(file.locate() for file in files if file.name == name).read_text("utf-8")
+
+
+MIT = licence_text("pytest", "LICENSE")
+BSD = licence_text("packaging", "LICENSE.BSD")
+APACHE = licence_text("huggingface_hub", "LICENSE")
+
+
+# --- Languages
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "language"),
+    [
+        ("a/b.py", "", "Python"),
+        ("run", "#!/usr/bin/env -S python3.11 -u\n", "Python"),
+        ("run", "#!/bin/dash\n", "Bash"),
+        ("run", "echo", ""),
+        ("notes.txt", "plain", ""),
+        ("Makefile", "all:", "Makefile"),
+        ("x.tar.PY", "", "Python"),
+        ("analysis.R", "x <- 1", "R"),
+        ("x.h", "#ifndef X_H\nint f(void);\n", "C"),
+        ("x.h", "namespace a {\nclass B : public C {};\n}\n", "C++"),
+        ("x.h", "#import <Foundation/Foundation.h>\n@interface A\n@end\n", "Objective-C"),
+        ("x.m", "@implementation A\n@end\n", "Objective-C"),
+        ("x.m", "function y = f(x)\n% doubles\ny = 2 * x;\nend\n", "Matlab"),
+        ("x.pl", "use strict;\nmy $x = 1;\n", "Perl"),
+        ("x.pl", ":- module(a, [b/1]).\nb(X) :- c(X).\n", "Prolog"),
+    ],
+)
+def test_the_language_is_that_of_name_first_line_or_content(file, text, language):
+    assert programming_language(file, text) == language
+
+
+@given(st.text(max_size=200), st.sampled_from(["x.h", "x.m", "x.pl", "x.v", "x.inc", "x.cl", "x.s", "x", "x.g"]))
+@settings(max_examples=60)
+def test_any_text_has_one_language_or_none(text, file):
+    assert programming_language(file, text) == programming_language(file, text)
+
+
+# --- Licences
+
+
+def commented(text, mark="# "):
+    return "".join(f"{mark}{line}\n" for line in text.splitlines())
+
+
+NOTICE = APACHE[APACHE.index('Licensed under the Apache License, Version 2.0 (the "License")') :]
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("// SPDX-License-Identifier: mit or apache-2.0\n", "MIT OR Apache-2.0"),
+        ("/* SPDX-License-Identifier: GPL-2.0+ WITH Classpath-exception-2.0 */\n",
+         "GPL-2.0-or-later WITH Classpath-exception-2.0"),
+        ("# SPDX-License-Identifier: MIT\n# SPDX-License-Identifier: Zlib\n", "MIT AND Zlib"),
+        ("<!-- SPDX-License-Identifier: MIT -->\n", "MIT"),
+        ("# SPDX-License-Identifier: LicenseRef-Mine\n", "LicenseRef-Mine"),
+        ("# SPDX-License-Identifier: Not-A-Licence\n", UNKNOWN),
+        ("# SPDX-License-Identifier: MIT AND (\n", UNKNOWN),
+        ("# SPDX-License-Identifier:\n", UNKNOWN),
+        (commented(NOTICE) + "import os\n", "Apache-2.0"),
+        ("#!/bin/sh\n" + commented(MIT), "MIT"),
+        ("#ifndef X\n#define X\n/*\n" + commented(BSD, " * ") + " */\n", "BSD-2-Clause"),
+        (commented(NOTICE + "\nAs a special exception, you may link this with anything.\n"), UNKNOWN),
+        (commented(NOTICE + "\nAlternatively, use it under the terms of the GPL.\n"), UNKNOWN),
+        ("# Proprietary and confidential.\n", UNKNOWN),
+        ("// Use of this source code is governed by a license found in the LICENSE file.\n", ""),
+        ("# A helper for dates.\nimport os  # licensed\n", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_header_states_its_licence(text, licence):
+    assert licence_of_header(text) == licence
+
+
+def test_a_licence_file_is_known_only_if_nothing_else_is_in_it():
+    assert licence_of_file(MIT.encode()) == "MIT"
+    assert licence_of_file(f"{BSD}\n\n{MIT}".encode()) == "BSD-2-Clause AND MIT"
+    for other in (
+        MIT + "\nCommercial use is not permitted.\n",
+        MIT[: len(MIT) // 2],
+        "All rights reserved.",
+        f"Choose one of these licences.\n{BSD}\n\n{MIT}",
+        MIT + "\0",
+        MIT + " " * LICENCE_FILE_BYTES,
+        "",
+    ):
+        assert licence_of_file(other.encode()) == UNKNOWN
+
+
+@given(st.text(alphabet="SPDX-License-Identifier: MITandorwith()#/*\n'\"", max_size=300))
+def test_any_header_has_an_answer_that_can_be_parsed_again(text):
+    found = licence_of_header(text)
+    assert found in ("", UNKNOWN) or normalised(found) == found
+
+
+@pytest.mark.parametrize(
+    ("expression", "allowed", "denied", "stays"),
+    [
+        ("MIT", (), (), True),
+        ("MIT OR GPL-3.0-only", ("MIT",), (), True),
+        ("MIT AND GPL-3.0-only", ("MIT",), (), False),
+        ("MIT OR GPL-3.0-only", (), ("GPL-3.0-only",), True),
+        ("MIT AND GPL-3.0-only", (), ("GPL-3.0-only",), False),
+        ("(MIT OR Zlib) AND ISC", ("MIT", "ISC"), (), True),
+        ("GPL-2.0-only WITH Linux-syscall-note", ("GPL-2.0-only",), (), True),
+        ("GPL-2.0-only WITH Linux-syscall-note", (), ("GPL-2.0-only",), False),
+        (UNKNOWN, ("MIT",), (), False),
+        (UNKNOWN, ("MIT", UNKNOWN), (), True),
+        (UNKNOWN, (), ("GPL-3.0-only",), True),
+    ],
+)
+def test_an_expression_passes_if_it_can_be_met_by_allowed_licences(expression, allowed, denied, stays):
+    assert permits(expression, allowed, denied) is stays
+
+
+# --- Rules on files
+
+BASE64 = '    "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5"\n'
+CODE = "def area(width, height):\n    return width * height\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "language", "text", "reason"),
+    [
+        ("a.py", "Python", CODE, ""),
+        ("a.py", "Python", "# The list generated by the parser is sorted.\n" + CODE, ""),
+        ("a.py", "Python", "", ""),
+        ("a.go", "Go", "// Code generated by protoc-gen-go. DO NOT EDIT.\n\npackage a\n", "generated"),
+        ("a.c", "C", "/* This file was automatically\n generated. */\nint a;\n", "generated"),
+        ("a.py", "Python", "#!/usr/bin/python\n# Generated by tool 3.\n" + CODE, "generated"),
+        ("a_pb2.py", "Python", CODE, "generated"),
+        ("b/package-lock.json", "JSON", "{}", "generated"),
+        ("a.min.js", "JavaScript", "var a;\n", "minified"),
+        ("a.js", "JavaScript", "a=1;" * 300, "minified"),
+        ("a.py", "Python", "x = 1;" * 300, "long_lines"),
+        ("a.py", "Python", ("x = 12345678; " * 10 + "\n") * 3, "long_lines"),
+        ("a.md", "Markdown", "A paragraph of words. " * 100, ""),
+        ("a.c", "C", "{ ; } ( ) = +\n" * 20, "few_alphanumerics"),
+        ("a.py", "Python", f"K = (\n{BASE64 * 30})\n", "encoded_data"),
+        ("a.c", "C", "/" * 90 + "\n" + "// words of a ruler that are no data\n" * 3, ""),
+        ("a.json", "JSON", json.dumps([{"name": "value of a name"}] * 400, indent=1), "data_file"),
+        ("a.py", "Python", "words = 'are here'\n" * 60_000, "file_too_large"),
+    ],
+)  # fmt: skip
+def test_the_first_rule_that_a_file_breaks_is_its_reason(path, language, text, reason):
+    assert reason_of(FileRules(), path, language, text)[0] == reason
+    off = FileRules(max_file_bytes=0, generated=False, max_line_characters=0, max_mean_line_characters=0,
+                    min_alphanumeric_share=0, max_encoded_share=0, max_data_characters=0)  # fmt: skip
+    assert reason_of(off, path, language, text) == ("", "")
+
+
+# --- Opt-out lists
+
+
+def test_an_entry_removes_everything_below_it(tmp_path):
+    (tmp_path / "list.txt").write_text(
+        "\ufeff# a comment\nOwner\nhttps://github.com/one/two.git\n\nthree/four/src/a b.py\n"
+    )
+    entries = read_opt_outs([tmp_path / "list.txt"])
+    assert entries == {"owner", "one/two", "three/four/src/a b.py"}
+    assert opted_out("owner/any", "x.py", entries) == "owner"
+    assert opted_out("One/Two", "deep/x.py", entries) == "one/two"
+    assert opted_out("three/four", "src/a b.py", entries) == "three/four/src/a b.py"
+    for repository, path in (("one", "x.py"), ("one/twofold", "x.py"), ("ownership", "x.py"), ("three/four", "src")):
+        assert opted_out(repository, path, entries) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"owner/name extra/\n\n a b/c\n", "line 3"), (b"owner\\name/*\n", "line 1"), (b"\xff\xfe\n", "not UTF-8"),
+     (b"# nothing\n", "no entry"), (b"", "no entry")],
+)  # fmt: skip
+def test_a_malformed_list_is_an_error_that_names_its_line(tmp_path, data, words):
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(ConfigError, match=words):
+        read_opt_outs([tmp_path / "list.txt"])
+
+
+# --- The source and the stage
+
+
+def config_of(folder, **values):
+    source = {"type": "code", "name": "repos", "licence": UNKNOWN, "paths": ["repos/**/*"], **values.pop("source", {})}
+    return validate({"sources": [source], **values}, DataConfig, str(folder / "run.toml"))
+
+
+def write(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def read(tmp_path, root="root", workers=1, **values):
+    config = config_of(tmp_path, **values)
+    runtime = Runtime(tmp_path / root, workers)
+    made = ingest(config.sources, config.ingest, tmp_path, runtime)
+    faults = [row for path in made.files("quarantine", runtime.root) for row in read_rows(path)]
+    return config, runtime, made, [*read_documents(made.files("documents", runtime.root))], faults
+
+
+TREE = {
+    "repos/alpha/LICENSE": MIT,
+    "repos/alpha/main.py": CODE,
+    "repos/alpha/empty/__init__.py": "",
+    "repos/alpha/vendored/COPYING": BSD,
+    "repos/alpha/vendored/deep/x.c": "int x;\n",
+    "repos/alpha/vendored/deep/y.c": "// SPDX-License-Identifier: Zlib\nint y;\n",
+    "repos/alpha/logo.png": b"\x89PNG\0\0",
+    "repos/alpha/notes.txt": "words",
+    "repos/beta/LICENSE": b"A" * (2 * LICENCE_FILE_BYTES),
+    "repos/beta/latin.c": b"// caf\xe9\nint z;\n",
+    "repos/beta/wide.py": "x = 'größer'\n".encode("utf-16"),
+    "repos/beta/b.py": CODE + "# beta\n",
+    "repos/gamma/g.sh": "echo\n",
+}
+PASSED = {"licence_file": 3, "empty_file": 1, "binary_file": 1, "no_programming_language": 1}
+
+
+def test_each_file_of_a_tree_is_a_document_a_fault_or_passed_over(tmp_path):
+    write(tmp_path, TREE)
+    os.symlink(tmp_path / "repos", tmp_path / "repos" / "gamma" / "loop")
+    _, _, made, documents, faults = read(tmp_path)
+    found = {document.file: document for document in documents}
+    assert {file: document.licence for file, document in found.items()} == {
+        "alpha/main.py": "MIT", "alpha/vendored/deep/x.c": "BSD-2-Clause", "alpha/vendored/deep/y.c": "Zlib",
+        "beta/wide.py": UNKNOWN, "beta/b.py": UNKNOWN, "gamma/g.sh": UNKNOWN,
+    }  # fmt: skip
+    assert {document.language for document in documents} == {CODE_LANGUAGE}
+    assert found["beta/wide.py"].text == "x = 'größer'\n"
+    assert json.loads(found["alpha/vendored/deep/x.c"].columns) == {
+        "repository": "alpha", "path": "vendored/deep/x.c", "programming_language": "C",
+        "licence_from": "alpha/vendored/COPYING",
+    }  # fmt: skip
+    assert json.loads(found["gamma/g.sh"].columns)["licence_from"] == "source"
+    assert [(fault["file"], fault["reason"]) for fault in faults] == [("beta/latin.c", "not_utf8")]
+    assert made.stats["passed_over"] == PASSED
+    assert made.stats["files"] == len(TREE) == len(documents) + len(faults) + sum(PASSED.values())
+
+
+def packed(kind, files):
+    data = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=data, mode="w:gz") as archive:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_reads_as_its_folder_and_a_torn_one_is_counted(tmp_path, kind):
+    noise = random.Random(0).randbytes(3_000_000)
+    files = {name.removeprefix("repos/alpha/"): content if isinstance(content, bytes) else content.encode()
+             for name, content in TREE.items() if name.startswith("repos/alpha/")}  # fmt: skip
+    whole = packed(kind, {**files, "noise.bin": noise, "last.py": CODE.encode()})
+    write(tmp_path, {f"repos/alpha.{kind}": whole})
+    _, _, made, documents, faults = read(tmp_path)
+    assert {json.loads(d.columns)["path"]: (json.loads(d.columns)["repository"], d.licence) for d in documents} == {
+        "main.py": ("alpha", "MIT"), "vendored/deep/x.c": ("alpha", "BSD-2-Clause"),
+        "vendored/deep/y.c": ("alpha", "Zlib"), "last.py": ("alpha", "MIT"),
+    }  # fmt: skip
+    assert (faults, made.stats["torn_files"]) == ([], 0)
+    write(tmp_path, {f"repos/alpha.{kind}": whole[: len(whole) // 2]})
+    _, _, made, documents, faults = read(tmp_path)
+    assert [fault["reason"] for fault in faults] == ["unreadable_member"]
+    assert made.stats["torn_files"] == 1
+    assert len(documents) == (0 if kind == "zip" else 3)  # a zip's list of members is at its end
+
+
+SECRET = "ghp_" + "a1B2" * 9
+
+
+def test_a_file_is_removed_for_its_first_reason_and_nothing_is_lost(tmp_path):
+    near = "".join(f"value_{n} = compute_{n}(left_{n}, right_{n})\n" for n in range(300))
+    write(tmp_path, TREE)
+    write(tmp_path, {
+        "repos/alpha/near.py": near,
+        "repos/beta/near.py": near.replace("value_7 ", "other_7 "),
+        "repos/alpha/lock.js": "var a;\n",
+        "repos/alpha/min.js": "a=1;" * 300,
+        "repos/alpha/gpl.py": "# SPDX-License-Identifier: GPL-3.0-only\n" + CODE,
+        "repos/alpha/secret.py": f'TOKEN = "{SECRET}"\nstep = {random.Random(1).random()}\n',
+        "opt.txt": "alpha/lock.js\ngamma\n",
+    })  # fmt: skip
+    values = {
+        "source": {"licence": "MIT", "allow_licences": ["MIT", "Zlib", UNKNOWN]},
+        "code": {"opt_out": ["opt.txt"]},
+    }
+    digests = set()
+    for workers in (1, 2):
+        small = {"ingest": {"shard_bytes": 4096}, "clean": {"refuse_licences": []}}
+        config, runtime, documents, ingested, _ = read(tmp_path, f"root{workers}", workers, **values, **small)
+        documents = clean(documents, config.clean, runtime)
+        assert documents.stats["removed"] == {}  # rules on prose do not hold for code
+        found = select_code(documents, config.code, config.sources, runtime, tmp_path)
+        digests.add((documents.digest, found.digest))
+    assert len(digests) == 1
+    removed = {row["file"]: (row["reason"], row["evidence"]) for path in found.files("removed", runtime.root)
+               for row in read_rows(path)}  # fmt: skip
+    assert removed == {
+        "alpha/lock.js": ("path_opted_out", "entry=alpha/lock.js"),
+        "gamma/g.sh": ("path_opted_out", "entry=gamma"),
+        "alpha/min.js": ("minified", "longest_line=1200"),
+        "alpha/gpl.py": ("licence_refused", "licence=GPL-3.0-only from=header"),
+        "alpha/vendored/deep/x.c": ("licence_refused", "licence=BSD-2-Clause from=alpha/vendored/COPYING"),
+    }
+    stats = found.stats
+    assert stats["documents_in"] == len(ingested) == stats["documents_kept"] + sum(stats["removed"].values())
+    assert stats["licences"]["GPL-3.0-only"] == 1
+    assert sum(stats["programming_languages"].values()) == len(ingested)
+    kept = dedup(found, config.dedup, runtime, ())
+    assert kept.stats["removed"] == {"near_duplicate": 1}  # the copy with one changed line
+    safe = [*read_documents(redact(kept, config.pii, runtime, tmp_path).files("documents", runtime.root))]
+    assert SECRET not in "".join(document.text for document in safe)
+    roots = {runtime.root: [documents_of for documents_of in (read(tmp_path, "root2", 2, **values, **small)[2], found)]}
+    assert len(find_documents("alpha", roots).identities) == sum(d.file.startswith("alpha/") for d in ingested)
+    assert find_documents("alpha/lock.js", roots).fates == (
+        "repos/alpha/lock.js#0: removed by code for path_opted_out (entry=alpha/lock.js)",
+    )
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="group named repository"):
+        config_of(tmp_path, source={"repository_by_path": "^([^/]+)/"})
+    with pytest.raises(ConfigError, match="lacks 'path'"):
+        config_of(tmp_path, source={"columns": ["repository", "programming_language"]})
+    config = config_of(tmp_path, code={"opt_out": ["gone.txt"]})
+    write(tmp_path, TREE)
+    documents = ingest(config.sources, config.ingest, tmp_path, Runtime(tmp_path / "root"))
+    with pytest.raises(MissingInput, match=r"gone\.txt"):
+        select_code(documents, config.code, config.sources, Runtime(tmp_path / "root"), tmp_path)
+
+
+def test_a_source_of_code_brings_its_stage():
+    other = {"sources": [{"type": "text", "name": "a", "licence": "MIT", "paths": ["*"]}]}
+    assert "code" not in stage_names(DataConfig.model_validate(other))
+    assert stage_names(config_of(Path()))[:3] == ("ingest", "clean", "code")
