@@ -189,7 +189,10 @@ def licence_of_file(data: bytes) -> str:
 
 
 def _texts_in(text: str) -> tuple[list[str], str, float]:
-    """Licences whose texts are in a text, the text outside of them, and their share of the words."""
+    """Licences whose texts a text holds, the rest, and their share.
+
+    The share is that of the words.
+    """
     import licenseclassifier
 
     found: list[str] = []
