@@ -142,10 +142,10 @@ def profiles_of(
         if place not in known:
             known[place] = len(bounds)
             own = [config.by_language[language]] if language in config.by_language else []
-            code = language == CODE_LANGUAGE
-            bounds.append(
-                limits(() if code else config.presets, without_spaces, language, *[config] * (not code), *own)
-            )
+            if language == CODE_LANGUAGE:
+                bounds.append(limits((), without_spaces, language, *own))
+            else:
+                bounds.append(limits(config.presets, without_spaces, language, config, *own))
         profiles.append(known[place])
     return profiles, bounds
 
