@@ -1,6 +1,6 @@
-"""Merges of byte-pair encoding (Sennrich et al. 2016), from distinct words and their counts.
+"""Merges of byte-pair encoding, from distinct words and their counts.
 
-They equal those of `tokenizers`: the most frequent pair is merged next, of equal ones the one of the lowest ids, within
+The algorithm is that of Sennrich et al. 2016. The merges equal those of `tokenizers`: the most frequent pair is merged next, of equal ones the one of the lowest ids, within
 a word from left to right, until the vocabulary is full or no pair is left. Each symbol is in the list of the pair that
 it begins, so a merge costs its occurrences, where that library visits whole words.
 
@@ -69,9 +69,9 @@ def _leave(at, symbols, weights, table):  # type: ignore[no-untyped-def]
 
 @njit
 def _enter(at, step, symbols, weights, table, met):  # type: ignore[no-untyped-def]
-    """Put a symbol on the list of the pair that it begins; return 1 for a new pair.
+    """Put a symbol on the list of the pair that it begins.
 
-    `met` gets each pair of this step once.
+    The result is 1 for a new pair, else 0; `met` gets each pair of this step once.
     """
     key = _pair_at(at, symbols)
     slot = _slot_of(key, table)
@@ -112,7 +112,7 @@ def _join(at, merged, step, symbols, weights, table, met):  # type: ignore[no-un
 
 @kernel
 def _merges(symbols, weights, tokens, known):  # type: ignore[no-untyped-def]
-    """Merges as rows (left, right, merged).
+    """Merges as rows of ids: left, right, merged.
 
     `tokens` has a row per id: hash and factor, by which a text that comes before is multiplied; 0 for special tokens.
     """
@@ -181,7 +181,7 @@ def _merges(symbols, weights, tokens, known):  # type: ignore[no-untyped-def]
 def merges(
     letters: bytes, sizes: Integers, counts: Integers, pieces: Sequence[bytes], vocabulary_size: int
 ) -> Integers:
-    """Merges in order, as rows (left id, right id, id of both together).
+    """Merges in order, as rows of ids: left, right, both together.
 
     `letters` are the words joined, with the bytes and the occurrences of each. `pieces` are the known tokens by id: all
     single bytes, and special tokens, whose ids are those of merges that spell them (empty where none can).

@@ -59,7 +59,7 @@ def count_words(texts: Iterable[str]) -> WordCounts:
 
 
 def batches(texts: Iterable[str]) -> Iterator[bytes]:
-    """Texts joined by a byte that is in none, up to about 16 MiB at a time."""
+    """Texts joined by a byte that is in none, 16 MiB each."""
     held: list[bytes] = []
     size = 0
     for text in texts:
@@ -72,7 +72,7 @@ def batches(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 def serve() -> None:
-    """Count the batches of standard input up to its end; write the words to standard output."""
+    """Count the batches of standard input; write the words out."""
     end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
