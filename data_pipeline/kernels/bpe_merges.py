@@ -1,8 +1,9 @@
 """Merges of byte-pair encoding, from distinct words and their counts.
 
-The algorithm is that of Sennrich et al. 2016. The merges equal those of `tokenizers`: the most frequent pair is merged next, of equal ones the one of the lowest ids, within
-a word from left to right, until the vocabulary is full or no pair is left. Each symbol is in the list of the pair that
-it begins, so a merge costs its occurrences, where that library visits whole words.
+The algorithm is that of Sennrich et al. 2016. The merges equal those of `tokenizers`: the most frequent pair is merged
+next, of equal ones the one of the lowest ids, within a word from left to right, until the vocabulary is full or no pair
+is left. Each symbol is in the list of the pair that it begins, so a merge costs its occurrences, where that library
+visits whole words.
 
 Price: 28 bytes for each byte of the words, and 64 to 128 for each pair that ever occurred.
 """
