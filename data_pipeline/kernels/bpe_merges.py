@@ -93,7 +93,7 @@ def _enter(at, step, symbols, weights, table, met):  # type: ignore[no-untyped-d
 
 @njit
 def _join(at, merged, step, symbols, weights, table, met):  # type: ignore[no-untyped-def]
-    """Merge a symbol with the next one; return the number of new pairs."""
+    """Merge a symbol with the next one; count new pairs."""
     left, right = symbols[at, _BEFORE], symbols[at, _BEHIND]
     after = symbols[right, _BEHIND]
     if left >= 0:
