@@ -70,11 +70,12 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     if runtime.make:
         under_site(run)
         warn_of_licences(run)
-        from governance.checks.bias.bias import sentence_scorers
-        from governance.checks.bias.word_lists.lexicons import load_lexicons
+        bias = run.config.audit.bias
+        if bias != type(bias)():  # only what a run names can be wrong, and our lists cost each task 0.4 CPU-s
+            from governance.checks.bias.bias import sentence_scorers
+            from governance.checks.bias.word_lists.lexicons import load_lexicons
 
-        lexicons = load_lexicons(run.config.audit.bias, run.folder)
-        sentence_scorers(run.config.audit.bias, lexicons, _tone_models(run, runtime))
+            sentence_scorers(bias, load_lexicons(bias, run.folder), _tone_models(run, runtime))
         _reference(run)
         resolve(run.config.energy.factors, run.folder)
         open_tasks(run.config.evaluation, run.folder)
