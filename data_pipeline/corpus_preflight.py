@@ -28,6 +28,9 @@ from data_pipeline.filters.language import known_codes
 from data_pipeline.filters.model_files import model_files
 from data_pipeline.filters.own_filters import find_filters
 from data_pipeline.filters.own_language_model import own_language_model, require_file
+from data_pipeline.pii.credential_rules import read_rules
+from data_pipeline.pii.entities.entity_finder import finder_files
+from data_pipeline.pii.redact import PiiConfig
 from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.local import find_files
@@ -84,10 +87,18 @@ def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[]
         yield partial(find_files, wanted.paths, folder, f"evaluation set {wanted.name}")
     for name in config.dedup.against:
         yield partial(earlier_corpora, config.dedup.model_copy(update={"against": (name,)}), root)
-    if "pseudonymise" in config.pii.plan().values():
-        yield partial(read_key, config.pii.key_file, folder)
+    yield from _personal_data(config.pii, folder)
     if config.tokenizer.path:
         yield partial(take_over, folder / config.tokenizer.path, config.tokenizer)
+
+
+def _personal_data(config: PiiConfig, folder: Path) -> Iterator[Callable[[], Any]]:
+    if "pseudonymise" in config.plan().values():
+        yield partial(read_key, config.key_file, folder)
+    if config.credential_rules:
+        yield partial(read_rules, folder / config.credential_rules)
+    if config.finder is not None:
+        yield partial(finder_files, config.finder, folder)
 
 
 def _check_languages(config: DataConfig, folder: Path) -> None:

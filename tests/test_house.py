@@ -40,6 +40,8 @@ DOORS = {
     "license_expression": {"data_pipeline/code/licences.py"},
     "licenseclassifier": {"data_pipeline/code/licences.py"},
     "pypdfium2": {"data_pipeline/readers/pdf/text_layer.py"},
+    "presidio_analyzer": {"data_pipeline/pii/entities/presidio.py"},
+    "spacy": {"data_pipeline/pii/entities/presidio.py"},
     "jinja2": {"governance/reports/documents/markdown.py"},
     "pynvml": {"governance/energy/nvml.py"},
     "cryptography": {"governance/signing/dsse.py", "governance/signing/openssf.py"},

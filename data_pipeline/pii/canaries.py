@@ -8,7 +8,7 @@ people write around such a value; values without one are harder, and their recal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +111,14 @@ def hosts(digests: Sequence[str], seed: int) -> list[int]:
     return [int(place) for place in np.argsort(mixed, kind="stable")[:HOSTS]]
 
 
-def planted(types: Sequence[str], rounds: range, passages: Sequence[tuple[str, str]], seed: int) -> Iterator[Canary]:
+def planted(
+    types: Sequence[str],
+    rounds: range,
+    passages: Sequence[tuple[str, str]],
+    seed: int,
+    makers: Mapping[str, Callable[[Draw], str]] = MAKERS,
+    sentences: Mapping[str, Sequence[str]] = SENTENCES,
+) -> Iterator[Canary]:
     """One canary of each type for each round.
 
     Args:
@@ -119,6 +126,8 @@ def planted(types: Sequence[str], rounds: range, passages: Sequence[tuple[str, s
         rounds: numbers that make the canaries of a shard differ from each other.
         passages: (digest, text) of the documents that lend passages; none gives no canary.
         seed: of the run.
+        makers: the maker of each type's values.
+        sentences: around them, with their place as `{}`.
     """
     place = 0
     for turn in rounds if passages else ():
@@ -126,15 +135,15 @@ def planted(types: Sequence[str], rounds: range, passages: Sequence[tuple[str, s
             digest, text = passages[place % len(passages)]
             place += 1
             draw = Draw(int(sha256_bytes(f"{seed}/{kind}/{turn}/{digest}".encode())[:16], 16))
-            yield _plant(kind, text, draw)
+            yield _plant(kind, text, draw, makers[kind], sentences[kind])
 
 
-def _plant(kind: str, text: str, draw: Draw) -> Canary:
+def _plant(kind: str, text: str, draw: Draw, make: Callable[[Draw], str], sentences: Sequence[str]) -> Canary:
     """Insert a sentence with a made-up value into the passage."""
     at = draw.below(len(text) + 1)
     blank = text.find(" ", at, at + 200)
-    value = MAKERS[kind](draw)
-    before, _, after = draw.one(*SENTENCES[kind]).partition("{}")
+    value = make(draw)
+    before, _, after = draw.one(*sentences).partition("{}")
     gap = draw.one(" ", "\n") if blank >= 0 else "\n"
     at = blank if blank >= 0 else at
     head = text[max(0, at - _WINDOW) : at] + gap + before
@@ -144,11 +153,18 @@ def _plant(kind: str, text: str, draw: Draw) -> Canary:
 
 
 def measure(
-    canaries: Iterator[Canary], types: Sequence[str], find: Callable[[str], Sequence[Detection]]
+    canaries: Iterable[Canary],
+    types: Sequence[str],
+    find: Callable[[Sequence[str]], Sequence[Sequence[Detection]]],
+    is_found: Callable[[Canary, Sequence[Detection]], bool] = lambda canary, found: canary.expected in found,
 ) -> dict[str, dict[str, int]]:
-    """Planted and found values by type."""
+    """Planted and found values by type.
+
+    `find` takes the texts of all canaries at once.
+    """
+    planted_ones = list(canaries)
     counts = {kind: {"planted": 0, "found": 0} for kind in types}
-    for canary in canaries:
+    for canary, found in zip(planted_ones, find([canary.text for canary in planted_ones]), strict=True):
         counts[canary.expected.type]["planted"] += 1
-        counts[canary.expected.type]["found"] += canary.expected in find(canary.text)
+        counts[canary.expected.type]["found"] += is_found(canary, found)
     return counts

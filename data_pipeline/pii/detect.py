@@ -75,6 +75,21 @@ def replace_all(text: str) -> str:
     return replace(text, find(text))
 
 
+def joined(exact: Sequence[Detection], others: Sequence[Detection], text: str) -> list[Detection]:
+    """The detections of two finders, disjoint and in order.
+
+    Where they overlap the exact ones keep their place, and what else the others cover is still theirs.
+    """
+    pieces: list[Detection] = []
+    for start, end, kind in others:
+        at = start
+        for mark in (*(held for held in exact if held.start < end and start < held.end), Detection(end, end, "")):
+            if any(map(str.isalnum, text[at : mark.start])):
+                pieces.append(Detection(at, mark.start, kind))
+            at = max(at, mark.end)
+    return sorted([*exact, *pieces])
+
+
 def splice(text: str, findings: Sequence[Detection], new: Sequence[str]) -> str:
     """The text with each finding replaced by its new text."""
     parts, at = [], 0

@@ -1,6 +1,7 @@
 """Detections: types, families, placeholders, and boundaries of numbers.
 
-Types that need an understanding of the sentence (names, postal addresses, dates of birth) are not among them.
+Types that need an understanding of the sentence (postal addresses, dates of birth) are not among them; names and places
+(`ENTITIES`) are those of an optional finder, and a rule of a file (`RULE`) makes a type of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES.values() for kind in family)
 PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in TYPES}
+ENTITIES: tuple[str, ...] = ("name", "place")
+RULE = "rule:"
+"""Begins the types of a file of credential rules; the rule's id follows."""
 
 
 class Detection(NamedTuple):
@@ -43,20 +47,27 @@ class Detection(NamedTuple):
     type: str
 
 
-def expand(names: Iterable[str]) -> tuple[str, ...]:
+def placeholder(kind: str) -> str:
+    """The text that replaces a detection of this type."""
+    return "[SECRET]" if kind.startswith(RULE) else f"[{kind.upper()}]"
+
+
+def expand(names: Iterable[str], others: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Types named by type or family.
+
+    `others` are types without a family that may be named too.
 
     Raises:
         ValueError: a name is neither; the message suggests the nearest.
     """
     wanted: set[str] = set()
     for name in names:
-        if name not in FAMILIES and name not in PLACEHOLDERS:
-            near = difflib.get_close_matches(name, [*FAMILIES, *TYPES], n=1)
+        if name not in FAMILIES and name not in (*TYPES, *others):
+            near = difflib.get_close_matches(name, [*FAMILIES, *TYPES, *others], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"{name!r} is not a type of personal data{hint} Families: {', '.join(FAMILIES)}")
         wanted.update(FAMILIES.get(name, (name,)))
-    return tuple(kind for kind in TYPES if kind in wanted)
+    return tuple(kind for kind in (*TYPES, *others) if kind in wanted)
 
 
 # Letters that a number may not touch. Scripts without spaces between words (Chinese, Japanese, Thai) may touch it.

@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.pii.detections import FAMILIES, PLACEHOLDERS
+from data_pipeline.pii.detections import FAMILIES, RULE, placeholder
 from governance.errors import ConfigError
 
 Action = Literal["replace", "mask", "pseudonymise", "count"]
@@ -33,11 +33,11 @@ _EXTENSION = re.compile(r"[^0-9+()\s.\-/]")
 def new_text(kind: str, value: str, action: Action, key: bytes) -> str:
     """Replacement text of a detection of this type."""
     if action == "replace":
-        return PLACEHOLDERS[kind]
+        return placeholder(kind)
     if action == "mask":
         return masked(kind, value)
     if action == "pseudonymise":
-        return f"{PLACEHOLDERS[kind][:-1]}:{pseudonym(kind, value, key)}]"
+        return f"{placeholder(kind)[:-1]}:{pseudonym(kind, value, key)}]"
     return value
 
 
@@ -74,7 +74,7 @@ def plain_form(kind: str, value: str) -> str:
         return ("+" if "+" in number[:2] else "") + re.sub("[^0-9]", "", number)
     if kind == "ipv6":
         return _full_ipv6(value.lower())
-    if kind == "bitcoin" or kind in FAMILIES["secret"]:
+    if kind == "bitcoin" or kind in FAMILIES["secret"] or kind.startswith(RULE):
         return value
     return _SEPARATORS.sub("", value).lower() if kind != "ipv4" else value
 

@@ -82,7 +82,7 @@ def test_personal_data_names_the_types_that_were_sought(evidence):  # noqa: F811
     output = json.loads(document_texts(changed(evidence, counts=counts))["croissant.json"])
     [found, note] = output["rai:personalSensitiveInformation"]
     assert "e-mail: 2 found" in found
-    assert "3 structured types; names and places are not among them" in note
+    assert "3 structured types; names and places are not sought" in note
 
 
 def test_domains_dates_and_parents_that_evidence_has_are_filled_in(texts, evidence):  # noqa: F811

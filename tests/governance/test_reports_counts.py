@@ -112,9 +112,25 @@ def test_that_nothing_was_found_is_reported(tmp_path):
     output = show_corpus([none], tmp_path)
     assert (
         "redact: personal data\n  none\n  0 of 7 documents contain personal data. "
-        "The detector covers 1 structured types; " in output
+        "The detector covers 1 structured types; names and places are not sought." in output
     )
     assert "personal data: none" in shown([none])
+
+
+def test_the_recall_of_a_finder_of_names_and_of_rules_is_reported(tmp_path):
+    actions = dict.fromkeys(("email", "name", "place", "rule:a", "rule:b"), "mask")
+    found = made("redact", {"actions": actions, "finder": {"kind": "transformers"}},
+                 documents_in=7, documents_with_findings=3, findings={"email": 2, "name": 4, "place": 0, "rule:b": 1},
+                 canaries={"email": {"planted": 9, "found": 9}, "name": {"planted": 9, "found": 8},
+                           "place": {"planted": 9, "found": 6}}, findings_by_source={})  # fmt: skip
+    output = show_corpus([found], tmp_path)
+    assert (
+        "The detector covers 1 structured types and 2 rules of a file; a model (transformers) found 8 of 9 planted "
+        "names and 6 of 9 planted places." in output
+    )
+    [missed] = [table for table in stage_tables([found]) if "missed" in table["title"]]
+    assert missed["rows"] == [["name", 9, 8, "0.889"], ["place", 9, 6, "0.667"]]
+    assert missed["note"] == "Of 1 of 3 types all planted values were found (9)."
 
 
 def test_a_source_s_name_commands_neither_a_page_nor_a_terminal(tmp_path):
@@ -133,4 +149,4 @@ def test_a_made_corpus_shows_them(project, capsys):
     artifacts = {path.parts[-3]: read_manifest(path) for path in (project / "made").glob("*/*/manifest.json")}
     found = facts(artifacts, {}, project / "made")
     assert "redact: personal data" in page(found)
-    assert found["counts"][-1]["rows"] == [["email", "replace", 1, "tales 1"]]
+    assert found["counts"][-2]["rows"] == [["email", "replace", 1, "tales 1"]]

@@ -119,12 +119,42 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
         rest = sum(found for _, found in among[_SOURCES_SHOWN:])
         sources += [f"{len(among) - _SOURCES_SHOWN} more {rest:,}"] * bool(rest)
         rows.append((kind, actions.get(kind, ""), count, ", ".join(sources)))
-    looked, having = len(stats.get("findings", {})), stats.get("documents_with_findings", 0)
-    note = (
-        f"{number(having)} of {number(stats.get('documents_in', 0))} documents contain personal data. "
-        f"The detector covers {looked} structured types; names and places are not among them."
-    )
+    having, all_of_them = (number(stats.get(name, 0)) for name in ("documents_with_findings", "documents_in"))
+    note = f"{having} of {all_of_them} documents contain personal data. {_sought(redact)}"
     yield _table("redact: personal data", ["type", "action", "found", "sources"], rows, note)
+    yield from _recall(stats.get("canaries", {}))
+
+
+_ENTITIES, _RULE = ("name", "place"), "rule:"
+
+
+def _sought(redact: Manifest) -> str:
+    """A sentence on the types that were searched for."""
+    structured = [kind for kind in redact.stats.get("findings", {}) if kind not in _ENTITIES and _RULE not in kind]
+    rules = sum(kind.startswith(_RULE) for kind in redact.config.get("actions", {}))
+    listed = f" and {rules} rules of a file" if rules else ""
+    entities = "names and places are not sought."
+    if finder := redact.config.get("finder"):
+        counts = {kind: redact.stats.get("canaries", {}).get(kind) for kind in _ENTITIES}
+        recall = " and ".join(
+            f"{count['found']} of {count['planted']} planted {kind}s" for kind, count in counts.items() if count
+        )
+        entities = f"a model ({finder['kind']}) found {recall}."
+    return f"The detector covers {len(structured)} structured types{listed}; {entities}"
+
+
+def _recall(canaries: Mapping[str, Mapping[str, int]]) -> Iterator[Table]:
+    """Types with a planted value that was missed; the others in the note."""
+    planted = {kind: count for kind, count in canaries.items() if count["planted"]}
+    whole = [count["planted"] for count in planted.values() if count["found"] == count["planted"]]
+    rows = [
+        (kind, count["planted"], count["found"], f"{count['found'] / count['planted']:.3f}")
+        for kind, count in sorted(planted.items())
+        if count["found"] < count["planted"]
+    ]
+    if planted:
+        note = f"Of {len(whole)} of {len(planted)} types all planted values were found ({number(sum(whole))})."
+        yield _table("redact: types with missed planted values", ["type", "planted", "found", "recall"], rows, note)
 
 
 def _quality(mix: Manifest) -> Iterator[Table]:

@@ -1,0 +1,1 @@
+"""Names and places: an optional finder, a model in a local folder."""

@@ -1,0 +1,75 @@
+"""Names and places by presidio, over a spaCy pipeline in a local folder.
+
+Only presidio's recognizer of the pipeline's own entities runs; structured types are this program's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.pii.detections import Detection
+from data_pipeline.pii.entities.entity_finder import Finder, FinderConfig, meanings
+from governance.errors import ManifestError, MissingInput
+
+
+def open_windows(config: FinderConfig, path: Path) -> Finder:
+    """The finder for windows of text.
+
+    Raises:
+        MissingInput: presidio or spaCy is not installed.
+        ManifestError: spaCy cannot load the pipeline, or it finds no entities.
+        ConfigError: none of its labels means a name or a place.
+    """
+    pipeline = _pipeline(path)
+    labels = _entity_labels(pipeline)
+    if not labels:
+        raise ManifestError(f"data.pii.finder: the pipeline in {path} states no entity labels. Give one with `ner`.")
+    types = meanings(labels, config)
+    analyzer = _analyzer(path, config.language, list(types))
+
+    def find(windows: Sequence[str]) -> list[list[Detection]]:
+        results = analyzer.analyze_iterator(
+            windows, language=config.language, entities=list(types), score_threshold=config.min_score
+        )
+        return [
+            [Detection(result.start, result.end, types[result.entity_type]) for result in found] for found in results
+        ]
+
+    return find
+
+
+def _pipeline(path: Path) -> Any:
+    try:
+        import presidio_analyzer  # noqa: F401
+        import spacy
+    except ImportError as error:
+        raise MissingInput(
+            "data.pii.finder: presidio-analyzer is not installed. Install it with: pip install presidio-analyzer"
+        ) from error
+    try:
+        return spacy.load(path)
+    except Exception as error:  # whatever its components raise
+        message = str(error).strip().split("\n")[0][:200]
+        raise ManifestError(f"data.pii.finder: spaCy cannot load {path}: {message}") from error
+
+
+def _entity_labels(pipeline: Any) -> list[str]:
+    parts = (pipeline.get_pipe(name) for name in ("ner", "entity_ruler", "span_ruler") if name in pipeline.pipe_names)
+    return sorted({label for part in parts for label in part.labels})
+
+
+def _analyzer(path: Path, language: str, labels: list[str]) -> Any:
+    """Presidio with one recognizer, whose entities keep the pipeline's labels."""
+    from presidio_analyzer import AnalyzerEngine, BatchAnalyzerEngine, RecognizerRegistry
+    from presidio_analyzer.nlp_engine import NerModelConfiguration, SpacyNlpEngine
+    from presidio_analyzer.predefined_recognizers import SpacyRecognizer
+
+    kept = NerModelConfiguration(model_to_presidio_entity_mapping={label: label for label in labels})
+    engine = SpacyNlpEngine(models=[{"lang_code": language, "model_name": str(path)}], ner_model_configuration=kept)
+    registry = RecognizerRegistry(
+        recognizers=[SpacyRecognizer(supported_language=language, supported_entities=labels)],
+        supported_languages=[language],
+    )
+    return BatchAnalyzerEngine(AnalyzerEngine(registry=registry, nlp_engine=engine, supported_languages=[language]))
