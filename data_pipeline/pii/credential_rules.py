@@ -1,4 +1,4 @@
-r"""Credential rules read as data: a TOML file in the format of gitleaks.
+r"""Credential rules read as data, in the format of gitleaks.
 
     [[rules]]
     id = "example-token"
@@ -166,7 +166,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _compiled(pattern: Any, place: str, faults: list[str]) -> Any:
-    """The expression in RE2; None, and a fault, if it cannot be read."""
+    """The expression in RE2, or None and a fault."""
     options = re2.Options()
     options.log_errors = False
     if not isinstance(pattern, str) or not pattern:
@@ -182,7 +182,10 @@ def _compiled(pattern: Any, place: str, faults: list[str]) -> Any:
 
 
 def _allowed_of(table: Mapping[str, Any], place: str, faults: list[str]) -> tuple[Allowed, ...]:
-    """The lists of a rule or of the file; those about paths and commits alone are left out."""
+    """The lists of a rule or of the file.
+
+    Those about paths and commits alone are left out.
+    """
     entries = [*table.get("allowlists", [])] if isinstance(table.get("allowlists", []), list) else [None]
     entries += [table["allowlist"]] if "allowlist" in table else []
     lists: list[Allowed] = []
@@ -230,7 +233,7 @@ def _indexed(rules: Sequence[Rule], left_out: Sequence[str], where: str) -> Rule
 
 
 def find_listed(text: str, book: RuleBook) -> list[Detection]:
-    """The secrets of the text by the rules of the file, disjoint and in order."""
+    """Secrets by the rules of the file, disjoint and in order."""
     data = text.encode("utf-8", "surrogatepass")
     named = book.automaton.Match(data) if book.automaton is not None else None
     places = {*book.always, *(place for word in named or () for place in book.rules_of[word])}

@@ -1,4 +1,4 @@
-"""Finders beyond the exact rules: the rules of a file, and a model of names and places.
+"""Finders beyond the exact rules: a file's rules, a model.
 
 Their files are inputs of the stage. A worker opens them once per process.
 """
@@ -13,7 +13,8 @@ from typing import NamedTuple
 from data_pipeline.pii.credential_rules import find_listed, rules_of_digest
 from data_pipeline.pii.detect import find, joined
 from data_pipeline.pii.detections import Detection
-from data_pipeline.pii.entities.entity_finder import FinderConfig, open_finder
+from data_pipeline.pii.entities.entity_finder import open_finder
+from data_pipeline.pii.entities.finder_settings import FinderConfig
 from governance.errors import AlteredFile
 from governance.files import sha256_file
 
@@ -30,7 +31,7 @@ class OtherFinders(NamedTuple):
 
 
 def find_others(texts: Sequence[str], finders: OtherFinders) -> list[list[Detection]]:
-    """Detections of these finders in each text, disjoint and in order."""
+    """Detections of these finders in each text, disjoint, in order."""
     found: list[list[Detection]] = [[] for _ in texts]
     if finders.rules is not None:
         book = rules_of_digest(finders.rules, finders.rules_digest)
@@ -55,6 +56,6 @@ def _require_unchanged(model: Path, files: tuple[tuple[str, str], ...]) -> None:
 
 
 def find_with(texts: Sequence[str], finders: OtherFinders) -> list[list[Detection]]:
-    """Detections of the exact rules and of these finders in each text."""
+    """Detections of the exact rules and of these finders."""
     others = find_others(texts, finders)
     return [joined(find(text), more, text) for text, more in zip(texts, others, strict=True)]

@@ -35,7 +35,8 @@ from data_pipeline.pii.credential_rules import read_rules
 from data_pipeline.pii.detect import find, find_among, joined, replace, splice
 from data_pipeline.pii.detections import ENTITIES, FAMILIES, PLACEHOLDERS, RULE, TYPES, Detection, expand
 from data_pipeline.pii.entities.entity_canaries import ENTITY_MAKERS, ENTITY_SENTENCES, is_covered
-from data_pipeline.pii.entities.entity_finder import FinderConfig, finder_files, library_versions
+from data_pipeline.pii.entities.entity_finder import finder_files, library_versions
+from data_pipeline.pii.entities.finder_settings import FinderConfig
 from data_pipeline.pii.other_finders import OtherFinders, find_others, find_with
 from data_pipeline.pii.redaction import Action, fingerprint, new_text, read_key
 from governance.config import Section

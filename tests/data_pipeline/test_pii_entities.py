@@ -17,7 +17,8 @@ from data_pipeline.documents import read_table
 from data_pipeline.pii.detections import Detection
 from data_pipeline.pii.draws import Draw
 from data_pipeline.pii.entities.entity_canaries import ENTITY_MAKERS
-from data_pipeline.pii.entities.entity_finder import FinderConfig, finder_files, merged, open_finder, windows_of
+from data_pipeline.pii.entities.entity_finder import finder_files, merged, open_finder, windows_of
+from data_pipeline.pii.entities.finder_settings import FinderConfig
 from data_pipeline.pii.other_finders import OtherFinders, find_others
 from data_pipeline.pii.redact import PiiConfig, redact
 from governance.config import validate

@@ -34,7 +34,7 @@ ENTITY_SENTENCES: dict[str, Sequence[str]] = {
 
 
 def is_covered(canary: Canary, found: Sequence[Detection]) -> bool:
-    """Return whether every letter of the canary is in detections of its type."""
+    """Return whether detections of its type cover the canary."""
     start, end, kind = canary.expected
     held = {place for mark in found if mark.type == kind for place in range(mark.start, mark.end)}
     return all(place in held or not canary.text[place].isalnum() for place in range(start, end))

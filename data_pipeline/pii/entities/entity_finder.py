@@ -1,4 +1,4 @@
-"""Finder of names and places: its section, its files, its windows.
+"""Finder of names and places: the files of its model, and windows.
 
 Promises: nothing is fetched and no code of the folder runs; the digests of its files enter the stage's key; texts are
 read in overlapping windows, so that no length is cut off; the windows and batches depend on the shard alone, never on
@@ -11,25 +11,14 @@ Price: that of the model. Everything else of the stage is a thousand times cheap
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from data_pipeline.pii.detections import Detection
-from governance.config import Section
-from governance.errors import ConfigError, MissingInput, hub_hint
+from data_pipeline.pii.entities.finder_settings import Finder, FinderConfig
+from governance.errors import MissingInput, hub_hint
 
-EntityType = Literal["name", "place"]
-Finder = Callable[[Sequence[str]], list[list[Detection]]]
-"""The names and places of each text, disjoint and in order."""
-
-_LABELS: dict[str, EntityType] = {
-    "PER": "name", "PERSON": "name", "NAME": "name", "LOC": "place", "LOCATION": "place", "GPE": "place",
-    "ADDRESS": "place", "STREET_ADDRESS": "place", "CITY": "place",
-}  # fmt: skip
 _WINDOW, _OVERLAP = 1_000, 100  # characters
 _NEEDED = {
     "transformers": (
@@ -39,21 +28,6 @@ _NEEDED = {
     "presidio": ({"config.cfg", "meta.json"}, "nlp.to_disk of spaCy"),
 }
 _LIBRARIES = {"transformers": ("transformers", "torch"), "presidio": ("presidio-analyzer", "spacy")}
-
-
-class FinderConfig(Section):
-    """A model that finds names and places."""
-
-    kind: Literal["transformers", "presidio"] = "transformers"
-    """A token classifier as `transformers` saves it, or a spaCy pipeline that presidio runs."""
-    path: str = Field(min_length=1)
-    """The model's folder, relative to the run's file."""
-    labels: dict[str, EntityType] = Field(default_factory=lambda: dict(_LABELS))
-    """What the model's labels mean: "name" or "place"; its other labels are passed over. Prefixes B-, I- go."""
-    min_score: float = Field(default=0.5, ge=0, le=1)
-    """Least probability of a finding."""
-    language: str = Field(default="en", min_length=1)
-    """For "presidio": the language of the pipeline."""
 
 
 def finder_files(config: FinderConfig, folder: Path) -> tuple[Path, list[Path]]:
@@ -125,25 +99,6 @@ def _opened(written: str, path: Path) -> Finder:
         return [merged(text, spans) for text, spans in zip(texts, marks, strict=True)]
 
     return find
-
-
-def meanings(labels: Sequence[str], config: FinderConfig) -> dict[str, EntityType]:
-    """The type of each of the model's labels that has one.
-
-    Raises:
-        ConfigError: none has one, or `labels` names one that the model lacks.
-    """
-    plain = {label: label[2:] if label[1:2] in ("-", "_") else label for label in labels}
-    shown = f"{sorted(set(plain.values()))[:12]}"
-    if config.labels != _LABELS and (missing := sorted(set(config.labels) - set(plain.values()))):
-        raise ConfigError(f"data.pii.finder: labels names {missing}, but the model's labels are {shown}.")
-    found = {label: config.labels[name] for label, name in plain.items() if name in config.labels}
-    if not found:
-        raise ConfigError(
-            f"data.pii.finder: the model's labels are {shown}; none is known to mean a name or a place. State those "
-            'that do, as in labels = { B_PERS = "name" }.'
-        )
-    return found
 
 
 def windows_of(text: str) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Names and places by presidio, over a spaCy pipeline in a local folder.
+"""Names and places by presidio, over a local spaCy pipeline.
 
 Only presidio's recognizer of the pipeline's own entities runs; structured types are this program's.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.pii.detections import Detection
-from data_pipeline.pii.entities.entity_finder import Finder, FinderConfig, meanings
+from data_pipeline.pii.entities.finder_settings import Finder, FinderConfig, meanings
 from governance.errors import ManifestError, MissingInput
 
 

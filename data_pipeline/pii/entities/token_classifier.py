@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.pii.detections import ENTITIES, Detection
-from data_pipeline.pii.entities.entity_finder import Finder, FinderConfig, meanings
+from data_pipeline.pii.entities.finder_settings import Finder, FinderConfig, meanings
 from governance.errors import ManifestError, MissingInput, PipelineError
 
 _BATCH = 32

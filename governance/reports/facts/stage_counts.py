@@ -144,7 +144,7 @@ def _sought(redact: Manifest) -> str:
 
 
 def _recall(canaries: Mapping[str, Mapping[str, int]]) -> Iterator[Table]:
-    """Types with a planted value that was missed; the others in the note."""
+    """Types of which a planted value was missed; else the note."""
     planted = {kind: count for kind, count in canaries.items() if count["planted"]}
     whole = [count["planted"] for count in planted.values() if count["found"] == count["planted"]]
     rows = [
