@@ -37,6 +37,8 @@ LOADED = {  # reported before anything is read
     "data.classifiers=[{name='q',paths=['a.jsonl'],min_score=0.9,max_score=0.1}]": "min_score = 0.9 is above max_score",
     "data.classifiers=[{name='q',paths=['a.jsonl'],label_field=''}]": 'label_field = ""',
     "data.decontaminate.sets=[{name='s',paths=['a.jsonl'],fields=['text'],id_field='nope'}]": "Correct id_field",
+    "audit.bias.lists.terms='run.toml'": "run.toml: is not a word list",
+    "audit.bias.intersections=['ethnicity x nope']": "'ethnicity x nope' is not a pair of axes",
     f"data.tokenizer.vocabulary_size={'9' * 5000}": "is not a TOML value",
     f"data.tokenizer.vocabulary_size={'[' * 5000}": "is not a TOML value",
 }
