@@ -52,6 +52,7 @@ from governance.stage_order import STAGES
 
 _SHOWN = 3
 """Artifacts, and settings of each, that a failed look-up names."""
+_SAME_SETTINGS = " with these settings, but its inputs, its files or the version of Assay differ"
 _SECTIONS = {row.name: row.settings for row in STAGES if row.settings is not None}
 """Stage -> prefix, in a run's file, of the settings in its recipe."""
 _NO_SETTINGS = {
@@ -249,7 +250,8 @@ def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> Missin
             pairs = [f"{_SECTIONS[stage]}{name}={json.dumps(theirs[name], ensure_ascii=False)}" for name in other]
             words = [f"--set {shlex.quote(pair)}" for pair in pairs[:_SHOWN]]
             words += [f"and {len(other) - _SHOWN} more"] if len(other) > _SHOWN else []
-            found.append(f"\n  found: {path.parent.relative_to(runtime.root)}{' with ' * bool(words)}{' '.join(words)}")
+            why = f" with {' '.join(words)}" if words else _SAME_SETTINGS if theirs == ours else ""
+            found.append(f"\n  found: {path.parent.relative_to(runtime.root)}{why}")
     line = f"{stage}: not made yet for this configuration. Make it with: {runtime.command}"
     error = MissingInput(line + "".join(found))
     error.stage = stage

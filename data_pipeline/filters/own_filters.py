@@ -108,7 +108,7 @@ def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) ->
     except Exception as error:  # whatever own code raises
         raise ValueError(first_line(error)) from error
     if len(values) != batch.num_rows:
-        raise ValueError(f"it returned {len(values)} values for {batch.num_rows} rows")
+        raise ValueError(f"it returned {len(values)} value(s) for {batch.num_rows} rows")
     wrong = [value for value in values if value not in (True, False) or value is None]
     if wrong:
         raise ValueError(f"it returned {wrong[0]!r}; each value must be True (keep) or False (remove)")

@@ -106,7 +106,7 @@ def test_modules_that_the_code_imports_decide_the_key_too(project):
 
 BROKEN = {
     "raise KeyError('x')": r"filter loud \(mylab\.rules:not_loud\), .*, rows 0 to \d+: KeyError: 'x' at rules\.py:2",
-    "return [True]": "it returned 1 values for 12 rows",
+    "return [True]": r"it returned 1 value\(s\) for 12 rows",
     "return [None] * batch.num_rows": "it returned None; each value must be True",
     "return 7": "'int' object is not iterable",
     "\n    while True: pass": "no answer after 0.5 seconds",

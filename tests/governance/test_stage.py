@@ -174,6 +174,8 @@ def test_law_6_look_up_names_other_artifacts_and_an_altered_one(tmp_path):
     with pytest.raises(MissingInput) as error:
         upper(TEXTS, Upper(), look)
     assert str(error.value).splitlines()[1] == f"  found: {made.folder}"  # no settings: a run's file has no such stage
+    with pytest.raises(MissingInput, match=f"found: {made.folder} with these settings, but its inputs, its files or"):
+        upper([*TEXTS, "new"], Upper(last="m"), look)
     victim = tmp_path / made.folder / "kept" / "00001.txt"
     victim.write_bytes(b"BETAS")
     with pytest.raises(ManifestError, match=r"kept/00001\.txt: was altered or cut .* with: assay data prepare x\.toml"):
