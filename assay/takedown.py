@@ -1,4 +1,4 @@
-"""Takedown requests: documents behind an id, URL, shard or repository."""
+"""Takedown requests: documents behind an id, URL, shard or repository; synthetic ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_pipeline.code.opt_out_lists import opted_out
-from data_pipeline.documents import REMOVED_SCHEMA, read_table, shard_schema
+from data_pipeline.documents import KEPT_COLUMNS, REMOVED_SCHEMA, read_table, shard_schema
 from data_pipeline.tokens.mix import copies_in_words, document_hash, read_plan_rows
 from data_pipeline.tokens.token_shards import SUFFIX, TokenShard, document_identity
 from data_pipeline.urls import normalise_url
@@ -48,9 +48,11 @@ def find_documents(request: str, roots: Roots) -> FoundDocuments:
         held = TokenShard.open(path).identities
         return FoundDocuments(frozenset(row.tobytes() for row in held), (), len(held) > 0)
     read = set(_matching_ids(request, roots) if path is None else read_table(path, columns=["id"])["id"].to_pylist())
+    written = dict(_written_from(read or {request}, roots))
+    read |= set(written)
     ids = read or {request}  # the ingested documents may be gone; a shard still has identities
     identities = frozenset(document_identity(name) for name in ids)
-    fates = tuple(_fates(ids, roots))
+    fates = (*(f"{name}: {words}" for name, words in sorted(written.items())), *_fates(ids, roots))
     return FoundDocuments(identities, fates, bool(read or fates))
 
 
@@ -85,6 +87,17 @@ def _matching_ids(request: str, roots: Roots) -> Iterator[str]:
                 facts = json.loads(row["columns"])
                 if opted_out(str(facts["repository"]), str(facts.get("path", "")), entry):
                     yield name
+
+
+def _written_from(ids: set[str], roots: Roots) -> Iterator[tuple[str, str]]:
+    """Documents that a teacher model wrote from these, with words."""
+    for manifest, path in _tables(roots, "documents", "ingest"):
+        if "synthetic" in manifest.stats and KEPT_COLUMNS.name in pq.read_schema(path).names:
+            for row in pq.read_table(path, columns=["id", "source", "columns"], partitioning=None).to_pylist():
+                if row["source"] in manifest.stats["synthetic"]:
+                    facts = json.loads(row["columns"])
+                    if facts["seed"] in ids:
+                        yield row["id"], f"written by {facts['teacher']} from {facts['seed']}"
 
 
 def _fates(ids: set[str], roots: Roots) -> Iterator[str]:

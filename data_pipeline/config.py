@@ -17,7 +17,7 @@ from data_pipeline.filters.clean import CleanConfig
 from data_pipeline.filters.own_filters import OwnFilterConfig
 from data_pipeline.ingest import IngestConfig
 from data_pipeline.pii.redact import PiiConfig
-from data_pipeline.readers.sources import CodeSource, Source
+from data_pipeline.readers.sources import CodeSource, Source, SyntheticSource
 from data_pipeline.tokens.encode import EncodeConfig
 from data_pipeline.tokens.mixture_sizes import MixConfig, fault_of_shares
 from data_pipeline.tokens.pack import PackConfig
@@ -134,6 +134,18 @@ class DataConfig(Section):
     def _code_has_rules(cls, code: CodeConfig | None, info: ValidationInfo) -> CodeConfig | None:
         of_code = any(isinstance(source, CodeSource) for source in info.data.get("sources", ()))
         return CodeConfig() if code is None and of_code else code
+
+    @field_validator("sources")
+    @classmethod
+    def _seeds_exist(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        read = [source.name for source in sources if not isinstance(source, SyntheticSource)]
+        for source in sources:
+            if isinstance(source, SyntheticSource) and source.seeds and source.seeds not in read:
+                raise ValueError(
+                    f"source {source.name}: seeds = {source.seeds!r} is not a source with texts of its own; those are: "
+                    f"{', '.join(read) or 'none'}"
+                )
+        return sources
 
     @field_validator("decontaminate")
     @classmethod

@@ -34,6 +34,8 @@ from data_pipeline.pii.redact import PiiConfig
 from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.local import find_files
+from data_pipeline.readers.sources import SyntheticSource
+from data_pipeline.synthetic.synthesize import check_synthetic
 from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, PipelineError
 from governance.stage import Runtime
@@ -72,6 +74,8 @@ def check(config: DataConfig, folder: Path, root: Path, engine: str = "duckdb") 
 def _looks(config: DataConfig, folder: Path, root: Path) -> Iterator[Callable[[], Any]]:
     for source in config.sources:
         yield from find_source(source, folder)
+    taught = [source for source in config.sources if isinstance(source, SyntheticSource)]
+    yield from (partial(check_synthetic, source, config.sources, folder) for source in taught)
     yield partial(_check_languages, config, folder)
     for kind, patterns in config.lists.files() if config.lists else ():
         yield partial(find_files, patterns, folder, f"data.lists.{kind}")

@@ -51,19 +51,22 @@ from data_pipeline.readers.local import find_left, unread_words
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
-from data_pipeline.readers.sources import CodeSource, HubSource, PackageSource, Source, identity
+from data_pipeline.readers.sources import CodeSource, HubSource, PackageSource, Source, SyntheticSource, identity
 from data_pipeline.readers.streams import plain_name
 from data_pipeline.readers.text import ending_of
+from data_pipeline.synthetic.synthesize import facts_of, list_answers
+from data_pipeline.synthetic.synthesize import plan as plan_requests
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.file_digests import Digests, is_unchanged
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
-from governance.manifest import FILE_NAME, Input, Manifest, Output, present, read_manifest
+from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, Output, present, read_manifest
 from governance.parallel import Shard, ShardDone, ShardMade, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 9
+_FETCHED = (PackageSource, HubSource, SyntheticSource)
 _NAMED = 3  # source files that the warning on sealed documents names
 
 
@@ -152,6 +155,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
             count["kept"] += 1
             count["bytes"] += size
             count["html_fallbacks"] += piece.fallback
+            count["truncated"] += piece.truncated
     for item in (*work.items, *work.beside):
         again = item.part is None and item.member is None  # a file that several read is not read again by each
         if item.path and not is_unchanged(item.path, item.facts, item.digest, again=again):
@@ -173,6 +177,8 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     }
     if decodes:
         counts |= {name: count[name] for name in ("entities_decoded", "entities_left")}
+    if isinstance(work.source, SyntheticSource):
+        counts["truncated"] = count["truncated"]
     return ShardMade({**documents, f"{prefix}quarantine": quarantine}, counts)
 
 
@@ -265,15 +271,22 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     listed: list[SourceFiles] = []
     left: dict[str, set[str]] = {}  # source with missing files -> digests of its files that remain
     gone: MissingInput | None = None
+    taught: dict[str, Manifest] = {}
     for source in sources:
         try:
-            files = list_files(source, config_folder, digests, runtime)
-            listed.append(with_licence_files(files) if isinstance(source, CodeSource) else files)
+            if isinstance(source, SyntheticSource):
+                answers, taught[source.name] = list_answers(
+                    plan_requests(source, sources, config_folder, digests, runtime), digests, runtime
+                )
+                listed.append(answers)
+            else:
+                files = list_files(source, config_folder, digests, runtime)
+                listed.append(with_licence_files(files) if isinstance(source, CodeSource) else files)
         except MissingInput as error:
             if runtime.make or error.stage:
                 raise
             gone = gone or error
-            paths = () if isinstance(source, PackageSource | HubSource) else find_left(source, config_folder)
+            paths = () if isinstance(source, _FETCHED) else find_left(source, config_folder)
             left[source.name] = {digests.of(path) for path in paths}
     digests.save()
     inputs = [
@@ -281,6 +294,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         for files in listed
         for item in (*files.items, *files.beside)
     ]
+    inputs += [made.as_input() for made in taught.values()]
     if gone is not None:
         same = [made for made in _of_settings(sources, config, runtime.root) if _agrees(made, inputs, left)]
         return _sealed(same, runtime.root, gone)
@@ -307,7 +321,9 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
             (name, {"torn_files": len(missed), "passed_over": dict(Counter(reason for _, reason in missed))})
             for name, missed in unread.items()
         ]
-        return _make(readings, lost, recipe, folder, runtime)
+        made = _make(readings, lost, recipe, folder, runtime)
+        facts = {"synthetic": {name: facts_of(one) for name, one in sorted(taught.items())}} if taught else {}
+        return Made(made.outputs, {**made.stats, **facts})
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
 
@@ -329,9 +345,10 @@ def _agrees(made: Manifest, inputs: Sequence[Input], left: Mapping[str, set[str]
     `inputs` are those of the sources that are whole; `left` holds, by source, digests of the files that others still
     have.
     """
-    recorded = [item for item in made.inputs if item.path.partition("/")[0] not in left]
-    digests = {(item.path.partition("/")[0], item.digest) for item in made.inputs}
-    return recorded == list(inputs) and all(
+    files = [item for item in made.inputs if item.stage in SOURCES]
+    recorded = [item for item in files if item.path.partition("/")[0] not in left]
+    digests = {(item.path.partition("/")[0], item.digest) for item in files}
+    return recorded == [item for item in inputs if item.stage in SOURCES] and all(
         (source, digest) in digests for source, of_source in left.items() for digest in of_source
     )
 

@@ -13,13 +13,14 @@ Price: one document shard's ids and one of its row groups are read; a minute's w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, Document, read_groups, read_table, rows_by_group
+from data_pipeline.documents import Document, read_groups, read_table, rows_by_group
 from data_pipeline.tokens.mix import copies_in_words, read_plan_rows
 from data_pipeline.tokens.packed_rows import SUFFIX as PACKED_SUFFIX
 from data_pipeline.tokens.packed_rows import PackedRows, locate
@@ -63,6 +64,8 @@ class Traced:
     """The document's row in its document shard."""
     span: tuple[int, int] | None
     """[first, past the last) character of the encoded text that the token touches; None: no text, or not known."""
+    synthetic: str
+    """The model that wrote the document, its seed and prompt, in words; "" where people wrote it."""
     problem: str
     """What could not be recovered, in words; "" when all was."""
     mixed: str
@@ -102,8 +105,8 @@ def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
         mixed = _mixed(manifest, path.stem, row, root)
         span, problem = _span(manifest, shard, (start, offset), document.text, root)
     return Traced(
-        path, offset, int(shard.tokens[offset]), place, offset - start, identity.hex(), document, row, span, problem,
-        mixed, (*chain, *_ancestors(manifest, document, root)),
+        path, offset, int(shard.tokens[offset]), place, offset - start, identity.hex(), document, row, span,
+        _written_by(_origin(manifest, root), document), problem, mixed, (*chain, *_ancestors(manifest, document, root)),
     )  # fmt: skip
 
 
@@ -194,7 +197,7 @@ def _mixed(tokens: Manifest, stem: str, row: int, root: Path) -> str:
 def _read_row(path: Path, row: int) -> Document:
     """One row of a document shard; only its row group is read."""
     [(group, rows)] = rows_by_group(path, np.array([row]))
-    [table] = read_groups(path, DOCUMENT_SCHEMA, [group])
+    [table] = read_groups(path, chosen=[group])
     return Document(**table.slice(int(rows[0]), 1).to_pylist()[0])
 
 
@@ -242,21 +245,38 @@ def _ancestors(tokens: Manifest, document: Document | None, root: Path) -> Itera
         yield Ancestor(item.stage, item.digest, item.path, note)
         if manifest is not None:
             queue += manifest.inputs
-    sources = _source_files(_origins(tokens, root), document) if document else tokens.inputs
+    origin = _origin(tokens, root)
+    sources = _source_files(list(origin.inputs) if origin else [], document) if document else tokens.inputs
     for item in sources:
         if item.stage in _SOURCES:
             yield Ancestor(item.stage, item.digest, item.path, "")
 
 
-def _origins(tokens: Manifest, root: Path) -> list[Input]:
-    """Ancestry of the documents along each stage's first input.
+def _origin(tokens: Manifest, root: Path) -> Manifest | None:
+    """The artifact that read the documents, along each stage's first input.
 
     The others (models, lists, earlier corpora) have source files of their own, perhaps of the same names.
     """
     manifest: Manifest | None = tokens
     while manifest is not None and manifest.inputs and manifest.inputs[0].stage not in _SOURCES:
         manifest, _ = _read(manifest.inputs[0], root)
-    return [] if manifest is None else list(manifest.inputs)
+    return manifest
+
+
+def _written_by(ingest: Manifest | None, document: Document | None) -> str:
+    """Teacher of a synthetic document, in words; "" for any other."""
+    if ingest is None or document is None:
+        return ""
+    sources = {one["name"]: one for one in ingest.config.get("sources", ())}
+    source = sources.get(document.source, {})
+    if source.get("type") != "synthetic":
+        return f"written by {source['synthetic_by']}" if source.get("synthetic_by") else ""
+    facts = json.loads(document.columns or "{}")
+    return (
+        f"written by {facts.get('teacher')} (requested: {source['model']}; terms: {source['terms']}) from "
+        f"{facts.get('seed')}, prompt {str(facts.get('prompt_sha256'))[:16]}, ended by "
+        f"{facts.get('finish_reason') or 'no stated reason'}"
+    )
 
 
 def _source_files(sources: list[Input], document: Document) -> list[Input]:
@@ -287,6 +307,7 @@ def explain(traced: Traced) -> str:
             f"language   {document.language or 'not identified'}",
             f"licence    {document.licence}",
             f"sha256     {document.sha256} (raw text)",
+            *([f"synthetic  {traced.synthetic}"] if traced.synthetic else []),
             *([f"mixed      {traced.mixed}"] if traced.mixed else []),
         ]
     if traced.span is not None and traced.document is not None:

@@ -10,7 +10,7 @@
       Occupied            73    another live process does the same work: host, process, since when
       StorageError        74    the disk is full or refuses; no final name holds a half-written file
       ClusterError        69    the scheduler refused; carries its message
-      BudgetReached       71    the policy's energy budget leaves no room, or the use is unknown; not requeued
+      BudgetReached       71    an energy budget (or one for a teacher's answers) leaves no room; not requeued
       Preempted           75    checkpointed and ended; the job requeues on 75
 
 A message states what is wrong (with the value), where, and how to fix it. Anything that is not a
@@ -92,9 +92,9 @@ class ClusterError(PipelineError):
 
 
 class BudgetReached(PipelineError):
-    """The policy's energy budget would be exceeded, or its use is unknown.
+    """A budget of energy, or of a teacher's answers, is used up.
 
-    The training state is saved.
+    Also raised where the use of energy is unknown. What was made so far, or the training state, is saved.
 
     71 is EX_OSERR, "a resource of the system is used up": the only code of its kind that nothing else of ours has.
     """

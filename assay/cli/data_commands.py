@@ -27,6 +27,9 @@ def prepare(arguments: Arguments) -> None:
     from assay.pipeline import corpus
 
     loaded, runtime = load(arguments, "data prepare")
+    if arguments.dry_run:
+        _forecast(loaded.config.data, loaded.folder, runtime)
+        return
     try:
         if runtime.worker[1] > 1 and runtime.mode == "all":
             made = take_turns(runtime, functools.partial(corpus, loaded))
@@ -42,6 +45,19 @@ def prepare(arguments: Arguments) -> None:
 
     counts = corpus_counts(list(made.values()))
     say("\n".join(["", *count_lines(counts)]), counts=counts)
+
+
+def _forecast(config: DataConfig, folder: Path, runtime: Runtime) -> None:
+    """Print the data steps, and the cost of each synthetic source."""
+    from data_pipeline.corpus_preflight import check
+    from data_pipeline.prepare import survey
+    from data_pipeline.synthetic.synthesize import expected_costs
+
+    check(config, folder, runtime.root, runtime.engine)
+    found = survey(config, folder, runtime)
+    say(f"steps       {', '.join(found.steps)}; about {found.shards:,} shards", steps=found.steps, shards=found.shards)
+    for source, cost in expected_costs(config.sources, folder, runtime):
+        say(cost.line(source), synthetic={source.name: asdict(cost)})
 
 
 def show(arguments: Arguments) -> None:
@@ -148,7 +164,7 @@ def trace(arguments: Arguments) -> None:
     traced = find(arguments.shard, arguments.offset)
     facts = asdict(traced)
     if facts["document"]:
-        del facts["document"]["text"]  # it may hold personal data
+        del facts["document"]["text"], facts["document"]["columns"]  # they may hold personal data
     say(explain(traced), **facts)
 
 

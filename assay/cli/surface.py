@@ -144,6 +144,7 @@ def _data(commands: Commands[Parser]) -> None:
         help="do the part of task I (from 0) of N: make its missing shards of the next data step, then exit",
     )
     flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
+    flag(part, "--dry-run", "print the data steps, and what requests to teacher models will cost; make nothing")
     flag(command, "--wait", "with --task: stay until the corpus is complete; all N tasks must run at the same time")
     command.add_argument(
         "--engine",

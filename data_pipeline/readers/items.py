@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,19 @@ from data_pipeline.readers.local import FoundFiles, find_files, find_paths
 from data_pipeline.readers.package import fetch
 from data_pipeline.readers.pages.extraction import check_installed
 from data_pipeline.readers.remote import fetch_remote, find_remote
-from data_pipeline.readers.sources import HtmlSource, HubSource, OwnSource, PackageSource, Source, WarcSource
+from data_pipeline.readers.sources import (
+    HtmlSource,
+    HubSource,
+    OwnSource,
+    PackageSource,
+    Source,
+    SyntheticSource,
+    WarcSource,
+)
 from data_pipeline.readers.text import check_endings
 from governance.errors import ManifestError
 from governance.file_digests import Digests
-from governance.manifest import Manifest
+from governance.manifest import Manifest, Output
 from governance.own_code import find_code, load
 from governance.stage import Runtime
 
@@ -85,6 +93,8 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         ManifestError: a package's archive is not what was fetched, or not what the source pins.
     """
     fetched: list[tuple[str, Manifest]] = []
+    if isinstance(source, SyntheticSource):
+        raise TypeError(f"{source.name}: its files are made by data_pipeline/synthetic")
     here = FoundFiles([], [])
     if isinstance(source, HubSource):
         if source.revision:
@@ -98,13 +108,8 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         fetched = [(file.name, fetch_remote(file, source.name, runtime)) for file in remote]
     else:
         here = find_paths(source, folder)
-    items = []
-    for name, manifest in fetched:
-        (output,) = manifest.outputs
-        path = runtime.root / output.path
-        if digests.of(path) != output.sha256:
-            raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
-        items.append(SourceItem(name or path.name, path, output.sha256, output.bytes, facts=digests.facts(path)))
+    outputs = [(name or Path(manifest.outputs[0].path).name, manifest.outputs[0]) for name, manifest in fetched]
+    items = fetched_items(outputs, digests, runtime.root)
     beside: list[tuple[str, Path]] = []
     if isinstance(source, WarcSource) and source.opt_out_paths:
         found = find_files(source.opt_out_paths, folder, source.name, follow_links=source.follow_links)
@@ -120,6 +125,21 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         for files in ([(file.name, file.path) for file in here.files], beside)
     )
     return SourceFiles(source, [*items, *local], more, here.unread)
+
+
+def fetched_items(outputs: Iterable[tuple[str, Output]], digests: Digests, root: Path) -> list[SourceItem]:
+    """Items of files that are artifacts below the root, by name.
+
+    Raises:
+        ManifestError: one was altered since.
+    """
+    items = []
+    for name, output in outputs:
+        path = root / output.path
+        if digests.of(path) != output.sha256:
+            raise ManifestError(f"{path}: was altered after it was fetched. Remove its folder; it is fetched again.")
+        items.append(SourceItem(name, path, output.sha256, output.bytes, facts=digests.facts(path)))
+    return items
 
 
 def hub_items(source: HubSource, runtime: Runtime) -> list[SourceItem]:
@@ -139,7 +159,7 @@ def find_source(source: Source, folder: Path) -> Iterator[Callable[[], object]]:
         yield partial(check_installed, source.extraction)
     if isinstance(source, HubSource):
         yield from () if source.revision else (partial(local_files, source, folder),)
-    elif not isinstance(source, PackageSource) and not source.elsewhere:
+    elif not isinstance(source, PackageSource | SyntheticSource) and not source.elsewhere:
         yield partial(find_paths, source, folder)
     if isinstance(source, OwnSource):
         yield lambda: load(find_code(source.reader, folder, f"source {source.name}: reader"))

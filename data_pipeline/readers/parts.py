@@ -23,7 +23,7 @@ from data_pipeline.readers.items import FilePart, SourceItem, hub_items
 from data_pipeline.readers.local import find_paths
 from data_pipeline.readers.parquet_pages import row_groups
 from data_pipeline.readers.remote import find_remote
-from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource, ParquetSource, Source
+from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource, ParquetSource, Source, SyntheticSource
 from data_pipeline.readers.streams import PACKED, blocks, open_source
 from governance.config import Section
 from governance.files import write_json
@@ -201,13 +201,13 @@ def plan(
 def expected_items(source: Source, folder: Path, shard_bytes: int, runtime: Runtime) -> list[SourceItem]:
     """Expected items of a source, from names and sizes alone.
 
-    A remote item of unknown size counts as a full shard: a package, a data set of the hub that is streamed, each file
-    that a URL names.
+    A remote item of unknown size counts as a full shard: a package, a teacher's answers, a data set of the hub that is
+    streamed, each file that a URL names.
 
     Raises:
         MissingInput: a file is missing, or its server does not answer.
     """
-    if isinstance(source, PackageSource):
+    if isinstance(source, PackageSource | SyntheticSource):
         return [SourceItem(source.name, None, "", shard_bytes)]
     if isinstance(source, HubSource) and source.revision:
         return [item if item.bytes else replace(item, bytes=shard_bytes) for item in hub_items(source, runtime)]

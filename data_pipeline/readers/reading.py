@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.file_types.arrow_files import read_arrow_file, read_orc
 from data_pipeline.readers.file_types.delimited import read_csv
+from data_pipeline.readers.file_types.teacher_answers import read_answers
 from data_pipeline.readers.file_types.web_captures import read_wacz, read_wet
 from data_pipeline.readers.hub import read_hub, read_hub_file, read_json
 from data_pipeline.readers.items import SourceItem
@@ -28,6 +29,7 @@ from data_pipeline.readers.sources import (
     PackageSource,
     ParquetSource,
     Source,
+    SyntheticSource,
     TextSource,
     WarcSource,
     WetSource,
@@ -66,6 +68,8 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
         from data_pipeline.readers.file_types.mediawiki import read_mediawiki  # loads the parsers of pages
 
         readings = ((item.file, True, read_mediawiki(item.local, item.file, source, passed)) for item in work.items)
+    elif isinstance(source, SyntheticSource):
+        readings = ((item.file, True, read_answers(blocks(item.local), item.file, source)) for item in work.items)
     elif isinstance(source, OwnSource):
         code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
         readings = ((item.file, True, read_own(item.local, item.file, source, code)) for item in work.items)

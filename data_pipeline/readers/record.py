@@ -30,6 +30,8 @@ Faults by reason:
     pdf_password  pdf_too_many_pages  pdf_too_slow  pdf_broke_parser  not_pdf
                        a PDF file that cannot be read: it asks for a password, has more than 5,000 pages, or took more
                        time or memory than a file of its size may
+    answer_refused  answer_not_json  answer_malformed  other_model  missing_choices  surplus_choice  empty_answer
+                       of a teacher model's answers, as teacher_answers.py says
     duplicate_id       another record of the source came first with this id (found by `ingest`)
 """
 
@@ -89,6 +91,8 @@ class Record:
     """"" where the source names no id."""
     fallback: bool = False
     """The main text of an HTML page was not found, so all of its text was taken."""
+    truncated: bool = False
+    """The answer of a teacher model reached its bound of tokens."""
     opt_out: str = ""
     """The rights holder's signals, joined by a blank; "none": searched, none found; "": not searched."""
     opt_out_fetched: str = ""

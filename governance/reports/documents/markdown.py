@@ -17,7 +17,7 @@ from typing import Any
 
 from governance.reports.documents import corpus_facts
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, architecture, energy_text, joined
-from governance.reports.html.markup import compact, number, visible
+from governance.reports.html.markup import compact, number, share, visible
 
 _MARKS = re.compile(r"([\\`*_\[\]|#~$])")
 _ORIGIN = (
@@ -82,6 +82,7 @@ def filled(name: str, evidence: Evidence, **more: Any) -> str:
     values = {
         "text": str,
         "compact": compact,
+        "share": share,
         "names": lambda names: joined(names) or "none",
         "count": lambda items: number(len(items)),
         "architecture": architecture,

@@ -54,6 +54,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     last = [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
     for index, row in enumerate(found["sources"]):
         add(f"/sources/{index}", [by_stage.get("ingest"), *last], f"stats.by_source.{row['name']}")
+    add("/synthetic", [by_stage.get("ingest"), *last, by_stage.get("encode")], "stats.synthetic; tokens_by_source")
     add("/checks", [tables.get("results.json"), by_stage.get("audit")], "gate, subject")
     add("/gates", [by_stage.get("audit")], "config.policy.gate")
     add("/representation", [tables.get("representation.json")], "", "copied")

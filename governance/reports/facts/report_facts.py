@@ -33,6 +33,7 @@ from governance.reports.facts.samples import (
     removed_samples,
 )
 from governance.reports.facts.stage_counts import stage_tables
+from governance.reports.facts.synthetic_facts import synthetic_facts
 from governance.reports.facts.training_facts import training_facts
 from governance.stage_order import STAGES
 
@@ -100,6 +101,7 @@ def facts(
         "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
         "sources": sources(artifacts.get("ingest"), funnel, policy),
+        "synthetic": synthetic_facts(artifacts),
         "owners": policy.get("owners", {}),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
         "gates": gates(policy, results),

@@ -1,9 +1,9 @@
 """Counts of each stage, as small tables.
 
-Personal data by type and source, records that a reader skipped, text cut out of kept documents, documents removed by
-classifiers, passages of evaluation sets, and copies by quality bucket. Read from manifests alone. A stage without such
-counts has no table, and a table without a count above 0 is omitted, except for personal data and evaluation sets, where
-zero is a result.
+Personal data by type and source, records that a reader skipped, answers of teacher models, text cut out of kept
+documents, documents removed by classifiers, passages of evaluation sets, and copies by quality bucket. Read from
+manifests alone. A stage without such counts has no table, and a table without a count above 0 is omitted, except for
+personal data and evaluation sets, where zero is a result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from governance.manifest import Manifest
 from governance.reports.html.markup import number, share
 
+_OF_ANSWERS = ("requests", "texts", "faults", "truncated", "tokens_in", "tokens_out")
 _SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are summed
 COPIES_BY_QUALITY = "mix: copies by quality bucket"
 
@@ -24,7 +25,7 @@ Table = dict[str, Any]
 def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
     """The tables, in the order of the stages."""
     tables = {
-        "ingest": _passed_over,
+        "ingest": _of_readers,
         "clean": _lines,
         "code": _code,
         "classify": _classifiers,
@@ -47,7 +48,7 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
 
 
-def _passed_over(ingest: Manifest) -> Iterator[Table]:
+def _of_readers(ingest: Manifest) -> Iterator[Table]:
     rows = [
         (source, reason, count)
         for source, counts in sorted(ingest.stats.get("by_source", {}).items())
@@ -56,6 +57,14 @@ def _passed_over(ingest: Manifest) -> Iterator[Table]:
     if rows:
         note = "Records that are not documents: neither kept nor quarantined, and not in the funnel."
         yield _table("ingest: records skipped", ["source", "reason", "records"], rows, note)
+    rows = [
+        (source, ", ".join(one["answered_by"]), *(one[name] for name in _OF_ANSWERS))
+        for source, one in sorted(ingest.stats.get("synthetic", {}).items())
+    ]
+    if rows:
+        note = "Truncated texts reached max_tokens; they are kept. Tokens are those that the endpoint stated."
+        head = ["source", "answered by", *(name.replace("_", " ") for name in _OF_ANSWERS)]
+        yield _table("ingest: answers of teacher models", head, rows, note)
 
 
 def _lines(clean: Manifest) -> Iterator[Table]:

@@ -8,9 +8,11 @@ from typing import Any
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
 from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, by_count
+from governance.reports.facts.synthetic_facts import energy_words
 from governance.reports.html.bars import STYLES, Bar, bars, key
 from governance.reports.html.markup import (
     ROWS_SHOWN,
+    UNKNOWN,
     Html,
     compact,
     fold,
@@ -227,6 +229,29 @@ def sources(found: Mapping[str, Any]) -> Html:
     allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
     note = tag("p", f"Licences allowed by the policy: {allowed}.", class_="note") if lines else None
     return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="alongside")
+
+
+def synthetic(found: Mapping[str, Any]) -> Html | None:
+    """Synthetic sources with share, teacher, terms, tokens and energy; None without any."""
+    lines = [
+        [
+            foreign(row["source"]),
+            foreign(row["teacher"]),
+            foreign(row["terms"]) if row["terms"] else UNKNOWN,
+            number(row["documents"]),
+            number(row["tokens"]),
+            share(row["token_share"]),
+            number(row["tokens_in"]),
+            number(row["tokens_out"]),
+            foreign(energy_words(row)),
+        ]
+        for row in found["synthetic"]["sources"]
+    ]
+    if not lines:
+        return None
+    head = ["source", "teacher", "terms", "documents", "tokens", "share of tokens", "prompt tokens", "answer tokens"]
+    cited = cite(found, "/synthetic")
+    return table("Synthetic text", [*head, "teacher's energy"], lines, numeric=range(3, 8), cited=cited, shown=5)
 
 
 def _fate(row: Mapping[str, Any]) -> str:

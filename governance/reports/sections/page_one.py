@@ -80,7 +80,7 @@ def _tiles(found: Mapping[str, Any]) -> Html:
         _carbon(found),
         _tile(found, "Wasted by failed attempts", kilowatt_hours(summary["energy_wasted_joules"]), _wasted(found),
               "energy_wasted_joules"),
-        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(summary), "documents_kept", "train_tokens"),
+        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(found), "documents_kept", "train_tokens"),
     ]  # fmt: skip
     if found["training"]:
         tiles.append(_tile(found, "Validation", f"{number(summary['bits_per_byte'])} bits per byte",
@@ -96,13 +96,23 @@ def _tile(found: Mapping[str, Any], name: str, value: Child, note: Child, *field
     return tag("div", tag("dt", name, cited), tag("dd", big, tag("small", note)))
 
 
-def _corpus(summary: Mapping[str, Any]) -> str:
+def _corpus(found: Mapping[str, Any]) -> str:
+    summary = found["summary"]
     kept, came = summary["documents_kept"], summary["documents_in"]
     part = f" ({share(kept / came)})" if kept is not None and came else ""
     tokens = (
         f"{number(summary['train_tokens'])} training tokens, {number(summary['validation_tokens'])} validation tokens"
     )
-    return f"of {number(came)}{part}, {size(summary['bytes_kept'])}; {tokens}"
+    return f"of {number(came)}{part}, {size(summary['bytes_kept'])}; {tokens}{_synthetic(found['synthetic'])}"
+
+
+def _synthetic(synthetic: Mapping[str, Any]) -> str:
+    """Share of synthetic text; "" without any source of it."""
+    if not synthetic["sources"]:
+        return ""
+    return (
+        f"; synthetic: {share(synthetic['token_share'])} of tokens, {share(synthetic['document_share'])} of documents"
+    )
 
 
 def _between(summary: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def officer(found: Mapping[str, Any]) -> Html:
     """Section for the officer: verdict, sources, energy, lineage."""
     return _reader("officer", "Officer", "May the corpus be used, who decided, and what did it cost?", [
         _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
-        _part("sources", "Sources and licences", corpus.sources(found)),
+        _part("sources", "Sources and licences", join([corpus.sources(found), corpus.synthetic(found)])),
         _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
         _part("lineage", "Lineage", lineage(found)),
     ])  # fmt: skip

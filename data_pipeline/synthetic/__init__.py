@@ -1,0 +1,1 @@
+"""Texts that a teacher model writes: prompts, endpoint, durable answers, the stage."""
