@@ -6,7 +6,8 @@ than a quarter of letters and digits, encoded data in more than half of the text
 files of more than 5,000 characters. A bound of 0 turns its rule off. As in StarCoder 2, the bounds on lines do not
 hold for languages whose lines are paragraphs or data (`LONG_LINES`); for them a line may have 100 times as many.
 
-A file is generated if its name says so, or the comments in front of its first line of code.
+A file is generated if its name says so, or the comments in front of its first line of code, or a comment of one line
+further down in its first 4,000 characters: "generated ... do not edit".
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ _GENERATED = re.compile(
     r"|^[\W_]*(this (file|code|module) (is|was|has been) |file |code )?generated (by|from|with|using|on)\b",
     re.I | re.M | re.S,
 )
+_MARK_CHARACTERS = 4000
+_MARK = re.compile(
+    r"^[ \t]*(?:#|//|/?\*|--|;|<!--)[^\n]{0,100}\bgenerated\b[^\n]{0,200}\bdo not (edit|modify)\b[^\n]{0,80}$",
+    re.I | re.M,
+)
 _GENERATED_NAME = re.compile(
     r"(_pb2(_grpc)?\.pyi?|\.pb(\.gw)?\.(go|cc|h)|\.g\.dart|\.freezed\.dart|\.designer\.cs|\.generated\.\w+"
     r"|package-lock\.json|npm-shrinkwrap\.json|yarn\.lock|pnpm-lock\.ya?ml|poetry\.lock|pipfile\.lock|uv\.lock"
@@ -62,7 +68,7 @@ _GENERATED_NAME = re.compile(
 _MINIFIED_NAME = re.compile(r"[.-]min\.(m?js|c?js|css)$", re.I)
 _SCRIPTS = frozenset({"JavaScript", "TypeScript", "CSS"})
 _ENCODED = re.compile(
-    r"[A-Za-z0-9+/]{64,}={0,2}(?:[\"'+,\s\\]+[A-Za-z0-9+/]{32,}={0,2})*"
+    r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{64,}={0,2}(?:[\"'+,\s\\]+[A-Za-z0-9+/]{32,}={0,2})*"
     r"|(?:(?:\\x|0x)[0-9A-Fa-f]{2}[,\s]*){8,}|(?:\\u[0-9A-Fa-f]{4}){8,}"
 )
 
@@ -95,7 +101,7 @@ def _generated(name: str, text: str) -> str:
     if _GENERATED_NAME.search(name):
         return f"name={name}"
     header = "\n".join(header_of(text).splitlines()[:_HEADER_LINES])
-    found = _GENERATED.search(header)
+    found = _GENERATED.search(header) or _MARK.search(text, 0, _MARK_CHARACTERS)
     return f"header={' '.join(found[0].split())[:100]}" if found else ""
 
 

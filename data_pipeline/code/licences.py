@@ -180,12 +180,11 @@ def licence_of_file(data: bytes) -> str:
     if len(data) > LICENCE_FILE_BYTES or b"\0" in data:
         return UNKNOWN
     text = _GPL_EXAMPLE.sub("", data.decode("utf-8", "replace"))
-    if "SPDX-License-Identifier" in text:
-        return licence_of_header(text)
-    found, rest, coverage = _texts_in(text)
-    if not found or coverage < MIN_COVERAGE or _conditions(rest):
+    stated = [licence_of_header(text)] if "SPDX-License-Identifier" in text[:HEADER_CHARACTERS] else []
+    found, rest, coverage = _texts_in(_IDENTIFIER.sub("", text))
+    if not (stated or (found and coverage >= MIN_COVERAGE)) or _conditions(rest):
         return UNKNOWN
-    return _joined(found)
+    return _joined([*stated, *found])
 
 
 def _texts_in(text: str) -> tuple[list[str], str, float]:
