@@ -47,6 +47,7 @@ def reply(number, body):
     return 200, {}, found
 
 
+@pytest.mark.slow
 def test_synthetic_text_is_marked_up_to_the_last_form(project, capsys):
     root = project / "root"
     (project / "retell.txt").write_text("Retell: {{text}}")

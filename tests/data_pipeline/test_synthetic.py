@@ -139,7 +139,7 @@ def test_prompts_of_files_and_completions(folder):
     }
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(first=st.integers(1, 8), second=st.integers(1, 8), torn=st.booleans(), grown=st.booleans())
 def test_no_answered_request_is_repeated(first, second, torn, grown):
     """Killed after `first`, then `second` answers: each request is answered once, and the digest is that of one run."""

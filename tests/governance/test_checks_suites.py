@@ -18,6 +18,7 @@ from governance.checks.suites import (
     source_rows,
     token_rows,
 )
+from governance.checks.synthetic_share import synthetic_rows
 from governance.errors import ManifestError
 from governance.gate.policy import Gate
 from governance.manifest import Manifest, describe
@@ -186,6 +187,29 @@ def test_token_counts_are_one_row(tmp_path):
     assert (row["train_tokens"], row["round_trip_failed"], row["documents_in"]) == (5, 0, 2)
     assert "removed" not in row
     assert token_rows(manifest("encode", tmp_path, {})) == []
+
+
+def test_the_share_of_synthetic_text_counts_each_source_that_a_model_wrote(tmp_path):
+    sources = [
+        {"name": "news", "type": "jsonl"},
+        {"name": "old", "type": "jsonl", "synthetic_by": "b-1"},
+        {"name": "tales", "type": "synthetic", "model": "a-7b"},
+    ]
+    read = {"news": funnel(9, 6), "old": funnel(4, 4), "tales": {**funnel(5, 4), "truncated": 1}}
+    kept = {"news": funnel(6, 6), "old": funnel(4, 1), "tales": funnel(4, 3)}
+    ingest = manifest("ingest", tmp_path, {}, **funnel(18, 14), by_source=read)
+    ingest = ingest.model_copy(update={"config": {"sources": sources}})
+    tokens = {"news": 60, "old": 10, "tales": 30}
+    encode = manifest("encode", tmp_path, {}, **funnel(14, 10), by_source=kept, tokens_by_source=tokens)
+    total, old, tales = synthetic_rows({"ingest": ingest, "encode": encode})
+    assert (total["source"], total["token_share"], total["document_share"]) == ("(all)", 0.4, 0.4)
+    assert total["truncated_share"] == 1 / 8
+    assert (old["teacher"], old["tokens"], old["truncated_share"]) == ("b-1", 10, 0.0)
+    assert (tales["teacher"], tales["documents"], tales["truncated_share"]) == ("a-7b", 3, 0.25)
+    [none] = synthetic_rows(
+        {"ingest": ingest.model_copy(update={"config": {"sources": sources[:1]}}), "encode": encode}
+    )
+    assert (none["tokens"], none["token_share"], none["truncated_share"]) == (0, 0.0, 0.0)
 
 
 def test_unreadable_records_are_named_and_pages_without_text_are_not(tmp_path):
