@@ -50,7 +50,7 @@ from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 3
+VERSION = 4
 REASON = "contaminated"
 
 HIT_SCHEMA = required(

@@ -18,7 +18,7 @@ from governance.manifest import Manifest, describe, verify
 from governance.parallel import close_pool
 from governance.stage import Runtime
 
-GOLDEN = "55877fe3a864c914307c3b5fb065854cab208b20e10fc96a4f3f29ac913da379"
+GOLDEN = "d395373ebe168c8e4653ba2671b94cfd8ccda6b2a26a46dda17b9f0a0dc3b06a"
 FILLER = "The harbour was quiet that evening and nobody spoke of the storm. "
 QUESTION = "Which gas do plants take from the air when they make sugar?"
 ITEMS = [
@@ -240,6 +240,23 @@ def test_half_of_a_question_is_found_where_it_says_enough(tmp_path):
     assert found(around(part)) == [("1", "q")], "set off as a paragraph"
     assert found(f"so {part} and") == [], "a short part within a sentence"
     assert found(around(" ".join(common))) == [], "three items begin so"
+
+
+def test_an_end_of_a_question_is_found_where_it_is_rare_and_set_off(tmp_path):
+    question = "the experienced captain of a merchant ship carries seven lanterns up the stairs"
+    first, middle, last = question[:28], "captain of a merchant ship", question[-28:]
+    others = [{"q": " ".join(f"word{30 * k + i}" for i in range(30))} for k in range(60)]
+
+    def found(text, items=({"q": question}, *others)):
+        return [hit[:2] for hit in hits_of(tmp_path, text, items=list(items))]
+
+    assert (first, last) == ("the experienced captain of a", "seven lanterns up the stairs")
+    assert found(around(first)) == found(around(last)) == [("0", "q")]
+    assert found(f"so {first} and") == [], "within a sentence"
+    assert found(around(middle)) == [], "no end"
+    assert found(around(first), [{"q": question}]) == [], "a single item says nothing about how rare a word is"
+    again = {"q": question.replace("seven lanterns up the stairs", "nine barrels to the harbour")}
+    assert found(around(first), [{"q": question}, again, *others]) == [], "two items begin so"
 
 
 @pytest.mark.parametrize("action", ["drop_document", "drop_span"])
