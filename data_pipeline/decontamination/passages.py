@@ -110,7 +110,7 @@ class PassageIndex:
         return "run" if hit.words >= config.run_words else "part"
 
     def is_rare_end(self, passage: int, words: Words) -> bool:
-        """Return whether the words, of the sets, end or begin a passage and are rare."""
+        """Return whether the words are rare and end or begin a passage."""
         every, (first, last) = self.index.passages.words, self.index.passages.limits[passage, :2].tolist()
         count = len(words)
         if not any(np.array_equal(words, part) for part in (every[first : first + count], every[last - count : last])):
