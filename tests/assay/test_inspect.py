@@ -107,10 +107,10 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
 
 
 def test_every_type_of_files_has_an_ending():
-    """The table of `inspect` is complete: each type of source with `paths`, but own readers, has one."""
+    """The table of `inspect` is complete, but for own readers and for code, which has an ending per language."""
     types = {name for kind in get_args(get_args(Source)[0]) if "paths" in kind.model_fields
              for name in get_args(kind.model_fields["type"].annotation)}  # fmt: skip
-    assert types - {"own"} == set(SOURCE_TYPES.values())
+    assert types - {"own", "code"} == set(SOURCE_TYPES.values())
 
 
 def test_files_of_one_ending_with_other_fields_are_sources_of_their_own(tmp_path):

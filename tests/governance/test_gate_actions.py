@@ -263,6 +263,7 @@ def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_onc
 
     monkeypatch.setattr(pipeline, "launch", launch)
     monkeypatch.setattr(pipeline, "require_stated", lambda *given: None)  # no checkpoint is made here
+    monkeypatch.setattr(pipeline, "weights_origin", lambda *given: None)
     monkeypatch.setattr(pipeline, "training_folder", lambda *given: Path("train"))
     run, artifacts = gate.given
     run.config.governance = GovernanceConfig(actions=(action(kind="webhook", url=web.url, on="any"),))
