@@ -20,13 +20,10 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from data_pipeline.readers.file_types.wikitext import plain_text
-from data_pipeline.readers.main_text import MARK, main_text
 from data_pipeline.readers.opt_out import meta_signals
-from data_pipeline.readers.pages.extraction import ASSAY, Extraction
-from data_pipeline.readers.pages.page_markdown import markdown
+from data_pipeline.readers.pages.extraction import ASSAY, MARK, Extraction, HtmlPage
 
 _MARK_REFERENCE = re.compile("&#(?:0*2(?![0-9])|[xX]0*2(?![0-9A-Fa-f]));?")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -35,23 +32,12 @@ _CHOSEN_CHARACTERS = 512 << 10
 _NOTE_CHARACTERS = 250  # as many as a longer notice has in `main_text`
 
 
-@dataclass(frozen=True)
-class HtmlPage:
-    """Extracted content of a page."""
-
-    text: str
-    fallback: bool
-    """The main text was not found, so trafilatura's, or all visible text, was taken."""
-    signals: tuple[str, ...]
-    """The rights holder's reservations in its `meta` elements, as `opt_out` writes them."""
-
-
 def extract(data: bytes, charset: str = "", way: Extraction = ASSAY) -> HtmlPage:
     """Main text of a page: one line per paragraph, or Markdown."""
     page = decode_html(data, charset)
     if way.extractor != ASSAY.extractor:
         return HtmlPage(_EXTRACTORS[way.extractor](page), False, meta_signals(page))
-    text = main_text(page) if way.structure == ASSAY.structure else markdown(page)
+    text = _STRUCTURES[way.structure](page)
     if text:
         return HtmlPage(text, False, meta_signals(page))
     return HtmlPage(_fallback(page), True, meta_signals(page))
@@ -84,6 +70,19 @@ def _resiliparse(page: str) -> str:
     return str(extract_plain_text(page, main_content=True, alt_texts=False))
 
 
+def _main_text(page: str) -> str:
+    from data_pipeline.readers.main_text import main_text  # loads compiled code, which only the process of pages needs
+
+    return main_text(page)
+
+
+def _markdown(page: str) -> str:
+    from data_pipeline.readers.pages.page_markdown import markdown
+
+    return markdown(page)
+
+
+_STRUCTURES = {"plain": _main_text, "markdown": _markdown}
 _EXTRACTORS = {"trafilatura": _trafilatura, "resiliparse": _resiliparse, "mwparserfromhell": plain_text}
 
 

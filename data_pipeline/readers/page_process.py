@@ -8,7 +8,7 @@ nested elements are read in 3 s.
 
 Both bounds grow with the page, and are above what real pages need. Measured: manuals, joined to 15 MiB, take 0.06 s and
 27 bytes per byte; a table of digits, the densest page that people write, 0.4 s per MiB and 66 bytes per byte; the
-fallback, for pages of up to 512 KiB, 1 s with its loading. Price: one process of 20 MB more per worker, and two copies
+fallback, for pages of up to 512 KiB, 1 s with its loading. Price: one process of 80 MB more per worker, and two copies
 of each page through a pipe.
 
 A PDF file is one "page" here, with bounds of its own: 10 s and 10 s per MiB, two minutes at most, and 512 MiB and 8
@@ -33,8 +33,7 @@ from functools import cache
 from importlib import import_module
 from typing import IO, Any, NamedTuple
 
-from data_pipeline.readers.html import HtmlPage, extract
-from data_pipeline.readers.pages.extraction import ASSAY, PDF, WIKITEXT, Extraction, check_installed
+from data_pipeline.readers.pages.extraction import ASSAY, PDF, WIKITEXT, Extraction, HtmlPage, check_installed
 from data_pipeline.readers.pdf.page_flow import PdfText
 from data_pipeline.readers.record import Record, RecordFault, sample
 from governance.errors import PipelineError
@@ -233,26 +232,36 @@ def serve() -> None:
     import signal
 
     import resiliparse.extract.html2text
-    import resiliparse.parse.encoding  # noqa: F401, both now: the first page's time is its own
+    import resiliparse.parse.encoding  # noqa: F401, these now: the first page's time is its own
+
+    import data_pipeline.readers.html  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts the run closes the pipe
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory(_KEPT_BYTES, _KEPT_BYTES // 4)  # to fault it in again costs half of a small page's time
     gc.freeze()  # what was loaded is here to stay
-    start = _address_space()
+    start, ready = _address_space(), False
     source, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(_READY)
     answers.flush()
     with contextlib.suppress(EOFError):
         while True:
             pages = [_receive(source) for _ in range(_COUNT.unpack(_read(source, _COUNT.size))[0])]
+            if not ready and any(page.way.extractor == ASSAY.extractor for page in pages):
+                _load_model()
+                ready, start = True, _address_space()
             replies = [_reply(page) for page in pages]
             _bound_memory(resource.RLIM_INFINITY)
             tired = _address_space() - start > _TIRED_BYTES
             said = json.dumps([tired, [reply for reply, _ in replies]], ensure_ascii=False).encode("utf-8", "replace")
             answers.write(b"".join((_COUNT.pack(len(said)), said, *(text for _, text in replies))))
             answers.flush()
+
+
+def _load_model() -> None:
+    """Load what chooses main text, before any page's bounds."""
+    import_module("data_pipeline.readers.main_text").main_text("")
 
 
 def _address_space() -> int:
@@ -283,6 +292,8 @@ def _receive(source: IO[bytes]) -> _PageRequest:
 def _reply(asked: _PageRequest) -> tuple[object, bytes]:
     """The child's answer to one page, and the page's text."""
     import signal
+
+    from data_pipeline.readers.html import extract
 
     kind = "pdf" if asked.way == PDF else "html"
     if asked.way.extractor != ASSAY.extractor:

@@ -26,9 +26,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.readers.html import HtmlPage, decode_html
+from data_pipeline.readers.html import decode_html
 from data_pipeline.readers.opt_out import HostRules, header_signals, host_rules, is_host_file, page_opt_out
 from data_pipeline.readers.page_process import read_pages
+from data_pipeline.readers.pages.extraction import HtmlPage
 from data_pipeline.readers.record import Record, RecordFault, encodable, sample
 from data_pipeline.readers.sources import WarcSource
 from data_pipeline.readers.streams import TornStream, blocks, lines, plain_name

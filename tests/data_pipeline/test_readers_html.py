@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.kernels import page_lines as of
 from data_pipeline.readers import html, line_model, page_process
-from data_pipeline.readers import main_text as main_text_module
 from data_pipeline.readers.html import decode_html, extract
 from data_pipeline.readers.main_text import MARK, choose, main_text, mark_containers
 from data_pipeline.readers.page_process import read_html, read_page, read_pages
@@ -31,7 +31,7 @@ TEASERS = "".join(
 )
 FOOTER = "<p>Powered by SomePress</p><p>© 2026 Some House. All rights reserved.</p>"
 COOKIES = "This site uses cookies and other means of storage to make your visit a better one. Accept or reject."
-GOLDEN = "285240888f6d3a6662b4aaf7e939e46c7a7848acd6fc7f9c9ac28f6b215ee5a1"
+GOLDEN = "d3b70c32a2d979302e5ca96e243920d1002902a569e9f07ede5eea2508e6fde0"
 PARAGRAPHS = "".join(f"<p>{text}</p>" for text in PROSE)
 
 
@@ -89,7 +89,7 @@ def test_lists_tables_code_and_short_lines_of_an_article_stay():
         f"<aside><p>{PROSE[2]}</p></aside><p>The end.</p>"
     )
     lines = own_lines(f"<ul>{MENU}</ul><div>{inner}</div><div>{FOOTER}</div>")
-    kept = ["Title", PROSE[0], "• one", "• two", "a b", "x = 1", "y = 2", "Short.", PROSE[2], "The end."]
+    kept = ["Title", PROSE[0], "• one", "• two", "a b", "x = 1", "y = 2", "Short.", PROSE[1], PROSE[2], "The end."]
     assert [" ".join(line.split()) for line in lines] == kept
     assert "\n  y = 2" in main_text(f"<div>{inner}</div>")
 
@@ -142,7 +142,7 @@ def test_marks_are_placed_next_to_tags_only():
 @settings(max_examples=100)
 @given(st.text(max_size=30), st.lists(st.sampled_from(sorted(line_model.weights().names)), max_size=9))
 def test_the_weight_of_a_tag_is_a_letter_that_html_does_not_read(tag, names):
-    letter = chr(line_model.NO_WEIGHT + line_model.tag_weight(tag, " ".join(names)))
+    letter = chr(of.NO_WEIGHT + line_model.tag_weight(tag, " ".join(names)))
     assert "A" <= letter <= "}"
 
 
@@ -166,13 +166,32 @@ def test_boxes_at_the_end_of_an_article_go_and_its_own_parts_stay():
 
 @settings(max_examples=100)
 @given(st.lists(PIECES, max_size=40))
-def test_the_model_only_leaves_lines_out_and_never_all_prose(pieces):
-    lines, tree = main_text_module._read(resiliparse_layout(mark_containers("".join([*pieces, PARAGRAPHS]))))
-    assume(any(line[2] for line in lines))  # as in the call of `main_text`
-    kept = line_model.keep_lines(lines, tree)
-    rest = iter(lines)
-    assert all(any(line is other for other in rest) for line in kept)  # in order, each once
-    assert any(line[2] for line in kept)
+def test_the_model_never_leaves_out_all_prose(pieces):
+    page = line_model.read_layout_lines(resiliparse_layout(mark_containers("".join([*pieces, PARAGRAPHS]))))
+    assume(page.lines[:, of.PROSE].any())
+    kept = line_model.main_lines(page)
+    assert kept == sorted(set(kept))
+    assert page.lines[kept, of.PROSE].any()
+
+
+def test_a_layout_is_read_into_lines_and_containers():
+    m = MARK
+    first = f"{m}o_\n{m}P`First {m}Llink{m}l of it\n\n{m}Nz\n• {m}Lall link{m}l{m}e\n"
+    layout = f"{first}  {m}C_a{m}c {m}C_漢字{m}c\n\n{m}e\n{m}e\nend{m}"
+    page = line_model.read_layout_lines(layout)
+    assert [page.line(place) for place in range(4)] == ["First link of it", "• all link", "  a 漢字", "end"]
+    columns = page.lines[:, [of.BOX, of.SIZE, of.LINKS, of.KIND, of.BLANK, of.PLACE]].tolist()
+    assert columns == [[1, 14, 4, 2, 0, 1], [2, 11, 8, 0, 1, 4], [3, 7, 0, 0, 0, 5], [0, 3, 0, 0, 1, 9]]
+    assert page.boxes[:, of.PARENT].tolist() == [0, 0, 1, 1, 1]
+    assert [chr(letter) for letter in page.boxes[:, 1]] == ["M", "o", "N", "C", "C"]
+    assert page.boxes[2, 2] == ord("z") - of.NO_WEIGHT
+
+
+def test_lines_of_code_stay_together():
+    code = "<pre>first = 1\nx\n\ty = 2\n</pre>"
+    lines = own_lines(f"<body><div><h1>Title</h1>{PARAGRAPHS}{code}<p>{PROSE[0]}</p></div></body>")
+    assert "first = 1" in lines
+    assert [line.strip() for line in lines[lines.index("first = 1") + 1 :][:2]] == ["x", "y = 2"]
 
 
 def test_golden_text():

@@ -1,7 +1,8 @@
-"""Settings of how an HTML page becomes text."""
+"""Settings of how an HTML page becomes text, and the result."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
@@ -18,12 +19,27 @@ class Extraction(NamedTuple):
     structure: Structure = "plain"
 
 
+MARK = "\x02"
+"""Begins each mark that `main_text` sets in a page.
+
+HTML allows no such character in a text, so that taking it out of a page loses nothing."""
 ASSAY = Extraction()
 """The default."""
 WIKITEXT = Extraction("mwparserfromhell")
 """For pages of MediaWiki's dumps, which are not HTML."""
 PDF = Extraction("pdf")
 """The text layer of a PDF file, whose pages are not HTML."""
+
+
+@dataclass(frozen=True)
+class HtmlPage:
+    """Extracted content of a page."""
+
+    text: str
+    fallback: bool
+    """The main text was not found, so trafilatura's, or all visible text, was taken."""
+    signals: tuple[str, ...]
+    """The rights holder's reservations in its `meta` elements, as `opt_out` writes them."""
 
 
 def check_installed(extraction: Extraction) -> None:

@@ -1,0 +1,177 @@
+"""Choice of the lines of main text, by two ensembles of trees.
+
+The first scores each line by its features (`page_features.py`). The second sets each score against those of its
+neighbours and containers, so that blocks stay or go together. `readers/line_model.py` has the weights.
+
+Price: 4 microseconds per line.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, float64
+
+from data_pipeline.kernels.page_features import FEATURES, INSIDE, SET, TITLE, describe, is_notice, mark_prose
+from data_pipeline.kernels.page_lines import BLANK, BOX, BULLET, KIND, LINKS, PARENT, PROSE, SIZE, read_layout
+from governance.kernels.compiled import kernel, part
+
+CONTEXT = 12
+"""Scores that the second step sees of each line."""
+LONG, LIKELY, SURE = 100, 0.5, 1.0
+"""Scores above which a line of so many characters, and a shorter one, stays: most that is not main text is short."""
+_CLIP = 5.0
+_EDGE = -2.0  # the score of what would be beyond the first and the last line
+_LINE_WEIGHT, _LONGEST = 10, 400  # a line weighs its characters in a mean, up to so many, and these on top
+
+
+@part
+def tree_sum(row, trees):  # type: ignore[no-untyped-def]
+    """Sum of the leaves that a line reaches.
+
+    A leaf has the feature -1. The two children of a node are neighbours: no branch has to be predicted.
+    """
+    roots, features, values, children = trees
+    total = 0.0
+    for root in roots:
+        node = root
+        while features[node] >= 0:
+            node = children[node] + (row[features[node]] > values[node])
+        total += values[node]
+    return total
+
+
+@part
+def _outer(box, boxes, sums):  # type: ignore[no-untyped-def]
+    """The container around a line's that holds more than it."""
+    while box and sums[boxes[box, PARENT], 3] == sums[box, 3]:
+        box = boxes[box, PARENT]
+    return boxes[box, PARENT]
+
+
+@part
+def context_of(lines, boxes, scores):  # type: ignore[no-untyped-def]
+    """Scores around each line, [n, CONTEXT].
+
+    They are the line's own, those of the two lines on each side, and means, by size, of its container, of the two
+    around it, of the lines before and after it, of eleven lines around it, and of the page.
+    """
+    count = len(lines)
+    found = np.zeros((count, CONTEXT), float32)
+    clipped, weights = np.empty(count), np.empty(count)
+    sums = np.zeros((len(boxes), 4))  # score and weight of its own lines, and of those inside it
+    totals, whole = np.zeros(count + 1), np.zeros(count + 1)
+    for i in range(count):
+        clipped[i] = min(_CLIP, max(-_CLIP, scores[i]))
+        weights[i] = min(lines[i, SIZE], _LONGEST) + _LINE_WEIGHT
+        totals[i + 1] = totals[i] + clipped[i] * weights[i]
+        whole[i + 1] = whole[i] + weights[i]
+        sums[lines[i, BOX], 0] += clipped[i] * weights[i]
+        sums[lines[i, BOX], 1] += weights[i]
+    for box in range(len(boxes)):
+        sums[box, 2], sums[box, 3] = sums[box, 0], sums[box, 1]
+    for box in range(len(boxes) - 1, 0, -1):
+        sums[boxes[box, PARENT], 2] += sums[box, 2]
+        sums[boxes[box, PARENT], 3] += sums[box, 3]
+    for i in range(count):
+        row, box = found[i], lines[i, BOX]
+        row[0] = clipped[i]
+        for side in range(2):
+            step = 1 + side
+            row[1 + 2 * side] = clipped[i - step] if i >= step else _EDGE
+            row[2 + 2 * side] = clipped[i + step] if i + step < count else _EDGE
+        row[5] = sums[box, 0] / sums[box, 1]
+        box = _outer(box, boxes, sums)
+        row[6] = sums[box, 2] / sums[box, 3]
+        box = _outer(box, boxes, sums)
+        row[7] = sums[box, 2] / sums[box, 3]
+        row[8] = totals[i] / whole[i] if i else 0.0
+        row[9] = (totals[count] - totals[i + 1]) / (whole[count] - whole[i + 1]) if i < count - 1 else 0.0
+        first, last = max(0, i - 5), min(count, i + 6)
+        row[10] = (totals[last] - totals[first]) / (whole[last] - whole[first])
+        row[11] = totals[count] / whole[count]
+    return found
+
+
+@kernel
+def read_lines(points, classes, lower):  # type: ignore[no-untyped-def]
+    """Text, lines and containers of a layout."""
+    text, lines, boxes = read_layout(points, classes)
+    mark_prose(text, lines, lower)
+    return text, lines, boxes
+
+
+@kernel
+def describe_lines(text, lines, boxes, words):  # type: ignore[no-untyped-def]
+    """Features of the lines, [n, FEATURES]."""
+    return describe(text, lines, boxes, words)
+
+
+@kernel
+def context_of_lines(lines, boxes, scores):  # type: ignore[no-untyped-def]
+    """Scores around each line, [n, CONTEXT]."""
+    return context_of(lines, boxes, scores)
+
+
+@kernel
+def keep_lines(text, lines, boxes, words, first, second):  # type: ignore[no-untyped-def]
+    """Return for each line whether it is main text."""
+    count = len(lines)
+    keeps = np.zeros(count, np.bool_)
+    if not count:
+        return keeps
+    found = describe(text, lines, boxes, words)
+    scores = np.empty(count, float64)
+    for i in range(count):
+        scores[i] = tree_sum(found[i], first)
+    around = context_of(lines, boxes, scores)
+    row = np.empty(FEATURES + CONTEXT, float32)
+    for i in range(count):
+        for feature in range(FEATURES):
+            row[feature] = found[i, feature]
+        for feature in range(CONTEXT):
+            row[FEATURES + feature] = around[i, feature]
+        keeps[i] = tree_sum(row, second) > (SURE if lines[i, SIZE] < LONG else LIKELY)
+    if _settle(keeps, lines, found):
+        _trim(keeps, text, lines, words[1])
+    return keeps
+
+
+@part
+def _trim(keeps, text, lines, lower):  # type: ignore[no-untyped-def]
+    """Take links and notices off both ends of the kept lines."""
+    for end in range(2):
+        for i in range(len(lines)):
+            place = len(lines) - 1 - i if end else i
+            line = lines[place]
+            if keeps[place] and line[LINKS] * 3 <= line[SIZE] and not is_notice(text, line, lower):
+                break
+            keeps[place] = False
+
+
+@part
+def _settle(keeps, lines, found):  # type: ignore[no-untyped-def]
+    """Correct the model's choice by rules.
+
+    What the rules keep stays where the model keeps no prose; titles, code and tables among the text stay; lines between
+    breaks and bullets go with their neighbours. The result is whether the page has prose.
+    """
+    prose, kept, kept_prose = 0, 0, 0
+    for i in range(len(lines)):
+        prose += lines[i, PROSE]
+        kept += keeps[i]
+        kept_prose += keeps[i] and lines[i, PROSE]
+    if (not kept_prose and prose) or not kept:
+        for i in range(len(lines)):
+            keeps[i] = found[i, INSIDE] > 0
+    for i in range(len(lines)):
+        own = found[i, SET] or (lines[i, KIND] == TITLE and found[i, INSIDE])
+        if own and lines[i, LINKS] * 3 <= lines[i, SIZE]:
+            keeps[i] = True
+    for i in range(1, len(lines)):  # lines between breaks
+        line = lines[i]
+        if not line[BLANK] and line[BOX] == lines[i - 1, BOX] and line[LINKS] * 3 <= line[SIZE]:
+            keeps[i] |= keeps[i - 1]
+    for i in range(len(lines) - 2, -1, -1):
+        if lines[i, SIZE] == 1 and found[i, 2] == BULLET:
+            keeps[i] = keeps[i + 1]
+    return prose > 0
