@@ -1,8 +1,8 @@
 """Model of the lines that are main text.
 
 Rules on one line do not find related articles, calls to subscribe, author boxes, dates and captions. Two ensembles of
-trees do (`kernels/page_model.py`), over features of the line, its neighbours and its containers. Names (class, id) of
-tags and words of short lines count by weights of their own. All are in `line_weights.json`, made by
+trees do (`pages/kernels/page_model.py`), over features of the line, its neighbours and its containers. Names (class,
+id) of tags and words of short lines count by weights of their own. All are in `line_weights.json`, made by
 `benchmarks/measures/data/line_weights.py`.
 """
 
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.kernels.page_features import NAME_STEP
-from data_pipeline.kernels.page_lines import END, START
-from data_pipeline.kernels.page_model import keep_lines, read_lines
+from data_pipeline.readers.pages.kernels.page_features import NAME_STEP
+from data_pipeline.readers.pages.kernels.page_lines import END, START
+from data_pipeline.readers.pages.kernels.page_model import keep_lines, read_lines
 from governance.kernels.buffers import code_point_classes, lower_case
 
 Integers = npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class PageLines(NamedTuple):
 
     text: str
     lines: Integers
-    """Columns as in `kernels/page_lines.py`."""
+    """Columns as in `pages/kernels/page_lines.py`."""
     boxes: Integers
     points: npt.NDArray[np.uint32]
 

@@ -10,10 +10,11 @@ so that each line of the layout comes back with its container and with the share
    WAI-ARIA landmarks);
 2. a container whose class or id says what it is (words in use on the whole web, as in Readability's list and in
    EasyList's general rules) is marked so;
-3. compiled code (`kernels/page_lines.py`, `page_features.py`) reads the lines and describes each: its size, links, tag,
-   position, neighbours and containers, and whether it is *prose* (text density and link density, the two strongest of
-   the shallow features: Kohlschütter, Fankhauser and Nejdl, "Boilerplate detection using shallow text features", WSDM
-   2010), is in the deepest container that holds `SCOPE_SHARE` of the prose, or in one that its names exclude;
+3. compiled code (`pages/kernels/page_lines.py`, `page_features.py`) reads the lines and describes each: its size,
+   links, tag, position, neighbours and containers, and whether it is *prose* (text density and link density, the
+   two strongest of the shallow features: Kohlschütter, Fankhauser and Nejdl, "Boilerplate detection using shallow
+   text features", WSDM 2010), is in the deepest container that holds `SCOPE_SHARE` of the prose, or in one that its
+   names exclude;
 4. a model (`line_model.py`) decides which lines stay.
 
 All that is left stays in its order, short lines, lists, tables and code included. Where the model would keep no prose
@@ -26,9 +27,9 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from data_pipeline.kernels.page_lines import NO_WEIGHT, PLACE
 from data_pipeline.readers.line_model import LINE_KINDS, PageLines, main_lines, read_layout_lines, tag_weight
 from data_pipeline.readers.pages.extraction import MARK
+from data_pipeline.readers.pages.kernels.page_lines import NO_WEIGHT, PLACE
 
 _LINK, _UNLINK, _OPEN, _CLOSE, _CELL, _UNCELL, _NEVER, _MAYBE, _MAIN, _CODE = "LloeCcNYMR"  # the letter after a mark
 _CONTAINERS = "a|div|section|article|main|aside|td|th|form|header|pre"

@@ -38,11 +38,21 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
-from data_pipeline.kernels.page_features import SHORT
-from data_pipeline.kernels.page_lines import BOX, KIND, LINKS, NAMES, NO_WEIGHT, PARENT, PROSE, SIZE, WEIGHT
-from data_pipeline.kernels.page_model import context_of_lines, describe_lines
 from data_pipeline.readers import line_model, main_text
 from data_pipeline.readers.html import decode_html
+from data_pipeline.readers.pages.kernels.page_features import SHORT
+from data_pipeline.readers.pages.kernels.page_lines import (
+    BOX,
+    KIND,
+    LINKS,
+    NAMES,
+    NO_WEIGHT,
+    PARENT,
+    PROSE,
+    SIZE,
+    WEIGHT,
+)
+from data_pipeline.readers.pages.kernels.page_model import context_of_lines, describe_lines
 from governance.kernels.buffers import code_point_classes, lower_case
 
 Floats = npt.NDArray[np.float64]
@@ -251,7 +261,7 @@ def _grow(features: npt.NDArray[np.float32], labels: Floats, weights: Floats, ro
 
 
 def _written(trees: Any) -> dict[str, list[Any]]:
-    """Trees as `kernels/page_model.py` reads them."""
+    """Trees as `pages/kernels/page_model.py` reads them."""
     roots, features, values, children = [], [], [], []
     for tree in trees.dump_model()["tree_info"]:
         roots.append(len(features))

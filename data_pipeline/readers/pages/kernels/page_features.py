@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int64
 
-from data_pipeline.kernels.page_lines import (
+from data_pipeline.readers.pages.kernels.page_lines import (
     BOX,
     END,
     KIND,

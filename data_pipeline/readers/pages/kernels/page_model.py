@@ -11,8 +11,26 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, float64
 
-from data_pipeline.kernels.page_features import FEATURES, INSIDE, SET, TITLE, describe, is_notice, mark_prose
-from data_pipeline.kernels.page_lines import BLANK, BOX, BULLET, KIND, LINKS, PARENT, PROSE, SIZE, read_layout
+from data_pipeline.readers.pages.kernels.page_features import (
+    FEATURES,
+    INSIDE,
+    SET,
+    TITLE,
+    describe,
+    is_notice,
+    mark_prose,
+)
+from data_pipeline.readers.pages.kernels.page_lines import (
+    BLANK,
+    BOX,
+    BULLET,
+    KIND,
+    LINKS,
+    PARENT,
+    PROSE,
+    SIZE,
+    read_layout,
+)
 from governance.kernels.compiled import kernel, part
 
 CONTEXT = 12
