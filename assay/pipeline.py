@@ -40,7 +40,7 @@ from governance.gate.chain import latest_statements, require_announced, require_
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
-from governance.gate.verdict import give_verdict, load_papers, read_verdict, require_open, trusted, verdict_path
+from governance.gate.verdict import give_verdict, read_verdict, require_open, settled_papers, trusted, verdict_path
 from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
 from governance.manifest import FILE_NAME, Input, Manifest, output_fault, read_manifest, verify
@@ -123,9 +123,9 @@ def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> 
     with intact(checked.named("results.json"), runtime.root) as path:
         results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
-    papers = load_papers(run.config.governance, run.folder, runtime.root)
-    judgement = decide(run.policy, results, tokens.digest, today, papers)
     keys_of = (run.config.governance, run.folder)
+    papers = settled_papers(keys_of, run.policy, tokens.digest, runtime.root, journal)
+    judgement = decide(run.policy, results, tokens.digest, today, papers)
     return checked, give_verdict(judgement, tokens, checked, run.policy, keys_of, runtime.root, journal)
 
 
@@ -151,7 +151,7 @@ def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
 
 def journal_of(run: LoadedRun, runtime: Runtime) -> Journal:
     """The root's journal, with the run's keys."""
-    return open_journal(run.config.governance, run.folder, runtime.root)
+    return open_journal(run.config.governance, run.folder, runtime.root, reads_only=not runtime.make)
 
 
 def pass_gate(

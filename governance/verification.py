@@ -26,6 +26,7 @@ from governance.energy.agreement import ledger_faults
 from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate.chain import Stated, latest_statements, unstated
+from governance.gate.refusals import removal_faults
 from governance.gate.verdict import GovernanceConfig, read_verdict
 from governance.lineage.attest import MIRROR, MODEL_SIGNATURE, KeySigner, journal_keys, open_journal
 from governance.lineage.lineage_graph import read_graph
@@ -82,7 +83,7 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
         problems += _verify_verdict(path, root, (config, folder), evidence)
     if evidence is not None:
         files += 1
-        problems += _lost(root, evidence)
+        problems += [*_lost(root, evidence), *removal_faults(root, evidence.entries)]
     found, notes = _verify_others(root, [""], evidence)
     return Verified(files, problems + found, notes)
 

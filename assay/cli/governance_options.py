@@ -46,6 +46,8 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.set_defaults(group="review")
     config(command)
     path(command, "--key", "PRIVATE_KEY", "your private key, listed under the policy's [people]", required=True)
+    command.add_argument("--withdraw", metavar="NAME", help="withdraw the refusal in this file, there or removed")
+    command.add_argument("--reason", default="", metavar="TEXT", help="with --withdraw: why, in ten characters or more")
     command = add(
         "clock", "clock", "print statements dated ahead of this machine's clock, or sign that their times are void"
     )

@@ -24,9 +24,19 @@ from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.gate.approvals import APPROVAL, Approval, links, policy_differences
 from governance.gate.policy import Gate, Policy
+from governance.gate.refusals import REFUSALS, Refused, withdrawal_faults
 from governance.gate.signed_statements import Paper, person_fault, signature_fields, signer_id, write_paper
-from governance.gate.verdict import REFUSALS
-from governance.gate.waivers import REFUSAL, WAIVABLE, WAIVER, Case, Refusal, Waiver, ruling_faults
+from governance.gate.waivers import (
+    REFUSAL,
+    WAIVABLE,
+    WAIVER,
+    WITHDRAWAL,
+    Case,
+    Refusal,
+    Waiver,
+    Withdrawal,
+    ruling_faults,
+)
 from governance.reports.facts.samples import shorten
 from governance.reports.html.markup import visible
 from governance.signing.dsse import private_key
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 _DAYS = 30
 _ROWS = 5
 _SAMPLES = 3
+_LETTERS = 10  # of a reason, at least
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class _Talk:
 
     def reason(self) -> str:
         """The reason given."""
-        return self.ask("reason", lambda text: "" if len(text) >= 10 else "say it in ten characters or more")
+        return self.ask("reason", lambda text: "" if len(text) >= _LETTERS else "say it in ten characters or more")
 
 
 def _name(policy: Policy, key: Any) -> str:
@@ -267,6 +278,25 @@ def _write(bench: Bench, kind: str, content: Refusal, key: Any) -> Path:
     name = f"{kind.split(':')[2]}-{content.gate}-{result}-{content.approver}"
     path = _path(bench.root / REFUSALS if kind == REFUSAL else bench.waivers, name, content.signed_at)
     write_paper(path, kind, ("corpus", bench.case.corpus), content, key)
+    return path
+
+
+def withdraw(case: Case, refused: Refused, key: Any, reason: str, root: Path) -> Path:
+    """Sign the withdrawal of one refusal, if it would hold.
+
+    Raises:
+        ConfigError: the reason is too short, or the person may not withdraw it.
+    """
+    if len(reason) < _LETTERS:
+        raise ConfigError(f"--reason: say why {refused.name} is withdrawn, in {_LETTERS} characters or more")
+    fields = signature_fields(_name(case.policy, key) or f"the key {signer_id(key)[:16]}", reason, key)
+    content = Withdrawal(**fields, refusal=refused.name, gate=refused.gate, corpus=case.corpus)
+    paper = Paper("", "", WITHDRAWAL, refused.sha256, content, signer_id(key), "")
+    if faults := withdrawal_faults(paper, refused, case.policy, case.corpus, case.submitters):
+        raise ConfigError(f"your withdrawal of {refused.name} would not hold: {'; '.join(faults)}")
+    name = f"withdrawal-{refused.gate}-{refused.sha256[:8]}-{content.approver}"
+    path = _path(root / REFUSALS, name, content.signed_at)
+    write_paper(path, WITHDRAWAL, ("refusal", refused.sha256), content, key)
     return path
 
 

@@ -44,11 +44,13 @@ class Papers:
     """Signed statements, and the people who may not sign."""
 
     rulings: tuple[Paper, ...] = ()
-    """Waivers and refusals."""
+    """Waivers, refusals and withdrawals."""
     approvals: tuple[Paper, ...] = ()
     submitters: tuple[str, ...] = ()
     verdict_key: str = ""
     """The id of the key that signs the verdict."""
+    unsettled: tuple[tuple[str, str, str], ...] = ()
+    """Gate, file and fault of refusals that are gone, and of withdrawals that do not hold; each closes."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,10 @@ def _reason(result: CheckResult, gate: Gate | None, ruled: Ruled) -> dict[str, A
 
 
 def strange_papers(papers: Papers, gates: Mapping[str, Gate]) -> Iterator[dict[str, Any]]:
-    """Unreadable statements, and those on unknown gates."""
+    """Unreadable statements, those on unknown gates, and unsettled refusals."""
+    for gate, name, words in papers.unsettled:
+        owner = gates[gate].owner if gate in gates else "unknown"
+        yield {**_own_reason(name, gate, "fail", words), "owner": owner}  # a line of its own, next to its gate's
     for paper in (*papers.rulings, *papers.approvals):
         gate = paper.content.gate if isinstance(paper.content, Refusal) else ""
         if paper.content is None:

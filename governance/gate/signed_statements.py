@@ -1,4 +1,4 @@
-"""Signed statements: waivers, refusals and policy approvals, one JSON file each.
+"""Signed statements: waivers, refusals, withdrawals, policy approvals; one file each.
 
 A signed statement, here a paper, is an in-toto statement in a DSSE envelope (`governance.signing.dsse`) about one
 digest; its predicate names the person and carries the person's public key. Promise: reading a folder of papers hides
@@ -16,7 +16,7 @@ import json
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Paper:
     """The id of the key that signed it; empty when the signature does not hold."""
     fault: str
     """Why it cannot be read or trusted; empty when it can."""
+    folder: Path = Path()
+    """The folder that it was read from."""
 
 
 def write_paper(path: Path, kind: str, subject: tuple[str, str], content: Signed, key: Any) -> None:
@@ -95,7 +97,7 @@ def read_papers(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Paper,
         names = []
     except OSError as error:
         raise GateClosed(f"{folder}: cannot be read ({error.strerror}); it may hold a refusal") from error
-    return tuple(_read(folder / name, kinds) for name in names)
+    return tuple(replace(_read(folder / name, kinds), folder=folder) for name in names)
 
 
 def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> Paper:

@@ -35,6 +35,7 @@ from governance.gate.freshness import (
 )
 from governance.gate.gate_actions import GateAction
 from governance.gate.policy import Policy
+from governance.gate.refusals import REFUSALS, settle, state_refusals
 from governance.gate.signed_statements import read_papers, signer_id, submitters
 from governance.gate.site_policy import Site, TwoNames, described, require_site, site_keys, sites
 from governance.gate.two_keys import TwoKeys, two_key_faults
@@ -54,9 +55,8 @@ from governance.signing.dsse import (
 )
 from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import stamp
+from governance.stage import now
 
-REFUSALS = "refusals"
-"""The folder of refusals below a root."""
 PREDICATE_TYPE = "urn:assay:verdict:1"
 _OPEN = ("PASS", "WAIVED")
 
@@ -106,6 +106,36 @@ def load_papers(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
         submitters=submitters(config.submitter),
         verdict_key=signer_id(private_key(own)) if own.exists() else "",
     )
+
+
+def settled_papers(
+    governance: tuple[GovernanceConfig, Path], policy: Policy, corpus: str, root: Path, journal: Journal | None
+) -> Papers:
+    """Signed statements on one corpus, with refusals as the journal knows them.
+
+    Those read for the first time are stated, unless this is a look-up or readers do not trust our key.
+    """
+    papers = load_papers(*governance, root)
+    settled, held = settle(papers, policy, corpus, () if journal is None else journal.verified())
+    if journal is not None and not journal.reads_only and _may_state(*governance):
+        state_refusals(papers, held, policy, corpus, root, journal)
+    return settled
+
+
+def _may_state(config: GovernanceConfig, folder: Path) -> bool:
+    """Return whether our key is one that readers of the verdict trust.
+
+    A line by another would close the journal for all of them.
+    """
+    own = config.key_path(folder)
+    if not own.exists():
+        return False
+    probe = sign(statement({}, PREDICATE_TYPE, {"signed_at": now()}), private_key(own))
+    try:
+        verify_envelope(probe, trusted(config, folder), "the signing key")
+    except ManifestError:
+        return False
+    return True
 
 
 def _intact_audit(verdict: Mapping[str, Any], root: Path) -> list[Manifest]:
@@ -357,7 +387,8 @@ def require_open(
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
         raise GateClosed(explain(verdict, policy.owners))
-    if since := _faults_since(verdict, policy, tokens.digest, moment.date(), load_papers(config, folder, root)):
+    papers = settled_papers((config, folder), policy, tokens.digest, root, journal)
+    if since := _faults_since(verdict, policy, tokens.digest, moment.date(), papers):
         raise GateClosed(
             "\n  ".join(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
@@ -385,7 +416,7 @@ def _faults_since(
         if paper.kind == REFUSAL and paper.subject == corpus and isinstance(paper.content, Refusal):
             gate = gates.get(paper.content.gate)
             owner = gate.owner if gate is not None else "unknown"
-            found.append(f"{paper.content.gate} (owner: {owner}): {refusal_words(paper, paper.content)}")
+            found.append(f"{paper.content.gate} (owner: {owner}): {refusal_words(paper, paper.content, policy.people)}")
     by_digest = {paper.sha256: paper for paper in papers.rulings}
     for waiver in verdict["waivers"]:
         gate, paper_of = gates[waiver["gate"]], by_digest.get(waiver["sha256"])

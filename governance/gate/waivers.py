@@ -1,8 +1,9 @@
-"""Waivers and refusals: an owner's signed decision on one result.
+"""Waivers, refusals and withdrawals: signed decisions on one result.
 
 A waiver (`urn:assay:waiver:1`) lets a result through that did not pass; a refusal (`urn:assay:refusal:1`) closes the
-gate on it until the file is removed. Both are signed statements (`governance.gate.signed_statements`) about the
-encoded corpus' digest. A whole predicate of a waiver:
+gate on it until an owner withdraws it. Both are signed statements (`governance.gate.signed_statements`) about the
+encoded corpus' digest; a withdrawal (`urn:assay:withdrawal:1`, `refusals.py`) is one about the refusal's SHA-256. A
+whole predicate of a waiver:
 
     {"gate": "sources.quarantined_share", "result": "sources", "policy": "...64 hex", "approver": "ann",
      "key": "...64 hex", "reason": "Two torn records of the 1990 debates were read by a person.",
@@ -15,7 +16,7 @@ that did not pass, closes whatever the gate's severity, and gives the reason: it
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from governance.gate.signed_statements import Paper, Signed, person_fault
 
 WAIVER = "urn:assay:waiver:1"
 REFUSAL = "urn:assay:refusal:1"
+WITHDRAWAL = "urn:assay:withdrawal:1"
 WAIVABLE = ("fail", "inconclusive")
 """Statuses that can be waived; of an error or a missing result nothing is known."""
 
@@ -62,7 +64,18 @@ class Waiver(Refusal):
         return value
 
 
-RULINGS: dict[str, type[Signed]] = {WAIVER: Waiver, REFUSAL: Refusal}
+class Withdrawal(Signed):
+    """An owner's withdrawal of one refusal, about its SHA-256."""
+
+    refusal: str
+    """The refusal's file name, for the reader."""
+    gate: str
+    """The gate's id."""
+    corpus: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """The digest of the encoded corpus."""
+
+
+RULINGS: dict[str, type[Signed]] = {WAIVER: Waiver, REFUSAL: Refusal, WITHDRAWAL: Withdrawal}
 """Kinds of statement in the folder of waivers."""
 
 
@@ -129,7 +142,7 @@ def rule_on(case: Case, gate: Gate, result: tuple[str, str, float | str | None],
         if not isinstance(ruling, Refusal) or ruling.gate != gate.id or _about_another_result(case, paper, subject):
             continue
         if paper.kind == REFUSAL:
-            refusals += [refusal_words(paper, ruling)] if paper.subject == case.corpus else []
+            refusals += [refusal_words(paper, ruling, case.policy.people)] if paper.subject == case.corpus else []
             continue
         if status not in WAIVABLE or not isinstance(ruling, Waiver):
             continue
@@ -148,13 +161,14 @@ def _about_another_result(case: Case, paper: Paper, subject: str) -> bool:
     return paper.subject == case.corpus and isinstance(paper.content, Refusal) and paper.content.result != subject
 
 
-def refusal_words(paper: Paper, ruling: Refusal) -> str:
+def refusal_words(paper: Paper, ruling: Refusal, people: Mapping[str, str]) -> str:
     """A refusal for the reader.
 
-    It closes even when its signature does not hold: what is in doubt stays closed.
+    It closes even when its signature does not hold, or is no person's: what is in doubt stays closed while it is there.
     """
-    doubt = f" ({paper.fault})" if paper.fault else ""
-    return f"refused by {ruling.approver}{doubt}: {ruling.reason} (until {paper.name} is removed)"
+    fault = person_fault(paper, ruling, people, ())
+    doubt, end = (f" ({fault})", "removed") if fault else ("", "withdrawn by an owner")
+    return f"refused by {ruling.approver}{doubt}: {ruling.reason} (until {paper.name} is {end})"
 
 
 def ruling_faults(case: Case, gate: Gate, paper: Paper) -> list[str]:

@@ -82,6 +82,7 @@ class Journal:
         trusted: gives the trusted public keys when something is read.
         after: called with the head after each line that was appended.
         anchor: keeps the head outside of the root and reports lines that are gone.
+        reads_only: for a look-up, which states nothing of what it reads.
     """
 
     def __init__(
@@ -91,7 +92,10 @@ class Journal:
         trusted: Callable[[], Sequence[PublicKey]] = tuple,
         after: Callable[[str], None] = lambda head: None,
         anchor: HomeAnchor | None = None,
+        *,
+        reads_only: bool = False,
     ) -> None:
+        self.reads_only = reads_only
         self.path = root / FILE_NAME
         self._lock = root / _LOCK
         self._key, self._trusted, self._after, self._anchor = key, trusted, after, anchor

@@ -197,7 +197,19 @@ def test_a_refusal_closes_what_was_let_through(project, capsys):
     closed(project, capsys, "refused by ann", checked=None)
     closed(project, capsys, "refused by ann")
     refused.unlink()
+    closed(project, capsys, "the refusal refusal.json by ann was removed or altered; put it back")
+    withdraw = ["governance", "review", *words_of(project), "--withdraw", "refusal.json", "--key"]
+    assert main([*withdraw, str(project / "ann.pem"), "--reason", "short"]) == 78
+    said = ["--reason", "we have read these files since"]
+    assert main([*withdraw, str(project / "key.pem"), *said]) == 78
+    assert "is not in [people] of the policy" in capsys.readouterr().err
+    assert main(["governance", "check", *words_of(project)]) == 77
+    assert main([*withdraw, str(project / "ann.pem"), *said]) == 0
+    assert "refusals/withdrawal-sources.few-" in capsys.readouterr().out
     assert main(["governance", "check", *words_of(project)]) == 0
+    withdraw[withdraw.index("refusal.json")] = "other.json"
+    assert main([*withdraw, str(project / "ann.pem"), *said]) == 66
+    assert "its refusals: refusal.json" in capsys.readouterr().err
 
 
 def test_a_refusal_in_the_root_is_read_whatever_the_settings_say(project, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 from assay.cli.main import main
 from assay.config import load_run
-from governance.files import write_json
+from governance.files import place, write_json
 from governance.gate.waivers import REFUSAL
 from governance.manifest import read_manifest
 from governance.signing.dsse import create_key, key_id, private_key, sign
@@ -147,6 +147,13 @@ def an_older_verdict(folder):
     path.write_bytes(passed)
 
 
+def a_refusal_removed(folder):
+    """One that a training at the door was the first to read."""
+    refused = paper(folder, REFUSAL, gate="sources.documents_lost")
+    assert main(["train", *words_of(folder)]) == 77
+    refused.unlink()
+
+
 def a_broken_refusal(folder):
     (folder / "root" / "refusals").mkdir()
     (folder / "root" / "refusals" / "r.json").write_text("{")
@@ -236,6 +243,7 @@ AFTER = {
     "verdict of a stranger": (verdict_of_a_stranger, 77, "cannot be trusted"),
     "verdict a folder": (verdict_is_a_folder, 77, "cannot be trusted"),
     "older verdict": (an_older_verdict, 77, "an older verdict was restored"),
+    "refusal removed": (a_refusal_removed, 77, "refusal.json by ann was removed"),
     "broken refusal": (a_broken_refusal, 77, "r.json"),
     "journal deleted": (lambda f: journal_of(f).unlink(), 77, "has no statement of it"),
     "journal emptied": (edited(lambda lines: []), 77, "has no statement of it"),
@@ -314,6 +322,24 @@ def test_a_root_that_is_moved_or_copied_opens(project, way):
     assert opens(project) == "PASS"
     demand(project, "\n# another check, so that the journal goes on\n")
     assert main(["governance", "check", *words_of(project)]) == 0
+
+
+def test_verify_names_a_refusal_that_was_removed_in_every_copy_of_the_root(project):
+    refused = paper(project, REFUSAL, gate="sources.documents_lost")
+    (project / "root" / "refusals").mkdir()
+    place(refused, project / "root" / "refusals" / "no.json")
+    assert main(["governance", "check", *words_of(project)]) == 77
+    config = load_run(project / "run.toml", []).config.governance
+    shutil.copytree(project / "root", project / "copied")
+    (project / "root").rename(project / "moved")
+    for name in ("copied", "moved"):
+        root = project / name
+        assert verify_root(root, config, project, deep=True).problems == []
+        flip(root / "refusals" / "no.json")
+        problems = verify_root(root, config, project, deep=True).problems
+        shutil.rmtree(root / "refusals")
+        problems += verify_root(root, config, project, deep=True).problems
+        assert [problem.partition(":")[0] for problem in problems] == ["refusals/no.json"] * 2
 
 
 def test_lines_that_are_given_up_open_again_and_leave_a_trace(project, capsys):
