@@ -38,7 +38,7 @@ from governance.signing.journal import VERDICT
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry, ahead_words, read_journal
 from governance.signing.openssf import signature_faults
-from governance.signing.running_digests import StatedPrefix, prefix_faults
+from governance.signing.running_digests import StatedPrefix, growing_files, prefix_faults
 from governance.stage import root_of
 
 
@@ -50,6 +50,8 @@ class _JournalEvidence:
     latest: Stated
     signer: KeySigner
     """Decides which notes count."""
+    growing: Sequence[str]
+    """Files that grow, as they were before the journal was read."""
 
 
 class Verified(NamedTuple):
@@ -135,7 +137,7 @@ def verify_evidence(manifests: Sequence[Manifest], root: Path, config: Governanc
     """
     evidence, problems = _evidence(root, config, folder)
     problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
-    faults, _ = prefix_faults(root, _prefixes(evidence))
+    faults, _ = prefix_faults(root, evidence.growing, _prefixes(evidence))
     return [*problems, *faults, *ledger_faults(manifests, root), *_rested_on(manifests, root, evidence)]
 
 
@@ -159,7 +161,7 @@ def _verify_others(
         notes += found.notes
     if evidence is None:
         return problems, notes
-    faults, untold = prefix_faults(root, _prefixes(evidence))
+    faults, untold = prefix_faults(root, evidence.growing, _prefixes(evidence))
     notes_found = note_faults(whole, root, evidence.signer)
     faults, untold = faults + notes_found.problems, untold + notes_found.notes
     about = tuple(f"{folder}/" for folder in folders)
@@ -274,13 +276,15 @@ def _verify_verdict(
 
 
 def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_JournalEvidence, list[str]]:
-    signer = KeySigner(config, folder)
+    signer, growing = KeySigner(config, folder), growing_files(root)
     try:
         entries, problems = read_journal(root / JOURNAL, journal_keys(config, folder))
     except ManifestError as error:
-        return _JournalEvidence((), {}, signer), [f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"]
+        return _JournalEvidence((), {}, signer, growing), [
+            f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"
+        ]
     problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]
-    return _JournalEvidence(entries, latest_statements(entries), signer), problems
+    return _JournalEvidence(entries, latest_statements(entries), signer, growing), problems
 
 
 def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _JournalEvidence) -> list[str]:

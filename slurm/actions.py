@@ -157,7 +157,7 @@ def _most_relevant(view: View) -> JobRow | None:
     return view.rows[0] if view.rows else None
 
 
-def follow(path: Path, live: Callable[[], bool]) -> None:
+def follow(path: Path, live: Callable[[], bool], wait: Callable[[float], None] = time.sleep) -> None:
     """Print a log as it grows, until its job has ended."""
     over, looked = False, -math.inf
     with open(path, "rb") as log:
@@ -170,4 +170,4 @@ def follow(path: Path, live: Callable[[], bool]) -> None:
             if not text and time.monotonic() - looked > _LOOK_SECONDS:
                 over, looked = not live(), time.monotonic()  # then once more: lines from before the answer
             else:
-                time.sleep(_POLL_SECONDS)
+                wait(_POLL_SECONDS)

@@ -24,10 +24,11 @@ A reader skips a torn line and an unknown kind, and refuses an unknown schema.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +57,8 @@ KINDS = ("begin", "beat", "end")
 
 Outcome = Literal["surviving", "wasted", "unknown"]
 
-Announce = Callable[[Path], None]
-"""States in the journal that a file of the ledger will be begun."""
+Announce = Callable[[Path], bool]
+"""States in the journal that a file of the ledger will be begun; False for one that is there unannounced."""
 
 
 @dataclass(frozen=True)
@@ -137,33 +138,38 @@ def time_text() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def announce_nothing(path: Path) -> None:
+def announce_nothing(path: Path) -> bool:
     """Begin a file without a journal."""
+    return True
 
 
 def host_ledger(ledger: Path, host: str | None = None, announce: Announce = announce_nothing) -> Path:
     """The file that this host appends to.
 
-    It is `ledger` for the host that made it, else one of its own beside it. `announce` is called before it is begun.
+    It is `ledger` for the host that made it, else one of its own beside it. `announce` is called before it is begun; a
+    file that was never announced is left alone, because nobody may sign its lines, and a further one is begun.
 
     Appends from two hosts to one file can overwrite each other on NFS (open(2), O_APPEND), so no two hosts share
     one; a file is claimed by a hard link, which is atomic there too.
     """
     host = host or socket.gethostname()
-    if _claim(ledger, host, announce) == host:
-        return ledger
-    other = ledger.with_name(f"{ledger.stem}.{host}{ledger.suffix}")
-    _claim(other, host, announce)
-    return other
+    return next(path for path in _paths_for(ledger, host) if announce(path) and _claim(path, host) == host)
 
 
-def _claim(path: Path, host: str, announce: Announce) -> str | None:
+def _paths_for(ledger: Path, host: str) -> Iterator[Path]:
+    """Files of the ledger that may be this host's, without end."""
+    yield ledger
+    yield ledger.with_name(f"{ledger.stem}.{host}{ledger.suffix}")
+    for number in itertools.count(2):
+        yield ledger.with_name(f"{ledger.stem}.{host}.{number}{ledger.suffix}")
+
+
+def _claim(path: Path, host: str) -> str | None:
     """Make the ledger `path` for `host` unless it exists.
 
     Return the host whose file it is.
     """
     if not path.exists():
-        announce(path)
         claim = path.with_name(f".{path.name}.{host}.{os.getpid()}")
         write_text(claim, _line({"kind": "ledger", "schema": SCHEMA, "host": host}) + "\n")
         place(claim, path)

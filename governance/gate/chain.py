@@ -23,7 +23,7 @@ from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manife
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry
-from governance.signing.running_digests import FOREIGN, foreign_ledgers
+from governance.signing.running_digests import FOREIGN, foreign_ledgers, growing_files
 
 Stated = Mapping[str, JournalEntry]
 """The last entry about each file, by its path below the root."""
@@ -92,8 +92,9 @@ def require_announced(root: Path, journal: Journal) -> None:
         GateClosed: names each.
         ManifestError: the journal cannot be trusted.
     """
+    growing = growing_files(root)
     announced = {prefix.path for entry in journal.verified() for prefix in entry.grown}
-    if foreign := foreign_ledgers(root, announced):
+    if foreign := foreign_ledgers(growing, announced):
         raise GateClosed(
             "\n  ".join([f"{root} has energy that nobody signed:", *(f"{name}: {FOREIGN}" for name in foreign)])
         )

@@ -51,7 +51,7 @@ from governance.signing.journal_lines import (
     read_times,
     void,
 )
-from governance.signing.running_digests import GROWN, Prefix, RunningDigests
+from governance.signing.running_digests import FOREIGN, GROWN, Prefix, RunningDigests
 from governance.stage import now
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Journal:
         self._verified: tuple[str, tuple[JournalEntry, ...]] = ("", ())
         self._prefixes: dict[str, Prefix] = {}  # file that grows -> how it was stated last
         self._running = RunningDigests(root)
+        self._warned: set[str] = set()  # foreign ledgers
 
     def head(self) -> str:
         """The last line as "index:SHA-256"; "" when there is none."""
@@ -240,13 +241,16 @@ class Journal:
 
         self._append(BEGUN, make, begun)
 
-    def state_ledger(self, path: Path) -> None:
-        """Announce a file of the energy ledger, before its first line."""
+    def state_ledger(self, path: Path) -> bool:
+        """Announce a file of the energy ledger, before its first line.
+
+        Return False, with a warning, where it is there and no line announced it.
+        """
         name = path.relative_to(self.path.parent).as_posix()
         begun: list[Prefix] = []
 
         def make() -> dict[str, Any] | None:
-            if name in self._prefixes:
+            if name in self._prefixes or path.exists():
                 return None
             begun.append(Prefix(name, 0, 0, sha256_bytes(b"")))
             before = self._digests[-1] if self._digests else sha256_bytes(b"")
@@ -254,6 +258,10 @@ class Journal:
             return statement({FILE_NAME: before}, LEDGER_TYPE, {"file": name, "nonce": uuid.uuid4().hex})
 
         self._append(LEDGER, make, begun)
+        if name not in self._prefixes and name not in self._warned:
+            self._warned.add(name)
+            get_logger(__name__).warning("%s: %s. This run records its energy in another file", path, FOREIGN)
+        return name in self._prefixes
 
     def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
         """Void the times of lines ahead of the clock; return the count.

@@ -17,8 +17,9 @@ stated before it no longer counts. It is stated only where none of the folder's 
 the others were taken away.
 
 A file of the energy ledger is announced before its first line (`Journal.state_ledger`): 0 bytes, without `anew`. So one
-that no line announces is foreign, however young it is: it is never stated, it is a fault, and no report counts it. A
-ledger of an earlier release was stated without an announcement, which counts as one.
+that no line announces is foreign, however young it is: it is never stated, it is a fault, no report counts it, and no
+run appends to it, so no artifact rests on it: move it out of the root. A ledger of an earlier release was stated
+without an announcement, which counts as one.
 
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
@@ -30,6 +31,7 @@ import contextlib
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +79,19 @@ def read_prefix(values: Mapping[str, Any]) -> Prefix:
     return found
 
 
-def growing_files(root: Path) -> list[Path]:
-    """The files below `root` that grow, in name order."""
-    return _matching(root, GROWING)
+def growing_files(root: Path) -> list[str]:
+    """Names of the files below `root` that grow, in order."""
+    found = {path for pattern in GROWING for path in root.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
-def foreign_ledgers(root: Path, announced: Container[str]) -> list[str]:
-    """Names of ledger files that no line of the journal announced."""
-    return [path.name for path in _matching(root, LEDGERS) if path.name not in announced]
+def foreign_ledgers(growing: Iterable[str], announced: Container[str]) -> list[str]:
+    """Names of ledger files that no line of the journal announced.
 
-
-def _matching(root: Path, patterns: Iterable[str]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
+    `growing` is listed before the journal is read: a file that another process begins in between is announced.
+    """
+    ledgers = (name for name in growing if any(fnmatchcase(name, pattern) for pattern in LEDGERS))
+    return [name for name in ledgers if name not in announced]
 
 
 @dataclass
@@ -121,12 +124,12 @@ class RunningDigests:
             OSError: a file cannot be read.
         """
         found = []
-        foreign = foreign_ledgers(self._root, stated)
-        for path in growing_files(self._root):
-            name = path.relative_to(self._root).as_posix()
+        growing = growing_files(self._root)
+        foreign = foreign_ledgers(growing, stated)
+        for name in growing:
             if name in foreign:
                 continue
-            last = stated.get(name)
+            path, last = self._root / name, stated.get(name)
             least = last.bytes if last else 0
             with contextlib.suppress(FileNotFoundError):  # its folder was removed in this moment
                 if path.stat().st_size > least and (prefix := self._advance(path, name, last)).bytes > least:
@@ -138,7 +141,7 @@ class RunningDigests:
 
         The result is empty where one of them exists, or nothing was stated of any.
         """
-        if any(path.is_relative_to(self._root / folder) for path in growing_files(self._root)):
+        if any(name.startswith(f"{folder}/") for name in growing_files(self._root)):
             return []
         gone = (name for name, prefix in stated.items() if name.startswith(f"{folder}/") and prefix.bytes)
         return [Prefix(name, 0, 0, running_sha256().hexdigest(), anew=True) for name in sorted(gone)]
@@ -202,17 +205,20 @@ class StatedPrefix:
     prefix: Prefix
 
 
-def prefix_faults(root: Path, stated: Mapping[str, Sequence[StatedPrefix]]) -> tuple[list[str], list[str]]:
+def prefix_faults(
+    root: Path, growing: Iterable[str], stated: Mapping[str, Sequence[StatedPrefix]]
+) -> tuple[list[str], list[str]]:
     """Differences of growing files from their statements, and unstated growth.
 
     Args:
         root: the artifacts' root.
+        growing: `growing_files`, listed before the journal was read.
         stated: path -> its statements, in the order of the journal.
     """
     faults: list[str] = []
     notes: list[str] = []
-    foreign = foreign_ledgers(root, stated)
-    for name in sorted({*stated, *(path.relative_to(root).as_posix() for path in growing_files(root))}):
+    foreign = foreign_ledgers(growing, stated)
+    for name in sorted({*stated, *growing}):
         if name in foreign:
             faults.append(f"{name}: {FOREIGN}")
             continue

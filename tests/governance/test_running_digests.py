@@ -4,13 +4,15 @@ import json
 import os
 import re
 import shutil
+import socket
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governance import verification
 from governance.config import Section
-from governance.energy.ledger import host_ledger
+from governance.energy.ledger import host_ledger, read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.errors import GateClosed
 from governance.files import append_line, sha256_bytes, write_bytes
@@ -20,7 +22,8 @@ from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import Manifest, describe
 from governance.signed_notes import write_note
-from governance.signing.running_digests import Prefix, RunningDigests, StatedPrefix, prefix_faults
+from governance.signing.journal_lines import read_journal
+from governance.signing.running_digests import Prefix, RunningDigests, StatedPrefix, growing_files, prefix_faults
 from governance.stage import Made, Recipe, Runtime, commit, run_stage
 from governance.verification import verify_artifact, verify_root
 
@@ -59,13 +62,17 @@ def play(root, actions):
     return stated
 
 
+def faults_of(root, stated):
+    return prefix_faults(root, growing_files(root), stated)
+
+
 @settings(max_examples=60)
 @given(st.lists(ACTIONS, max_size=25), st.data())
 def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path_factory, actions, data):
     root = tmp_path_factory.mktemp("root")
     (root / TRAINING).mkdir(parents=True)
     stated = play(root, actions)
-    faults, notes = prefix_faults(root, stated)
+    faults, notes = faults_of(root, stated)
     assert faults == []
     sizes = {name: items[-1].prefix.bytes for name, items in stated.items()}
     unsaid = {name for name in FILES if (root / name).exists() and (root / name).stat().st_size > sizes.get(name, 0)}
@@ -86,9 +93,9 @@ def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path
         for edited in edits.values():
             (root / name).write_bytes(edited)
             if edited[: sizes[name]] != whole[: sizes[name]]:
-                assert [fault.partition(":")[0] for fault in prefix_faults(root, stated)[0]] == [name]
+                assert [fault.partition(":")[0] for fault in faults_of(root, stated)[0]] == [name]
         (root / name).unlink()
-        assert "is missing" in prefix_faults(root, stated)[0][0]
+        assert "is missing" in faults_of(root, stated)[0][0]
         (root / name).write_bytes(whole)
 
 
@@ -99,7 +106,7 @@ def test_a_process_that_had_hashed_the_file_before_it_was_begun_anew_states_it_a
     (tmp_path / TRAINING).mkdir(parents=True)
     stated = play(tmp_path, [*actions, append("b"), state])
     assert [item.prefix.anew for item in stated[metrics]] == [False, True, False, False]
-    assert prefix_faults(tmp_path, stated)[0] == []
+    assert faults_of(tmp_path, stated)[0] == []
 
 
 def test_a_break_is_signed_and_stays_a_fault(tmp_path, caplog):
@@ -117,7 +124,7 @@ def test_a_break_is_signed_and_stays_a_fault(tmp_path, caplog):
         assert prefix.anew
         stated[prefix.path].append(StatedPrefix("line 1", prefix))
     assert caplog.text.count("does not continue") == 2
-    faults, notes = prefix_faults(tmp_path, stated)
+    faults, notes = faults_of(tmp_path, stated)
     assert [line.partition(":")[0] for line in faults] == list(names)
     assert notes == []
 
@@ -153,14 +160,22 @@ def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch
 
 
 @pytest.fixture
-def measured(tmp_path, monkeypatch):
+def alone(tmp_path, monkeypatch):
+    """No other meter of this machine holds the lock."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def measured(tmp_path, alone):
     """A root of two stages that were measured, as a run makes it: root, and the two manifests."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no other meter of this machine holds the lock
-    root = tmp_path / "root"
-    journal = open_journal(CONFIG, tmp_path, root)
-    announce = open_journal(CONFIG, tmp_path, root).state_ledger
+    return measure_stages(tmp_path / "root")
+
+
+def measure_stages(root):
+    journal = open_journal(CONFIG, root.parent, root)
+    announce = open_journal(CONFIG, root.parent, root).state_ledger
     measure = meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl", announce)
-    runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, CONFIG, tmp_path, root)))
+    runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, CONFIG, root.parent, root)))
 
     def make(folder):
         write_bytes(folder / "documents" / "0.txt", b"text")
@@ -228,6 +243,48 @@ def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(me
     assert (journal.head(), problems) == (before, [])
     assert note.startswith("energy.node2.jsonl: its end (")
     require_announced(root, journal)
+
+
+@pytest.mark.parametrize("names", [("energy.jsonl",), ("energy.jsonl", "energy.{host}.jsonl")])
+def test_a_run_records_in_a_file_of_its_own_next_to_a_ledger_that_nobody_announced(tmp_path, alone, names, caplog):
+    """An earlier release, killed before its first statement, leaves one; so does a stranger, who names this host."""
+    root, host = tmp_path / "root", socket.gethostname()
+    left = [root / name.format(host=host) for name in names]
+    for path in left:
+        append_line(path, json.dumps({"kind": "ledger", "schema": 1, "host": host}))
+    first, second = measure_stages(root)[1:]
+    assert [path.read_text().count("\n") for path in left] == [1] * len(left)
+    assert caplog.text.count("Move it out of the root") == len(left)
+    assert [line.partition(":")[0] for line in problems_of(root).problems] == sorted(path.name for path in left)
+    for path in left:
+        path.rename(tmp_path / path.name)
+    assert problems_of(root)[1:] == ([], [])
+    require_announced(root, open_journal(CONFIG, root.parent, root))
+    assert [interval.samples[-1].marks["artifact"] for interval in read_ledger(left[0])] == [
+        first.folder,
+        second.folder,
+    ]
+
+
+def test_a_ledger_announced_while_a_root_is_verified_is_no_fault(measured, monkeypatch):
+    root, _, _ = measured
+    hosts = iter(("node2", "node3"))
+
+    def begin():
+        host_ledger(root / "energy.jsonl", next(hosts), open_journal(CONFIG, root.parent, root).state_ledger)
+
+    def read_and_begin(*arguments):
+        found = read_journal(*arguments)
+        begin()
+        return found
+
+    monkeypatch.setattr(verification, "read_journal", read_and_begin)
+    assert problems_of(root).problems == []
+    journal = open_journal(CONFIG, root.parent, root)
+    stated = journal.verified()
+    monkeypatch.setattr(journal, "verified", lambda: begin() or stated)
+    require_announced(root, journal)
+    assert next(hosts, None) is None
 
 
 def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(measured):

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from governance.errors import ClusterError, ConfigError, MissingInput
 from governance.files import append_line, write_text
-from slurm import actions
 from slurm import commands as tools
-from slurm.actions import log_of, missing
+from slurm.actions import follow, log_of, missing
 from slurm.answers import ANSWERS_FILE
 from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
@@ -347,18 +346,17 @@ def test_logs_are_found_by_name_and_number(queued):
         log_of(view, "x", queued.root)
 
 
-def test_a_followed_log_is_whole_and_ends_with_its_job(tmp_path, monkeypatch, capsys):
+def test_a_followed_log_is_whole_and_ends_with_its_job(tmp_path, capsys):
     """The job's last line comes between the last reading and the answer that it is over."""
     path = tmp_path / "a.log"
     path.write_text("one\n")
     waits = []
-    monkeypatch.setattr(actions.time, "sleep", waits.append)
 
     def live():
         path.write_text("one\ntwo\n")
         return False
 
-    actions.follow(path, live)
+    follow(path, live, waits.append)
     assert capsys.readouterr().out == "one\ntwo\n"
     assert len(waits) == 1, "after the first lines; the job is over, and nothing is waited for"
 
