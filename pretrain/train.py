@@ -235,7 +235,8 @@ def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
 def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
     """Meet the ranks that would train another run.
 
-    They wait for all ranks, in vain where this one has found its run finished and returned.
+    They wait for all ranks, in vain where this one has found its run finished and returned. On a node without the
+    run's devices no rank can train, so the ranks meet on the CPU: a finished run is found on any machine.
 
     Raises:
         ConfigError: as `_refuse_unlike_ranks`.
@@ -243,8 +244,8 @@ def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
     ranks = read_ranks()
     if ranks.world_size > 1:
         with importing():
-            from pretrain.distributed.process_group import gather, join
-        join(ranks, engine.collective_timeout_seconds, engine.device)
+            from pretrain.distributed.process_group import gather, join, meeting_device
+        join(ranks, engine.collective_timeout_seconds, meeting_device(ranks, engine.device))
         _refuse_unlike_ranks(gather(key))
 
 

@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from governance.errors import ConfigError
@@ -183,6 +183,18 @@ def kind_of(found: int, ranks: Ranks, requested: str = "auto") -> Literal["cpu",
     if ranks.local_rank >= found:
         raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank per GPU.")
     return "cuda"
+
+
+def meeting_device(ranks: Ranks, requested: str) -> str:
+    """The requested device, or "cpu" where a rank would lack it.
+
+    All ranks of a node get the same answer.
+    """
+    try:
+        device_of(replace(ranks, local_rank=ranks.local_world_size - 1), requested)
+    except ConfigError:
+        return "cpu"
+    return requested
 
 
 def join(ranks: Ranks, timeout_seconds: float, requested: str = "auto") -> torch.device:

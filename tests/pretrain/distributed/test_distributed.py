@@ -152,6 +152,26 @@ def test_a_rank_is_connected_to_those_it_talks_to_and_not_to_all(tmp_path):
     assert well, output[-6000:]
 
 
+_FIND_FINISHED = """
+import sys
+from pathlib import Path
+
+from tests.pretrain.rank_runs import load_conftest
+
+manifest = load_conftest()._run_training(Path(sys.argv[1]), device="cuda")
+print("found", manifest.folder)
+"""
+
+
+def test_ranks_find_a_finished_run_on_a_node_without_its_devices(finished, tmp_path, monkeypatch):
+    """Its report can be written on any machine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    root, manifest = finished
+    well, output = run_ranks(tmp_path, ["-c", _FIND_FINISHED, str(root)], 2)
+    assert well, output[-6000:]
+    assert output.count(f"found {manifest.folder}") == 2
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_with_nothing_to_save_a_signal_ends_at_once_what_runs(number):
     """Not even a compiler that catches every Exception stops it."""
