@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from data_pipeline.code.licences import listed_licences
 from data_pipeline.code.select_code import CodeConfig
 from data_pipeline.decontamination.decontaminate import DecontaminateConfig
 from data_pipeline.dedup.duplicates import ATTRIBUTES, DedupConfig
@@ -129,6 +130,12 @@ class DataConfig(Section):
             raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
         return sources
 
+    @field_validator("sources")
+    @classmethod
+    def _licences_exist(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """Spell the licences that sources of code allow and deny as documents have them."""
+        return tuple(_with_licences(source) if isinstance(source, CodeSource) else source for source in sources)
+
     @field_validator("code")
     @classmethod
     def _code_has_rules(cls, code: CodeConfig | None, info: ValidationInfo) -> CodeConfig | None:
@@ -162,3 +169,13 @@ class DataConfig(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {info.field_name} are named {twice[0]!r}; give each a name of its own")
         return named
+
+
+def _with_licences(source: CodeSource) -> CodeSource:
+    lists = {}
+    for field in ("allow_licences", "deny_licences"):
+        try:
+            lists[field] = listed_licences(getattr(source, field))
+        except ValueError as error:
+            raise ValueError(f"source {source.name}: {field}: {error}") from error
+    return source.model_copy(update=lists)

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from data_pipeline.code.source_trees import read_code, with_licence_files
+from data_pipeline.code.source_trees import code_libraries, read_code, with_licence_files, with_near_licence_files
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     KEPT_COLUMNS,
@@ -70,6 +70,10 @@ _FETCHED = (PackageSource, HubSource, SyntheticSource)
 _NAMED = 3  # source files that the warning on sealed documents names
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class IngestConfig(Section):
     """Shard sizes of ingested sources."""
 
@@ -88,6 +92,8 @@ class IngestIdentity(Section):
     names: str
     """SHA-256 of the files' names within their sources, from which ids, formats and languages come; and of the reasons
     why others are not read."""
+    code_libraries: dict[str, str] = Field(default={}, exclude_if=_is_empty)
+    """Versions of the libraries that decide languages and licences of source code, where a source is of code."""
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
@@ -303,7 +309,12 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         get_logger(__name__).warning("source %s: %s. They count as torn files", name, unread_words(missed))
     reasons = [f"{name} {reason}" for name, missed in unread.items() for _, reason in missed]
     called = sha256_bytes(canonical_json([*(item.path for item in inputs), *reasons]))
-    known = IngestIdentity(sources=tuple(identity(files.source) for files in listed), ingest=config, names=called)
+    known = IngestIdentity(
+        sources=tuple(identity(files.source) for files in listed),
+        ingest=config,
+        names=called,
+        code_libraries=code_libraries(sources),
+    )
 
     def make(folder: Path) -> Made:
         chosen = [
@@ -316,7 +327,9 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         readings = []
         for files, parts in zip(listed, cut, strict=True):
             whole = is_stream(files.source, files.items[0])
-            readings += plan(files.source, parts, config.shard_bytes, files.beside, whole=whole)
+            planned = plan(files.source, parts, config.shard_bytes, files.beside, whole=whole)
+            of_code = isinstance(files.source, CodeSource)
+            readings += [with_near_licence_files(work) for work in planned] if of_code else planned
         lost = [
             (name, {"torn_files": len(missed), "passed_over": dict(Counter(reason for _, reason in missed))})
             for name, missed in unread.items()
@@ -335,6 +348,7 @@ def _of_settings(sources: Sequence[Source], config: IngestConfig, root: Path) ->
         with contextlib.suppress(ManifestError):
             made = read_manifest(path)
             same = (made.config.get("sources"), made.config.get("ingest")) == settings
+            same = same and made.config.get("code_libraries", {}) == code_libraries(sources)
             if same and made.version == VERSION and present(made, root):
                 yield made
 
@@ -385,7 +399,8 @@ def _make(
     shards = []
     for number, work in enumerate(readings):
         of_source = sha256_bytes(canonical_json(identity(work.source)))
-        read = (str(work.shard_bytes), *(item.key for item in (*work.beside, *work.items)))
+        libraries = code_libraries([work.source]).values()
+        read = (str(work.shard_bytes), *libraries, *(item.key for item in (*work.beside, *work.items)))
         shards.append(Shard(f"{number:06d}-{work.source.name}", (of_source, *read), work))
     done = map_shards(recipe, read_shard, shards, folder, runtime)
     stats = [(work.source.name, part.stats) for work, part in zip(readings, done, strict=True)] + lost

@@ -27,10 +27,10 @@ _INTERPRETERS = {
     "bun": "TypeScript", "rscript": "S", "tclsh": "Tcl", "wish": "Tcl", "mawk": "Awk", "nawk": "Awk",
 }  # fmt: skip
 """Interpreters that are not an alias of their language in Pygments."""
-_OBJECTIVE_C = re.compile(r"^\s*(@(interface|implementation|protocol|property|class|end|import)\b|#import\b)", re.M)
+_OBJECTIVE_C = re.compile(r"^[ \t]*(@(interface|implementation|protocol|property|class|end|import)\b|#import\b)", re.M)
 _CPP = re.compile(
-    r"^\s*(class\s+\w+[^;()]*[{:]|class\s+\w+\s*;|namespace\b|template\s*<|using\s+\w|(public|private|protected)\s*:"
-    r"|#\s*include\s*<\w+>\s*$)|\bstd::|\bconstexpr\b|\bvirtual\s+[\w~]",
+    r"^[ \t]*(class\s+\w+[^;()]{0,500}[{:]|class\s+\w+\s*;|namespace\b|template\s*<|using\s+\w"
+    r"|(public|private|protected)\s*:|#\s*include\s*<\w+>\s*$)|\bstd::|\bconstexpr\b|\bvirtual\s+[\w~]",
     re.M,
 )
 _ESTIMATED_CHARACTERS = 20_000  # of the text, that Pygments' estimate reads

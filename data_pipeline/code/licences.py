@@ -2,7 +2,8 @@
 
 A header is the run of comments that begins a file. Its licence is, in this order:
 
-- that of its `SPDX-License-Identifier` lines, joined by AND where there are several;
+- that of its `SPDX-License-Identifier` lines, joined by AND where there are several; unknown if the header also holds
+  the text or notice of a licence that they do not name;
 - that of the licence texts and notices in it (`licenseclassifier`, a port of Google's licensecheck, which compares
   words with the texts of the SPDX list), if no other words on licences are left in it: an exception, a second choice
   or a restriction makes the licence unknown.
@@ -10,8 +11,11 @@ A header is the run of comments that begins a file. Its licence is, in this orde
 A header that only refers to a licence file, or says nothing, leaves the decision to the nearest licence file. Such a
 file's licence is known if its texts cover `MIN_COVERAGE` of its words and no condition is left outside of them.
 
+An identifier below the header decides nothing, but the licence of a file whose header states none is then unknown: it
+may be a comment in a form that is not known here.
+
 Promise: whatever is not certain is "NOASSERTION". A header is read up to `HEADER_CHARACTERS`, a licence file up to
-`LICENCE_FILE_BYTES`; a longer one is unknown. So both are bounded whatever the file is.
+`LICENCE_FILE_BYTES`; a longer one is unknown. Expressions and titles are bounded too: no file takes quadratic time.
 """
 
 from __future__ import annotations
@@ -26,9 +30,13 @@ UNKNOWN = "NOASSERTION"
 HEADER_CHARACTERS = 16_000
 LICENCE_FILE_BYTES = 1 << 18
 MIN_COVERAGE = 0.75
+_EXPRESSION_CHARACTERS = 1000
+_EXPRESSION_BRACKETS = 50  # the parser calls itself for each
+_TITLE_CHARACTERS = 120
 
 _IDENTIFIER = re.compile(r"SPDX-License-Identifier:[ \t]*(?P<expression>[^\n]*)", re.I)
 _EXPRESSION = re.compile(r"[A-Za-z0-9.+:() \t-]*")
+_AFTER_EXPRESSION = "*/\"'`#,;}] \t"
 _SAYS_LICENCE = re.compile(
     r"licen[cs]|permission|permitted|redistribut|terms and conditions|under the terms|exception\b|\bl?gpl|public domain"
     r"|proprietary|confidential|royalt|commercial|\bpatents?\b|all rights granted|may not\b|copyleft|\bgnu\b",
@@ -36,7 +44,7 @@ _SAYS_LICENCE = re.compile(
 )
 _REFERS = re.compile(r"\b(UN)?LICEN[CS]E(\.\w+)?\b|\bCOPYING(\.\w+)?\b|licen[cs]e (file|details)|file licen[cs]e\b")
 _HARMLESS = re.compile(r"contributor (licen[cs]e )?agreement", re.I)
-_TITLE = re.compile(r"^[^\w\n]*([\w.'\"+-]+[ \t]+){0,5}licen[cs]e([ \t]+[\w.'\"()+:,-]+){0,5}[^\w\n]*$", re.I | re.M)
+_TITLE = re.compile(r"[^\w\n]*([\w.'\"+-]+[ \t]+){0,5}licen[cs]e([ \t]+[\w.'\"()+:,-]+){0,5}[^\w\n]*", re.I)
 _STATES = re.compile(
     r"\b(is|are|under|with|see|may|not|no|only|except\w*|optional|for|to|all|this|by|from|a|an|any)\b", re.I
 )
@@ -88,19 +96,25 @@ def normalised(expression: str) -> str:
     """
     if not expression.strip() or not _EXPRESSION.fullmatch(expression):
         return UNKNOWN
-    return _normalised(expression.strip())
+    parsed = _parsed(expression.strip())
+    if parsed is None:
+        return UNKNOWN
+    unknown = [key for key in _licensing().unknown_license_keys(parsed) if not key.startswith("LicenseRef-")]
+    return UNKNOWN if unknown else str(parsed)
 
 
 @functools.lru_cache(maxsize=4096)
-def _normalised(expression: str) -> str:
+def _parsed(expression: str) -> Any:
+    """A parsed expression; None if it is none, or too long or too deep to be one."""
     import license_expression
 
+    if len(expression) > _EXPRESSION_CHARACTERS or expression.count("(") > _EXPRESSION_BRACKETS:
+        return None
     try:
-        parsed = _licensing().parse(expression)
-    except (license_expression.ExpressionError, license_expression.ParseError):
-        return UNKNOWN
-    unknown = [key for key in _licensing().unknown_license_keys(parsed) if not key.startswith("LicenseRef-")]
-    return UNKNOWN if parsed is None or unknown else str(parsed)
+        return _licensing().parse(expression)
+    # The library's own two, and what its parser lets through, for example of "()" and of "(OR".
+    except (license_expression.ExpressionError, license_expression.ParseError, IndexError, AssertionError):
+        return None
 
 
 @functools.cache
@@ -114,6 +128,7 @@ def permits(expression: str, allowed: Collection[str], denied: Collection[str]) 
     """Return whether an expression can be met with allowed licences only.
 
     One side of an OR is enough. No `allowed` means all; an exception (WITH) only adds to what its licence permits.
+    What is no expression counts as one name. `allowed` and `denied` are spelt as `listed_licences` does.
     """
 
     def met(part: Any) -> bool:
@@ -122,7 +137,31 @@ def permits(expression: str, allowed: Collection[str], denied: Collection[str]) 
         names = {str(part), str(getattr(part, "license_symbol", part))}
         return not names & set(denied) and (not allowed or bool(names & set(allowed)))
 
-    return met(_licensing().parse(expression))
+    parsed = _parsed(expression)
+    return met(expression if parsed is None else parsed)
+
+
+def listed_licences(names: Collection[str]) -> tuple[str, ...]:
+    """Entries of a list of licences, as the SPDX list spells them.
+
+    Raises:
+        ValueError: one is not a single licence.
+    """
+    return tuple(map(_listed, names))
+
+
+def _listed(name: str) -> str:
+    found = UNKNOWN if name == UNKNOWN else normalised(name)
+    parsed = None if found == UNKNOWN else _parsed(found)
+    several = bool(getattr(parsed, "args", ())) or bool(getattr(parsed, "is_exception", False))
+    # "GPL" is read as GPL-1.0-or-later, which is not what a list that names it means.
+    versionless = re.search(r"\d", found) and not re.search(r"\d", name)
+    if name != UNKNOWN and (parsed is None or several or versionless):
+        raise ValueError(
+            f"{name[:100]!r} is not the SPDX identifier of one licence. Write it as https://spdx.org/licenses has it, "
+            f'for example "GPL-3.0-only", one per entry; "{UNKNOWN}" for unknown licences.'
+        )
+    return found
 
 
 def header_of(text: str) -> str:
@@ -154,11 +193,26 @@ def licence_of_header(text: str) -> str:
 
     The result is "" if it states none, `UNKNOWN` if it says something that is not understood.
     """
-    if "SPDX-License-Identifier" in text[:HEADER_CHARACTERS]:
-        found = [match["expression"] for match in _IDENTIFIER.finditer(text, 0, HEADER_CHARACTERS)]
-        return _joined([normalised(re.sub(r"(\*+/|-->|[\"'`*#,;}\]]+)\s*$", "", one.strip()).strip()) for one in found])
     header = header_of(text)
-    return _of_notice(_MARKS.sub("", header)) if _SAYS_LICENCE.search(header) else ""
+    if stated := _stated(header):
+        notice = _MARKS.sub("", _IDENTIFIER.sub("", header))
+        contradicted = stated == UNKNOWN or (_SAYS_LICENCE.search(notice) and _contradicts(notice, stated))
+        return UNKNOWN if contradicted else stated
+    found = _of_notice(_MARKS.sub("", header)) if _SAYS_LICENCE.search(header) else ""
+    return found or (UNKNOWN if _IDENTIFIER.search(text, 0, HEADER_CHARACTERS) else "")
+
+
+def _stated(text: str) -> str:
+    """The licence of a text's identifier lines; "" if it has none."""
+    found = [match["expression"] for match in _IDENTIFIER.finditer(text)]
+    return joined([normalised(one.strip().removesuffix("-->").rstrip(_AFTER_EXPRESSION)) for one in found])
+
+
+@functools.lru_cache(maxsize=1024)
+def _contradicts(notice: str, stated: str) -> bool:
+    """Return whether a notice is of a licence that a stated expression does not name."""
+    keys = _licensing().license_keys
+    return any(not set(keys(one)) <= set(keys(stated)) for one in _texts_in(notice)[0])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -166,13 +220,17 @@ def _of_notice(header: str) -> str:
     found, rest, _ = _texts_in(header)
     if any(not _REFERS.search(sentence) for sentence in _conditions(rest)):
         return UNKNOWN
-    return _joined(found)
+    return joined(found)
 
 
 def _conditions(text: str) -> list[str]:
     """Sentences of a text that say something on licences, without titles."""
-    text = _TITLE.sub(lambda line: line[0] if _STATES.search(line[0]) else "", text)
+    text = "\n".join("" if _is_title(line) else line for line in text.split("\n"))
     return [one for one in _SENTENCE.split(text) if _SAYS_LICENCE.search(one) and not _HARMLESS.search(one)]
+
+
+def _is_title(line: str) -> bool:
+    return len(line) <= _TITLE_CHARACTERS and _TITLE.fullmatch(line) is not None and not _STATES.search(line)
 
 
 def licence_of_file(data: bytes) -> str:
@@ -180,11 +238,11 @@ def licence_of_file(data: bytes) -> str:
     if len(data) > LICENCE_FILE_BYTES or b"\0" in data:
         return UNKNOWN
     text = _GPL_EXAMPLE.sub("", data.decode("utf-8", "replace"))
-    stated = [licence_of_header(text)] if "SPDX-License-Identifier" in text[:HEADER_CHARACTERS] else []
+    stated = [one] if (one := _stated(text)) else []
     found, rest, coverage = _texts_in(_IDENTIFIER.sub("", text))
     if not (stated or (found and coverage >= MIN_COVERAGE)) or _conditions(rest):
         return UNKNOWN
-    return _joined([*stated, *found])
+    return joined([*stated, *found])
 
 
 def _texts_in(text: str) -> tuple[list[str], str, float]:
@@ -209,7 +267,7 @@ def _texts_in(text: str) -> tuple[list[str], str, float]:
     return [normalised(one) for one in found], outside, 1 - len(_WORD.findall(outside)) / max(1, words)
 
 
-def _joined(expressions: list[str]) -> str:
+def joined(expressions: Collection[str]) -> str:
     """All of several expressions; "" of none, `UNKNOWN` if one is."""
     if UNKNOWN in expressions:
         return UNKNOWN

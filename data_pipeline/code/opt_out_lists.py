@@ -1,13 +1,15 @@
 """Lists of repositories and paths whose owners opted out, as The Stack's.
 
-    # one entry per line; case, a leading https://github.com/ and a trailing slash do not count
+    # one entry per line; case, a leading https://github.com/ or git@github.com: and a trailing slash do not count
     owner
     owner/repository
     https://github.com/owner/repository
+    https://github.com/owner/repository/blob/main/src/secret.py
     owner/repository/src/secret.py
 
 An entry removes everything below it: all repositories of an owner, all files of a repository, a folder, a file. It is
-compared with a document's repository and path, component by component.
+compared with a document's repository and path, component by component. Of the address of a page that shows a file or a
+folder, `blob/main` or `tree/main` is left out; a branch with a slash in its name cannot be told from a folder.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 from data_pipeline.readers.streams import TornStream, lines, open_source
 from data_pipeline.readers.streams import blocks as file_blocks
 from governance.errors import ConfigError
 
-_HOST = re.compile(r"^(https?://)?(www\.)?(github|gitlab)\.com/|^https?://[^/]+/", re.I)
-_ENTRY = re.compile(r"[^\s/\\*?]+(/[^/\\*?\x00-\x1f]+)*")
+_HOST = re.compile(
+    r"(https?://)?(www\.)?(github|gitlab)\.com/|https?://[^/]+/|ssh://([^/@]+@)?[^/]+/|git@[^/:]+:", re.I
+)
+_VIEW = re.compile(r"(?P<repository>[^/]+/[^/]+|.+?(?=/-/))(/-)?/(blob|tree|raw|blame|edit|commits)/[^/]+")
+_ENTRY = re.compile(r"[^\s/\\*?@#]+(/[^/\\*?\x00-\x1f]+)*")
 
 
 def read_opt_outs(paths: Iterable[Path]) -> frozenset[str]:
@@ -54,11 +60,15 @@ def _entry(line: bytes, path: Path, number: int) -> str:
         raise ConfigError(f"{path}, line {number}: is not UTF-8. Write the list in UTF-8.") from error
     if not text or text.startswith("#"):
         return ""
-    entry = _HOST.sub("", text).removesuffix(".git").rstrip("/")
-    if not _ENTRY.fullmatch(entry):
+    host = _HOST.match(text)
+    entry = (text[host.end() :] if host else text).rstrip("/").removesuffix(".git")
+    strays = " #" in entry or (host is not None and "#" in entry)
+    if host:
+        entry = unquote(_VIEW.sub(r"\g<repository>", entry, count=1))
+    if strays or not _ENTRY.fullmatch(entry):
         raise ConfigError(
             f"{path}, line {number}: {text[:100]!r} is not OWNER, OWNER/REPOSITORY or a path below one, such as "
-            "octocat/hello-world/src/a.py. Correct the line."
+            "octocat/hello-world/src/a.py. Correct the line; a comment needs a line of its own."
         )
     return entry.lower()
 
@@ -67,3 +77,8 @@ def opted_out(repository: str, path: str, entries: Collection[str]) -> str:
     """The entry that a file is below; "" if there is none."""
     parts = "/".join(filter(None, (repository, path))).lower().split("/")
     return next((below for end in range(1, len(parts) + 1) if (below := "/".join(parts[:end])) in entries), "")
+
+
+def unmatched(entries: Collection[str], matched: Collection[str]) -> list[str]:
+    """Sorted entries that match no file and are not below one that does."""
+    return sorted(entry for entry in entries if not opted_out("", entry, matched))

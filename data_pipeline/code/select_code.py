@@ -13,7 +13,7 @@ first that holds:
                      as `file_rules.py` says
 
 Roles `documents`, `removed`. `stats` adds `licences` and `programming_languages`: source files that came in, by
-expression and by language.
+expression and by language; and `opt_out_entries`: removed files by entry. Entries that match no file are warned of.
 
 Price: one pass over the texts; a row group (8 MiB of text) is in memory.
 """
@@ -33,7 +33,7 @@ from pydantic import Field
 
 from data_pipeline.code.file_rules import FileRules, reason_of
 from data_pipeline.code.licences import permits
-from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs
+from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs, unmatched
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
@@ -47,11 +47,13 @@ from data_pipeline.readers.local import find_files
 from data_pipeline.readers.sources import CodeSource, Source
 from governance.config import Section
 from governance.file_digests import Digests
+from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 1
+_NAMED = 10  # entries that the warning on those without a file names
 
 
 class CodeConfig(FileRules):
@@ -111,12 +113,16 @@ def _permitted(licence: str, allowed: tuple[str, ...], denied: tuple[str, ...]) 
     return permits(licence, allowed, denied)
 
 
-def _counts(identity: CodeIdentity, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _counts(
+    identity: CodeIdentity, rows: Sequence[Mapping[str, Any]], judged: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
     files = [row for row in rows if row["source"] in identity.licences]
     languages = (json.loads(row["columns"])["programming_language"] for row in files)
+    entries = (evidence.removeprefix("entry=") for reason, evidence in judged if reason == "path_opted_out")
     return {
         "licences": dict(sorted(Counter(row["licence"] for row in files).items())),
         "programming_languages": dict(sorted(Counter(languages).items())),
+        "opt_out_entries": dict(sorted(Counter(entries).items())),
     }
 
 
@@ -131,7 +137,7 @@ def _select_shard(
         judged = [_judge(section, entries, row) for row in rows]
         reasons, evidence = [reason for reason, _ in judged], [why for _, why in judged]
         sizes = pc.binary_length(group["text"]).to_pylist()
-        counts = {**funnel(group["source"].to_pylist(), sizes, sizes, reasons), **_counts(section, rows)}
+        counts = {**funnel(group["source"].to_pylist(), sizes, sizes, reasons), **_counts(section, rows, judged)}
         return split_table(group, reasons, evidence), counts
 
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
@@ -139,7 +145,7 @@ def _select_shard(
 
 
 def _none(identity: CodeIdentity) -> dict[str, Any]:
-    return {**funnel([], [], [], []), **_counts(identity, [])}
+    return {**funnel([], [], [], []), **_counts(identity, [], [])}
 
 
 def select_code(
@@ -168,11 +174,16 @@ def select_code(
     ]
 
     def make(target: Path) -> Made:
-        read_opt_outs(lists)
+        entries = read_opt_outs(lists)
         shards = [
             Shard(path.stem, (output.sha256,), (path, tuple(lists)), (output,))
             for output, path in document_shards(documents, runtime.root)
         ]
-        return gathered(map_shards(recipe, _select_shard, shards, target, runtime), _none(identity))
+        made = gathered(map_shards(recipe, _select_shard, shards, target, runtime), _none(identity))
+        if without := unmatched(entries, made.stats["opt_out_entries"]):
+            named = ", ".join(without[:_NAMED]) + ", ..." * (len(without) > _NAMED)
+            words = "data.code: opt_out: %d of %d entries match no file: %s"
+            get_logger(__name__).warning(words, len(without), len(entries), named)
+        return made
 
     return run_stage(recipe, [documents.as_input(), *inputs], runtime, make)

@@ -9,8 +9,8 @@ The licence is that of the file's header, else that of the nearest licence file 
 archive, else the source's own (`licences.py`). Text is UTF-8, or UTF-16 with a byte-order mark; anything else is a
 fault, `not_utf8`.
 
-Price: one pass over the files, two over an archive (the first one finds its licence files); the licence files of a
-source are read once by each worker. Memory: one file, 64 MiB at most.
+Price: one pass over the files, two over an archive (the first one finds its licence files); a licence file is read
+by each shard that has files of its folder or below. Memory: one file, 64 MiB at most.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from data_pipeline.code.licences import (
     UNKNOWN,
     deciding_licence_file,
     is_licence_file,
+    joined,
     licence_of_file,
     licence_of_header,
 )
@@ -38,12 +40,13 @@ from data_pipeline.readers.archive import Member, members, read_blocks
 from data_pipeline.readers.items import SourceFiles, SourceItem
 from data_pipeline.readers.parts import Reading
 from data_pipeline.readers.record import Record, RecordFault, encodable, sample
-from data_pipeline.readers.sources import CodeSource, is_code_archive
+from data_pipeline.readers.sources import CodeSource, Source, is_code_archive
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, byte_range
 from governance.errors import MissingInput
 
 _BINARY_BYTES = 8000
 _BESIDE = "licence/"
+_LIBRARIES = ("Pygments", "license-expression", "licenseclassifier")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -51,6 +54,22 @@ def with_licence_files(files: SourceFiles) -> SourceFiles:
     """A source's files, with licence files to read the others by."""
     found = [replace(item, file=_BESIDE + item.file) for item in files.items if is_licence_file(item.file)]
     return replace(files, beside=[*files.beside, *found])
+
+
+def with_near_licence_files(work: Reading) -> Reading:
+    """A reading without the licence files of folders that its files are not in."""
+    folders = {folder for item in work.items for folder in PurePosixPath(item.file).parents}
+    near = [item for item in work.beside if PurePosixPath(item.file.removeprefix(_BESIDE)).parent in folders]
+    return replace(work, beside=tuple(near))
+
+
+def code_libraries(sources: Iterable[Source]) -> dict[str, str]:
+    """Versions of the libraries that decide languages and licences of files.
+
+    There are none where no source is of code.
+    """
+    of_code = any(isinstance(source, CodeSource) for source in sources)
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES} if of_code else {}
 
 
 def read_code(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
@@ -96,19 +115,13 @@ class FolderLicences:
             if found := self._folders.get(str(folder)):
                 names = deciding_licence_file(sorted(found))
                 stated = list(dict.fromkeys(found[name] for name in names))
-                licence = UNKNOWN if UNKNOWN in stated else " AND ".join(_in_brackets(stated))
-                return licence, ", ".join(str(folder / name) for name in names)
+                return joined(stated), ", ".join(str(folder / name) for name in names)
         return "", ""
 
 
 @functools.lru_cache(maxsize=4096)
 def _known_file(data: bytes) -> str:
     return licence_of_file(data) or UNKNOWN
-
-
-def _in_brackets(expressions: list[str]) -> list[str]:
-    several = len(expressions) > 1
-    return [f"({one})" if several and " OR " in one else one for one in expressions]
 
 
 def _item_blocks(item: SourceItem) -> Iterator[bytes]:

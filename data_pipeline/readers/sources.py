@@ -380,7 +380,8 @@ class CodeSource(Origin, _Paths):
     )  # fmt: skip
     """Facts of a file that its document keeps in `columns`; the stage `code` needs the first three."""
     allow_licences: tuple[str, ...] = ()
-    """SPDX identifiers of licences that stay, if one of an OR and all of an AND are among them; none: all."""
+    """SPDX identifiers of licences that stay, if one of an OR and all of an AND are among them; none: all. Older names
+    and case are understood, unknown ones refused."""
     deny_licences: tuple[str, ...] = ()
     """SPDX identifiers of licences that are removed, unless the other side of an OR stays."""
 

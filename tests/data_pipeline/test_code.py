@@ -6,6 +6,7 @@ import json
 import os
 import random
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.takedown import find_documents
+from data_pipeline.code import source_trees
 from data_pipeline.code.file_rules import FileRules, reason_of
 from data_pipeline.code.languages import programming_language
 from data_pipeline.code.licences import (
@@ -21,6 +23,7 @@ from data_pipeline.code.licences import (
     UNKNOWN,
     licence_of_file,
     licence_of_header,
+    listed_licences,
     normalised,
     permits,
 )
@@ -76,6 +79,17 @@ def test_the_language_is_that_of_name_first_line_or_content(file, text, language
     assert programming_language(file, text) == language
 
 
+def test_a_hostile_file_costs_no_more_than_its_length():
+    """In quadratic time each third takes more than the bound, some of them hours."""
+    begun = time.process_time()
+    for _ in range(4):
+        assert programming_language("x.h", "\n" * 20_000) == "C"
+        assert programming_language("x.m", "\n" * 20_000) == "Matlab"
+    assert licence_of_file(b"SPDX: MIT" + b"-" * 200_000) == UNKNOWN
+    assert licence_of_file(f"{MIT}\nSPDX-License-Identifier: MIT{chr(39) * 200_000}x\n".encode()) == UNKNOWN
+    assert time.process_time() - begun < 20
+
+
 @given(st.text(max_size=200), st.sampled_from(["x.h", "x.m", "x.pl", "x.v", "x.inc", "x.cl", "x.s", "x", "x.g"]))
 @settings(max_examples=60)
 def test_any_text_has_one_language_or_none(text, file):
@@ -90,6 +104,12 @@ def commented(text, mark="# "):
 
 
 NOTICE = APACHE[APACHE.index('Licensed under the Apache License, Version 2.0 (the "License")') :]
+
+GPL = """This program is free software: you can redistribute it and/or modify it under the terms of the GNU General
+Public License as published by the Free Software Foundation, either version 3 of the License, or (at your option) any
+later version.
+"""
+IN_CODE = 'HEADER = "# SPDX-License-Identifier: MIT"\n'
 
 
 @pytest.mark.parametrize(
@@ -112,6 +132,16 @@ NOTICE = APACHE[APACHE.index('Licensed under the Apache License, Version 2.0 (th
         ("# Proprietary and confidential.\n", UNKNOWN),
         ("// Use of this source code is governed by a license found in the LICENSE file.\n", ""),
         ("# A helper for dates.\nimport os  # licensed\n", ""),
+        (commented(GPL) + IN_CODE, "GPL-3.0-or-later"),
+        ("# A helper.\n" + IN_CODE, UNKNOWN),
+        ('" SPDX-License-Identifier: MIT\nset nocompatible\n', UNKNOWN),
+        ("# SPDX-License-Identifier: MIT\n" + commented(GPL), UNKNOWN),
+        ("# SPDX-License-Identifier: GPL-3.0-or-later WITH GCC-exception-3.1\n" + commented(GPL),
+         "GPL-3.0-or-later WITH GCC-exception-3.1"),
+        ("# SPDX-License-Identifier: MIT OR Apache-2.0\n" + commented(NOTICE), "MIT OR Apache-2.0"),
+        ("# SPDX-License-Identifier: ()\n", UNKNOWN),
+        (f"# SPDX-License-Identifier: {'(MIT AND ' * 400}MIT{')' * 400}\n", UNKNOWN),
+        (f"# SPDX-License-Identifier: {'(MIT AND ' * 60}MIT{')' * 60}\n", UNKNOWN),
         ("", ""),
     ],
 )  # fmt: skip
@@ -142,6 +172,15 @@ def test_any_header_has_an_answer_that_can_be_parsed_again(text):
     assert found in ("", UNKNOWN) or normalised(found) == found
 
 
+@given(st.lists(st.sampled_from(["MIT", "(", ")", " AND ", " OR ", " WITH ", "+", " ", ":", "GPL-2.0-only",
+                                 "Classpath-exception-2.0", "LicenseRef-x"]), max_size=12))  # fmt: skip
+@settings(max_examples=300)
+def test_any_expression_has_an_answer(parts):
+    found = normalised("".join(parts))
+    assert found == UNKNOWN or normalised(found) == found
+    assert isinstance(permits("".join(parts), ("MIT",), ()), bool)
+
+
 @pytest.mark.parametrize(
     ("expression", "allowed", "denied", "stays"),
     [
@@ -160,6 +199,17 @@ def test_any_header_has_an_answer_that_can_be_parsed_again(text):
 )
 def test_an_expression_passes_if_it_can_be_met_by_allowed_licences(expression, allowed, denied, stays):
     assert permits(expression, allowed, denied) is stays
+
+
+def test_entries_of_licence_lists_are_spelt_as_the_list_does_or_refused():
+    names = ("GPL-3.0", "gpl-2.0+", "mit", UNKNOWN, "LicenseRef-Mine", "GPL-2.0-only with Classpath-exception-2.0")
+    assert listed_licences(names) == (
+        "GPL-3.0-only", "GPL-2.0-or-later", "MIT", UNKNOWN, "LicenseRef-Mine",
+        "GPL-2.0-only WITH Classpath-exception-2.0",
+    )  # fmt: skip
+    for other in ("GPL-3", "GPL", "Foo", "MIT OR Zlib", "Classpath-exception-2.0", "", "MIT License"):
+        with pytest.raises(ValueError, match="is not the SPDX identifier"):
+            listed_licences(("MIT", other))
 
 
 # --- Rules on files
@@ -205,9 +255,15 @@ def test_the_first_rule_that_a_file_breaks_is_its_reason(path, language, text, r
 def test_an_entry_removes_everything_below_it(tmp_path):
     (tmp_path / "list.txt").write_text(
         "\ufeff# a comment\nOwner\nhttps://github.com/one/two.git\n\nthree/four/src/a b.py\n"
+        "https://github.com/octo/a/blob/main/src/a%20b.py\ngithub.com/octo/b/tree/v1.0/src/\n"
+        "https://github.com/octo/c/tree/main\nhttps://gitlab.com/group/sub/d/-/blob/main/x.c\n"
+        "git@github.com:octo/e.git\nssh://git@github.com/octo/f.git/\nocto/g/blob/main/x.c\nocto/h/@types/x.ts\n"
     )
     entries = read_opt_outs([tmp_path / "list.txt"])
-    assert entries == {"owner", "one/two", "three/four/src/a b.py"}
+    assert entries == {
+        "owner", "one/two", "three/four/src/a b.py", "octo/a/src/a b.py", "octo/b/src", "octo/c", "group/sub/d/x.c",
+        "octo/e", "octo/f", "octo/g/blob/main/x.c", "octo/h/@types/x.ts",
+    }  # fmt: skip
     assert opted_out("owner/any", "x.py", entries) == "owner"
     assert opted_out("One/Two", "deep/x.py", entries) == "one/two"
     assert opted_out("three/four", "src/a b.py", entries) == "three/four/src/a b.py"
@@ -218,6 +274,8 @@ def test_an_entry_removes_everything_below_it(tmp_path):
 @pytest.mark.parametrize(
     ("data", "words"),
     [(b"owner/name extra/\n\n a b/c\n", "line 3"), (b"owner\\name/*\n", "line 1"), (b"\xff\xfe\n", "not UTF-8"),
+     (b"octo/hello # note\n", "line 1"), (b"octo\nme@octo/hello\n", "line 2"),
+     (b"https://github.com/octo/hello#readme\n", "line 1"),
      (b"# nothing\n", "no entry"), (b"", "no entry")],
 )  # fmt: skip
 def test_a_malformed_list_is_an_error_that_names_its_line(tmp_path, data, words):
@@ -373,6 +431,55 @@ def test_a_file_is_removed_for_its_first_reason_and_nothing_is_lost(tmp_path):
     assert find_documents("alpha/lock.js", roots).fates == (
         "repos/alpha/lock.js#0: removed by code for path_opted_out (entry=alpha/lock.js)",
     )
+
+
+def test_entries_that_match_no_file_are_named(tmp_path, caplog):
+    write(tmp_path, {**TREE, "opt.txt": "alpha\nalpha/main.py\nhttps://example.org/delta/raw\nnobody\n"})
+    config, runtime, documents, _, _ = read(tmp_path, code={"opt_out": ["opt.txt"]})
+    found = select_code(documents, config.code, config.sources, runtime, tmp_path)
+    assert found.stats["opt_out_entries"] == {"alpha": 3}
+    assert "2 of 4 entries match no file: delta/raw, nobody" in caplog.text  # alpha/main.py is below alpha
+
+
+def test_a_denied_licence_is_removed_however_it_is_spelt(tmp_path):
+    write(tmp_path, {"repos/a/gpl.py": "# SPDX-License-Identifier: GPL-3.0-only\n" + CODE})
+    for name in ("GPL-3.0", "gpl-3.0-ONLY"):
+        config, runtime, documents, _, _ = read(tmp_path, source={"deny_licences": [name]})
+        found = select_code(documents, config.code, config.sources, runtime, tmp_path)
+        assert found.stats["removed"] == {"licence_refused": 1}
+    with pytest.raises(ConfigError, match=r"source repos: deny_licences: 'GPL-3\.O' is not the SPDX identifier"):
+        config_of(tmp_path, source={"deny_licences": ["GPL-3.O"]})
+
+
+def test_a_licence_file_is_read_for_the_files_below_it_alone(tmp_path, monkeypatch):
+    for number in range(12):
+        write(tmp_path / "repos" / f"r{number:02d}", {"LICENSE": MIT, "a.py": CODE * 40, "b.py": CODE * 41})
+    files = []
+    blocks = source_trees.byte_range
+    monkeypatch.setattr(source_trees, "byte_range", lambda path, *more: files.append(path) or blocks(path, *more))
+    _, _, _, documents, _ = read(tmp_path, ingest={"shard_bytes": 4096})
+    assert {document.licence for document in documents} == {"MIT"}
+    assert len(documents) == 24
+    assert sum(path.name == "LICENSE" for path in files) <= 12 * 4  # as data, and for at most two shards
+
+
+def test_versions_of_the_libraries_that_decide_are_in_the_key_of_sources_of_code_alone(tmp_path, monkeypatch):
+    write(tmp_path, {**TREE, "texts/a.txt": "words"})
+    texts = {"type": "text", "name": "texts", "licence": "MIT", "paths": ["texts/*"]}
+    version = importlib.metadata.version
+
+    def keys():
+        plain = validate({"sources": [texts]}, DataConfig, str(tmp_path / "run.toml"))
+        made = ingest(plain.sources, plain.ingest, tmp_path, Runtime(tmp_path / "root"))
+        return read(tmp_path)[2].key, made.key
+
+    code, text = keys()
+    for name in ("Pygments", "licenseclassifier", "license-expression"):
+        with monkeypatch.context() as other:
+            other.setattr(importlib.metadata, "version", lambda of, name=name: version(of) + "9" * (of == name))
+            after = keys()
+        assert after[0] != code
+        assert after[1] == text
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path):
