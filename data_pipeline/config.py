@@ -133,7 +133,7 @@ class DataConfig(Section):
     @field_validator("sources")
     @classmethod
     def _licences_exist(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        """Spell the licences that sources of code allow and deny as documents have them."""
+        """Spell licences of lists as documents have them."""
         return tuple(_with_licences(source) if isinstance(source, CodeSource) else source for source in sources)
 
     @field_validator("code")

@@ -105,7 +105,7 @@ def normalised(expression: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(expression: str) -> Any:
-    """A parsed expression; None if it is none, or too long or too deep to be one."""
+    """A parsed expression, or None if it is malformed or too large."""
     import license_expression
 
     if len(expression) > _EXPRESSION_CHARACTERS or expression.count("(") > _EXPRESSION_BRACKETS:
@@ -210,7 +210,7 @@ def _stated(text: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _contradicts(notice: str, stated: str) -> bool:
-    """Return whether a notice is of a licence that a stated expression does not name."""
+    """Return whether a notice has licences that a stated expression lacks."""
     keys = _licensing().license_keys
     return any(not set(keys(one)) <= set(keys(stated)) for one in _texts_in(notice)[0])
 

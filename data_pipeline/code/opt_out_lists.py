@@ -9,7 +9,7 @@
 
 An entry removes everything below it: all repositories of an owner, all files of a repository, a folder, a file. It is
 compared with a document's repository and path, component by component. Of the address of a page that shows a file or a
-folder, `blob/main` or `tree/main` is left out; a branch with a slash in its name cannot be told from a folder.
+folder, `blob/main` or `tree/main` is left out; a branch must have no slash in its name.
 """
 
 from __future__ import annotations
@@ -80,5 +80,5 @@ def opted_out(repository: str, path: str, entries: Collection[str]) -> str:
 
 
 def unmatched(entries: Collection[str], matched: Collection[str]) -> list[str]:
-    """Sorted entries that match no file and are not below one that does."""
+    """Sorted entries that are neither matched nor below a matched one."""
     return sorted(entry for entry in entries if not opted_out("", entry, matched))

@@ -57,7 +57,7 @@ def with_licence_files(files: SourceFiles) -> SourceFiles:
 
 
 def with_near_licence_files(work: Reading) -> Reading:
-    """A reading without the licence files of folders that its files are not in."""
+    """A reading with only the licence files above its files."""
     folders = {folder for item in work.items for folder in PurePosixPath(item.file).parents}
     near = [item for item in work.beside if PurePosixPath(item.file.removeprefix(_BESIDE)).parent in folders]
     return replace(work, beside=tuple(near))
