@@ -96,8 +96,8 @@ def _written_from(ids: set[str], roots: Roots) -> Iterator[tuple[str, str]]:
             for row in pq.read_table(path, columns=["id", "source", "columns"], partitioning=None).to_pylist():
                 if row["source"] in manifest.stats["synthetic"]:
                     facts = json.loads(row["columns"])
-                    if facts["seed"] in ids:
-                        yield row["id"], f"written by {facts['teacher']} from {facts['seed']}"
+                    if from_these := sorted(ids.intersection(facts["seeds"])):
+                        yield row["id"], f"written by {facts['teacher']} from {', '.join(from_these)}"
 
 
 def _fates(ids: set[str], roots: Roots) -> Iterator[str]:

@@ -29,6 +29,7 @@ from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 
+_SHOWN_SEEDS = 3  # of a document that a teacher wrote
 _SOURCES = ("file", "hub")  # the stages of inputs that are not artifacts
 
 
@@ -272,9 +273,11 @@ def _written_by(ingest: Manifest | None, document: Document | None) -> str:
     if source.get("type") != "synthetic":
         return f"written by {source['synthetic_by']}" if source.get("synthetic_by") else ""
     facts = json.loads(document.columns or "{}")
+    seeds = facts.get("seeds", ())
+    more = f" and {len(seeds) - _SHOWN_SEEDS:,} more" if len(seeds) > _SHOWN_SEEDS else ""
     return (
         f"written by {facts.get('teacher')} (requested: {source['model']}; terms: {source['terms']}) from "
-        f"{facts.get('seed')}, prompt {str(facts.get('prompt_sha256'))[:16]}, ended by "
+        f"{', '.join(seeds[:_SHOWN_SEEDS])}{more}, prompt {str(facts.get('prompt_sha256'))[:16]}, ended by "
         f"{facts.get('finish_reason') or 'no stated reason'}"
     )
 

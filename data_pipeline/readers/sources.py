@@ -533,7 +533,7 @@ class SyntheticSource(TeacherSettings, Origin):
     @property
     def columns(self) -> tuple[str, ...]:
         """Facts of an answer that its document keeps."""
-        return ("teacher", "seed", "prompt_sha256", "finish_reason")
+        return ("teacher", "seeds", "prompt_sha256", "finish_reason")
 
     @property
     def fields(self) -> Fields:

@@ -26,7 +26,7 @@ from governance.signed_notes import NoteSigner, read_note, write_note
 STAGE, LOG, LOCK = "synthetic", "answers.log", "synthetic/requests.lock"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """The place of an answer's line."""
 

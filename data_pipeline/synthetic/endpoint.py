@@ -3,7 +3,8 @@
 Repeated after 429, 408, any 5xx, a timeout and a broken connection, each time after twice the wait; a server that
 states `Retry-After` holds all requests back until then. Ended for good: a key that is not accepted (401, 403), an
 address without such an API (404, 405, a redirect), tries used up. Any other refusal (400: a prompt too long) is of its
-one request, and is an answer. The key is sent as a bearer token, and replaced in whatever the server says.
+one request, and is an answer. The key is sent as a bearer token, and replaced in whatever the server says, also where
+it is written with escapes of JSON or of URLs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import email.utils
 import http.client
 import os
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -20,9 +22,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline.readers.file_types.teacher_answers import Answer
-from data_pipeline.readers.remote import public_url
 from data_pipeline.readers.sources import SyntheticSource
 from data_pipeline.synthetic.prompts import Request
+from data_pipeline.synthetic.spending import TeacherBudget
 from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.http_post import open_post
 
@@ -35,7 +37,7 @@ _BUSY, _KEYS, _NO_API = (408, 409, 429), (401, 402, 403), (404, 405)
 class Stopped(Exception):
     """End of a request that is not sent.
 
-    The stage stops, or its budget of requests is used up.
+    The stage stops, or its budget has no room for a further try.
     """
 
 
@@ -44,18 +46,17 @@ class Endpoint:
 
     Args:
         source: its settings.
-        most_tries: requests that may be sent, repeated ones included.
+        budget: counts each try, and has room for it or not.
     """
 
-    def __init__(self, source: SyntheticSource, most_tries: int) -> None:
+    def __init__(self, source: SyntheticSource, budget: TeacherBudget) -> None:
         self.source = source
-        self._most_tries = most_tries
-        self.name = public_url(source.endpoint).rstrip("/")
+        self.budget = budget
+        self.name = source.endpoint.rstrip("/")
         self.stopping = threading.Event()
-        self.tries = 0
-        """Requests sent, repeated ones included."""
         self._key = _key(source)
-        self._url = f"{source.endpoint.rstrip('/')}/{'chat/completions' if source.api == 'chat' else 'completions'}"
+        self._spelled = _spelled(self._key) if self._key else None
+        self._url = f"{self.name}/{'chat/completions' if source.api == 'chat' else 'completions'}"
         self._guard = threading.Lock()
         self._next = 0.0
 
@@ -65,15 +66,15 @@ class Endpoint:
         Raises:
             ConfigError: the key or the address is not accepted.
             MissingInput: the endpoint did not answer, in all tries.
-            Stopped: the stage stops, or no further request may be sent.
+            Stopped: the stage stops, or the budget has no room for a further try.
         """
         wait, said = _FIRST_WAIT, ""
         for _ in range(self.source.retries + 1):
             self._take_turn()
-            status, body, after = self._send(request.body)
+            status, body, after = self._send(request)
             if status == 200 or (400 <= status < 500 and status not in (*_BUSY, *_KEYS, *_NO_API)):
                 return Answer(
-                    request.key, request.seed, request.prompt_sha256, request.choices, self.name, status, body
+                    request.key, [request.seed], request.prompt_sha256, request.choices, self.name, status, body
                 )
             said = f"{status} {body[:_SHOWN]!r}" if status else body
             if status and (status < 400 or status in (*_KEYS, *_NO_API)):
@@ -103,12 +104,11 @@ class Endpoint:
     def _take_turn(self) -> None:
         """Wait for the pace of all requests."""
         rate = self.source.requests_per_minute
+        if not self.budget.take_try():
+            raise Stopped
         with self._guard:
-            if self.tries >= self._most_tries:
-                raise Stopped
             begin = max(time.monotonic(), self._next)
             self._next = begin + (60 / rate if rate else 0)
-            self.tries += 1
         self._sleep(begin - time.monotonic())
 
     def _hold_back(self, seconds: float) -> None:
@@ -119,52 +119,83 @@ class Endpoint:
         if self.stopping.wait(max(0.0, seconds)):
             raise Stopped
 
-    def _send(self, body: Mapping[str, Any]) -> tuple[int, str, float]:
+    def _send(self, request: Request) -> tuple[int, str, float]:
         """Status, text and requested wait; status 0 without an answer."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limit = self.source.timeout_seconds
+        self.budget.note_sent(request)
         try:
             deadline = time.monotonic() + limit
-            with open_post(self._url, body, headers, limit) as answer:
-                return answer.status, self._without_key(_read(answer, deadline)), 0.0
-        except urllib.error.HTTPError as error:
-            with error:
-                text = self._without_key(error.read(MOST_BYTES))
-            return error.code, text, _wait_of(error.headers.get("Retry-After"))
-        except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut short
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            return 0, f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason), 0.0
+            with _opened(self._url, request.body, headers, limit) as answer:
+                status, after = answer.status, _wait_of(answer.headers.get("Retry-After"))
+                if status != 200:
+                    self.budget.note_refused(request)
+                return status, self._without_key(_read(answer, deadline, whole=status == 200)), after
+        except urllib.error.URLError as error:  # of the connection, or while the request was sent
+            self.budget.note_unsent(request)
+            return 0, _said(error.reason), 0.0
+        except (OSError, http.client.HTTPException) as error:  # reset, timed out, cut short
+            self.budget.lose(request.bounds)
+            return 0, _said(error), 0.0
 
     def _without_key(self, data: bytes) -> str:
         text = data.decode("utf-8", "replace")
-        return text.replace(self._key, "[key]") if self._key else text
+        return self._spelled.sub("[key]", text) if self._spelled else text
+
+
+def _opened(url: str, body: Mapping[str, Any], headers: Mapping[str, str], limit: float) -> Any:
+    """The response, a context, of any status."""
+    try:
+        return open_post(url, body, headers, limit)
+    except urllib.error.HTTPError as error:
+        return error
+
+
+def _said(error: str | BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else error
+
+
+def _spelled(key: str) -> re.Pattern[str]:
+    """The key, plain or with escapes of JSON or URLs."""
+    ways = (rf"(?:\\{{0,8}}{re.escape(one)}|\\{{1,8}}u00{ord(one):02x}|%{ord(one):02x})" for one in key)
+    return re.compile("".join(ways), re.IGNORECASE)
 
 
 def _key(source: SyntheticSource) -> str:
     """The endpoint's key.
 
     Raises:
-        ConfigError: its variable is not set.
+        ConfigError: its variable is not set, or holds no key that a header can carry.
     """
     key = os.environ.get(source.key_variable, "").strip() if source.key_variable else ""
+    place = f"source {source.name}: the environment variable {source.key_variable} (key_variable)"
     if source.key_variable and not key:
+        raise ConfigError(f"{place} holds no key. Set it, or remove the line if the endpoint needs none.")
+    if not all("!" <= one <= "~" for one in key):
         raise ConfigError(
-            f"source {source.name}: the environment variable {source.key_variable} (key_variable) holds no key. Set "
-            "it, or remove the line if the endpoint needs none."
+            f"{place} holds a space, a line break or a character outside ASCII, which no key has. Set it to the key "
+            "alone."
         )
     return key
 
 
-def _read(answer: Any, deadline: float) -> bytes:
-    """The whole body, within the deadline and the bound of bytes."""
+def _read(answer: Any, deadline: float, *, whole: bool) -> bytes:
+    """The body, within the deadline and the bound of bytes.
+
+    If it need not be `whole`, what came before a fault is returned.
+    """
     blocks, size = [], 0
-    while size <= MOST_BYTES and (block := answer.read1(1 << 16)):
-        blocks.append(block)
-        size += len(block)
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer took longer than timeout_seconds")
-    if answer.length and size <= MOST_BYTES:  # of a body with a stated length, what did not come
-        raise http.client.IncompleteRead(b"", answer.length)
+    try:
+        while size <= MOST_BYTES and (block := answer.read1(1 << 16)):
+            blocks.append(block)
+            size += len(block)
+            if time.monotonic() > deadline:
+                raise TimeoutError("the answer took longer than timeout_seconds")
+        if answer.length and size <= MOST_BYTES:  # of a body with a stated length, what did not come
+            raise http.client.IncompleteRead(b"", answer.length)
+    except (OSError, http.client.HTTPException):
+        if whole:
+            raise
     return b"".join(blocks)
 
 
@@ -178,6 +209,8 @@ def _wait_of(text: str | None) -> float:
         pass
     try:
         then = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
+    if then.tzinfo is None:  # "-0000": a time of UTC from a zone that is not stated
+        then = then.replace(tzinfo=datetime.UTC)
     return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())

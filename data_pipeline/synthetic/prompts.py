@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from data_pipeline.readers.items import SourceFiles
 from data_pipeline.readers.local import LocalFile, find_files
 from data_pipeline.readers.parts import Reading
 from data_pipeline.readers.reading import read_items
-from data_pipeline.readers.record import Record
+from data_pipeline.readers.record import Record, encodable
 from data_pipeline.readers.sources import PackageSource, Source, SyntheticSource
 from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
@@ -32,9 +32,23 @@ _BYTES_PER_TOKEN = 4
 _FORM_TOKENS = 64  # that an endpoint's chat template adds, at most
 
 
+@dataclass(frozen=True, slots=True)
+class TokenBounds:
+    """Tokens that one request may use."""
+
+    most_in: int
+    """Bytes of the prompt and of its form: no prompt has more tokens."""
+    most_out: int
+
+    @property
+    def expected_in(self) -> int:
+        """Tokens of the prompt, at four bytes each."""
+        return -(-(self.most_in - _FORM_TOKENS) // _BYTES_PER_TOKEN)
+
+
 @dataclass(frozen=True)
 class Request:
-    """A request to the teacher."""
+    """A request to the teacher, for one seed."""
 
     key: str
     """SHA-256 of the API's name and the body: equal requests are sent once."""
@@ -43,18 +57,16 @@ class Request:
     prompt_sha256: str
     choices: int
     body: Mapping[str, Any]
-    most_in: int
-    """Bytes of the prompt and of its form: no prompt has more tokens."""
+    bounds: TokenBounds
 
-    @property
-    def most_out(self) -> int:
-        """Tokens that its answer may have."""
-        return int(self.body["max_tokens"]) * self.choices
 
-    @property
-    def expected_in(self) -> int:
-        """Tokens of the prompt, at four bytes each."""
-        return -(-(self.most_in - _FORM_TOKENS) // _BYTES_PER_TOKEN)
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Facts of a request that stay in memory."""
+
+    bounds: TokenBounds
+    seeds: list[str]
+    """Every seed that makes this request: those with an equal prompt."""
 
 
 def read_template(source: SyntheticSource, folder: Path) -> str:
@@ -108,13 +120,14 @@ def prompt_files(source: SyntheticSource, folder: Path) -> list[LocalFile]:
 def requests(
     source: SyntheticSource, template: str, seeds: SourceFiles | None, files: list[LocalFile]
 ) -> Iterator[Request]:
-    """Every request of the source, in order, each once.
+    """Every request of every seed, in order.
+
+    Seeds with an equal prompt have equal requests.
 
     Raises:
         ConfigError: a row of a prompts file is not an object with the template's fields.
     """
     found = _documents(seeds) if seeds is not None else _rows(source, template, files)
-    seen: set[str] = set()
     for number, (seed, values) in enumerate(found):
         if source.limit and number >= source.limit:
             return
@@ -122,10 +135,15 @@ def requests(
             values["text"] = values["text"][: source.seed_characters]
         prompt = _filled(template, values)
         for place in range(source.n // source.choices):
-            request = _request(source, seed, prompt, place)
-            if request.key not in seen:
-                seen.add(request.key)
-                yield request
+            yield _request(source, seed, prompt, place)
+
+
+def listed(found: Iterable[Request]) -> dict[str, Listed]:
+    """Each request once, in order, with all its seeds."""
+    known: dict[str, Listed] = {}
+    for request in found:
+        known.setdefault(request.key, Listed(request.bounds, [])).seeds.append(request.seed)
+    return known
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
@@ -151,7 +169,8 @@ def _request(source: SyntheticSource, seed: str, prompt: str, place: int) -> Req
     key = sha256_bytes(canonical_json({"api": source.api, "place": place, "body": body}))
     data = prompt.encode("utf-8")
     size = len(data) + len(source.system.encode("utf-8")) + _FORM_TOKENS
-    return Request(key, seed, sha256_bytes(data), source.choices, body, size)
+    bounds = TokenBounds(size, source.max_tokens * source.choices)
+    return Request(key, seed, sha256_bytes(data), source.choices, body, bounds)
 
 
 def _documents(seeds: SourceFiles) -> Iterator[tuple[str, dict[str, str]]]:
@@ -190,7 +209,13 @@ def _rows(source: SyntheticSource, template: str, files: list[LocalFile]) -> Ite
                     raise ConfigError(
                         f"{place}: has no value {absent[0]!r}, which the template needs. Correct it; nothing was sent"
                     )
-                yield f"{source.name}/prompts/{file.name}#{number}", {name: _written(row[name]) for name in names}
+                values = {name: _written(row[name]) for name in names}
+                if halves := [name for name, value in values.items() if encodable(value) != value]:
+                    raise ConfigError(
+                        f"{place}: {halves[0]!r} has half of a surrogate pair, such as \\ud800, which is no character. "
+                        "Correct it; nothing was sent"
+                    )
+                yield f"{source.name}/prompts/{file.name}#{number}", values
 
 
 def _written(value: Any) -> str:

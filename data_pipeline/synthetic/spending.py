@@ -1,55 +1,126 @@
-"""Budgets of a synthetic source: requests, tokens and money."""
+"""Budgets of a synthetic source: requests, tokens and money.
+
+Tries count across starts: each has a line in `<root>/synthetic/<key>/tries.log` before it leaves, and a second one if
+it ended with a status other than 200 or never left whole. Any other try without an answer (a timeout, a broken
+connection, a kill) may have been generated and billed all the same, so it counts as the most tokens that it may have
+used. A line is {"request": key, "sent": n, "open": n}; the lines of a request are added up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import threading
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from data_pipeline.readers.file_types.teacher_answers import Answer, tokens_of
 from data_pipeline.readers.sources import SyntheticSource
-from data_pipeline.synthetic.prompts import Request
+from data_pipeline.synthetic.answer_log import STAGE
+from data_pipeline.synthetic.prompts import Listed, Request, TokenBounds
+from governance.config import canonical_json
 from governance.errors import BudgetReached, ConfigError
+from governance.files import append_line, read_lines
+
+TRIES = "tries.log"
 
 
 @dataclass
 class TeacherBudget:
-    """Tokens used, and those that requests under way may use."""
+    """Requests and tokens used, and tokens that requests under way may use.
+
+    Threads share it.
+    """
 
     source: SyntheticSource
+    log: Path
+    """The file of tries."""
+    tries: int = 0
+    """Requests sent, repeated ones and earlier starts included."""
     tokens_in: int = 0
     tokens_out: int = 0
-    answers: int = 0
     held_in: int = 0
     held_out: int = 0
+    _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def fits(self, request: Request) -> bool:
-        """Return whether a further request fits tokens and money."""
-        tokens_in = self.tokens_in + self.held_in + request.most_in
-        tokens_out = self.tokens_out + self.held_out + request.most_out
-        money = money_of(self.source, tokens_in, tokens_out)
-        return tokens_in + tokens_out <= self.source.budget_tokens and (
-            self.source.budget_money is None or money <= self.source.budget_money
-        )
+        """Return whether a further request fits requests, tokens and money."""
+        with self._guard:
+            return self._has_room(request.bounds.most_in, request.bounds.most_out)
 
     def hold(self, request: Request, sign: int = 1) -> None:
         """Count what a request may use, or with -1 no longer."""
-        self.held_in += sign * request.most_in
-        self.held_out += sign * request.most_out
+        with self._guard:
+            self.held_in += sign * request.bounds.most_in
+            self.held_out += sign * request.bounds.most_out
 
-    def add(self, answer: Answer, request: Request) -> None:
+    def take_try(self) -> bool:
+        """Count a try of a held request; False: no room for it."""
+        with self._guard:
+            room = self._has_room(0, 0)
+            self.tries += room
+            return room
+
+    def note_sent(self, request: Request) -> None:
+        """Put a try on the disk, just before it leaves."""
+        self._note(request, sent=1, open=1)
+
+    def note_refused(self, request: Request) -> None:
+        """Note that a try ended with a status other than 200."""
+        self._note(request, sent=0, open=-1)
+
+    def note_unsent(self, request: Request) -> None:
+        """Note that a try did not leave whole."""
+        with self._guard:
+            self.tries -= 1
+        self._note(request, sent=-1, open=-1)
+
+    def lose(self, bounds: TokenBounds, times: int = 1) -> None:
+        """Count tries without a status as the most they may have used."""
+        with self._guard:
+            self.tokens_in += times * bounds.most_in
+            self.tokens_out += times * bounds.most_out
+
+    def add(self, answer: Answer, bounds: TokenBounds) -> None:
         """Count an answer; without figures, as the most it may have used."""
-        used = tokens_of(answer) or ((request.most_in, request.most_out) if answer.status == 200 else (0, 0))
-        self.tokens_in += used[0]
-        self.tokens_out += used[1]
-        self.answers += 1
+        used = tokens_of(answer) or ((bounds.most_in, bounds.most_out) if answer.status == 200 else (0, 0))
+        with self._guard:
+            self.tokens_in += used[0]
+            self.tokens_out += used[1]
 
-    def reached(self, left: int, tries: int) -> BudgetReached:
+    def recall(self, root: Path, asked: Mapping[str, Listed], answered: Collection[str]) -> None:
+        """Count earlier starts; an answer without a noted try is one."""
+        sent, unclear = Counter[str](), Counter[str]()
+        for path in sorted(root.glob(f"{STAGE}/*/{TRIES}")):
+            for line in read_lines(path):
+                sent[line["request"]] += line["sent"]
+                unclear[line["request"]] += line["open"]
+        for key, facts in asked.items():
+            self.tries += max(sent[key], key in answered)
+            self.lose(facts.bounds, max(0, unclear[key] - (key in answered)))
+
+    def _has_room(self, most_in: int, most_out: int) -> bool:
+        tokens_in = self.tokens_in + self.held_in + most_in
+        tokens_out = self.tokens_out + self.held_out + most_out
+        money = money_of(self.source, tokens_in, tokens_out)
+        return (
+            self.tries < self.source.budget_requests
+            and tokens_in + tokens_out <= self.source.budget_tokens
+            and (self.source.budget_money is None or money <= self.source.budget_money)
+        )
+
+    def _note(self, request: Request, **counts: int) -> None:
+        line = canonical_json({"request": request.key, **counts}).decode("utf-8")
+        with self._guard:
+            append_line(self.log, line, durable=True)
+
+    def reached(self, left: int) -> BudgetReached:
         """The error where no further request fits."""
         used = self.tokens_in + self.tokens_out
         spent = money_of(self.source, self.tokens_in, self.tokens_out)
         money = "" if self.source.budget_money is None else f", {spent:.2f} of {self.source.budget_money:g} in money"
         return BudgetReached(
-            f"source {self.source.name}: its budget has no room for a further request: {tries:,} of "
+            f"source {self.source.name}: its budget has no room for a further request: {self.tries:,} of "
             f"{self.source.budget_requests:,} requests, {used:,} of {self.source.budget_tokens:,} tokens{money}. "
             f"Answers so far are kept, {left:,} requests are left: raise the budget and run the same command, or lower "
             "limit or n."
@@ -83,17 +154,12 @@ class ExpectedCost:
         )
 
 
-def forecast(source: SyntheticSource, requests: Iterable[Request], answered: set[str]) -> ExpectedCost:
+def forecast(source: SyntheticSource, asked: Mapping[str, Listed], answered: Collection[str]) -> ExpectedCost:
     """Cost of the requests that have no answer yet."""
-    count = known = tokens_in = most_out = 0
-    for request in requests:
-        count += 1
-        if request.key in answered:
-            known += 1
-        else:
-            tokens_in += request.expected_in
-            most_out += request.most_out
-    return ExpectedCost(count, known, tokens_in, most_out, money_of(source, tokens_in, most_out))
+    left = [facts.bounds for key, facts in asked.items() if key not in answered]
+    tokens_in = sum(bounds.expected_in for bounds in left)
+    most_out = sum(bounds.most_out for bounds in left)
+    return ExpectedCost(len(asked), len(asked) - len(left), tokens_in, most_out, money_of(source, tokens_in, most_out))
 
 
 def refuse_beyond_budget(source: SyntheticSource, expected: ExpectedCost) -> None:

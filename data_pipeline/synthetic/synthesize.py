@@ -3,7 +3,11 @@
 Promise: an answer that is on the disk is never requested again, whenever the process is killed and whatever other
 setting changes; the artifact lists the answers in the order of their requests, so one set of answers is one digest,
 and everything after it is made from these files, without the endpoint. A look-up sends nothing. Price: the seeds are
-read twice, and 300 bytes of memory for each request; at a kill the requests under way (`concurrency` at most) are lost.
+read once to list the requests and once more to send any, with 750 bytes of memory for each request; at a kill the
+requests under way (`concurrency` at most) are lost.
+
+An answer is found by its request, but names the seeds that make this request now: a line of an earlier artifact may
+have another name or number for them.
 
 The key has the seeds' and the template's digests and every setting that reaches the teacher or its lineage; address,
 pace and budgets are not in it. Another process that requests answers for the same root waits.
@@ -14,8 +18,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +40,16 @@ from data_pipeline.synthetic.answer_log import (
     note_artifact,
 )
 from data_pipeline.synthetic.endpoint import Endpoint, Stopped
-from data_pipeline.synthetic.prompts import Request, check_fields, prompt_files, read_template, requests
-from data_pipeline.synthetic.spending import ExpectedCost, TeacherBudget, forecast, refuse_beyond_budget
+from data_pipeline.synthetic.prompts import (
+    Listed,
+    Request,
+    check_fields,
+    listed,
+    prompt_files,
+    read_template,
+    requests,
+)
+from data_pipeline.synthetic.spending import TRIES, ExpectedCost, TeacherBudget, forecast, refuse_beyond_budget
 from governance.config import Section
 from governance.errors import MissingInput
 from governance.file_digests import Digests
@@ -44,7 +57,6 @@ from governance.files import atomic_file, held, remove_file, sha256_bytes
 from governance.log import Advance, get_logger, progress
 from governance.manifest import Input, Manifest, Output, describe
 from governance.processes import pass_on_interrupt
-from governance.signed_notes import NoteSigner
 from governance.stage import Made, Recipe, Runtime, artifact_folder, run_stage
 
 VERSION = 1
@@ -90,7 +102,7 @@ class Planned:
     inputs: list[Input]
 
     def requests(self) -> Iterator[Request]:
-        """Its requests, in order."""
+        """Its requests of each seed, in order."""
         return requests(self.source, self.template, self.seeds, self.files)
 
     def folder(self, root: Path) -> Path:
@@ -155,9 +167,8 @@ def expected_costs(
     for source in sources:
         if isinstance(source, SyntheticSource):
             planned = plan(source, sources, folder, digests, runtime)
-            keys = {request.key for request in planned.requests()}
-            known = known_answers(runtime.root, runtime.hooks.signer, keys)
-            yield source, forecast(source, planned.requests(), set(known))
+            asked = listed(planned.requests())
+            yield source, forecast(source, asked, known_answers(runtime.root, runtime.hooks.signer, asked))
 
 
 def list_answers(planned: Planned, digests: Digests, runtime: Runtime) -> tuple[SourceFiles, Manifest]:
@@ -169,9 +180,9 @@ def list_answers(planned: Planned, digests: Digests, runtime: Runtime) -> tuple[
         MissingInput: the endpoint does not answer; or the answers are not there and `runtime.make` is off.
     """
     made = run_stage(planned.recipe, planned.inputs, runtime, partial(_make, planned, runtime), alone=True)
-    log = planned.folder(runtime.root) / LOG
-    if runtime.make and log.exists():
-        remove_file(log)  # its answers are in the artifact now
+    for log in (planned.folder(runtime.root) / name for name in (LOG, TRIES)):
+        if runtime.make and log.exists():
+            remove_file(log)  # the answers are in the artifact now
     prefix = f"{made.folder}/answers/"
     outputs = [(output.path.removeprefix(prefix), output) for output in made.listed("answers")]
     return SourceFiles(planned.source, fetched_items(outputs, digests, runtime.root), [], []), made
@@ -186,77 +197,83 @@ def facts_of(made: Manifest) -> dict[str, Any]:
 def _make(planned: Planned, runtime: Runtime, folder: Path) -> Made:
     root, signer = runtime.root, runtime.hooks.signer
     with held(root / LOCK, "requests answers", _PATIENCE):
-        order = [request.key for request in planned.requests()]
-        if not order:
+        asked = listed(planned.requests())
+        if not asked:
             raise MissingInput(f"source {planned.source.name}: has no seed, so no request. Correct seeds or prompts.")
-        wanted = set(order)
-        known = known_answers(root, signer, wanted)
-        log = folder / LOG
-        if len(known) < len(order):
-            _request_missing(planned, known, log, signer)
-            known = known_answers(root, signer, wanted, log)
-        outputs, stats = _write([known[key] for key in order], planned.source, folder, root, signer)
+        known = known_answers(root, signer, asked)
+        if len(known) < len(asked):
+            _request_missing(planned, asked, known, folder, runtime)
+            known = known_answers(root, signer, asked, folder / LOG)
+        answers = (
+            replace(answer_at(known[key], signer), seeds=list(dict.fromkeys(facts.seeds)))
+            for key, facts in asked.items()
+        )
+        outputs, stats = _write(answers, planned.source, folder, root)
         note = note_artifact(planned.recipe.key([item.digest for item in planned.inputs]), outputs, root, signer)
         beside = describe(note, root)
         runtime.notes.beside.setdefault(STAGE, {})[beside.path] = beside
     return Made(outputs, stats)
 
 
-def _request_missing(planned: Planned, known: Mapping[str, Place], log: Path, signer: NoteSigner) -> None:
+def _request_missing(
+    planned: Planned, asked: Mapping[str, Listed], known: Mapping[str, Place], folder: Path, runtime: Runtime
+) -> None:
     """Send the requests without an answer; keep each answer as it comes."""
-    source = planned.source
-    expected = forecast(source, planned.requests(), set(known))
+    source, signer = planned.source, runtime.hooks.signer
+    expected = forecast(source, asked, known)
     refuse_beyond_budget(source, expected)
     get_logger(__name__).info("%s", expected.line(source))
-    spending = TeacherBudget(source)
-    for request in planned.requests():
-        if request.key in known:
-            spending.add(answer_at(known[request.key], signer), request)
-    endpoint = Endpoint(source, source.budget_requests - spending.answers)
-    left = (request for request in planned.requests() if request.key not in known)
-    keep = partial(append, log, signer=signer)
+    budget = TeacherBudget(source, folder / TRIES)
+    budget.recall(runtime.root, asked, known)
+    for key, place in known.items():
+        budget.add(answer_at(place, signer), asked[key].bounds)
+    left = _first_of_each(planned.requests(), asked.keys() - known.keys())
+    keep = partial(append, folder / LOG, signer=signer)
     with progress(f"answers {source.name}", expected.requests, "requests", done=expected.answered) as advance:
-        _send_all(left, endpoint, spending, keep, advance)
-    if (missing := expected.requests - spending.answers) > 0:
-        raise spending.reached(missing, expected.answered + endpoint.tries)
+        kept = _send_all(left, Endpoint(source, budget), keep, advance)
+    if (missing := expected.requests - expected.answered - kept) > 0:
+        raise budget.reached(missing)
 
 
-def _send_all(
-    left: Iterator[Request],
-    endpoint: Endpoint,
-    spending: TeacherBudget,
-    keep: Callable[[Answer], None],
-    advance: Advance,
-) -> None:
+def _first_of_each(found: Iterator[Request], keys: set[str]) -> Iterator[Request]:
+    """The requests of these keys, each once."""
+    for request in found:
+        if request.key in keys:
+            keys.remove(request.key)
+            yield request
+
+
+def _send_all(left: Iterator[Request], endpoint: Endpoint, keep: Callable[[Answer], None], advance: Advance) -> int:
     """Keep `concurrency` requests under way while the budget allows.
 
-    After an error those under way are awaited and kept, then it is raised.
+    The result is the number of answers. After an error those under way are awaited and kept, then it is raised.
     """
-    source = endpoint.source
+    source, budget = endpoint.source, endpoint.budget
     waiting: dict[Future[Answer], Request] = {}
     error: BaseException | None = None
-    unusable = 0
+    unusable = kept = 0
     following = next(left, None)
     with ThreadPoolExecutor(source.concurrency) as pool:
-        while waiting or (following and error is None and spending.fits(following)):
+        while waiting or (following and error is None and budget.fits(following)):
             try:
-                while following and error is None and len(waiting) < source.concurrency and spending.fits(following):
+                while following and error is None and len(waiting) < source.concurrency and budget.fits(following):
                     pass_on_interrupt()
-                    spending.hold(following)
+                    budget.hold(following)
                     waiting[pool.submit(endpoint.answer, following)] = following
                     following = next(left, None)
                 for future in wait(waiting, _LOOK_SECONDS, FIRST_COMPLETED).done:
                     request = waiting.pop(future)
-                    spending.hold(request, -1)
+                    budget.hold(request, -1)
                     answer = future.result()
                     keep(answer)
-                    spending.add(answer, request)
-                    advance(1, f"{spending.tokens_in + spending.tokens_out:,} tokens")
+                    budget.add(answer, request.bounds)
+                    kept += 1
+                    advance(1, f"{budget.tokens_in + budget.tokens_out:,} tokens")
                     unusable = _HOPELESS + 1 if _is_usable(answer, source) else unusable + 1
                     if unusable == _HOPELESS:
                         raise _hopeless(answer, source)
-            except Stopped:
-                continue
+            except Stopped:  # of a try; there may be room again when others have ended
+                left, following = chain((following,) if following else (), left), request
             except BaseException as caught:
                 if error is None and waiting:
                     get_logger(__name__).info("%s: waiting for %d answers under way", source.name, len(waiting))
@@ -264,6 +281,7 @@ def _send_all(
                 endpoint.stopping.set()
     if error is not None:
         raise error
+    return kept
 
 
 def _is_usable(answer: Answer, source: SyntheticSource) -> bool:
@@ -280,27 +298,25 @@ def _hopeless(answer: Answer, source: SyntheticSource) -> MissingInput:
 
 
 def _write(
-    places: Sequence[Place], source: SyntheticSource, folder: Path, root: Path, signer: NoteSigner
+    answers: Iterator[Answer], source: SyntheticSource, folder: Path, root: Path
 ) -> tuple[list[Output], dict[str, Any]]:
     """Write the answers in order; return their files and counts."""
     counts: Counter[str] = Counter()
     models: Counter[str] = Counter()
     endpoints: Counter[str] = Counter()
     outputs: list[Output] = []
-    left = iter(places)
-    place = next(left, None)
-    while place is not None:
+    answer = next(answers, None)
+    while answer is not None:
         path = folder / "answers" / f"{len(outputs):05d}.jsonl"
         size = 0
         with atomic_file(path) as file:
-            while place is not None and size < _FILE_BYTES:
-                answer = answer_at(place, signer)
+            while answer is not None and size < _FILE_BYTES:
                 size += file.write(answer.line())
                 counts.update(_counts(answer, source))
                 body = parsed(answer)
                 models[body["model"] if isinstance(body, Mapping) else "(none)"] += 1
                 endpoints[answer.endpoint] += 1
-                place = next(left, None)
+                answer = next(answers, None)
         outputs.append(describe(path, root))
     named = ("requests", "texts", "faults", "truncated", "tokens_in", "tokens_out", "without_token_counts")
     return outputs, {

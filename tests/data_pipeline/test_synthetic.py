@@ -94,7 +94,7 @@ def test_answers_become_documents_with_their_lineage(folder, monkeypatch):
     assert [one.text.rpartition("\n")[2] for one in found] == [text for text in SEEDS for _ in range(2)]
     facts = json.loads(found[2].columns)
     assert facts["teacher"] == "teacher-1-2026"
-    assert facts["seed"] == "news/seeds.jsonl#1"
+    assert facts["seeds"] == ["news/seeds.jsonl#1"]
     assert facts["finish_reason"] == "stop"
     assert len(facts["prompt_sha256"]) == 64
     answers = artifact(folder)
@@ -134,9 +134,11 @@ def test_prompts_of_files_and_completions(folder):
             "braces in a value are text"
         )
     assert len(found) == 6
-    assert {json.loads(one.columns)["seed"] for one in found} == {
-        f"tales/prompts/prompts.jsonl#{number}" for number in (0, 1)
-    }
+    seeds = {tuple(json.loads(one.columns)["seeds"]) for one in found}
+    assert seeds == {
+        ("tales/prompts/prompts.jsonl#0", "tales/prompts/prompts.jsonl#2"),
+        ("tales/prompts/prompts.jsonl#1",),
+    }, "rows with an equal prompt are all named"
 
 
 @settings(max_examples=4)
@@ -392,7 +394,7 @@ WRONG = [
     ({"api": "completions", "system": "x"}, "system is a message of a chat"),
     ({"joules_per_token": 2.0}, "go together"),
     ({"budget_money": 5.0}, "budget_money needs"),
-    ({"endpoint": "teacher.example"}, "endpoint"),
+    ({"endpoint": "teacher.example"}, "endpoint is not a base URL"),
     ({"seeds": "olds"}, "seeds = 'olds' is not a source with texts of its own"),
     ({"key": "sk-1"}, "key"),
 ]
@@ -419,6 +421,7 @@ def test_wrong_settings_are_named(change, words):
             "line 2: has no value 'prompt'",
         ),
         ({"p.jsonl": '{"prompt": "a"}\n{"pro'}, {"prompts": ("p.jsonl",)}, "line 2: is not JSON"),
+        ({"p.jsonl": '{"prompt": "a \\ud800 b"}\n'}, {"prompts": ("p.jsonl",)}, "line 1: 'prompt' has half of a surr"),
         ({}, {"prompts": ("q.jsonl",)}, "q.jsonl"),
         ({"p.jsonl": "\n"}, {"prompts": ("p.jsonl",)}, "has no seed"),
         ({}, {"key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY .key_variable. holds no key"),

@@ -4,12 +4,12 @@ A line is the answer to one request:
 
     {"body":"{\"model\":\"teacher-1\",\"choices\":[{\"message\":{\"content\":\"Once ...\"},\"finish_reason\":\"stop\"}],
       \"usage\":{\"prompt_tokens\":12,\"completion_tokens\":90}}","choices":1,"endpoint":"https://host/v1",
-      "prompt_sha256":"...64 hex","request":"...64 hex","seed":"news/a.jsonl#3","status":200}
+      "prompt_sha256":"...64 hex","request":"...64 hex","seeds":["news/a.jsonl#3"],"status":200}
 
 `body` is what the endpoint sent, character by character; `choices` is the number of texts requested; `request` is the
-SHA-256 of the request; `seed` is the document or row that the prompt was made of. Each choice becomes a record that
-keeps `teacher` (the model as answered), `seed`, `prompt_sha256` and `finish_reason` in its columns. A text that
-reached its bound has `finish_reason` "length" and counts as truncated.
+SHA-256 of the request; `seeds` lists the documents or rows that the prompt was made of: one, or several with an equal
+prompt. Each choice becomes a record that keeps `teacher` (the model as answered), `seeds`, `prompt_sha256` and
+`finish_reason` in its columns. A text that reached its bound has `finish_reason` "length" and counts as truncated.
 
 Faults: `answer_refused` (another status than 200), `answer_not_json`, `answer_malformed` (no list of choices, no
 model), `other_model` (a name that the source does not allow), `missing_choices` (fewer than requested; one fault),
@@ -39,7 +39,7 @@ class Answer:
     """A line of the file."""
 
     request: str
-    seed: str
+    seeds: list[str]
     prompt_sha256: str
     choices: int
     endpoint: str
@@ -130,7 +130,7 @@ def read_answers(pieces: Iterable[bytes], file: str, source: SyntheticSource) ->
                 teacher = body["model"] if isinstance(body, Mapping) else ""
                 facts = {
                     "teacher": encodable(teacher),
-                    "seed": answer.seed,
+                    "seeds": answer.seeds,
                     "prompt_sha256": answer.prompt_sha256,
                     "finish_reason": encodable(choice.finish_reason),
                 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -12,8 +13,8 @@ from governance.config import Section
 class TeacherSettings(Section):
     """Fields of a synthetic source."""
 
-    endpoint: str = Field(pattern=r"^https?://[^\s/]+")
-    """The base URL, as "https://host/v1"; the name of the API follows it."""
+    endpoint: str = Field(min_length=1)
+    """The base URL, as "https://host/v1", without credentials; the name of the API follows it."""
     api: Literal["chat", "completions"] = "chat"
     """`/chat/completions` or `/completions`."""
     model: str = Field(min_length=1)
@@ -46,7 +47,7 @@ class TeacherSettings(Section):
     seed: int | None = None
     """The API's `seed` of a seed's first request, one more for each further one; absent: not sent."""
     budget_requests: int = Field(ge=1)
-    """Requests that may be sent, repeated ones included."""
+    """Requests that may be sent, repeated ones and earlier starts included."""
     budget_tokens: int = Field(ge=1)
     """Tokens of prompts and answers that may be used; a request that might exceed them is not sent."""
     budget_money: float | None = Field(default=None, gt=0)
@@ -72,7 +73,9 @@ class TeacherSettings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TeacherSettings:
-        faults = {
+        faults = {  # none repeats the endpoint, which may hold a password
+            'endpoint is not a base URL such as "https://host/v1", without a user, password, query or fragment; a key '
+            "goes into the environment variable that key_variable names": not _is_base_url(self.endpoint),
             "give either seeds, the name of a source, or prompts, files of rows": bool(self.seeds)
             == bool(self.prompts),
             "template is missing: seeds need a file with fields such as {{text}}": bool(
@@ -91,3 +94,13 @@ class TeacherSettings(Section):
             if found and self.endpoint:  # without one it is an identity
                 raise ValueError(words)
         return self
+
+
+def _is_base_url(text: str) -> bool:
+    """True for a URL of scheme, host, port and path alone."""
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and "@" not in parts.netloc and text.isascii() and text.isprintable() and not set(text) & set(" ?#\\")
