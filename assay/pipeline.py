@@ -276,8 +276,8 @@ def training(
     pass_gate(run, artifacts, runtime)
     origin = None
     if runtime.make:
-        origin = weights_origin(run, runtime)
         require_stated(_checkpoints(run, artifacts, runtime), runtime.root, journal_of(run, runtime))
+        origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
         pass_gate(run, artifacts, runtime, again=True)  # hours later: a verdict may have been revoked

@@ -100,10 +100,11 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
 
     under_site(run)
     artifacts = _look_up(run, runtime)
-    if artifacts is not None and _finished(run, artifacts, runtime):
+    folder = None if artifacts is None else _training_folder(run, artifacts, runtime)
+    if folder is not None and (folder / FILE_NAME).exists():
         return
     weights = open_weights(pinned(run), runtime)
-    weights_origin(run, runtime)
+    weights_origin(run, runtime, folder)
     open_callbacks(run.config.train.callbacks, run.folder)
     hardware, recipe, engine = find_hardware(), run.config.recipe, run.config.engine
     check_start(recipe, run.settings, hardware)
@@ -200,13 +201,13 @@ def _look_up(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest] | None:
         return None
 
 
-def _finished(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> bool:
+def _training_folder(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> Path | None:
     from assay.training_recipe import training_folder
 
     try:
-        return (training_folder(run, artifacts, runtime) / FILE_NAME).exists()
+        return training_folder(run, artifacts, runtime)
     except MissingInput:  # a file of its tasks
-        return False
+        return None
 
 
 def here(engine: EngineConfig, ranks: Ranks) -> Hardware:

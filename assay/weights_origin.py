@@ -1,10 +1,17 @@
 """Origin of the weights that a training starts from: who stated them.
 
 A parent checkpoint (`train.continue_from`) is checked against the journal of its own root, by the keys that this run
-trusts; so are the checkpoints of other roots that are evaluated or exported. A folder of weights
-(`train.initial_weights`) has no journal: it counts where this root's journal states it as the export of a checkpoint
-of this root, or where the hub listed its files. Anything else trains, and the training's record (`run.origin`) and page
-one of the report name it as not verified; a policy with `verified_origin` refuses it.
+trusts; so are checkpoints that are evaluated or exported. A folder of weights (`train.initial_weights`) has no journal:
+it counts where this root's journal states it as the export of a checkpoint of this root, or where the hub listed its
+files. Anything else trains, and the training's record (`run.origin`) and page one of the report name it as not
+verified; a policy with `verified_origin` refuses it.
+
+An origin goes with the weights. Each checkpoint's signed `run` block has the origin of the weights that its training
+started from, and each export's statement that of its checkpoint, so one unverified ancestor is enough. It enters no key
+and no digest.
+
+It is decided before the first step. A training that is finished, or that resumes, takes it from its own signed records:
+its key holds the digest of what it started from, so the parent's root is not needed again.
 
 Limit: an account that can write into another root can also remove its journal. Its checkpoints are then not verified,
 which only `verified_origin` refuses.
@@ -12,26 +19,34 @@ which only `verified_origin` refuses.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
 from assay.training_recipe import pinned
-from governance.errors import GateClosed, ManifestError
+from governance.errors import GateClosed, ManifestError, MissingInput
 from governance.gate.chain import require_stated
 from governance.lineage.attest import open_journal
-from governance.manifest import Manifest
+from governance.manifest import FILE_NAME, Manifest, read_manifest
+from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
+from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
-from pretrain.initial_weights.start import open_weights
+from pretrain.initial_weights.hub_weights import HUB
+from pretrain.initial_weights.start import InitialWeights, open_weights
 
 EXPORT = "export"
 """Kind of the statement on exported weights."""
 
 
-def weights_origin(run: LoadedRun, runtime: Runtime) -> dict[str, Any] | None:
+def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None) -> dict[str, Any] | None:
     """Origin of a run's first weights; None: they are random.
+
+    `folder` is that of the training, if its key is known.
 
     Raises:
         GateClosed: the journal of the parent's root does not state it, or no trusted key signed that journal; or the
@@ -42,55 +57,119 @@ def weights_origin(run: LoadedRun, runtime: Runtime) -> dict[str, Any] | None:
     """
     recipe = pinned(run)
     if (parent := parent_of(recipe.train, runtime.root)) is not None:
-        found = checkpoint_origin(run, parent.manifest, parent.root)
+        decide = partial(checkpoint_origin, run, parent.manifest, parent.root, runtime.root)
     elif (weights := open_weights(recipe, runtime)) is not None:
-        digests = {digest for name, digest in weights.folder.files.items() if name.endswith(".safetensors")}
-        found = _of_folder(run, weights.folder.name, weights.folder.address, digests, runtime.root)
+        decide = partial(_of_weights, run, weights, runtime.root)
     else:
         return None
-    if run.policy.verified_origin and not found["verified"]:
-        raise GateClosed(
-            f"the origin of {found['from']} is not verified ({found['why']}), and the policy {run.policy.name} demands "
-            "it (verified_origin). Start from a checkpoint whose root has a journal by a trusted key, from an export "
-            "of this root, or from hf://"
-        )
+    earlier = list(_recorded(run, runtime.root, folder)) if folder is not None else []
+    known = next((origin for origin in earlier if origin["verified"]), None)
+    if known is not None:
+        return known
+    if earlier and not run.policy.verified_origin:
+        return earlier[0]
+    found = decide()
+    refuse_unverified(run, found)
     return found
 
 
-def checkpoint_origin(run: LoadedRun, checkpoint: Manifest, root: Path) -> dict[str, Any]:
-    """Origin of a checkpoint by the journal of its own root.
+def refuse_unverified(run: LoadedRun, origin: dict[str, Any]) -> None:
+    """Raise where the policy demands an origin that is not verified.
+
+    Raises:
+        GateClosed: names the policy.
+    """
+    if run.policy.verified_origin and not origin["verified"]:
+        raise GateClosed(
+            f"the origin of {origin['from']} is not verified ({origin['why']}), and the policy {run.policy.name} "
+            "demands it (verified_origin). Take a checkpoint whose root, and those of its ancestors, have a journal by "
+            f"a trusted key, an export of one from this root, or a model that {HUB} lists"
+        )
+
+
+def checkpoint_origin(run: LoadedRun, checkpoint: Manifest, root: Path, own_root: Path) -> dict[str, Any]:
+    """Origin of a checkpoint of `root`, by the journal there.
 
     Raises:
         GateClosed: that journal does not state it, or no trusted key signed that journal.
     """
-    name, journal = checkpoint.path, open_journal(run.config.governance, run.folder, root)
+    name, config = checkpoint.path, run.config.governance
+    if root.resolve() != own_root.resolve():
+        config = config.model_copy(update={"trusted_keys": (*config.trusted_keys, *config.parent_keys)})
+    journal = open_journal(config, run.folder, root)
     if not journal.path.exists():
         return _origin(name, False, f"its root has no {JOURNAL}")
     try:
         if fault := journal.behind():
             raise GateClosed(f"{journal.path} is behind its anchor: {fault}")
         require_stated([checkpoint], root, journal)
+        before = _signed_origin(checkpoint, journal)
     except ManifestError as error:
         raise GateClosed(
-            f"{root / checkpoint.folder}: the journal of its root cannot be trusted: {error}. Add the public key of "
-            "its signer to governance.trusted_keys, or restore the journal"
+            f"{root / checkpoint.folder}: the journal of its root cannot be trusted: {error}. Restore the journal, or, "
+            "if you trust its signer's trainings, add the public key to governance.parent_keys"
         ) from error
-    return _origin(name, True, f"stated by the {JOURNAL} of its root")
+    if len(checkpoint.inputs) < 2:  # the token shards alone: its training started from random weights
+        return _origin(name, True, f"stated by the {JOURNAL} of its root")
+    if before is None:
+        return _origin(name, False, "no signed record has the origin of the weights that its training started from")
+    if not before["verified"]:
+        return _origin(name, False, f"its training started from {before['from']}: {before['why']}")
+    return _origin(name, True, f"stated by the {JOURNAL} of its root, and so are its ancestors")
 
 
-def _of_folder(run: LoadedRun, name: str, address: str, digests: set[str], root: Path) -> dict[str, Any]:
-    if address:
-        return _origin(name, True, f"listed by the hub as {address}")
+def _signed_origin(manifest: Manifest, journal: Journal) -> dict[str, Any] | None:
+    """Origin in a manifest's `run` block, if a statement holds its seal."""
+    seals = {line.seal for line in journal.verified() if line.subjects.get(manifest.path) == manifest.digest}
+    return manifest.run.get("origin") if manifest.seal in seals else None
+
+
+def _recorded(run: LoadedRun, root: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """Origins in the signed records of this training."""
+    journal = open_journal(run.config.governance, run.folder, root)
+    for path in (folder / FILE_NAME, *sorted(root.glob(f"checkpoint/*/{FILE_NAME}"))):
+        with contextlib.suppress(ManifestError, MissingInput):
+            record = read_manifest(path)
+            of_key = record.key if record.stage == "train" else str(record.config.get("train_key", ""))
+            if of_key.startswith(folder.name) and (origin := _signed_origin(record, journal)):
+                yield origin
+
+
+def _of_weights(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[str, Any]:
+    """Origin of a folder of weights."""
+    name, files = weights.folder.name, weights.folder.files
+    if (of_hub := weights.of_hub) is not None:
+        why = of_hub.unverified(files)
+        return _origin(name, not why, why or f"listed by {HUB} as {of_hub.address}")
     try:
         entries = open_journal(run.config.governance, run.folder, root).verified()
     except ManifestError as error:
         raise GateClosed(f"the journal cannot be trusted: {error}") from error
+    digests = {digest for file, digest in files.items() if file.endswith(".safetensors")}
+    exports = _exports(entries, digests)
+    if not exports:
+        return _origin(name, False, f"no line of this root's {JOURNAL} states an export of these files")
+    origins = [entry.statement["predicate"].get("origin") for entry in exports]
+    if any(origin and origin["verified"] for origin in origins):
+        return _origin(name, True, f"stated by the {JOURNAL} of this root as an export")
+    known = next((origin for origin in origins if origin), None)
+    why = (
+        f"of {known['from']}: {known['why']}" if known else "by an earlier release: export it again, under another name"
+    )
+    return _origin(name, False, f"an export {why}")
+
+
+def _exports(entries: Sequence[JournalEntry], digests: set[str]) -> list[JournalEntry]:
+    """Statements on exports of this root's checkpoints with these files of weights."""
     ours = {digest for entry in entries if entry.kind == "checkpoint" for digest in entry.subjects.values()}
-    for entry in entries:
-        of_ours = any(item.stage == "checkpoint" and item.digest in ours for item in entry.materials)
-        if entry.kind == EXPORT and of_ours and digests and digests <= set(entry.subjects.values()):
-            return _origin(name, True, f"stated by the {JOURNAL} of this root as an export")
-    return _origin(name, False, f"no line of this root's {JOURNAL} states an export of these files")
+    return [
+        entry
+        for entry in entries
+        if entry.kind == EXPORT
+        and any(item.stage == "checkpoint" and item.digest in ours for item in entry.materials)
+        and digests
+        and digests <= set(entry.subjects.values())
+    ]
 
 
 def _origin(name: str, verified: bool, why: str) -> dict[str, Any]:

@@ -443,4 +443,7 @@ def run_facts(context: TrainContext) -> dict[str, Any]:
         "micro_batch_size": engine.micro_batch_size,
         **({"deepspeed": engine.deepspeed} if engine.deepspeed else {}),
     }
-    return {**provenance(), "attempt": context.attempt, "execution": execution, "energy": dict(UNKNOWN_ENERGY)}
+    origin = {"origin": dict(context.settings.origin)} if context.settings.origin else {}
+    return {
+        **provenance(), "attempt": context.attempt, "execution": execution, "energy": dict(UNKNOWN_ENERGY), **origin
+    }  # fmt: skip

@@ -189,7 +189,6 @@ def train(
             "finished": now(),
             "energy": energy,
             "journal": hooks.head(),
-            **({"origin": dict(settings.origin)} if settings.origin else {}),
             **({"callbacks": callbacks.facts()} if recipe.train.callbacks else {}),
         },
     )

@@ -238,7 +238,7 @@ def audit_model(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime), runtime)
+    made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
     with intact(made.named("leanings.json"), runtime.root) as path:
         found = json.loads(path.read_bytes())
     title = f"biases at step {made.stats['step']}, in nats, with 95 % intervals; the ten largest:"

@@ -9,9 +9,11 @@ import argparse
 import functools
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from assay.cli.output import artifact, say
 from assay.config import LoadedRun, load_run
@@ -30,6 +32,8 @@ from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
 Arguments = argparse.Namespace
 _PROJECT = ("runs", ".git", "pyproject.toml")
 """One of these marks the folder of a project."""
+_KEY = re.compile(r"[0-9a-f]{16}")
+"""Name of an artifact's folder: a link with such a name poses as that artifact."""
 TALLY_VARIABLE = "ASSAY_TALLY"
 """Names the file of the tally of `Hooks`; a job's script sets it."""
 
@@ -173,17 +177,19 @@ def train(arguments: Arguments) -> None:
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
 
 
-def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
-    """Folder of the named checkpoint; "last": the final one.
+def checkpoint_of(
+    arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
+) -> tuple[Path, dict[str, Any]]:
+    """Folder of the named checkpoint ("last": the final one), and its origin.
 
     Raises:
-        GateClosed: the journal of its root, this one or another, does not state it, or its training, as it is; or its
-            folder holds another one.
+        GateClosed: the journal of its root, this one or another, does not state it, or its training, as it is; its
+            folder holds another one; or its origin is not verified, and the policy demands it.
     """
     from dataclasses import replace
 
     from assay.pipeline import journal_of, training
-    from assay.weights_origin import checkpoint_origin
+    from assay.weights_origin import checkpoint_origin, refuse_unverified
     from governance.gate.chain import require_chain, require_stated
     from governance.stage import read_artifact, root_of
 
@@ -195,19 +201,22 @@ def checkpoint_of(arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[st
         require_chain([ended], runtime.root, journal)
         checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
     folder, found = checkpoint.parent if checkpoint.name == FILE_NAME else checkpoint, read_artifact(checkpoint)
-    if Path(os.path.abspath(folder)).parts[-2:] != Path(found.folder).parts:
+    written, read = Path(os.path.abspath(folder)), folder.resolve()  # they differ where a link is followed
+    posing = _KEY.fullmatch(written.name) is not None and written.name != read.name
+    if posing or read.parts[-2:] != Path(found.folder).parts:
         raise GateClosed(
             f"{folder}: holds the manifest of {found.folder}, so other weights than those named would be read. Restore "
             "it; a copy keeps its folder's name, below a folder of its stage's name"
         )
-    named_below = Path(os.path.abspath(folder)).parents[1].resolve()  # also where a link leads out of the root
-    if runtime.root.resolve() in (root_of(checkpoint), named_below):  # a copy elsewhere has no statement here
+    home = root_of(checkpoint)
+    if runtime.root.resolve() in (home, written.parents[1].resolve()):  # also where a link leads out of the root
         require_stated([found], runtime.root, journal)
-    else:
-        origin = checkpoint_origin(loaded, found, root_of(checkpoint))
-        if not origin["verified"]:
-            get_logger(__name__).warning("the origin of %s is not verified: %s", checkpoint, origin["why"])
-    return checkpoint
+        home = runtime.root
+    origin = checkpoint_origin(loaded, found, home, runtime.root)  # a copy elsewhere has no statement here
+    refuse_unverified(loaded, origin)
+    if not origin["verified"]:
+        get_logger(__name__).warning("the origin of %s is not verified: %s", checkpoint, origin["why"])
+    return checkpoint, origin
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -222,14 +231,14 @@ def evaluate(arguments: Arguments) -> None:
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
+    checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
     values = {**asdict(found), "tasks": tasks}
     say("\n".join(table(found, tasks)), **values)
     evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
     subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
     made_from = [evaluated.as_input(), tokens.as_input()]
-    journal_of(loaded, runtime).state("evaluation", subject, made_from, **values)
+    journal_of(loaded, runtime).state("evaluation", subject, made_from, **values, origin=origin)
 
 
 def export(arguments: Arguments) -> None:
@@ -239,6 +248,7 @@ def export(arguments: Arguments) -> None:
     from assay.pipeline import corpus, journal_of, require_corpus
     from governance.files import sha256_file
     from governance.hub_client import push, require_name
+    from pretrain.export.huggingface import CardFacts
     from pretrain.export.huggingface import export as write
 
     if arguments.push:
@@ -246,10 +256,11 @@ def export(arguments: Arguments) -> None:
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     require_corpus(loaded, artifacts, runtime)  # the tokenizer is behind it
-    checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)
+    checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
+    facts = CardFacts(sources, "" if origin["verified"] else str(origin["why"]))
     manifest = write(
-        checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, sources=sources
+        checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, facts=facts
     )
     subjects = {
         f"{arguments.target.name}/{path.name}": sha256_file(path)
@@ -257,7 +268,7 @@ def export(arguments: Arguments) -> None:
     }
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     journal = journal_of(loaded, runtime)
-    journal.state("export", subjects, made_from)
+    journal.state("export", subjects, made_from, origin=origin)
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder", folder=arguments.target)
     line = f'transformers.AutoModelForCausalLM.from_pretrained("{arguments.target}")'
     say(f"next: python -c 'import transformers; {line}'; {arguments.target / 'README.md'} is its card", next=line)

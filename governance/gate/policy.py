@@ -188,7 +188,8 @@ class Policy(Section):
     """The most energy that may be used; absent: no bound."""
     verified_origin: bool = False
     """True: a training may start only from weights whose origin is verified: a checkpoint that a trusted key stated in
-    its own root's journal, an export of this root, or a model of the hub."""
+    its own root's journal, its ancestors, too; an export of one by this root; or a model that huggingface.co lists.
+    Only such checkpoints may be measured and exported."""
     gate: tuple[Gate, ...] = Field(min_length=1)
     parent: Policy | None = None
     """The policy that this one is compared with; a file names the parent's file. With `inherit = true` in that file,

@@ -70,6 +70,8 @@ class GovernanceConfig(Section):
     """Path of the private key; empty: the user's own, made on first use."""
     trusted_keys: tuple[str, ...] = ()
     """Public key files whose verdicts open the gate; empty: the signing key's own."""
+    parent_keys: tuple[str, ...] = ()
+    """Public key files whose journals are trusted, too, for checkpoints of other roots; they open no gate."""
     verdict_by: TwoNames = ()
     """Two names, of certificates or of `[people]`: the signer of the audit's statement and the signer of the verdict;
     empty: one key may do both. A site's policy may demand it, too."""
@@ -320,7 +322,8 @@ def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Si
     Raises:
         GateClosed: it breaks the rules of one that binds on this machine.
     """
-    return require_site(policy, config.trusted_keys, config.key_path(folder), folder)
+    names = (*config.trusted_keys, *config.parent_keys) if config.trusted_keys else ()
+    return require_site(policy, names, config.key_path(folder), folder)
 
 
 def _demands(policy: Policy, config: GovernanceConfig, keys: Sequence[Any], bound: tuple[Site, ...]) -> list[TwoKeys]:

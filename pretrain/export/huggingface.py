@@ -42,6 +42,16 @@ Read = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
+class CardFacts:
+    """Facts of a model card that the checkpoint does not hold."""
+
+    sources: Sequence[tuple[str, str, str]] = ()
+    """Name, licence and URL of each source of the corpus."""
+    unverified: str = ""
+    """Reason why the checkpoint's origin is not verified; "": it is, or nobody checked."""
+
+
+@dataclass(frozen=True)
 class ExportVocabulary:
     """Tokenizer file with its end and begin tokens."""
 
@@ -60,7 +70,7 @@ def export(
     root: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
-    sources: Sequence[tuple[str, str, str]] = (),
+    facts: CardFacts = CardFacts(),
 ) -> Manifest:
     """Write a checkpoint and its tokenizer into the new folder `target`.
 
@@ -71,7 +81,7 @@ def export(
         root: the artifacts' root.
         shard_bytes: most bytes of a file of weights; a larger tensor has its own file.
         dtype: type to which the weights are rounded, to nearest, ties to even.
-        sources: name, licence and URL of each source of the corpus, for the card.
+        facts: for the card.
 
     Returns:
         The checkpoint's manifest.
@@ -100,7 +110,8 @@ def export(
             return biases[name] if name in biases else files.read(name)
 
         family = write_folder(read, identity, vocabulary, target, shard_bytes, dtype)
-    write_text(target / "README.md", _card(manifest, identity, family, (dtype, vocabulary.begin), sources))
+    card = _card(manifest, identity, family, (dtype, vocabulary.begin), facts)
+    write_text(target / "README.md", card)
     return manifest
 
 
@@ -279,7 +290,7 @@ def _card(
     identity: CheckpointIdentity,
     family: Family,
     form: tuple[Dtype, int | None],
-    sources: Sequence[tuple[str, str, str]],
+    facts: CardFacts,
 ) -> str:
     """Model card of the exported folder.
 
@@ -313,8 +324,9 @@ def _card(
         f"| checkpoint, digest | {manifest.digest} |",
         f"| training run, key | {identity.train_key} |",
         *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
+        *([f"| origin of the weights | not verified: {facts.unverified} |"] if facts.unverified else []),
         *_start_rows(source),
-        *(f"| text of {name} | {licence}{f', {url}' if url else ''} |" for name, licence, url in sources),
+        *(f"| text of {name} | {licence}{f', {url}' if url else ''} |" for name, licence, url in facts.sources),
         *([] if source else ["| licence of the weights | not stated; add `license` above before you publish them |"]),
         "",
         "```python",

@@ -6,6 +6,9 @@
 The commit and the files that are read, each with its SHA-256 where the hub keeps one, are listed in a signed note
 (`fetch/hub-...json` below the root), so that a branch that moves changes nothing until that note is removed. The files
 are in the hub's own cache (HF_HOME), which runs share; an interrupted download continues.
+
+The note names the server that listed the files (`HF_ENDPOINT` may name another one than the hub). The weights are
+known to be the hub's where `HUB` listed the SHA-256 of each file; who serves their bytes does not matter then.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from pretrain.initial_weights.folder import FIELD, is_read
 
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?/?")
 SCHEME = "hf://"
+HUB = "https://huggingface.co"
+"""The server whose listing verifies an origin."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ class HubWeights:
     """hf://OWNER/NAME@COMMIT."""
     listed: Mapping[str, str]
     """SHA-256 of each file that the hub keeps one of."""
+    endpoint: str = ""
+    """Address of the server that listed them; "": a note of an earlier release."""
+
+    def unverified(self, files: Mapping[str, str]) -> str:
+        """Reason why they may not be the hub's; "" if they are."""
+        if self.endpoint != HUB:
+            return f"listed by {self.endpoint or 'a server that its note does not name'}, not by {HUB}"
+        weights = sorted(name for name in files if name.endswith(".safetensors"))
+        unlisted = next((name for name in weights if self.listed.get(name) != files[name]), "")
+        return f"{HUB} listed no SHA-256 of its {unlisted}" if unlisted else ""
 
     def refuse_other(self, files: Mapping[str, str]) -> None:
         """Raise unless the files have the digests that the hub listed.
@@ -72,7 +87,8 @@ def fetched(address: str, runtime: Runtime) -> HubWeights:
             raise MissingInput(f"{FIELD}: {place} is not fetched yet. Fetch it with: {runtime.command}")
         patterns = sorted(files)
         folder = Path(ask_hub(place, lambda api: api.snapshot_download(name, revision=commit, allow_patterns=patterns)))
-    return HubWeights(folder, f"{SCHEME}{name}@{commit}", {file: sha for file, sha in files.items() if sha})
+    listed = {file: sha for file, sha in files.items() if sha}
+    return HubWeights(folder, f"{SCHEME}{name}@{commit}", listed, str(note.get("endpoint", "")))
 
 
 def _note(place: HubPlace, runtime: Runtime) -> dict[str, Any]:
@@ -84,9 +100,13 @@ def _note(place: HubPlace, runtime: Runtime) -> dict[str, Any]:
         return known
     if not runtime.make:
         raise MissingInput(f"{FIELD}: {place} is not fetched yet. Fetch it with: {runtime.command}")
-    info = ask_hub(place, lambda api: api.model_info(place.name, revision=place.revision, files_metadata=True))
+
+    def request(api: Any) -> tuple[Any, str]:
+        return api.model_info(place.name, revision=place.revision, files_metadata=True), str(api.endpoint).rstrip("/")
+
+    info, endpoint = ask_hub(place, request)
     files = {file.rfilename: file.lfs.sha256 if file.lfs else "" for file in info.siblings if is_read(file.rfilename)}
-    note = {"model": place.name, "revision": place.revision, "commit": info.sha, "files": files}
+    note = {"model": place.name, "revision": place.revision, "commit": info.sha, "files": files, "endpoint": endpoint}
     note = write_first_note(path, note, root, signer, _sound)  # the branch may move between the answers to two ranks
     get_logger(__name__).info("%s: %s is commit %s; written to %s", FIELD, place, note["commit"], path)
     return note

@@ -27,7 +27,7 @@ from pretrain.data.tokenizer_check import tokenizer_of
 from pretrain.export.architectures import tensors_of
 from pretrain.export.exported_architecture import ExportedTensor, expert_bias_names
 from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
-from pretrain.initial_weights.hub_weights import SCHEME, fetched
+from pretrain.initial_weights.hub_weights import SCHEME, HubWeights, fetched
 from pretrain.initial_weights.model_settings import differences, lacks_bias, read_model
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class InitialWeights:
 
     folder: WeightsFolder
     model: ModelConfig
+    of_hub: HubWeights | None = None
+    """The model of the hub that the folder is of."""
 
     @property
     def source(self) -> Input:
@@ -162,7 +164,7 @@ def open_weights(recipe: TrainRecipe, runtime: Runtime) -> InitialWeights | None
             f"{FIELD}: [model] differs from {folder.path / 'config.json'}:\n  " + "\n  ".join(unlike) + "\n  Set these."
         )
     _ = folder.tensors  # a torn file is found before anything is prepared
-    return InitialWeights(folder, recipe.model)
+    return InitialWeights(folder, recipe.model, of_hub)
 
 
 def _refuse_other_tokenizer(folder: WeightsFolder, tokens: Manifest, root: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from assay.cli.main import main
 from assay.config import load_run
 from assay.weights_origin import weights_origin
+from governance.errors import GateClosed
 from governance.manifest import describe, read_manifest, write_manifest
 from governance.stage import Runtime
 from tests.governance.attacked import flip, only, prepare, reseal, words_of
@@ -176,7 +177,7 @@ PARENTS = {
     "exchanged weights": (exchanged, "has no statement of these checkpoints as they are"),
     "a journal that was cut": (journal_cut, "cannot be trusted"),
     "a journal that was altered": (lambda lab: flip(lab / "root" / "journal.jsonl"), "cannot be trusted"),
-    "a journal by another key": (by_another_key, "governance.trusted_keys"),
+    "a journal by another key": (by_another_key, "governance.parent_keys"),
 }
 
 
@@ -205,7 +206,7 @@ def test_a_parent_without_a_journal_is_named_and_refused_where_the_policy_demand
     (lab / "root" / "journal.jsonl").unlink()
     policy = project / "policy.toml"
     written = policy.read_text()
-    policy.write_text(f"verified_origin = true\n{written}")
+    require_origin(project)
     assert main(["governance", "check", *words_of(project)]) == 0
     capsys.readouterr()
     for command in ("train", "run"):
@@ -233,8 +234,103 @@ def test_weights_of_a_folder_are_verified_where_an_export_stated_them(project, t
     assert origin(project) is None
 
 
-def origin(folder, **train):
-    run = load_run(folder / "run.toml", [f'train.{name}="{value}"' for name, value in train.items()])
+@pytest.mark.slow
+def test_an_unverified_ancestor_is_found_behind_its_checkpoints_and_exports(project, lab, capsys):
+    """What a training makes of unverified weights is not verified either: continued, measured, exported or loaded."""
+    (lab / "root" / "journal.jsonl").unlink()
+    words = [*words_of(project), *continue_from(parent(lab))]
+    assert main(["train", *words]) == 0
+    [record] = [made for made in manifests(project, "train") if "origin" in made.run]
+    child = (project / "root" / record.stats["checkpoint"]["path"]).parent
+    found = origin(project, continue_from=child)
+    assert (found["verified"], f"{record.run['origin']['from']}: its root has no" in found["why"]) == (False, True)
+    exported = project / "exported"
+    assert main(["export", *words_of(project), str(child), str(exported)]) == 0
+    assert "| origin of the weights | not verified: its training started from" in (exported / "README.md").read_text()
+    assert not origin(project, initial_weights=exported)["verified"]
+
+    forged = shutil.copytree(project, project.parent / "forged")
+    require_origin(project)
+    assert main(["governance", "check", *words_of(project)]) == 0
+    for command in (["train", *continue_from(child)], ["evaluate", str(child)],
+                    ["export", str(child), str(project / "again")]):  # fmt: skip
+        capsys.readouterr()
+        assert main([command[0], *words_of(project), *command[1:]]) == 77
+        assert "demands it (verified_origin)" in capsys.readouterr().err
+    assert not (project / "again").exists()
+
+    made = read_manifest(child / "manifest.json")
+    run = {**made.run, "origin": {**made.run["origin"], "verified": True}}
+    write_manifest(made.model_copy(update={"run": run}), forged / "root")
+    with pytest.raises(GateClosed, match="no statement of these checkpoints"):
+        origin(forged, continue_from=forged / "root" / made.folder)
+
+
+@pytest.mark.slow
+def test_a_training_that_began_needs_only_the_manifest_of_its_parent(project, lab, capsys, monkeypatch):
+    """Its origin was decided before its first step; its own signed records have it, and no key or digest does."""
+    other = shutil.copytree(project, project.parent / "other")
+    words = continue_from(parent(lab))
+    with monkeypatch.context() as killing:
+        killing.setattr("pretrain.train.commit", killed)
+        assert main(["train", *words_of(project), *words]) == 130  # its checkpoints are made, its record is not
+    (lab / "root" / "journal.jsonl").unlink()
+    assert main(["train", *words_of(other), *words]) == 0
+    for path in parent(lab).rglob("*.safetensors"):
+        path.unlink()
+    require_origin(project)
+    assert main(["governance", "check", *words_of(project)]) == 0
+    for _ in ("it resumes", "it is finished"):
+        assert main(["train", *words_of(project), *words]) == 0
+    [[ours], [theirs]] = [[made for made in manifests(at, "train") if "origin" in made.run] for at in (project, other)]
+    assert (ours.run["origin"]["verified"], theirs.run["origin"]["verified"]) == (True, False)
+    assert (ours.key, ours.digest) == (theirs.key, theirs.digest)
+
+
+def killed(*given):
+    raise KeyboardInterrupt
+
+
+def require_origin(folder):
+    policy = folder / "policy.toml"
+    policy.write_text(f"verified_origin = true\n{policy.read_text()}")
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "exported"]])
+def test_a_checkpoint_of_unknown_origin_is_refused_where_the_policy_demands_it(project, lab, capsys, command):
+    (lab / "root" / "journal.jsonl").unlink()
+    require_origin(project)
+    capsys.readouterr()
+    assert main([command[0], *words_of(project), str(parent(lab)), *(str(lab / name) for name in command[1:])]) == 77
+    assert "its root has no journal.jsonl), and the policy assay-default demands it" in capsys.readouterr().err
+
+
+def test_a_link_to_a_checkpoint_is_followed_unless_it_has_the_name_of_another(project, tmp_path, capsys):
+    first, *_, other = sorted(path.parent for path in project.glob("root/checkpoint/*/manifest.json"))
+    (tmp_path / "latest").symlink_to(first)
+    assert main(["evaluate", *words_of(project), str(tmp_path / "latest")]) == 0
+    shutil.rmtree(other)
+    other.symlink_to(first)
+    capsys.readouterr()
+    assert main(["evaluate", *words_of(project), str(other)]) == 77
+    assert f"holds the manifest of checkpoint/{first.name}" in capsys.readouterr().err
+
+
+def test_a_key_of_parents_opens_no_gate_of_this_root(project, lab):
+    """The journal of the other root counts; a verdict or a journal by its key does not, and the own key still does."""
+    by_another_key(lab)
+    shutil.copy(lab / "stranger.pem.pub", project / "colleague.pub")
+    setting = 'governance.parent_keys=["colleague.pub"]'
+    with pytest.raises(GateClosed, match=r"governance\.parent_keys"):
+        origin(project, continue_from=parent(lab))
+    assert origin(project, [setting], continue_from=parent(lab))["verified"]
+    assert main(["governance", "check", *words_of(project), "--set", setting]) == 0
+    by_another_key(project)
+    assert main(["train", *words_of(project), "--set", setting]) == 77
+
+
+def origin(folder, words=(), **train):
+    run = load_run(folder / "run.toml", [*words, *(f'train.{name}="{value}"' for name, value in train.items())])
     return weights_origin(run, Runtime((folder / "root").absolute()))
 
 

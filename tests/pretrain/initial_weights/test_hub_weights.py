@@ -92,6 +92,20 @@ def test_weights_that_are_not_what_was_listed_are_refused(server, files, tmp_pat
         open_weights(recipe(files), runtime)
 
 
+def test_only_what_the_hub_itself_listed_is_known_to_be_the_hubs(server, files, tmp_path, monkeypatch):
+    """`HF_ENDPOINT` makes any server the hub: its address is in the signed note."""
+    found = open_weights(recipe(files), Runtime(tmp_path / "root"))
+    assert f"listed by {server.url}, not by https://huggingface.co" in found.of_hub.unverified(found.folder.files)
+    [note] = (tmp_path / "root" / "fetch").glob("hub-*.json")
+    assert server.url in note.read_text()
+    monkeypatch.setattr(hub_weights, "HUB", server.url)
+    assert found.of_hub.unverified(found.folder.files) == ""
+    unlisted = replace(found.of_hub, listed={})
+    assert "no SHA-256 of its model.safetensors" in unlisted.unverified(found.folder.files)
+    earlier = replace(found.of_hub, endpoint="")
+    assert "a server that its note does not name" in earlier.unverified(found.folder.files)
+
+
 @pytest.mark.parametrize(
     ("address", "error", "words"),
     [
