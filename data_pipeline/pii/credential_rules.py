@@ -9,8 +9,9 @@ r"""Credential rules read as data, in the format of gitleaks.
     [[rules.allowlists]]
     stopwords = ["example"]     # also: regexes, regexTarget ("match", "line"), condition ("AND")
 
-Promises: each expression runs in RE2, in time linear in the text whatever the expression; a rule that cannot be read
-stops the run and is named. Lists of allowed values for all rules (`[allowlist]`, `[[allowlists]]`) count too.
+Promises: each search runs in RE2, in time linear in what it searches whatever the expression, and a list is compared
+with a line once, however many matches are on it; a rule that cannot be read stops the run and is named. Lists of
+allowed values for all rules (`[allowlist]`, `[[allowlists]]`) count too.
 Rules and lists about paths and commits say nothing about a text and are left out.
 
 Price: one automaton of all keywords passes over each text; only the rules of the keywords found run.
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import tomllib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -256,13 +259,36 @@ def _characters(data: bytes, start: int, end: int) -> int:
 
 def _secrets(data: bytes, rule: Rule) -> Iterator[tuple[int, int]]:
     """First and last byte of each secret that the rule names."""
+    breaks = _line_breaks(data) if any(allowed.target == "line" for allowed in rule.allowed) else []
+
+    @functools.cache
+    def finds(regexes: tuple[Any, ...], first: int, last: int) -> bool:
+        return any(regex.search(data[first:last]) for regex in regexes)
+
+    def is_allowed(match: tuple[int, int], secret: tuple[int, int], allowed: Allowed) -> bool:
+        target = secret if allowed.target == "secret" else match
+        if allowed.target == "line":
+            target = breaks[bisect_left(breaks, match[0]) - 1] + 1, breaks[bisect_left(breaks, match[1])]
+        holds = []
+        if allowed.regexes:
+            holds.append(finds(allowed.regexes, *target))
+        if allowed.stop_words:
+            lowered = data[slice(*secret)].decode("utf-8", "replace").lower()
+            holds.append(any(word in lowered for word in allowed.stop_words))
+        return all(holds) if allowed.all_must_hold else any(holds)
+
     for match in rule.regex.finditer(data):
         group = rule.group or next((n for n in range(1, rule.regex.groups + 1) if match.group(n)), 0)
         start, end = match.span(group)
         if start == end or (rule.entropy and _entropy(data[start:end]) <= rule.entropy):
             continue
-        if not any(_is_allowed(data, match.span(), (start, end), allowed) for allowed in rule.allowed):
+        if not any(is_allowed(match.span(), (start, end), allowed) for allowed in rule.allowed):
             yield start, end
+
+
+def _line_breaks(data: bytes) -> list[int]:
+    """Places of the line ends, with one before and one after the text."""
+    return [-1, *(found.start() for found in re.finditer(b"\n", data)), len(data)]
 
 
 def _entropy(secret: bytes) -> float:
@@ -270,18 +296,3 @@ def _entropy(secret: bytes) -> float:
     letters = secret.decode("utf-8", "replace")
     size = len(letters)
     return -sum(n / size * math.log2(n / size) for n in Counter(letters).values())
-
-
-def _is_allowed(data: bytes, match: tuple[int, int], secret: tuple[int, int], allowed: Allowed) -> bool:
-    value = data[slice(*secret)]
-    target = value if allowed.target == "secret" else data[slice(*match)]
-    if allowed.target == "line":
-        after = data.find(b"\n", match[1])
-        target = data[data.rfind(b"\n", 0, match[0]) + 1 : after if after >= 0 else len(data)]
-    holds = []
-    if allowed.regexes:
-        holds.append(any(regex.search(target) for regex in allowed.regexes))
-    if allowed.stop_words:
-        lowered = value.decode("utf-8", "replace").lower()
-        holds.append(any(word in lowered for word in allowed.stop_words))
-    return all(holds) if allowed.all_must_hold else any(holds)

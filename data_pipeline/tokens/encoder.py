@@ -26,7 +26,7 @@ Engine = Callable[["pa.Array | pa.ChunkedArray"], tuple[npt.NDArray[np.uint32], 
 
 _SEGMENT_CHARACTERS = 1 << 16
 _CUT = re.compile(r"\S[ \n]")
-_FINAL_SPACE = r"[\t\x0b\x0c\x{85}\p{Z}]\z"
+FINAL_SPACE = r"[\t\x0b\x0c\x{85}\p{Z}]\z"
 _CACHED_BYTES = 128 << 20  # of text, after which the fast engine starts with an empty cache of words
 
 
@@ -110,15 +110,12 @@ def begun(engine: Engine, begin: int) -> Engine:
     return run
 
 
-def except_final_spaces(engine: Engine, reference: Engine) -> Engine:
-    """The engine, with `reference` for texts that end with a space.
-
-    Line ends do not count as such spaces.
-    """
+def except_matches(engine: Engine, reference: Engine, pattern: str) -> Engine:
+    """The engine, with `reference` for texts that RE2's `pattern` finds."""
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
         ids, ends = engine(texts)
-        places = np.flatnonzero(pc.match_substring_regex(texts, _FINAL_SPACE).to_numpy(zero_copy_only=False))
+        places = np.flatnonzero(pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False))
         if not len(places):
             return ids, ends
         parts = np.split(ids, ends[1:-1])

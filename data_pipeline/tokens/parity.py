@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.tokens.encoder import Engine, segments
+from data_pipeline.tokens.unknown_characters import all_characters, unknown_characters
 
 _BATCH_CHARACTERS = 1 << 20
 _SIDES = (("", ""), ("a", "b"), (" a", ""), ("", "1"), ("!", "é"))
@@ -46,13 +48,12 @@ def awkward_strings() -> list[str]:
 
 
 def every_character() -> list[str]:
-    """Every code point of planes 0 to 3 and 14, mixed.
+    """Every character that the library knows, in their order.
 
-    The other planes are unassigned or for private use, so of one class.
+    Texts with another are the library's, whichever engine encodes.
     """
-    planes = [plane << 16 | point for plane in (0, 1, 2, 3, 14) for point in range(0x10000)]
-    points = [chr(point) for point in planes if not 0xD800 <= point < 0xE000]
-    return ["".join(points[start : start + _STRETCH]) for start in range(0, len(points), _STRETCH)]
+    known = re.sub(unknown_characters(), "", all_characters())
+    return [known[start : start + _STRETCH] for start in range(0, len(known), _STRETCH)]
 
 
 def compare(reference: Engine, other: Engine, texts: Iterable[str]) -> Compared:

@@ -3,7 +3,7 @@
 Promises: the same documents give the same tokenizer, whatever the number of threads; every text can be encoded, and
 comes back unchanged from a tokenizer trained here; text that spells a special token is ordinary text. `tokenizers`
 defines the ids; `gigatoken` encodes only where both agree on a sample of documents, on strings that have broken
-encoders and on every character (the *parity gate*).
+encoders and on every character that `tokenizers` knows (the *parity gate*), and no text that holds another.
 
 Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokenizer of GPT-2
 (Radford et al. 2019), as `tokenizers` trains it, to the byte. `tokenizer.tiktoken` next to it is the same vocabulary in
@@ -26,10 +26,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from data_pipeline.tokens.chat_template import TEMPLATE_FILE, find_template
 from data_pipeline.tokens.encoder import (
+    FINAL_SPACE,
     Encoder,
     Engine,
     begun,
-    except_final_spaces,
+    except_matches,
     fast_engine,
     library_engine,
     segments,
@@ -37,6 +38,7 @@ from data_pipeline.tokens.encoder import (
 from data_pipeline.tokens.parity import awkward_strings, compare, every_character
 from data_pipeline.tokens.tiktoken_ranks import SUFFIX, for_gigatoken, from_ranks
 from data_pipeline.tokens.training_sample import TrainingSample, choose_sample, sample_texts
+from data_pipeline.tokens.unknown_characters import unknown_characters
 from data_pipeline.tokens.vocabulary import (
     TokenVocabulary,
     alphabet,
@@ -185,7 +187,8 @@ def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, 
     known, without_end_rule = for_gigatoken(definition)
     try:
         fast = fast_engine(known, end, library, normalise)
-        return library, except_final_spaces(fast, library) if without_end_rule else fast
+        apart = unknown_characters()
+        return library, except_matches(fast, library, f"{apart}|{FINAL_SPACE}" if without_end_rule else apart)
     except ValueError as error:
         get_logger(__name__).debug("tokenizer: %s", error)
         return library, None

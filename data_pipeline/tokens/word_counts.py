@@ -1,22 +1,27 @@
 """Counts of the words that GPT-2's pre-tokenizer finds in texts.
 
-gigatoken counts them, in a process of its own: it prints its progress, and the memory of all words ends with it.
+gigatoken counts them, in a process of its own: it prints its progress, and the memory of all words ends with it. Texts
+with characters that `tokenizers` does not know go through that library, whose words they must be.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import re2
 
+from data_pipeline.tokens.unknown_characters import unknown_characters, words_of_library
 from governance.errors import PipelineError
 from governance.processes import end_with_parent
 
@@ -40,22 +45,35 @@ def count_words(texts: Iterable[str]) -> WordCounts:
     """Occurrences of each word in the texts.
 
     Raises:
-        PipelineError: the process was killed.
+        PipelineError: the process was killed or failed.
     """
     command, pipe = [sys.executable, "-c", _CHILD, *sys.path], subprocess.PIPE
-    try:
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as child:
-            assert child.stdin is not None, "it is a pipe"
-            assert child.stdout is not None, "it is a pipe"
-            for batch in batches(texts):
-                child.stdin.write(_SIZE.pack(len(batch)) + batch)
-            child.stdin.close()
-            return WordCounts(*pickle.load(child.stdout))
-    except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
-        raise PipelineError(
-            "tokenizer: the process that counts words ended before its work did, most likely for lack of memory. Run "
-            "the same command again when more is free, or with a smaller data.tokenizer.sample_bytes."
-        ) from error
+    with tempfile.TemporaryFile() as log:
+        try:
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log) as child:
+                assert child.stdin is not None, "it is a pipe"
+                assert child.stdout is not None, "it is a pipe"
+                for batch in itertools.chain([unknown_characters().encode()], batches(texts)):
+                    child.stdin.write(_SIZE.pack(len(batch)) + batch)
+                child.stdin.close()
+                return WordCounts(*pickle.load(child.stdout))
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
+            log.seek(0)
+            raise PipelineError(_reason(child.returncode, log.read().decode("utf-8", "replace"))) from error
+
+
+def _reason(code: int, log: str) -> str:
+    """The error of a process that ended with this code and log."""
+    lines = log.split("\n") if code > 0 and "MemoryError" not in log else []
+    if last := next((line.strip() for line in reversed(lines) if line.strip()), ""):
+        return (
+            f"tokenizer: the process that counts words failed (exit code {code}): {last[:300]}. Remove that cause, "
+            f"then run the same command again."
+        )
+    return (
+        "tokenizer: the process that counts words ended before its work did, most likely for lack of memory. Run the "
+        "same command again when more is free, or with a smaller data.tokenizer.sample_bytes."
+    )
 
 
 def batches(texts: Iterable[str]) -> Iterator[bytes]:
@@ -72,24 +90,39 @@ def batches(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 def serve() -> None:
-    """Count the batches of standard input; write the words out."""
+    """Count the batches of standard input; write the words out.
+
+    The first is the pattern of `counted`.
+    """
     end_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # gigatoken prints there
-    words = counted(source.read(_SIZE.unpack(size)[0]) for size in iter(lambda: source.read(_SIZE.size), b""))
+    read = (source.read(_SIZE.unpack(size)[0]) for size in iter(lambda: source.read(_SIZE.size), b""))
+    words = counted(next(read).decode("utf-8"), read)
     with target:
         pickle.dump(tuple(words), target)
 
 
-def counted(parts: Iterable[bytes]) -> WordCounts:
-    """The words of batches, counted on this process's threads."""
+def counted(pattern: str, parts: Iterable[bytes]) -> WordCounts:
+    """The words of batches, counted on this process's threads.
+
+    Texts that `pattern` finds go through the library.
+    """
     from gigatoken.gigatoken_rs import pretokenized_counts
 
+    unknown = re2.compile(pattern)
     total: dict[bytes, int] = {}
     for part in parts:
-        for word, count in pretokenized_counts(part, _SEPARATOR):
+        known, others = part, []
+        if unknown.search(part):
+            texts = part.split(_SEPARATOR)
+            others = [text for text in texts if unknown.search(text)]
+            known = _SEPARATOR.join(text for text in texts if not unknown.search(text))
+        for word, count in pretokenized_counts(known, _SEPARATOR):
             total[word] = total.get(word, 0) + count
+        for word in words_of_library(others):
+            total[word] = total.get(word, 0) + 1
     words = sorted(total)
     sizes = np.fromiter(map(len, words), np.int64, len(words))
     return WordCounts(b"".join(words), sizes, np.fromiter(map(total.__getitem__, words), np.int64, len(words)))

@@ -1,5 +1,6 @@
 """The fast engine gives the ids of `tokenizers`, on any vocabulary, with any history, in bounded memory."""
 
+import functools
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from data_pipeline.tokens import encoder as subject
 from data_pipeline.tokens.encoder import fast_engine, library_engine
-from data_pipeline.tokens.tokenizer import TokenizerConfig, _train, open_reference
-from data_pipeline.tokens.vocabulary import definition_of_text
+from data_pipeline.tokens.parity import awkward_strings, compare, every_character
+from data_pipeline.tokens.tokenizer import TokenizerConfig, _engines, _train, open_reference
+from data_pipeline.tokens.vocabulary import alphabet, definition_of_text, read_vocabulary
+from tests.data_pipeline.tokenizer_kinds import KINDS
 
 END = 0
 WORDS = (
@@ -34,6 +37,7 @@ def engines_of(text):
     return fast_engine(definition_of_text(text), END, library), library
 
 
+@functools.cache
 def trained(corpus, size=700):
     return _train(CORPORA[corpus], TokenizerConfig(vocabulary_size=size))
 
@@ -81,7 +85,7 @@ def test_the_ids_are_those_of_the_library(engines, texts):
 @given(st.data())
 def test_any_order_of_merges_is_followed(data):
     """Vocabularies that no training produces: random pairs of tokens, in a random order."""
-    values = json.loads(_train(["x"], TokenizerConfig(vocabulary_size=257)))
+    values = json.loads(trained("bytes", 257))
     ids = values["model"]["vocab"]
     names, merges = ["a", "b", "c", "Ġ"], []
     for _ in range(data.draw(st.integers(1, 12))):
@@ -132,6 +136,46 @@ def test_long_runs_have_the_ids_of_the_library(unit):
     texts = [unit * count + "x" for count in (49, 1024, 65_536)]
     fast, library = engines_of(text)
     assert ids_of(fast, texts) == ids_of(library, texts)
+
+
+def test_texts_with_characters_younger_than_the_library_have_its_ids():
+    """A merge of a letter and the first byte of another: gigatoken applies it to U+088F, to the library no letter."""
+    text = _train(["a\u0905 "] * 50, TokenizerConfig(vocabulary_size=300))
+    vocabulary = read_vocabulary(text)
+    assert b"a\xe0" in vocabulary.pieces
+    library, fast = _engines(text, vocabulary, END)
+    assert not compare(library, fast, [*awkward_strings(), *every_character()]).unequal
+    texts = ["a\u088f ab", "a\u0905 ab", "", "\U00010940a"]
+    assert ids_of(fast, texts) == ids_of(library, texts)
+
+
+def bordered(build):
+    """A tokenizer that merges what its pre-tokenizer leaves together, so that ids show each border."""
+    values = json.loads(build().to_str())
+    letter_of = {byte: letter for letter, byte in alphabet().items()}
+    edges = [letter_of[ord(each)] for each in "aA1! "]
+    merges = [(edge, letter_of[byte]) for edge in edges for byte in range(0xC2, 0xF5)]
+    merges += [(letter_of[byte], edge) for byte in range(0x80, 0xC0) for edge in edges]
+    names = [*map(letter_of.__getitem__, range(256)), *("".join(pair) for pair in merges)]
+    values["model"] |= {"vocab": {name: place for place, name in enumerate(names)}, "merges": merges}
+    return json.dumps(values | {"added_tokens": [], "normalizer": None, "post_processor": None})
+
+
+@pytest.mark.parametrize(
+    "kind", ["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama3", "gpt4o"))]
+)
+def test_the_engines_class_every_other_character_alike(kind):
+    """Between letters, digits, marks and spaces, each character that the library knows has the same borders."""
+    fast, library = engines_of(bordered(KINDS[kind][0]))
+    assert compare(library, fast, ["a\u088fa"]).unequal, "the versions differ on it"
+    known = "".join(every_character())
+    sides = ["aa"] if kind == "gpt2" else ["aa", "AA", "11"]
+    texts = [
+        "\n".join(f"{left}{each}{right}" for each in known[start : start + 4096])
+        for left, right in sides
+        for start in range(0x80, len(known), 4096)
+    ]
+    assert not compare(library, fast, texts).unequal
 
 
 def test_a_text_that_the_fast_engine_fails_on_is_encoded_by_the_library(monkeypatch):

@@ -87,6 +87,30 @@ def test_the_meaning_of_each_field(rules, text, expected):
     assert found(text, rules) == expected
 
 
+def test_each_line_is_compared_with_a_list_once(rules):
+    searched = []
+
+    class Counting:
+        def search(self, line):
+            searched.append(line)
+            return b"# public" in line
+
+    book, _ = read_rules(rules)
+    rule = book.rules[1]
+    lines = rule.allowed[1]._replace(regexes=(Counting(),))
+    counted = rule._replace(allowed=(rule.allowed[0], lines, *rule.allowed[2:]))
+    book = book._replace(rules=(book.rules[0], counted, book.rules[2]))
+    one = 'box="s3cret" ' * 500
+    spread = 'box\n=\n"s3cret"'
+    assert len(find_listed(f"{one}\n{one}# public\n{spread} {one}", book)) == 1001
+    assert searched == [
+        f"{one}".encode(),
+        f"{one}# public".encode(),
+        f"{spread} {one}".encode(),
+        f'"s3cret" {one}'.encode(),
+    ]
+
+
 def test_rules_about_files_are_left_out_and_named(rules):
     book, digest = read_rules(rules)
     assert book.left_out == ("a-file",)
