@@ -287,7 +287,7 @@ def _secrets(data: bytes, rule: Rule) -> Iterator[tuple[int, int]]:
 
 
 def _line_breaks(data: bytes) -> list[int]:
-    """Places of the line ends, with one before and one after the text."""
+    """Places of the line ends, with one on each side."""
     return [-1, *(found.start() for found in re.finditer(b"\n", data)), len(data)]
 
 
