@@ -50,7 +50,7 @@ SURFACE = {
     "governance freeze": [*COMMON, "FILE"],
     "governance impact": ["--help", "--root", "DOCUMENT|URL|SHARD"],
     "governance keygen": ["--days", "--help", "--job", "--model", "--name", "--root", "--root-key", "PATH"],
-    "governance review": [*COMMON, "--key"],
+    "governance review": [*COMMON, "--key", "--reason", "--withdraw"],
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
     "governance site": ["--help", "POLICY"],
     "governance suites": ["--help", "--owner", "--suite", "FOLDER", "POLICY|SUITE"],
