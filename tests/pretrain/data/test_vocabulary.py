@@ -121,7 +121,9 @@ def test_another_tokenizer_of_the_same_size_is_refused_by_all_that_use_one(two, 
 def test_so_do_the_commands(two, tmp_path, capsys):
     place = str(two.place)
     loaded = load_run(two.folder / "run.toml", settings_of("ours"))
-    journal_of(loaded, Runtime(two.root)).state_artifact(two.checkpoint)  # evaluate and export require it
+    journal = journal_of(loaded, Runtime(two.root))
+    for path in sorted(two.root.glob("*/*/manifest.json")):
+        journal.state_artifact(read_manifest(path))  # evaluate and export require it
     config = [str(two.folder / "run.toml"), "--root", str(two.root)]
     words = [["evaluate", place], ["export", place, str(tmp_path / "out")], ["governance", "audit-model", place]]
     for name, statuses in (("theirs", (65, 65, 65)), ("ours", (0, 0))):
