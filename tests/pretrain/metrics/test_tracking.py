@@ -17,7 +17,7 @@ from governance.files import read_lines
 from governance.manifest import Input
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
-from pretrain.config.training import TrackingConfig, TrainConfig, TrainRecipe
+from pretrain.config.training import Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.stragglers import spread
 from pretrain.metrics.events import chart_values, summary_of
 from pretrain.metrics.metrics_log import open_record
@@ -296,7 +296,7 @@ def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_bytes(b"a signed verdict")
     config = SimpleNamespace(recipe=RECIPE, evaluation=RECIPE.evaluation, train=RECIPE.train, optim=RECIPE.optim)
-    run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path, settings=None)
+    run = SimpleNamespace(config=config, policy=SimpleNamespace(digest="p" * 64), folder=tmp_path, settings=Settings())
     tokens = SimpleNamespace(digest="d" * 64, stage="encode")
     run_module.training(run, {"encode": tokens}, SimpleNamespace(root=tmp_path, make=False))
     [verdict] = given["evidence"]
