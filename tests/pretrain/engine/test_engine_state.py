@@ -363,7 +363,9 @@ def test_ranks_that_share_matrices_know_whole_norms_and_whole_states(tmp_path):
             assert found["state"].keys() == state.keys()
             for name, values in found["state"].items():
                 for kind, value in values.items():
-                    assert torch.allclose(value, state[name][kind], rtol=1e-3, atol=1e-5), (rank, stage, name, kind)
+                    # Adam's first step is .01 g / (|g| + 1e-8): where g is as small as 1e-8, its rounding shows.
+                    atol = 1e-4 if kind == "master" else 1e-5
+                    assert torch.allclose(value, state[name][kind], rtol=1e-3, atol=atol), (rank, stage, name, kind)
 
 
 @pytest.fixture(scope="module")
