@@ -143,7 +143,7 @@ def _parsed(content: bytes, where: str) -> RuleBook:
             rules.append(rule)
     if faults:
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ConfigError(f"{where}: {'; '.join(faults[:10])}{more}. Mend or remove these rules.")
+        raise ConfigError(f"{where}: {'; '.join(faults[:10])}{more}. Correct or remove these rules.")
     return _indexed(rules, left_out, where)
 
 

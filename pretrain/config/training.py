@@ -355,7 +355,7 @@ class Settings:
     folder: Path = Path()
     """Folder of the run's file, where own code is searched for first."""
     origin: Mapping[str, Any] | None = None
-    """Who stated the weights that the run starts from, for its record; None: they are random."""
+    """Source of the weights that the run starts from, for its record; None: random."""
 
 
 def gradient_accumulation_steps(

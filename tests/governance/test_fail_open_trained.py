@@ -236,7 +236,7 @@ def test_weights_of_a_folder_are_verified_where_an_export_stated_them(project, t
 
 @pytest.mark.slow
 def test_an_unverified_ancestor_is_found_behind_its_checkpoints_and_exports(project, lab, capsys):
-    """What a training makes of unverified weights is not verified either: continued, measured, exported or loaded."""
+    """Weights trained from unverified ones are not verified either: continued, measured, exported or loaded."""
     (lab / "root" / "journal.jsonl").unlink()
     words = [*words_of(project), *continue_from(parent(lab))]
     assert main(["train", *words]) == 0
