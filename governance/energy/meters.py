@@ -183,9 +183,8 @@ class _Measuring:
         self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
         if not turn.ours:
             self.missing = [f"everything: the node is {shared.removeprefix('shared: ')}"]
-        self.ledger = (
-            self.path if turn.ours or not self._same_ledger() else None
-        )  # the holder's lines hold these joules
+        # Where another meter of this ledger holds the turn, its lines count these joules.
+        self.ledger = self.path if turn.ours or not self._same_ledger() else None
         self.file: Path | None = None
         self.started = self.began = time.monotonic()
         self.late = not turn.ours
