@@ -103,14 +103,18 @@ class Bed:
                 found[int(values.get(b"SLURM_PROCID", b"-1"))] = int(folder.name)
         return found
 
-    def settle(self, seconds=90):
-        """Wait until every node may get jobs and none has any; resume one drained for a step that outlived its job.
+    def resume(self):
+        """Resume nodes that Slurm drained for a step that outlived its job, as an administrator would.
 
-        A node that was cut off may have such a step, and a site's administrator would do the same.
+        A node that was cut off, or that a busy machine gave no time, may have such a step.
         """
         for line in self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T %E", check=False).splitlines():
             if "drain" in line.split()[1] and ("Kill task failed" in line or "Duplicate jobid" in line):
                 self.slurm("scontrol", "update", f"nodename={line.split()[0]}", "state=resume", check=False)
+
+    def settle(self, seconds=90):
+        """Wait until every node may get jobs and none has any."""
+        self.resume()
         until(
             lambda: (
                 self.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
@@ -136,7 +140,8 @@ class Training:
 
     def summary(self):
         """Its state, for the message of a failed test."""
-        return f"{status(self.bed, self.folder)}\n{tails(self.folder)}"
+        nodes = self.bed.slurm("sinfo", "-N", "-o", "%N %T %E", check=False)
+        return f"{status(self.bed, self.folder)}\n{nodes}\n{tails(self.folder)}"
 
     def attempt(self):
         """The number of the newest attempt that has computed a step."""
@@ -148,8 +153,13 @@ class Training:
         def of_attempt():
             return [line for line in metrics(self.root) if line["event"] == "checkpoint" and line["attempt"] >= attempt]
 
-        before = len(of_attempt())
-        until(lambda: len(of_attempt()) > before, seconds, self.summary, every=0.05)
+        def further():
+            if next(rounds) % 100 == 0:
+                self.bed.resume()
+            return len(of_attempt()) > before
+
+        before, rounds = len(of_attempt()), itertools.count()
+        until(further, seconds, self.summary, every=0.05)
         return self.attempt()
 
     def nodes(self):
@@ -221,6 +231,7 @@ def await_end(bed, folder, seconds):
     jobs = jobs_of(folder / "root")
 
     def ended():
+        bed.resume()
         rows = {row["JobID"].partition("_")[0]: row for row in bed.accounted(*jobs.values())}
         live = set(number.partition("_")[0] for number in bed.queued()) & set(jobs.values())
         over = set(jobs.values()) <= set(rows) and all(row["State"].split()[0] in ENDED for row in rows.values())
