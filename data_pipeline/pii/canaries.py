@@ -8,13 +8,15 @@ people write around such a value; values without one are harder, and their recal
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.pii.canary_values import MAKERS
-from data_pipeline.pii.detections import FAMILIES, Detection
+from data_pipeline.pii.detections import TYPES, Detection
 from data_pipeline.pii.draws import Draw
 from governance.files import sha256_bytes
 from governance.splitmix64 import INCREMENT, finalise
@@ -22,76 +24,8 @@ from governance.splitmix64 import INCREMENT, finalise
 _WINDOW = 600  # characters of the passage on either side: what rules read around a number is much less
 HOSTS = 64  # documents of a shard's row group that lend passages
 
-_SENTENCES = {
-    "email": (
-        "Please write to {} before Friday.", "Schreiben Sie bitte an {}.", "Vous pouvez m'écrire : {}, merci.",
-        "Mi correo es {}.", "如有疑问请联系 {}。", "Contact: {}", "<{}> wrote:",
-    ),
-    "phone": (
-        "You can call me at {} after six.", "Rufen Sie mich unter Tel. {} an.", "Appelez-moi au {}.",
-        "Mi teléfono es {}.", "电话：{}", "Phone: {}", "Il mio telefono: {}.", "Telefone para contato: {}.",
-    ),
-    "ipv4": ("The request came from {} last night.", "Anmeldung von {} abgelehnt.", "client={} status=200"),
-    "ipv6": ("The request came from {} last night.", "Die Adresse {} antwortet nicht.", "client=[{}] status=200"),
-    "mac": ("The card's address is {} on that floor.", "Gerät {} gesperrt.", "ether {} txqueuelen 1000"),
-    "iban": ("Please transfer it to {} today.", "IBAN: {}", "Überweisen Sie auf {}.", "Mon compte est {}."),
-    "card": ("My card number is {}.", "Karte {} wurde belastet.", "Ma carte : {}.", "Tarjeta {} caducada."),
-    "bitcoin": ("Send the coins to {} please.", "BTC: {}", "Spenden an {} sind willkommen."),
-    "us_ssn": ("Her social security number is {}.", "SSN {} on file.", "Seguro social: {}.", "The number {} is on it."),
-    "us_driver_licence": ("Driver's license no. {} was shown.", "Her driving licence is {}.", "Driver License: {}"),
-    "passport": ("He travels on passport {} now.", "Reisepass Nr. {}", "Passeport n° {}.", "Pasaporte: {}."),
-    "ca_sin": ("My SIN is {}.", "Social insurance number: {}", "Mon NAS est {}."),
-    "br_cpf": ("CPF: {}", "O CPF dela é {}.", "Inscrito com o número {}."),
-    "mx_curp": ("CURP: {}", "Su clave es {}.", "Registrado con {}."),
-    "uk_nino": ("National Insurance number {} applies.", "NI No: {}", "Quote {} in your letter."),
-    "uk_nhs": ("NHS number: {}", "The NHS no. is {}.", "Patient of the NHS, {}."),
-    "fr_nir": ("Sécurité sociale : {}", "Mon numéro est le {}.", "Assurée sous le {}."),
-    "de_steuer_id": ("Steuer-ID: {}", "Meine Identifikationsnummer lautet {}.", "Steuerliche IdNr. {}"),
-    "es_dni": ("DNI: {}", "Con documento {} en vigor.", "La titular, {}, firma."),
-    "it_codice_fiscale": ("Codice fiscale: {}", "C.F. {}", "Il suo codice è {}."),
-    "nl_bsn": ("BSN: {}", "Mijn burgerservicenummer is {}.", "BSN van de aanvrager: {}."),
-    "be_rrn": ("Rijksregisternummer: {}", "Numéro national {}.", "Ingeschreven onder {}."),
-    "ch_ahv": ("AHV-Nr. {}", "Numéro AVS : {}.", "Versichert unter {}."),
-    "pl_pesel": ("PESEL: {}", "Mój numer PESEL to {}.", "Numer {} w aktach."),
-    "se_personnummer": ("Personnummer: {}", "Hennes personnummer är {}.", "Registrerad som {}."),
-    "no_fodselsnummer": ("Fødselsnummer: {}", "Personnummeret er {}.", "Registrert som {}."),
-    "fi_hetu": ("Henkilötunnus: {}", "Hetu {}", "Asiakas {} saapui."),
-    "dk_cpr": ("CPR-nr. {}", "Mit CPR-nummer er {}.", "Hendes cpr: {}"),
-    "tr_kimlik": ("T.C. Kimlik No: {}", "Kimlik numarası {}.", "Numaram {}."),
-    "in_aadhaar": ("Aadhaar: {}", "My Aadhaar number is {}.", "आधार संख्या {}"),
-    "in_pan": ("PAN: {}", "My PAN card is {}.", "Deducted under {}."),
-    "cn_resident_id": ("身份证号：{}", "身份证{}已登记", "ID card {} was shown."),
-    "kr_rrn": ("주민등록번호 {}", "주민번호: {}", "Registered as {}."),
-    "au_tfn": ("TFN: {}", "My tax file number is {}.", "Tax File Number {} was given."),
-    "za_id": ("ID number: {}", "Identity number {} applies.", "Identiteitsnommer: {}"),
-    "at_vsnr": ("Sozialversicherungsnummer: {}", "SV-Nr. {} liegt vor.", "Versicherungsnummer {}."),
-    "bg_egn": ("ЕГН: {}", "с ЕГН {} от София.", "EGN {}"),
-    "hr_oib": ("OIB: {}", "Njezin OIB je {}.", "Osobni identifikacijski broj {}."),
-    "cz_rodne_cislo": ("Rodné číslo: {}", "r. č. {}", "Žiadateľ, rodné číslo {}."),
-    "ee_isikukood": ("Isikukood: {}", "Tema isikukood on {}.", "Registreeritud kui {}."),
-    "gr_amka": ("ΑΜΚΑ: {}", "Ο ΑΜΚΑ μου είναι {}.", "Καταχωρήθηκε ως {}."),
-    "ie_pps": ("PPS number: {}", "My PPSN is {}.", "Personal Public Service number {}."),
-    "lt_asmens_kodas": ("Asmens kodas: {}", "Jos asmens kodas {} patvirtintas."),
-    "pt_nif": ("NIF: {}", "Contribuinte n.º {}.", "O meu NIF é {}."),
-    "ro_cnp": ("CNP: {}", "Codul numeric personal este {}.", "Înregistrată sub {}."),
-    "si_emso": ("EMŠO: {}", "Njen EMŠO je {}.", "Vpisan pod {}."),
-    "cy_tic": ("ΑΦΤ: {}", "Her TIC is {}.", "Tax identification code {}."),
-    "hu_taj": ("TAJ: {}", "TAJ száma {}.", "TAJ-szám: {}"),
-    "hu_adoazonosito": ("Adóazonosító jel: {}", "Az adóazonosítója {}.", "Adószám: {}"),
-    "hu_szemelyi": ("Személyi azonosító: {}", "Személyi száma {}.", "személyi azonosítója {}"),
-    "lu_matricule": ("Matricule : {}", "Sozialversicherungsnummer {}.", "Registered under {}."),
-    "lv_personas_kods": ("Personas kods: {}", "personas kods {}", "Viņas personas kods ir {}."),
-    "mt_id": ("Karta tal-Identità: {}", "Identity Card No. {} was shown.", "ID card {}"),
-    "azure_key": ("AccountKey={}", "DefaultEndpointsProtocol=https;AccountName=store1;AccountKey={}",
-                  "SharedAccessKey={}", 'account_key: "{}"'),
-    "url_password": ("https://ines:{}@files.example.org/x", "postgres://app:{}@10.0.0.7:5432/main", "redis://:{}@cache:6379"),
-    "webhook_url": ("https://{}", "Post to https://{} when done.", 'url = "https://{}"'),
-    "assigned_secret": ('api_key = "{}"', "API_SECRET={}", '"access_token": "{}",', "client_secret: {}"),
-}  # fmt: skip
-_SECRET_SENTENCES = (
-    "export KEY={}", "The key is {} for now.", "Mein Schlüssel: {}", '"credential": "{}"', "令牌：{}", "clé : {}",
-)  # fmt: skip
-SENTENCES = {kind: _SENTENCES.get(kind, _SECRET_SENTENCES) for family in FAMILIES.values() for kind in family}
+_FOUND = tomllib.loads(resources.files(__package__).joinpath("canary_sentences.toml").read_text(encoding="utf-8"))
+SENTENCES = {kind: tuple(_FOUND.get(kind, _FOUND["secret"])) for kind in TYPES}
 
 
 class Canary(NamedTuple):

@@ -7,7 +7,7 @@ anybody on purpose; that a drawn number is somebody's cannot be ruled out, so no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data_pipeline.pii.canary_secrets import SECRET_MAKERS, UPPER
 from data_pipeline.pii.draws import Draw
@@ -20,18 +20,43 @@ def _luhn(head: str) -> str:
     return head + str(-sum(places) % 10)
 
 
-def _weighed(head: str, weights: list[int]) -> int:
+def _weighed(head: str, weights: Sequence[int]) -> int:
     return sum(weight * int(digit) for weight, digit in zip(weights, head, strict=True))
 
 
-def _until(make: Callable[[], str]) -> str:
-    """The first number that has a proof.
+def _modulo_eleven(head: Callable[[], str], weights: Sequence[int]) -> str:
+    """The digits that `head` draws, and their check digit.
 
-    A maker gives "" for a draw that its standard skips.
+    It is the sum of the weighed digits modulo 11; where that is ten no number is issued, and others are drawn.
     """
-    while not (value := make()):
+    while (check := _weighed(digits := head(), weights) % 11) == 10:
         pass
-    return value
+    return f"{digits}{check}"
+
+
+def _verhoeff(head: str) -> str:
+    """Verhoeff's check digit."""
+    total = 0
+    for at, digit in enumerate(reversed(head)):
+        total = int(_D5[total][int(_POWERS[(at + 1) % 8][int(digit)])])
+    return "0432156789"[total]
+
+
+# The printed tables of the group D5, of the permutation's powers and (above) of inverses.
+_D5 = ("0123456789", "1234067895", "2340178956", "3401289567", "4012395678", "5987604321", "6598710432", "7659821043",
+       "8765932104", "9876543210")  # fmt: skip
+_POWERS = ("0123456789", "1576283094", "5803796142", "8916043527", "9453126870", "4286573901", "2793806415",
+           "7046913258")  # fmt: skip
+
+
+def _form(pattern: str, digits: str) -> str:
+    """The pattern with the digits in place of "#"."""
+    left = iter(digits)
+    return "".join(next(left) if letter == "#" else letter for letter in pattern)
+
+
+def _positive(draw: Draw, length: int) -> str:
+    return draw.text(1, "123456789") + draw.text(length - 1)
 
 
 def _email(draw: Draw) -> str:
@@ -91,10 +116,6 @@ def _bitcoin(draw: Draw) -> str:
     return "1" + letters
 
 
-def _ssn(draw: Draw) -> str:
-    return f"{draw.number(1, 665, 3)}-{draw.number(1, 99)}-{draw.number(1, 9999, 4)}"
-
-
 def _curp(draw: Draw) -> str:
     head = (
         draw.text(1, UPPER) + draw.text(1, "AEIOU") + draw.text(2, UPPER) + _yymmdd(draw) + draw.one("H", "M")
@@ -115,9 +136,8 @@ def _ddmmyy(draw: Draw) -> str:
 def _cpf(draw: Draw) -> str:
     digits = draw.text(8) + draw.one("3", "7")
     for size in (9, 10):
-        rest = _weighed(digits, list(range(size + 1, 1, -1))) % 11
-        digits += str(0 if rest < 2 else 11 - rest)
-    return f"{digits[:3]}.{digits[3:6]}.{digits[6:9]}-{digits[9:]}"
+        digits += str(-_weighed(digits, range(size + 1, 1, -1)) % 11 % 10)
+    return _form("###.###.###-##", digits)
 
 
 def _nino(draw: Draw) -> str:
@@ -125,22 +145,10 @@ def _nino(draw: Draw) -> str:
     return draw.one(whole, whole.replace(" ", ""))
 
 
-def _modulo_eleven(draw: Draw, weights: list[int], form: str) -> str:
-    """Random digits with a check digit modulo 11."""
-
-    def make() -> str:
-        head = draw.text(1, "123456789") + draw.text(len(weights) - 1)
-        check = _weighed(head, weights) % 11
-        return "" if check == 10 else head + str(check)
-
-    digits = iter(_until(make))
-    return "".join(next(digits) if letter == "#" else letter for letter in form)
-
-
 def _nir(draw: Draw) -> str:
     head = draw.one("1", "2") + draw.number(40, 99) + draw.number(1, 12) + draw.number(1, 95) + draw.text(6)
     key = 97 - int(head) % 97
-    return f"{head[0]} {head[1:3]} {head[3:5]} {head[5:7]} {head[7:10]} {head[10:]} {key:02d}"
+    return _form("# ## ## ## ### ### ##", f"{head}{key:02d}")
 
 
 def _mod_11_10(digits: str) -> str:
@@ -157,7 +165,7 @@ def _steuer_id(draw: Draw) -> str:
     digits = [deck.pop(draw.below(len(deck))) for _ in range(9)]
     digits.insert(1 + draw.below(8), digits[0])
     whole = _mod_11_10("".join(digits))
-    return draw.one(whole, f"{whole[:2]} {whole[2:5]} {whole[5:8]} {whole[8:]}")
+    return draw.one(whole, _form("## ### ### ###", whole))
 
 
 def _dni(draw: Draw) -> str:
@@ -184,14 +192,13 @@ def _codice_fiscale(draw: Draw) -> str:
 
 def _rijksregister(draw: Draw) -> str:
     head = _yymmdd(draw) + draw.number(1, 997, 3)
-    check = 97 - int(head) % 97
-    return f"{head[:2]}.{head[2:4]}.{head[4:6]}-{head[6:]}.{check:02d}"
+    return _form("##.##.##-###.##", f"{head}{97 - int(head) % 97:02d}")
 
 
 def _ahv(draw: Draw) -> str:
     head = "756" + draw.text(9)
     total = sum(int(digit) for digit in head[::2]) + 3 * sum(int(digit) for digit in head[1::2])
-    return f"756.{head[3:7]}.{head[7:11]}.{head[11]}{-total % 10}"
+    return _form("###.####.####.##", f"{head}{-total % 10}")
 
 
 def _pesel(draw: Draw) -> str:
@@ -205,17 +212,16 @@ def _personnummer(draw: Draw) -> str:
 
 
 def _fodselsnummer(draw: Draw) -> str:
-    def make() -> str:
-        digits = _ddmmyy(draw) + draw.text(3)
-        for weights in ([3, 7, 6, 1, 8, 9, 4, 5, 2], [5, 4, 3, 2, 7, 6, 5, 4, 3, 2]):
-            check = -_weighed(digits, weights) % 11
-            if check == 10:
-                return ""
-            digits += str(check)
-        return digits
+    whole = _modulo_eleven(
+        lambda: _modulo_eleven(lambda: _ddmmyy(draw) + draw.text(3), (-3, -7, -6, -1, -8, -9, -4, -5, -2)),
+        (-5, -4, -3, -2, -7, -6, -5, -4, -3, -2),
+    )
+    return draw.one(whole, _form("###### #####", whole))
 
-    whole = _until(make)
-    return draw.one(whole, f"{whole[:6]} {whole[6:]}")
+
+def _danish(draw: Draw) -> str:
+    weights = (-4, -3, -2, -7, -6, -5, -4, -3, -2)
+    return _form("######-####", _modulo_eleven(lambda: _ddmmyy(draw) + draw.text(3), weights))
 
 
 def _hetu(draw: Draw) -> str:
@@ -224,24 +230,14 @@ def _hetu(draw: Draw) -> str:
 
 
 def _kimlik(draw: Draw) -> str:
-    head = draw.text(1, "123456789") + draw.text(8)
+    head = _positive(draw, 9)
     tenth = (sum(map(int, head[::2])) * 7 - sum(map(int, head[1::2]))) % 10
     return f"{head}{tenth}{(sum(map(int, head)) + tenth) % 10}"
 
 
-# Verhoeff's check by the printed tables of the group D5, of the permutation's powers and of inverses.
-_D5 = ("0123456789", "1234067895", "2340178956", "3401289567", "4012395678", "5987604321", "6598710432", "7659821043",
-       "8765932104", "9876543210")  # fmt: skip
-_POWERS = ("0123456789", "1576283094", "5803796142", "8916043527", "9453126870", "4286573901", "2793806415",
-           "7046913258")  # fmt: skip
-
-
 def _aadhaar(draw: Draw) -> str:
-    head, total = draw.text(1, "23456789") + draw.text(10), 0
-    for at, digit in enumerate(reversed(head)):
-        total = int(_D5[total][int(_POWERS[(at + 1) % 8][int(digit)])])
-    whole = head + "0432156789"[total]
-    return f"{whole[:4]} {whole[4:8]} {whole[8:]}"
+    head = draw.text(1, "23456789") + draw.text(10)
+    return _form("#### #### ####", head + _verhoeff(head))
 
 
 def _resident_id(draw: Draw) -> str:
@@ -260,12 +256,9 @@ def _jumin(draw: Draw) -> str:
 
 
 def _vsnr(draw: Draw) -> str:
-    def make() -> str:
-        serial, date = draw.number(100, 999), _ddmmyy(draw)
-        check = _weighed(serial + date, [3, 7, 9, 5, 8, 4, 2, 1, 6]) % 11
-        return "" if check == 10 else f"{serial}{check} {date}"
-
-    return draw.one(whole := _until(make), whole.replace(" ", ""))
+    digits = _modulo_eleven(lambda: draw.number(100, 999) + _ddmmyy(draw), (3, 7, 9, 5, 8, 4, 2, 1, 6))
+    whole = f"{digits[:3]}{digits[9]} {digits[3:9]}"
+    return draw.one(whole, whole.replace(" ", ""))
 
 
 def _egn(draw: Draw) -> str:
@@ -279,13 +272,11 @@ def _rodne_cislo(draw: Draw) -> str:
     Women have 50 added to the month.
     """
 
-    def make() -> str:
+    def head() -> str:
         month = draw.number(1, 12) if draw.below(2) else draw.number(51, 62)
-        head = draw.number(54, 99) + month + draw.number(1, 28) + draw.text(3)
-        check = int(head) % 11
-        return "" if check == 10 else f"{head[:6]}/{head[6:]}{check}"
+        return draw.number(54, 99) + month + draw.number(1, 28) + draw.text(3)
 
-    return _until(make)
+    return _form("######/####", _modulo_eleven(head, (1, -1, 1, -1, 1, -1, 1, -1, 1)))
 
 
 def _baltic(draw: Draw) -> str:
@@ -308,8 +299,7 @@ def _pps(draw: Draw) -> str:
 
 def _nif(draw: Draw) -> str:
     head = draw.one("1", "2") + draw.text(7)
-    rest = _weighed(head, [9, 8, 7, 6, 5, 4, 3, 2]) % 11
-    return head + str(0 if rest < 2 else 11 - rest)
+    return head + str(-_weighed(head, range(9, 1, -1)) % 11 % 10)
 
 
 def _cnp(draw: Draw) -> str:
@@ -319,13 +309,11 @@ def _cnp(draw: Draw) -> str:
 
 
 def _emso(draw: Draw) -> str:
-    def make() -> str:
+    def head() -> str:
         date = _ddmmyy(draw)
-        head = f"{date[:4]}9{date[4:]}50{draw.text(3)}"
-        rest = _weighed(head, [7, 6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2]) % 11
-        return "" if rest == 1 else head + str(-rest % 11)
+        return f"{date[:4]}9{date[4:]}50{draw.text(3)}"
 
-    return _until(make)
+    return _modulo_eleven(head, (-7, -6, -5, -4, -3, -2, -7, -6, -5, -4, -3, -2))
 
 
 def _tic(draw: Draw) -> str:
@@ -334,31 +322,17 @@ def _tic(draw: Draw) -> str:
 
 
 def _taj(draw: Draw) -> str:
-    head = draw.text(1, "123456789") + draw.text(7)
-    whole = head + str(_weighed(head, [3, 7, 3, 7, 3, 7, 3, 7]) % 10)
-    return draw.one(whole, f"{whole[:3]} {whole[3:6]} {whole[6:]}")
-
-
-def _adoazonosito(draw: Draw) -> str:
-    def make() -> str:
-        head = "8" + draw.text(8)
-        check = _weighed(head, [1, 2, 3, 4, 5, 6, 7, 8, 9]) % 11
-        return "" if check == 10 else head + str(check)
-
-    return _until(make)
+    head = _positive(draw, 8)
+    whole = head + str(_weighed(head, (3, 7) * 4) % 10)
+    return draw.one(whole, _form("### ### ###", whole))
 
 
 def _szemelyi(draw: Draw) -> str:
-    def make() -> str:
-        sex, date, serial = (
-            draw.one("1", "2"),
-            draw.number(40, 96) + draw.number(1, 12) + draw.number(1, 28),
-            draw.text(3),
-        )
-        check = _weighed(sex + date + serial, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) % 11
-        return "" if check == 10 else f"{sex}-{date}-{serial}{check}"
+    def head() -> str:
+        return draw.one("1", "2") + draw.number(40, 96) + draw.number(1, 12) + draw.number(1, 28) + draw.text(3)
 
-    return draw.one(whole := _until(make), whole.replace("-", " "))
+    whole = _form("#-######-####", _modulo_eleven(head, range(1, 11)))
+    return draw.one(whole, whole.replace("-", " "))
 
 
 def _matricule(draw: Draw) -> str:
@@ -366,10 +340,8 @@ def _matricule(draw: Draw) -> str:
 
     The thirteenth is Verhoeff's of the first eleven.
     """
-    head, total = "19" + _yymmdd(draw) + draw.text(3), 0
-    for at, digit in enumerate(reversed(head)):
-        total = int(_D5[total][int(_POWERS[(at + 1) % 8][int(digit)])])
-    return _luhn(head) + "0432156789"[total]
+    head = "19" + _yymmdd(draw) + draw.text(3)
+    return _luhn(head) + _verhoeff(head)
 
 
 def _personas_kods(draw: Draw) -> str:
@@ -380,14 +352,14 @@ def _personas_kods(draw: Draw) -> str:
 
 MAKERS: dict[str, Callable[[Draw], str]] = {
     "email": _email, "phone": _phone, "ipv4": _ipv4, "ipv6": _ipv6, "mac": _mac, "iban": _iban, "card": _card,
-    "bitcoin": _bitcoin, "us_ssn": _ssn, "mx_curp": _curp, "br_cpf": _cpf, "uk_nino": _nino, "fr_nir": _nir,
+    "bitcoin": _bitcoin, "mx_curp": _curp, "br_cpf": _cpf, "uk_nino": _nino, "fr_nir": _nir, "dk_cpr": _danish,
+    "us_ssn": lambda draw: f"{draw.number(1, 665, 3)}-{draw.number(1, 99)}-{draw.number(1, 9999, 4)}",
     "us_driver_licence": lambda draw: draw.text(1, UPPER) + draw.text(7),
     "passport": lambda draw: draw.text(1, "CFGHJKLMNP") + draw.text(8),
     "ca_sin": lambda draw: _luhn(draw.text(1, "1234567") + draw.text(7)),
-    "uk_nhs": lambda draw: _modulo_eleven(draw, [-10, -9, -8, -7, -6, -5, -4, -3, -2], "### ### ####"),
-    "nl_bsn": lambda draw: _modulo_eleven(draw, [9, 8, 7, 6, 5, 4, 3, 2], "#########"),
-    "dk_cpr": lambda draw: _until(lambda: _danish(draw)),
-    "au_tfn": lambda draw: _modulo_eleven(draw, [1, 4, 3, 7, 5, 8, 6, 9], "### ### ###"),
+    "uk_nhs": lambda draw: _form("### ### ####", _modulo_eleven(lambda: _positive(draw, 9), range(-10, -1))),
+    "nl_bsn": lambda draw: _modulo_eleven(lambda: _positive(draw, 8), range(9, 1, -1)),
+    "au_tfn": lambda draw: _form("### ### ###", _modulo_eleven(lambda: _positive(draw, 8), (1, 4, 3, 7, 5, 8, 6, 9))),
     "de_steuer_id": _steuer_id, "es_dni": _dni, "it_codice_fiscale": _codice_fiscale, "be_rrn": _rijksregister,
     "ch_ahv": _ahv, "pl_pesel": _pesel, "se_personnummer": _personnummer, "no_fodselsnummer": _fodselsnummer,
     "fi_hetu": _hetu, "tr_kimlik": _kimlik, "in_aadhaar": _aadhaar, "cn_resident_id": _resident_id, "kr_rrn": _jumin,
@@ -396,14 +368,9 @@ MAKERS: dict[str, Callable[[Draw], str]] = {
     "at_vsnr": _vsnr, "bg_egn": _egn, "cz_rodne_cislo": _rodne_cislo, "ee_isikukood": _baltic,
     "lt_asmens_kodas": _baltic, "ie_pps": _pps, "pt_nif": _nif, "ro_cnp": _cnp, "si_emso": _emso,
     "hr_oib": lambda draw: _mod_11_10(draw.text(10)), "gr_amka": lambda draw: _luhn(_ddmmyy(draw) + draw.text(4)),
-    "cy_tic": _tic, "hu_taj": _taj, "hu_adoazonosito": _adoazonosito, "hu_szemelyi": _szemelyi,
-    "lu_matricule": _matricule, "lv_personas_kods": _personas_kods,
+    "cy_tic": _tic, "hu_taj": _taj, "hu_szemelyi": _szemelyi, "lu_matricule": _matricule,
+    "hu_adoazonosito": lambda draw: _modulo_eleven(lambda: "8" + draw.text(8), range(1, 10)),
+    "lv_personas_kods": _personas_kods,
     "mt_id": lambda draw: draw.number(1, 99999, 5) + draw.number(40, 99) + draw.one("M", "G", "L"), **SECRET_MAKERS,
 }  # fmt: skip
 """Type -> maker of one value; the same draws make the same value."""
-
-
-def _danish(draw: Draw) -> str:
-    head = _ddmmyy(draw) + draw.text(3)
-    check = -_weighed(head, [4, 3, 2, 7, 6, 5, 4, 3, 2]) % 11
-    return "" if check == 10 else f"{head[:6]}-{head[6:]}{check}"

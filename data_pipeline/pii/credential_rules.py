@@ -20,18 +20,16 @@ Price: one automaton of all keywords passes over each text; only the rules of th
 from __future__ import annotations
 
 import functools
-import math
 import re
 import tomllib
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import re2
 
-from data_pipeline.pii.detections import RULE, Detection
+from data_pipeline.pii.detections import RULE, Detection, entropy
 from governance.errors import ConfigError
 from governance.files import sha256_bytes
 
@@ -100,17 +98,13 @@ def read_rules(path: Path) -> tuple[RuleBook, str]:
     return _parsed(content, where), digest
 
 
+@functools.lru_cache(maxsize=2)
 def rules_of_digest(path: Path, digest: str) -> RuleBook:
     """The rules of the file that has this digest.
 
     Raises:
         ConfigError: the file has another digest by now.
     """
-    return _kept(path, digest)
-
-
-@functools.lru_cache(maxsize=2)
-def _kept(path: Path, digest: str) -> RuleBook:
     book, found = read_rules(path)
     if found != digest:
         raise ConfigError(f"data.pii.credential_rules = {str(path)!r}: the file changed during the run. Run again.")
@@ -259,7 +253,9 @@ def _characters(data: bytes, start: int, end: int) -> int:
 
 def _secrets(data: bytes, rule: Rule) -> Iterator[tuple[int, int]]:
     """First and last byte of each secret that the rule names."""
-    breaks = _line_breaks(data) if any(allowed.target == "line" for allowed in rule.allowed) else []
+    breaks: list[int] = []
+    if any(allowed.target == "line" for allowed in rule.allowed):  # the places of the line ends, one more on each side
+        breaks = [-1, *(found.start() for found in re.finditer(b"\n", data)), len(data)]
 
     @functools.cache
     def finds(regexes: tuple[Any, ...], first: int, last: int) -> bool:
@@ -280,19 +276,7 @@ def _secrets(data: bytes, rule: Rule) -> Iterator[tuple[int, int]]:
     for match in rule.regex.finditer(data):
         group = rule.group or next((n for n in range(1, rule.regex.groups + 1) if match.group(n)), 0)
         start, end = match.span(group)
-        if start == end or (rule.entropy and _entropy(data[start:end]) <= rule.entropy):
+        if start == end or (rule.entropy and entropy(data[start:end].decode("utf-8", "replace")) <= rule.entropy):
             continue
         if not any(is_allowed(match.span(), (start, end), allowed) for allowed in rule.allowed):
             yield start, end
-
-
-def _line_breaks(data: bytes) -> list[int]:
-    """Places of the line ends, with one on each side."""
-    return [-1, *(found.start() for found in re.finditer(b"\n", data)), len(data)]
-
-
-def _entropy(secret: bytes) -> float:
-    """Shannon's entropy in bits per character."""
-    letters = secret.decode("utf-8", "replace")
-    size = len(letters)
-    return -sum(n / size * math.log2(n / size) for n in Counter(letters).values())

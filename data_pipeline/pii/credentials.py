@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 
-from data_pipeline.pii.detections import Detection
+from data_pipeline.pii.detections import Detection, entropy
 from data_pipeline.pii.token_formats import ASSIGNED_FORMATS, FORMATS, LONGEST, MAILCHIMP, TOKENS_BEHIND
 
 _BEFORE_KEY = re.compile(r"[A-Za-z0-9_]\Z")
@@ -32,7 +30,7 @@ def key_at(text: str, start: int) -> Iterator[Detection]:
                 return
     for kind, grammar in FORMATS.get(text[start : start + 1], ()):
         found = grammar.match(text, start)
-        if found and _PROOFS.get(kind, _is_any)(found.group()):
+        if found and (kind not in _PROOFS or _PROOFS[kind](found.group())):
             yield Detection(start, found.end(), kind)
             return
 
@@ -82,10 +80,6 @@ def _is_discord(token: str) -> bool:
         return base64.b64decode(head + "=" * (-len(head) % 4)).isdigit()
     except ValueError:
         return False
-
-
-def _is_any(token: str) -> bool:
-    return True
 
 
 _PROOFS = {"jwt": _is_jwt, "discord_token": _is_discord}
@@ -148,6 +142,4 @@ def _is_random(value: str) -> bool:
         return False
     if value.count("/") > len(value) // 12 or value.count("-") + value.count("_") > len(value) // 8:
         return False
-    size = len(value)
-    entropy = -sum(n / size * math.log2(n / size) for n in Counter(value).values())
-    return entropy >= (3.0 if _HEX.match(value) else 3.5)
+    return entropy(value) >= (3.0 if _HEX.match(value) else 3.5)

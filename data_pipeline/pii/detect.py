@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.kernels import pii_candidates as candidates
 from data_pipeline.kernels.pii_candidates import Candidates
 from data_pipeline.pii.credentials import assigned_at, key_at, private_key_at, url_password_at, word_token_at
-from data_pipeline.pii.detections import FAMILIES, PLACEHOLDERS, TYPES, Detection, run_of
+from data_pipeline.pii.detections import FAMILIES, TYPES, Detection, placeholder, run_of
 from data_pipeline.pii.internet_addresses import email_at, ipv4_at, ipv6_at, mac_at, spelt_email_at
 from data_pipeline.pii.national_ids import number_at, slice_shapes, word_at
 from data_pipeline.pii.payment_numbers import VOID, bitcoin_at, card_at, iban_at
@@ -64,7 +64,7 @@ def replace(text: str, findings: Sequence[Detection]) -> str:
 
     `findings` are those that `find` gives.
     """
-    return splice(text, findings, [PLACEHOLDERS[finding.type] for finding in findings])
+    return splice(text, findings, [placeholder(finding.type) for finding in findings])
 
 
 def replace_all(text: str) -> str:

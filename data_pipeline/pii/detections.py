@@ -7,7 +7,9 @@ Types that need an understanding of the sentence (postal addresses, dates of bir
 from __future__ import annotations
 
 import difflib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,7 +35,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 TYPES: tuple[str, ...] = tuple(kind for family in FAMILIES.values() for kind in family)
-PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in TYPES}
 ENTITIES: tuple[str, ...] = ("name", "place")
 RULE = "rule:"
 """Begins the types of a file of credential rules; the rule's id follows."""
@@ -68,6 +69,12 @@ def expand(names: Iterable[str], others: tuple[str, ...] = ()) -> tuple[str, ...
             raise ValueError(f"{name!r} is not a type of personal data{hint} Families: {', '.join(FAMILIES)}")
         wanted.update(FAMILIES.get(name, (name,)))
     return tuple(kind for kind in (*TYPES, *others) if kind in wanted)
+
+
+def entropy(text: str) -> float:
+    """Shannon's entropy in bits per character."""
+    size = len(text)
+    return -sum(n / size * math.log2(n / size) for n in Counter(text).values())
 
 
 # Letters that a number may not touch. Scripts without spaces between words (Chinese, Japanese, Thai) may touch it.

@@ -11,63 +11,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from importlib import import_module
 
 from stdnum import luhn, verhoeff
-from stdnum.at import vnr
-from stdnum.bg import egn
-from stdnum.br import cpf
-from stdnum.ch import ssn as ahv
-from stdnum.cy import vat as cy_vat
-from stdnum.cz import rc
-from stdnum.de import idnr
-from stdnum.ee import ik
-from stdnum.es import dni, nie
-from stdnum.fi import hetu
-from stdnum.fr import nir
-from stdnum.gb import nhs
-from stdnum.gr import amka
-from stdnum.hr import oib
-from stdnum.ie import pps
-from stdnum.in_ import aadhaar, pan
-from stdnum.it import codicefiscale
-from stdnum.kr import rrn
-from stdnum.lt import asmens
-from stdnum.lv import pvn
-from stdnum.nl import bsn
-from stdnum.pl import pesel
-from stdnum.pt import nif
-from stdnum.ro import cnp
-from stdnum.si import emso
-from stdnum.tr import tckimlik
-from stdnum.us import ssn
 
 _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
-class StandardNumber(Protocol):
-    """A module of python-stdnum."""
+def by_library(name: str, shape: str = "") -> Callable[[str], bool]:
+    """Make a check of a module of python-stdnum.
 
-    def validate(self, number: str) -> str:
-        """The number in its plain form.
-
-        Raises:
-            ValueError: The number is not valid.
-        """
-
-
-def by_library(standard: StandardNumber, shape: str = "") -> Callable[[str], bool]:
-    """A check by python-stdnum, optionally narrowed to a regular expression.
+    `shape` is a regular expression that a number must match, too.
 
     Some of its modules raise KeyError or IndexError where a digit is out of their tables: such a number is not valid.
     """
-    narrowed = re.compile(shape)
+    validate, narrowed = import_module(f"stdnum.{name}").validate, re.compile(shape)
 
     def passes(number: str) -> bool:
         if len(set(number)) == 1 or not narrowed.match(number):
             return False
         try:
-            standard.validate(number)
+            validate(number)
         except (ValueError, LookupError):  # the library's ValidationError is a ValueError
             return False
         return True
@@ -75,36 +39,36 @@ def by_library(standard: StandardNumber, shape: str = "") -> Callable[[str], boo
     return passes
 
 
-us_ssn = by_library(ssn)
-br_cpf = by_library(cpf)
-uk_nhs = by_library(nhs)
+us_ssn = by_library("us.ssn")
+br_cpf = by_library("br.cpf")
+uk_nhs = by_library("gb.nhs")
 # Sex, year, month (from 20 on: it was not known) and the key 97 - n mod 97 (INSEE).
-fr_nir = by_library(nir, "[1-478][0-9]{2}(?:0[1-9]|1[0-2]|[23][0-9]|4[0-2]|[5-9][0-9])")
-de_steuer_id = by_library(idnr)
-it_codice_fiscale = by_library(codicefiscale, "[A-Z]")
-nl_bsn = by_library(bsn)
-ch_ahv = by_library(ahv)
-pl_pesel = by_library(pesel, "[0-9]{2}[0-3]")  # born from 1900 to 2099
-fi_hetu = by_library(hetu)
-tr_kimlik = by_library(tckimlik)
-in_aadhaar = by_library(aadhaar)
-in_pan = by_library(pan)
-kr_rrn = by_library(rrn)
-at_vsnr = by_library(vnr)
-bg_egn = by_library(egn)
-cy_tic = by_library(cy_vat, "[09]")  # of persons; companies have others
-hr_oib = by_library(oib)
-cz_rodne_cislo = by_library(rc)  # and of Slovakia, where the rule is the same
-ee_isikukood = by_library(ik, "[1-6]")
-gr_amka = by_library(amka)
-ie_pps = by_library(pps)
-lt_asmens_kodas = by_library(asmens, "[1-6]")
-lv_personas_kods = by_library(pvn, "32|[0-3][0-9][01][0-9]{3}[0-2]")  # since 2017 without a date of birth
-pt_nif = by_library(nif, "[123]|45")  # of persons; companies have others
-ro_cnp = by_library(cnp)
-si_emso = by_library(emso, "[0-9]{4}[09]")  # born from 1900 to 2099
+fr_nir = by_library("fr.nir", "[1-478][0-9]{2}(?:0[1-9]|1[0-2]|[23][0-9]|4[0-2]|[5-9][0-9])")
+de_steuer_id = by_library("de.idnr")
+it_codice_fiscale = by_library("it.codicefiscale", "[A-Z]")
+nl_bsn = by_library("nl.bsn")
+ch_ahv = by_library("ch.ssn")
+pl_pesel = by_library("pl.pesel", "[0-9]{2}[0-3]")  # born from 1900 to 2099
+fi_hetu = by_library("fi.hetu")
+tr_kimlik = by_library("tr.tckimlik")
+in_aadhaar = by_library("in_.aadhaar")
+in_pan = by_library("in_.pan")
+kr_rrn = by_library("kr.rrn")
+at_vsnr = by_library("at.vnr")
+bg_egn = by_library("bg.egn")
+cy_tic = by_library("cy.vat", "[09]")  # of persons; companies have others
+hr_oib = by_library("hr.oib")
+cz_rodne_cislo = by_library("cz.rc")  # and of Slovakia, where the rule is the same
+ee_isikukood = by_library("ee.ik", "[1-6]")
+gr_amka = by_library("gr.amka")
+ie_pps = by_library("ie.pps")
+lt_asmens_kodas = by_library("lt.asmens", "[1-6]")
+lv_personas_kods = by_library("lv.pvn", "32|[0-3][0-9][01][0-9]{3}[0-2]")  # since 2017 without a date of birth
+pt_nif = by_library("pt.nif", "[123]|45")  # of persons; companies have others
+ro_cnp = by_library("ro.cnp")
+si_emso = by_library("si.emso", "[0-9]{4}[09]")  # born from 1900 to 2099
 
-_DNI, _NIE = by_library(dni), by_library(nie)
+_DNI, _NIE = by_library("es.dni"), by_library("es.nie")
 
 
 def es_dni(number: str) -> bool:

@@ -93,10 +93,6 @@ def _any_document(number: str) -> bool:
     return len(set(number)) > 2
 
 
-def _hetu(number: str) -> bool:
-    return checks.fi_hetu(f"{number[:6]}-{number[6:]}")
-
-
 _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     # type, check, shapes detected by themselves, shapes that need a word; the stronger check first
     ("cn_resident_id", checks.cn_resident_id, "18, 17L", ""),
@@ -105,7 +101,7 @@ _TABLE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ("ch_ahv", checks.ch_ahv, "13, 3.4.4.2, 3 4 4 2, 3-4-4-2", ""),
     ("no_fodselsnummer", checks.no_fodselsnummer, "11, 6 5, 6-5", ""),
     ("za_id", checks.za_id, "13, 6 4 3, 6 4 2 1", ""),
-    ("fi_hetu", _hetu, "6-4, 6-3L", ""),
+    ("fi_hetu", lambda number: checks.fi_hetu(f"{number[:6]}-{number[6:]}"), "6-4, 6-3L", ""),
     ("be_rrn", checks.be_rrn, "11, 2.2.2-3.2, 2.2.2-3-2, 2.2.2 3 2, 2 2 2 3 2, 6-3-2, 6-3.2, 6 3 2", ""),
     ("kr_rrn", checks.kr_rrn, "6-7", "13"),
     ("dk_cpr", checks.dk_cpr, "6-4", ""),
@@ -324,11 +320,11 @@ def _document(text: str, start: int, end: int) -> Iterator[Detection]:
         yield Detection(start, end, "ie_pps")
     elif sum(map(str.isdigit, word)) < 4:
         return
-    elif _is_document(word) and (_is_named("passport", before, "") or _SAYS_BIRTH.match(text[end : end + _AFTER])):
+    elif (
+        7 <= len(word) <= 10
+        and _DOCUMENT.fullmatch(word)
+        and (_is_named("passport", before, "") or _SAYS_BIRTH.match(text[end : end + _AFTER]))
+    ):
         yield Detection(start, end, "passport")
     elif _LICENCE.fullmatch(word) and _is_named("us_driver_licence", before, ""):
         yield Detection(start, end, "us_driver_licence")
-
-
-def _is_document(word: str) -> bool:
-    return 7 <= len(word) <= 10 and _DOCUMENT.fullmatch(word) is not None

@@ -32,8 +32,8 @@ from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, edited, fu
 from data_pipeline.kernels.pii_candidates import scan
 from data_pipeline.pii.canaries import hosts, measure, planted
 from data_pipeline.pii.credential_rules import read_rules
-from data_pipeline.pii.detect import find, find_among, joined, replace, splice
-from data_pipeline.pii.detections import ENTITIES, FAMILIES, PLACEHOLDERS, RULE, TYPES, Detection, expand
+from data_pipeline.pii.detect import find, find_among, joined, splice
+from data_pipeline.pii.detections import ENTITIES, FAMILIES, RULE, TYPES, Detection, expand
 from data_pipeline.pii.entities.entity_canaries import ENTITY_MAKERS, ENTITY_SENTENCES, is_covered
 from data_pipeline.pii.entities.entity_finder import finder_files, library_versions
 from data_pipeline.pii.entities.finder_settings import FinderConfig
@@ -45,8 +45,6 @@ from governance.kernels.buffers import text_buffers
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
-
-__all__ = ["PLACEHOLDERS", "TYPES", "Detection", "PiiConfig", "find", "redact", "redact_table", "replace"]
 
 VERSION = 5
 
@@ -188,7 +186,9 @@ def _redact_shard(settings: RedactSettings, payload: Payload, path_of: Callable[
             chosen = hosts(table["sha256"].to_pylist(), settings.seed)
             passages = [(table["sha256"][place].as_py(), table["text"][place].as_py()) for place in chosen]
             rounds = range(turns, wanted)
-            stats["canaries"] = measure(planted(types, rounds, passages, settings.seed), types, _find_each)
+            stats["canaries"] = measure(
+                planted(types, rounds, passages, settings.seed), types, lambda texts: [find(text) for text in texts]
+            )
             if finders is not None and entities:
                 named = planted(entities, rounds, passages, settings.seed, ENTITY_MAKERS, ENTITY_SENTENCES)
                 stats["canaries"] |= measure(named, entities, lambda texts: find_with(texts, finders), is_covered)
@@ -196,10 +196,6 @@ def _redact_shard(settings: RedactSettings, payload: Payload, path_of: Callable[
         return (treated,), stats
 
     return pass_on(path, path_of, {"documents": DOCUMENT_SCHEMA}, treat, _nothing(settings.actions))
-
-
-def _find_each(texts: Sequence[str]) -> list[list[Detection]]:
-    return [find(text) for text in texts]
 
 
 def _nothing(actions: Mapping[str, Action]) -> dict[str, Any]:

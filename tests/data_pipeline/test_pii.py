@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
-from data_pipeline.pii.checksums import is_card
-from data_pipeline.pii.detections import FAMILIES, TYPES
-from data_pipeline.pii.redact import Detection, PiiConfig, find, redact, redact_table, replace
+from data_pipeline.pii.detect import find, replace
+from data_pipeline.pii.detections import FAMILIES, TYPES, Detection
+from data_pipeline.pii.payment_numbers import is_card
+from data_pipeline.pii.redact import PiiConfig, redact, redact_table
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.manifest import Manifest, describe, write_manifest

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.pii.canaries import SENTENCES, hosts, measure, planted
 from data_pipeline.pii.canary_values import MAKERS
+from data_pipeline.pii.detect import find
 from data_pipeline.pii.detections import TYPES
 from data_pipeline.pii.draws import Draw
-from data_pipeline.pii.redact import find
 
 PASSAGES = [
     ("a" * 64, "The wind had been rising since noon, and by four the harbour was white with spray. " * 30),

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.kernels.pii_candidates import ACCOUNT, AT, DIGITS, HEX, KEY, PEM, SPELT, WORD, scan
+from data_pipeline.pii.detect import find
 from data_pipeline.pii.detections import SPACES
-from data_pipeline.pii.redact import find
 
 _SEPARATORS = f"[{SPACES}().\\-/\u2010\u2011\u2012\u2013\u2212]"
 _RUN = re.compile(f"[0-9]+(?:{_SEPARATORS}{{1,3}}[0-9]+){{0,100}}")

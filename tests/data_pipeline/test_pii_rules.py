@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from data_pipeline.documents import read_table
 from data_pipeline.pii.credential_rules import find_listed, read_rules, rules_of_digest
 from data_pipeline.pii.detect import find, joined
-from data_pipeline.pii.redact import Detection, PiiConfig, redact
+from data_pipeline.pii.detections import Detection
+from data_pipeline.pii.redact import PiiConfig, redact
 from governance.errors import ConfigError, MissingInput
 from governance.stage import Runtime
 from tests.data_pipeline.test_pii import artifact

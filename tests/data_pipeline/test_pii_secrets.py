@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from data_pipeline.pii.redact import find, replace
+from data_pipeline.pii.detect import find, replace
 
 MIXED = "q7Zr2LmX9vKb4TnW8cJp5HdF1gSy6AeU3oRi0BwQ"
 HEX = "4f9a0c7be1d25386" * 4
