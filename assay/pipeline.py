@@ -91,7 +91,7 @@ def judge_corpus(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtim
         GateClosed: a manifest is not as it was stated; a file that a check reads, or of the audit, was altered; or the
             run is not under its site's rules.
     """
-    with _notify_gate_actions(run, artifacts, runtime, opens=False):
+    with _reported(run, artifacts, runtime, opens=False):
         checked, verdict = _judge(run, artifacts, runtime)
     if runtime.make and run.config.tracking.mode != "disabled":
         from assay.wandb_runs import show_data_and_gate
@@ -164,29 +164,34 @@ def pass_gate(
     Raises:
         GateClosed: no verdict lets these shards through.
     """
-    journal = journal_of(run, runtime)
-    with _notify_gate_actions(run, artifacts, runtime, opens=not again):
-        return require_open(
-            artifacts["encode"],
-            run.policy,
-            run.config.governance,
-            run.folder,
-            runtime.root,
-            journal,
-            _packed(artifacts),
-        )
+    with _reported(run, artifacts, runtime, opens=not again):
+        return _require_open(run, artifacts, runtime)
+
+
+def _require_open(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> dict[str, Any]:
+    return require_open(
+        artifacts["encode"],
+        run.policy,
+        run.config.governance,
+        run.folder,
+        runtime.root,
+        journal_of(run, runtime),
+        _packed(artifacts),
+    )
 
 
 @contextlib.contextmanager
-def _notify_gate_actions(
+def _reported(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *, opens: bool = True
 ) -> Iterator[None]:
-    """Report the gate's decision by the actions of the run's file.
+    """Report the gate's decision.
 
-    It is reported once for all ranks; a look-up reports nothing. `opens` states whether the context's success opens the
-    gate.
+    The actions of the run's file do, and W&B's alert of a closed gate. An altered file closes it too. It is reported
+    once for all ranks; a look-up reports nothing. `opens` states whether the context's success opens the gate. W&B
+    shows a verdict that does not open when it is given (`judge_corpus`), so here every other cause.
     """
-    actions = run.config.governance.actions if runtime.make and read_ranks().first else ()
+    first = runtime.make and read_ranks().first
+    actions = run.config.governance.actions if first else ()
 
     def report(decision: str, message: str) -> None:
         if actions:
@@ -198,8 +203,13 @@ def _notify_gate_actions(
 
     try:
         yield
-    except GateClosed as error:
+    except (GateClosed, AlteredFile) as error:
         report("closed", str(error))
+        if first and not getattr(error, "by_verdict", False) and run.config.tracking.mode != "disabled":
+            from assay.wandb_runs import show_closing
+
+            journal = partial(journal_of, run, runtime)
+            show_closing(run.config.tracking, artifacts["encode"], str(error), runtime.root, journal)
         raise
     if opens:
         report("open", "the verdict lets this corpus through")
@@ -273,28 +283,29 @@ def training(
     """
     from pretrain.train import train
 
-    pass_gate(run, artifacts, runtime)
-    origin = None
-    if runtime.make:
-        require_stated(_checkpoints(run, artifacts, runtime), runtime.root, journal_of(run, runtime))
-        origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
+    tokens, origin = artifacts.get("pack", artifacts["encode"]), None
+    with _reported(run, artifacts, runtime):
+        _require_open(run, artifacts, runtime)
+        if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
+            raise GateClosed(
+                f"{tokens.path}: its rows are from other token shards than those of the verdict. Remove its folder, "
+                "then: assay data prepare CONFIG"
+            )
+        if runtime.make:
+            require_stated(_checkpoints(run, artifacts, runtime), runtime.root, journal_of(run, runtime))
+            origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
         pass_gate(run, artifacts, runtime, again=True)  # hours later: a verdict may have been revoked
         runtime = replace(runtime, make=False)
-    tokens = artifacts.get("pack", artifacts["encode"])
-    if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
-        raise GateClosed(
-            f"{tokens.path}: its rows are from other token shards than those of the verdict. Remove its folder, then:"
-            " assay data prepare CONFIG"
-        )
     recipe = pinned(run)
     suite = partial(_suite, run, artifacts, runtime, run.config.train.sequence_length)
     verdict = verdict_path(artifacts["encode"], run.policy, runtime.root)
     evidence = Input(stage="verdict", digest=sha256_file(verdict), path=str(verdict.relative_to(runtime.root)))
     tables = partial(_tables, run, artifacts, runtime)
     settings = replace(run.settings, origin=origin)
-    return train(tokens, recipe, settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
+    with _reported(run, artifacts, runtime, opens=False):
+        return train(tokens, recipe, settings, runtime, suite=suite, evidence=(evidence,), tables=tables)
 
 
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
@@ -383,6 +394,11 @@ def _launch(
     status = launch(processes, words, restarts=restarts, progress_of=partial(progress_in, folder))
     if status == GateClosed.exit_code:
         pass_gate(run, artifacts, runtime, again=True)
+    if status == AlteredFile.exit_code:
+        from pretrain.data.dataset import altered_shards, refuse_altered
+
+        with _reported(run, artifacts, runtime, opens=False):
+            refuse_altered(altered_shards(artifacts.get("pack", artifacts["encode"]), runtime.root, 0, 1))
     if status == Preempted.exit_code:
         raise Preempted("a signal stopped the training processes; what they learned is saved")
     if status == BudgetReached.exit_code:

@@ -5,7 +5,8 @@ A corpus that the gate stopped thus appears at W&B, next to those that were trai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
@@ -18,6 +19,7 @@ from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.signing.journal import Journal
 from governance.stage import Runtime
+from pretrain.config.training import TrackingConfig
 from pretrain.metrics.run_identity import MirrorTable
 from pretrain.metrics.wandb import FOLDER, FinishedRun, group_of, show_finished
 
@@ -34,6 +36,29 @@ def show_data_and_gate(
             state_mirror(journal, artifacts["audit"], runtime.root)
     except Exception as error:
         get_logger(__name__).warning("W&B does not show the data and the gate (%s)", error)
+
+
+def show_closing(
+    tracking: TrackingConfig, tokens: Manifest, message: str, root: Path, open_journal: Callable[[], Journal]
+) -> None:
+    """Show a gate that is closed for another cause than its verdict.
+
+    An altered file or a waiver that no longer holds closes it. The same message on the same corpus is shown once. A
+    fault is a warning.
+    """
+    identity = sha256_bytes(canonical_json({"closed": message, "of": tokens.digest}))
+    shards = {"digest": tokens.digest, "path": tokens.path}
+    summary: dict[str, MirrorTable | float | str | None] = {
+        "gate/verdict": "CLOSED",
+        "gate/open": 0.0,
+        "gate/reasons": MirrorTable(("reason",), [(message,)]),
+    }
+    closing = FinishedRun("gate", f"gate-{tokens.digest[:8]}", identity, {"tokens": shards}, summary, message)
+    try:
+        if show_finished(root / FOLDER, tracking, group_of(tokens.digest), [closing]):
+            state_mirror(open_journal(), tokens, root)
+    except Exception as error:
+        get_logger(__name__).warning("W&B does not show that the gate is closed (%s)", error)
 
 
 def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime) -> bool:

@@ -62,9 +62,13 @@ class AlteredFile(ManifestError):
 
 
 class GateClosed(PipelineError):
-    """The verdict does not let this corpus through."""
+    """The verdict does not let this corpus through.
+
+    `by_verdict` is True where a valid verdict says so itself, and False for an altered file or another cause.
+    """
 
     exit_code = 77
+    by_verdict = False
 
 
 class CheckpointError(PipelineError):

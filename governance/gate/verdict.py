@@ -389,7 +389,9 @@ def require_open(
     if stale:
         raise GateClosed(f"the verdict at {path} does not hold: {stale}.\n  Audit again: assay governance check CONFIG")
     if verdict["verdict"] not in _OPEN:
-        raise GateClosed(explain(verdict, policy.owners))
+        closed = GateClosed(explain(verdict, policy.owners))
+        closed.by_verdict = True
+        raise closed
     papers = settled_papers((config, folder), policy, tokens.digest, root, journal)
     if since := _faults_since(verdict, policy, tokens.digest, moment.date(), papers):
         raise GateClosed(

@@ -186,8 +186,9 @@ def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root:
 def state_mirror(journal: Journal, shown: Manifest, root: Path) -> None:
     """State the files of W&B's runs of data and gate.
 
-    `shown` is the audit that they show. W&B's process has ended, so they no longer change. A file that differs from its
-    statement is not stated again, which would hide the change; only the list of shown runs grows.
+    `shown` is the artifact that they show: the audit, or the token shards. W&B's process has ended, so they no longer
+    change. A file that differs from its statement is not stated again, which would hide the change; only the list of
+    shown runs grows.
     """
     known = {
         name: digest for entry in journal.verified() if entry.kind == MIRROR for name, digest in entry.subjects.items()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data_pipeline.tokens.packed_rows import PackedRows, read_packed_row, shards_of
 from data_pipeline.tokens.token_shards import ShardRow, TokenShard, read_row, row_count
-from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
+from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file
 from governance.manifest import Manifest, Output, read_manifest
 from pretrain.data.mixture import MixtureSource, sources_of
@@ -217,13 +217,13 @@ def refuse_altered(problems: list[str]) -> None:
     """Raise if any rank found a problem.
 
     Raises:
-        ManifestError: names every shard that differs from its manifest.
+        AlteredFile: names every shard that differs from its manifest.
     """
     if problems:
-        raise ManifestError(
+        raise AlteredFile(
             "the token shards differ from their manifest:\n  "
             + "\n  ".join(problems)
-            + "\n  Remove these files and run the same command again: it remakes only them."
+            + "\n  Remove these files, then make them again, and only them, with: assay data prepare CONFIG"
         )
 
 

@@ -21,7 +21,7 @@ from governance.verification import verify_root
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.wandb import _options, mode_of
 from pretrain.metrics.wandb_reader import read_offline
-from tests.governance.attacked import FAILS, demand, prepare, words_of
+from tests.governance.attacked import FAILS, demand, flip, only, prepare, words_of
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,28 @@ def test_a_run_that_the_gate_stopped_appears_and_alerts(tmp_path):
     assert len(read_offline(root / "wandb").runs) == 2  # the same decision is shown once
     loaded = load_run(folder / "run.toml", [])
     assert [line for line in verify_root(root, loaded.config.governance, folder).problems if "wandb" in line] == []
+
+
+def test_files_that_were_altered_after_the_verdict_alert(tmp_path):
+    """The gate was open when it was checked; the start of training finds what was altered."""
+    folder = prepare(tmp_path / "project")
+    results, shard = only(folder, "audit/*/results.json"), only(folder, "encode/*/train/000000-tales.tokens")
+    train = ["train", *words_of(folder), "--set", 'tracking.mode="offline"']
+    for altered, status in ((results, 77), (shard, 65)):
+        flip(altered)
+        assert main(train) == status
+        assert main(train) == status  # the same cause is shown once
+        flip(altered)
+    found = read_offline(folder / "root" / "wandb")
+    assert [run["job_type"] for run in found.runs] == ["gate", "gate"]
+    assert (found.summary["gate/verdict"], found.summary["gate/open"]) == ("CLOSED", 0.0)
+    assert [(alert["title"], alert["level"]) for alert in found.alerts] == [("Gate closed", "ERROR")] * 2
+    named = sorted(alert["text"] for alert in found.alerts)
+    assert any(results.name in text for text in named)
+    assert any(shard.name in text for text in named)
+    loaded = load_run(folder / "run.toml", [])
+    problems = verify_root(folder / "root", loaded.config.governance, folder).problems
+    assert [line for line in problems if "/wandb/" in line] == []
 
 
 def test_reasons_are_words_and_the_alert_has_those_that_close(monkeypatch, tmp_path):

@@ -17,11 +17,13 @@ import pytest
 
 from assay import pipeline
 from governance.config import apply_override, validate
-from governance.errors import ConfigError, GateClosed
+from governance.errors import AlteredFile, ConfigError, GateClosed
 from governance.gate import gate_actions
 from governance.gate.gate_actions import GateAction, GateEvent, run_actions
 from governance.gate.verdict import GovernanceConfig
 from governance.stage import Runtime
+from pretrain.config.training import TrackingConfig
+from pretrain.data import dataset
 
 EVENT = GateEvent("closed", "run.toml", "/runs/a", "c" * 64, "strict", "node7", "2026-01-01T00:00:00Z", "pii: too much")
 
@@ -216,9 +218,10 @@ def test_wrong_settings_are_refused_before_anything_is_made(values, words):
 @pytest.fixture
 def gate(web, monkeypatch, tmp_path):
     """`gate(outcome)`: pass the gate of a run with one action, where `require_open` ends so."""
-    config = SimpleNamespace(governance=GovernanceConfig(actions=(action(kind="webhook", url=web.url),)))
+    actions, tracking = (action(kind="webhook", url=web.url),), TrackingConfig(mode="disabled")
+    config = SimpleNamespace(governance=GovernanceConfig(actions=actions), tracking=tracking)
     run = SimpleNamespace(config=config, folder=tmp_path, path=Path("run.toml"), policy=SimpleNamespace(name="strict"))
-    artifacts = {"encode": SimpleNamespace(digest="c" * 64)}
+    artifacts = {"encode": SimpleNamespace(digest="c" * 64, stage="encode")}
     monkeypatch.setattr(pipeline, "journal_of", lambda *a: None)
 
     def passed(outcome, **values):
@@ -244,6 +247,23 @@ def test_a_closed_gate_stays_closed_whatever_the_action_does(web, gate, status):
     assert [event["message"] for _, _, event in web.got] == ["pii: too much"]
     assert gate({"verdict": "PASS"}) == {"verdict": "PASS"}
     assert len(web.got) == 1
+
+
+def test_an_altered_checkpoint_is_a_closed_gate_and_no_open_one(web, gate, monkeypatch):
+    """The verdict holds, but what the training would read is not as it was stated."""
+
+    def require_stated(*given):
+        raise GateClosed("checkpoint/x: was altered")
+
+    monkeypatch.setattr(pipeline, "require_open", lambda *given: {"verdict": "PASS"})
+    monkeypatch.setattr(pipeline, "require_stated", require_stated)
+    run, artifacts = gate.given
+    run.config.governance = GovernanceConfig(actions=(action(kind="webhook", url=web.url, on="any"),))
+    with pytest.raises(GateClosed, match="was altered"):
+        pipeline.training(run, artifacts, Runtime(run.folder))
+    assert [(event["decision"], event["message"]) for _, _, event in web.got] == [
+        ("closed", "checkpoint/x: was altered")
+    ]
 
 
 @pytest.mark.parametrize("ends", [0, GateClosed.exit_code])
@@ -277,6 +297,17 @@ def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_onc
     values = {"governance": {"actions": [{"kind": "slack"}]}}
     apply_override(values, words[-1])
     assert values == {"governance": {"actions": []}}
+
+
+def test_shards_that_the_ranks_found_altered_are_reported_by_their_launcher(web, gate, monkeypatch):
+    monkeypatch.setattr(pipeline, "launch", lambda *given, **named: AlteredFile.exit_code)
+    monkeypatch.setattr(pipeline, "training_folder", lambda *given: Path("train"))
+    monkeypatch.setattr(dataset, "altered_shards", lambda *given: ["a.tokens: is missing"])
+    run, artifacts = gate.given
+    run.config.engine = SimpleNamespace(restarts=1)
+    with pytest.raises(AlteredFile, match=r"a\.tokens: is missing"):
+        pipeline._launch(run, artifacts, Runtime(run.folder), 2, [])
+    assert [event["decision"] for _, _, event in web.got] == ["closed"]
 
 
 def test_one_rank_reports_and_a_look_up_does_not(web, gate, monkeypatch):
