@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from assay.cli.output import artifact, say
@@ -14,21 +15,19 @@ from governance.files import write_json, write_text
 from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
 from governance.lineage.attest import open_journal, refuse_strange_key, refuse_unstated, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
-from governance.manifest import differences
+from governance.manifest import Manifest, differences
 from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
 from governance.signing.git_anchor import anchor_words
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import SKEW, ahead_words, stamp
 from governance.signing.openssf import create_model_key, default_model_key_path
-from governance.stage import read_artifact, root_of
+from governance.stage import Runtime, read_artifact, root_of
 from governance.verification import verify_artifact, verify_root
 from governance.verified_files import intact
 
 
 def check(arguments: Arguments) -> int:
     """Audit the corpus and sign the verdict; the gate's exit status."""
-    from dataclasses import replace
-
     from assay.pipeline import corpus, judge_corpus, pass_gate
     from governance.gate.explanation import explain
 
@@ -36,14 +35,76 @@ def check(arguments: Arguments) -> int:
     artifacts = corpus(loaded, replace(runtime, make=False))
     checked, verdict = judge_corpus(loaded, artifacts, runtime)
     if arguments.data_docs is not None:
-        from assay.cli.check_commands import data_docs
-
-        data_docs(arguments.data_docs or None, checked, artifacts, loaded, runtime)
+        _data_docs(arguments.data_docs or None, checked, artifacts, loaded, runtime)
     if arguments.json:
         say("", **verdict)
     pass_gate(loaded, artifacts, runtime)  # a closed gate is explained by the error
     say(explain(verdict))
     return 0
+
+
+def _data_docs(
+    folder: Path | None, checked: Manifest, artifacts: dict[str, Manifest], loaded: LoadedRun, runtime: Runtime
+) -> None:
+    """Evaluate an audit again and write Great Expectations' Data Docs.
+
+    Without a folder they are an artifact, which the report links.
+    """
+    from governance.checks.audit import tables_again
+    from governance.checks.data_docs import data_docs as make
+    from governance.checks.data_docs import write_data_docs
+
+    tables, gates = tables_again(checked, artifacts, loaded.policy, runtime), loaded.policy.gates()
+    if folder is None:
+        made = make(tables, gates, checked, runtime)
+        folder, shown = runtime.root / made.folder, made.stats["tables"]
+    else:
+        shown = write_data_docs(tables, gates, folder)
+    page = folder / "index.html"
+    say(f"{page}: {shown} tables by Great Expectations; the pages need no network", data_docs=page)
+
+
+def freeze(arguments: Arguments) -> None:
+    """Sign the distributions of an accepted corpus as a reference for audits.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through.
+        ConfigError: the file exists; a reference never changes.
+    """
+    from assay.pipeline import corpus, pass_gate
+    from governance.checks.drift import write_reference
+    from governance.checks.shards import sketch_corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    file: Path = arguments.file
+    if file.exists():
+        raise ConfigError(f"{file}: exists already, and a reference never changes. Give another name.")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    config = loaded.config.governance
+    pass_gate(loaded, artifacts, runtime)
+    sketch = sketch_corpus(artifacts["clean"], runtime.root)
+    key = private_key(config.key_path(loaded.folder))
+    write_reference(file, sketch, artifacts["encode"], artifacts["clean"], key)
+    say(
+        f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference",
+        reference=file,
+        features=len(sketch),
+    )
+
+
+def suites(arguments: Arguments) -> None:
+    """Write gates as suites of Great Expectations, or a suite as gates."""
+    from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
+    from governance.gate.policy import load_policy
+
+    if arguments.policy.suffix == ".json":
+        text = gates_toml(read_suite(arguments.policy, arguments.suite, arguments.owner)).rstrip()
+        say(text, gates=text)
+        return
+    if arguments.folder is None:
+        raise ConfigError("assay governance suites POLICY FOLDER: name a new folder for the suites")
+    for path in write_suites(load_policy(arguments.policy).gates(), arguments.folder):
+        say(str(path), suites=[path])
 
 
 def clock(arguments: Arguments) -> int:
@@ -231,9 +292,6 @@ def keygen(arguments: Arguments) -> None:
 
 def audit_model(arguments: Arguments) -> None:
     """Print a checkpoint's strongest biases on templates and published sets."""
-    import json
-    from dataclasses import replace
-
     from assay.pipeline import corpus, model_audit
 
     loaded, runtime = load(arguments, "data prepare")

@@ -29,7 +29,6 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         const=False,
     )
     command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or read a suite as gates")
-    command.set_defaults(group="check")
     path(command, "policy", "POLICY|SUITE", "a policy's file, or a suite of GX (.json)")
     path(command, "folder", "FOLDER", "new folder for the suites of a policy", nargs="?")
     command.add_argument("--suite", default="documents", help="for a suite of GX: the table that its gates judge")
@@ -39,7 +38,6 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         "freeze",
         "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)",
     )
-    command.set_defaults(group="check")
     config(command)
     path(command, "file", "FILE", "new file for the reference")
     command = add("review", "review", "walk through the findings that keep a gate closed, and sign waivers or refusals")

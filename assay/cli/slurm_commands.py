@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _WATCH_SECONDS = 10.0
 _CANCEL_PATIENCE_SECONDS = 120.0
 """A submission of thousands of jobs to a busy controller, whose checks may wait for a node, lasts minutes."""
+_LATEST_HOURS = 24.0
+"""Default limit of the wait for greener hours: forecasts rarely reach further."""
 _FALLBACK_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize, for a script that is only looked at."""
 
@@ -71,7 +73,6 @@ def submit(arguments: Arguments) -> int:
 
     With `--local`, it returns the status of the first failed job.
     """
-    from assay.cli.slurm_begin import begin_of
     from assay.slurm_folders import fetch_here, freeze_run
     from assay.start_preflight import under_site
     from slurm.job_states import gather
@@ -80,7 +81,7 @@ def submit(arguments: Arguments) -> int:
     loaded, runtime = load(arguments, "slurm submit")
     under_site(loaded)
     config, sources, jobs = _checked_plan(arguments, loaded, runtime)
-    start = begin_of(arguments, config)
+    start = _begin_of(arguments, config)
     if start is not None and arguments.local:
         raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
     with one_at_a_time(runtime.root):
@@ -96,14 +97,55 @@ def submit(arguments: Arguments) -> int:
         _refuse(arguments, requests, loaded, sources, runtime, config)
         fetch_here(loaded, runtime, _config_words(arguments), requested=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
-        lines = _queue(arguments, requests, runtime, config, start.begin if start else None)
+        lines = _queue(arguments, requests, runtime, config, start[0] if start else None)
         chosen = runtime.root / "slurm" / "carbon.json"
         if start is None:
             remove_file(chosen)  # it is from an earlier submission
         else:
-            write_json(chosen, start.evidence)
-            say(start.words, carbon=start.evidence)
+            _, words, evidence = start
+            write_json(chosen, evidence)
+            say(words, carbon=evidence)
     return _rehearse(arguments, lines, requests, runtime, config)
+
+
+def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | None, str, dict[str, Any]] | None:
+    """Start time by the given forecast; None without one.
+
+    With it come its words and its evidence; a time of None is at once.
+
+    Raises:
+        ConfigError: an option goes with another, or the forecast is wrong or too short.
+    """
+    if arguments.carbon_aware is None:
+        if arguments.latest or arguments.expected:
+            raise ConfigError("--latest and --expected go with --carbon-aware FORECAST.csv")
+        return None
+    from governance.energy.intensity import read_intensity
+    from slurm.carbon_aware import greenest, in_words
+    from slurm.config import minutes
+
+    limit = minutes(config.time_limit) * config.chain
+    if arguments.expected is None and limit in (0, float("inf")):
+        raise ConfigError(
+            f"slurm.time_limit = {config.time_limit!r} says nothing of how long the run lasts: give --expected HOURS"
+        )
+    lasts = timedelta(hours=arguments.expected) if arguments.expected else timedelta(minutes=limit)
+    forecast = read_intensity(arguments.carbon_aware)
+    now = datetime.now(UTC).replace(microsecond=0)
+    latest = now + timedelta(hours=arguments.latest or _LATEST_HOURS)
+    start = greenest(forecast.start, forecast.step, forecast.grams_per_kwh, now, latest, lasts)
+    evidence = {
+        "asked": now.isoformat(),
+        "at_once_grams_per_kwh": start.at_once_grams_per_kwh,
+        "begin": start.begin.isoformat(),
+        "expected_hours": lasts / timedelta(hours=1),
+        "forecast": arguments.carbon_aware.name,
+        "forecast_sha256": forecast.sha256,
+        "grams_per_kwh": start.grams_per_kwh,
+        "latest": latest.isoformat(),
+        "latest_covered": start.last.isoformat(),
+    }
+    return start.begin if start.begin > now else None, in_words(start, now), evidence
 
 
 def retry(arguments: Arguments) -> int:

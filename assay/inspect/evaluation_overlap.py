@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from assay.inspect.inspect_table import InspectTable
+from assay.inspect.inspection_page import InspectTable
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet, read_rows, texts_of
 from governance.errors import ConfigError, MissingInput
 from governance.manifest import Manifest

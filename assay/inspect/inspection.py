@@ -11,7 +11,6 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from assay.inspect.evaluation_overlap import find_sets, overlap_table
 from assay.inspect.formats import WITHOUT_FIELDS, InputFiles, by_text_field, choose_fields, find_inputs, first_records
-from assay.inspect.inspect_table import InspectTable
+from assay.inspect.inspection_page import Inspection, InspectTable
 from assay.inspect.sampling import sample_files
 from data_pipeline.config import DataConfig
 from data_pipeline.decontamination.decontaminate import decontaminate
@@ -46,18 +45,6 @@ _SHARD_BYTES = 16 << 20
 _EXAMPLES = 8
 _EXAMPLE_CHARACTERS = 160
 _OPT_OUT = "searched in web pages; other files may state it in a field (opt_out_field)"
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Tables and the proposed run's file."""
-
-    path: Path
-    sampled: str
-    """Share that was read; "" if all of it was."""
-    tables: tuple[InspectTable, ...]
-    proposal: str
-    """A run's file, or "" where no text was found."""
 
 
 def inspect_path(

@@ -1,14 +1,37 @@
-"""An inspection as text for a terminal and as an HTML page."""
+"""Tables of an inspection, for a terminal and as an HTML page."""
 
 from __future__ import annotations
 
-from assay.inspect.inspect_table import InspectTable
-from assay.inspect.inspection import Inspection
+from dataclasses import dataclass
+from pathlib import Path
+
 from governance.reports.html import style
 from governance.reports.html.markup import Html, number, table, tag, visible
 
 _WIDTH = 60
 _ROWS = 12
+
+
+@dataclass(frozen=True)
+class InspectTable:
+    """One table of the result."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str | int, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Tables and the proposed run's file."""
+
+    path: Path
+    sampled: str
+    """Share that was read; "" if all of it was."""
+    tables: tuple[InspectTable, ...]
+    proposal: str
+    """A run's file, or "" where no text was found."""
 
 
 def as_text(result: Inspection) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -66,7 +67,7 @@ class ClassifierConfig(Section):
     """Names the model, its scores' column and its reason."""
     paths: tuple[str, ...] = ()
     """Labelled JSON Lines (.gz, .zst too) to train on: shell patterns, relative to the run's file."""
-    model: str = ""
+    model: str = Field(default="", exclude_if=not_)
     """A model to use instead of training one: a fastText file (.bin, .ftz) or a folder of `transformers`, relative to
     the run's file."""
     text_field: str = Field(default="text", min_length=1)
@@ -76,7 +77,7 @@ class ClassifierConfig(Section):
     positive: tuple[str, ...] = ("1", "true")
     """Labels that count as positive, as text; every other one is negative. Of `model`: those whose probability, added
     up, is the score."""
-    negative: tuple[str, ...] = ()
+    negative: tuple[str, ...] = Field(default=(), exclude_if=not_)
     """Labels of `model` whose probability is subtracted from the score."""
     ngram: int = Field(default=2, ge=1, le=5)
     """Words of the longest n-gram."""
@@ -122,12 +123,6 @@ class ClassifierConfig(Section):
                 f"min_score = {self.min_score:g} is above max_score = {self.max_score:g}: no score is within"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave empty `model` and `negative` out: earlier keys stay valid."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if value or name not in ("model", "negative")}
 
 
 class ModelIdentity(Section):

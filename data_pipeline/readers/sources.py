@@ -16,11 +16,12 @@ from __future__ import annotations
 import codecs
 import functools
 import re
+from operator import not_
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 import re2
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.readers.file_types.chats import MessagesForm
 from data_pipeline.readers.file_types.delimited import Dialect
@@ -66,17 +67,11 @@ def _with_group(value: str, group: str) -> str:
     return value
 
 
-def _is_default(value: object) -> bool:
-    """True for an unused field, which enters no key."""
-    return not value
-
-
-def _is_roles(value: object) -> bool:
-    return value == "roles"
-
-
 class Origin(Section):
-    """Fields of every source."""
+    """Fields of every source.
+
+    A field with `exclude_if` enters no key while it is unused, so that earlier keys stay valid.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     """Unique among the sources; the first part of each document's id."""
@@ -86,7 +81,7 @@ class Origin(Section):
     """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
     url: str = ""
     """Where the source is described."""
-    synthetic_by: str = Field(default="", exclude_if=_is_default)
+    synthetic_by: str = Field(default="", exclude_if=not_)
     """The model that wrote the texts, where they are synthetic; "": people did. Gates, report and forms count them."""
 
     @property
@@ -98,7 +93,7 @@ class Origin(Section):
 class _PlainText(Origin):
     """A source that may hold plain text."""
 
-    decode_entities: bool = Field(default=False, exclude_if=_is_default)
+    decode_entities: bool = Field(default=False, exclude_if=not_)
     """Decode HTML character references left in plain text (`&amp;`) to their characters, where the text is neither
     code nor about HTML; pages are decoded in any case."""
 
@@ -122,9 +117,9 @@ class _Rows(_PlainText):
     """The name of the value that says when those signals were read (ISO 8601); "": none."""
     columns: tuple[str, ...] = ()
     """Names of further values of a row that its document keeps in `columns`, as JSON: date, title, score ..."""
-    messages_field: str = Field(default="", exclude_if=_is_default)
+    messages_field: str = Field(default="", exclude_if=not_)
     """The name of the value that is a chat, a list of {role, content}, in place of `text_field`; "": none."""
-    messages_form: MessagesForm = Field(default="roles", exclude_if=_is_roles)
+    messages_form: MessagesForm = Field(default="roles", exclude_if="roles".__eq__)
     """The text of a chat: "roles" ("user: ...", a blank line between messages) or "chatml" (<|im_start|>user ...)."""
 
     @model_validator(mode="after")
@@ -189,9 +184,9 @@ class _Pages(Origin):
 class HtmlSource(Section):
     """Fields of every source that may hold HTML pages."""
 
-    extractor: Extractor = "assay"
+    extractor: Extractor = Field(default="assay", exclude_if=ASSAY.extractor.__eq__)
     """The program that finds a page's main text: Assay's own, trafilatura (as FineWeb ran it) or resiliparse."""
-    structure: Structure = ASSAY.structure
+    structure: Structure = Field(default="plain", exclude_if=ASSAY.structure.__eq__)
     """The form of that text: "plain", or "markdown" with headings, lists, tables, code and formulas (LaTeX)."""
 
     @model_validator(mode="after")
@@ -202,12 +197,6 @@ class HtmlSource(Section):
                 "remove one of the two lines"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave default `extractor` and `structure` out."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if value != getattr(ASSAY, name, None)}
 
     @property
     def extraction(self) -> Extraction:

@@ -27,9 +27,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from operator import not_
+from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from data_pipeline.tokens.mix_quality import QualityConfig
 from governance.config import Section
@@ -75,7 +76,7 @@ class MixConfig(Section):
     """The most that a source may have."""
     language_quotas: dict[str, Quota] = Field(default_factory=dict)
     """The most that a language (its code) may have."""
-    quality: QualityConfig | None = None
+    quality: QualityConfig | None = Field(default=None, exclude_if=not_)
     """Repeat documents by their score, up to `max_epochs` times; absent: all documents of a cell equally often."""
 
     @model_validator(mode="after")
@@ -95,12 +96,6 @@ class MixConfig(Section):
     def ranked_by(self, classifiers: Iterable[str]) -> bool:
         """Return whether `quality` reads the score of one of these classifiers."""
         return self.quality is not None and not set(self.quality.names).isdisjoint(classifiers)
-
-    @model_serializer(mode="wrap")
-    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave an absent `quality` out, so that earlier keys stay valid."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if value is not None or name != "quality"}
 
 
 @dataclass(frozen=True)

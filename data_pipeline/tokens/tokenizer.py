@@ -17,12 +17,13 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import not_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from data_pipeline.tokens.chat_template import TEMPLATE_FILE, find_template
 from data_pipeline.tokens.encoder import (
@@ -76,14 +77,14 @@ class TokenizerConfig(Section):
     """UTF-8 bytes of text to train on, shared among (source, language) in proportion to their bytes."""
     special_tokens: tuple[str, ...] = ("<|endoftext|>",)
     """Ids 0, 1, ...; the first ends every document. Never produced from text."""
-    bos: str = ""
+    bos: str = Field(default="", exclude_if=not_)
     """The one of `special_tokens` that begins every document, so that the first token of a text is predicted, too;
     empty: none does. It may be the one that ends documents."""
     path: str = ""
     """A tokenizer to use instead of training one: a `tokenizer.json` of any kind, or tiktoken's ranks (`.tiktoken`).
     The first of `special_tokens` and `bos` must be special tokens of it; others that it does not have, such as those of
     a chat, are added behind its last id."""
-    pattern: str = ""
+    pattern: str = Field(default="", exclude_if=not_)
     """For tiktoken's ranks: "r50k_base", "cl100k_base", "o200k_base", or the encoding's regular expression."""
 
     @model_validator(mode="after")
@@ -99,12 +100,6 @@ class TokenizerConfig(Section):
         if self.vocabulary_size < 256 + len(self.special_tokens):
             raise ValueError(f"vocabulary_size {self.vocabulary_size} has no room for 256 bytes and special_tokens")
         return self
-
-    @model_serializer(mode="wrap")
-    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave empty `bos` and `pattern` out, so that earlier keys stay valid."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if value or name not in {"bos", "pattern"}}
 
 
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from assay.cli import (
-    check_commands,
     config_commands,
     data_commands,
     governance_commands,
@@ -90,7 +89,7 @@ def test_surface_is_pinned_and_each_command_exists():
         for name, words in SURFACE.items()
     }
     modules = {
-        "check": check_commands, "config": config_commands, "data": data_commands, "governance": governance_commands,
+        "config": config_commands, "data": data_commands, "governance": governance_commands,
         "inspect": inspect_commands, "mirror": mirror_commands, "report": report_commands, "review": review_commands,
         "slurm": slurm_commands, "": commands,
     }  # fmt: skip
