@@ -8,15 +8,13 @@ people write around such a value; values without one are harder, and their recal
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.pii.canary_values import MAKERS
-from data_pipeline.pii.detections import TYPES, Detection
+from data_pipeline.pii.detections import TYPES, Detection, shipped_table
 from data_pipeline.pii.draws import Draw
 from governance.files import sha256_bytes
 from governance.splitmix64 import INCREMENT, finalise
@@ -24,7 +22,7 @@ from governance.splitmix64 import INCREMENT, finalise
 _WINDOW = 600  # characters of the passage on either side: what rules read around a number is much less
 HOSTS = 64  # documents of a shard's row group that lend passages
 
-_FOUND = tomllib.loads(resources.files(__package__).joinpath("canary_sentences.toml").read_text(encoding="utf-8"))
+_FOUND = shipped_table("canary_sentences.toml")
 SENTENCES = {kind: tuple(_FOUND.get(kind, _FOUND["secret"])) for kind in TYPES}
 
 

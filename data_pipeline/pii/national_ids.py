@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.pii import national_checks as checks
-from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, is_whole_token
+from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, is_whole_token, shipped_table
 from data_pipeline.pii.payment_numbers import CARD_SHAPES
 from data_pipeline.pii.phones import near_phone_word
 
@@ -23,54 +23,7 @@ _NEAR = 48  # characters before a number that are searched for its name
 _AFTER = 24  # and after it
 
 
-def _words(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.I)
-
-
-_WORDS = {
-    "us_ssn": _words(r"\bssn\b|social\s+security|\bsoc\.? sec|seguro social|\bitin\b"),
-    "us_driver_licence": _words(
-        r"driv(?:er|ing)(?:['’]?s)?\s+(?:licen[cs]e|permit)|\bDL\s*(?:no|num|#|:)|f(?:ü|ue)hrerschein"
-        r"|permis de conduire|carn[eé] de conducir|licencia de conducir|patente di guida|carteira de motorista|\bCNH\b"
-        r"|rijbewijs|prawo jazdy|körkort|licen[cs]e (?:no|number|#)"
-    ),
-    "passport": _words(r"passport|reisepass|passeport|pasaporte|passaport[oe]|paspoort|paszport|паспорт|护照"),
-    "ca_sin": _words(r"\bsin\b|social insurance|\bnas\b|assurance sociale"),
-    "br_cpf": _words(r"\bcpf\b|cadastro de pessoa"),
-    "uk_nhs": _words(r"\bnhs\b|national health"),
-    "de_steuer_id": _words(r"steuer|\bidnr\b|\btin\b|\btax"),
-    "nl_bsn": _words(r"\bbsn\b|burgerservice|sofi-?num"),
-    "se_personnummer": _words(r"personnummer|person-?nr|\bpnr\b|samordningsnummer|swedish (?:personal|id)"),
-    "dk_cpr": _words(r"\bcpr\b|personnummer"),
-    "fi_hetu": _words(r"\bhetu\b|henkilötunnu|personbeteckning"),
-    "no_fodselsnummer": _words(r"fødselsn|fodselsn|personnummer|\bfnr\b|d-nummer"),
-    "pl_pesel": _words(r"pesel"),
-    "tr_kimlik": _words(r"\bt\.?c\.?\b|kimlik"),
-    "in_aadhaar": _words(r"aadhaa?r|\buid\b|uidai|आधार"),
-    "in_pan": _words(r"\bpan\b|permanent account|income tax"),
-    "au_tfn": _words(r"\btfn\b|tax file"),
-    "be_rrn": _words(r"rijksregister|registre national|national(?:e)? (?:number|nummer)|\bniss\b|\binsz\b"),
-    "kr_rrn": _words(r"주민등록|resident registration"),
-    "za_id": _words(r"\bid\b|identity|identiteit"),
-    "at_vsnr": _words(r"\bsv-?n(?:r|ummer)|\bvsnr|versicherungs-?(?:nr|nummer)"),
-    "bg_egn": _words(r"\bегн\b|\begn\b|единен граждански"),
-    "hr_oib": _words(r"\boib\b|osobni identifikacijski"),
-    "cy_tic": _words(r"\btic\b|\bα\.?φ\.?τ\b|φορολογικ|tax (?:identification|number|id)"),
-    "cz_rodne_cislo": _words(r"rodn\w{1,4} č[ií]s|rodne cislo|\br\.? ?č\.|birth number"),
-    "ee_isikukood": _words(r"isikukood|estonian (?:personal|id)"),
-    "gr_amka": _words(r"αμκα|\bamka\b"),
-    "hu_taj": _words(r"\btaj\b"),
-    "hu_adoazonosito": _words(r"adóazonosító|adószám|hungarian tax"),
-    "hu_szemelyi": _words(r"személyi (?:azonosító|szám)|hungarian (?:personal|id)"),
-    "ie_pps": _words(r"\bppsn?\b|personal public service"),
-    "lt_asmens_kodas": _words(r"asmens kod|lithuanian (?:personal|id)"),
-    "lv_personas_kods": _words(r"personas kod|\bp\.? ?k\.|latvian (?:personal|id)"),
-    "mt_id": _words(r"karta tal-identità|maltese (?:id|identity)|identity card|\bid card"),
-    "pt_nif": _words(r"\bnif\b|contribuinte|identificação fiscal"),
-    "ro_cnp": _words(r"\bcnp\b|numeric personal"),
-    "si_emso": _words(r"\bem[šs]o\b|\bjmbg\b|enotna matična"),
-}
-
+_WORDS = {kind: re.compile(words, re.I) for kind, words in shipped_table("national_id_words.toml").items()}
 _SAYS_OTHER = re.compile(
     r"(?:isbn|issn|\bdoi|order|invoice|ticket|serial|\bsku|uuid|\bean\b|\bgtin\b|barcode|tracking|bestell|facture"
     r"|pedido|[#$€£¥])[^0-9\n]{0,12}\Z",
@@ -277,8 +230,10 @@ _LICENCE = re.compile(
 _CYPRIOT = re.compile("[09][0-9]{7}[A-Z]")
 _PAN_SHAPE = re.compile("[A-Z]{5}[0-9]{4}[A-Z]")
 _PPS_SHAPE = re.compile("[0-9]{7}[A-W][ABHWTX]?")
-_SAYS_BIRTH = _words(r"[^\w]{1,4}(?:date of birth|d\.?o\.?b\b|born|geb|née?\b|nacid|nato|nata|nascid|geboren)")
-_SAYS_DNI = _words(r"\bdni\b|\bnie\b|\bnif\b|codice fiscale|\bc\.?f\.?\b|身份证")
+_SAYS_BIRTH = re.compile(
+    r"[^\w]{1,4}(?:date of birth|d\.?o\.?b\b|born|geb|née?\b|nacid|nato|nata|nascid|geboren)", re.I
+)
+_SAYS_DNI = re.compile(r"\bdni\b|\bnie\b|\bnif\b|codice fiscale|\bc\.?f\.?\b|身份证", re.I)
 
 
 def word_at(text: str, start: int, end: int) -> Iterator[Detection]:

@@ -131,19 +131,18 @@ _BECH32_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 _BECH32_CONSTANTS = (1, 0x2BC830A3)  # Bech32 (BIP 173) and Bech32m (BIP 350)
 
 
-def is_bech32(text: str, prefix: str = "bc") -> bool:
-    """Return whether a segwit address has its checksum and one case.
+def is_bech32(text: str) -> bool:
+    """Return whether a segwit address of the main network is valid.
 
-    BIP 173 and BIP 350 define both.
+    It has one case, and the checksum that BIP 173 or BIP 350 defines.
     """
-    if text not in (text.lower(), text.upper()) or not text.lower().startswith(prefix + "1"):
+    if text not in (text.lower(), text.upper()) or not text.lower().startswith("bc1"):
         return False
-    values = [_BECH32.find(letter) for letter in text.lower()[len(prefix) + 1 :]]
+    values = [_BECH32.find(letter) for letter in text.lower()[3:]]
     if min(values) < 0 or len(values) < 8:
         return False
-    spread = [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
     check = 1
-    for value in (*spread, *values):
+    for value in (3, 3, 0, 2, 3, *values):  # "bc", high bits and low bits apart
         top = check >> 25
         check = (check & 0x1FFFFFF) << 5 ^ value
         for bit, generator in enumerate(_BECH32_GENERATOR):
