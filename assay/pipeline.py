@@ -461,7 +461,7 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
             "data.mix: the mixture repeats and leaves out documents, so the card would count others than are sent. "
             "Push the corpus of a run without [data.mix]"
         )
-    if any(getattr(source, "columns", ()) for source in run.config.data.sources):
+    if any(source.fields.columns for source in run.config.data.sources):
         raise ConfigError(
             "columns of sources are kept and not redacted, so they are not sent. Push the corpus of a run without "
             "`columns`"

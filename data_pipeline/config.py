@@ -18,7 +18,8 @@ from data_pipeline.filters.clean import CleanConfig
 from data_pipeline.filters.own_filters import OwnFilterConfig
 from data_pipeline.ingest import IngestConfig
 from data_pipeline.pii.redact import PiiConfig
-from data_pipeline.readers.sources import CodeSource, Source, SyntheticSource
+from data_pipeline.readers.file_types.code_settings import LicenceLists
+from data_pipeline.readers.sources import CodeSource, Source, SyntheticSource, kept_columns, licence_lists
 from data_pipeline.tokens.encode import EncodeConfig
 from data_pipeline.tokens.mixture_sizes import MixConfig, fault_of_shares
 from data_pipeline.tokens.pack import PackConfig
@@ -91,7 +92,7 @@ class DataConfig(Section):
                     f"mix.quality.topic lists {name!r}, which is not a classifier ({known}); a value of `columns` is "
                     f'written without brackets: topic = "{name}"'
                 )
-            if without := [source.name for source in self.sources if name not in getattr(source, "columns", ())]:
+            if without := [source.name for source in self.sources if name not in kept_columns(source)]:
                 raise ValueError(
                     f"mix.quality names {name!r}, which is neither a classifier ({known}) nor in `columns` of the "
                     f"source(s) {', '.join(without)}; correct it, or keep the column"
@@ -101,7 +102,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _preferences_exist(self) -> DataConfig:
         classifiers = [model.name for model in self.classifiers]
-        columns = [name for source in self.sources for name in getattr(source, "columns", ())]
+        columns = [name for source in self.sources for name in kept_columns(source)]
         for name in self.dedup.prefer:
             if name not in (*ATTRIBUTES, *classifiers, *columns):
                 raise ValueError(
@@ -113,7 +114,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _columns_exist(self) -> DataConfig:
-        columns = [name for source in self.sources for name in getattr(source, "columns", ())]
+        columns = [name for source in self.sources for name in kept_columns(source)]
         for one in self.filters:
             if one.column and one.column not in columns:
                 raise ValueError(
@@ -134,12 +135,12 @@ class DataConfig(Section):
     @classmethod
     def _licences_exist(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         """Spell licences of lists as documents have them."""
-        return tuple(_with_licences(source) if isinstance(source, CodeSource) else source for source in sources)
+        return tuple(map(_with_licences, sources))
 
     @field_validator("code")
     @classmethod
     def _code_has_rules(cls, code: CodeConfig | None, info: ValidationInfo) -> CodeConfig | None:
-        of_code = any(isinstance(source, CodeSource) for source in info.data.get("sources", ()))
+        of_code = any(licence_lists(source) is not None for source in info.data.get("sources", ()))
         return CodeConfig() if code is None and of_code else code
 
     @field_validator("sources")
@@ -171,11 +172,16 @@ class DataConfig(Section):
         return named
 
 
-def _with_licences(source: CodeSource) -> CodeSource:
+def _with_licences(source: Source) -> Source:
+    given = licence_lists(source)
+    if given is None:
+        return source
     lists = {}
-    for field in ("allow_licences", "deny_licences"):
+    for field in LicenceLists.model_fields:
         try:
-            lists[field] = listed_licences(getattr(source, field))
+            lists[field] = listed_licences(getattr(given, field))
         except ValueError as error:
             raise ValueError(f"source {source.name}: {field}: {error}") from error
-    return source.model_copy(update=lists)
+    if isinstance(source, CodeSource):
+        return source.model_copy(update=lists)
+    return source.model_copy(update={"code": given.model_copy(update=lists)})

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from data_pipeline.code.source_rows import read_code_rows
 from data_pipeline.code.source_trees import code_libraries, read_code, with_licence_files, with_near_licence_files
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
@@ -51,7 +52,15 @@ from data_pipeline.readers.local import find_left, unread_words
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
-from data_pipeline.readers.sources import CodeSource, HubSource, PackageSource, Source, SyntheticSource, identity
+from data_pipeline.readers.sources import (
+    CodeSource,
+    HubSource,
+    PackageSource,
+    Source,
+    SyntheticSource,
+    identity,
+    licence_lists,
+)
 from data_pipeline.readers.streams import plain_name
 from data_pipeline.readers.text import ending_of
 from data_pipeline.synthetic.synthesize import facts_of, list_answers
@@ -145,8 +154,7 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
         _filling(next_path, work.shard_bytes, with_kept_columns(DOCUMENT_SCHEMA, kept)) as add,
         shard_writer(quarantine, QUARANTINE_SCHEMA) as refuse,
     ):
-        read = read_code if isinstance(work.source, CodeSource) else read_items
-        for piece in read(work, passed):
+        for piece in _reader_of(work.source)(work, passed):
             if isinstance(piece, RecordFault):
                 refuse((work.source.name, piece.file, piece.position, piece.reason, piece.sample), 0)
                 removed[f"quarantine:{piece.reason}"] += 1
@@ -186,6 +194,12 @@ def read_shard(section: Section, work: Reading, path_of: Callable[[str], Path]) 
     if isinstance(work.source, SyntheticSource):
         counts["truncated"] = count["truncated"]
     return ShardMade({**documents, f"{prefix}quarantine": quarantine}, counts)
+
+
+def _reader_of(source: Source) -> Callable[[Reading, Counter[str]], Iterator[Record | RecordFault]]:
+    if isinstance(source, CodeSource):
+        return read_code
+    return read_code_rows if licence_lists(source) is not None else read_items
 
 
 _FURTHER = "read_documents_"  # and a number from 1: the roles of a reading's further document shards

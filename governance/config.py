@@ -117,6 +117,16 @@ def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Co
         raise ConfigError(f"{origin}: {len(lines)} fault(s)\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
+def with_tuples(value: Any) -> Any:
+    """A value with tuples in place of lists.
+
+    Behind a validator of mode "before" pydantic takes the values of a file for Python's, and refuses lists.
+    """
+    if isinstance(value, Mapping):
+        return {name: with_tuples(item) for name, item in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one value, given as "section.field=VALUE"."""
     name, equals, text = override.partition("=")

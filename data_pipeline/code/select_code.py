@@ -44,7 +44,7 @@ from data_pipeline.documents import (
     split_table,
 )
 from data_pipeline.readers.local import find_files
-from data_pipeline.readers.sources import CodeSource, Source
+from data_pipeline.readers.sources import Source, licence_lists
 from governance.config import Section
 from governance.file_digests import Digests
 from governance.log import get_logger
@@ -162,9 +162,9 @@ def select_code(
     digests = tuple(known.of(path) for path in lists)
     known.save()
     licences = {
-        source.name: (source.allow_licences, source.deny_licences)
+        source.name: (named.allow_licences, named.deny_licences)
         for source in sources
-        if isinstance(source, CodeSource)
+        if (named := licence_lists(source)) is not None
     }
     identity = CodeIdentity(rules=config, licences=licences, opt_out=digests)
     recipe = Recipe("code", VERSION, identity)

@@ -40,11 +40,11 @@ from data_pipeline.readers.archive import Member, members, read_blocks
 from data_pipeline.readers.items import SourceFiles, SourceItem
 from data_pipeline.readers.parts import Reading
 from data_pipeline.readers.record import Record, RecordFault, encodable, sample
-from data_pipeline.readers.sources import CodeSource, Source, is_code_archive
+from data_pipeline.readers.sources import CodeSource, Source, is_code_archive, licence_lists
 from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, byte_range
 from governance.errors import MissingInput
 
-_BINARY_BYTES = 8000
+BINARY_CHARACTERS = 8000  # bytes of a file, as git decides
 _BESIDE = "licence/"
 _LIBRARIES = ("Pygments", "license-expression", "licenseclassifier")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -68,7 +68,7 @@ def code_libraries(sources: Iterable[Source]) -> dict[str, str]:
 
     There are none where no source is of code.
     """
-    of_code = any(isinstance(source, CodeSource) for source in sources)
+    of_code = any(licence_lists(source) is not None for source in sources)
     return {name: importlib.metadata.version(name) for name in _LIBRARIES} if of_code else {}
 
 
@@ -162,7 +162,7 @@ def _read_file(
 
 
 def _is_binary(data: bytearray) -> bool:
-    return 0 in data[:_BINARY_BYTES] and not data.startswith(_UTF16)
+    return 0 in data[:BINARY_CHARACTERS] and not data.startswith(_UTF16)
 
 
 def _decoded(data: bytes) -> str:

@@ -9,6 +9,8 @@ Faults by reason:
     wrong_encoding  repeated_column  not_messages
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
+    no_path  no_repository
+                       a row of source code that no opt-out list would find
     empty_file         the file holds not a single record
     truncated_gzip  corrupt_gzip, and so for zstd, xz, bzip2 and lz4; unreadable_member  unreadable_rows
     missing_member  wacz_digest_mismatch

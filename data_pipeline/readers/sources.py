@@ -24,13 +24,14 @@ import re2
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.readers.file_types.chats import MessagesForm
+from data_pipeline.readers.file_types.code_settings import FACTS, CodeRows, Fact, LicenceLists
 from data_pipeline.readers.file_types.delimited import Dialect
 from data_pipeline.readers.file_types.teacher_settings import TeacherSettings
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
 from data_pipeline.readers.remote import HUB_SCHEME, is_url
 from data_pipeline.readers.streams import PACKED
-from governance.config import Section
+from governance.config import Section, with_tuples
 from governance.own_code import DOTTED
 
 _HUB_URL = re.compile(
@@ -110,7 +111,7 @@ class _Rows(_PlainText):
     language_field: str = ""
     """The name of the value that says the language; "": the source's own."""
     licence_field: str = ""
-    """The name of the value that says the licence; "": the source's own."""
+    """The name of the value that says the licence; "": the source's own. Of source code a list counts whole."""
     opt_out_field: str = ""
     """The name of the value that holds the rights holder's signals, as a document's `opt_out`; "": none."""
     opt_out_fetched_field: str = ""
@@ -121,6 +122,19 @@ class _Rows(_PlainText):
     """The name of the value that is a chat, a list of {role, content}, in place of `text_field`; "": none."""
     messages_form: MessagesForm = Field(default="roles", exclude_if="roles".__eq__)
     """The text of a chat: "roles" ("user: ...", a blank line between messages) or "chatml" (<|im_start|>user ...)."""
+    code: CodeRows | None = Field(default=None, exclude_if=_is_default)
+    """Where a row's source file is described, if each text is one; absent: they are none."""
+
+    @model_validator(mode="after")
+    def _has_plain_code(self) -> _Rows:
+        if self.code is None:
+            return self
+        for name in ("messages_field", "decode_entities", "language_field"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not for rows of source code (`code`): remove one of the two")
+        if own := [name for name in self.columns if name in FACTS]:
+            raise ValueError(f"columns names {own[0]!r}, which every row of source code keeps; remove it")
+        return self
 
     @model_validator(mode="after")
     def _has_one_text(self) -> _Rows:
@@ -138,10 +152,10 @@ class _Rows(_PlainText):
             id=self.id_field,
             url=self.url_field,
             language=self.language_field,
-            licence=self.licence_field,
+            licence="" if self.code else self.licence_field,
             opt_out=self.opt_out_field,
             opt_out_fetched=self.opt_out_fetched_field,
-            columns=self.columns,
+            columns=(*self.columns, *self.code.read(self.licence_field)) if self.code else self.columns,
         )
 
 
@@ -352,7 +366,7 @@ def is_code_archive(file: str) -> bool:
     return file.lower().endswith(CODE_ARCHIVES)
 
 
-class CodeSource(Origin, _Paths):
+class CodeSource(Origin, _Paths, LicenceLists):
     """Source files in folders, checkouts and archives.
 
     Archives are .zip, .whl, .crate, .tar and packed ones. Each file of a known programming language is a document.
@@ -364,15 +378,8 @@ class CodeSource(Origin, _Paths):
     repository_by_path: str = r"^(?P<repository>[^/]+)/"
     r"""A regular expression (RE2) with the group `repository`, searched in each file's name; what follows the match is
     the file's path. `^(?P<repository>[^/]+/[^/]+)/` for folders OWNER/NAME. Endings of archives are left out."""
-    columns: tuple[Literal["repository", "path", "programming_language", "licence_from"], ...] = (
-        "repository", "path", "programming_language", "licence_from",
-    )  # fmt: skip
+    columns: tuple[Fact, ...] = FACTS
     """Facts of a file that its document keeps in `columns`; the stage `code` needs the first three."""
-    allow_licences: tuple[str, ...] = ()
-    """SPDX identifiers of licences that stay, if one of an OR and all of an AND are among them; none: all. Older names
-    and case are understood, unknown ones refused."""
-    deny_licences: tuple[str, ...] = ()
-    """SPDX identifiers of licences that are removed, unless the other side of an OR stays."""
 
     @field_validator("repository_by_path")
     @classmethod
@@ -469,6 +476,7 @@ class HubSource(_Rows):
     @classmethod
     def _without_scheme(cls, values: Any) -> Any:
         """Split "hf://datasets/owner/name@revision/path" into its fields."""
+        values = with_tuples(values)
         dataset = values.get("dataset") if isinstance(values, dict) else None
         if not isinstance(dataset, str) or not dataset.startswith(HUB_SCHEME):
             return values
@@ -479,7 +487,7 @@ class HubSource(_Rows):
         for field, value in named.items():
             if value and values.get(field):
                 raise ValueError(f"dataset = {dataset!r} already names {field}: remove the line `{field} = ...`")
-        files = {"files": [parts["path"].rstrip("/") + "/*" * parts["path"].endswith("/")]} if parts["path"] else {}
+        files = {"files": (parts["path"].rstrip("/") + "/*" * parts["path"].endswith("/"),)} if parts["path"] else {}
         revision = unquote(parts["revision"] or values.get("revision") or "main")
         return {**values, **files, "dataset": parts["name"], "revision": revision}
 
@@ -547,8 +555,22 @@ PathSource = (
 Source = Annotated[PathSource | PackageSource | HubSource | SyntheticSource, Field(discriminator="type")]
 
 
+def licence_lists(source: Source) -> LicenceLists | None:
+    """Lists of licences of a source of code; None of another."""
+    return source if isinstance(source, CodeSource) else getattr(source, "code", None)
+
+
+def kept_columns(source: Source) -> tuple[str, ...]:
+    """Names of the values that documents of a source keep."""
+    facts = FACTS if isinstance(source, _Rows) and source.code else ()
+    return (*getattr(source, "columns", ()), *facts)
+
+
 def identity(source: Source) -> Source:
     """A source without the fields that decide nothing of what is read."""
+    if isinstance(source, _Rows) and source.code:  # the lists of licences are of the stage `code`
+        rows = source.code.model_copy(update={name: () for name in LicenceLists.model_fields})
+        source = source.model_copy(update={"code": rows})
     if isinstance(source, PackageSource) or (isinstance(source, HubSource) and source.revision):
         return source
     if isinstance(source, SyntheticSource):  # the answers are its files; how they were obtained is in their artifact
@@ -558,5 +580,5 @@ def identity(source: Source) -> Source:
         return source.model_copy(update={name: field.default for name, field in fields.items()} | unset | given)
     where = {"dataset", "paths", "opt_out_paths"} & type(source).model_fields.keys()
     where |= {"allow_licences", "deny_licences"} & type(source).model_fields.keys()  # of the stage `code`
-    gone = {name: "" if name == "dataset" else () for name in where}
+    gone: dict[str, Any] = {name: "" if name == "dataset" else () for name in where}
     return source.model_copy(update={**gone, "follow_links": False})

@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import HfFileSystem
 
+from data_pipeline.config import DataConfig
 from data_pipeline.documents import read_documents
 from data_pipeline.filters.model_files import model_files
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import hub
 from data_pipeline.readers.sources import HubSource, JsonlSource, ParquetSource
 from data_pipeline.tokens.tokenizer import TokenizerConfig, take_over
+from governance.config import validate
 from governance.errors import ConfigError, MissingInput, hub_hint
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
@@ -231,6 +233,13 @@ def test_hf_paths_name_data_sets_and_files(server, tmp_path):
 def test_hf_paths_that_contradict_are_refused(values, words):
     with pytest.raises(ValueError, match=words):
         HubSource(type="hub", name="h", licence="MIT", **values)
+
+
+def test_a_run_file_may_list_files_and_columns_of_a_data_set():
+    source = {"type": "hub", "name": "h", "licence": "MIT", "dataset": "lab/news", "revision": "v1",
+              "files": ["data/*.parquet"], "columns": ["date"]}  # fmt: skip
+    read = validate({"sources": [source]}, DataConfig, "run.toml").sources[0]
+    assert (read.files, read.columns) == (("data/*.parquet",), ("date",))
 
 
 @pytest.mark.parametrize(
