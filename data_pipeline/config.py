@@ -21,7 +21,7 @@ from data_pipeline.pii.redact import PiiConfig
 from data_pipeline.readers.file_types.code_settings import LicenceLists
 from data_pipeline.readers.sources import CodeSource, Source, SyntheticSource, kept_columns, licence_lists
 from data_pipeline.tokens.encode import EncodeConfig
-from data_pipeline.tokens.mixture_sizes import MixConfig, fault_of_shares
+from data_pipeline.tokens.mixture_sizes import SOURCE, MixConfig, fault_of_shares
 from data_pipeline.tokens.pack import PackConfig
 from data_pipeline.tokens.tokenizer import TokenizerConfig
 from governance.config import Section
@@ -61,6 +61,13 @@ class DataConfig(Section):
     def _mix_fits_sources(self) -> DataConfig:
         names = [source.name for source in self.sources]
         config = self.mix or MixConfig()
+        if config.by != SOURCE:
+            if without := [source.name for source in self.sources if config.by not in kept_columns(source)]:
+                raise ValueError(
+                    f'mix.by names {config.by!r}, which is neither "source" nor in `columns` of the source(s) '
+                    f"{', '.join(without)}; correct it, or keep the column"
+                )
+            return self
         for field in ("weights", "max_epochs_of", "source_quotas"):
             if unknown := sorted(getattr(config, field).keys() - set(names)):
                 raise ValueError(

@@ -14,8 +14,9 @@ Roles: `plan`: one Parquet file per document shard, with its name, a row per doc
 `sizes`: one per shard, what the plan was decided from: source, language, hash (uint64: the first 8 bytes of the SHA-256
 of the id, big-endian), bytes (int64: UTF-8 bytes of the text).
 
-With `quality` (`mix_quality.py`) a cell is one bucket of a topic of a (source, language); `plan` has a column `bucket`
-(string: "<topic> <percentages>") and `sizes` have `topic` and `score`.
+With `by`, cells are of the values of a column in place of sources: `sizes` have a column `part`, and `stats` hold
+`mix_by_column` in place of `mix_by_source`. With `quality` (`mix_quality.py`) a cell is one bucket of a topic of a
+(source, language); `plan` has a column `bucket` (string: "<topic> <percentages>") and `sizes` have `topic` and `score`.
 
 `stats` holds the common counts (a document of 0 copies is removed as `mix_quota`; bytes count each document once) and
 
@@ -44,8 +45,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.documents import document_shards, funnel, read_table, required, write_table
-from data_pipeline.tokens.mix_quality import Group, bucketed, bytes_by_score, divide, labels, read_values
-from data_pipeline.tokens.mixture_sizes import Allocation, Cell, MixConfig, allocate, epochs_of
+from data_pipeline.tokens.mix_quality import (
+    Group,
+    bucketed,
+    bytes_by_score,
+    divide,
+    labels,
+    named_value,
+    read_kept,
+    read_values,
+)
+from data_pipeline.tokens.mixture_sizes import SOURCE, Allocation, Cell, MixConfig, allocate, epochs_of
 from data_pipeline.tokens.token_shards import document_identity
 from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
@@ -58,9 +68,11 @@ from governance.stage import Made, Recipe, Runtime, run_stage
 VERSION = 2
 PLAN_SCHEMA = required(row=pa.int64(), copies=pa.int64())
 SIZES_SCHEMA = required(source=pa.string(), language=pa.string(), hash=pa.uint64(), bytes=pa.int64())
-SCORED_SIZES = pa.schema([*SIZES_SCHEMA, *required(topic=pa.string(), score=pa.float64())])
+_OF_QUALITY = required(topic=pa.string(), score=pa.float64())
+_PART = required(part=pa.string())
 BUCKET = required(bucket=pa.string()).field(0)
-_DIMENSIONS = ("source", "language", "topic", "bucket")
+_DIMENSIONS = ("language", "topic", "bucket")
+_MOST_PARTS = 1000
 _BUCKET_BITS = 12
 _NONE = -1  # the threshold below every hash
 
@@ -68,6 +80,12 @@ Hashes = npt.NDArray[np.uint64]
 Integers = npt.NDArray[np.int64]
 Rule = tuple[int, int]
 """(copies of every document of a cell, the largest hash that has one more)."""
+
+
+def sizes_schema(config: MixConfig) -> pa.Schema:
+    """Columns of `sizes`."""
+    of_part = _PART if config.by != SOURCE else []
+    return pa.schema([*SIZES_SCHEMA, *(_OF_QUALITY if config.quality else []), *of_part])
 
 
 def document_hash(document_id: str) -> int:
@@ -94,7 +112,7 @@ def thresholds(
 
     `got` has its bytes in the mixture, `sizes` those of its documents.
 
-    `read()` gives the tables of `SIZES_SCHEMA`, as often as it is called.
+    `read()` gives the tables of `sizes`, as often as it is called.
     """
     rules: dict[Cell, Rule] = {}
     rooms: dict[Cell, int] = {}
@@ -134,7 +152,8 @@ def _cells(tables: Iterable[pa.Table], cells: Mapping[Cell, Any]) -> Iterator[tu
 
 def rows_by_cell(table: pa.Table) -> Iterator[tuple[Cell, Integers]]:
     """Each cell of a table, in order, with its rows."""
-    names = [name for name in _DIMENSIONS if name in table.column_names]
+    part = "part" if "part" in table.column_names else SOURCE
+    names = [part, *(name for name in _DIMENSIONS if name in table.column_names)]
     columns = [table[name].combine_chunks().dictionary_encode() for name in names]
     codes = np.zeros(table.num_rows, np.int64)
     for column in columns:
@@ -162,8 +181,10 @@ def _measure_shard(config: MixConfig, work: tuple[Path, Path | None], path_of: C
     table = read_table(path, columns=["id", "text", "source", "language"])
     hashes = np.array([document_hash(name) for name in table["id"].to_pylist()], np.uint64)
     columns = [table["source"], table["language"], hashes, pc.binary_length(table["text"]).cast(pa.int64())]
-    valued = read_values(config.quality, path, scores) if config.quality else ()
-    measured = pa.table([*columns, *valued], schema=SCORED_SIZES if config.quality else SIZES_SCHEMA)
+    columns += read_values(config.quality, path, scores) if config.quality else ()
+    if config.by != SOURCE:
+        columns.append(list(map(named_value, read_kept(path, [config.by])[config.by])))
+    measured = pa.table(columns, schema=sizes_schema(config))
     write_table(path_of("sizes"), measured)
     lengths = measured["bytes"].to_numpy()
     return ShardMade({"sizes": path_of("sizes")}, {"cells": _nested(measured, lengths)})
@@ -171,7 +192,7 @@ def _measure_shard(config: MixConfig, work: tuple[Path, Path | None], path_of: C
 
 def _plan_shard(config: MixConfig, work: tuple[Path, Rules], path_of: Callable[[str], Path]) -> ShardMade:
     path, (bounds, rules) = work
-    table = read_table(path, SCORED_SIZES if config.quality else SIZES_SCHEMA)
+    table = read_table(path, sizes_schema(config))
     lengths = table["bytes"].to_numpy()
     divided = bucketed(table, bounds, config.quality, rows_by_cell) if config.quality else table
     copies = copies_of(divided, rules)
@@ -279,6 +300,11 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime, scored: Manife
             shards.append(Shard(path.stem, ("sizes", *(item.sha256 for item in reads)), work_of, tuple(reads)))
         measured = map_shards(recipe, _measure_shard, shards, folder, runtime)
         sizes = _flat(sum_stats([shard.stats for shard in measured]).get("cells", {}))
+        if config.by != SOURCE and len(parts := {cell[0] for cell in sizes}) > _MOST_PARTS:
+            raise ConfigError(
+                f"mix: data.mix.by = {config.by!r} has {len(parts):,} different values, such as {max(parts)[:80]!r}; "
+                f"at most {_MOST_PARTS:,} can be mixed. Use a value that groups documents."
+            )
         allocation = allocate(sizes, config)
         paths = [runtime.root / shard.outputs["sizes"].path for shard in measured]
         rules = _shared_rules(allocation, sizes, paths, folder, config, runtime)
@@ -294,10 +320,10 @@ def mix(documents: Manifest, config: MixConfig, runtime: Runtime, scored: Manife
             room = max(allocation.got.values(), default=0)
             raise ConfigError(
                 f"mix: nothing is left: the most that total_bytes, max_epochs and the quotas of [data.mix] leave to a "
-                f"language of a source is {room} bytes, and no document fits. Raise them."
+                f"language of a {config.by} is {room} bytes, and no document fits. Raise them."
             )
         stats["bytes_mixed"] = sum(got.values())
-        for axis, name in enumerate(("source", "language")):
+        for axis, name in enumerate((SOURCE if config.by == SOURCE else "column", "language")):
             stats[f"mix_by_{name}"] = _table(axis, sizes, allocation.wanted, got)
         stats["notes"] = allocation.notes
         for note in allocation.notes:
@@ -327,12 +353,15 @@ def _shared_rules(
 ) -> Rules:
     """The rules, decided once for all workers."""
 
+    def tables() -> Iterator[pa.Table]:
+        return (read_table(path, sizes_schema(config)) for path in paths)
+
     def decide(path: Path) -> None:
         if config.quality is None:
             bounds: dict[Group, list[float]] = {}
-            rules = thresholds(allocation.got, sizes, lambda: (read_table(p, SIZES_SCHEMA) for p in paths))
+            rules = thresholds(allocation.got, sizes, tables)
         else:
-            bounds, rules = quality_rules(allocation, config, lambda: (read_table(p, SCORED_SIZES) for p in paths))
+            bounds, rules = quality_rules(allocation, config, tables)
         write_json(path, {"bounds": [[*item] for item in sorted(bounds.items())],
                           "rules": [[*item] for item in sorted(rules.items())]})  # fmt: skip
 
@@ -345,7 +374,7 @@ def _shared_rules(
 def quality_rules(allocation: Allocation, config: MixConfig, read: Callable[[], Iterator[pa.Table]]) -> Rules:
     """Bounds of each group's buckets, and the rule of each bucket.
 
-    `read()` gives the tables of `SCORED_SIZES`, as often as it is called.
+    `read()` gives the tables of `sizes`, as often as it is called.
     """
     quality = config.quality
     assert quality is not None, "the caller looked"

@@ -126,10 +126,7 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
         places = [place_of[name] for name in ids]
         columns |= {name: table[name].take(pa.array(places, pa.int64())).to_pylist() for name in models}
     if rest := [name for name in config.names if name not in scored]:
-        has = KEPT_COLUMNS.name in pq.read_schema(documents).names
-        kept = pq.read_table(documents, columns=[KEPT_COLUMNS.name], partitioning=None) if has else None
-        rows = [json.loads(row or "{}") for row in kept[KEPT_COLUMNS.name].to_pylist()] if kept else [{}] * len(ids)
-        columns |= {name: [row.get(name) for row in rows] for name in rest}
+        columns |= read_kept(documents, rest)
     ranked = [config.score, *(config.topic if isinstance(config.topic, tuple) else ())]
     for name in ranked:
         given, columns[name] = columns[name], [number_of(value) for value in columns[name]]
@@ -141,12 +138,25 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
                 "every document: correct the values, filter these documents out, or use the score of a classifier."
             )
     if isinstance(config.topic, str):
-        named = columns[config.topic] if config.topic else [""] * len(ids)
-        topics = [value if isinstance(value, str) else "" if value is None else json.dumps(value) for value in named]
+        topics = [named_value(value) for value in columns[config.topic]] if config.topic else [""] * len(ids)
     else:
         rows_of_scores = zip(*(columns[name] for name in config.topic), strict=True)
         topics = [config.topic[max(range(len(row)), key=lambda place: row[place])] for row in rows_of_scores]
     return topics, np.array(columns[config.score], np.float64)
+
+
+def read_kept(documents: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Values that the documents of a shard keep in `columns`; None where one has none."""
+    has = KEPT_COLUMNS.name in pq.read_schema(documents).names
+    column = KEPT_COLUMNS.name if has else "id"
+    kept = pq.read_table(documents, columns=[column], partitioning=None)[column].to_pylist()
+    rows = [json.loads(row or "{}") if has else {} for row in kept]
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def named_value(value: Any) -> str:
+    """The name of a value that groups documents: text as it is, "" for none, others as JSON."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def bytes_by_score(

@@ -1,7 +1,8 @@
 """Mixture sizes: bytes of each (source, language), in exact arithmetic.
 
 Words: a *cell* is one (source, language), or with `quality` one (source, language, topic); its *size* is the UTF-8
-bytes of its documents, each once. An *epoch* is one copy of every document of a cell.
+bytes of its documents, each once. An *epoch* is one copy of every document of a cell. With `by`, the values of a column
+take the place of sources, here and in all settings.
 
     share wanted    with weights, a source has weight / sum of weights; within it, languages as they are.
                     Without, cells share in proportion to their size.
@@ -57,9 +58,19 @@ class Quota(Section):
         return self
 
 
+SOURCE = "source"
+
+
+def _is_source(value: object) -> bool:
+    return value == SOURCE
+
+
 class MixConfig(Section):
     """Weights, quotas and epochs of the mixture."""
 
+    by: str = Field(default=SOURCE, min_length=1, exclude_if=_is_source)
+    """The parts that the other settings name: "source", or a value that every source keeps in `columns`, whose values
+    then take the place of sources; "" is the part of documents without one."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Relative weight of each source in the mixture's bytes; 0 leaves it out. None named: by size; else name all."""
     temperature: float = Field(default=1.0, ge=1.0)
@@ -73,7 +84,7 @@ class MixConfig(Section):
     max_epochs_of: dict[str, int] = Field(default_factory=dict)
     """The same for single sources; 0 leaves one out."""
     source_quotas: dict[str, Quota] = Field(default_factory=dict)
-    """The most that a source may have."""
+    """The most that a source may have, or a value of `by`."""
     language_quotas: dict[str, Quota] = Field(default_factory=dict)
     """The most that a language (its code) may have."""
     quality: QualityConfig | None = Field(default=None, exclude_if=not_)
@@ -148,13 +159,17 @@ def _check_names(sizes: Sizes, config: MixConfig) -> None:
     sources = {cell[0] for cell in sizes}
     if config.weights and (unnamed := sorted(sources - set(config.weights))):
         raise ConfigError(
-            f"mix: data.mix.weights does not name the source(s) {', '.join(unnamed)}; give each a weight, 0 to leave "
-            f"it out. The corpus has: {', '.join(sorted(sources))}"
+            f"mix: data.mix.weights does not name the {config.by}(s) {_named(unnamed)}; give each a weight, 0 to leave "
+            f"it out. The corpus has: {_named(sorted(sources))}"
         )
 
 
+def _named(parts: Iterable[str]) -> str:
+    return ", ".join(part or '""' for part in parts)
+
+
 def _check_shares(wanted: Mapping[Cell, int], config: MixConfig) -> None:
-    for axis, what, quotas in ((0, "source", config.source_quotas), (1, "language", config.language_quotas)):
+    for axis, what, quotas in ((0, SOURCE, config.source_quotas), (1, "language", config.language_quotas)):
         names = {cell[axis] for cell, value in wanted.items() if value}
         if fault := fault_of_shares(what, names, quotas):
             raise ConfigError(f"mix: nothing is left: data.{fault}")
@@ -265,18 +280,18 @@ def _notes(
     wanted, capped, got = steps
     notes = []
     for axis, what, named in (
-        (0, "source", {*config.weights, *config.max_epochs_of, *config.source_quotas}),
+        (0, config.by, {*config.weights, *config.max_epochs_of, *config.source_quotas}),
         (1, "language", set(config.language_quotas)),
     ):
         names = {cell[axis] for cell in sizes}
-        notes += [f"{what} {name}: is configured, and not in the corpus" for name in sorted(named - names)]
+        notes += [f"{what} {_named([name])}: is configured, and not in the corpus" for name in sorted(named - names)]
         for name in sorted(names):
             want, cap, have = (_sums(step, axis)[name] for step in (wanted, capped, got))
             if have < want:
                 cause = "max_epochs and drop" if config.quality else "max_epochs"
                 why = [f"{cause} allow {cap}"] * (cap < want) + [f"quotas allow {have}"] * (have < cap)
-                notes.append(f"{what} {name}: wanted {want} bytes, got {have}: {', '.join(why)}")
+                notes.append(f"{what} {_named([name])}: wanted {want} bytes, got {have}: {', '.join(why)}")
     total, have = sum(wanted.values()), sum(got.values())
     if have < total:
-        notes.append(f"the mixture: wanted {total} bytes, got {have}; no other source was raised to replace them")
+        notes.append(f"the mixture: wanted {total} bytes, got {have}; no other {config.by} was raised to replace them")
     return notes

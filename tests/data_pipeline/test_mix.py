@@ -1,6 +1,7 @@
 """Laws of mixing: caps and quotas hold, hashes alone decide, shortfalls are reported, one digest for all."""
 
 import functools
+import json
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
+from data_pipeline.config import DataConfig
+from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, with_kept_columns, write_table
 from data_pipeline.tokens import mix as stage
 from data_pipeline.tokens.mix import SIZES_SCHEMA, copies_of, document_hash, mix, thresholds
+from data_pipeline.tokens.mix_quality import QualityConfig
 from data_pipeline.tokens.mixture_sizes import MixConfig, Quota, allocate
 from governance.config import validate
 from governance.errors import ConfigError, PipelineError
@@ -191,17 +194,20 @@ def test_documents_are_chosen_by_hash_whatever_the_shards(members, budget, cut):
         assert mixed <= allocation.got[cell]
 
 
-def corpus(root, shards):
-    """A redact-like artifact: shards of (id, source, language, text)."""
+def corpus(root, shards, columns=None):
+    """A redact-like artifact: shards of (id, source, language, text), with kept values by id."""
     outputs = []
+    schema = with_kept_columns(DOCUMENT_SCHEMA, pa.schema([KEPT_COLUMNS] if columns else []))
     for number, rows in enumerate(shards):
         path = root / "redact" / ("d" * 16) / "documents" / f"{number:05d}.parquet"
-        blank = {field.name: 0 if field.type == pa.int64() else "" for field in DOCUMENT_SCHEMA}
+        blank = {field.name: 0 if field.type == pa.int64() else "" for field in schema}
         values = [
             {**blank, **dict(zip(("id", "source", "language", "text"), row, strict=True)), "position": place}
             for place, row in enumerate(rows)
         ]
-        write_table(path, pa.Table.from_pylist(values, DOCUMENT_SCHEMA))
+        for row in values if columns else ():
+            row["columns"] = json.dumps(columns[row["id"]])
+        write_table(path, pa.Table.from_pylist(values, schema))
         outputs.append(describe(path, root))
     manifest = Manifest(
         stage="redact", version=1, key="d" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
@@ -237,6 +243,55 @@ def test_the_stage_counts_and_reports(tmp_path):
     assert wiki["bytes_got"] == 3 * wiki["bytes_in"] < 3000
     assert wiki["epochs_thousandths"] == 3000
     assert any(note.startswith("source wiki: wanted") for note in stats["notes"])
+
+
+@pytest.mark.parametrize("quality", [None, QualityConfig(score="score")])
+def test_values_of_a_column_are_mixed_as_sources_are(tmp_path, quality):
+    """The same plan, whether the parts are sources or values of a column."""
+    documents = rows(120)
+    values = {name: {"topic": source, "score": n % 13} for n, (name, source, _, _) in enumerate(documents)}
+    config = CONFIG.model_copy(update={"quality": quality, "max_epochs_of": {"wiki": 2}})
+    whole = corpus(tmp_path / "source", [documents[:50], documents[50:]], values)
+    by_source = mix(whole, config, Runtime(tmp_path / "source"))
+    one = [(name, "crawl", language, text) for name, _, language, text in documents]
+    by_column = mix(
+        corpus(tmp_path / "column", [one[:50], one[50:]], values),
+        config.model_copy(update={"by": "topic"}),
+        Runtime(tmp_path / "column"),
+    )
+    for shard in ("00000", "00001"):
+        plans = [
+            read_copies(made, shard, root).tolist()
+            for made, root in ((by_source, tmp_path / "source"), (by_column, tmp_path / "column"))
+        ]
+        assert plans[0] == plans[1]
+        assert len(set(plans[0])) > 2
+    assert by_column.stats["mix_by_column"] == by_source.stats["mix_by_source"]
+    assert by_column.stats["by_source"]["crawl"]["documents_in"] == 120
+    assert any(note.startswith("topic wiki: wanted") for note in by_column.stats["notes"])
+
+
+def test_documents_without_the_value_are_a_part_of_their_own(tmp_path):
+    documents = rows(30)
+    values = {name: {"topic": (None, 7, True, "law")[n % 4]} for n, (name, *_) in enumerate(documents)}
+    made = mix(corpus(tmp_path, [documents], values), MixConfig(by="topic", max_epochs_of={"": 0}), Runtime(tmp_path))
+    assert set(made.stats["mix_by_column"]) == {"", "7", "true", "law"}
+    assert [part for part, of in made.stats["mix_by_column"].items() if not of["bytes_got"]] == [""]
+    with pytest.raises(
+        ConfigError, match=r'does not name the topic\(s\) "", 7, true; .*The corpus has: "", 7, law, true'
+    ):
+        mix(corpus(tmp_path, [documents], values), MixConfig(by="topic", weights={"law": 1}), Runtime(tmp_path))
+
+
+def test_a_column_that_does_not_group_or_is_not_kept_is_refused(tmp_path):
+    documents = [(f"web/{n}", "web", "en", "a") for n in range(1001)]
+    values = {name: {"url": name} for name, *_ in documents}
+    with pytest.raises(ConfigError, match="has 1,001 different values, such as 'web/999'"):
+        mix(corpus(tmp_path, [documents], values), MixConfig(by="url"), Runtime(tmp_path))
+    sources = [{"type": "jsonl", "name": name, "licence": "MIT", "paths": ["x"], "columns": columns}
+               for name, columns in (("a", ["topic"]), ("b", []))]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"mix.by names 'topic', which is neither .* of the source\(s\) b"):
+        validate({"sources": sources, "mix": {"by": "topic"}}, DataConfig, "run.toml")
 
 
 def test_a_larger_share_keeps_what_a_smaller_one_had(tmp_path):

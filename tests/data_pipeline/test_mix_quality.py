@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from data_pipeline.config import DataConfig
 from data_pipeline.documents import DOCUMENT_SCHEMA, KEPT_COLUMNS, with_kept_columns, write_table
 from data_pipeline.tokens.mix import (
-    SCORED_SIZES,
     copies_in_words,
     copies_of,
     document_hash,
@@ -24,6 +23,7 @@ from data_pipeline.tokens.mix import (
     quality_rules,
     read_buckets,
     rows_by_cell,
+    sizes_schema,
 )
 from data_pipeline.tokens.mix_quality import QualityConfig, bucketed, bytes_by_score, curve, divide, edges, labels
 from data_pipeline.tokens.mixture_sizes import MixConfig, allocate
@@ -79,6 +79,9 @@ def test_buckets_have_the_bytes_of_their_group(config, epochs, fill, sizes):
     assert max(repeats) <= epochs
     for (low, few), (high, many) in itertools.pairwise(buckets):
         assert not (low and high) or Fraction(many + 1, high) >= Fraction(max(0, few - 1), low)
+
+
+SCORED_SIZES = sizes_schema(MixConfig(quality=QualityConfig(score="quality")))
 
 
 def sizes_table(rows):
