@@ -102,7 +102,7 @@ class IngestIdentity(Section):
     """SHA-256 of the files' names within their sources, from which ids, formats and languages come; and of the reasons
     why others are not read."""
     code_libraries: dict[str, str] = Field(default={}, exclude_if=_is_empty)
-    """Versions of the libraries that decide languages and licences of source code, where a source is of code."""
+    """Versions of the libraries and rules that decide languages and licences of code, where a source is of code."""
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:

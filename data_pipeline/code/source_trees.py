@@ -28,6 +28,7 @@ from pathlib import PurePosixPath
 from data_pipeline.code.languages import programming_language
 from data_pipeline.code.licences import (
     LICENCE_FILE_BYTES,
+    LICENCE_RULES,
     UNKNOWN,
     deciding_licence_file,
     is_licence_file,
@@ -64,12 +65,13 @@ def with_near_licence_files(work: Reading) -> Reading:
 
 
 def code_libraries(sources: Iterable[Source]) -> dict[str, str]:
-    """Versions of the libraries that decide languages and licences of files.
+    """Versions of libraries and rules that decide languages and licences.
 
     There are none where no source is of code.
     """
     of_code = any(licence_lists(source) is not None for source in sources)
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES} if of_code else {}
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {**versions, "licence_rules": str(LICENCE_RULES)} if of_code else {}
 
 
 def read_code(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:

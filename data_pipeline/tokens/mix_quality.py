@@ -146,7 +146,7 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
 
 
 def read_kept(documents: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Values that the documents of a shard keep in `columns`; None where one has none."""
+    """Kept values of a shard's documents; None where one has none."""
     has = KEPT_COLUMNS.name in pq.read_schema(documents).names
     column = KEPT_COLUMNS.name if has else "id"
     kept = pq.read_table(documents, columns=[column], partitioning=None)[column].to_pylist()
@@ -155,7 +155,10 @@ def read_kept(documents: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def named_value(value: Any) -> str:
-    """The name of a value that groups documents: text as it is, "" for none, others as JSON."""
+    """Name of a value that groups documents.
+
+    It is the text itself, "" for none, or else JSON.
+    """
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 

@@ -109,6 +109,7 @@ GPL = """This program is free software: you can redistribute it and/or modify it
 Public License as published by the Free Software Foundation, either version 3 of the License, or (at your option) any
 later version.
 """
+CODE = "def area(width, height):\n    return width * height\n"
 IN_CODE = 'HEADER = "# SPDX-License-Identifier: MIT"\n'
 
 
@@ -134,6 +135,14 @@ IN_CODE = 'HEADER = "# SPDX-License-Identifier: MIT"\n'
         ("# A helper for dates.\nimport os  # licensed\n", ""),
         (commented(GPL) + IN_CODE, "GPL-3.0-or-later"),
         ("# A helper.\n" + IN_CODE, UNKNOWN),
+        (commented(NOTICE) + CODE + commented(MIT), UNKNOWN),
+        (commented(MIT) + CODE + commented(MIT), "MIT"),
+        ("# A helper.\n" + CODE + commented(GPL), UNKNOWN),
+        (commented(MIT) + CODE + "# This part is released under the terms of another licence.\n", UNKNOWN),
+        (commented(MIT) + f"TEXT = {NOTICE!r}\n", "MIT"),
+        ("# SPDX-License-Identifier: MIT\n" + CODE + "# SPDX-License-Identifier: Zlib\n", UNKNOWN),
+        (commented(BSD[: BSD.index("THIS SOFTWARE")] + "THIS SOFTWARE IS PROVIDED ``AS IS'' WITHOUT ANY WARRANTY."),
+         UNKNOWN),
         ('" SPDX-License-Identifier: MIT\nset nocompatible\n', UNKNOWN),
         ("# SPDX-License-Identifier: MIT\n" + commented(GPL), UNKNOWN),
         ("# SPDX-License-Identifier: GPL-3.0-or-later WITH GCC-exception-3.1\n" + commented(GPL),
@@ -215,7 +224,6 @@ def test_entries_of_licence_lists_are_spelt_as_the_list_does_or_refused():
 # --- Rules on files
 
 BASE64 = '    "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5"\n'
-CODE = "def area(width, height):\n    return width * height\n"
 
 
 @pytest.mark.parametrize(

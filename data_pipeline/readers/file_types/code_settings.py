@@ -1,4 +1,4 @@
-"""Settings of sources of code: lists of licences, and rows that are source files."""
+"""Settings of sources of code."""
 
 from __future__ import annotations
 
