@@ -122,7 +122,7 @@ class _Rows(_PlainText):
     """The name of the value that is a chat, a list of {role, content}, in place of `text_field`; "": none."""
     messages_form: MessagesForm = Field(default="roles", exclude_if="roles".__eq__)
     """The text of a chat: "roles" ("user: ...", a blank line between messages) or "chatml" (<|im_start|>user ...)."""
-    code: CodeRows | None = Field(default=None, exclude_if=_is_default)
+    code: CodeRows | None = Field(default=None, exclude_if=not_)
     """Where a row's source file is described, if each text is one; absent: they are none."""
 
     @model_validator(mode="after")

@@ -61,14 +61,10 @@ class Quota(Section):
 SOURCE = "source"
 
 
-def _is_source(value: object) -> bool:
-    return value == SOURCE
-
-
 class MixConfig(Section):
     """Weights, quotas and epochs of the mixture."""
 
-    by: str = Field(default=SOURCE, min_length=1, exclude_if=_is_source)
+    by: str = Field(default=SOURCE, min_length=1, exclude_if=SOURCE.__eq__)
     """The parts that the other settings name: "source", or a value that every source keeps in `columns`, whose values
     then take the place of sources; "" is the part of documents without one."""
     weights: dict[str, float] = Field(default_factory=dict)
