@@ -209,7 +209,7 @@ def _opener(stripped: str) -> str:
 
 
 def _closer(stripped: str, opener: str) -> str:
-    """Closing mark of a block comment that goes on after its first line."""
+    """Closing mark of a block comment of several lines, or ""."""
     closer = _BLOCKS[opener]
     return "" if closer in stripped[len(opener) :] else closer
 

@@ -51,7 +51,7 @@ def read_code_rows(work: Reading, passed: Counter[str]) -> Iterator[Record | Rec
 def _source_file(
     rows: CodeRows, licence_field: str, kept: tuple[str, ...], record: Record
 ) -> Record | RecordFault | str:
-    """Record or fault of a row's file, or the reason it is none."""
+    """Record or fault of a row's file, or a reason against it."""
     values: dict[str, Any] = json.loads(record.columns)
     path, repository = values[rows.path_field], values[rows.repository_field] if rows.repository_field else ""
     text = record.text.removeprefix(_BYTE_ORDER_MARK)
