@@ -36,6 +36,7 @@ from pretrain.engine.expert_groups import mark_experts, marked, register, separa
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.engine.gradient_sums import accumulate_in_one_pass
 from pretrain.engine.nvme import lock_swap_folder
+from pretrain.engine.repeated_blocks import stop_at_repeated_blocks, without_leaf_modules
 from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
 from pretrain.engine.step import skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
@@ -159,6 +160,8 @@ def open_engine(
         PipelineError: the model does not fit, or the device's memory is full.
     """
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
+    if Decoder.repeats_blocks:
+        config = without_leaf_modules(config)
     deepspeed = _import_deepspeed(settings, ranks, device, recipe.train.precision)
     if settings.deepspeed:
         refuse_unknown_keys(config)
@@ -170,6 +173,8 @@ def open_engine(
         register(experts, deepspeed.utils.groups, deepspeed.runtime.engine, deepspeed.runtime.bf16_optimizer)
         model, shapes = _build(deepspeed, config, make, weight, experts)
         attach_expert_bias(model, recipe.model, device)
+        if settings.zero_stage == 3 and not Decoder.repeats_blocks:
+            stop_at_repeated_blocks(model)
         if recipe.train.precision == "fp8":
             convert_to_float8(model)
         elif settings.tensor_parallel_size == 1 and (settings.zero_stage < 3 or compiles_blocks(settings)):
@@ -180,7 +185,8 @@ def open_engine(
             whole = deepspeed.zero.GatheredParameters if settings.zero_stage == 3 else contextlib.nullcontext
             split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings), whole)
         scale = functools.partial(learning_rate_scale, config=recipe.model)
-        groups = parameter_groups(model.named_parameters(), recipe.optim, full_shape, scale)
+        trained = [pair for pair in model.named_parameters() if pair[1].requires_grad]
+        groups = parameter_groups(trained, recipe.optim, full_shape, scale)
         optimizer = make_optimizer(separated(groups, experts), recipe.optim, folder)
         with contextlib.redirect_stdout(io.StringIO()), unmarked_imports():  # it prints
             wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

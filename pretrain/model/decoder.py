@@ -105,6 +105,9 @@ class Decoder(nn.Module):
     FlashAttention's kernel is used (`flash.py`).
     """
 
+    repeats_blocks = False
+    """Whether a forward pass with gradients runs a block more than once (`engine/repeated_blocks.py`)."""
+
     def __init__(
         self,
         config: ModelConfig,
