@@ -26,7 +26,7 @@ def without_leaf_modules(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def stop_at_repeated_blocks(model: nn.Module) -> None:
-    """Raise in the second pass of a block through which gradients must flow.
+    """Raise in the second pass of a block that awaits gradients.
 
     A pass counts until its outputs have their gradients; recomputation happens within the block and is none.
     """

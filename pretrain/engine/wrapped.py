@@ -34,5 +34,5 @@ class Wrapped:
     """Parameters of the whole model where ranks hold other experts, else none."""
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """This rank's trained parameters by name, tied ones once, in the model's order."""
+        """This rank's trained parameters by name, in order, tied ones once."""
         return [pair for pair in self.deepspeed.module.named_parameters() if pair[1].requires_grad]

@@ -106,7 +106,7 @@ class Decoder(nn.Module):
     """
 
     repeats_blocks = False
-    """Whether a forward pass with gradients runs a block more than once (`engine/repeated_blocks.py`)."""
+    """A forward pass with gradients runs some block more than once (`engine/repeated_blocks.py`)."""
 
     def __init__(
         self,
