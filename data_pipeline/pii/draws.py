@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from governance.splitmix64 import INCREMENT, finalise
-
-_MASK = (1 << 64) - 1
+from governance.splitmix64 import INCREMENT, finalise_word
 
 
 class Draw:
     """A stream of numbers that a seed fixes for good: SplitMix64."""
 
     def __init__(self, seed: int) -> None:
-        self._state = np.array([seed & _MASK], np.uint64)
+        self._state = seed
 
     def below(self, limit: int) -> int:
         """A number from 0 to `limit` - 1."""
-        self._state += INCREMENT
-        return int(finalise(self._state)[0]) % limit
+        self._state += int(INCREMENT)
+        return finalise_word(self._state) % limit
 
     def one(self, *choices: str) -> str:
         """One of the choices."""

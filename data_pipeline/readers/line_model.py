@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from data_pipeline.readers.pages.kernels.page_features import NAME_STEP
 from data_pipeline.readers.pages.kernels.page_lines import END, START
-from data_pipeline.readers.pages.kernels.page_model import keep_lines, read_lines
+from data_pipeline.readers.pages.kernels.page_model import MOST_LEAVES, keep_lines, read_lines
 from governance.kernels.buffers import code_point_classes, lower_case
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Trees = tuple[npt.NDArray[Any], ...]
 
 LINE_KINDS = {"p": "P", "h1": "1", "figcaption": "F", "time": "T"} | {f"h{level}": "H" for level in range(2, 7)}
 """The letter of each tag whose kind a line keeps."""
@@ -57,8 +58,8 @@ class LineWeights:
     names: Mapping[str, float]
     words: tuple[Integers, Floats]
     """Sorted hashes and their weights."""
-    first: tuple[npt.NDArray[Any], ...]
-    second: tuple[npt.NDArray[Any], ...]
+    first: Trees
+    second: Trees
 
 
 @functools.cache
@@ -87,9 +88,39 @@ def word_hash(word: str) -> int:
     return hashed - (1 << 64) if hashed >> 63 else hashed
 
 
-def _trees(trees: Mapping[str, list[Any]]) -> tuple[npt.NDArray[Any], ...]:
-    kinds = {"roots": np.int64, "features": np.int16, "values": np.float32, "children": np.int16}  # fit the first cache
-    return tuple(np.array(trees[name], kind) for name, kind in kinds.items())
+def _trees(trees: Mapping[str, list[Any]]) -> Trees:
+    """The tests and leaves of trees in `add_trees`' form.
+
+    A node without a feature is a leaf, with its value; else its children are neighbours, and the second one is for
+    features above the node's value.
+
+    Raises:
+        ValueError: a tree has more leaves than a set has bits.
+    """
+    roots, features, values, children = (trees[name] for name in ("roots", "features", "values", "children"))
+    starts, tests = [0], []
+    leaves = np.zeros((len(roots), MOST_LEAVES), np.float32)
+
+    for tree, root in enumerate(roots):
+        found: list[float] = []
+
+        def walk(node: int, found: list[float] = found) -> int:
+            """The set of the leaves below, numbered from left to right."""
+            if features[node] < 0:
+                found.append(values[node])
+                return 1 << (len(found) - 1)
+            below = walk(children[node])
+            tests.append((features[node], values[node], ~below & ((1 << MOST_LEAVES) - 1)))
+            return below | walk(children[node] + 1)
+
+        walk(root)
+        if len(found) > MOST_LEAVES:
+            raise ValueError(f"tree {tree} has {len(found)} leaves; {MOST_LEAVES} at most")
+        starts.append(len(tests))
+        leaves[tree, : len(found)] = found
+    columns = list(zip(*tests, strict=True)) or [(), (), ()]
+    kinds = (np.int16, np.float32, np.uint32)
+    return (np.array(starts), *(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)), leaves)
 
 
 def name_tokens(tag: str, names: str) -> set[str]:

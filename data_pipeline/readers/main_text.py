@@ -141,8 +141,7 @@ def _laid_out(page: PageLines, kept: Sequence[int]) -> str:
     """Join lines and bullets, and remove the common indentation."""
     out: list[str] = []
     bullet, bullet_box = "", 0
-    for line in kept:
-        start, end, box, size, _, _, _, blank, _, _ = page.lines[line].tolist()
+    for start, end, box, size, _, _, _, blank, _, _ in page.lines[kept].tolist():
         text = page.text[start:end].rstrip()
         if blank:
             text = "\n" + text

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def library_engine(reference: Any, end: int, cut_at_spaces: bool = True) -> Engi
             parts += [reference.encode(part, add_special_tokens=False).ids for part in pieces]
             parts.append([end])
             sizes.append(sum(map(len, parts[before:])))
-        ids = np.fromiter((index for part in parts for index in part), np.uint32, sum(sizes))
+        ids = np.fromiter(chain.from_iterable(parts), np.uint32, sum(sizes))
         return ids, np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
 
     return run

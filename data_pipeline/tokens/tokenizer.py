@@ -138,7 +138,8 @@ def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
     try:
-        vocabulary, reference = read_vocabulary(text), open_reference(text)
+        vocabulary = read_vocabulary(text)
+        reference = None if vocabulary.lossless else open_reference(text)
         if end is None:
             if not vocabulary.special:
                 raise ValueError("it has no special token to end documents")
@@ -158,7 +159,7 @@ def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin
         get_logger(__name__).warning("%s: encoding with `tokenizers`, which is many times slower", folder)
     run = engine if begin is None else begun(engine, begin)
     encoder = Encoder(len(vocabulary.pieces), end, name, vocabulary.pieces, run, begin)
-    if vocabulary.lossless:
+    if reference is None:
         return encoder
     if "cleanup" in dir(reference.decoder):
         reference.decoder.cleanup = False  # it makes one text of "do n't" and "don't", whose ids differ

@@ -7,6 +7,7 @@ the text. Of other kinds (SentencePiece, Unigram, WordPiece, a normaliser) `toke
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import re
@@ -118,8 +119,9 @@ def _parts(component: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _bytes_of(name: str, byte_level: bool, byte_fallback: bool) -> bytes:
-    if byte_level and all(letter in alphabet() for letter in name):
-        return bytes(alphabet()[letter] for letter in name)
+    if byte_level:
+        with contextlib.suppress(KeyError):  # of a letter that stands for no byte
+            return bytes(map(alphabet().__getitem__, name))
     if byte_fallback and (byte := _BYTE.fullmatch(name)):
         return bytes([int(byte[1], 16)])
     return name.replace("▁", " ").encode()

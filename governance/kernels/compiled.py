@@ -11,13 +11,14 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core import entrypoints, event
 from numba.core.caching import FunctionCache
+from numba.np import linalg
 
 from governance.first_use import add_compile_seconds, compilation_begins
 
@@ -80,8 +81,27 @@ def _load_used_extensions() -> None:
 
     Awkward's, which comes with gigatoken, would cost each process 0.3 CPU-s at its first kernel.
     """
+    _load_without_linear_algebra()
     if any(package in sys.modules for package in _extension_packages()):
         _load_extensions()
+
+
+@functools.cache
+def _load_without_linear_algebra() -> None:
+    """Load numba's functions of arrays without the matrix products.
+
+    No kernel calls these; they would make each process load SciPy at its first kernel, for 0.1 CPU-s.
+    """
+    find_blas = linalg.ensure_blas
+    linalg.ensure_blas = _no_blas
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = find_blas
+
+
+def _no_blas() -> None:
+    raise ImportError("kernels have no matrix products")
 
 
 @functools.cache

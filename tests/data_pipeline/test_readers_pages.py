@@ -6,12 +6,14 @@ import os
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from data_pipeline.ingest import IngestConfig, ingest
-from data_pipeline.readers import page_process
+from data_pipeline.readers import line_model, page_process
 from data_pipeline.readers.html import decode_html
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.main_text import MARK, main_text
@@ -19,6 +21,7 @@ from data_pipeline.readers.page_process import read_page, read_pages
 from data_pipeline.readers.pages import extraction
 from data_pipeline.readers.pages.extraction import Extraction
 from data_pipeline.readers.pages.formulas import latex_of_math
+from data_pipeline.readers.pages.kernels import page_model
 from data_pipeline.readers.pages.page_markdown import NOTE, markdown
 from data_pipeline.readers.sources import TextSource
 from governance.errors import ConfigError
@@ -175,3 +178,49 @@ def test_settings_change_the_key_only_where_they_change_the_text(tmp_path):
     assert made[0].digest != made[2].digest
     with pytest.raises(ValueError, match='needs extractor = "assay"'):
         TextSource(**plain, structure="markdown", extractor="resiliparse")
+
+
+def grown_tree(draw, leaves):
+    """A random tree in the form of `line_weights.json`, its nodes from the first root on."""
+    bounds = st.sampled_from([-1.5, 0.0, 0.1, 2.0])
+    nodes = [None]
+    open_nodes = [0]
+    for _ in range(leaves - 1):
+        node = open_nodes.pop(draw(st.integers(0, len(open_nodes) - 1)))
+        nodes[node] = (draw(st.integers(0, 4)), draw(bounds), len(nodes))
+        open_nodes += [len(nodes), len(nodes) + 1]
+        nodes += [None, None]
+    return [node or (-1, draw(st.floats(-1, 1, width=32)), 0) for node in nodes]
+
+
+def walk(nodes, row):
+    node = 0
+    while nodes[node][0] >= 0:
+        node = nodes[node][2] + bool(row[nodes[node][0]] > np.float32(nodes[node][1]))
+    return np.float64(np.float32(nodes[node][1]))
+
+
+score_all = njit(lambda found, around, trees: page_model.score_lines(found, around, trees), error_model="numpy")
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_all_tests_at_once_reach_the_leaf_that_a_walk_reaches(data):
+    grown = [grown_tree(data.draw, data.draw(st.integers(1, 32))) for _ in range(data.draw(st.integers(1, 4)))]
+    trees = {"roots": [], "features": [], "values": [], "children": []}
+    for nodes in grown:
+        trees["roots"].append(begin := len(trees["features"]))
+        trees["features"] += [feature for feature, _, _ in nodes]
+        trees["values"] += [value for _, value, _ in nodes]
+        trees["children"] += [begin + child for _, _, child in nodes]
+    chosen = np.random.default_rng(data.draw(st.integers(0, 9))).choice([-2, 0, 0.1, 1, 3, np.nan], size=(150, 5))
+    found = chosen[: data.draw(st.integers(0, 150))].astype(np.float32)
+    read = line_model.read_weights({"names": {}, "words": {}, "first": trees, "second": trees})
+    expected = [sum((walk(nodes, row) for nodes in grown), np.float64(0)) for row in found]
+    assert score_all(found[:, :3], found[:, 3:], read.first).tolist() == expected
+
+
+def test_a_tree_with_more_leaves_than_bits_is_refused():
+    deep = {"roots": [0], "features": [0, *[-1, 0] * 31, -1, -1], "values": [0.0] * 65, "children": [*range(1, 66)]}
+    with pytest.raises(ValueError, match="33 leaves"):
+        line_model.read_weights({"names": {}, "words": {}, "first": deep, "second": deep})
