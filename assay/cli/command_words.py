@@ -168,8 +168,9 @@ def last_without_file(words: Sequence[str]) -> str:
     command = " ".join(plain[:2] if plain[:1] in (["report"], ["governance"]) else plain[:1])
     if "last" not in plain or Path("last").exists() or any(word.endswith(".toml") for word in plain):
         return ""
-    given = {"evaluate": "CONFIG last", "export": "CONFIG last FOLDER", "report write": "CONFIG",
-             "report verify": "CONFIG", "governance audit-model": "CONFIG last"}.get(command, "")  # fmt: skip
+    given = {"evaluate": "CONFIG last", "generate": "CONFIG last PROMPT", "export": "CONFIG last FOLDER",
+             "report write": "CONFIG", "report verify": "CONFIG",
+             "governance audit-model": "CONFIG last"}.get(command, "")  # fmt: skip
     return f"'last' is the last run of a run file; name that file: assay {command} {given}" if given else ""
 
 

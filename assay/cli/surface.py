@@ -221,6 +221,7 @@ def _training(commands: Commands[Parser]) -> None:
     )
     _config(command)
     checkpoint_option(command)
+    _generation(commands)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
     checkpoint_option(command)
@@ -233,6 +234,33 @@ def _training(commands: Commands[Parser]) -> None:
         default="fp32",
         help="data type of the weights (default: %(default)s)",
     )
+
+
+def _generation(commands: Commands[Parser]) -> None:
+    command = _add(commands, "generate", "generate", "continue prompts by a checkpoint; print tokens/s and energy")
+    command.set_defaults(group="model")
+    _config(command)
+    checkpoint_option(command)
+    command.add_argument("prompts", nargs="*", metavar="PROMPT", help="a text to continue (repeatable)")
+    text = "continue the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
+    path(command, "--prompts", "FILE", text, dest="prompts_file")
+    command.add_argument(
+        "--max-tokens",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="tokens after which a text is cut (default: %(default)s)",
+    )
+    command.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="draw tokens with logits divided by T; 0: take the likeliest (default: %(default)g)",
+    )
+    text = "draw only from the likeliest tokens that together reach this probability (default: %(default)g)"
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
+    command.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (default: 0)")
 
 
 def _report(commands: Commands[Parser]) -> None:

@@ -20,7 +20,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,8 @@ from pretrain.data.dataset import Rows, micro_batches, open_rows, spread
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
 
 if TYPE_CHECKING:
+    import torch
+
     from pretrain.evaluation.scores import Suite
     from pretrain.model.decoder import Batch
 
@@ -216,24 +220,29 @@ def evaluate(
 
 
 def nats_with(model: Any, precision: str = "fp32") -> NatsOf:
-    """Nats of each token by a `Decoder`, in its training precision.
+    """Nats of each token by a `Decoder`, in its training precision."""
+    device = next(model.parameters()).device
+    model, computing = in_precision(model, precision)
+
+    def nats_of(batch: Batch) -> torch.Tensor:
+        rows = batch.to(device)
+        with computing():
+            return model(rows.tokens, rows.targets, rows.segments, rows.positions)[1]
+
+    return nats_of
+
+
+def in_precision(model: Any, precision: str) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]:
+    """Model and context of its passes, in its training precision.
 
     For bf16, bf16_masters and fp8, weights and arithmetic are in bf16 (also fp8's products, which need a GPU with 8-bit
     units). For autocast, weights are fp32 and products bf16. For fp16 both are fp32, because CPUs do not compute it.
     """
     import torch
 
-    device = next(model.parameters()).device
-    if precision in ("bf16", "bf16_masters", "fp8"):
-        model = model.bfloat16()
-
-    def nats_of(batch: Batch) -> torch.Tensor:
-        rows = batch.to(device)
-        automatic = precision == "autocast"
-        with torch.autocast(device.type, torch.bfloat16) if automatic else contextlib.nullcontext():
-            return model(rows.tokens, rows.targets, rows.segments, rows.positions)[1]
-
-    return nats_of
+    if precision == "autocast":
+        return model, partial(torch.autocast, next(model.parameters()).device.type, torch.bfloat16)
+    return model.bfloat16() if precision in ("bf16", "bf16_masters", "fp8") else model, contextlib.nullcontext
 
 
 def load_decoder(manifest: Manifest, root: Path) -> Any:

@@ -142,9 +142,21 @@ def explicit_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         k, v = _spread(q, k, v)
-        logits = (q @ k.transpose(-1, -2)).float() * rule.scale
-        if rule.softcap is not None:
-            logits = rule.softcap * torch.tanh(logits / rule.softcap)
-        return logits.masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype) @ v
+        return explicit_formula(q, k, v, hidden, rule)
 
     return attend
+
+
+def explicit_formula(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None, rule: AttentionRule
+) -> torch.Tensor:
+    """Attention of queries over as many heads of keys.
+
+    `hidden` is True for pairs that are not seen; None: each query sees every key.
+    """
+    logits = (q @ k.transpose(-1, -2)).float() * rule.scale
+    if rule.softcap is not None:
+        logits = rule.softcap * torch.tanh(logits / rule.softcap)
+    if hidden is not None:
+        logits = logits.masked_fill(hidden, float("-inf"))
+    return logits.softmax(-1).to(v.dtype) @ v

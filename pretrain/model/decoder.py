@@ -7,7 +7,7 @@ global batch predicts over micro batches and ranks, and a mean of means over une
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.model.activation_checkpointing import Checkpointing
-from pretrain.model.attention import document_mask
+from pretrain.model.attention import DocumentMask, document_mask
 from pretrain.model.expert_bias import ExpertBias
 from pretrain.model.flash import Kernel, load_kernel
 from pretrain.model.layers import Block, make_norm
@@ -74,14 +74,23 @@ class Stack(nn.Module):
         self, tokens: torch.Tensor, segments: torch.Tensor, positions: torch.Tensor, documents: int | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Token ids [B, L] to hidden states and router logits."""
+        mask = document_mask(segments, self.config, self.flash, documents)
+        return self.through(tokens, positions, [mask] * len(self.layers))
+
+    def through(
+        self, tokens: torch.Tensor, positions: torch.Tensor, masks: Sequence[DocumentMask]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Hidden states and router logits, with the mask of each layer.
+
+        In a cached generation each layer's mask attends over the keys of earlier passes, too.
+        """
         x = self._embed(tokens, positions)
         windows, angles = [self.config.window(number) for number in range(len(self.layers))], {}
         if self.config.position_embedding == "rope":
             kinds = set(windows) if self.config.rope_local_base_freq else {None}
             angles = {kind: rotary_angles(positions, self.config, x.dtype, kind) for kind in kinds}
-        mask = document_mask(segments, self.config, self.flash, documents)
         routers = []
-        for layer, window in zip(self.layers, windows, strict=True):
+        for layer, window, mask in zip(self.layers, windows, masks, strict=True):
             x, router = layer(x, angles.get(window, angles.get(None)), mask)
             if router is not None:
                 routers.append(router)

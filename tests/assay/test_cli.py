@@ -12,6 +12,7 @@ from assay.cli import (
     governance_commands,
     inspect_commands,
     mirror_commands,
+    model_commands,
     report_commands,
     review_commands,
     slurm_commands,
@@ -55,6 +56,16 @@ SURFACE = {
     "governance suites": ["--help", "--owner", "--suite", "FOLDER", "POLICY|SUITE"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
+    "generate": [
+        *COMMON,
+        "--max-tokens",
+        "--prompts",
+        "--seed",
+        "--temperature",
+        "--top-p",
+        "CHECKPOINT",
+        "PROMPT",
+    ],
     "init": ["--from", "--help", "FOLDER"],
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
@@ -90,8 +101,8 @@ def test_surface_is_pinned_and_each_command_exists():
     }
     modules = {
         "config": config_commands, "data": data_commands, "governance": governance_commands,
-        "inspect": inspect_commands, "mirror": mirror_commands, "report": report_commands, "review": review_commands,
-        "slurm": slurm_commands, "": commands,
+        "inspect": inspect_commands, "mirror": mirror_commands, "model": model_commands, "report": report_commands,
+        "review": review_commands, "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}
@@ -184,6 +195,7 @@ def test_a_mistyped_word_is_met_with_the_nearest(typed, nearest, capsys):
 
 MISSING = (
     "run mien.toml", "run mine.toml mien.toml", "train x.toml", "evaluate mine.toml c", "evaluate x.toml last",
+    "generate x.toml last", "generate mine.toml c",
     "export mine.toml c out", "inspect x", "report x.toml", "report x.toml last", "report verify x",
     "report compare x mine.toml", "report index x", "config show x.toml", "data prepare x.toml", "data show x.toml",
     "data trace x 0", "data export x.toml out", "data clean-up x.toml", "slurm submit x.toml", "slurm status x.toml",

@@ -25,6 +25,8 @@ from pretrain.evaluation.validation import nats_with
 from pretrain.export.architectures import family_of
 from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family
 from pretrain.export.huggingface import INDEX, ExportVocabulary, expert_bias_tensors, export, write_folder
+from pretrain.inference.generation import generate
+from pretrain.inference.loaded_model import LoadedModel
 from pretrain.initial_weights.folder import open_folder
 from pretrain.initial_weights.model_settings import differences, read_model
 from pretrain.initial_weights.start import InitialWeights
@@ -175,6 +177,25 @@ def test_transformers_computes_the_same_logits(tmp_path, tokenizer, name):
     assert expected.abs().max() > 0.05
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+FAMILIES = {ARCHITECTURES.get(name, "AssayForCausalLM"): name for name in sorted(EVERY)}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_transformers_continues_prompts_with_the_same_tokens(tmp_path, tokenizer, family):
+    """Greedy, with both caches, for a batch of prompts here and one prompt at a time there."""
+    _, model = exported(FAMILIES[family], tokenizer, tmp_path / f"made_{family}")
+    size, theirs = size_of(tokenizer), loaded(tmp_path / f"made_{family}")
+    draw = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(1, size, (1, length), generator=draw) for length in (9, 4, 13)]
+    padding = list(range(size, model.lm_head.out_features))
+    ours = generate(LoadedModel(model.eval(), 32, size), [ids[0].tolist() for ids in prompts], 0, 16)
+    for ids, found in zip(prompts, ours, strict=True):
+        options = {"do_sample": False, "eos_token_id": 0, "pad_token_id": 0, "suppress_tokens": padding}
+        made = theirs.generate(ids, max_new_tokens=16, **options)[0, ids.shape[1] :].tolist()
+        assert list(found.ids) == [token for token in made if token]
+        assert found.finish == ("end" if 0 in made else "length")
 
 
 @pytest.mark.parametrize("name", ["local_base", "partial", "speedy", "sinusoidal", "switch", "gpt2"])
