@@ -25,7 +25,7 @@ def generate(arguments: Arguments) -> None:
     from pretrain.inference.generation import generate as continue_prompts
     from pretrain.inference.generation import refuse_prompts
     from pretrain.inference.loaded_model import load_model
-    from pretrain.inference.sampling import Sampling
+    from pretrain.inference.next_token import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     prompts = prompts_of(arguments.prompts, arguments.prompts_file)

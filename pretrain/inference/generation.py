@@ -16,7 +16,7 @@ import torch
 from governance.errors import PipelineError
 from pretrain.inference.kv_cache import first_masks, next_masks, open_caches
 from pretrain.inference.loaded_model import LoadedModel
-from pretrain.inference.sampling import GREEDY, Sampling, choose
+from pretrain.inference.next_token import GREEDY, Sampling, choose
 from pretrain.model.attention import DocumentMask
 
 Ids = Sequence[int]
@@ -81,7 +81,9 @@ def generate(
     found: dict[int, Continuation] = {}
     with torch.no_grad(), model.computing():
         for start in range(0, len(order), batch_rows):
-            batch = _Rows(model, {number: prompts[number] for number in order[start : start + batch_rows]}, max_tokens)
+            batch = _TextRows(
+                model, {number: prompts[number] for number in order[start : start + batch_rows]}, max_tokens
+            )
             while batch.numbers:
                 chosen = choose(batch.logits, sampling, batch.numbers, batch.step)
                 advance(len(batch.numbers))
@@ -89,7 +91,7 @@ def generate(
     return [found[number] for number in range(len(prompts))]
 
 
-class _Rows:
+class _TextRows:
     """Texts of one batch: prompts, continuations so far, cache."""
 
     def __init__(self, model: LoadedModel, prompts: dict[int, Ids], max_tokens: int) -> None:

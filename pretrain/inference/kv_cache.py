@@ -82,9 +82,10 @@ class LayerCache:
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None, rule: AttentionRule
 ) -> torch.Tensor:
-    """Attention of one query per head [B, H, 1, D] over kept keys [B, K, N, D].
+    """Attention of one query per head over the kept keys.
 
-    Heads that share a key head take the place of queries, so that no key is repeated.
+    Queries are [B, H, 1, D], keys and values [B, K, N, D]. Heads that share a key head take the place of queries, so that
+    no key is repeated.
     """
     grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
     if rule.softcap is not None:
@@ -102,7 +103,10 @@ def open_caches(config: ModelConfig, capacity: int) -> list[LayerCache]:
 
 
 def first_masks(caches: Sequence[LayerCache], segments: torch.Tensor, config: ModelConfig) -> list[DocumentMask]:
-    """Masks of the pass that reads the prompts; `segments` [B, L] number padding and text."""
+    """Masks of the pass that reads the prompts.
+
+    `segments` [B, L] number padding and text.
+    """
     kinds = document_mask(segments, config).kinds
     return [DocumentMask({cache.rule.window: cache.first(kinds[cache.rule.window])}) for cache in caches]
 

@@ -14,7 +14,7 @@ from governance.errors import ConfigError, PipelineError
 from pretrain.inference.generation import Continuation, generate
 from pretrain.inference.kv_cache import cache_bytes, first_masks, next_masks, open_caches
 from pretrain.inference.loaded_model import LoadedModel
-from pretrain.inference.sampling import Sampling, choose, uniform
+from pretrain.inference.next_token import Sampling, choose, uniform
 from pretrain.model.decoder import Batch
 from tests.pretrain.small_models import VARIANTS, config, model_of
 
