@@ -84,8 +84,8 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of one query per head over the kept keys.
 
-    Queries are [B, H, 1, D], keys and values [B, K, N, D]. Heads that share a key head take the place of queries, so that
-    no key is repeated.
+    Queries are [B, H, 1, D], keys and values [B, K, N, D]. Heads that share a key head take the place of queries, so
+    that no key is repeated.
     """
     grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
     if rule.softcap is not None:

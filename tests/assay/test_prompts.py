@@ -1,0 +1,27 @@
+"""Prompts of the command line and of files."""
+
+import pytest
+
+from assay.cli.model_commands import prompts_of
+from governance.errors import ConfigError, MissingInput
+
+
+def test_prompts_are_words_then_lines(tmp_path):
+    (tmp_path / "a.txt").write_text("one two\n\n  three\n")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "one\\ntwo", "id": 1}\n\n{"prompt": ""}\n')
+    assert prompts_of(["x", ""], tmp_path / "a.txt") == ["x", "", "one two", "  three"]
+    assert prompts_of([], tmp_path / "b.jsonl") == ["one\ntwo", ""]
+
+
+def test_files_without_prompts_are_refused_with_their_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"no prompt: give texts"):
+        prompts_of([], None)
+    with pytest.raises(MissingInput, match=r"none.txt: cannot be read"):
+        prompts_of([], tmp_path / "none.txt")
+    for line in ('{"text": "b"}', '{"prompt": 3}', "[1]", "{"):
+        (tmp_path / "odd.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
+        with pytest.raises(ConfigError, match=r'odd.jsonl, line 2: has no text "prompt"; write'):
+            prompts_of([], tmp_path / "odd.jsonl")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match=r"latin.txt: is not UTF-8"):
+        prompts_of([], tmp_path / "latin.txt")
