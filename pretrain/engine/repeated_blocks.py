@@ -36,7 +36,7 @@ def stop_at_repeated_blocks(model: nn.Module) -> None:
 
 
 class _Once:
-    """Forward hook that counts the passes of a block that await their gradients."""
+    """Forward hook that marks a block while its pass awaits gradients."""
 
     def __init__(self, name: str) -> None:
         self._name, self._waiting = name, False
