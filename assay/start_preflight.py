@@ -17,6 +17,7 @@ are not cached in `fetch/digests.json`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import multiprocessing
@@ -95,12 +96,15 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
         CheckpointError: the parent checkpoint is not a checkpoint, or the initial weights are not those of the model.
         PipelineError: the model does not fit.
     """
-    from assay.training_recipe import pinned
+    from assay.training_recipe import pinned, training_folder
     from assay.weights_origin import weights_origin
 
     under_site(run)
     artifacts = _look_up(run, runtime)
-    folder = None if artifacts is None else _training_folder(run, artifacts, runtime)
+    folder = None
+    if artifacts is not None:
+        with contextlib.suppress(MissingInput):  # a file of its tasks
+            folder = training_folder(run, artifacts, runtime)
     if folder is not None and (folder / FILE_NAME).exists():
         return
     weights = open_weights(pinned(run), runtime)
@@ -198,15 +202,6 @@ def _look_up(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest] | None:
     try:
         return prepare(run.config.data, run.folder, replace(runtime, make=False))
     except MissingInput:
-        return None
-
-
-def _training_folder(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> Path | None:
-    from assay.training_recipe import training_folder
-
-    try:
-        return training_folder(run, artifacts, runtime)
-    except MissingInput:  # a file of its tasks
         return None
 
 

@@ -181,7 +181,9 @@ def _find(source: Manifest, stem: str, identity: bytes, root: Path) -> tuple[Doc
     ids = read_table(paths[0], columns=["id"])["id"].to_pylist()
     for row, name in enumerate(ids):
         if document_identity(name) == identity:
-            return _read_row(paths[0], row), row, ""
+            [(group, rows)] = rows_by_group(paths[0], np.array([row]))
+            [table] = read_groups(paths[0], chosen=[group])
+            return Document(**table.slice(int(rows[0]), 1).to_pylist()[0]), row, ""
     return None, None, f"{paths[0]}: has no document of identity {identity.hex()}; was it altered?"
 
 
@@ -193,13 +195,6 @@ def _mixed(tokens: Manifest, stem: str, row: int, root: Path) -> str:
             if path.stem == stem and path.exists():
                 return copies_in_words(*read_plan_rows(path, [row])[0])
     return ""
-
-
-def _read_row(path: Path, row: int) -> Document:
-    """One row of a document shard; only its row group is read."""
-    [(group, rows)] = rows_by_group(path, np.array([row]))
-    [table] = read_groups(path, chosen=[group])
-    return Document(**table.slice(int(rows[0]), 1).to_pylist()[0])
 
 
 def _span(

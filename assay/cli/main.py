@@ -6,7 +6,6 @@ needs neither torch nor pydantic. `surface.py` has all commands and options; `te
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
@@ -14,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from types import ModuleType
+from importlib import import_module
 
 from assay.cli.command_words import current_words, in_order, join_files, last_without_file, refuse_missing
 from assay.cli.surface import parser
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     in_order(arguments, warnings.append)
     from governance.errors import PipelineError
     from governance.log import get_logger, set_up_logging
-    from governance.processes import count_interrupts, end_with_parent
+    from governance.processes import count_interrupts, end_with_parent, importing
     from pretrain.distributed.process_group import read_ranks
 
     amount = {"verbose": arguments.verbose, "quiet": arguments.quiet}
@@ -68,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
             get_logger(__name__).warning("%s", warning)
         with _one_object() if getattr(arguments, "json", False) else contextlib.nullcontext():
             refuse_missing(arguments)
-            return int(getattr(_module(arguments), arguments.command)(arguments) or 0)
+            with importing():
+                commands = import_module(f"assay.cli.{arguments.group or 'run'}_commands")
+            return int(getattr(commands, arguments.command)(arguments) or 0)
     except PipelineError as error:
         get_logger(__name__).error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -94,12 +95,3 @@ def _one_object() -> contextlib.AbstractContextManager[object]:
     from assay.cli.output import one_object
 
     return one_object(_INTERRUPTED, _INTERRUPTED_STATUS)
-
-
-def _module(arguments: argparse.Namespace) -> ModuleType:
-    from importlib import import_module
-
-    from governance.processes import importing
-
-    with importing():
-        return import_module(f"assay.cli.{arguments.group}_commands" if arguments.group else "assay.cli.run_commands")

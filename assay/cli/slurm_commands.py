@@ -280,10 +280,18 @@ def _checked_plan(
     arguments: Arguments, loaded: LoadedRun, runtime: Runtime
 ) -> tuple[SlurmConfig, Survey, list[SlurmJob]]:
     """The run's section, sources and graph, once its training could start."""
-    config = _section_with_cores(arguments, loaded)
+    from slurm.commands import max_array_size, nodes, partitions
+    from slurm.nodes import with_cores
+
+    config = _section(loaded)
+    if not arguments.local:
+        config, words = with_cores(config, partitions().values(), nodes())  # cores for each rank
+        if words:
+            get_logger(__name__).warning("%s", words)
     _refuse_start(loaded, runtime, config)
     sources = _sources(loaded, runtime)
-    return config, sources, _plan(arguments, sources, runtime, config, _array_size(arguments))
+    size = _FALLBACK_ARRAY_SIZE if arguments.local else max_array_size()
+    return config, sources, _plan(arguments, sources, runtime, config, size)
 
 
 def _plan(
@@ -350,26 +358,6 @@ def _refuse(
     else:
         entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in requests}
         refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders), entries)
-
-
-def _section_with_cores(arguments: Arguments, loaded: LoadedRun) -> SlurmConfig:
-    """The section, with cores for each rank from the cluster's nodes."""
-    from slurm.commands import nodes, partitions
-    from slurm.nodes import with_cores
-
-    config = _section(loaded)
-    if arguments.local:
-        return config
-    config, words = with_cores(config, partitions().values(), nodes())
-    if words:
-        get_logger(__name__).warning("%s", words)
-    return config
-
-
-def _array_size(arguments: Arguments) -> int:
-    from slurm.commands import max_array_size
-
-    return _FALLBACK_ARRAY_SIZE if arguments.local else max_array_size()
 
 
 def _queue(

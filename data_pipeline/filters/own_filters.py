@@ -17,8 +17,7 @@ Roles `documents`, `removed`. Price: that of the functions; a row group (8 MiB o
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,43 +114,27 @@ def kept_rows(own: Callable[..., Any], batch: pa.RecordBatch, seconds: float) ->
     return [bool(value) for value in values]
 
 
-def _judges(chain: Chain) -> Iterator[Callable[[pa.RecordBatch], list[str]]]:
-    """The judge of each filter.
-
-    It returns the reasons of a batch's rows, "" for those that it keeps.
-    """
-    for config, code, digest in chain:
-        if code is None:
-            yield functools.partial(column_reasons, config.name, config)
-        else:
-            yield functools.partial(_own_reasons, config, load(code, digest))
-
-
-def _own_reasons(config: OwnFilterConfig, own: Callable[..., Any], batch: pa.RecordBatch) -> list[str]:
-    try:
-        return ["" if kept else f"own:{config.name}" for kept in kept_rows(own, batch, config.seconds)]
-    except ValueError as error:
-        raise ValueError(f"filter {config.name} ({config.filter})", error) from error
-
-
 def _filter_shard(section: Section, payload: tuple[Path, Chain], path_of: Callable[[str], Path]) -> ShardMade:
     path, chain = payload
-    judges = list(_judges(chain))
+    filters = [(config, None if code is None else load(code, digest)) for config, code, digest in chain]
     first = 0
 
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         nonlocal first
         reasons = [""] * len(group)
         [batch] = group.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], group.schema)]
-        for reasons_of in judges:
-            try:
-                given = reasons_of(batch)
-            except ValueError as error:
-                who, why = error.args
-                raise ConfigError(
-                    f"{who}, {path.name}, rows {first} to {first + len(group) - 1}: {why}. "
-                    "No artifact was made. Correct the function, and start again."
-                ) from error
+        for config, own in filters:
+            if own is None:
+                given = column_reasons(config.name, config, batch)
+            else:
+                try:
+                    given = ["" if kept else f"own:{config.name}" for kept in kept_rows(own, batch, config.seconds)]
+                except ValueError as error:
+                    rows = f"rows {first} to {first + len(group) - 1}"
+                    raise ConfigError(
+                        f"filter {config.name} ({config.filter}), {path.name}, {rows}: {error}. No artifact was made. "
+                        "Correct the function and start again."
+                    ) from error
             reasons = [reason or new for reason, new in zip(reasons, given, strict=True)]
         sizes = pc.binary_length(group["text"]).to_pylist()
         first += len(group)

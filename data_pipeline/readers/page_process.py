@@ -249,7 +249,7 @@ def serve() -> None:
         while True:
             pages = [_receive(source) for _ in range(_COUNT.unpack(_read(source, _COUNT.size))[0])]
             if not ready and any(page.way.extractor == ASSAY.extractor for page in pages):
-                _load_model()
+                import_module("data_pipeline.readers.main_text").main_text("")  # loads the model
                 ready, start = True, _address_space()
             replies = [_reply(page) for page in pages]
             _bound_memory(resource.RLIM_INFINITY)
@@ -257,11 +257,6 @@ def serve() -> None:
             said = json.dumps([tired, [reply for reply, _ in replies]], ensure_ascii=False).encode("utf-8", "replace")
             answers.write(b"".join((_COUNT.pack(len(said)), said, *(text for _, text in replies))))
             answers.flush()
-
-
-def _load_model() -> None:
-    """Load what chooses main text, before any page's bounds."""
-    import_module("data_pipeline.readers.main_text").main_text("")
 
 
 def _address_space() -> int:

@@ -237,12 +237,11 @@ def curve(x: Fraction, mean: Fraction, epochs: int, config: QualityConfig) -> Fr
         return below_top + height * (x - (1 - top))
     power = width * height / below_top
     with decimal.localcontext(decimal.Context(prec=28)):
-        base, exponent = (_decimal(value) for value in ((x - drop) / width, power))
+        base, exponent = (
+            decimal.Decimal(value.numerator) / decimal.Decimal(value.denominator)
+            for value in ((x - drop) / width, power)
+        )
         return below_top * Fraction(base**exponent)
-
-
-def _decimal(value: Fraction) -> decimal.Decimal:
-    return decimal.Decimal(value.numerator) / decimal.Decimal(value.denominator)
 
 
 def bucketed(
