@@ -3,7 +3,9 @@
 Tries count across starts: each has a line in `<root>/synthetic/<key>/tries.log` before it leaves, and a second one if
 it ended with a status other than 200 or never left whole. Any other try without an answer (a timeout, a broken
 connection, a kill) may have been generated and billed all the same, so it counts as the most tokens that it may have
-used. A line is {"request": key, "sent": n, "open": n}; the lines of a request are added up.
+used. A line is {"number": n, "note": {"request": key, "sent": n, "open": n}}, the note signed with its log and number;
+the lines of a request are added up. A line counts once and only if a trusted key signed it; a number that is missing
+before the last one counts as a request.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.readers.file_types.teacher_answers import Answer, tokens_of
 from data_pipeline.readers.sources import SyntheticSource
@@ -21,6 +24,8 @@ from data_pipeline.synthetic.prompts import Listed, Request, TokenBounds
 from governance.config import canonical_json
 from governance.errors import BudgetReached, ConfigError
 from governance.files import append_line, read_lines
+from governance.log import get_logger
+from governance.signed_notes import NoteSigner
 
 TRIES = "tries.log"
 
@@ -35,12 +40,16 @@ class TeacherBudget:
     source: SyntheticSource
     log: Path
     """The file of tries."""
+    signer: NoteSigner = field(default_factory=NoteSigner)
+    """The key that signs them."""
     tries: int = 0
     """Requests sent, repeated ones and earlier starts included."""
     tokens_in: int = 0
     tokens_out: int = 0
     held_in: int = 0
     held_out: int = 0
+    _number: int = 0
+    """Number of the next line."""
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def fits(self, request: Request) -> bool:
@@ -92,12 +101,32 @@ class TeacherBudget:
         """Count earlier starts; an answer without a noted try is one."""
         sent, unclear = Counter[str](), Counter[str]()
         for path in sorted(root.glob(f"{STAGE}/*/{TRIES}")):
-            for line in read_lines(path):
+            noted = self._noted(path)
+            for line in noted.values():
                 sent[line["request"]] += line["sent"]
                 unclear[line["request"]] += line["open"]
+            following = max(noted, default=-1) + 1
+            self.tries += following - len(noted)
+            self._number = following if path == self.log else self._number
         for key, facts in asked.items():
             self.tries += max(sent[key], key in answered)
             self.lose(facts.bounds, max(0, unclear[key] - (key in answered)))
+
+    def _noted(self, path: Path) -> dict[int, Mapping[str, Any]]:
+        """Trusted lines of a log by their numbers."""
+        found: dict[int, Mapping[str, Any]] = {}
+        lines = read_lines(path)
+        for line in lines:
+            number = line.get("number") if isinstance(line, dict) else None
+            content = self.signer.open(_name(path, number), line["note"]) if isinstance(number, int) else None
+            if isinstance(content, dict):
+                found[number] = content
+        if len(found) < len(lines) or len(found) <= max(found, default=-1):
+            get_logger(__name__).warning(
+                "%s: lines are missing, repeated, or no trusted key signed them; %d request(s) count as sent for them",
+                path, max(found, default=-1) + 1 - len(found),
+            )  # fmt: skip
+        return found
 
     def _has_room(self, most_in: int, most_out: int) -> bool:
         tokens_in = self.tokens_in + self.held_in + most_in
@@ -110,9 +139,11 @@ class TeacherBudget:
         )
 
     def _note(self, request: Request, **counts: int) -> None:
-        line = canonical_json({"request": request.key, **counts}).decode("utf-8")
         with self._guard:
+            note = self.signer.sign(_name(self.log, self._number), {"request": request.key, **counts})
+            line = canonical_json({"number": self._number, "note": note}).decode("utf-8")
             append_line(self.log, line, durable=True)
+            self._number += 1
 
     def reached(self, left: int) -> BudgetReached:
         """The error where no further request fits."""
@@ -125,6 +156,11 @@ class TeacherBudget:
             f"Answers so far are kept, {left:,} requests are left: raise the budget and run the same command, or lower "
             "limit or n."
         )
+
+
+def _name(log: Path, number: int | None) -> str:
+    """Signed name of a line, so that it stands for no other line and log."""
+    return f"{STAGE}/tries/{log.parent.name}/{number}"
 
 
 def money_of(source: SyntheticSource, tokens_in: int, tokens_out: int) -> float:

@@ -223,7 +223,7 @@ def _request_missing(
     expected = forecast(source, asked, known)
     refuse_beyond_budget(source, expected)
     get_logger(__name__).info("%s", expected.line(source))
-    budget = TeacherBudget(source, folder / TRIES)
+    budget = TeacherBudget(source, folder / TRIES, signer)
     budget.recall(runtime.root, asked, known)
     for key, place in known.items():
         budget.add(answer_at(place, signer), asked[key].bounds)

@@ -9,8 +9,12 @@ from assay.takedown import find_documents
 from data_pipeline.config import DataConfig
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.synthetic import endpoint, synthesize
+from data_pipeline.synthetic.prompts import Listed, Request, TokenBounds
+from data_pipeline.synthetic.spending import TeacherBudget
 from governance.config import validate
 from governance.errors import BudgetReached, ConfigError, MissingInput
+from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import KeySigner
 from governance.stage import Runtime
 from tests.data_pipeline.teacher_server import answer, teacher
 from tests.data_pipeline.test_synthetic import NEWS, SEEDS, artifact, asked, folder, made, source, tales
@@ -128,6 +132,57 @@ def test_tries_without_an_answer_count_as_tokens_across_starts(folder):
         asked(one.model_copy(update={"budget_tokens": 2 * most, "timeout_seconds": 20.0}), folder)
         assert len(server.bodies) == 2
     assert not list((folder / "root").glob("synthetic/*/tries.log"))
+
+
+def altered_lines(lines, how):
+    match how:
+        case "repeated":
+            return [*lines, lines[1], lines[1]]  # the line of a refusal, which takes a try's tokens back
+        case "planted":
+            return [*lines, json.dumps({"number": 3, "note": {"request": "a", "sent": -9, "open": -9}})]
+        case "changed":
+            return [lines[0], lines[1].replace('"number":1', '"number":3'), *lines[2:]]
+        case "removed":
+            return [lines[0], *lines[2:]]
+        case "not lines":
+            return ["[]", "3", "{}", '{"number":9,"note":null}', *lines]
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("how", "tries", "open_"),
+    [
+        ("untouched", 2, 1),
+        ("repeated", 2, 1),
+        ("planted", 2, 1),
+        ("changed", 3, 2),
+        ("removed", 3, 2),
+        ("not lines", 2, 1),
+    ],
+)
+def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
+    signer = KeySigner(GovernanceConfig(signing_key="key.pem"), tmp_path)
+    log = tmp_path / "synthetic" / "0123" / "tries.log"
+    bounds = TokenBounds(100, 10)
+    request = Request("a", "seed", "", 1, {}, bounds)
+    with teacher() as server:
+        one = source(server)
+    sending = TeacherBudget(one, log, signer)
+    sending.note_sent(request)
+    sending.note_refused(request)
+    sending.note_sent(request)
+    lines = log.read_text("utf-8").splitlines()
+    log.write_text("".join(f"{line}\n" for line in altered_lines(lines, how)), "utf-8")
+    other = log.parents[1] / "4567" / "tries.log"  # a copy for another artifact
+    other.parent.mkdir()
+    other.write_text(lines[1], "utf-8")
+    found = TeacherBudget(one, log, signer)
+    found.recall(tmp_path, {"a": Listed(bounds, ["seed"])}, ())
+    assert (found.tries, found.tokens_in, found.tokens_out) == (tries, 100 * open_, 10 * open_)
+    found.note_sent(request)
+    again = TeacherBudget(one, log, signer)
+    again.recall(tmp_path, {"a": Listed(bounds, ["seed"])}, ())
+    assert again.tries == tries + 1
 
 
 def test_requests_that_did_not_leave_are_not_counted(folder):
