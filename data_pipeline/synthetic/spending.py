@@ -159,7 +159,7 @@ class TeacherBudget:
 
 
 def _name(log: Path, number: int | None) -> str:
-    """Signed name of a line, so that it stands for no other line and log."""
+    """Signed name of a line, which no other line has."""
     return f"{STAGE}/tries/{log.parent.name}/{number}"
 
 
