@@ -118,7 +118,9 @@ class TeacherBudget:
         lines = read_lines(path)
         for line in lines:
             number = line.get("number") if isinstance(line, dict) else None
-            content = self.signer.open(_name(path, number), line["note"]) if isinstance(number, int) else None
+            if not isinstance(number, int):
+                continue
+            content = self.signer.open(_name(path, number), line.get("note"))
             if isinstance(content, dict):
                 found[number] = content
         if len(found) < len(lines) or len(found) <= max(found, default=-1):
@@ -158,7 +160,7 @@ class TeacherBudget:
         )
 
 
-def _name(log: Path, number: int | None) -> str:
+def _name(log: Path, number: int) -> str:
     """Signed name of a line, which no other line has."""
     return f"{STAGE}/tries/{log.parent.name}/{number}"
 
