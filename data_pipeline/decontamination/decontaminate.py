@@ -197,7 +197,7 @@ def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConf
         for name, count in sets.stats["items"].items():
             if sought.items.get(name, 0) < count:
                 get_logger(__name__).warning(
-                    "decontaminate: %d of %d items of %s say too little to be looked for (min_words, min_letters)",
+                    "decontaminate: %d of %d items of %s are too short to be searched for (min_words, min_letters)",
                     count - sought.items.get(name, 0), count, name,
                 )  # fmt: skip
         return made

@@ -226,8 +226,8 @@ def fit(config: ClassifierConfig, rows: Sequence[tuple[str, bool]]) -> tuple[npt
     labels = np.array([float(label) for _, label in rows])
     if len({(*pair,) for pair in zip(held.tolist(), labels.tolist(), strict=True)}) < 4:
         raise ConfigError(
-            f"classifier {config.name}: {len(rows)} documents, {int(labels.sum())} positive: both labels are wanted "
-            "among those to train on and those held out. "
+            f"classifier {config.name}: {len(rows)} documents, {int(labels.sum())} positive: both labels must occur "
+            "in the documents to train on and in those held out. "
             f"Check `positive` = {list(config.positive)}, or give more documents."
         )
     texts = text_buffers(pa.array([text for text, _ in rows], pa.large_string()))
@@ -238,7 +238,7 @@ def fit(config: ClassifierConfig, rows: Sequence[tuple[str, bool]]) -> tuple[npt
     found = measure(score(*texts, weights, config.ngram)[held], labels[held] > 0)
     if found["auc"] <= 0.5:
         raise ConfigError(
-            f"classifier {config.name}: AUC {found['auc']} on what was held out: it separates nothing. "
+            f"classifier {config.name}: AUC {found['auc']} on what was held out: it does not separate the labels. "
             "Check the labels, or train on more documents."
         )
     trained = int((~held).sum())

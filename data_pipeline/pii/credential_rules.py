@@ -115,7 +115,7 @@ def _parsed(content: bytes, where: str) -> RuleBook:
     try:
         table = tomllib.loads(content.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where}: is no TOML: {error}. The file may be torn; fetch it again.") from error
+        raise ConfigError(f"{where}: is not valid TOML: {error}. The file may be cut short; fetch it again.") from error
     listed = table.get("rules")
     if not isinstance(listed, list) or not listed or not all(isinstance(rule, dict) for rule in listed):
         raise ConfigError(f"{where}: has no [[rules]]. Give a file in the format of gitleaks.")
@@ -146,11 +146,11 @@ def _rule(name: str, entry: Mapping[str, Any], shared: Sequence[Allowed], faults
     regex = _compiled(entry.get("regex"), f"rule {name}", faults)
     group, entropy, keywords = entry.get("secretGroup", 0), entry.get("entropy", 0), entry.get("keywords", [])
     if isinstance(group, bool) or not isinstance(group, int) or (regex and not 0 <= group <= regex.groups):
-        faults.append(f"rule {name}: secretGroup = {group!r} is no group of its regex")
+        faults.append(f"rule {name}: secretGroup = {group!r} is not a group of its regex")
     if isinstance(entropy, bool) or not isinstance(entropy, int | float) or not 0 <= entropy <= 32:
-        faults.append(f"rule {name}: entropy = {entropy!r} is no number from 0 to 32")
+        faults.append(f"rule {name}: entropy = {entropy!r} is not a number from 0 to 32")
     if not _are_texts(keywords):
-        faults.append(f"rule {name}: keywords = {keywords!r} is no list of texts")
+        faults.append(f"rule {name}: keywords = {keywords!r} is not a list of texts")
     own = _allowed_of(entry, f"rule {name}", faults)
     if len(faults) > before:
         return None
@@ -188,16 +188,16 @@ def _allowed_of(table: Mapping[str, Any], place: str, faults: list[str]) -> tupl
     lists: list[Allowed] = []
     for entry in entries:
         if not isinstance(entry, dict):
-            faults.append(f"{place}: its allowlist is no table")
+            faults.append(f"{place}: its allowlist is not a table")
             continue
         patterns, words, rules = (entry.get(field, []) for field in ("regexes", "stopwords", "targetRules"))
         target, condition = entry.get("regexTarget", "secret") or "secret", entry.get("condition", "OR")
         both = str(condition).upper() in ("AND", "&&")
         if not (_are_texts(patterns) and _are_texts(words) and _are_texts(rules)):
-            faults.append(f"{place}: its allowlist has other than lists of texts")
+            faults.append(f"{place}: a field of its allowlist is not a list of texts")
             continue
         if target not in ("secret", "match", "line"):
-            faults.append(f"{place}: regexTarget = {target!r} is none of secret, match, line")
+            faults.append(f"{place}: regexTarget = {target!r} is not secret, match or line")
             continue
         if (both and (entry.get("paths") or entry.get("commits"))) or not (patterns or words):
             continue

@@ -271,7 +271,7 @@ def read_hub_file(source: HubSource, commit: str, file: str, sha256: str) -> Ite
         if sha256 and sha256_file(path) != sha256:
             raise MissingInput(
                 f"source {source.name}: {file} of {source.dataset!r} is not what the hub listed (another SHA-256). "
-                "Run it again; if it stays so, the copy on the hub is damaged."
+                "Run the same command again; if this persists, the copy on the hub is damaged."
             )
         yield from read_parquet(path, file, source.fields)
 

@@ -66,6 +66,6 @@ def read_own(
         if system or isinstance(error, TimeoutError | MemoryError):
             raise ConfigError(
                 f"source {source.name} ({source.reader}), {file}, record {position}: {words}. No artifact was made. "
-                "Start again; if it stays so, correct the function or raise the source's `seconds`."
+                "Start again; if this persists, correct the function or raise the source's `seconds`."
             ) from error
         yield RecordFault(file, position, "reader_failed", sample(words))

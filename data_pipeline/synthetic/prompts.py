@@ -87,7 +87,7 @@ def read_template(source: SyntheticSource, folder: Path) -> str:
         raise ConfigError(f"source {source.name}: template {path} is not UTF-8. Save it as UTF-8.") from error
     if not _FIELD.search(text):
         raise ConfigError(
-            f"source {source.name}: template {path} has no field, so all its prompts are one. Add {{{{text}}}}"
+            f"source {source.name}: template {path} has no field, so all its prompts would be equal. Add {{{{text}}}}"
         )
     return text
 
@@ -207,13 +207,14 @@ def _rows(source: SyntheticSource, template: str, files: list[LocalFile]) -> Ite
                     raise ConfigError(f"{place}: is not JSON. Correct it; nothing was sent") from error
                 if absent := [name for name in names if not isinstance(row, dict) or row.get(name) is None]:
                     raise ConfigError(
-                        f"{place}: has no value {absent[0]!r}, which the template needs. Correct it; nothing was sent"
+                        f"{place}: lacks the value {absent[0]!r}, which the template needs. Correct it; nothing was "
+                        "sent"
                     )
                 values = {name: _written(row[name]) for name in names}
                 if halves := [name for name, value in values.items() if encodable(value) != value]:
                     raise ConfigError(
-                        f"{place}: {halves[0]!r} has half of a surrogate pair, such as \\ud800, which is no character. "
-                        "Correct it; nothing was sent"
+                        f"{place}: {halves[0]!r} has half of a surrogate pair, such as \\ud800, which is not a "
+                        "character. Correct it; nothing was sent"
                     )
                 yield f"{source.name}/prompts/{file.name}#{number}", values
 

@@ -319,7 +319,7 @@ def encode(
         log = get_logger(__name__)
         if stats["round_trip_failed"]:
             log.warning(
-                "encode: %d of %d documents did not come back from their ids",
+                "encode: %d of %d documents were not recovered from their ids",
                 stats["round_trip_failed"], stats["round_trip_checked"],
             )  # fmt: skip
         if config.validation_share and not stats["validation_documents"]:

@@ -244,7 +244,7 @@ def _within_quotas(bytes_: Mapping[Cell, int], config: MixConfig) -> dict[Cell, 
         if settled:
             return got
     raise ConfigError(
-        "mix: nothing is left: data.mix.source_quotas and data.mix.language_quotas cannot hold together: the shares "
+        "mix: nothing is left: data.mix.source_quotas and data.mix.language_quotas contradict each other: the shares "
         "that they allow add up to less than 1. Raise one, or leave one out."
     )
 

@@ -96,7 +96,7 @@ class TokenizerConfig(Section):
         if set(self.special_tokens) & set(alphabet()):
             raise ValueError("special_tokens has a single letter, which is a token of its own; name it otherwise")
         if self.bos and self.bos not in self.special_tokens:
-            raise ValueError(f"bos is {self.bos!r}, which is none of special_tokens; add it there")
+            raise ValueError(f"bos is {self.bos!r}, which is not one of special_tokens; add it there")
         if self.vocabulary_size < 256 + len(self.special_tokens):
             raise ValueError(f"vocabulary_size {self.vocabulary_size} has no room for 256 bytes and special_tokens")
         return self
@@ -260,7 +260,7 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
         for name, what in ((config.special_tokens[0], "the first of special_tokens"), (config.bos, "bos")):
             if name and name not in vocabulary.special:
                 raise ValueError(
-                    f"{name!r}, {what}, is none of its special tokens "
+                    f"{name!r}, {what}, is not among its special tokens "
                     f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
                 )
         if further := [name for name in config.special_tokens if name not in vocabulary.special]:
@@ -384,7 +384,7 @@ def _parity(
         unequal += compare(library, fast, [*awkward_strings(), *every_character()]).unequal
     if unequal:
         log.warning(
-            "tokenizer: gigatoken and tokenizers give other ids for %d texts, first %r; encoding will use tokenizers",
+            "tokenizer: gigatoken and tokenizers differ on %d texts, the first %r; tokenizers will encode",
             len(unequal), unequal[0][:60],
         )  # fmt: skip
     return {

@@ -165,7 +165,7 @@ def broken(change):
 
 FAULTS = {
     "has no model": lambda v: v.pop("model"),
-    "none of its special tokens": lambda v: v.update(added_tokens=[]),
+    "not among its special tokens": lambda v: v.update(added_tokens=[]),
     "dropout": lambda v: v["model"].update(dropout=0.1),
     "two of its tokens have one id": lambda v: v["model"]["vocab"].update({"zzz": 5}),
     "0 to 16,777,215 can be used": lambda v: v["model"]["vocab"].update({"zzz": 1 << 33}),

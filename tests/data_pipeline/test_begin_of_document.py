@@ -93,7 +93,7 @@ def test_it_leads_to_no_character(corpus):
 def test_without_it_the_section_is_what_it_was():
     assert "bos" not in TokenizerConfig().model_dump(mode="json")
     assert BOS.model_dump(mode="json")["bos"] == "<|begin|>"
-    with pytest.raises(ConfigError, match="none of special_tokens"):
+    with pytest.raises(ConfigError, match="not one of special_tokens"):
         validate({"bos": "<|begin|>"}, TokenizerConfig, "run.toml")
 
 

@@ -106,7 +106,7 @@ def test_labels_without_meaning_are_refused(tmp_path):
         held_out = int(sha256_bytes(text.encode())[:8], 16) < 0.2 * 2**32
         rows.append({"text": text, "label": (i % 2 == 0) != held_out})
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(ConfigError, match="separates nothing"):
+    with pytest.raises(ConfigError, match="does not separate the labels"):
         train_classifier(config(), tmp_path, Runtime(tmp_path / "root"))
 
 

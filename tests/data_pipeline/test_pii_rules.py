@@ -125,8 +125,8 @@ def test_rules_about_files_are_left_out_and_named(rules):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (FILE[: FILE.index("{12}")], r"is no TOML: .*The file may be torn"),
-        ("\x00", "is no TOML"),
+        (FILE[: FILE.index("{12}")], r"is not valid TOML: .*The file may be cut short"),
+        ("\x00", "is not valid TOML"),
         ("title = 'x'", r"has no \[\[rules\]\]"),
         ("rules = 3", r"has no \[\[rules\]\]"),
         ("[extend]\nuseDefault = true\n[[rules]]\nid = 'a'\nregex = 'b'", "Give one whole file"),
@@ -136,11 +136,11 @@ def test_rules_about_files_are_left_out_and_named(rules):
         ("[[rules]]\nid = 'a'\nregex = '(?=x)y'", r"rule a: RE2 cannot read its regex: invalid perl operator"),
         ("[[rules]]\nid = 'a'\nregex = '(x'", "rule a: RE2 cannot read its regex: missing"),
         ("[[rules]]\nid = 'a'\nregex = '(a{1000}){1000}'", "rule a: RE2 cannot read its regex"),
-        ("[[rules]]\nid = 'a'\nregex = 'x'\nsecretGroup = 1", "secretGroup = 1 is no group"),
+        ("[[rules]]\nid = 'a'\nregex = 'x'\nsecretGroup = 1", "secretGroup = 1 is not a group"),
         ("[[rules]]\nid = 'a'\nregex = 'x'\nentropy = nan", "rule a: entropy = nan"),
         ("[[rules]]\nid = 'a'\nregex = 'x'\nkeywords = [3]", "rule a: keywords"),
         ("[[rules]]\nid = 'a'\nregex = 'x'\nallowlists = [{regexes = ['(']}]", "rule a, allowlist: RE2 cannot read"),
-        ("[[rules]]\nid = 'a'\nregex = 'x'\nallowlists = 3", "rule a: its allowlist is no table"),
+        ("[[rules]]\nid = 'a'\nregex = 'x'\nallowlists = 3", "rule a: its allowlist is not a table"),
         ("[[rules]]\nid = 'a'\nregex = '('\n[[rules]]\nid = 'b'\nregex = ')'", "rule a: .*; rule b: "),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
         read_rules(tmp_path / "rules.toml")
     (tmp_path / "latin.toml").write_bytes(b"[[rules]]\nid = '\xe9'")
-    with pytest.raises(ConfigError, match="is no TOML"):
+    with pytest.raises(ConfigError, match="is not valid TOML"):
         read_rules(tmp_path / "latin.toml")
 
 

@@ -418,7 +418,7 @@ def test_wrong_settings_are_named(change, words):
         (
             {"p.jsonl": '{"prompt": "a"}\n{"prompt": null}\n'},
             {"prompts": ("p.jsonl",)},
-            "line 2: has no value 'prompt'",
+            "line 2: lacks the value 'prompt'",
         ),
         ({"p.jsonl": '{"prompt": "a"}\n{"pro'}, {"prompts": ("p.jsonl",)}, "line 2: is not JSON"),
         ({"p.jsonl": '{"prompt": "a \\ud800 b"}\n'}, {"prompts": ("p.jsonl",)}, "line 1: 'prompt' has half of a surr"),

@@ -106,7 +106,7 @@ def _load(path: Path) -> tuple[Any, Any, str]:
         ) from error
     if missing:
         raise ManifestError(
-            f"data.pii.finder: {path} has no weights for {missing[:4]}: it is no trained token classifier."
+            f"data.pii.finder: {path} has no weights for {missing[:4]}: it is not a trained token classifier."
         )
     if not tokenizer.is_fast:
         raise ManifestError(f"data.pii.finder: the tokenizer of {path} does not give the places of its tokens.")
