@@ -29,7 +29,7 @@ from pretrain.data.batch_size import batch_sizes
 from pretrain.distributed.layout import data_ranks
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import deepspeed_config
-from pretrain.engine.reduction_cost import in_words as reduction_in_words
+from pretrain.engine.deepspeed_config import in_words as reduction_in_words
 from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
 from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.forecast import forecast

@@ -453,7 +453,7 @@ def corpus_card(run: LoadedRun, runtime: Runtime) -> tuple[str, Manifest]:
         ConfigError: documents are mixed, or hold columns of their rows, which are not redacted.
     """
     from governance.reports.documents.all_documents import read_report
-    from governance.reports.documents.dataset_card import dataset_card
+    from governance.reports.documents.corpus_documents import dataset_card
     from governance.reports.documents.evidence import Evidence
 
     if run.config.data.mix is not None:

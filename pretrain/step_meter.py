@@ -12,11 +12,17 @@ On CPU the measured product is the best of samples over the whole run, because t
 All ranks take a sample after the same step (`wants_sample`), and samples take at most `_SAMPLED_SHARE` of the time.
 
 Every field is described in docs/monitoring.md: name, unit, formula, source. An unknown value is None, never 0.
+
+`graphs`, which counts those of torch.compile in this process, rises with each compilation, and stays constant over
+steps of equal shapes. `uncompiled` counts functions that torch left uncompiled because they were compiled too often for
+other shapes, which it reports only in a warning of its logger.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +31,6 @@ from governance.log import get_logger
 from governance.phases import IDLE, during
 from pretrain.context import TrainContext
 from pretrain.distributed.process_group import HOST, add_up
-from pretrain.metrics.compile_counts import compiled_graphs, watch_compiler
 from pretrain.metrics.peak_flops import Peak, arithmetic_of, data_sheet, device_name, measured_product, sampled_product
 from pretrain.model.flops import flops_per_token, parameter_count
 
@@ -266,3 +271,37 @@ def _peaks(context: TrainContext) -> tuple[Peak, Peak]:
 
 def _share(flops_per_second: float, peak: Peak) -> float | None:
     return flops_per_second / peak.flops_per_second if peak.flops_per_second else None
+
+
+_LOGGER = "torch._dynamo.convert_frame"
+_GIVEN_UP = "torch._dynamo hit config."
+
+
+class GivenUp(logging.Filter):
+    """Count torch's warnings about functions left uncompiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True."""
+        self.count += str(record.msg).startswith(_GIVEN_UP)
+        return True
+
+
+def watch_compiler() -> GivenUp:
+    """Begin to count what is left uncompiled, once per process."""
+    logger = logging.getLogger(_LOGGER)
+    for known in logger.filters:
+        if isinstance(known, GivenUp):
+            return known
+    given_up = GivenUp()
+    logger.addFilter(given_up)
+    return given_up
+
+
+def compiled_graphs() -> int:
+    """Graphs that torch.compile made in this process."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return 0 if utils is None else int(utils.counters["stats"]["unique_graphs"])

@@ -3,13 +3,17 @@
 First what the tools show: Slurm, the partition, the account, the limits, the nodes' resources, the file system. Then
 `sbatch --test-only` of every script, the controller's own check (it ignores a partition's longest time unless the site
 enforces it, so that is checked here). Each line has the request, the limit and the fix; Slurm's own message follows.
+
+An entry of the queue is a job, or a task of an array. MaxJobCount bounds a cluster's, MaxSubmitJobs and GrpSubmitJobs
+of an association or a QOS a user's or an account's. Other entries of the user may end in time, so they only cause a
+warning.
 """
 
 from __future__ import annotations
 
 import getpass
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from governance.errors import ClusterError, ConfigError
@@ -17,8 +21,6 @@ from governance.log import get_logger
 from slurm import commands as tools
 from slurm.config import SlurmConfig, minutes
 from slurm.graph import SlurmJob
-from slurm.limits import entries_of, over_limits
-from slurm.nodes import away, megabytes, of_training
 from slurm.render import script_of
 
 _SHARED = {
@@ -289,3 +291,111 @@ def file_system_of(path: Path, mounts: Sequence[str]) -> str:
         if (path == point or point in path.parents) and len(point.parts) >= best:
             best, kind = len(point.parts), fields[2]
     return kind
+
+
+def entries_of(jobs: Sequence[SlurmJob], tasks: int | None = None) -> int:
+    """Entries of these jobs in the queue.
+
+    With `tasks` they are counted as if the arrays had at most so many tasks.
+    """
+    most = max((job.tasks for job in jobs), default=0) if tasks is None else tasks
+    return sum(max(1, min(job.tasks, most)) for job in jobs)
+
+
+def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: SlurmConfig) -> Iterator[str]:
+    """Limits that these jobs exceed, each with a setting that fits.
+
+    `entries` states for each job, by its name, how many are submitted now.
+    """
+    model = [job for job in jobs if job.kind in ("train", "evaluate")]
+    data = [job for job in jobs if job not in model]
+    bounds = [(jobs, "the cluster (MaxJobCount)", int(tools.settings().get("MaxJobCount", "0") or 0))]
+    user = getpass.getuser()
+    for of_qos, qos, account in (
+        (model, config.qos, config.account),
+        (data, config.data_qos or config.qos, config.data_account or config.account),
+    ):
+        same = (config.data_qos or config.qos, config.data_account or config.account) == (config.qos, config.account)
+        among = jobs if same else of_qos
+        bounds += [(among, name, most) for name, most in tools.submit_limits(user, account, qos).items()]
+    warned: set[str] = set()
+    for among, name, most in bounds:
+        needed = sum(entries[job.name] for job in among)
+        if not most or name in warned:
+            continue
+        warned.add(name)
+        if needed > most:
+            found = f"{needed:,} entries in the queue (jobs and tasks of arrays), of which {name} allows {most:,}."
+            yield f"{found} {_mend(among, most)}"
+        elif (others := tools.mine()) + needed > most:
+            get_logger(__name__).warning(
+                "%s allows %s entries in the queue; this run has %s, and you have %s already: sbatch may refuse it",
+                name, f"{most:,}", f"{needed:,}", f"{others:,}",
+            )  # fmt: skip
+
+
+def _mend(jobs: Sequence[SlurmJob], most: int) -> str:
+    arrays = sum(job.tasks > 0 for job in jobs)
+    tasks = (most - (len(jobs) - arrays)) // arrays if arrays else 0
+    if tasks < 1:
+        return "Request another qos or account, or for a higher limit."
+    return (
+        f"Set slurm.max_tasks = {tasks:,} (or a larger slurm.shards_per_task): then it has {entries_of(jobs, tasks):,}."
+    )
+
+
+_AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|\*|POWER(ED|ING)_DOWN|MAINT|REBOOT|INVAL|FUTURE|UNKNOWN|RESERVED")
+
+
+def megabytes(memory: str) -> int:
+    """Megabytes of Slurm's notation.
+
+    The result is 0 for "" and "0", which request nothing in particular.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
+    if not found:
+        return 0
+    scale = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()]
+    return int(float(found[1]) * scale)
+
+
+def of_training(
+    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
+) -> list[tools.ClusterNode]:
+    """Nodes of the training partition with a rank's resources, up or down."""
+    names = set(config.partition.split(",")) if config.partition else {each.name for each in partitions if each.default}
+    requested = (config.cpus_per_task * config.tasks_per_node, megabytes(config.memory), config.gpus_per_node)
+    return [
+        node
+        for node in nodes
+        if names & set(node.partitions)
+        and all(has >= needs for has, needs in zip((node.cpus, node.memory_mb, node.gpus), requested, strict=True))
+    ]
+
+
+def away(nodes: Sequence[tools.ClusterNode]) -> list[tools.ClusterNode]:
+    """Nodes that are down, drained or otherwise unavailable."""
+    return [node for node in nodes if _AWAY.search(node.state.upper())]
+
+
+def with_cores(
+    config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
+) -> tuple[SlurmConfig, str]:
+    """Fill in `cpus_per_task` where it is 0, with an explanation.
+
+    A rank gets its share of the smallest fitting node; on a node with more GPUs than requested, its share of the cores
+    of the requested GPUs.
+    """
+    fitting = of_training(config, partitions, nodes)
+    if config.cpus_per_task or not fitting:
+        return config, ""
+    if config.gpus_per_node:
+        shares = [node.cpus * config.gpus_per_node // max(1, node.gpus) // config.tasks_per_node for node in fitting]
+    else:
+        shares = [node.cpus // config.tasks_per_node for node in fitting]
+    share = max(1, min(shares))
+    words = (
+        f"slurm.cpus_per_task = 0: each rank gets {share} cores, its share of the smallest of {len(fitting)} nodes that"
+        f" fit ({min(node.cpus for node in fitting)} CPUs)"
+    )
+    return config.model_copy(update={"cpus_per_task": share}), words

@@ -41,7 +41,7 @@ def prepare(arguments: Arguments) -> None:
     for stage, manifest in made.items():
         line = f"{stage:<13} {manifest.digest[:16]}  {runtime.root / manifest.folder}"
         say(line, artifacts={stage: artifact(manifest, runtime.root)})
-    from governance.reports.facts.corpus_counts import corpus_counts, count_lines
+    from governance.reports.facts.stage_counts import corpus_counts, count_lines
 
     counts = corpus_counts(list(made.values()))
     say("\n".join(["", *count_lines(counts)]), counts=counts)
@@ -215,7 +215,7 @@ def push(arguments: Arguments) -> None:
     from governance.files import sha256_bytes, write_text
     from governance.hub_client import push as upload
     from governance.hub_client import require_name
-    from governance.reports.documents.dataset_card import SHARDS
+    from governance.reports.documents.corpus_documents import SHARDS
 
     require_name(arguments.repository)
     loaded, runtime = load(arguments, "run")

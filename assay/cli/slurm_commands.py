@@ -178,7 +178,7 @@ def retry(arguments: Arguments) -> int:
 
 def status(arguments: Arguments) -> None:
     """Print the state of the jobs, once or until all have ended."""
-    from slurm.answers import WATCH_SECONDS
+    from slurm.job_states import WATCH_SECONDS
     from slurm.status import settled
 
     loaded, runtime = load(arguments, "slurm submit")
@@ -230,8 +230,7 @@ def cancel(arguments: Arguments) -> None:
 def logs(arguments: Arguments) -> None:
     """Print a job's log, once or as it grows."""
     from slurm.actions import follow, log_of
-    from slurm.answers import WATCH_SECONDS
-    from slurm.job_states import gather
+    from slurm.job_states import WATCH_SECONDS, gather
 
     _, runtime = load(arguments, "slurm submit")
     view = gather(runtime.root) or _no_jobs(runtime)
@@ -320,7 +319,7 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
     """
     from assay.start_preflight import on_nodes, refuse_start
     from pretrain.distributed.process_group import Ranks
-    from slurm.nodes import megabytes
+    from slurm.submit_preflight import megabytes
 
     a_node, engine = config.tasks_per_node, loaded.config.engine
     ranks = Ranks(0, config.nodes * a_node, 0, a_node)

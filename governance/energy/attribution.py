@@ -1,4 +1,4 @@
-"""Energy by stage and checkpoint, and waste by cause.
+"""Energy by stage and checkpoint, waste by cause, unmetered time.
 
 `settle` cuts each interval at its samples and by what the node did, and gives every piece an outcome; `add` over
 pieces then keeps the ledger's law whatever happened. Without marks an interval is one fate: it ended well (surviving)
@@ -15,15 +15,22 @@ samples, so each is late by at most one sample interval.
 
 A training needs one start-up. An attempt that goes on from a checkpoint needs another one, until its first step, and
 that is wasted by the "restart", whatever ended the attempt before it.
+
+`unmetered` is the time of a run's processes without a meter: imports and gaps between stages. No figure holds its
+energy. Only its length is known, and a bound: the greatest mean power that the node's meters read between two lines.
+Time in which another process measured the node is in that process's lines and does not count.
 """
 
 from __future__ import annotations
 
+import datetime
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from governance.energy.ledger import PHASES, Interval, Outcome
+from governance.energy.counters import GreatestPower
+from governance.energy.ledger import PHASES, Interval, Outcome, moment, seconds_covered
 from governance.phases import START_UP, UNTOLD
 
 ROLLED_BACK = "rolled back"
@@ -330,3 +337,55 @@ def by_checkpoint(pieces: Iterable[EnergyPiece], artifact: str) -> list[dict[str
         total = None if here is None or total is None else total + here
         rows.append({"step": step, "marginal_millijoules": here, "cumulative_millijoules": total})
     return rows
+
+
+_LEAST_SPAN_SECONDS = 1.0  # of the readings that a greatest power is taken from; shorter ones are noise
+
+
+@dataclass(frozen=True)
+class Unmetered:
+    """Node-seconds without a meter, and an upper bound of their energy."""
+
+    seconds: float
+    millijoules: int | None
+    """None: no power of that node is known."""
+
+
+def unmetered(intervals: Sequence[Interval]) -> Unmetered:
+    """Unmetered time before meters opened, by node."""
+    total, most = 0.0, 0
+    known = True
+    for host in sorted({interval.host for interval in intervals}):
+        mine = [interval for interval in intervals if interval.host == host]
+        seconds = _uncovered(mine)
+        power = _greatest(mine)
+        total += seconds
+        known = known and (power > 0 or not seconds)
+        most += math.ceil(power * seconds)
+    return Unmetered(round(total, 3), most if known else None)
+
+
+def _uncovered(intervals: Sequence[Interval]) -> float:
+    """Seconds of one node before intervals that no measured interval covers.
+
+    Spans that overlap count once.
+    """
+    measured = [(moment(one.started), moment(one.finished)) for one in intervals if one.millijoules is not None]
+    before = [(moment(one.started) - datetime.timedelta(seconds=one.before_seconds), moment(one.started))
+              for one in intervals]  # fmt: skip
+    return seconds_covered([*measured, *before]) - seconds_covered(measured)
+
+
+def _greatest(intervals: Sequence[Interval]) -> int:
+    """The greatest mean power that a node's meters allow, in milliwatts.
+
+    Upper bounds count where there are any.
+    """
+    greatest = 0
+    for interval in intervals:
+        power = GreatestPower(_LEAST_SPAN_SECONDS)
+        for sample in interval.samples:
+            value = sample.millijoules if sample.high is None else sample.high
+            power.note(moment(sample.at).timestamp(), value)
+        greatest = max(greatest, power.milliwatts)
+    return greatest

@@ -14,7 +14,7 @@ An *attempt* is one process, an *interval* is one measured context of it. Energi
 interval's begin, so a lost line loses no energy before it; `null` is unknown, never zero. A kill leaves an interval
 without an end: what its last line states was spent and is wasted. At most one sample interval before the kill (`every`,
 in seconds) is not known; `Interval.unseen_seconds` is its length. `before` is how long its process had run without a
-meter (imports, or since its last interval): no figure holds that energy (`governance.energy.before`). An interval
+meter (imports, or since its last interval): no figure holds that energy (`governance.energy.attribution`). An interval
 without an end whose process still lives is `unknown` until it ends.
 
 The law, a test: surviving + wasted (+ unknown, while something runs) = measured, exactly, in millijoules.

@@ -16,16 +16,21 @@ follows from the run and the step, and only a checkpoint with a manifest counts.
 
 This file is the format and its reading. `save.py` writes a checkpoint, `native.py` the shards for a fast restart,
 `load.py` finds the one to resume from, `retention.py` removes old ones. The guide is `docs/checkpoints.md`.
+
+The losses of all steps are an append-only list that all training states share (`LossHistory`):
+`longer = history.plus(value)` shares the memory of `history`; both keep their own length. A million steps cost a
+million appends, where copying a list each step would cost 5 x 10^11 copies. A state that another thread saves does
+not see later values.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from governance.config import Section, validate
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
@@ -34,10 +39,56 @@ from governance.hooks import Attest, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.stage import Recipe, artifact_folder
-from pretrain.checkpoint.loss_history import LossHistory
 from pretrain.checkpoint.safetensors_files import TensorFiles
 from pretrain.config.training import TrainRecipe
 from pretrain.distributed.process_group import Ranks
+
+T = TypeVar("T")
+
+
+class LossHistory(Sequence[T]):
+    """Immutable sequence, equal to any sequence of equal items."""
+
+    __slots__ = ("_items", "_length")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        self._items = list(items)
+        self._length = len(self._items)
+
+    def plus(self, value: T) -> LossHistory[T]:
+        """These items and `value`."""
+        grown: LossHistory[T] = LossHistory()
+        # If another history has grown from this one already, this branch needs a list of its own.
+        grown._items = self._items if len(self._items) == self._length else self._items[: self._length]
+        grown._items.append(value)
+        grown._length = self._length + 1
+        return grown
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        places = range(self._length)[index]
+        return self._items[places] if isinstance(places, int) else [self._items[place] for place in places]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[T]:
+        return (self._items[place] for place in range(self._length))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"LossHistory({list(self)})"
+
+    def __deepcopy__(self, memo: Any) -> list[T]:
+        """A plain list: what `dataclasses.asdict` puts into JSON."""
+        return list(self)
+
 
 VERSION = 2
 STAGE = "checkpoint"
@@ -75,7 +126,7 @@ class TrainState:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Skipped steps, see `loss_spikes.py`: step, reason, z, rows, documents."""
     loss_scale: dict[str, float] | None = None
-    """State of fp16's loss-scale search, see `engine_loss_scale.py`; None in other precisions."""
+    """State of fp16's loss-scale search, see `engine/state.py`; None in other precisions."""
     expert_bias: list[list[float]] | None = None
     """Selection biases by layer and expert, see `expert_bias.py`; None without a rate."""
     scalars: dict[str, dict[str, float]] | None = None

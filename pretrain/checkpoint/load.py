@@ -211,8 +211,7 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
 
 def _restore_shared(engine: Engine, state: TrainState) -> None:
     """Restore what every rank holds alike."""
-    from pretrain.engine.engine_loss_scale import restore_loss_scale
-    from pretrain.engine.state import restore_scalars
+    from pretrain.engine.state import restore_loss_scale, restore_scalars
     from pretrain.model.expert_bias import restore_expert_bias
 
     restore_loss_scale(engine, state.loss_scale)

@@ -7,7 +7,7 @@
 They hold nothing that the canonical checkpoint lacks, and count only together with it: their manifest is written after
 it and names its digest. A run with the same ranks and ZeRO stage reads them, each rank its own file; any other layout,
 or one whose shards are torn, reads the canonical form. Ranks also read the fragments of canonical files from each
-other's shards (`shard_ranges.py` has the offsets). Price: another 12 bytes per parameter on disk (AdamW), for the
+other's shards (`canonical.py` has the offsets). Price: another 12 bytes per parameter on disk (AdamW), for the
 newest checkpoint only.
 """
 

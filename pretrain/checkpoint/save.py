@@ -33,7 +33,7 @@ from governance.files import remove_file, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
-from pretrain.checkpoint.canonical import Shapes, write_canonical
+from pretrain.checkpoint.canonical import Shapes, Shares, gather_shares, write_canonical
 from pretrain.checkpoint.format import STAGE, VERSION, CheckpointStore, TrainState, state_text
 from pretrain.checkpoint.native import (
     identity,
@@ -45,7 +45,6 @@ from pretrain.checkpoint.native import (
     write_shard,
 )
 from pretrain.checkpoint.retention import remove_old
-from pretrain.checkpoint.shard_ranges import Shares, gather_shares
 from pretrain.config.training import CheckpointConfig, Settings
 from pretrain.distributed.rendezvous import Rendezvous, RendezvousOver
 from pretrain.energy_budget import first_save_seconds
@@ -87,9 +86,8 @@ def open_saver(
 
     `run` is what manifests record about this attempt; `when_durable` is called with each durable step.
     """
-    from pretrain.engine.engine_loss_scale import loss_scale_of
     from pretrain.engine.fragments import local_state
-    from pretrain.engine.state import scalars_of
+    from pretrain.engine.state import loss_scale_of, scalars_of
     from pretrain.model.expert_bias import expert_bias_of
 
     layout = settings.engine

@@ -19,7 +19,11 @@ also takes the next number, which only one process gets (`write_new`), and the h
 No clocks are compared: ages are differences of times that the file system gave, or of one process's own clock. A
 process that is suspended between its last check and its write is not kept out; what it writes then are the bytes of the
 same step of the same run. Price: a small file written each beat, and on each node one directory listing a beat: its
-first rank looks for all (`lease_sighting.py`).
+first rank looks for all, and shares the check with the node's other ranks in a file (`LeaseSighting`). It is in
+/dev/shm, belongs to this account, and holds 16 bytes: the number of the attempt, and the time of the check by the
+node's monotonic clock, which all its processes share. Without /dev/shm, or once the first rank is gone, each rank
+checks for itself. A kill leaves the file behind; the next start on the node removes those of this account that were not
+refreshed for a day.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ import contextlib
 import json
 import os
 import socket
+import stat
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -35,10 +41,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from governance.errors import Occupied, PipelineError
-from governance.files import held, is_held, json_text, remove_file, touch, write_new, write_text
+from governance.files import (
+    held,
+    is_held,
+    json_text,
+    remove_file,
+    sha256_bytes,
+    touch,
+    write_bytes,
+    write_new,
+    write_text,
+)
 from governance.log import get_logger
 from governance.stage import now
-from pretrain.distributed.lease_sighting import LeaseSighting
 
 LOCK_FILE = "run.lock"
 HOLDERS = "holders"
@@ -321,3 +336,46 @@ def _in_words(folder: Path, note: str, here: str) -> str:
     except (ValueError, KeyError, TypeError):  # it has the lock, and has not written its note yet
         who = "a process that has just begun"
     return f"{folder}: another run trains here: {who}. Wait for it, or end it with SIGTERM; then run the same again."
+
+
+SHARED_MEMORY = Path("/dev/shm")
+_RECORD = struct.Struct("<qd")
+_STALE_SECONDS = 86_400.0  # a living run refreshes its file each few seconds
+
+
+class LeaseSighting:
+    """Sighting file of one run on this node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._prefix = f"assay-{os.getuid()}-"
+        self._path = SHARED_MEMORY / f"{self._prefix}{sha256_bytes(os.fsencode(folder.absolute()))[:32]}"
+
+    def sweep(self) -> None:
+        """Remove files of killed runs: this account's, not refreshed for a day."""
+        for path in SHARED_MEMORY.glob(f"{self._prefix}*"):
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+                if ours and time.time() - found.st_mtime > _STALE_SECONDS:
+                    remove_file(path)
+
+    def write(self, number: int, moment: float) -> None:
+        """Record that attempt `number` was the newest at `moment`, if possible."""
+        if SHARED_MEMORY.is_dir():
+            with contextlib.suppress(OSError, PipelineError):
+                write_bytes(self._path, _RECORD.pack(number, moment))
+
+    def read(self, number: int) -> float | None:
+        """Time at which attempt `number` was last the newest, if known."""
+        with contextlib.suppress(OSError, struct.error):
+            found = self._path.lstat()
+            ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+            if ours:  # in a sticky folder no other account can write or replace it
+                of, moment = _RECORD.unpack(self._path.read_bytes())
+                return float(moment) if of == number else None
+        return None
+
+    def remove(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(OSError):
+            remove_file(self._path)

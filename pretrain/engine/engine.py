@@ -2,8 +2,8 @@
 
 Promises: a combination that cannot work or fit is refused before anything is built; on CPU nothing is compiled unless
 requested, on CUDA attention and the loss compile their kernels in the first step. DeepSpeed's own attributes are used
-here (in `_import_deepspeed` and `Engine.set_accumulation`), in `state.py`, `fragments.py`, `engine_loss_scale.py`,
-`nvme.py`, `expert_groups.py` and `step.py`; because of them the dependency is pinned below 0.20.
+here (in `_import_deepspeed` and `Engine.set_accumulation`), in `state.py`, `fragments.py`, `nvme.py`,
+`expert_groups.py` and `step.py`; because of them the dependency is pinned below 0.20.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ from pretrain.distributed.process_group import Ranks, broadcast, gather
 from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
 from pretrain.engine.expert_groups import mark_experts, marked, register, separated
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
-from pretrain.engine.gradient_sums import accumulate_in_one_pass
 from pretrain.engine.nvme import lock_swap_folder
 from pretrain.engine.repeated_blocks import stop_at_repeated_blocks, without_leaf_modules
 from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
-from pretrain.engine.step import skip_norm_checks, update
+from pretrain.engine.step import accumulate_in_one_pass, skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
 from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation, without_package
 from pretrain.engine.wrapped import Wrapped

@@ -4,6 +4,17 @@ Promise: `place_fragments` restores what `full_state` returned bit for bit, at a
 optimizer of `optimizers.py`. Both rely on `fragments`; state in files is read within `in_memory`. DeepSpeed's own
 attributes are used in `_group`, `_group_of`, `_flats`, `_fragments_of`, `_gradients` and `prepare_moments`; because of
 them it is pinned below 0.20.
+
+With fp16 the loss scale is a part of the state. Gradients are multiplied by a scale so that small ones do not vanish in
+fp16 (arXiv:1710.03740). Training adjusts it: halved after an overflow of the gradients (the first one is ignored),
+doubled after a series of steps without one.
+
+    {"scale": 32768.0, "step": 140, "last_overflow": 121, "hysteresis": 1}
+
+`step` counts attempted updates, `last_overflow` is the number of the last one that overflowed (-1: none), `hysteresis`
+the overflows tolerated before the scale is halved, plus one. Promise: a resumed run, at any ZeRO stage and number of
+ranks, uses the same scales and skips the same steps as an uninterrupted one. DeepSpeed's own attributes used here are
+those of its `DynamicLossScaler`, equal on every rank.
 """
 
 from __future__ import annotations
@@ -295,3 +306,38 @@ def before_update(engine: Wrapped) -> dict[str, torch.Tensor]:
     if isinstance(optimizer, Muon):
         optimizer.clip(norms)
     return norms
+
+
+_ATTRIBUTES = {
+    "scale": "cur_scale",
+    "step": "cur_iter",
+    "last_overflow": "last_overflow_iter",
+    "hysteresis": "cur_hysteresis",
+}
+
+
+def loss_scale_of(engine: Wrapped) -> dict[str, float] | None:
+    """Loss scale and its counters; None in other precisions."""
+    scaler = _scaler(engine)
+    return None if scaler is None else {name: getattr(scaler, own) for name, own in _ATTRIBUTES.items()}
+
+
+def restore_loss_scale(engine: Wrapped, values: dict[str, float] | None) -> None:
+    """Restore the scale that `loss_scale_of` returned.
+
+    None leaves it at its initial value.
+    """
+    scaler = _scaler(engine)
+    if scaler is None or values is None:
+        return
+    for name, own in _ATTRIBUTES.items():
+        setattr(scaler, own, values[name])
+
+
+def _scaler(engine: Wrapped) -> Any:
+    """DeepSpeed's dynamic loss scaler, or None.
+
+    Other precisions have a constant one or none.
+    """
+    scaler = getattr(engine.deepspeed.optimizer, "loss_scaler", None)
+    return scaler if getattr(scaler, "dynamic", False) else None

@@ -23,10 +23,21 @@ Prompts are those of lm-evaluation-harness without examples, with three differen
 commonsenseqa with letters, puts a primer before truthfulqa, and starts an empty context with the end-of-document token,
 which Assay's models never see at a start (they see a line break, or the token that begins documents:
 `loglikelihood.LEAD`).
+
+In an own task a function yields the records, in place of a file:
+
+    [[evaluation.tasks]]
+    name = "arithmetic"
+    format = "choices"
+    task = "mylab.tasks:arithmetic"
+
+The function takes nothing, and yields mappings as a line of a file has them. It must be deterministic: it
+is called twice in a process, and refused where the records differ, because every rank must score the same questions.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import re
@@ -35,12 +46,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from governance.config import canonical_json
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.log import get_logger
+from governance.own_code import OwnCode, find_code, first_line, load
+from governance.processes import time_limit
 from pretrain.config.training import EvaluationConfig, TaskConfig
 from pretrain.evaluation.loglikelihood import LEAD
-from pretrain.evaluation.own_tasks import Record, own_records
 
 MOST_FAULTS = 0.01  # of the records: published files have a few broken ones; in another format all are
 _FILES = re.compile(r".*\.(jsonl?(\.gz)?|parquet)")
@@ -335,3 +348,61 @@ _READERS: dict[str, Callable[[Record], Question]] = {
     "piqa": _piqa,
     "truthfulqa_mc1": _truthfulqa,
 }
+
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OwnRecords:
+    """Records of a function, with the digests that enter the key."""
+
+    records: tuple[Record, ...]
+    sha256: str
+    """SHA-256 of the records, one JSON object a line."""
+    code_sha256: str
+
+
+def own_records(task: TaskConfig, folder: Path) -> OwnRecords:
+    """Call a task's function, once per process and source.
+
+    Raises:
+        MissingInput: there is no such module.
+        ConfigError: the function cannot be imported, raises, takes too long, yields nothing or no JSON object, or
+            yields other records when it is called again.
+    """
+    where = f"evaluation.tasks, {task.name}"
+    code = find_code(task.task, folder, f"{where}: task")
+    return _called(code, code.digest, where, task.seconds)
+
+
+@functools.lru_cache(maxsize=64)
+def _called(code: OwnCode, digest: str, where: str, seconds: float) -> OwnRecords:
+    first, again = (_lines(code, digest, where, seconds) for _ in range(2))
+    if first != again:
+        raise ConfigError(
+            f"{where} ({code.dotted}): yields other records when it is called again. Make it deterministic, for "
+            "example with random.Random(0)."
+        )
+    if not first:
+        raise ConfigError(f"{where} ({code.dotted}): yields no record. Correct the function.")
+    return OwnRecords(tuple(json.loads(line) for line in first), sha256_bytes(b"\n".join(first)), digest)
+
+
+def _lines(code: OwnCode, digest: str, where: str, seconds: float) -> list[bytes]:
+    lines: list[bytes] = []
+    try:
+        function = load(code, digest)
+        with time_limit(seconds):
+            for record in function():
+                if not isinstance(record, Mapping):
+                    raise TypeError(f"it is {type(record).__name__}, not a mapping")
+                lines.append(canonical_json(record))
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # own code may raise anything
+        raise ConfigError(
+            f"{where} ({code.dotted}), record {len(lines) + 1}: {first_line(error)}. No step was trained. Correct the "
+            "function."
+        ) from error
+    return lines

@@ -8,7 +8,7 @@ Each rank computes its own experts for the tokens of all ranks of its group:
 No token is dropped, so what ranks send differs in each layer. Price: two exchanges per layer and pass, and one wait of
 the host per layer in the forward pass (again where a block is recomputed), for the numbers of rows; gradients travel
 back by the same numbers, without a wait. On CPU (gloo) the host waits for each exchange too. Each buffer of an exchange
-is freed once it is read, so at a balanced load a layer's peak memory is that of an undivided one (`memory_passes.py`
+is freed once it is read, so at a balanced load a layer's peak memory is that of an undivided one (`memory.py`
 counts no more); a rank whose experts get more rows than the mean needs more for them.
 """
 

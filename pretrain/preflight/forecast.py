@@ -26,8 +26,7 @@ from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed.layout import data_ranks, parameter_shares
 from pretrain.distributed.process_group import Ranks
-from pretrain.engine.deepspeed_config import BUCKET, compiles_blocks, many_owners
-from pretrain.engine.reduction_cost import bytes_per_gradient
+from pretrain.engine.deepspeed_config import BUCKET, bytes_per_gradient, compiles_blocks, many_owners
 from pretrain.model.flops import (
     active_parameter_count,
     expert_parameter_count,

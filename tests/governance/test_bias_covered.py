@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.checks.audit import INTERVAL_COLUMNS
-from governance.checks.bias.coverage import coverage_rows, uncovered_note
+from governance.checks.bias.representation import coverage_rows, uncovered_note
 from governance.checks.expectations import run_suite
 from governance.checks.suites import frame_of
 from governance.gate.policy import load_policy

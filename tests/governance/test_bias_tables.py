@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from governance.checks.bias.adverse_impact import NOT_COMPARABLE, Passage, adjusted_ratio, impact_rows
-from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.count_tables import by_bucket
 from governance.checks.bias.interval_rows import ALL, COLUMNS, NOBODY, OTHERS, false_discovery_rates
 from governance.checks.bias.representation import share_rows
 from governance.checks.bias.statistics import LOG, jackknife, quantile, share_estimates, two_sided_p

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from governance.checks import duplicate_ids as identities
 from governance.checks.duplicate_ids import Repeats, repeated_ids, write_hashes
-from governance.checks.raw_documents import RawShard, kind_of_date, raw_table, read_ids
+from governance.checks.shards import RawShard, kind_of_date, raw_table, read_ids
 from governance.config import Section
 from governance.errors import ManifestError
 from governance.kernels import identities as kernel

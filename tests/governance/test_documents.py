@@ -14,11 +14,10 @@ from governance.energy.ledger import host_ledger
 from governance.files import append_line
 from governance.manifest import read_manifest, verify
 from governance.reports.documents.all_documents import document_texts, documents, read_report
-from governance.reports.documents.computation import THRESHOLDS, threshold_ratio
+from governance.reports.documents.corpus_documents import token_range
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
 from governance.reports.documents.markdown import plain
-from governance.reports.documents.model_card import metadata_block
-from governance.reports.documents.training_content import token_range
+from governance.reports.documents.model_documents import THRESHOLDS, metadata_block, threshold_ratio
 from governance.reports.facts.energy_totals import energy_facts
 from governance.reports.html.markup import visible
 from governance.reports.report import report

@@ -7,9 +7,9 @@ import pytest
 
 from governance.manifest import Input
 from governance.reports.documents.all_documents import document_texts
+from governance.reports.documents.corpus_documents import training_content
 from governance.reports.documents.corpus_facts import findings
 from governance.reports.documents.evidence import TO_COMPLETE, Evidence
-from governance.reports.documents.training_content import training_content
 from governance.reports.facts.stage_counts import stage_tables
 from tests.governance.test_documents import changed, evidence, run  # noqa: F401
 

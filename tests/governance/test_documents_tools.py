@@ -12,7 +12,7 @@ from governance.files import append_line
 from governance.reports.documents.all_documents import documents, read_report
 from governance.reports.documents.corpus_facts import SPDX_LISTED, licence_text
 from governance.reports.documents.evidence import Evidence
-from governance.reports.documents.model_card import model_card
+from governance.reports.documents.model_documents import model_card
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_documents import FLOPS_PER_TOKEN

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governance.energy.before import unmetered
+from governance.energy.attribution import unmetered
 from governance.energy.ledger import EnergySample, Interval, read_ledger
 
 EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)

@@ -10,8 +10,7 @@ from governance.reports.facts.problems import first_look
 from governance.reports.facts.report_facts import summary
 from governance.reports.report import report
 from governance.reports.sections.model_words import family, model_line, parameters
-from governance.reports.sections.page_one import front
-from governance.reports.sections.verdict_words import meaning, reasons, rules, signer
+from governance.reports.sections.page_one import front, meaning, reasons, rules, signer
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, ledger, trained, verdict_of
 

@@ -11,9 +11,8 @@ from governance.checks.bias.interval_rows import COLUMNS
 from governance.reports.facts.problems import first_look
 from governance.reports.html.markup import join
 from governance.reports.sections.bias_sections import significant_rows
-from governance.reports.sections.group_sections import groups, groups_folded
+from governance.reports.sections.group_sections import PANEL_ROWS, groups, groups_folded, panels, scale_of
 from governance.reports.sections.group_words import headline, phrase
-from governance.reports.sections.interval_plots import PANEL_ROWS, panels, scale_of
 from tests.governance.test_reports_page import Page
 
 FOUND = {

@@ -12,7 +12,6 @@ from governance.manifest import Manifest
 from governance.reports.facts.report_facts import threshold
 from governance.reports.facts.samples import _masked_evidence, mask, shorten
 from governance.reports.facts.training_facts import thin, training_facts
-from governance.reports.html.bars import bar
 from governance.reports.html.markup import (
     Html,
     compact,
@@ -26,7 +25,7 @@ from governance.reports.html.markup import (
     tag,
 )
 from governance.reports.html.style import CSS
-from governance.reports.html.svg_figures import Curve, chart, ticks
+from governance.reports.html.svg_figures import Curve, bar, chart, ticks
 from governance.reports.report import report
 from governance.stage import Runtime
 

@@ -29,8 +29,8 @@ from pretrain.config.optim import OptimConfig
 from pretrain.config.training import CheckpointConfig, EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import gather, join, ranks_store, read_ranks
 from pretrain.engine.engine import open_engine
-from pretrain.engine.engine_loss_scale import loss_scale_of
 from pretrain.engine.fragments import local_state
+from pretrain.engine.state import loss_scale_of
 from pretrain.model.decoder import Batch
 from pretrain.model.init import initial_weight
 

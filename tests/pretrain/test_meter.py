@@ -15,9 +15,16 @@ from pretrain import loop
 from pretrain import step_meter as meter_module
 from pretrain.config.model import ModelConfig
 from pretrain.distributed.process_group import Ranks
-from pretrain.metrics.compile_counts import compiled_graphs
 from pretrain.metrics.peak_flops import Peak
-from pretrain.step_meter import EnergyPerToken, StepMeter, data_position, losses_by_origin, memory, step_note
+from pretrain.step_meter import (
+    EnergyPerToken,
+    StepMeter,
+    compiled_graphs,
+    data_position,
+    losses_by_origin,
+    memory,
+    step_note,
+)
 
 MODEL = ModelConfig(
     hidden_size=32,

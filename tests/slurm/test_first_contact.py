@@ -11,8 +11,8 @@ from slurm import commands as tools
 from slurm import frozen
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
-from slurm.nodes import away, of_training, with_cores
 from slurm.render import ContainerMounts, render
+from slurm.submit_preflight import away, of_training, with_cores
 from tests.slurm.test_scripts import ClusterNode, jobs_of
 
 

@@ -5,7 +5,7 @@ import pytest
 from slurm import commands as tools
 from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
-from slurm.limits import entries_of, over_limits
+from slurm.submit_preflight import entries_of, over_limits
 
 ASSOCIATION = "lab|%s||normal\n"
 QOS = "normal|%s|\n"

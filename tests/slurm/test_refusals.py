@@ -9,9 +9,8 @@ from governance.errors import ClusterError, ConfigError
 from slurm import commands as tools
 from slurm.config import SITE_VARIABLE, SlurmConfig, minutes, with_site
 from slurm.graph import PlannedRun, plan
-from slurm.nodes import megabytes
 from slurm.submit import keep_scripts
-from slurm.submit_preflight import check_settings, file_system_of, refuse
+from slurm.submit_preflight import check_settings, file_system_of, megabytes, refuse
 
 SCONTROL = """
 case "$*" in

@@ -11,10 +11,9 @@ from governance.errors import ClusterError, ConfigError, MissingInput
 from governance.files import append_line, write_text
 from slurm import commands as tools
 from slurm.actions import follow, log_of, missing
-from slurm.answers import ANSWERS_FILE
 from slurm.config import SlurmConfig
 from slurm.graph import PlannedRun, plan
-from slurm.job_states import attempts_of, gather
+from slurm.job_states import ANSWERS_FILE, attempts_of, gather
 from slurm.status import Progress, describe, next_command, settled
 from slurm.submit import JobRequest, keep_scripts, ranges, submit, submitted
 

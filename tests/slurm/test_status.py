@@ -7,11 +7,9 @@ import pytest
 
 from slurm import commands as tools
 from slurm.accounting import ACCOUNTING_FILE, account
-from slurm.answers import WATCH_SECONDS
-from slurm.job_states import gather
-from slurm.status import describe, next_command
+from slurm.job_states import WATCH_SECONDS, gather
+from slurm.status import describe, folded, next_command
 from slurm.submit import JobRequest, submit
-from slurm.table import folded
 from tests.slurm.test_standing import CONFIG, Cluster, finish, jobs_of, progress
 
 

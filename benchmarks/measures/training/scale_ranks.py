@@ -167,7 +167,7 @@ def _load(root: Path, ranks: int) -> Figures:
 def _looks(root: Path, ranks: int) -> Figures:
     """Listings of a run's holders that a node requests per second of training."""
     from pretrain.distributed import lease as fence
-    from pretrain.distributed import lease_sighting as sighting
+    from pretrain.distributed import lease as sighting
 
     holder = fence.LeaseHolder("node-0", 1, "2030-01-01T00:00:00Z", number=1)
     path = root / "run" / fence.HOLDERS / "000001.json"

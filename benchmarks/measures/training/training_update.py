@@ -20,7 +20,7 @@ from benchmarks.measures.training.training_speed import GPT
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, join
 from pretrain.engine.engine import Engine, open_engine
-from pretrain.engine.gradient_sums import accumulate_in_one_pass
+from pretrain.engine.step import accumulate_in_one_pass
 from pretrain.model.decoder import Batch
 from pretrain.model.init import initial_weight
 

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.count_tables import by_bucket
 from governance.checks.bias.interval_choice import chosen_intervals, effective_units, units_against
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_rows
 from governance.checks.bias.small_samples import Bounds, rate_bounds

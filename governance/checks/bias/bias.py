@@ -28,9 +28,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, mo
 from governance.checks.bias.adverse_impact import Reference
 from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
 from governance.checks.bias.counts import KEPT, CountTask, count_shard
-from governance.checks.bias.coverage import uncovered_note
 from governance.checks.bias.findings import findings_of
 from governance.checks.bias.instrument_check import instrument_rows, lexicon_scorer, load_templates
+from governance.checks.bias.representation import uncovered_note
 from governance.checks.bias.sentence_tables import Scorer, SentenceScorer
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
 from governance.checks.bias.word_lists.lexicons import Lexicons, load_lexicons, scale_of

@@ -2,6 +2,10 @@
 
 `counts.py` describes the tables. Parts hold all sites; their sum names the largest `MOST_SITES`, by documents,
 whatever the partition into parts.
+
+As an array a count table has 64 buckets for each key (`by_bucket`). A count table has key columns, `bucket`, and
+counts; rows of the same keys add up, in any order and partition. What is made of them is made of sums of integers, so
+it does not depend on either.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from governance.checks.bias.provenance_columns import SMALL_SITES
-from governance.errors import read_errors
+from governance.checks.bias.statistics import BUCKETS, Integers
+from governance.errors import ManifestError, read_errors
 from governance.files import atomic_path
 from governance.kernels.behind_counts import EXAMPLES
 
@@ -171,3 +177,48 @@ def _without_small_sites(fates: pa.Table, largest: pa.Array | None) -> pa.Table:
         return fates
     sites = pc.if_else(pc.is_in(fates["site"], value_set=largest), fates["site"], SMALL_SITES)
     return fates.set_column(fates.column_names.index("site"), "site", sites)
+
+
+Counts = Mapping[tuple[Any, ...], Integers]
+"""key -> [buckets]; sorted by key."""
+NOTHING: Integers = np.zeros(BUCKETS, np.int64)
+
+
+def by_bucket(table: pa.Table, keys: Sequence[str], count: str) -> dict[tuple[Any, ...], Integers]:
+    """Sum one count over all rows of the same keys and bucket.
+
+    The result maps each key to its [buckets] and is sorted by key.
+
+    Raises:
+        ManifestError: the table lacks a column, or has a bucket outside 0 .. 63.
+    """
+    if absent := sorted({*keys, "bucket", count} - set(table.column_names)):
+        raise ManifestError(f"a count table of {table.column_names} lacks {absent}. Make the stage `bias` again.")
+    if table.num_rows == 0:
+        return {}
+    codes = np.zeros(table.num_rows, np.int64)
+    dictionaries = []
+    for key in keys:
+        encoded = pc.dictionary_encode(table[key]).combine_chunks()
+        dictionaries.append(encoded.dictionary.to_pylist())
+        codes = codes * len(dictionaries[-1]) + encoded.indices.to_numpy()
+    buckets = table["bucket"].to_numpy().astype(np.int64)
+    if buckets.min() < 0 or buckets.max() >= BUCKETS:
+        raise ManifestError(f"a count table has the bucket {buckets.max()} of {BUCKETS}. Make the stage `bias` again.")
+    present, rows = np.unique(codes, return_inverse=True)
+    sums = np.zeros((len(present), BUCKETS), np.int64)
+    np.add.at(sums, (rows, buckets), table[count].to_numpy())
+    columns = []
+    for values in reversed(dictionaries):
+        columns.append([values[place] for place in (present % len(values)).tolist()])
+        present = present // len(values)
+    labels = zip(*reversed(columns), strict=True)
+    return dict(sorted(zip(labels, sums, strict=True), key=lambda item: item[0]))
+
+
+def stacked(counts: Counts, keys: Iterable[tuple[Any, ...]]) -> npt.NDArray[np.int64]:
+    """Counts as an array [keys, buckets], in the order of the keys.
+
+    A key without counts has zeros.
+    """
+    return np.array([counts.get(key, NOTHING) for key in keys], np.int64).reshape(-1, BUCKETS)

@@ -1,4 +1,6 @@
-"""Representation: shares of languages, sources, licences, years, countries, dialects.
+"""Shares of origins and groups, and coverage of the word lists.
+
+Suite `shares`: languages, sources, licences, years, countries, dialects.
 
     share          = documents of the value / documents           in 0 .. 1
     share_of_words = words of the value / words                   in 0 .. 1
@@ -11,10 +13,32 @@ Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on t
 one bucket (as a domain is) the numbers only describe this corpus and have no interval. A dimension shows its `most`
 largest values, the rest as "(others)"; the index is of all. In a row the dimension is the `axis`, the value the
 `group`; `n` is the documents (words) of the dimension.
+
+Suite `representation`: the documents that mention each group, by language.
+
+    share             = documents that mention the group / documents of the language             in 0 .. 1
+    axis_share        = documents that mention the group / documents that mention any of its axis   in 0 .. 1
+    per_million_words = mentions x 10^6 / words of the language                               mentions per million words
+
+Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale for shares and on the log
+scale for the rate. `n` is the denominator. A listed group without a mention has a row of zeros, with the upper bound
+for that many clusters. The numbers count mentions, not what a text states about a group.
+
+The same suite, of all languages:
+
+    coverage = documents in languages with identity terms / documents                       in 0 .. 1
+
+One row of all languages for the identity terms (`instrument` is None), one for each word list or classifier that scores
+sentences, and one for the attributes of associations. The whole corpus is known, so this is not an estimate: [lower,
+upper] are the worst and the best case for uncounted documents (Manski 1989, "Anatomy of the Selection Problem", Journal
+of Human Resources 24(3)): statements about mentioned groups cover at least `lower` of the documents and at most all of
+them. A gate with the rule `whole_ci` and a minimum is therefore inconclusive, never passed, if too many documents were
+not counted; the note lists their languages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +46,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from governance.checks.bias.interval_rows import Row, interval_rows
-from governance.checks.bias.statistics import BUCKETS, LOGIT, Estimates, Floats, Integers, jackknife, share_estimates
+from governance.checks.bias.count_tables import by_bucket, stacked
+from governance.checks.bias.interval_rows import ALL, Row, interval_row, interval_rows
+from governance.checks.bias.statistics import (
+    BUCKETS,
+    LOG,
+    LOGIT,
+    Estimates,
+    Floats,
+    Integers,
+    jackknife,
+    share_estimates,
+)
 
 Flags = npt.NDArray[np.bool_]
 
@@ -134,3 +168,110 @@ def _described(found: Estimates, note: str) -> Estimates:
         return found
     unknown = np.full_like(found.value, np.nan)
     return Estimates(found.value, unknown, unknown, unknown, found.error, found.degrees)
+
+
+Groups = Mapping[str, Sequence[tuple[str, str]]]
+"""language -> the (axis, group) of its term list."""
+
+
+def known_groups(table: pa.Table, listed: Groups) -> dict[str, list[tuple[str, str]]]:
+    """Groups listed or counted in a table, sorted."""
+    found: dict[str, set[tuple[str, str]]] = {language: set(groups) for language, groups in listed.items()}
+    for language, axis, group in by_bucket(table, ("language", "axis", "group"), "documents"):
+        found.setdefault(language, set()).add((axis, group))
+    return {language: sorted(found[language]) for language in sorted(found)}
+
+
+def representation_rows(counts: Mapping[str, pa.Table], listed: Groups) -> list[Row]:
+    """The rows of the suite `representation`.
+
+    Args:
+        counts: the tables documents, axes, groups.
+        listed: groups with terms, so that one without a mention has rows as well.
+    """
+    documents = by_bucket(counts["documents"], ("language",), "documents")
+    words = by_bucket(counts["documents"], ("language",), "words")
+    axes = by_bucket(counts["axes"], ("language", "axis"), "documents")
+    mentioning = by_bucket(counts["groups"], ("language", "axis", "group"), "documents")
+    mentions = by_bucket(counts["groups"], ("language", "axis", "group"), "mentions")
+    rows: list[Row] = []
+    for language, groups in known_groups(counts["groups"], listed).items():
+        if (language,) not in documents or not groups:
+            continue
+        keys = [(language, axis, group) for axis, group in groups]
+        part = stacked(mentioning, keys)
+        whole = np.broadcast_to(documents[(language,)], part.shape)
+        on_axis = stacked(axes, [key[:2] for key in keys])
+        all_words = np.broadcast_to(words[(language,)], part.shape)
+        rate = jackknife(lambda some, of: some * 1e6 / of, (stacked(mentions, keys), all_words), all_words, LOG)
+        for metric, found, of in (
+            ("share", share_estimates(part, whole), whole),
+            ("axis_share", share_estimates(part, on_axis), on_axis),
+            ("per_million_words", rate, all_words),
+        ):
+            names = [{"metric": metric, "language": language, "axis": axis, "group": group} for axis, group in groups]
+            rows += interval_rows(names, found, of.sum(axis=1))
+    return rows
+
+
+COVERAGE = "coverage"
+_NAMED = 8  # languages that a note names
+
+
+def coverage_rows(
+    documents: pa.Table,
+    listed: Collection[str],
+    scored: Mapping[str, Collection[str]],
+    classified: Mapping[str, Collection[str]] | None = None,
+) -> list[Row]:
+    """The rows of the metric `coverage`; none for a corpus without documents.
+
+    Args:
+        documents: the count table of that name.
+        listed: the languages with identity terms.
+        scored: scoring list -> its languages.
+        classified: classifier of sentences -> its languages.
+    """
+    sizes: dict[str, int] = {}
+    for code, number in zip(documents["language"].to_pylist(), documents["documents"].to_pylist(), strict=True):
+        sizes[code] = sizes.get(code, 0) + number
+    whole = sum(sizes.values())
+    rows: list[Row] = []
+    if not whole:
+        return rows
+    models = classified or {}
+    lists: list[tuple[str | None, Collection[str]]] = [(None, listed), *sorted({**scored, **models}.items())]
+    for instrument, languages in lists:
+        without = {code: number for code, number in sizes.items() if code not in languages and number}
+        share = 1 - sum(without.values()) / whole
+        numbers = {"value": share, "lower": share, "upper": 1.0, "n": whole}
+        names = {"metric": COVERAGE, "language": ALL, "instrument": instrument}
+        kind = "word list" if instrument is None else f"{instrument} {'classifier' if instrument in models else 'list'}"
+        rows.append(interval_row(names, numbers, uncovered_note(without, whole, kind)))
+    return rows
+
+
+def uncovered_note(without: Mapping[str, int], whole: int, kind: str = "word list") -> str:
+    """Documents that no word list (`kind`) covers, by language; "" if none."""
+    if not without:
+        return ""
+    ordered = sorted(without.items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{_language(code)} {_percent(number / whole)}" for code, number in ordered[:_NAMED]]
+    if rest := ordered[_NAMED:]:
+        named.append(f"{len(rest)} more {_percent(sum(number for _, number in rest) / whole)}")
+    share = _percent(sum(without.values()) / whole)
+    return f"{share} of documents are in languages that no {kind} covers: {', '.join(named)}"
+
+
+def _language(code: str) -> str:
+    return "language unknown" if code == "und" else code
+
+
+def _percent(share: float) -> str:
+    """Percentage of two digits, never 0 for little or 100 for most."""
+    percent = 100 * share
+    if percent < 0.1:
+        return "< 0.1 %"
+    if 99.9 < percent < 100:
+        return "> 99.9 %"
+    return f"{percent:.1f} %" if percent < 10 or 99.5 <= percent < 100 else f"{percent:.0f} %"

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from governance.checks.bias.association import pooled_others
-from governance.checks.bias.bucket_counts import by_bucket
+from governance.checks.bias.count_tables import by_bucket
 from governance.checks.bias.fates import crowding
 from governance.checks.bias.interval_choice import chosen_intervals, rate_ratio_bounds
 from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows

@@ -1,13 +1,13 @@
 """Tables of the bias audit: rows with intervals, judged by gates.
 
-    representation   share, axis_share, per_million_words            shares_of_groups.py
-                     coverage                                        coverage.py
+    representation   share, axis_share, per_million_words            representation.py
+                     coverage                                        representation.py
     association      npmi, npmi_gap                                  association.py
     tone             sentiment_gap, toxicity_ratio                   sentiment.py
     impact           keep_ratio, keep_ratio_adjusted                 adverse_impact.py
     shares           share, hhi (and of words)                       representation.py
-    privacy          pii_per_million_tokens                          privacy.py
-    parity           tokens_per_byte, premium                        tokenizer_parity.py
+    privacy          pii_per_million_tokens                          recorded_rates.py
+    parity           tokens_per_byte, premium                        recorded_rates.py
     instruments      instrument_bias                                 instrument_check.py
     intersections    the metrics of association and tone, of groups of two axes at once; q is of this suite
 
@@ -26,15 +26,12 @@ import pyarrow.compute as pc
 
 from governance.checks.bias.adverse_impact import Reference, impact_rows
 from governance.checks.bias.association import association_rows
-from governance.checks.bias.coverage import coverage_rows
 from governance.checks.bias.crossed import CROSS
 from governance.checks.bias.instrument_check import biased_instruments
 from governance.checks.bias.interval_rows import Row, finished
-from governance.checks.bias.privacy import privacy_rows
-from governance.checks.bias.representation import share_rows
+from governance.checks.bias.recorded_rates import parity_rows, privacy_rows
+from governance.checks.bias.representation import Groups, coverage_rows, representation_rows, share_rows
 from governance.checks.bias.sentiment import tone_rows
-from governance.checks.bias.shares_of_groups import Groups, representation_rows
-from governance.checks.bias.tokenizer_parity import parity_rows
 from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES, PROXIES
 
 SUITES = (

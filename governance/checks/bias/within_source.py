@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from governance.checks.bias.bucket_counts import Counts, stacked
+from governance.checks.bias.count_tables import Counts, stacked
 from governance.checks.bias.interval_choice import design_effects
 from governance.checks.bias.statistics import BUCKETS, Floats, Integers
 

@@ -26,15 +26,13 @@ from governance.files import json_text, write_text
 from governance.lineage.lineage_graph import read_graph
 from governance.lineage.prov import prov_document
 from governance.manifest import Manifest, describe
+from governance.reports.documents.corpus_documents import datasheet, training_content
 from governance.reports.documents.croissant import croissant
 from governance.reports.documents.cyclonedx import cyclonedx
-from governance.reports.documents.datasheet import datasheet
 from governance.reports.documents.evidence import Evidence
-from governance.reports.documents.model_card import model_card
-from governance.reports.documents.model_documentation import model_documentation
+from governance.reports.documents.model_documents import model_card, model_documentation
 from governance.reports.documents.openlineage import openlineage
 from governance.reports.documents.spdx import spdx
-from governance.reports.documents.training_content import training_content
 from governance.reports.facts.report_facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact

@@ -15,9 +15,9 @@ from governance.energy.attribution import (
     by_phase,
     by_stage,
     settle,
+    unmetered,
     wasted_by_cause,
 )
-from governance.energy.before import unmetered
 from governance.energy.checkpoint_cost import BY_TOKENS, cumulative_by_step, surviving
 from governance.energy.factors import Factors, FactorsConfig, resolve
 from governance.energy.footprint import Grid, Usage

@@ -18,11 +18,10 @@ from governance.gate.gate_expectations import NEEDS
 from governance.manifest import Manifest
 from governance.reports.facts.citations import origins
 from governance.reports.facts.cluster_jobs import cluster_facts
-from governance.reports.facts.distributions import distributions
+from governance.reports.facts.distributions import distributions, language_counts
 from governance.reports.facts.energy_totals import energy_facts
 from governance.reports.facts.evidence_ids import Entry, as_of, collect_entries, running_of
 from governance.reports.facts.faults import fault_facts
-from governance.reports.facts.language_funnel import language_counts
 from governance.reports.facts.problems import first_look
 from governance.reports.facts.samples import (
     Mask,

@@ -9,7 +9,6 @@ from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
 from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, by_count
 from governance.reports.facts.synthetic_facts import energy_words
-from governance.reports.html.bars import STYLES, Bar, bars, key
 from governance.reports.html.markup import (
     ROWS_SHOWN,
     UNKNOWN,
@@ -24,7 +23,7 @@ from governance.reports.html.markup import (
     table,
     tag,
 )
-from governance.reports.html.svg_figures import Curve, chart
+from governance.reports.html.svg_figures import STYLES, Bar, Curve, bars, chart, key
 
 _CHECKS_SHOWN = 200  # results of the audit; of more, those that passed are shown gate by gate
 _DETAIL = 140  # characters of a check's detail

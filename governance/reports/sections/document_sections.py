@@ -8,9 +8,8 @@ from typing import Any
 
 from governance.reports.facts.citations import cite, cite_each
 from governance.reports.facts.distributions import write_edge
-from governance.reports.html.bars import key
 from governance.reports.html.markup import Html, fold, foreign, table, tag
-from governance.reports.html.svg_figures import histogram
+from governance.reports.html.svg_figures import histogram, key
 
 
 def documents_folded(found: Mapping[str, Any]) -> Iterator[Html]:

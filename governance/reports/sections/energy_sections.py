@@ -7,8 +7,8 @@ from typing import Any
 
 from governance.phases import UNTOLD
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.html.bars import Bar, bars, key
 from governance.reports.html.markup import UNKNOWN, Html, duration, energy, fold, foreign, join, number, table, tag
+from governance.reports.html.svg_figures import Bar, bars, key
 from governance.reports.sections.footprint_sections import factors_table, footprint_section, views_section
 from governance.reports.sections.run_sections import facts_list
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.checkpoint.loss_history import LossHistory
+from pretrain.checkpoint.format import LossHistory
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers())))

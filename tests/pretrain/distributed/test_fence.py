@@ -20,7 +20,6 @@ from governance.errors import Occupied
 from governance.files import read_lines
 from pretrain.config.training import TrackingConfig
 from pretrain.distributed import lease as fence
-from pretrain.distributed import lease_sighting as sighting
 from pretrain.distributed.lease import LeaseHolder, RunLease, hold_folder, newest_holder
 from pretrain.metrics.metrics_log import open_record
 
@@ -74,7 +73,7 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     """The others trust its sighting where it is fresh and of their own attempt, and look themselves otherwise."""
     now = [1000.0]
     monkeypatch.setattr(fence, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(fence, "SHARED_MEMORY", tmp_path)
     leave_behind(tmp_path / "run", ELSEWHERE)
     looks = []
     monkeypatch.setattr(fence, "newest_holder", lambda folder: looks.append(1) or newest_holder(folder))
@@ -99,7 +98,7 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     [left] = tmp_path.glob("assay-*")
     left.rename(tmp_path / "elsewhere")
     left.symlink_to(tmp_path / "elsewhere")
-    assert sighting.LeaseSighting(tmp_path / "run").read(3) is None  # a planted link is not trusted
+    assert fence.LeaseSighting(tmp_path / "run").read(3) is None  # a planted link is not trusted
 
 
 def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path, monkeypatch):
@@ -305,8 +304,8 @@ except Occupied:
 
 
 def test_the_next_start_removes_what_killed_runs_left_in_shared_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sighting, "SHARED_MEMORY", tmp_path)
-    killed, alive = (sighting.LeaseSighting(tmp_path / name) for name in ("killed", "alive"))
+    monkeypatch.setattr(fence, "SHARED_MEMORY", tmp_path)
+    killed, alive = (fence.LeaseSighting(tmp_path / name) for name in ("killed", "alive"))
     foreign = tmp_path / "assay-of-somebody-else"
     foreign.touch()
     for one in (killed, alive):

@@ -17,7 +17,8 @@ import pytest
 
 from governance.errors import PipelineError
 from governance.files import read_lines
-from pretrain.engine import deepspeed_config, engine_loss_scale
+from pretrain.engine import deepspeed_config
+from pretrain.engine import state as engine_state
 from pretrain.engine.engine import translated_errors
 from pretrain.preflight import compatibility
 from tests.pretrain.test_train import Crash, crash
@@ -99,7 +100,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one_fp16(in_fp16, run_training,
 def test_without_its_scale_a_run_would_skip_other_steps(in_fp16, run_training, whole_run, interrupted, monkeypatch):
     """The test above can fail."""
     _, whole = whole_run(1)
-    monkeypatch.setattr(engine_loss_scale, "restore_loss_scale", lambda engine, values: None)
+    monkeypatch.setattr(engine_state, "restore_loss_scale", lambda engine, values: None)
     cut = run_training(interrupted(1), zero_stage=1, **in_fp16)
     assert cut.stats["skipped_steps"] > whole.stats["skipped_steps"]
 
@@ -124,10 +125,10 @@ def test_a_checkpoint_without_a_scale_begins_the_search_anew():
 
     scaler = DynamicLossScaler(1024.0, 1000, 1, 2, False)
     engine = SimpleNamespace(deepspeed=SimpleNamespace(optimizer=SimpleNamespace(loss_scaler=scaler)))
-    engine_loss_scale.restore_loss_scale(engine, None)
-    assert engine_loss_scale.loss_scale_of(engine) == {"scale": 1024.0, "step": 0, "last_overflow": -1, "hysteresis": 2}
+    engine_state.restore_loss_scale(engine, None)
+    assert engine_state.loss_scale_of(engine) == {"scale": 1024.0, "step": 0, "last_overflow": -1, "hysteresis": 2}
     engine.deepspeed.optimizer.loss_scaler = CreateLossScaler(torch.bfloat16, 1.0, False, None)
-    assert engine_loss_scale.loss_scale_of(engine) is None
+    assert engine_state.loss_scale_of(engine) is None
 
 
 def test_a_scale_that_can_fall_no_further_ends_the_run_with_a_verdict():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pretrain.config.training import EngineConfig
-from pretrain.engine.reduction_cost import in_words, reduced_bytes
+from pretrain.engine.deepspeed_config import in_words, reduced_bytes
 from pretrain.model.flops import parameter_count
 from tests.pretrain.engine.test_deepspeed_config import recipe
 

@@ -11,7 +11,7 @@ from pretrain.model import attention as kernels
 from pretrain.model.attention import AttentionRule, allowed_pairs
 from pretrain.model.attention_rule import first_keys
 from pretrain.model.cpu_ops import QUERIES, block_starts
-from pretrain.preflight import memory_passes
+from pretrain.preflight import memory
 from tests.pretrain.small_models import config
 
 
@@ -118,4 +118,4 @@ def test_long_rows_of_one_document_need_no_table(monkeypatch):
 
 
 def test_the_estimate_of_memory_knows_which_rows_are_short():
-    assert (memory_passes.SHORT_ROWS, memory_passes.BLOCK) == (kernels.SHORT, QUERIES)
+    assert (memory.SHORT_ROWS, memory.BLOCK) == (kernels.SHORT, QUERIES)

@@ -24,9 +24,9 @@ from pretrain.checkpoint.save import Saver
 from pretrain.config.model import MoeConfig
 from pretrain.config.training import EngineConfig
 from pretrain.distributed.process_group import Ranks, join, read_ranks
+from pretrain.engine.deepspeed_config import reduced_bytes
 from pretrain.engine.engine import open_engine
 from pretrain.engine.expert_groups import mark_experts, separated
-from pretrain.engine.reduction_cost import reduced_bytes
 from pretrain.model.decoder import Decoder
 from pretrain.model.expert_parallel import ExpertParts, is_expert, split_experts
 from pretrain.model.flops import active_parameter_count, expert_parameter_count, parameter_count

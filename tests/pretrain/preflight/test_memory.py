@@ -12,7 +12,7 @@ from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, SWAPPED_GROUP
-from pretrain.preflight import hardware, memory, memory_passes
+from pretrain.preflight import hardware, memory
 from pretrain.preflight.hardware import Hardware, free_host_bytes, hardware_of
 from pretrain.preflight.memory import estimate
 from pretrain.preflight.memory_room import fits, refuse_what_cannot_fit, suggestion
@@ -135,13 +135,13 @@ def test_what_attention_keeps_on_cpu_follows_the_way_it_is_computed():
         small = SEVENTY_BILLION.model_copy(update=model)
         train = TrainConfig(sequence_length=length, global_batch_size=2, steps=10, precision="bf16")
         made = TrainRecipe(model=small, optim=OptimConfig(learning_rate=1e-4), train=train)
-        return memory_passes._attention_tables(made, EngineConfig(micro_batch_size=2), "cpu")
+        return memory._attention_tables(made, EngineConfig(micro_batch_size=2), "cpu")
 
     heads = 2 * SEVENTY_BILLION.num_attention_heads
     assert tables(1024) == (2 * heads * 1024 * (1024 + 128) // 2, 0)
     assert tables(2048) == (2 * 2 * 2048**2, 2 * 2048**2)
     assert tables(2048, attn_logit_softcapping=50.0) == (10 * heads * 2048**2, 12 * heads * 2048**2)
-    assert memory_passes._attention_tables(recipe(), EngineConfig(), "cuda") == (0, 0)
+    assert memory._attention_tables(recipe(), EngineConfig(), "cuda") == (0, 0)
 
 
 def test_too_few_ranks_are_refused_with_the_number_that_would_do():

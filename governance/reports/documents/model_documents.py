@@ -1,19 +1,26 @@
-"""Model card: README.md with YAML block for the Hugging Face Hub.
+"""Model card for the Hugging Face Hub, and the European form.
 
-The form is that of arXiv:1810.03993. The block contains only what evidence supports; fields of the Hub without evidence
-are remarks for a person to complete.
+The card is README.md with a YAML block. Its form is that of arXiv:1810.03993. The block contains only what evidence
+supports; fields of the Hub without evidence are remarks for a person to complete.
+
+FLOP of a run = FLOP per token (6 N of every weight that a token multiplies, and attention, as the trainer counts it)
+x tokens of the steps that count. Excluded are validation, repeated steps, activation checkpointing and other models
+(synthetic data, a parent model): a person adds these where they apply.
+
+The European form is the model documentation form of the general-purpose-AI code of practice. It covers Annexes XI and
+XII of the AI Act. Items follow the form's order and are paraphrased; the form itself states the addressee of each (AI
+Office, authorities, downstream providers).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from governance.reports.documents.computation import computation_fields
 from governance.reports.documents.corpus_facts import findings
-from governance.reports.documents.evidence import TO_COMPLETE, Evidence, ancestry_text, kilowatt_hours
+from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, ancestry_text, joined, kilowatt_hours
 from governance.reports.documents.markdown import filled, rows
-from governance.reports.html.markup import compact, number, visible
+from governance.reports.html.markup import compact, duration, number, visible
 
 _MOST_ROWS = 12  # of differences between groups, the largest; the report has all
 
@@ -110,3 +117,74 @@ def _task_measures(evidence: Evidence) -> list[tuple[str, str, int | float]]:
         for measure, value in row.items()
         if isinstance(value, (int, float)) and measure not in ("step", "attempt")
     ]
+
+
+class Threshold(NamedTuple):
+    """A legal threshold of computation."""
+
+    flop: int
+    meaning: str
+    source: str
+
+
+THRESHOLDS = (
+    Threshold(
+        10**23,
+        "indication that a model which generates text, speech, images or video is of general purpose",
+        "European Commission, guidelines on the scope of obligations for providers of general-purpose AI models,"
+        " C(2025) 5045, 18 July 2025",
+    ),
+    Threshold(
+        10**25,
+        "presumption of high-impact capabilities, and so of systemic risk",
+        "Regulation (EU) 2024/1689 (AI Act), Article 51(2)",
+    ),
+)
+
+METHOD = "FLOP per token (6 N and attention, from the architecture) x tokens of the steps that count"
+
+
+def computation_fields(evidence: Evidence) -> list[Field]:
+    """FLOP per token and in total, against legal thresholds."""
+    total = evidence.at("training.flops")
+    fields = [
+        evidence.field("FLOP per token, forward and backward", "training.flops_per_token", scientific),
+        evidence.field("tokens trained on", "summary.tokens_trained"),
+        evidence.field("FLOP of the training", "training.flops", scientific),
+        Field("method", METHOD if total is not None else None),
+    ]
+    for threshold in THRESHOLDS:
+        name = f"threshold of {threshold.flop:.0e} FLOP: {threshold.meaning} ({threshold.source})"
+        fields.append(Field(name, threshold_ratio(total, threshold), "training.flops" if total is not None else ""))
+    return fields
+
+
+def threshold_ratio(flop: Any, threshold: Threshold) -> str | None:
+    """Return whether a count exceeds a threshold, and by how much."""
+    if flop is None:
+        return None
+    word = "above" if flop > threshold.flop else "not above"
+    return f"{word}: {flop / threshold.flop:.3g} of the threshold"
+
+
+def scientific(value: float) -> str:
+    """A count as 1.234e+18 FLOP."""
+    return f"{value:.4g} FLOP" if value < 1e4 else f"{value:.3e} FLOP"
+
+
+def model_documentation(evidence: Evidence) -> str:
+    """The form; the run must have a training."""
+    seconds = (evidence.training_energy or {}).get("seconds")
+    joules = evidence.at("energy.total.joules")
+    text = None if joules is None else f"{joules / 3.6e9:.3g} MWh"
+    return filled(
+        "model_documentation",
+        evidence,
+        parameters=lambda count: f"{number(count)} ({count:.1e})",
+        kinds=joined(sorted({f"{row['name']} ({row['kind']})" for row in evidence.kept})),
+        filters=joined([row["stage"] for row in evidence.found["funnel"]]),
+        lasted=None if seconds is None else duration(seconds),
+        hardware=hardware(evidence),
+        computation=rows(*computation_fields(evidence)),
+        megawatt_hours=Field("energy of the run, in MWh", text, "energy.total.joules"),
+    )
