@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,19 +107,10 @@ def submit(script: Path, options: Sequence[str]) -> str:
     return _run("sbatch", "--parsable", *options, str(script)).split(";")[0].strip()
 
 
-def rehearse(script: Path, options: Sequence[str] = ()) -> str:
-    """Answer of `sbatch --test-only`; "" if accepted."""
+def rehearse(*words: str) -> str:
+    """Answer of `sbatch --test-only` to a script or to options; "" if accepted."""
     try:
-        _run("sbatch", "--test-only", *options, str(script))
-    except ClusterError as error:
-        return str(error)
-    return ""
-
-
-def rehearse_options(options: Sequence[str]) -> str:
-    """As `rehearse`, for an empty job with these options."""
-    try:
-        _run("sbatch", "--test-only", *options, "--wrap=true")
+        _run("sbatch", "--test-only", *words)
     except ClusterError as error:
         return str(error)
     return ""
@@ -172,9 +163,10 @@ def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = ""
     for line in output.splitlines():
         job, state, ended, elapsed, nodes, cores, energy, name, comment = line.split(_SEPARATOR)
         _, _, step = job.partition(".")
+        joules = int(energy) if energy.isdecimal() else 0
         if step:
-            if found:
-                found[-1] = _with_step(found[-1], step, _joules(energy))
+            if found and 0 < joules < _COUNTER_RESET:
+                found[-1] = _with_step(found[-1], step, joules)
             continue
         status, _, number = ended.partition(":")
         found.append(
@@ -272,13 +264,13 @@ def mine() -> int:
         return 0
 
 
-def on_a_node(options: Sequence[str], *command: str, seconds: int = 10) -> str:
+def on_a_node(options: Sequence[str], *command: str) -> str:
     """Output of a command on a node that is soon free.
 
     Raises:
         ClusterError: no node is free, or the command fails there.
     """
-    return _run("srun", f"--immediate={seconds}", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
+    return _run("srun", "--immediate=10", "--quiet", "--nodes=1", "--ntasks=1", "--time=1", *options, *command)
 
 
 def release(jobs: Sequence[str]) -> None:
@@ -302,33 +294,22 @@ def seconds(elapsed: str) -> int:
 
     The result is 0 for anything else.
     """
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){1,2}", elapsed):
-        return 0
-    days, _, rest = elapsed.rpartition("-")
-    total = 0
-    for part in rest.split(":"):
-        total = total * 60 + int(part)
-    return int(days or 0) * 86_400 + total
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", elapsed)
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def _with_step(job: Accounted, step: str, joules: int | None) -> Accounted:
+def _with_step(job: Accounted, step: str, joules: int) -> Accounted:
     """A job with one more step; their energies are summed here.
 
     The batch step is measured on the first node while the script runs, the steps of `srun` on all their nodes, one
     after the other. So their sum and the batch step's energy are two lower bounds; the larger one counts.
     """
-    if joules is None:
-        return job
     if step in ("batch", "extern"):
         whole, steps = max(job.whole_joules, joules), job.step_joules
     else:
         whole, steps = job.whole_joules, job.step_joules + joules
     return replace(job, joules=max(whole, steps), whole_joules=whole, step_joules=steps)
-
-
-def _joules(text: str) -> int | None:
-    value = int(text) if text.isdecimal() else 0
-    return value if 0 < value < _COUNTER_RESET else None
 
 
 def _none(text: str) -> str:
@@ -337,23 +318,14 @@ def _none(text: str) -> str:
 
 def _records(*words: str) -> list[dict[str, str]]:
     """The NAME=VALUE words of each line."""
-    found = []
-    for line in _run(*words).splitlines():
-        if "=" in line:
-            found.append(dict(word.split("=", 1) for word in line.split() if "=" in word))
-    return found
-
-
-def _environment(values: Mapping[str, str]) -> dict[str, str]:
-    """Environment without variables that would steer Slurm's tools."""
-    return {name: value for name, value in values.items() if not _OF_A_JOB_AROUND.match(name)}
+    lines = (line for line in _run(*words).splitlines() if "=" in line)
+    return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
 
 def _run(*words: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not _OF_A_JOB_AROUND.match(name)}
     try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=_SECONDS, check=False, env=_environment(os.environ)
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False, env=environment)
     except FileNotFoundError as error:
         raise ClusterError(
             f"{words[0]}: not on this machine's PATH. Run this on a login node of a Slurm cluster; perhaps its module "

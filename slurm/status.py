@@ -33,7 +33,7 @@ _HELD = {
     "JobHeldUser": "it is held by hand, or a submission was interrupted",
     "job requeued in held state": "requeued with requeuehold",
     "job requeued in special exit state": "requeued in the state SPECIAL_EXIT",
-    "launch failed requeued held": "Slurm holds it, for it took a launch for failed",
+    "launch failed requeued held": "Slurm holds it because it took a launch for failed",
 }
 """Reasons with which a job waits until its owner releases it."""
 _TAIL_BYTES = 1 << 18

@@ -185,7 +185,7 @@ def _as_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
 
 def _words(options: Sequence[str]) -> str:
     """Sbatch's own objection to these options, if any."""
-    said = tools.rehearse_options(options)
+    said = tools.rehearse(*options, "--wrap=true")
     return f" Slurm says: {'; '.join(said.splitlines())}" if said else ""
 
 
@@ -208,7 +208,7 @@ def _rehearsed(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator
     """
     said: dict[str, str] = {}
     for job in jobs:
-        answer = tools.rehearse(script_of(root, job.name))
+        answer = tools.rehearse(str(script_of(root, job.name)))
         if not answer:
             continue
         if _LATER.search(answer):
@@ -248,19 +248,20 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
         if kind in _SHARED:
             continue
         fix = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
-        partition = config.data_partition or config.partition
-        options = [f"--partition={partition}"] * bool(partition)
-        account = config.data_account or config.account
-        options += [f"--account={account}"] * bool(account)
-        qos = config.data_qos or config.qos
-        options += [f"--qos={qos}"] * bool(qos)
-        options += [f"--reservation={config.reservation}"] * bool(config.reservation)
-        options += [f"--exclude={config.exclude}"] * bool(config.exclude)
+        values = {
+            "partition": config.data_partition or config.partition,
+            "account": config.data_account or config.account,
+            "qos": config.data_qos or config.qos,
+            "reservation": config.reservation,
+            "exclude": config.exclude,
+        }
+        options = [f"--{option}={value}" for option, value in values.items() if value]
         look = 'test -d "$0" || { echo "node $(hostname -s) does not see $0" >&2; exit 1; }'
         try:
             tools.on_a_node(options, "sh", "-c", look, str(path))
         except ClusterError as error:
-            if not _busy(str(error)):
+            started = re.search(r"task \d+.*exit", str(error), re.IGNORECASE) or str(error).endswith("status 1")
+            if started:
                 raise ClusterError(
                     f"nothing was queued:\n  {path}: the nodes do not see it (here it is on {kind or 'a disk'}). "
                     f"{fix} Slurm says: {error}"
@@ -273,11 +274,6 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
                 "%s is on %s, and no node is free to check whether it sees it; the first job checks. %s",
                 path, kind or "a local disk", fix,
             )  # fmt: skip
-
-
-def _busy(words: str) -> bool:
-    """Return whether srun could not even start."""
-    return not re.search(r"task \d+.*exit", words, re.IGNORECASE) and not words.endswith("status 1")
 
 
 def file_system_of(path: Path, mounts: Sequence[str]) -> str:
@@ -338,7 +334,7 @@ def _mend(jobs: Sequence[SlurmJob], most: int) -> str:
     arrays = sum(job.tasks > 0 for job in jobs)
     tasks = (most - (len(jobs) - arrays)) // arrays if arrays else 0
     if tasks < 1:
-        return "Request another qos or account, or for a higher limit."
+        return "Request another qos or account, or ask for a higher limit."
     return (
         f"Set slurm.max_tasks = {tasks:,} (or a larger slurm.shards_per_task): then it has {entries_of(jobs, tasks):,}."
     )

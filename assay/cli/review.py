@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from governance.checks.judgeable import limits, shown
 from governance.checks.messages import offending_rows, row_text, rows_where
-from governance.checks.number_text import limits, shown
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.gate.approvals import APPROVAL, Approval, links, policy_differences

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from governance.checks.judgeable import anchored
-from governance.checks.number_text import limits, number, shown
+from governance.checks.judgeable import anchored, limits, number, shown
 from governance.gate.explanation import counted
 from governance.gate.gate_expectations import Expectation
 from governance.gate.policy import Gate

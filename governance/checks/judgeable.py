@@ -3,6 +3,8 @@ r"""Preconditions of an expectation on a table, and column conversion.
 Promise: the engine's input has the meaning that the policy gives it. Great Expectations stores every bound as a 64-bit
 float and pandas compares an integer column with it after rounding, so that 2^53 + 1 is "at most 2^53"; a mean or a
 quantile of such integers is rounded too. Python's `$` matches before a final line feed, so `^a+$` finds "a\n".
+
+Numbers and bounds of results are texts that are equal on every machine.
 """
 
 from __future__ import annotations
@@ -117,3 +119,28 @@ def anchored(regex: str) -> str:
     if _BY_LINE.search(regex):
         return regex
     return _TOKENS.sub(lambda found: r"\Z" if found[0] == "$" else found[0], regex)
+
+
+def limits(gate: Gate) -> str:
+    """Bounds as text."""
+    low = "" if gate.min is None else f"at least {gate.min:g}"
+    high = "" if gate.max is None else f"at most {gate.max:g}"
+    return " and ".join(filter(None, (low, high)))
+
+
+def number(value: Any) -> float | None:
+    """A float of 12 significant digits, equal on all processors."""
+    if value is None:
+        return None
+    try:
+        plain = float(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return None
+    return float(f"{plain:.12g}") if math.isfinite(plain) else None
+
+
+def shown(value: Real | float | None) -> str:
+    """A number as text; integers that a float would round are exact."""
+    if isinstance(value, Integral) and abs(int(value)) > EXACT:
+        return str(value)
+    return "none" if value is None else f"{float(value):.6g}"

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.checks.evaluations import EVALUATIONS, RowEvaluation, TableEvaluation
 from governance.checks.interval_rules import Judged, judge_intervals
-from governance.checks.judgeable import exactly
-from governance.checks.number_text import limits, number, shown
+from governance.checks.judgeable import exactly, limits, number, shown
 from governance.gate.explanation import IN_CORPUS, counted
 from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import Gate

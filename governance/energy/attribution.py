@@ -289,17 +289,8 @@ def _all(values: Iterable[int | None]) -> int | None:
     return total
 
 
-def by_stage(pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
-    """Energy of each stage over all attempts, by first use."""
-    return _added_by(pieces, "stage")
-
-
-def by_phase(pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
-    """Energy of each phase over all stages and attempts."""
-    return _added_by(pieces, "phase")
-
-
-def _added_by(pieces: Iterable[EnergyPiece], field: Literal["stage", "phase"]) -> dict[str, Sum]:
+def added_by(field: Literal["stage", "phase"], pieces: Iterable[EnergyPiece]) -> dict[str, Sum]:
+    """Energy of each stage or phase over all attempts, by first use."""
     groups: dict[str, list[EnergyPiece]] = {}
     for piece in pieces:
         groups.setdefault(getattr(piece, field), []).append(piece)

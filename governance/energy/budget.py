@@ -144,8 +144,8 @@ class Keeper(Budget):
     def unknown(self, what: str, why: Sequence[str]) -> BudgetReached:
         """The error of unknown energy."""
         return BudgetReached(
-            f"energy budget: the energy used is unknown: {'; '.join(why)}. {what[0].upper()}{what[1:]}. Let the "
-            "node be measured ([energy] enabled = true; nvidia-ml-py for GPUs; what a meter lacks is listed under "
+            f"energy budget: the energy used is unknown: {'; '.join(why)}. {what[0].upper()}{what[1:]}. Enable "
+            "the meter ([energy] enabled = true; nvidia-ml-py for GPUs; what a meter lacks is listed under "
             'coverage.missing in its manifest), or accept what is unknown: unknown = "allow" in [energy_budget] of '
             f"{self.policy}"
         )
@@ -281,7 +281,7 @@ class NodeWatch(Watch):
         if self._unknown:
             return self._keeper.unknown(what, self._why or _ANOTHER)
         used, reserve = self._last_look
-        return self._keeper.reached(f"{kwh(reserve)} kWh were kept for leaving in good order; {what}", used)
+        return self._keeper.reached(f"{kwh(reserve)} kWh were reserved for stopping in good order; {what}", used)
 
     def facts(self) -> dict[str, Any]:
         """The figures of the last look, for the record.

@@ -31,7 +31,6 @@ from governance.energy.attribution import EnergyPiece, Sum, add
 Method = Literal["by tokens used", "whole"]
 BY_TOKENS: Method = "by tokens used"
 WHOLE: Method = "whole"
-METHODS = (BY_TOKENS, WHOLE)
 
 
 @dataclass(frozen=True)
@@ -112,18 +111,6 @@ def surviving(pieces: Iterable[EnergyPiece]) -> dict[str, list[EnergyPiece]]:
         if piece.outcome == "surviving" and piece.artifact is not None:
             found.setdefault(piece.artifact, []).append(piece)
     return found
-
-
-def cumulative(
-    survived: Mapping[str, Sequence[EnergyPiece]],
-    trainings: Mapping[str, Training],
-    artifact: str,
-    step: int,
-    method: Method = BY_TOKENS,
-    recorded: Mapping[str, Sum] | None = None,
-) -> Cumulative:
-    """Energy of a checkpoint with its ancestors; arguments as in `cumulative_by_step`."""
-    return cumulative_by_step(survived, trainings, artifact, [step], method, recorded)[0]
 
 
 def cumulative_by_step(

@@ -37,7 +37,7 @@ def require_codecarbon() -> None:
     if importlib.util.find_spec("codecarbon") is None:
         raise ConfigError(
             '[energy] method = "codecarbon": it is not installed. Install it with: pip install '
-            '"assay-pretrain[codecarbon]", or take method = "auto"'
+            '"assay-pretrain[codecarbon]", or set method = "auto"'
         )
 
 

@@ -46,6 +46,8 @@ UNITS = {
     "reserved": "of a node",
 }
 _TABLE = "grid_intensity.toml"
+_DEFAULTS = {"grid": "world", "pue": "pue"}
+"""Factor -> its entry in the table: the world's mean, the data centres' average."""
 
 
 class _Sourced(Section):
@@ -91,7 +93,7 @@ class HourlyFile(_Sourced):
     """A CSV of intensities (`governance.energy.intensity`)."""
 
     path: str
-    """Beside the configuration, or absolute."""
+    """Relative to the configuration, or absolute."""
 
 
 class HourlySeries(_Sourced):
@@ -184,7 +186,7 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
     if config.grid is None and config.country is not None:
         values["grid"] = country_mean(config.country)
     if config.defaults:
-        defaults = {name: make() for name, make in _DEFAULTS.items() if values[name] is None}
+        defaults = {name: Factor(**_table()[of]) for name, of in _DEFAULTS.items() if values[name] is None}
         values |= {**defaults, "defaults": tuple(defaults)}
     hourly = None
     if config.by_hour is not None:
@@ -215,16 +217,3 @@ def country_mean(country: str) -> Factor | None:
     """
     years = (name for name in _table() if name.isdecimal() and country in _table()[name])
     return next((Factor(value=_table()[y][country], source=_table()["source"], year=int(y)) for y in years), None)
-
-
-def world_mean() -> Factor:
-    """World mean intensity, with a band of nine in ten countries."""
-    return Factor(**_table()["world"])
-
-
-def industry_pue() -> Factor:
-    """Average PUE of data centres, with a band."""
-    return Factor(**_table()["pue"])
-
-
-_DEFAULTS = {"grid": world_mean, "pue": industry_pue}

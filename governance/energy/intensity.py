@@ -111,13 +111,13 @@ def _grams(text: str | None, where: str) -> float:
 def _follows(time: datetime, before: list[datetime], where: str) -> None:
     """Raise unless `time` is one step behind the last."""
     if time <= before[-1]:
-        raise ConfigError(f"{where}: {time.isoformat()} is not after {before[-1].isoformat()}; rows go by time.")
+        raise ConfigError(f"{where}: {time.isoformat()} is not after {before[-1].isoformat()}; sort the rows by time.")
     if len(before) == 1 and time - before[0] > _LONGEST_STEP:
-        raise ConfigError(f"{where}: rows are {time - before[0]} apart; at most a day is a series by the hour.")
+        raise ConfigError(f"{where}: rows are {time - before[0]} apart; an hourly series has steps of at most a day.")
     if len(before) > 1 and (due := before[-1] + (before[1] - before[0])) != time:
         raise ConfigError(
-            f"{where}: {time.isoformat()} where {due.isoformat()} is due (rows are {before[1] - before[0]} apart): "
-            f"the series has a gap. Give every row, or a file for each whole stretch."
+            f"{where}: {time.isoformat()}, where {due.isoformat()} is expected (rows are "
+            f"{before[1] - before[0]} apart): the series has a gap. Give every row, or a file for each whole stretch."
         )
 
 

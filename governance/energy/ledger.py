@@ -192,7 +192,7 @@ def _head(path: Path) -> dict[str, Any]:
     if not isinstance(head, dict) or head.get("kind") != "ledger" or head.get("schema") != SCHEMA:
         raise ManifestError(
             f"{path}: does not begin as an energy ledger of schema {SCHEMA} ({first[:80]!r}). Move the file away; "
-            "a new one is begun by the next run."
+            "the next run begins a new one."
         )
     return head
 

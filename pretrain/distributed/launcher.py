@@ -181,7 +181,9 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
 
     with _handled(pass_on, pause), contextlib.ExitStack() as stack:
         for number in range(processes):
-            ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
+            ranks.append(
+                _start(stack, [sys.executable, "-m", "pretrain", *words], number, _environment(number, processes, port))
+            )
             for request in signals:  # this rank was not yet listed when they came
                 _send(ranks[-1:], request)
         _wait(ranks)
@@ -196,10 +198,6 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
 def _send(ranks: Sequence[Rank], number: int) -> None:
     for rank in ranks:
         rank.child.send_signal(number)  # nothing to one that has ended
-
-
-def _command(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "pretrain", *words]
 
 
 @contextlib.contextmanager

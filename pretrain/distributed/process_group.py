@@ -266,14 +266,10 @@ def publish(ranks: Ranks) -> None:
     if "MASTER_ADDR" not in os.environ or (slurm and "MASTER_PORT" not in os.environ):
         address, port = meeting_point(os.environ) if slurm else ("127.0.0.1", _PORTS[0])
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-    if slurm and ranks.world_size > ranks.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ:
-        # by default gloo takes the interface of this host's name, which in many hosts files is the loopback
-        os.environ.update(_gloo_interface(os.environ["MASTER_ADDR"]))
-
-
-def _gloo_interface(address: str) -> dict[str, str]:
-    interface = interface_to(address)
-    return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    unset = slurm and ranks.world_size > ranks.local_world_size and "GLOO_SOCKET_IFNAME" not in os.environ
+    # by default gloo takes the interface of this host's name, which in many hosts files is the loopback
+    if unset and (interface := interface_to(os.environ["MASTER_ADDR"])):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
 def _log_network(ranks: Ranks, backend: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.energy.attribution import add, by_checkpoint, by_phase, settle, wasted_by_cause
+from governance.energy.attribution import add, added_by, by_checkpoint, settle, wasted_by_cause
 from governance.energy.ledger import host_ledger, read_ledger
 from tests.governance.test_energy_ledger import write_line
 
@@ -151,7 +151,7 @@ def test_surviving_and_wasted_are_what_was_measured(tmp_path_factory, attempts):
     assert (total.surviving, total.wasted, total.unknown) == (added(surviving), added(history.wasted), 0)
     assert (total.surviving or 0) + (total.wasted or 0) == (total.measured or 0)
     assert all(interval.seconds >= 0 for interval in intervals)
-    for groups in (by_phase(pieces), by_steps(pieces)):
+    for groups in (added_by("phase", pieces), by_steps(pieces)):
         assert sum(row.measured or 0 for row in groups.values()) == (total.measured or 0)
         assert sum(row.wasted or 0 for row in groups.values()) == (total.wasted or 0)
     causes = wasted_by_cause(pieces)

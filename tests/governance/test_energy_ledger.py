@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from governance.energy.attribution import ROLLED_BACK, add, by_checkpoint, by_phase, by_stage, settle, wasted_by_cause
+from governance.energy.attribution import ROLLED_BACK, add, added_by, by_checkpoint, settle, wasted_by_cause
 from governance.energy.ledger import MOST_SAMPLE_SECONDS, EnergySample, Interval, host_ledger, read_ledger
 from governance.errors import ManifestError
 from governance.files import append_line
@@ -50,7 +50,7 @@ def test_histories_without_marks(tmp_path):
     write_line(path, "begin", "b", 6, 0, stage="train")
     write_line(path, "end", "b", 9, 30, stage="train", outcome="wasted", cause="OSError")
     pieces = settle(read_ledger(path))
-    stages = by_stage(pieces)
+    stages = added_by("stage", pieces)
     assert list(stages) == ["clean", "train"]
     assert (stages["clean"].surviving, stages["clean"].measured) == (70, 70)
     assert wasted_by_cause(pieces) == {"OSError": 30}
@@ -140,7 +140,7 @@ def test_each_sample_intervals_energy_goes_to_its_own_phases():
         "communication": (201, 1.0, (0, 7), "attempt"),
         "checkpoint": (100, 5.0, (0, 7), "attempt"),
     }
-    assert sum(row.measured for row in by_phase(pieces).values()) == add(pieces).measured == 1201
+    assert sum(row.measured for row in added_by("phase", pieces).values()) == add(pieces).measured == 1201
 
 
 def test_a_hang_is_a_phase_and_a_cause_of_waste(tmp_path):
@@ -150,7 +150,7 @@ def test_a_hang_is_a_phase_and_a_cause_of_waste(tmp_path):
         write_line(path, "beat" if tick else "begin", "a", tick, energy, marks={**marks, "phases": phases}, every=5.0)
     pieces = settle(read_ledger(path, alive=lambda line: False))
     assert wasted_by_cause(pieces) == {"hang": 90}
-    assert {phase: row.wasted for phase, row in by_phase(pieces).items()} == {"compute": 60, "hang": 30}
+    assert {phase: row.wasted for phase, row in added_by("phase", pieces).items()} == {"compute": 60, "hang": 30}
     assert add(pieces).unseen_seconds == 5.0
 
 

@@ -15,7 +15,7 @@ from governance.reports.facts.distributions import distributions, write_edge
 from governance.reports.facts.samples import _masked_evidence, kept_samples, removed_samples
 from governance.reports.html.svg_figures import histogram
 from governance.reports.report import report
-from governance.reports.sections.document_sections import documents_folded
+from governance.reports.sections.role_sections import documents_folded
 from governance.reports.terminal import show_corpus
 from governance.stage import Runtime
 

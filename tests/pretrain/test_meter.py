@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from governance.energy.attribution import add, by_checkpoint, by_phase, settle, wasted_by_cause
+from governance.energy.attribution import add, added_by, by_checkpoint, settle, wasted_by_cause
 from governance.energy.ledger import read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.phases import EVALUATION
@@ -227,7 +227,7 @@ def test_a_training_records_its_phases_in_the_ledger_and_a_restart_up_to_its_fir
         run_training(tmp_path, meter=measured, steps=6, asynchronous=False)
     made = run_training(tmp_path, meter=measured, steps=6, asynchronous=False)
     pieces = settle(read_ledger(ledger))
-    total, phases = add(pieces), by_phase(pieces)
+    total, phases = add(pieces), added_by("phase", pieces)
     assert {"start-up", "compute", "communication", "checkpoint", "evaluation", "idle"} <= set(phases)
     assert sum(row.measured for row in phases.values()) == total.measured == total.surviving + total.wasted
     first, second = (add(part for part in pieces if part.interval == one.id) for one in read_ledger(ledger))

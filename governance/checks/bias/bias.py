@@ -218,7 +218,12 @@ def bias_audit(
             reference=config.reference,
             parity_reference=config.parity_reference,
         )
-        tables = bias_tables(counts, _recorded(artifacts), checked, choices)
+        recorded = Recorded(
+            redact=artifacts[FINAL].stats,
+            actions=artifacts[FINAL].config.get("actions", {}),
+            encode=artifacts["encode"].stats if "encode" in artifacts else {},
+        )
+        tables = bias_tables(counts, recorded, checked, choices)
         write_json(folder / TABLES_FILE, tables)
         write_json(folder / FINDINGS_FILE, findings_of(tables, counts, lexicons))
         written = [describe(folder / "counts" / f"{name}.parquet", runtime.root) for name in ALL_TABLES]
@@ -228,12 +233,6 @@ def bias_audit(
     inputs = [artifacts[stage].as_input() for stage in (*filters, FINAL, "encode") if stage in artifacts]
     inputs += [model.as_input() for model, _ in (*models.values(), *tone.values())]
     return run_stage(recipe, inputs, runtime, make)
-
-
-def _recorded(artifacts: Mapping[str, Manifest]) -> Recorded:
-    redact, encode = artifacts[FINAL], artifacts.get("encode")
-    actions = {str(kind): str(action) for kind, action in redact.config.get("actions", {}).items()}
-    return Recorded(redact=redact.stats, actions=actions, encode={} if encode is None else encode.stats)
 
 
 def _terms(lexicons: Lexicons) -> dict[str, dict[tuple[str, str], list[str]]]:

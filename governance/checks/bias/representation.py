@@ -256,15 +256,14 @@ def uncovered_note(without: Mapping[str, int], whole: int, kind: str = "word lis
     if not without:
         return ""
     ordered = sorted(without.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{_language(code)} {_percent(number / whole)}" for code, number in ordered[:_NAMED]]
+    named = [
+        f"{'language unknown' if code == 'und' else code} {_percent(number / whole)}"
+        for code, number in ordered[:_NAMED]
+    ]
     if rest := ordered[_NAMED:]:
         named.append(f"{len(rest)} more {_percent(sum(number for _, number in rest) / whole)}")
     share = _percent(sum(without.values()) / whole)
     return f"{share} of documents are in languages that no {kind} covers: {', '.join(named)}"
-
-
-def _language(code: str) -> str:
-    return "language unknown" if code == "und" else code
 
 
 def _percent(share: float) -> str:

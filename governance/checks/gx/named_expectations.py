@@ -21,8 +21,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from governance.checks.gx.own_expectations import own_class
-from governance.checks.judgeable import anchored, beyond_exact, infinite_values
-from governance.checks.number_text import number, shown
+from governance.checks.judgeable import anchored, beyond_exact, infinite_values, number, shown
 from governance.gate.decision import CheckResult, Status
 from governance.gate.policy import Gate
 

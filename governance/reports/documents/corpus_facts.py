@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from governance.manifest import Manifest
 from governance.reports.documents.evidence import Evidence, Field
 from governance.reports.facts.synthetic_facts import teacher_words
 from governance.reports.html.markup import compact, number, share, visible
@@ -111,11 +110,6 @@ def parents(evidence: Evidence, name: str) -> Field:
     """Parent models, by the inputs of the training."""
     if evidence.model is None:
         return Field(name, None)
-    found = list(_parents(evidence.model))
-    return Field(name, ", ".join(found) or "none: trained from random weights", "lineage")
-
-
-def _parents(model: Manifest) -> Iterator[str]:
-    for item in model.inputs:
-        if item.stage in ("train", "checkpoint"):
-            yield f"{item.path} (SHA-256 {item.digest[:16]}...)"
+    found = [item for item in evidence.model.inputs if item.stage in ("train", "checkpoint")]
+    names = [f"{item.path} (SHA-256 {item.digest[:16]}...)" for item in found]
+    return Field(name, ", ".join(names) or "none: trained from random weights", "lineage")

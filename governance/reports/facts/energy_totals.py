@@ -11,9 +11,8 @@ from governance.energy.attribution import (
     EnergyPiece,
     Sum,
     add,
+    added_by,
     by_checkpoint,
-    by_phase,
-    by_stage,
     settle,
     unmetered,
     wasted_by_cause,
@@ -62,7 +61,7 @@ def energy_facts(
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
     total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
-    attempts = by_stage(pieces)
+    attempts = added_by("stage", pieces)
     artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
     scopes = sorted({str(_block(manifest).get("scope")) for manifest in manifests if _block(manifest).get("scope")})
@@ -87,7 +86,7 @@ def energy_facts(
             )
         ],
         "scopes": scopes,
-        "phases": [_phase(phase, spent, footing) for phase, spent in by_phase(pieces).items()],
+        "phases": [_phase(phase, spent, footing) for phase, spent in added_by("phase", pieces).items()],
         "wasted_by_cause": {cause: joules_of(value) for cause, value in wasted_by_cause(pieces).items()},
         "checkpoints": _checkpoints(pieces, trained.folder, ancestry, footing) if trained else [],
         "views": view_facts(pieces, manifests, root, ancestry, footing),

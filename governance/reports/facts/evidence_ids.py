@@ -163,17 +163,12 @@ def _sum(path: Path, stated: Entry | None) -> Entry:
     """Size and SHA-256 of a file or its stated beginning."""
     try:
         with path.open("rb") as file:
-            data = file.read() if stated is None else file.read(_length(stated))
-            grows = path.suffix == ".jsonl"
-            data += b"" if grows else file.read()
+            length = None if stated is None else stated.get("bytes")
+            grows = path.suffix == ".jsonl" and stated is not None
+            data = file.read(length if isinstance(length, int) and length >= 0 else 0) if grows else file.read()
     except OSError:
         return {"bytes": None, "sha256": None}
     return {"bytes": len(data), "sha256": sha256_bytes(data)}
-
-
-def _length(stated: Entry) -> int:
-    length = stated.get("bytes")
-    return length if isinstance(length, int) and length >= 0 else 0
 
 
 def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None) -> Iterator[_Piece]:

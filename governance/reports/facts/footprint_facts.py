@@ -18,7 +18,7 @@ from governance.energy.checkpoint_cost import (
     WHOLE,
     Rate,
     Training,
-    cumulative,
+    cumulative_by_step,
     data_work,
     rate,
     surviving,
@@ -147,8 +147,10 @@ def view_facts(
     if train is not None and step is not None:
         used, not_own = ancestry.trainings[train.folder].used, ancestry.trainings[train.folder].before
         before = max((p.checkpoint for p in own if p.checkpoint is not None and p.checkpoint < step), default=0)
-        line = cumulative(survived, ancestry.trainings, train.folder, step, BY_TOKENS, ancestry.recorded)
-        whole = cumulative(survived, ancestry.trainings, train.folder, step, WHOLE, ancestry.recorded)
+        line, whole = (
+            cumulative_by_step(survived, ancestry.trainings, train.folder, [step], method, ancestry.recorded)[0]
+            for method in (BY_TOKENS, WHOLE)
+        )
         tokens = used.get(step)
         since = None if tokens is None or (before and before not in used) else tokens - used.get(before, not_own)
         rows = {

@@ -9,6 +9,7 @@ is no other weighting: the reader judges.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from governance.gate.explanation import counted
@@ -29,7 +30,9 @@ Finding = dict[str, str]
 
 def first_look(found: Mapping[str, Any]) -> list[Finding]:
     """Problems of the run, the largest first."""
-    ways = (_gate, _critical, _waived, _waste, _faults, _bias, _warnings, _uncovered, _sources, _unmeasured, _cut)
+    critical = partial(_checks, severity="critical", one="critical check")
+    others = partial(_checks, severity="warning", one="non-blocking check", many="non-blocking checks")
+    ways = (_gate, critical, _waived, _waste, _faults, _bias, others, _uncovered, _sources, _unmeasured, _cut)
     return [finding for way in ways for finding in way(found)]
 
 
@@ -58,14 +61,6 @@ def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
     example = str(reasons[0].get("detail") or "") if reasons else ""
     yield _finding(f"The gate is closed: {word}", "; ".join(lines) or "The verdict gives no reason.", "/verdict",
                    "verdict", counted(len(reasons), "reason"), example)  # fmt: skip
-
-
-def _critical(found: Mapping[str, Any]) -> Iterator[Finding]:
-    return _checks(found, "critical", "critical check")
-
-
-def _warnings(found: Mapping[str, Any]) -> Iterator[Finding]:
-    return _checks(found, "warning", "non-blocking check", "non-blocking checks")
 
 
 def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
