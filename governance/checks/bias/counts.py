@@ -52,7 +52,7 @@ import pyarrow.parquet as pq
 
 from governance.checks.bias.count_tables import ALL_TABLES, EXAMPLES_TABLE, Tables, merged, table_of, write_part
 from governance.checks.bias.examples import Kept, add_examples, add_scored_examples, example_table, priorities_of
-from governance.checks.bias.provenance_columns import BUCKETS, UNKNOWN, bucket_of, country_of, host_of, year_of
+from governance.checks.bias.provenance_columns import UNKNOWN, Facts, country_of, facts_of, year_of
 from governance.checks.bias.sentence_tables import (
     SentenceScorer,
     removed_tables,
@@ -60,6 +60,7 @@ from governance.checks.bias.sentence_tables import (
     sentence_scores,
     sentence_tables,
 )
+from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, pack_lexicon
 from governance.config import Section
 from governance.errors import read_errors
@@ -67,8 +68,6 @@ from governance.parallel import ShardMade
 
 if TYPE_CHECKING:
     from governance.kernels.mentions import MentionSums, Packed, TextMentions
-
-Integers = npt.NDArray[np.int64]
 
 KEPT = "kept"
 LENGTH_BINS = 16
@@ -167,41 +166,6 @@ def _write_out(stage: str, lexicons: Lexicons, running: Running, parts: Tables) 
     running.sums.clear()
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Facts of each document of a row group."""
-
-    ids: list[str]
-    languages: npt.NDArray[np.object_]
-    buckets: Integers
-    sizes: Integers
-    """Bytes of the text as it is stored."""
-    reasons: list[str]
-    """"" for documents that stayed."""
-    sources: list[str]
-    urls: list[str]
-    hosts: list[str]
-    licences: list[str]
-
-
-def _facts(group: pa.Table) -> Facts:
-    urls = group["url"].to_pylist()
-    hosts = [host_of(url) for url in urls]
-    ids = group["id"].to_pylist()
-    clusters = [host or name for host, name in zip(hosts, ids, strict=True)]
-    return Facts(
-        ids=ids,
-        languages=np.array([code or "und" for code in group["language"].to_pylist()], object),
-        buckets=np.array([bucket_of(cluster) for cluster in clusters], np.int64),
-        sizes=pc.binary_length(group["text"]).to_numpy().astype(np.int64),
-        reasons=group["reason"].to_pylist() if "reason" in group.column_names else [""] * len(group),
-        sources=group["source"].to_pylist(),
-        urls=urls,
-        hosts=hosts,
-        licences=group["licence"].to_pylist(),
-    )
-
-
 def _in_nfc(texts: pa.ChunkedArray) -> pa.Array:
     """The texts in NFC; Python sees only those that may not be."""
     import unicodedata
@@ -232,7 +196,7 @@ def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Runni
     from governance.kernels.buffers import text_buffers
     from governance.kernels.mentions import count_texts
 
-    facts = _facts(group)
+    facts = facts_of(group)
     priorities = priorities_of(group["id"])
     buffers = text_buffers(_in_nfc(group["text"]))
     words, sentences = np.zeros((2, len(group)), np.int64)

@@ -8,13 +8,14 @@ the group. Texts are stored unmasked: a caller that shows one must mask personal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import EXAMPLES_TABLE, schema_of
+from governance.checks.bias.provenance_columns import Facts
 from governance.checks.bias.sentence_tables import ABOVE, BELOW, cells_of
 from governance.checks.bias.word_lists.lexicons import Lexicons, Name
 from governance.kernels.behind_counts import EXAMPLES
@@ -42,22 +43,6 @@ Cell = tuple[str, str, str, str, str]
 Kept = dict[Cell, list[Example]]
 
 
-class Documents(Protocol):
-    """Facts of each document, for examples."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Names in the corpus."""
-
-    @property
-    def sources(self) -> list[str]:
-        """Sources of the documents."""
-
-    @property
-    def reasons(self) -> list[str]:
-        """Removal reasons of the documents."""
-
-
 def priorities_of(ids: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     """63 bits of a hash of each id: an arbitrary, fixed order."""
     from governance.kernels.identities import hash_texts
@@ -70,7 +55,7 @@ def add_examples(
     lists: tuple[str, Lexicons],
     counted: tuple[TextMentions, npt.NDArray[np.uint64]],
     rows: tuple[Integers, npt.NDArray[np.uint64]],
-    documents: tuple[Documents, tuple[Bytes, Offsets]],
+    documents: tuple[Facts, tuple[Bytes, Offsets]],
 ) -> None:
     """Add the kernel's sampled sentences to a shard's examples.
 
@@ -98,7 +83,7 @@ def add_scored_examples(
     named: tuple[str, Sequence[Name], str],
     scored: tuple[Integers, Integers],
     rows: tuple[Integers, npt.NDArray[np.uint64]],
-    documents: tuple[Documents, tuple[Bytes, Offsets]],
+    documents: tuple[Facts, tuple[Bytes, Offsets]],
 ) -> None:
     """Add the sentences of least priority on both sides of a classifier.
 
@@ -134,7 +119,7 @@ def _keep(
     kept: Kept,
     where: Cell,
     found: tuple[int, int, tuple[int, int]],
-    documents: tuple[Documents, tuple[Bytes, Offsets]],
+    documents: tuple[Facts, tuple[Bytes, Offsets]],
 ) -> None:
     """Keep a sentence (rank, row, span) among the first of its cell."""
     (rank, row, (start, end)), (facts, (data, _)) = found, documents

@@ -1,4 +1,4 @@
-"""Origin of a document by its URL: host, year, country, cluster bucket.
+"""Facts of documents, and their origin by URL: host, year, country, cluster.
 
 The *cluster* of a document is the host of its URL, or the document itself where it has none: pages of one site are
 written by the same hands and are not independent, so resampling takes a site as a whole (Cameron and Miller 2015,
@@ -14,8 +14,15 @@ from __future__ import annotations
 import functools
 import re
 import zlib
+from dataclasses import dataclass
 
-BUCKETS = 64
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from governance.checks.bias.statistics import BUCKETS, Integers
+
 UNKNOWN = "unknown"
 SMALL_SITES = "(small sites)"
 """The site of a document of a host beyond the largest: too few documents to compare it with itself."""
@@ -48,3 +55,39 @@ def country_of(host: str) -> str:
 def bucket_of(cluster: str) -> int:
     """Bucket (of 64) of a cluster."""
     return zlib.crc32(cluster.encode("utf-8")) % BUCKETS
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of each document of a row group."""
+
+    ids: list[str]
+    languages: npt.NDArray[np.object_]
+    buckets: Integers
+    sizes: Integers
+    """Bytes of the text as it is stored."""
+    reasons: list[str]
+    """"" for documents that stayed."""
+    sources: list[str]
+    urls: list[str]
+    hosts: list[str]
+    licences: list[str]
+
+
+def facts_of(group: pa.Table) -> Facts:
+    """Facts of the documents of a row group."""
+    urls = group["url"].to_pylist()
+    hosts = [host_of(url) for url in urls]
+    ids = group["id"].to_pylist()
+    clusters = [host or name for host, name in zip(hosts, ids, strict=True)]
+    return Facts(
+        ids=ids,
+        languages=np.array([code or "und" for code in group["language"].to_pylist()], object),
+        buckets=np.array([bucket_of(cluster) for cluster in clusters], np.int64),
+        sizes=pc.binary_length(group["text"]).to_numpy().astype(np.int64),
+        reasons=group["reason"].to_pylist() if "reason" in group.column_names else [""] * len(group),
+        sources=group["source"].to_pylist(),
+        urls=urls,
+        hosts=hosts,
+        licences=group["licence"].to_pylist(),
+    )

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import table_of
-from governance.checks.bias.provenance_columns import BUCKETS
+from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.checks.bias.word_lists.lexicons import Lexicon, Lexicons, Name, scale_of
 from governance.checks.bias.word_lists.tabbed_lists import MOST
 from governance.errors import PipelineError
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from governance.kernels.buffers import Bytes
     from governance.kernels.mentions import MentionSums, Packed
 
-Integers = npt.NDArray[np.int64]
 Scorer = Callable[[list[str]], list[float]]
 """Texts to scores, one each, in order."""
 
