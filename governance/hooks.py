@@ -33,15 +33,15 @@ class Watched:
     """Scope of one rank's energy budget."""
 
     energy: dict[str, Any]
-    """What the meter of this rank's node yields."""
+    """Dictionary that the meter of this rank's node yields."""
     artifact: str
-    """Of the training, or of the stage."""
+    """Artifact of the training, or of the stage."""
     own: frozenset[str] = frozenset()
     """The ledger's names of what the ranks of this start measure; this one's need not be among them."""
     measures: bool = True
-    """Whether this rank measures its node."""
+    """True for the rank that measures its node."""
     first: bool = True
-    """Whether it adds the ledger's figures for all others."""
+    """True for the rank that adds the ledger's figures for all others."""
 
 
 class Watch(Protocol):

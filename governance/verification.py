@@ -62,7 +62,7 @@ class Verified(NamedTuple):
     """Result of a verification; texts begin with the file's path."""
 
     files: int
-    """How many were read."""
+    """Number of those that were read."""
     problems: list[str]
     notes: list[str]
     """Unsigned content that is not a fault: an end that is not stated yet, an unfinished artifact."""

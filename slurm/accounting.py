@@ -40,7 +40,7 @@ class Energy:
     ours: float | None
     core_seconds: int
     ended: bool = True
-    """Whether all jobs have; only then are the meters compared."""
+    """True once all jobs have ended; only then are the meters compared."""
 
 
 def account(view: View, ours: float | None, root: Path) -> Energy:

@@ -44,7 +44,7 @@ class Queued:
     """Seconds."""
     nodes: str
     starts: str
-    """When it began or is expected to; "" if unknown."""
+    """Actual or expected start; "" if unknown."""
     excluded: str = ""
     """Nodes that it does not get."""
     name: str = ""
@@ -84,9 +84,9 @@ class Partition:
     limit: str
     """Longest wall time of a job."""
     nodes: int
-    """How many it has."""
+    """Number of its nodes."""
     most_nodes: int
-    """How many a job may have."""
+    """Most nodes of a job."""
     default: bool
 
 

@@ -67,16 +67,16 @@ class SlurmConfig(Section):
     """Resources to request; empty or 0 leaves the cluster's default."""
 
     partition: Word = ""
-    """Where training and evaluation run."""
+    """Partition of training and evaluation."""
     data_partition: Word = ""
-    """Where everything else runs; empty: `partition`."""
+    """Partition of all other jobs; empty: `partition`."""
     account: Word = ""
-    """Who is charged for training and evaluation."""
+    """Account charged for training and evaluation."""
     qos: Word = ""
     data_account: Word = ""
-    """Who is charged for everything else; empty: `account`."""
+    """Account charged for all other jobs; empty: `account`."""
     data_qos: Word = ""
-    """The qos of everything else; empty: `qos`."""
+    """The qos of all other jobs; empty: `qos`."""
     reservation: Word = ""
     constraint: Word = ""
     """Features of the nodes that train, in Slurm's grammar, for example "a100&ib"."""
@@ -84,7 +84,7 @@ class SlurmConfig(Section):
     """Nodes that no job gets, for example "node[3-5],node9"."""
     mail_user: Word = ""
     mail_type: Word = "END,FAIL"
-    """Which of Slurm's mails `mail_user` gets, of the report's and of the training's job."""
+    """Slurm's mails that `mail_user` gets, about the jobs of the training and the report."""
 
     nodes: int = Field(default=1, ge=1)
     """Nodes for training."""
@@ -132,7 +132,7 @@ class SlurmConfig(Section):
     """Most tasks of an array that run at once; 0: no bound."""
 
     retries: int = Field(default=3, ge=0, le=100)
-    """How often a job goes back into the queue after a failure that another try, or another node, may fix."""
+    """Times that a job goes back into the queue after a failure that another try, or another node, may fix."""
     environment: str = ""
     """A shell script that is sourced first (modules, a virtual environment); from the folder of the file naming it."""
     container: str = ""

@@ -95,12 +95,12 @@ class JobRow:
     """Names of the jobs that it waits for."""
     parts: tuple[UnitState, ...]
     joules: int | None = None
-    """By accounting, over all starts and submissions."""
+    """Energy by accounting, over all starts and submissions."""
     core_seconds: int = 0
     submission: int = 0
     """Newest submission that contains it."""
     superseded: bool = False
-    """Whether its outcome no longer matters, because a later job did, or does, its work."""
+    """True where its outcome no longer matters, because a later job did, or does, its work."""
 
     def count(self, *kinds: Class) -> int:
         """Number of its parts in this state."""
@@ -129,9 +129,9 @@ class View:
     rows: tuple[JobRow, ...]
     submissions: int
     first: str
-    """When the first submission was made."""
+    """Time of the first submission."""
     last: str
-    """When the newest was."""
+    """Time of the newest."""
     silent: tuple[str, ...] = field(default=())
     """Error messages of Slurm's tools that did not answer."""
     queue_answers: bool = True

@@ -42,7 +42,7 @@ _LOOKING = "status"
 """Note in the lock while a status, which holds it for a moment, looks for a live rehearsal."""
 _POLL_SECONDS = 0.2
 _LOCK_WAIT_SECONDS = 10.0
-"""How long a rehearsal waits for a status to leave the lock."""
+"""Seconds that a rehearsal waits for a status to leave the lock."""
 _KILL_SECONDS = 60.0
 """From the signal that ends a job to its kill."""
 

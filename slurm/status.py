@@ -37,7 +37,7 @@ _HELD = {
 }
 """Reasons with which a job waits until its owner releases it."""
 _TAIL_BYTES = 1 << 18
-"""How much of metrics.jsonl is read from its end: a few hundred steps."""
+"""Bytes of metrics.jsonl that are read from its end: a few hundred steps."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Progress:
     steps: tuple[str, ...] = ()
     """The data steps."""
     shards: int = 0
-    """Of a step, as well as it can be known."""
+    """Shards of a step, as well as it can be known."""
     training: Path | None = None
     """The training's folder, once its tokens are made."""
     goal: int = 0

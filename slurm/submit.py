@@ -46,7 +46,7 @@ class SubmittedJob:
     tasks: int = 0
     """Tasks of the whole array; 0 for a single job."""
     numbers: tuple[int, ...] = ()
-    """Which of its tasks were submitted."""
+    """Its tasks that were submitted."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _SHARED = {
 _OF_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}
 _LATER = re.compile(r"down, drained or reserved|ReqNodeNotAvail|Resources|Priority|MaxSubmit|QOSMax|AssocMax|AssocGrp")
 _NO_SUCH_NODE = "Requested node configuration is not available"
-"""What `sbatch --test-only` says as well where nodes are down that would do; the job itself is queued."""
+"""Answer of `sbatch --test-only` also where suitable nodes are down; the job itself is queued."""
 _FIXES = {
     "partition": "set slurm.partition (and data_partition) to one of: {partitions}",
     "account": "set slurm.account to one that you may charge: {accounts}",

@@ -84,7 +84,7 @@ class AuditSection(Section):
     reference_sha256: str
     """The digest of the reference's sketch; empty: none."""
     token_shards: bool
-    """Whether the token shards are counted again."""
+    """True where the token shards are counted again."""
     own_sources: dict[str, str]
     """Dotted path of an own expectation -> SHA-256 of its source."""
 

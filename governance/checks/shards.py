@@ -184,7 +184,7 @@ class FeatureShard:
     path: Path
     shard: Expected
     sketched: bool
-    """Whether a sketch is made."""
+    """True where a sketch is made."""
 
 
 def judge_documents(section: SuiteSection, work: FeatureShard, path_of: Callable[[str], Path]) -> ShardMade:

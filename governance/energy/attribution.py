@@ -48,7 +48,7 @@ class EnergyPiece:
     attempt: str
     stage: str
     phase: str
-    """What the node did (`governance.phases`)."""
+    """Activity of the node (`governance.phases`)."""
     steps: tuple[int, int] | None
     """Steps done before and after it; None where no step was reported."""
     host: str

@@ -59,7 +59,7 @@ class Training:
     linked: tuple[str, ...] = ()
     """Earlier artifacts that shards of these were linked from: which part of their work that is, is unknown."""
     before: int = 0
-    """Of the tokens in `used`, those that it was not shown itself, but the checkpoint that it goes on from."""
+    """Tokens in `used` that the checkpoint which it continues was shown, and not it itself."""
 
     @property
     def unknown(self) -> list[str]:
@@ -84,7 +84,7 @@ class CostPart:
     artifact: str
     kind: Literal["training", "data"]
     share: Fraction
-    """Of a data artifact's surviving work; 1 for a training, up to `step`."""
+    """Share of a data artifact's surviving work; 1 for a training, up to `step`."""
     step: int | None
     sum: Sum
     """Its share, rounded down to the millijoule; the upper bound is rounded up."""
@@ -166,9 +166,9 @@ def _summed(parts: Sequence[CostPart], missing: Sequence[str]) -> Cumulative:
 
 
 _OfTraining = Callable[[str, int | None], Sum | None]
-"""What a training took up to a step (None: its end); None without a record."""
+"""Energy of a training up to a step (None: its end); None without a record."""
 _OfData = Callable[[str], Sum | None]
-"""What an artifact took; None without a record."""
+"""Energy of an artifact; None without a record."""
 
 
 def _sums_of_trainings(survived: Mapping[str, Sequence[EnergyPiece]]) -> _OfTraining:

@@ -103,7 +103,7 @@ class HourlySeries(_Sourced):
     step_seconds: float = Field(gt=0)
     grams_per_kwh: tuple[float, ...]
     sha256: str
-    """Of the whole file."""
+    """Digest of the whole file."""
 
     @property
     def series(self) -> IntensitySeries:
@@ -114,7 +114,7 @@ class HourlySeries(_Sourced):
 
 class _Common(Section):
     country: str | None = Field(default=None, pattern=r"^[A-Z]{3}$")
-    """Where the nodes draw their power: ISO 3166-1, three letters."""
+    """Country of the grid that feeds the nodes: ISO 3166-1, three letters."""
     grid: Factor | None = None
     """Mean carbon intensity of the grid (location-based), g CO2e per kWh."""
     contract: Factor | None = None
@@ -151,7 +151,7 @@ class FactorsConfig(_Common):
     by_hour: HourlyFile | None = None
     """The grid's intensity by the hour; it goes before `grid` for the time that it covers."""
     defaults: bool = True
-    """Whether public averages replace `grid` and `pue` where these are not set; False leaves them unknown."""
+    """Public averages replace `grid` and `pue` where these are not set; False leaves them unknown."""
 
     @model_validator(mode="after")
     def _country_is_in_the_table(self) -> FactorsConfig:

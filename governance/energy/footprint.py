@@ -168,7 +168,7 @@ class Usage:
     energy: Band
     """Joules, with the meter's bounds."""
     seconds: float | None
-    """Of nodes in use (`node_seconds`); None is unknown."""
+    """Seconds of nodes in use (`node_seconds`); None is unknown."""
     grid: Grid
     """The grid's intensity for this work (`intensity_of`)."""
     tokens: int | None = None

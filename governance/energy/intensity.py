@@ -34,12 +34,12 @@ class IntensitySeries:
     """Equal steps of time with an intensity each; the steps touch."""
 
     start: datetime
-    """When the first begins, in UTC."""
+    """Begin of the first, in UTC."""
     step: timedelta
     grams_per_kwh: tuple[float, ...]
     """As read: at least two."""
     sha256: str
-    """Of the file that it was read from."""
+    """Digest of the file that it was read from."""
 
     @property
     def end(self) -> datetime:

@@ -45,7 +45,7 @@ MILLIJOULES_PER_KWH = 3_600_000_000
 NEEDS = "needs"
 """The mark of a budget: millijoules that a start of this would use before it had gone one step further."""
 MARKS = ("artifact", "resumed_from", "step", "checkpoint", NEEDS)
-"""What a trainer may write into its measurement while it runs; see `governance.energy.attribution`."""
+"""Marks that a trainer may write into its measurement while it runs; see `governance.energy.attribution`."""
 PHASES = "phases"
 """The mark that the meter adds: milliseconds of each phase since the interval's begin."""
 

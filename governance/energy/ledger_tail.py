@@ -28,12 +28,12 @@ FIELD_OF: dict[Bound, str] = {"upper": "high", "central": "millijoules"}
 MOST_UNSEEN_SECONDS = 300.0
 """A longer silence of a meter is not estimated any more."""
 HEADROOM = 1.1
-"""What was not read is counted at the greatest mean power so far, times this."""
+"""Factor on the greatest mean power so far, at which time without a reading is counted."""
 _LEAST_SPAN_SECONDS = 0.05
 _SHOWN = 3
 
 Counts = Callable[[Mapping[str, Any]], bool]
-"""Whether an interval counts, by its last line."""
+"""True for an interval that counts, by its last line."""
 
 
 def projected(milliwatts: int, seconds: float) -> int:

@@ -67,17 +67,17 @@ class EnergyConfig(Section):
     """The meter's settings; none of them changes a byte of an artifact."""
 
     enabled: bool = True
-    """Whether the node is measured; False leaves energy unknown."""
+    """Measure the node; False leaves energy unknown."""
     sample_seconds: float = Field(default=5.0, ge=0.1, le=MOST_SAMPLE_SECONDS)
     """Seconds between two readings: what a kill can lose, and the fineness of a checkpoint's energy."""
     cpu_tdp_watts: float | None = Field(default=None, gt=0)
     """Thermal design power of all processors of a node, in watts, for the estimate; None looks it up by name."""
     method: Literal["auto", "codecarbon"] = "auto"
-    """Who measures: the best source that is to be had here, or codecarbon's offline tracker, always of the node."""
+    """Meter: the best source of this node, or codecarbon's offline tracker, which always measures the whole node."""
     scope: Literal["auto", "node"] = "auto"
-    """What is measured: the node, or under "auto" this job's share where it was allotted a part of the node."""
+    """Scope: the node, or under "auto" this job's share where it was allotted a part of the node."""
     factors: FactorsConfig = FactorsConfig()
-    """What turns the energy into carbon and water, for the report."""
+    """Factors that turn the energy into carbon and water, for the report."""
 
 
 def meter(config: EnergyConfig, ledger: Path, announce: Announce = announce_nothing) -> Meter:

@@ -32,7 +32,7 @@ class Turn:
     pid: int | None = None
     """The measuring process, where it could be read."""
     ledger: str | None = None
-    """Where that process records."""
+    """Ledger of that process."""
     stand: Callable[[], str | None] = lambda: ""
     """Take the lock if nobody has it, and return None; else return its holder's note."""
 

@@ -34,7 +34,7 @@ from governance.files import locked, sha256_bytes, write_json
 from governance.log import get_logger
 
 Holds = Callable[[str], bool]
-"""Whether a journal has the line of a head, "index:SHA-256"."""
+"""True where a journal has the line of a head, "index:SHA-256"."""
 _FIX = 'Restore the journal; or, to give these lines up, its owner runs: assay governance anchor CONFIG --accept "why"'
 
 

@@ -59,7 +59,7 @@ class Prefix:
     lines: int
     sha256: str
     anew: bool = False
-    """Whether it does not continue what was stated before."""
+    """True where it does not continue what was stated before."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON; `anew` only where it is true."""

@@ -65,15 +65,15 @@ class CheckpointSource:
     """The training state of this rank, as a saver reads it."""
 
     fragments: Callable[[], Iterable[Owned]]
-    """What this rank owns now; each is valid until the next is taken; no collective."""
+    """Fragments that this rank owns now; each is valid until the next is taken; no collective."""
     shapes: Shapes
     zero_stage: int
     pinned: bool = False
-    """Whether it is on a GPU: the copy is in pinned memory then."""
+    """True on a GPU: the copy is in pinned memory then."""
     room: Path | None = None
     """Folder whose disk holds the copy; None: host memory does."""
     native: bool = True
-    """Whether this layout can resume from each rank's own part."""
+    """True where this layout can resume from each rank's own part."""
     shared: Callable[[], dict[str, Any]] = dict
     """State that every rank holds alike: fields of `TrainState`."""
 

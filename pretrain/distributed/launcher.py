@@ -62,7 +62,7 @@ class Rank:
         self.ended = 0.0
         """Monotonic seconds at which it ended by itself; 0: it did not."""
         self.stuck = False
-        """Whether it neither ended nor wrote its stacks while the others hung because of it."""
+        """True where it neither ended nor wrote its stacks while the others hung because of it."""
 
     def look(self) -> None:
         """Note an end."""
@@ -292,7 +292,7 @@ class RankOutput:
         self.end = end
         """Descriptor that the child writes to."""
         self.traceback = False
-        """Whether it wrote a traceback of Python: an error without an explanation."""
+        """True where it wrote a traceback of Python: an error without an explanation."""
         self._reading = reading
         self._kept: collections.deque[str] = collections.deque(maxlen=_LINES)
         self._thread = threading.Thread(target=self._pass_on, daemon=True)

@@ -23,13 +23,13 @@ class Layout:
     """The place of one rank."""
 
     data_rank: int = 0
-    """Which share of a global batch it reads."""
+    """Share of a global batch that it reads."""
     data_ranks: int = 1
     """Into how many shares a global batch is cut."""
     sequence_rank: int = 0
-    """Which stretch of each row it computes."""
+    """Stretch of each row that it computes."""
     tensor_rank: int = 0
-    """Which part of each matrix it holds."""
+    """Part of each matrix that it holds."""
 
     @property
     def counts(self) -> bool:

@@ -90,7 +90,7 @@ class Rendezvous:
     store: Any
     """A `torch.distributed.Store`, by a connection of this thread alone; None where there is one rank."""
     name: str
-    """Of this rendezvous; no other has it."""
+    """Name of this rendezvous; no other has it."""
     rank: int
     world_size: int
     over: threading.Event

@@ -25,7 +25,7 @@ class Wrapped:
     tensor_parts: TensorParts
     """Part of each matrix that this rank holds."""
     counts_documents: bool = False
-    """Whether attention needs the number of documents, counted on the host."""
+    """True where attention needs the number of documents, counted on the host."""
     clipping: float = 0.0
     """Norm to which `update` clips a gradient; 0: never, or the optimizer clips (Muon)."""
     expert_parts: ExpertParts = field(default_factory=ExpertParts)

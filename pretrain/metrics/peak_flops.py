@@ -35,7 +35,7 @@ class Peak:
     flops_per_second: float | None
     """None: unknown, which is not zero."""
     source: str
-    """Where the figure is from, in words."""
+    """Source of the figure, in words."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Card:
     words: str
     """Words of the name that torch reports, all of which must be there."""
     sheet: str
-    """Where the figures are from."""
+    """Source of the figures."""
     teraflops: dict[str, float]
     """Dense TFLOP/s by arithmetic."""
 

@@ -49,7 +49,7 @@ class Forecast:
     """Predicted time of one optimizer step on one rank."""
 
     seconds: dict[str, float]
-    """By part; of communication only what computation does not hide."""
+    """Seconds by part; of communication only what computation does not hide."""
     hidden: float
     """Seconds of communication that overlap computation."""
     flops: float

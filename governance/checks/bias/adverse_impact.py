@@ -84,7 +84,7 @@ class Ratio:
     design_effect: float
     """Jackknife variance / that of independent documents, where the interval is the jackknife's; else NaN."""
     jackknife_error: float
-    """Of the logarithm."""
+    """Standard error of the logarithm."""
     note: str
 
 

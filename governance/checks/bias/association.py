@@ -177,7 +177,7 @@ class _Within:
     subject_rate: Floats
     """The category's, among all sentences."""
     variance: Floats
-    """Of one sentence, within its source."""
+    """Variance of one sentence, within its source."""
     one: Floats
     whole: Floats
 

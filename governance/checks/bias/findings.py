@@ -167,7 +167,7 @@ class _Source:
     own: int
     others: int
     share: float
-    """Of the comparison, its weight over all weights (`within_source.py`)."""
+    """Share of the comparison: its weight over all weights (`within_source.py`)."""
 
 
 def _sources(own: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict[str, _Source]:

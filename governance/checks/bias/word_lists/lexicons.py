@@ -67,7 +67,7 @@ class Lexicons:
     """The lexicons of all languages; equal where their lists are."""
 
     sha256: str
-    """Of all lists in use."""
+    """Digest of all lists in use."""
     files: Mapping[str, str]
     """List -> SHA-256 of its file."""
     instruments: tuple[str, ...]
