@@ -280,7 +280,7 @@ def _checked_plan(
 ) -> tuple[SlurmConfig, Survey, list[SlurmJob]]:
     """The run's section, sources and graph, once its training could start."""
     from slurm.commands import max_array_size, nodes, partitions
-    from slurm.nodes import with_cores
+    from slurm.submit_preflight import with_cores
 
     config = _section(loaded)
     if not arguments.local:
