@@ -108,7 +108,7 @@ def submit(script: Path, options: Sequence[str]) -> str:
 
 
 def rehearse(*words: str) -> str:
-    """Answer of `sbatch --test-only` to a script or to options; "" if accepted."""
+    """Answer of `sbatch --test-only` to these words; "" if accepted."""
     try:
         _run("sbatch", "--test-only", *words)
     except ClusterError as error:
