@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from governance.errors import ConfigError, ManifestError, MissingInput, hub_hint
+from data_pipeline.transformers_models import load_classifier_of, require_safetensors
+from governance.errors import ConfigError, MissingInput, hub_hint
 
 Scorer = Callable[["pa.ChunkedArray | pa.Array"], npt.NDArray[np.float64]]
 """The score of each text of a column."""
@@ -26,7 +26,6 @@ Scorer = Callable[["pa.ChunkedArray | pa.Array"], npt.NDArray[np.float64]]
 FASTTEXT, TRANSFORMERS = "fasttext", "transformers"
 _SUFFIXES = (".bin", ".ftz")
 _BATCH = 32
-_MOST_TOKENS = 512
 
 
 def model_files(path: Path, name: str) -> tuple[str, list[Path]]:
@@ -51,11 +50,7 @@ def model_files(path: Path, name: str) -> tuple[str, list[Path]]:
     names = {file.name for file in files}
     if "config.json" not in names:
         raise MissingInput(f"{where}: has no config.json. Give a folder that save_pretrained of transformers wrote.")
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise MissingInput(
-            f"{where}: has no weights as safetensors. Pickled ones can run code and are not read: load the model in "
-            f"transformers and save it with save_pretrained."
-        )
+    require_safetensors(where, names)
     if not {"tokenizer.json", "tokenizer_config.json"} <= names:
         raise MissingInput(f"{where}: has no tokenizer.json and tokenizer_config.json. Save the tokenizer there too.")
     return TRANSFORMERS, files
@@ -108,35 +103,12 @@ def _fasttext(path: Path, name: str, sides: Sides) -> tuple[Scorer, list[str]]:
 
 
 def _transformers(path: Path, name: str, sides: Sides) -> tuple[Scorer, list[str]]:
-    try:
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    except ImportError as error:
-        raise MissingInput(
-            f"classifier {name}: transformers is not installed. Install it with: pip install transformers"
-        ) from error
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, **options
-        )
-    except Exception as error:  # whatever its many readers raise
-        message = str(error).strip().split("\n")[0][:200]
-        raise ManifestError(
-            f"classifier {name}: transformers cannot load {path} as a sequence classifier: {message}"
-        ) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device).eval()
+    tokenizer, model, device, longest = load_classifier_of(f"classifier {name}", path, "sequence")
+    import torch
+
     labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
     chosen, signs = ([0], np.ones(1)) if len(labels) == 1 else _chosen(labels, sides, name)
     several = model.config.problem_type == "multi_label_classification"
-    longest = min(
-        _MOST_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
 
     def score(texts: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float64]:
         column = texts.to_pylist()

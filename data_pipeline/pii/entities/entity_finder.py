@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data_pipeline.pii.detections import Detection
 from data_pipeline.pii.entities.finder_settings import Finder, FinderConfig
+from data_pipeline.transformers_models import require_safetensors
 from governance.errors import MissingInput, hub_hint
 
 _WINDOW, _OVERLAP = 1_000, 100  # characters
@@ -45,11 +46,8 @@ def finder_files(config: FinderConfig, folder: Path) -> tuple[Path, list[Path]]:
     needed, writer = _NEEDED[config.kind]
     if missing := sorted(needed - names):
         raise MissingInput(f"{where}: has no {' and no '.join(missing)}. Give a folder that {writer} wrote.")
-    if config.kind == "transformers" and not any(name.endswith(".safetensors") for name in names):
-        raise MissingInput(
-            f"{where}: has no weights as safetensors. Pickled ones can run code and are not read: load the model "
-            "in transformers and save it with save_pretrained."
-        )
+    if config.kind == "transformers":
+        require_safetensors(where, names)
     library_versions(config)
     return path, files
 

@@ -7,16 +7,16 @@ windows of like length, on a GPU where there is one, with one thread on a CPU: s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.pii.detections import ENTITIES, Detection
 from data_pipeline.pii.entities.finder_settings import Finder, FinderConfig, meanings
-from governance.errors import ManifestError, MissingInput, PipelineError
+from data_pipeline.transformers_models import load_classifier_of
+from governance.errors import ManifestError, PipelineError
 
 _BATCH = 32
-_MOST_TOKENS = 512
 _STRIDE = 32  # tokens that two pieces of a window share when it has more than the model takes
 
 
@@ -28,7 +28,9 @@ def open_windows(config: FinderConfig, path: Path) -> Finder:
         ManifestError: the folder is no token classifier, or its tokenizer gives no places.
         ConfigError: none of its labels means a name or a place.
     """
-    tokenizer, model, device = _load(path)
+    tokenizer, model, device, longest = load_classifier_of("data.pii.finder", path, "token")
+    if not tokenizer.is_fast:
+        raise ManifestError(f"data.pii.finder: the tokenizer of {path} does not give the places of its tokens.")
     import torch
 
     labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
@@ -38,9 +40,6 @@ def open_windows(config: FinderConfig, path: Path) -> Finder:
     for place, label in enumerate(labels):
         if label in types:
             sums[place, kinds.index(types[label])] = 1
-    longest = min(
-        _MOST_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MOST_TOKENS)
-    )
 
     def find(windows: Sequence[str]) -> list[list[Detection]]:
         found: list[list[Detection]] = [[] for _ in windows]
@@ -85,43 +84,6 @@ def _marks(
         if row[best] >= least and row[best] > 0:
             marks.append(Detection(start, end, kinds[best]))
     return marks
-
-
-def _load(path: Path) -> tuple[Any, Any, str]:
-    try:
-        import torch
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
-    except ImportError as error:
-        raise MissingInput(
-            "data.pii.finder: transformers is not installed. Install it with: pip install transformers"
-        ) from error
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
-        model, missing = _model(AutoModelForTokenClassification.from_pretrained, path, options)
-    except Exception as error:  # whatever its many readers raise
-        message = str(error).strip().split("\n")[0][:200]
-        raise ManifestError(
-            f"data.pii.finder: transformers cannot load {path} as a token classifier: {message}"
-        ) from error
-    if missing:
-        raise ManifestError(
-            f"data.pii.finder: {path} has no weights for {missing[:4]}: it is not a trained token classifier."
-        )
-    if not tokenizer.is_fast:
-        raise ManifestError(f"data.pii.finder: the tokenizer of {path} does not give the places of its tokens.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return tokenizer, model.to(device).eval(), device
-
-
-def _model(load: Callable[..., Any], path: Path, options: dict[str, bool]) -> tuple[Any, list[str]]:
-    """The model in float32, and the weights that the folder lacks."""
-    import torch
-
-    model, state = load(path, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options)
-    return model, sorted(state["missing_keys"])
 
 
 def _probabilities(model: Any, batch: Any) -> Any:
