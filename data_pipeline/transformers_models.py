@@ -1,4 +1,7 @@
-"""Classifiers in local folders of `transformers`: nothing is fetched, and no code of a folder runs."""
+"""Classifiers in local folders of `transformers`, loaded offline.
+
+No code of a folder runs.
+"""
 
 from __future__ import annotations
 
