@@ -429,6 +429,25 @@ def model_audit(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: P
     return audit_model(verified, tokenizer, scorer, run.config.model_audit, run.folder, runtime, bias_of)
 
 
+def memorisation(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest:
+    """Make or find a checkpoint's memorisation probe.
+
+    Raises:
+        GateClosed: a token shard is not as the journal states it.
+    """
+    from pretrain.checkpoint.format import read_checkpoint
+    from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+    from pretrain.inference.loaded_model import load_model
+    from pretrain.inference.memorisation import probe_memorisation
+
+    for role in ("train", "validation"):
+        require_corpus(run, artifacts, runtime, role)
+    verified = read_checkpoint(checkpoint, runtime.root)
+    refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
+    model = partial(load_model, verified, run.config.engine, runtime.root, "fp32")
+    return probe_memorisation(verified, artifacts["encode"], run.config.memorisation, model, runtime)
+
+
 def write_report(run: LoadedRun, runtime: Runtime) -> Path:
     """Report on the existing artifacts; the corpus must be complete."""
     _, made = _make_report(run, runtime)
@@ -490,7 +509,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
     journal = journal_of(run, runtime)
-    artifacts |= _data_docs(artifacts["audit"], runtime.root, journal)
+    artifacts |= _latest_on("data_docs", artifacts["audit"].as_input(), runtime.root, journal)
     begun = ""
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
@@ -501,6 +520,9 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         if isinstance(error, MissingInput):
             why = str(error)  # with the trainings that were found
         get_logger(__name__).warning("the report has no training: %s", why)
+    if (last := artifacts["train"].stats.get("checkpoint") if "train" in artifacts else None) is not None:
+        of_last = Input(stage="checkpoint", digest=last["digest"], path=last["path"])
+        artifacts |= _latest_on("memorisation", of_last, runtime.root, journal)
     require_chain(list(artifacts.values()), runtime.root, journal)
     require_announced(runtime.root, journal)
     _refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)
@@ -519,18 +541,18 @@ def _require_signed(made: Sequence[Manifest], run: LoadedRun, runtime: Runtime) 
     _refuse_altered(made, runtime.root)
 
 
-def _data_docs(audit: Manifest, root: Path, journal: Journal) -> dict[str, Manifest]:
-    """The audit's Data Docs as the journal states them, if any."""
+def _latest_on(kind: str, subject: Input, root: Path, journal: Journal) -> dict[str, Manifest]:
+    """The newest stated artifact of a kind on `subject`, if any."""
     try:
         stated = latest_statements(journal.verified())
-        for path, entry in reversed(list(stated.items())):  # the newest pages first
-            if entry.kind == "data_docs" and audit.as_input() in entry.materials and (root / path).exists():
-                docs = read_manifest(root / path)
-                if faults := [*unstated(docs, stated), *verify(docs, root)]:
+        for path, entry in reversed(list(stated.items())):
+            if entry.kind == kind and subject in entry.materials and (root / path).exists():
+                found = read_manifest(root / path)
+                if faults := [*unstated(found, stated), *verify(found, root)]:
                     raise ManifestError(f"{root / path}: {faults[0]}")
-                return {docs.stage: docs}
+                return {found.stage: found}
     except ManifestError as error:
-        get_logger(__name__).warning("the report links no Data Docs: %s", error)
+        get_logger(__name__).warning("the report leaves out %s: %s", kind, error)
     return {}
 
 

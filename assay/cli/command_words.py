@@ -170,7 +170,8 @@ def last_without_file(words: Sequence[str]) -> str:
         return ""
     given = {"evaluate": "CONFIG last", "generate": "CONFIG last PROMPT", "export": "CONFIG last FOLDER",
              "report write": "CONFIG", "report verify": "CONFIG",
-             "governance audit-model": "CONFIG last"}.get(command, "")  # fmt: skip
+             "governance audit-model": "CONFIG last", "governance audit-memorisation": "CONFIG last",
+             }.get(command, "")  # fmt: skip
     return f"'last' is the last run of a run file; name that file: assay {command} {given}" if given else ""
 
 

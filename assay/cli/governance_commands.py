@@ -16,6 +16,7 @@ from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
 from governance.lineage.attest import open_journal, refuse_strange_key, refuse_unstated, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import Manifest, differences
+from governance.reports.sections.memorisation_section import copies_words, trend_words
 from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
 from governance.signing.git_anchor import anchor_words
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
@@ -315,6 +316,27 @@ def audit_model(arguments: Arguments) -> None:
             f" over {bias['pairs']} pairs of group and category"
         )
     say(f"{runtime.root / made.folder / 'leanings.json'}")
+
+
+def audit_memorisation(arguments: Arguments) -> None:
+    """Print the extraction rate of training sequences by copies."""
+    from dataclasses import replace
+
+    from assay.pipeline import corpus, memorisation
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    made = memorisation(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
+    stats = made.stats
+    words = f"{stats['prefix_tokens']} tokens given, {stats['continuation_tokens']} to repeat"
+    say(f"memorisation at step {stats['step']}, {words}:", **artifact(made, runtime.root), **stats)
+    say("  copies     sequences  extracted  rate, 95 % interval      tokens right")
+    for row in stats["rows"]:
+        interval = f"{row['rate']:.4f} [{row['lower']:.4f}, {row['upper']:.4f}]"
+        counts = f"{row['sequences']:>9,}  {row['extracted']:>9,}"
+        say(f"  {copies_words(row):<9}  {counts}  {interval:<23}  {row['tokens_right']:.3f}")
+    say(trend_words(stats["trend"]))
+    say(f"{runtime.root / made.folder / 'sequences.json'}")
 
 
 def sign(arguments: Arguments) -> None:

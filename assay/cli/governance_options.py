@@ -84,6 +84,10 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command = add("audit-model", "audit_model", "measure the biases of a checkpoint on templates and published sets")
     config(command)
     checkpoint_option(command)
+    text = "measure which training sequences a checkpoint repeats, by their number of copies; the next report shows it"
+    command = add("audit-memorisation", "audit_memorisation", text)
+    config(command)
+    checkpoint_option(command)
     _keys(add)
 
 

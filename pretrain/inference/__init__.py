@@ -1,1 +1,1 @@
-"""Generation of text by a trained model."""
+"""Generation of text by a trained model, and its memorisation of texts."""

@@ -30,8 +30,10 @@ class LoadedModel:
     """Context of each pass."""
 
 
-def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
-    """Model of a verified checkpoint, in its training's arithmetic.
+def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path, precision: str = "") -> LoadedModel:
+    """Model of a verified checkpoint.
+
+    `precision` names its arithmetic (`in_precision`); "": that of its training.
 
     Raises:
         ConfigError: the device that `engine` requests does not exist.
@@ -45,5 +47,5 @@ def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path) -> Loaded
     device = device_of(Ranks(), engine.device)
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
     train = identity.recipe.train
-    decoder, computing = in_precision(load_decoder(checkpoint, root).to(device).eval(), train.precision)
+    decoder, computing = in_precision(load_decoder(checkpoint, root).to(device).eval(), precision or train.precision)
     return LoadedModel(decoder, train.sequence_length, identity.vocabulary_size, computing)

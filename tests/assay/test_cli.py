@@ -44,6 +44,7 @@ SURFACE = {
     "mirror push": ["--help", "ROOT", "URL"],
     "governance anchor": [*COMMON, "--accept"],
     "governance audit-model": [*COMMON, "CHECKPOINT"],
+    "governance audit-memorisation": [*COMMON, "CHECKPOINT"],
     "governance check": [*COMMON, "--data-docs"],
     "governance clock": [*COMMON, "--accept", "--reason"],
     "governance diff": ["--help", "A", "B"],

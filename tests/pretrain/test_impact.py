@@ -237,3 +237,39 @@ def test_a_ramp_and_a_mixture_are_computed_back_exactly(tmp_path, run_training):
         }
         output |= set(seen.values())
     assert len(output) > 3
+
+
+@pytest.mark.parametrize("trained", ["packed"], indirect=True)
+def test_the_report_shows_which_sequences_the_last_checkpoint_repeats(trained, tmp_path, capsys):
+    """The probe counts copies in the shards, also where rows are packed; a report recomputes from its evidence."""
+    shutil.copytree(trained, tmp_path / "copy")
+    folder, root = tmp_path / "copy", tmp_path / "copy" / "root"
+    words = [str(folder / "run.toml"), "--root", str(root)]
+    assert json.loads((root / "report" / "latest.json").read_bytes())["memorisation"] is None
+    probe = ["governance", "audit-memorisation", *words, "last"]
+    assert main([*probe, "--set", "memorisation.prefix_tokens=33"]) == 78
+    assert "= 65 is above train.sequence_length = 64" in capsys.readouterr().err
+    short = ["--set", "memorisation.prefix_tokens=4", "--set", "memorisation.continuation_tokens=2"]
+    assert main([*probe, *short, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["copies_from"] for row in found["rows"]][:2] == [0, 1]
+    assert all(row["lower"] <= row["rate"] <= row["upper"] for row in found["rows"])
+    assert found["epochs"] > 1
+    assert main([*probe, *short]) == 0
+    assert f" 0 {found['rows'][0]['sequences']} " in " ".join(capsys.readouterr().out.split())
+    assert main(["report", *words]) == 0
+    made = json.loads((root / "report" / "latest.json").read_bytes())
+    assert made["memorisation"]["rows"] == found["rows"]
+    assert any(entry["path"].startswith("memorisation/") for entry in made["evidence"]["entries"])
+    assert "Extraction by number of copies" in (root / "report" / "latest.html").read_text()
+    assert main(["report", "verify", *words]) == 0
+    [path] = root.glob("memorisation/*/sequences.json")
+    line = json.loads(path.read_bytes())[0]
+    assert main(["data", "trace", str(root / line["shard"]), str(line["offset"])]) == 0
+    path.write_text(path.read_text().replace("true", "false").replace("false", "true", 1))
+    capsys.readouterr()
+    assert main(["report", *words]) == 0
+    assert "the report leaves out memorisation" in capsys.readouterr().err
+    shard = next(root.glob("encode/*/train/*.tokens"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert main([*probe, "--set", "memorisation.sequences=5"]) == 77

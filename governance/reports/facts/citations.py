@@ -65,6 +65,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
         add(f"/tokens/{stage}", [by_stage.get(stage)], "stats", "copied")
     _training(found, kinds, by_stage, add)
     _energy(found, kinds, by_stage, add)
+    add("/memorisation", [by_stage.get("memorisation")], "stats", "copied")
     add("/cluster", kinds.get("cluster", []), "")
     add("/faults", [*kinds.get("record", []), *kinds.get("ledger", [])], "event")
     add("/environment", manifests, "run")

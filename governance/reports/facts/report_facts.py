@@ -116,6 +116,7 @@ def facts(
     }
     if "data_docs" in artifacts:
         found["data_docs"] = f"{artifacts['data_docs'].folder}/index.html"
+    found["memorisation"] = artifacts["memorisation"].stats if "memorisation" in artifacts else None
     with as_of(root, entries) as then:
         found |= {
             "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,

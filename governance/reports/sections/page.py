@@ -16,7 +16,7 @@ from governance.reports.sections.role_sections import data_reviewer, engineer, o
 
 _LINKS = (
     ("officer", "Officer", ("verdict", "checks", "sources", "energy", "lineage")),
-    ("data", "Data reviewer", ("corpus", "bias")),
+    ("data", "Data reviewer", ("corpus", "bias", "memorisation")),
     ("engineer", "Engineer", ("training", "faults", "environment")),
 )
 _TITLES = {"bias": "groups"}

@@ -28,6 +28,7 @@ from governance.reports.sections import corpus_sections as corpus
 from governance.reports.sections.energy_sections import energy_folded, energy_section
 from governance.reports.sections.group_sections import groups, groups_folded
 from governance.reports.sections.lineage_figure import lineage
+from governance.reports.sections.memorisation_section import memorisation
 from governance.reports.sections.run_sections import environment_folded, facts_list, training, training_folded
 
 
@@ -47,6 +48,7 @@ def data_reviewer(found: Mapping[str, Any]) -> Html:
         _part("corpus", "Corpus", corpus.funnel(found), *corpus.funnel_folded(found), *corpus.counts_folded(found),
               *documents_folded(found), *corpus.examples_folded(found)),
         _part("bias", "Groups of people", groups(found), *groups_folded(found)),
+        _part("memorisation", "Memorisation", memorisation(found)),
     ])  # fmt: skip
 
 

@@ -125,8 +125,9 @@ def test_so_do_the_commands(two, tmp_path, capsys):
     for path in sorted(two.root.glob("*/*/manifest.json")):
         journal.state_artifact(read_manifest(path))  # evaluate and export require it
     config = [str(two.folder / "run.toml"), "--root", str(two.root)]
-    words = [["evaluate", place], ["export", place, str(tmp_path / "out")], ["governance", "audit-model", place]]
-    for name, statuses in (("theirs", (65, 65, 65)), ("ours", (0, 0))):
+    words = [["evaluate", place], ["export", place, str(tmp_path / "out")], ["governance", "audit-model", place],
+             ["governance", "audit-memorisation", place]]  # fmt: skip
+    for name, statuses in (("theirs", (65, 65, 65, 65)), ("ours", (0, 0))):
         given = [word for setting in settings_of(name) for word in ("--set", setting)]
         for command, status in zip(words, statuses, strict=False):
             assert main([*command, *config, *given, "--set", 'engine.device="cpu"']) == status

@@ -1,0 +1,51 @@
+"""Memorisation section: extraction of training sequences by copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports.facts.citations import cite
+from governance.reports.html.markup import Html, join, number, share, table, tag
+
+
+def memorisation(found: Mapping[str, Any]) -> Html:
+    """The rates of extraction with intervals, and their trend."""
+    probe = found["memorisation"]
+    if probe is None:
+        command = tag("code", "assay governance audit-memorisation CONFIG last")
+        return tag("p", "Not measured. ", command, " measures it for the next report.", class_="none")
+    note = (
+        f"A sequence is extracted if the model, given its first {probe['prefix_tokens']} tokens, repeats the next "
+        f"{probe['continuation_tokens']} exactly. Sequences are distinct windows of the training shards, at most one "
+        f"of a document; those without a copy are of the validation shards. The model has read "
+        f"{probe['epochs']:.2f} times the tokens of the training shards. {trend_words(probe['trend'])}"
+    )
+    rows = [
+        [copies_words(row), number(row["windows"]), number(row["sequences"]), number(row["extracted"]),
+         share(row["rate"]), f"{share(row['lower'])} to {share(row['upper'])}", share(row["tokens_right"])]
+        for row in probe["rows"]
+    ]  # fmt: skip
+    head = ["copies in the training shards", "distinct windows sampled", "sequences", "extracted", "rate",
+            "95 % interval (Wilson)", "tokens right"]  # fmt: skip
+    cited = cite(found, "/memorisation")
+    return join(
+        [
+            tag("p", note, class_="note"),
+            table("Extraction by number of copies", head, rows, numeric=(1, 2, 3, 4, 5, 6), cited=cited),
+        ]
+    )
+
+
+def copies_words(row: Mapping[str, Any]) -> str:
+    """Copies of a row: "3 to 4"."""
+    least, most = row["copies_from"], row["copies_to"]
+    return str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+
+
+def trend_words(trend: Mapping[str, Any]) -> str:
+    """Sentence on the test of the rate over the copies."""
+    if trend["z"] is None:
+        return "Whether the rate changes with the copies cannot be tested: too few rows, or too few extracted."
+    words = {"rises": "rises", "falls": "falls", "none": "neither rises nor falls"}[trend["direction"]]
+    return f"The rate {words} with the number of copies (Cochran-Armitage, z = {trend['z']:.2f})."

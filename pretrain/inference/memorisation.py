@@ -1,0 +1,254 @@
+"""Memorisation probe: extraction of training sequences by number of copies.
+
+A sequence is extracted if the model, given its first tokens, continues it greedily with exactly the tokens that follow
+(arXiv:2202.07646). That holds if each of them is the likeliest after the true ones before it, so one pass over the
+sequence decides; nothing is generated. `sequences.json` of the artifact lists every sequence with its shard and
+offset, which `assay data trace` follows to the document; `stats.rows` has a row for each number of copies, with
+Wilson's 95 % interval.
+
+Sequences are windows of the training shards, drawn among the distinct ones by hash, with their copies counted over all
+shards (`window_counts.py`). Windows of one document have much in common, so at most one sequence of a document is
+drawn. The row of no copies has windows of the validation shards that occur in no training shard: the rate that is
+prediction, not memory.
+Copies count what the shards hold; a training of several epochs has read each so many times more (`stats.epochs`).
+
+`stats.trend` is the Cochran-Armitage test for a rate that changes with the logarithm of the copies, over the rows with
+copies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from data_pipeline.tokens.token_shards import TokenShard
+from governance.config import Section
+from governance.errors import ConfigError, PipelineError
+from governance.files import write_text
+from governance.manifest import Manifest, describe
+from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.checkpoint.format import identity_of
+from pretrain.evaluation.model_bias import wilson
+from pretrain.inference.loaded_model import LoadedModel
+from pretrain.inference.window_counts import Window, Windows, bound_of, distinct, read_window, sample_windows
+
+VERSION = 1
+COPIES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, None))
+"""Least and most copies of a row; None: any more."""
+_BATCH_TOKENS = 2048
+_SIGNIFICANT = 1.959963984540054
+
+
+class MemorisationConfig(Section):
+    """Sequences of the memorisation probe."""
+
+    prefix_tokens: int = Field(default=32, gt=0)
+    """Tokens that the model is given."""
+    continuation_tokens: int = Field(default=32, gt=0)
+    """Tokens that it must continue with."""
+    sequences: int = Field(default=200, gt=0)
+    """Most sequences of each number of copies."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.prefix_tokens + self.continuation_tokens
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Result for one sequence."""
+
+    window: Window
+    split: str
+    """Role of its shard: "train" or "validation"."""
+    right: int
+    """Tokens of the continuation that are the likeliest after the true ones before them."""
+    nats: float
+    """Cross entropy of the continuation, nats per token."""
+
+
+def probe_memorisation(
+    checkpoint: Manifest,
+    tokens: Manifest,
+    config: MemorisationConfig,
+    model: Callable[[], LoadedModel],
+    runtime: Runtime,
+) -> Manifest:
+    """Measure one checkpoint; `model` opens it unless the artifact exists.
+
+    Raises:
+        ConfigError: a sequence is longer than the model's context.
+        PipelineError: no document of the training shards is long enough.
+    """
+    identity, length = identity_of(checkpoint), config.length
+    if length > identity.recipe.train.sequence_length:
+        raise ConfigError(
+            f"memorisation: prefix_tokens + continuation_tokens = {length} is above train.sequence_length = "
+            f"{identity.recipe.train.sequence_length}, the model's context; lower one of them"
+        )
+
+    def make(target: Path) -> Made:
+        root = runtime.root
+        paths = {split: tokens.files(split, root) for split in ("train", "validation")}
+        shards = {split: [TokenShard.open(path) for path in found] for split, found in paths.items()}
+        total = sum(len(shard.tokens) for shard in shards["train"])
+        bound = bound_of(total)
+        drawn, populations = draw(shards, config, bound)
+        probed = probe(model(), drawn, config)
+        names = {split: [path.relative_to(root).as_posix() for path in found] for split, found in paths.items()}
+        lines = [json.dumps(_line(one, names, config)) for one in probed]
+        write_text(target / "sequences.json", "[\n" + ",\n".join(lines) + "\n]\n")
+        rows = rows_of(probed, populations, config)
+        stats = {
+            "step": identity.step,
+            "prefix_tokens": config.prefix_tokens,
+            "continuation_tokens": config.continuation_tokens,
+            "sampled_share": round((bound + 1) / (1 << 64), 9),
+            "epochs": round(checkpoint.stats["tokens"] / max(total, 1), 4),
+            "rows": rows,
+            "trend": trend(rows),
+        }
+        return Made([describe(target / "sequences.json", root)], stats)
+
+    inputs = [checkpoint.as_input(), tokens.as_input()]
+    return run_stage(Recipe("memorisation", VERSION, config), inputs, runtime, make)
+
+
+Drawn = list[tuple[str, Window]]
+"""Role of the shard, and the window."""
+
+
+def draw(
+    shards: Mapping[str, Sequence[TokenShard]], config: MemorisationConfig, bound: int
+) -> tuple[Drawn, dict[int, int]]:
+    """Sequences of each row, and the windows to draw from.
+
+    The latter are numbers of distinct windows, by the least copies of a row.
+
+    Raises:
+        PipelineError: no document of the training shards is long enough.
+    """
+    trained = sample_windows(shards["train"], config.length, bound)
+    firsts, copies = distinct(trained)
+    if not len(firsts):
+        raise PipelineError(
+            f"memorisation: no document of the training shards has {config.length} tokens; lower "
+            f"memorisation.prefix_tokens or continuation_tokens"
+        )
+    drawn, populations = [], {}
+    if shards["validation"]:
+        unseen = sample_windows(shards["validation"], config.length, bound)
+        others, counts = distinct(unseen)
+        fresh = ~np.isin(unseen.hashes[others], trained.hashes[firsts])
+        populations[0] = int(fresh.sum())
+        found = _chosen(shards["validation"], unseen, others[fresh], counts[fresh], config.sequences)
+        drawn += [("validation", Window(one.tokens, 0, one.shard, one.offset)) for one in found]
+    for least, most in COPIES:
+        mine = (copies >= least) & (copies <= (most or copies.max()))
+        populations[least] = int(mine.sum())
+        drawn += [
+            ("train", one) for one in _chosen(shards["train"], trained, firsts[mine], copies[mine], config.sequences)
+        ]
+    return drawn, populations
+
+
+def _chosen(
+    shards: Sequence[TokenShard],
+    windows: Windows,
+    firsts: npt.NDArray[np.int64],
+    copies: npt.NDArray[np.int64],
+    most: int,
+) -> list[Window]:
+    """Windows of the lowest hashes, at most one of a document."""
+    starts = np.cumsum([0, *(len(shard.tokens) for shard in shards[:-1])])
+    ends = [shard.document_ends.astype(np.int64) + start for shard, start in zip(shards, starts, strict=True)]
+    documents = np.searchsorted(np.concatenate(ends), windows.places[firsts], side="right")
+    _, kept = np.unique(documents, return_index=True)
+    found: list[Window] = []
+    for index in np.sort(kept).tolist():
+        window = read_window(shards, windows, int(firsts[index]), int(copies[index]))
+        if window is not None:
+            found.append(window)
+        if len(found) == most:
+            break
+    return found
+
+
+def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[Probed]:
+    """Result of each sequence, by one pass over it."""
+    import torch
+    import torch.nn.functional as F
+
+    device, found = next(model.decoder.parameters()).device, []
+    rows = max(1, _BATCH_TOKENS // config.length)
+    with torch.no_grad(), model.computing():
+        for start in range(0, len(drawn), rows):
+            part = drawn[start : start + rows]
+            tokens = torch.from_numpy(np.stack([window.tokens for _, window in part])).to(device)
+            segments = torch.zeros_like(tokens, dtype=torch.int32)
+            positions = torch.arange(config.length, dtype=torch.int32, device=device).expand(tokens.shape)
+            hidden, _ = model.decoder.model(tokens, segments, positions)
+            logits = model.decoder.lm_head(hidden[:, config.prefix_tokens - 1 : -1]).float()
+            targets = tokens[:, config.prefix_tokens :]
+            right = (logits[..., : model.vocabulary_size].argmax(-1) == targets).sum(-1).tolist()
+            nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(-1).tolist()
+            results = zip(part, right, nats, strict=True)
+            found += [Probed(window, split, hits, round(loss, 6)) for (split, window), hits, loss in results]
+    return found
+
+
+def _line(one: Probed, names: Mapping[str, Sequence[str]], config: MemorisationConfig) -> dict[str, Any]:
+    window = one.window
+    return {
+        "shard": names[one.split][window.shard], "offset": window.offset, "copies": window.copies,
+        "extracted": one.right == config.continuation_tokens, "right": one.right, "nats": one.nats,
+    }  # fmt: skip
+
+
+def rows_of(
+    probed: Sequence[Probed], populations: Mapping[int, int], config: MemorisationConfig
+) -> list[dict[str, Any]]:
+    """Row of each number of copies that has a sequence."""
+    rows = []
+    for least, most in ((0, 0), *COPIES):
+        mine = [one for one in probed if least <= one.window.copies <= (most if most is not None else math.inf)]
+        if not mine:
+            continue
+        hits = sum(one.right == config.continuation_tokens for one in mine)
+        rate, lower, upper = wilson(hits, len(mine))
+        rows.append({
+            "copies_from": least, "copies_to": most, "windows": populations[least], "sequences": len(mine),
+            "extracted": hits, "rate": rate, "lower": lower, "upper": upper,
+            "tokens_right": round(sum(one.right for one in mine) / len(mine) / config.continuation_tokens, 6),
+            "nats": round(math.fsum(one.nats for one in mine) / len(mine), 6),
+        })  # fmt: skip
+    return rows
+
+
+def trend(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Cochran-Armitage test of the rate over the logarithm of the copies.
+
+    `z` is None where there are fewer than two rows with copies, or all or none of their sequences are extracted.
+    """
+    mine = [row for row in rows if row["copies_from"]]
+    scores = [math.log2(row["copies_from"]) for row in mine]
+    counts, hits = [row["sequences"] for row in mine], [row["extracted"] for row in mine]
+    total, extracted = sum(counts), sum(hits)
+    if len(mine) < 2 or extracted in (0, total):
+        return {"z": None, "direction": "none"}
+    share = extracted / total
+    mean = sum(score * count for score, count in zip(scores, counts, strict=True)) / total
+    slope = sum((score - mean) * hit for score, hit in zip(scores, hits, strict=True))
+    spread = sum(count * (score - mean) ** 2 for score, count in zip(scores, counts, strict=True))
+    z = slope / math.sqrt(share * (1 - share) * spread)
+    direction = "none" if abs(z) < _SIGNIFICANT else "rises" if z > 0 else "falls"
+    return {"z": round(z, 6), "direction": direction}
