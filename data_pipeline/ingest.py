@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,6 @@ _FETCHED = (PackageSource, HubSource, SyntheticSource)
 _NAMED = 3  # source files that the warning on sealed documents names
 
 
-def _is_empty(value: object) -> bool:
-    return not value
-
-
 class IngestConfig(Section):
     """Shard sizes of ingested sources."""
 
@@ -101,7 +98,7 @@ class IngestIdentity(Section):
     names: str
     """SHA-256 of the files' names within their sources, from which ids, formats and languages come; and of the reasons
     why others are not read."""
-    code_libraries: dict[str, str] = Field(default={}, exclude_if=_is_empty)
+    code_libraries: dict[str, str] = Field(default={}, exclude_if=not_)
     """Versions of the libraries and rules that decide languages and licences of code, where a source is of code."""
 
 

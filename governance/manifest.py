@@ -26,10 +26,11 @@ has `leaves` too, the SHA-256 of each 64 MiB of it: where the file was altered, 
 from __future__ import annotations
 
 import json
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import Field, ValidationError
 
 from governance.config import Section, canonical_json
 from governance.errors import ManifestError, MissingInput, StorageError
@@ -71,15 +72,8 @@ class Output(Section):
     """Relative to the root, with forward slashes."""
     bytes: int = Field(ge=0)
     sha256: str
-    leaves: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = Field(default=(), exclude_if=not_)
     """SHA-256 of each 64 MiB piece of a larger file; none, and left out of the JSON, for a smaller one."""
-
-    @model_serializer(mode="wrap")
-    def _without_empty_leaves(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        if not self.leaves:
-            del values["leaves"]
-        return values
 
 
 class Manifest(Section):

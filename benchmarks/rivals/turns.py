@@ -16,7 +16,7 @@ def wait() -> None:
 
 
 def answer(**values: object) -> None:
-    """Loss of the step."""
+    """Answer with values, as a line of JSON."""
     sys.__stdout__.write(json.dumps(values) + "\n")
     sys.__stdout__.flush()
 

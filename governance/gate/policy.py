@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from governance.config import Section, canonical_json, read_toml, validate
 from governance.errors import ConfigError
@@ -30,7 +31,10 @@ _KEY_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Gate(Section):
-    """One rule: expectation, column, severity, owner, reason."""
+    """One rule: expectation, column, severity, owner, reason.
+
+    A field with `exclude_if` enters no digest while it is unused, so that earlier verdicts hold.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")
     """Its name, for example "raw.quarantined_share"."""
@@ -38,15 +42,15 @@ class Gate(Section):
     """The table that it judges."""
     expectation: Expectation = "gx"
     """What is expected of it; not written where `gx` is."""
-    gx: str = Field(default="", pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
+    gx: str = Field(default="", exclude_if=not_, pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
     """Any expectation of Great Expectations by its own name ("expect_column_value_lengths_to_be_between"), or a class
     of one's own by dotted path ("mylab.rules:ExpectIt")."""
-    kwargs: dict[str, Any] = Field(default={})
+    kwargs: dict[str, Any] = Field(default={}, exclude_if=not_)
     """For `gx`: its arguments, as Great Expectations names them."""
-    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    sha256: str = Field(default="", exclude_if=not_, pattern=r"^([0-9a-f]{64})?$")
     """For a class of one's own: the digest of its source. Another source is an error of the gate, and is not run. On a
     site (`site_policy.py`) it is required. The error of a gate with a wrong one names the right one."""
-    seconds: float = Field(default=0, ge=0)
+    seconds: float = Field(default=0, ge=0, exclude_if=not_)
     """For a class of one's own: time that it may take on a table; 0: 600 seconds. More is an error of the gate."""
     column: str = ""
     """The column; empty for expectations on the whole table and on intervals."""
@@ -124,14 +128,6 @@ class Gate(Section):
             raise ValueError(f"gate {self.id}: kwargs hold a value that JSON has no form for: {error}") from error
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_later_fields(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A gate without empty later fields, so that old verdicts hold."""
-        values: dict[str, Any] = dump(self)
-        return {
-            name: value for name, value in values.items() if value or name not in ("gx", "kwargs", "sha256", "seconds")
-        }
-
     @model_validator(mode="after")
     def _interval(self) -> Gate:
         if NEEDS[self.expectation].judges != "intervals" and (self.rule != "point" or self.min_n != 1):
@@ -174,7 +170,7 @@ class Policy(Section):
 
     name: str
     """For people; the digest identifies it."""
-    strength: str = ""
+    strength: str = Field(default="", exclude_if=not_)
     """What it does about fairness, in a few words for page one: "warns on fairness"."""
     verdict_days: int = Field(default=30, ge=1)
     """Days that a verdict holds."""
@@ -184,9 +180,9 @@ class Policy(Section):
     """Person -> the id of the key that this person signs with; a file may name a PEM file instead. A person
     who is not listed can sign nothing."""
     licences: Licences
-    energy_budget: EnergyBudget | None = None
+    energy_budget: EnergyBudget | None = Field(default=None, exclude_if=not_)
     """The most energy that may be used; absent: no bound."""
-    verified_origin: bool = False
+    verified_origin: bool = Field(default=False, exclude_if=not_)
     """True: a training may start only from weights whose origin is verified: a checkpoint that a trusted key stated in
     its own root's journal, its ancestors, too; an export of one by this root; or a model that huggingface.co lists.
     Only such checkpoints may be measured and exported."""
@@ -211,16 +207,6 @@ class Policy(Section):
                 names = sorted(name for name in self.people if self.people[name] == key)
                 raise ValueError(f"people {', '.join(names)} have one key; each person needs an own key")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A policy without later fields, so that old verdicts hold."""
-        values: dict[str, Any] = dump(self)
-        return {
-            name: value
-            for name, value in values.items()
-            if value or name not in ("energy_budget", "strength", "verified_origin")
-        }
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,6 @@
-"""Memory of each step, in a process of its own; prints the input of `data_sameness.memory`.
+"""Memory of each stage, in a process of its own; prints the input of `data_sameness.memory`.
 
 python memory_probe.py stages RUN.toml ROOT     a line per stage: name, peak in MB
-python memory_probe.py join ROWS LIMIT_MIB      one line: peak in MB, CPU-seconds of the join
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import not_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
-from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from governance.checks.bias.adverse_impact import Reference
 from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
@@ -121,14 +122,8 @@ class BiasSection(Section):
     """Version of the neutral sentences."""
     reference: Reference
     parity_reference: str
-    classifiers: dict[str, ScoredBy] = Field(default={})
-    """Instrument -> the model."""
-
-    @model_serializer(mode="wrap")
-    def _plain(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave empty `classifiers` out, so that earlier keys stay valid."""
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if value or name != "classifiers"}
+    classifiers: dict[str, ScoredBy] = Field(default={}, exclude_if=not_)
+    """Instrument -> the model; none enter no key, so that earlier keys stay valid."""
 
 
 def sentence_scorers(config: BiasConfig, lexicons: Lexicons, tone: Models) -> tuple[SentenceScorer, ...]:
