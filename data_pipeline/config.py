@@ -81,6 +81,27 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _answers_are_whole(self) -> DataConfig:
+        if self.encode.loss_on == "all":
+            return self
+        other = [one.name for one in self.sources if getattr(one, "messages_form", "") != "instructions"]
+        if other:
+            raise ValueError(
+                f"encode.loss_on = 'answers' needs messages_form = 'instructions' in every source; it is not in "
+                f"{', '.join(other)}"
+            )
+        if self.pack is None or self.pack.min_used_share:
+            raise ValueError(
+                "encode.loss_on = 'answers' needs [data.pack] with min_used_share = 0, so that no row cuts a chat"
+            )
+        if self.paragraphs is not None or self.substrings is not None:
+            raise ValueError(
+                "encode.loss_on = 'answers' excludes [data.paragraphs] and [data.substrings], which cut repeated text "
+                "out of chats, such as their system prompt; remove the section"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _qualities_exist(self) -> DataConfig:
         quality = self.mix.quality if self.mix else None
         if quality is None:

@@ -25,6 +25,7 @@ LEFT_OUT = {
     r"assay slurm (submit (?!first\S+ --local)|retry)": "needs a cluster: tests/cluster/test_whole_run.py",
     r"assay run corpus.toml configs/1b.toml": "trains a billion parameters: tests/assay/test_run_file.py",
     r"assay governance check configs/quickstart.toml": "needs the package index: tests/test_quickstart.py",
+    r"assay run chats.toml": "starts from an export: tests/assay/test_finetuning.py",
     r"assay train my.toml --nproc 4": "starts four ranks; the README's command starts two",
     r"pip install |export RAY_ADDRESS": "needs the package index, a Ray cluster: tests/data_pipeline/test_join.py",
     r"assay (run|governance check) run.toml": "two people sign: tests/governance/test_fail_open_rules.py",

@@ -6,7 +6,7 @@ what concerns the whole source (a file that is gone, a wrong configuration).
 Faults by reason:
 
     not_json  not_an_object  not_utf8  lone_surrogate  line_too_long  file_too_long  not_csv  wrong_columns  not_html
-    wrong_encoding  repeated_column  not_messages
+    wrong_encoding  repeated_column  not_messages  no_answer
     no_text_field  text_not_string  no_id  url_not_string  language_not_string  licence_not_string
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
     no_path  no_repository
@@ -50,7 +50,7 @@ from uuid import UUID
 
 import numpy as np
 
-from data_pipeline.readers.file_types.chats import MessagesForm, messages_text
+from data_pipeline.readers.file_types.chats import MessagesForm, messages_fault, messages_text
 
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
@@ -163,7 +163,7 @@ def to_record(
         return fault("no_text_field")
     text = row[fields.text] if fields.messages is None else messages_text(row[fields.text], fields.messages)
     if not isinstance(text, str):
-        return fault("text_not_string" if fields.messages is None else "not_messages")
+        return fault("text_not_string" if fields.messages is None else messages_fault(row[fields.text]))
     identity: Any = row.get(fields.id, "") if fields.id else ""
     if isinstance(identity, int) and not isinstance(identity, bool):
         identity = str(identity)

@@ -121,7 +121,8 @@ class _Rows(_PlainText):
     messages_field: str = Field(default="", exclude_if=not_)
     """The name of the value that is a chat, a list of {role, content}, in place of `text_field`; "": none."""
     messages_form: MessagesForm = Field(default="roles", exclude_if="roles".__eq__)
-    """The text of a chat: "roles" ("user: ...", a blank line between messages) or "chatml" (<|im_start|>user ...)."""
+    """The text of a chat: "roles" ("user: ...", a blank line between messages), "chatml" (<|im_start|>user ...), or
+    "instructions": chatml of chats with answers to learn from (`data.encode.loss_on`)."""
     code: CodeRows | None = Field(default=None, exclude_if=not_)
     """Where a row's source file is described, if each text is one; absent: they are none."""
 

@@ -29,10 +29,10 @@ Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ from data_pipeline.documents import (
     required,
     write_table,
 )
+from data_pipeline.tokens.answers import Answers, answers_of
 from data_pipeline.tokens.encoder import Encoder
 from data_pipeline.tokens.mix import PLAN_SCHEMA, read_buckets
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
@@ -87,6 +88,8 @@ class EncodeConfig(Section):
 
     validation_share: float = Field(default=0.02, ge=0.0, lt=1.0)
     """Expected share of distinct texts that is held out for validation; 0 holds none out."""
+    loss_on: Literal["all", "answers"] = Field(default="all", exclude_if="all".__eq__)
+    """Tokens that training predicts: all, or those of the answers of chats read as `messages_form = "instructions"`."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +160,27 @@ def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies
             strict=True,
         )
     ]
+    counted = {}
+    if config.loss_on == "answers":
+        answers = answers_of(table, ids, ends, encoder)
+        bounds = pairwise(ends.tolist())
+        documents = [
+            _answered(one, answers[slice(*bound)], encoder) for one, bound in zip(documents, bounds, strict=True)
+        ]
+        counted["answer_tokens"] = int(np.add.reduceat(answers, ends[:-1], dtype=np.int64) @ copies)
     checks = {
         "round_trip_checked": checked,
         "round_trip_failed": failed,
         "ids_above_vocabulary": int(np.count_nonzero(ids >= encoder.vocabulary_size)),
         "documents_without_end": features.num_rows - int(pc.sum(features["ends_with_eod"]).as_py() or 0),
     }
-    return Encoded(documents, features, copies, {**counts, **_token_counts(features, copies), **checks})
+    return Encoded(documents, features, copies, {**counts, **_token_counts(features, copies), **checks, **counted})
+
+
+def _answered(document: EncodedDocument, answers: Answers, encoder: Encoder) -> EncodedDocument:
+    """The document with the tokens of its answers, and their bytes."""
+    size = sum(len(encoder.pieces[index]) for index in document.tokens[answers].tolist())
+    return replace(document, answers=answers, bytes=size)
 
 
 def _splits(

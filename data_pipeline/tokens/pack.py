@@ -88,6 +88,12 @@ def pieces_of(shards: Sequence[TokenShard], sequence_length: int) -> npt.NDArray
         starts = np.concatenate((np.zeros(min(1, len(ends)), np.int64), ends[:-1]))
         predictions = ends - starts - 1
         chunks = -(-predictions // sequence_length)
+        if shard.answers is not None and (long := int((chunks > 1).sum())):
+            raise PipelineError(
+                f"pack: {long:,} chats of {shard.path} are longer than data.pack.sequence_length = {sequence_length}: "
+                f"an answer would lose its prompt. The longest has {int(predictions.max()) + 1:,} tokens. Raise that "
+                f"length and train.sequence_length, or leave such chats out."
+            )
         total = int(chunks.sum())
         part = np.empty(total, PIECE)
         within = np.arange(total) - np.repeat(np.cumsum(chunks) - chunks, chunks)

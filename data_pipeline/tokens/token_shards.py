@@ -21,14 +21,17 @@ All numbers are little-endian, whatever the machine. A whole example, two docume
     offset 152, names of the groups:  "a/en\n" "b/en\n", UTF-8, up to the file's end
 
 A document's *group* is its "<source>/<language>" (`group_name`). A shard of version 1 ends after the identities; its
-documents are of the group `UNKNOWN_GROUP`.
+documents are of the group `UNKNOWN_GROUP`. A shard of version 3 knows which tokens training predicts: before the names
+it has a byte for each token, 1 for a token of an answer (`answers.py`), then zeros up to a multiple of 8; its document
+byte counts are those of the answers.
 
 A document's last token is the end-of-document token, so a document has at least one token. A reader refuses another
 magic or version, a size that differs from the header's, ends that do not rise to the number of tokens, a group
 without a name.
 
 The trainer reads *rows*: row i is tokens [i L, (i+1) L) of the stream. The law of `read_row`: whatever L is, every
-token except the first of its document is a target exactly once over all rows, and no target crosses a document's end.
+token except the first of its document (of version 3, every token of an answer) is a target exactly once over all rows,
+and no target crosses a document's end.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from governance.files import atomic_file, sha256_bytes
 MAGIC = b"ASSAYTOK"
 FORMAT_VERSION = 2
 _WITHOUT_GROUPS = 1  # the version before
+_WITH_ANSWERS = 3  # written only where there are answers
 SUFFIX = ".tokens"
 NO_TARGET = -100  # what torch.nn.functional.cross_entropy ignores by default
 IDENTITY_BYTES = 16
@@ -115,6 +119,22 @@ class TokenShard:
     """[documents], numbers into `group_names`."""
     group_names: tuple[str, ...]
     """See `group_name`."""
+    answers: npt.NDArray[np.uint8] | None = None
+    """[tokens], 1 where the token is of an answer; None: every token is predicted."""
+
+    def document_targets(self) -> npt.NDArray[np.int64]:
+        """Predicted tokens of each document: all but the first, or those of its answers."""
+        ends = self.document_ends.astype(np.int64)
+        if self.answers is None or not len(ends):
+            return np.diff(ends, prepend=0) - 1
+        return np.add.reduceat(self.answers, np.append(0, ends[:-1]), dtype=np.int64)
+
+    def targets(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Tokens [start, stop) as targets: `NO_TARGET` where none is predicted."""
+        tokens = self.tokens[start:stop].astype(np.int64)
+        if self.answers is not None:
+            tokens[self.answers[start:stop] == 0] = NO_TARGET
+        return tokens
 
     @classmethod
     def open(cls, path: Path) -> TokenShard:
@@ -124,10 +144,11 @@ class TokenShard:
             MissingInput: the file is missing.
             ManifestError: it is not a token shard, has another version, or is torn; names the file.
         """
-        version, *sizes = read_header(path, "a token shard", MAGIC, (_WITHOUT_GROUPS, FORMAT_VERSION))
+        versions = (_WITHOUT_GROUPS, FORMAT_VERSION, _WITH_ANSWERS)
+        version, *sizes = read_header(path, "a token shard", MAGIC, versions)
         item, vocabulary, last, tokens, documents, ends_offset, total = sizes
-        layout = _layout(tokens, documents, item) if item in _TOKEN_KINDS else (0, 0, 0)
-        grouped = version == FORMAT_VERSION
+        grouped, answered = version > _WITHOUT_GROUPS, version == _WITH_ANSWERS
+        layout = _layout(tokens, documents, item, answered) if item in _TOKEN_KINDS else (0, 0, 0)
         if ends_offset != layout[0] or (total < layout[2] if grouped else total != layout[1]):
             raise ManifestError(f"{path}: its header contradicts itself. {FIX}")
         mapped = map_whole(path, total)
@@ -140,6 +161,7 @@ class TokenShard:
             names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
             if documents and int(groups.max()) >= len(names):
                 raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {FIX}")
+        answers = mapped[layout[2] - _padded(tokens) :][:tokens] if answered else None
         last_end = int(ends[-1]) if len(ends) else 0
         if last_end != tokens or not np.all(ends[1:] > ends[:-1]) or (len(ends) and not ends[0]):
             raise ManifestError(
@@ -155,17 +177,23 @@ class TokenShard:
             identities=mapped[third : third + IDENTITY_BYTES * documents].reshape(documents, IDENTITY_BYTES),
             groups=groups,
             group_names=names,
+            answers=answers,
         )
 
 
 FIX = "Remove it and run the same command again: only this shard is made again."
 
 
-def _layout(tokens: int, documents: int, item: int) -> tuple[int, int, int]:
+def _layout(tokens: int, documents: int, item: int, answered: bool = False) -> tuple[int, int, int]:
     """Offsets of the document ends, of the groups, and of their names."""
-    ends_offset = HEADER.size + -(-tokens * item // 8) * 8
+    ends_offset = HEADER.size + _padded(tokens * item)
     groups_offset = ends_offset + documents * (8 + 8 + IDENTITY_BYTES)
-    return ends_offset, groups_offset, groups_offset + -(-documents * 4 // 8) * 8
+    return ends_offset, groups_offset, groups_offset + _padded(documents * 4) + answered * _padded(tokens)
+
+
+def _padded(size: int) -> int:
+    """Bytes up to the next multiple of 8."""
+    return -(-size // 8) * 8
 
 
 def token_bytes(vocabulary_size: int) -> int:
@@ -200,9 +228,11 @@ class EncodedDocument:
     tokens: Integers
     """Token ids, the last of them the end-of-document token."""
     bytes: int
-    """UTF-8 bytes of the text."""
+    """UTF-8 bytes of the text, or of its answers."""
     group: str = UNKNOWN_GROUP
     """See `group_name`."""
+    answers: npt.NDArray[np.bool_] | None = None
+    """[tokens], True where a token is of an answer; None: every token is predicted."""
 
 
 def write_token_shard(
@@ -227,10 +257,13 @@ def write_token_shard(
     names = sorted({document.group for document in documents})
     listed = "".join(f"{name}\n" for name in names).encode("utf-8")
     numbers = {name: number for number, name in enumerate(names)}
-    ends_offset, groups_offset, names_offset = _layout(tokens, len(documents), item)
-    total = names_offset + len(listed)
+    answers = [document.answers for document in documents if document.answers is not None]
+    if answers and (len(answers) < len(documents) or sum(map(len, answers)) != tokens):
+        raise ValueError(f"{path}: has answers of {sum(map(len, answers))} tokens, and {tokens} tokens")
+    ends_offset, _, names_offset = _layout(tokens, len(documents), item, bool(answers))
+    total, version = names_offset + len(listed), _WITH_ANSWERS if answers else FORMAT_VERSION
     header = HEADER.pack(
-        MAGIC, FORMAT_VERSION, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
+        MAGIC, version, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
     )
     with atomic_file(path) as file:
         file.write(header)
@@ -241,7 +274,9 @@ def write_token_shard(
         file.write(np.array([document.bytes for document in documents], dtype="<u8").tobytes())
         file.write(b"".join(document_identity(document.id) for document in documents))
         file.write(np.array([numbers[document.group] for document in documents], dtype="<u4").tobytes())
-        file.write(bytes(names_offset - groups_offset - 4 * len(documents)))
+        file.write(bytes(_padded(4 * len(documents)) - 4 * len(documents)))
+        if answers:
+            file.write(b"".join(mask.astype("<u1").tobytes() for mask in answers).ljust(_padded(tokens), b"\0"))
         file.write(listed)
 
 
@@ -291,7 +326,7 @@ def read_row(shard: TokenShard, index: int, sequence_length: int) -> ShardRow:
     tokens = np.full(sequence_length, shard.end_of_document, dtype=np.int64)
     tokens[:length] = shard.tokens[start:stop]
     targets = np.full(sequence_length, NO_TARGET, dtype=np.int64)
-    following = shard.tokens[start + 1 : stop + 1]
+    following = shard.targets(start + 1, stop + 1)
     targets[: len(following)] = following
     targets[ends - 1] = NO_TARGET
     begins = np.concatenate(([0], ends[ends < sequence_length]))  # the padding begins where the last document ends

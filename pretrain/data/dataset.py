@@ -58,7 +58,7 @@ class Rows:
 
     @property
     def targets(self) -> int:
-        """Predicted tokens over all rows: all but the first of each document."""
+        """Predicted tokens over all rows: all but the first of each document, or those of answers."""
         return sum(self.origin_targets)
 
     @property
@@ -74,7 +74,7 @@ class Rows:
     @cached_property
     def origin_targets(self) -> tuple[int, ...]:
         """Predicted tokens over all rows, by origin."""
-        return self._by_origin(lambda shard: np.diff(shard.document_ends.astype(np.int64), prepend=0) - 1)
+        return self._by_origin(lambda shard: shard.document_targets())
 
     @cached_property
     def origin_bytes(self) -> tuple[int, ...]:

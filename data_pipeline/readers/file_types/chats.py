@@ -9,6 +9,10 @@
 A message is `{"role", "content"}` (or `{"from", "value"}`); its content is a string, or a list of parts
 `{"type": "text", "text"}`. A value that is a string is read as the JSON of such a list. The form is part of the
 source's section, so the manifest of `ingest` states it.
+
+`instructions` is chatml for training on answers (`tokens/answers.py`). It takes a chat only if each message of the role
+`assistant` (or `gpt`) has text, there is one, none comes first, and no message spells a marker: a prompt could pose as
+an answer otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-MessagesForm = Literal["roles", "chatml"]
+MessagesForm = Literal["roles", "chatml", "instructions"]
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""Other names of roles, in the form `instructions`."""
 
 
 def messages_text(value: Any, form: MessagesForm) -> str | None:
@@ -29,7 +35,7 @@ def messages_text(value: Any, form: MessagesForm) -> str | None:
             return None
     if not isinstance(value, list) or not value:
         return None
-    written = []
+    written, roles = [], []
     for message in value:
         if not isinstance(message, Mapping):
             return None
@@ -37,10 +43,22 @@ def messages_text(value: Any, form: MessagesForm) -> str | None:
         content = _content(message.get("content", message.get("value")))
         if not isinstance(role, str) or not role or content is None:
             return None
+        if form == "instructions":
+            role = _ROLES.get(role, role)
+            if "<|im_" in role + content or "\n" in role or (role == "assistant" and not content.strip()):
+                return None
+        roles.append(role)
         written.append(
-            f"<|im_start|>{role}\n{content}<|im_end|>\n" if form == "chatml" else f"{role}: {content.strip()}"
+            f"{role}: {content.strip()}" if form == "roles" else f"<|im_start|>{role}\n{content}<|im_end|>\n"
         )
-    return "".join(written) if form == "chatml" else "\n\n".join(written)
+    if form == "instructions" and (roles[0] == "assistant" or "assistant" not in roles):
+        return None
+    return "\n\n".join(written) if form == "roles" else "".join(written)
+
+
+def messages_fault(value: Any) -> str:
+    """Reason why a value has no text in the form that was wanted."""
+    return "not_messages" if messages_text(value, "chatml") is None else "no_answer"
 
 
 def _content(value: Any) -> str | None:
