@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,47 +22,34 @@ def newest(root: Path, stage: str):
     return read_manifest(paths[-1])
 
 
-def run_file() -> str:
-    """The page's run file, at the sizes of the small run and without its `base`."""
-    [example] = re.findall(r"```toml\n(base.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    values = tomllib.loads(example)
-    assert values["data"]["encode"]["loss_on"] == "answers"
-    smaller = example.replace("2048", "256").replace('base = "my.toml"\n', "")
-    smaller = re.sub(r"steps = \d+", "steps = 6", re.sub(r"warmup_steps = \d+", "warmup_steps = 1", smaller))
-    kept = SMALL_RUN.partition("[governance]")[2].replace(
-        "max_position_embeddings = 64", "max_position_embeddings = 256"
-    )
-    for table, name in re.findall(r"^\[(\w+)\]\n((?:\w+ = .*\n)+)", smaller, re.M):
-        del name
-        kept = re.sub(rf"\[{table}\]\n(?:\w+ = .*\n)+", "", kept)
-    return smaller + "\n[governance]" + kept
+SMALLER = (
+    "data.pack.sequence_length=256", "train.sequence_length=256", "train.steps=6", "train.validate_every_steps=3",
+    "optim.warmup_steps=1", "optim.decay_steps=2", "optim.learning_rate=1e-3",
+)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_path, capfd):
+def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_path):
     folder = write_project(tmp_path / "project")
-    before = (folder / "run.toml").read_text().replace("max_position_embeddings = 64", "max_position_embeddings = 256")
-    (folder / "run.toml").write_text(before)
-    root = folder / "root"
-    assert main(["run", str(folder / "run.toml"), "--root", str(root), "--data-workers", "1"]) == 0
+    root, run = folder / "root", folder / "my.toml"
+    run.write_text(SMALL_RUN.replace("max_position_embeddings = 64", "max_position_embeddings = 256"))
+    assert main(["run", str(run), "--root", str(root), "--data-workers", "1"]) == 0
     parent = newest(root, "checkpoint")
-    exported = ["export", folder / "run.toml", root / parent.folder, folder / "parent", "--root", root]
-    assert main(list(map(str, exported))) == 0
+    words = ["export", run, root / parent.folder, folder / "parent", "--root", root]
+    assert main(list(map(str, words))) == 0
 
     (folder / "chats").mkdir()
+    tales = [tale(seed, 60) for seed in range(200, 280)]
     chats = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Tell tale {seed}."},
-                {"role": "assistant", "content": tale(seed, 60)},
-            ]
-        }
-        for seed in range(200, 240)
+        [{"role": "user", "content": f"Tell of a {text.split()[0]}."}, {"role": "assistant", "content": text}]
+        for text in tales
     ]
-    chats.append({"messages": [{"role": "user", "content": "No answer."}, {"role": "assistant", "content": ""}]})
-    (folder / "chats" / "a.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    (folder / "chats.toml").write_text(run_file())
-    assert main(["run", str(folder / "chats.toml"), "--root", str(root), "--data-workers", "1"]) == 0
+    lines = [json.dumps({"messages": chat}) + "\n" for chat in chats]
+    (folder / "chats" / "a.jsonl").write_text("".join(lines))
+    [example] = re.findall(r"```toml\n(base.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (folder / "chats.toml").write_text(example)
+    settings = [word for setting in SMALLER for word in ("--set", setting)]
+    assert main(["run", str(folder / "chats.toml"), "--root", str(root), "--data-workers", "1", *settings]) == 0
     tokens, trained = newest(root, "encode"), newest(root, "train")
     shards = [TokenShard.open(path) for path in tokens.files("train", root)]
     assert all(shard.answers is not None for shard in shards if len(shard.document_ends))
@@ -73,4 +58,3 @@ def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_pat
     assert trained.stats["tokens"] < tokens.stats["train_tokens"] * 6
     losses = json.loads((root / trained.folder / "losses.json").read_bytes())["losses"]
     assert losses[-1] < losses[0]
-    shutil.rmtree(folder / "parent")  # the finished run needs the folder for its digest alone
