@@ -1,4 +1,4 @@
-"""Answers of instruction texts: tokens from which a model learns (`data.encode.loss_on = "answers"`).
+"""Answers of instruction texts, from which a model learns (`data.encode.loss_on`).
 
     <|im_start|>user
     What is a quine?<|im_end|>
@@ -31,7 +31,9 @@ _ANSWER = re.compile(rb"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
 
 
 def answers_of(table: pa.Table, ids: npt.NDArray[np.integer], ends: npt.NDArray[np.int64], encoder: Encoder) -> Answers:
-    """Tokens of answers in the documents of a table, encoded as `ids` that end at `ends`.
+    """Mark the tokens of answers in the documents of a table.
+
+    Their tokens are `ids`, and they end at `ends`.
 
     Raises:
         PipelineError: a document has no answer.

@@ -123,7 +123,7 @@ class TokenShard:
     """[tokens], 1 where the token is of an answer; None: every token is predicted."""
 
     def document_targets(self) -> npt.NDArray[np.int64]:
-        """Predicted tokens of each document: all but the first, or those of its answers."""
+        """Predicted tokens of each document: all but the first, or its answers'."""
         ends = self.document_ends.astype(np.int64)
         if self.answers is None or not len(ends):
             return np.diff(ends, prepend=0) - 1

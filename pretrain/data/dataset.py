@@ -58,7 +58,7 @@ class Rows:
 
     @property
     def targets(self) -> int:
-        """Predicted tokens over all rows: all but the first of each document, or those of answers."""
+        """Predicted tokens over all rows, as `TokenShard.document_targets` counts them."""
         return sum(self.origin_targets)
 
     @property

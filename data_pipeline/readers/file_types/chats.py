@@ -57,7 +57,7 @@ def messages_text(value: Any, form: MessagesForm) -> str | None:
 
 
 def messages_fault(value: Any) -> str:
-    """Reason why a value has no text in the form that was wanted."""
+    """Reason why a value is no text of the form `instructions`."""
     return "not_messages" if messages_text(value, "chatml") is None else "no_answer"
 
 
