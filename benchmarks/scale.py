@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import resource
@@ -23,13 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
-from benchmarks.measures.goals import Goal, figure, run
+from benchmarks.measures.goals import Goal, figure, run, status_mb
 from benchmarks.measures.training import scale_ranks
 
 HERE = Path(__file__).resolve().parents[1]
@@ -46,29 +48,28 @@ def salted(text: str, salt: str) -> str:
     return " ".join(words)
 
 
-def write_corpus(folder: Path, size_bytes: int) -> int:
-    """JSON Lines files of 64 MB; returns the bytes of text."""
+def _rows() -> Iterator[dict[str, str]]:
+    """Documents of the test corpora again and again, each time with another salt."""
     documents = mixed(80_000_000)
-    folder.mkdir(parents=True)
-    written, copy, number = 0, 0, 0
-    while written < size_bytes:
+    for copy in itertools.count():
         salt = "".join(chr(97 + int(digit)) for digit in str(copy)) if copy else ""
-        part, rows = 0, iter(documents)
-        while written < size_bytes:
-            path = folder / f"{number:05d}.jsonl"
-            part = 0
-            with path.open("w", encoding="utf-8") as file:
-                for row in rows:
-                    text = salted(row["text"], salt) if salt else row["text"]
-                    file.write(json.dumps({"id": f"{copy}/{row['id']}", "text": text}, ensure_ascii=False) + "\n")
-                    part += len(text.encode("utf-8"))
-                    if part >= FILE_BYTES or written + part >= size_bytes:
-                        break
-            written += part
-            number += 1
-            if part < FILE_BYTES:
-                break
-        copy += 1
+        for row in documents:
+            yield {"id": f"{copy}/{row['id']}", "text": salted(row["text"], salt) if salt else row["text"]}
+
+
+def write_corpus(folder: Path, size_bytes: int) -> int:
+    """Write JSON Lines files of 64 MB; return the bytes of text."""
+    folder.mkdir(parents=True)
+    rows, written = _rows(), 0
+    for number in itertools.count():
+        if written >= size_bytes:
+            break
+        end = min(written + FILE_BYTES, size_bytes)
+        with (folder / f"{number:05d}.jsonl").open("w", encoding="utf-8") as file:
+            while written < end:
+                row = next(rows)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                written += len(row["text"].encode("utf-8"))
     return written
 
 
@@ -107,11 +108,9 @@ def child(folder: Path) -> None:
 
 
 def _peak_mb(pid: int) -> float:
-    """Peak memory of a running process; it only rises, so frequent polling misses at most the last moment."""
+    """Peak memory of a process, 0 if it is over; it only rises, so polling misses at most the last moment."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
+        return status_mb("VmHWM", str(pid))
     return 0.0
 
 

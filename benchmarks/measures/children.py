@@ -22,7 +22,7 @@ def ending_with_this() -> Callable[[], None]:
 
 
 def environment() -> Mapping[str, str]:
-    """Ours, with what `assay` sets for itself: a rival's waiting threads shall not spin either."""
+    """Environment with the settings that `assay` makes for itself: no rival's waiting threads spin."""
     return {**os.environ, "GOMP_SPINCOUNT": "10000", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Goal:
-    """One line: `name value goal holds` or `falls short`."""
+    """A value and its goal; printed as `name value goal holds` or `falls short`."""
 
     name: str
     value: float
@@ -31,7 +31,7 @@ class Goal:
         return self.kind == "info" or (self.value >= self.bound if self.kind == ">=" else self.value <= self.bound)
 
     def line(self) -> str:
-        """Printed form."""
+        """The line that is printed."""
         wanted = "-" if self.kind == "info" else f"{self.kind}{self.bound:g}"
         word = "info" if self.kind == "info" else "holds" if self.holds else "falls short"
         return f"{self.name} {self.value:.6g} {wanted} {word}{f'  ({self.note})' if self.note else ''}"
@@ -73,7 +73,7 @@ def run(groups: Iterable[tuple[str, Callable[[], Iterable[Goal]]]]) -> int:
 
 
 def machine() -> str:
-    """Processor, cores, Python, date: what a figure is worth nothing without."""
+    """Processor, cores, Python and date, without which a figure is worth nothing."""
     model = platform.processor() or platform.machine()
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
@@ -102,7 +102,7 @@ def peak_mb() -> float:
 
     From /proc: what getrusage calls the peak of a process begins with that of the process which started it.
     """
-    return _status_mb("VmHWM")
+    return status_mb("VmHWM")
 
 
 @contextlib.contextmanager
@@ -115,8 +115,8 @@ def anonymous_peak_mb() -> Iterator[Callable[[], float]]:
     peak, of_files, ended = [0.0], [0.0], threading.Event()
 
     def look() -> None:
-        if (now := _status_mb("VmHWM")) > peak[0]:
-            peak[0], of_files[0] = now, _status_mb("RssFile")
+        if (now := status_mb("VmHWM")) > peak[0]:
+            peak[0], of_files[0] = now, status_mb("RssFile")
 
     def watch() -> None:
         while not ended.wait(0.01):
@@ -135,7 +135,12 @@ def anonymous_peak_mb() -> Iterator[Callable[[], float]]:
         thread.join()
 
 
-def _status_mb(field: str) -> float:
-    with open("/proc/self/status", encoding="ascii") as file:
+def status_mb(field: str, process: str = "self") -> float:
+    """A field of a process's status, in MB.
+
+    Raises:
+        ValueError: the process is over, and its status has no such field.
+    """
+    with open(f"/proc/{process}/status", encoding="ascii") as file:
         [line] = [line for line in file if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024 / 1e6

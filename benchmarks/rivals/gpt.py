@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.c_fc, self.c_out = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x):
-        """[B, L, width] -> the same."""
+        """Map the stream [B, L, width] to the next one."""
         rows, length, width = x.shape
         parts = self.c_attn(self.ln_1(x)).split(width, dim=2)
         q, k, v = (part.view(rows, length, self.heads, -1).transpose(1, 2) for part in parts)

@@ -62,7 +62,7 @@ def factor(recipe, step):
 
 
 def train(recipe, model, tokens, seed):
-    """All steps."""
+    """Take all steps."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]

@@ -45,15 +45,15 @@ class InTurn(TrainerCallback):
     """Waits before each step, answers after it."""
 
     def on_train_begin(self, args, state, control, **other):
-        """Ready."""
+        """Answer that it is ready."""
         turns.answer(ready=True)
 
     def on_step_begin(self, args, state, control, **other):
-        """Its turn."""
+        """Wait for its turn."""
         turns.wait()
 
     def on_step_end(self, args, state, control, **other):
-        """Done."""
+        """Answer that the step is done."""
         turns.answer(loss=None)
 
 

@@ -14,7 +14,7 @@ import lm_eval
 
 
 def refuse(*_):
-    """In place of every connection."""
+    """Refuse a connection; it stands in for every function that opens one."""
     raise OSError("the harness reached for the network")
 
 

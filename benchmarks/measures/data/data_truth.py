@@ -31,7 +31,7 @@ _STRUCTURED = {
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """The oracle's own: 5 words in a row, in lower case, each a run of letters, digits and underscores."""
+    """The oracle's shingles: 5 lower-case words in a row, each of letters, digits and underscores."""
     words = _WORD.findall(text.lower())
     return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 

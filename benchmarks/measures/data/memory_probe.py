@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(words: list[str]) -> None:
-    """Do what the first word says."""
+    """Run every stage in a process of its own, or one stage in this process."""
     if words[0] == "stages":
         for place in itertools.count():
             done = subprocess.run(

@@ -107,13 +107,13 @@ class _Drawn:
         self.rows: dict[str, list[tuple[Any, ...]]] = {}
 
     def rates(self, rate: float, leaning: str = "") -> Floats:
-        """[sites]"""
+        """A rate for each site, drawn around the mean, [sites]."""
         of = (1 - _LIKENESS) / _LIKENESS
         means = rate * np.where(self.sources == 1, LEANINGS.get(leaning, 1.0), 1.0)
         return self.rng.beta(means * of, (1 - means) * of, self.shape.sites)
 
     def draw(self, of: Integers, rates: Floats, factor: float = 1.0) -> Integers:
-        """[sites]"""
+        """How many of each site's units are drawn at its rate, [sites]."""
         return self.rng.binomial(of, np.clip(rates * factor, 0, 1))
 
     def put(self, table: str, before: tuple[Any, ...], after: tuple[Any, ...], *counts: Integers) -> None:

@@ -23,7 +23,7 @@ _AXES = {"race": "ethnicity"}  # the truth's name of an axis -> ours
 
 
 def _counted(documents: list[dict[str, Any]], folder: Path) -> tuple[Manifest, Runtime, float]:
-    """The artifact of the stage "bias" of documents, all of them kept, and the CPU-seconds that it cost."""
+    """The artifact of stage "bias" for documents that were all kept, and its CPU-seconds."""
     from governance.checks.bias.bias import BiasConfig, bias_audit
 
     for name, texts in (("warm", documents[::10]), ("whole", documents)):  # the first compiles and loads
@@ -40,7 +40,7 @@ def _tables(manifest: Manifest, root: Path) -> Mapping[str, list[dict[str, Any]]
 
 
 def bias(quick: bool) -> list[Goal]:
-    """Speed on 80 MB, quick or not, for what does not grow with the corpus would weigh more on less; then the truth."""
+    """Speed on 80 MB (also when quick: fixed costs would weigh more on less), then the planted effects."""
     with tempfile.TemporaryDirectory() as scratch:
         manifest, _, spent = _counted(mixed(80_000_000), Path(scratch))
     words = int(manifest.stats["words"])

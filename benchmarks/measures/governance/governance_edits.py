@@ -87,11 +87,11 @@ class Edit:
 
     @property
     def changed(self) -> bool:
-        """True where any byte differs from before."""
+        """Return whether any byte differs from before."""
         return any((path.read_bytes() if path.exists() else None) != data for path, data in self.before.items())
 
     def undo(self) -> None:
-        """Put everything back."""
+        """Restore every file."""
         for path, data in list(self.before.items()):
             self.write(path, data)
 
@@ -103,7 +103,7 @@ def _on(path: Path, data: bytes | None) -> Edit:
 
 
 def flip(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """One bit."""
+    """Flip one bit."""
     data = bytearray(path.read_bytes())
     if data:
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
@@ -111,7 +111,7 @@ def flip(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
 
 
 def digit(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """One digit of a text made another; of a file without digits one bit."""
+    """Change one digit; in a file without digits, flip one bit."""
     data = bytearray(path.read_bytes())
     places = [place for place, byte in enumerate(data[: 1 << 20]) if 48 <= byte <= 57]
     if not places:
@@ -122,13 +122,13 @@ def digit(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
 
 
 def truncate(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """The end cut off."""
+    """Cut off the end."""
     data = path.read_bytes()
     return _on(path, data[: chance.randrange(len(data))] if data else data)
 
 
 def append(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """Bytes, or a line of the file itself, added at the end."""
+    """Append bytes, or a line of the file itself."""
     data = path.read_bytes()
     lines = data.splitlines(keepends=True)
     more = chance.choice(lines) if lines and chance.random() < 0.5 else chance.randbytes(chance.randint(1, 40))
@@ -136,7 +136,7 @@ def append(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
 
 
 def drop_line(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """One line taken out."""
+    """Remove one line."""
     lines = path.read_bytes().splitlines(keepends=True)
     if lines:
         lines.pop(chance.randrange(len(lines)))
@@ -144,7 +144,7 @@ def drop_line(path: Path, others: Sequence[Path], chance: random.Random) -> Edit
 
 
 def swap(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """The bytes of two files exchanged."""
+    """Exchange the bytes of two files."""
     other = chance.choice(others)
     ours, theirs = path.read_bytes(), other.read_bytes()
     owners = [
@@ -157,7 +157,7 @@ def swap(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
 
 
 def rename(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """Another name in the same folder; of a manifest the old one must be named: without it nothing is listed there."""
+    """Rename a file in its folder. A manifest must be named by its old name, as nothing is listed without it."""
     target = path.with_name(f"{chance.choice('abcdef')}{path.name}")
     edit = _on(target, path.read_bytes())
     edit.write(path, None)
@@ -166,13 +166,13 @@ def rename(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
 
 
 def delete(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """Gone; an empty lock and a cache say nothing, and stay."""
+    """Delete a file; empty locks and caches are no evidence and stay."""
     data = path.read_bytes()
     return _on(path, None if data and path.name not in _CACHES else data)
 
 
 def add(path: Path, others: Sequence[Path], chance: random.Random) -> Edit:
-    """A foreign file, or a copy of one that is there, under a new name in a folder that is there."""
+    """Add a foreign file, or a copy of an existing one under a new name, to an existing folder."""
     name = chance.choice([f"{chance.randbytes(4).hex()}.json", f"{path.stem}-2{path.suffix}", f"{path.name}.bak"])
     return _on(path.parent / name, chance.choice([path.read_bytes(), chance.randbytes(60)]))
 

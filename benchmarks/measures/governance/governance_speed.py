@@ -181,7 +181,7 @@ def identities(quick: bool) -> list[Goal]:
 
 
 def tokens(quick: bool) -> list[Goal]:
-    """Token shards counted again."""
+    """Speed of counting token shards again."""
     from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, write_token_shard
     from governance.checks import tokens as suite
 

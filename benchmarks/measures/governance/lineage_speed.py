@@ -18,7 +18,7 @@ from governance.signing.journal_lines import FILE_NAME, read_journal
 
 
 def _bare(path: Path) -> str:
-    """SHA-256 as short as it can be said: 1 MiB at a time into one buffer."""
+    """SHA-256 at its plainest: 1 MiB at a time into one buffer."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with open(path, "rb", buffering=0) as handle:
         while count := handle.readinto(buffer):

@@ -31,7 +31,7 @@ class Runner:
     answers: list[dict[str, Any]] = field(default_factory=list)
 
     def step(self) -> None:
-        """One step, timed from here."""
+        """Take one step and time it from this process."""
         started, spent = time.perf_counter(), self._cpu()
         assert self.child.stdin is not None
         self.child.stdin.write("go\n")

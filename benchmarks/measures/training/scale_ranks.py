@@ -39,7 +39,7 @@ Figures = dict[str, float]
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    """Count an event; an audit hook, which Python never lets go, so it does nothing where nobody listens."""
+    """Count an event. Python never removes an audit hook, so this one does nothing while nobody listens."""
     if not _listeners or event not in _EVENTS or not isinstance(arguments[0], str | Path):
         return
     with _lock:

@@ -31,7 +31,7 @@ Work = Callable[[], object]
 
 
 def kernels(quick: bool) -> list[Goal]:
-    """All of it."""
+    """All measurements of the kernels."""
     torch.set_num_threads(1)
     rounds = 7 if quick else 25
     goals = []
