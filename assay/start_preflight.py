@@ -30,9 +30,10 @@ from typing import Any
 
 from assay.config import LoadedRun
 from data_pipeline.prepare import prepare
+from data_pipeline.readers.local import find_left
+from data_pipeline.readers.sources import PathSource, Source
 from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, MissingInput
-from governance.gate.gate_expectations import NEEDS
 from governance.gate.verdict import bound_by
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
@@ -48,6 +49,8 @@ from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
 
 _AMD = Path("/dev/kfd")
+_MOST_LOOKED_AT = 16
+"""Files of a source whose first records are looked at for licences."""
 LARGEST_GPU = 432_000_000_000
 """Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
 
@@ -62,26 +65,36 @@ def under_site(run: LoadedRun) -> None:
 
 
 def warn_of_licences(run: LoadedRun) -> None:
-    """Warn of declared licences that the policy does not allow.
+    """Warn of licences that the policy does not allow.
 
-    The warning comes before anything is made. Documents may carry licences of their own; those are known only when they
-    are read.
+    The warning comes before anything is made. Where documents carry licences of their own (`licence_field`), those of
+    the first records of some files are looked at; the audit judges all.
     """
-    allowing = [gate for gate in run.policy.gates() if NEEDS[gate.expectation].allows_values]
-    gates = [gate for gate in allowing if gate.suite == "licences"]
     for source in run.config.data.sources:
-        licence = source.licence
-        row = {"source": source.name, "licence": licence}
-        judging = [gate for gate in gates if all(row.get(name, value) == value for name, value in gate.where.items())]
-        closing = [gate.id for gate in judging if gate.severity != "warning" and licence not in gate.values]
-        if closing and licence not in run.config.data.clean.refuse_licences:
-            get_logger(__name__).warning(
-                "source %s: the policy does not allow its licence %s, so %s will fail if a document of it is kept. "
-                "%s the source, or refuse the licence (data.clean.refuse_licences), or let legal allow it (%s)",
-                source.name, licence, ", ".join(closing),
-                "State the licence that its documents have, remove" if licence == "NOASSERTION" else "Remove",
-                run.config.governance.policy,
-            )  # fmt: skip
+        seen = sorted(_licences_seen(source, run.folder)) or [source.licence]
+        for licence in (one for one in seen if one not in run.config.data.clean.refuse_licences):
+            if closing := run.policy.closed_by_licence(source.name, licence):
+                get_logger(__name__).warning(
+                    "source %s: the policy does not allow %s %s, so %s will fail if a document of it is kept. "
+                    "%s the source, or refuse the licence (data.clean.refuse_licences), or let legal allow it (%s)",
+                    source.name, "its licence" if licence == source.licence else "the licence of its documents",
+                    licence, ", ".join(closing),
+                    "State the licence that its documents have, remove" if licence == "NOASSERTION" else "Remove",
+                    run.config.governance.policy,
+                )  # fmt: skip
+
+
+def _licences_seen(source: Source, folder: Path) -> set[str]:
+    """Licences of the first records of some files; none where the field is not set or the files are not local."""
+    from assay.inspect.formats import InputFiles, first_records
+
+    field = source.fields.licence
+    if not field or not isinstance(source, PathSource):
+        return set()
+    files = list(find_left(source, folder))
+    some = files[:: max(1, -(-len(files) // _MOST_LOOKED_AT))]
+    records = [record for file in some for record in first_records(InputFiles(source.type, "", (file,), 0))]
+    return {str(record.get(field) or source.licence) for record in records}
 
 
 def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:

@@ -27,6 +27,7 @@ LEFT_OUT = {
     r"assay governance check configs/quickstart.toml": "needs the package index: tests/test_quickstart.py",
     r"assay run chats.toml": "starts from an export: tests/assay/test_finetuning.py",
     r"assay train my.toml --nproc 4": "starts four ranks; the README's command starts two",
+    r"assay run inspect-NAME/run.toml configs/10m.toml": "trains 600 steps: tests/assay/test_inspect.py",
     r"pip install |export RAY_ADDRESS": "needs the package index, a Ray cluster: tests/data_pipeline/test_join.py",
     r"assay (run|governance check) run.toml": "two people sign: tests/governance/test_fail_open_rules.py",
     r"assay governance review .*--withdraw": "needs a refusal: tests/governance/test_fail_open.py",
@@ -214,6 +215,13 @@ def save_as_the_page_says(page, line, block, folder):
         (folder / named[1]).write_text(re.sub(r"^steps = \d+$", f"steps = {steps}", block, flags=re.MULTILINE))
 
 
+def state_the_licence(file):
+    """Edit the proposed file as the README says, with few steps."""
+    text = file.read_text().replace('licence = "NOASSERTION"', 'licence = "CC0-1.0"')
+    text = re.sub(r"^(warmup|decay)_steps = \d+$", r"\1_steps = 1", text, flags=re.MULTILINE)
+    file.write_text(re.sub(r"^steps = \d+$", "steps = 2", text, flags=re.MULTILINE))
+
+
 def name_ann(folder):
     """Edit the files of the tutorial as steps 1 and 2 of docs/howto/policy.md say."""
     run, policy = folder / "first" / "first.toml", folder / "first" / "policy.toml"
@@ -239,6 +247,8 @@ def test_every_page_runs_in_its_order(checkout, monkeypatch):
                 continue
             if page.name == "policy.md" and page.parent.name == "howto" and "check" in words:
                 name_ann(checkout)
+            if words == ["assay", "run", "inspect-corpus/run.toml"]:
+                state_the_licence(checkout / "inspect-corpus" / "run.toml")
             if not (checkout / "runs" / "my").exists() and {"CONFIG", "ROOT"} & {*words}:
                 assert main(["run", "my.toml"]) == main(["data", "prepare", "keyed.toml"]) == 0
             code, printed = reader.run(words)

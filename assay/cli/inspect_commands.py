@@ -8,6 +8,7 @@ from pathlib import Path
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments
+from assay.run_file import CONFIGS
 
 
 def inspect(arguments: Arguments) -> None:
@@ -20,9 +21,12 @@ def inspect(arguments: Arguments) -> None:
     from governance.files import write_text
 
     path: Path = arguments.path
-    result = inspect_path(path, arguments.sample_mb * 1_000_000, arguments.data_workers, arguments.eval_sets)
-    say(as_text(result), path=path, sampled=result.sampled, tables=[asdict(table) for table in result.tables])
     folder: Path = arguments.output or Path(f"inspect-{path.resolve().name}")
+    own = folder / "policy.toml"  # the policy that the proposed file would be judged by
+    policy = own if own.exists() else CONFIGS / own.name
+    size = arguments.sample_mb * 1_000_000
+    result = inspect_path(path, size, arguments.data_workers, arguments.eval_sets, policy)
+    say(as_text(result), path=path, sampled=result.sampled, tables=[asdict(table) for table in result.tables])
     write_text(folder / "inspection.html", as_page(result))
     say(f"\npage: {folder / 'inspection.html'}", page=folder / "inspection.html")
     if result.proposal:
@@ -32,10 +36,7 @@ def inspect(arguments: Arguments) -> None:
             file = folder / "run.proposed.toml"
         write_text(file, result.proposal)
         say(f"proposed run's file: {file}", proposal=file)
-        steps = (
-            ["assay", "data", "prepare", str(file)],
-            ["assay", "run", str(file), "configs/10m.toml", "--set", "train.steps=100"],
-        )
-        prepare, train = map(shlex.join, steps)
-        say(f"next: {prepare}", next=[prepare, train])
-        say(f"then: {train}   (trains a small model for minutes, once {file} states licences that the policy allows)")
+        prepare, run = (shlex.join(["assay", *words, str(file)]) for words in (("data", "prepare"), ("run",)))
+        first = f"edit {file} for the gates above, then: " if result.closing else ""
+        say(f"next: {first}{run}", next=[prepare, run])
+        say("      (corpus, audit, a first training and the report: minutes on two cores, if the corpus is small)")

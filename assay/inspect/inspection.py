@@ -7,10 +7,10 @@ read, more is sampled, and the result states that.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ import pyarrow.parquet as pq
 
 from assay.inspect.evaluation_overlap import find_sets, overlap_table
 from assay.inspect.formats import WITHOUT_FIELDS, InputFiles, by_text_field, choose_fields, find_inputs, first_records
-from assay.inspect.inspection_page import Inspection, InspectTable
+from assay.inspect.gate_outlook import closing_causes, outlook_table
+from assay.inspect.inspection_page import ClosingCause, Inspection, InspectTable
+from assay.inspect.proposed_run import KeptTexts, proposed_run, source_section
 from assay.inspect.sampling import sample_files
+from assay.run_file import CONFIGS
 from data_pipeline.config import DataConfig
 from data_pipeline.decontamination.decontaminate import decontaminate
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet, evaluation_sets
 from data_pipeline.dedup.dedup import dedup
-from data_pipeline.filters.clean import clean
+from data_pipeline.filters.clean import CleanConfig, clean
 from data_pipeline.ingest import ingest
 from data_pipeline.pii.detect import replace_all
 from data_pipeline.pii.redact import redact
@@ -34,6 +37,7 @@ from data_pipeline.tokens.megatron import open_indexed
 from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.config import validate
 from governance.errors import ConfigError, PipelineError
+from governance.gate.policy import Policy, load_policy
 from governance.manifest import Manifest
 from governance.parallel import close_pool
 from governance.stage import Runtime
@@ -48,16 +52,22 @@ _OPT_OUT = "searched in web pages; other files may state it in a field (opt_out_
 
 
 def inspect_path(
-    path: Path, sample_bytes: int = SAMPLE_BYTES, workers: int = 1, eval_sets: Sequence[Path] = ()
+    path: Path,
+    sample_bytes: int = SAMPLE_BYTES,
+    workers: int = 1,
+    eval_sets: Sequence[Path] = (),
+    policy: Path = CONFIGS / "policy.toml",
 ) -> Inspection:
     """Inspect the files at or below a path.
 
-    `eval_sets` are files or folders of evaluation items that the documents are searched for.
+    `eval_sets` are files or folders of evaluation items that the documents are searched for; `policy` is the file whose
+    gates the documents would meet.
 
     Raises:
         MissingInput: there is no file of a known format, or no such evaluation set.
-        ConfigError: no field holds text.
+        ConfigError: no field holds text, or the policy is wrong.
     """
+    gates = load_policy(policy)
     sets = find_sets(eval_sets)
     inputs, others = find_inputs(path)
     inputs = [part for group in inputs for part in by_text_field(group)]
@@ -84,12 +94,16 @@ def inspect_path(
             read, partly = sample_files(group, fraction, copies)
             taken.append((read, partly))
             paths = [escape(str(file.absolute())) for file in read.files]
-            sources.append(_section(at, read, chosen, paths) | {"follow_links": True})
-        tables += _stages(sources, sets, Runtime(root / "root", workers=workers))
+            sources.append(source_section(at, read, chosen, paths) | {"follow_links": True})
+        shown, kept, causes = _stages(sources, sets, gates, Runtime(root / "root", workers=workers))
+        tables += shown
         size = sum(group.text_bytes for group, _ in taken)  # while the copies are there: Parquet's footers are read
     part = any(partly for _, partly in taken)
     sampled = f"A sample of about {size / 1e6:,.0f} MB of {total / 1e6:,.0f} MB of text was read." if part else ""
-    return Inspection(path, sampled, tuple(tables), _proposal(path, usable, sets))
+    scale = total / size if part and size else 1.0
+    kept = replace(kept, documents=int(kept.documents * scale), bytes=int(kept.bytes * scale))
+    proposal = proposed_run(path, usable, sets, kept, [cause.line for cause in causes])
+    return Inspection(path, sampled, tuple(tables), proposal, tuple(causes))
 
 
 def _no_text(readable: Sequence[InputFiles]) -> str:
@@ -142,29 +156,9 @@ def _megatron(group: InputFiles) -> InspectTable:
     return InspectTable("Token files (Megatron)", ("file", "documents", "tokens", "type"), tuple(rows), note)
 
 
-def _patterns(group: InputFiles, folder: Path) -> list[str]:
-    if folder.is_file() or group.part or group.kind == "mediawiki":  # other .xml files are no dumps
-        return [escape(str(file.absolute())) for file in group.files]
-    endings = sorted({file.name[-len(group.ending) :] for file in group.files})  # .txt and .TXT
-    return [f"{escape(str(folder.absolute()))}/**/*{ending}" for ending in endings]
-
-
-def _section(number: int, group: InputFiles, fields: Mapping[str, str], paths: Sequence[str]) -> dict[str, Any]:
-    """A `[[data.sources]]` section for files of one kind."""
-    section: dict[str, Any] = {"type": group.kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
-    section |= {"paths": list(paths)}
-    if group.kind not in WITHOUT_FIELDS:
-        names = {f"{role}_field": name for role, name in fields.items() if name and name != role}
-        section |= names | ({"id_field": fields["id"]} if fields["id"] else {})
-        section |= {
-            f"{role}_field": fields[role] for role in ("url", "language", "licence", "messages") if fields.get(role)
-        }
-    return section
-
-
 def _stages(
-    sources: Sequence[Mapping[str, Any]], sets: Sequence[EvaluationSet], runtime: Runtime
-) -> Iterator[InspectTable]:
+    sources: Sequence[Mapping[str, Any]], sets: Sequence[EvaluationSet], policy: Policy, runtime: Runtime
+) -> tuple[list[InspectTable], KeptTexts, list[ClosingCause]]:
     """Run the stages and draw their tables."""
     values = {
         "sources": sources,
@@ -185,21 +179,43 @@ def _stages(
             made.append(decontaminate(unique, items, config.decontaminate, runtime))
         redacted = redact(made[-1], config.pii, runtime)
         counted = bias_audit({"redact": redacted}, BiasConfig(intersections=()), runtime)
+        kept, causes = _kept(made), closing_causes(policy, redacted, counted, runtime.root)
+        if kept.short:  # they stay in the proposed run
+            all_kept = dedup(
+                clean(documents, CleanConfig(presets=(), refuse_licences=()), runtime), config.dedup, runtime
+            )
+            stay = redact(all_kept, config.pii, runtime)
+            of_all = bias_audit({"redact": stay}, BiasConfig(intersections=()), runtime)
+            causes = closing_causes(policy, stay, of_all, runtime.root)
     finally:
         close_pool()
-    yield _funnel(made)
-    yield _reasons(made)
-    yield _counts("Languages", cleaned, runtime.root, "features", "language", "identified; und: undetermined")
-    yield _counts("Licences", documents, runtime.root, "documents", "licence", "NOASSERTION: no record states one")
-    yield _counts("Opt-out signals", documents, runtime.root, "documents", "opt_out", _OPT_OUT, "not searched")
-    found = [(kind, count) for kind, count in Counter(redacted.stats["findings"]).most_common() if count]
+    root = runtime.root
+    languages, licences = "identified; und: undetermined", "NOASSERTION: no record states one"
+    found = tuple((kind, count) for kind, count in Counter(redacted.stats["findings"]).most_common() if count)
     hit, total = redacted.stats["documents_with_findings"], redacted.stats["documents_in"]
     note = f"In {hit:,} of the {total:,} documents that stay."
-    yield InspectTable("Personal data and secrets", ("type", "found"), tuple(found), note)
-    if sets:
-        yield overlap_table(sets, made[-1])
-    yield _groups(counted, runtime.root)
-    yield _examples(cleaned, runtime.root)
+    tables = [
+        _funnel(made),
+        _reasons(made),
+        _counts("Languages", cleaned, root, "features", "language", languages),
+        _counts("Licences", documents, root, "documents", "licence", licences),
+        _counts("Opt-out signals", documents, root, "documents", "opt_out", _OPT_OUT, "not searched"),
+        InspectTable("Personal data and secrets", ("type", "found"), found, note),
+        *([overlap_table(sets, made[-1])] if sets else []),
+        _groups(counted, root),
+        _examples(cleaned, root),
+        outlook_table(causes),
+    ]
+    return tables, kept, causes
+
+
+def _kept(made: Sequence[Manifest]) -> KeptTexts:
+    """Texts that the proposed run keeps of those that were read."""
+    ingested, cleaned, last = made[0].stats, made[1].stats, made[-1].stats
+    short = int(cleaned["removed"].get("too_few_words", 0))
+    if 2 * short > ingested["documents_kept"]:
+        return KeptTexts(ingested["documents_kept"], ingested["bytes_kept"], short)
+    return KeptTexts(last["documents_kept"], last["bytes_kept"])
 
 
 def _funnel(made: Sequence[Manifest]) -> InspectTable:
@@ -271,30 +287,3 @@ def _examples(cleaned: Manifest, root: Path) -> InspectTable:
     return InspectTable(
         "Worst documents: one for each reason", head, tuple(rows.values()), "Personal data is replaced."
     )
-
-
-def _proposal(path: Path, usable: Sequence[tuple[InputFiles, Mapping[str, str]]], sets: Sequence[EvaluationSet]) -> str:
-    """A run's file that prepares these files."""
-    parts = [
-        "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
-        "# refuse_licences: by default documents without a known licence are removed.",
-        "# While a document has a licence that the policy does not allow, as NOASSERTION, the gate licences.allowed",
-        "# is closed and nothing is trained. `assay init` writes a policy next to this file; its list is `allowed`.",
-        "# The file has no model. `assay run run.toml configs/10m.toml` adds one and its training of 600 steps.",
-        "",
-    ]
-    for number, (group, fields) in enumerate(usable):
-        section = _section(number, group, fields, _patterns(group, path))
-        if any(not file.resolve().is_relative_to(path.resolve()) for file in group.files):
-            section["follow_links"] = True
-        parts += ["[[data.sources]]"]
-        parts += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in section.items()]
-        parts += [""]
-    parts += ["[data.clean]", "refuse_licences = []", ""]
-    for one in sets:
-        parts += ["[[data.decontaminate.sets]]"]
-        parts += [
-            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in one.model_dump().items() if value
-        ]
-        parts += [""]
-    return "\n".join(parts)

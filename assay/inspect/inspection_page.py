@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from governance.reports.html import style
 from governance.reports.html.markup import Html, number, table, tag, visible
 
 _WIDTH = 60
+_LINE = 116
 _ROWS = 12
 
 
@@ -20,6 +22,22 @@ class InspectTable:
     head: tuple[str, ...]
     rows: tuple[tuple[str | int, ...], ...]
     note: str = ""
+    whole: bool = False
+    """Whether a terminal shows each row as sentences, uncut."""
+
+
+@dataclass(frozen=True)
+class ClosingCause:
+    """A gate that would close, with the cause and a fix."""
+
+    gate: str
+    cause: str
+    fix: str
+
+    @property
+    def line(self) -> str:
+        """The cause in one line."""
+        return f"{self.gate}: {self.cause}. {self.fix}."
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class Inspection:
     tables: tuple[InspectTable, ...]
     proposal: str
     """A run's file, or "" where no text was found."""
+    closing: tuple[ClosingCause, ...] = ()
+    """Gates that would close."""
 
 
 def as_text(result: Inspection) -> str:
@@ -43,6 +63,10 @@ def as_text(result: Inspection) -> str:
 def _text_table(one: InspectTable) -> str:
     if not one.rows:
         return f"{one.title}: none"
+    if one.whole:
+        said = [". ".join([f"{row[0]}: {row[1]}", *map(str, row[2:])]) for row in one.rows]
+        lines = [*(textwrap.fill(visible(line), _LINE, subsequent_indent="    ") for line in said), one.note]
+        return "\n".join([one.title, *(f"  {line}" for line in lines)])
     shown = [[_cell(value) for value in row] for row in one.rows[:_ROWS]]
     widths = [max(map(len, column)) for column in zip(one.head, *shown, strict=True)]
     numeric = [all(isinstance(row[at], int) for row in one.rows) for at in range(len(one.head))]

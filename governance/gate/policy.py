@@ -229,6 +229,19 @@ class Policy(Section):
             for gate in self.gate
         )
 
+    def closed_by_licence(self, source: str, licence: str) -> list[str]:
+        """The gates that a document of this source and licence would close."""
+        row = {"source": source, "licence": licence}
+        return [
+            gate.id
+            for gate in self.gates()
+            if gate.suite == "licences"
+            and NEEDS[gate.expectation].allows_values
+            and all(row.get(name, value) == value for name, value in gate.where.items())
+            and gate.severity != "warning"
+            and licence not in gate.values
+        ]
+
 
 def load_policy(path: Path) -> Policy:
     """Read a policy file with its public keys and parents.

@@ -9,7 +9,9 @@ import random
 import struct
 import subprocess
 import sys
+import tomllib
 import zipfile
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -24,10 +26,12 @@ from hypothesis import strategies as st
 from assay.cli.main import main
 from assay.config import load_run
 from assay.inspect import sampling
-from assay.inspect.formats import choose_fields, find_inputs
+from assay.inspect.formats import InputFiles, choose_fields, find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import as_page, as_text
+from assay.inspect.proposed_run import KeptTexts, proposed_run
 from assay.inspect.sampling import sample_files
+from assay.run_file import CONFIGS
 from data_pipeline.readers.file_types.endings import SOURCE_TYPES
 from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
@@ -104,6 +108,67 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
         "arrow", "csv", "jsonl", "mediawiki", "orc", "parquet", "text",
     }  # fmt: skip
     assert all("settings" not in path for source in proposed.sources for path in source.paths)
+
+
+def test_gates_that_the_documents_would_close_are_named_with_a_fix(tmp_path):
+    """Licences of the records that the policy does not allow, and languages without word lists."""
+    licences = ["CC0-1.0"] * 6 + ["CC-BY-NC-4.0"] * 3
+    rows = [{"text": prose(number), "licence": licence} for number, licence in enumerate(licences)]
+    rows += [{"text": FINNISH, "licence": "CC0-1.0"}]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = inspect_path(tmp_path / "in")
+    licence, language = result.closing
+    assert (licence.gate, licence.cause) == ("licences.allowed", "the policy does not allow CC-BY-NC-4.0 (3 documents)")
+    assert (language.gate, language.cause) == (
+        "representation.measured", "10 % of documents are in languages that no word list covers: fi 10 %",
+    )  # fmt: skip
+    for text in (as_text(result), as_page(result), result.proposal):
+        flat = " ".join(text.replace("#  ", " ").split())
+        assert "CC-BY-NC-4.0 (3 documents)" in flat
+        assert "let fairness lower its min" in flat
+    own = tmp_path / "policy.toml"
+    text = (CONFIGS / "policy.toml").read_text().replace('"CC0-1.0",', '"CC0-1.0", "CC-BY-NC-4.0",')
+    own.write_text(text.replace("min = 0.95", "min = 0.5"))
+    assert inspect_path(tmp_path / "in", policy=own).closing == ()
+
+
+def test_short_documents_are_proposed_without_the_rules_that_remove_them(tmp_path):
+    rows = [{"text": prose(number, 1), "licence": "CC0-1.0"} for number in range(30)]
+    rows[7]["licence"] = "CC-BY-NC-4.0"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = inspect_path(tmp_path / "in")
+    assert ("clean", "too_few_words", 30, "100.0 %") in tables(result)["Removed, by reason"].rows
+    assert "would remove 30 documents as too short" in result.proposal
+    assert [cause.cause for cause in result.closing] == ["the policy does not allow CC-BY-NC-4.0 (1 documents)"]
+    (tmp_path / "run.toml").write_text(result.proposal)
+    assert load_run(tmp_path / "run.toml", []).config.data.clean.presets == ()
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**11))
+def test_a_proposed_training_is_short_and_repeats_little(documents, size):
+    group = InputFiles("jsonl", ".jsonl", (Path("in/a.jsonl"),), size)
+    values = tomllib.loads(proposed_run(Path("in"), [(group, {"text": "text"})], [], KeptTexts(documents, size), []))
+    train, optim = values["train"], values["optim"]
+    assert 20 <= train["steps"] <= 200
+    tokens = train["steps"] * train["global_batch_size"] * train["sequence_length"]
+    assert train["steps"] == 20 or tokens <= 4 * size / 3.5
+    assert optim["warmup_steps"] + optim["decay_steps"] < train["steps"]
+    assert 0.03 <= values["data"]["encode"]["validation_share"] <= 0.2
+
+
+@pytest.mark.parametrize("size", ["10m", "125m", "1b", "7b", "70b"])
+def test_a_shipped_size_replaces_the_proposed_training(tmp_path, size):
+    """No setting of the small model is left in the large one."""
+    group = InputFiles("jsonl", ".jsonl", (tmp_path / "a.jsonl",), 9)
+    own, corpus, shipped = tmp_path / "run.toml", tmp_path / "corpus.toml", CONFIGS / f"{size}.toml"
+    own.write_text(proposed_run(tmp_path, [(group, {"text": "text", "id": ""})], [], KeptTexts(9, 9), []))
+    corpus.write_text(own.read_text().split("# A first training")[0])
+    assert load_run(own, [], [shipped]).config.recipe == load_run(corpus, [], [shipped]).config.recipe
+    both = [load_run(path, [], [shipped]).config for path in (own, corpus)]
+    assert both[0].engine == both[1].engine
+    assert both[0].data == both[1].data
 
 
 def test_every_type_of_files_has_an_ending():

@@ -82,6 +82,21 @@ def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_i
     assert "State the licence that its documents have, remove the source" in caplog.text
 
 
+def test_licences_that_records_state_are_warned_of_from_the_first_ones(project, caplog):
+    """Where each record states one, the source's own is not warned of."""
+    rows = [{"text": "a", "licence": "CC-BY-NC-4.0"}, {"text": "b", "licence": "CC0-1.0"}]
+    (project / "stated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = 'type="jsonl",name="x",licence="%s",licence_field="licence",paths=["stated.jsonl"]'
+    words = ["data.sources=[{%s}]" % (source % "NOASSERTION"), "data.clean.refuse_licences=[]"]
+    start.warn_of_licences(load_run(project / "run.toml", words))
+    [warned] = [record.getMessage() for record in caplog.records]
+    assert "does not allow the licence of its documents CC-BY-NC-4.0, so licences.allowed" in warned
+    caplog.clear()
+    (project / "stated.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
+    start.warn_of_licences(load_run(project / "run.toml", words))
+    assert "does not allow its licence NOASSERTION" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fields", "warned"), [({}, 1), ({"severity": "warning"}, 0), ({"where": {"source": "y"}}, 0),
                            ({"where": {"source": "x"}}, 1)],

@@ -1,0 +1,76 @@
+"""Outlook on the gates: what the documents that stay would close.
+
+Two causes are known before a corpus is made: licences that the policy does not allow, and languages without word lists,
+whose documents are not audited for bias. The audit decides; it judges all documents, an inspection perhaps a sample.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from assay.inspect.inspection_page import ClosingCause, InspectTable
+from governance.checks.bias.coverage import METRIC, uncovered_note
+from governance.gate.policy import Policy
+from governance.manifest import Manifest
+
+_NAMED = 5
+
+
+def closing_causes(policy: Policy, redacted: Manifest, counted: Manifest, root: Path) -> list[ClosingCause]:
+    """Causes in the documents that stay, from the stages `redact` and `bias`."""
+    return [*_licences(policy, redacted, root), *_languages(policy, counted, redacted)]
+
+
+def _licences(policy: Policy, redacted: Manifest, root: Path) -> Iterator[ClosingCause]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for file in redacted.files("documents", root):
+        table = pq.read_table(file, columns=["source", "licence"], partitioning=None)
+        for row in table.group_by(["source", "licence"]).aggregate([([], "count_all")]).to_pylist():
+            counts[(str(row["source"]), str(row["licence"]))] += row["count_all"]
+    closing: dict[str, Counter[str]] = {}
+    for (source, licence), number in counts.items():
+        for gate in policy.closed_by_licence(source, licence):
+            closing.setdefault(gate, Counter())[licence] += number
+    for gate, licences in sorted(closing.items()):
+        named = [f"{licence} ({number:,} documents)" for licence, number in licences.most_common(_NAMED)]
+        named += [f"{len(licences) - _NAMED} more"] * (len(licences) > _NAMED)
+        unknown = list(licences) == ["NOASSERTION"]
+        state = "State the documents' licence in the run's file"
+        fix = (
+            "Refuse them (data.clean.refuse_licences), let legal allow them in a policy next to the run's file (assay "
+            "init), or state another licence for the source, without licence_field"
+        )
+        yield ClosingCause(gate, f"the policy does not allow {', '.join(named)}", state if unknown else fix)
+
+
+def _languages(policy: Policy, counted: Manifest, redacted: Manifest) -> Iterator[ClosingCause]:
+    without = counted.stats["documents_without_terms"]
+    whole = redacted.stats["documents_kept"]
+    if not isinstance(without, dict) or not without or not whole:
+        return
+    covered = 1 - sum(without.values()) / whole
+    for gate in policy.gates():
+        if (
+            gate.suite == "representation"
+            and gate.where.get("metric") == METRIC
+            and not gate.where.get("instrument")
+            and (gate.severity, gate.on_inconclusive) == ("critical", "block")
+            and gate.min is not None
+            and covered < gate.min
+        ):
+            fix = (
+                f"Keep other languages only (data.clean.languages), or let {gate.owner} lower its min in a policy next "
+                "to the run's file (assay init)"
+            )
+            yield ClosingCause(gate.id, uncovered_note(without, whole), fix)
+
+
+def outlook_table(causes: Sequence[ClosingCause]) -> InspectTable:
+    """The causes, one per row."""
+    rows = tuple((cause.gate, cause.cause, cause.fix) for cause in causes)
+    note = "While a gate is closed nothing is trained. The audit decides (assay governance check)." if rows else ""
+    return InspectTable("Gates that would close", ("gate", "cause", "fix"), rows, note, whole=True)
