@@ -85,7 +85,10 @@ def warn_of_licences(run: LoadedRun) -> None:
 
 
 def _licences_seen(source: Source, folder: Path) -> set[str]:
-    """Licences of the first records of some files; none where the field is not set or the files are not local."""
+    """Licences of the first records of some files.
+
+    There are none where the field is not set or the files are not local.
+    """
     from assay.inspect.formats import InputFiles, first_records
 
     field = source.fields.licence

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from assay.inspect.inspection_page import ClosingCause, InspectTable
-from governance.checks.bias.coverage import METRIC, uncovered_note
+from governance.checks.bias.representation import COVERAGE, uncovered_note
 from governance.gate.policy import Policy
 from governance.manifest import Manifest
 
@@ -56,7 +56,7 @@ def _languages(policy: Policy, counted: Manifest, redacted: Manifest) -> Iterato
     for gate in policy.gates():
         if (
             gate.suite == "representation"
-            and gate.where.get("metric") == METRIC
+            and gate.where.get("metric") == COVERAGE
             and not gate.where.get("instrument")
             and (gate.severity, gate.on_inconclusive) == ("critical", "block")
             and gate.min is not None

@@ -30,7 +30,10 @@ _HELD_OUT = 20
 
 @dataclass(frozen=True)
 class KeptTexts:
-    """Counts of the texts that a run of all files would keep, estimated from those that were read."""
+    """Counts of the texts that a run of all files would keep.
+
+    They are estimated from those that were read.
+    """
 
     documents: int
     bytes: int
@@ -45,7 +48,10 @@ def proposed_run(
     kept: KeptTexts,
     causes: Sequence[str],
 ) -> str:
-    """A run's file for these files. Each of `causes` would close a gate."""
+    """Write the run's file for these files.
+
+    Each of `causes` would close a gate.
+    """
     parts = [
         "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
         "# refuse_licences: by default documents without a known licence are removed.",
