@@ -20,7 +20,7 @@ DOORS = {
     "deepspeed": {"pretrain/engine/engine.py"},
     "wandb": {"pretrain/metrics/wandb.py", "pretrain/metrics/wandb_reader.py"},
     "tensorboard": set(),
-    "mlflow": {"pretrain/metrics/mlflow.py"},
+    "mlflow": {"pretrain/metrics/mirrors.py"},
     "great_expectations": {
         "governance/checks/expectations.py",
         "governance/checks/data_docs.py",

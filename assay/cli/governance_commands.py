@@ -245,7 +245,7 @@ def trace(arguments: Arguments) -> None:
 
         write_text(arguments.svg, draw(graph, node))
     if arguments.prov is not None:
-        from governance.lineage.prov import prov_document
+        from governance.lineage.lineage_graph import prov_document
 
         write_json(arguments.prov, prov_document(graph, [node, *(item for _, item in above)]))
 

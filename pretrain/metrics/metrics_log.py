@@ -122,9 +122,7 @@ def _mirrors(folder: Path, config: TrackingConfig, identity: RunIdentity) -> lis
     Raises:
         ConfigError: a package that one needs is not installed.
     """
-    from pretrain.metrics.mlflow import MlflowMirror
-    from pretrain.metrics.prometheus import open_prometheus
-    from pretrain.metrics.tensorboard import FOLDER, TensorboardMirror
+    from pretrain.metrics.mirrors import FOLDER, MlflowMirror, TensorboardMirror, open_prometheus
     from pretrain.metrics.wandb import mode_of, open_wandb
 
     require_mirrors(config)

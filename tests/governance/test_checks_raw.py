@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from governance.checks import duplicate_ids as identities
-from governance.checks.duplicate_ids import Repeats, repeated_ids, write_hashes
-from governance.checks.shards import RawShard, kind_of_date, raw_table, read_ids
+from governance.checks import shards as identities
+from governance.checks.shards import RawShard, Repeats, kind_of_date, raw_table, read_ids, repeated_ids, write_hashes
 from governance.config import Section
 from governance.errors import ManifestError
 from governance.kernels import identities as kernel

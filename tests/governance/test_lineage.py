@@ -14,8 +14,7 @@ import pytest
 from assay.cli.main import main
 from governance.gate.verdict import GovernanceConfig
 from governance.lineage.attest import open_journal
-from governance.lineage.lineage_graph import read_graph
-from governance.lineage.prov import prov_document
+from governance.lineage.lineage_graph import prov_document, read_graph
 from governance.lineage.svg import draw
 from governance.manifest import FILE_NAME, Input, Manifest, Output, differences, read_manifest
 from governance.signing.dsse import create_key, public_path

@@ -146,8 +146,7 @@ def share(quick: bool) -> list[Goal]:
 
 def identities(quick: bool) -> list[Goal]:
     """Ids of very many documents over many shards: all that repeat are found, within one range of memory."""
-    from governance.checks.duplicate_ids import repeated_ids, write_hashes
-    from governance.checks.shards import read_ids
+    from governance.checks.shards import read_ids, repeated_ids, write_hashes
     from governance.config import Section
 
     shards, rows = (20, 100_000) if quick else (40, 250_000)

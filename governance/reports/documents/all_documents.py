@@ -23,8 +23,7 @@ from typing import Any
 from governance.config import Section
 from governance.errors import read_errors
 from governance.files import json_text, write_text
-from governance.lineage.lineage_graph import read_graph
-from governance.lineage.prov import prov_document
+from governance.lineage.lineage_graph import prov_document, read_graph
 from governance.manifest import Manifest, describe
 from governance.reports.documents.corpus_documents import datasheet, training_content
 from governance.reports.documents.croissant import croissant

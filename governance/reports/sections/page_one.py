@@ -21,7 +21,7 @@ from governance.reports.html.markup import (
     size,
     tag,
 )
-from governance.reports.sections.footprint_sections import grams
+from governance.reports.sections.energy_sections import grams
 from governance.reports.sections.model_words import model_line, unverified_origin
 from governance.reports.sections.run_sections import not_trained
 

@@ -9,7 +9,7 @@ from governance.files import read_lines
 from pretrain.config.training import TrackingConfig
 from pretrain.distributed import launcher
 from pretrain.metrics import metrics_log, wandb
-from pretrain.metrics import mlflow as mirror
+from pretrain.metrics import mirrors as mirror
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
 from tests.pretrain.metrics.test_tracking import RECIPE as BASE

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.files import read_lines
-from pretrain.metrics import prometheus
-from pretrain.metrics.prometheus import exposition
+from pretrain.metrics import mirrors
+from pretrain.metrics.mirrors import exposition
 
 SAMPLE = re.compile(r'(assay_[a-zA-Z0-9_]*)\{run="(\w+)",name="((?:[^"\\\n]|\\[\\"n])*)"\} (\S+)')
 
@@ -47,7 +47,7 @@ def test_every_value_is_read_back(values):
 
 
 def test_a_training_leaves_its_last_values(tmp_path, run_training, monkeypatch):
-    monkeypatch.setattr(prometheus, "_SECONDS", 0.0)
+    monkeypatch.setattr(mirrors, "_WRITE_SECONDS", 0.0)
     run = run_training(tmp_path, prometheus=str(tmp_path))
     [path] = tmp_path.glob("assay-*.prom")
     assert path.name == f"assay-{run.key[:8]}.prom"
