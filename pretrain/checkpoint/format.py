@@ -38,7 +38,7 @@ from governance.files import append_line, json_text, read_lines
 from governance.hooks import Attest, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
-from governance.stage import Recipe, artifact_folder
+from governance.stage import Recipe, artifact_folder, root_of
 from pretrain.checkpoint.safetensors_files import TensorFiles
 from pretrain.config.training import TrainRecipe
 from pretrain.distributed.process_group import Ranks
@@ -263,10 +263,15 @@ def read_checkpoint(folder: Path, root: Path) -> Manifest:
 
     Raises:
         MissingInput: it does not exist.
-        CheckpointError: it is torn or altered, or not a checkpoint.
+        CheckpointError: it is torn or altered, or not a checkpoint, or of another root.
     """
     manifest = open_checkpoint(folder)
     if problems := verify(manifest, root):
+        if (home := root_of(folder)) != root.resolve():
+            raise CheckpointError(
+                f"{folder}: is a checkpoint of the root {home}, and this run's artifacts are in {root}. Give the "
+                f"configuration of its training, with --root {home}"
+            )
         raise CheckpointError(f"{folder}: is damaged:\n  " + "\n  ".join(problems) + "\n  Choose another checkpoint.")
     return manifest
 

@@ -202,3 +202,12 @@ def test_the_table_shows_every_figure_with_its_error():
     assert line.split() == ["mine", "0.5000", "±", "0.5000", "0.5000", "±", "0.5000",
                             *f"{1.5 / math.log(2):.4f} ± {0.5 / math.log(2):.4f}".split(), "0.5000", "2"]  # fmt: skip
     assert "mean of acc over its 2 parts" in lines[-1]
+
+
+def test_a_checkpoint_of_another_root_is_refused_with_that_root(finished, make_tokens, tmp_path):
+    root, run = finished
+    last = read_manifest(root / run.stats["checkpoint"]["path"])
+    with pytest.raises(
+        CheckpointError, match=f"is a checkpoint of the root {root.resolve()}, .*--root {root.resolve()}"
+    ):
+        evaluate(root / last.folder, make_tokens(tmp_path), EngineConfig(threads=1), tmp_path)
