@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 WIDTH, HEIGHT = 612, 792
 SIZE, PITCH, LEFT, TOP = 10, 12, 72, 700
@@ -14,13 +14,20 @@ Line = tuple[float, float, float, str]
 """x, y, size, text."""
 
 
-def write_pdf(pages: Iterable[tuple[Sequence[Line], bool]], *, password: bool = False, content: bytes = b"") -> bytes:
+def write_pdf(
+    pages: Iterable[tuple[Sequence[Line], bool]],
+    *,
+    password: bool = False,
+    content: bytes = b"",
+    spelled: Mapping[int, str] | None = None,
+) -> bytes:
     """A file of pages: their lines, and whether a picture fills them.
 
     Args:
         pages: what they show.
         password: of a file that asks for one; it is not encrypted.
         content: a compressed stream that the first page has in place of its lines.
+        spelled: characters that the font names for some of its codes.
     """
     drawn = [(_content(lines, picture), picture) for lines, picture in pages]
     tree = 3 + 2 * len(drawn)
@@ -39,6 +46,16 @@ def write_pdf(pages: Iterable[tuple[Sequence[Line], bool]], *, password: bool = 
     kids = b" ".join(b"%d 0 R" % (4 + 2 * number) for number in range(len(drawn)))
     objects.append(b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(drawn), kids))
     objects.append(b"<< /Type /Catalog /Pages %d 0 R >>" % tree)
+    if spelled:
+        rows = b"\n".join(
+            b"<%02x> <%s>" % (code, text.encode("utf-16-be").hex().encode()) for code, text in spelled.items()
+        )
+        names = (
+            b"begincmap\n1 begincodespacerange\n<00> <ff>\nendcodespacerange\n%d beginbfchar\n%s\nendbfchar\nendcmap"
+        )
+        stream = names % (len(spelled), rows)
+        objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
+        objects[0] = objects[0][:-2] + b"/ToUnicode %d 0 R >>" % len(objects)
     locked = b""
     if password:
         objects.append(b"<< /Filter /Standard /V 1 /R 2 /O <%s> /U <%s> /P -4 >>" % (b"11" * 32, b"22" * 32))

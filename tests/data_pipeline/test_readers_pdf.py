@@ -49,6 +49,14 @@ def test_planted_paragraphs_come_back_without_headers_hyphens_and_page_numbers()
     assert (record.file, record.position) == ("a.pdf", 0)
 
 
+def test_letters_with_marks_of_their_own_do_not_end_a_word():
+    """A font that spells one letter as two characters; the file draws gaps and no blanks."""
+    row = b"(Die Anleitung f~) -120 (r das t~) -120 (gliche Men~) -600 (und Men~) -120 (s.)"
+    drawn = zlib.compress(b"BT /F 10 Tf 72 700 Td [%s] TJ ET" % row)
+    [record] = read(write_pdf([([], False)], content=drawn, spelled={ord("~"): "u\u0308"}))
+    assert record.text == "Die Anleitung fu\u0308r das tu\u0308gliche Menu\u0308 und Menu\u0308s."
+
+
 def lines(*texts, top=700.0, left=72.0, height=12.0, width=6.0):
     return [
         PageLine(text, left, left + width * len(text), top - 12 * place, height, False)

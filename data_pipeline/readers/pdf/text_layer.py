@@ -5,6 +5,9 @@ files, and PDFium does not find another. What a page shows without text is found
 no letters; a page whose fonts do not name their characters has letters without meaning. Both *need OCR*, which Assay
 does not do: their numbers are returned, and the reader quarantines them.
 
+A letter that the font spells as two characters, the letter and its mark, misleads PDFium: it takes what follows for a
+new word ("fü r"). The blank that it puts there is taken out where the two letters are next to each other.
+
 Nothing here bounds time and memory: `page_process` does, and readers go through it.
 """
 
@@ -22,10 +25,12 @@ MAX_PAGES = 5000
 _FEW_LETTERS = 20  # less than a caption: a page number, a stamp
 _PICTURE_SHARE = 0.25  # of the page, from which it is the page's content
 _UNREADABLE_SHARE = 0.3
+_WORD_SPACE = 0.12  # of the height of a line: no space between words is narrower
 _MANY_OUTLINES = 500  # drawn shapes, as letters without a font are
 _LINE_ENDS = re.compile("\r?\n|\ufffe|\x02")
 _HYPHENS = ("\ufffe", "\x02")  # PDFium's signs for a hyphen at a line's end
 _UNREADABLE = re.compile("[\x00-\x08\ufffd\ue000-\uf8ff]")
+_AFTER_MARK = re.compile("(?<=[^\\W\\d_][\u0300-\u036f]) (?=[^\\W\\d_])")
 _LETTER = re.compile(r"[^\W_]")
 _BEGIN, _END, _FOUND_WITHIN = b"%PDF-", b"%%EOF", 2048  # bytes from either end
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
@@ -69,17 +74,32 @@ def _read_page(document: pypdfium2.PdfDocument, number: int) -> PdfPage:
         width, height = page.get_size()
         layer = page.get_textpage()
         text = layer.get_text_range() if layer.count_chars() > 0 else ""
+        narrow = _narrow_blanks(layer, text)
         letters = len(_LETTER.findall(text))
         if len(_UNREADABLE.findall(text)) > _UNREADABLE_SHARE * max(1, len(text.strip())):
             return PdfPage((), width, height, False, True)
         drawn = letters < 20 * _FEW_LETTERS and _is_drawn(page, width * height)  # running lines are not taken off yet
-        return PdfPage(tuple(_lines(layer, text)), width, height, drawn, False)
+        return PdfPage(tuple(_lines(layer, text, narrow)), width, height, drawn, False)
     finally:
         page.close()
 
 
-def _lines(layer: pypdfium2.PdfTextPage, text: str) -> list[PageLine]:
-    """Lines of a page's text with their places."""
+def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str) -> frozenset[int]:
+    """Places of blanks that are within words, behind a letter with its mark."""
+    found = []
+    before, behind = raw.FS_RECTF(), raw.FS_RECTF()
+    for blank in _AFTER_MARK.finditer(text):
+        place = raw.FPDFText_GetCharIndexFromTextIndex(layer, blank.start())
+        raw.FPDFText_GetLooseCharBox(layer, place - 2, before)
+        raw.FPDFText_GetLooseCharBox(layer, place + 1, behind)
+        near = behind.left - before.right < _WORD_SPACE * abs(before.top - before.bottom)
+        if near and raw.FPDFText_IsGenerated(layer, place) == 1:
+            found.append(blank.start())
+    return frozenset(found)
+
+
+def _lines(layer: pypdfium2.PdfTextPage, text: str, narrow: frozenset[int]) -> list[PageLine]:
+    """Lines of a page's text with their places, without narrow blanks."""
     found = []
     start = 0
     ends = [*((match.start(), match.end(), match.group()) for match in _LINE_ENDS.finditer(text)), (len(text),) * 3]
@@ -91,6 +111,9 @@ def _lines(layer: pypdfium2.PdfTextPage, text: str) -> list[PageLine]:
             places = first, first + len(stripped) - 1
             if surrogates:  # characters of the file are no characters of the text
                 places = tuple(max(0, raw.FPDFText_GetCharIndexFromTextIndex(layer, place)) for place in places)
+            if narrow:
+                within = range(first, first + len(stripped))
+                stripped = "".join(text[place] for place in within if place not in narrow)
             found.append(_placed(layer, stripped, places, mark in _HYPHENS))
         start = int(after)
     return found
