@@ -85,7 +85,7 @@ def _read_page(document: pypdfium2.PdfDocument, number: int) -> PdfPage:
 
 
 def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str) -> frozenset[int]:
-    """Places of blanks that are within words, behind a letter with its mark."""
+    """Places of blanks within words, behind letters with their marks."""
     found = []
     before, behind = raw.FS_RECTF(), raw.FS_RECTF()
     for blank in _AFTER_MARK.finditer(text):
