@@ -33,6 +33,7 @@ from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
 from pretrain.engine.engine import Engine, Weight, open_engine, translated_errors
+from pretrain.evaluation.early_stopping import best_validation, has_stalled
 from pretrain.evaluation.loglikelihood import Passes
 from pretrain.evaluation.scores import Suite, evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
@@ -58,6 +59,7 @@ def train_loop(context: TrainContext) -> TrainState:
     with _open_parts(context) as state:
         engine, saved = context.engine, state.step
         state = _catch_up(context, state)
+        last = _last_step(context, state)
         engine_settings = context.settings.engine
         stragglers = StragglerMonitor(
             engine_settings.straggler_window_steps, context.ranks, context.device, context.record,
@@ -73,7 +75,7 @@ def train_loop(context: TrainContext) -> TrainState:
             open_loader(context.train_rows, config, context.share, context.device, state.step) as loader,
             open_profile(context, state.step, context.meter.aside, beat_long) as profile,
         ):
-            for step in range(state.step + 1, config.steps + 1):
+            for step in range(state.step + 1, last + 1):
                 profile.begin(step)
                 with stragglers.working(), context.meter.waiting():
                     ready = next(loader)
@@ -112,15 +114,34 @@ def train_loop(context: TrainContext) -> TrainState:
                 profile.end(step)
 
                 # Validation comes before the checkpoint of the same step, which then holds its result.
-                validate = _due(step, config.validate_every_steps, config.steps)
-                evaluate = _due(step, context.recipe.evaluation.every_steps, config.steps)
-                if validate or evaluate:
-                    state = _evaluate(context, log.settle(state), saved, validate=validate, tasks=evaluate)
-                if _due(step, context.settings.checkpoint.every_steps, config.steps):
+                if _due(step, config.validate_every_steps, last):
+                    state = _evaluate(context, log.settle(state), saved, validate=True, tasks=False)
+                    last = _last_step(context, state)
+                if _due(step, context.recipe.evaluation.every_steps, last):
+                    state = _evaluate(context, log.settle(state), saved, validate=False, tasks=True)
+                if _due(step, context.settings.checkpoint.every_steps, last):
                     state = log.settle(state)
                     _save(context, state)
                     saved = step
+                if step == last:
+                    break
     return state
+
+
+def _last_step(context: TrainContext, state: TrainState) -> int:
+    """Last step of the run, as its own validations decide."""
+    config, parent = context.recipe.train, context.checkpoints.parent
+    begun = parent.step if parent is not None else 0
+    own = [row for row in state.validations if row["step"] > begun]
+    if not has_stalled(own, config.patience) or state.step == config.steps:
+        return config.steps
+    best = own[best_validation(own)]
+    context.record("early_stop", state.step, best_step=best["step"], best_loss=best["loss"])
+    get_logger(__name__).info(
+        "train: stops at step %d of %d: %d validations did not improve on the loss of step %d",
+        state.step, config.steps, config.patience, best["step"],
+    )  # fmt: skip
+    return state.step
 
 
 @contextlib.contextmanager

@@ -291,6 +291,11 @@ def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
+        if train.patience:
+            raise ConfigError(
+                f"train.patience = {train.patience}: {tokens.folder} has no validation documents to stop by. Raise "
+                f"data.encode.validation_share, or remove patience."
+            )
         get_logger(__name__).warning("%s has no validation documents: no validation loss is measured", tokens.folder)
         return train_rows, None
     return train_rows, open_rows(tokens, "validation", root, train.sequence_length)

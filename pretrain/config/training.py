@@ -119,6 +119,9 @@ class TrainConfig(Section):
     """Type in which gradients are summed over ranks. bf16 sends half the bytes; its error grows with the ranks."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
+    patience: int = Field(default=0, ge=0, exclude_if=lambda patience: not patience)
+    """Early stopping: training ends once the last `patience` validations have none below the least loss before them.
+    0: never."""
     validation_rows: int = Field(default=64, gt=0)
     """The most rows of each measurement, spread evenly over the validation shards."""
     skip: SkipConfig = SkipConfig()
@@ -135,6 +138,11 @@ class TrainConfig(Section):
         ):
             if any(after <= before for before, after in itertools.pairwise(starts)):
                 raise ValueError(f"{name} is {starts}; it must rise from each entry to the next")
+        if self.patience and not self.validate_every_steps:
+            raise ValueError(
+                f"patience = {self.patience} counts validations, and validate_every_steps = 0 makes only one; set "
+                f"validate_every_steps"
+            )
         return self
 
 

@@ -76,10 +76,11 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -
         client = MlflowClient(tracking_uri=config.mlflow)
         run, first = _open(client, config, identity)
         log.info("MLflow: run %s of experiment %s", run, config.project)
-        reached, diverged = 0, False
+        reached, ended = 0, ""
         rows, sent, pending = first, time.monotonic(), []
         for number, line in follower.lines():
-            reached, diverged = max(reached, line["step"]), line["event"] == "diverged"
+            reached = max(reached, line["step"])
+            ended = line["event"] if line["event"] in ("diverged", "early_stop") else ended
             if number < first:
                 continue
             rows, pending = number + 1, pending + _metrics(line)
@@ -88,8 +89,8 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -
                 sent, pending = time.monotonic(), []
         _send(client, run, pending, rows)
         client.set_tag(run, "assay.journal", identity.head())
-        done = "FINISHED" if reached >= identity.recipe.train.steps else "KILLED"
-        client.set_terminated(run, status="FAILED" if diverged else done)
+        finished = reached >= identity.recipe.train.steps or ended == "early_stop"
+        client.set_terminated(run, status="FAILED" if ended == "diverged" else "FINISHED" if finished else "KILLED")
     except Exception as error:
         reason = _without_password((str(error) or repr(error)).splitlines()[0], config.mlflow)
         log.warning("MLflow fails (%s); the run continues without it", reason)

@@ -91,8 +91,11 @@ def test_the_page_has_the_events_that_the_code_records():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, run_training):
-    """Lines of real runs: one has tasks, changes its mixture, is signalled to stop and diverges; one has a budget."""
-    root, folder = (tmp_path_factory.mktemp(name) for name in ("page", "budget"))
+    """Lines of real runs: with a task, a new mixture, a signal and a divergence; with a budget; with patience."""
+    root, folder, stalled = (tmp_path_factory.mktemp(name) for name in ("page", "budget", "stalled"))
+    run_training(
+        stalled, steps=20, warmup_steps=0, decay_steps=0, learning_rate=3.0, validate_every_steps=2, patience=1
+    )
     (root / "pairs.jsonl").write_text(
         "".join(
             json.dumps({"good": f"ab{n}cd ef", "bad": f"ef cd{n}ab", "paradigm": f"p{n % 2}"}) + "\n" for n in range(6)
@@ -129,7 +132,10 @@ def written(tmp_path_factory, run_training):
         with pytest.raises(BudgetReached):
             run_training(folder, **budget_ranks.options(folder, 2500), **budget_ranks.SETTINGS)
     return [
-        line for path in (root, folder) for found in path.glob("train/*/metrics.jsonl") for line in read_lines(found)
+        line
+        for path in (root, folder, stalled)
+        for found in path.glob("train/*/metrics.jsonl")
+        for line in read_lines(found)
     ]
 
 
