@@ -22,7 +22,9 @@ from governance.energy.meters import EnergyConfig
 from governance.errors import ConfigError
 from governance.gate.policy import Policy, load_policy
 from governance.gate.verdict import GovernanceConfig
+from governance.lineage.attest import open_journal
 from governance.log import get_logger
+from governance.signing.journal import Journal
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import (
@@ -77,11 +79,19 @@ class LoadedRun:
     policy: Policy
     source: RunFile = field(default_factory=RunFile)
     """The merged values with their origins."""
+    journals: dict[Path, Journal] = field(default_factory=dict, repr=False, compare=False)
+    """Root -> its journal, of which each line is verified once in a process."""
 
     @property
     def folder(self) -> Path:
         """Folder from which relative paths start."""
         return self.path.parent
+
+    def journal(self, root: Path) -> Journal:
+        """The journal of a root, with the run's keys; the same one each time."""
+        if root not in self.journals:
+            self.journals[root] = open_journal(self.config.governance, self.folder, root)
+        return self.journals[root]
 
     @property
     def settings(self) -> Settings:

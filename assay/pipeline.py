@@ -36,17 +36,17 @@ from governance.errors import (
     Preempted,
 )
 from governance.files import sha256_file
-from governance.gate.chain import latest_statements, require_announced, require_chain, require_stated, unstated
+from governance.gate.chain import latest_statements, require_chain, require_stated, unstated
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import give_verdict, read_verdict, require_open, settled_papers, trusted, verdict_path
-from governance.lineage.attest import open_journal
 from governance.log import get_logger, run_steps
 from governance.manifest import FILE_NAME, Input, Manifest, output_fault, read_manifest, verify
 from governance.signing.journal import Journal
 from governance.stage import Runtime, earlier_seconds, now
 from governance.stage_order import CORPUS_STAGES, STAGES
+from governance.verification import require_growing
 from governance.verified_files import intact
 from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
@@ -96,14 +96,14 @@ def judge_corpus(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtim
     if runtime.make and run.config.tracking.mode != "disabled":
         from assay.wandb_runs import show_data_and_gate
 
-        show_data_and_gate(run, {**artifacts, "audit": checked}, verdict, runtime, journal_of(run, runtime))
+        show_data_and_gate(run, {**artifacts, "audit": checked}, verdict, runtime, run.journal(runtime.root))
     return checked, verdict
 
 
 def _judge(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:
     from governance.checks.audit import audit
 
-    journal, tokens = journal_of(run, runtime), artifacts["encode"]
+    journal, tokens = run.journal(runtime.root), artifacts["encode"]
     if runtime.make:
         under_site(run)
         require_chain((tokens, *_packed(artifacts)), runtime.root, journal)  # before hours of checks
@@ -149,11 +149,6 @@ def _packed(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
     return (artifacts["pack"],) if "pack" in artifacts else ()
 
 
-def journal_of(run: LoadedRun, runtime: Runtime) -> Journal:
-    """The root's journal, with the run's keys."""
-    return open_journal(run.config.governance, run.folder, runtime.root, reads_only=not runtime.make)
-
-
 def pass_gate(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *, again: bool = False
 ) -> dict[str, Any]:
@@ -172,11 +167,11 @@ def _require_open(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Ru
     return require_open(
         artifacts["encode"],
         run.policy,
-        run.config.governance,
-        run.folder,
+        (run.config.governance, run.folder),
         runtime.root,
-        journal_of(run, runtime),
+        run.journal(runtime.root),
         _packed(artifacts),
+        states=runtime.make,
     )
 
 
@@ -208,7 +203,7 @@ def _reported(
         if first and not getattr(error, "by_verdict", False) and run.config.tracking.mode != "disabled":
             from assay.wandb_runs import show_closing
 
-            journal = partial(journal_of, run, runtime)
+            journal = partial(run.journal, runtime.root)
             show_closing(run.config.tracking, artifacts["encode"], str(error), runtime.root, journal)
         raise
     if opens:
@@ -292,7 +287,7 @@ def training(
                 "then: assay data prepare CONFIG"
             )
         if runtime.make:
-            require_stated(_checkpoints(run, artifacts, runtime), runtime.root, journal_of(run, runtime))
+            require_stated(_checkpoints(run, artifacts, runtime), runtime.root, run.journal(runtime.root))
             origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
     if processes > 1:
         _launch(run, artifacts, runtime, processes, words)
@@ -350,7 +345,7 @@ def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
     Raises:
         GateClosed: names each manifest or shard that differs.
     """
-    require_chain((artifacts["encode"], *_packed(artifacts)), runtime.root, journal_of(run, runtime))
+    require_chain((artifacts["encode"], *_packed(artifacts)), runtime.root, run.journal(runtime.root))
     listed = [output for one in (artifacts["encode"], *_packed(artifacts)) for output in one.listed(role)]
     if faults := [f"{one.path}: {fault}" for one in listed if (fault := output_fault(one, runtime.root))]:
         raise GateClosed("\n  ".join(["the token shards are not as they were written:", *faults]))
@@ -499,7 +494,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
 
     Raises:
         GateClosed: an artifact is not as the journal states it, or a table of the audit, or a shard whose documents it
-            shows, was altered; or a file of the ledger is foreign: the report, which is signed, would rest on it.
+            shows, was altered: the report, which is signed, would rest on it.
+        ManifestError: the energy ledger or the record of a training is not as the journal states it.
     """
     from data_pipeline.pii.detect import replace_all
     from governance.reports.facts.energy_totals import look_up
@@ -508,7 +504,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
-    journal = journal_of(run, runtime)
+    journal = run.journal(runtime.root)
     artifacts |= _latest_on("data_docs", artifacts["audit"].as_input(), runtime.root, journal)
     begun = ""
     try:
@@ -524,7 +520,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         of_last = Input(stage="checkpoint", digest=last["digest"], path=last["path"])
         artifacts |= _latest_on("memorisation", of_last, runtime.root, journal)
     require_chain(list(artifacts.values()), runtime.root, journal)
-    require_announced(runtime.root, journal)
+    require_growing(list(artifacts.values()), runtime.root, journal)
     _refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)
     factors = look_up(run.config.energy.factors, run.folder, runtime.root)
     try:
@@ -537,7 +533,7 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
 
 def _require_signed(made: Sequence[Manifest], run: LoadedRun, runtime: Runtime) -> None:
     """Raise unless artifacts, made now or before, are as stated."""
-    require_chain(made, runtime.root, journal_of(run, runtime))
+    require_chain(made, runtime.root, run.journal(runtime.root))
     _refuse_altered(made, runtime.root)
 
 

@@ -94,9 +94,11 @@ def checkpoint_origin(run: LoadedRun, checkpoint: Manifest, root: Path, own_root
         GateClosed: that journal does not state it, or no trusted key signed that journal.
     """
     name, config = checkpoint.path, run.config.governance
-    if root.resolve() != own_root.resolve():
+    if root.resolve() == own_root.resolve():
+        journal = run.journal(own_root)
+    else:
         config = config.model_copy(update={"trusted_keys": (*config.trusted_keys, *config.parent_keys)})
-    journal = open_journal(config, run.folder, root)
+        journal = open_journal(config, run.folder, root)
     if not journal.path.exists():
         return _origin(name, False, f"its root has no {JOURNAL}")
     try:
@@ -126,7 +128,7 @@ def _signed_origin(manifest: Manifest, journal: Journal) -> dict[str, Any] | Non
 
 def _recorded(run: LoadedRun, root: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """Origins in the signed records of this training."""
-    journal = open_journal(run.config.governance, run.folder, root)
+    journal = run.journal(root)
     for path in (folder / FILE_NAME, *sorted(root.glob(f"checkpoint/*/{FILE_NAME}"))):
         with contextlib.suppress(ManifestError, MissingInput):
             record = read_manifest(path)
@@ -142,7 +144,7 @@ def _of_weights(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[str
         why = of_hub.unverified(files)
         return _origin(name, not why, why or f"listed by {HUB} as {of_hub.address}")
     try:
-        entries = open_journal(run.config.governance, run.folder, root).verified()
+        entries = run.journal(root).verified()
     except ManifestError as error:
         raise GateClosed(f"the journal cannot be trusted: {error}") from error
     digests = {digest for file, digest in files.items() if file.endswith(".safetensors")}

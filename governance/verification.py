@@ -38,7 +38,7 @@ from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
 from governance.signing.git_anchor import anchor_faults
-from governance.signing.journal import VERDICT
+from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry, ahead_words, read_journal
 from governance.signing.openssf import signature_faults
@@ -132,6 +132,30 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
     return Verified(files + 1 + len(verdicts), problems + found + others, notes)
 
 
+def require_growing(manifests: Iterable[Manifest], root: Path, journal: Journal) -> None:
+    """Raise where a ledger or record is not as stated, or not as its manifest says.
+
+    A report on these artifacts rests on the files that grow: the energy ledger, the record of a training, a cluster's.
+
+    Raises:
+        ManifestError: names each file with its fault; or the journal cannot be trusted.
+    """
+    growing = growing_files(root)
+    faults, _ = prefix_faults(root, growing, _prefixes(journal.verified()))
+    if faults := [*faults, *ledger_faults(manifests, root)]:
+        raise ManifestError(
+            "\n  ".join(
+                [
+                    f"{root}: a report would rest on what is not as it was signed:",
+                    *faults,
+                    "Restore these files as they were. A training whose record is lost is begun anew: remove its "
+                    "folder, then assay train CONFIG. Without lost lines of the energy ledger this root has no report: "
+                    "run again in a new one (--root)",
+                ]
+            )
+        )
+
+
 def verify_evidence(manifests: Sequence[Manifest], root: Path, config: GovernanceConfig, folder: Path) -> list[str]:
     """Faults of a report's evidence, each beginning with the path.
 
@@ -141,7 +165,7 @@ def verify_evidence(manifests: Sequence[Manifest], root: Path, config: Governanc
     """
     evidence, problems = _evidence(root, config, folder)
     problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
-    faults, _ = prefix_faults(root, evidence.growing, _prefixes(evidence))
+    faults, _ = prefix_faults(root, evidence.growing, _prefixes(evidence.entries))
     return [*problems, *faults, *ledger_faults(manifests, root), *_rested_on(manifests, root, evidence)]
 
 
@@ -165,7 +189,7 @@ def _verify_others(
         notes += found.notes
     if evidence is None:
         return problems, notes
-    faults, untold = prefix_faults(root, evidence.growing, _prefixes(evidence))
+    faults, untold = prefix_faults(root, evidence.growing, _prefixes(evidence.entries))
     notes_found = note_faults(whole, root, evidence.signer)
     faults, untold = faults + notes_found.problems, untold + notes_found.notes
     about = tuple(f"{folder}/" for folder in folders)
@@ -187,10 +211,10 @@ def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:
             yield path.relative_to(root).as_posix(), None
 
 
-def _prefixes(evidence: _JournalEvidence) -> dict[str, list[StatedPrefix]]:
+def _prefixes(entries: Iterable[JournalEntry]) -> dict[str, list[StatedPrefix]]:
     """Stated prefixes of growing files, by path and in order."""
     found: dict[str, list[StatedPrefix]] = {}
-    for entry in evidence.entries:
+    for entry in entries:
         for prefix in entry.grown:
             found.setdefault(prefix.path, []).append(StatedPrefix(f"{JOURNAL} line {entry.index}", prefix))
     return found

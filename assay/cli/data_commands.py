@@ -113,11 +113,10 @@ def clean_up(arguments: Arguments) -> None:
     """List the artifacts that nothing rests on; with `--execute`, remove them."""
     from assay.clean_up import CleanUp, in_use, named_in, plan_clean_up
     from assay.clean_up import clean_up as remove
-    from assay.pipeline import journal_of
     from data_pipeline.prepare import stage_names
 
     loaded, runtime = load(arguments, "data prepare")
-    config, journal, root = loaded.config.data, journal_of(loaded, runtime), runtime.root
+    config, journal, root = loaded.config.data, loaded.journal(runtime.root), runtime.root
     named = []
     for path in arguments.keep:
         if root_of(path) != root.resolve():
@@ -211,7 +210,7 @@ def push(arguments: Arguments) -> None:
     """Upload the documents of an admitted corpus with their card."""
     import tempfile
 
-    from assay.pipeline import corpus_card, journal_of
+    from assay.pipeline import corpus_card
     from governance.files import sha256_bytes, write_text
     from governance.hub_client import push as upload
     from governance.hub_client import require_name
@@ -237,7 +236,7 @@ def push(arguments: Arguments) -> None:
     digests = [output.sha256 for output in documents.listed("documents")]
     pushed = {f"hub/{name}/{file}": digest for file, digest in zip(names, digests, strict=True)}
     pushed[f"hub/{name}/README.md"] = sha256_bytes(card.encode())
-    journal_of(loaded, runtime).state("push", pushed, [documents.as_input()], commit=commit)
+    loaded.journal(runtime.root).state("push", pushed, [documents.as_input()], commit=commit)
     say(f"{name}: {len(shards)} shard(s) of documents and their card, {commit}", push=name, commit=commit)
 
 

@@ -110,12 +110,11 @@ def suites(arguments: Arguments) -> None:
 
 def clock(arguments: Arguments) -> int:
     """Show times ahead of the clock, or sign that they are void."""
-    from assay.pipeline import journal_of
     from assay.start_preflight import under_site
     from governance.gate.signed_statements import submitters
 
     loaded, runtime = load(arguments, "governance clock")
-    journal, moment = journal_of(loaded, runtime), datetime.datetime.now(datetime.UTC)
+    journal, moment = loaded.journal(runtime.root), datetime.datetime.now(datetime.UTC)
     verdicts = _verdicts_ahead(loaded, runtime.root, moment)
     lines = [*(f"journal {words}" for words in ahead_words(journal.verified(), moment)), *verdicts.values()]
     for line in lines:
@@ -190,10 +189,8 @@ def anchor(arguments: Arguments) -> int:
 
     `accept` gives them up, signed. The status is 77 while the journal lacks them.
     """
-    from assay.pipeline import journal_of
-
     loaded, runtime = load(arguments, "governance anchor")
-    journal = journal_of(loaded, runtime)
+    journal = loaded.journal(runtime.root)
     if arguments.accept is not None:
         if not arguments.accept.strip():
             raise ConfigError('--accept: say why these lines are given up: --accept "restored from a backup"')

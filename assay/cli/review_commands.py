@@ -6,10 +6,14 @@ import argparse
 import datetime
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from assay.cli.output import say
 from assay.cli.run_commands import command_line, load
+from assay.config import LoadedRun
 from governance.errors import MissingInput
+from governance.gate.verdict import load_papers
+from governance.log import get_logger
 
 
 def review(arguments: argparse.Namespace) -> None:
@@ -20,7 +24,6 @@ def review(arguments: argparse.Namespace) -> None:
     from assay.cli.review import Bench, kept_tables, reviewer_key
     from assay.cli.review import review as walk
     from assay.pipeline import corpus, judge_corpus
-    from governance.gate.verdict import load_papers
     from governance.gate.waivers import Case
 
     loaded, runtime = load(arguments, "governance check")
@@ -41,22 +44,41 @@ def review(arguments: argparse.Namespace) -> None:
         approvals=loaded.folder / config.approvals,
     )
     if walk(bench, key, sys.stdin, sys.stdout):
-        say(f"next: {command_line(arguments, 'governance check')}")
+        _state(arguments, loaded, runtime.root, digest)
+
+
+def _state(arguments: argparse.Namespace, loaded: LoadedRun, root: Path, corpus: str) -> None:
+    """State new refusals and withdrawals in the journal, where this account may."""
+    from governance.gate.refusals import unstated_refusals
+    from governance.gate.verdict import settled_papers
+
+    governance, line = (loaded.config.governance, loaded.folder), command_line(arguments, "governance check")
+    journal = loaded.journal(root)
+    settled_papers(governance, loaded.policy, corpus, root, journal)
+    papers = load_papers(*governance, root)
+    for name in unstated_refusals(papers, loaded.policy, corpus, journal.verified()):
+        get_logger(__name__).warning(
+            "%s: the journal does not state it, because the run does not trust this account's key (%s). Until a check "
+            "by the run's account has read it, its removal goes unnoticed. Have that account run: %s",
+            name,
+            loaded.config.governance.key_path(loaded.folder),
+            line,
+        )
+    say(f"next: {line}")
 
 
 def _withdraw(arguments: argparse.Namespace) -> None:
     """Withdraw a refusal of the run's corpus, by file name."""
     from assay.cli.review import reviewer_key, withdraw
-    from assay.pipeline import corpus, journal_of
+    from assay.pipeline import corpus
     from governance.gate.refusals import refusals_of
-    from governance.gate.verdict import load_papers
     from governance.gate.waivers import Case
 
     loaded, runtime = load(arguments, "governance check")
     look = replace(runtime, make=False)
     key, digest = reviewer_key(arguments.key), corpus(loaded, look)["encode"].digest
     papers = load_papers(loaded.config.governance, loaded.folder, runtime.root)
-    known = refusals_of(digest, papers, journal_of(loaded, look).verified())
+    known = refusals_of(digest, papers, loaded.journal(runtime.root).verified())
     chosen = [refused for refused in known if refused.name == arguments.withdraw]
     if not chosen:
         names = ", ".join(refused.name for refused in known) or "none"
@@ -64,4 +86,4 @@ def _withdraw(arguments: argparse.Namespace) -> None:
     case = Case(loaded.policy, digest, datetime.datetime.now(datetime.UTC).date(), papers.submitters)
     for refused in chosen:
         say(f"signed: {withdraw(case, refused, key, arguments.reason, runtime.root)}")
-    say(f"next: {command_line(arguments, 'governance check')}")
+    _state(arguments, loaded, runtime.root, digest)

@@ -47,7 +47,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     run = load_run(arguments.config, overrides, more, needs=getattr(arguments, "needs", "all"))
     root: Path = arguments.root or default_root(arguments.config)
     refuse_edited(run, root.absolute())
-    journal = open_journal(run.config.governance, run.folder, root.absolute())
+    journal = run.journal(root.absolute())
     announcing = open_journal(run.config.governance, run.folder, root.absolute())
     task = getattr(arguments, "task", None)
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
@@ -188,13 +188,13 @@ def checkpoint_of(
     """
     from dataclasses import replace
 
-    from assay.pipeline import journal_of, training
+    from assay.pipeline import training
     from assay.weights_origin import checkpoint_origin, refuse_unverified
     from governance.gate.chain import require_chain, require_stated
     from governance.stage import read_artifact, root_of
 
     checkpoint: Path = arguments.checkpoint
-    journal = journal_of(loaded, runtime)
+    journal = loaded.journal(runtime.root)
     if str(checkpoint) == "last" and not checkpoint.exists():
         look = replace(runtime, make=False, command=command_line(arguments, "train"))
         ended = training(loaded, artifacts, look)
@@ -223,7 +223,7 @@ def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
     from dataclasses import asdict, replace
 
-    from assay.pipeline import corpus, evaluation, journal_of
+    from assay.pipeline import corpus, evaluation
     from governance.config import canonical_json
     from governance.files import sha256_bytes
     from governance.stage import read_artifact
@@ -238,14 +238,14 @@ def evaluate(arguments: Arguments) -> None:
     evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
     subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
     made_from = [evaluated.as_input(), tokens.as_input()]
-    journal_of(loaded, runtime).state("evaluation", subject, made_from, **values, origin=origin)
+    loaded.journal(runtime.root).state("evaluation", subject, made_from, **values, origin=origin)
 
 
 def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, journal_of, require_corpus
+    from assay.pipeline import corpus, require_corpus
     from governance.files import sha256_file
     from governance.hub_client import push, require_name
     from pretrain.export.huggingface import CardFacts
@@ -267,8 +267,7 @@ def export(arguments: Arguments) -> None:
         for path in sorted(arguments.target.glob("*.safetensors"))
     }
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
-    journal = journal_of(loaded, runtime)
-    journal.state("export", subjects, made_from, origin=origin)
+    loaded.journal(runtime.root).state("export", subjects, made_from, origin=origin)
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder", folder=arguments.target)
     line = f'transformers.AutoModelForCausalLM.from_pretrained("{arguments.target}")'
     say(f"next: python -c 'import transformers; {line}'; {arguments.target / 'README.md'} is its card", next=line)
@@ -279,5 +278,5 @@ def export(arguments: Arguments) -> None:
         again = f"{arguments.target} is complete; send it with: {sent}"
         commit = push(arguments.target, arguments.push, message, again=again, public=arguments.public)
         pushed = {f"hub/{arguments.push}/{Path(name).name}": digest for name, digest in subjects.items()}
-        journal.state("push", pushed, made_from, commit=commit)
+        loaded.journal(runtime.root).state("push", pushed, made_from, commit=commit)
         say(f"{arguments.push}: {commit}", push=arguments.push, commit=commit)

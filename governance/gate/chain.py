@@ -23,7 +23,6 @@ from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manife
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry
-from governance.signing.running_digests import FOREIGN, foreign_ledgers, growing_files
 
 Stated = Mapping[str, JournalEntry]
 """The last entry about each file, by its path below the root."""
@@ -82,21 +81,6 @@ def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) 
                     "Restore the files, or remove the folder of each and train again",
                 ]
             )
-        )
-
-
-def require_announced(root: Path, journal: Journal) -> None:
-    """Raise where a file of the energy ledger was never announced.
-
-    Raises:
-        GateClosed: names each.
-        ManifestError: the journal cannot be trusted.
-    """
-    growing = growing_files(root)
-    announced = {prefix.path for entry in journal.verified() for prefix in entry.grown}
-    if foreign := foreign_ledgers(growing, announced):
-        raise GateClosed(
-            "\n  ".join([f"{root} has energy that nobody signed:", *(f"{name}: {FOREIGN}" for name in foreign)])
         )
 
 

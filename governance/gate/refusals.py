@@ -1,17 +1,19 @@
 """Refusals of a corpus: stated by the journal, closing until withdrawn.
 
-The journal states each refusal by a person of the policy that a check or the door reads, once. A refusal that was
-stated and whose bytes are gone closes the gate as one that is there, until its approver or an owner of the gate signs a
+The journal states each refusal by a person of the policy, once: when it is signed (`assay governance review`), if that
+account holds a key that the run trusts, otherwise when a check or the door first reads it. A refusal that was stated
+and whose bytes are gone closes the gate as one that is there, until its approver or an owner of the gate signs a
 withdrawal (`urn:assay:withdrawal:1`) about its SHA-256.
 
 Promise: only a withdrawal without a fault ends a refusal; every other one is named, and changes nothing. What ended a
-refusal is stated, too, so that `verify` names the removal of either. The limit: a refusal whose file is removed before
-any check or door has read it is not known.
+refusal is stated, too, so that `verify` names the removal of either. The limit: a refusal signed in an account without
+such a key is not known if its file is removed before any check or door has read it; the command says so. The reviewer's
+own key cannot sign the line, because readers that do not trust it would refuse the whole journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -108,6 +110,22 @@ def settle(papers: Papers, policy: Policy, corpus: str, entries: Sequence[Journa
     return replace(papers, rulings=kept, unsettled=tuple(unsettled)), held
 
 
+def unstated_refusals(papers: Papers, policy: Policy, corpus: str, entries: Iterable[JournalEntry]) -> list[str]:
+    """Names of persons' refusals of this corpus that no entry states."""
+    stated = {digest for entry in entries if entry.kind == REFUSED for digest in entry.subjects.values()}
+    return [paper.name for paper, _ in _by_persons(papers, policy, corpus) if paper.sha256 not in stated]
+
+
+def _by_persons(papers: Papers, policy: Policy, corpus: str) -> Iterator[tuple[Paper, Refusal]]:
+    """Refusals of this corpus by persons of the policy."""
+    for paper in papers.rulings:
+        ruling = paper.content
+        if paper.kind != REFUSAL or paper.subject != corpus or not isinstance(ruling, Refusal):
+            continue
+        if not person_fault(paper, ruling, policy.people, ()):
+            yield paper, ruling
+
+
 def state_refusals(
     papers: Papers, held: Iterable[Paper], policy: Policy, corpus: str, root: Path, journal: Journal
 ) -> None:
@@ -116,13 +134,9 @@ def state_refusals(
     A refusal that is no person's is not stated: a stranger's file would close the gate for good where nobody can
     withdraw it.
     """
-    for paper in papers.rulings:
-        ruling = paper.content
-        if paper.kind != REFUSAL or paper.subject != corpus or not isinstance(ruling, Refusal):
-            continue
-        if not person_fault(paper, ruling, policy.people, ()):
-            about = {"corpus": corpus, "gate": ruling.gate, "approver": ruling.approver}
-            journal.state(REFUSED, {_subject(paper, root): paper.sha256}, [], **about)
+    for paper, ruling in _by_persons(papers, policy, corpus):
+        about = {"corpus": corpus, "gate": ruling.gate, "approver": ruling.approver}
+        journal.state(REFUSED, {_subject(paper, root): paper.sha256}, [], **about)
     for paper in held:
         journal.state(WITHDRAWN, {_subject(paper, root): paper.sha256}, [], corpus=corpus, refusal=paper.subject)
 

@@ -111,15 +111,21 @@ def load_papers(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
 
 
 def settled_papers(
-    governance: tuple[GovernanceConfig, Path], policy: Policy, corpus: str, root: Path, journal: Journal | None
+    governance: tuple[GovernanceConfig, Path],
+    policy: Policy,
+    corpus: str,
+    root: Path,
+    journal: Journal | None,
+    *,
+    states: bool = True,
 ) -> Papers:
     """Signed statements on one corpus, with refusals as the journal knows them.
 
-    Those read for the first time are stated, unless this is a look-up or readers do not trust our key.
+    Those read for the first time are stated, unless `states` is false (a look-up) or readers do not trust our key.
     """
     papers = load_papers(*governance, root)
     settled, held = settle(papers, policy, corpus, () if journal is None else journal.verified())
-    if journal is not None and not journal.reads_only and _may_state(*governance):
+    if journal is not None and states and _may_state(*governance):
         state_refusals(papers, held, policy, corpus, root, journal)
     return settled
 
@@ -348,19 +354,23 @@ def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[
 def require_open(
     tokens: Manifest,
     policy: Policy,
-    config: GovernanceConfig,
-    folder: Path,
+    governance: tuple[GovernanceConfig, Path],
     root: Path,
     journal: Journal | None,
     packed: Sequence[Manifest] = (),
+    *,
+    states: bool = True,
 ) -> dict[str, Any]:
     """The valid verdict on exactly these shards and policy, or raise.
+
+    `states` is false for a look-up, which leaves no line in the journal.
 
     Raises:
         GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
             is missing or listed twice; a manifest of the chain, or a file of the audit, was altered; a
             clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
+    config, folder = governance
     bound = bound_by(policy, config, folder)
     path = verdict_path(tokens, policy, root)
     if not path.exists():
@@ -392,7 +402,7 @@ def require_open(
         closed = GateClosed(explain(verdict, policy.owners))
         closed.by_verdict = True
         raise closed
-    papers = settled_papers((config, folder), policy, tokens.digest, root, journal)
+    papers = settled_papers(governance, policy, tokens.digest, root, journal, states=states)
     if since := _faults_since(verdict, policy, tokens.digest, moment.date(), papers):
         raise GateClosed(
             "\n  ".join(

@@ -52,7 +52,7 @@ def journal_keys(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
     return [*keys, private_key(own).public_key()] if own.exists() else keys
 
 
-def open_journal(config: GovernanceConfig, folder: Path, root: Path, *, reads_only: bool = False) -> Journal:
+def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
     """The journal of `root`; paths of `config` are relative to `folder`.
 
     Nothing is read or made yet.
@@ -63,7 +63,6 @@ def open_journal(config: GovernanceConfig, folder: Path, root: Path, *, reads_on
         lambda: journal_keys(config, folder),
         anchor(root, folder if config.git_note else None),
         HomeAnchor(root),
-        reads_only=reads_only,
     )
 
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
 from governance.errors import ManifestError
-from governance.files import append_line, locked, sha256_bytes, sha256_file
+from governance.files import append_line, locked, running_sha256, sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
@@ -44,11 +44,12 @@ from governance.signing.journal_lines import (
     FILE_NAME,
     PREDICATE_TYPE,
     JournalEntry,
+    VerifiedLines,
     lines_of,
     named,
     parse_line,
-    read_journal,
     read_times,
+    verify_lines,
     void,
 )
 from governance.signing.running_digests import FOREIGN, GROWN, Prefix, RunningDigests
@@ -82,7 +83,6 @@ class Journal:
         trusted: gives the trusted public keys when something is read.
         after: called with the head after each line that was appended.
         anchor: keeps the head outside of the root and reports lines that are gone.
-        reads_only: for a look-up, which states nothing of what it reads.
     """
 
     def __init__(
@@ -92,25 +92,25 @@ class Journal:
         trusted: Callable[[], Sequence[PublicKey]] = tuple,
         after: Callable[[str], None] = lambda head: None,
         anchor: HomeAnchor | None = None,
-        *,
-        reads_only: bool = False,
     ) -> None:
-        self.reads_only = reads_only
         self.path = root / FILE_NAME
         self._lock = root / _LOCK
         self._key, self._trusted, self._after, self._anchor = key, trusted, after, anchor
         self._signer: SigningKey | None = None
-        self._size = 0  # bytes that were taken in
-        self._ended = True  # and whether they end with a whole line
-        self._digests: list[str] = []  # SHA-256 of each line
-        self._torn = False
-        self._entries: list[JournalEntry] = []
-        self._stated: dict[str, tuple[str, str]] = {}  # subject -> digest and seal, as they were stated last
-        # SHA-256 of the bytes that were verified last, and their entries
-        self._verified: tuple[str, tuple[JournalEntry, ...]] = ("", ())
-        self._prefixes: dict[str, Prefix] = {}  # file that grows -> how it was stated last
+        self._forget()
         self._running = RunningDigests(root)
         self._warned: set[str] = set()  # foreign ledgers
+
+    def _forget(self) -> None:
+        self._size, self._hash = 0, running_sha256()  # of the bytes that were taken in
+        self._ended = True  # whether they end with a whole line
+        self._digests: list[str] = []  # SHA-256 of each line
+        self._parsed: list[JournalEntry | None] = []  # each line; None for a torn one
+        self._entries: list[JournalEntry] = []
+        self._stated: dict[str, tuple[str, str]] = {}  # subject -> digest and seal, as they were stated last
+        self._prefixes: dict[str, Prefix] = {}  # file that grows -> how it was stated last
+        self._verified = VerifiedLines()
+        self._keys: frozenset[str] = frozenset()  # those that verified them
 
     def head(self) -> str:
         """The last line as "index:SHA-256"; "" when there is none."""
@@ -173,21 +173,26 @@ class Journal:
     def verified(self) -> Sequence[JournalEntry]:
         """Every verified entry, oldest first.
 
-        The chain and each signature are verified first. The result is empty where there is no journal. Bytes that this
-        object has verified are not verified again.
+        The chain and each signature are verified first. The result is empty where there is no journal. Lines that this
+        object has verified, and whose bytes are the same, are not verified again.
 
         Raises:
             ManifestError: something in the journal was altered, or its signer is not trusted.
         """
         if not self.path.exists():
             return ()
-        digest = sha256_file(self.path)
-        if digest != self._verified[0]:
-            found, problems = read_journal(self.path, self._trusted(), ended=True)
-            if problems:
-                raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
-            self._verified = (digest, tuple(found))
-        return self._verified[1]
+        data, trusted = self.path.read_bytes(), self._trusted()
+        if sha256_bytes(data[: self._size]) != self._hash.hexdigest():
+            self._forget()
+        self._read(data)
+        keys = frozenset(map(key_id, trusted))
+        known = self._verified if keys == self._keys else VerifiedLines()
+        whole = lines_of(data[: data.rfind(b"\n") + 1])  # a line without its end is being written, or was torn
+        found, problems = verify_lines(list(zip(whole, self._parsed, strict=False))[known.lines :], trusted, known)
+        if problems:
+            raise ManifestError(f"{self.path.parent}: " + "; ".join(problems[:5]))
+        self._verified, self._keys = found, keys
+        return found.entries
 
     def append(self, kind: str, statement: Mapping[str, Any]) -> None:
         """Sign a statement and append it; its predicate gets the field `journal`.
@@ -308,7 +313,8 @@ class Journal:
                 return
             if self._signer is None:
                 self._signer = self._key()
-            if self._torn:
+            torn = bool(self._parsed) and self._parsed[-1] is None
+            if torn:
                 get_logger(__name__).warning(
                     "%s: line %d was torn by a writer that was killed; it is closed, and stays",
                     self.path,
@@ -319,7 +325,7 @@ class Journal:
             entry = {"index": len(self._digests), "kind": kind, "previous": last, "time": time}
             refuse_expired(self._signer, str(entry["time"]))
             grown = [prefix.plain() for prefix in (*begun, *self._running.grown(self._prefixes))]
-            block = {**entry, **({"torn": True} if self._torn else {}), **({GROWN: grown} if grown else {})}
+            block = {**entry, **({"torn": True} if torn else {}), **({GROWN: grown} if grown else {})}
             signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
             append_line(self.path, canonical_json({**entry, "envelope": signed}).decode("utf-8"), durable=True)
             head = self.head()
@@ -334,25 +340,31 @@ class Journal:
             get_logger(__name__).warning("this machine's clock shows %s; the journal is already at %s", moment, last)
         return max(moment, last)
 
-    def _read(self) -> None:
-        """Take in what was appended since; nothing is verified here."""
-        size = self.path.stat().st_size if self.path.exists() else 0
+    def _read(self, whole: bytes | None = None) -> None:
+        """Take in what was appended since; nothing is verified here.
+
+        `whole` is the file's content, if it was read.
+        """
+        size = len(whole) if whole is not None else self.path.stat().st_size if self.path.exists() else 0
         if size == self._size:
             return
         if size < self._size or not self._ended:
-            self._size, self._digests, self._torn, self._entries, self._stated = 0, [], False, [], {}
-            self._prefixes = {}
-        with open(self.path, "rb") as handle:
-            handle.seek(self._size)
-            data = handle.read()
+            self._forget()
+        if whole is not None:
+            data = whole[self._size :]
+        else:
+            with open(self.path, "rb") as handle:
+                handle.seek(self._size)
+                data = handle.read()
         for line in lines_of(data):
             entry = parse_line(line, len(self._digests))
             self._digests.append(sha256_bytes(line))
-            self._torn = entry is None
+            self._parsed.append(entry)
             if entry is not None:
                 self._entries.append(entry)
                 self._stated.update({name: (digest, entry.seal) for name, digest in entry.subjects.items()})
                 self._prefixes.update((prefix.path, prefix) for prefix in entry.grown)
+        self._hash.update(data)
         self._size, self._ended = self._size + len(data), data.endswith(b"\n")
 
 

@@ -116,13 +116,10 @@ def parse_line(line: bytes, index: int) -> JournalEntry | None:
     return entry
 
 
-def read_journal(
-    path: Path, trusted: Sequence[PublicKey], *, ended: bool = False
-) -> tuple[list[JournalEntry], list[str]]:
+def read_journal(path: Path, trusted: Sequence[PublicKey]) -> tuple[list[JournalEntry], list[str]]:
     """Entries of a journal, and its faults by file and line.
 
-    `ended` skips a last line without its end: it is being written, or it was torn, and the next writer closes it. Each
-    line costs a verification of Ed25519 (about 0.2 ms).
+    Each line costs a verification of Ed25519 (about 0.2 ms).
 
     Raises:
         ManifestError: the journal is missing or cannot be read.
@@ -131,35 +128,52 @@ def read_journal(
         data = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); each root has its journal") from error
-    if ended:
-        data = data[: data.rfind(b"\n") + 1]
-    entries: list[JournalEntry] = []
-    problems: list[str] = []
-    lines = lines_of(data)
-    previous, torn = "", False
-    for index, line in enumerate(lines):
-        entry = parse_line(line, index)
-        closed = entry is None and _is_closed(lines, index)
+    found, problems = verify_lines(
+        [(line, parse_line(line, index)) for index, line in enumerate(lines_of(data))], trusted
+    )
+    if data and not data.endswith(b"\n"):
+        problems.append(f"{FILE_NAME}: line {found.lines - 1}: has no end: its writer was killed, or it was cut")
+    return list(found.entries), problems
+
+
+@dataclass(frozen=True)
+class VerifiedLines:
+    """The verified beginning of a journal."""
+
+    lines: int = 0
+    """Their number, torn ones included."""
+    last: str = ""
+    """SHA-256 of the last; it holds those of all before it."""
+    entries: tuple[JournalEntry, ...] = ()
+
+
+def verify_lines(
+    parsed: Sequence[tuple[bytes, JournalEntry | None]],
+    trusted: Sequence[PublicKey],
+    after: VerifiedLines = VerifiedLines(),
+) -> tuple[VerifiedLines, list[str]]:
+    """Verify the lines that follow `after`; return all, and their faults."""
+    entries, problems, previous, torn = list(after.entries), [], after.last, False
+    for place, (line, entry) in enumerate(parsed):
+        index = after.lines + place
+        following = parsed[place + 1][1] if place + 1 < len(parsed) else None
+        closed = entry is None and following is not None and _closes(following, line)
         faults = [] if closed else _faults(line, entry, (index, previous, torn), trusted)
         problems += [f"{FILE_NAME}: line {index}: {fault}" for fault in faults]
         if entry is not None:
             entries.append(entry)
         previous, torn = sha256_bytes(line), entry is None
-    if data and not data.endswith(b"\n"):
-        problems.append(f"{FILE_NAME}: line {len(lines) - 1}: has no end: its writer was killed, or it was cut")
-    return entries, [*problems, *(f"{FILE_NAME}: {fault}" for fault in read_times(entries)[1])]
+    problems += [f"{FILE_NAME}: {fault}" for fault in read_times(entries)[1]]
+    return VerifiedLines(after.lines + len(parsed), previous, tuple(entries)), problems
 
 
-def _is_closed(lines: Sequence[bytes], index: int) -> bool:
-    """Return whether the next line states, signed, that this one was torn.
+def _closes(following: JournalEntry, line: bytes) -> bool:
+    """Return whether an entry states, signed, that the line before it was torn.
 
     Its signature is verified when its turn comes.
     """
-    following = parse_line(lines[index + 1], index + 1) if index + 1 < len(lines) else None
-    if following is None:
-        return False
     block = following.statement["predicate"].get("journal", {})
-    return block.get("torn") is True and block.get("previous") == sha256_bytes(lines[index])
+    return block.get("torn") is True and block.get("previous") == sha256_bytes(line)
 
 
 def _faults(

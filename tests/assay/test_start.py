@@ -17,7 +17,7 @@ from assay import start_preflight as start
 from assay.cli.main import main
 from assay.config import load_run
 from assay.dry_run import dry_run
-from assay.pipeline import corpus, journal_of, judge_corpus, write_report
+from assay.pipeline import corpus, judge_corpus, write_report
 from assay.start_preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import training_folder
 from governance.errors import ConfigError, PipelineError
@@ -264,7 +264,7 @@ def test_memory_that_nobody_knows_refuses_nothing(project):
 def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(project, caplog):
     run = load_run(project / "run.toml", ["train.continue_from='checkpoint/0123456789abcdef'"])
     root = project / "root"
-    attest = attest_with(journal_of(run, Runtime(root)), run.config.governance, run.folder, root)
+    attest = attest_with(run.journal(root), run.config.governance, run.folder, root)
     runtime = Runtime(root, hooks=Hooks(attest=attest))
     judge_corpus(run, corpus(run, runtime), runtime)
     assert write_report(run, runtime).is_file()

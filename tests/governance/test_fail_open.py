@@ -23,7 +23,7 @@ from assay.cli.main import main
 from governance.checks import expectations
 from governance.files import place, write_json
 from governance.gate.waivers import REFUSAL, WAIVER
-from governance.signing.dsse import private_key, sign
+from governance.signing.dsse import create_key, private_key, sign
 from tests.governance.attacked import FAILS, NOW, closed, demand, gate, paper, prepare, verdict_of, words_of
 
 
@@ -210,6 +210,26 @@ def test_a_refusal_closes_what_was_let_through(project, capsys):
     withdraw[withdraw.index("refusal.json")] = "other.json"
     assert main([*withdraw, str(project / "ann.pem"), *said]) == 66
     assert "its refusals: refusal.json" in capsys.readouterr().err
+
+
+def test_a_refusal_is_stated_when_it_is_signed(project, capsys, monkeypatch):
+    """Its file may go before any check or training has read it; an account that may not state it is warned."""
+    demand(project, FAILS)
+    closed(project, capsys, "sources.few")
+    create_key(project / "other.pem")
+    elsewhere = ["--set", 'governance.trusted_keys=["key.pem.pub"]', "--set", 'governance.signing_key="other.pem"']
+    review = ["governance", "review", *words_of(project), "--key", str(project / "ann.pem")]
+    for words, stated in ((elsewhere, False), ([], True)):
+        before = (project / "root" / "journal.jsonl").read_bytes()
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.StringIO("r\nnobody has looked at these\n"))
+        assert main([*review, *words]) == 0
+        assert ("Have that account run: assay governance check" in capsys.readouterr().err) is not stated
+        assert ((project / "root" / "journal.jsonl").read_bytes() != before) is stated
+        for path in (project / "root" / "refusals").iterdir():
+            path.unlink()
+    paper(project, WAIVER)
+    closed(project, capsys, "by ann was removed or altered; put it back")
 
 
 def test_a_refusal_in_the_root_is_read_whatever_the_settings_say(project, capsys):

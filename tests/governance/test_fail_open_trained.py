@@ -20,6 +20,7 @@ from assay.config import load_run
 from assay.weights_origin import weights_origin
 from governance.errors import GateClosed
 from governance.manifest import describe, read_manifest, write_manifest
+from governance.signing import journal_lines
 from governance.stage import Runtime
 from tests.governance.attacked import flip, only, prepare, reseal, words_of
 from tests.governance.test_fail_open_after import by_another_key
@@ -44,22 +45,56 @@ def foreign_ledger(folder):
     (folder / "root" / "energy.node9.jsonl").write_text(text.replace('"interval":"', '"interval":"f'))
 
 
+def without(name, dropped):
+    """A file of lines that lost some of them."""
+
+    def attack(folder):
+        path = only(folder, name)
+        lines = path.read_bytes().splitlines(keepends=True)
+        del lines[dropped]
+        path.write_bytes(b"".join(lines))
+
+    return attack
+
+
+LEDGER = "energy.jsonl"
 SHOWN = {
-    "a removed document": (lambda f: flip(only(f, "clean/*/removed/*tales*")), "removed/"),
-    "a kept document": (lambda f: flip(only(f, "redact/*/documents/*tales*")), "documents/"),
-    "a feature of a document": (lambda f: flip(only(f, "clean/*/features/*stories*")), "features/"),
-    "a foreign ledger": (foreign_ledger, "energy.node9.jsonl"),
+    "a removed document": (lambda f: flip(only(f, "clean/*/removed/*tales*")), 77, "removed/"),
+    "a kept document": (lambda f: flip(only(f, "redact/*/documents/*tales*")), 77, "documents/"),
+    "a feature of a document": (lambda f: flip(only(f, "clean/*/features/*stories*")), 77, "features/"),
+    "a foreign ledger": (foreign_ledger, 65, "energy.node9.jsonl: no line of the journal"),
+    "a ledger without its first lines": (without(LEDGER, slice(1, 3)), 65, f"{LEDGER}: "),
+    "a ledger without its last lines": (without(LEDGER, slice(-3, None)), 65, f"{LEDGER}: "),
+    "a ledger without a line inside": (without(LEDGER, slice(7, 8)), 65, f"{LEDGER}: "),
+    "no ledger": (lambda f: only(f, LEDGER).unlink(), 65, f"{LEDGER}: is missing"),
+    "a record of steps without its last": (without("train/*/metrics.jsonl", slice(-1, None)), 65, "metrics.jsonl: "),
 }
 
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_report_shows_nothing_that_was_altered(project, capsys, name):
-    attack, words = SHOWN[name]
+    attack, status, words = SHOWN[name]
     attack(project)
     capsys.readouterr()
-    assert main(["report", "write", *words_of(project)]) == 77
+    assert main(["report", "write", *words_of(project)]) == status
     assert words in capsys.readouterr().err
     assert list((project / "root").glob("report/*/manifest.json")) == []
+
+
+def test_a_command_verifies_each_line_of_the_journal_once(project, monkeypatch):
+    counted, verify = [], journal_lines._faults
+
+    def faults(line, *given):
+        counted.append(line)
+        return verify(line, *given)
+
+    monkeypatch.setattr(journal_lines, "_faults", faults)
+    for command in (["train"], ["report", "write"]):
+        counted.clear()
+        assert main([*command, *words_of(project)]) == 0
+        lines = (project / "root" / "journal.jsonl").read_bytes().splitlines()
+        assert len(counted) == len(set(counted)), command
+        assert set(counted) >= set(lines[:-1])  # the last one states the report
 
 
 # --- what else is signed, or sent on, after a training

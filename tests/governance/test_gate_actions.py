@@ -220,12 +220,17 @@ def gate(web, monkeypatch, tmp_path):
     """`gate(outcome)`: pass the gate of a run with one action, where `require_open` ends so."""
     actions, tracking = (action(kind="webhook", url=web.url),), TrackingConfig(mode="disabled")
     config = SimpleNamespace(governance=GovernanceConfig(actions=actions), tracking=tracking)
-    run = SimpleNamespace(config=config, folder=tmp_path, path=Path("run.toml"), policy=SimpleNamespace(name="strict"))
+    run = SimpleNamespace(
+        config=config,
+        journal=lambda root: None,
+        folder=tmp_path,
+        path=Path("run.toml"),
+        policy=SimpleNamespace(name="strict"),
+    )
     artifacts = {"encode": SimpleNamespace(digest="c" * 64, stage="encode")}
-    monkeypatch.setattr(pipeline, "journal_of", lambda *a: None)
 
     def passed(outcome, **values):
-        def require_open(*words):
+        def require_open(*words, states):
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
@@ -275,7 +280,7 @@ def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_onc
         started.append(words)
         return ends
 
-    def require_open(*given):
+    def require_open(*given, states):
         outcome = next(outcomes)
         if isinstance(outcome, Exception):
             raise outcome

@@ -13,6 +13,7 @@ import pytest
 from governance.errors import GateClosed, ManifestError
 from governance.gate.chain import require_stated
 from governance.manifest import Input, Manifest
+from governance.signing import journal_lines
 from governance.signing.dsse import create_job_key, create_key, private_key
 from governance.signing.git_anchor import anchor, anchor_faults
 from governance.signing.journal import Journal, provenance
@@ -169,12 +170,43 @@ def test_random_kills_leave_a_journal_that_verifies_after_the_next_line(tmp_path
     assert len(whole(tmp_path)) > 8
 
 
+def test_each_line_is_verified_once_and_again_where_keys_or_bytes_differ(tmp_path, monkeypatch):
+    counted, verify = [], journal_lines._faults
+
+    def faults(line, entry, *given):
+        counted.append(entry.index)
+        return verify(line, entry, *given)
+
+    monkeypatch.setattr(journal_lines, "_faults", faults)
+    for name in ("key", "stranger"):
+        create_key(tmp_path / f"{name}.pem")
+    key, stranger = (private_key(tmp_path / f"{name}.pem") for name in ("key", "stranger"))
+    trusted = [key.public_key()]
+    journal = Journal(tmp_path, lambda: key, lambda: trusted)
+    for number in range(4):
+        (journal if number % 2 else open_it(tmp_path)).state_artifact(manifest(number))
+        assert [entry.index for entry in journal.verified()] == list(range(number + 1))
+    assert counted == [0, 1, 2, 3]
+    path = tmp_path / FILE_NAME
+    written = path.read_bytes()
+    path.write_bytes(written.replace(b'"kind":"made"', b'"kind":"mode"', 1))
+    for _ in range(2):
+        with pytest.raises(ManifestError, match="line 0: its fields differ"):
+            journal.verified()
+    path.write_bytes(written)
+    assert len(journal.verified()) == 4
+    trusted[:] = [stranger.public_key()]
+    with pytest.raises(ManifestError, match="no trusted key signed"):
+        journal.verified()
+
+
 @pytest.mark.parametrize("edit", ["drop", "swap", "replay", "byte", "kind", "foreign", "rebuilt"])
 def test_no_edit_passes(tmp_path, edit):
     journal = open_it(tmp_path)
     for number in range(5):
         journal.state_artifact(manifest(number))
     path, trusted = tmp_path / FILE_NAME, [private_key(tmp_path / "key.pem").public_key()]
+    assert len(journal.verified()) == 5
     lines = path.read_bytes().splitlines(keepends=True)
     if edit == "drop":
         del lines[2]

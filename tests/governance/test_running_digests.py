@@ -14,9 +14,8 @@ from governance import verification
 from governance.config import Section
 from governance.energy.ledger import host_ledger, read_ledger
 from governance.energy.meters import EnergyConfig, meter
-from governance.errors import GateClosed
+from governance.errors import ManifestError
 from governance.files import append_line, sha256_bytes, write_bytes
-from governance.gate.chain import require_announced
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
@@ -25,7 +24,7 @@ from governance.signed_notes import write_note
 from governance.signing.journal_lines import read_journal
 from governance.signing.running_digests import Prefix, RunningDigests, StatedPrefix, growing_files, prefix_faults
 from governance.stage import Made, Recipe, Runtime, commit, run_stage
-from governance.verification import verify_artifact, verify_root
+from governance.verification import require_growing, verify_artifact, verify_root
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
 TRAINING = "train/0123456789abcdef"
@@ -232,8 +231,8 @@ def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(me
     for line in range(2):
         journal.state("evaluation", {f"evaluation/{line}": "0" * 64}, [])
         assert any(line.startswith("energy.node2.jsonl: no line of the journal") for line in problems_of(root).problems)
-        with pytest.raises(GateClosed, match=r"nobody signed.*\n  energy\.node2\.jsonl"):
-            require_announced(root, journal)
+        with pytest.raises(ManifestError, match=r"as it was signed:\n  energy\.node2\.jsonl: no line"):
+            require_growing([], root, journal)
     foreign.unlink()
     journal.state_ledger(foreign)
     assert problems_of(root)[1:] == ([], []), "killed before its first line"
@@ -242,7 +241,7 @@ def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(me
     _, problems, [note] = problems_of(root)
     assert (journal.head(), problems) == (before, [])
     assert note.startswith("energy.node2.jsonl: its end (")
-    require_announced(root, journal)
+    require_growing([], root, journal)
 
 
 @pytest.mark.parametrize("names", [("energy.jsonl",), ("energy.jsonl", "energy.{host}.jsonl")])
@@ -259,7 +258,7 @@ def test_a_run_records_in_a_file_of_its_own_next_to_a_ledger_that_nobody_announc
     for path in left:
         path.rename(tmp_path / path.name)
     assert problems_of(root)[1:] == ([], [])
-    require_announced(root, open_journal(CONFIG, root.parent, root))
+    require_growing([], root, open_journal(CONFIG, root.parent, root))
     assert [interval.samples[-1].marks["artifact"] for interval in read_ledger(left[0])] == [
         first.folder,
         second.folder,
@@ -283,7 +282,7 @@ def test_a_ledger_announced_while_a_root_is_verified_is_no_fault(measured, monke
     journal = open_journal(CONFIG, root.parent, root)
     stated = journal.verified()
     monkeypatch.setattr(journal, "verified", lambda: begin() or stated)
-    require_announced(root, journal)
+    require_growing([], root, journal)
     assert next(hosts, None) is None
 
 

@@ -93,7 +93,7 @@ class Bench:
         )  # fmt: skip
 
     def open(self):
-        return require_open(self.tokens, self.policy, self.config, self.root, self.root, None)
+        return require_open(self.tokens, self.policy, (self.config, self.root), self.root, None)
 
 
 def test_a_right_waiver_makes_waived_and_opens(bench):

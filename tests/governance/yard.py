@@ -84,12 +84,12 @@ class Yard:
         judgement = decide(policy, results, self.tokens.digest, today, papers)
         return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)
 
-    def open(self, journal=None, **changes):
+    def open(self, *, states=True, **changes):
         """Request training as `assay train` does."""
         config = self.config(**changes)
-        journal = journal or open_journal(config, self.root, self.root)
+        journal = open_journal(config, self.root, self.root)
         policy = load_policy(self.root / "policy.toml")
-        return require_open(self.tokens, policy, config, self.root, self.root, journal)
+        return require_open(self.tokens, policy, (config, self.root), self.root, journal, states=states)
 
     def refused(self, words, **changes):
         """Neither door opens, and both give the reason."""

@@ -12,7 +12,7 @@ import torch
 
 from assay.cli.main import main
 from assay.config import load_run
-from assay.pipeline import corpus, journal_of
+from assay.pipeline import corpus
 from data_pipeline.tokens.pack import PackConfig, pack
 from governance.errors import CheckpointError, ManifestError
 from governance.manifest import Input, Manifest, read_manifest, write_manifest
@@ -121,7 +121,7 @@ def test_another_tokenizer_of_the_same_size_is_refused_by_all_that_use_one(two, 
 def test_so_do_the_commands(two, tmp_path, capsys):
     place = str(two.place)
     loaded = load_run(two.folder / "run.toml", settings_of("ours"))
-    journal = journal_of(loaded, Runtime(two.root))
+    journal = loaded.journal(two.root)
     for path in sorted(two.root.glob("*/*/manifest.json")):
         journal.state_artifact(read_manifest(path))  # evaluate and export require it
     config = [str(two.folder / "run.toml"), "--root", str(two.root)]
