@@ -1,5 +1,6 @@
 """No half-written file ever has a final name."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from governance.errors import MissingInput, StorageError
 from governance.files import (
     append_line,
     atomic_path,
+    json_text,
     nameless_memory,
     place,
     put_in_place,
@@ -23,6 +25,29 @@ from governance.files import (
     write_json,
     write_private,
 )
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(), inner, max_size=4)
+        | st.dictionaries(st.integers(), inner, max_size=2)
+    ),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_json_has_the_bytes_of_the_library_with_an_indent(value):
+    assert json_text(value) == json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")], {"a": {"b": [float("-inf"), {}]}}])
+def test_json_refuses_what_is_no_number(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text(value)
 
 
 def _half_then_fail(path):

@@ -30,7 +30,7 @@ from governance.checks.bias.adverse_impact import Reference
 from governance.checks.bias.count_tables import ALL_TABLES, TABLES, merge_parts, write_counts
 from governance.checks.bias.counts import KEPT, CountTask, count_shard
 from governance.checks.bias.findings import findings_of
-from governance.checks.bias.instrument_check import instrument_rows, lexicon_scorer, load_templates
+from governance.checks.bias.instrument_check import instrument_rows, lexicon_scorers, load_templates
 from governance.checks.bias.representation import uncovered_note
 from governance.checks.bias.sentence_tables import Scorer, SentenceScorer
 from governance.checks.bias.tables import Choices, Recorded, bias_tables
@@ -259,7 +259,7 @@ def _scorers(
                 if kind == WEIGHT:
                     name = lexicons.instruments[number]
                     weights[name][joined(term)] = weight / scale_of(name)
-        found[code] = {name: lexicon_scorer(of, lexicon.identity) for name, of in weights.items() if of}
+        found[code] = lexicon_scorers({name: of for name, of in weights.items() if of}, lexicon.identity)
         found[code] |= {f"classifier:{name}": scorer for name, (_, scorer) in models.items()}  # no list has such a name
         found[code] |= {scorer.instrument: scorer.score for scorer in scorers if code in scorer.languages}
     return found

@@ -22,6 +22,7 @@ gives sigma^2 / n. A significant difference of a smaller sample exaggerates its 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -216,6 +217,20 @@ def _others(row: Row, keys: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ..
     return [key for key in keys if key[:2] == (language, axis) and key[2] != group]
 
 
+@functools.lru_cache(maxsize=4096)
+def _terms_of_group(lexicons: Lexicons, language: str, axis: str, group: str) -> list[str]:
+    lexicon = lexicons.languages[language]
+    groups = {number for number, name in enumerate(lexicon.groups) if name == (axis, group)}
+    return sorted({" ".join(term) for term, of in lexicon.identity.items() if not groups.isdisjoint(of)})
+
+
+@functools.lru_cache(maxsize=4096)
+def _terms_of_category(lexicons: Lexicons, language: str, family: str, category: str) -> set[str]:
+    lexicon = lexicons.languages[language]
+    number = lexicon.categories.index((family, category))
+    return {" ".join(term) for term, of in lexicon.others.items() if any(k == 0 and c == number for k, c, _ in of)}
+
+
 def _own_terms(
     row: Row, behind: Behind, lexicons: Lexicons, stages: Sequence[str], cell: tuple[str, str]
 ) -> list[dict[str, Any]]:
@@ -225,13 +240,7 @@ def _own_terms(
     languages = sorted(lexicons.languages) if row["language"] == ALL else [row["language"]]
     mentions: dict[str, int] = {}
     for code in languages:
-        lexicon = lexicons.languages[code]
-        names = {
-            " ".join(term)
-            for term, of in lexicon.identity.items()
-            if (row["axis"], row["group"]) in [lexicon.groups[g] for g in of]
-        }
-        for term in sorted(names):
+        for term in _terms_of_group(lexicons, code, row["axis"], row["group"]):
             number = sum(behind.terms.get((stage, code, term, *cell), 0) for stage in stages)
             if number:
                 mentions[term] = mentions.get(term, 0) + number
@@ -252,11 +261,7 @@ def _association(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, 
     effect["words"] += (
         f": in {100 * own:.2g} % of the sentences that mention the group, {100 * rate:.2g} % of the others'"
     )
-    lexicon = lexicons.languages[row["language"]]
-    number = lexicon.categories.index((family, category))
-    listed = {
-        " ".join(term) for term, of in lexicon.others.items() if any(kind == 0 and c == number for kind, c, _ in of)
-    }
+    listed = _terms_of_category(lexicons, row["language"], family, category)
     words = _words(behind, key, others, lambda term: term in listed, 0)
     cell = (KEPT, *key, family, category)
     return effect, _own_terms(row, behind, lexicons, [KEPT], (family, category)), words, [cell]

@@ -18,10 +18,11 @@ among fifty hardly moves a group. The note names the furthest term. A biased ins
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import math
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,18 @@ def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str,
         weights: term (a word or a phrase, of any case) -> weight; +1 and -1 for praise and blame, 1 for listed words.
         identity: terms that consume their words, as in the counts: a term that begins within one is not scored.
     """
-    by_words = {tuple(split_words(term)): weight for term, weight in weights.items()}
-    lengths = sorted({len(words) for words in by_words if words})
+    return lexicon_scorers({"": weights}, identity)[""]
+
+
+def lexicon_scorers(
+    lists: Mapping[str, Mapping[str, float]], identity: Collection[tuple[str, ...]]
+) -> dict[str, Scorer]:
+    """Scorers of several lists, as `lexicon_scorer`; each text is split once."""
     longest_first = sorted({len(term) for term in identity}, reverse=True)
     first_words = {term[0] for term in identity}
+    split = functools.cache(split_words)
 
-    def score(texts: list[str]) -> list[float]:
-        return [math.fsum(_weights(words, _used(words))) for words in map(split_words, texts)]
-
-    def _used(words: list[str]) -> set[int]:
+    def used_by_identity(words: list[str]) -> set[int]:
         used: set[int] = set()
         for start, word in enumerate(words):
             if word in first_words and start not in used:
@@ -97,13 +101,27 @@ def lexicon_scorer(weights: Mapping[str, float], identity: Collection[tuple[str,
                 used.update(range(start, start + next(found, 0)))
         return used
 
-    def _weights(words: list[str], used: set[int]) -> Iterator[float]:
-        for length in lengths:
-            for start in range(len(words) - length + 1):
-                if start not in used:
-                    yield by_words.get(tuple(words[start : start + length]), 0.0)
+    def scorer_of(weights: Mapping[str, float]) -> Scorer:
+        by_first: dict[str, dict[tuple[str, ...], float]] = {}
+        for words, weight in ((split_words(term), weight) for term, weight in weights.items()):
+            if words:
+                by_first.setdefault(words[0], {})[tuple(words)] = weight
 
-    return score
+        def score_of(words: list[str]) -> float:
+            if by_first.keys().isdisjoint(words):  # most neutral sentences
+                return 0.0
+            used = used_by_identity(words)
+            terms = ((start, by_first.get(word, {})) for start, word in enumerate(words) if start not in used)
+            return math.fsum(
+                weight
+                for start, of in terms
+                for term, weight in of.items()
+                if tuple(words[start : start + len(term)]) == term
+            )
+
+        return lambda texts: [score_of(split(text)) for text in texts]
+
+    return {name: scorer_of(weights) for name, weights in lists.items()}
 
 
 def instrument_rows(
