@@ -260,7 +260,7 @@ def test_an_altered_checkpoint_is_a_closed_gate_and_no_open_one(web, gate, monke
     def require_stated(*given):
         raise GateClosed("checkpoint/x: was altered")
 
-    monkeypatch.setattr(pipeline, "require_open", lambda *given: {"verdict": "PASS"})
+    monkeypatch.setattr(pipeline, "require_open", lambda *given, states: {"verdict": "PASS"})
     monkeypatch.setattr(pipeline, "require_stated", require_stated)
     run, artifacts = gate.given
     run.config.governance = GovernanceConfig(actions=(action(kind="webhook", url=web.url, on="any"),))
