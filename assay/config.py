@@ -80,7 +80,7 @@ class LoadedRun:
     source: RunFile = field(default_factory=RunFile)
     """The merged values with their origins."""
     journals: dict[Path, Journal] = field(default_factory=dict, repr=False, compare=False)
-    """Root -> its journal, of which each line is verified once in a process."""
+    """Journals by root; a process verifies each line once."""
 
     @property
     def folder(self) -> Path:

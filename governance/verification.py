@@ -133,7 +133,7 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
 
 
 def require_growing(manifests: Iterable[Manifest], root: Path, journal: Journal) -> None:
-    """Raise where a ledger or record is not as stated, or not as its manifest says.
+    """Raise where a ledger or record differs from its statements.
 
     A report on these artifacts rests on the files that grow: the energy ledger, the record of a training, a cluster's.
 

@@ -168,7 +168,7 @@ def verify_lines(
 
 
 def _closes(following: JournalEntry, line: bytes) -> bool:
-    """Return whether an entry states, signed, that the line before it was torn.
+    """Return whether an entry states that the line before is torn.
 
     Its signature is verified when its turn comes.
     """
