@@ -88,7 +88,7 @@ class LoadedRun:
         return self.path.parent
 
     def journal(self, root: Path) -> Journal:
-        """The journal of a root, with the run's keys; the same one each time."""
+        """The one journal of a root, with the run's keys."""
         if root not in self.journals:
             self.journals[root] = open_journal(self.config.governance, self.folder, root)
         return self.journals[root]
