@@ -103,11 +103,11 @@ class IngestIdentity(Section):
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
-    """Row of a document shard from a record, and its UTF-8 bytes."""
+    """Row of a document shard, its text as UTF-8 bytes, and their number."""
     data = record.text.encode("utf-8")
     row = (
         f"{source.name}/{record.id or f'{record.file}#{record.position}'}",
-        record.text,
+        data,
         source.name,
         record.url,
         record.language or source.language,

@@ -97,7 +97,8 @@ def decode_html(data: bytes, charset: str = "") -> str:
             break
     else:
         page = _decode(data, charset)
-    return _MARK_REFERENCE.sub(" ", page.replace(MARK, ""))
+    page = page.replace(MARK, "")
+    return _MARK_REFERENCE.sub(" ", page) if "&#" in page else page
 
 
 def _decode(data: bytes, charset: str) -> str:
