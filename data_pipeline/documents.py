@@ -175,7 +175,7 @@ def table_writer(path: Path, schema: pa.Schema, bounds: Sequence[str] = ()) -> I
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """`pa.array` of values of which none is None; text may come as UTF-8.
+    """`pa.array` of values without None; text may be UTF-8.
 
     For text it takes half the time, and does not load pandas.
     """

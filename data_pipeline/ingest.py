@@ -103,7 +103,7 @@ class IngestIdentity(Section):
 
 
 def to_row(record: Record, source: Source) -> tuple[tuple[Any, ...], int]:
-    """Row of a document shard, its text as UTF-8 bytes, and their number."""
+    """Row of a document shard, its text in UTF-8, and its bytes."""
     data = record.text.encode("utf-8")
     row = (
         f"{source.name}/{record.id or f'{record.file}#{record.position}'}",
