@@ -31,7 +31,7 @@ TEASERS = "".join(
 )
 FOOTER = "<p>Powered by SomePress</p><p>© 2026 Some House. All rights reserved.</p>"
 COOKIES = "This site uses cookies and other means of storage to make your visit a better one. Accept or reject."
-GOLDEN = "d3b70c32a2d979302e5ca96e243920d1002902a569e9f07ede5eea2508e6fde0"
+GOLDEN = "cd38929ef8c26aa15de56384cc25e58163e1ded6979c8c709ca7d47728ea4fe0"
 PARAGRAPHS = "".join(f"<p>{text}</p>" for text in PROSE)
 
 
