@@ -12,14 +12,14 @@ Names and words are weighed first, by a logistic regression next to coarse featu
 several sites. Two ensembles of trees follow. Each step is fitted to what the step before gives on pages that it was not
 fitted to.
 
-The product's weights are what this script gives, to the byte (two runs on 2026-11-28; lightgbm 4.7.0, numpy and scipy of
-`constraints.txt`, one thread) from the `pages.jsonl` with SHA-256
-42b0991087ad7d4aee4f3756bf5b8259301783705c2372185908adc21d1b3dcb, in the order of this list.
-They are from 1,462 pages of the development set of WCXB (Foley 2026, CC BY 4.0), with its texts
-and sentences; 223 test pages of newspaper4k, goose3 and the Postlight parser, with trafilatura's texts; the 116 test
-pages of readability.js with their texts and titles; every sixth article of `web.warc.gz` (150); and every fifteenth
-manual of `html_docs` (116). No page of `html_public`, and none of its 459 sites, is among them: its licence allows
-measuring only.
+The product's weights are what this script gives, to the byte, from the `pages.jsonl` with the SHA-256 below (two runs on
+2026-11-28; lightgbm 4.7.0, numpy and scipy of `constraints.txt`, one thread). Its pages, in this order, are 1,462 of the
+development set of WCXB (Foley 2026, CC BY 4.0), with its texts and sentences; 223 test pages of newspaper4k, goose3 and
+the Postlight parser, with trafilatura's texts; the 116 test pages of readability.js with their texts and titles; every
+sixth article of `web.warc.gz` (150); and every fifteenth manual of `html_docs` (116). No page of `html_public`, and
+none of its 459 sites, is among them: its licence allows measuring only.
+
+    42b0991087ad7d4aee4f3756bf5b8259301783705c2372185908adc21d1b3dcb
 """
 
 from __future__ import annotations
