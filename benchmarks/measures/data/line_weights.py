@@ -12,8 +12,8 @@ Names and words are weighed first, by a logistic regression next to coarse featu
 several sites. Two ensembles of trees follow. Each step is fitted to what the step before gives on pages that it was not
 fitted to.
 
-The product's weights are what this script gives, to the byte, from the `pages.jsonl` with the SHA-256 below (two runs on
-2026-11-28; lightgbm 4.7.0, numpy and scipy of `constraints.txt`, one thread). Its pages, in this order, are 1,462 of the
+The product's weights are what this script gives, to the byte, from `pages.jsonl` with the SHA-256 below (two runs on
+2026-11-28; lightgbm 4.7.0, numpy and scipy of `constraints.txt`, one thread). Pages, in this order, are 1,462 of the
 development set of WCXB (Foley 2026, CC BY 4.0), with its texts and sentences; 223 test pages of newspaper4k, goose3 and
 the Postlight parser, with trafilatura's texts; the 116 test pages of readability.js with their texts and titles; every
 sixth article of `web.warc.gz` (150); and every fifteenth manual of `html_docs` (116). No page of `html_public`, and
