@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.config import LoadedRun
-from assay.start_preflight import here, refuse_start, under_site, warn_of_licences
+from assay.start_preflight import here, refuse_start, under_site, warn_of_expectations, warn_of_licences
 from assay.training_recipe import pinned, training_folder
 from assay.weights_origin import weights_origin
 from data_pipeline.prepare import prepare, stage_names
@@ -70,6 +70,8 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     if runtime.make:
         under_site(run)
         warn_of_licences(run)
+        if runtime.mode != "share":  # once, not in each task of an array
+            warn_of_expectations(run)
         bias = run.config.audit.bias
         if bias != type(bias)():  # only what a run names can be wrong, and our lists cost each task 0.4 CPU-s
             from governance.checks.bias.bias import sentence_scorers

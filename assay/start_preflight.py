@@ -84,6 +84,26 @@ def warn_of_licences(run: LoadedRun) -> None:
                 )  # fmt: skip
 
 
+def warn_of_expectations(run: LoadedRun) -> None:
+    """Warn of gates whose expectation Great Expectations does not have.
+
+    The audit, perhaps hours later, would find the gate in error. Own classes are tried there, in their time limit.
+    """
+    named = [gate for gate in run.policy.gates() if gate.expectation == "gx" and ":" not in gate.gx]
+    if not named:
+        return
+    from governance.checks.expectations import build_expectation
+
+    for gate in named:
+        try:
+            build_expectation(gate)
+        except Exception as error:
+            get_logger(__name__).warning(
+                "gate %s: %s. It will be in error, and nothing will be trained: correct %s",
+                gate.id, " ".join(str(error).split()), run.config.governance.policy,
+            )  # fmt: skip
+
+
 def _licences_seen(source: Source, folder: Path) -> set[str]:
     """Licences of the first records of some files.
 

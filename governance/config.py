@@ -239,6 +239,8 @@ def _explain(fault: Mapping[str, Any], schema: type[Section], values: Any) -> st
         near = next(iter(difflib.get_close_matches(facts["tag"], known, n=1)), "")
         hint = f"; did you mean {near!r}?" if near else ""
         return f'{field}.type = "{facts["tag"]}": is none of {", ".join(known)}{hint}'
+    if str(facts.get("pattern", "")).endswith(r":[A-Za-z_]\w*$"):  # of own code
+        return f'{field} = "{found}": needs the form package.module:function'
     message = _PLAIN.get(fault["type"], "").format(**facts) or fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error" and isinstance(found, dict):
         return f"{field}: {message}"  # a rule over several fields names its own values

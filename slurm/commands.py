@@ -335,5 +335,10 @@ def _run(*words: str) -> str:
         raise ClusterError(f"{words[0]}: no answer within {_SECONDS:.0f} s; is slurmctld up?") from error
     if done.returncode != 0:
         said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
-        raise ClusterError(f"{words[0]}: {said}")
+        hint = (
+            ". This machine knows no cluster: run this on a login node, or rehearse the run here with --local"
+            if "configuration source" in said
+            else ""
+        )
+        raise ClusterError(f"{words[0]}: {said}{hint}")
     return done.stdout

@@ -62,6 +62,16 @@ class Parser(argparse.ArgumentParser):
                 break
         return super().parse_known_args(words, namespace)
 
+    def error(self, message: str) -> NoReturn:
+        """End with the message, and the nearest choice or a group's commands."""
+        if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)$", message):
+            known = [word.strip(" '") for word in wrong[2].split(",")]
+            if near := difflib.get_close_matches(wrong[1], known, n=1):
+                message += f"; did you mean {near[0]!r}?"
+        elif message.endswith("required: COMMAND"):
+            message = f"a command is missing; the commands are: {', '.join(subcommands(self))}"
+        super().error(message)
+
     def _refuse_option(self, word: str) -> None:
         known = _options(self)
         name = word.partition("=")[0]

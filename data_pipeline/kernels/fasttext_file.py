@@ -71,7 +71,10 @@ def read_file(path: Path) -> FastTextFile:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return _parse(_Reader(data), path)
     except (struct.error, ValueError, IndexError, OverflowError, MemoryError, OSError) as error:
-        raise ManifestError(f"{path}: is cut short, or not a fastText model ({error}). Fetch it again.") from error
+        detail = "" if isinstance(error, struct.error) else f" ({error})"
+        raise ManifestError(
+            f"{path}: is cut short, or not a fastText model{detail}. Fetch it again, or name another file."
+        ) from error
 
 
 class _Reader:

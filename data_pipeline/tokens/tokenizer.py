@@ -269,7 +269,10 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
             get_logger(__name__).info("tokenizer: added the special tokens %s to those of %s", further, path)
         _check_usable(text, vocabulary)
     except OSError as error:
-        raise MissingInput(f"tokenizer.path: cannot read {path}: {error.strerror}.{hub_hint(path)}") from error
+        raise MissingInput(
+            f"data.tokenizer.path: cannot read {path}: {error.strerror}. Paths start at the folder of the "
+            f"run's file.{hub_hint(path)}"
+        ) from error
     except ValueError as error:
         raise ConfigError(
             f"tokenizer.path = {config.path!r}: {error}. Give a tokenizer.json that `tokenizers` loads, with its own "

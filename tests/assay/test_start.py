@@ -21,6 +21,7 @@ from assay.pipeline import corpus, judge_corpus, write_report
 from assay.start_preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import training_folder
 from governance.errors import ConfigError, PipelineError
+from governance.gate.policy import Gate
 from governance.hooks import Hooks
 from governance.lineage.attest import attest_with
 from governance.manifest import FILE_NAME
@@ -95,6 +96,20 @@ def test_licences_that_records_state_are_warned_of_from_the_first_ones(project, 
     (project / "stated.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
     start.warn_of_licences(load_run(project / "run.toml", words))
     assert "does not allow its licence NOASSERTION" in caplog.text
+
+
+def test_an_expectation_that_does_not_exist_is_warned_of_before_the_corpus(project, caplog):
+    run = load_run(project / "run.toml", [])
+    known = {"suite": "documents", "owner": "data", "why": "the test wants it so", "column": "words"}
+    gates = [
+        Gate(id="own.right", gx="expect_column_values_to_be_between", kwargs={"min_value": 1}, **known),
+        Gate(id="own.wrong", gx="expect_nothing", **known),
+        Gate(id="own.argument", gx="expect_column_values_to_be_between", kwargs={"least": 1}, **known),
+    ]
+    start.warn_of_expectations(replace(run, policy=run.policy.model_copy(update={"gate": tuple(gates)})))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split(":")[0] for line in warned] == ["gate own.wrong", "gate own.argument"]
+    assert "has no expectation 'expect_nothing'" in warned[0]
 
 
 @pytest.mark.parametrize(
