@@ -8,6 +8,7 @@ import pytest
 from governance.energy.factors import Factor, Factors, FactorsConfig
 from governance.files import append_line, write_text
 from governance.reports.facts.energy_totals import energy_facts, look_up
+from governance.reports.html.markup import meters
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, key_of, ledger, trained, verdict_of
@@ -189,3 +190,10 @@ def test_ledger_and_record_may_be_elsewhere(run, tmp_path):
     append_line(tmp_path / "energy.jsonl", json.dumps({"kind": "of a later release"}))
     output = energy_facts(list(made.values()), tmp_path, FACTORS)
     assert json.loads(json.dumps(output)) == found["energy"]
+
+
+def test_methods_are_named_without_process_numbers():
+    shared = ["shared: measured by pid 12", "shared: measured by pid 7"]
+    assert meters(["RAPL"]) == "RAPL"
+    assert meters(["RAPL", *shared]) == "RAPL; some work was metered by another command on its node"
+    assert meters([]) == ""

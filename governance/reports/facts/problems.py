@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from governance.gate.explanation import counted
-from governance.reports.html.markup import chance, compact, energy, share
+from governance.reports.html.markup import chance, compact, energy, meters, share
 from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_words import detailed, headline, language_of, named
 
@@ -220,7 +220,7 @@ def _unmeasured(found: Mapping[str, Any]) -> Iterator[Finding]:
         yield _finding("The energy is unknown", "no meter could be read; unknown, not zero", "/energy/total", "energy",
                        counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
     elif found["energy"]["estimated"]:
-        yield _finding("The energy is estimated", "; ".join(total["methods"]), "/energy/total", "energy",
+        yield _finding("The energy is estimated", meters(total["methods"]), "/energy/total", "energy",
                        counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
 
 

@@ -211,6 +211,13 @@ def share(value: float | None) -> str:
     return f"{100 * value:.3g} %" if value < 0.9995 else f"{100 * value:.4g} %"
 
 
+def meters(methods: Sequence[str]) -> str:
+    """Methods of measurement, without process numbers; "" for none."""
+    own = [method for method in methods if not method.startswith("shared: ")]
+    other = "some work was metered by another command on its node"
+    return "; ".join([*own, other] if len(own) < len(methods) else own)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds, minutes or hours."""
     if seconds is None:

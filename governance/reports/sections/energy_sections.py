@@ -18,6 +18,7 @@ from governance.reports.html.markup import (
     fold,
     foreign,
     join,
+    meters,
     number,
     share,
     table,
@@ -59,7 +60,7 @@ def energy_section(found: Mapping[str, Any]) -> Html:
         bars("Energy by phase", phases, keys, cite(found, "/energy/phases")) if phases else None,
     ]
     used = f"{energy(total['joules'])} ({bounds(total['low'], total['high'])})"
-    summary = f"{used}; {'; '.join(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
+    summary = f"{used}; {meters(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
     return join([
         tag("p", summary, cite(found, "/energy/total"), class_="note"),
         tag("div", [one for one in figures if one is not None], class_="pair"),
