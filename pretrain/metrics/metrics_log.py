@@ -20,12 +20,13 @@ import contextlib
 import importlib.util
 import json
 import math
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from governance.errors import ConfigError
+from governance.errors import ConfigError, PipelineError
 from governance.files import append_line, read_lines
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
@@ -41,8 +42,11 @@ class Mirror(Protocol):
     def show(self, number: int, line: Mapping[str, Any]) -> None:
         """Draw line `number` (from 0, over all attempts) of metrics.jsonl."""
 
-    def close(self) -> None:
-        """Write what is still buffered."""
+    def close(self, exit_code: int) -> None:
+        """Write what is still buffered.
+
+        `exit_code` is that of the training that ends.
+        """
 
 
 @contextlib.contextmanager
@@ -73,6 +77,7 @@ def open_record(
     before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
     reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
     mirrors: list[_GuardedMirror] = []
+    exit_code = 0
     try:
         for name, start in mirrors_of:
             mirrors.append(_GuardedMirror(name, start))
@@ -93,13 +98,25 @@ def open_record(
                 number += 1
 
         yield record, attempt
+    except BaseException as error:
+        exit_code = _exit_code_of(error)
+        raise
     finally:
         # At the same time: Slurm and the launcher leave a rank one minute for all of them.
-        closing = [threading.Thread(target=mirror.close, daemon=True) for mirror in mirrors]
+        closing = [threading.Thread(target=mirror.close, args=(exit_code,), daemon=True) for mirror in mirrors]
         for one in closing:
             one.start()
         for one in closing:
             one.join()
+
+
+def _exit_code_of(error: BaseException) -> int:
+    """Status with which a process ends by this error."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return error.exit_code if isinstance(error, PipelineError) else 1
 
 
 def require_mirrors(config: TrackingConfig) -> None:
@@ -172,12 +189,12 @@ class _GuardedMirror:
             self._working = False
             self._log.warning("%s fails (%s); the run continues without it", self._name, error)
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         """Write what is still buffered."""
         if self._mirror is None:
             return
         try:
-            self._mirror.close()
+            self._mirror.close(exit_code)
         except Exception as error:
             words = "%s cannot be closed (%s); %s is the record in any case"
             self._log.warning(words, self._name, error, METRICS_FILE)

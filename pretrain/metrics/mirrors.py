@@ -25,14 +25,16 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from governance.config import flat
+from governance.errors import BudgetReached, Preempted
 from governance.files import write_text
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
@@ -43,6 +45,8 @@ from pretrain.metrics.tail import Follower
 _SECONDS = 5.0
 _FINISH_SECONDS = 30.0  # of the minute that Slurm and the launcher leave to a rank that saves
 _KEY, _ROWS = "assay.key", "assay.rows"
+# Of an exit code; after one of "KILLED" the same command continues.
+_STATES = {0: "FINISHED"} | dict.fromkeys((Preempted.exit_code, BudgetReached.exit_code, 128 + signal.SIGINT), "KILLED")
 _MOST_METRICS, _MOST_PARAMETERS, _MOST_CHARACTERS = 1000, 100, 500  # of a request, and of a parameter's value
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names
 
@@ -52,7 +56,8 @@ class MlflowMirror:
 
     def __init__(self, folder: Path, config: TrackingConfig, identity: RunIdentity) -> None:
         self._follower = Follower(folder / METRICS_FILE)
-        given = (config, identity, self._follower)
+        self._exit_code = 0
+        given = (config, identity, self._follower, lambda: self._exit_code)
         self._thread = threading.Thread(target=_mirror, args=given, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -60,15 +65,16 @@ class MlflowMirror:
         """Announce a line; it is read from the record."""
         self._follower.more()
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         """Wait at most `_FINISH_SECONDS` until all rows are sent."""
+        self._exit_code = exit_code
         self._follower.end()
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
             get_logger(__name__).warning("MLflow does not answer; %s is the record in any case", METRICS_FILE)
 
 
-def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -> None:
+def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower, exit_code: Callable[[], int]) -> None:
     log = get_logger(__name__)
     try:
         from mlflow import MlflowClient
@@ -76,11 +82,8 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -
         client = MlflowClient(tracking_uri=config.mlflow)
         run, first = _open(client, config, identity)
         log.info("MLflow: run %s of experiment %s", run, config.project)
-        reached, ended = 0, ""
         rows, sent, pending = first, time.monotonic(), []
         for number, line in follower.lines():
-            reached = max(reached, line["step"])
-            ended = line["event"] if line["event"] in ("diverged", "early_stop") else ended
             if number < first:
                 continue
             rows, pending = number + 1, pending + _metrics(line)
@@ -89,8 +92,7 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower) -
                 sent, pending = time.monotonic(), []
         _send(client, run, pending, rows)
         client.set_tag(run, "assay.journal", identity.head())
-        finished = reached >= identity.recipe.train.steps or ended == "early_stop"
-        client.set_terminated(run, status="FAILED" if ended == "diverged" else "FINISHED" if finished else "KILLED")
+        client.set_terminated(run, status=_STATES.get(exit_code(), "FAILED"))
     except Exception as error:
         reason = _without_password((str(error) or repr(error)).splitlines()[0], config.mlflow)
         log.warning("MLflow fails (%s); the run continues without it", reason)
@@ -164,7 +166,7 @@ class PrometheusMirror:
         if line["event"] != "step" or time.monotonic() - self._written >= _WRITE_SECONDS:
             self._write()
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         """Write the last values, with `assay_running` 0."""
         self._values["running"] = 0.0
         self._write()
@@ -217,13 +219,13 @@ class TensorboardMirror:
         """
         step = line["step"]
         if line["event"] == "start":
-            self.close()
+            self.close(0)
             self._writer = self._open(self._place, purge_step=step + 1, max_queue=_QUEUE, flush_secs=_FLUSH_SECONDS)
         if self._writer is not None:
             for chart, value in chart_values(line).items():
                 self._writer.add_scalar(chart, value, step)
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         """Write what is queued."""
         if self._writer is not None:
             self._writer.close()

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from governance.errors import MissingInput
+from governance.errors import MissingInput, Preempted
 from governance.files import remove_tree, write_json
 from governance.lineage.attest import SHOWN_RUNS
 from governance.log import get_logger
@@ -149,6 +149,7 @@ class WandbMirror:
     def __init__(self, wandb: Any, folder: Path, config: TrackingConfig, identity: RunIdentity, mode: str) -> None:
         self._wandb, self._folder, self._config, self._identity, self._mode = wandb, folder, config, identity, mode
         self._sent = folder / FOLDER / _SENT_FILE
+        self._exit_code = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -161,11 +162,12 @@ class WandbMirror:
         """Announce a line; it is read from the record."""
         self._follower.more()
 
-    def close(self) -> None:
+    def close(self, exit_code: int) -> None:
         """Wait at most `_FINISH_SECONDS` until all is accepted.
 
         Then write rows offline that W&B may lack.
         """
+        self._exit_code = exit_code
         self._follower.end()
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
@@ -272,7 +274,9 @@ class WandbMirror:
         """
         with contextlib.suppress(Exception):  # a broken run still has to be ended
             run.summary["journal_head"] = self._identity.head()
-        run.finish()
+            if self._exit_code == Preempted.exit_code:  # W&B shows it as preempted, not as failed
+                run.mark_preempting()
+        run.finish(exit_code=self._exit_code)
         if mode == "offline":
             _tear_down(self._wandb)  # `finish` answers before its process has written all; this waits for that process
         elif rows is not None:

@@ -39,6 +39,8 @@ class OfflineRuns:
     """Identity of each attempt: id, name, entity, project, group, job type, tags, notes."""
     alerts: list[dict[str, str]] = field(default_factory=list)
     """Title, text and level."""
+    exit_codes: list[int] = field(default_factory=list)
+    """Exit code of each attempt that ended by itself."""
     system: list[dict[str, Any]] = field(default_factory=list)
     """Samples of system metrics."""
 
@@ -109,6 +111,8 @@ def _take(runs: OfflineRuns, record: Any) -> None:
     elif kind == "alert":
         alert = record.alert
         runs.alerts.append({"title": alert.title, "text": alert.text, "level": alert.level})
+    elif kind == "exit":
+        runs.exit_codes.append(record.exit.exit_code)
     elif kind == "stats":
         runs.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
     elif kind in ("run", "config"):

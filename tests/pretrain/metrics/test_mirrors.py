@@ -110,6 +110,7 @@ def test_offline_wandb_is_the_record(mirrored):
         assert drawn == expected
         numbers = [value for value in leaves(line) if isinstance(value, int | float)]
         assert sorted(drawn.values()) == sorted(numbers)  # none left out, none overwritten
+    assert runs.exit_codes == [1, 0], "the crash, and the attempt that finished"
 
 
 def test_offline_wandb_names_what_it_was_made_from(mirrored):
@@ -218,5 +219,6 @@ def test_alerts_and_system_metrics_are_in_the_run(tmp_path, run_training, monkey
                 break
         assert [(alert["title"], alert["level"]) for alert in found.alerts] == [("Training diverged", "ERROR")] * wanted
         assert bool(found.system) == wanted
+        assert found.exit_codes == [Diverged.exit_code]
         [run] = found.runs
         assert (run["job_type"], run["tags"], run["group"][:7]) == ("train", ["a", "b"], "tokens-")

@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from governance.errors import ConfigError
+from governance.errors import AlteredFile, BudgetReached, ConfigError, Preempted
 from governance.files import read_lines
 from pretrain.config.training import TrackingConfig
 from pretrain.distributed import launcher
+from pretrain.loss_spikes import Diverged
 from pretrain.metrics import metrics_log, wandb
 from pretrain.metrics import mirrors as mirror
 from pretrain.metrics.metrics_log import open_record
@@ -29,13 +30,15 @@ def uri(tmp_path):
     return (tmp_path / "mlflow").as_uri()
 
 
-def recorded(tmp_path, *events, **settings):
+def recorded(tmp_path, *events, error=None, **settings):
     config = TrackingConfig(mode="disabled", project="lab", mlflow=uri(tmp_path), **settings)
     identity = RunIdentity(RECIPE, "0123abcd" * 8, head=lambda: "journal head")
     (tmp_path / "run").mkdir(exist_ok=True)
     with open_record(tmp_path / "run", config, identity, writes=True) as (record, _):
         for event, step, values in events:
             record(event, step, **values)
+        if error:
+            raise error
 
 
 def steps(first, last):
@@ -43,10 +46,11 @@ def steps(first, last):
 
 
 def test_a_run_its_restart_and_its_end(tmp_path, client):
-    recorded(tmp_path, ("start", 0, {}), *steps(1, 2), name="first", tags=("a", "b"))
+    with pytest.raises(Preempted):
+        recorded(tmp_path, ("start", 0, {}), *steps(1, 2), name="first", tags=("a", "b"), error=Preempted("SIGTERM"))
     [experiment] = [one for one in client.search_experiments() if one.name == "lab"]
     [run] = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_name, run.info.status) == ("first", "KILLED"), "two of four steps"
+    assert (run.info.run_name, run.info.status) == ("first", "KILLED")
     assert run.data.params["train.steps"] == "4"
     assert {
         "assay.key": "0123abcd" * 8,
@@ -61,8 +65,11 @@ def test_a_run_its_restart_and_its_end(tmp_path, client):
     assert [(m.step, m.value) for m in losses] == [(line["step"], line["loss"]) for line in lines]
     assert run.data.metrics["loss/web/en _a_"] == 1.5
     assert run.data.metrics["attempt"] == 2
-    recorded(tmp_path, ("start", 4, {}), ("diverged", 4, {"loss": 99.0}))
-    assert client.get_run(run.info.run_id).info.status == "FAILED"
+    ends = ((Diverged("loss"), "FAILED"), (BudgetReached("joules"), "KILLED"), (AlteredFile("a shard"), "FAILED"))
+    for error, status in ends:
+        with pytest.raises(type(error)):
+            recorded(tmp_path, ("start", 4, {}), error=error)
+        assert client.get_run(run.info.run_id).info.status == status
 
 
 def test_a_store_that_does_not_answer_stops_no_run(tmp_path, monkeypatch, caplog):
@@ -92,7 +99,7 @@ def test_mirrors_close_at_the_same_time_and_within_the_minute_of_a_rank(tmp_path
         def show(self, number, line):
             pass
 
-        def close(self):
+        def close(self, exit_code):
             closing.wait(300)  # breaks unless the other is closed meanwhile
             closed.append(self)
 

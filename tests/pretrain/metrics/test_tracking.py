@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -12,13 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from assay import pipeline as run_module
-from governance.errors import ConfigError
+from governance.errors import AlteredFile, BudgetReached, ConfigError, Preempted
 from governance.files import read_lines
 from governance.manifest import Input
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import Settings, TrackingConfig, TrainConfig, TrainRecipe
 from pretrain.distributed.stragglers import spread
+from pretrain.loss_spikes import Diverged
 from pretrain.metrics.events import chart_values, summary_of
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
@@ -75,7 +77,8 @@ class FakeRun:
     def __init__(self, log=None):
         self.rows, self.metrics, self.artifacts, self.summary, self.started = [], {}, [], {}, {}
         self.config = SimpleNamespace(update=lambda values, allow_val_change: self.started.update(values))
-        self.ended = 0
+        self.ended = self.preempted = 0
+        self.exit_codes = []
         self.settings = SimpleNamespace(mode="online")
         self._interface = SimpleNamespace(publish_artifact=self._publish)
         self.log = log or (lambda values, step, commit: self.rows.append((step, values)))
@@ -97,8 +100,12 @@ class FakeRun:
     def log_artifact(self, artifact, aliases=None):
         self._log_artifact(artifact, aliases=aliases)
 
-    def finish(self):
+    def mark_preempting(self):
+        self.preempted += 1
+
+    def finish(self, exit_code):
         self.ended += 1
+        self.exit_codes.append(exit_code)
 
 
 class FakeArtifact:
@@ -154,6 +161,30 @@ def test_the_mirror_sees_the_same_numbers_under_the_lines_number(tmp_path, monke
     assert key is None or key not in (tmp_path / METRICS_FILE).read_text()
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (AlteredFile("a shard"), 65), (Diverged("loss"), 1), (BudgetReached("joules"), 71), (Preempted("SIGTERM"), 75),
+        (RuntimeError("a defect"), 1), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (SystemExit("words"), 1),
+    ],
+)  # fmt: skip
+def test_a_run_ends_at_wandb_with_the_exit_code_of_its_training(tmp_path, fake_wandb, error, code):
+    run = FakeRun()
+    fake_wandb(run)
+    for end in (error, None):
+
+        def train(end=end):
+            with open_record(tmp_path, TrackingConfig(mode="offline"), ABOUT, writes=True) as (record, _):
+                record("start", 0)
+                if end is not None:
+                    raise end
+
+        with pytest.raises(type(error)) if end is not None else contextlib.nullcontext():
+            train()
+    assert run.exit_codes == [code, 0]
+    assert run.preempted == (code == Preempted.exit_code)
+
+
 def test_artifacts_are_references_with_our_digests(tmp_path, fake_wandb):
     run = FakeRun()
     fake_wandb(run)
@@ -176,7 +207,7 @@ def test_a_broken_mirror_never_stops_the_run(tmp_path, monkeypatch, fake_wandb, 
         raise ConnectionError("gone")
 
     run = FakeRun(fail)
-    run.finish = lambda: fail({}, -1, True)
+    run.finish = lambda exit_code: fail({}, -1, True)
     fake_wandb(run)
     with open_record(tmp_path, TrackingConfig(), ABOUT, writes=True) as (record, _):
         record("step", 1, loss=0.5)
@@ -290,7 +321,7 @@ def test_lines_of_two_threads_keep_their_numbers(tmp_path, fake_wandb):
 
 def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(run_module, "pass_gate", lambda run, artifacts, runtime: {})
+    monkeypatch.setattr(run_module, "_require_open", lambda run, artifacts, runtime: {})
     monkeypatch.setattr("pretrain.train.train", lambda *arguments, **options: given.update(options))
     path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
     path.parent.mkdir()
