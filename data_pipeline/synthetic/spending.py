@@ -4,8 +4,11 @@ Tries count across starts: each has a line in `<root>/synthetic/<key>/tries.log`
 it ended with a status other than 200 or never left whole. Any other try without an answer (a timeout, a broken
 connection, a kill) may have been generated and billed all the same, so it counts as the most tokens that it may have
 used. A line is {"number": n, "note": {"request": key, "sent": n, "open": n}}, the note signed with its log and number;
-the lines of a request are added up. A line counts once and only if a trusted key signed it; a number that is missing
-before the last one counts as a request.
+the lines of a request are added up.
+
+Promise: only a line that a trusted key signed gives anything back, and once. Any other line (altered, repeated, torn,
+signed by a key that is no longer trusted, of the form without numbers in a run with keys) and each missing number
+count as a try without an answer, of the largest request. The limit: lines cut from the log's end are not known.
 """
 
 from __future__ import annotations
@@ -100,35 +103,40 @@ class TeacherBudget:
     def recall(self, root: Path, asked: Mapping[str, Listed], answered: Collection[str]) -> None:
         """Count earlier starts; an answer without a noted try is one."""
         sent, unclear = Counter[str](), Counter[str]()
+        every = [facts.bounds for facts in asked.values()]
+        largest = TokenBounds(
+            max((one.most_in for one in every), default=0), max((one.most_out for one in every), default=0)
+        )
         for path in sorted(root.glob(f"{STAGE}/*/{TRIES}")):
-            noted = self._noted(path)
+            noted, following = self._noted(path)
             for line in noted.values():
                 sent[line["request"]] += line["sent"]
                 unclear[line["request"]] += line["open"]
-            following = max(noted, default=-1) + 1
             self.tries += following - len(noted)
+            self.lose(largest, following - len(noted))
             self._number = following if path == self.log else self._number
         for key, facts in asked.items():
             self.tries += max(sent[key], key in answered)
             self.lose(facts.bounds, max(0, unclear[key] - (key in answered)))
 
-    def _noted(self, path: Path) -> dict[int, Mapping[str, Any]]:
-        """Trusted lines of a log by their numbers."""
+    def _noted(self, path: Path) -> tuple[dict[int, Mapping[str, Any]], int]:
+        """Trusted lines of a log by their numbers, and the next number."""
         found: dict[int, Mapping[str, Any]] = {}
-        lines = read_lines(path)
-        for line in lines:
-            number = line.get("number") if isinstance(line, dict) else None
-            if not isinstance(number, int):
+        for place, line in enumerate(read_lines(path)):
+            if not isinstance(line, dict) or not isinstance(number := line.get("number", place), int):
                 continue
-            content = self.signer.open(_name(path, number), line.get("note"))
-            if isinstance(content, dict):
+            content = self.signer.open(_name(path, number), line.get("note", line))  # without a note: the first form
+            if isinstance(content, dict) and content.keys() >= {"request", "sent", "open"}:
                 found[number] = content
-        if len(found) < len(lines) or len(found) <= max(found, default=-1):
+        written = sum(map(bool, path.read_bytes().split(b"\n")))  # with lines that are not JSON
+        following = max(written, max(found, default=-1) + 1)
+        if lost := following - len(found):
             get_logger(__name__).warning(
-                "%s: lines are missing, repeated, or no trusted key signed them; %d request(s) count as sent for them",
-                path, max(found, default=-1) + 1 - len(found),
+                "%s: %d line(s) are missing, repeated, or signed by no trusted key; each counts as a request that used "
+                "the most tokens. If the signing key was changed, name the former and the new one in trusted_keys",
+                path, lost,
             )  # fmt: skip
-        return found
+        return found, following
 
     def _has_room(self, most_in: int, most_out: int) -> bool:
         tokens_in = self.tokens_in + self.held_in + most_in

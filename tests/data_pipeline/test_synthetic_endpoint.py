@@ -146,6 +146,16 @@ def altered_lines(lines, how):
             return [lines[0], *lines[2:]]
         case "not lines":
             return ["[]", "3", "{}", '{"number":9,"note":null}', *lines]
+        case "last":
+            return [lines[0], *(line.replace('"number":', '"number":1') for line in lines[1:])]
+        case "last is another":
+            return [*lines[:-1], lines[1]]
+        case "every":
+            return [line.replace('"payload":"', '"payload":"e') for line in lines]
+        case "torn":
+            return [line[:-1] for line in lines]
+        case "form without numbers":
+            return ['{"request":"a","sent":1,"open":1}', '{"request":"a","sent":0,"open":-1}', lines[2]]
     return lines
 
 
@@ -153,11 +163,17 @@ def altered_lines(lines, how):
     ("how", "tries", "open_"),
     [
         ("untouched", 2, 1),
-        ("repeated", 2, 1),
-        ("planted", 2, 1),
-        ("changed", 3, 2),
-        ("removed", 3, 2),
-        ("not lines", 2, 1),
+        ("repeated", 4, 3),
+        ("planted", 3, 2),
+        ("changed", 3, 3),
+        ("removed", 3, 3),
+        ("not lines", 6, 5),
+        ("last", 3, 3),
+        ("last is another", 2, 1),
+        ("every", 3, 3),
+        ("torn", 3, 3),
+        ("form without numbers", 3, 3),
+        ("key changed", 3, 3),
     ],
 )
 def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
@@ -175,14 +191,32 @@ def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
     log.write_text("".join(f"{line}\n" for line in altered_lines(lines, how)), "utf-8")
     other = log.parents[1] / "4567" / "tries.log"  # a copy for another artifact
     other.parent.mkdir()
-    other.write_text(lines[1], "utf-8")
+    other.write_text(lines[1], "utf-8")  # it counts as one more
+    if how == "key changed":
+        signer = KeySigner(GovernanceConfig(signing_key="new.pem"), tmp_path)
     found = TeacherBudget(one, log, signer)
     found.recall(tmp_path, {"a": Listed(bounds, ["seed"])}, ())
-    assert (found.tries, found.tokens_in, found.tokens_out) == (tries, 100 * open_, 10 * open_)
+    assert (found.tries, found.tokens_in, found.tokens_out) == (tries + 1, 100 * (open_ + 1), 10 * (open_ + 1))
     found.note_sent(request)
     again = TeacherBudget(one, log, signer)
     again.recall(tmp_path, {"a": Listed(bounds, ["seed"])}, ())
-    assert again.tries == tries + 1
+    assert again.tries == tries + 2
+
+
+def test_a_run_without_keys_reads_the_first_form_of_its_tries(tmp_path):
+    log = tmp_path / "synthetic" / "0123" / "tries.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        '{"request":"a","sent":1,"open":1}\n{"request":"a","sent":0,"open":-1}\n{"number":2,"note":{}}\n', "utf-8"
+    )
+    with teacher() as server:
+        one = source(server)
+    listed = {"a": Listed(TokenBounds(100, 10), ["seed"])}
+    for tries in (2, 3):  # the last line, without its counts, is one try
+        found = TeacherBudget(one, log)
+        found.recall(tmp_path, listed, ())
+        assert (found.tries, found.tokens_in) == (tries, 100 * (tries - 1))
+        found.note_sent(Request("a", "seed", "", 1, {}, TokenBounds(100, 10)))
 
 
 def test_requests_that_did_not_leave_are_not_counted(folder):
