@@ -190,7 +190,7 @@ def _scan(data, offsets, classes, heads, pairs, ends, out):  # type: ignore[no-u
                             j = i + 1
                             while j < end and j < i + 5 and data[j] in (32, 34, 39, 61, 62, 96):
                                 j += 1
-                            if j < end and classes[data[j]] & 7:
+                            if j < end and (classes[data[j]] & 7 or data[j] in (43, 47)):  # Base64 has + and /
                                 total = _put(out, total, text, 8, chars + (j - i), chars + (j - i))
                     elif c == 45:
                         if i + 9 < end and data[i + 4] == 45 and data[i + 5] == 66 and data[i + 9] == 78:

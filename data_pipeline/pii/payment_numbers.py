@@ -120,10 +120,12 @@ def is_card(digits: str) -> bool:
 def _in_a_series(run: DigitRun, first: int, last: int) -> bool:
     """Return whether more groups of four come before or after.
 
-    Such a run is a table of years, not a card.
+    Such a run is a table of years, not a card. A group behind another sign (the full stop of a sentence) is not of it.
     """
+    sign = run.between[first].strip()
     before = first > 0 and run.ends[first - 1] - run.starts[first - 1] == 4 == run.ends[first] - run.starts[first]
-    return before or (last < len(run.ends) and run.ends[last] - run.starts[last] == 4)
+    after = last < len(run.ends) and run.ends[last] - run.starts[last] == 4
+    return (before and run.between[first - 1].strip() == sign) or (after and run.between[last - 1].strip() == sign)
 
 
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"

@@ -204,6 +204,8 @@ def _is_international(digits: str, part: Slice) -> bool:
     code = _country_code(digits)
     if code is None or (len(part.groups) == 2 and part.between[0] == "." and len(part.groups[0]) < 2):
         return False
+    if any(". " in piece for piece in part.between):  # the sentence ends with the number
+        return False
     national = len(digits) - len(code) - ("(0)" in "".join(_interleave(part)))
     if national < 7:
         return _is_short_international(code, national, part)

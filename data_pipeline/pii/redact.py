@@ -30,7 +30,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, edited, funnel, gathered, pass_on, with_column
 from data_pipeline.kernels.pii_candidates import scan
-from data_pipeline.pii.canaries import hosts, measure, planted
+from data_pipeline.pii.canaries import Canary, hosts, is_found, measure, planted
 from data_pipeline.pii.credential_rules import read_rules
 from data_pipeline.pii.detect import find, find_among, joined, splice
 from data_pipeline.pii.detections import ENTITIES, FAMILIES, RULE, TYPES, Detection, expand
@@ -46,7 +46,7 @@ from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 5
+VERSION = 6
 
 
 class PiiConfig(Section):
@@ -177,6 +177,10 @@ def _redact_shard(settings: RedactSettings, payload: Payload, path_of: Callable[
     entities = tuple(kind for kind in settings.actions if kind in ENTITIES)
     turns, seen = 0, 0
 
+    def known(canary: Canary, found: Sequence[Detection]) -> bool:
+        action = settings.actions[canary.expected.type]
+        return is_found(canary, found, {kind for kind, other in settings.actions.items() if other == action}, find)
+
     def treat(table: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         nonlocal turns, seen
         treated, stats = redact_table(table, settings.actions, key, finders)
@@ -187,7 +191,10 @@ def _redact_shard(settings: RedactSettings, payload: Payload, path_of: Callable[
             passages = [(table["sha256"][place].as_py(), table["text"][place].as_py()) for place in chosen]
             rounds = range(turns, wanted)
             stats["canaries"] = measure(
-                planted(types, rounds, passages, settings.seed), types, lambda texts: [find(text) for text in texts]
+                planted(types, rounds, passages, settings.seed),
+                types,
+                lambda texts: [find(text) for text in texts],
+                known,
             )
             if finders is not None and entities:
                 named = planted(entities, rounds, passages, settings.seed, ENTITY_MAKERS, ENTITY_SENTENCES)

@@ -82,7 +82,8 @@ def _mirror(config: TrackingConfig, identity: RunIdentity, follower: Follower, e
         client = MlflowClient(tracking_uri=config.mlflow)
         run, first = _open(client, config, identity)
         log.info("MLflow: run %s of experiment %s", run, config.project)
-        rows, sent, pending = first, time.monotonic(), []
+        rows, sent = first, time.monotonic()
+        pending: list[Any] = []
         for number, line in follower.lines():
             if number < first:
                 continue

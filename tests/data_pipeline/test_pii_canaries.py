@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.pii.canaries import SENTENCES, hosts, measure, planted
+from data_pipeline.pii.canaries import SENTENCES, hosts, is_found, measure, planted
 from data_pipeline.pii.canary_values import MAKERS
 from data_pipeline.pii.detect import find
-from data_pipeline.pii.detections import TYPES
+from data_pipeline.pii.detections import TYPES, Detection
 from data_pipeline.pii.draws import Draw
 
 PASSAGES = [
@@ -36,6 +36,53 @@ def test_recall_on_every_type_in_every_kind_of_passage():
     counts = measure(planted(TYPES, range(30), PASSAGES, 11), TYPES, find_each)
     assert all(count["planted"] == 30 for count in counts.values())
     assert {kind: count for kind, count in counts.items() if count["found"] < 29} == {}
+
+
+NUMBERED = {
+    "chats": lambda n: f"User: question {n}: what is {n} plus {n + 3}?\nAssistant: answer {n} is {2 * n + 3}.\n",
+    "telephone list": lambda n: f"passport {n} call phone number tel card mobile order no. account fax " * 8,
+    "orders": lambda n: f"invoice ${n}.50 order {7 * n} account # {n * n} id={n} serial " * 9,
+    "digits": lambda n: " ".join(f"{n * k * k} {k}-{n}/{k:04}. {n}," for k in range(1, 20)),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_no_small_corpus_misses_a_canary_by_its_place(kind):
+    """Values that pass two proofs, words of other types above them, and digits on either side."""
+    passages = [(f"{number * 0x9E3779B97F4A7C15 % 2**64:064x}", NUMBERED[kind](number)) for number in range(40)]
+    for seed in range(5):
+        counts = measure(planted(TYPES, range(2), passages, seed), TYPES, find_each, known)
+        assert {name: count for name, count in counts.items() if count["found"] < count["planted"]} == {}
+
+
+def known(canary, found, alike=TYPES, find=find):
+    return is_found(canary, found, alike, find)
+
+
+def test_a_type_that_is_not_detected_is_missed_wherever_it_is_planted():
+    """Also where another type, or all of them, cover the value."""
+    for kind in TYPES:
+
+        def broken(text, kind=kind):
+            return [Detection(0, len(text), "phone" if kind != "phone" else "iban")] + [
+                mark for mark in find(text) if mark.type != kind
+            ]
+
+        counts = measure(
+            planted((kind,), range(3), PASSAGES, 4), (kind,), lambda texts, broken=broken: [broken(t) for t in texts],
+            lambda canary, found, broken=broken: known(canary, found, find=broken),
+        )  # fmt: skip
+        assert counts == {kind: {"planted": 3, "found": 0}}
+
+
+def test_another_types_detection_counts_only_whole_and_treated_alike():
+    [canary] = planted(("pl_pesel",), range(1), PASSAGES, 0)
+    start, end, _ = canary.expected
+    assert known(canary, [Detection(start, end, "phone")])
+    assert known(canary, [Detection(start - 1, end, "be_rrn")])
+    assert not known(canary, [Detection(start + 1, end, "phone")])
+    assert not known(canary, [Detection(start, end, "phone")], alike={"pl_pesel", "be_rrn"})
+    assert not known(canary, [])
 
 
 @settings(max_examples=20)

@@ -86,6 +86,9 @@ def test_azure_keys_count_after_their_names():
         value = (MIXED * 3)[:size] + ("==" if size == 86 else "=")
         text = f"Endpoint=sb://x;{name}{value}"
         assert [(found.type, text[found.start : found.end]) for found in find(text)] == [("azure_key", value)]
+        for first in "+/":  # as one Base64 text in 32 begins
+            text = f'{name}{first}{value[1:]}"'
+            assert [text[found.start : found.end] for found in find(text)] == [first + value[1:]]
     secret = "abc8Q~" + MIXED[:34]
     assert [found.type for found in find(f"client_secret={secret}")] == ["azure_key"]
 
