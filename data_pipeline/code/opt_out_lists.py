@@ -23,11 +23,10 @@ from data_pipeline.readers.streams import TornStream, lines, open_source
 from data_pipeline.readers.streams import blocks as file_blocks
 from governance.errors import ConfigError
 
-_HOST = re.compile(
-    r"(https?://)?(www\.)?(github|gitlab)\.com/|https?://[^/]+/|ssh://([^/@]+@)?[^/]+/|git@[^/:]+:", re.I
-)
+_HOST = re.compile(r"(git\+)?(https?|ssh|git)://[^/]+/|(www\.)?(github|gitlab)\.com/|git@[^/:]+:", re.I)
 _VIEW = re.compile(r"(?P<repository>[^/]+/[^/]+|.+?(?=/-/))(/-)?/(blob|tree|raw|blame|edit|commits)/[^/]+")
 _ENTRY = re.compile(r"[^\s/\\*?@#]+(/[^/\\*?\x00-\x1f]+)*")
+_BEHIND_ADDRESS = re.compile(r"[?#].*", re.S)
 
 
 def read_opt_outs(paths: Iterable[Path]) -> frozenset[str]:
@@ -60,17 +59,41 @@ def _entry(line: bytes, path: Path, number: int) -> str:
         raise ConfigError(f"{path}, line {number}: is not UTF-8. Write the list in UTF-8.") from error
     if not text or text.startswith("#"):
         return ""
-    host = _HOST.match(text)
-    entry = (text[host.end() :] if host else text).rstrip("/").removesuffix(".git")
-    strays = " #" in entry or (host is not None and "#" in entry)
-    if host:
-        entry = unquote(_VIEW.sub(r"\g<repository>", entry, count=1))
-    if strays or not _ENTRY.fullmatch(entry):
+    entry, has_host = _without_host(text)
+    if " #" in entry or (has_host and "#" in entry) or not _ENTRY.fullmatch(entry):
         raise ConfigError(
             f"{path}, line {number}: {text[:100]!r} is not OWNER, OWNER/REPOSITORY or a path below one, such as "
             "octocat/hello-world/src/a.py. Correct the line; a comment needs a line of its own."
         )
     return entry.lower()
+
+
+def _without_host(text: str) -> tuple[str, bool]:
+    """A name or address without its host, and whether it had one."""
+    host = _HOST.match(text)
+    name = (text[host.end() :] if host else text).rstrip("/").removesuffix(".git")
+    return (unquote(_VIEW.sub(r"\g<repository>", name, count=1)) if host else name), host is not None
+
+
+def repository_name(value: str) -> str:
+    """A repository, by name or address, as entries name it.
+
+    The result is "" where no entry can name it. Case is kept.
+    """
+    text = value.strip()
+    if _HOST.match(text):
+        text = _BEHIND_ADDRESS.sub("", text)
+    name = plain_path(_without_host(text)[0])
+    return name if _ENTRY.fullmatch(name) else ""
+
+
+def plain_path(path: str) -> str:
+    """A path in a repository as entries name it.
+
+    The result is "" for one that leads out of the repository.
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part.strip() not in ("", ".")]
+    return "" if ".." in map(str.strip, parts) else "/".join(parts).strip()
 
 
 def opted_out(repository: str, path: str, entries: Collection[str]) -> str:

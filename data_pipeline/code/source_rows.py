@@ -6,7 +6,8 @@ facts in `columns`, the same language, the same rows passed over (`empty_file`, 
 row's own licence (`licence_field`): an SPDX expression, or a list of licences found in the repository, all of which
 count. And where path and content decide no language, the row may name it.
 
-A row without a path, or without the repository that `repository_field` promises, is a fault (`no_path`,
+Path and repository are spelt as an opt-out list names them: without host, `.git`, `./` and backslashes. A row without a
+path within its repository, or without the repository that `repository_field` promises, is a fault (`no_path`,
 `no_repository`): no opt-out list would find it.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from data_pipeline.code.languages import programming_language
 from data_pipeline.code.licences import UNKNOWN, is_licence_file, joined, licence_of_header, normalised
+from data_pipeline.code.opt_out_lists import plain_path, repository_name
 from data_pipeline.code.source_trees import BINARY_CHARACTERS
 from data_pipeline.documents import CODE_LANGUAGE
 from data_pipeline.readers.file_types.code_settings import CodeRows
@@ -55,10 +57,10 @@ def _source_file(
     values: dict[str, Any] = json.loads(record.columns)
     path, repository = values[rows.path_field], values[rows.repository_field] if rows.repository_field else ""
     text = record.text.removeprefix(_BYTE_ORDER_MARK)
-    for name, value, needed in (("path", path, True), ("repository", repository, bool(rows.repository_field))):
-        if not isinstance(value, str) or (needed and not value.strip("/")):
-            return RecordFault(record.file, record.position, f"no_{name}", sample(text))
-    path, repository = path.strip("/"), repository.strip("/")
+    path = plain_path(path) if isinstance(path, str) else ""
+    repository = repository_name(repository) if isinstance(repository, str) else ""
+    if not path or (rows.repository_field and not repository):
+        return RecordFault(record.file, record.position, "no_repository" if path else "no_path", sample(text))
     if is_licence_file(path):
         return "licence_file"
     if not text or "\0" in text[:BINARY_CHARACTERS]:

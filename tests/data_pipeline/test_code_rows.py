@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.code.licences import UNKNOWN, normalised
+from data_pipeline.code.opt_out_lists import plain_path
 from data_pipeline.code.select_code import select_code
 from data_pipeline.code.source_rows import licence_of_value
 from data_pipeline.config import DataConfig
@@ -135,6 +136,9 @@ def test_rows_without_path_or_repository_are_faults_and_a_row_may_name_its_langu
         {"text": CODE, "path": None, "repo": "a/b", "lang": "Python"},
         {"text": CODE, "path": "x.py", "repo": "", "lang": "Python"},
         {"text": CODE, "path": "x.py", "repo": 3, "lang": "Python"},
+        {"text": CODE, "path": "x.py", "repo": " / ", "lang": "Python"},
+        {"text": CODE, "path": "x.py", "repo": "ann/../tools", "lang": "Python"},
+        {"text": CODE, "path": "a/../../x.py", "repo": "a/b", "lang": "Python"},
         {"text": "\ufeffrun", "path": "/bin/x.unknown", "repo": "a/b", "lang": "Sieve", "licence": "MIT OR Zlib"},
         {"text": "run", "path": "x.unknown", "repo": "a/b", "lang": None, "licence": []},
         {"text": CODE, "path": "y.py", "repo": "a/b", "lang": None, "licence": {"name": "MIT"}},
@@ -148,13 +152,47 @@ def test_rows_without_path_or_repository_are_faults_and_a_row_may_name_its_langu
         "code": {"path_field": "path", "repository_field": "repo", "programming_language_field": "lang"},
     }
     documents, _, faults, made = judged(tmp_path, source, "root")
-    assert [fault["reason"] for fault in faults] == ["no_path", "no_repository", "no_repository"]
+    assert [fault["reason"] for fault in faults] == ["no_path", *["no_repository"] * 4, "no_path"]
     assert [facts(document)[:1] + facts(document)[2:] for document in documents] == [
         ("run", "MIT OR Zlib", "a/b", "bin/x.unknown", "Sieve"),
         (CODE, UNKNOWN, "a/b", "y.py", "Python"),
         (CODE, "NOASSERTION", "a/b", "z.py", "Python"),
     ]
     assert made.stats["passed_over"] == {"no_programming_language": 1}
+
+
+REPOSITORIES = ["ann/tools", "/ann/tools/", " Ann/Tools ", "ann\\tools", "https://github.com/ann/tools",
+                "ann/tools.git", "http://user@www.github.com/ann/tools.git/", "git@github.com:ann/tools.git",
+                "git://github.com/ann/tools",
+                "ssh://git@gitlab.com/ann/tools.git", "git+https://github.com/ann/tools.git#main", "./ann//tools",
+                "https://github.com/ann/tools/tree/main", "https://github.com/ann/to%6Fls?tab=readme"]  # fmt: skip
+PATHS = ["secret/a.py", "/secret/a.py", "./secret/a.py", "secret\\a.py", ".\\secret\\.\\a.py", "secret//./a.py ",
+         "SECRET/a.py"]  # fmt: skip
+
+
+def rows_of_code(folder, rows, **code):
+    write(folder / "rows.jsonl", rows)
+    named = {"path_field": "path", "repository_field": "repo"} | code
+    return judged(folder, {"type": "jsonl", "paths": ["rows.jsonl"], "licence_field": "licence", "code": named}, "root")
+
+
+def test_an_opt_out_list_finds_rows_however_they_spell_repository_and_path(tmp_path):
+    places = [(one, PATHS[0]) for one in REPOSITORIES] + [(REPOSITORIES[0], one) for one in PATHS]
+    texts = [f"{CODE}# {number}\n" for number in range(len(places))]
+    rows = [
+        {"text": text, "repo": repository, "path": path, "licence": None}
+        for text, (repository, path) in zip(texts, places, strict=True)
+    ]
+    documents, removed, faults, _ = rows_of_code(tmp_path, rows)
+    assert removed == dict.fromkeys(texts, "path_opted_out")
+    assert (documents, faults) == ([], [])
+
+
+@given(st.text("aZ.\\/ ", max_size=20))
+def test_a_plain_path_has_only_names(value):
+    found = plain_path(value)
+    assert plain_path(found) == found
+    assert found == "" or not {"", ".", ".."} & set(found.split("/"))
 
 
 @given(st.lists(st.sampled_from(["MIT", "mit", "Apache-2.0", "GPL-2.0", "MIT OR Zlib", " ", "Foo"]), max_size=4))
