@@ -108,7 +108,9 @@ def json_text(value: Any) -> str:
 
     NaN and infinity are refused.
     """
-    return _indented(value, "\n") + "\n"
+    with contextlib.suppress(ValueError):  # its message does not name the value, as the library's own does
+        return _indented(value, "\n") + "\n"
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _indented(value: Any, line: str) -> str:

@@ -46,7 +46,7 @@ def test_json_has_the_bytes_of_the_library_with_an_indent(value):
 
 @pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")], {"a": {"b": [float("-inf"), {}]}}])
 def test_json_refuses_what_is_no_number(value):
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match=r"not JSON compliant: (nan|-?inf)"):
         json_text(value)
 
 
