@@ -94,7 +94,9 @@ def kept_tables(audit: Path, bias: Path | None) -> dict[str, list[dict[str, Any]
     return found
 
 
-def review(bench: Bench, key: Any, source: TextIO, target: TextIO) -> list[Path]:
+def review(
+    bench: Bench, key: Any, source: TextIO, target: TextIO, signed: Callable[[Path], None] = lambda path: None
+) -> list[Path]:
     """Walk through what is open; return the papers that were written.
 
     Args:
@@ -102,6 +104,7 @@ def review(bench: Bench, key: Any, source: TextIO, target: TextIO) -> list[Path]
         key: the reviewer's key.
         source: where answers come from, a line each.
         target: where questions and evidence go.
+        signed: called with each paper before the next question.
 
     Raises:
         ConfigError: the key belongs to no person of the policy, nor of one that it is compared with.
@@ -114,18 +117,23 @@ def review(bench: Bench, key: Any, source: TextIO, target: TextIO) -> list[Path]
         )
     written: list[Path] = []
     talk = _Talk(source, target)
+
+    def keep(papers: list[Path]) -> None:
+        for path in papers:
+            written.append(path)
+            talk.say(f"signed: {path}")
+            signed(path)
+
     try:
         for child, parent in links(bench.case.policy):
-            written += _review_policy(bench, (child, parent), key, talk)
+            keep(_review_policy(bench, (child, parent), key, talk))
         open_reasons = [reason for reason in bench.verdict["reasons"] if reason["closes"]]
         talk.say(f"verdict {bench.verdict['verdict']}: {len(open_reasons)} reason(s) keep the gate closed")
         for number, reason in enumerate(open_reasons, 1):
             talk.say("", f"[{number}/{len(open_reasons)}] {reason['status']} {reason['gate']} on {reason['subject']}")
-            written += _review_reason(bench, reason, key, talk)
+            keep(_review_reason(bench, reason, key, talk))
     except _Quit:
         talk.say("left; what was signed stays")
-    for path in written:
-        talk.say(f"signed: {path}")
     return written
 
 

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from assay.cli.output import say
@@ -43,28 +44,27 @@ def review(arguments: argparse.Namespace) -> None:
         waivers=loaded.folder / config.waivers,
         approvals=loaded.folder / config.approvals,
     )
-    if walk(bench, key, sys.stdin, sys.stdout):
-        _state(arguments, loaded, runtime.root, digest)
+    line = command_line(arguments, "governance check")
+    if walk(bench, key, sys.stdin, sys.stdout, partial(_state, loaded, runtime.root, digest, line)):
+        say(f"next: {line}")
 
 
-def _state(arguments: argparse.Namespace, loaded: LoadedRun, root: Path, corpus: str) -> None:
-    """State new refusals and withdrawals in the journal, where this account may."""
+def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, paper: Path) -> None:
+    """State a new refusal or withdrawal, where this account may."""
     from governance.gate.refusals import unstated_refusals
     from governance.gate.verdict import settled_papers
 
-    governance, line = (loaded.config.governance, loaded.folder), command_line(arguments, "governance check")
-    journal = loaded.journal(root)
+    governance, journal = (loaded.config.governance, loaded.folder), loaded.journal(root)
     settled_papers(governance, loaded.policy, corpus, root, journal)
     papers = load_papers(*governance, root)
-    for name in unstated_refusals(papers, loaded.policy, corpus, journal.verified()):
+    if paper.name in unstated_refusals(papers, loaded.policy, corpus, journal.verified()):
         get_logger(__name__).warning(
             "%s: the journal does not state it, because the run does not trust this account's key (%s). Until a check "
             "by the run's account has read it, its removal goes unnoticed. Have that account run: %s",
-            name,
+            paper.name,
             loaded.config.governance.key_path(loaded.folder),
             line,
         )
-    say(f"next: {line}")
 
 
 def _withdraw(arguments: argparse.Namespace) -> None:
@@ -84,6 +84,9 @@ def _withdraw(arguments: argparse.Namespace) -> None:
         names = ", ".join(refused.name for refused in known) or "none"
         raise MissingInput(f"--withdraw {arguments.withdraw}: no such refusal of this corpus; its refusals: {names}")
     case = Case(loaded.policy, digest, datetime.datetime.now(datetime.UTC).date(), papers.submitters)
+    line = command_line(arguments, "governance check")
     for refused in chosen:
-        say(f"signed: {withdraw(case, refused, key, arguments.reason, runtime.root)}")
-    _state(arguments, loaded, runtime.root, digest)
+        path = withdraw(case, refused, key, arguments.reason, runtime.root)
+        say(f"signed: {path}")
+        _state(loaded, runtime.root, digest, line, path)
+    say(f"next: {line}")

@@ -212,9 +212,18 @@ def test_a_refusal_closes_what_was_let_through(project, capsys):
     assert "its refusals: refusal.json" in capsys.readouterr().err
 
 
+class Interrupted(io.StringIO):
+    """Answers, and Ctrl-C at the question after them."""
+
+    def readline(self, *given):
+        if line := super().readline(*given):
+            return line
+        raise KeyboardInterrupt
+
+
 def test_a_refusal_is_stated_when_it_is_signed(project, capsys, monkeypatch):
-    """Its file may go before any check or training has read it; an account that may not state it is warned."""
-    demand(project, FAILS)
+    """The review may be interrupted, its file may go unread, and an account that may not state it is warned."""
+    demand(project, FAILS + gate("sources.none", suite="sources", expectation="between", column="documents_in", max=0))
     closed(project, capsys, "sources.few")
     create_key(project / "other.pem")
     elsewhere = ["--set", 'governance.trusted_keys=["key.pem.pub"]', "--set", 'governance.signing_key="other.pem"']
@@ -222,8 +231,8 @@ def test_a_refusal_is_stated_when_it_is_signed(project, capsys, monkeypatch):
     for words, stated in ((elsewhere, False), ([], True)):
         before = (project / "root" / "journal.jsonl").read_bytes()
         capsys.readouterr()
-        monkeypatch.setattr("sys.stdin", io.StringIO("r\nnobody has looked at these\n"))
-        assert main([*review, *words]) == 0
+        monkeypatch.setattr("sys.stdin", Interrupted("r\nnobody has looked at these\n"))
+        assert main([*review, *words]) == 130
         assert ("Have that account run: assay governance check" in capsys.readouterr().err) is not stated
         assert ((project / "root" / "journal.jsonl").read_bytes() != before) is stated
         for path in (project / "root" / "refusals").iterdir():
