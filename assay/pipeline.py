@@ -71,7 +71,7 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
         under_site(run)
         warn_of_licences(run)
         if runtime.mode != "share":  # once, not in each task of an array
-            warn_of_expectations(run)
+            warn_of_expectations(run, runtime)
         bias = run.config.audit.bias
         if bias != type(bias)():  # only what a run names can be wrong, and our lists cost each task 0.4 CPU-s
             from governance.checks.bias.bias import sentence_scorers

@@ -71,8 +71,7 @@ def warn_of_licences(run: LoadedRun) -> None:
     the first records of some files are looked at; the audit judges all.
     """
     for source in run.config.data.sources:
-        seen = sorted(_licences_seen(source, run.folder)) or [source.licence]
-        for licence in (one for one in seen if one not in run.config.data.clean.refuse_licences):
+        for licence in sorted(_licences_seen(source, run.folder) - {*run.config.data.clean.refuse_licences}):
             if closing := run.policy.closed_by_licence(source.name, licence):
                 get_logger(__name__).warning(
                     "source %s: the policy does not allow %s %s, so %s will fail if a document of it is kept. "
@@ -84,13 +83,14 @@ def warn_of_licences(run: LoadedRun) -> None:
                 )  # fmt: skip
 
 
-def warn_of_expectations(run: LoadedRun) -> None:
+def warn_of_expectations(run: LoadedRun, runtime: Runtime) -> None:
     """Warn of gates whose expectation Great Expectations does not have.
 
-    The audit, perhaps hours later, would find the gate in error. Own classes are tried there, in their time limit.
+    The audit, perhaps hours later, would find the gate in error. Own classes are tried there, in their time limit. Of a
+    corpus that is made, the audit is made or comes next: it says so itself, and Great Expectations is not loaded here.
     """
     named = [gate for gate in run.policy.gates() if gate.expectation == "gx" and ":" not in gate.gx]
-    if not named:
+    if not named or _look_up(run, runtime) is not None:
         return
     from governance.checks.expectations import build_expectation
 
@@ -107,17 +107,19 @@ def warn_of_expectations(run: LoadedRun) -> None:
 def _licences_seen(source: Source, folder: Path) -> set[str]:
     """Licences of the first records of some files.
 
-    There are none where the field is not set or the files are not local.
+    It is the source's own where the field is not set or the files are not local. Records whose licence is no text will
+    be in the quarantine.
     """
     from assay.inspect.formats import InputFiles, first_records
 
     field = source.fields.licence
     if not field or not isinstance(source, PathSource):
-        return set()
+        return {source.licence}
     files = list(find_left(source, folder))
     some = files[:: max(1, -(-len(files) // _MOST_LOOKED_AT))]
     records = [record for file in some for record in first_records(InputFiles(source.type, "", (file,), 0))]
-    return {str(record.get(field) or source.licence) for record in records}
+    stated = [record.get(field) for record in records] or [None]
+    return {licence or source.licence for licence in stated if licence is None or isinstance(licence, str)}
 
 
 def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], Hardware]) -> None:

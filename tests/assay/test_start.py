@@ -20,6 +20,7 @@ from assay.dry_run import dry_run
 from assay.pipeline import corpus, judge_corpus, write_report
 from assay.start_preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import training_folder
+from governance.checks import expectations
 from governance.errors import ConfigError, PipelineError
 from governance.gate.policy import Gate
 from governance.hooks import Hooks
@@ -96,6 +97,10 @@ def test_licences_that_records_state_are_warned_of_from_the_first_ones(project, 
     (project / "stated.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
     start.warn_of_licences(load_run(project / "run.toml", words))
     assert "does not allow its licence NOASSERTION" in caplog.text
+    caplog.clear()
+    (project / "stated.jsonl").write_text(json.dumps({"text": "a", "licence": ["MIT"]}) + "\n")  # for the quarantine
+    start.warn_of_licences(load_run(project / "run.toml", words))
+    assert caplog.text == ""
 
 
 def test_an_expectation_that_does_not_exist_is_warned_of_before_the_corpus(project, caplog):
@@ -106,7 +111,8 @@ def test_an_expectation_that_does_not_exist_is_warned_of_before_the_corpus(proje
         Gate(id="own.wrong", gx="expect_nothing", **known),
         Gate(id="own.argument", gx="expect_column_values_to_be_between", kwargs={"least": 1}, **known),
     ]
-    start.warn_of_expectations(replace(run, policy=run.policy.model_copy(update={"gate": tuple(gates)})))
+    policy = run.policy.model_copy(update={"gate": tuple(gates)})
+    start.warn_of_expectations(replace(run, policy=policy), Runtime(project / "root"))
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [line.split(":")[0] for line in warned] == ["gate own.wrong", "gate own.argument"]
     assert "has no expectation 'expect_nothing'" in warned[0]
@@ -196,7 +202,7 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
         assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
 
 
-def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(project):
+def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(project, monkeypatch):
     run, runtime = load_run(project / "run.toml", []), Runtime(project / "root")
     three = replace(PLENTY, ranks=ranks_of(3))
     with pytest.raises(ConfigError, match="is not a multiple"):
@@ -204,6 +210,9 @@ def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(pr
     small = load_run(project / "run.toml", ["data.tokenizer.vocabulary_size=300", "data.encode.validation_share=0.5"])
     assert vocabulary_of(small, runtime)[0] == 300
     artifacts = corpus(run, runtime)
+    monkeypatch.setattr(expectations, "build_expectation", lambda gate: pytest.fail("the audit comes next, or is made"))
+    unknown = Gate(id="own.wrong", gx="expect_nothing", suite="documents", owner="data", why="the test wants it so")
+    start.warn_of_expectations(replace(run, policy=run.policy.model_copy(update={"gate": (unknown,)})), runtime)
     assert vocabulary_of(run, runtime)[0] == artifacts["tokenizer"].stats["vocabulary_size"]
     assert vocabulary_of(small, runtime)[0] == 300  # the shards there belong to another run
     with pytest.raises(ConfigError, match="is not a multiple"):
