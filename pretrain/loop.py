@@ -32,8 +32,8 @@ from pretrain.data.loader import StepRows, by_origin, chain, open_loader
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
+from pretrain.early_stopping import best_validation, is_last_step, own_validations
 from pretrain.engine.engine import Engine, Weight, open_engine, translated_errors
-from pretrain.evaluation.early_stopping import best_validation, has_stalled
 from pretrain.evaluation.loglikelihood import Passes
 from pretrain.evaluation.scores import Suite, evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
@@ -58,8 +58,7 @@ def train_loop(context: TrainContext) -> TrainState:
     config, optim = context.recipe.train, context.recipe.optim
     with _open_parts(context) as state:
         engine, saved = context.engine, state.step
-        state = _catch_up(context, state)
-        last = _last_step(context, state)
+        state, last = _catch_up(context, state)
         engine_settings = context.settings.engine
         stragglers = StragglerMonitor(
             engine_settings.straggler_window_steps, context.ranks, context.device, context.record,
@@ -130,17 +129,17 @@ def train_loop(context: TrainContext) -> TrainState:
 
 def _last_step(context: TrainContext, state: TrainState) -> int:
     """Last step of the run, as its own validations decide."""
-    config, parent = context.recipe.train, context.checkpoints.parent
-    begun = parent.step if parent is not None else 0
-    own = [row for row in state.validations if row["step"] > begun]
-    if not has_stalled(own, config.patience) or state.step == config.steps:
+    config = context.recipe.train
+    own = own_validations(state.validations, context.checkpoints.begun)
+    if not is_last_step(state.step, own, config):
         return config.steps
-    best = own[best_validation(own)]
-    context.record("early_stop", state.step, best_step=best["step"], best_loss=best["loss"])
-    get_logger(__name__).info(
-        "train: stops at step %d of %d: %d validations did not improve on the loss of step %d",
-        state.step, config.steps, config.patience, best["step"],
-    )  # fmt: skip
+    if state.step < config.steps:
+        best = own[best_validation(own)]
+        context.record("early_stop", state.step, best_step=best["step"], best_loss=best["loss"])
+        get_logger(__name__).info(
+            "train: stops at step %d of %d: %d validations did not improve on the loss of step %d",
+            state.step, config.steps, config.patience, best["step"],
+        )  # fmt: skip
     return state.step
 
 
@@ -301,22 +300,28 @@ def _add_up_gradients(
     return total[0] / max(targets, 1), total[1:]
 
 
-def _catch_up(context: TrainContext, state: TrainState) -> TrainState:
-    """Run the validation and tasks that the resumed step still owes."""
-    config, step = context.recipe.train, state.step
+def _catch_up(context: TrainContext, state: TrainState) -> tuple[TrainState, int]:
+    """Run the validation and tasks that the resumed step still owes.
 
-    def owes(every: int, made: list[dict[str, Any]]) -> bool:
-        return bool(step) and _due(step, every, config.steps) and all(values["step"] != step for values in made)
+    Returns the state and the last step of the run, which that validation may decide.
+    """
+    resumed, step = state, state.step
 
-    validate = context.validation_rows is not None and owes(config.validate_every_steps, state.validations)
-    tasks = context.suite is not None and owes(context.recipe.evaluation.every_steps, state.tasks)
-    if not validate and not tasks:
-        return state
-    context.stop_requested.defer()
-    state = _evaluate(context, state, saved=step, validate=validate, tasks=tasks)
-    if _due(step, context.settings.checkpoint.every_steps, config.steps):
+    def owes(every: int, last: int, made: list[dict[str, Any]]) -> bool:
+        if not step or not _due(step, every, last) or any(values["step"] == step for values in made):
+            return False
+        context.stop_requested.defer()
+        return True
+
+    validations = context.recipe.train.validate_every_steps
+    if context.validation_rows is not None and owes(validations, context.recipe.train.steps, state.validations):
+        state = _evaluate(context, state, saved=step, validate=True, tasks=False)
+    last = _last_step(context, state)
+    if context.suite is not None and owes(context.recipe.evaluation.every_steps, last, state.tasks):
+        state = _evaluate(context, state, saved=step, validate=False, tasks=True)
+    if state is not resumed and _due(step, context.settings.checkpoint.every_steps, last):
         _save(context, state)  # an uninterrupted run's checkpoint of this step holds the results
-    return state
+    return state, last
 
 
 def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate: bool, tasks: bool) -> TrainState:

@@ -194,6 +194,11 @@ class CheckpointStore:
     """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
 
     @property
+    def begun(self) -> int:
+        """Step that the run's own steps follow: the parent's, or 0."""
+        return self.parent.step if self.parent is not None else 0
+
+    @property
     def continued(self) -> dict[str, Any]:
         """Origin of the run's first weights, for the `stats` of manifests.
 

@@ -53,6 +53,7 @@ from pretrain.checkpoint.native import (
 )
 from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
+from pretrain.early_stopping import is_last_step, own_validations
 from pretrain.metrics.run_identity import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -186,8 +187,8 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
     """
     stage = settings.engine.zero_stage if reads_native(settings.engine) else None
     found, damaged = _search(store, stage)
-    if found is not None and found.native is not None and found.step == store.recipe.train.steps:
-        found = newest_whole(store)  # the run's manifest will list the canonical files, so they are verified
+    if found is not None and found.native is not None and _ends_there(store, found):
+        found, damaged = _search(store, None)  # the run's manifest will list the canonical files: they are verified
     if found is not None and found.native is not None:
         engine = open_with(None)
         state = _read_state(found, "native")
@@ -197,7 +198,7 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
             return engine, state
         _warn(store, f"{fault}: another DeepSpeed partitioned them differently; reading the canonical form")
         del engine  # before the next one is built: two would not fit
-        found = newest_whole(store)
+        found, damaged = _search(store, None)
     if found is None:
         _refuse_restart(store, settings, damaged)
         if store.parent is None:
@@ -207,6 +208,12 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
     engine = _from_canonical(settings, open_with, found, _updates(state))
     _restore_shared(engine, state)
     return engine, state
+
+
+def _ends_there(store: CheckpointStore, found: WholeCheckpoint) -> bool:
+    """Return whether the run makes no step after this checkpoint."""
+    validations = read_state(found.manifest, found.root).validations
+    return is_last_step(found.step, own_validations(validations, store.begun), store.recipe.train)
 
 
 def _restore_shared(engine: Engine, state: TrainState) -> None:

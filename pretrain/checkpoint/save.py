@@ -85,11 +85,15 @@ def open_saver(
     """Open a saver of this engine.
 
     `run` is what manifests record about this attempt; `when_durable` is called with each durable step.
+
+    Raises:
+        PipelineError: the model has frozen parameters.
     """
     from pretrain.engine.fragments import local_state
     from pretrain.engine.state import loss_scale_of, scalars_of
     from pretrain.model.expert_bias import expert_bias_of
 
+    _refuse_frozen(engine)
     layout = settings.engine
     source = CheckpointSource(
         lambda: local_state(engine),
@@ -106,6 +110,16 @@ def open_saver(
     )
     with Saver(store, source, settings.checkpoint, run, when_durable) as saver:
         yield saver
+
+
+def _refuse_frozen(engine: Engine) -> None:
+    """Raise where a checkpoint would lack parameters: it holds those of the optimizer."""
+    trained = {name for name, _ in engine.parameters()}
+    if frozen := [name for name, _ in engine.deepspeed.module.named_parameters() if name not in trained]:
+        raise PipelineError(
+            f"{len(frozen)} parameters of the model are frozen (requires_grad = False; the first is {frozen[0]}). "
+            f"Checkpoints hold trained parameters only, so these would be lost: train all parameters of the model."
+        )
 
 
 class Saver:

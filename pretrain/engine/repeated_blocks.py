@@ -11,11 +11,14 @@ is reduced once, when it is whole. A model that repeats a block without declarin
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from governance.errors import PipelineError
 from pretrain.model.layers import Block
 
 
@@ -28,7 +31,11 @@ def without_leaf_modules(config: dict[str, Any]) -> dict[str, Any]:
 def stop_at_repeated_blocks(model: nn.Module) -> None:
     """Raise in the second pass of a block that awaits gradients.
 
-    A pass counts until its outputs have their gradients; recomputation happens within the block and is none.
+    A pass counts until its outputs have their gradients, or are dropped without them. Recomputation happens within the
+    block and is no pass.
+
+    Raises:
+        PipelineError: in the second pass.
     """
     for name, block in model.named_modules():
         if isinstance(block, Block):
@@ -36,21 +43,27 @@ def stop_at_repeated_blocks(model: nn.Module) -> None:
 
 
 class _Once:
-    """Forward hook that marks a block while its pass awaits gradients."""
+    """Forward hook that knows whether a pass of its block awaits gradients."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._waiting = name, False
+        self._name = name
+        self._awaited: Callable[[], Any] = _nothing
 
     def __call__(self, block: nn.Module, given: Any, made: tuple[torch.Tensor, Any]) -> None:
         if not made[0].requires_grad:
             return
-        if self._waiting:
-            raise RuntimeError(
+        if self._awaited() is not None:
+            raise PipelineError(
                 f"{self._name} runs twice before a backward pass: at ZeRO stage 3 its gradients would be wrong. Set "
                 f"repeats_blocks = True in the class of the model."
             )
-        self._waiting = True
-        made[0].register_hook(self._done)
+        done = self._done
+        made[0].register_hook(done)
+        self._awaited = weakref.ref(done)  # only the graph of this pass holds it, and is freed with it
 
     def _done(self, gradient: torch.Tensor) -> None:
-        self._waiting = False
+        self._awaited = _nothing
+
+
+def _nothing() -> None:
+    """Stand for the hook of no pass."""

@@ -23,6 +23,8 @@ from pretrain.checkpoint.load import newest_whole
 from pretrain.checkpoint.native import STAGE as NATIVE
 from pretrain.checkpoint.native import find_native, identity, native_folder, read_shard, reader, shard_path
 from pretrain.config.training import CheckpointConfig
+from pretrain.engine import engine as door
+from pretrain.model.decoder import Decoder
 from tests.pretrain.checkpoint_ranks import (
     KEEP,
     KINDS,
@@ -317,3 +319,17 @@ def test_killed_at_any_operation_on_files_something_whole_is_left(tmp_path, worl
             break
     assert stood == {1, 2}
     assert moment > 20
+
+
+def test_a_training_with_frozen_parameters_is_refused_before_its_first_step(tmp_path, run_training, monkeypatch):
+    """Checkpoints would lack them."""
+
+    class Frozen(Decoder):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.model.norm.requires_grad_(False)
+
+    monkeypatch.setattr(door, "Decoder", Frozen)
+    with pytest.raises(PipelineError, match=r"1 parameters .* the first is model\.norm\.weight"):
+        run_training(tmp_path)
+    assert not list(tmp_path.glob("checkpoint/*"))

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from governance.errors import PipelineError
+from pretrain.model.decoder import Decoder
 from tests.pretrain.engine import repeated_modules as repeated
 from tests.pretrain.rank_runs import run_ranks
 
@@ -36,12 +38,25 @@ def test_the_matrix_of_stages_and_precisions_learns_as_in_torch_alone(tmp_path, 
     check(errors)
 
 
-def test_a_block_that_repeats_undeclared_is_stopped_at_stage_3(monkeypatch):
+class Undeclared(repeated.Repeating):
+    """Model that repeats its block and does not declare it."""
+
+    repeats_blocks = False
+
+
+def test_a_block_that_repeats_undeclared_is_stopped_at_stage_3():
     """DeepSpeed reduces a leaf module's gradients after each of its passes, when they are not whole."""
-
-    class Undeclared(repeated.Repeating):
-        repeats_blocks = False
-
     engine = repeated.opened(Undeclared, ("fp32", 3, "none"))
-    with pytest.raises(RuntimeError, match="repeats_blocks"):
+    with pytest.raises(PipelineError, match="repeats_blocks"):
         engine.forward(repeated.batches(1)[0])
+
+
+@pytest.mark.parametrize("kept", ["none", "full"])
+def test_a_pass_whose_outputs_are_dropped_is_no_first_one(kept):
+    engine = repeated.opened(Decoder, ("fp32", 3, kept))
+    for batch in repeated.batches(1):
+        engine.forward(batch)
+    objective, _ = engine.forward(batch)
+    with pytest.raises(PipelineError, match="repeats_blocks"):
+        engine.forward(batch)
+    assert objective.isfinite()

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretrain.config.training import TrainConfig
+
 
 def best_validation(validations: Sequence[Mapping[str, Any]]) -> int:
     """Place of the least loss, the first of equal ones.
@@ -26,3 +28,13 @@ def has_stalled(validations: Sequence[Mapping[str, Any]], patience: int) -> bool
     With 0 it never stalls.
     """
     return 0 < patience < len(validations) and len(validations) - 1 - best_validation(validations) >= patience
+
+
+def own_validations(validations: Sequence[Mapping[str, Any]], begun: int) -> list[Mapping[str, Any]]:
+    """Validations of a run that began after step `begun` of its parent."""
+    return [row for row in validations if row["step"] > begun]
+
+
+def is_last_step(step: int, own: Sequence[Mapping[str, Any]], train: TrainConfig) -> bool:
+    """Return whether a run ends at `step`, given its own validations up to there."""
+    return step == train.steps or has_stalled(own, train.patience)
