@@ -117,7 +117,7 @@ def _refuse_frozen(engine: Engine) -> None:
     trained = {name for name, _ in engine.parameters()}
     if frozen := [name for name, _ in engine.deepspeed.module.named_parameters() if name not in trained]:
         raise PipelineError(
-            f"{len(frozen)} parameters of the model are frozen (requires_grad = False; the first is {frozen[0]}). "
+            f"{len(frozen)} of the model's parameters are frozen (requires_grad = False; the first is {frozen[0]}). "
             f"Checkpoints hold trained parameters only, so these would be lost: train all parameters of the model."
         )
 
