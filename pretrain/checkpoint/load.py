@@ -78,8 +78,8 @@ class WholeCheckpoint:
     """Its native shards, where they fit this layout and are whole; the canonical files were not read then."""
 
 
-def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> WholeCheckpoint | None:
-    """The newest checkpoint that is whole, byte for byte; None without one.
+def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> tuple[WholeCheckpoint | None, list[str]]:
+    """The newest checkpoint that is whole, byte for byte, and the faults of newer ones.
 
     The call is collective.
 
@@ -89,11 +89,6 @@ def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> Whole
         CheckpointError: a checkpoint's folder holds that of another run or model.
         StorageError: a file of a checkpoint cannot be read.
     """
-    return _search(store, zero_stage)[0]
-
-
-def _search(store: CheckpointStore, zero_stage: int | None) -> tuple[WholeCheckpoint | None, list[str]]:
-    """The newest whole checkpoint, and the faults of newer ones."""
     damaged: list[str] = []
     first = store.ranks.first
     steps: list[int] = store.gather(store.steps() if first else [])[0]
@@ -186,9 +181,9 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
         StorageError: a checkpoint exists and cannot be read.
     """
     stage = settings.engine.zero_stage if reads_native(settings.engine) else None
-    found, damaged = _search(store, stage)
+    found, damaged = newest_whole(store, stage)
     if found is not None and found.native is not None and _ends_there(store, found):
-        found, damaged = _search(store, None)  # the run's manifest will list the canonical files: they are verified
+        found, damaged = newest_whole(store)  # the run's manifest will list the canonical files: they are verified
     if found is not None and found.native is not None:
         engine = open_with(None)
         state = _read_state(found, "native")
@@ -198,7 +193,7 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
             return engine, state
         _warn(store, f"{fault}: another DeepSpeed partitioned them differently; reading the canonical form")
         del engine  # before the next one is built: two would not fit
-        found, damaged = _search(store, None)
+        found, damaged = newest_whole(store)
     if found is None:
         _refuse_restart(store, settings, damaged)
         if store.parent is None:

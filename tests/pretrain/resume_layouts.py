@@ -100,7 +100,7 @@ def counted_preadv(counts: list[int]):
 
 
 def read(job, target: Path, engine_of) -> dict:
-    found = newest_whole(job.store, job.settings.engine.zero_stage)
+    found = newest_whole(job.store, job.settings.engine.zero_stage)[0]
     counts: list[int] = []
     with mock.patch.object(os, "preadv", counted_preadv(counts)):
         engine, state = resume(job.store, job.settings, engine_of)

@@ -25,7 +25,7 @@ from tests.pretrain.checkpoint_ranks import ALONE, SHAPES, save, state_at, store
 
 
 def newest(store, peers=ALONE, zero_stage=None) -> int:
-    found = newest_whole(replace(store, **peers), zero_stage)
+    found = newest_whole(replace(store, **peers), zero_stage)[0]
     return found.step if found else 0
 
 

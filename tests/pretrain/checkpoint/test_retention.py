@@ -25,7 +25,7 @@ def test_old_ones_are_removed_and_so_are_leftovers(tmp_path):
     (store.folder(2) / FILE_NAME).unlink()  # a kill during a removal, or during a save
     remove_old(store, CheckpointConfig(keep_last=2), 4, [])
     assert standing(store, 4) == [3, 4]
-    assert newest_whole(store).step == 4
+    assert newest_whole(store)[0].step == 4
 
 
 def test_each_rule_keeps_its_own():
