@@ -36,5 +36,5 @@ def own_validations(validations: Sequence[Mapping[str, Any]], begun: int) -> lis
 
 
 def is_last_step(step: int, own: Sequence[Mapping[str, Any]], train: TrainConfig) -> bool:
-    """Return whether a run ends at `step`, given its own validations up to there."""
+    """Return whether a run with these validations ends at `step`."""
     return step == train.steps or has_stalled(own, train.patience)

@@ -79,9 +79,9 @@ class WholeCheckpoint:
 
 
 def newest_whole(store: CheckpointStore, zero_stage: int | None = None) -> tuple[WholeCheckpoint | None, list[str]]:
-    """The newest checkpoint that is whole, byte for byte, and the faults of newer ones.
+    """The newest whole checkpoint, and the faults of newer ones.
 
-    The call is collective.
+    Whole means byte for byte. The call is collective.
 
     With `zero_stage` it looks for native shards of this stage and these ranks, without it only for the canonical form.
 

@@ -113,7 +113,7 @@ def open_saver(
 
 
 def _refuse_frozen(engine: Engine) -> None:
-    """Raise where a checkpoint would lack parameters: it holds those of the optimizer."""
+    """Raise where a checkpoint, which holds trained parameters, would lack some."""
     trained = {name for name, _ in engine.parameters()}
     if frozen := [name for name, _ in engine.deepspeed.module.named_parameters() if name not in trained]:
         raise PipelineError(
