@@ -35,6 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     top: Parser | None = None
     """The whole program's parser, to find a word that belongs to another command."""
+    repeated: str = ""
+    """A repeatable positional word that may follow options, too; argparse takes it in one place only."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """Add -v and -q to what every parser has."""
@@ -60,7 +62,13 @@ class Parser(argparse.ArgumentParser):
                 if word not in commands:
                     self._refuse_command(word, commands)
                 break
-        return super().parse_known_args(words, namespace)
+        found, left = super().parse_known_args(words, namespace)
+        if self.repeated:  # unknown options are refused above
+            if "--" in left:
+                left.remove("--")
+            setattr(found, self.repeated, [*getattr(found, self.repeated), *left])
+            left = []
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         """End with the message, and the nearest choice or a group's commands."""

@@ -48,7 +48,7 @@ def generate(arguments: Arguments) -> None:
     texts: list[dict[str, Any]] = [
         {
             "prompt": prompt,
-            "text": encoder.decode(one.ids),
+            "text": encoder.decode_after(given, one.ids),
             "prompt_tokens": len(given),
             "tokens": len(one.ids),
             "finish": one.finish,
@@ -81,10 +81,13 @@ def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
     """Prompts of the command line, then those of a file.
 
     Raises:
-        ConfigError: there is none, or a line of the file is no prompt.
+        ConfigError: there is none, or one is no text.
         MissingInput: the file cannot be read.
     """
     found = list(words)
+    for number, word in enumerate(found, 1):
+        if not _is_unicode(word):
+            raise ConfigError(f"prompt {number}: is not UTF-8; convert it, or write it to a file for --prompts FILE")
     if file is not None:
         found += _read(file)
     if not found:
@@ -95,21 +98,35 @@ def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
 def _read(file: Path) -> list[str]:
     """A prompt per line, of `.jsonl` in the field `prompt`."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MissingInput(f"--prompts {file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"--prompts {file}: is not UTF-8 ({error}); convert it") from error
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if file.suffix != ".jsonl":
+    if file.suffix.lower() != ".jsonl":
         return [line for _, line in lines]
     prompts = []
     for number, line in lines:
         try:
             prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             prompt = None
         if not isinstance(prompt, str):
             raise ConfigError(f'--prompts {file}, line {number}: has no text "prompt"; write {{"prompt": "..."}}')
+        if not _is_unicode(prompt):
+            raise ConfigError(
+                f"--prompts {file}, line {number}: has half of a character (\\ud800 to \\udfff); write both halves, or "
+                f"the character itself"
+            )
         prompts.append(prompt)
     return prompts
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether no character is a surrogate, which has no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -241,7 +241,9 @@ def _generation(commands: Commands[Parser]) -> None:
     command.set_defaults(group="model")
     _config(command)
     checkpoint_option(command)
-    command.add_argument("prompts", nargs="*", metavar="PROMPT", help="a text to continue (repeatable)")
+    text = 'a text to continue (repeatable); behind "--" it may begin with "-"'
+    command.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
+    command.repeated = "prompts"
     text = "continue the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
     path(command, "--prompts", "FILE", text, dest="prompts_file")
     command.add_argument(
@@ -341,7 +343,7 @@ def _submits(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, str, str], argparse.ArgumentParser]:
+def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, str, str], Parser]:
     """A command's group.
 
     It returns a function that adds a command (name, function, help) of its module.
@@ -349,7 +351,7 @@ def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, 
     group_parser = commands.add_parser(name, help=about, description=_sentence(about))
     group = group_parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(command: str, function: str, text: str) -> argparse.ArgumentParser:
+    def add(command: str, function: str, text: str) -> Parser:
         added = _add(group, command, function, text)
         added.set_defaults(group=name, words=f"{name} {command}")
         return added
@@ -357,7 +359,7 @@ def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, 
     return add
 
 
-def _add(group: Commands[Parser], name: str, function: str, text: str) -> argparse.ArgumentParser:
+def _add(group: Commands[Parser], name: str, function: str, text: str) -> Parser:
     command = group.add_parser(name, help=text, description=_sentence(text))
     command.set_defaults(command=function, group="", words=name)
     if function not in _WITHOUT_JSON:

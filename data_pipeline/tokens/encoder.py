@@ -87,6 +87,15 @@ class Encoder:
             return self.decode_text([int(index) for index in ids])
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", errors="replace")
 
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that `ids` add to that of `before`.
+
+        Alone they may have another text: SentencePiece leaves out the space that a text begins with.
+        """
+        if self.decode_text is None:
+            return self.decode(ids)
+        return self.decode([*before, *ids])[len(self.decode(before)) :]
+
     def recovers(self, ids: Sequence[int], text: bytes) -> bool:
         """Return whether the ids give the text again.
 

@@ -67,7 +67,8 @@ def choose(logits: torch.Tensor, sampling: Sampling, prompts: Sequence[int], ste
 
     if not sampling.temperature:
         return logits.argmax(-1)
-    ordered, tokens = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    below = logits.double() - logits.amax(-1, keepdim=True)  # so that a tiny temperature gives -inf, never inf - inf
+    ordered, tokens = (below / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     reached = ordered.cumsum(-1)
     kept = (reached - ordered < sampling.top_p).sum(-1, keepdim=True)
     drawn = torch.from_numpy(uniform(sampling.seed, prompts, step)).to(logits.device)[:, None]

@@ -163,6 +163,29 @@ def test_the_order_of_the_last_release_works_and_warns(old, new):
     assert f"assay {' '.join(word for word in new if word != '--json')};" in warned[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "prompts"),
+    [
+        (["--max-tokens", "3", "The cat"], ["The cat"]), (["The cat", "--max-tokens", "3"], ["The cat"]),
+        (["a", "--max-tokens=3", "b", "-v", "c d"], ["a", "b", "c d"]),
+        (["--max-tokens", "3", "--", "- item", "-v"], ["- item", "-v"]),
+        (["a", "--max-tokens", "3", "- b", "--", "--", "--seed"], ["a", "- b", "--", "--seed"]),
+        (["--", "-a", "--max-tokens"], ["-a", "--max-tokens"]), (["--max-tokens", "3"], []), ([], []),
+    ],
+)  # fmt: skip
+def test_prompts_are_before_and_after_options(words, prompts):
+    arguments = parser().parse_args(["generate", "my.toml", "last", *words])
+    assert (str(arguments.config), str(arguments.checkpoint), arguments.prompts) == ("my.toml", "last", prompts)
+    assert arguments.max_tokens == (3 if {"3", "--max-tokens=3"} & set(words) else 128)
+
+
+def test_a_mistyped_option_among_prompts_is_no_prompt(capsys):
+    for word in ("--max-tonkens", "--zzz", "-x"):
+        with pytest.raises(SystemExit):
+            parser().parse_args(["generate", "my.toml", "last", "--seed", "3", "a", word])
+        assert f"unknown option {word}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize(("word", "found"), [("-v", (True, False)), ("-q", (False, True))])
 def test_verbose_and_quiet_are_anywhere(place, word, found):

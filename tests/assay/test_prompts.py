@@ -1,5 +1,7 @@
 """Prompts of the command line and of files."""
 
+import os
+
 import pytest
 
 from assay.cli.model_commands import prompts_of
@@ -13,15 +15,27 @@ def test_prompts_are_words_then_lines(tmp_path):
     assert prompts_of([], tmp_path / "b.jsonl") == ["one\ntwo", ""]
 
 
+def test_a_byte_order_mark_is_no_text_and_an_ending_has_no_case(tmp_path):
+    (tmp_path / "a.txt").write_text("\ufeffone\n", encoding="utf-8")
+    (tmp_path / "b.JSONL").write_text('\ufeff{"prompt": "\\ud83e\\uddea"}\n', encoding="utf-8")
+    assert prompts_of([], tmp_path / "a.txt") == ["one"]
+    assert prompts_of([], tmp_path / "b.JSONL") == ["\U0001f9ea"]
+
+
 def test_files_without_prompts_are_refused_with_their_line(tmp_path):
     with pytest.raises(ConfigError, match=r"no prompt: give texts"):
         prompts_of([], None)
     with pytest.raises(MissingInput, match=r"none.txt: cannot be read"):
         prompts_of([], tmp_path / "none.txt")
-    for line in ('{"text": "b"}', '{"prompt": 3}', "[1]", "{"):
+    for line in ('{"text": "b"}', '{"prompt": 3}', "[1]", "{", "[" * 200_000):
         (tmp_path / "odd.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
         with pytest.raises(ConfigError, match=r'odd.jsonl, line 2: has no text "prompt"; write'):
             prompts_of([], tmp_path / "odd.jsonl")
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a"}\n{"prompt": "\\ud800 x"}\n')
+    with pytest.raises(ConfigError, match=r"half.jsonl, line 2: has half of a character"):
+        prompts_of([], tmp_path / "half.jsonl")
+    with pytest.raises(ConfigError, match=r"prompt 2: is not UTF-8"):
+        prompts_of(["a", os.fsdecode(b"caf\xe9")], None)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError, match=r"latin.txt: is not UTF-8"):
         prompts_of([], tmp_path / "latin.txt")

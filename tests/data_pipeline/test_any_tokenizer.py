@@ -67,6 +67,10 @@ def test_the_ids_are_those_of_the_library(tmp_path, kind, caplog):
     assert manifest.stats["round_trip"] == ("bytes" if kind in LOSSLESS else "ids")
     for text in (WORDS if kind == "word_level" else SENTENCE, "", "do n't" if kind == "bert" else ""):
         assert ours.recovers(ours.encode(text).tolist(), text.encode())
+    sentence = ours.encode(SENTENCE).tolist()
+    for cut in range(len(sentence)):  # a continuation keeps its first space
+        before, after = sentence[:cut], sentence[cut:]
+        assert ours.decode(before) + ours.decode_after(before, after) == ours.decode(sentence)
     assert not ours.recovers(ours.encode("brown").tolist(), SENTENCE.encode())
 
 

@@ -138,7 +138,8 @@ def test_tokens_are_drawn_by_temperature_and_nucleus():
         found = torch.bincount(drawn, minlength=6) / count
         assert not found[wanted == 0].any()
         assert (found - wanted).abs().max() < 4.5 * (0.25 / count) ** 0.5
-    assert choose(logits[None], Sampling(), [0], 0).tolist() == [1]
+    for coldest in (0.0, 1e-310, 5e-324):
+        assert choose(logits[None], Sampling(coldest), [0], 0).tolist() == [1]
 
 
 def test_numbers_are_uniform_and_differ_by_prompt_and_step():
