@@ -441,7 +441,7 @@ def memorisation(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: 
         require_corpus(run, artifacts, runtime, role)
     verified = read_checkpoint(checkpoint, runtime.root)
     refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
-    model = partial(load_model, verified, run.config.engine, runtime.root, "fp32")
+    model = partial(load_model, verified, run.config.engine, runtime.root)
     return probe_memorisation(verified, artifacts["encode"], run.config.memorisation, model, runtime)
 
 

@@ -79,7 +79,7 @@ def generate(
     refuse_prompts(prompts, model.context)
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     found: dict[int, Continuation] = {}
-    with torch.no_grad(), model.computing():
+    with torch.no_grad():
         for start in range(0, len(order), batch_rows):
             batch = _TextRows(
                 model, {number: prompts[number] for number in order[start : start + batch_rows]}, max_tokens

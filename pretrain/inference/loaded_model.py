@@ -1,17 +1,19 @@
-"""Model of a checkpoint, ready for passes without gradients."""
+"""Model of a checkpoint, ready for passes without gradients.
+
+It computes in fp32, whatever the precision of its training: in bf16, rounding depends on the number of rows in a batch,
+and with it the text (`docs/inference.md`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.training import EngineConfig
-from pretrain.evaluation.validation import in_precision, load_decoder
+from pretrain.evaluation.validation import load_decoder
 
 if TYPE_CHECKING:
     from pretrain.model.decoder import Decoder
@@ -19,21 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder on its device, and the arithmetic of its passes."""
+    """A decoder on its device."""
 
     decoder: Decoder
     context: int
     """Most tokens of a text: the rows of its training. It has seen no later position."""
     vocabulary_size: int
     """Ids that it may produce; the rows of padding are none."""
-    computing: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Context of each pass."""
 
 
-def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path, precision: str = "") -> LoadedModel:
+def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
     """Model of a verified checkpoint.
-
-    `precision` names its arithmetic (`in_precision`); "": that of its training.
 
     Raises:
         ConfigError: the device that `engine` requests does not exist.
@@ -46,6 +44,5 @@ def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path, precision
     identity = identity_of(checkpoint)
     device = device_of(Ranks(), engine.device)
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    train = identity.recipe.train
-    decoder, computing = in_precision(load_decoder(checkpoint, root).to(device).eval(), precision or train.precision)
-    return LoadedModel(decoder, train.sequence_length, identity.vocabulary_size, computing)
+    decoder = load_decoder(checkpoint, root).to(device).eval()
+    return LoadedModel(decoder, identity.recipe.train.sequence_length, identity.vocabulary_size)

@@ -190,7 +190,7 @@ def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[
 
     device, found = next(model.decoder.parameters()).device, []
     rows = max(1, _BATCH_TOKENS // config.length)
-    with torch.no_grad(), model.computing():
+    with torch.no_grad():
         for start in range(0, len(drawn), rows):
             part = drawn[start : start + rows]
             tokens = torch.from_numpy(np.stack([window.tokens for _, window in part])).to(device)

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.errors import ConfigError, PipelineError
+from governance.manifest import read_manifest
+from pretrain.config.training import EngineConfig
 from pretrain.inference.generation import Continuation, generate
 from pretrain.inference.kv_cache import cache_bytes, first_masks, next_masks, open_caches
-from pretrain.inference.loaded_model import LoadedModel
+from pretrain.inference.loaded_model import LoadedModel, load_model
 from pretrain.inference.next_token import Sampling, choose, uniform
 from pretrain.model.decoder import Batch
 from tests.pretrain.small_models import VARIANTS, config, model_of
@@ -120,6 +122,15 @@ def test_a_drawn_text_does_not_depend_on_its_batch():
     assert other != alone[0]
     same = generate(model, [PROMPTS[0]] * 2, END, 20, drawn)
     assert same[0] != same[1]  # a prompt that is given twice has two texts
+
+
+def test_a_text_of_a_model_trained_in_bf16_does_not_depend_on_its_batch(tmp_path, run_training):
+    run = run_training(tmp_path, precision="bf16", steps=4, validate_every_steps=0, decay_steps=2)
+    checkpoint = read_manifest(tmp_path / run.stats["checkpoint"]["path"])
+    model, draws = load_model(checkpoint, EngineConfig(threads=1), tmp_path), torch.Generator().manual_seed(0)
+    prompts = [torch.randint(8, 100, (1 + number % 15,), generator=draws).tolist() for number in range(30)]
+    texts = [generate(model, prompts, END, 16, Sampling(0.8, 0.9, 3), batch_rows=rows) for rows in (1, 8)]
+    assert texts[0] == texts[1]
 
 
 def test_tokens_are_drawn_by_temperature_and_nucleus():

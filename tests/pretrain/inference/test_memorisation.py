@@ -165,7 +165,7 @@ def test_the_extraction_rate_rises_with_planted_copies(tmp_path, run_training):
     runtime = Runtime(tmp_path)
 
     def model():
-        return load_model(checkpoint, EngineConfig(threads=1), tmp_path, "fp32")
+        return load_model(checkpoint, EngineConfig(threads=1), tmp_path)
 
     made = probe_memorisation(checkpoint, tokens, settings, model, runtime)
     rows = {row["copies_from"]: row for row in made.stats["rows"]}
