@@ -106,7 +106,7 @@ def test_a_corpus_that_was_let_through_goes_to_the_hub_and_is_frozen_once_as_a_r
     assert main(["governance", "verify", *of_root]) == 0
     flip(docs := next((project / "root").glob("data_docs/*/index.html")))
     status, said = typed("report write")
-    assert (status, "the report links no Data Docs" in said, "Data Docs" in latest.read_text()) == (0, True, False)
+    assert (status, "the report leaves out data_docs" in said, "Data Docs" in latest.read_text()) == (0, True, False)
     flip(docs)
     text = run_file.read_text()
     for wrong in (

@@ -206,13 +206,13 @@ def test_counts_add_up_and_sets_are_counted(tmp_path):
     assert not verify(manifest, tmp_path / "root")
 
 
-def test_items_that_say_too_little_are_counted(tmp_path, caplog):
+def test_items_that_are_too_short_are_counted(tmp_path, caplog):
     manifest = made(tmp_path, [FILLER, "yes. the cat. 1 2 3 4 5 6 7 8 9 10"], items=[
         {"q": "yes"}, {"q": "the cat"}, {"q": "1 2 3 4 5 6 7 8 9 10"}, {"q": QUESTION},
     ])  # fmt: skip
     assert manifest.stats["items_sought_by_set"] == {"s": 1}
     assert manifest.stats["documents_kept"] == 2
-    assert "3 of 4 items of s say too little" in caplog.text
+    assert "3 of 4 items of s are too short" in caplog.text
 
 
 def test_equal_texts_are_one_passage_named_by_the_first_item(tmp_path):
