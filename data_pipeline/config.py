@@ -14,7 +14,7 @@ from data_pipeline.dedup.paragraphs import ParagraphsConfig
 from data_pipeline.dedup.substrings import SubstringsConfig
 from data_pipeline.filters.blocklists import BlocklistsConfig
 from data_pipeline.filters.classifier import ClassifierConfig
-from data_pipeline.filters.clean import CleanConfig
+from data_pipeline.filters.clean import CleanConfig, cuts_lines
 from data_pipeline.filters.own_filters import OwnFilterConfig
 from data_pipeline.ingest import IngestConfig
 from data_pipeline.pii.redact import PiiConfig
@@ -98,6 +98,11 @@ class DataConfig(Section):
             raise ValueError(
                 "encode.loss_on = 'answers' excludes [data.paragraphs] and [data.substrings], which cut repeated text "
                 "out of chats, such as their system prompt; remove the section"
+            )
+        if cuts_lines(self.clean):
+            raise ValueError(
+                "encode.loss_on = 'answers' excludes clean.c4_lines, which the preset 'fineweb' turns on: it cuts "
+                "lines out of chats; set clean.c4_lines = false"
             )
         return self
 

@@ -246,9 +246,10 @@ def export(arguments: Arguments) -> None:
     from dataclasses import replace
 
     from assay.pipeline import corpus, require_corpus
+    from data_pipeline.tokens.chat_template import CHATML
     from governance.files import sha256_file
     from governance.hub_client import push, require_name
-    from pretrain.export.huggingface import CardFacts
+    from pretrain.export.huggingface import ExportFacts
     from pretrain.export.huggingface import export as write
 
     if arguments.push:
@@ -258,7 +259,8 @@ def export(arguments: Arguments) -> None:
     require_corpus(loaded, artifacts, runtime)  # the tokenizer is behind it
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
-    facts = CardFacts(sources, "" if origin["verified"] else str(origin["why"]))
+    template = CHATML if loaded.config.data.encode.loss_on == "answers" else ""
+    facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template)
     manifest = write(
         checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, facts=facts
     )

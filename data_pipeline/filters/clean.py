@@ -24,7 +24,6 @@ Price: one pass per shard, a row group (8 MiB of text) at a time. Each shard is 
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,6 +60,7 @@ from data_pipeline.filters.quality_rules import (
     judge,
     limits,
 )
+from data_pipeline.normalised_text import normalise
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
@@ -97,18 +97,6 @@ class CleanConfig(Thresholds):
     """The model's probability below which a language is "und"."""
     max_document_bytes: int = Field(default=10_000_000, gt=0)
     """UTF-8 bytes of raw text; a longer document is removed unread."""
-
-
-_LINE_END = re.compile("\r\n?|[\x0b\x0c\x85]")
-_UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
-
-
-def normalise(text: str) -> str:
-    """The text as every later stage sees it.
-
-    Doing it twice changes nothing more.
-    """
-    return unicodedata.normalize("NFC", _UNWANTED.sub("", _LINE_END.sub("\n", text)))
 
 
 def normalise_texts(texts: pa.LargeStringArray, skip: Mask) -> tuple[pa.LargeStringArray, int]:
@@ -227,6 +215,11 @@ def _clean_group(
     return (kept, removed, pa.table(described).select(_features_schema().names)), {**counts, **extras}
 
 
+def cuts_lines(config: CleanConfig) -> bool:
+    """True: lines are cut out of texts."""
+    return "fineweb" in config.presets if config.c4_lines is None else config.c4_lines
+
+
 def without_lines(
     config: CleanConfig, texts: pa.LargeStringArray, code: Mask | None = None
 ) -> tuple[pa.LargeStringArray, dict[str, int]]:
@@ -234,9 +227,9 @@ def without_lines(
 
     The lines of source code stay.
     """
-    fineweb = "fineweb" in config.presets
-    if not (fineweb if config.c4_lines is None else config.c4_lines):
+    if not cuts_lines(config):
         return texts, {}
+    fineweb = "fineweb" in config.presets
     from data_pipeline.kernels.lines import c4_lines
 
     words, punctuated = config.c4_min_line_words, config.c4_terminal_punctuation

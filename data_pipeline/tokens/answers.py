@@ -6,11 +6,12 @@
     A program that prints itself.<|im_end|>
     ^                                      ^
 
-Everything between the two marks is predicted, the marker that ends the answer included: with it the model stops. The
-texts are those of `messages_form = "instructions"` (`chats.py`), where no message can spell a marker, so a prompt
-cannot pose as an answer. Answers are found in the bytes that the tokens stand for, so the tokenizer may normalise the
-text, but not change its markers or their number. A token belongs to an answer if its first byte does: of a token that
-begins in the header and ends in the answer nothing is learned.
+Everything between the two marks is predicted, the marker that ends the answer included. After an answer that ends the
+document, its line end and the end-of-document token are predicted too: at that token generation stops. The texts are
+those of `messages_form = "instructions"` (`chats.py`), where no message can spell a marker, so a prompt cannot pose as
+an answer. Answers are found in the bytes that the tokens stand for, so the tokenizer may normalise the text, but not
+change its markers or their number. A token belongs to an answer if its first byte does: of a token that begins in the
+header and ends in the answer nothing is learned.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def answers_of(table: pa.Table, ids: npt.NDArray[np.integer], ends: npt.NDArray[
     found = np.zeros(len(ids), dtype=np.bool_)
     for number, (first, last) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
         pieces = [encoder.pieces[index] for index in ids[first:last].tolist()]
-        spans = [answer.span(1) for answer in _ANSWER.finditer(b"".join(pieces))]
+        text = b"".join(pieces)
+        spans = [answer.span(1) for answer in _ANSWER.finditer(text)]
         written = len(_ANSWER.findall(data[offsets[number] : offsets[number + 1]].tobytes()))
         if not written:
             raise PipelineError(
@@ -55,6 +57,8 @@ def answers_of(table: pa.Table, ids: npt.NDArray[np.integer], ends: npt.NDArray[
                 f"data.encode.loss_on = 'answers': document {table['id'][number].as_py()} has {written} answers, and "
                 f"{len(spans)} after the tokenizer, which changes the markers of chats. Take another tokenizer."
             )
+        if not text[spans[-1][1] :].strip():
+            spans[-1] = (spans[-1][0], len(text) + 1)  # the end-of-document token begins at len(text)
         begins = np.cumsum([0, *map(len, pieces[:-1])])
         for begin, end in spans:
             start, stop = np.searchsorted(begins, (begin, end)).tolist()

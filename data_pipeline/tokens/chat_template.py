@@ -1,7 +1,8 @@
 """Chat template of a tokenizer's folder, as `transformers` stores it.
 
 It is the file chat_template.jinja, or the field `chat_template` of tokenizer_config.json: a text, or a list of named
-ones, of which "default" is taken. Assay does not use it; an export carries it on.
+ones, of which "default" is taken. Assay does not use it; an export carries it on, or `CHATML` in its place after
+training on answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from governance.errors import ConfigError
 from governance.log import get_logger
 
 TEMPLATE_FILE = "chat_template.jinja"
+CHATML = (
+    "{{ bos_token or '' }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""Template of the text that chats read as `messages_form = "instructions"` become."""
 _SETTINGS = "tokenizer_config.json"
 
 

@@ -63,7 +63,7 @@ from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 4
+VERSION = 5
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = required(
     id=pa.string(),

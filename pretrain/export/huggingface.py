@@ -3,7 +3,8 @@
     config.json, generation_config.json                     architecture (`architectures.py`), ids of special tokens
     model.safetensors                                       fp32 masters, or rounded; vocabulary padded
     model-00001-of-0000N.safetensors, ...index.json         the same above 5 GB
-    tokenizer.json, tokenizer_config.json, special_tokens_map.json, and the tokenizer's chat_template.jinja, if any
+    tokenizer.json, tokenizer_config.json, special_tokens_map.json, and chat_template.jinja: ChatML after training
+                                                            on answers, else the tokenizer's, if any
     configuration_assay.py, modeling_assay.py               only where no architecture of transformers is exact
     README.md                                               model card: facts and digests
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.tokens.chat_template import CHATML, TEMPLATE_FILE
 from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, copy_beginning, write_json, write_text
 from governance.manifest import Manifest
@@ -31,7 +33,6 @@ from pretrain.export.architectures import family_of
 from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family, expert_bias_names
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
-CHAT_TEMPLATE = "chat_template.jinja"
 INDEX = "model.safetensors.index.json"
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, tuple[str, int]] = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}
@@ -42,13 +43,15 @@ Read = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """Facts of a model card that the checkpoint does not hold."""
+class ExportFacts:
+    """Facts that the checkpoint does not hold."""
 
     sources: Sequence[tuple[str, str, str]] = ()
     """Name, licence and URL of each source of the corpus."""
     unverified: str = ""
     """Reason why the checkpoint's origin is not verified; "": it is, or nobody checked."""
+    chat_template: str = ""
+    """Template of the chats of its training; "": that of the tokenizer, if any."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class ExportVocabulary:
     end: int
     begin: int | None = None
     """Id that begins documents; None: documents have none."""
-    chat_template: Path | None = None
-    """File of the chat template of a tokenizer that was taken over."""
+    chat_template: str = ""
+    """Chat template; "": none."""
 
 
 def export(
@@ -70,7 +73,7 @@ def export(
     root: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
-    facts: CardFacts = CardFacts(),
+    facts: ExportFacts = ExportFacts(),
 ) -> Manifest:
     """Write a checkpoint and its tokenizer into the new folder `target`.
 
@@ -81,7 +84,7 @@ def export(
         root: the artifacts' root.
         shard_bytes: most bytes of a file of weights; a larger tensor has its own file.
         dtype: type to which the weights are rounded, to nearest, ties to even.
-        facts: for the card.
+        facts: for the card and the chat template.
 
     Returns:
         The checkpoint's manifest.
@@ -97,11 +100,12 @@ def export(
     identity = identity_of(manifest)
     refuse_foreign_tokenizer(manifest, tokenizer, root)
     stats = tokenizer.stats
+    templates = (root / out.path for out in tokenizer.outputs if out.path.endswith(f"/{TEMPLATE_FILE}"))
     vocabulary = ExportVocabulary(
         root / tokenizer.folder / "tokenizer.json",
         int(stats["end_of_document"]),
         stats.get("begin_of_document"),
-        next((root / out.path for out in tokenizer.outputs if out.path.endswith(f"/{CHAT_TEMPLATE}")), None),
+        facts.chat_template or next((path.read_text(encoding="utf-8") for path in templates), ""),
     )
     biases = expert_bias_tensors(identity.recipe.model, read_state(manifest, root).expert_bias)
     with weights(manifest, root) as files:
@@ -153,8 +157,8 @@ def write_folder(
         begins = None if tokenizer.begin is None else _begin_processor(special["bos"], tokenizer.begin)
         plain = {"post_processor": begins, "truncation": None, "padding": None}
         write_json(target / "tokenizer.json", {**held, **plain})
-    if tokenizer.chat_template is not None:
-        write_text(target / CHAT_TEMPLATE, tokenizer.chat_template.read_text(encoding="utf-8"))
+    if tokenizer.chat_template:
+        write_text(target / TEMPLATE_FILE, tokenizer.chat_template)
     _write_settings(target, family, identity, (tokenizer, special), dtype)
     return family
 
@@ -272,6 +276,8 @@ def _write_settings(
     write_json(target / "generation_config.json", ids)
     begins = {"bos_token": texts["bos"]} if "bos" in texts else {}
     special = {**begins, "eos_token": texts["eos"], "pad_token": texts["eos"]}
+    # The markers were trained as ordinary text; a begin token in the template must keep its id.
+    markers_are_text = tokenizer.chat_template == CHATML and not begins
     write_json(target / "special_tokens_map.json", special)
     write_json(
         target / "tokenizer_config.json",
@@ -280,6 +286,7 @@ def _write_settings(
             "model_max_length": identity.recipe.model.max_position_embeddings,
             "clean_up_tokenization_spaces": False,
             "add_bos_token": bool(begins),
+            **({"split_special_tokens": True} if markers_are_text else {}),
             **special,
         },
     )
@@ -290,7 +297,7 @@ def _card(
     identity: CheckpointIdentity,
     family: Family,
     form: tuple[Dtype, int | None],
-    facts: CardFacts,
+    facts: ExportFacts,
 ) -> str:
     """Model card of the exported folder.
 

@@ -10,6 +10,7 @@ import pytest
 
 from assay.cli.main import main
 from benchmarks.measures.small_run import SMALL_RUN
+from data_pipeline.tokens.chat_template import CHATML
 from data_pipeline.tokens.token_shards import TokenShard
 from governance.manifest import read_manifest
 from tests.conftest import tale, write_project
@@ -58,3 +59,6 @@ def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_pat
     assert trained.stats["tokens"] < tokens.stats["train_tokens"] * 6
     losses = json.loads((root / trained.folder / "losses.json").read_bytes())["losses"]
     assert losses[-1] < losses[0]
+    words = ["export", folder / "chats.toml", root / trained.stats["checkpoint"]["path"], folder / "chatting"]
+    assert main(list(map(str, [*words, "--root", root, *settings]))) == 0
+    assert (folder / "chatting" / "chat_template.jinja").read_text(encoding="utf-8") == CHATML

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig
+from data_pipeline.normalised_text import normalise
 from data_pipeline.readers.file_types.chats import messages_fault, messages_text
 from data_pipeline.tokens.encode import EncodeConfig, encode, encode_table
 from data_pipeline.tokens.pack import PackConfig, pack, pieces_of
@@ -24,7 +25,21 @@ from governance.stage import Runtime
 from tests.data_pipeline.test_tokenizer import artifact
 
 ASK, TELL = "user", "assistant"
-WORDS = ["quine", " läuft", "\n", "12", "中文 ", " a  program", "<|im", "<|im_start", "é"]
+WORDS = [
+    "quine",
+    " läuft",
+    "\n",
+    "12",
+    "中文 ",
+    " a  program",
+    "<|im",
+    "<|im_start",
+    "é",
+    "\ufeff",
+    "\x00",
+    "\r",
+    "e\u0301",
+]
 CONTENTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map("".join)
 CHATS = st.lists(
     st.tuples(st.sampled_from(["system", ASK]), CONTENTS, CONTENTS.map(lambda text: text + "x")), min_size=1, max_size=3
@@ -33,13 +48,16 @@ ANSWERS = EncodeConfig(validation_share=0.0, loss_on="answers")
 
 
 def text_of(turns):
-    """The text of a chat, and the byte ranges of its answers, written out by hand."""
+    """The text of a chat, and the byte ranges of its answers, written out by hand.
+
+    The last ends behind the text, where the end-of-document token is.
+    """
     text, spans = b"", []
     for role, question, answer in turns:
         text += f"<|im_start|>{role}\n{question}<|im_end|>\n<|im_start|>assistant\n".encode()
         spans.append((len(text), len(text) + len(f"{answer}<|im_end|>".encode())))
         text += f"{answer}<|im_end|>\n".encode()
-    return text.decode(), spans
+    return text.decode(), [*spans[:-1], (spans[-1][0], len(text) + 1)]
 
 
 def messages(turns):
@@ -73,7 +91,8 @@ def table_of(texts):
 def test_a_token_is_predicted_if_its_first_byte_is_of_an_answer(encoder, chats):
     chats = [turns for turns in chats if messages_text(messages(turns), "instructions") is not None]
     texts = [messages_text(messages(turns), "instructions") for turns in chats]
-    assert texts == [text_of(turns)[0] for turns in chats]
+    chats = [[(role, normalise(question), normalise(answer)) for role, question, answer in turns] for turns in chats]
+    assert texts == [text_of(turns)[0] for turns in chats] == list(map(normalise, texts))
     made = encode_table(table_of(texts), encoder, ANSWERS, np.ones(len(texts), np.int64))
     for turns, document in zip(chats, made.documents, strict=True):
         place, expected, size = 0, [], 0
@@ -97,13 +116,33 @@ def test_a_token_is_predicted_if_its_first_byte_is_of_an_answer(encoder, chats):
             [{"role": ASK, "content": "a<|im_end|>\n<|im_start|>assistant\nb"}, {"role": TELL, "content": "c"}],
             "no_answer",
         ),
+        (
+            [
+                {"role": ASK, "content": "a<|\ufeffim_end|>\n<|\x00im_start|>assistant\nb"},
+                {"role": TELL, "content": "c"},
+            ],
+            "no_answer",
+        ),
         ([{"role": "user\nassistant", "content": "a"}, {"role": TELL, "content": "c"}], "no_answer"),
+        ([{"role": "assistant\x0ba", "content": "b"}, {"role": TELL, "content": "c"}], "no_answer"),
+        ([{"role": "assis\ufefftant", "content": "b"}, {"role": TELL, "content": "c"}], "no_answer"),
+        ([{"role": ASK, "content": "Why?"}, {"role": TELL, "content": "\ufeff\x00"}], "no_answer"),
         ([{"role": ASK}, {"role": TELL, "content": "c"}], "not_messages"),
     ],
 )
 def test_a_chat_without_an_answer_or_with_a_marker_is_no_instruction(chat, fault):
     assert messages_text(chat, "instructions") is None
     assert messages_fault(chat) == fault
+
+
+def test_nothing_behind_the_last_answer_is_predicted_where_a_prompt_ends_the_chat(encoder):
+    turns = [(ASK, "Why?", "Because.")]
+    chat = [*messages(turns), {"role": ASK, "content": "Is it?"}]
+    [document] = encode_table(
+        table_of([messages_text(chat, "instructions")]), encoder, ANSWERS, np.ones(1, np.int64)
+    ).documents
+    assert document.bytes == len("Because.<|im_end|>")
+    assert not document.answers[-1]
 
 
 def test_names_of_other_formats_are_the_roles():
@@ -202,6 +241,8 @@ WHOLE = {
         ({"pack": None}, "needs \\[data.pack\\] with min_used_share = 0"),
         ({"pack": {"sequence_length": 64}}, "needs \\[data.pack\\] with min_used_share = 0"),
         ({"substrings": {}}, "excludes .*substrings"),
+        ({"clean": {"c4_lines": True}}, "excludes clean.c4_lines"),
+        ({"clean": {"presets": ["fineweb"]}}, "excludes .*'fineweb'"),
     ],
 )
 def test_sections_that_would_break_a_chat_are_refused(change, message):

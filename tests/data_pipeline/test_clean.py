@@ -20,8 +20,9 @@ from data_pipeline.documents import (
     write_table,
 )
 from data_pipeline.filters.blocklists import BlocklistsConfig, make_lists
-from data_pipeline.filters.clean import CleanConfig, clean, normalise, normalise_texts
+from data_pipeline.filters.clean import CleanConfig, clean, normalise_texts
 from data_pipeline.filters.quality_rules import Thresholds
+from data_pipeline.normalised_text import normalise
 from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.filters.clean import normalise
 from data_pipeline.kernels.phrases import PHRASES, POLICY_PHRASES
 from data_pipeline.kernels.quality import FEATURES, measure_texts
 from data_pipeline.kernels.stop_words import STOP_WORDS
 from data_pipeline.kernels.words import CLOSERS, QUOTES, TERMINALS
+from data_pipeline.normalised_text import normalise
 from governance.errors import ManifestError
 from governance.kernels.buffers import MAY_NOT_BE_NFC, code_point_classes, scan_texts, text_buffers
 

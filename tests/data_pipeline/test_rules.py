@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.filters.clean import CleanConfig, measure, normalise, profiles_of
+from data_pipeline.filters.clean import CleanConfig, measure, profiles_of
 from data_pipeline.filters.language import identify
 from data_pipeline.filters.quality_rules import (
     DECLARATION,
@@ -30,6 +30,7 @@ from data_pipeline.filters.quality_rules import (
 )
 from data_pipeline.kernels.quality import FEATURES
 from data_pipeline.kernels.stop_words import STOP_WORDS
+from data_pipeline.normalised_text import normalise
 
 OPENING = (
     "The ferry crossed the river before dawn, and nobody on the far shore was awake to see it arrive.",

@@ -30,7 +30,7 @@ def rules(quick: bool) -> list[Goal]:
     left: lines of blanks, which datatrove counts (`docs/data.md`, "Presets").
     Price: at least 15 CPU-minutes, all datatrove's.
     """
-    from data_pipeline.filters.clean import normalise
+    from data_pipeline.normalised_text import normalise
 
     documents = [{**row, "text": normalise(row["text"])} for row in mixed(1 << 40) if _held_back(row["id"])]
     documents = _english([row for row in documents if len(row["text"]) <= MOST_CHARACTERS])

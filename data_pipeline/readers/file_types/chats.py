@@ -12,7 +12,7 @@ source's section, so the manifest of `ingest` states it.
 
 `instructions` is chatml for training on answers (`tokens/answers.py`). It takes a chat only if each message of the role
 `assistant` (or `gpt`) has text, there is one, none comes first, and no message spells a marker: a prompt could pose as
-an answer otherwise.
+an answer otherwise. Its messages are normalised first, as `clean` does: characters that go later hide no marker.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from data_pipeline.normalised_text import normalise
 
 MessagesForm = Literal["roles", "chatml", "instructions"]
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -44,6 +46,7 @@ def messages_text(value: Any, form: MessagesForm) -> str | None:
         if not isinstance(role, str) or not role or content is None:
             return None
         if form == "instructions":
+            role, content = normalise(role), normalise(content)
             role = _ROLES.get(role, role)
             if "<|im_" in role + content or "\n" in role or (role == "assistant" and not content.strip()):
                 return None

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_pipeline.readers.file_types.chats import messages_text
+from data_pipeline.tokens.chat_template import CHATML
 from data_pipeline.tokens.tokenizer import load_encoder
 from governance.errors import CheckpointError, ConfigError
 from pretrain.checkpoint.format import CheckpointIdentity
@@ -130,7 +132,7 @@ def exported(name: str, tokenizer: Path, target: Path, begin: int | None = None,
         torch.nn.init.uniform_(model.expert_bias.values, -0.4, 0.4, generator=torch.Generator().manual_seed(0))
         held |= expert_bias_tensors(settings, expert_bias_of(model))
     template = tokenizer.with_name("chat_template.jinja")
-    vocabulary = ExportVocabulary(tokenizer, end, begin, template if template.exists() else None)
+    vocabulary = ExportVocabulary(tokenizer, end, begin, template.read_text() if template.exists() else "")
     family = write_folder(lambda parameter: held[parameter].detach(), identity, vocabulary, target, **options)
     return family, model
 
@@ -321,6 +323,20 @@ def test_a_tokenizer_of_any_kind_comes_back(tmp_path, kind):
     for text in ("The Cat sat.", " and  the\n\ndog\t", "été 猫 \U0001f408 12345", "!\n\na"):
         assert theirs(text)["input_ids"] == ours.encode(text).tolist()
     assert (theirs.eos_token, theirs.eos_token_id, len(theirs)) == (end, end_id, ours.vocabulary_size)
+
+
+@pytest.mark.parametrize("begin", [None, 1])
+def test_chats_become_the_text_and_the_ids_of_training_on_answers(tmp_path, begin):
+    markers = ["<|im_start|>", "<|im_end|>"] if begin is None else []
+    path = write_tokenizer(tmp_path / "tokenizer.json", VOCABULARY, ["<|endoftext|>", "<|begin|>", *markers])
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    exported("llama", path, tmp_path / "model", begin=begin)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    said = [{"role": "user", "content": "A cat\n"}, {"role": "assistant", "content": " Sat."}]
+    text, first = messages_text(said, "instructions"), [] if begin is None else [begin]
+    assert theirs.apply_chat_template(said, return_dict=False) == [*first, *load_encoder(tmp_path).encode(text)]
+    asked = theirs.apply_chat_template(said[:1], tokenize=False, add_generation_prompt=True)
+    assert asked.removeprefix("<|begin|>") == text[: text.index(" Sat.")]
 
 
 @pytest.mark.parametrize("name", ["llama", "speedy"])

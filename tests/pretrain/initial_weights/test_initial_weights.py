@@ -330,12 +330,12 @@ def test_two_ranks_at_stage_3_begin_from_the_same_weights(folder, run_training, 
 
 def test_the_exported_card_states_the_licence(trained):
     from pretrain.checkpoint.format import identity_of
-    from pretrain.export.huggingface import CardFacts, _card
+    from pretrain.export.huggingface import ExportFacts, _card
 
     root, run = trained
     checkpoint = read_manifest(root / run.stats["checkpoint"]["path"])
     identity = identity_of(checkpoint)
-    card = _card(checkpoint, identity, family_of(identity.recipe.model), ("fp32", None), CardFacts())
+    card = _card(checkpoint, identity, family_of(identity.recipe.model), ("fp32", None), ExportFacts())
     assert 'base_model: "a/b"\nlanguage: ["de"]\nlicense: "other"\nlicense_name: "llama-like"\n---' in card
     assert "private" not in card
     assert "| licence of these weights | llama-like; LICENSE.txt (sha256 " in card

@@ -19,7 +19,7 @@ from pretrain.config.model import MoeConfig
 from pretrain.distributed.process_group import Ranks, join
 from pretrain.evaluation.validation import load_decoder
 from pretrain.export.architectures import family_of
-from pretrain.export.huggingface import CardFacts, _card
+from pretrain.export.huggingface import ExportFacts, _card
 from pretrain.model import expert_bias
 from pretrain.model.expert_bias import expert_bias_of, restore_expert_bias
 from pretrain.model.moe import balance_losses, select_experts
@@ -121,7 +121,7 @@ def test_a_resumed_run_has_the_biases_of_an_uninterrupted_one(tmp_path, run_trai
     manifest = read_manifest(tmp_path / "whole" / whole.stats["checkpoint"]["path"])
     assert expert_bias_of(load_decoder(manifest, tmp_path / "whole")) == last
     identity = identity_of(manifest)
-    card = _card(manifest, identity, family_of(identity.recipe.model), ("fp32", None), CardFacts())
+    card = _card(manifest, identity, family_of(identity.recipe.model), ("fp32", None), ExportFacts())
     assert "| selection of experts | probability plus a bias of each expert" in card
     monkeypatch.setattr(expert_bias, "restore_expert_bias", lambda model, values: None)
     assert run_training(tmp_path / "forgetful", moe=MOE).digest != whole.digest
