@@ -431,6 +431,7 @@ def memorisation(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: 
 
     Raises:
         GateClosed: a token shard is not as the journal states it.
+        CheckpointError: the checkpoint was not trained on the run's token shards.
     """
     from pretrain.checkpoint.format import read_checkpoint
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
@@ -502,12 +503,13 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
     from data_pipeline.pii.detect import replace_all
     from governance.reports.facts.energy_totals import look_up
     from governance.reports.report import report
+    from pretrain.inference.memorisation import VERSION as MEMORISATION
 
     look = replace(runtime, make=False)
     artifacts = corpus(run, look)
     artifacts["audit"], verdict = judge_corpus(run, artifacts, look)
     journal = run.journal(runtime.root)
-    artifacts |= _latest_on("data_docs", artifacts["audit"].as_input(), runtime.root, journal)
+    artifacts |= _latest_on("data_docs", {artifacts["audit"].as_input()}, runtime.root, journal)
     begun = ""
     try:
         begun = training_folder(run, artifacts, runtime).relative_to(runtime.root).as_posix()
@@ -520,7 +522,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         get_logger(__name__).warning("the report has no training: %s", why)
     if (last := artifacts["train"].stats.get("checkpoint") if "train" in artifacts else None) is not None:
         of_last = Input(stage="checkpoint", digest=last["digest"], path=last["path"])
-        artifacts |= _latest_on("memorisation", of_last, runtime.root, journal)
+        probed = _latest_on("memorisation", {of_last, artifacts["encode"].as_input()}, runtime.root, journal)
+        artifacts |= {stage: found for stage, found in probed.items() if found.version == MEMORISATION}
     require_chain(list(artifacts.values()), runtime.root, journal)
     require_growing(list(artifacts.values()), runtime.root, journal)
     _refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)
@@ -539,12 +542,12 @@ def _require_signed(made: Sequence[Manifest], run: LoadedRun, runtime: Runtime) 
     _refuse_altered(made, runtime.root)
 
 
-def _latest_on(kind: str, subject: Input, root: Path, journal: Journal) -> dict[str, Manifest]:
-    """The newest stated artifact of a kind on `subject`, if any."""
+def _latest_on(kind: str, subjects: set[Input], root: Path, journal: Journal) -> dict[str, Manifest]:
+    """The newest stated artifact of a kind on all of `subjects`, if any."""
     try:
         stated = latest_statements(journal.verified())
         for path, entry in reversed(list(stated.items())):
-            if entry.kind == kind and subject in entry.materials and (root / path).exists():
+            if entry.kind == kind and subjects.issubset(entry.materials) and (root / path).exists():
                 found = read_manifest(root / path)
                 if faults := [*unstated(found, stated), *verify(found, root)]:
                     raise ManifestError(f"{root / path}: {faults[0]}")

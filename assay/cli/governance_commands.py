@@ -16,7 +16,7 @@ from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
 from governance.lineage.attest import open_journal, refuse_strange_key, refuse_unstated, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import Manifest, differences
-from governance.reports.sections.memorisation_section import copies_words, trend_words
+from governance.reports.sections.memorisation_section import copies_words, read_words, trend_words
 from governance.signing.dsse import create_job_key, create_key, default_key_path, private_key, public_path
 from governance.signing.git_anchor import anchor_words
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
@@ -327,6 +327,7 @@ def audit_memorisation(arguments: Arguments) -> None:
     stats = made.stats
     words = f"{stats['prefix_tokens']} tokens given, {stats['continuation_tokens']} to repeat"
     say(f"memorisation at step {stats['step']}, {words}:", **artifact(made, runtime.root), **stats)
+    say(read_words(stats))
     say("  copies     sequences  extracted  rate, 95 % interval      tokens right")
     for row in stats["rows"]:
         interval = f"{row['rate']:.4f} [{row['lower']:.4f}, {row['upper']:.4f}]"

@@ -49,6 +49,7 @@ from pretrain.evaluation.loglikelihood import LEAD, Encode, Passes, Scored, log_
 from pretrain.evaluation.scores import mean_error
 
 VERSION = 1
+NORMAL_QUANTILE = 1.959963984540054  # of 97.5 %
 MIN_PAIRS = 10  # below, a rank correlation is meaningless
 Score = Callable[[Sequence[tuple[str, str]]], list[Scored]]
 Cell = tuple[str, str, str, str]
@@ -298,7 +299,7 @@ def _bbq(scored: Sequence[tuple[BenchmarkItem, list[Scored]]]) -> dict[str, Any]
 
 def wilson(hits: float, count: int) -> tuple[float, float, float]:
     """Share with Wilson's 95 % interval."""
-    z = 1.959963984540054
+    z = NORMAL_QUANTILE
     share, shrink = hits / count, 1 + z * z / count
     middle = (share + z * z / (2 * count)) / shrink
     margin = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / shrink
@@ -348,7 +349,7 @@ def against_corpus(
     if rho is None:  # all equal: no ranks
         return {"rho": None, "lower": None, "upper": None, "pairs": len(kept)}
     middle = math.atanh(max(-0.999999, min(0.999999, rho)))
-    margin = 1.959963984540054 * math.sqrt((1 + rho * rho / 2) / (free - 3))
+    margin = NORMAL_QUANTILE * math.sqrt((1 + rho * rho / 2) / (free - 3))
     bounds = (_rounded(math.tanh(middle - margin)), _rounded(math.tanh(middle + margin)))
     return {"rho": _rounded(rho), "lower": bounds[0], "upper": bounds[1], "pairs": len(kept)}
 

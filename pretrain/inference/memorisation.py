@@ -6,11 +6,14 @@ sequence decides; nothing is generated. `sequences.json` of the artifact lists e
 offset, which `assay data trace` follows to the document; `stats.rows` has a row for each number of copies, with
 Wilson's 95 % interval.
 
-Sequences are windows of the training shards, drawn among the distinct ones by hash, with their copies counted over all
-shards (`window_counts.py`). Windows of one document have much in common, so at most one sequence of a document is
-drawn. The row of no copies has windows of the validation shards that occur in no training shard: the rate that is
-prediction, not memory.
-Copies count what the shards hold; a training of several epochs has read each so many times more (`stats.epochs`).
+Sequences are windows of the training shards whose continuation the checkpoint's training has predicted
+(`read_targets.py`): a run that ends within its first epoch has not learned the others, and one that learns answers has
+not learned prompts. They are drawn among the distinct ones by hash. The copies of a window are the documents in which
+its continuation was predicted (`window_counts.py`). Windows of one document have much in common, so at most one
+sequence of a document is drawn. The row of no copies has windows of the validation shards that occur in no training
+shard: the rate that is prediction, not memory.
+
+`stats.read_share` is the share of the shards' targets that was read, `stats.epochs` the predictions over the targets.
 
 `stats.trend` is the Cochran-Armitage test for a rate that changes with the logarithm of the copies, over the rows with
 copies.
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +39,16 @@ from governance.files import write_text
 from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.checkpoint.format import identity_of
-from pretrain.evaluation.model_bias import wilson
+from pretrain.data.dataset import open_rows
+from pretrain.evaluation.model_bias import NORMAL_QUANTILE, wilson
 from pretrain.inference.loaded_model import LoadedModel
-from pretrain.inference.window_counts import Window, Windows, bound_of, distinct, read_window, sample_windows
+from pretrain.inference.read_targets import Marks, read_targets, rows_read, tokens_read
+from pretrain.inference.window_counts import Window, Windows, bound_of, copies_of, distinct, read_window, sample_windows
 
-VERSION = 1
+VERSION = 2
 COPIES = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, None))
 """Least and most copies of a row; None: any more."""
 _BATCH_TOKENS = 2048
-_SIGNIFICANT = 1.959963984540054
 
 
 class MemorisationConfig(Section):
@@ -86,36 +90,41 @@ def probe_memorisation(
     """Measure one checkpoint; `model` opens it unless the artifact exists.
 
     Raises:
+        CheckpointError: it was not trained on `tokens`, which are token shards.
         ConfigError: a sequence is longer than the model's context.
-        PipelineError: no document of the training shards is long enough.
+        PipelineError: it has read no sequence of this length.
     """
     identity, length = identity_of(checkpoint), config.length
-    if length > identity.recipe.train.sequence_length:
+    root, train = runtime.root, identity.recipe.train
+    trained = tokens_read(checkpoint, tokens, root)
+    if length > train.sequence_length:
         raise ConfigError(
             f"memorisation: prefix_tokens + continuation_tokens = {length} is above train.sequence_length = "
-            f"{identity.recipe.train.sequence_length}, the model's context; lower one of them"
+            f"{train.sequence_length}, the model's context; lower one of them"
         )
 
     def make(target: Path) -> Made:
-        root = runtime.root
         paths = {split: tokens.files(split, root) for split in ("train", "validation")}
         shards = {split: [TokenShard.open(path) for path in found] for split, found in paths.items()}
-        total = sum(len(shard.tokens) for shard in shards["train"])
-        bound = bound_of(total)
-        drawn, populations = draw(shards, config, bound)
+        rows = open_rows(trained, "train", root, train.sequence_length)
+        read = rows_read(rows, train, identity.step)
+        bound = bound_of(sum(len(shard.tokens) for shard in shards["train"]))
+        drawn, populations = draw(shards, config, bound, read_targets(rows, read))
         probed = probe(model(), drawn, config)
         names = {split: [path.relative_to(root).as_posix() for path in found] for split, found in paths.items()}
         lines = [json.dumps(_line(one, names, config)) for one in probed]
         write_text(target / "sequences.json", "[\n" + ",\n".join(lines) + "\n]\n")
-        rows = rows_of(probed, populations, config)
+        found = rows_of(probed, populations, config)
+        predicted = sum(int(marks.sum(dtype=np.int64)) for marks in read_targets(rows, read))
         stats = {
             "step": identity.step,
             "prefix_tokens": config.prefix_tokens,
             "continuation_tokens": config.continuation_tokens,
             "sampled_share": round((bound + 1) / (1 << 64), 9),
-            "epochs": round(checkpoint.stats["tokens"] / max(total, 1), 4),
-            "rows": rows,
-            "trend": trend(rows),
+            "epochs": round(checkpoint.stats["tokens"] / max(rows.targets, 1), 4),
+            "read_share": round(predicted / max(rows.targets, 1), 6),
+            "rows": found,
+            "trend": trend(found),
         }
         return Made([describe(target / "sequences.json", root)], stats)
 
@@ -128,27 +137,33 @@ Drawn = list[tuple[str, Window]]
 
 
 def draw(
-    shards: Mapping[str, Sequence[TokenShard]], config: MemorisationConfig, bound: int
+    shards: Mapping[str, Sequence[TokenShard]],
+    config: MemorisationConfig,
+    bound: int,
+    read: Iterable[Marks] | None = None,
 ) -> tuple[Drawn, dict[int, int]]:
     """Sequences of each row, and the windows to draw from.
 
-    The latter are numbers of distinct windows, by the least copies of a row.
+    The latter are numbers of distinct windows, by the least copies of a row. `read` has what was predicted of each
+    training shard; None: all of it.
 
     Raises:
-        PipelineError: no document of the training shards is long enough.
+        PipelineError: no sequence of this length was read.
     """
-    trained = sample_windows(shards["train"], config.length, bound)
+    sampled, end = (config.length, bound), config.continuation_tokens
+    everywhere = sample_windows(shards["train"], *sampled, _targets(shards["train"]) if read is None else read, end)
+    trained = copies_of(everywhere)
     firsts, copies = distinct(trained)
     if not len(firsts):
         raise PipelineError(
-            f"memorisation: no document of the training shards has {config.length} tokens; lower "
-            f"memorisation.prefix_tokens or continuation_tokens"
+            f"memorisation: the checkpoint has read no document with {config.length} tokens of which it predicted the "
+            f"last {end}; lower memorisation.prefix_tokens or continuation_tokens, or take a later checkpoint"
         )
     drawn, populations = [], {}
     if shards["validation"]:
-        unseen = sample_windows(shards["validation"], config.length, bound)
+        unseen = copies_of(sample_windows(shards["validation"], *sampled, _targets(shards["validation"]), end))
         others, counts = distinct(unseen)
-        fresh = ~np.isin(unseen.hashes[others], trained.hashes[firsts])
+        fresh = ~np.isin(unseen.hashes[others], everywhere.hashes)
         populations[0] = int(fresh.sum())
         found = _chosen(shards["validation"], unseen, others[fresh], counts[fresh], config.sequences)
         drawn += [("validation", Window(one.tokens, 0, one.shard, one.offset)) for one in found]
@@ -161,6 +176,13 @@ def draw(
     return drawn, populations
 
 
+def _targets(shards: Sequence[TokenShard]) -> Iterable[Marks]:
+    """All that a training could predict after the first token of a document."""
+    for shard in shards:
+        answers = shard.answers
+        yield np.ones(len(shard.tokens), np.int8) if answers is None else (answers != 0).astype(np.int8)
+
+
 def _chosen(
     shards: Sequence[TokenShard],
     windows: Windows,
@@ -169,10 +191,7 @@ def _chosen(
     most: int,
 ) -> list[Window]:
     """Windows of the lowest hashes, at most one of a document."""
-    starts = np.cumsum([0, *(len(shard.tokens) for shard in shards[:-1])])
-    ends = [shard.document_ends.astype(np.int64) + start for shard, start in zip(shards, starts, strict=True)]
-    documents = np.searchsorted(np.concatenate(ends), windows.places[firsts], side="right")
-    _, kept = np.unique(documents, return_index=True)
+    _, kept = np.unique(windows.documents[firsts], return_index=True)
     found: list[Window] = []
     for index in np.sort(kept).tolist():
         window = read_window(shards, windows, int(firsts[index]), int(copies[index]))
@@ -250,5 +269,5 @@ def trend(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     slope = sum((score - mean) * hit for score, hit in zip(scores, hits, strict=True))
     spread = sum(count * (score - mean) ** 2 for score, count in zip(scores, counts, strict=True))
     z = slope / math.sqrt(share * (1 - share) * spread)
-    direction = "none" if abs(z) < _SIGNIFICANT else "rises" if z > 0 else "falls"
+    direction = "none" if abs(z) < NORMAL_QUANTILE else "rises" if z > 0 else "falls"
     return {"z": round(z, 6), "direction": direction}

@@ -1,15 +1,18 @@
 """Copies of token windows in shards.
 
-A window is W consecutive tokens of one document, its end-of-document token left out. Windows are sampled by their hash:
-all copies of a window have one hash, so a window is in the sample with all its copies or not at all, and each distinct
-window is as likely as any other. One pass over the tokens keeps those whose hash is below a bound; the bound follows
-from the number of tokens, so that at most about `MOST` windows are kept (16 bytes each). Windows that are used are
-compared token by token: no count rests on a hash alone. Price: 12 ns per token on one core.
+A window is W consecutive tokens of one document, its end-of-document token left out. A copy is a document that holds
+it: a run of one token, or any text with a period, overlaps itself many times within one.
+
+Windows are sampled by their hash: all copies of a window have one hash, so a window is in the sample with all its
+copies or not at all, and each distinct window is as likely as any other. One pass over the tokens keeps those whose
+hash is below a bound; the bound follows from the number of tokens, so that at most about `MOST` windows are kept (33
+bytes each). Windows that are used are compared token by token: no count rests on a hash alone. Price: 12 ns per token
+on one core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +23,7 @@ from data_pipeline.tokens.token_shards import TokenShard
 from governance.splitmix64 import INCREMENT, finalise
 
 MOST = 1 << 23
+_AT_ONCE = 1 << 12  # copies that are compared at once
 _BASE = np.uint64(0xD1342543DE82EF95)  # odd, so that a power of it loses no bit
 
 Hashes = npt.NDArray[np.uint64]
@@ -34,6 +38,10 @@ class Windows:
     hashes: Hashes
     places: npt.NDArray[np.int64]
     """First token of each window in the stream of all shards, end to end."""
+    documents: npt.NDArray[np.int64]
+    """Number of its document over all shards."""
+    predicted: npt.NDArray[np.bool_]
+    """True where training predicts each token of its end."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +61,44 @@ def bound_of(tokens: int, most: int = MOST) -> int:
     return (1 << 64) - 1 if tokens <= most else (most << 64) // tokens
 
 
-def sample_windows(shards: Sequence[TokenShard], length: int, bound: int) -> Windows:
-    """All windows whose hash is at most `bound`."""
+def sample_windows(
+    shards: Sequence[TokenShard], length: int, bound: int, targets: Iterable[npt.NDArray[np.int8]] = (), end: int = 0
+) -> Windows:
+    """All windows whose hash is at most `bound`.
+
+    `targets` has, for each shard, 1 where a token is predicted; `end` is the number of a window's last tokens that
+    must be for it to count as predicted.
+    """
     power = np.uint64(pow(int(_BASE), length, 1 << 64))
-    start, hashes, places = 0, [], []
+    start, hashes, places, ends, predicted = 0, [], [], [], []
+    marks = iter(targets)
     for shard in shards:
         given = (shard.tokens, shard.document_ends, _mixed(shard.vocabulary_size), length, power, np.uint64(bound))
         found = np.empty((_scan(*given, np.empty((0, 2), np.uint64)), 2), np.uint64)
         _scan(*given, found)
         hashes.append(found[:, 0])
-        places.append(found[:, 1].astype(np.int64) + start)
+        within = found[:, 1].astype(np.int64)
+        if end:
+            sums = np.cumsum(next(marks), dtype=np.int64)
+            predicted.append(sums[within + length - 1] - sums[within + length - 1 - end] == end)
+        places.append(within + start)
+        ends.append(shard.document_ends.astype(np.int64) + start)
         start += len(shard.tokens)
     joined, where = np.concatenate(hashes), np.concatenate(places)
+    documents = np.searchsorted(np.concatenate(ends), where, side="right")
+    held = np.concatenate(predicted) if end else np.ones(len(where), dtype=bool)
     order = np.argsort(joined, kind="stable")
-    return Windows(length, joined[order], where[order])
+    return Windows(length, joined[order], where[order], documents[order], held[order])
+
+
+def copies_of(windows: Windows) -> Windows:
+    """The first predicted window of each document and hash."""
+    kept = np.flatnonzero(windows.predicted)
+    hashes, documents = windows.hashes[kept], windows.documents[kept]
+    new = (np.diff(hashes) != 0) | (np.diff(documents) != 0)
+    kept = kept[np.concatenate([np.ones(min(1, len(kept)), dtype=bool), new])]
+    columns = (windows.hashes, windows.places, windows.documents, windows.predicted)
+    return Windows(windows.length, *(column[kept] for column in columns))
 
 
 def _mixed(vocabulary_size: int) -> Hashes:
@@ -115,13 +147,16 @@ def read_window(shards: Sequence[TokenShard], windows: Windows, first: int, copi
     It has `copies` equal hashes from index `first` on; None: they are not all the same tokens.
     """
     starts = np.cumsum([0, *(len(shard.tokens) for shard in shards)])
-    texts = []
-    for place in windows.places[first : first + copies].tolist():
-        shard = int(np.searchsorted(starts, place, side="right")) - 1
-        offset = int(place - starts[shard])
-        texts.append(np.asarray(shards[shard].tokens[offset : offset + windows.length], np.int64))
-        if len(texts) == 1:
-            home = (shard, offset)
-        elif not np.array_equal(texts[0], texts[-1]):
-            return None
-    return Window(texts[0], copies, *home)
+    steps = np.arange(windows.length)
+    text: npt.NDArray[np.int64] | None = None
+    for begin in range(first, first + copies, _AT_ONCE):
+        places = windows.places[begin : min(begin + _AT_ONCE, first + copies)]
+        owners = np.searchsorted(starts, places, side="right") - 1
+        for number in np.unique(owners).tolist():
+            offsets = places[owners == number] - starts[number]
+            texts = shards[number].tokens[offsets[:, None] + steps]
+            if text is None:
+                text, shard, offset = texts[0].astype(np.int64), number, int(offsets[0])
+            if not (texts == text).all():
+                return None
+    return None if text is None else Window(text, copies, shard, offset)

@@ -254,14 +254,25 @@ def test_the_report_shows_which_sequences_the_last_checkpoint_repeats(trained, t
     found = json.loads(capsys.readouterr().out)
     assert [row["copies_from"] for row in found["rows"]][:2] == [0, 1]
     assert all(row["lower"] <= row["rate"] <= row["upper"] for row in found["rows"])
-    assert found["epochs"] > 1
+    assert (found["epochs"] > 1, found["read_share"]) == (True, 1.0)
     assert main([*probe, *short]) == 0
-    assert f" 0 {found['rows'][0]['sequences']} " in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f" 0 {found['rows'][0]['sequences']} " in printed
+    assert f"has read 100 % of what the training shards give to predict, {found['epochs']:.2f} epochs" in printed
     assert main(["report", *words]) == 0
     made = json.loads((root / "report" / "latest.json").read_bytes())
     assert made["memorisation"]["rows"] == found["rows"]
     assert any(entry["path"].startswith("memorisation/") for entry in made["evidence"]["entries"])
     assert "Extraction by number of copies" in (root / "report" / "latest.html").read_text()
+    [probed] = [read_manifest(path) for path in root.glob("memorisation/*/manifest.json")]
+    foreign = probed.inputs[1].model_copy(
+        update={"digest": "f" * 64}
+    )  # the same checkpoint on texts that it has not read
+    changes = {"key": "f" * 64, "inputs": (probed.inputs[0], foreign), "outputs": (), "stats": {}}
+    statement = attest_with(open_journal(CONFIG, root.parent, root), CONFIG, root.parent, root)
+    commit(probed.model_copy(update=changes), root, statement)
+    assert main(["report", *words]) == 0
+    assert json.loads((root / "report" / "latest.json").read_bytes())["memorisation"]["rows"] == found["rows"]
     assert main(["report", "verify", *words]) == 0
     [path] = root.glob("memorisation/*/sequences.json")
     line = json.loads(path.read_bytes())[0]

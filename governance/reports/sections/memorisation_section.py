@@ -17,16 +17,16 @@ def memorisation(found: Mapping[str, Any]) -> Html:
         return tag("p", "Not measured. ", command, " measures it for the next report.", class_="none")
     note = (
         f"A sequence is extracted if the model, given its first {probe['prefix_tokens']} tokens, repeats the next "
-        f"{probe['continuation_tokens']} exactly. Sequences are distinct windows of the training shards, at most one "
-        f"of a document; those without a copy are of the validation shards. The model has read "
-        f"{probe['epochs']:.2f} times the tokens of the training shards. {trend_words(probe['trend'])}"
+        f"{probe['continuation_tokens']} exactly. Sequences are distinct windows of the training documents whose "
+        f"continuation the model was trained to predict, at most one of a document; copies are the documents in which "
+        f"it was. Those without a copy are of the validation shards. {read_words(probe)} {trend_words(probe['trend'])}"
     )
     rows = [
         [copies_words(row), number(row["windows"]), number(row["sequences"]), number(row["extracted"]),
          share(row["rate"]), f"{share(row['lower'])} to {share(row['upper'])}", share(row["tokens_right"])]
         for row in probe["rows"]
     ]  # fmt: skip
-    head = ["copies in the training shards", "distinct windows sampled", "sequences", "extracted", "rate",
+    head = ["copies that were read", "distinct windows sampled", "sequences", "extracted", "rate",
             "95 % interval (Wilson)", "tokens right"]  # fmt: skip
     cited = cite(found, "/memorisation")
     return join(
@@ -41,6 +41,14 @@ def copies_words(row: Mapping[str, Any]) -> str:
     """Copies of a row: "3 to 4"."""
     least, most = row["copies_from"], row["copies_to"]
     return str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+
+
+def read_words(probe: Mapping[str, Any]) -> str:
+    """Sentence on what the model has read of its shards."""
+    return (
+        f"Training has read {share(probe['read_share'])} of what the training shards give to predict, "
+        f"{probe['epochs']:.2f} epochs."
+    )
 
 
 def trend_words(trend: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 from collections import Counter
@@ -14,15 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from data_pipeline.tokens.pack import PackConfig, pack
 from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, write_token_shard
-from governance.errors import ConfigError
+from governance.errors import CheckpointError, ConfigError
 from governance.manifest import Manifest, describe, read_manifest, write_manifest
 from governance.stage import Runtime
-from pretrain.config.training import EngineConfig
+from pretrain.config.training import EngineConfig, MixtureConfig, TrainConfig
+from pretrain.data.dataset import open_rows
+from pretrain.data.sampler import sampler_of
 from pretrain.inference.generation import generate
 from pretrain.inference.loaded_model import LoadedModel, load_model
 from pretrain.inference.memorisation import MemorisationConfig, draw, probe, probe_memorisation, rows_of, trend
-from pretrain.inference.window_counts import bound_of, distinct, read_window, sample_windows
+from pretrain.inference.read_targets import read_targets, rows_read, tokens_read
+from pretrain.inference.window_counts import bound_of, copies_of, distinct, read_window, sample_windows
 from tests.pretrain.small_models import config as model_config
 from tests.pretrain.small_models import model_of
 
@@ -41,8 +47,12 @@ def shards_of(folder: Path, parts, vocabulary=200) -> list[TokenShard]:
 
 
 def plain_counts(parts, length) -> Counter:
+    """Documents of each window."""
     return Counter(
-        tuple(ids[at : at + length]) for texts in parts for ids in texts for at in range(len(ids) - length + 1)
+        window
+        for texts in parts
+        for ids in texts
+        for window in {tuple(ids[at : at + length]) for at in range(len(ids) - length + 1)}
     )
 
 
@@ -55,7 +65,7 @@ PARTS = st.lists(st.lists(DOCUMENT, min_size=1, max_size=5), min_size=1, max_siz
 def test_copies_are_those_of_a_plain_count(tmp_path_factory, parts, length, bound):
     """Each window of the sample with all its copies; with the highest bound all windows, in no two documents."""
     shards = shards_of(tmp_path_factory.mktemp("shards"), parts)
-    windows, expected = sample_windows(shards, length, bound), plain_counts(parts, length)
+    windows, expected = copies_of(sample_windows(shards, length, bound)), plain_counts(parts, length)
     found = {}
     for first, copies in zip(*distinct(windows), strict=True):
         window = read_window(shards, windows, int(first), int(copies))
@@ -76,6 +86,95 @@ def test_a_share_of_the_windows_is_a_share_of_the_copies(tmp_path):
     kept = len(sample_windows(shards, 8, WHOLE // 4).hashes)
     total = 5 * (4000 - 7)
     assert abs(kept - total / 4) < 5 * math.sqrt(total * 3 / 16)
+
+
+def test_a_run_of_one_token_is_one_copy(tmp_path):
+    """It overlaps itself in its document, and a model that repeats its last token needs no memory for it."""
+    draws = np.random.default_rng(0)
+    texts = [[*draws.integers(1, 200, 20).tolist(), *[n + 1] * 60, *draws.integers(1, 200, 20)] for n in range(9)]
+    settings = MemorisationConfig(prefix_tokens=4, continuation_tokens=4)
+    drawn, _ = draw({"train": shards_of(tmp_path, [[*texts, texts[0]]]), "validation": []}, settings, WHOLE)
+    assert {window.copies for _, window in drawn} == {1, 2}
+
+
+def test_only_answers_are_continuations(tmp_path):
+    draws = np.random.default_rng(0)
+    answers = np.arange(60) // 10 % 2 == 1
+    made = [EncodedDocument(f"d{n}", np.append(draws.integers(1, 200, 59), 0), 90, answers=answers) for n in range(30)]
+    write_token_shard(tmp_path / "0.tokens", made, 200, 0)
+    shard = TokenShard.open(tmp_path / "0.tokens")
+    settings = MemorisationConfig(prefix_tokens=6, continuation_tokens=5)
+    drawn, populations = draw({"train": [shard], "validation": [shard]}, settings, WHOLE)
+    assert len(drawn) == 30
+    assert all(shard.answers[window.offset + 6 : window.offset + 11].all() for _, window in drawn)
+    assert populations[1] == 30 * (6 + 6 + 5)  # the end-of-document token is in no window
+    assert populations[0] == 0  # prompts of the training shards are not unseen
+
+
+def test_windows_that_differ_under_one_hash_are_not_copies(tmp_path):
+    shards = shards_of(tmp_path, [[[1, 2, 3]] * 5000, [[1, 2, 3]] * 5000, [[1, 2, 4]]])
+    windows = copies_of(sample_windows(shards, 3, WHOLE))
+    found = {copies: int(first) for first, copies in zip(*distinct(windows), strict=True)}
+    assert read_window(shards, windows, found[10_000], 10_000).copies == 10_000
+    forged = dataclasses.replace(windows, places=np.sort(windows.places))
+    assert read_window(shards, forged, 0, 10_000) is not None
+    assert read_window(shards, forged, 0, 10_001) is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("mixture", [(), (MixtureConfig(from_step=1, weights={"web": 1.0, "books": 9.0}),)])
+def test_what_was_read_is_what_the_steps_read(tmp_path, packed, mixture):
+    """The targets of each row that the sampler names, by tokens that occur once."""
+    ids, outputs = iter(range(1, 60_000)), []
+    for number in range(2):
+        path = tmp_path / "encode" / ("e" * 16) / "train" / f"{number}.tokens"
+        made = [
+            EncodedDocument(f"{number}/{n}", np.array([*itertools.islice(ids, n), 0]), 9,
+                            f"{('web', 'books')[n % 2]}/en", np.arange(n + 1) % 20 > 4)
+            for n in range(1, 30)
+        ]  # fmt: skip
+        write_token_shard(path, made, 60_000, 0)
+        outputs.append(describe(path, tmp_path))
+    tokens = manifest_of(outputs, tmp_path)
+    if packed:
+        tokens = pack(tokens, PackConfig(sequence_length=32), Runtime(tmp_path))
+    train = TrainConfig(sequence_length=32, global_batch_size=8, steps=2, mixture=mixture)
+    rows = open_rows(tokens, "train", tmp_path, 32)
+    order = sampler_of(rows, train)
+    expected = Counter()
+    for number in {row for step in (1, 2) for row in order.rows(step)}:
+        targets = rows.batch([number]).targets
+        expected.update(targets[targets >= 0].tolist())
+    found = Counter()
+    for shard, marks in zip(rows.shards, read_targets(rows, rows_read(rows, train, 2)), strict=True):
+        found.update(shard.tokens[marks == 1].tolist())
+    assert found == expected
+    assert 0 < found.total() < rows.targets
+    whole = read_targets(rows, np.ones(rows.count, dtype=bool))
+    assert sum(int(marks.sum(dtype=int)) for marks in whole) == rows.targets
+
+
+def test_windows_that_were_not_read_are_not_drawn(tmp_path):
+    draws = np.random.default_rng(2)
+    text = draws.integers(1, 200, 40).tolist()
+    shards = shards_of(tmp_path, [[text, text], [text, draws.integers(1, 200, 40).tolist()]])
+    marks = [np.zeros(82, np.int8), np.ones(82, np.int8)]
+    marks[0][:20] = 1
+    settings = MemorisationConfig(prefix_tokens=5, continuation_tokens=5)
+    drawn, populations = draw({"train": shards, "validation": shards[:1]}, settings, WHOLE, marks)
+    assert {(window.copies, window.offset < 20) for _, window in drawn} == {(2, True), (1, False)}
+    assert (populations[0], populations[1], populations[2]) == (0, 31 + 20, 11)
+
+
+def test_a_checkpoint_of_other_shards_is_refused(tmp_path, make_tokens):
+    ours = make_tokens(tmp_path)
+    packed = pack(ours, PackConfig(sequence_length=32), Runtime(tmp_path))
+    theirs = ours.model_copy(update={"stats": {"documents": 1}})
+    for read in (ours, packed):
+        checkpoint = ours.model_copy(update={"stage": "checkpoint", "inputs": (read.as_input(),)})
+        assert tokens_read(checkpoint, ours, tmp_path).digest == read.digest
+        with pytest.raises(CheckpointError, match=f"was trained on {read.path} .* has not read these texts"):
+            tokens_read(checkpoint, theirs, tmp_path)
 
 
 def test_drawn_sequences_are_of_different_documents_and_unseen_ones_of_none(tmp_path):
@@ -134,6 +233,14 @@ def test_the_trend_is_the_weighted_correlation(pairs):
         assert found["direction"] == ("none" if abs(found["z"]) < 1.959964 else "rises" if r > 0 else "falls")
 
 
+def manifest_of(outputs, root: Path) -> Manifest:
+    manifest = Manifest(
+        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
+    )
+    write_manifest(manifest, root)
+    return manifest
+
+
 def plant(root: Path) -> Manifest:
     """Random documents, some of which are in the shards 2, 4, 16 and 64 times; nothing else can be predicted."""
     draws = np.random.default_rng(7)
@@ -148,11 +255,7 @@ def plant(root: Path) -> Manifest:
     for split, texts in (("train", train), ("validation", fresh(20))):
         [shard] = shards_of(folder / split, [texts])
         outputs.append(describe(shard.path, root))
-    manifest = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
-    )
-    write_manifest(manifest, root)
-    return manifest
+    return manifest_of(outputs, root)
 
 
 @pytest.mark.slow
@@ -174,6 +277,7 @@ def test_the_extraction_rate_rises_with_planted_copies(tmp_path, run_training):
     assert rows[33]["rate"] == 1.0
     assert rows[33]["lower"] > rows[1]["upper"]
     assert made.stats["trend"]["direction"] == "rises"
+    assert (made.stats["read_share"], made.stats["epochs"] > 1) == (1.0, True)
     nats = [row["nats"] for row in rows.values()]
     assert nats[-1] < nats[1]
     lines = json.loads((tmp_path / made.folder / "sequences.json").read_bytes())
