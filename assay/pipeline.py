@@ -543,7 +543,7 @@ def _require_signed(made: Sequence[Manifest], run: LoadedRun, runtime: Runtime) 
 
 
 def _latest_on(kind: str, subjects: set[Input], root: Path, journal: Journal) -> dict[str, Manifest]:
-    """The newest stated artifact of a kind on all of `subjects`, if any."""
+    """The newest stated artifact of a kind on all `subjects`."""
     try:
         stated = latest_statements(journal.verified())
         for path, entry in reversed(list(stated.items())):

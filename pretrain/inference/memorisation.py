@@ -177,7 +177,7 @@ def draw(
 
 
 def _targets(shards: Sequence[TokenShard]) -> Iterable[Marks]:
-    """All that a training could predict after the first token of a document."""
+    """Everything that training could predict, by shard."""
     for shard in shards:
         answers = shard.answers
         yield np.ones(len(shard.tokens), np.int8) if answers is None else (answers != 0).astype(np.int8)
