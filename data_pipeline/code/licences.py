@@ -11,12 +11,14 @@ A header is the run of comments that begins a file. Its licence is, in this orde
 A header that only refers to a licence file, or says nothing, leaves the decision to the nearest licence file. Such a
 file's licence is known if its texts cover `MIN_COVERAGE` of its words and no condition is left outside of them.
 
-An identifier below the header decides nothing, but the licence of a file whose header states none is then unknown: it
-may be a comment in a form that is not known here. Comments further down that hold the text or notice of a licence which
-the header does not name make the licence unknown too: part of the file came from elsewhere.
+An identifier below the header decides nothing, but the licence of a file whose header does not name the same is then
+unknown: it may be a comment in a form that is not known here. Comments further down, behind code too, that hold the
+text or notice of a licence which the header does not name make the licence unknown too: part of the file came from
+elsewhere.
 
 Promise: whatever is not certain is "NOASSERTION". A header is read up to `HEADER_CHARACTERS`, a licence file up to
-`LICENCE_FILE_BYTES`; a longer one is unknown. Expressions and titles are bounded too: no file takes quadratic time.
+`LICENCE_FILE_BYTES`; a longer one is unknown. Below a header, as many characters are read, and words of a notice behind
+them make the licence unknown. Expressions and titles are bounded too: no file takes quadratic time.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 UNKNOWN = "NOASSERTION"
-LICENCE_RULES = 2
+LICENCE_RULES = 3
 """Version of the rules here, in the key of documents of source code."""
 HEADER_CHARACTERS = 16_000
 LICENCE_FILE_BYTES = 1 << 18
 MIN_COVERAGE = 0.75
+_NOTICE_CHARACTERS = 2000  # before the bound below a header, which may cut the notice that they begin
 _EXPRESSION_CHARACTERS = 1000
 _EXPRESSION_BRACKETS = 50  # the parser calls itself for each
 _TITLE_CHARACTERS = 120
@@ -75,6 +78,7 @@ _BLOCKS = {
     "/*": "*/", "<!--": "-->", '"""': '"""', "'''": "'''", 'r"""': '"""', "(*": "*)", "{-": "-}", "=begin": "=end",
     "--[[": "]]", "<#": "#>",
 }  # fmt: skip
+_BEHIND_CODE = re.compile(r"(?<=[\s;,(){}])(#|//|--|/\*|<!--|\(\*|\{-).*")
 _BEFORE_COMMENT = re.compile(r"<\?(php|xml)|<!doctype|\"use strict\"|'use strict'|@charset|@echo off", re.I)
 _WORD = re.compile(r"[^\W_]+")
 _PLAIN = ("license", "licence", "copying", "unlicense")
@@ -215,7 +219,7 @@ def _closer(stripped: str, opener: str) -> str:
 
 
 def _comments(text: str) -> Iterator[str]:
-    """Lines of comments, and a blank line in place of code."""
+    """Lines of comments, without the code before them."""
     end = ""
     for line in text.splitlines():
         stripped = line.strip()
@@ -225,7 +229,10 @@ def _comments(text: str) -> Iterator[str]:
         elif opener := _opener(stripped):
             end = _closer(stripped, opener)
         elif not _LINE_COMMENT.match(line) or _DIRECTIVE.match(line):
-            line = ""
+            behind = _BEHIND_CODE.search(stripped, 1)
+            line = behind.group() if behind else ""
+            if opener := _opener(line):
+                end = _closer(line, opener)
         yield line
 
 
@@ -243,8 +250,11 @@ def licence_of_header(text: str) -> str:
         found = _of_notice(_MARKS.sub("", header))
     if not found and _IDENTIFIER.search(text, 0, HEADER_CHARACTERS):
         found = UNKNOWN
-    below = text[end : end + LICENCE_FILE_BYTES] if found != UNKNOWN else ""
-    return UNKNOWN if _has_notice(below) and _adds_licence(below, found) else found
+    below = text[end:] if found != UNKNOWN else ""
+    if not _has_notice(below):
+        return found
+    is_cut = len(below) > LICENCE_FILE_BYTES and _has_notice(below[LICENCE_FILE_BYTES - _NOTICE_CHARACTERS :])
+    return UNKNOWN if is_cut or _adds_licence(below[:LICENCE_FILE_BYTES], found) else found
 
 
 def _has_notice(text: str) -> bool:
@@ -257,9 +267,9 @@ def _has_notice(text: str) -> bool:
 
 
 def _adds_licence(below: str, found: str) -> bool:
-    """Return whether comments below a header name a licence that it lacks."""
+    """Return whether what is below a header names a licence that it lacks."""
     comments = re.sub(r"\n{3,}", "\n\n", "\n".join(_comments(below)))
-    stated = _stated(comments)
+    stated = _stated(below)
     notice = _MARKS.sub("", _IDENTIFIER.sub("", comments))
     known = set(_licensing().license_keys(found)) if found else set()
     keys = {UNKNOWN} if stated == UNKNOWN else set(_licensing().license_keys(stated)) if stated else set()
