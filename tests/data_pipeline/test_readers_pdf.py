@@ -2,12 +2,14 @@
 
 import zlib
 
+import pypdfium2
 import pytest
 
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers import page_process
 from data_pipeline.readers.page_process import read_pdf
 from data_pipeline.readers.pdf.page_flow import PageLine, PdfPage, flow, without_running_lines
+from data_pipeline.readers.pdf.text_layer import _read_page
 from data_pipeline.readers.record import Record, RecordFault
 from data_pipeline.readers.sources import TextSource
 from data_pipeline.readers.text import read_member
@@ -55,6 +57,21 @@ def test_letters_with_marks_of_their_own_do_not_end_a_word():
     drawn = zlib.compress(b"BT /F 10 Tf 72 700 Td [%s] TJ ET" % row)
     [record] = read(write_pdf([([], False)], content=drawn, spelled={ord("~"): "u\u0308"}))
     assert record.text == "Die Anleitung fu\u0308r das tu\u0308gliche Menu\u0308 und Menu\u0308s."
+
+
+def test_characters_that_are_two_of_pdfium_move_no_place_behind_them():
+    first, row = (
+        b"@@@ Erste @ Zeile @",
+        b"(Die @ Anleitung f~) -120 (r das t~) -120 (gliche Men~) -600 (und Men~) -120 (s.)",
+    )
+    drawn = zlib.compress(b"BT /F 10 Tf 72 700 Td (%s) Tj 0 -14 Td [%s] TJ ET" % (first, row))
+    data = write_pdf([([], False)], content=drawn, spelled={ord("~"): "u\u0308", ord("@"): "\U0001f600"})
+    [record] = read(data)
+    assert "Die \U0001f600 Anleitung fu\u0308r das tu\u0308gliche Menu\u0308 und Menu\u0308s." in record.text
+    with pypdfium2.PdfDocument(data) as document:
+        shown = _read_page(document, 0).lines
+    assert [(line.left, round(line.baseline)) for line in shown] == [(72, 700), (72, 686)]
+    assert shown[0].right == pytest.approx(72 + 6 * len(first), abs=1)
 
 
 def lines(*texts, top=700.0, left=72.0, height=12.0, width=6.0):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from bisect import bisect_left
 
 import pypdfium2
 from pypdfium2 import raw
@@ -31,6 +32,7 @@ _LINE_ENDS = re.compile("\r?\n|\ufffe|\x02")
 _HYPHENS = ("\ufffe", "\x02")  # PDFium's signs for a hyphen at a line's end
 _UNREADABLE = re.compile("[\x00-\x08\ufffd\ue000-\uf8ff]")
 _AFTER_MARK = re.compile("(?<=[^\\W\\d_][\u0300-\u036f]) (?=[^\\W\\d_])")
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 _LETTER = re.compile(r"[^\W_]")
 _BEGIN, _END, _FOUND_WITHIN = b"%PDF-", b"%%EOF", 2048  # bytes from either end
 _PASSWORD = 4  # FPDF_ERR_PASSWORD
@@ -88,8 +90,9 @@ def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str) -> frozenset[int]:
     """Places of blanks within words, behind letters with their marks."""
     found = []
     before, behind = raw.FS_RECTF(), raw.FS_RECTF()
+    astral = _astral(text)
     for blank in _AFTER_MARK.finditer(text):
-        place = raw.FPDFText_GetCharIndexFromTextIndex(layer, blank.start())
+        place = _place(layer, astral, blank.start())
         raw.FPDFText_GetLooseCharBox(layer, place - 2, before)
         raw.FPDFText_GetLooseCharBox(layer, place + 1, behind)
         near = behind.left - before.right < _WORD_SPACE * abs(before.top - before.bottom)
@@ -98,19 +101,29 @@ def _narrow_blanks(layer: pypdfium2.PdfTextPage, text: str) -> frozenset[int]:
     return frozenset(found)
 
 
+def _astral(text: str) -> list[int]:
+    """Places of the characters that are two of PDFium's."""
+    return [match.start() for match in _ASTRAL.finditer(text)]
+
+
+def _place(layer: pypdfium2.PdfTextPage, astral: list[int], index: int) -> int:
+    """Number in the file of a character of the text."""
+    return int(raw.FPDFText_GetCharIndexFromTextIndex(layer, index + bisect_left(astral, index)))
+
+
 def _lines(layer: pypdfium2.PdfTextPage, text: str, narrow: frozenset[int]) -> list[PageLine]:
     """Lines of a page's text with their places, without narrow blanks."""
     found = []
     start = 0
     ends = [*((match.start(), match.end(), match.group()) for match in _LINE_ENDS.finditer(text)), (len(text),) * 3]
-    surrogates = layer.count_chars() != len(text)
+    differ, astral = layer.count_chars() != len(text), _astral(text)
     for end, after, mark in ends:
         line = text[start:end]
         if stripped := line.strip():
             first = start + len(line) - len(line.lstrip())
-            places = first, first + len(stripped) - 1
-            if surrogates:  # characters of the file are no characters of the text
-                places = tuple(max(0, raw.FPDFText_GetCharIndexFromTextIndex(layer, place)) for place in places)
+            places: tuple[int, ...] = (first, first + len(stripped) - 1)
+            if differ:  # characters of the file are no characters of the text
+                places = tuple(max(0, _place(layer, astral, place)) for place in places)
             if narrow:
                 within = range(first, first + len(stripped))
                 stripped = "".join(text[place] for place in within if place not in narrow)
