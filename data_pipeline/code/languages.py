@@ -52,6 +52,25 @@ def programming_language(file: str, text: str) -> str:
     return "" if language in _NOT_CODE else _SHOWN.get(language, language)
 
 
+def known_language(name: str) -> str:
+    """The language that a name or alias of Pygments means, as shown here.
+
+    Case, blanks, hyphens and underscores do not count. The result is "" for plain text and for an unknown name.
+    """
+    language = _names().get(_folded(name), "")
+    return "" if language in _NOT_CODE else _SHOWN.get(language, language)
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    languages = _aliases().values()
+    return {_folded(alias): name for alias, name in _aliases().items()} | {_folded(name): name for name in languages}
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
 @functools.cache
 def _patterns() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], list[tuple[str, str]]]:
     """Languages by whole name and by ending, and patterns of other kinds."""

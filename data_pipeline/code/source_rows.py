@@ -4,7 +4,8 @@ A row of any type of source becomes the record that its file in a source tree wo
 facts in `columns`, the same language, the same rows passed over (`empty_file`, `binary_file`, `licence_file`,
 `no_programming_language`). Two things differ. A row has no folder with licence files; in their place counts the
 row's own licence (`licence_field`): an SPDX expression, or a list of licences found in the repository, all of which
-count. And where path and content decide no language, the row may name it.
+count; one that lacks the value's name is a fault (`no_licence_field`), as the source's licence may not be its own. And
+where path and content decide no language, the row may name one that Pygments knows.
 
 Path and repository are spelt as an opt-out list names them: without host, `.git`, `./` and backslashes. A row without a
 path within its repository, or without the repository that `repository_field` promises, is a fault (`no_path`,
@@ -14,12 +15,13 @@ path within its repository, or without the repository that `repository_field` pr
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_pipeline.code.languages import programming_language
+from data_pipeline.code.languages import known_language, programming_language
 from data_pipeline.code.licences import UNKNOWN, is_licence_file, joined, licence_of_header, normalised
 from data_pipeline.code.opt_out_lists import plain_path, repository_name
 from data_pipeline.code.source_trees import BINARY_CHARACTERS
@@ -31,6 +33,9 @@ from data_pipeline.readers.record import Record, RecordFault, sample
 from data_pipeline.readers.sources import kept_columns
 
 _BYTE_ORDER_MARK = "\ufeff"
+_QUOTED = re.compile(r"'([^'\\]*)'|\"([^\"\\]*)\"")
+_LIST = re.compile(rf"\s*\[\s*(({_QUOTED.pattern})[\s,]*)*\]\s*")
+"""A list in CSV, as JSON, pandas and NumPy write it."""
 
 
 def read_code_rows(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
@@ -68,7 +73,7 @@ def _source_file(
     language = programming_language(path, text)
     if not language and rows.programming_language_field:
         named = values[rows.programming_language_field]
-        language = named if isinstance(named, str) else ""
+        language = known_language(named) if isinstance(named, str) else ""
     if not language:
         return "no_programming_language"
     licence, where = licence_of_header(text), "header"
@@ -87,16 +92,13 @@ def _source_file(
 def licence_of_value(value: Any) -> str:
     """The licence that a row's value states, a text or a list.
 
-    The result is "" if it states none, `UNKNOWN` if a part of it is no SPDX expression.
+    The result is "" if it states none (null, blank or empty), `UNKNOWN` if it or a part of it is no SPDX expression.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)  # a list in CSV
-        except ValueError:
-            return UNKNOWN
-    stated = [value] if isinstance(value, str) else value
-    if not stated:
+    if value is None:
         return ""
+    stated = [value] if isinstance(value, str) else value
+    if isinstance(value, str) and _LIST.fullmatch(value):
+        stated = [one or other for one, other in _QUOTED.findall(value)]
     if not isinstance(stated, list) or not all(isinstance(one, str) for one in stated):
         return UNKNOWN
     return joined(sorted({normalised(one) for one in stated if one.strip()}))

@@ -11,6 +11,7 @@ Faults by reason:
     opt_out_not_string  opt_out_fetched_not_string  columns_not_json
     no_path  no_repository
                        a row of source code that no opt-out list would find
+    no_licence_field   a row of source code without the value that is said to be its licence
     empty_file         the file holds not a single record
     truncated_gzip  corrupt_gzip, and so for zstd, xz, bzip2 and lz4; unreadable_member  unreadable_rows
     missing_member  wacz_digest_mismatch
@@ -52,6 +53,7 @@ import numpy as np
 
 from data_pipeline.readers.file_types.chats import MessagesForm, messages_fault, messages_text
 
+_ABSENT = object()
 SAMPLE_CHARACTERS = 200
 TORN = frozenset(
     {
@@ -126,6 +128,8 @@ class Fields:
     opt_out_fetched: str = ""
     columns: tuple[str, ...] = ()
     """Names of other values that are kept."""
+    kept_licence: str = ""
+    """Name of the kept value that is a licence or null; a row that lacks it is a fault."""
     messages: MessagesForm | None = None
     """The form in which the value `text`, a list of messages, becomes text; None: it is text."""
 
@@ -159,8 +163,8 @@ def to_record(
     def fault(reason: str) -> RecordFault:
         return RecordFault(file, position, reason, sample(str(row) if shown is None else shown))
 
-    if fields.text not in row:
-        return fault("no_text_field")
+    if lacking := _lacking(row, fields):
+        return fault(lacking)
     text = row[fields.text] if fields.messages is None else messages_text(row[fields.text], fields.messages)
     if not isinstance(text, str):
         return fault("text_not_string" if fields.messages is None else messages_fault(row[fields.text]))
@@ -183,6 +187,14 @@ def to_record(
     if not all(map(_encodes, (text, identity, *filter(None, values.values())))):
         return fault("lone_surrogate")
     return Record(text, file, position, id=identity, **values)
+
+
+def _lacking(row: Mapping[str, Any], fields: Fields) -> str:
+    """The reason against a row without a value that it must have, or ""."""
+    if fields.text not in row:
+        return "no_text_field"
+    without = fields.kept_licence and value_at(row, fields.kept_licence, _ABSENT) is _ABSENT
+    return "no_licence_field" if without else ""
 
 
 def value_at(row: Mapping[str, Any], way: str, absent: Any = None) -> Any:

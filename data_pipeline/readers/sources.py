@@ -154,6 +154,7 @@ class _Rows(_PlainText):
             url=self.url_field,
             language=self.language_field,
             licence="" if self.code else self.licence_field,
+            kept_licence=self.licence_field if self.code else "",
             opt_out=self.opt_out_field,
             opt_out_fetched=self.opt_out_fetched_field,
             columns=(*self.columns, *self.code.read(self.licence_field)) if self.code else self.columns,

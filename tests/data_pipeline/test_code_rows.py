@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.code.languages import known_language
 from data_pipeline.code.licences import UNKNOWN, normalised
 from data_pipeline.code.opt_out_lists import plain_path
 from data_pipeline.code.select_code import select_code
@@ -133,16 +134,18 @@ def test_rows_go_through_the_stage_as_the_files_of_a_tree(tmp_path, tree, kind):
 
 def test_rows_without_path_or_repository_are_faults_and_a_row_may_name_its_language(tmp_path):
     rows = [
-        {"text": CODE, "path": None, "repo": "a/b", "lang": "Python"},
-        {"text": CODE, "path": "x.py", "repo": "", "lang": "Python"},
-        {"text": CODE, "path": "x.py", "repo": 3, "lang": "Python"},
-        {"text": CODE, "path": "x.py", "repo": " / ", "lang": "Python"},
-        {"text": CODE, "path": "x.py", "repo": "ann/../tools", "lang": "Python"},
-        {"text": CODE, "path": "a/../../x.py", "repo": "a/b", "lang": "Python"},
-        {"text": "\ufeffrun", "path": "/bin/x.unknown", "repo": "a/b", "lang": "Sieve", "licence": "MIT OR Zlib"},
+        {"text": CODE, "path": None, "repo": "a/b", "lang": "Python", "licence": None},
+        {"text": CODE, "path": "x.py", "repo": "", "lang": "Python", "licence": None},
+        {"text": CODE, "path": "x.py", "repo": 3, "lang": "Python", "licence": None},
+        {"text": CODE, "path": "x.py", "repo": " / ", "lang": "Python", "licence": None},
+        {"text": CODE, "path": "x.py", "repo": "ann/../tools", "lang": "Python", "licence": None},
+        {"text": CODE, "path": "a/../../x.py", "repo": "a/b", "lang": "Python", "licence": None},
+        {"text": "\ufeffrun", "path": "/bin/x.unknown", "repo": "a/b", "lang": "sieve", "licence": "MIT OR Zlib"},
+        {"text": "run", "path": "y.unknown", "repo": "a/b", "lang": "Klingon", "licence": None},
         {"text": "run", "path": "x.unknown", "repo": "a/b", "lang": None, "licence": []},
         {"text": CODE, "path": "y.py", "repo": "a/b", "lang": None, "licence": {"name": "MIT"}},
-        {"text": CODE, "path": "z.py", "repo": "a/b", "lang": None},
+        {"text": CODE, "path": "z.py", "repo": "a/b", "lang": None, "licence": None},
+        {"text": CODE, "path": "z.py", "repo": "a/b", "lang": None, "license": "GPL-3.0-only"},
     ]
     write(tmp_path / "rows.jsonl", rows)
     source = {
@@ -152,13 +155,25 @@ def test_rows_without_path_or_repository_are_faults_and_a_row_may_name_its_langu
         "code": {"path_field": "path", "repository_field": "repo", "programming_language_field": "lang"},
     }
     documents, _, faults, made = judged(tmp_path, source, "root")
-    assert [fault["reason"] for fault in faults] == ["no_path", *["no_repository"] * 4, "no_path"]
+    assert [fault["reason"] for fault in faults] == ["no_path", *["no_repository"] * 4, "no_path", "no_licence_field"]
     assert [facts(document)[:1] + facts(document)[2:] for document in documents] == [
         ("run", "MIT OR Zlib", "a/b", "bin/x.unknown", "Sieve"),
         (CODE, UNKNOWN, "a/b", "y.py", "Python"),
         (CODE, "NOASSERTION", "a/b", "z.py", "Python"),
     ]
-    assert made.stats["passed_over"] == {"no_programming_language": 1}
+    assert made.stats["passed_over"] == {"no_programming_language": 2}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "orc", "csv"])
+def test_rows_without_the_named_licence_are_faults_in_each_format(tmp_path, kind):
+    rows = [{"text": CODE, "path": "z.py", "license": "GPL-3.0-only"}]
+    if kind == "csv":
+        (tmp_path / "rows.csv").write_text("text,path,license\nx = 1,z.py,GPL-3.0-only\n", "utf-8")
+    else:
+        write(tmp_path / f"rows.{kind}", rows)
+    source = {"type": kind, "paths": [f"rows.{kind}"], "licence_field": "licence", "code": {"path_field": "path"}}
+    documents, _, faults, _ = judged(tmp_path, source, "root")
+    assert (documents, [fault["reason"] for fault in faults]) == ([], ["no_licence_field"])
 
 
 REPOSITORIES = ["ann/tools", "/ann/tools/", " Ann/Tools ", "ann\\tools", "https://github.com/ann/tools",
@@ -199,7 +214,8 @@ def test_a_plain_path_has_only_names(value):
 def test_a_list_of_licences_counts_whole_in_any_order(stated):
     found = licence_of_value(stated)
     named = {normalised(one) for one in stated if one.strip()}
-    assert found == licence_of_value(stated[::-1]) == licence_of_value(json.dumps(stated))
+    in_csv = json.dumps(stated), str(stated), " ".join(["[", *map(repr, stated), "]"])
+    assert {found, licence_of_value(stated[::-1]), *map(licence_of_value, in_csv)} == {found}
     assert (found == UNKNOWN) == (UNKNOWN in named)
     assert (found == "") == (not named)
     assert found in ("", UNKNOWN) or normalised(found) == found
@@ -207,9 +223,24 @@ def test_a_list_of_licences_counts_whole_in_any_order(stated):
 
 
 def test_other_values_state_no_known_licence():
-    assert [licence_of_value(value) for value in (None, "", [], 3, [3], "[", "MIT or zlib")] == [
-        "", "", "", UNKNOWN, UNKNOWN, UNKNOWN, "MIT OR Zlib",
+    assert [licence_of_value(value) for value in (None, "", [], 3, [3], "[", "MIT or zlib", "[3]", "[None]")] == [
+        "", "", "", UNKNOWN, UNKNOWN, UNKNOWN, "MIT OR Zlib", UNKNOWN, UNKNOWN,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [False, 0, 0.0, {}, "[" * 100_000, "['MIT'" * 20_000, "[" + "'MIT', " * 20_000])
+def test_an_empty_or_broken_value_of_another_type_is_unknown(value):
+    assert licence_of_value(value) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [("python", "Python"), ("C-Sharp", "C#"), ("cpp", "C++"), ("Shell", "Bash"), ("r", "R"), ("S", "R"),
+     ("verilog", "Verilog"), ("Emacs Lisp", "EmacsLisp"), ("Dockerfile", "Docker"), ("text", ""), ("", ""),
+     ("Klingon", "")],
+)  # fmt: skip
+def test_a_named_language_is_spelt_as_that_of_a_file(name, language):
+    assert known_language(name) == language
 
 
 @pytest.mark.parametrize(
