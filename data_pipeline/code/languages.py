@@ -53,7 +53,7 @@ def programming_language(file: str, text: str) -> str:
 
 
 def known_language(name: str) -> str:
-    """The language that a name or alias of Pygments means, as shown here.
+    """The language that a name or alias means to Pygments.
 
     Case, blanks, hyphens and underscores do not count. The result is "" for plain text and for an unknown name.
     """

@@ -267,7 +267,7 @@ def _has_notice(text: str) -> bool:
 
 
 def _adds_licence(below: str, found: str) -> bool:
-    """Return whether what is below a header names a licence that it lacks."""
+    """Return whether text below a header names a licence it lacks."""
     comments = re.sub(r"\n{3,}", "\n\n", "\n".join(_comments(below)))
     stated = _stated(below)
     notice = _MARKS.sub("", _IDENTIFIER.sub("", comments))

@@ -190,7 +190,7 @@ def to_record(
 
 
 def _lacking(row: Mapping[str, Any], fields: Fields) -> str:
-    """The reason against a row without a value that it must have, or ""."""
+    """The reason against a row without a needed value, or ""."""
     if fields.text not in row:
         return "no_text_field"
     without = fields.kept_licence and value_at(row, fields.kept_licence, _ABSENT) is _ABSENT
