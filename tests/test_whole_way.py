@@ -267,31 +267,29 @@ def test_generate_continues_prompts_and_records_its_energy(project_copy, capsys,
     words = ["generate", *config, "last"]
     assert main([*words, "The cat sat", "--max-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("The cat sat")
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "One\\ntwo"}\n\n{"prompt": "A dog"}\n')
+    (prompts := tmp_path / "prompts.jsonl").write_text('{"prompt": "One\\ntwo"}\n\n{"prompt": "A dog"}\n')
     drawn = ["--temperature", "0.7", "--top-p", "0.9", "--seed", "3", "--max-tokens", "6", "--json"]
     found = []
-    for rows in ("engine.micro_batch_size=1", "engine.micro_batch_size=4"):
-        assert main([*words, "The cat", *drawn, "--prompts", str(prompts), "--set", rows]) == 0
+    for more in ("--set=engine.micro_batch_size=1", "--set=engine.micro_batch_size=4", "--stop=e"):
+        assert main([*words, "The cat", *drawn, "--prompts", str(prompts), more]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert [row["prompt"] for row in found[0]["generations"]] == ["The cat", "One\ntwo", "A dog"]
     assert found[0]["generations"] == found[1]["generations"]
     assert all(row["tokens"] == 6 or row["finish"] != "length" for row in found[0]["generations"])
-    assert (found[0]["sampling"]["top_p"], found[0]["tokens"]) == (
-        0.9,
-        sum(r["tokens"] for r in found[0]["generations"]),
-    )
+    made = sum(row["tokens"] for row in found[0]["generations"])
+    assert (found[0]["sampling"]["top_p"], found[0]["tokens"]) == (0.9, made)
+    whole, stopped = ([row["text"] for row in one["generations"]] for one in found[1:])
+    assert stopped == [text.partition("e")[0] for text in whole] != whole
     lines = [json.loads(line) for line in (root / "energy.jsonl").read_text().splitlines()]
     ends = [line["outcome"] for line in lines if (line.get("stage"), line["kind"]) == ("generate", "end")]
-    assert ends == ["surviving"] * 3
+    assert ends == ["surviving"] * 4
     for more, status, message in (
         (["x", "--temperature", "-1"], 78, "temperature = -1.0"), (["x", "--top-p", "0"], 78, "top_p = 0.0"),
         ([""], 1, "prompt 1: is empty"), (["fine", "word " * 90], 1, "prompt 2: has"), ([], 78, "no prompt: give"),
     ):  # fmt: skip
         assert main([*words, *more]) == status, more
         assert message in capsys.readouterr().err
-    weights = next(root.glob("checkpoint/*/weights/*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-3])
+    (weights := next(root.glob("checkpoint/*/weights/*.safetensors"))).write_bytes(b"torn")
     assert main(["generate", *config, str(weights.parents[1]), "x"]) == 65
 
 

@@ -28,6 +28,8 @@ def generate(arguments: Arguments) -> None:
     from pretrain.inference.next_token import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    if not all(arguments.stops):
+        raise ConfigError("--stop: is empty, so every text would end before it begins; give a text or leave it out")
     prompts = prompts_of(arguments.prompts, arguments.prompts_file)
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
@@ -38,17 +40,21 @@ def generate(arguments: Arguments) -> None:
     encoder = load_encoder(artifacts["tokenizer"], runtime.root)
     ids = [encoder.encode(prompt).tolist() for prompt in prompts]
     refuse_prompts(ids, identity_of(manifest).recipe.train.sequence_length)
+
+    def stops(number: int, made: Sequence[int]) -> bool:
+        return bool(arguments.stops) and any(map(encoder.decode_after(ids[number], made).__contains__, arguments.stops))
+
     rows, most = loaded.config.engine.micro_batch_size, arguments.max_tokens
     with runtime.hooks.meter("generate") as energy:
         model = load_model(manifest, loaded.config.engine, runtime.root)
         begun = time.monotonic()
         with progress("generate", len(prompts) * most, "tokens") as advance:
-            found = continue_prompts(model, ids, encoder.end_of_document, most, sampling, rows, advance)
+            found = continue_prompts(model, ids, encoder.end_of_document, most, sampling, rows, advance, stops)
         seconds = time.monotonic() - begun
     texts: list[dict[str, Any]] = [
         {
             "prompt": prompt,
-            "text": encoder.decode_after(given, one.ids),
+            "text": before_stop(encoder.decode_after(given, one.ids), arguments.stops),
             "prompt_tokens": len(given),
             "tokens": len(one.ids),
             "finish": one.finish,
@@ -70,11 +76,21 @@ def generate(arguments: Arguments) -> None:
         )  # fmt: skip
 
 
-_FINISHES = {"end": "ended by the model", "length": "cut at --max-tokens", "context": "the context is full"}
+_FINISHES = {
+    "end": "ended by the model",
+    "stop": "ended by --stop",
+    "length": "cut at --max-tokens",
+    "context": "the context is full",
+}
 
 
 def _energy(energy: dict[str, Any]) -> str:
     return "unknown" if energy["joules"] is None else f"{energy['joules']:.3g} J ({energy['method']})"
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text up to where the first of `stops` begins."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:

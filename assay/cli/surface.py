@@ -253,6 +253,8 @@ def _generation(commands: Commands[Parser]) -> None:
         metavar="N",
         help="tokens after which a text is cut (default: %(default)s)",
     )
+    text = "end a continuation where this text begins (repeatable)"
+    command.add_argument("--stop", dest="stops", action="append", default=[], metavar="TEXT", help=text)
     command.add_argument(
         "--temperature",
         type=float,

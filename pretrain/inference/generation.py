@@ -20,8 +20,8 @@ from pretrain.inference.next_token import GREEDY, Sampling, choose
 from pretrain.model.attention import DocumentMask
 
 Ids = Sequence[int]
-Finish = Literal["end", "length", "context"]
-"""end: the model ended the text; length: the most tokens are reached; context: the text fills the context."""
+Finish = Literal["end", "stop", "length", "context"]
+"""end: the model ended the text; stop: the caller did; length: the most tokens are reached; context: it is full."""
 _CUDA_TOKENS = 128  # least length of prompts on CUDA, doubled as needed: attention is compiled for each length
 
 
@@ -53,7 +53,7 @@ def refuse_prompts(prompts: Sequence[Ids], context: int) -> None:
             )
 
 
-def generate(
+def generate(  # noqa: PLR0913 # a prompt, what ends its text, and how it is computed
     model: LoadedModel,
     prompts: Sequence[Ids],
     end_of_document: int,
@@ -61,6 +61,7 @@ def generate(
     sampling: Sampling = GREEDY,
     batch_rows: int = 8,
     advance: Callable[[int], None] = lambda tokens: None,
+    stops: Callable[[int, Ids], bool] = lambda number, ids: False,
 ) -> list[Continuation]:
     """Continue each prompt, in order.
 
@@ -72,6 +73,7 @@ def generate(
         sampling: choice of the tokens.
         batch_rows: most prompts of a batch.
         advance: called with the number of tokens of each pass.
+        stops: called with a prompt's number, from 0, and its continuation so far; ends that where true.
 
     Raises:
         PipelineError: a prompt is empty or too long.
@@ -87,7 +89,7 @@ def generate(
             while batch.numbers:
                 chosen = choose(batch.logits, sampling, batch.numbers, batch.step)
                 advance(len(batch.numbers))
-                found |= batch.add(chosen, end_of_document)
+                found |= batch.add(chosen, end_of_document, stops)
     return [found[number] for number in range(len(prompts))]
 
 
@@ -122,7 +124,7 @@ class _TextRows:
         logits: torch.Tensor = decoder.lm_head(hidden[:, -1:])[:, 0, : self.model.vocabulary_size]
         return logits
 
-    def add(self, chosen: torch.Tensor, end: int) -> dict[int, Continuation]:
+    def add(self, chosen: torch.Tensor, end: int, stops: Callable[[int, Ids], bool]) -> dict[int, Continuation]:
         """Add the next token to each row, and compute what follows.
 
         It returns the continuations that end with it.
@@ -134,7 +136,8 @@ class _TextRows:
                 continue
             if token != end:
                 self.made[number].append(token)
-            why = self._finish(token == end, length)
+            stop = token != end and stops(number, self.made[number])
+            why = "stop" if stop else self._finish(token == end, length)
             if why is not None:
                 ended[number] = Continuation(tuple(self.made.pop(number)), why)
         if 2 * len(self.made) <= len(self.numbers):

@@ -62,6 +62,7 @@ SURFACE = {
         "--max-tokens",
         "--prompts",
         "--seed",
+        "--stop",
         "--temperature",
         "--top-p",
         "CHECKPOINT",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from assay.cli.model_commands import prompts_of
+from assay.cli.model_commands import before_stop, prompts_of
 from governance.errors import ConfigError, MissingInput
 
 
@@ -20,6 +20,12 @@ def test_a_byte_order_mark_is_no_text_and_an_ending_has_no_case(tmp_path):
     (tmp_path / "b.JSONL").write_text('\ufeff{"prompt": "\\ud83e\\uddea"}\n', encoding="utf-8")
     assert prompts_of([], tmp_path / "a.txt") == ["one"]
     assert prompts_of([], tmp_path / "b.JSONL") == ["\U0001f9ea"]
+
+
+def test_a_text_is_cut_at_its_first_stop():
+    assert before_stop("a b<|im_end|>\nb", ["<|im_end|>", "\n"]) == "a b"
+    assert before_stop("a b<|im_end|>\nb", ["\n", "b"]) == "a "
+    assert before_stop("a b", ["c"]) == before_stop("a b", []) == "a b"
 
 
 def test_files_without_prompts_are_refused_with_their_line(tmp_path):

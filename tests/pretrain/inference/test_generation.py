@@ -124,6 +124,14 @@ def test_a_drawn_text_does_not_depend_on_its_batch():
     assert same[0] != same[1]  # a prompt that is given twice has two texts
 
 
+def test_a_text_ends_where_its_caller_stops_it():
+    model = loaded(model_of(config()))
+    whole = generate(model, PROMPTS, 100, 12)  # no token ends a text
+    found = generate(model, PROMPTS, 100, 12, stops=lambda number, ids: len(ids) == 2 * number + 1)
+    assert [one.finish for one in found] == ["stop"] * len(PROMPTS)
+    assert [one.ids for one in found] == [one.ids[: 2 * number + 1] for number, one in enumerate(whole)]
+
+
 def test_a_text_of_a_model_trained_in_bf16_does_not_depend_on_its_batch(tmp_path, run_training):
     run = run_training(tmp_path, precision="bf16", steps=4, validate_every_steps=0, decay_steps=2)
     checkpoint = read_manifest(tmp_path / run.stats["checkpoint"]["path"])
