@@ -181,9 +181,7 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
 
     with _handled(pass_on, pause), contextlib.ExitStack() as stack:
         for number in range(processes):
-            ranks.append(
-                _start(stack, [sys.executable, "-m", "pretrain", *words], number, _environment(number, processes, port))
-            )
+            ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
             for request in signals:  # this rank was not yet listed when they came
                 _send(ranks[-1:], request)
         _wait(ranks)
@@ -193,6 +191,11 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
         culprit = silent[0]
         culprit.stuck = True
     return culprit, signals
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """Command of one rank; tests put another in its place."""
+    return [sys.executable, "-m", "pretrain", *words]
 
 
 def _send(ranks: Sequence[Rank], number: int) -> None:
