@@ -23,6 +23,7 @@ from governance.errors import ConfigError
 from governance.files import append_line, read_lines, sha256_bytes, write_bytes
 from governance.log import get_logger
 from governance.stage import now
+from slurm.attempt.causes import PROGRAM_DIFFERS
 
 VARIABLE = "ASSAY_SUBMITTED"
 """Names the root of the run that a job belongs to; its script sets it."""
@@ -122,8 +123,9 @@ def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
         return
     lines = "\n".join(f"  {words}" for _, _, words in found)
     if record["edits"] != "taken" or any(name == "signing key" for name, _, _ in found):
+        what = PROGRAM_DIFFERS if any(name == "assay" for name, _, _ in found) else "this differs"
         raise ConfigError(
-            f"this differs from what was submitted (submission {record['submission']}, {record['time']}):\n{lines}\n"
+            f"{what} from what was submitted (submission {record['submission']}, {record['time']}):\n{lines}\n"
             "  Restore it, or accept it on purpose: assay slurm retry CONFIG --take-edits"
         )
     if first:

@@ -34,6 +34,8 @@ _ASIDE = re.compile(
     r"|(looser|changed): .*\(against .+\)$)"
 )
 """A line of a closed gate that is no reason."""
+PROGRAM_DIFFERS = "the program differs"
+"""Words of an error by which the first node, which compares the program, ends the preflight (`slurm/frozen.py`)."""
 
 
 def cause_of(status: int) -> str:

@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import NoReturn
 
-from slurm.attempt.causes import cause_in, cause_of, exited
+from slurm.attempt.causes import PROGRAM_DIFFERS, cause_in, cause_of, exited
 from slurm.attempt.controller import names, query, was_preempted
 from slurm.attempt.ending import finish, runs_on
 from slurm.attempt.job_attempt import JobAttempt, last_saved, say
@@ -92,6 +92,8 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
     if _preempted():
         finish(attempt, 75, "signalled to leave, as another job takes its nodes, during the preflight")
     cause = cause_in(lines)
+    if PROGRAM_DIFFERS in cause:  # the first node alone compares the program, so it is no node's fault
+        finish(attempt, 78, cause)
     bad = sorted({name for line in lines for name in re.findall(r"bad-node=([^;]*)", line)})
     if not bad and (blind := _blind_nodes(lines)):
         attempt.left_out += blind

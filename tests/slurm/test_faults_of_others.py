@@ -2,6 +2,7 @@
 
 import pytest
 
+from slurm.attempt.causes import PROGRAM_DIFFERS
 from tests.slurm.test_train_script import CONFIG, node, train
 
 __all__ = ["node"]
@@ -148,6 +149,17 @@ def test_of_nodes_that_cannot_all_be_left_out_the_most_blamed_is(node, monkeypat
         output = "".join(f"preflight bad-node={name};" for name in pair)
         train(node, preflight=f"echo '{output}'; exit 69")
         assert left_out(node) == [expected]
+
+
+def test_an_edited_program_is_no_fault_of_the_node_that_compared_it(node):
+    node.more["SLURM_JOB_NUM_NODES"] = "2"
+    said = 'echo "srun: error: node4: task 0: Exited with exit code 78" >&2'
+    error = f'echo "10:00:00 ERROR ConfigError: {PROGRAM_DIFFERS} from what was submitted (submission 1, now):" >&2'
+    killed = 'echo "srun: error: node5: task 1: Killed" >&2'
+    assert train(node, preflight=f"{error}; {said}; {killed}; exit 137").returncode == 78
+    assert node.attempts()[-1]["cause"].startswith(PROGRAM_DIFFERS)
+    assert node.attempts()[-1]["outcome"] == "explained"
+    assert left_out(node) == []
 
 
 def test_a_node_that_does_not_see_the_file_is_left_out(node):
