@@ -224,6 +224,7 @@ def test_ctrl_z_stops_the_ranks_and_fg_continues_them(tmp_path):
     mark = tmp_path / "mark"
     job = subprocess.Popen([sys.executable, "-c", code, str(mark)], process_group=0)
     while not mark.exists():
+        assert job.poll() is None
         time.sleep(0.05)
     os.killpg(job.pid, signal.SIGTSTP)
     assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
