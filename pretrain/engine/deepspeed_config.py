@@ -206,3 +206,9 @@ def in_words(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, wo
     kind = "4 bits" if recipe.train.quantized_gradients else recipe.train.gradient_reduction
     choice = "; in bf16 half as much, with an error that grows with the ranks" if kind == "fp32" and sent else ""
     return f"gradients in {kind}: each rank sends {sent:,.2f} GiB per step{choice}"
+
+
+def without_leaf_modules(config: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's configuration without leaf modules (`repeated_blocks.py` says why)."""
+    zero = {name: value for name, value in config["zero_optimization"].items() if name != "leaf_module"}
+    return {**config, "zero_optimization": zero}

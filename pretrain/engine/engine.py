@@ -31,11 +31,11 @@ from governance.processes import importing
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import layout_of
 from pretrain.distributed.process_group import Ranks, broadcast, gather
-from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config
+from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config, without_leaf_modules
 from pretrain.engine.expert_groups import mark_experts, marked, register, separated
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
 from pretrain.engine.nvme import lock_swap_folder
-from pretrain.engine.repeated_blocks import stop_at_repeated_blocks, without_leaf_modules
+from pretrain.engine.repeated_blocks import stop_at_repeated_blocks
 from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
 from pretrain.engine.step import accumulate_in_one_pass, skip_norm_checks, update
 from pretrain.engine.tensor_parallel import TensorParts
