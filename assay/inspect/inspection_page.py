@@ -23,7 +23,7 @@ class InspectTable:
     rows: tuple[tuple[str | int, ...], ...]
     note: str = ""
     whole: bool = False
-    """Whether a terminal shows each row as sentences, uncut."""
+    """True if a terminal shows each row as sentences, uncut."""
 
 
 @dataclass(frozen=True)

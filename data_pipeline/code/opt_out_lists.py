@@ -98,7 +98,8 @@ def plain_path(path: str) -> str:
 
 def opted_out(repository: str, path: str, entries: Collection[str]) -> str:
     """The entry that a file is below; "" if there is none."""
-    parts = "/".join(filter(None, (repository, path))).lower().split("/")
+    named = repository_name(repository) or repository
+    parts = "/".join(filter(None, (named, path))).lower().split("/")
     return next((below for end in range(1, len(parts) + 1) if (below := "/".join(parts[:end])) in entries), "")
 
 

@@ -52,7 +52,7 @@ from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-VERSION = 1
+VERSION = 2
 _NAMED = 10  # entries that the warning on those without a file names
 
 

@@ -124,7 +124,7 @@ class _Rows(_PlainText):
     """The text of a chat: "roles" ("user: ...", a blank line between messages), "chatml" (<|im_start|>user ...), or
     "instructions": chatml of chats with answers to learn from (`data.encode.loss_on`)."""
     code: CodeRows | None = Field(default=None, exclude_if=not_)
-    """Where a row's source file is described, if each text is one; absent: they are none."""
+    """Fields that describe a row's source file, if each text is one; absent: they are none."""
 
     @model_validator(mode="after")
     def _has_plain_code(self) -> _Rows:

@@ -402,7 +402,7 @@ class Repeats:
     rows: npt.NDArray[np.int64]
     """Ascending."""
     others: npt.NDArray[np.int32]
-    """How many other documents of the corpus have the row's id, at least 1."""
+    """Number of other documents of the corpus with the row's id, at least 1."""
 
 
 def write_hashes(section: Section, work: tuple[Path, ReadIds], path_of: Callable[[str], Path]) -> ShardMade:

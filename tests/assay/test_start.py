@@ -85,7 +85,7 @@ def test_a_licence_that_the_policy_does_not_allow_is_warned_of_before_anything_i
 
 
 def test_licences_that_records_state_are_warned_of_from_the_first_ones(project, caplog):
-    """Where each record states one, the source's own is not warned of."""
+    """A source's own licence is not warned of if each record states one."""
     rows = [{"text": "a", "licence": "CC-BY-NC-4.0"}, {"text": "b", "licence": "CC0-1.0"}]
     (project / "stated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = 'type="jsonl",name="x",licence="%s",licence_field="licence",paths=["stated.jsonl"]'

@@ -283,6 +283,7 @@ def test_an_entry_removes_everything_below_it(tmp_path):
     }  # fmt: skip
     assert opted_out("owner/any", "x.py", entries) == "owner"
     assert opted_out("One/Two", "deep/x.py", entries) == "one/two"
+    assert opted_out("https://github.com/One/Two.git", "deep/x.py", entries) == "one/two"  # as a source's settings may
     assert opted_out("three/four", "src/a b.py", entries) == "three/four/src/a b.py"
     for repository, path in (("one", "x.py"), ("one/twofold", "x.py"), ("ownership", "x.py"), ("three/four", "src")):
         assert opted_out(repository, path, entries) == ""

@@ -113,7 +113,7 @@ class _Drawn:
         return self.rng.beta(means * of, (1 - means) * of, self.shape.sites)
 
     def draw(self, of: Integers, rates: Floats, factor: float = 1.0) -> Integers:
-        """How many of each site's units are drawn at its rate, [sites]."""
+        """Number of each site's units that are drawn at its rate, [sites]."""
         return self.rng.binomial(of, np.clip(rates * factor, 0, 1))
 
     def put(self, table: str, before: tuple[Any, ...], after: tuple[Any, ...], *counts: Integers) -> None:

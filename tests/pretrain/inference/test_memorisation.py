@@ -194,7 +194,7 @@ def test_drawn_sequences_are_of_different_documents_and_unseen_ones_of_none(tmp_
 
 
 def test_one_pass_extracts_what_generation_repeats(tmp_path):
-    """Of texts that the model itself continued, and of such texts with a changed token."""
+    """Texts that the model itself continued, and the same with a changed token."""
     model = LoadedModel(model_of(model_config()).eval(), 64, 100)
     draws = torch.Generator().manual_seed(4)
     prompts = [torch.randint(1, 100, (6,), generator=draws).tolist() for _ in range(12)]
