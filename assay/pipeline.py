@@ -181,11 +181,11 @@ def _require_open(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Ru
 def _reported(
     run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *, opens: bool = True
 ) -> Iterator[None]:
-    """Report the gate's decision.
+    """Report the gate's decision by the run file's actions and W&B.
 
-    The actions of the run's file do, and W&B's alert of a closed gate. An altered file closes it too. It is reported
-    once for all ranks; a look-up reports nothing. `opens` states whether the context's success opens the gate. W&B
-    shows a verdict that does not open when it is given (`judge_corpus`), so here every other cause.
+    An altered file closes the gate too. The decision is reported once for all ranks; a look-up reports nothing. `opens`
+    states whether the context's success opens the gate. W&B already shows a verdict that does not open
+    (`judge_corpus`), so here its alert is for every other cause.
     """
     first = runtime.make and read_ranks().first
     actions = run.config.governance.actions if first else ()
