@@ -52,7 +52,7 @@ from governance.parallel import close_pool
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.stage_order import STAGES
 
-VERSION = 9
+VERSION = 10
 REQUIRED = tuple(row.name for row in STAGES if row.audited and not row.optional)
 """Artifacts that every audit requires, in order."""
 OPTIONAL = tuple(row.name for row in STAGES if row.audited and row.optional)
@@ -111,6 +111,7 @@ class Findings:
     results: tuple[CheckResult, ...]
     """Sorted by gate, then subject."""
     sources: list[dict[str, Any]]
+    licences: list[dict[str, Any]]
     representation: dict[str, Any]
     drift: list[dict[str, Any]]
     token_shards: list[dict[str, Any]]
@@ -128,9 +129,10 @@ def audit(
 ) -> Manifest:
     """Judge the corpus of these artifacts by a policy.
 
-    Outputs: `results.json` (every check result), `sources.json` (source x stage), `representation.json`, `drift.json`
-    and `token_shards.json` (the tables of those suites, empty where there is none); roles `raw`, `documents` (a
-    worker's finding for each shard), `id_hashes`, `sketches`, `tokens_train`, `tokens_validation` (a shard's row).
+    Outputs: `results.json` (every check result), `sources.json` (source x stage), `licences.json` (kept
+    documents by source and licence), `representation.json`, `drift.json` and `token_shards.json` (the tables of those
+    suites, empty where there is none); roles `raw`, `documents` (a worker's finding for each shard), `id_hashes`,
+    `sketches`, `tokens_train`, `tokens_validation` (a shard's row).
 
     Args:
         artifacts: stage -> manifest: ingest, clean, dedup, redact, tokenizer, encode; others where the run has them.
@@ -170,6 +172,7 @@ def _write(findings: Findings, folder: Path, root: Path) -> Made:
     files = {
         "results.json": [asdict(result) for result in findings.results],
         "sources.json": findings.sources,
+        "licences.json": findings.licences,
         "representation.json": findings.representation,
         "drift.json": findings.drift,
         "token_shards.json": findings.token_shards,
@@ -215,7 +218,13 @@ def find_all(given: AuditInputs, place: AuditLocation) -> Findings:
         judging = given.of(suite)
         results += judge_table(table, judging) if judging else []
     return Findings(
-        _with_missing(given, results), source_rows(artifacts), representation, drift, counted, tuple(outputs)
+        _with_missing(given, results),
+        source_rows(artifacts),
+        tables["licences"].frame.to_dict("records"),
+        representation,
+        drift,
+        counted,
+        tuple(outputs),
     )
 
 
@@ -283,7 +292,7 @@ def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list
         raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
 
 
-_NO_REFERENCE = "there is no reference to compare with ([audit] reference names none)"
+_NO_REFERENCE = "there is no reference to compare with: `audit.reference` is not set"
 _LICENCES = ("source", "licence", "documents")
 _PII = ("type", "planted", "found", "canary_recall")
 INTERVAL_COLUMNS = (

@@ -127,7 +127,7 @@ def test_the_card_reports_the_energy_of_a_line_with_its_bounds_and_what_is_not_i
     [gap] = evidence.at("energy.views.missing")  # the tokenizer was not measured
     joules = evidence.at("energy.views.rows.cumulative.joules")
     entry = output(evidence)
-    assert entry.startswith(f"at least {joules / 3.6e6:.6g} kWh (from ")
+    assert entry.startswith(f"{joules / 3.6e6:.6g} kWh (from ")
     assert entry.endswith(f" to no known bound; without {gap})")
     row = "energy__views__rows__cumulative__"
     bounds = {f"{row}joules": 3.6e6, f"{row}low": 3.6e5, f"{row}high": 7.2e6, f"{row}at_least": False}

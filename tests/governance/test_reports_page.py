@@ -24,6 +24,11 @@ SOURCES = {
     "forum": ("NOASSERTION", 12_800, 420),
     "manuals": ("MIT", 6_042, 3100),
 }
+LICENCES = [  # of the kept documents; wikipedia's are those of its rows
+    {"source": "wikipedia", "licence": "CC-BY-SA-4.0", "documents": 40_000},
+    {"source": "wikipedia", "licence": "CC0-1.0", "documents": 2_000},
+    *({"source": name, "licence": SOURCES[name][0], "documents": 900} for name in SOURCES if name != "wikipedia"),
+]
 ESTIMATED = "estimated: TDP x utilisation (/proc/stat)"
 VOID = {"meta", "br", "hr", "col", "link", "img", "input"}
 
@@ -136,8 +141,9 @@ def audit_files(folder, passing):
         })
     write_json(folder / "results.json", [dict(zip(names, row, strict=True)) for row in results])
     write_json(folder / "sources.json", [])
+    write_json(folder / "licences.json", LICENCES)
     write_json(folder / "representation.json", {"rows": rows, "min_documents": 30})
-    return [folder / name for name in ("results.json", "sources.json", "representation.json")]
+    return [folder / name for name in ("results.json", "sources.json", "licences.json", "representation.json")]
 
 
 def metrics(folder, steps):
@@ -182,7 +188,8 @@ def ledger(root):
 
 
 def corpus(root, passing=True):
-    sources = [{"name": name, "type": "jsonl", "licence": licence} for name, (licence, _, _) in SOURCES.items()]
+    sources = [{"name": name, "type": "jsonl", "licence": "NOASSERTION" if name == "wikipedia" else licence}
+               for name, (licence, _, _) in SOURCES.items()]
     names = [*(f"{name}/0.jsonl.zst" for name in SOURCES), f"forum/{HOSTILE}.jsonl"]
     files = [Input(stage="file", digest=f"{n:02x}" * 32, path=name) for n, name in enumerate(names)]
     alive = {name: (count, count * size) for name, (_, count, size) in SOURCES.items()}
@@ -373,6 +380,8 @@ def test_a_closed_gate_still_gives_a_report_and_says_so(closed):
     assert found["energy"]["total"]["high"] is None  # the tokenizer's energy is unknown, so there is no upper bound
     assert "no upper bound" in text
     assert [row["fate"] for row in found["sources"]] == ["kept", "kept", "refused: licence", "kept"]
+    assert found["sources"][0]["licences"] == {"CC-BY-SA-4.0": 40_000, "CC0-1.0": 2_000}
+    assert "CC-BY-SA-4.0 (40,000), CC0-1.0 (2,000)" in text
 
 
 def test_an_open_gate_without_training_says_that(tmp_path):

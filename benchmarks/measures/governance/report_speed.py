@@ -209,7 +209,9 @@ def _audit(root: Path, draw: random.Random) -> list[Path]:
     folder = _folder(root, "audit")
     write_json(folder / "results.json", [asdict(result) for result in results])
     write_json(folder / "representation.json", {"rows": [], "documents": {"en": 1000}})
-    return [folder / "results.json", folder / "representation.json"]
+    held = [{"source": name, "licence": "CC-BY-4.0", "documents": 1000} for name in _SOURCES]
+    write_json(folder / "licences.json", held)
+    return [folder / name for name in ("results.json", "representation.json", "licences.json")]
 
 
 def _trained() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from governance.reports.documents.corpus_facts import shares_of
 from governance.reports.documents.evidence import Evidence
 from governance.reports.documents.markdown import filled, table
+from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import number, share, size
 
 
@@ -53,7 +54,7 @@ def sources(evidence: Evidence) -> str:
         [
             row["name"],
             str(row["kind"]),
-            row["licence"],
+            licence_words(row["licences"]),
             number(row["documents_in"]),
             number(row["documents_kept"]),
             size(row["bytes_kept"]),

@@ -31,7 +31,7 @@ def licence_text(name: str) -> str:
     if name in SPDX_LISTED:
         return f"https://spdx.org/licenses/{name}"
     if name.startswith("LicenseRef-"):
-        return visible(f"{name}: named by the configuration, not in the SPDX licence list")
+        return visible(f"{name}: named by the configuration or a document, not in the SPDX licence list")
     return visible(name)
 
 

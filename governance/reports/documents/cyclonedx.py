@@ -7,6 +7,7 @@ from typing import Any
 
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture
+from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import visible
 
 Values = dict[str, Any]
@@ -136,7 +137,8 @@ def _corpus(evidence: Evidence) -> Values:
             {
                 "type": "dataset",
                 "name": visible(row["name"]),
-                "description": f"source of kind {visible(str(row['kind']))}, licence {visible(row['licence'])}",
+                "description": f"source of kind {visible(str(row['kind']))}, "
+                f"licence {visible(licence_words(row['licences']))}",
                 "contents": {
                     "properties": [
                         _property("documents_kept", str(row["documents_kept"])),

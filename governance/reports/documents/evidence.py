@@ -100,13 +100,14 @@ class Evidence:
 
     @property
     def licences(self) -> list[str]:
-        """SPDX names of the remaining sources' licences.
+        """SPDX names of the remaining documents' licences.
 
         A source that the policy refuses counts as long as the corpus holds documents of it.
         """
         counts = self.corpus.stats.get("by_source", {}) if self.found["funnel"] else {}
         held = {name for name, row in counts.items() if row.get("documents_kept")}
-        return sorted({row["licence"] for row in self.found["sources"] if row["fate"] == "kept" or row["name"] in held})
+        rows = [row for row in self.found["sources"] if row["fate"] == "kept" or row["name"] in held]
+        return sorted({licence for row in rows for licence in row["licences"]})
 
     @property
     def languages(self) -> list[str]:
@@ -135,9 +136,8 @@ def ancestry_text(found: Mapping[str, Any]) -> str | None:
     row = views["rows"].get("cumulative")
     if row is None or row["joules"] is None:
         return None
-    least = "at least " if row["at_least"] else ""
     lacking = f"; without {', '.join(views['missing'])}" if views["missing"] else ""
-    return f"{least}{kilowatt_hours(row['joules'])} ({_bounds(row)}{lacking})"
+    return f"{kilowatt_hours(row['joules'])} ({_bounds(row)}{lacking})"
 
 
 def _bounds(row: Mapping[str, Any]) -> str:
@@ -150,8 +150,7 @@ def figure_text(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str | 
     if figure["value"] is None:
         return None
     low, high = (_UNBOUNDED if figure[name] is None else f"{figure[name]:.6g}" for name in ("low", "high"))
-    least = "at least " if figure["at_least"] else ""
-    return f"{least}{figure['value']:.6g} {figure['unit']} (from {low} to {high}{_with(figure, factors)})"
+    return f"{figure['value']:.6g} {figure['unit']} (from {low} to {high}{_with(figure, factors)})"
 
 
 def _with(figure: Mapping[str, Any], factors: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from governance.manifest import Manifest
 from governance.reports.documents.evidence import KWH, TO_COMPLETE, Evidence, architecture
+from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import visible
 
 CONTEXT = "https://spdx.org/rdf/3.0.1/spdx-context.jsonld"
@@ -118,7 +119,7 @@ def _corpus(evidence: Evidence, corpus: Manifest) -> Values:
         for row in evidence.found["funnel"]
     ]
     package["software_attributionText"] = [
-        visible(f"{row['name']}: {row['licence']}, as configured") for row in evidence.kept
+        visible(f"{row['name']}: {licence_words(row['licences'])}") for row in evidence.kept
     ]
     return {name: value for name, value in package.items() if value != []}
 

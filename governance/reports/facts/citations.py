@@ -53,7 +53,8 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     add("/quarantined", [by_stage.get("ingest")], "outputs: quarantine")
     last = [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
     for index, row in enumerate(found["sources"]):
-        add(f"/sources/{index}", [by_stage.get("ingest"), *last], f"stats.by_source.{row['name']}")
+        held = [by_stage.get("ingest"), *last, tables.get("licences.json")]
+        add(f"/sources/{index}", held, f"stats.by_source.{row['name']}")
     add("/synthetic", [by_stage.get("ingest"), *last, by_stage.get("encode")], "stats.synthetic; tokens_by_source")
     add("/checks", [tables.get("results.json"), by_stage.get("audit")], "gate, subject")
     add("/gates", [by_stage.get("audit")], "config.policy.gate")

@@ -30,7 +30,7 @@ from governance.errors import ManifestError
 from governance.files import copy_beginning, sha256_bytes
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, read_manifest
 
-_TABLES = ("results.json", "representation.json", "tables.json", "findings.json")
+_TABLES = ("results.json", "licences.json", "representation.json", "tables.json", "findings.json")
 _LAID_OUT = ("record", "checkpoint", "ancestor", "ledger", "cluster")
 _CHECKPOINT = re.compile(rf"checkpoint/[0-9a-f]{{{KEY_LENGTH}}}/{re.escape(FILE_NAME)}")
 _CLUSTER = ("slurm/jobs.jsonl", "slurm/accounting.jsonl", "slurm/submitted.jsonl", "slurm/taken.jsonl")

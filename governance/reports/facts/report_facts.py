@@ -99,7 +99,7 @@ def facts(
         "kept": kept_samples(artifacts["redact"], root, rules) if "redact" in artifacts else [],
         "distributions": [histogram for manifest in manifests for histogram in distributions(manifest, root)],
         "quarantined": quarantine_samples(artifacts["ingest"], root, rules) if "ingest" in artifacts else {},
-        "sources": sources(artifacts.get("ingest"), funnel, policy),
+        "sources": sources(artifacts.get("ingest"), funnel, policy, _read(audit, "licences.json", root) or []),
         "synthetic": synthetic_facts(artifacts),
         "owners": policy.get("owners", {}),
         "licences_allowed": policy.get("licences", {}).get("allowed", []),
@@ -189,26 +189,35 @@ def _funnel(manifest: Manifest) -> dict[str, Any]:
     return {"stage": manifest.stage, **counts(stats), "by_source": by_source}
 
 
-def sources(ingest: Manifest | None, funnel: list[dict[str, Any]], policy: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each configured source: licence, whether the policy allows it, what remains.
+def sources(
+    ingest: Manifest | None,
+    funnel: list[dict[str, Any]],
+    policy: Mapping[str, Any],
+    held: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Each configured source: licences, whether the policy allows them, what remains.
 
-    `fate` is "kept", "refused: licence", or "nothing left".
+    `licences` counts the kept documents by their own licence; it is the configured one where the audit has none.
+    `held` are the audit's rows of kept documents (source, licence, documents). `fate` is "kept", "refused: licence", or
+    "nothing left".
     """
     if ingest is None:
         return []
     allowed = set(policy.get("licences", {}).get("allowed", []))
     rows = []
     for source in ingest.config.get("sources", []):
-        name, licence = str(source.get("name")), str(source.get("licence", "NOASSERTION"))
+        name = str(source.get("name"))
         first = funnel[0]["by_source"].get(name, {}) if funnel else {}
         last = funnel[-1]["by_source"].get(name, {}) if funnel else {}
-        refused = bool(policy) and licence not in allowed
         kept = last.get("documents_kept", 0)
+        licences = {row["licence"]: row["documents"] for row in held if row["source"] == name}
+        licences = licences or {str(source.get("licence", "NOASSERTION")): kept}
+        refused = bool(policy) and not allowed.issuperset(licences)
         rows.append(
             {
                 "name": name,
                 "kind": source.get("type"),
-                "licence": licence,
+                "licences": licences,
                 "documents_in": first.get("documents_in", 0),
                 "quarantined": sum(first.get("removed", {}).values()),
                 "documents_kept": kept,

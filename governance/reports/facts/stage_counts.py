@@ -17,11 +17,21 @@ from governance.manifest import Manifest
 from governance.reports.html.markup import number, share, visible
 
 _OF_ANSWERS = ("requests", "texts", "faults", "truncated", "tokens_in", "tokens_out")
+_LICENCES_SHOWN = 5
 _SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are summed
 COPIES_BY_QUALITY = "mix: copies by quality bucket"
 
 Table = dict[str, Any]
 """`title`, `head`, `rows` (strings and integers, in the order of `head`), `note`."""
+
+
+def licence_words(licences: Mapping[str, int]) -> str:
+    """Licences of a source, the commonest first, with documents if several."""
+    order = sorted(licences, key=lambda licence: (-licences[licence], licence))
+    if len(order) == 1:
+        return order[0]
+    more = f" and {len(order) - _LICENCES_SHOWN} more" if len(order) > _LICENCES_SHOWN else ""
+    return ", ".join(f"{licence} ({number(licences[licence])})" for licence in order[:_LICENCES_SHOWN]) + more
 
 
 def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:

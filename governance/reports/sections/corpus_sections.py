@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.gate.explanation import counted
 from governance.reports.facts.citations import cite, cite_each
-from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, by_count
+from governance.reports.facts.stage_counts import COPIES_BY_QUALITY, by_count, licence_words
 from governance.reports.facts.synthetic_facts import energy_words
 from governance.reports.html.markup import (
     ROWS_SHOWN,
@@ -215,7 +215,7 @@ def sources(found: Mapping[str, Any]) -> Html:
     lines = [
         [
             foreign(row["name"]),
-            row["licence"],
+            foreign(licence_words(row["licences"])),
             number(row["documents_in"]),
             number(row["documents_kept"]),
             size(row["bytes_kept"]),

@@ -173,15 +173,16 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
         if figure["value"] is None:
             continue
         write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
-        low, high = (NONE if figure[name] is None else write(figure[name]) for name in ("low", "high"))
+        low = NONE if figure["low"] is None else write(figure["low"])
+        high = "no bound" if figure["high"] is None else write(figure["high"])
         needs = ", ".join(need.replace("energy.factors.", "") for need in figure["needs"])
         rows.append(
             [
                 figure["name"],
-                _amount(figure["value"], figure["at_least"], write),
+                write(figure["value"]),
                 low,
                 high,
-                (", ".join(figure["factors"]) or "measured") + (f"; not set: {needs}" if needs else ""),
+                (", ".join(figure["factors"]) or "none") + (f"; not set: {needs}" if needs else ""),
             ]
         )
     cited = cite(found, "/energy/footprint")
@@ -245,11 +246,11 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
     rows = [
         [
             _VIEWS[name][0],
-            _amount(row["joules"], row["at_least"], energy),
+            energy(row["joules"]),
             _between(row["low"], row["high"], energy),
             energy(row["wasted"]),
             UNKNOWN if row["per_token"]["joules"] is None else f"{compact(row['per_token']['joules'])} J",
-            _amount(row["carbon"]["value"], row["at_least"] or row["carbon"]["at_least"], grams),
+            grams(row["carbon"]["value"]),
             _VIEWS[name][1],
         ]
         for name, row in views["rows"].items()
@@ -292,16 +293,10 @@ def _in_unit(unit: str) -> Callable[[float | None], str]:
     return lambda value: UNKNOWN if value is None else f"{decimal(value)} {unit}"
 
 
-def _amount(value: float | None, at_least: bool, write: Callable[[float | None], str]) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"at least {write(value)}" if at_least else write(value)
-
-
 def _between(low: float | None, high: float | None, write: Callable[[float | None], str]) -> str:
     if low is None:
         return UNKNOWN
-    return f"{write(low)} to {write(high)}" if high is not None else f"at least {write(low)}"
+    return f"{write(low)} to {write(high)}" if high is not None else f"{write(low)}, no upper bound"
 
 
 def _price(price: Mapping[str, float | None]) -> str:
