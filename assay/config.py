@@ -127,6 +127,7 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
     path = next((file for file in files if not is_shipped(file)), path)
     fill_defaults(found, path.parent, needs)
     config = _shortened(validate(found.values, RunConfig, " + ".join(map(str, files))), found.origins)
+    config = _with_labels(config, found.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack
@@ -136,6 +137,26 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
             f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
         )
     return LoadedRun(config, path, load_policy(path.parent / config.governance.policy), found)
+
+
+def _with_labels(config: RunConfig, origins: dict[str, str]) -> RunConfig:
+    """The configuration with a head for the labels that the data have."""
+    wanted = config.data.encode.classification
+    labels = len(wanted.labels) if wanted is not None else 0
+    if config.model.num_labels not in (0, labels):
+        raise ConfigError(
+            f"model.num_labels = {config.model.num_labels}, and data.encode.classification has {labels} labels; remove "
+            f"model.num_labels, which follows from them"
+        )
+    if not labels:
+        return config
+    if config.evaluation.tasks or config.engine.tensor_parallel_size > 1:
+        raise ConfigError(
+            "data.encode.classification trains a classifier, which scores no [evaluation] tasks and is not split over "
+            "tensor ranks; remove the tasks, and set engine.tensor_parallel_size = 1"
+        )
+    origins["model.num_labels"] = "the labels of data.encode.classification"
+    return config.model_copy(update={"model": config.model.model_copy(update={"num_labels": labels})})
 
 
 def _shortened(config: RunConfig, origins: dict[str, str]) -> RunConfig:

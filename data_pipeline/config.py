@@ -107,6 +107,25 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _labels_are_whole(self) -> DataConfig:
+        config = self.encode.classification
+        if config is None:
+            return self
+        for source in self.sources:
+            if without := [name for name in config.columns if name not in kept_columns(source)]:
+                raise ValueError(
+                    f"encode.classification reads {without[0]!r}, which is not in `columns` of the source "
+                    f"{source.name}; keep the column there, or correct its name"
+                )
+        if self.encode.loss_on != "all" or self.mix is not None:
+            raise ValueError("encode.classification excludes encode.loss_on = 'answers' and [data.mix]; remove them")
+        if self.pack is None or self.pack.min_used_share:
+            raise ValueError(
+                "encode.classification needs [data.pack] with min_used_share = 0, so that no row cuts a text"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _qualities_exist(self) -> DataConfig:
         quality = self.mix.quality if self.mix else None
         if quality is None:

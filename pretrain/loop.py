@@ -201,7 +201,7 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
         draw: Weight = partial(initial_weight, config=recipe.model, seed=recipe.train.seed)
         if context.initial is not None:
             context.initial.check(vocabulary)
-            draw = context.initial.weight
+            draw = partial(context.initial.weight, seed=recipe.train.seed)
         resumed = open_engine(*arguments, draw, folder), TrainState()
         if context.initial is not None and (bias := context.initial.expert_bias()) is not None:
             restore_expert_bias(resumed[0].deepspeed.module, bias)

@@ -25,6 +25,7 @@ LEFT_OUT = {
     r"assay slurm (submit (?!first\S+ --local)|retry)": "needs a cluster: tests/cluster/test_whole_run.py",
     r"assay run corpus.toml configs/1b.toml": "trains a billion parameters: tests/assay/test_run_file.py",
     r"assay governance check configs/quickstart.toml": "needs the package index: tests/test_quickstart.py",
+    r"assay (classify |(run|export) labels.toml)": "starts from an export: tests/assay/test_classification.py",
     r"assay run chats.toml": "starts from an export: tests/assay/test_finetuning.py",
     r"assay train my.toml --nproc 4": "starts four ranks; the README's command starts two",
     r"assay run inspect-NAME/run.toml configs/10m.toml": "trains 600 steps: tests/assay/test_inspect.py",

@@ -260,7 +260,9 @@ def export(arguments: Arguments) -> None:
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
     template = CHATML if loaded.config.data.encode.loss_on == "answers" else ""
-    facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template)
+    classes = loaded.config.data.encode.classification
+    labels = classes.labels if classes is not None else ()
+    facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels)
     manifest = write(
         checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, facts=facts
     )
@@ -271,7 +273,8 @@ def export(arguments: Arguments) -> None:
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     loaded.journal(runtime.root).state("export", subjects, made_from, origin=origin)
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder", folder=arguments.target)
-    line = f'transformers.AutoModelForCausalLM.from_pretrained("{arguments.target}")'
+    auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
+    line = f'transformers.{auto}.from_pretrained("{arguments.target}")'
     say(f"next: python -c 'import transformers; {line}'; {arguments.target / 'README.md'} is its card", next=line)
     if arguments.push:
         message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"

@@ -57,6 +57,7 @@ def parser() -> Parser:
     about = "audit a corpus, and sign, verify and trace artifacts"
     add_governance(_group(commands, "governance", about), _config)
     _training(commands)
+    _classify(commands)
     _slurm(commands)
     _report(commands)
     _mirror(commands)
@@ -265,6 +266,19 @@ def _generation(commands: Commands[Parser]) -> None:
     text = "draw only from the likeliest tokens that together reach this probability (default: %(default)g)"
     command.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
     command.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (default: 0)")
+
+
+def _classify(commands: Commands[Parser]) -> None:
+    add = _group(commands, "classify", "test a classifier, or cross-validate its training")
+    text = "measure a classifier on its test documents: accuracy, macro-F1, classes, confusion, calibration"
+    command = add("evaluate", "evaluate", text)
+    _config(command)
+    checkpoint_option(command)
+    text = "test on the rows of this JSON Lines file (text, label) in place of the split's test side"
+    path(command, "--test", "FILE", text)
+    command = add("folds", "folds", "train and test on each fold; print their mean with its interval")
+    _config(command)
+    _nproc(command)
 
 
 def _report(commands: Commands[Parser]) -> None:

@@ -15,6 +15,8 @@ one row for each document of the token shards, which the checks of the tokens re
                                    begins documents, it is the first, and this holds of the second
     ends_with_eod          bool
 
+With `classification` documents are labelled, the test side is left out, and only labels are predicted (`labels.py`).
+
 The split looks at the text's content, not at the document's id: two documents of the same words fall on the same side,
 so that a copy which deduplication left (or mixing made) cannot carry a training text into the validation.
 
@@ -28,7 +30,7 @@ Price: one pass; in memory one row group (8 MiB of text) and the shard's ids, of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -51,12 +53,12 @@ from data_pipeline.documents import (
 )
 from data_pipeline.tokens.answers import Answers, answers_of
 from data_pipeline.tokens.encoder import Encoder
+from data_pipeline.tokens.labels import ClassificationConfig, Labelled, content_digests, count_labels, split_documents
 from data_pipeline.tokens.mix import PLAN_SCHEMA, read_buckets
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
 from data_pipeline.tokens.tokenizer import BEGIN, load_encoder
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError
-from governance.files import sha256_bytes
 from governance.log import get_logger
 from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards, sum_stats
@@ -90,6 +92,8 @@ class EncodeConfig(Section):
     """Expected share of distinct texts that is held out for validation; 0 holds none out."""
     loss_on: Literal["all", "answers"] = Field(default="all", exclude_if="all".__eq__)
     """Tokens that training predicts: all, or those of the answers of chats read as `messages_form = "instructions"`."""
+    classification: ClassificationConfig | None = Field(default=None, exclude_if=lambda config: config is None)
+    """Predict the labels of documents, and nothing of their texts; absent: a language model."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class EncodeWork:
     plan: Path | None
     tokenizer: Manifest
     root: Path
+    labelled: Labelled | None = None
 
 
 @dataclass(frozen=True)
@@ -116,18 +121,6 @@ class Encoded:
     stats: dict[str, Any]
 
 
-def content_digests(texts: pa.Array | pa.ChunkedArray) -> list[str]:
-    """The SHA-256, in hexadecimal, of the letters of each text.
-
-    Case is folded, and ASCII white space is left out.
-    """
-    from data_pipeline.kernels.content_hash_text import folded_letters
-    from governance.kernels.buffers import text_buffers
-
-    letters, ends = folded_letters(*text_buffers(texts))
-    return [sha256_bytes(letters[first:last].data) for first, last in pairwise(ends.tolist())]
-
-
 def split_of(digest: str, validation_share: float) -> str:
     """The side on which a content falls.
 
@@ -136,17 +129,23 @@ def split_of(digest: str, validation_share: float) -> str:
     return "validation" if int(digest[:16], 16) < int(validation_share * 2**64) else "train"
 
 
-def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies: Integers) -> Encoded:
+def encode_table(
+    table: pa.Table, encoder: Encoder, config: EncodeConfig, copies: Integers, labelled: Labelled | None = None
+) -> Encoded:
     """Encode the documents of a table, each `copies` times."""
     sizes = pc.binary_length(table["text"]).to_numpy()
-    reasons = np.where(copies > 0, "", "mix_quota").tolist()
+    reasons = np.where(copies > 0, "", "mix_quota" if labelled is None else "test_set").tolist()
     counts = funnel(table["source"].to_pylist(), sizes.tolist(), sizes.tolist(), reasons)
     written = copies > 0
     if not written.all():
         table, sizes, copies = table.filter(pa.array(written)), sizes[written], copies[written]
+        labelled = labelled.at(written) if labelled is not None else None
     table = table.combine_chunks()
     ids, ends = encoder.encode_column(table["text"])
     splits, checked, failed = _splits(table["text"], ids, ends, encoder, config)
+    if labelled is not None:
+        _refuse_textless(table, ends)
+        splits = labelled.sides.tolist()
     features = _features(table, splits, sizes, ids, ends, encoder)
     documents = [
         EncodedDocument(identity, ids[first:last], size, group_name(source, language))
@@ -161,7 +160,13 @@ def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies
         )
     ]
     counted = {}
-    if config.loss_on == "answers":
+    if labelled is not None and config.classification is not None:
+        sizes_of = [len(name.encode("utf-8")) for name in config.classification.labels]
+        documents = [
+            replace(one, label=number, bytes=sizes_of[number])
+            for one, number in zip(documents, labelled.numbers.tolist(), strict=True)
+        ]
+    elif config.loss_on == "answers":
         answers = answers_of(table, ids, ends, encoder)
         bounds = pairwise(ends.tolist())
         documents = [
@@ -175,6 +180,13 @@ def encode_table(table: pa.Table, encoder: Encoder, config: EncodeConfig, copies
         "documents_without_end": features.num_rows - int(pc.sum(features["ends_with_eod"]).as_py() or 0),
     }
     return Encoded(documents, features, copies, {**counts, **_token_counts(features, copies), **checks, **counted})
+
+
+def _refuse_textless(table: pa.Table, ends: Integers) -> None:
+    if (short := np.flatnonzero(np.diff(ends) < 2)).size:
+        raise PipelineError(
+            f"encode: document {table['id'][int(short[0])].as_py()} has no text to read its label from; leave it out"
+        )
 
 
 def _answered(document: EncodedDocument, answers: Answers, encoder: Encoder) -> EncodedDocument:
@@ -256,6 +268,9 @@ def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str
                 f"{work.plan}: is not a plan: its rows are not 0, 1, 2 ..., or copies are negative. "
                 "Make the plan again."
             )
+    labelled = work.labelled
+    if labelled is not None:
+        plan = (labelled.sides != "test").astype(np.int64)
     parts = [encode_table(_COLUMNS.empty_table(), encoder, config, np.zeros(0, np.int64))]
     row = 0
     for table in read_groups(work.documents, _COLUMNS):
@@ -263,7 +278,8 @@ def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str
         copies = np.ones(table.num_rows, np.int64) if plan is None else plan[row:after]
         if len(copies) < table.num_rows:
             raise _foreign(work)
-        parts.append(encode_table(table, encoder, config, copies))
+        mine = labelled.at(slice(row, after)) if labelled is not None else None
+        parts.append(encode_table(table, encoder, config, copies, mine))
         row = after
     if plan is not None and len(plan) != row:
         raise _foreign(work)
@@ -287,6 +303,13 @@ def _encode_shard(config: EncodeConfig, work: EncodeWork, path_of: Callable[[str
 
 def _foreign(work: EncodeWork) -> ManifestError:
     return ManifestError(f"{work.plan}: must have one row for each document of {work.documents}; make the plan again.")
+
+
+def _labels_of(paths: Sequence[Path], config: EncodeConfig) -> Sequence[Labelled | None]:
+    """Labels of the documents of each shard; None without `classification`."""
+    if config.classification is None:
+        return [None] * len(paths)
+    return split_documents(paths, config.classification, config.validation_share)
 
 
 def encode(
@@ -313,7 +336,9 @@ def encode(
         of_plan = [] if plan is None else document_shards(plan, runtime.root, "plan")
         plans = {path.stem: (output, path) for output, path in of_plan}
         shards = []
-        for output, path in document_shards(documents, runtime.root):
+        listed = document_shards(documents, runtime.root)
+        labels = _labels_of([path for _, path in listed], config)
+        for (output, path), labelled in zip(listed, labels, strict=True):
             inputs, part, reads = [path.stem, output.sha256, tokenizer.digest], None, [output]
             if plan is not None:
                 if path.stem not in plans:
@@ -323,11 +348,13 @@ def encode(
                 planned, part = plans[path.stem]
                 inputs.append(planned.sha256)
                 reads.append(planned)
-            shards.append(
-                Shard(path.stem, tuple(inputs), EncodeWork(path, part, tokenizer, runtime.root), tuple(reads))
-            )
+            inputs += [labelled.digest] if labelled is not None else []
+            work = EncodeWork(path, part, tokenizer, runtime.root, labelled)
+            shards.append(Shard(path.stem, tuple(inputs), work, tuple(reads)))
         done = map_shards(recipe, _encode_shard, shards, folder, runtime, _SUFFIXES)
         stats = sum_stats([shard.stats for shard in done])
+        if config.classification is not None:
+            stats |= count_labels(labels, config.classification.labels)
         if not stats.get("documents_kept"):
             raise PipelineError(
                 f"encode: no documents in {documents.path}{' are in the plan' if plan is not None else ''}. "

@@ -87,6 +87,8 @@ def pieces_of(shards: Sequence[TokenShard], sequence_length: int) -> npt.NDArray
         ends = shard.document_ends.astype(np.int64)
         starts = np.concatenate((np.zeros(min(1, len(ends)), np.int64), ends[:-1]))
         predictions = ends - starts - 1
+        if shard.labels is not None:  # of a long text the beginning is read
+            predictions = np.minimum(predictions, sequence_length)
         chunks = -(-predictions // sequence_length)
         if shard.answers is not None and (long := int((chunks > 1).sum())):
             raise PipelineError(
@@ -135,7 +137,14 @@ def _pack_group(config: PackConfig, group: PackGroup, path_of: Callable[[str], P
         "pieces": len(laid),
         "cuts": cuts,
     }
+    if any(shard.labels is not None for shard in shards):
+        counts["truncated"] = sum(_longer(shard, config.sequence_length) for shard in shards)
     return ShardMade({group.role: target}, {f"{group.role}_{name}": value for name, value in counts.items()})
+
+
+def _longer(shard: TokenShard, sequence_length: int) -> int:
+    """Documents whose text is longer than a row."""
+    return int((np.diff(shard.document_ends.astype(np.int64), prepend=0) - 1 > sequence_length).sum())
 
 
 def _groups(tokens: Manifest, root: Path) -> Iterator[PackGroup]:

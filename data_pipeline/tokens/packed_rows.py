@@ -183,6 +183,8 @@ def read_packed_row(packed: PackedRows, shards: Sequence[TokenShard], index: int
         stream = shard.tokens[start : start + (end - begin) + 1]
         tokens[begin:end] = stream[:-1]
         targets[begin:end] = shard.targets(start + 1, start + (end - begin) + 1)
+        if shard.labels is not None:
+            targets[end - 1] = shard.labels[documents[place]]
     bounds = np.append(begins, ends[-1]) if ends[-1] < length else begins
     sizes = np.diff(np.append(bounds, length))
     segments = np.repeat(np.arange(len(bounds), dtype=np.int32), sizes)

@@ -23,7 +23,9 @@ All numbers are little-endian, whatever the machine. A whole example, two docume
 A document's *group* is its "<source>/<language>" (`group_name`). A shard of version 1 ends after the identities; its
 documents are of the group `UNKNOWN_GROUP`. A shard of version 3 knows which tokens training predicts: before the names
 it has a byte for each token, 1 for a token of an answer (`answers.py`), then zeros up to a multiple of 8; its document
-byte counts are those of the answers.
+byte counts are those of the answers. A shard of version 4 is of labelled documents (`labels.py`): before the names it
+has the number of each document's label as uint32, then zeros up to a multiple of 8; nothing but the label is predicted,
+at the last token of the text, and its document byte counts are those of the labels' names.
 
 A document's last token is the end-of-document token, so a document has at least one token. A reader refuses another
 magic or version, a size that differs from the header's, ends that do not rise to the number of tokens, a group
@@ -51,6 +53,7 @@ MAGIC = b"ASSAYTOK"
 FORMAT_VERSION = 2
 _WITHOUT_GROUPS = 1  # the version before
 _WITH_ANSWERS = 3  # written only where there are answers
+_WITH_LABELS = 4  # written only where documents are labelled
 SUFFIX = ".tokens"
 NO_TARGET = -100  # what torch.nn.functional.cross_entropy ignores by default
 IDENTITY_BYTES = 16
@@ -121,10 +124,14 @@ class TokenShard:
     """See `group_name`."""
     answers: npt.NDArray[np.uint8] | None = None
     """[tokens], 1 where the token is of an answer; None: every token is predicted."""
+    labels: npt.NDArray[np.uint32] | None = None
+    """[documents], number of each document's label, the only target, at its last token of text; None: no labels."""
 
     def document_targets(self) -> npt.NDArray[np.int64]:
-        """Predicted tokens of each document: all but the first, or its answers'."""
+        """Targets of each document: all tokens but one, or its label."""
         ends = self.document_ends.astype(np.int64)
+        if self.labels is not None:
+            return np.ones(len(ends), np.int64)
         if self.answers is None or not len(ends):
             return np.diff(ends, prepend=0) - 1
         return np.add.reduceat(self.answers, np.append(0, ends[:-1]), dtype=np.int64)
@@ -132,6 +139,8 @@ class TokenShard:
     def targets(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Tokens [start, stop) as targets: `NO_TARGET` where none is predicted."""
         tokens = self.tokens[start:stop].astype(np.int64)
+        if self.labels is not None:
+            tokens[:] = NO_TARGET
         if self.answers is not None:
             tokens[self.answers[start:stop] == 0] = NO_TARGET
         return tokens
@@ -144,11 +153,14 @@ class TokenShard:
             MissingInput: the file is missing.
             ManifestError: it is not a token shard, has another version, or is torn; names the file.
         """
-        versions = (_WITHOUT_GROUPS, FORMAT_VERSION, _WITH_ANSWERS)
+        versions = (_WITHOUT_GROUPS, FORMAT_VERSION, _WITH_ANSWERS, _WITH_LABELS)
         version, *sizes = read_header(path, "a token shard", MAGIC, versions)
         item, vocabulary, last, tokens, documents, ends_offset, total = sizes
-        grouped, answered = version > _WITHOUT_GROUPS, version == _WITH_ANSWERS
-        layout = _layout(tokens, documents, item, answered) if item in _TOKEN_KINDS else (0, 0, 0)
+        grouped, answered, labelled = (
+            version > _WITHOUT_GROUPS, version == _WITH_ANSWERS, version == _WITH_LABELS,
+        )  # fmt: skip
+        marks = tokens if answered else 4 * documents if labelled else 0
+        layout = _layout(tokens, documents, item, marks) if item in _TOKEN_KINDS else (0, 0, 0)
         if ends_offset != layout[0] or (total < layout[2] if grouped else total != layout[1]):
             raise ManifestError(f"{path}: its header contradicts itself. {FIX}")
         mapped = map_whole(path, total)
@@ -161,7 +173,7 @@ class TokenShard:
             names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
             if documents and int(groups.max()) >= len(names):
                 raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {FIX}")
-        answers = mapped[layout[2] - _padded(tokens) :][:tokens] if answered else None
+        marked = mapped[layout[2] - _padded(marks) :][:marks]
         last_end = int(ends[-1]) if len(ends) else 0
         if last_end != tokens or not np.all(ends[1:] > ends[:-1]) or (len(ends) and not ends[0]):
             raise ManifestError(
@@ -177,18 +189,22 @@ class TokenShard:
             identities=mapped[third : third + IDENTITY_BYTES * documents].reshape(documents, IDENTITY_BYTES),
             groups=groups,
             group_names=names,
-            answers=answers,
+            answers=marked if answered else None,
+            labels=marked.view("<u4") if labelled else None,
         )
 
 
 FIX = "Remove it and run the same command again: only this shard is made again."
 
 
-def _layout(tokens: int, documents: int, item: int, answered: bool = False) -> tuple[int, int, int]:
-    """Offsets of the document ends, of the groups, and of their names."""
+def _layout(tokens: int, documents: int, item: int, marks: int = 0) -> tuple[int, int, int]:
+    """Offsets of the document ends, of the groups, and of their names.
+
+    Before the names are `marks` bytes.
+    """
     ends_offset = HEADER.size + _padded(tokens * item)
     groups_offset = ends_offset + documents * (8 + 8 + IDENTITY_BYTES)
-    return ends_offset, groups_offset, groups_offset + _padded(documents * 4) + answered * _padded(tokens)
+    return ends_offset, groups_offset, groups_offset + _padded(documents * 4) + _padded(marks)
 
 
 def _padded(size: int) -> int:
@@ -233,6 +249,8 @@ class EncodedDocument:
     """See `group_name`."""
     answers: npt.NDArray[np.bool_] | None = None
     """[tokens], True where a token is of an answer; None: every token is predicted."""
+    label: int | None = None
+    """Number of its label, which alone is predicted; None: it has none."""
 
 
 def write_token_shard(
@@ -260,8 +278,13 @@ def write_token_shard(
     answers = [document.answers for document in documents if document.answers is not None]
     if answers and (len(answers) < len(documents) or sum(map(len, answers)) != tokens):
         raise ValueError(f"{path}: has answers of {sum(map(len, answers))} tokens, and {tokens} tokens")
-    ends_offset, _, names_offset = _layout(tokens, len(documents), item, bool(answers))
+    labels = [document.label for document in documents if document.label is not None]
+    if labels and (answers or len(labels) < len(documents)):
+        raise ValueError(f"{path}: {len(labels)} of {len(documents)} documents are labelled, and none may have answers")
+    marks = b"".join(mask.astype("<u1").tobytes() for mask in answers) + np.array(labels, "<u4").tobytes()
+    ends_offset, _, names_offset = _layout(tokens, len(documents), item, len(marks))
     total, version = names_offset + len(listed), _WITH_ANSWERS if answers else FORMAT_VERSION
+    version = _WITH_LABELS if labels else version
     header = HEADER.pack(
         MAGIC, version, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
     )
@@ -275,8 +298,7 @@ def write_token_shard(
         file.write(b"".join(document_identity(document.id) for document in documents))
         file.write(np.array([numbers[document.group] for document in documents], dtype="<u4").tobytes())
         file.write(bytes(_padded(4 * len(documents)) - 4 * len(documents)))
-        if answers:
-            file.write(b"".join(mask.astype("<u1").tobytes() for mask in answers).ljust(_padded(tokens), b"\0"))
+        file.write(marks.ljust(_padded(len(marks)), b"\0"))
         file.write(listed)
 
 

@@ -180,6 +180,9 @@ class ModelConfig(Section):
     """Under mup: the hidden_size at which initializer_range and the learning rate were tuned."""
     moe: MoeConfig | None = None
     """Several experts in place of each feed-forward layer; none: one layer for all tokens."""
+    num_labels: int = Field(default=0, ge=0, exclude_if=lambda labels: not labels)
+    """Rows of a classification head in place of the output projection: as many as `data.encode.classification` has
+    labels, from which it follows. 0: a language model."""
 
     @model_validator(mode="before")
     @classmethod
@@ -301,6 +304,18 @@ class ModelConfig(Section):
         if self.initialisation == "mup":
             return 8.0 / self.head_dim
         return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
+
+    @property
+    def tied(self) -> bool:
+        """Return whether the output projection is the input embedding.
+
+        A classification head never is.
+        """
+        return self.tie_word_embeddings and not self.num_labels
+
+    def head_rows(self, vocabulary_size: int) -> int:
+        """Rows of the output projection or the classification head."""
+        return self.num_labels or padded_vocabulary(vocabulary_size)
 
     def window(self, layer: int) -> int | None:
         """Tokens that layer number `layer` (from 0) sees.

@@ -241,6 +241,8 @@ def open_rows(tokens: Manifest, role: str, root: Path, sequence_length: int) -> 
     shards = tuple(TokenShard.open(path) for path in source.files(role, root))
     indices = _open_packed(tokens, source, shards, (role, root, sequence_length)) if packed else ()
     counts = [index.count for index, _ in indices] if packed else [row_count(s, sequence_length) for s in shards]
+    if not packed and any(shard.labels is not None for shard in shards):
+        raise ConfigError(f"{tokens.folder}: labelled documents are trained from packed rows; add [data.pack]")
     starts = tuple(itertools.accumulate(counts, initial=0))
     if not starts[-1]:
         raise PipelineError(

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from governance.errors import CheckpointError
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state, weights
 from pretrain.config.training import EngineConfig
@@ -196,7 +197,6 @@ def evaluate(
     """
     import torch
 
-    from governance.errors import CheckpointError
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
     from pretrain.distributed.process_group import Ranks, device_of, threads_of
     from pretrain.evaluation.scores import evaluate_tasks
@@ -243,6 +243,19 @@ def in_precision(model: Any, precision: str) -> tuple[Any, Callable[[], Abstract
     if precision == "autocast":
         return model, partial(torch.autocast, next(model.parameters()).device.type, torch.bfloat16)
     return model.bfloat16() if precision in ("bf16", "bf16_masters", "fp8") else model, contextlib.nullcontext
+
+
+def require_language_model(checkpoint: Manifest) -> None:
+    """Raise if a checkpoint predicts labels.
+
+    Raises:
+        CheckpointError: it is a classifier.
+    """
+    if labels := identity_of(checkpoint).recipe.model.num_labels:
+        raise CheckpointError(
+            f"{checkpoint.folder}: is a classifier of {labels} labels, which has no tokens to predict; use it with: "
+            f"assay classify evaluate CONFIG CHECKPOINT"
+        )
 
 
 def load_decoder(manifest: Manifest, root: Path) -> Any:

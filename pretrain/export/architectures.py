@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig
 from pretrain.export.exported_architecture import (
     SIZES,
@@ -43,6 +44,8 @@ from pretrain.export.exported_architecture import (
 if TYPE_CHECKING:
     import torch
 
+_HEAD, _HEADS = "lm_head.weight", ("lm_head.weight", "embed_out.weight")
+
 
 def family_of(model: ModelConfig) -> Family:
     """Native architecture that computes exactly what `model` does, else Assay's own."""
@@ -51,6 +54,36 @@ def family_of(model: ModelConfig) -> Family:
         if found is not None:
             return found
     return _own(model)
+
+
+_CLASSIFIERS = ("Llama", "Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "GPT2", "GPTNeoX", "Gemma2", "Gemma3")
+"""Architectures of `transformers` with a class for sequence classification."""
+
+
+def classifier_of(model: ModelConfig, labels: Sequence[str]) -> Family:
+    """The classifier of the native architecture.
+
+    Its `score` reads the last token that is no padding.
+
+    Raises:
+        ConfigError: `transformers` has no such class for the architecture.
+    """
+    base = family_of(model.model_copy(update={"num_labels": 0, "tie_word_embeddings": True}))
+    name = base.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    if name not in _CLASSIFIERS:
+        raise ConfigError(
+            f"transformers has no {name}ForSequenceClassification, so this model has no form there "
+            f"({', '.join(_CLASSIFIERS)} have one); use it with: assay classify"
+        )
+    config = {**base.config, "id2label": dict(enumerate(labels)), "label2id": {one: n for n, one in enumerate(labels)}}
+    config |= {"problem_type": "single_label_classification"}
+
+    def tensors(names: Sequence[str]) -> list[ExportedTensor]:
+        below = [tensor for tensor in base.tensors([one for one in names if one != _HEAD]) if tensor.name not in _HEADS]
+        return [*below, copied("score.weight", _HEAD)]
+
+    text = "Text" if name == "Gemma3" else ""
+    return Family(f"{name}{text}ForSequenceClassification", config, tensors)
 
 
 def tensors_of(model_type: str, model: ModelConfig, names: Sequence[str]) -> list[ExportedTensor]:

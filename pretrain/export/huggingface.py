@@ -29,7 +29,7 @@ from pretrain.checkpoint.canonical import file_plan
 from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state, weights
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-from pretrain.export.architectures import family_of
+from pretrain.export.architectures import classifier_of, family_of
 from pretrain.export.exported_architecture import EXPERT_BIAS, ExportedTensor, Family, expert_bias_names
 
 SHARD_BYTES = 5_000_000_000  # per file, as transformers does
@@ -52,6 +52,8 @@ class ExportFacts:
     """Reason why the checkpoint's origin is not verified; "": it is, or nobody checked."""
     chat_template: str = ""
     """Template of the chats of its training; "": that of the tokenizer, if any."""
+    labels: Sequence[str] = ()
+    """Labels of a classifier, in the order of its head."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def export(
         def read(name: str) -> Any:
             return biases[name] if name in biases else files.read(name)
 
-        family = write_folder(read, identity, vocabulary, target, shard_bytes, dtype)
+        family = write_folder(read, identity, vocabulary, target, shard_bytes, dtype, facts.labels)
     card = _card(manifest, identity, family, (dtype, vocabulary.begin), facts)
     write_text(target / "README.md", card)
     return manifest
@@ -133,6 +135,7 @@ def write_folder(
     target: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Dtype = "fp32",
+    labels: Sequence[str] = (),
 ) -> Family:
     """Write the folder without its card; `read` returns a parameter by name.
 
@@ -141,7 +144,8 @@ def write_folder(
         ConfigError: a weight is too large for fp16.
     """
     special = _special_tokens(tokenizer, identity)
-    family = family_of(identity.recipe.model)
+    model = identity.recipe.model
+    family = classifier_of(model, labels) if model.num_labels else family_of(model)
     _write_weights(read, family, identity, target, (shard_bytes, dtype))
     if family.own_code:
         for name in ("configuration_assay.py", "modeling_assay.py"):
@@ -308,11 +312,12 @@ def _card(
         "no token stood before its first" if begin is None else f"token {begin}, which the tokenizer adds, began it"
     )
     trust = ", trust_remote_code=True" if family.own_code else ""
+    auto = "AutoModelForSequenceClassification" if facts.labels else "AutoModelForCausalLM"
     source = manifest.stats.get("initial_weights", {})
     lines: Sequence[str] = (
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: text-{'classification' if facts.labels else 'generation'}",
         *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(source.get("card", {}).items())),
         "---",
         "",
@@ -337,9 +342,9 @@ def _card(
         *([] if source else ["| licence of the weights | not stated; add `license` above before you publish them |"]),
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto}, AutoTokenizer",
         "",
-        f'model = AutoModelForCausalLM.from_pretrained("."{trust})',
+        f'model = {auto}.from_pretrained("."{trust})',
         f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
         "```",
         "",

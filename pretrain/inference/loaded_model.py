@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.training import EngineConfig
-from pretrain.evaluation.validation import load_decoder
+from pretrain.evaluation.validation import load_decoder, require_language_model
 
 if TYPE_CHECKING:
     from pretrain.model.decoder import Decoder
@@ -31,12 +31,22 @@ class LoadedModel:
 
 
 def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
-    """Model of a verified checkpoint.
+    """Language model of a verified checkpoint.
 
     Raises:
         ConfigError: the device that `engine` requests does not exist.
-        CheckpointError: the files belong to another model.
+        CheckpointError: the files belong to another model, or it is a classifier.
     """
+    require_language_model(checkpoint)
+    return _load(checkpoint, engine, root)
+
+
+def load_classifier(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
+    """Classifier of a verified checkpoint; raises as `load_model`."""
+    return _load(checkpoint, engine, root)
+
+
+def _load(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
     import torch
 
     from pretrain.distributed.process_group import Ranks, device_of, threads_of

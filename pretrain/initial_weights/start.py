@@ -29,6 +29,7 @@ from pretrain.export.exported_architecture import ExportedTensor, expert_bias_na
 from pretrain.initial_weights.folder import FIELD, TOKENIZER, WeightsFolder, open_folder, read_object
 from pretrain.initial_weights.hub_weights import SCHEME, HubWeights, fetched
 from pretrain.initial_weights.model_settings import differences, lacks_bias, read_model
+from pretrain.model.init import initial_weight
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class InitialWeights:
     def _tensors(self) -> dict[str, ExportedTensor]:
         """Parameter -> the folder's tensor that holds it."""
         family = str(self.folder.config["model_type"])
-        names = [*parameter_shapes(self.model, 1), *self._biases]
+        names = [*(name for name in parameter_shapes(self.model, 1) if not self._is_new(name)), *self._biases]
         return {name: tensor for tensor in tensors_of(family, self.model, names) for name in tensor.sources}
 
     @cached_property
@@ -68,10 +69,19 @@ class InitialWeights:
         """Selection biases of experts; None: they begin at zero."""
         return [self.folder.read(name).tolist() for name in self._biases] or None
 
-    def weight(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """Initial fp32 values of a parameter."""
+    def _is_new(self, name: str) -> bool:
+        """Return whether a parameter is the head of a new classifier."""
+        return name == _HEAD and self.model.num_labels > 0
+
+    def weight(self, name: str, shape: torch.Size, seed: int = 0) -> torch.Tensor:
+        """Initial fp32 values of a parameter.
+
+        Those of a new head are drawn with `seed`.
+        """
         import torch
 
+        if self._is_new(name):
+            return initial_weight(name, shape, self.model, seed)
         tensor = self._tensors[name]
         if tensor.name not in self.folder.tensors and lacks_bias(self.folder.config, name):
             return torch.zeros(shape)
@@ -115,6 +125,8 @@ class InitialWeights:
                     f"{list(wanted)}. Fetch the folder again."
                 )
         known = used | ({_HEAD} if self.model.tie_word_embeddings else set())
+        if self.model.num_labels:
+            known |= {tensor.name for tensor in tensors_of(str(self.folder.config["model_type"]), self.model, [_HEAD])}
         if other := sorted(name for name in self.folder.tensors if name not in known and not _PASSIVE.fullmatch(name)):
             raise CheckpointError(
                 f"{FIELD}: {self.folder.path} has a tensor that its config.json does not name: {other[0]}"

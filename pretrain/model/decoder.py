@@ -108,7 +108,9 @@ class Stack(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A language model; `vocabulary_size` is the data's, before padding.
+    """A language model, or with `num_labels` a classifier.
+
+    `vocabulary_size` is the data's, before padding.
 
     `activation_checkpointing` decides what the forward pass keeps for the backward pass, and `attention` whether
     FlashAttention's kernel is used (`flash.py`).
@@ -130,8 +132,10 @@ class Decoder(nn.Module):
         flash = load_kernel() if attention == "flash" else None
         self.model = Stack(config, vocabulary_size, activation_checkpointing, flash)
         rule = Logits(1.0 / config.width_ratio, config.final_logit_softcapping, config.z_loss)
-        self.lm_head = Head(config.hidden_size, padded_vocabulary(vocabulary_size), rule)
-        if config.tie_word_embeddings:
+        if config.num_labels:
+            rule = Logits()  # that of the classification heads of `transformers`
+        self.lm_head = Head(config.hidden_size, config.head_rows(vocabulary_size), rule)
+        if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -42,7 +42,7 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: 
     sees that many tokens. What activation checkpointing computes twice is not counted.
     """
     weights = _body(config, vocabulary_size, _experts_used(config))
-    if config.tie_word_embeddings:
+    if config.tied:
         weights += padded_vocabulary(vocabulary_size) * config.hidden_size
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
     seen = sum(min(sequence_length, window or sequence_length) for window in windows)
@@ -72,7 +72,7 @@ def _body(config: ModelConfig, vocabulary_size: int, experts: int) -> int:
     An untied output projection belongs to it.
     """
     width = config.hidden_size
-    output = 0 if config.tie_word_embeddings else padded_vocabulary(vocabulary_size) * width
+    output = 0 if config.tied else config.head_rows(vocabulary_size) * width
     norms = int(config.norm_position != "post") + int(config.embedding_norm)
     return output + norms * _norm(config) + config.num_hidden_layers * _block(config, experts)
 

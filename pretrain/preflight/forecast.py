@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from pretrain.config.model import ModelConfig, padded_vocabulary
+from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed.layout import data_ranks, parameter_shares
 from pretrain.distributed.process_group import Ranks
@@ -154,7 +154,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
         tokens,
         passes,
         *sizes,
-        padded_vocabulary(vocabulary_size),
+        model.head_rows(vocabulary_size),
         network,
         bytes_per_gradient(recipe.train),
         distant,

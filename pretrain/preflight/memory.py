@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretrain.config.model import ModelConfig, padded_vocabulary
+from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import parameter_shares
 from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
@@ -311,7 +311,7 @@ def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device
 
     They are those of a piece of logits and the sums, or of the gradients and their product.
     """
-    of, rows = _pass_of(recipe, engine), padded_vocabulary(vocabulary_size) // engine.tensor_parallel_size
+    of, rows = _pass_of(recipe, engine), recipe.model.head_rows(vocabulary_size) // engine.tensor_parallel_size
     if recipe.train.precision == "fp16":
         return of.tokens * rows * (of.size + 8)
     piece = min(of.tokens, piece_tokens(rows, device))

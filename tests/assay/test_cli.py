@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from assay.cli import (
+    classify_commands,
     config_commands,
     data_commands,
     governance_commands,
@@ -27,6 +28,8 @@ WITHOUT_JSON = ("completion", "config schema", "governance review", "slurm logs"
 SURFACE = {
     "completion": ["--help", "SHELL"],
     "config schema": ["--help"],
+    "classify evaluate": [*COMMON, "--test", "CHECKPOINT"],
+    "classify folds": [*COMMON, "--nproc"],
     "config show": [*COMMON, "--changed"],
     "data clean-up": [*COMMON, "--execute", "--incomplete", "--keep"],
     "data export": [*COMMON, "PREFIX"],
@@ -102,6 +105,7 @@ def test_surface_is_pinned_and_each_command_exists():
         for name, words in SURFACE.items()
     }
     modules = {
+        "classify": classify_commands,
         "config": config_commands, "data": data_commands, "governance": governance_commands,
         "inspect": inspect_commands, "mirror": mirror_commands, "model": model_commands, "report": report_commands,
         "review": review_commands, "slurm": slurm_commands, "": commands,

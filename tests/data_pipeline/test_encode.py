@@ -14,11 +14,11 @@ from data_pipeline.tokens.encode import (
     FEATURES_SCHEMA,
     SPLITS,
     EncodeConfig,
-    content_digests,
     encode,
     encode_table,
     split_of,
 )
+from data_pipeline.tokens.labels import content_digests
 from data_pipeline.tokens.mix import PLAN_SCHEMA
 from data_pipeline.tokens.token_shards import TokenShard, group_name
 from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer

@@ -1,0 +1,185 @@
+"""Classifiers of a run: the evaluation of a checkpoint, and cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from assay.config import LoadedRun, load_run
+from assay.pipeline import corpus, judge_corpus, require_corpus, training
+from governance.errors import AlteredFile, ConfigError
+from governance.files import sha256_file
+from governance.gate.chain import require_chain
+from governance.manifest import Manifest, output_fault, read_manifest
+from governance.stage import Runtime
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from data_pipeline.tokens.labels import ClassificationConfig, Labelled
+    from pretrain.classification.classifier_scores import Examples
+    from pretrain.inference.loaded_model import LoadedModel
+
+
+def require_labels(run: LoadedRun) -> ClassificationConfig:
+    """The run's section on labels.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    config = run.config.data.encode.classification
+    if config is None:
+        raise ConfigError(f"{run.path}: has no [data.encode.classification]: its model has no labels to tell apart")
+    return config
+
+
+def evaluate_classifier(
+    run: LoadedRun, artifacts: dict[str, Manifest], checkpoint: Path, runtime: Runtime, test: Path | None = None
+) -> Manifest:
+    """Make or find the evaluation of a checkpoint.
+
+    It is on the test side of the split, or on a file.
+
+    Raises:
+        ConfigError: there is neither.
+        PipelineError: a test document is in the training set, or a label is missing or unknown.
+    """
+    from pretrain.checkpoint.format import read_checkpoint
+    from pretrain.classification.classifier_scores import ClassificationRecipe, classify
+    from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+
+    config = require_labels(run)
+    if test is None and not (config.test_from or config.test_share or config.folds):
+        raise ConfigError(
+            "there is no test: set test_from, test_share or folds in [data.encode.classification], or give --test FILE"
+        )
+    require_corpus(run, artifacts, runtime)
+    verified = read_checkpoint(checkpoint, runtime.root)
+    refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
+    recipe = ClassificationRecipe(labels=config.labels, test="" if test is None else sha256_file(test))
+    opened = partial(_opened, run, artifacts, verified, runtime, test)
+    return classify(verified, artifacts["encode"], recipe, opened, runtime)
+
+
+def _opened(
+    run: LoadedRun, artifacts: dict[str, Manifest], checkpoint: Manifest, runtime: Runtime, test: Path | None
+) -> tuple[LoadedModel, Examples, Examples]:
+    """The model, and the documents of the test and of the validation."""
+    import pyarrow as pa
+
+    from data_pipeline.tokens.labels import refuse_overlap
+    from pretrain.inference.loaded_model import load_classifier
+
+    table, labelled = _documents(run, artifacts, runtime)
+    sides = {side: np.flatnonzero(labelled.sides == side) for side in ("train", "validation", "test")}
+    found = {side: (table.take(pa.array(places)), labelled.at(places)) for side, places in sides.items()}
+    if test is not None:
+        seen = pa.concat_tables([found["train"][0], found["validation"][0]]).combine_chunks()
+        found["test"] = _file(test, require_labels(run))
+        refuse_overlap(_texts(found["test"][0]), _texts(seen))
+    examples = [_examples(run, artifacts, runtime, *found[side]) for side in ("test", "validation")]
+    return load_classifier(checkpoint, run.config.engine, runtime.root), examples[0], examples[1]
+
+
+def _texts(table: pa.Table) -> tuple[Sequence[str], pa.Array]:
+    return table["id"].to_pylist(), table["text"].combine_chunks()
+
+
+def _documents(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[pa.Table, Labelled]:
+    """Documents behind the token shards, with labels and sides."""
+    import pyarrow as pa
+
+    from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, read_groups
+    from data_pipeline.tokens.labels import Labelled, split_documents
+
+    source = artifacts["encode"].inputs[0]
+    documents = read_manifest(runtime.root / source.path)
+    require_chain((documents,), runtime.root, run.journal(runtime.root))
+    listed = document_shards(documents, runtime.root)
+    if faults := [fault for output, _ in listed if (fault := output_fault(output, runtime.root))]:
+        raise AlteredFile(f"{documents.folder}: {faults[0]}. Remove the folder, then prepare the corpus again.")
+    encode = run.config.data.encode
+    paths = [path for _, path in listed]
+    parts = split_documents(paths, require_labels(run), encode.validation_share)
+    schema = pa.schema([DOCUMENT_SCHEMA.field("id"), DOCUMENT_SCHEMA.field("text")])
+    table = pa.concat_tables([schema.empty_table(), *(group for path in paths for group in read_groups(path, schema))])
+    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("numbers", "sides", "units")]
+    return table.combine_chunks(), Labelled(*joined)
+
+
+def _file(path: Path, config: ClassificationConfig) -> tuple[pa.Table, Labelled]:
+    """Documents of a test file: `text`, the label, and the group."""
+    import pyarrow as pa
+
+    from data_pipeline.decontamination.evaluation_sets import read_rows
+    from data_pipeline.documents import DOCUMENT_SCHEMA
+    from data_pipeline.normalised_text import normalise
+    from data_pipeline.tokens.labels import Labelled, group_of, number_of_label
+
+    names, texts, numbers, units = [], [], [], []
+    for number, row in enumerate(read_rows(path, "--test"), 1):
+        name = f"{path.name}#{number}"
+        text = row.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"--test {path}, row {number}: has no text; correct the row, or leave it out")
+        names.append(name)
+        texts.append(normalise(text))
+        numbers.append(number_of_label(name, row, config))
+        units.append(group_of(name, row, config) if config.group else name)
+    if not names:
+        raise ConfigError(f"--test {path}: has no row; give JSON Lines with a text and a {config.label!r} each")
+    fields = pa.schema([DOCUMENT_SCHEMA.field("id"), DOCUMENT_SCHEMA.field("text")])
+    labelled = Labelled(np.array(numbers, np.int64), np.full(len(names), "test"), np.array(units))
+    return pa.table({"id": names, "text": texts}, fields), labelled
+
+
+def _examples(
+    run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime, table: pa.Table, labelled: Labelled
+) -> Examples:
+    """Documents as tokens, cut as training cuts them."""
+    from data_pipeline.tokens.tokenizer import load_encoder
+    from pretrain.classification.classifier_scores import Examples
+
+    ids, ends = load_encoder(artifacts["tokenizer"], runtime.root).encode_column(table["text"])
+    most = run.config.train.sequence_length
+    tokens = [
+        ids[first : min(last - 1, first + most)]
+        for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    ]
+    return Examples(table["id"].to_pylist(), tokens, labelled.numbers, labelled.units.tolist())
+
+
+def cross_validate(
+    run: LoadedRun, words: dict[str, Any], runtime: Runtime, processes: int, command: Sequence[str]
+) -> tuple[Manifest, list[Manifest]]:
+    """Train and test on each fold.
+
+    The result has the joint figures, and those of each fold.
+
+    Every fold passes the stages, the audit and the gate of its own token shards, and has its own training.
+
+    Raises:
+        ConfigError: the run has no folds.
+    """
+    from pretrain.classification.folds import join_folds
+
+    config = require_labels(run)
+    if not config.folds:
+        raise ConfigError("set data.encode.classification.folds to the number of parts, such as 5")
+    evaluated, trained = [], []
+    for fold in range(config.folds):
+        chosen = f"data.encode.classification.fold={fold}"
+        part = load_run(words["path"], [*words["overrides"], chosen], words["more"])
+        part = replace(part, journals=run.journals)
+        artifacts = corpus(part, runtime)
+        judge_corpus(part, artifacts, runtime)
+        ended = training(part, artifacts, runtime, processes, [*command, "--set", chosen])
+        checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
+        evaluated.append(evaluate_classifier(part, artifacts, checkpoint, runtime))
+        trained.append(sum(artifacts["encode"].stats["label_counts"]["train"].values()))
+    return join_folds(evaluated, trained, runtime), evaluated

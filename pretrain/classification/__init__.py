@@ -1,0 +1,1 @@
+"""Classification: figures of a classifier, its calibration, and cross-validation."""

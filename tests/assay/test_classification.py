@@ -1,0 +1,100 @@
+"""A classifier learns planted labels from a checkpoint, under the same gates; it is cross-validated and exported."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+
+from assay.cli.main import main
+from benchmarks.measures.small_run import SMALL_RUN
+from governance.manifest import read_manifest
+from tests.conftest import tale, write_project
+
+PAGE = Path(__file__).parents[2] / "docs" / "classification.md"
+SMALLER = "data.encode.classification.folds=2"
+
+
+def newest(root, stage: str):
+    paths = sorted(root.glob(f"{stage}/*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    return read_manifest(paths[-1])
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, object]]:
+    """Notes whose label is the number of a word in them; ten authors."""
+    draw, made = random.Random(seed), []
+    for number in range(count):
+        label = draw.choice(("storm", "calm"))
+        words = tale(1000 * seed + number + 300, 20).split()
+        words[-3:] = ["storm" if label == "storm" else "river"] * 3
+        made.append(
+            {"text": " ".join(words), "label": label, "author": f"a{number % 10}", "date": f"20{number % 20 + 10}"}
+        )
+    return made
+
+
+def write_rows(path, made) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = write_project(tmp_path_factory.mktemp("classes") / "project")
+    root, run = folder / "root", folder / "my.toml"
+    run.write_text(SMALL_RUN)
+    assert main(["run", str(run), "--root", str(root), "--data-workers", "1"]) == 0
+    parent = root / newest(root, "checkpoint").folder
+    assert main(list(map(str, ["export", run, parent, folder / "parent", "--root", root]))) == 0
+    (folder / "notes").mkdir()
+    write_rows(folder / "notes" / "a.jsonl", rows(120))
+    [example] = re.findall(r"```toml\n(base.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (folder / "labels.toml").write_text(example)
+    return folder
+
+
+def command(project, *words) -> int:
+    where = ["--root", project / "root", "--data-workers", "1", "--set", SMALLER]
+    return main([*map(str, words), *map(str, where)])
+
+
+@pytest.mark.slow
+def test_folds_are_trained_tested_and_joined(project, capsys):
+    """Under the gates of each fold, on weights that the journal states; every document is tested once."""
+    root, run = project / "root", project / "labels.toml"
+    assert command(project, "classify", "folds", run, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["test"] for row in found["folds"]] == [60, 60]
+    assert found["mean"]["accuracy"]["value"] > 0.9
+    trained = newest(root, "train")
+    assert [item.stage for item in trained.inputs] == ["pack", "file"]
+    assert trained.run["origin"]["verified"]
+    joined = newest(root, "cross_validation")
+    assert [item.stage for item in joined.inputs] == ["classification"] * 2
+    last = newest(root, "classification")
+    assert [item.stage for item in last.inputs] == ["checkpoint", "encode"]
+    predicted = json.loads((root / last.folder / "predictions.json").read_bytes())
+    assert len(predicted) == 60
+    assert len({row["id"] for row in predicted}) == 60
+
+    write_rows(project / "copy.jsonl", rows(5))
+    assert command(project, "classify", "evaluate", run, "last", "--test", project / "copy.jsonl") == 1
+    assert "is in training as notes/a.jsonl#" in capsys.readouterr().err
+    write_rows(project / "unlabelled.jsonl", [{"text": "a fresh text"}])
+    assert command(project, "classify", "evaluate", run, "last", "--test", project / "unlabelled.jsonl") == 1
+    assert "unlabelled.jsonl#1 has no 'label'" in capsys.readouterr().err
+    write_rows(project / "fresh.jsonl", rows(40, seed=5))
+    words = ["classify", "evaluate", run, "last", "--test", project / "fresh.jsonl"]
+    assert command(project, *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"]["value"] > 0.9
+    assert command(project, *words) == 0
+    assert "storm" in capsys.readouterr().out
+
+    assert command(project, "generate", run, "last", "The") == 65
+    assert "is a classifier of 2 labels" in capsys.readouterr().err
+    assert command(project, "export", run, "last", project / "out") == 0
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(project / "out")
+    assert model.config.id2label == {0: "storm", 1: "calm"}
