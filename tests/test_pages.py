@@ -120,7 +120,7 @@ class Reader:
             "SUITE.json": "out/*/documents.json", "KEY": "first/keys/ann.pem",
             "inspect-NAME/run.toml": "inspect-corpus/run.toml", "<folder>": f"{root}/checkpoint/*",
             "<folder>/model.sig": f"{root}/checkpoint/*/model.sig", "2027-01-31": datetime.date.today().isoformat(),
-            "PROMPT": "The cat sat",
+            "PROMPT": "The cat sat", "TEXT": "The cat sat",
             "<root>/<stage>/<key>": f"{root}/redact/*", "PORT": "0",
         }  # fmt: skip
         if command == "governance review":

@@ -1,7 +1,6 @@
-"""The whole way on a small corpus, as a user types it, its documents, and mistakes that a user can make."""
+"""The whole way on a small corpus, as a user types it, its documents, and what a fault or an alteration does."""
 
 import base64
-import gzip
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from governance.stage import Runtime
 from tests.conftest import write_project
 from tests.governance.upload_server import TOKEN, running_hub
 from tests.signal_hook import hooked
+from tests.test_wrong_runs import run
 
 
 def assay(*words, cwd=None, timeout=1200):
@@ -293,90 +293,40 @@ def test_generate_continues_prompts_and_records_its_energy(project_copy, capsys,
     assert main(["generate", *config, str(weights.parents[1]), "x"]) == 65
 
 
-def prepare(project, *words):
-    return main(
-        ["data", "prepare", str(project / "run.toml"), "--root", str(project / "root"), "--data-workers", "1", *words]
-    )
-
-
-def run(project, *words):
-    return main(["run", str(project / "run.toml"), "--root", str(project / "root"), "--data-workers", "1", *words])
-
-
-def test_no_look_up_makes_anything(project):
-    root = ["--root", str(project / "root")]
-    for words in (["data", "show"], ["governance", "check"], ["train"], ["report"]):
-        assert main([*words, str(project / "run.toml"), *root]) == 66
-
-
-def test_missing_sources(project):
-    assert (
-        prepare(project, "--set", 'data.sources=[{type="jsonl",name="x",licence="MIT",paths=["none-*.jsonl"]}]') == 66
-    )
-
-
-def test_bad_records_are_quarantined_and_close_the_gate(project, capsys):
-    lines = [b"no json\n", b'{"other": 1}\n', b'{"text": "\xff"}\n', b'{"text": 5}\n']
-    (project / "c.jsonl").write_bytes(b"".join(lines))
-    whole = gzip.compress((project / "b.jsonl").read_bytes())
-    (project / "d.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    words = ["--set", 'data.sources=[{type="jsonl",name="tales",licence="CC0-1.0",paths=["*.jsonl","*.jsonl.gz"]}]']
-    assert run(project, *words) == 77
-    output = capsys.readouterr().err
-    assert "sources.quarantined_share" in output
-    assert "sources.torn_files" in output
-    assert "c.jsonl#0 not_json" in output
-    assert output.count("verdict BLOCK") == 1
-    import pyarrow.parquet as pq
-
-    rows = [
-        row
-        for path in (project / "root").glob("ingest/*/quarantine/*.parquet")
-        for row in pq.read_table(path).to_pylist()
-    ]
-    reasons = {(row["file"], row["position"]): row["reason"] for row in rows}
-    assert reasons["c.jsonl", 0] == "not_json"
-    assert reasons["c.jsonl", 2] == "not_utf8"
-    assert any(reason == "truncated_gzip" for reason in reasons.values())
-    assert len(rows) == 5
-
-
-def test_everything_filtered_out_is_reported_and_can_be_looked_at(project, capsys):
-    (project / "a.jsonl").write_text('{"text": "too short"}\n' * 3)
-    (project / "b.jsonl").unlink()
-    assert run(project) == 78
-    output = capsys.readouterr().err
-    assert "clean: no document is left of 3 (too_few_words 3)" in output
-    assert "assay data show" in output
-    assert main(["data", "show", str(project / "run.toml"), "--root", str(project / "root")]) == 0
-    assert "too_few_words" in capsys.readouterr().out
-
-
-def test_fewer_tokens_than_a_batch(project, capsys, tales):
-    tales(project / "a.jsonl", range(3))
-    (project / "b.jsonl").unlink()
-    policy = project / "policy.toml"
-    policy.write_text(policy.read_text().replace("min = 1000\n", "min = 1\n"))
-    words = ("--set", "train.global_batch_size=400", "--set", "data.tokenizer.vocabulary_size=300")
-    assert run(project, *words) not in (0, 77)
-    assert "400" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("train.stepz=3", ["train.stepz", "unknown key", "steps"]),
-        ('train.steps="many"', ["train.steps", "many"]),
-        ("model.num_attention_heads=5", ["hidden_size", "5"]),
-        ("engine.zero_stage=0", ["zero_stage", "bf16"]),
-        ('governance.policy="nowhere.toml"', ["nowhere.toml", "no such file"]),
-    ],
-)
-def test_a_wrong_configuration_is_reported_with_its_fix(project, override, words, capsys):
-    assert run(project, "--set", override) == 78
-    output = capsys.readouterr().err
-    assert all(word in output for word in words), output
-    assert not (project / "root").exists()
+def test_interpret_shows_texts_and_heads_and_leaves_evidence(project_copy, capsys, tmp_path):
+    root, page = project_copy / "root", tmp_path / "page.html"
+    words = ["interpret", str(project_copy / "run.toml"), "--root", str(root), "last"]
+    assert main([*words, "The cat <b>sat</b>", "--html", str(page), "--prune-heads", "--rows", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    [text] = found["texts"]
+    assert "".join(token["text"] for token in text["tokens"]) == text["text"] == "The cat <b>sat</b>"
+    assert len(text["heads"]) == 4
+    for layer in text["patterns"]:
+        assert all(len(row) == place + 1 for head in layer for place, row in enumerate(head))
+    assert text["attribution"]["completeness_error"] <= 1e-3
+    assert [row["removed"] for row in found["head_pruning"]["rows"]] == [0, 1, 2, 3, 4]
+    assert found["energy"]["method"]
+    assert "<b>sat" not in page.read_text()
+    assert main([*words, "The cat", "A dog"]) == 0
+    assert "text 2: " in capsys.readouterr().out
+    assert main(["governance", "verify", "--deep", str(root), "--key", str(project_copy / "key.pem.pub")]) == 0
+    lines = [json.loads(line) for line in (root / "energy.jsonl").read_text().splitlines()]
+    ends = [line["outcome"] for line in lines if (line.get("stage"), line["kind"]) == ("interpret", "end")]
+    assert ends == ["surviving"] * 2
+    stated = [json.loads(line)["envelope"]["payload"] for line in (root / "journal.jsonl").read_text().splitlines()]
+    assert sum("interpretation/page.html" in base64.b64decode(one).decode() for one in stated) == 1
+    capsys.readouterr()
+    for more, status, message in (
+        ([""], 78, "text 1: is empty"), (["fine", "word " * 90], 1, "text 2: has"), ([], 78, "no text: give"),
+        (["\ud800"], 78, "text 1: is not UTF-8"), (["--prune-heads", "--rows", "1"], 1, "needs 2 validation rows"),
+    ):  # fmt: skip
+        assert main([*words, *more]) == status, more
+        assert message in capsys.readouterr().err
+    shard = next(root.glob("encode/*/validation/*.tokens"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main([*words, "fine"]) == 0  # reads no shard
+    assert main([*words, "--prune-heads"]) == 77
 
 
 _STAGES = ("ingest", "clean", "dedup", "redact", "tokenizer", "encode", "audit", "train", "report")

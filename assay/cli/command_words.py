@@ -186,7 +186,8 @@ def last_without_file(words: Sequence[str]) -> str:
     command = " ".join(plain[:2] if plain[:1] in (["report"], ["governance"]) else plain[:1])
     if "last" not in plain or Path("last").exists() or any(word.endswith(".toml") for word in plain):
         return ""
-    given = {"evaluate": "CONFIG last", "generate": "CONFIG last PROMPT", "export": "CONFIG last FOLDER",
+    given = {"evaluate": "CONFIG last", "generate": "CONFIG last PROMPT", "interpret": "CONFIG last TEXT",
+             "export": "CONFIG last FOLDER",
              "report write": "CONFIG", "report verify": "CONFIG",
              "governance audit-model": "CONFIG last", "governance audit-memorisation": "CONFIG last",
              }.get(command, "")  # fmt: skip

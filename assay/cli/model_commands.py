@@ -1,27 +1,71 @@
-"""Functions behind the commands that use a trained model: `assay generate`."""
+"""Functions behind `assay generate` and `assay interpret`, which use a trained model."""
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import say
 from assay.cli.run_commands import Arguments, checkpoint_of, load
 from governance.errors import ConfigError, MissingInput
 from governance.log import get_logger, progress
 
+if TYPE_CHECKING:
+    from assay.config import LoadedRun
+    from data_pipeline.tokens.encoder import Encoder
+    from governance.manifest import Manifest
+    from governance.stage import Runtime
+    from pretrain.data.dataset import Rows
+    from pretrain.inference.loaded_model import LoadedModel
 
-def generate(arguments: Arguments) -> None:
-    """Continue prompts by a checkpoint, with speed and energy."""
-    from dataclasses import asdict, replace
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A verified checkpoint with the run that it is used under."""
+
+    loaded: LoadedRun
+    runtime: Runtime
+    artifacts: Mapping[str, Manifest]
+    manifest: Manifest
+    origin: Mapping[str, Any]
+    encoder: Encoder
+    """The run's tokenizer, which is that of the checkpoint's training."""
+    context: int
+    """Most tokens of a text."""
+
+
+def open_checkpoint(arguments: Arguments, role: str = "") -> OpenedCheckpoint:
+    """The checkpoint that a command names, verified as `assay evaluate` does.
+
+    `role` names token shards that the command reads, too.
+    """
+    from dataclasses import replace
 
     from assay.pipeline import corpus, require_corpus
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.checkpoint.format import identity_of, read_checkpoint
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    require_corpus(loaded, artifacts, runtime, role)  # the tokenizer is behind it
+    checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
+    manifest = read_checkpoint(checkpoint, runtime.root)
+    refuse_foreign_tokenizer(manifest, artifacts["tokenizer"], runtime.root)
+    encoder = load_encoder(artifacts["tokenizer"], runtime.root)
+    context = identity_of(manifest).recipe.train.sequence_length
+    return OpenedCheckpoint(loaded, runtime, artifacts, manifest, origin, encoder, context)
+
+
+def generate(arguments: Arguments) -> None:
+    """Continue prompts by a checkpoint, with speed and energy."""
+    from dataclasses import asdict
+
     from pretrain.inference.generation import generate as continue_prompts
     from pretrain.inference.generation import refuse_prompts
     from pretrain.inference.loaded_model import load_model
@@ -31,22 +75,17 @@ def generate(arguments: Arguments) -> None:
     if not all(arguments.stops):
         raise ConfigError("--stop: is empty, so every text would end before it begins; give a text or leave it out")
     prompts = prompts_of(arguments.prompts, arguments.prompts_file)
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
-    require_corpus(loaded, artifacts, runtime)  # the tokenizer is behind it
-    checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
-    manifest = read_checkpoint(checkpoint, runtime.root)
-    refuse_foreign_tokenizer(manifest, artifacts["tokenizer"], runtime.root)
-    encoder = load_encoder(artifacts["tokenizer"], runtime.root)
+    opened = open_checkpoint(arguments)
+    encoder, engine = opened.encoder, opened.loaded.config.engine
     ids = [encoder.encode(prompt).tolist() for prompt in prompts]
-    refuse_prompts(ids, identity_of(manifest).recipe.train.sequence_length)
+    refuse_prompts(ids, opened.context)
 
     def stops(number: int, made: Sequence[int]) -> bool:
         return bool(arguments.stops) and any(map(encoder.decode_after(ids[number], made).__contains__, arguments.stops))
 
-    rows, most = loaded.config.engine.micro_batch_size, arguments.max_tokens
-    with runtime.hooks.meter("generate") as energy:
-        model = load_model(manifest, loaded.config.engine, runtime.root)
+    rows, most = engine.micro_batch_size, arguments.max_tokens
+    with opened.runtime.hooks.meter("generate") as energy:
+        model = load_model(opened.manifest, engine, opened.runtime.root)
         begun = time.monotonic()
         with progress("generate", len(prompts) * most, "tokens") as advance:
             found = continue_prompts(model, ids, encoder.end_of_document, most, sampling, rows, advance, stops)
@@ -71,9 +110,117 @@ def generate(arguments: Arguments) -> None:
     )  # fmt: skip
     if arguments.json:  # what a person reads as a message
         say(
-            "", checkpoint=manifest.digest, origin=origin, sampling=asdict(sampling), tokens=made, seconds=seconds,
-            tokens_per_second=made / max(seconds, 1e-9), energy=energy,
+            "", checkpoint=opened.manifest.digest, origin=opened.origin, sampling=asdict(sampling), tokens=made,
+            seconds=seconds, tokens_per_second=made / max(seconds, 1e-9), energy=energy,
         )  # fmt: skip
+
+
+def interpret(arguments: Arguments) -> None:
+    """Show how a checkpoint reads texts, and the importance of its heads.
+
+    The values are stated in the journal by their digest.
+
+    Raises:
+        ConfigError: there is neither a text nor `--prune-heads`, or a text is empty or no Unicode.
+    """
+    from governance.config import canonical_json
+    from governance.files import sha256_bytes, write_text
+    from pretrain.checkpoint.format import identity_of
+    from pretrain.interpretability.interpretation import refuse_texts
+    from pretrain.interpretability.interpretation_page import interpretation_lines, interpretation_page
+
+    texts, prunes = arguments.texts, arguments.prune_heads
+    for number, text in enumerate(texts, 1):
+        if not text:
+            raise ConfigError(
+                f"text {number}: is empty, so there is nothing to explain; give a text of a token or more"
+            )
+        if not _is_unicode(text):
+            raise ConfigError(f"text {number}: is not UTF-8; convert it")
+    if not texts and not prunes:
+        raise ConfigError("no text: give texts after the checkpoint, or --prune-heads for the importance of heads")
+    opened = open_checkpoint(arguments, "validation" if prunes else "")
+    root, manifest = opened.runtime.root, opened.manifest
+    ids = [opened.encoder.encode(text).tolist() for text in texts]
+    refuse_texts(ids, opened.context)
+    tokens = opened.artifacts.get("pack", opened.artifacts["encode"])
+    rows = _validation_rows(opened, tokens) if prunes else None
+    with opened.runtime.hooks.meter("interpret") as energy:
+        values = _interpreted(opened, texts, ids, rows, arguments.rows)
+    identity, model = identity_of(manifest), identity_of(manifest).recipe.model
+    values = {
+        "checkpoint": manifest.digest, "step": identity.step, "layers": model.num_hidden_layers,
+        "attention_heads": model.num_attention_heads, **values,
+    }  # fmt: skip
+    made_from = [
+        manifest.as_input(),
+        opened.artifacts["tokenizer"].as_input(),
+        *([tokens.as_input()] if prunes else []),
+    ]
+    subjects = {f"interpretation/{manifest.digest[:16]}": sha256_bytes(canonical_json(values))}
+    if arguments.html:
+        page = interpretation_page({**values, "energy": energy})
+        write_text(arguments.html, page)
+        subjects[f"interpretation/{arguments.html.name}"] = sha256_bytes(page.encode("utf-8"))
+    opened.loaded.journal(root).state("interpretation", subjects, made_from, origin=opened.origin)
+    for line in interpretation_lines(values):
+        say(line)
+    get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
+    if arguments.html:
+        say(f"{arguments.html}: the maps and tables as a page", page=arguments.html)
+    if arguments.json:  # what a person reads in lines
+        say("", **values, origin=opened.origin, energy=energy)
+
+
+def _validation_rows(opened: OpenedCheckpoint, tokens: Manifest) -> Rows:
+    """Validation rows of the run, whose tokens are those of the checkpoint."""
+    from pretrain.data.dataset import open_rows
+
+    return open_rows(tokens, "validation", opened.runtime.root, opened.context)
+
+
+def _interpreted(
+    opened: OpenedCheckpoint, texts: Sequence[str], ids: Sequence[Sequence[int]], rows: Rows | None, most_rows: int
+) -> dict[str, Any]:
+    """Values of all texts and, with `rows`, of removed heads."""
+    from dataclasses import asdict
+
+    from pretrain.inference.loaded_model import load_model
+    from pretrain.interpretability.head_pruning import passed_rows, prune_heads
+    from pretrain.interpretability.interpretation import induction_figures
+    from pretrain.interpretability.interpretation import interpret as interpret_text
+
+    encoder, engine = opened.encoder, opened.loaded.config.engine
+    model: LoadedModel = load_model(opened.manifest, engine, opened.runtime.root)
+    model.decoder.requires_grad_(False)
+    special = frozenset(one for one in range(model.vocabulary_size) if not encoder.is_text(one))
+    found = []
+    with progress("interpret", len(texts), "texts") as advance:
+        for text, given in zip(texts, ids, strict=True):
+            name, end, size = _namer(encoder, given), encoder.end_of_document, engine.micro_batch_size
+            measured = interpret_text(model, given, name, end, size, lambda points: advance(0, note="attribution"))
+            found.append({"text": text, **measured})
+            advance(1)
+    values: dict[str, Any] = {"texts": found, "induction": induction_figures(model, special, encoder.begin_of_document)}
+    if rows is not None:
+        with progress("prune heads", passed_rows(model, rows, most_rows), "rows") as advance:
+            values["head_pruning"] = asdict(prune_heads(model, rows, most_rows, engine.micro_batch_size, advance))
+    return values
+
+
+def _namer(encoder: Encoder, given: Sequence[int]) -> Callable[[int], str]:
+    """Text of a token within a text; special tokens are named."""
+    special = {encoder.end_of_document: "[end of document]"}
+    if encoder.begin_of_document is not None:
+        special |= {encoder.begin_of_document: "[begin of document]"}
+
+    @functools.cache
+    def name(token: int) -> str:
+        if not encoder.is_text(token):
+            return special.get(token, f"[special token {token}]")
+        return encoder.decode_after(given[:1], [token])
+
+    return name
 
 
 _FINISHES = {

@@ -223,6 +223,7 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     _generation(commands)
+    _interpretation(commands)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
     checkpoint_option(command)
@@ -279,6 +280,21 @@ def _classify(commands: Commands[Parser]) -> None:
     command = add("folds", "folds", "train and test on each fold; print their mean with its interval")
     _config(command)
     _nproc(command)
+
+
+def _interpretation(commands: Commands[Parser]) -> None:
+    text = "show how a checkpoint reads texts: attention, logit lens, activations, attribution; prune heads"
+    command = _add(commands, "interpret", "interpret", text)
+    command.set_defaults(group="model")
+    _config(command)
+    checkpoint_option(command)
+    text = 'a text to explain (repeatable); behind "--" it may begin with "-"'
+    command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
+    command.repeated = "texts"
+    path(command, "--html", "PATH", "also write maps and tables as an HTML page")
+    flag(command, "--prune-heads", "measure the importance of each head, and the validation loss without the least")
+    text = "with --prune-heads: validation rows, half of them to choose heads (default: %(default)s)"
+    command.add_argument("--rows", type=positive, default=64, metavar="N", help=text)
 
 
 def _report(commands: Commands[Parser]) -> None:

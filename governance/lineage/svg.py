@@ -28,7 +28,7 @@ _PAGE = {
     "ground": "var(--card)", "line": "var(--f)", "ink": "var(--ink)", "soft": "var(--soft)",
 }  # fmt: skip
 """The colours of the report's style sheet, light and dark."""
-_CHILDREN = ("export", "evaluation", "model-signature")
+_CHILDREN = ("export", "evaluation", "interpretation", "model-signature")
 
 
 @dataclass(frozen=True)

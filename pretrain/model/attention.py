@@ -154,9 +154,16 @@ def explicit_formula(
 
     `hidden` is True for pairs that are not seen; None: each query sees every key.
     """
+    return attention_pattern(q, k, hidden, rule).to(v.dtype) @ v
+
+
+def attention_pattern(
+    q: torch.Tensor, k: torch.Tensor, hidden: torch.Tensor | None, rule: AttentionRule
+) -> torch.Tensor:
+    """Probabilities with which queries see keys, fp32 [..., queries, keys]."""
     logits = (q @ k.transpose(-1, -2)).float() * rule.scale
     if rule.softcap is not None:
         logits = rule.softcap * torch.tanh(logits / rule.softcap)
     if hidden is not None:
         logits = logits.masked_fill(hidden, float("-inf"))
-    return logits.softmax(-1).to(v.dtype) @ v
+    return logits.softmax(-1)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measures.exported_weights import write_weights
 from benchmarks.measures.goals import Goal, figure
 
 VOCABULARY, CONTEXT = 4096, 1024
@@ -121,21 +122,6 @@ def _theirs(model: Any, tokens: Any, made: int, cached: bool) -> tuple[list[list
 def _exported(model: Any, target: Path) -> Any:
     """The model as `transformers` loads it."""
     import transformers
-    from safetensors.torch import save_file
 
-    from governance.files import write_json
-    from pretrain.export.architectures import family_of
-
-    family = family_of(model.config)
-    held = {name: value.detach() for name, value in model.named_parameters()}
-    target.mkdir()
-    pieces = family.tensors(list(held))
-    save_file(
-        {piece.name: piece.make([held[name] for name in piece.sources]).contiguous() for piece in pieces},
-        target / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    settings = {**family.config, "architectures": [family.architecture], "vocab_size": model.lm_head.out_features}
-    write_json(target / "config.json", settings)
     with contextlib.redirect_stdout(None):
-        return transformers.AutoModelForCausalLM.from_pretrained(target).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(write_weights(model, target)).eval()

@@ -49,25 +49,31 @@ def _link(name: str, title: str, parts: Sequence[str]) -> Html:
     return tag("li", tag("a", tag("b", title), href=f"#{name}"), inner)
 
 
-def runs_page(title: str, body: Sequence[Child]) -> str:
-    """Page about several runs in the report's style."""
+_READ = "Read from report.json of each run; the page loads no external resources."
+
+
+def runs_page(title: str, body: Sequence[Child], foot: str = _READ, css: str = "") -> str:
+    """Page in the report's style, by default about several runs.
+
+    `css` is added to the report's.
+    """
     inner = [
         tag("a", "Skip to the content", href="#main", class_="skip"),
         tag("header", tag("p", "Assay", class_="eyebrow"), tag("h1", title)),
         tag("main", body, id="main", tabindex="-1"),
-        tag("footer", tag("p", "Read from report.json of each run; the page loads no external resources.")),
+        tag("footer", tag("p", foot)),
     ]
-    return _whole(title, inner)
+    return _whole(title, inner, css)
 
 
-def _whole(title: str, body: Sequence[Child]) -> str:
+def _whole(title: str, body: Sequence[Child], css: str = "") -> str:
     metas = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
         tag("title", title),
-        Html(f"<style>{CSS}</style>"),
+        Html(f"<style>{CSS}{css}</style>"),
     ]
     return f"<!DOCTYPE html>\n{tag('html', tag('head', metas), tag('body', body), lang='en')}\n"
 

@@ -1,0 +1,1 @@
+"""Interpretability: attention, logit lens, activations, attribution and the importance of heads."""
