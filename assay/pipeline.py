@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.config import LoadedRun
 from assay.start_preflight import here, refuse_start, under_site, warn_of_expectations, warn_of_licences
+from assay.teacher_draws import teacher_logits
 from assay.training_recipe import pinned, training_folder
 from assay.weights_origin import weights_origin
 from data_pipeline.prepare import prepare, stage_names
@@ -289,6 +290,8 @@ def training(
                 "then: assay data prepare CONFIG"
             )
         if runtime.make:
+            if read_ranks().world_size == 1:  # several ranks only look it up
+                teacher_logits(run, artifacts, runtime)
             require_stated(_checkpoints(run, artifacts, runtime), runtime.root, run.journal(runtime.root))
             origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
     if processes > 1:
@@ -308,7 +311,7 @@ def training(
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
     """Readable checkpoints and native shards that this training may read.
 
-    They are its own, and the one that it continues from.
+    They are its own, the one that it continues from, and its teacher.
     """
     from pretrain.train import folder_of
 
@@ -317,12 +320,13 @@ def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Run
         return  # the digests of the recipe's files are not needed
     recipe = pinned(run)
     folder = folder_of(artifacts.get("pack", artifacts["encode"]), recipe, runtime)
-    parent = runtime.root / (recipe.train.continue_from or ".")
+    taught_by = recipe.train.distillation.teacher if recipe.train.distillation else ""
+    others = {(runtime.root / named).resolve() for named in (recipe.train.continue_from, taught_by) if named}
     for path in files:
         with contextlib.suppress(ManifestError, MissingInput):
             manifest = read_manifest(path)
             key = str(manifest.config.get("train_key", ""))
-            if key.startswith(folder.name) or parent.resolve() in (path.resolve(), path.parent.resolve()):
+            if key.startswith(folder.name) or others & {path.resolve(), path.parent.resolve()}:
                 yield manifest
 
 

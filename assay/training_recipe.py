@@ -28,13 +28,18 @@ def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
 def pinned(run: LoadedRun) -> TrainRecipe:
     """The recipe with digests of task files and own code.
 
-    `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from` is relative to
-    the run's file, or else to the artifacts' root.
+    `initial_weights` is relative to the run's file, or an address of the hub (hf://); `continue_from` and the teacher
+    of a distillation are relative to the run's file, or else to the artifacts' root.
     """
     train = run.config.train
     if train.initial_weights and not train.initial_weights.startswith(SCHEME):
         weights = run.folder / os.path.expanduser(train.initial_weights)
         train = train.model_copy(update={"initial_weights": str(weights.absolute())})
+    if (section := train.distillation) and not section.teacher.startswith(SCHEME):
+        teacher = run.folder / os.path.expanduser(section.teacher)
+        if teacher.exists():
+            named = section.model_copy(update={"teacher": str(teacher.absolute())})
+            train = train.model_copy(update={"distillation": named})
     if train.continue_from and (parent := run.folder / train.continue_from).exists():
         train = train.model_copy(update={"continue_from": str(parent.absolute())})
     evaluation = pin(run.config.evaluation, run.folder)

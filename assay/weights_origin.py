@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime
 from pretrain.checkpoint.load import parent_of
+from pretrain.distillation.teacher import named_teacher
 from pretrain.initial_weights.hub_weights import HUB
 from pretrain.initial_weights.start import InitialWeights, open_weights
 
@@ -44,24 +44,33 @@ EXPORT = "export"
 
 
 def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None) -> dict[str, Any] | None:
-    """Origin of a run's first weights; None: they are random.
+    """Origin of a run's first weights and of its teacher.
 
-    `folder` is that of the training, if its key is known.
+    The result is None where the weights are random and there is no teacher. Of two it is the one that is not verified,
+    if any. `folder` is that of the training, if its key is known.
 
     Raises:
         GateClosed: the journal of the parent's root does not state it, or no trusted key signed that journal; or the
             origin is not verified, and the policy demands it.
-        MissingInput: the parent checkpoint, or the folder of weights, is missing.
+        MissingInput: the parent checkpoint, the folder of weights, or the teacher is missing.
         CheckpointError: it is torn, or no checkpoint.
         ConfigError: the weights are of another model.
     """
     recipe = pinned(run)
-    if (parent := parent_of(recipe.train, runtime.root)) is not None:
-        decide = partial(checkpoint_origin, run, parent.manifest, parent.root, runtime.root)
-    elif (weights := open_weights(recipe, runtime)) is not None:
-        decide = partial(_of_weights, run, weights, runtime.root)
-    else:
+    named = (parent_of(recipe.train, runtime.root), open_weights(recipe, runtime), named_teacher(recipe, runtime))
+    held = [one for one in named if one is not None]
+    if not held:
         return None
+
+    def decide() -> dict[str, Any]:
+        found = [
+            _of_weights(run, one, runtime.root)
+            if isinstance(one, InitialWeights)
+            else checkpoint_origin(run, one.manifest, one.root, runtime.root)
+            for one in held
+        ]
+        return next((origin for origin in found if not origin["verified"]), found[0])
+
     earlier = list(_recorded(run, runtime.root, folder)) if folder is not None else []
     known = next((origin for origin in earlier if origin["verified"]), None)
     if known is not None:

@@ -29,6 +29,7 @@ from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import Rows
 from pretrain.data.loader import StepRows, by_origin, chain, open_loader
+from pretrain.distillation.lesson import refuse_damaged_teacher
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
@@ -195,14 +196,21 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     )  # fmt: skip
     engine, device = context.settings.engine, context.device
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware_of(context.ranks, device))
-    arguments, folder = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder
-    resumed = resume(context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight, folder))
+    arguments, folder, made = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder, None
+    if context.lesson is not None:
+        refuse_damaged_teacher(context.lesson, context.checkpoints)
+        made = context.lesson.student(vocabulary, device)
+    resumed = resume(
+        context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight, folder, made)
+    )
     if resumed is None:
         draw: Weight = partial(initial_weight, config=recipe.model, seed=recipe.train.seed)
         if context.initial is not None:
             context.initial.check(vocabulary)
             draw = partial(context.initial.weight, seed=recipe.train.seed)
-        resumed = open_engine(*arguments, draw, folder), TrainState()
+        if context.lesson is not None:
+            draw = context.lesson.weight(vocabulary, draw)
+        resumed = open_engine(*arguments, draw, folder, made), TrainState()
         if context.initial is not None and (bias := context.initial.expert_bias()) is not None:
             restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step

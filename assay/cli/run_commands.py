@@ -177,6 +177,31 @@ def train(arguments: Arguments) -> None:
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
 
 
+def teacher_logits(arguments: Arguments) -> None:
+    """Draw from a teacher's distributions for the run's distillation."""
+    from dataclasses import replace
+
+    from assay.pipeline import corpus, pass_gate
+    from assay.teacher_draws import teacher_logits as make
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    pass_gate(loaded, artifacts, runtime)
+    made = make(loaded, artifacts, runtime)
+    if made is None:
+        raise ConfigError(
+            f"{arguments.config}: learns from no draws. Set logits = 'sampled' in [train.distillation] and name the "
+            "teacher there"
+        )
+    stats = made.stats
+    say(
+        f"teacher_logits {made.digest[:16]}  {runtime.root / made.folder}: {stats['samples']} draws for each of "
+        f"{stats['targets']:,} tokens, {stats['bytes_per_token']} bytes a token",
+        **artifact(made, runtime.root),
+        **stats,
+    )
+
+
 def checkpoint_of(
     arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
 ) -> tuple[Path, dict[str, Any]]:

@@ -217,6 +217,8 @@ def _training(commands: Commands[Parser]) -> None:
     )
     _from_scratch(command)
     _codes(command)
+    text = "draw from the teacher of [train.distillation] once, for logits = 'sampled'"
+    _config(_add(commands, "teacher-logits", "teacher_logits", text))
     command = _add(
         commands, "evaluate", "evaluate", "measure a checkpoint: validation loss by source and language, task scores"
     )

@@ -20,6 +20,8 @@ from governance.manifest import FILE_NAME, KEY_LENGTH, LINKED_FROM, SOURCES, Inp
 TRAIN, CHECKPOINT = "train", "checkpoint"
 RECORD = "metrics.jsonl"
 _NO_WORK = (*SOURCES, "verdict")
+_DRAWS = "teacher_logits"
+"""Stage of what was drawn from a teacher: data of a training, which holds no tokens of its own."""
 
 
 def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str, Training], dict[str, Manifest]]:
@@ -97,7 +99,7 @@ class _Walk:
         starts: dict[ParentModel, None] = {}
         gaps: list[str] = []
         linked = dict.fromkeys(_linked_from(manifest))
-        tokens = [item for item in manifest.inputs if item.stage not in (*_NO_WORK, TRAIN, CHECKPOINT)]
+        tokens = [item for item in manifest.inputs if item.stage not in (*_NO_WORK, TRAIN, CHECKPOINT, _DRAWS)]
         waiting = list(manifest.inputs)
         for item in waiting:
             folder = str(PurePosixPath(item.path).parent)

@@ -133,13 +133,23 @@ def _read_manifests(
 
 def _whole_parent(store: CheckpointStore, parent: Parent) -> WholeCheckpoint:
     """The parent checkpoint, verified. Collective."""
-    if problems := _verify(store, parent.manifest, list(parent.manifest.outputs), parent.root):
+    refuse_damaged(store, parent, _PARENT_FIELD)
+    return WholeCheckpoint(parent.step, parent.manifest, parent.root, None)
+
+
+def refuse_damaged(store: CheckpointStore, named: Parent, field: str) -> None:
+    """Raise unless a checkpoint that a setting names is whole. Collective.
+
+    Raises:
+        CheckpointError: names each file that differs.
+        StorageError: a file cannot be read.
+    """
+    if problems := _verify(store, named.manifest, list(named.manifest.outputs), named.root):
         raise CheckpointError(
-            f"{parent.root / parent.manifest.folder}, which {_PARENT_FIELD} names, is damaged:\n  "
+            f"{named.root / named.manifest.folder}, which {field} names, is damaged:\n  "
             + "\n  ".join(problems)
             + "\n  Restore its files, or choose another checkpoint."
         )
-    return WholeCheckpoint(parent.step, parent.manifest, parent.root, None)
 
 
 def _verify(store: CheckpointStore, manifest: Manifest, outputs: list[Output], root: Path) -> list[str]:
@@ -327,17 +337,26 @@ def parent_of(train: TrainConfig, root: Path) -> Parent | None:
             f"{_PARENT_FIELD} = {train.continue_from!r}: is a folder of Hugging Face weights, without a run's "
             "state. Start from it at step 0 with train.initial_weights."
         )
+    return named_checkpoint(_PARENT_FIELD, train.continue_from, root)
+
+
+def named_checkpoint(field: str, name: str, root: Path) -> Parent:
+    """The checkpoint that a setting names.
+
+    Raises: as `parent_of`.
+    """
+    folder = root / name
     try:
         manifest = open_checkpoint(folder)
     except MissingInput as error:
         raise MissingInput(
-            f"{_PARENT_FIELD} = {train.continue_from!r}: {error}. Give the folder of a checkpoint: a path, or "
+            f"{field} = {name!r}: {error}. Give the folder of a checkpoint: a path, or "
             f"checkpoint/<key> of this root. Restore one that was removed; a finished run needs only its {FILE_NAME}"
         ) from error
     home = root_of(folder)
     if (home / manifest.folder).resolve() != (folder.parent if folder.name == FILE_NAME else folder).resolve():
         raise CheckpointError(
-            f"{_PARENT_FIELD} = {train.continue_from!r}: a checkpoint's files are named relative to its root: rename "
+            f"{field} = {name!r}: a checkpoint's files are named relative to its root: rename "
             f"its folder, or the copy, to <some folder>/{manifest.folder}"
         )
     return Parent(manifest, home)
@@ -381,6 +400,7 @@ def _beginning(recipe: TrainRecipe, tokens: str, step: int) -> dict[str, Any]:
         **{f"model.{name}": value for name, value in recipe.model.model_dump(mode="json").items()},
         "optim.optimizer": recipe.optim.optimizer,
         **{name: getattr(recipe.optim, name.partition(".")[2]) for name in _OWN_OPTIMIZER if recipe.optim.function},
+        **({"train.distillation": train.distillation.model_dump(mode="json")} if train.distillation else {}),
         "train.seed": train.seed,
         "train.sequence_length": train.sequence_length,
         "the digest of the token shards": tokens,

@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 from governance.config import Section
 from governance.errors import ConfigError
 from governance.own_code import DOTTED
+from pretrain.config.distillation import DistillationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 
@@ -105,6 +106,8 @@ class TrainConfig(Section):
     initial_weights: str = Field(default="", exclude=True)
     """Hugging Face weights to begin from at step 0: a folder, relative to the run's file, or a model of the hub
     ("hf://owner/name@revision"); empty: random weights. Its path decides nothing; its digest is in the key."""
+    distillation: DistillationConfig | None = Field(default=None, exclude_if=lambda section: section is None)
+    """`[train.distillation]`: a teacher to learn from; None: the text alone."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
     precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,8 @@ class Rows:
     sequence_length: int
     packed: tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...] = ()
     """Each index of packed rows with the shards that it names; empty: rows are stretches of the shards."""
+    drawn: Callable[[list[int]], npt.NDArray[np.int64]] | None = field(default=None, compare=False)
+    """Tokens [rows, L, samples] that were drawn from a teacher for rows of these numbers; None: there are none."""
 
     @property
     def count(self) -> int:
@@ -104,7 +106,8 @@ class Rows:
         stacked = [np.stack([getattr(row, column) for row, _ in rows]) for column in columns]
         origins = np.stack([self._origins(row, shards)[row.segments] for row, shards in rows])
         origins[stacked[1] < 0] = NO_ORIGIN
-        return Batch(*(torch.from_numpy(column) for column in (*stacked, origins)))
+        drawn = [self.drawn(numbers)] if self.drawn is not None else []
+        return Batch(*(torch.from_numpy(column) for column in (*stacked, origins, *drawn)))
 
     def documents_of(self, numbers: Iterable[int]) -> list[str]:
         """Distinct identities (`token_shards.document_identity`, hexadecimal) of the documents in these rows."""

@@ -72,10 +72,11 @@ def tokenizer_of(artifact: Manifest, root: Path) -> Input:
     return named[0]
 
 
-def refuse_foreign_tokenizer(checkpoint: Manifest, given: Manifest, root: Path) -> None:
+def refuse_foreign_tokenizer(checkpoint: Manifest, given: Manifest, root: Path, home: Path | None = None) -> None:
     """Raise if `given` does not use the checkpoint's tokenizer.
 
-    Where a manifest on the way is gone, as for a checkpoint that was copied alone, only a warning is possible.
+    Where a manifest on the way is gone, as for a checkpoint that was copied alone, only a warning is possible. `home`
+    is the checkpoint's root, where it is another than that of `given`.
 
     Raises:
         CheckpointError: another tokenizer, or another vocabulary.
@@ -85,7 +86,7 @@ def refuse_foreign_tokenizer(checkpoint: Manifest, given: Manifest, root: Path) 
         requested = tokenizer_of(given, root)
         ours = _whole(requested, root)
         _refuse_other_size(checkpoint, ours)
-        learned = tokenizer_of(checkpoint, root)
+        learned = tokenizer_of(checkpoint, home or root)
     except MissingInput as error:
         if given.as_input() not in checkpoint.inputs:  # these very shards trained it: nothing to compare
             get_logger(__name__).warning(
@@ -96,7 +97,7 @@ def refuse_foreign_tokenizer(checkpoint: Manifest, given: Manifest, root: Path) 
         return
     if learned.digest == requested.digest:
         return
-    theirs = _read(learned, root)
+    theirs = _read(learned, home or root)
     if theirs is not None and ours is not None and _identity(theirs) == _identity(ours):
         return
     gone = f" If both have the same tokenizer.json, restore {learned.path} to prove it." * (theirs is None)

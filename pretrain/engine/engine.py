@@ -83,7 +83,8 @@ class Engine(Wrapped):
         """Objective and nats per token of a micro batch (see `Decoder.forward`)."""
         rows = batch.to(self.device)
         known = (documents_at_most(batch.segments),) if self.counts_documents else ()
-        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known)
+        drawn = {} if rows.drawn is None else {"drawn": rows.drawn}
+        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known, **drawn)
 
     def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
         """Accumulate the gradient of `objective / targets` of the global batch.
@@ -142,7 +143,7 @@ def translated_errors() -> Iterator[None]:
         ) from error
 
 
-def open_engine(
+def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
     recipe: TrainRecipe,
     settings: EngineConfig,
     vocabulary_size: int,
@@ -150,10 +151,12 @@ def open_engine(
     device: torch.device,
     weight: Weight | None,
     folder: Path = Path(),
+    made: Callable[..., Decoder] | None = None,
 ) -> Engine:
     """Build the model with values from `weight` and wrap it in DeepSpeed.
 
-    With `weight` None the state will be restored afterwards. `folder` is where own code is searched for first.
+    With `weight` None the state will be restored afterwards. `folder` is where own code is searched for first. `made`
+    builds the model, from what a `Decoder` takes; None: a `Decoder`.
 
     Raises:
         PipelineError: the model does not fit, or the device's memory is full.
@@ -166,7 +169,7 @@ def open_engine(
         refuse_unknown_keys(config)
     with translated_errors():
         make = functools.partial(
-            Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
+            made or Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
         )
         experts = _expert_parts(ranks, settings)
         register(experts, deepspeed.utils.groups, deepspeed.runtime.engine, deepspeed.runtime.bf16_optimizer)

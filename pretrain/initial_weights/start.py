@@ -143,7 +143,7 @@ def initial_weights_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) 
     """
     found = open_weights(recipe, runtime)
     if found is not None:
-        _refuse_other_tokenizer(found.folder, tokens, runtime.root)
+        refuse_other_tokenizer(found.folder, tokens, runtime.root)
     return found
 
 
@@ -158,19 +158,8 @@ def open_weights(recipe: TrainRecipe, runtime: Runtime) -> InitialWeights | None
         return None
     if recipe.train.continue_from:
         raise ConfigError(f"{FIELD} with train.continue_from: a run starts from one of them; remove the other")
-    digests = Digests(replace(runtime, mode="all"))
-    named = recipe.train.initial_weights
-    of_hub = fetched(named, runtime) if named.startswith(SCHEME) else None
-    if of_hub is None:
-        folder = open_folder(runtime.root / named, digests.of)
-    else:
-        folder = open_folder(of_hub.folder, digests.of, of_hub.address)
-        of_hub.refuse_other(folder.files)
-    digests.save()
-    try:
-        theirs = read_model(folder.config)
-    except ConfigError as error:
-        raise ConfigError(f"{FIELD}: {folder.path}: {error}") from error
+    folder, of_hub = named_folder(recipe.train.initial_weights, runtime)
+    theirs = model_of(folder)
     if unlike := differences(theirs, recipe.model):
         raise ConfigError(
             f"{FIELD}: [model] differs from {folder.path / 'config.json'}:\n  " + "\n  ".join(unlike) + "\n  Set these."
@@ -179,7 +168,38 @@ def open_weights(recipe: TrainRecipe, runtime: Runtime) -> InitialWeights | None
     return InitialWeights(folder, recipe.model, of_hub)
 
 
-def _refuse_other_tokenizer(folder: WeightsFolder, tokens: Manifest, root: Path) -> None:
+def named_folder(named: str, runtime: Runtime) -> tuple[WeightsFolder, HubWeights | None]:
+    """Folder of weights, or of the hub's model, with its digests.
+
+    Raises:
+        MissingInput: the folder, or a file of it, is missing.
+        ConfigError: the weights have another form than safetensors.
+        CheckpointError: a file is not what the hub listed.
+    """
+    digests = Digests(replace(runtime, mode="all"))
+    of_hub = fetched(named, runtime) if named.startswith(SCHEME) else None
+    if of_hub is None:
+        folder = open_folder(runtime.root / named, digests.of)
+    else:
+        folder = open_folder(of_hub.folder, digests.of, of_hub.address)
+        of_hub.refuse_other(folder.files)
+    digests.save()
+    return folder, of_hub
+
+
+def model_of(folder: WeightsFolder) -> ModelConfig:
+    """The model that a folder's config.json describes.
+
+    Raises:
+        ConfigError: its family is unknown.
+    """
+    try:
+        return read_model(folder.config)
+    except ConfigError as error:
+        raise ConfigError(f"{FIELD}: {folder.path}: {error}") from error
+
+
+def refuse_other_tokenizer(folder: WeightsFolder, tokens: Manifest, root: Path) -> None:
     """Raise if another tokenizer than the folder's encoded the token shards."""
     try:
         ours = tokenizer_of(tokens, root)

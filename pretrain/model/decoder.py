@@ -20,7 +20,7 @@ from pretrain.model.attention import DocumentMask, document_mask
 from pretrain.model.expert_bias import ExpertBias
 from pretrain.model.flash import Kernel, load_kernel
 from pretrain.model.layers import Block, make_norm
-from pretrain.model.loss import Head, Logits
+from pretrain.model.loss import Head, Logits, SoftLoss
 from pretrain.model.moe import balance_losses
 from pretrain.model.position_embeddings import rotary_angles, sinusoids
 
@@ -39,6 +39,8 @@ class Batch:
     """int32 [B, L], position within the document."""
     origins: torch.Tensor | None = None
     """int64 [B, L], number of the document's "source/language" (`Rows.origins`), -1 where nothing is predicted."""
+    drawn: torch.Tensor | None = None
+    """int64 [B, L, samples], next tokens drawn from a teacher's distributions; None: there are none."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy of the rows on another device."""
@@ -49,7 +51,7 @@ class Batch:
         return self._each(lambda column: column.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        columns = (self.tokens, self.targets, self.segments, self.positions, self.origins)
+        columns = (self.tokens, self.targets, self.segments, self.positions, self.origins, self.drawn)
         return Batch(*(None if column is None else change(column) for column in columns))
 
 
@@ -158,7 +160,16 @@ class Decoder(nn.Module):
         (`flash.documents_at_most`); without it FlashAttention makes the host wait for the count.
         """
         hidden, routers = self.model(tokens, segments, positions, documents)
-        objective, nats = self.lm_head(hidden, targets)
+        return self.losses(hidden, routers, targets)
+
+    def losses(
+        self, hidden: torch.Tensor, routers: list[torch.Tensor], targets: torch.Tensor, soft: SoftLoss | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Result of `forward`, from that of the stack.
+
+        `soft` is a second loss on the logits.
+        """
+        objective, nats = self.lm_head(hidden, targets, soft)
         moe, balance = self.config.moe, self.expert_bias
         if moe is not None:
             biases = [None] * len(routers) if balance is None else balance.of_layers

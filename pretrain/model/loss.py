@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,21 @@ class Logits:
         return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
 
 
+class SoftLoss(Protocol):
+    """A second loss on the logits, such as that of distillation."""
+
+    weight: float
+    """Its share; the cross entropy and z-loss keep the rest."""
+
+    def losses(
+        self, piece: slice, products: torch.Tensor, counted: torch.Tensor, rule: Logits
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted sum over the `counted` tokens of a piece.
+
+        Its gradient by `products` [n, V], fp32, comes with it.
+        """
+
+
 class Head(nn.Linear):
     """Output projection: logits, or the losses of targets."""
 
@@ -56,7 +71,7 @@ class Head(nn.Linear):
         self.rule = rule
         self.part: VocabularyPart | None = None
 
-    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None, soft: SoftLoss | None = None) -> Any:
         """Logits [B, L, rows] of hidden states [B, L, hidden].
 
         For a split vocabulary they are those of this rank's rows.
@@ -65,12 +80,18 @@ class Head(nn.Linear):
         """
         if targets is None:
             return self.rule.of(F.linear(x, self.weight))
-        objective, nats = cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.rule, self.part)
+        hidden = x.flatten(0, 1)
+        objective, nats = cross_entropy(hidden, self.weight, targets.flatten(), self.rule, self.part, soft)
         return objective, nats.view(targets.shape)
 
 
 def cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, part: VocabularyPart | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    rule: Logits,
+    part: VocabularyPart | None = None,
+    soft: SoftLoss | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over targets of cross entropy and z-loss, fp32.
 
@@ -84,13 +105,14 @@ def cross_entropy(
         targets: int64 [N], negative where nothing is predicted.
         rule: transform of products to logits.
         part: place of the weight's rows in the vocabulary; None: they are all of it. Collective among its ranks.
+        soft: a second loss, whose share the sum gives up; not of a split vocabulary, and not in fp16.
     """
     device = hidden.device.type
     computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if computed == torch.float16:
         return _by_autograd(hidden, weight, targets, rule, part)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _InPieces.apply(hidden, weight, targets, rule, (computed, learns, part))
+    return _InPieces.apply(hidden, weight, targets, rule, (computed, learns, part, soft if learns else None))
 
 
 def _by_autograd(
@@ -116,9 +138,9 @@ class _InPieces(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rule: Logits, how: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        computed, learns, part = how
+        computed, *others = how
         with torch.autocast(hidden.device.type, enabled=False):
-            objective, nats, gradients = _losses(hidden.to(computed), weight.to(computed), targets, rule, learns, part)
+            objective, nats, gradients = _losses(hidden.to(computed), weight.to(computed), targets, rule, *others)
         if gradients is not None:
             ctx.save_for_backward(gradients[0].to(hidden.dtype), gradients[1].to(weight.dtype))
         ctx.mark_non_differentiable(nats)
@@ -138,19 +160,24 @@ def _losses(
     rule: Logits,
     learns: bool,
     part: VocabularyPart | None,
+    soft: SoftLoss | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
     count, vocabulary = len(hidden), len(weight)
     step = piece_tokens(vocabulary, hidden.device.type)
     pieces = [slice(start, start + step) for start in range(0, count, step)]
     softmax_losses = _softmax_losses_on(hidden.device.type, part)
     nats = torch.empty(count, dtype=torch.float32, device=hidden.device)
-    added = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    added, softly = torch.zeros((2,), dtype=torch.float32, device=hidden.device)
     for_hidden = torch.empty_like(hidden) if learns else None
     for_weight: torch.Tensor | None = None
     for piece in pieces:
         products = F.linear(hidden[piece], weight)
+        mixed = soft.losses(piece, products, targets[piece] >= 0, rule) if soft is not None else None
         nats[piece], extra = softmax_losses(products, targets[piece], rule, learns)
         added += extra
+        if soft is not None and mixed is not None:
+            softly += mixed[0]
+            products.mul_(1.0 - soft.weight).add_(mixed[1])
         if for_hidden is not None:
             torch.mm(products, weight, out=for_hidden[piece])
             added_to_it = products.t() @ hidden[piece]
@@ -158,6 +185,8 @@ def _losses(
     if part is not None and for_hidden is not None:
         for_hidden = part.summed(for_hidden)
     objective = nats.sum() + added
+    if soft is not None:
+        objective = (1.0 - soft.weight) * objective + softly
     return objective, nats, None if for_hidden is None or for_weight is None else (for_hidden, for_weight)
 
 

@@ -19,6 +19,7 @@ from pretrain.config.training import FLASH_PACKAGES, SHORT, Settings, TrainRecip
 from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
+from pretrain.preflight.distillation_rules import students_learn_whole_rows
 from pretrain.preflight.expert_rules import (
     across_nodes,
     expert_groups_are_alike,
@@ -306,10 +307,8 @@ def hpz_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardwar
 
 def sequence_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse sequence parallelism (Ulysses) that does not divide rows and heads."""
-    size, split = (
-        settings.engine.sequence_parallel_size,
-        settings.engine.sequence_parallel_size * settings.engine.tensor_parallel_size,
-    )
+    size = settings.engine.sequence_parallel_size
+    split = size * settings.engine.tensor_parallel_size
     if size == 1:
         return None
     if recipe.train.sequence_length % size:
@@ -438,6 +437,7 @@ RULES: tuple[Rule, ...] = (
     only_adamw_is_offloaded,
     own_optimizers_are_elementwise_where_ranks_share,
     evaluation_rows_divide,
+    students_learn_whole_rows,
 )
 
 

@@ -85,6 +85,7 @@ SURFACE = {
     "slurm retry": [*COMMON, "--local", "--take-edits"],
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": [*COMMON, "--carbon-aware", "--expected", "--fetch", "--latest", "--local", "--take-edits"],
+    "teacher-logits": COMMON,
     "train": [*COMMON, "--device", "--dry-run", "--from-scratch", "--gpu-memory", "--nproc", "--ranks"],
 }
 

@@ -60,6 +60,7 @@ def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
         *_shape(config.get("model") or {}),
         *_recipe(config),
         ("Trained", f"{number(stats.get('steps'))} steps, {number(stats.get('tokens'))} tokens{_before(stats)}"),
+        *_teacher(stats, config.get("train") or {}),
         ("Attempts", number(run["attempts"])),
         (
             "Execution",
@@ -69,6 +70,21 @@ def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
         ("Measured matmul", run["gemm_source"] or UNKNOWN),
         ("Artifact", [digest(run["digest"]), f" {run['path']}"]),
     ]
+    return pairs
+
+
+def _teacher(stats: Mapping[str, Any], train: Mapping[str, Any]) -> list[tuple[str, Child]]:
+    """The teacher of a distilled model, and how its loss compares."""
+    of, section = stats.get("distillation"), train.get("distillation") or {}
+    if not of:
+        return []
+    teacher = of["teacher"]
+    line = f" {teacher['path']}, {number(teacher['parameters'])} parameters"
+    how = f"{section.get('logits')}, weight {section.get('weight')}, temperature {section.get('temperature')}"
+    pairs: list[tuple[str, Child]] = [("Teacher", [digest(teacher["digest"]), line]), ("Distillation", how)]
+    if of.get("teacher_loss") is not None:
+        losses = f"{number(stats.get('validation_loss'))}, the teacher's {number(of['teacher_loss'])} nats per token"
+        pairs.append(("Validation loss", losses))
     return pairs
 
 

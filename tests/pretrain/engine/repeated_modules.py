@@ -7,7 +7,7 @@ any stage. Torch alone computes them on one rank, micro batch by micro batch, wi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,9 @@ def opened(made: type[Decoder], case: Case) -> door.Engine:
         return door.open_engine(recipe, settings, VOCABULARY, ranks, join(ranks, 60.0), drawn)
 
 
-def by_the_engine(case: Case) -> Masters:
+def by_the_engine(case: Case, made: type[Decoder] = Repeating) -> Masters:
     """Masters after `STEPS` steps, and under "norms" the gradients' norms."""
-    engine, norms = opened(Repeating, case), []
+    engine, norms = opened(made, case), []
     for step in range(1, STEPS + 1):
         mine = batches(step)
         for batch in mine:
@@ -110,9 +110,9 @@ def by_the_engine(case: Case) -> Masters:
     return {"norms": torch.stack(norms), **{name: values["master"].clone() for name, values in full_state(engine)}}
 
 
-def by_torch(precision: str) -> Masters:
+def by_torch(precision: str, made: type[Decoder] = Repeating) -> Masters:
     """The same without DeepSpeed, on one rank."""
-    model, norms = Repeating(MODEL, VOCABULARY, "none", "auto"), []
+    model, norms = made(MODEL, VOCABULARY, "none", "auto"), []
     learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
     masters = {name: drawn(name, value.shape) for name, value in model.named_parameters()}
     if precision == "bf16":
@@ -133,11 +133,15 @@ def by_torch(precision: str) -> Masters:
     return {"norms": torch.stack(norms), **{name: masters[name] for name in learned}}
 
 
-def gradient_errors(cases: Iterable[Case] = CASES) -> dict[str, float]:
+def gradient_errors(
+    cases: Iterable[Case] = CASES, made_for: Callable[[str], type[Decoder]] = lambda precision: Repeating
+) -> dict[str, float]:
     """By case, the largest error of a parameter's movement, and of the norms, as a share of what torch alone gives."""
-    found, expected = {}, {precision: by_torch(precision) for precision in ("fp32", "bf16")}
+    cases, found = list(cases), {}
+    models = {precision: made_for(precision) for precision in dict.fromkeys(case[0] for case in cases)}
+    expected = {precision: by_torch(precision, made) for precision, made in models.items()}
     for case in cases:
-        ours, theirs = by_the_engine(case), expected[case[0]]
+        ours, theirs = by_the_engine(case, models[case[0]]), expected[case[0]]
         assert ours.keys() == theirs.keys(), (case, ours.keys() ^ theirs.keys())
         start = {name: drawn(name, value.shape) for name, value in theirs.items() if name != "norms"}
         start["norms"] = torch.zeros(STEPS)

@@ -187,6 +187,7 @@ REFUSED = [
         {"precision": "bf16_masters", "zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "x"},
         "'nvme'",
     ),
+    ("students_learn_whole_rows", {"distillation": {"teacher": "t"}, "compile": True}, "engine.compile: the teacher"),
     ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
     (
         "own_optimizers_are_elementwise_where_ranks_share",

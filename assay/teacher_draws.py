@@ -1,0 +1,35 @@
+"""Draws from the teacher of a run's distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from assay.config import LoadedRun
+from assay.training_recipe import pinned
+from assay.weights_origin import weights_origin
+from governance.gate.chain import require_stated
+from governance.manifest import Manifest
+from governance.stage import Runtime
+
+
+def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest | None:
+    """Make or find the draws for the run's distillation.
+
+    The result is None where it needs none.
+
+    Raises:
+        GateClosed: the journal does not state the teacher as it is, or its origin is refused.
+    """
+    from pretrain.distillation.drawn_logits import draw_logits
+    from pretrain.distillation.teacher import open_teacher
+
+    recipe, tokens = pinned(run), artifacts.get("pack", artifacts["encode"])
+    section = recipe.train.distillation
+    if section is None or section.logits != "sampled":
+        return None
+    teacher = open_teacher(recipe, tokens, runtime)
+    assert teacher is not None, "the section names a teacher"
+    if (held := teacher.checkpoint) is not None and held.root.resolve() == runtime.root.resolve():
+        require_stated([held.manifest], runtime.root, run.journal(runtime.root))
+    weights_origin(run, runtime)
+    return draw_logits(teacher, tokens, (section, recipe.train.sequence_length), runtime, run.config.engine)

@@ -1,0 +1,1 @@
+"""Distillation: students that learn from a teacher's distributions (`docs/distillation.md`)."""

@@ -1,0 +1,135 @@
+"""A training's teacher: inputs of the key, the student, the teacher's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import ConfigError
+from governance.manifest import Input, Manifest
+from governance.stage import Runtime
+from pretrain.config.distillation import DistillationConfig
+from pretrain.config.training import TrainRecipe
+from pretrain.data.dataset import Rows
+from pretrain.distillation.drawn_logits import altered_draws, find_draws, open_draws, refuse_altered_draws
+from pretrain.distillation.teacher import FIELD, Teacher, open_teacher
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.checkpoint.format import CheckpointStore
+    from pretrain.distillation.student import Student
+    from pretrain.engine.engine import Weight
+    from pretrain.evaluation.validation import Measurement
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The teacher of a training, and the draws from it."""
+
+    teacher: Teacher
+    recipe: TrainRecipe
+    config: DistillationConfig
+    drawn: Manifest | None
+    """None: the teacher computes beside the student."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Inputs of the training and of its checkpoints."""
+        return (self.teacher.source, *([self.drawn.as_input()] if self.drawn is not None else []))
+
+    def open_rows(self, rows: Rows, root: Path, gather: Callable[[Any], list[Any]], place: tuple[int, int]) -> Rows:
+        """Rows with their draws, verified; collective over `place` (rank, ranks)."""
+        if self.drawn is None:
+            return rows
+        refuse_altered_draws([line for lines in gather(altered_draws(self.drawn, root, *place)) for line in lines])
+        return replace(rows, drawn=open_draws(self.drawn, rows, root))
+
+    def student(self, vocabulary_size: int, device: torch.device) -> Callable[..., Student]:
+        """Function that builds the student.
+
+        A frozen teacher is beside it, unless tokens were drawn from it.
+        """
+        from pretrain.distillation.student import Student
+        from pretrain.evaluation.validation import in_precision
+
+        teacher = None
+        if self.drawn is None:
+            teacher, _ = in_precision(self.teacher.decoder(vocabulary_size).to(device), self.recipe.train.precision)
+        return partial(Student, distillation=self.config, teacher=teacher)
+
+    def weight(self, vocabulary_size: int, draw: Weight) -> Weight:
+        """First weights of the student; `draw` has random ones."""
+        if self.config.start == "random":
+            return draw
+        from pretrain.distillation.narrowed_weights import narrowed
+        from pretrain.distillation.student import PROJECTION
+
+        @cache
+        def of_teacher() -> Weight:
+            return narrowed(self.teacher.decoder(vocabulary_size), self.recipe.model)
+
+        return lambda name, shape: draw(name, shape) if name == PROJECTION else of_teacher()(name, shape)
+
+    def loss_of_teacher(self, rows: Rows, rows_per_pass: int, device: torch.device) -> Measurement:
+        """The teacher's validation loss, on the rows of the student's."""
+        from pretrain.evaluation.validation import measure, nats_with
+
+        decoder = self.teacher.decoder(rows.vocabulary_size).to(device)
+        most = self.recipe.train.validation_rows
+        nats_of = nats_with(decoder, self.recipe.train.precision)
+        return measure(nats_of, rows, most, rows_per_pass, (0, 1), lambda sums: sums, device.type == "cuda")
+
+
+def lesson_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Lesson | None:
+    """The lesson that a recipe names, or None.
+
+    It looks draws up, and makes none.
+
+    Raises:
+        ConfigError: the settings do not fit together, or the student is no part of the teacher.
+        MissingInput: there is no such teacher, or nothing was drawn from it.
+        CheckpointError: it is torn, or of another tokenizer.
+    """
+    config = recipe.train.distillation
+    teacher = open_teacher(recipe, tokens, runtime)
+    if config is None or teacher is None:
+        return None
+    if recipe.train.continue_from:
+        raise ConfigError(
+            "train.distillation with train.continue_from: a student begins at step 0; remove one of them, or start "
+            "from the checkpoint's export with train.initial_weights"
+        )
+    if config.start == "teacher":
+        if recipe.train.initial_weights:
+            raise ConfigError(
+                "train.distillation.start = 'teacher' with train.initial_weights: a run starts from one of them; "
+                "remove the other"
+            )
+        from pretrain.distillation.narrowed_weights import refuse_other_form
+
+        refuse_other_form(recipe.model, teacher.model)
+    widths = recipe.model.hidden_size, teacher.model.hidden_size
+    if config.hidden_weight and widths[0] != widths[1] and not config.projection:
+        raise ConfigError(
+            f"train.distillation.hidden_weight: the student's hidden states have {widths[0]} units, those of {FIELD} "
+            f"have {widths[1]}. Set projection = true."
+        )
+    length = recipe.train.sequence_length
+    drawn = find_draws(teacher, tokens, (config, length), runtime) if config.logits == "sampled" else None
+    return Lesson(teacher, recipe, config, drawn)
+
+
+def refuse_damaged_teacher(lesson: Lesson, store: CheckpointStore) -> None:
+    """Raise unless the files of a teacher that computes are whole. Collective.
+
+    Raises:
+        CheckpointError: a file differs from its manifest.
+    """
+    from pretrain.checkpoint.load import refuse_damaged
+
+    if (held := lesson.teacher.checkpoint) is not None and lesson.drawn is None:
+        refuse_damaged(store, held, FIELD)

@@ -1,0 +1,146 @@
+"""Student: a decoder that learns from text and from a teacher.
+
+    loss = (1 - w) x (cross entropy + z-loss) + w x T^2 x cross entropy to the teacher, at temperature T
+
+summed over the predicted tokens (arXiv:1503.02531). The cross entropy to the teacher is the Kullback-Leibler divergence
+plus the teacher's entropy, which no weight changes. It is computed with the head's products, a piece of tokens at a
+time; nothing of the size tokens x vocabulary is kept.
+
+Drawn tokens stand for a distribution as their relative frequencies: on average over the draws that is the
+distribution, so the gradient is unbiased. The likeliest tokens alone would be biased (arXiv:2503.16870).
+
+The teacher is no module of the student: DeepSpeed neither partitions nor saves it, and each rank holds it whole, in
+the precision of the passes. A validation is of the student alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain.config.distillation import DistillationConfig
+from pretrain.config.model import ModelConfig
+from pretrain.model.decoder import Decoder
+from pretrain.model.loss import Logits
+
+PROJECTION = "projection.weight"
+"""The parameter of `DistillationConfig.projection`; checkpoints have it, exports do not."""
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """A teacher's next-token distributions, from its hidden states [N, D]."""
+
+    teacher: Decoder
+    hidden: torch.Tensor
+    vocabulary_size: int
+    temperature: float
+
+    def of(self, piece: slice) -> torch.Tensor:
+        """Probabilities [n, V] of a piece; rows of padding have none."""
+        return probabilities(self.teacher, self.hidden[piece], self.vocabulary_size, self.temperature)
+
+
+def probabilities(teacher: Decoder, hidden: torch.Tensor, vocabulary_size: int, temperature: float) -> torch.Tensor:
+    """A teacher's probabilities [..., V] at a temperature, fp32.
+
+    The padding of the vocabulary has none.
+    """
+    logits = teacher.lm_head(hidden.to(teacher.lm_head.weight.dtype)).float().div_(temperature)
+    logits[..., vocabulary_size:] = -torch.inf
+    return logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Distributions known by tokens that were drawn from them, int64 [N, samples]."""
+
+    tokens: torch.Tensor
+    rows: int
+    """V, the rows of the head."""
+
+    def of(self, piece: slice) -> torch.Tensor:
+        """Relative frequencies [n, V] of the drawn tokens."""
+        drawn = self.tokens[piece]
+        share = torch.full(drawn.shape, 1.0 / drawn.shape[1], device=drawn.device)
+        return torch.zeros(len(drawn), self.rows, device=drawn.device).scatter_add_(1, drawn, share)
+
+
+@dataclass(frozen=True)
+class TeacherLoss:
+    """The teacher's part of the loss; a `SoftLoss`."""
+
+    aims: Distributions | Draws
+    weight: float
+    temperature: float
+
+    def losses(
+        self, piece: slice, products: torch.Tensor, counted: torch.Tensor, rule: Logits
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `SoftLoss`."""
+        logits, aims = rule.of(products.float()), self.aims.of(piece)
+        ours = torch.log_softmax(logits / self.temperature, -1)
+        nats = -(aims * ours).sum(-1)
+        slopes = ours.exp_().sub_(aims)
+        if rule.softcap is not None:
+            slopes.mul_(1.0 - (logits / rule.softcap).square())
+        slopes.mul_(counted.unsqueeze(-1) * (self.weight * self.temperature * rule.scale))
+        return self.weight * self.temperature**2 * (nats * counted).sum(), slopes
+
+
+class Student(Decoder):
+    """Decoder whose objective holds a teacher's distributions.
+
+    `teacher` is None where tokens were drawn from it before.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary_size: int,
+        *given: Any,
+        distillation: DistillationConfig,
+        teacher: Decoder | None,
+    ) -> None:
+        super().__init__(config, vocabulary_size, *given)
+        self.distillation, self.vocabulary_size = distillation, vocabulary_size
+        self._teachers = (teacher,)  # in a tuple, where no module looks for parts of itself
+        if distillation.projection and teacher is not None:
+            self.projection = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        targets: torch.Tensor,
+        segments: torch.Tensor,
+        positions: torch.Tensor,
+        documents: int | None = None,
+        drawn: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Objective and nats, as those of a decoder.
+
+        Without gradients they are a decoder's.
+        """
+        if not torch.is_grad_enabled():
+            return super().forward(tokens, targets, segments, positions, documents)
+        config, [teacher] = self.distillation, self._teachers
+        aims: Distributions | Draws
+        if drawn is not None:
+            aims = Draws(drawn.flatten(0, 1), self.lm_head.out_features)
+        else:
+            assert teacher is not None, "neither a teacher nor tokens that were drawn from one"
+            with torch.no_grad():
+                states, _ = teacher.model(tokens, segments, positions, documents)
+            aims = Distributions(teacher, states.flatten(0, 1), self.vocabulary_size, config.temperature)
+        hidden, routers = self.model(tokens, segments, positions, documents)
+        soft = TeacherLoss(aims, config.weight, config.temperature)
+        objective, nats = self.losses(hidden, routers, targets, soft)
+        if config.hidden_weight:
+            seen = self.projection(hidden) if config.projection else hidden
+            apart = F.mse_loss(seen.float(), states.float(), reduction="none").mean(-1)
+            objective = objective + config.hidden_weight * (apart * (targets >= 0)).sum()
+        return objective, nats
