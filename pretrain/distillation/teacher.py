@@ -19,7 +19,7 @@ from pretrain.checkpoint.load import named_checkpoint
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-from pretrain.evaluation.validation import load_decoder
+from pretrain.evaluation.validation import load_decoder, require_language_model
 from pretrain.initial_weights.folder import FIELD as FOLDER_FIELD
 from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.initial_weights.start import InitialWeights, model_of, named_folder, refuse_other_tokenizer
@@ -84,6 +84,7 @@ def open_teacher(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Tea
     if config is None or held is None:
         return None
     if isinstance(held, Parent):
+        require_language_model(held.manifest)
         refuse_foreign_tokenizer(held.manifest, tokens, runtime.root, held.root)
         teacher = Teacher(held.manifest.as_input(), identity_of(held.manifest).recipe.model, held)
     else:
