@@ -505,6 +505,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         ManifestError: the energy ledger or the record of a training is not as the journal states it.
     """
     from data_pipeline.pii.detect import replace_all
+    from governance.kpi.kpi_evidence import PLAN as KPI_PLAN
+    from governance.kpi.kpi_evidence import TEST as KPI_TEST
     from governance.reports.facts.energy_totals import look_up
     from governance.reports.report import report
     from pretrain.inference.memorisation import VERSION as MEMORISATION
@@ -528,6 +530,9 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         of_last = Input(stage="checkpoint", digest=last["digest"], path=last["path"])
         probed = _latest_on("memorisation", {of_last, artifacts["encode"].as_input()}, runtime.root, journal)
         artifacts |= {stage: found for stage, found in probed.items() if found.version == MEMORISATION}
+        artifacts |= _latest_on(KPI_TEST, {of_last}, runtime.root, journal)
+    if KPI_TEST not in artifacts:
+        artifacts |= _latest_on(KPI_PLAN, set(), runtime.root, journal)
     require_chain(list(artifacts.values()), runtime.root, journal)
     require_growing(list(artifacts.values()), runtime.root, journal)
     _refuse_altered((artifacts["bias"], artifacts["audit"]), runtime.root)

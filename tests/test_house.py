@@ -46,6 +46,7 @@ DOORS = {
     "pynvml": {"governance/energy/nvml.py"},
     "cryptography": {"governance/signing/dsse.py", "governance/signing/openssf.py"},
     "datasets": {"data_pipeline/readers/hub.py"},
+    "statsmodels": {"governance/kpi/power_analysis.py", "governance/kpi/effects.py"},
 }
 WRITERS = {"write_text", "write_bytes", "replace", "rename", "symlink_to", "mkdir", "makedirs", "rmtree"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "misc", "manager", "base", "core", "process", "handle"}

@@ -61,6 +61,18 @@ min_score = 0.01
 [model_audit]
 templates = "templates.toml"
 """,
+    "kpis.toml": """
+[experiment]
+name = "trial"
+[[kpi]]
+name = "solved"
+kind = "share"
+column = "solved"
+baseline = 0.5
+smallest_effect = 0.4
+""",
+    "outcomes.csv": "unit,arm,solved\n"
+    + "".join(f"{unit},{('control', 'treatment')[unit % 2]},{int(unit % 4 != 0)}\n" for unit in range(60)),
     "keyed.toml": """
 base = "my.toml"
 
@@ -121,7 +133,7 @@ class Reader:
             "SUITE.json": "out/*/documents.json", "KEY": "first/keys/ann.pem",
             "inspect-NAME/run.toml": "inspect-corpus/run.toml", "<folder>": f"{root}/checkpoint/*",
             "<folder>/model.sig": f"{root}/checkpoint/*/model.sig", "2027-01-31": datetime.date.today().isoformat(),
-            "PROMPT": "The cat sat", "TEXT": "The cat sat",
+            "PROMPT": "The cat sat", "TEXT": "The cat sat", "KPIS": "kpis.toml", "OUTCOMES": "outcomes.csv",
             "<root>/<stage>/<key>": f"{root}/redact/*", "PORT": "0",
         }  # fmt: skip
         if command == "governance review":

@@ -23,7 +23,7 @@ _OLD_OPTIONS = {
     "--join": ("--merge",),
 }
 """Option of the last release -> the same today; the last word takes the value."""
-_INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs", "policy", "runs")
+_INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs", "policy", "runs", "kpis")
 """Positional words that name something on disk that must exist."""
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
 
@@ -169,7 +169,7 @@ def join_files(words: Sequence[str], top: Parser) -> list[str]:
     for word in words:
         if not word.startswith("-") and command is not None and subcommands(command):
             command = subcommands(command).get(word)
-    if command is None or "--with" not in _options(command):
+    if command is None or "--with" not in _options(command) or any(one.dest == "kpis" for one in command._actions):
         return list(words)
     found: list[str] = []
     after_file = False

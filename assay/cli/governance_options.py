@@ -88,7 +88,25 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command = add("audit-memorisation", "audit_memorisation", text)
     config(command)
     checkpoint_option(command)
+    _kpis(add, config)
     _keys(add)
+
+
+def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
+    command = add("kpi-plan", "plan", "sign the plan of a KPI file, with its sample size, before the outcomes come in")
+    command.set_defaults(group="kpi")
+    config(command)
+    path(command, "kpis", "KPIS", "the KPI file (TOML)")
+    command = add(
+        "kpi-test", "test", "test outcomes under their plan: whether the model paid; the next report shows it"
+    )
+    command.set_defaults(group="kpi")
+    config(command)
+    path(command, "kpis", "KPIS", "the KPI file, as planned")
+    path(command, "data", "OUTCOMES", "a row for each unit and arm: .csv, .jsonl or .parquet")
+    text = "the checkpoint behind the treatment arm (default: the final one of this run)"
+    path(command, "--checkpoint", "CHECKPOINT", text, default=Path("last"))
+    flag(command, "--early", "look at fewer units than planned, without a decision")
 
 
 def _keys(add: Add) -> None:

@@ -12,6 +12,7 @@ from assay.cli import (
     data_commands,
     governance_commands,
     inspect_commands,
+    kpi_commands,
     mirror_commands,
     model_commands,
     report_commands,
@@ -53,6 +54,8 @@ SURFACE = {
     "governance diff": ["--help", "A", "B"],
     "governance freeze": [*COMMON, "FILE"],
     "governance impact": ["--help", "--root", "DOCUMENT|URL|SHARD"],
+    "governance kpi-plan": [*COMMON, "KPIS"],
+    "governance kpi-test": [*COMMON, "--checkpoint", "--early", "KPIS", "OUTCOMES"],
     "governance keygen": ["--days", "--help", "--job", "--model", "--name", "--root", "--root-key", "PATH"],
     "governance review": [*COMMON, "--key", "--reason", "--withdraw"],
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
@@ -109,7 +112,8 @@ def test_surface_is_pinned_and_each_command_exists():
     modules = {
         "classify": classify_commands,
         "config": config_commands, "data": data_commands, "governance": governance_commands,
-        "inspect": inspect_commands, "mirror": mirror_commands, "model": model_commands, "report": report_commands,
+        "inspect": inspect_commands, "kpi": kpi_commands,
+        "mirror": mirror_commands, "model": model_commands, "report": report_commands,
         "review": review_commands, "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)

@@ -284,3 +284,39 @@ def test_the_report_shows_which_sequences_the_last_checkpoint_repeats(trained, t
     shard = next(root.glob("encode/*/train/*.tokens"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     assert main([*probe, "--set", "memorisation.sequences=5"]) == 77
+
+
+@pytest.mark.parametrize("trained", ["packed"], indirect=True)
+def test_a_kpi_is_planned_tested_and_reported(trained, tmp_path, capsys):
+    """The model's energy is part of its cost, and the lineage of the answer reaches the sources."""
+    shutil.copytree(trained, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    words = [str(folder / "run.toml"), "--root", str(folder / "root")]
+    kpis, data = folder / "kpis.toml", folder / "out.csv"
+    kpis.write_text(
+        '[experiment]\nname = "trial"\n[[kpi]]\nname = "solved"\nkind = "share"\ncolumn = "solved"\nbaseline = 0.5\n'
+        "smallest_effect = 0.2\nvalue = 3.0\n[money]\nprice_per_kwh = 0.4\ncost_per_unit = 0.01\nserved_units = 1000\n"
+    )
+    rows = (f"{number},{('control', 'treatment')[number % 2]},{int(number % 4 != 0)}" for number in range(300))
+    data.write_text("\n".join(["unit,arm,solved", *rows]))
+    capsys.readouterr()
+    assert main(["governance", "kpi-test", *words, str(kpis), str(data)]) == 66
+    assert "assay governance kpi-plan" in capsys.readouterr().err
+    assert main(["governance", "kpi-plan", *words, str(kpis)]) == 0
+    assert "units (" in capsys.readouterr().out
+    assert main(["report", *words]) == 0
+    shown = json.loads((folder / "root" / "report" / "latest.json").read_bytes())
+    assert shown["kpi"]["test"] is None
+    capsys.readouterr()
+    assert main(["governance", "kpi-test", *words, str(kpis), str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["decision"], found["money"]["kwh"] > 0) == ("paid", True)
+    assert main(["report", *words]) == 0
+    shown = json.loads((folder / "root" / "report" / "latest.json").read_bytes())
+    assert shown["kpi"]["test"]["money"] == found["money"]
+    assert "Did it pay" in (folder / "root" / "report" / "latest.html").read_text()
+    assert main(["report", "verify", *words]) == 0
+    capsys.readouterr()
+    assert main(["governance", "trace", found["folder"]]) == 0
+    lines = capsys.readouterr().out
+    assert all(word in lines for word in ("kpi_plan", "checkpoint", "out.csv", "ingest"))

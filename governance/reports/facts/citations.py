@@ -67,6 +67,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     _training(found, kinds, by_stage, add)
     _energy(found, kinds, by_stage, add)
     add("/memorisation", [by_stage.get("memorisation")], "stats", "copied")
+    add("/kpi", [by_stage.get("kpi_test"), by_stage.get("kpi_plan")], "stats", "copied")
     add("/cluster", kinds.get("cluster", []), "")
     add("/faults", [*kinds.get("record", []), *kinds.get("ledger", [])], "event")
     add("/environment", manifests, "run")

@@ -117,6 +117,7 @@ def facts(
     if "data_docs" in artifacts:
         found["data_docs"] = f"{artifacts['data_docs'].folder}/index.html"
     found["memorisation"] = artifacts["memorisation"].stats if "memorisation" in artifacts else None
+    found["kpi"] = _kpi_facts(artifacts)
     with as_of(root, entries) as then:
         found |= {
             "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
@@ -128,6 +129,15 @@ def facts(
     found["first"] = first_look(found)
     found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}
     return found
+
+
+def _kpi_facts(artifacts: Mapping[str, Manifest]) -> dict[str, Any] | None:
+    """Plan and test of the KPIs; None without either."""
+    plan, test = artifacts.get("kpi_plan"), artifacts.get("kpi_test")
+    if plan is None and test is None:
+        return None
+    planned = None if plan is None else {"stats": plan.stats, "config": plan.config}
+    return {"plan": planned, "test": None if test is None else test.stats}
 
 
 def in_order(artifacts: Mapping[str, Manifest]) -> list[Manifest]:

@@ -77,10 +77,11 @@ def interval_about(
     label: str,
     *,
     hit: bool = False,
+    goal: float | None = None,
 ) -> Html:
     """Interval (low, value, high) on a scale with a neutral mark.
 
-    With `hit` it is drawn in the warning colour.
+    Another mark is at `goal`. With `hit` it is drawn in the warning colour.
     """
     (low, value, high), (least, most) = estimate, scale
 
@@ -90,8 +91,9 @@ def interval_about(
     style = "w" if hit else "f"
     span = tag("line", x1=at(low), x2=at(high), y1="5", y2="5", class_=f"span s-{style}")
     dot = tag("path", d=f"M{at(value)} 5h.01", class_=f"dot s-{style}")
-    mark = None if neutral is None else tag("line", x1=at(neutral), x2=at(neutral), y1="0", y2="10", class_="grid")
-    return svg([part for part in (mark, span, dot) if part is not None], label, 10, "bar")
+    marks = [tag("line", x1=at(place), x2=at(place), y1="0", y2="10", class_="grid")
+             for place in (neutral, goal) if place is not None]  # fmt: skip
+    return svg([*marks, span, dot], label, 10, "bar")
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -15,11 +15,11 @@ from governance.reports.sections.page_one import front
 from governance.reports.sections.role_sections import data_reviewer, engineer, officer
 
 _LINKS = (
-    ("officer", "Officer", ("verdict", "checks", "sources", "energy", "lineage")),
+    ("officer", "Officer", ("verdict", "checks", "sources", "paid", "energy", "lineage")),
     ("data", "Data reviewer", ("corpus", "bias", "memorisation")),
     ("engineer", "Engineer", ("training", "faults", "environment")),
 )
-_TITLES = {"bias": "groups"}
+_TITLES = {"bias": "groups", "paid": "did it pay"}
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from governance.reports.html.markup import (
     tag,
 )
 from governance.reports.sections.energy_sections import grams
+from governance.reports.sections.kpi_section import tile as kpi_tile
 from governance.reports.sections.model_words import model_line, unverified_origin
 from governance.reports.sections.run_sections import not_trained
 
@@ -86,7 +87,7 @@ def _tiles(found: Mapping[str, Any]) -> Html:
         tiles.append(_tile(found, "Validation", f"{number(summary['bits_per_byte'])} bits per byte",
                            f"loss {number(summary['validation_loss'])} nats per token; training loss "
                            f"{number(summary['final_loss'])}", "validation_loss"))  # fmt: skip
-    return tag("dl", tiles, class_="tiles", id="figures")
+    return tag("dl", tiles, kpi_tile(found), class_="tiles", id="figures")
 
 
 def _tile(found: Mapping[str, Any], name: str, value: Child, note: Child, *fields: str) -> Html:

@@ -27,6 +27,7 @@ from governance.reports.html.svg_figures import histogram, key
 from governance.reports.sections import corpus_sections as corpus
 from governance.reports.sections.energy_sections import energy_folded, energy_section
 from governance.reports.sections.group_sections import groups, groups_folded
+from governance.reports.sections.kpi_section import paid, paid_folded
 from governance.reports.sections.lineage_figure import lineage
 from governance.reports.sections.memorisation_section import memorisation
 from governance.reports.sections.run_sections import environment_folded, facts_list, training, training_folded
@@ -34,9 +35,10 @@ from governance.reports.sections.run_sections import environment_folded, facts_l
 
 def officer(found: Mapping[str, Any]) -> Html:
     """Section for the officer: verdict, sources, energy, lineage."""
-    return _reader("officer", "Officer", "May the corpus be used, who decided, and what did it cost?", [
+    return _reader("officer", "Officer", "May the corpus be used, who decided, what did it cost, and did it pay?", [
         _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
         _part("sources", "Sources and licences", join([corpus.sources(found), corpus.synthetic(found)])),
+        _part("paid", "Did it pay", paid(found), *paid_folded(found)),
         _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
         _part("lineage", "Lineage", lineage(found)),
     ])  # fmt: skip

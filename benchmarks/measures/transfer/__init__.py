@@ -1,0 +1,1 @@
+"""Measurements beyond pretraining: transfer, claims, statistics."""

@@ -1,0 +1,26 @@
+"""Claims beyond pretraining: what transfer, distillation and the tests of their worth reach.
+
+    python benchmarks/transfer.py [--quick] [GROUP ...]
+
+Groups: statistics. Prints a line per goal, exits 1 when one falls short.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measures.goals import Goal, command_line
+from benchmarks.measures.transfer import kpi_errors
+
+
+def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
+    """Measurements by name."""
+    return {"statistics": lambda: kpi_errors.statistics(quick)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line(__doc__, groups))

@@ -1,0 +1,1 @@
+"""KPIs: a signed plan, and the test of whether a model paid."""
