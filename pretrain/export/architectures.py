@@ -10,8 +10,8 @@
     GPTNeoX                  the same with rotary positions
     Gemma2, Gemma3           norms around each part, windows, soft caps, either gate; the second with norms of heads
     Olmo2                    norms of what a part writes, and of all queries and all keys
-    Assay                    all others (experts chosen with a bias, too): `remote_code/modeling_assay.py` travels with
-                             the weights (`trust_remote_code`)
+    Assay                    all others (experts chosen with a bias and value residuals, too): `modeling_assay.py` in
+                             `remote_code` travels with the weights (`trust_remote_code`)
 
 Exact means that logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
 
@@ -50,7 +50,7 @@ _HEAD, _HEADS = "lm_head.weight", ("lm_head.weight", "embed_out.weight")
 def family_of(model: ModelConfig) -> Family:
     """Native architecture that computes exactly what `model` does, else Assay's own."""
     for candidate in (_llama, _experts, _gpt, gemma, olmo):
-        found = candidate(model)
+        found = None if model.value_residual else candidate(model)
         if found is not None:
             return found
     return _own(model)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from pretrain.model.attention import DocumentMask
 
 Checkpointing = Literal["none", "full", "selective"]
+Output = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 _PRODUCTS = torch.ops.aten
 _KEPT = (
     _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default,
@@ -36,19 +37,20 @@ _KEPT_NAMES = (
 
 
 def run_block(
-    block: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    block: Callable[..., Output],
     x: torch.Tensor,
     angles: torch.Tensor | None,
     mask: DocumentMask,
+    first: torch.Tensor | None,
     how: Checkpointing,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Output of `block(x, angles, mask)`, with activations kept according to `how`."""
+) -> Output:
+    """Output of `block(x, angles, mask, first)`, with activations kept according to `how`."""
     if how == "none" or not torch.is_grad_enabled():
-        return block(x, angles, mask)
+        return block(x, angles, mask, first)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # a block draws no random numbers
     if how == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(block, x, angles, mask, **options)
+    return checkpoint(block, x, angles, mask, first, **options)
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

@@ -21,6 +21,10 @@ from pretrain.model.moe import Experts
 from pretrain.model.position_embeddings import rotate
 
 
+BlockOutput = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Stream, router logits of experts, and the first layer's values under `value_residual`."""
+
+
 class RMSNorm(nn.Module):
     """RMSNorm over the last axis (arXiv:1910.07467).
 
@@ -59,15 +63,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, narrow, bias=config.bias)
         self.o_proj = nn.Linear(config.attention_width, width, bias=config.bias)
         self.joined = False
+        self.residual_share = config.value_residual
         self.normal, self.normal_whole = config.qk_norm, config.qk_norm_whole
         if config.qk_norm:
             sizes = (config.attention_width, narrow) if config.qk_norm_whole else (self.head_dim, self.head_dim)
             self.q_norm, self.k_norm = (RMSNorm(size, config) for size in sizes)
 
-    def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
-        """[B, L, hidden] -> [B, L, hidden].
+    def forward(
+        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, L, hidden] -> [B, L, hidden], and the first layer's values [B, K, L, D] under `value_residual`.
 
-        `angles` rotate queries and keys; with None there are no rotary positions.
+        `angles` rotate queries and keys; with None there are no rotary positions. `first` is None in the first layer,
+        whose own values they are.
         """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds some of the heads
@@ -80,8 +88,10 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        if self.residual_share:
+            first, v = (v, v) if first is None else (first, v.lerp(first, self.residual_share))
         seen = mask.attend(q, k, v, self.window)
-        return self.o_proj(seen.transpose(1, 2).flatten(2))
+        return self.o_proj(seen.transpose(1, 2).flatten(2)), first
 
     def _project(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """Queries, keys and values, in one product where parameters are joined (`join_projections`)."""
@@ -123,32 +133,30 @@ class Block(nn.Module):
         self.mlp = FeedForward(config) if config.moe is None else Experts(config, config.moe)
 
     def forward(
-        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, L, hidden] -> [B, L, hidden], with router logits for experts.
+        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None = None
+    ) -> BlockOutput:
+        """[B, L, hidden] -> [B, L, hidden], with router logits for experts and `first` for the next block.
 
         Recomputation happens inside this call, below the hooks with which ZeRO-3 gathers the block's weights.
         """
-        return run_block(self._compute, x, angles, mask, self.checkpointing)
+        return run_block(self._compute, x, angles, mask, first, self.checkpointing)
 
     def _compute(
-        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None
+    ) -> BlockOutput:
+        read = x if self.order in ("post", "reordered") else self.input_layernorm(x)
+        seen, first = self.self_attn(read, angles, mask, first)
         if self.order == "post":
-            x = self.input_layernorm(x + self.self_attn(x, angles, mask))
+            x = self.input_layernorm(x + seen)
             out, router = self._feed(x)
-            return self.post_attention_layernorm(x + out), router
+            return self.post_attention_layernorm(x + out), router, first
         if self.order == "pre":
-            x = x + self.self_attn(self.input_layernorm(x), angles, mask)
+            x = x + seen
             out, router = self._feed(self.post_attention_layernorm(x))
-            return x + out, router
-        if self.order == "reordered":
-            x = x + self.post_attention_layernorm(self.self_attn(x, angles, mask))
-            out, router = self._feed(x)
-            return x + self.post_feedforward_layernorm(out), router
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, mask))
-        out, router = self._feed(self.pre_feedforward_layernorm(x))
-        return x + self.post_feedforward_layernorm(out), router
+            return x + out, router, first
+        x = x + self.post_attention_layernorm(seen)
+        out, router = self._feed(x if self.order == "reordered" else self.pre_feedforward_layernorm(x))
+        return x + self.post_feedforward_layernorm(out), router, first
 
     def _feed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         out = self.mlp(x)

@@ -37,6 +37,8 @@ def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> to
         p = f"model.layers.{layer}."
         y = norm(x, p + "input_layernorm.weight")
         q, k, v = (y @ weights[f"{p}self_attn.{n}_proj.weight"].T for n in "qkv")
+        first = v if layer == 0 else first
+        v = (1 - settings.value_residual) * v + settings.value_residual * first
         heads = []
         for h in range(settings.num_attention_heads):
             g = h // groups
@@ -59,7 +61,14 @@ def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"tie_word_embeddings": True}]
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1},
+        {"tie_word_embeddings": True},
+        {"value_residual": 0.3, "num_hidden_layers": 3},
+    ],
 )
 def test_logits_are_those_of_a_plain_reference(changes):
     settings = config(**changes)
