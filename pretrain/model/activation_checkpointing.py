@@ -21,7 +21,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from pretrain.model.attention import DocumentMask
 
 Checkpointing = Literal["none", "full", "selective"]
-Output = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+BlockOutput = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""Stream, router logits of experts, and the first layer's values under `value_residual`."""
 _PRODUCTS = torch.ops.aten
 _KEPT = (
     _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default,
@@ -37,13 +38,13 @@ _KEPT_NAMES = (
 
 
 def run_block(
-    block: Callable[..., Output],
+    block: Callable[..., BlockOutput],
     x: torch.Tensor,
     angles: torch.Tensor | None,
     mask: DocumentMask,
     first: torch.Tensor | None,
     how: Checkpointing,
-) -> Output:
+) -> BlockOutput:
     """Output of `block(x, angles, mask, first)`, with activations kept according to `how`."""
     if how == "none" or not torch.is_grad_enabled():
         return block(x, angles, mask, first)

@@ -13,16 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.config.model import ModelConfig
-from pretrain.model.activation_checkpointing import Checkpointing, run_block
+from pretrain.model.activation_checkpointing import BlockOutput, Checkpointing, run_block
 from pretrain.model.attention import DocumentMask
 from pretrain.model.cpu_ops import RMSNormFunction, has_cpu_kernels
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.moe import Experts
 from pretrain.model.position_embeddings import rotate
-
-
-BlockOutput = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-"""Stream, router logits of experts, and the first layer's values under `value_residual`."""
 
 
 class RMSNorm(nn.Module):

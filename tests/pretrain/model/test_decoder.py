@@ -32,13 +32,13 @@ def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> to
                 out[position, i + size // 2] = b * math.cos(angle) + a * math.sin(angle)
         return out
 
-    x = weights["model.embed_tokens.weight"][tokens]
+    x, values = weights["model.embed_tokens.weight"][tokens], []
     for layer in range(settings.num_hidden_layers):
         p = f"model.layers.{layer}."
         y = norm(x, p + "input_layernorm.weight")
         q, k, v = (y @ weights[f"{p}self_attn.{n}_proj.weight"].T for n in "qkv")
-        first = v if layer == 0 else first
-        v = (1 - settings.value_residual) * v + settings.value_residual * first
+        values.append(v)
+        v = (1 - settings.value_residual) * v + settings.value_residual * values[0]
         heads = []
         for h in range(settings.num_attention_heads):
             g = h // groups
