@@ -68,10 +68,10 @@ class Attention(nn.Module):
     def forward(
         self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, L, hidden] -> [B, L, hidden], and the first layer's values [B, K, L, D] under `value_residual`.
+        """[B, L, hidden] -> [B, L, hidden], and the first layer's values.
 
-        `angles` rotate queries and keys; with None there are no rotary positions. `first` is None in the first layer,
-        whose own values they are.
+        `angles` rotate queries and keys; with None there are no rotary positions. Under `value_residual` the values
+        are [B, K, L, D], else None; `first` is None in the first layer, whose own values they are.
         """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds some of the heads
@@ -131,8 +131,9 @@ class Block(nn.Module):
     def forward(
         self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None = None
     ) -> BlockOutput:
-        """[B, L, hidden] -> [B, L, hidden], with router logits for experts and `first` for the next block.
+        """[B, L, hidden] -> [B, L, hidden], router logits and first values.
 
+        The logits are None without experts, `first` without `value_residual`; the next block takes it.
         Recomputation happens inside this call, below the hooks with which ZeRO-3 gathers the block's weights.
         """
         return run_block(self._compute, x, angles, mask, first, self.checkpointing)

@@ -29,7 +29,7 @@ from pretrain.data.dataset import spread
 
 BYTES = 18_000_000
 SEEDS = {"readme": (1, 2, 3, 4, 5), "tuned": (1,)}
-SHARE = {"readme": 0.25, "tuned": 0.25}
+SHARE = {"readme": 0.20, "tuned": 0.25}
 
 
 def preset() -> str:
@@ -46,7 +46,7 @@ def time_to_loss(quick: bool) -> list[Goal]:
         arrays = _arrays(path)
         goals = []
         for seed in sorted({seed for some in seeds.values() for seed in some}):
-            ours, reached = _own(path, seed)
+            ours, reached = own_run(path, [f"train.seed={seed}"])
             goals.append(figure(f"time_to_loss_seconds_seed_{seed}", ours.seconds, f"{ours.cpu_seconds:.1f} of CPU"))
             for name in (name for name, some in seeds.items() if seed in some):
                 goals += _against(name, seed, arrays, ours, reached)
@@ -65,12 +65,12 @@ def _arrays(path: Path) -> list[Path]:
     return [path.parent / f"{name}.npy" for name in files]
 
 
-def _own(path: Path, seed: int) -> tuple[Ended, float]:
-    """`assay train` with a seed, and the loss that it ended with."""
+def own_run(path: Path, changes: Sequence[str]) -> tuple[Ended, float]:
+    """`assay train` with changed settings, and the validation loss that it ended with."""
     root = path.parent / "root"
     before = set(root.glob("train/*/losses.json"))
-    words = ("train", path, "--root", root, "--set", f"train.seed={seed}")
-    ended = whole([sys.executable, "-m", "pretrain", *map(str, words)])
+    words = ["train", str(path), "--root", str(root), *(word for change in changes for word in ("--set", change))]
+    ended = whole([sys.executable, "-m", "pretrain", *words])
     [new] = set(root.glob("train/*/losses.json")) - before
     return ended, float(json.loads(new.read_bytes())["validations"][-1]["loss"])
 
