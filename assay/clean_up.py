@@ -50,7 +50,9 @@ from pretrain.distributed.lease import live_holder
 STATEMENT, STATEMENT_TYPE = "clean-up", "urn:assay:clean-up:1"
 REMOVED = ".clean-up"
 """Folder of a root for what is being deleted: two levels deeper than artifacts, so that nothing takes it for one."""
-_WITH_CORPUS = ("bias", "audit", "data_docs", "model_audit", "memorisation")
+_WITH_CORPUS = (
+    "bias", "audit", "data_docs", "model_audit", "memorisation", "claim_language", "claim_recall", "claims",
+)  # fmt: skip
 _PARTS = ("lists", "language_model", "evaluation_sets")
 _NOT_CORPUS = (*_PARTS, "fetch", "classifier")
 """Inputs of an audit that many corpora share."""

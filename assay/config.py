@@ -1,7 +1,7 @@
 """The run's TOML file: all sections, from raw corpus to report.
 
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
-    [evaluation] [profile] [model_audit] [memorisation] [slurm]
+    [evaluation] [profile] [model_audit] [memorisation] [claims] [slurm]
 
 A run may have several files (`run_file.py`). Every section belongs to the package that uses it; this module only
 combines them. Derived values (accumulation steps, DeepSpeed's whole configuration) are functions of these, never
@@ -39,6 +39,7 @@ from pretrain.config.training import (
 )
 from pretrain.distributed.process_group import read_ranks, slurm_attempt
 from pretrain.evaluation.model_bias import ModelAuditConfig
+from pretrain.experiments.claims_config import ClaimsConfig
 from pretrain.inference.memorisation import MemorisationConfig
 from pretrain.preflight.compatibility import check_together
 from slurm.config import SlurmConfig, with_site
@@ -61,6 +62,7 @@ class RunConfig(Section):
     profile: ProfileConfig = ProfileConfig()
     model_audit: ModelAuditConfig = ModelAuditConfig()
     memorisation: MemorisationConfig = MemorisationConfig()
+    claims: ClaimsConfig = ClaimsConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @property

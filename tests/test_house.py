@@ -46,6 +46,8 @@ DOORS = {
     "pynvml": {"governance/energy/nvml.py"},
     "cryptography": {"governance/signing/dsse.py", "governance/signing/openssf.py"},
     "datasets": {"data_pipeline/readers/hub.py"},
+    "xlstm": {"pretrain/experiments/recurrent.py"},
+    "mlstm_kernels": {"pretrain/experiments/recurrent.py"},
     "statsmodels": {"governance/kpi/power_analysis.py", "governance/kpi/effects.py"},
 }
 WRITERS = {"write_text", "write_bytes", "replace", "rename", "symlink_to", "mkdir", "makedirs", "rmtree"}

@@ -58,6 +58,7 @@ def parser() -> Parser:
     add_governance(_group(commands, "governance", about), _config)
     _training(commands)
     _classify(commands)
+    _experiment(commands)
     _slurm(commands)
     _report(commands)
     _mirror(commands)
@@ -297,6 +298,16 @@ def _interpretation(commands: Commands[Parser]) -> None:
     flag(command, "--prune-heads", "measure the importance of each head, and the validation loss without the least")
     text = "with --prune-heads: validation rows, half of them to choose heads (default: %(default)s)"
     command.add_argument("--rows", type=positive, default=64, metavar="N", help=text)
+
+
+def _experiment(commands: Commands[Parser]) -> None:
+    add = _group(commands, "experiment", "compare architectures on the run's own tokens")
+    about = (
+        "train Transformer, LSTM, GRU and xLSTM on the same tokens, and report which of the Transformer's claims hold"
+    )
+    command = add("claims", "claims", about)
+    _config(command)
+    flag(command, "--dry-run", "print the models, the trainings and the time that they take here; train nothing")
 
 
 def _report(commands: Commands[Parser]) -> None:

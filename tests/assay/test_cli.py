@@ -10,6 +10,7 @@ from assay.cli import (
     classify_commands,
     config_commands,
     data_commands,
+    experiment_commands,
     governance_commands,
     inspect_commands,
     kpi_commands,
@@ -42,6 +43,7 @@ SURFACE = {
     "data train-classifier": COMMON,
     "doctor": ["--help"],
     "evaluate": [*COMMON, "CHECKPOINT"],
+    "experiment claims": [*COMMON, "--dry-run"],
     "export": [*COMMON, "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--eval-set", "--help", "--output", "--sample-mb", "PATH"],
     "mirror pull": ["--help", "ROOT", "URL"],
@@ -111,7 +113,7 @@ def test_surface_is_pinned_and_each_command_exists():
     }
     modules = {
         "classify": classify_commands,
-        "config": config_commands, "data": data_commands, "governance": governance_commands,
+        "config": config_commands, "data": data_commands, "experiment": experiment_commands, "governance": governance_commands,
         "inspect": inspect_commands, "kpi": kpi_commands,
         "mirror": mirror_commands, "model": model_commands, "report": report_commands,
         "review": review_commands, "slurm": slurm_commands, "": commands,

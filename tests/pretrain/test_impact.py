@@ -320,3 +320,37 @@ def test_a_kpi_is_planned_tested_and_reported(trained, tmp_path, capsys):
     assert main(["governance", "trace", found["folder"]]) == 0
     lines = capsys.readouterr().out
     assert all(word in lines for word in ("kpi_plan", "checkpoint", "out.csv", "ingest"))
+
+
+@pytest.mark.parametrize("trained", ["packed"], indirect=True)
+def test_the_transformer_s_claims_are_tested_behind_the_gate(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    root, small = folder / "root", tmp_path / "small.toml"
+    small.write_text(
+        '[claims]\narchitectures = ["transformer", "gru"]\nmatching = ["parameters"]\nwidth = 16\nseeds = 2\n'
+        "sequence_length = 32\nbatch_rows = 2\nbudgets = [64, 128]\nlearning_rates = [0.01]\nevaluations = 2\n"
+        "validation_rows = 2\nrecall = { distances = [4, 8], steps = 2, batch_tokens = 16, rows = 1 }\n"
+    )
+    words = ["experiment", "claims", str(folder / "run.toml"), "--with", str(small), "--root", str(root)]
+    assert main([*words, "--dry-run"]) == 0
+    assert "trainings   8 on the run's tokens (2 seeds" in capsys.readouterr().out
+    assert not (root / "claim_language").exists()
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [claim["id"] for claim in found["claims"]] == ["speed", "tokens", "time", "energy", "context", "recall"]
+    assert Path(found["report"]).read_text().count("<h1>") == 1
+    lines = [json.loads(line) for line in (root / "energy.jsonl").read_text().splitlines()]
+    ends = [line["stage"] for line in lines if line["kind"] == "end" and line["stage"].startswith("claim")]
+    assert (ends.count("claim_language"), ends.count("claim_recall"), ends.count("claims")) == (8, 4, 1)
+    assert main([*words, "--set", "claims.seeds=1"]) == 78
+    assert "1 seed(s) give no interval" in capsys.readouterr().err
+    assert main([*words, "--set", "claims.budgets=[0]"]) == 78
+    manifest = next(root.glob("claim_recall/*/manifest.json"))
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"joules":', '"joules": 1.5, "was":', 1))
+    assert main(words) == 65  # its seal
+    manifest.write_text(whole)
+    for verdict in root.glob("verdicts/*"):
+        verdict.unlink()
+    assert main(words) in (66, 77)

@@ -1,0 +1,40 @@
+"""Experiment on the Transformer's claims, behind the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from assay.config import LoadedRun
+from assay.pipeline import pass_gate, require_corpus
+from governance.errors import GateClosed
+from governance.gate.chain import require_chain
+from governance.manifest import Manifest, verify
+from governance.stage import Runtime
+
+
+def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+    """Make or find the experiment, on a corpus that the verdict admits.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through, or a shard, a training or the report differs from its
+            statement.
+    """
+    from pretrain.distributed.process_group import Ranks, threads_of
+    from pretrain.experiments.claims import claims
+
+    pass_gate(run, artifacts, runtime)
+    for role in ("train", "validation"):
+        require_corpus(run, artifacts, runtime, role)
+    threads = threads_of(Ranks(), run.config.engine.threads)
+
+    def check(made: Sequence[Manifest]) -> None:
+        require_chain(made, runtime.root, run.journal(runtime.root))
+
+    made = claims(artifacts["encode"], run.config.claims, threads, runtime, check)
+    check([made])
+    if problems := verify(made, runtime.root):
+        raise GateClosed(
+            f"the report on the claims was altered: {'; '.join(problems)}. Remove {runtime.root / made.folder}, then "
+            f"run the command again"
+        )
+    return made
