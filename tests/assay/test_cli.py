@@ -113,7 +113,8 @@ def test_surface_is_pinned_and_each_command_exists():
     }
     modules = {
         "classify": classify_commands,
-        "config": config_commands, "data": data_commands, "experiment": experiment_commands, "governance": governance_commands,
+        "config": config_commands, "data": data_commands, "experiment": experiment_commands,
+        "governance": governance_commands,
         "inspect": inspect_commands, "kpi": kpi_commands,
         "mirror": mirror_commands, "model": model_commands, "report": report_commands,
         "review": review_commands, "slurm": slurm_commands, "": commands,

@@ -12,13 +12,10 @@ from governance.stage_order import CORPUS_STAGES, STAGES
 ROOT = Path(__file__).parents[2]
 FOR_ONE_STAGE = {"fetch", "lists", "language_model", "classifier", "evaluation_sets", "megatron", "data_docs"}
 OUTSIDE_A_RUN = {
-    "documents",
-    "model_audit",
-    "memorisation",
-    "claims",
-    "claim_language",
+    "documents", "model_audit", "memorisation", "classification", "cross_validation", "claims", "claim_language",
     "claim_recall",
-}  # and a KPI's plan and test, whose names are constants
+}  # fmt: skip
+"""And a KPI's plan and test, whose names are constants."""
 
 
 def recipes(package):

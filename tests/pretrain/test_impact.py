@@ -5,6 +5,7 @@ import random
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
