@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 DATATROVE = ("datatrove==0.10.1", "spacy>=3.8,<4", "tokenizers<0.23", "xxhash<3.7", "orjson", "loguru", "nltk", "numba")
 SCANCODE = ("scancode-toolkit==32.5.0", "pluggy<1.6")  # a newer pluggy refuses its plug-ins
+LENS = ("transformer_lens==4.3.0", "torch>=2.7", "transformers>=5,<6")
 HARNESS = ("lm-eval[hf]==0.4.13", "torch>=2.7", "transformers>=5,<6")
 
 
@@ -68,4 +70,18 @@ def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"lm-evaluation-harness ended with {done.returncode}: {done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def lens_patterns(folders: Sequence[Path], tokens: Path, made: Path) -> dict[str, str]:
+    """Versions of TransformerLens, which writes the patterns of each folder: `rivals/transformer_lens_patterns.py`."""
+    python = environment("transformer_lens", LENS)
+    words = [",".join(map(str, folders)), str(tokens), str(made)]
+    done = subprocess.run(
+        [str(python), str(HERE / "rivals" / "transformer_lens_patterns.py"), *words],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"TransformerLens ended with {done.returncode}: {done.stderr[-3000:]}")
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return found
