@@ -115,17 +115,22 @@ def generate(arguments: Arguments) -> None:
         )  # fmt: skip
 
 
+_ROWS = 64  # validation rows that head pruning reads
+
+
 def interpret(arguments: Arguments) -> None:
     """Show how a checkpoint reads texts, and the importance of its heads.
 
     The values are stated in the journal by their digest.
 
     Raises:
-        ConfigError: there is neither a text nor `--prune-heads`, or a text is empty or no Unicode.
+        ConfigError: there is neither a text nor `--prune-heads`, a text is empty or no Unicode, or `--rows` has
+            no `--prune-heads`.
     """
     from governance.config import canonical_json
     from governance.files import sha256_bytes, write_text
     from pretrain.checkpoint.format import identity_of
+    from pretrain.data.dataset import open_rows
     from pretrain.interpretability.interpretation import refuse_texts
     from pretrain.interpretability.interpretation_page import interpretation_lines, interpretation_page
 
@@ -139,18 +144,20 @@ def interpret(arguments: Arguments) -> None:
             raise ConfigError(f"text {number}: is not UTF-8; convert it")
     if not texts and not prunes:
         raise ConfigError("no text: give texts after the checkpoint, or --prune-heads for the importance of heads")
+    if arguments.rows and not prunes:
+        raise ConfigError("--rows goes with --prune-heads, which reads validation rows; a text needs none")
     opened = open_checkpoint(arguments, "validation" if prunes else "")
-    root, manifest = opened.runtime.root, opened.manifest
+    manifest = opened.manifest
     ids = [opened.encoder.encode(text).tolist() for text in texts]
     refuse_texts(ids, opened.context)
     tokens = opened.artifacts.get("pack", opened.artifacts["encode"])
-    rows = _validation_rows(opened, tokens) if prunes else None
+    rows = open_rows(tokens, "validation", opened.runtime.root, opened.context) if prunes else None
     with opened.runtime.hooks.meter("interpret") as energy:
-        values = _interpreted(opened, texts, ids, rows, arguments.rows)
-    identity, model = identity_of(manifest), identity_of(manifest).recipe.model
+        found = _interpreted(opened, texts, ids, rows, arguments.rows or _ROWS)
+    identity = identity_of(manifest)
     values = {
-        "checkpoint": manifest.digest, "step": identity.step, "layers": model.num_hidden_layers,
-        "attention_heads": model.num_attention_heads, **values,
+        "checkpoint": manifest.digest, "step": identity.step, "layers": identity.recipe.model.num_hidden_layers,
+        "attention_heads": identity.recipe.model.num_attention_heads, **found,
     }  # fmt: skip
     made_from = [
         manifest.as_input(),
@@ -158,25 +165,17 @@ def interpret(arguments: Arguments) -> None:
         *([tokens.as_input()] if prunes else []),
     ]
     subjects = {f"interpretation/{manifest.digest[:16]}": sha256_bytes(canonical_json(values))}
+    for line in interpretation_lines(values):
+        say(line)
+    get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
+    if arguments.json:  # what a person reads in lines
+        say("", **values, origin=opened.origin, energy=energy)
     if arguments.html:
         page = interpretation_page({**values, "energy": energy})
         write_text(arguments.html, page)
         subjects[f"interpretation/{arguments.html.name}"] = sha256_bytes(page.encode("utf-8"))
-    opened.loaded.journal(root).state("interpretation", subjects, made_from, origin=opened.origin)
-    for line in interpretation_lines(values):
-        say(line)
-    get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
-    if arguments.html:
         say(f"{arguments.html}: the maps and tables as a page", page=arguments.html)
-    if arguments.json:  # what a person reads in lines
-        say("", **values, origin=opened.origin, energy=energy)
-
-
-def _validation_rows(opened: OpenedCheckpoint, tokens: Manifest) -> Rows:
-    """Validation rows of the run, whose tokens are those of the checkpoint."""
-    from pretrain.data.dataset import open_rows
-
-    return open_rows(tokens, "validation", opened.runtime.root, opened.context)
+    opened.loaded.journal(opened.runtime.root).state("interpretation", subjects, made_from, origin=opened.origin)
 
 
 def _interpreted(

@@ -296,8 +296,8 @@ def _interpretation(commands: Commands[Parser]) -> None:
     command.repeated = "texts"
     path(command, "--html", "PATH", "also write maps and tables as an HTML page")
     flag(command, "--prune-heads", "measure the importance of each head, and the validation loss without the least")
-    text = "with --prune-heads: validation rows, half of them to choose heads (default: %(default)s)"
-    command.add_argument("--rows", type=positive, default=64, metavar="N", help=text)
+    text = "with --prune-heads: validation rows, half of them to choose heads (default: 64)"
+    command.add_argument("--rows", type=positive, metavar="N", help=text)
 
 
 def _experiment(commands: Commands[Parser]) -> None:

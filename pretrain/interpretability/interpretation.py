@@ -63,6 +63,9 @@ def interpret(
         baseline: token of the attribution's baseline.
         rows: points of the attribution's quadrature in one pass.
         advance: called with the number of points of each pass.
+
+    Raises:
+        PipelineError: the model's values are not finite.
     """
     config, heads = model.decoder.config, []
     kept = config.num_hidden_layers * config.num_attention_heads * len(ids) * (len(ids) + 1) // 2
@@ -76,6 +79,7 @@ def interpret(
             patterns[layer].append([row[: place + 1] for place, row in enumerate(pattern[0].tolist())])
 
     streams = record(model.decoder, ids, see)
+    _refuse_infinite(streams.residual)
     lens = logit_lens(model, streams.residual, ids)
     explained = attribute(model, ids, baseline, int(lens.likeliest[-1, -1, 0]), rows, advance)
     found = {
@@ -89,6 +93,15 @@ def interpret(
     }
     rounded: dict[str, Any] = _rounded(found)
     return rounded
+
+
+def _refuse_infinite(residual: Sequence[torch.Tensor]) -> None:
+    for blocks, stream in enumerate(residual):
+        if not stream.isfinite().all():
+            raise PipelineError(
+                f"the stream after {blocks} blocks is not finite, so nothing can be read from it; the weights have "
+                f"diverged: give an earlier checkpoint"
+            )
 
 
 def _lens(lens: Lens, length: int, name: Name) -> dict[str, Any]:

@@ -57,10 +57,11 @@ def run_with_patterns(model: Decoder, tokens: torch.Tensor, see: See) -> torch.T
     `see` gets the pattern of each head.
     """
     segments, positions = places(tokens)
-    masks = []
-    for layer, rule in enumerate(layer_rules(model)):
-        hidden = ~allowed_pairs(segments[:1], rule.window)[:, 0]
-        masks.append(DocumentMask({rule.window: _by_head(rule, hidden, layer, see)}))
+    rules = layer_rules(model)
+    hidden = {rule.window: ~allowed_pairs(segments[:1], rule.window)[:, 0] for rule in set(rules)}
+    masks = [
+        DocumentMask({rule.window: _by_head(rule, hidden[rule.window], layer, see)}) for layer, rule in enumerate(rules)
+    ]
     with torch.no_grad():
         return model.model.through(tokens, positions, masks)[0]
 

@@ -92,10 +92,10 @@ def explained_by_embeddings(model: LoadedModel, ids: Sequence[int], target: int)
     decoder = model.decoder
     tokens = torch.tensor([list(ids)], device=next(decoder.parameters()).device)
     segments, positions = places(tokens)
-    masks = []
-    for rule in layer_rules(decoder):
-        attention = masked_attention if rule.softcap is None else explicit_attention
-        masks.append(DocumentMask({rule.window: attention(segments, rule)}))
+    rules = layer_rules(decoder)
+    attention = masked_attention if rules[0].softcap is None else explicit_attention
+    mask = DocumentMask({rule.window: attention(segments, rule) for rule in set(rules)})
+    masks = [mask] * len(rules)
 
     def explained(embeddings: torch.Tensor) -> torch.Tensor:
         rows = len(embeddings)

@@ -243,6 +243,10 @@ def test_texts_that_cannot_be_read_are_refused():
     ):
         refuse_texts([[1] * 9], 8)
     refuse_texts([[1] * 8], 8)
+    model = loaded()
+    model.decoder.model.layers[1].mlp.down_proj.weight[0, 0] = math.inf
+    with pytest.raises(PipelineError, match=r"the stream after 2 blocks is not finite.*give an earlier checkpoint"):
+        interpret(model, IDS, str, 0, 8, lambda n: None)
 
 
 HOSTILE = ["<script>alert(1)</script>", "\u202e", "\x00", "&amp;", '"><img src=x onerror=y>', "]]>", "\ud800", "日本"]
