@@ -188,11 +188,11 @@ def refuse_groups(recipe: TrainRecipe, vocabulary: int, folder: Path = Path()) -
 def _group(recipe: TrainRecipe, vocabulary: int, folder: Path) -> None:
     import torch
 
-    from pretrain.model.decoder import Decoder
+    from pretrain.encoder_decoder.model_of_pairs import make_model
     from pretrain.optim.optimizers import make_optimizer, parameter_groups
 
     with torch.device("meta"):
-        model = Decoder(recipe.model, vocabulary)
+        model = make_model(recipe.model, vocabulary)
     groups = parameter_groups(model.named_parameters(), recipe.optim, lambda parameter: parameter.shape)
     if recipe.optim.function:
         make_optimizer(groups, recipe.optim, folder)

@@ -19,7 +19,14 @@ from data_pipeline.filters.own_filters import OwnFilterConfig
 from data_pipeline.ingest import IngestConfig
 from data_pipeline.pii.redact import PiiConfig
 from data_pipeline.readers.file_types.code_settings import LicenceLists
-from data_pipeline.readers.sources import CodeSource, Source, SyntheticSource, kept_columns, licence_lists
+from data_pipeline.readers.sources import (
+    CodeSource,
+    ParallelSource,
+    Source,
+    SyntheticSource,
+    kept_columns,
+    licence_lists,
+)
 from data_pipeline.tokens.encode import EncodeConfig
 from data_pipeline.tokens.mixture_sizes import SOURCE, MixConfig, fault_of_shares
 from data_pipeline.tokens.pack import PackConfig
@@ -82,27 +89,37 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _answers_are_whole(self) -> DataConfig:
-        if self.encode.loss_on == "all":
+        loss_on = self.encode.loss_on
+        pairs = [one.name for one in self.sources if isinstance(one, ParallelSource)]
+        if loss_on != "targets" and pairs:
+            raise ValueError(
+                f"source {pairs[0]} has pairs of texts: set encode.loss_on = 'targets', which keeps the two apart"
+            )
+        if loss_on == "all":
             return self
-        other = [one.name for one in self.sources if getattr(one, "messages_form", "") != "instructions"]
+        if loss_on == "targets":
+            other, needed = [one.name for one in self.sources if one.name not in pairs], "type = 'parallel'"
+        else:
+            other = [one.name for one in self.sources if getattr(one, "messages_form", "") != "instructions"]
+            needed = "messages_form = 'instructions'"
         if other:
             raise ValueError(
-                f"encode.loss_on = 'answers' needs messages_form = 'instructions' in every source; it is not in "
-                f"{', '.join(other)}"
+                f"encode.loss_on = {loss_on!r} needs {needed} in every source; it is not in {', '.join(other)}"
             )
         if self.pack is None or self.pack.min_used_share:
             raise ValueError(
-                "encode.loss_on = 'answers' needs [data.pack] with min_used_share = 0, so that no row cuts a chat"
+                f"encode.loss_on = {loss_on!r} needs [data.pack] with min_used_share = 0, so that no row cuts a chat "
+                "or a pair"
             )
         if self.paragraphs is not None or self.substrings is not None:
             raise ValueError(
-                "encode.loss_on = 'answers' excludes [data.paragraphs] and [data.substrings], which cut repeated text "
-                "out of chats, such as their system prompt; remove the section"
+                f"encode.loss_on = {loss_on!r} excludes [data.paragraphs] and [data.substrings], which cut repeated "
+                "text out of chats and pairs, such as a system prompt; remove the section"
             )
         if cuts_lines(self.clean):
             raise ValueError(
-                "encode.loss_on = 'answers' excludes clean.c4_lines, which the preset 'fineweb' turns on: it cuts "
-                "lines out of chats; set clean.c4_lines = false"
+                f"encode.loss_on = {loss_on!r} excludes clean.c4_lines, which the preset 'fineweb' turns on: it cuts "
+                "lines out of chats and pairs; set clean.c4_lines = false"
             )
         return self
 

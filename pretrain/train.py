@@ -33,7 +33,7 @@ from governance.processes import importing
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
 from pretrain.callbacks import open_callbacks
 from pretrain.checkpoint.load import parent_of, refuse_unlike
-from pretrain.config.training import EngineConfig, Settings, TrainConfig, TrainRecipe
+from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.distillation.lesson import Lesson, lesson_of
 from pretrain.distributed.lease import hold_folder
 from pretrain.distributed.preemption import watch_signals
@@ -137,7 +137,7 @@ def train(
             _refuse_unlike_ranks(gather(key))  # before a rank keeps a lease in another folder
             lease.follow(gather(lease.number)[0])
             check_start(recipe, settings, hardware_of(ranks, device))
-            train_rows, validation_rows = _open_data(tokens, recipe.train, runtime.root, ranks)
+            train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
             if lesson is not None:
                 train_rows = lesson.open_rows(train_rows, runtime.root, gather, (ranks.rank, ranks.world_size))
             own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
@@ -288,15 +288,24 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
         gc.unfreeze()  # what `importing` kept from collections
 
 
-def _open_data(tokens: Manifest, train: TrainConfig, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
+def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
+    train = recipe.train
     from pretrain.data.batch_size import batch_sizes
-    from pretrain.data.dataset import altered_shards, open_rows, refuse_altered, refuse_small
+    from pretrain.data.dataset import (
+        altered_shards,
+        open_rows,
+        refuse_altered,
+        refuse_other_than_pairs,
+        refuse_small,
+    )
     from pretrain.data.tokenizer_check import refuse_foreign_vocabulary
     from pretrain.distributed.process_group import gather
 
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
+    if recipe.model.encoder_layers:
+        refuse_other_than_pairs(tokens, root)
     train_rows = open_rows(tokens, "train", root, train.sequence_length)
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))

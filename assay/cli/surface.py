@@ -15,6 +15,7 @@ from assay.cli.option_values import flag, hours, natural, path, positive, prefix
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
+    "transformer-base", "transformer-big",
 )  # fmt: skip
 """The shipped configurations; pinned, so that `--help` reads no folder."""
 _WITHOUT_JSON = ("completion", "schema", "logs", "preflight", "review")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from data_pipeline.readers.file_types.pair_files import split_sides
 from data_pipeline.readers.hub import list_hub, local_files
 from data_pipeline.readers.local import FoundFiles, find_files, find_paths
 from data_pipeline.readers.package import fetch
@@ -17,6 +18,7 @@ from data_pipeline.readers.sources import (
     HubSource,
     OwnSource,
     PackageSource,
+    ParallelSource,
     Source,
     SyntheticSource,
     WarcSource,
@@ -124,7 +126,10 @@ def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime)
         ]
         for files in ([(file.name, file.path) for file in here.files], beside)
     )
-    return SourceFiles(source, [*items, *local], more, here.unread)
+    items += local
+    if isinstance(source, ParallelSource):
+        items, more = split_sides(source.name, source, items)
+    return SourceFiles(source, items, more, here.unread)
 
 
 def fetched_items(outputs: Iterable[tuple[str, Output]], digests: Digests, root: Path) -> list[SourceItem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.readers.archive import members, read_blocks
 from data_pipeline.readers.file_types.arrow_files import read_arrow_file, read_orc
 from data_pipeline.readers.file_types.delimited import read_csv
+from data_pipeline.readers.file_types.pair_files import read_pairs
 from data_pipeline.readers.file_types.teacher_answers import read_answers
 from data_pipeline.readers.file_types.web_captures import read_wacz, read_wet
 from data_pipeline.readers.hub import read_hub, read_hub_file, read_json
@@ -27,6 +28,7 @@ from data_pipeline.readers.sources import (
     OrcSource,
     OwnSource,
     PackageSource,
+    ParallelSource,
     ParquetSource,
     Source,
     SyntheticSource,
@@ -62,8 +64,8 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
             )
             for item in work.items
         )
-    elif isinstance(source, WetSource):
-        readings = ((item.file, True, read_wet(item.local, item.file, source, passed)) for item in work.items)
+    elif isinstance(source, WetSource | ParallelSource):
+        readings = ((item.file, True, _read_counting(source, item, work.beside, passed)) for item in work.items)
     elif isinstance(source, MediawikiSource):
         from data_pipeline.readers.file_types.mediawiki import read_mediawiki  # loads the parsers of pages
 
@@ -86,6 +88,15 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
 
 _Readings = Iterator[tuple[str, bool, Iterator[Record | RecordFault]]]
 """Each file's name, whether it is read whole, and what is read."""
+
+
+def _read_counting(
+    source: WetSource | ParallelSource, item: SourceItem, beside: Sequence[SourceItem], passed: Counter[str]
+) -> Iterator[Record | RecordFault]:
+    """The records of a file that holds more than records."""
+    if isinstance(source, ParallelSource):
+        return read_pairs(item, source, beside, passed)
+    return read_wet(item.local, item.file, source, passed)
 
 
 def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:

@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from data_pipeline.readers.file_types.chats import MessagesForm
 from data_pipeline.readers.file_types.code_settings import FACTS, CodeRows, Fact, LicenceLists
 from data_pipeline.readers.file_types.delimited import Dialect
+from data_pipeline.readers.file_types.pair_settings import PairSettings
 from data_pipeline.readers.file_types.teacher_settings import TeacherSettings
 from data_pipeline.readers.pages.extraction import ASSAY, Extraction, Extractor, Structure
 from data_pipeline.readers.record import Fields
@@ -348,6 +349,12 @@ class MediawikiSource(Origin, _Paths):
         return Fields(text="text", url="url", columns=self.columns)
 
 
+class ParallelSource(PairSettings, Origin, _Paths):
+    """Texts and their translations: aligned files, .po and .tmx."""
+
+    type: Literal["parallel"]
+
+
 class OwnSource(_Rows, _Paths):
     """Files that a function of the run's own reads."""
 
@@ -551,6 +558,7 @@ PathSource = (
     | WarcSource
     | WetSource
     | MediawikiSource
+    | ParallelSource
     | CodeSource
     | OwnSource
 )

@@ -28,13 +28,19 @@ from governance.kernels.buffers import text_buffers
 
 Answers = npt.NDArray[np.bool_]
 """[tokens], True where a token is predicted in training."""
-_ANSWER = re.compile(rb"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
+ANSWER = re.compile(rb"<\|im_start\|>assistant\n(.*?<\|im_end\|>)", re.DOTALL)
 
 
-def answers_of(table: pa.Table, ids: npt.NDArray[np.integer], ends: npt.NDArray[np.int64], encoder: Encoder) -> Answers:
+def answers_of(
+    table: pa.Table,
+    ids: npt.NDArray[np.integer],
+    ends: npt.NDArray[np.int64],
+    encoder: Encoder,
+    pattern: re.Pattern[bytes] = ANSWER,
+) -> Answers:
     """Mark the tokens of answers in the documents of a table.
 
-    Their tokens are `ids`, and they end at `ends`.
+    Their tokens are `ids`, and they end at `ends`. Answers are the first groups of the pattern's matches.
 
     Raises:
         PipelineError: a document has no answer.
@@ -45,8 +51,8 @@ def answers_of(table: pa.Table, ids: npt.NDArray[np.integer], ends: npt.NDArray[
     for number, (first, last) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
         pieces = [encoder.pieces[index] for index in ids[first:last].tolist()]
         text = b"".join(pieces)
-        spans = [answer.span(1) for answer in _ANSWER.finditer(text)]
-        written = len(_ANSWER.findall(data[offsets[number] : offsets[number + 1]].tobytes()))
+        spans = [answer.span(1) for answer in pattern.finditer(text)]
+        written = len(pattern.findall(data[offsets[number] : offsets[number + 1]].tobytes()))
         if not written:
             raise PipelineError(
                 f"encode: the document {table['id'][number].as_py()} has no answer to learn from. Read its source with "
@@ -54,8 +60,8 @@ def answers_of(table: pa.Table, ids: npt.NDArray[np.integer], ends: npt.NDArray[
             )
         if len(spans) != written:
             raise ConfigError(
-                f"data.encode.loss_on = 'answers': document {table['id'][number].as_py()} has {written} answers, and "
-                f"{len(spans)} after the tokenizer, which changes the markers of chats. Take another tokenizer."
+                f"data.encode.loss_on: document {table['id'][number].as_py()} has {written} answers or targets, and "
+                f"{len(spans)} after the tokenizer, which changes the markers around them. Take another tokenizer."
             )
         if not text[spans[-1][1] :].strip():
             spans[-1] = (spans[-1][0], len(text) + 1)  # the end-of-document token begins at len(text)

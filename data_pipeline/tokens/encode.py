@@ -51,10 +51,11 @@ from data_pipeline.documents import (
     required,
     write_table,
 )
-from data_pipeline.tokens.answers import Answers, answers_of
+from data_pipeline.tokens.answers import ANSWER, Answers, answers_of
 from data_pipeline.tokens.encoder import Encoder
 from data_pipeline.tokens.labels import ClassificationConfig, Labelled, content_digests, count_labels, split_documents
 from data_pipeline.tokens.mix import PLAN_SCHEMA, read_buckets
+from data_pipeline.tokens.pairs import TARGET, sources_of
 from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
 from data_pipeline.tokens.tokenizer import BEGIN, load_encoder
 from governance.config import Section
@@ -80,6 +81,7 @@ FEATURES_SCHEMA = required(
 )
 _SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
 _ROUND_TRIP_ONE_IN = 64
+_LEARNED = {"answers": ANSWER, "targets": TARGET}
 _COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
 
 Integers = npt.NDArray[np.int64]
@@ -90,8 +92,9 @@ class EncodeConfig(Section):
 
     validation_share: float = Field(default=0.02, ge=0.0, lt=1.0)
     """Expected share of distinct texts that is held out for validation; 0 holds none out."""
-    loss_on: Literal["all", "answers"] = Field(default="all", exclude_if="all".__eq__)
-    """Tokens that training predicts: all, or those of the answers of chats read as `messages_form = "instructions"`."""
+    loss_on: Literal["all", "answers", "targets"] = Field(default="all", exclude_if="all".__eq__)
+    """Tokens that training predicts: all; those of the answers of chats read as `messages_form = "instructions"`; or
+    those of the targets of pairs (sources of type `parallel`)."""
     classification: ClassificationConfig | None = Field(default=None, exclude_if=lambda config: config is None)
     """Predict the labels of documents, and nothing of their texts; absent: a language model."""
 
@@ -142,7 +145,9 @@ def encode_table(
         labelled = labelled.at(written) if labelled is not None else None
     table = table.combine_chunks()
     ids, ends = encoder.encode_column(table["text"])
-    splits, checked, failed = _splits(table["text"], ids, ends, encoder, config)
+    # Pairs by their sources, so that no source stands on both sides with two targets.
+    alike = sources_of(table) if config.loss_on == "targets" else table["text"]
+    splits, checked, failed = _splits(table["text"], alike, (ids, ends), encoder, config)
     if labelled is not None:
         _refuse_textless(table, ends)
         splits = labelled.sides.tolist()
@@ -166,8 +171,8 @@ def encode_table(
             replace(one, label=number, bytes=sizes_of[number])
             for one, number in zip(documents, labelled.numbers.tolist(), strict=True)
         ]
-    elif config.loss_on == "answers":
-        answers = answers_of(table, ids, ends, encoder)
+    elif config.loss_on != "all":
+        answers = answers_of(table, ids, ends, encoder, _LEARNED[config.loss_on])
         bounds = pairwise(ends.tolist())
         documents = [
             _answered(one, answers[slice(*bound)], encoder) for one, bound in zip(documents, bounds, strict=True)
@@ -196,15 +201,19 @@ def _answered(document: EncodedDocument, answers: Answers, encoder: Encoder) -> 
 
 
 def _splits(
-    texts: pa.ChunkedArray, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder, config: EncodeConfig
+    texts: pa.ChunkedArray,
+    alike: pa.Array,
+    encoded: tuple[npt.NDArray[Any], Integers],
+    encoder: Encoder,
+    config: EncodeConfig,
 ) -> tuple[list[str], int, int]:
-    """The split of each text.
+    """The split of each text, by its part in `alike`.
 
     The result also has how many were decoded again, and how many of these differ from the text.
     """
     from governance.kernels.buffers import text_buffers
 
-    digests = content_digests(texts)
+    digests, (ids, ends) = content_digests(alike), encoded
     data, offsets = text_buffers(texts)
     chosen = [place for place, d in enumerate(digests) if place == 0 or int(d[-4:], 16) % _ROUND_TRIP_ONE_IN == 0]
     failed = 0

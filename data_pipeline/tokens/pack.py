@@ -92,9 +92,9 @@ def pieces_of(shards: Sequence[TokenShard], sequence_length: int) -> npt.NDArray
         chunks = -(-predictions // sequence_length)
         if shard.answers is not None and (long := int((chunks > 1).sum())):
             raise PipelineError(
-                f"pack: {long:,} chats of {shard.path} are longer than data.pack.sequence_length = {sequence_length}: "
-                f"an answer would lose its prompt. The longest has {int(predictions.max()) + 1:,} tokens. Raise that "
-                f"length and train.sequence_length, or leave such chats out."
+                f"pack: {long:,} chats or pairs of {shard.path} are longer than data.pack.sequence_length = "
+                f"{sequence_length}: an answer would lose its prompt, a target its source. The longest has "
+                f"{int(predictions.max()) + 1:,} tokens. Raise that length and train.sequence_length, or drop them."
             )
         total = int(chunks.sum())
         part = np.empty(total, PIECE)

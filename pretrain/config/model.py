@@ -88,7 +88,7 @@ class MoeConfig(Section):
 
 
 class ModelConfig(Section):
-    """A decoder-only Transformer (arXiv:1706.03762); fields as in a Hugging Face Llama configuration.
+    """A Transformer (arXiv:1706.03762); fields as in a Hugging Face Llama configuration.
 
     The vocabulary's size is not a setting: it is that of the token shards, padded to a multiple of 128
     (`padded_vocabulary`).
@@ -168,8 +168,9 @@ class ModelConfig(Section):
 
     tie_word_embeddings: bool = False
     """Use the input embedding as the output projection too (arXiv:1608.05859)."""
-    initialisation: Literal["depth_scaled", "normal", "mup"] = "depth_scaled"
-    """Deviation of matrices. normal: initializer_range. depth_scaled: and the two that write into the stream divided by
+    initialisation: Literal["depth_scaled", "normal", "mup", "xavier"] = "depth_scaled"
+    """Deviation of matrices. normal: initializer_range. xavier: of a block's matrices sqrt(2 / (rows + columns))
+    (Glorot and Bengio 2010). depth_scaled: and the two that write into the stream divided by
     sqrt(2 layers) (GPT-2, section 2.3). mup: that, and by width, with learning rates and the output's scale too, so
     that a rate that is best at mup_base_width stays best at any width (arXiv:2203.03466, table 8)."""
     initializer_range: float = Field(default=0.02, gt=0)
@@ -186,6 +187,16 @@ class ModelConfig(Section):
     num_labels: int = Field(default=0, ge=0, exclude_if=lambda labels: not labels)
     """Rows of a classification head in place of the output projection: as many as `data.encode.classification` has
     labels, from which it follows. 0: a language model."""
+
+    encoder_layers: int = Field(default=0, ge=0, exclude_if=lambda layers: not layers)
+    """Blocks of an encoder that reads the source of each pair (arXiv:1706.03762, section 3.1); num_hidden_layers are
+    then those of the decoder. 0: a decoder alone. See `docs/translation.md`."""
+    dropout: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: not share)
+    """With an encoder: share of the elements of each sub-layer's output, and of the embeddings, that training sets to
+    zero (arXiv:1706.03762, section 5.4)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: not share)
+    """With an encoder: share of each target's probability that is spread evenly over the vocabulary
+    (arXiv:1512.00567, section 7). Reported losses are without it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -273,6 +284,34 @@ class ModelConfig(Section):
             )
         if self.query_pre_attn_scalar and self.initialisation == "mup":
             raise ValueError("query_pre_attn_scalar with initialisation = 'mup', which says that scale; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _encoder(self) -> ModelConfig:
+        """Refuse parts that the encoder-decoder does not have, or that need it."""
+        if not self.encoder_layers:
+            if self.dropout or self.label_smoothing:
+                raise ValueError(
+                    f"dropout = {self.dropout} and label_smoothing = {self.label_smoothing} act with an encoder only; "
+                    f"set encoder_layers, or remove them"
+                )
+            return self
+        needed = {
+            "position_embedding": "sinusoidal",
+            "norm_position": "post",
+            "num_key_value_heads": self.num_attention_heads,
+            "moe": None,
+            "sliding_window": None,
+            "attn_logit_softcapping": None,
+            "qk_norm": False,
+            "embedding_norm": False,
+            "num_labels": 0,
+        }
+        if wrong := [name for name, value in needed.items() if getattr(self, name) != value]:
+            listed = ", ".join(f"{name} = {needed[name]!r}, not {getattr(self, name)!r}" for name in wrong)
+            raise ValueError(f"encoder_layers = {self.encoder_layers} is the original Transformer, which has {listed}")
+        if self.initialisation == "mup":
+            raise ValueError("encoder_layers with initialisation = 'mup': set 'xavier'; widths are not scaled here")
         return self
 
     @property

@@ -278,6 +278,20 @@ def _open_packed(
     return tuple(indices)
 
 
+def refuse_other_than_pairs(tokens: Manifest, root: Path) -> None:
+    """Raise unless the rows hold whole pairs of texts.
+
+    Raises:
+        ConfigError: the token shards are of other texts, or rows may cut them.
+    """
+    encoded = packed_from(tokens, root) if tokens.stage == _PACKED else tokens
+    if tokens.stage != _PACKED or encoded.config.get("loss_on") != "targets" or tokens.stats.get("train_cuts"):
+        raise ConfigError(
+            f"model.encoder_layers is set, but {tokens.folder} has no whole pairs of texts. Read them with sources of "
+            f"type 'parallel', and set data.encode.loss_on = 'targets' and [data.pack] with min_used_share = 0."
+        )
+
+
 def refuse_small(rows: Rows, global_batch_size: int) -> None:
     """Raise if one batch would show a row twice.
 

@@ -23,13 +23,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from governance.files import sha256_bytes
+from governance.splitmix64 import INCREMENT, finalise, finalise_word
 from pretrain.data.dataset import Rows, micro_batches
 from pretrain.data.sampler import RowSampler, sampler_of
 
@@ -86,15 +87,27 @@ def read_step(rows: Rows, order: RowSampler, step: int, share: tuple[int, int, i
     """
     began = time.thread_time()
     numbers, first = order.rows(step), order.sizes.before(step)
-    batches = [rows.batch(group) for group in micro_batches(numbers, *share)]
-    places = itertools.chain.from_iterable(micro_batches(list(range(first, first + len(numbers))), *share))
-    digest = digest_words([batch.tokens.numpy() for batch in batches], list(places))
+    places = list(micro_batches(list(range(first, first + len(numbers))), *share))
+    batches = [
+        replace(rows.batch(group), seeds=seeds_of(order.seed, of_group))
+        for group, of_group in zip(micro_batches(numbers, *share), places, strict=True)
+    ]
+    digest = digest_words([batch.tokens.numpy() for batch in batches], list(itertools.chain.from_iterable(places)))
     targets = sum(int(np.count_nonzero(batch.targets.numpy() >= 0)) for batch in batches)
     if device.type == "cuda":
         with torch.cuda.device(device):  # else each rank's thread would hold memory of card 0
             batches = [batch.pinned() for batch in batches]
     mixture = order.mixture.weights().get(step) if order.mixture is not None else None
     return StepRows(step, numbers, batches, targets, digest, mixture, time.thread_time() - began)
+
+
+def seeds_of(seed: int, places: Sequence[int]) -> torch.Tensor:
+    """Random numbers of rows, int64, from the seed and their places.
+
+    Places are those in the run. So what is random in training does not depend on ranks, micro batches or restarts.
+    """
+    words = np.array(places, np.uint64) * INCREMENT + np.uint64(finalise_word(seed + 1))
+    return torch.from_numpy(finalise(words).view(np.int64))
 
 
 def digest_words(tokens: Sequence[np.ndarray[Any, Any]], places: Sequence[int]) -> list[int]:

@@ -31,6 +31,7 @@ from governance.processes import importing
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import layout_of
 from pretrain.distributed.process_group import Ranks, broadcast, gather
+from pretrain.encoder_decoder.model_of_pairs import EncoderDecoder
 from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config, without_leaf_modules
 from pretrain.engine.expert_groups import mark_experts, marked, register, separated
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
@@ -83,8 +84,8 @@ class Engine(Wrapped):
         """Objective and nats per token of a micro batch (see `Decoder.forward`)."""
         rows = batch.to(self.device)
         known = (documents_at_most(batch.segments),) if self.counts_documents else ()
-        drawn = {} if rows.drawn is None else {"drawn": rows.drawn}
-        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known, **drawn)
+        more = self.deepspeed.module.more_of(batch) | ({} if rows.drawn is None else {"drawn": rows.drawn})
+        return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known, **more)
 
     def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:
         """Accumulate the gradient of `objective / targets` of the global batch.
@@ -169,7 +170,11 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
         refuse_unknown_keys(config)
     with translated_errors():
         make = functools.partial(
-            made or Decoder, recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention
+            made or (EncoderDecoder if recipe.model.encoder_layers else Decoder),
+            recipe.model,
+            vocabulary_size,
+            settings.activation_checkpointing,
+            settings.attention,
         )
         experts = _expert_parts(ranks, settings)
         register(experts, deepspeed.utils.groups, deepspeed.runtime.engine, deepspeed.runtime.bf16_optimizer)

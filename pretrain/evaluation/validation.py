@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from governance.errors import CheckpointError
+from governance.errors import CheckpointError, ConfigError
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state, weights
 from pretrain.config.training import EngineConfig
@@ -211,6 +211,8 @@ def evaluate(
             f"{rows.vocabulary_size}; give the configuration that it was trained with"
         )
     refuse_foreign_tokenizer(manifest, tokens, root)
+    if suite is not None:
+        require_language_model(manifest)
     tasks = suite(train.sequence_length) if suite is not None else None
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
     device = device_of(Ranks(), engine.device)
@@ -246,12 +248,19 @@ def in_precision(model: Any, precision: str) -> tuple[Any, Callable[[], Abstract
 
 
 def require_language_model(checkpoint: Manifest) -> None:
-    """Raise if a checkpoint predicts labels.
+    """Raise unless a checkpoint continues texts.
 
     Raises:
         CheckpointError: it is a classifier.
+        ConfigError: it has an encoder.
     """
-    if labels := identity_of(checkpoint).recipe.model.num_labels:
+    model = identity_of(checkpoint).recipe.model
+    if model.encoder_layers:
+        raise ConfigError(
+            f"{checkpoint.folder}: is an encoder-decoder, which continues no text, so it has no tasks, generation or "
+            f"audit; see docs/translation.md"
+        )
+    if labels := model.num_labels:
         raise CheckpointError(
             f"{checkpoint.folder}: is a classifier of {labels} labels, which has no tokens to predict; use it with: "
             f"assay classify evaluate CONFIG CHECKPOINT"
@@ -266,11 +275,11 @@ def load_decoder(manifest: Manifest, root: Path) -> Any:
     """
     import torch
 
-    from pretrain.model.decoder import Decoder
+    from pretrain.encoder_decoder.model_of_pairs import make_model
     from pretrain.model.expert_bias import attach_expert_bias, restore_expert_bias
 
     identity = identity_of(manifest)
-    model = Decoder(identity.recipe.model, identity.vocabulary_size)
+    model = make_model(identity.recipe.model, identity.vocabulary_size)
     with weights(manifest, root) as files, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(files.read(name, parameter.shape))

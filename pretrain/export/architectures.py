@@ -48,7 +48,13 @@ _HEAD, _HEADS = "lm_head.weight", ("lm_head.weight", "embed_out.weight")
 
 
 def family_of(model: ModelConfig) -> Family:
-    """Native architecture that computes exactly what `model` does, else Assay's own."""
+    """Native architecture that computes exactly what `model` does, else Assay's own.
+
+    Raises:
+        ConfigError: the model has an encoder.
+    """
+    if model.encoder_layers:
+        raise ConfigError("assay export: the model is an encoder-decoder, for which there is no form of export")
     for candidate in (_llama, _experts, _gpt, gemma, olmo):
         found = None if model.value_residual else candidate(model)
         if found is not None:

@@ -254,10 +254,10 @@ def _parameter_sizes(identity: CheckpointIdentity) -> dict[str, int]:
     """Elements of each parameter, in the model's order; allocates no weights."""
     import torch
 
-    from pretrain.model.decoder import Decoder
+    from pretrain.encoder_decoder.model_of_pairs import make_model
 
     with torch.device("meta"):
-        model = Decoder(identity.recipe.model, identity.vocabulary_size)
+        model = make_model(identity.recipe.model, identity.vocabulary_size)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     moe = identity.recipe.model.moe
     return (

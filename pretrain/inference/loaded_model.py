@@ -34,7 +34,7 @@ def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path) -> Loaded
     """Language model of a verified checkpoint.
 
     Raises:
-        ConfigError: the device that `engine` requests does not exist.
+        ConfigError: the device that `engine` requests does not exist, or the model has an encoder.
         CheckpointError: the files belong to another model, or it is a classifier.
     """
     require_language_model(checkpoint)

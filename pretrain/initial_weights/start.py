@@ -235,8 +235,8 @@ def parameter_shapes(model: ModelConfig, vocabulary_size: int) -> dict[str, tupl
     """Shapes of the model's parameters by name; allocates no weights."""
     import torch
 
-    from pretrain.model.decoder import Decoder
+    from pretrain.encoder_decoder.model_of_pairs import make_model
 
     with torch.device("meta"):
-        decoder = Decoder(model, vocabulary_size)
+        decoder = make_model(model, vocabulary_size)
     return {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ class Batch:
     """int64 [B, L], number of the document's "source/language" (`Rows.origins`), -1 where nothing is predicted."""
     drawn: torch.Tensor | None = None
     """int64 [B, L, samples], next tokens drawn from a teacher's distributions; None: there are none."""
+    seeds: torch.Tensor | None = None
+    """int64 [B], in training: a random number of each row, from which dropout follows."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy of the rows on another device."""
@@ -51,7 +53,9 @@ class Batch:
         return self._each(lambda column: column.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        columns = (self.tokens, self.targets, self.segments, self.positions, self.origins, self.drawn)
+        columns = (
+            self.tokens, self.targets, self.segments, self.positions, self.origins, self.drawn, self.seeds,
+        )  # fmt: skip
         return Batch(*(None if column is None else change(column) for column in columns))
 
 
@@ -139,6 +143,11 @@ class Decoder(nn.Module):
         self.lm_head = Head(config.hidden_size, config.head_rows(vocabulary_size), rule)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @staticmethod
+    def more_of(batch: Batch) -> dict[str, Any]:
+        """Arguments of `forward` beside the rows, from a batch on the CPU."""
+        return {}
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """[B, L, padded vocabulary], in the model's precision."""

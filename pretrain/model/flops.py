@@ -44,9 +44,21 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: 
     weights = _body(config, vocabulary_size, _experts_used(config))
     if config.tied:
         weights += padded_vocabulary(vocabulary_size) * config.hidden_size
+    if config.encoder_layers:
+        return _flops_per_token_of_pairs(config, weights, sequence_length)
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
     seen = sum(min(sequence_length, window or sequence_length) for window in windows)
     return 6 * weights + 12 * config.attention_width * seen
+
+
+def _flops_per_token_of_pairs(config: ModelConfig, weights: int, sequence_length: int) -> int:
+    """FLOPs per token of an encoder-decoder; half are sources.
+
+    Each weight is met by half of the tokens. The two sides see half a row each: the encoder's and the decoder's own
+    half, and the decoder's the encoder's too.
+    """
+    layers = config.encoder_layers + 2 * config.num_hidden_layers
+    return 3 * weights + 12 * config.attention_width * (sequence_length // 2) * layers // 2
 
 
 def piece_tokens(vocabulary: int, device: str) -> int:
@@ -73,8 +85,25 @@ def _body(config: ModelConfig, vocabulary_size: int, experts: int) -> int:
     """
     width = config.hidden_size
     output = 0 if config.tied else config.head_rows(vocabulary_size) * width
+    if config.encoder_layers:
+        return output + _pair_blocks(config)
     norms = int(config.norm_position != "post") + int(config.embedding_norm)
     return output + norms * _norm(config) + config.num_hidden_layers * _block(config, experts)
+
+
+def _pair_blocks(config: ModelConfig) -> int:
+    """Blocks of an encoder-decoder, whose attention has no biases (arXiv:1706.03762, section 3).
+
+    A block of the decoder has a second attention and a third norm.
+    """
+    one = config.model_copy(update={"encoder_layers": 0, "bias": False})
+    attention = 4 * config.hidden_size * config.attention_width
+    biases = 0
+    if config.bias:
+        biases = config.intermediate_size * (2 if config.gated else 1) + config.hidden_size
+    plain = _block(one, 1) - 2 * _norm(one) + biases
+    encoder, decoder = plain + 2 * _norm(config), plain + attention + 3 * _norm(config)
+    return config.encoder_layers * encoder + config.num_hidden_layers * decoder
 
 
 def _norm(config: ModelConfig) -> int:

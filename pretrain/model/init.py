@@ -49,7 +49,7 @@ def initial_deviation(name: str, config: ModelConfig) -> float:
     deviation = config.initializer_range / math.sqrt(config.width_ratio)
     if name.endswith(_ROUTER):
         return deviation / math.sqrt(config.width_ratio)
-    if name.endswith(_INTO_STREAM) and config.initialisation != "normal":
+    if name.endswith(_INTO_STREAM) and config.initialisation not in ("normal", "xavier"):
         return deviation / math.sqrt(2 * config.num_hidden_layers)
     return deviation
 
@@ -66,6 +66,8 @@ def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int)
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
     deviation = initial_deviation(name, config)
+    if config.initialisation == "xavier" and not name.endswith((*_EMBEDDINGS, _OUTPUT)):
+        deviation = math.sqrt(2 / sum(shape))
     if not deviation:
         return torch.zeros(shape)
     digest = sha256_bytes(f"{seed}/{name}".encode())

@@ -40,6 +40,10 @@ class Logits:
     scale: float = 1.0
     softcap: float | None = None
     z_loss: float = 0.0
+    smoothing: float = 0.0
+    """Share of each target's probability that is spread over all ids (arXiv:1512.00567, section 7)."""
+    ids: int = 0
+    """With smoothing: the vocabulary's size; rows of padding get no share."""
 
     def of(self, products: torch.Tensor) -> torch.Tensor:
         """Logits from the output projection's products."""
@@ -128,7 +132,18 @@ def _by_autograd(
         level, of_target = (values.squeeze(-1) for values in part.level(logits, places.unsqueeze(-1), mine))
         nats = torch.where(counted, level - of_target, 0.0)
     added = rule.z_loss * (level.square() * counted).sum() if rule.z_loss else 0.0
+    if rule.smoothing:
+        added = added + _smoothed(logits.log_softmax(-1), nats, counted, rule)
     return nats.sum() + added, nats.detach()
+
+
+def _smoothed(log_probabilities: torch.Tensor, nats: torch.Tensor, counted: torch.Tensor, rule: Logits) -> torch.Tensor:
+    """Smoothed cross entropies less the plain ones, summed.
+
+    A smoothed one is (1 - e) nats - e x the mean log probability of all ids.
+    """
+    spread = -log_probabilities[:, : rule.ids].mean(-1)
+    return rule.smoothing * torch.where(counted, spread - nats, 0.0).sum()
 
 
 class _InPieces(torch.autograd.Function):
@@ -216,11 +231,15 @@ def _softmax_losses(
         log_probabilities, of_target = logits - level, of_target - level
     nats = torch.where(counted, -of_target.squeeze(-1), 0.0)
     extra = rule.z_loss * torch.where(counted, level.squeeze(-1).square(), 0.0).sum()
+    if rule.smoothing:
+        extra = extra + _smoothed(log_probabilities, nats, counted, rule)
     if learns:
         slopes = log_probabilities.exp_()
         if rule.z_loss:
             slopes.mul_(1.0 + 2.0 * rule.z_loss * level)
-        slopes.scatter_add_(-1, places, -hit.float())
+        slopes.scatter_add_(-1, places, (rule.smoothing - 1.0) * hit.float())
+        if rule.smoothing:
+            slopes[:, : rule.ids] -= rule.smoothing / rule.ids
         if rule.softcap is not None:
             slopes.mul_(1.0 - (logits / rule.softcap).square())
         products.copy_(slopes.mul_(counted.unsqueeze(-1) * rule.scale))
@@ -241,6 +260,8 @@ def _softmax_losses_fused(
     products: torch.Tensor, targets: torch.Tensor, rule: Logits, learns: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`_softmax_losses` by one compiled kernel."""
+    if rule.smoothing:  # the kernel has none
+        return _softmax_losses(products, targets, rule, learns)
     compiling = torch.compiler.is_compiling()
     if not compiling:  # compile once for pieces of any size
         for tensor in (products, targets):

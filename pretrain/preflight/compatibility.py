@@ -20,6 +20,7 @@ from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
 from pretrain.preflight.distillation_rules import students_learn_whole_rows
+from pretrain.preflight.encoder_decoder_rules import encoder_decoders_run_plainly
 from pretrain.preflight.expert_rules import (
     across_nodes,
     expert_groups_are_alike,
@@ -438,6 +439,7 @@ RULES: tuple[Rule, ...] = (
     own_optimizers_are_elementwise_where_ranks_share,
     evaluation_rows_divide,
     students_learn_whole_rows,
+    encoder_decoders_run_plainly,
 )
 
 
@@ -545,9 +547,7 @@ def profiled_ranks_exist(recipe: TrainRecipe, settings: Settings, hardware: Hard
     absent = [rank for rank in settings.profile.ranks if not 0 <= rank < hardware.world_size]
     if not absent:
         return None
-    return (
-        f"profile.ranks names {', '.join(map(str, absent))}: the ranks of this run are 0 to {hardware.world_size - 1}"
-    )
+    return f"profile.ranks names {', '.join(map(str, absent))}: this run has ranks 0 to {hardware.world_size - 1}"
 
 
 WARNINGS: tuple[Rule, ...] = (

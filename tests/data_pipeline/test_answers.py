@@ -162,7 +162,7 @@ def test_a_tokenizer_that_changes_the_markers_is_refused(encoder, old, new):
     text = text_of([(ASK, "(|im_start|>assistant\nx<|im_end|>", "b")])[0]
     text = text.replace("x<|im_end|>", "x(|im_end|>")
     assert encode_table(table_of([text]), encoder, ANSWERS, np.ones(1, np.int64)).stats["answer_tokens"]
-    with pytest.raises(ConfigError, match=r"has 1 answers, and [02] after the tokenizer"):
+    with pytest.raises(ConfigError, match=r"has 1 answers or targets, and [02] after the tokenizer"):
         encode_table(table_of([text]), other, ANSWERS, np.ones(1, np.int64))
 
 
@@ -198,7 +198,8 @@ def test_a_chat_longer_than_a_row_is_refused(encoder, tmp_path):
     write_token_shard(tmp_path / "a.tokens", made.documents, encoder.vocabulary_size, encoder.end_of_document)
     shard = TokenShard.open(tmp_path / "a.tokens")
     assert len(pieces_of([shard], sizes[2] - 1)) == 3
-    with pytest.raises(PipelineError, match=rf"2 chats of .* lose its prompt\. The longest has {sizes[2]} tokens"):
+    words = rf"2 chats or pairs of .* its source\. The longest has {sizes[2]} tokens"
+    with pytest.raises(PipelineError, match=words):
         pieces_of([shard], sizes[0] - 1)
 
 

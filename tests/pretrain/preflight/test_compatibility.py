@@ -71,6 +71,7 @@ def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, 
     return recipe, Settings(engine=made[EngineConfig], **sections), Hardware(ranks, **known)
 
 
+PAIRS = {"encoder_layers": 2, "norm_position": "post", "position_embedding": "sinusoidal", "num_key_value_heads": 4}
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 DIVIDED = {"moe": EXPERTS, "expert_parallel_size": 2}
@@ -189,6 +190,7 @@ REFUSED = [
     ),
     ("students_learn_whole_rows", {"distillation": {"teacher": "t"}, "compile": True}, "engine.compile: the teacher"),
     ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
+    ("encoder_decoders_run_plainly", {**PAIRS, "tensor_parallel_size": 2}, "engine.tensor_parallel_size = 2"),
     (
         "own_optimizers_are_elementwise_where_ranks_share",
         {"optimizer": "own", "function": "lab:make", "zero_stage": 2},

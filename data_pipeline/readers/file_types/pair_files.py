@@ -1,0 +1,300 @@
+"""Parallel text: aligned files, PO and TMX; each pair is a document.
+
+    corpus.en, corpus.de   aligned: line n of one is the translation of line n of the other; also packed (corpus.en.gz)
+    de.po                  GNU gettext: msgid is the source, msgstr the target; a plural form is a pair of its own
+    memory.tmx             TMX 1.4: the first segments in the two languages of each unit; markup inside is left out
+
+Passed over, by reason: `untranslated` and `fuzzy` (PO), `other_language` (a TMX unit without both), `long_pair`.
+Faults: `empty_source`, `empty_target`, `holds_the_mark`, `not_utf8`, `line_too_long`, and of TMX `corrupt_xml`,
+`truncated_xml`, `hostile_xml` (an entity of its own). A record's position is its line, its place
+among the translated messages and plural forms, or its unit, from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Protocol, TypeVar
+from xml.parsers import expat
+
+from data_pipeline.readers.file_types.pair_settings import PairSettings
+from data_pipeline.readers.file_types.pair_text import MARK, pair_text
+from data_pipeline.readers.record import Record, RecordFault, sample
+from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks, lines, plain_name
+from governance.errors import ConfigError, MissingInput, PipelineError
+
+_PO_LINE = re.compile(r'(msgctxt|msgid_plural|msgid|msgstr(?:\[(\d+)\])?)?\s*"(.*)"\s*')
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+Pair = tuple[int, str, str]
+"""Position, source, target."""
+
+
+class NamedFile(Protocol):
+    """A file of a source (`SourceItem`)."""
+
+    @property
+    def file(self) -> str:
+        """Its name within the source."""
+
+    @property
+    def local(self) -> Path:
+        """Its path."""
+
+
+Named = TypeVar("Named", bound=NamedFile)
+
+
+def split_sides(name: str, settings: PairSettings, items: Sequence[Named]) -> tuple[list[Named], list[Named]]:
+    """Files that are read, and those of targets beside them.
+
+    Raises:
+        MissingInput: an aligned file has no counterpart.
+        ConfigError: a file is of no known kind.
+    """
+    read, beside, names = [], [], {item.file for item in items}
+    for item in items:
+        kind = Path(plain_name(item.file)).suffix[1:]
+        if kind not in ("po", "tmx", settings.source_language, settings.target_language):
+            raise ConfigError(
+                f"source {name}: {item.file!r} is neither .po nor .tmx, nor ends in .{settings.source_language} or "
+                f".{settings.target_language}. Narrow the `paths`, or correct the languages."
+            )
+        if kind == settings.target_language:
+            beside.append(item)
+            other = counterpart(item.file, settings.target_language, settings.source_language)
+        else:
+            read.append(item)
+            other = counterpart(item.file, settings.source_language, settings.target_language)
+        if kind not in ("po", "tmx") and other not in names:
+            raise MissingInput(
+                f"source {name}: {item.file!r} has no counterpart {other!r}. Add it to the `paths`, or leave both out."
+            )
+    return read, beside
+
+
+def counterpart(file: str, of: str, to: str) -> str:
+    """Name of the aligned file in another language."""
+    plain = plain_name(file)
+    return plain.removesuffix(f".{of}") + f".{to}" + file[len(plain) :]
+
+
+def read_pairs(
+    item: NamedFile, settings: PairSettings, beside: Sequence[NamedFile], passed: Counter[str]
+) -> Iterator[Record | RecordFault]:
+    """Records and faults of one file, in order.
+
+    Raises:
+        PipelineError: aligned files have unequal numbers of lines; names the first line without a counterpart.
+    """
+    pairs = _Pairs(item.file, settings, passed)
+    kind = plain_name(item.file)
+    try:
+        if kind.endswith(".po"):
+            yield from pairs.of(_read_po(item.local, pairs))
+        elif kind.endswith(".tmx"):
+            yield from pairs.of(_read_tmx(item.local, pairs))
+        else:
+            name = counterpart(item.file, settings.source_language, settings.target_language)
+            other = next(one for one in beside if one.file == name)
+            yield from pairs.of(_read_aligned((item.local, item.file), (other.local, other.file), pairs))
+    except TornStream as error:
+        yield from pairs.waiting()
+        yield RecordFault(item.file, pairs.position + 1, error.reason, sample(error.tail))
+
+
+@dataclass
+class _Pairs:
+    """From pairs to records and faults."""
+
+    file: str
+    settings: PairSettings
+    passed: Counter[str]
+    position: int = -1
+    """Of the last pair that was read."""
+
+    def __post_init__(self) -> None:
+        self._faults: list[RecordFault] = []
+
+    def fault(self, position: int, reason: str, shown: bytes | str) -> None:
+        """Note a fault; it is yielded before the next pair."""
+        self.position = position
+        self._faults.append(RecordFault(self.file, position, reason, sample(shown)))
+
+    def waiting(self) -> Iterator[RecordFault]:
+        """The faults noted since."""
+        yield from self._faults
+        self._faults.clear()
+
+    def of(self, pairs: Iterator[Pair]) -> Iterator[Record | RecordFault]:
+        for position, source, target in pairs:
+            yield from self.waiting()
+            self.position = position
+            most = self.settings.most_characters
+            empty = [side for side, text in (("source", source), ("target", target)) if not text.strip()]
+            if empty:
+                yield RecordFault(self.file, position, f"empty_{empty[0]}", sample(source or target))
+            elif most and max(len(source), len(target)) > most:
+                self.passed["long_pair"] += 1
+            elif (text := pair_text(source, target)) is None:
+                yield RecordFault(self.file, position, "holds_the_mark", sample(source if MARK in source else target))
+            else:
+                yield Record(text, self.file, position, language=self.settings.source_language)
+        yield from self.waiting()
+
+
+def _read_aligned(one: tuple[Path, str], two: tuple[Path, str], pairs: _Pairs) -> Iterator[Pair]:
+    both = zip_longest(*(lines(blocks(path)) for path, _ in (one, two)))
+    for number, (source, target) in enumerate(both):
+        if source is None or target is None:
+            longer, shorter = (one, two) if target is None else (two, one)
+            raise PipelineError(
+                f"parallel files of unequal length: line {number + 1} of {longer[1]} has no counterpart, since "
+                f"{shorter[1]} ends after {number} lines. Correct the files: from the first line that was lost on, "
+                f"every pair would be wrong."
+            )
+        if max(len(source), len(target)) > MAX_RECORD_BYTES:
+            pairs.fault(number, "line_too_long", source)
+            continue
+        try:
+            yield number, source.decode("utf-8"), target.decode("utf-8")
+        except UnicodeDecodeError:
+            pairs.fault(number, "not_utf8", source)
+
+
+def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
+    """Translated messages; those that are not, fuzzy or obsolete are passed over."""
+    number = -1
+    for values, fuzzy in _messages(path, pairs):
+        if not values.get("msgid"):
+            continue  # the header
+        if fuzzy:
+            pairs.passed["fuzzy"] += 1
+            continue
+        forms = [(values["msgid"], values.get("msgstr", values.get("msgstr[0]", "")))]
+        if "msgid_plural" in values:
+            forms.append((values["msgid_plural"], values.get("msgstr[1]", "")))
+        for source, target in forms:
+            if target:
+                number += 1
+                yield number, source, target
+            else:
+                pairs.passed["untranslated"] += 1
+
+
+def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]]:
+    """Values of each message by keyword, and whether it is fuzzy."""
+    values: dict[str, str] = {}
+    name, fuzzy, next_fuzzy = "", False, False
+    for count, line in enumerate(lines(blocks(path))):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            pairs.fault(count, "not_utf8", line)
+            continue
+        if text.startswith("#,") and "fuzzy" in text:
+            next_fuzzy = True
+        if not (found := _PO_LINE.fullmatch(text)):
+            continue  # a comment, an obsolete message, an empty line
+        keyword, form, string = found.groups()
+        if keyword in ("msgctxt", "msgid") and not (keyword == "msgid" and name == "msgctxt"):
+            if values:
+                yield values, fuzzy
+            values, fuzzy, next_fuzzy = {}, next_fuzzy, False
+        name = keyword or name
+        if keyword == "msgstr" and form:
+            name = f"msgstr[{form}]"
+        values[name] = values.get(name, "") + _ESCAPE.sub(lambda sign: _ESCAPES.get(sign[1], sign[1]), string)
+    if values:
+        yield values, fuzzy
+
+
+class _Tmx:
+    """Units of a TMX file, each by language its first segment."""
+
+    def __init__(self) -> None:
+        self.units: list[dict[str, str]] = []
+        self._language, self._markup = "", 0
+        self._text: list[str] | None = None
+        self._parser = expat.ParserCreate()
+        self._parser.buffer_text = True
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.CharacterDataHandler = self._characters
+        self._parser.EntityDeclHandler = self._refuse
+        self._unit: dict[str, str] = {}
+
+    def feed(self, data: bytes, final: bool) -> None:
+        try:
+            self._parser.Parse(data, final)
+        except (expat.ExpatError, ValueError, LookupError) as error:
+            early = final and isinstance(error, expat.ExpatError)
+            raise TornStream("truncated_xml" if early else "corrupt_xml", str(error).encode()) from error
+
+    def _refuse(self, *declared: object) -> None:
+        raise TornStream("hostile_xml", b"an entity declaration")
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        if name == "tu":
+            self._unit = {}
+        elif name == "tuv":
+            self._language = (attributes.get("xml:lang") or attributes.get("lang") or "").lower()
+        elif name == "seg":
+            self._text = []
+        elif name in _CODES:
+            self._markup += 1
+
+    def _characters(self, text: str) -> None:
+        if self._text is not None and not self._markup:
+            self._text.append(text)
+
+    def _end(self, name: str) -> None:
+        if name == "seg" and self._text is not None:
+            self._unit.setdefault(self._language, "".join(self._text))
+            self._text = None
+        elif name in _CODES:
+            self._markup -= 1
+        elif name == "tu":
+            self.units.append(self._unit)
+
+
+_CODES = ("bpt", "ept", "it", "ph", "ut")
+"""Elements of a segment that hold the markup of another format."""
+
+
+def _read_tmx(path: Path, pairs: _Pairs) -> Iterator[Pair]:
+    reading, number = _Tmx(), -1
+    data: Iterator[bytes] = blocks(path)
+    block: bytes | None = b""
+    torn: TornStream | None = None
+    while block is not None and torn is None:
+        try:
+            block = next(data, None)
+            reading.feed(block or b"", final=block is None)
+        except TornStream as error:
+            torn = error
+        for unit in reading.units:
+            number += 1
+            sides = [_in_language(unit, language.lower()) for language in _languages(pairs.settings)]
+            if None in sides:
+                pairs.passed["other_language"] += 1
+            else:
+                yield number, str(sides[0]), str(sides[1])
+        reading.units.clear()
+    if torn is not None:
+        pairs.position = number
+        raise torn
+
+
+def _languages(settings: PairSettings) -> tuple[str, str]:
+    return settings.source_language, settings.target_language
+
+
+def _in_language(unit: dict[str, str], language: str) -> str | None:
+    """The segment of a language, or of a variety (de: de-at)."""
+    found = [text for name, text in unit.items() if re.split("[-_]", name)[0] == language]
+    return unit.get(language, found[0] if found else None)
