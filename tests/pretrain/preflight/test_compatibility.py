@@ -327,7 +327,7 @@ WARNED_OF = [
     (
         "profiled_ranks_exist",
         {"where": {"profile": ProfileConfig(from_step=2, ranks=(0, 2)), "world_size": 2, "local_world_size": 2}},
-        "names 2: the ranks of this run are 0 to 1",
+        "names 2: this run has ranks 0 to 1",
     ),
 ]
 
