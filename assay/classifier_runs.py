@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from assay.config import LoadedRun, load_run
+from assay.config import LoadedRun
 from assay.pipeline import corpus, judge_corpus, require_corpus, training
 from governance.errors import AlteredFile, ConfigError
 from governance.files import sha256_file
@@ -155,11 +155,11 @@ def _examples(
 
 
 def cross_validate(
-    run: LoadedRun, words: dict[str, Any], runtime: Runtime, processes: int, command: Sequence[str]
-) -> tuple[Manifest, list[Manifest]]:
-    """Train and test on each fold.
+    run: LoadedRun, loaded: Callable[[str], LoadedRun], runtime: Runtime, processes: int, words: Sequence[str]
+) -> Manifest:
+    """Train and test on each fold, and join the figures.
 
-    The result has the joint figures, and those of each fold.
+    `loaded` gives the run with one more override; `words` repeat its configuration on a command line.
 
     Every fold passes the stages, the audit and the gate of its own token shards, and has its own training.
 
@@ -174,12 +174,11 @@ def cross_validate(
     evaluated, trained = [], []
     for fold in range(config.folds):
         chosen = f"data.encode.classification.fold={fold}"
-        part = load_run(words["path"], [*words["overrides"], chosen], words["more"])
-        part = replace(part, journals=run.journals)
+        part = replace(loaded(chosen), journals=run.journals)
         artifacts = corpus(part, runtime)
         judge_corpus(part, artifacts, runtime)
-        ended = training(part, artifacts, runtime, processes, [*command, "--set", chosen])
+        ended = training(part, artifacts, runtime, processes, [*words, "--set", chosen])
         checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
         evaluated.append(evaluate_classifier(part, artifacts, checkpoint, runtime))
         trained.append(sum(artifacts["encode"].stats["label_counts"]["train"].values()))
-    return join_folds(evaluated, trained, runtime), evaluated
+    return join_folds(evaluated, trained, runtime)

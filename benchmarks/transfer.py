@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py [--quick] [GROUP ...]
 
-Groups: statistics recipes claims interpretability. Prints a line per goal, exits 1 when one falls short.
+Groups: statistics recipes claims interpretability finetuning. Prints a line per goal, exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.goals import Goal, command_line
-from benchmarks.measures.transfer import claims_law, interpreted_models, kpi_errors, recipes
+from benchmarks.measures.transfer import claims_law, finetuned_classifiers, interpreted_models, kpi_errors, recipes
 
 
 def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
     """Measurements by name."""
     return {
+        "finetuning": lambda: finetuned_classifiers.curve(quick),
         "statistics": lambda: kpi_errors.statistics(quick),
         "recipes": lambda: recipes.recipes(quick),
         "claims": lambda: claims_law.claims(quick),

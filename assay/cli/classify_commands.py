@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, checkpoint_of, load, words_of
+
+if TYPE_CHECKING:
+    from assay.config import LoadedRun
 
 
 def evaluate(arguments: Arguments) -> None:
@@ -33,10 +36,14 @@ def evaluate(arguments: Arguments) -> None:
 def folds(arguments: Arguments) -> None:
     """Cross-validate, and print each fold and the mean."""
     from assay.classifier_runs import cross_validate
+    from assay.config import load_run
 
     loaded, runtime = load(arguments, "data prepare")
-    source = {"path": arguments.config, "overrides": arguments.overrides, "more": arguments.more}
-    made, _ = cross_validate(loaded, source, runtime, arguments.nproc, words_of(arguments, runtime))
+
+    def part(chosen: str) -> LoadedRun:
+        return load_run(arguments.config, [*arguments.overrides, chosen], arguments.more)
+
+    made = cross_validate(loaded, part, runtime, arguments.nproc, words_of(arguments, runtime))
     names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece_before": "ECE", "ece_after": "ECE, scaled"}
     lines = ["fold  train   test  " + "  ".join(f"{title:>11}" for title in names.values())]
     for row in made.stats["folds"]:

@@ -1,9 +1,9 @@
 """Evaluation of a classifier: figures with 95 % intervals.
 
 They are accuracy, macro-F1, precision and recall of each label, confusion and calibration. Shares are given with
-Wilson's interval. Macro-F1, ECE, and accuracy where documents are grouped, have a percentile interval of 2,000
-resamples of the groups (of the documents, where there are none): documents of one author, say, are no independent
-evidence. `predictions.json` has every document with its label, prediction and probabilities.
+Wilson's interval, accuracy with that of its effective sample size: documents of one author, say, are no independent
+evidence. Macro-F1 and ECE have a percentile interval of 2,000 resamples of the groups (of the documents, where there
+are none). `predictions.json` has every document with its label, prediction and probabilities.
 """
 
 from __future__ import annotations
@@ -158,9 +158,9 @@ def figures(
     right = (predicted == numbers).astype(float)
     before, after = probabilities(logits), probabilities(logits, temperature)
     resampled = [calibration_errors(chances, numbers, weights) for chances in (before, after)]
-    accuracy = wilson(int(right.sum()), count)
-    if len(names) < count:
-        accuracy = (accuracy[0], *_interval(weights @ right / weights.sum(1)))
+    spread = float(np.var(weights @ right / weights.sum(1)))
+    effective = effective_size(float(right.mean()), spread, len(names), count)
+    accuracy = wilson(float(right.mean()) * effective, effective)
     return {
         "documents": count,
         "groups": len(names),
@@ -193,6 +193,17 @@ def figures(
             ),
         },
     }
+
+
+def effective_size(share: float, spread: float, groups: int, documents: int) -> float:
+    """Independent documents with the precision of grouped ones.
+
+    `spread` is the variance of the share over resamples of the groups. If all documents agree it is 0 and says nothing:
+    then each group counts once.
+    """
+    if groups == documents:
+        return documents
+    return min(max(share * (1 - share) / spread, 1.0), documents) if spread else groups
 
 
 def confusion(numbers: Integers, predicted: Integers, size: int, weights: Floats | None = None) -> Floats:

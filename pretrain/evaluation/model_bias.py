@@ -299,7 +299,7 @@ def _bbq(scored: Sequence[tuple[BenchmarkItem, list[Scored]]]) -> dict[str, Any]
     return row
 
 
-def wilson(hits: float, count: int) -> tuple[float, float, float]:
+def wilson(hits: float, count: float) -> tuple[float, float, float]:
     """Share with Wilson's 95 % interval."""
     z = NORMAL_QUANTILE
     share, shrink = hits / count, 1 + z * z / count

@@ -24,6 +24,7 @@ from pretrain.classification.classifier_scores import confusion, figures, logits
 from pretrain.classification.folds import mean_of_folds
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.evaluation.model_bias import wilson
 from pretrain.export.architectures import classifier_of
 from pretrain.export.huggingface import ExportVocabulary, write_folder
 from pretrain.inference.loaded_model import LoadedModel
@@ -174,6 +175,9 @@ def test_intervals_hold_the_values_and_groups_widen_them():
         assert row["lower"] <= row["value"] <= row["upper"]
     widths = [one["accuracy"]["upper"] - one["accuracy"]["lower"] for one in (plain, grouped)]
     assert widths[1] > 3 * widths[0]
+    sure = np.eye(3)[np.zeros(40, int)] * 9.0
+    perfect = figures(sure, np.zeros(40, int), [str(number // 10) for number in range(40)], LABELS)
+    assert perfect["accuracy"]["lower"] == pytest.approx(wilson(4, 4)[1])
     cells = [cell["documents"] for row in plain["confusion"].values() for cell in row.values()]
     assert sum(cells) == 400
     json.dumps(plain)
