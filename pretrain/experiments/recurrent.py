@@ -66,8 +66,9 @@ class TransformerBody(nn.Module):
         zeros = torch.zeros_like(tokens, dtype=torch.int32)
         places = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device).expand(tokens.shape)
         angles, mask = rotary_angles(places, self._through, x.dtype, None), document_mask(zeros, self._through)
+        first = None
         for layer in self.layers:
-            x, _ = layer(x, angles, mask)
+            x, _, first = layer(x, angles, mask, first)
         return self.norm(x)
 
 
@@ -93,7 +94,7 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: Any) -> torch.Tensor:
         """[B, L, width] -> [B, L, width]."""
-        return x + self.self_attn(self.norm(x), None, mask)
+        return x + self.self_attn(self.norm(x), None, mask)[0]
 
 
 class RecurrentBody(nn.Module):
