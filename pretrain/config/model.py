@@ -305,6 +305,7 @@ class ModelConfig(Section):
             "attn_logit_softcapping": None,
             "qk_norm": False,
             "embedding_norm": False,
+            "value_residual": 0.0,
             "num_labels": 0,
         }
         if wrong := [name for name, value in needed.items() if getattr(self, name) != value]:
