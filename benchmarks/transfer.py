@@ -2,7 +2,8 @@
 
     python benchmarks/transfer.py [--quick] [GROUP ...]
 
-Groups: statistics recipes claims interpretability finetuning. Prints a line per goal, exits 1 when one falls short.
+Groups: statistics recipes claims interpretability finetuning distillation. Prints a line per goal,
+exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.goals import Goal, command_line
-from benchmarks.measures.transfer import claims_law, finetuned_classifiers, interpreted_models, kpi_errors, recipes
+from benchmarks.measures.transfer import (
+    claims_law,
+    distilled_students,
+    finetuned_classifiers,
+    interpreted_models,
+    kpi_errors,
+    recipes,
+)
 
 
 def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
@@ -24,6 +32,7 @@ def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
         "statistics": lambda: kpi_errors.statistics(quick),
         "recipes": lambda: recipes.recipes(quick),
         "claims": lambda: claims_law.claims(quick),
+        "distillation": lambda: distilled_students.students(quick),
         "interpretability": lambda: interpreted_models.inside(quick),
     }
 
