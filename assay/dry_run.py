@@ -30,7 +30,8 @@ from pretrain.distributed.layout import data_ranks
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.deepspeed_config import in_words as reduction_in_words
-from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
+from pretrain.finetuning.trained_parameters import trained_in_words, training_flops
+from pretrain.model.flops import active_parameter_count, parameter_count
 from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.forecast import forecast
 from pretrain.preflight.hardware import Hardware, cpu_hardware
@@ -116,8 +117,8 @@ def _sizes(recipe: TrainRecipe, vocabulary: int) -> Iterator[str]:
     model, train = recipe.model, recipe.train
     parameters, active = parameter_count(model, vocabulary), active_parameter_count(model, vocabulary)
     experts = f" ({active:,} for each token)" if active < parameters else ""
-    flops = flops_per_token(model, vocabulary, train.sequence_length)
-    yield f"model       {parameters:,} parameters{experts}, {flops:,} FLOPs per token"
+    flops, learn = training_flops(recipe, vocabulary), trained_in_words(recipe, vocabulary)
+    yield f"model       {parameters:,} parameters{experts}{learn}, {flops:,} FLOPs per token"
     sizes = batch_sizes(train)
     grown = " -> ".join(f"{size * train.sequence_length:,}" for size in sizes.sizes)
     total = sizes.before(train.steps + 1) * train.sequence_length

@@ -38,6 +38,8 @@ from pretrain.engine.engine import Engine, Weight, open_engine, translated_error
 from pretrain.evaluation.loglikelihood import Passes
 from pretrain.evaluation.scores import Suite, evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
+from pretrain.finetuning.adapters import begin_pass, initial_adapter
+from pretrain.finetuning.trained_parameters import trained_in_words
 from pretrain.loss_spikes import SpikeGuard, window_starts
 from pretrain.model.decoder import Batch
 from pretrain.model.expert_bias import restore_expert_bias
@@ -86,7 +88,7 @@ def train_loop(context: TrainContext) -> TrainState:
                     _save_and_stop(context, log.settle(state), saved)
 
                 engine.set_accumulation(len(ready.batches))
-                loss, origins = _add_up_gradients(context, ready.batches, targets, stragglers)
+                loss, origins = _add_up_gradients(context, ready, targets, stragglers)
                 # The decision stays on the device, and so do the loss and the norms: until they are read, a step
                 # later on CUDA, the host never waits for the GPU.
                 decision = guard.judge(loss, step)
@@ -189,8 +191,9 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     log, recipe, vocabulary = get_logger(__name__), context.recipe, context.train_rows.vocabulary_size
     parameters, active = (count(recipe.model, vocabulary) for count in (parameter_count, active_parameter_count))
     log.info(
-        "train: %s parameters%s, %d steps of %d rows of %d tokens, %s, %d rank(s) on %s",
-        f"{parameters:,}", f" ({active:,} for each token)" if active < parameters else "", recipe.train.steps,
+        "train: %s parameters%s%s, %d steps of %d rows of %d tokens, %s, %d rank(s) on %s",
+        f"{parameters:,}", f" ({active:,} for each token)" if active < parameters else "",
+        trained_in_words(recipe, vocabulary), recipe.train.steps,
         recipe.train.global_batch_size, recipe.train.sequence_length, recipe.train.precision,
         context.ranks.world_size, context.device.type,
     )  # fmt: skip
@@ -200,21 +203,33 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     if context.lesson is not None:
         refuse_damaged_teacher(context.lesson, context.checkpoints)
         made = context.lesson.student(vocabulary, device)
+    kept = _first_weights(context) if recipe.train.freezes else None  # checkpoints hold what learns alone
     resumed = resume(
-        context.checkpoints, context.settings, lambda weight: open_engine(*arguments, weight, folder, made)
+        context.checkpoints, context.settings, lambda weight: open_engine(*arguments, kept or weight, folder, made)
     )
     if resumed is None:
-        draw: Weight = partial(initial_weight, config=recipe.model, seed=recipe.train.seed)
-        if context.initial is not None:
-            context.initial.check(vocabulary)
-            draw = partial(context.initial.weight, seed=recipe.train.seed)
-        if context.lesson is not None:
-            draw = context.lesson.weight(vocabulary, draw)
-        resumed = open_engine(*arguments, draw, folder, made), TrainState()
+        resumed = open_engine(*arguments, _first_weights(context), folder, made), TrainState()
         if context.initial is not None and (bias := context.initial.expert_bias()) is not None:
             restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step
     return resumed
+
+
+def _first_weights(context: TrainContext) -> Weight:
+    """Weights before the first step."""
+    recipe, initial = context.recipe, context.initial
+    draw: Weight = partial(initial_weight, config=recipe.model, seed=recipe.train.seed)
+    if initial is not None:
+        initial.check(context.train_rows.vocabulary_size)
+        draw = partial(initial.weight, seed=recipe.train.seed)
+    if context.lesson is not None:
+        draw = context.lesson.weight(context.train_rows.vocabulary_size, draw)
+
+    def weight(name: str, shape: torch.Size) -> torch.Tensor:
+        of_adapter = initial_adapter(name, shape, recipe.train.seed)
+        return draw(name, shape) if of_adapter is None else of_adapter
+
+    return weight if recipe.train.adapter is not None else draw
 
 
 def _durable(context: TrainContext, step: int, manifest: Manifest | None) -> None:
@@ -283,7 +298,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def _add_up_gradients(
-    context: TrainContext, batches: list[Batch], targets: int, stragglers: StragglerMonitor
+    context: TrainContext, ready: StepRows, targets: int, stragglers: StragglerMonitor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward and backward of every micro batch.
 
@@ -293,10 +308,13 @@ def _add_up_gradients(
     on the device: the same bits on every rank, and the host does not wait for them.
     """
     sums, origins = [], len(context.train_rows.origins)
-    for batch in batches:
+    seed, adapter = context.recipe.train.seed, context.recipe.train.adapter
+    for number, batch in enumerate(ready.batches, 1):
+        if adapter is not None:
+            begin_pass(context.engine.deepspeed.module, (seed, ready.step, context.ranks.rank, number))
         with stragglers.passing():
             objective, nats = context.engine.forward(batch)
-        context.engine.backward(objective, targets, last=batch is batches[-1])
+        context.engine.backward(objective, targets, last=number == len(ready.batches))
         divided: tuple[torch.Tensor, ...] = ()
         if origins > 1 and batch.origins is not None:
             divided = by_origin(nats, batch.origins, origins)

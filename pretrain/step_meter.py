@@ -31,8 +31,8 @@ from governance.log import get_logger
 from governance.phases import IDLE, during
 from pretrain.context import TrainContext
 from pretrain.distributed.process_group import HOST, add_up
+from pretrain.finetuning.trained_parameters import parameters_of, training_flops
 from pretrain.metrics.peak_flops import Peak, arithmetic_of, data_sheet, device_name, measured_product, sampled_product
-from pretrain.model.flops import flops_per_token, parameter_count
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +51,7 @@ class StepMeter:
         self, context: TrainContext, step: int, rows_read: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._context, self._clock, self._rows_read = context, clock, rows_read
-        length = context.recipe.train.sequence_length
-        self._flops = flops_per_token(context.recipe.model, context.train_rows.vocabulary_size, length)
+        self._flops = training_flops(context.recipe, context.train_rows.vocabulary_size)
         self._sheet, self._product = _peaks(context)
         self._energy = EnergyPerToken(context.energy, context.ranks.local_world_size / context.ranks.world_size)
         self._given_up = watch_compiler()
@@ -70,7 +69,7 @@ class StepMeter:
             "world_size": context.ranks.world_size,
             "device": device_name(context.device),
             "threads": torch.get_num_threads(),
-            "parameters": parameter_count(context.recipe.model, context.train_rows.vocabulary_size),
+            **parameters_of(context.recipe, context.train_rows.vocabulary_size),
             "flops_per_token": self._flops,
             "peak_flops_per_second": self._sheet.flops_per_second,
             "peak_source": self._sheet.source,

@@ -30,6 +30,7 @@ from governance.malloc import keep_freed_memory
 from governance.manifest import Input, Manifest, Output, describe, describe_folder
 from governance.phases import INTERVAL
 from governance.processes import importing
+from governance.provenance import provenance
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
 from pretrain.callbacks import open_callbacks
 from pretrain.checkpoint.load import parent_of, refuse_unlike
@@ -159,6 +160,7 @@ def train(
                     # The first rank commits, so it looks at the lease itself; files of the others count only then.
                     check_lease=lease.look if ranks.first else lease.check,
                     parent=parent,
+                    base=_base(recipe, train_rows.vocabulary_size, runtime, initial) if ranks.first else None,
                     source_facts=initial.folder.facts() if initial is not None else {},
                     ranks=ranks,
                     gather=gather,
@@ -320,11 +322,25 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
     return train_rows, open_rows(tokens, "validation", root, train.sequence_length)
 
 
+def _base(
+    recipe: TrainRecipe, vocabulary_size: int, runtime: Runtime, initial: InitialWeights | None
+) -> Manifest | None:
+    """Base of a training with frozen parameters; None where all learn."""
+    from pretrain.checkpoint.base_weights import BaseIdentity, keep_base
+
+    if initial is None or not recipe.train.freezes:
+        return None
+    initial.check(vocabulary_size)
+    of, started = BaseIdentity(model=recipe.model, vocabulary_size=vocabulary_size), now()
+    facts = {**provenance(), "started": started, "finished": started, "energy": dict(UNKNOWN_ENERGY)}
+    return keep_base(of, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
+
+
 def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
     """Outputs and statistics of a finished run."""
     from pretrain.checkpoint.format import require_step
     from pretrain.data.sampler import weights_in_use
-    from pretrain.model.flops import parameter_count
+    from pretrain.finetuning.trained_parameters import parameters_of
 
     others = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
     write_json(folder / "losses.json", {"losses": list(state.losses), **others})
@@ -334,7 +350,7 @@ def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[lis
     stats = {
         "steps": state.step,
         "tokens": state.tokens,
-        "parameters": parameter_count(context.recipe.model, context.train_rows.vocabulary_size),
+        **parameters_of(context.recipe, context.train_rows.vocabulary_size),
         "vocabulary_size": context.train_rows.vocabulary_size,
         "final_loss": next((loss for loss in reversed(state.losses) if loss is not None), None),
         "skipped_steps": len(state.skipped),
@@ -346,6 +362,7 @@ def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[lis
         "mixture": weights_in_use(context.train_rows, context.recipe.train),
         "checkpoint": {"path": last.path, "digest": last.digest},
         **context.checkpoints.continued,
+        **context.checkpoints.on_base,
         **({"distillation": _of_teacher(context)} if context.lesson is not None else {}),
     }
     return [losses, *last.outputs], stats

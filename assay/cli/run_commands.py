@@ -276,7 +276,10 @@ def export(arguments: Arguments) -> None:
     from governance.hub_client import push, require_name
     from pretrain.export.huggingface import ExportFacts
     from pretrain.export.huggingface import export as write
+    from pretrain.export.peft_folder import export_adapter
 
+    if arguments.adapter and arguments.dtype != "fp32":
+        raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
     if arguments.push:
         require_name(arguments.push)
     loaded, runtime = load(arguments, "data prepare")
@@ -288,19 +291,25 @@ def export(arguments: Arguments) -> None:
     classes = loaded.config.data.encode.classification
     labels = classes.labels if classes is not None else ()
     facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels)
-    manifest = write(
-        checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, facts=facts
-    )
+    if arguments.adapter:
+        manifest = export_adapter(checkpoint, arguments.target, runtime.root, facts.unverified)
+    else:
+        manifest = write(
+            checkpoint, artifacts["tokenizer"], arguments.target, runtime.root, dtype=arguments.dtype, facts=facts
+        )
     subjects = {
         f"{arguments.target.name}/{path.name}": sha256_file(path)
         for path in sorted(arguments.target.glob("*.safetensors"))
     }
     made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
     loaded.journal(runtime.root).state("export", subjects, made_from, origin=origin)
-    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as a Hugging Face folder", folder=arguments.target)
+    form = "adapter in PEFT's format" if arguments.adapter else "Hugging Face folder"
+    say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as {form}", folder=arguments.target)
     auto = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
     line = f'transformers.{auto}.from_pretrained("{arguments.target}")'
-    say(f"next: python -c 'import transformers; {line}'; {arguments.target / 'README.md'} is its card", next=line)
+    if arguments.adapter:
+        line = f'peft.PeftModel.from_pretrained(base, "{arguments.target}")'
+    say(f"next: {line} in Python; {arguments.target / 'README.md'} is its card", next=line)
     if arguments.push:
         message = f"Checkpoint {manifest.digest[:16]}, step {manifest.config['step']}"
         private = "" if arguments.public else " --private"  # without it, hf upload creates a public repository

@@ -232,6 +232,7 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     path(command, "target", "FOLDER", "the folder to create")
+    flag(command, "--adapter", "write the adapter alone, in PEFT's format (default: merged into the weights)")
     command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
     flag(command, "--public", "with --push: create a public repository, not a private one")
     command.add_argument(

@@ -12,7 +12,6 @@ ranks), gathered once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,30 +20,13 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import CheckpointError
 from governance.manifest import Output, describe
 from pretrain.checkpoint.format import CheckpointStore
-from pretrain.checkpoint.safetensors_files import TensorEntry, write_tensors
+from pretrain.checkpoint.safetensors_files import Shapes, TensorEntry, file_plan, write_tensors
 
 if TYPE_CHECKING:
     from pretrain.engine.fragments import Owned
 
 FILE_BYTES = 1 << 30  # of fp32 weights in a file; a larger parameter has a file of its own
 _MASTER = "master"
-
-Shapes = Sequence[tuple[str, tuple[int, ...]]]
-"""Name and full shape of each parameter, in the model's order."""
-
-
-def file_plan(shapes: Shapes, limit: int) -> list[list[str]]:
-    """Parameters of each file, in order, up to `limit` bytes."""
-    files: list[list[str]] = []
-    filled = limit + 1
-    for name, shape in shapes:
-        size = 4 * math.prod(shape)
-        if filled + size > limit:
-            files.append([])
-            filled = 0
-        files[-1].append(name)
-        filled += size
-    return files
 
 
 def write_canonical(

@@ -1,6 +1,6 @@
 """Checkpoint format: a folder whose manifest is written last.
 
-    <root>/checkpoint/<key>/weights/00000.safetensors   each parameter's fp32 master weight, by its name
+    <root>/checkpoint/<key>/weights/00000.safetensors   each trained parameter's fp32 master weight, by its name
                             moments/00000.safetensors   what the optimizer keeps, as "<name>.exp_avg", fp32
                             state.json                  step, tokens, losses of all steps, validations, tasks, skipped;
                                                         with fp16 the loss scale; the experts' selection biases
@@ -39,6 +39,7 @@ from governance.hooks import Attest, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.stage import Recipe, artifact_folder, root_of
+from pretrain.checkpoint.base_weights import WholeWeights, base_problems
 from pretrain.checkpoint.safetensors_files import TensorFiles
 from pretrain.config.training import TrainRecipe
 from pretrain.distributed.process_group import Ranks
@@ -184,6 +185,8 @@ class CheckpointStore:
     """Called before each part of a checkpoint is written; raises where a newer attempt holds the run."""
     parent: Parent | None = None
     """The checkpoint that a run without one of its own starts from; None: initial weights."""
+    base: Manifest | None = None
+    """First weights of a training with frozen parameters (`base_weights.py`), on the first rank."""
     source_facts: Mapping[str, Any] = field(default_factory=dict)
     """Licence and other facts of the folder of weights that the run begins from (`initial_weights/`)."""
     ranks: Ranks = field(default_factory=Ranks)
@@ -209,6 +212,11 @@ class CheckpointStore:
         stats = self.parent.manifest.stats
         kept = {name: stats[name] for name in ("initial_weights",) if name in stats}
         return {**kept, "continued": {"step": self.parent.step, "tokens": stats["tokens"]}}
+
+    @property
+    def on_base(self) -> dict[str, Any]:
+        """Reference to the base, for `stats`; {} where all learn."""
+        return {} if self.base is None else {"base": {"path": self.base.path, "digest": self.base.digest}}
 
     def identity(self, step: int) -> CheckpointIdentity:
         """The identity of the checkpoint at `step`."""
@@ -278,6 +286,8 @@ def read_checkpoint(folder: Path, root: Path) -> Manifest:
                 f"configuration of its training, with --root {home}"
             )
         raise CheckpointError(f"{folder}: is damaged:\n  " + "\n  ".join(problems) + "\n  Choose another checkpoint.")
+    if problems := base_problems(manifest, root):
+        raise CheckpointError(f"{folder}: its base is damaged:\n  " + "\n  ".join(problems) + "\n  Restore its files.")
     return manifest
 
 
@@ -322,8 +332,13 @@ def read_state(manifest: Manifest, root: Path) -> TrainState:
 
 
 def weights(manifest: Manifest, root: Path) -> TensorFiles:
-    """Master weights of a checkpoint, fp32, by parameter name."""
+    """Master weights of a checkpoint, fp32, by trained parameter's name."""
     return TensorFiles(manifest.files("weights", root))
+
+
+def whole_weights(manifest: Manifest, root: Path) -> WholeWeights:
+    """Weights of the model, frozen ones too, with adapters added."""
+    return WholeWeights(manifest, root, identity_of(manifest).recipe.train.adapter)
 
 
 def moments(manifest: Manifest, root: Path) -> TensorFiles:

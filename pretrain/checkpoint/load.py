@@ -31,6 +31,7 @@ from governance.files import read_lines
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, verify
 from governance.stage import artifact_folder, root_of
+from pretrain.checkpoint.base_weights import base_of
 from pretrain.checkpoint.format import (
     CheckpointStore,
     Parent,
@@ -144,7 +145,10 @@ def refuse_damaged(store: CheckpointStore, named: Parent, field: str) -> None:
         CheckpointError: names each file that differs.
         StorageError: a file cannot be read.
     """
-    if problems := _verify(store, named.manifest, list(named.manifest.outputs), named.root):
+    problems = _verify(store, named.manifest, list(named.manifest.outputs), named.root)
+    if (base := base_of(named.manifest, named.root)) is not None:
+        problems += _verify(store, base, list(base.outputs), named.root)
+    if problems:
         raise CheckpointError(
             f"{named.root / named.manifest.folder}, which {field} names, is damaged:\n  "
             + "\n  ".join(problems)
@@ -369,6 +373,12 @@ def refuse_unlike(parent: Parent, tokens: Manifest, recipe: TrainRecipe) -> None
         ConfigError: names every difference, with both values.
         CheckpointError: another version wrote the checkpoint.
     """
+    if "base" in parent.manifest.stats:
+        raise ConfigError(
+            f"{_PARENT_FIELD} = {recipe.train.continue_from!r}: is of a training with frozen parameters, whose other "
+            f"weights and moments it lacks. Write it as a folder (`assay export`) and start from that with "
+            f"train.initial_weights."
+        )
     identity = identity_of(parent.manifest)
     step = identity.step
     there = _beginning(identity.recipe, parent.manifest.inputs[0].digest, step)

@@ -25,6 +25,9 @@ from governance.files import atomic_file
 
 _ITEM = 4  # bytes of a float32
 
+Shapes = Sequence[tuple[str, tuple[int, ...]]]
+"""Name and full shape of each parameter, in the model's order."""
+
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -34,6 +37,20 @@ class TensorEntry:
     shape: tuple[int, ...]
     pieces: Sequence[Any]
     """Contiguous fp32 arrays, or tensors in host memory."""
+
+
+def file_plan(shapes: Shapes, limit: int) -> list[list[str]]:
+    """Parameters of each file, in order, up to `limit` bytes."""
+    files: list[list[str]] = []
+    filled = limit + 1
+    for name, shape in shapes:
+        size = 4 * math.prod(shape)
+        if filled + size > limit:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
 
 
 def write_tensors(path: Path, entries: Iterable[TensorEntry], metadata: Mapping[str, str] | None = None) -> None:
@@ -151,6 +168,9 @@ class TensorFiles:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
         self._files.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -33,7 +33,7 @@ from governance.files import remove_file, write_text
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, describe
 from governance.stage import commit, now
-from pretrain.checkpoint.canonical import Shapes, Shares, gather_shares, write_canonical
+from pretrain.checkpoint.canonical import Shares, gather_shares, write_canonical
 from pretrain.checkpoint.format import STAGE, VERSION, CheckpointStore, TrainState, state_text
 from pretrain.checkpoint.native import (
     identity,
@@ -45,6 +45,7 @@ from pretrain.checkpoint.native import (
     write_shard,
 )
 from pretrain.checkpoint.retention import remove_old
+from pretrain.checkpoint.safetensors_files import Shapes
 from pretrain.config.training import CheckpointConfig, Settings
 from pretrain.distributed.rendezvous import Rendezvous, RendezvousOver
 from pretrain.energy_budget import first_save_seconds
@@ -93,7 +94,8 @@ def open_saver(
     from pretrain.engine.state import loss_scale_of, scalars_of
     from pretrain.model.expert_bias import expert_bias_of
 
-    _refuse_frozen(engine)
+    if not store.recipe.train.freezes:
+        _refuse_frozen(engine)
     layout = settings.engine
     source = CheckpointSource(
         lambda: local_state(engine),
@@ -118,7 +120,8 @@ def _refuse_frozen(engine: Engine) -> None:
     if frozen := [name for name, _ in engine.deepspeed.module.named_parameters() if name not in trained]:
         raise PipelineError(
             f"{len(frozen)} of the model's parameters are frozen (requires_grad = False; the first is {frozen[0]}). "
-            f"Checkpoints hold trained parameters only, so these would be lost: train all parameters of the model."
+            f"Checkpoints hold trained parameters only, so these would be lost: train all parameters of the model, or "
+            f"name those that learn in train.trained."
         )
 
 
@@ -327,6 +330,7 @@ def _outputs(collected: list[list[dict[str, Any]]] | None) -> list[Output]:
 
 
 def _manifest(store: CheckpointStore, state: TrainState, outputs: Sequence[Output], run: dict[str, Any]) -> Manifest:
+    reached = {"step": state.step, "tokens": state.tokens, "loss": state.losses[-1]}
     return Manifest(
         stage=STAGE,
         version=VERSION,
@@ -334,6 +338,6 @@ def _manifest(store: CheckpointStore, state: TrainState, outputs: Sequence[Outpu
         config=store.identity(state.step).model_dump(mode="json"),
         inputs=store.inputs,
         outputs=tuple(sorted(outputs, key=lambda output: output.path)),
-        stats={"step": state.step, "tokens": state.tokens, "loss": state.losses[-1], **store.continued},
+        stats={**reached, **store.continued, **store.on_base},
         run=run,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,29 @@ class CallbackConfig(Section):
     """Time that one call may take."""
 
 
+class AdapterConfig(Section):
+    """`[train.adapter]`: low-rank adapters of frozen matrices (LoRA, arXiv:2106.09685).
+
+    A matrix W of the blocks computes W + scale B A, and only A [rank, inputs] and B [outputs, rank] learn.
+    """
+
+    rank: int = Field(default=16, gt=0)
+    """Rows of A and columns of B."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The scale is alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of A's inputs that training sets to zero."""
+    targets: tuple[str, ...] = ()
+    """Matrices by the end of their name, as in PEFT: `q_proj`, `layers.0.mlp.up_proj`; none: all of the blocks."""
+    rank_stabilised: bool = False
+    """The scale is alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+
 class TrainConfig(Section):
     """Length, batches and precision of training."""
 
@@ -106,6 +130,11 @@ class TrainConfig(Section):
     initial_weights: str = Field(default="", exclude=True)
     """Hugging Face weights to begin from at step 0: a folder, relative to the run's file, or a model of the hub
     ("hf://owner/name@revision"); empty: random weights. Its path decides nothing; its digest is in the key."""
+    adapter: AdapterConfig | None = Field(default=None, exclude_if=lambda adapter: adapter is None)
+    """`[train.adapter]`: train low-rank adapters; the weights of `initial_weights` stay as they are."""
+    trained: tuple[str, ...] = Field(default=(), exclude_if=lambda trained: not trained)
+    """Regular expressions, searched for in the parameters' names, of those that learn; the others stay as they are in
+    `initial_weights`. With adapters these learn too. None: all learn, or the adapters alone."""
     distillation: DistillationConfig | None = Field(default=None, exclude_if=lambda section: section is None)
     """`[train.distillation]`: a teacher to learn from; None: the text alone."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
@@ -133,6 +162,11 @@ class TrainConfig(Section):
     """`[[train.callbacks]]`: own functions that see events of the training. They change no artifact, so they are not in
     the key."""
 
+    @property
+    def freezes(self) -> bool:
+        """Return whether some parameters stay as `initial_weights` has them."""
+        return self.adapter is not None or bool(self.trained)
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         for name, starts in (
@@ -141,6 +175,11 @@ class TrainConfig(Section):
         ):
             if any(after <= before for before, after in itertools.pairwise(starts)):
                 raise ValueError(f"{name} is {starts}; it must rise from each entry to the next")
+        for pattern in self.trained:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"trained: {pattern!r} is not a regular expression: {error}") from error
         if self.patience and not self.validate_every_steps:
             raise ValueError(
                 f"patience = {self.patience} counts validations, and validate_every_steps = 0 makes only one; set "

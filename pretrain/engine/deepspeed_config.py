@@ -19,6 +19,7 @@ from pretrain.config.deepspeed_keys import with_passed
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe, gradient_accumulation_steps
 from pretrain.distributed.layout import data_ranks, parameter_shares
+from pretrain.finetuning.trained_parameters import trained_count
 
 COLUMN = r".*\.(q|k|v|gate|up)_proj\.weight$"
 """Tensor parallelism: matrices cut by output."""
@@ -102,7 +103,7 @@ def _zero(
     if engine.zero_stage:
         values["overlap_comm"] = True  # without effect in bf16 at stage 1, another class without a second stream
     if engine.zero_stage == 2:
-        shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
+        shares = _gradient_shares(recipe, engine, vocabulary_size, world_size)
         values["use_multi_rank_bucket_allreduce"] = many_owners(sum(held for held, _ in shares), shares[0][1])
     if engine.zero_stage == 3:
         values |= _gathering(recipe, engine)
@@ -193,11 +194,20 @@ def reduced_bytes(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: in
     train, micro = recipe.train, engine.micro_batch_size
     passes = gradient_accumulation_steps(train.global_batch_size, micro, data_ranks(world_size, engine))
     times = passes if engine.zero_stage > 1 else 1
-    shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
+    shares = _gradient_shares(recipe, engine, vocabulary_size, world_size)
     to_owners = engine.zero_stage == 2 and not many_owners(sum(held for held, _ in shares), shares[0][1])
     ways = 1 if engine.zero_stage == 3 or to_owners else 2
     each = bytes_per_gradient(train)
     return round(sum(times * ways * elements * each * (ranks - 1) / ranks for elements, ranks in shares))
+
+
+def _gradient_shares(
+    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int
+) -> list[tuple[int, int]]:
+    """Numbers of a rank's trained parameters and of their holders (`parameter_shares`)."""
+    if recipe.train.freezes:  # compatible with neither tensor nor expert parallelism
+        return [(trained_count(recipe, vocabulary_size), world_size)]
+    return parameter_shares(recipe.model, engine, vocabulary_size, world_size)
 
 
 def in_words(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int) -> str:

@@ -42,6 +42,7 @@ from pretrain.engine.step import accumulate_in_one_pass, skip_norm_checks, updat
 from pretrain.engine.tensor_parallel import TensorParts
 from pretrain.engine.uncompiled import unmark_optimizers, unmarked_imports, without_compilation, without_package
 from pretrain.engine.wrapped import Wrapped
+from pretrain.finetuning.adapters import freeze
 from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.expert_bias import attach_expert_bias
 from pretrain.model.expert_parallel import ExpertParts, Shapes, split_experts
@@ -163,19 +164,14 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
         PipelineError: the model does not fit, or the device's memory is full.
     """
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
-    if Decoder.repeats_blocks:
+    if not _gathers_blocks(recipe):
         config = without_leaf_modules(config)
     deepspeed = _import_deepspeed(settings, ranks, device, recipe.train.precision)
     if settings.deepspeed:
         refuse_unknown_keys(config)
     with translated_errors():
-        make = functools.partial(
-            made or (EncoderDecoder if recipe.model.encoder_layers else Decoder),
-            recipe.model,
-            vocabulary_size,
-            settings.activation_checkpointing,
-            settings.attention,
-        )
+        kind = made or (EncoderDecoder if recipe.model.encoder_layers else Decoder)
+        make = functools.partial(_decoder, recipe, settings, vocabulary_size, kind)
         experts = _expert_parts(ranks, settings)
         register(experts, deepspeed.utils.groups, deepspeed.runtime.engine, deepspeed.runtime.bf16_optimizer)
         model, shapes = _build(deepspeed, config, make, weight, experts)
@@ -184,7 +180,7 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
             stop_at_repeated_blocks(model)
         if recipe.train.precision == "fp8":
             convert_to_float8(model)
-        elif settings.tensor_parallel_size == 1 and (settings.zero_stage < 3 or compiles_blocks(settings)):
+        elif _joins_projections(recipe, settings):
             join_projections(model)
         if settings.sequence_parallel_size > 1:
             split_sequences(model, _sequence_group(ranks, settings))
@@ -212,6 +208,34 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
     engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping, experts, shapes)
     prepare_moments(engine, 0)
     return engine
+
+
+def _decoder(
+    recipe: TrainRecipe, settings: EngineConfig, vocabulary_size: int, make: Callable[..., Decoder]
+) -> Decoder:
+    """The model, with its adapters; what does not learn is frozen."""
+    made = make(recipe.model, vocabulary_size, settings.activation_checkpointing, settings.attention)
+    if recipe.train.freezes:
+        freeze(made, recipe, vocabulary_size)
+    return made
+
+
+def _gathers_blocks(recipe: TrainRecipe) -> bool:
+    """Return whether blocks may be DeepSpeed's leaf modules at stage 3.
+
+    Below frozen weights a block's input has no gradient. Then DeepSpeed (0.19.8) takes the backward pass of a leaf
+    module for finished when it begins, and frees the weights that it needs.
+    """
+    return not Decoder.repeats_blocks and not recipe.train.freezes
+
+
+def _joins_projections(recipe: TrainRecipe, settings: EngineConfig) -> bool:
+    """Return whether one product can compute attention's maps.
+
+    They must be plain and whole.
+    """
+    plain = settings.tensor_parallel_size == 1 and recipe.train.adapter is None
+    return plain and (settings.zero_stage < 3 or compiles_blocks(settings))
 
 
 class _KeyRecorder(dict[str, Any]):

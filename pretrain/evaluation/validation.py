@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from governance.errors import CheckpointError, ConfigError
 from governance.manifest import Manifest
-from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state, weights
+from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state, whole_weights
 from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, micro_batches, open_rows, spread
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
@@ -280,7 +280,7 @@ def load_decoder(manifest: Manifest, root: Path) -> Any:
 
     identity = identity_of(manifest)
     model = make_model(identity.recipe.model, identity.vocabulary_size)
-    with weights(manifest, root) as files, torch.no_grad():
+    with whole_weights(manifest, root) as files, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(files.read(name, parameter.shape))
     attach_expert_bias(model, identity.recipe.model)

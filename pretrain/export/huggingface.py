@@ -25,8 +25,8 @@ from data_pipeline.tokens.chat_template import CHATML, TEMPLATE_FILE
 from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, copy_beginning, write_json, write_text
 from governance.manifest import Manifest
-from pretrain.checkpoint.canonical import file_plan
-from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state, weights
+from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state, whole_weights
+from pretrain.checkpoint.safetensors_files import file_plan
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 from pretrain.export.architectures import classifier_of, family_of
@@ -110,7 +110,7 @@ def export(
         facts.chat_template or next((path.read_text(encoding="utf-8") for path in templates), ""),
     )
     biases = expert_bias_tensors(identity.recipe.model, read_state(manifest, root).expert_bias)
-    with weights(manifest, root) as files:
+    with whole_weights(manifest, root) as files:
 
         def read(name: str) -> Any:
             return biases[name] if name in biases else files.read(name)

@@ -30,6 +30,59 @@ def expert_parameter_count(config: ModelConfig) -> int:
     return config.num_hidden_layers * (_block(config, config.moe.num_local_experts) - _block(config, 0))
 
 
+def parameter_shapes(config: ModelConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's parameters by name, in the model's order."""
+    width, table = config.hidden_size, (padded_vocabulary(vocabulary_size), config.hidden_size)
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table}
+    if config.position_embedding == "learned":
+        found["model.embed_positions.weight"] = (config.max_position_embeddings, width)
+    if config.embedding_norm:
+        found |= _norm_shapes(config, "model.embedding_norm")
+    for layer in range(config.num_hidden_layers):
+        found |= _block_shapes(config, f"model.layers.{layer}")
+    if config.norm_position != "post":
+        found |= _norm_shapes(config, "model.norm")
+    return found if config.tied else {**found, "lm_head.weight": (config.head_rows(vocabulary_size), width)}
+
+
+def _block_shapes(config: ModelConfig, block: str) -> dict[str, tuple[int, ...]]:
+    width, narrow = config.hidden_size, config.num_key_value_heads * config.head_dim
+    wide, order, attention = config.attention_width, config.norm_position, f"{block}.self_attn"
+    found = {} if order == "reordered" else _norm_shapes(config, f"{block}.input_layernorm")
+    for name, inputs, outputs in (("q", width, wide), ("k", width, narrow), ("v", width, narrow), ("o", wide, width)):
+        found |= _linear_shapes(config, f"{attention}.{name}_proj", inputs, outputs)
+    if config.qk_norm and config.norm_weights:
+        sizes = (wide, narrow) if config.qk_norm_whole else (config.head_dim, config.head_dim)
+        found |= {f"{attention}.{name}_norm.weight": (size,) for name, size in zip("qk", sizes, strict=True)}
+    found |= _norm_shapes(config, f"{block}.post_attention_layernorm")
+    if order == "sandwich":
+        found |= _norm_shapes(config, f"{block}.pre_feedforward_layernorm")
+    if order in ("sandwich", "reordered"):
+        found |= _norm_shapes(config, f"{block}.post_feedforward_layernorm")
+    if config.moe is None:
+        return found | _feed_forward_shapes(config, f"{block}.mlp")
+    found[f"{block}.mlp.gate.weight"] = (config.moe.num_local_experts, width)
+    for expert in range(config.moe.num_local_experts):
+        found |= _feed_forward_shapes(config, f"{block}.mlp.experts.{expert}")
+    return found
+
+
+def _feed_forward_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    width, inner = config.hidden_size, config.intermediate_size
+    found = _linear_shapes(config, f"{name}.gate_proj", width, inner) if config.gated else {}
+    found |= _linear_shapes(config, f"{name}.up_proj", width, inner)
+    return found | _linear_shapes(config, f"{name}.down_proj", inner, width)
+
+
+def _linear_shapes(config: ModelConfig, name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if config.bias else {})}
+
+
+def _norm_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    parts = ("weight", "bias") if config.norm == "layernorm" and config.bias else ("weight",)
+    return {f"{name}.{part}": (config.hidden_size,) for part in parts} if config.norm_weights else {}
+
+
 def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> int:
     """Floating-point operations of forward and backward per token.
 
@@ -59,6 +112,11 @@ def _flops_per_token_of_pairs(config: ModelConfig, weights: int, sequence_length
     """
     layers = config.encoder_layers + 2 * config.num_hidden_layers
     return 3 * weights + 12 * config.attention_width * (sequence_length // 2) * layers // 2
+
+
+def block_weights(config: ModelConfig) -> int:
+    """Weights of a block that one token multiplies."""
+    return _block(config, _experts_used(config))
 
 
 def piece_tokens(vocabulary: int, device: str) -> int:

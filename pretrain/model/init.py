@@ -26,6 +26,8 @@ from pretrain.config.model import ModelConfig
 if TYPE_CHECKING:
     import torch
 
+_FROM_RANK = "lora_B.weight"
+"""An adapter's matrix whose inputs are as many at every width."""
 _EMBEDDINGS = ("embed_tokens.weight", "embed_positions.weight")
 _OUTPUT = "lm_head.weight"
 _INTO_STREAM = ("o_proj.weight", "down_proj.weight")
@@ -34,7 +36,7 @@ _ROUTER = "mlp.gate.weight"
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], config: ModelConfig) -> float:
     """Learning-rate multiplier of a parameter; 1 without muP."""
-    outside = len(shape) < 2 or name.endswith((*_EMBEDDINGS, _OUTPUT))
+    outside = len(shape) < 2 or name.endswith((*_EMBEDDINGS, _OUTPUT, _FROM_RANK))
     return 1.0 if outside else 1.0 / config.width_ratio
 
 

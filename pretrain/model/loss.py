@@ -116,7 +116,8 @@ def cross_entropy(
     if computed == torch.float16:
         return _by_autograd(hidden, weight, targets, rule, part)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _InPieces.apply(hidden, weight, targets, rule, (computed, learns, part, soft if learns else None))
+    how = (computed, learns, weight.requires_grad, part, soft if learns else None)
+    return _InPieces.apply(hidden, weight, targets, rule, how)
 
 
 def _by_autograd(
@@ -155,9 +156,12 @@ class _InPieces(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         computed, *others = how
         with torch.autocast(hidden.device.type, enabled=False):
-            objective, nats, gradients = _losses(hidden.to(computed), weight.to(computed), targets, rule, *others)
-        if gradients is not None:
-            ctx.save_for_backward(gradients[0].to(hidden.dtype), gradients[1].to(weight.dtype))
+            given = hidden.to(computed), weight.to(computed), targets, rule
+            objective, nats, gradients = _losses(given, *others)
+        for_hidden, for_weight = gradients
+        if for_hidden is not None:
+            found = None if for_weight is None else for_weight.to(weight.dtype)
+            ctx.save_for_backward(for_hidden.to(hidden.dtype), found)
         ctx.mark_non_differentiable(nats)
         return objective, nats
 
@@ -165,18 +169,18 @@ class _InPieces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         for_hidden, for_weight = ctx.saved_tensors
-        return for_hidden * factor, for_weight * factor, None, None, None
+        return for_hidden * factor, None if for_weight is None else for_weight * factor, None, None, None
 
 
 def _losses(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    rule: Logits,
+    given: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Logits],
     learns: bool,
+    of_weight: bool,
     part: VocabularyPart | None,
     soft: SoftLoss | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """Objective, nats, and the gradients of hidden states and weight, if any."""
+    hidden, weight, targets, rule = given
     count, vocabulary = len(hidden), len(weight)
     step = piece_tokens(vocabulary, hidden.device.type)
     pieces = [slice(start, start + step) for start in range(0, count, step)]
@@ -195,6 +199,7 @@ def _losses(
             products.mul_(1.0 - soft.weight).add_(mixed[1])
         if for_hidden is not None:
             torch.mm(products, weight, out=for_hidden[piece])
+        if learns and of_weight:
             added_to_it = products.t() @ hidden[piece]
             for_weight = added_to_it if len(pieces) == 1 else _add(for_weight, added_to_it)
     if part is not None and for_hidden is not None:
@@ -202,7 +207,7 @@ def _losses(
     objective = nats.sum() + added
     if soft is not None:
         objective = (1.0 - soft.weight) * objective + softly
-    return objective, nats, None if for_hidden is None or for_weight is None else (for_hidden, for_weight)
+    return objective, nats, (for_hidden, for_weight)
 
 
 def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:

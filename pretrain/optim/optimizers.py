@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     Scale = Callable[[str, torch.Size], float]
 
+_ADAPTER = re.compile(r"\.lora_[AB]\.weight$")
 _OF_A_BLOCK = re.compile(r"(^|\.)layers\.\d+\.")
 _MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",), "muon": ("momentum_buffer",), "own": ()}
 _RULES = {"adamw": ("adamw", "adamw"), "lion": ("lion", "lion"), "muon": ("muon", "adamw"), "own": ("own", "own")}
@@ -62,10 +63,10 @@ def parameter_groups(
 
     Parameters of one kind, rule of `config.groups`, rate and decay form a group.
 
-    A group holds `params`, `name` ("matrices", "vectors", "muon", or a rule's pattern before one of them), `label` (its
-    name in the record, which stays where DeepSpeed needs another name), `base_lr`
-    (the peak rate, which the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion, muon or own) and
-    `moments` (the names of the optimizer's tensors for each parameter; `make_optimizer` knows those of an own one).
+    A group holds `params`, `name` ("matrices", "vectors", "adapters", "muon", or a rule's pattern before one of them),
+    `label` (its name in the record, which stays where DeepSpeed needs another name), `base_lr` (the peak rate, which
+    the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion, muon or own) and `moments` (the names of the
+    optimizer's tensors for each parameter; `make_optimizer` knows those of an own one).
 
     `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
     the model's own factor (muP); it multiplies the rule's rate and divides the decay, so that rate x decay, the share
@@ -134,11 +135,13 @@ def decay_fault(name: str, rate: float, decay: float) -> str | None:
 def _kind(name: str, axes: int, config: OptimConfig) -> dict[str, Any]:
     """Empty group of a parameter, before any rule applies."""
     of_a_block, other = update_rules(config.optimizer)
-    kind = of_a_block if axes > 1 and _OF_A_BLOCK.search(name) else other
+    adapts = bool(_ADAPTER.search(name))  # the factors of a low-rank product, whose steps are no matrix' of the blocks
+    kind = of_a_block if axes > 1 and _OF_A_BLOCK.search(name) and not adapts else other
     if kind == "muon":
         label, rate, decay = "muon", config.muon_learning_rate, config.muon_weight_decay
     else:
         label, decay = ("matrices", config.weight_decay) if axes > 1 else ("vectors", 0.0)
+        label = "adapters" if adapts else label
         rate = config.learning_rate
     group = {"params": [], "name": label, "base_lr": rate, "weight_decay": decay}
     return {**group, "kind": kind, "moments": _MOMENTS[kind]}

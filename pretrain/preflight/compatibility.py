@@ -27,7 +27,9 @@ from pretrain.preflight.expert_rules import (
     expert_parallelism_divides,
     expert_parallelism_supports_the_run,
     expert_ranks_span_nodes,
+    fp8_excludes_experts,
 )
+from pretrain.preflight.finetuning_rules import FROZEN
 from pretrain.preflight.hardware import Hardware
 
 Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
@@ -116,13 +118,6 @@ def fp8_shapes_divide(recipe: TrainRecipe, settings: Settings, hardware: Hardwar
     if recipe.train.precision != "fp8" or not odd:
         return None
     return f"train.precision = 'fp8' needs multiples of 16, not {odd[0]}; change it, or set precision = 'bf16'"
-
-
-def fp8_excludes_experts(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse fp8 with experts."""
-    if recipe.train.precision != "fp8" or recipe.model.moe is None:
-        return None
-    return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
 
 
 def bf16_masters_stay_on_the_device(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
@@ -440,6 +435,7 @@ RULES: tuple[Rule, ...] = (
     evaluation_rows_divide,
     students_learn_whole_rows,
     encoder_decoders_run_plainly,
+    *FROZEN,
 )
 
 

@@ -14,6 +14,13 @@ from pretrain.preflight.hardware import Hardware
 _EXPERT_PARTS = [f"{name}_proj.{kind}" for name in ("gate", "up", "down") for kind in ("weight", "bias")]
 
 
+def fp8_excludes_experts(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse fp8 with experts."""
+    if recipe.train.precision != "fp8" or recipe.model.moe is None:
+        return None
+    return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
+
+
 def expert_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse expert parallelism that does not divide experts and ranks."""
     size, moe = settings.engine.expert_parallel_size, recipe.model.moe

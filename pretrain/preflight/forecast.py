@@ -27,10 +27,10 @@ from pretrain.config.training import EngineConfig, TrainRecipe, gradient_accumul
 from pretrain.distributed.layout import data_ranks, parameter_shares
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET, bytes_per_gradient, compiles_blocks, many_owners
+from pretrain.finetuning.trained_parameters import trained_count, training_flops
 from pretrain.model.flops import (
     active_parameter_count,
     expert_parameter_count,
-    flops_per_token,
     parameter_count,
     piece_tokens,
 )
@@ -53,7 +53,7 @@ class Forecast:
     hidden: float
     """Seconds of communication that overlap computation."""
     flops: float
-    """Floating-point operations that the model needs (`flops_per_token`), without recomputation."""
+    """Floating-point operations that the model needs (`training_flops`), without recomputation."""
 
     @property
     def step(self) -> float:
@@ -97,7 +97,9 @@ class _Work:
     reduced: float
     """Bytes per gradient element sent in the reduction."""
     shares: list[tuple[int, int, int]]
-    """Numbers of a rank's parameters and of their holders, and these' distance."""
+    """Numbers of a rank's trained parameters and of their holders, and these' distance."""
+    trained: float
+    """Share of the weights whose gradients are computed."""
 
     @property
     def parameters(self) -> int:
@@ -128,7 +130,7 @@ def forecast(
     kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
     hidden, exposed = _communication(work, sum(forward.values()), sum(backward.values()))
     exposed += work.passes * _within_blocks(work)
-    flops = flops_per_token(work.model, vocabulary_size, work.length) * work.tokens * work.passes
+    flops = training_flops(recipe, vocabulary_size) * work.tokens * work.passes
     return Forecast({**kept, "communication": exposed}, hidden, flops / engine.tensor_parallel_size)
 
 
@@ -146,6 +148,9 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
     elsewhere = experts - experts // engine.expert_parallel_size
     sizes = (recipe.train.sequence_length, met // tensor, stored // tensor - elsewhere, outside // tensor)
     shares = parameter_shares(model, engine, vocabulary_size, ranks.world_size)
+    trained = trained_count(recipe, vocabulary_size)
+    if recipe.train.freezes:
+        shares = [(trained, shares[0][1])]
     distant = [(count, holders, ranks.world_size // tensor // holders) for count, holders in shares]
     return _Work(
         model,
@@ -158,6 +163,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
         network,
         bytes_per_gradient(recipe.train),
         distant,
+        min(1.0, trained / parameter_count(model, vocabulary_size)),
     )
 
 
@@ -185,7 +191,7 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     there, back = layers * (14 * stream + 3 * inner) / COPIES, layers * (22 * stream + 6 * inner) / COPIES
     forward = {"products": body + 3 * output, "attention": operations / fast[0], "between": there}
     backward = {
-        "products": (2 + computed_again) * body,
+        "products": (1 + work.trained + computed_again) * body,
         "attention": 2.5 * operations / fast[1] + computed_again * operations / fast[0],
         "between": back + read_again * there,
     }

@@ -27,6 +27,7 @@ from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.layout import parameter_shares
 from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
+from pretrain.finetuning.trained_parameters import trained_count
 from pretrain.model.flops import parameter_count, piece_tokens
 from pretrain.optim.optimizers import moment_count
 
@@ -74,17 +75,18 @@ def estimate(
     # Tensor ranks hold norms and learned positions whole, which are negligible.
     shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
     parameters, held = sum(count for count, _ in shares), Counter[str]()
+    learning = trained_count(recipe, vocabulary_size) if recipe.train.freezes else parameters
     for number, (count, ranks) in enumerate(shares):
-        moments = moment_count(recipe.optim, count, 0 if number else every - blocks)
-        held.update(_state(recipe, engine, (count, moments), ranks))
+        trained, outside = (learning, learning) if recipe.train.freezes else (count, 0 if number else every - blocks)
+        held.update(_state(recipe, engine, (count, trained, moment_count(recipe.optim, trained, outside)), ranks))
     compiler = _COMPILER if device == "cpu" and engine.activation_checkpointing == "selective" else 0
     libraries = _GPU_LIBRARIES if device == "cpu" and _built_for_gpus() else 0
     on_device = {"runtime": _RUNTIME[device] + libraries + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
     # Allocated after activations are freed, whose memory the host's allocator keeps:
-    flat = _flat_gradients(recipe, engine, parameters, world_size)
+    flat = _flat_gradients(recipe, engine, learning, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
-    on_device["buffers of communication"] = reduced + _buckets(recipe, engine, parameters)
+    on_device["buffers of communication"] = reduced + _buckets(recipe, engine, learning)
     if device == "cuda" and world_size > 1:
         on_device["buffers of communication"] += _NCCL
     on_host: dict[str, int] = {}
@@ -132,28 +134,28 @@ def _place(name: str, engine: EngineConfig) -> str:
     return {"none": "device", "cpu": "host", "nvme": "file"}[setting]
 
 
-def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int], ranks: int) -> dict[str, int]:
+def _state(recipe: TrainRecipe, engine: EngineConfig, counts: tuple[int, int, int], ranks: int) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state.
 
     `ranks` share what the stage partitions.
 
-    `counts` are those of parameters, and of the optimizer's moments (two per parameter with AdamW, one of Muon's
-    matrices).
+    `counts` are those of parameters, of those that learn, and of the optimizer's moments (two per parameter with AdamW,
+    one of Muon's matrices).
     """
-    (parameters, moments), stage, precision = counts, engine.zero_stage, recipe.train.precision
+    (parameters, learning, moments), stage, precision = counts, engine.zero_stage, recipe.train.precision
     full = precision in ("fp32", "autocast")
     weight, master = (4 if full else 2), (2 if precision == "bf16_masters" else 4)
-    piece = -(-parameters // ranks)
+    piece = -(-learning // ranks)
     values = {
-        "parameters": weight * (piece if stage == 3 else parameters),
+        "parameters": weight * (-(-parameters // ranks) if stage == 3 else parameters),
         "masters": master * piece if stage else 0,
         "moments": master * (-(-moments // ranks) if stage else moments),
-        "gradients": weight * parameters if stage < 2 else 0,
+        "gradients": weight * learning if stage < 2 else 0,
         "gradient sums": master * piece if stage else 0,
         _COPY: 4 * (piece - (-moments // ranks)),
     }
     if _accumulates_whole_gradients(recipe, engine):
-        values["gradient sums"] = 4 * parameters
+        values["gradient sums"] = 4 * learning
     if stage == 3:  # DeepSpeed flattens a copy of each sub-group in turn, and on the host of all
         values["gradients of the update"] = master * (
             piece if engine.offload_optimizer == "cpu" else min(piece, _SUB_GROUP)

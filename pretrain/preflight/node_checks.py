@@ -172,12 +172,17 @@ def disk(needed: int, root: Path) -> NodeFinding:
 
 
 def checkpoint_bytes(recipe: TrainRecipe, config: CheckpointConfig, vocabulary_size: int, world_size: int) -> int:
-    """Bytes of a checkpoint: masters and moments, twice with native shards."""
+    """Bytes of a checkpoint: masters and moments, twice with native shards.
+
+    The base of frozen parameters, stored once, comes with it.
+    """
+    from pretrain.finetuning.trained_parameters import trained_count
     from pretrain.model.flops import parameter_count
 
     moments = {"adamw": 2, "own": recipe.optim.state_tensors}.get(recipe.optim.optimizer, 1)
     copies = 2 if world_size > 1 and config.native else 1
-    return 4 * (1 + moments) * parameter_count(recipe.model, vocabulary_size) * copies
+    base = 4 * parameter_count(recipe.model, vocabulary_size) if recipe.train.freezes else 0
+    return base + 4 * (1 + moments) * trained_count(recipe, vocabulary_size) * copies
 
 
 def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeFinding]:

@@ -44,7 +44,7 @@ SURFACE = {
     "doctor": ["--help"],
     "evaluate": [*COMMON, "CHECKPOINT"],
     "experiment claims": [*COMMON, "--dry-run"],
-    "export": [*COMMON, "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
+    "export": [*COMMON, "--adapter", "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--eval-set", "--help", "--output", "--sample-mb", "PATH"],
     "mirror pull": ["--help", "ROOT", "URL"],
     "mirror push": ["--help", "ROOT", "URL"],

@@ -62,3 +62,22 @@ def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_pat
     words = ["export", folder / "chats.toml", root / trained.stats["checkpoint"]["path"], folder / "chatting"]
     assert main(list(map(str, [*words, "--root", root, *settings]))) == 0
     assert (folder / "chatting" / "chat_template.jinja").read_text(encoding="utf-8") == CHATML
+
+    # The same chats, learned by adapters: every reader of checkpoints finds the base.
+    settings += ["--set", "train.adapter={rank = 4, dropout = 0.1}"]
+    given = [str(folder / "chats.toml"), "--root", str(root), "--data-workers", "1", *settings]
+    assert main(["run", *given]) == 0
+    adapted = newest(root, "train")
+    checkpoint = str((root / adapted.stats["checkpoint"]["path"]).parent)
+    assert adapted.stats["trained_parameters"] * 5 < adapted.stats["parameters"]
+    page = (root / "report" / "latest.html").read_text(encoding="utf-8")
+    assert re.search(r"of which [\d,]+ learned \(\S+ %\)", page)
+    config, *options = given
+    assert main(["evaluate", config, checkpoint, *options]) == 0
+    assert main(["generate", config, checkpoint, "Tell", *options, "--max-tokens", "4"]) == 0
+    assert main(["governance", "audit-memorisation", config, checkpoint, *options]) == 0
+    assert main(["export", config, checkpoint, str(folder / "merged"), *options]) == 0
+    assert main(["export", config, checkpoint, str(folder / "adapter"), *options, "--adapter"]) == 0
+    written = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (written["peft_type"], written["r"], written["base_model_name_or_path"]) == ("LORA", 4, "parent")
+    assert main(["governance", "verify", str(root)]) == 0

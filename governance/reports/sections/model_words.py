@@ -19,7 +19,7 @@ def model_line(found: Mapping[str, Any]) -> str:
         return ""
     stats, summary = run["stats"], found["summary"]
     parts = [
-        f"{family(run['config'])}, {parameters(stats.get('parameters'))}",
+        f"{family(run['config'])}, {parameters(stats.get('parameters'))}{trained_share(stats)}",
         f"{number(summary['tokens_trained'])} tokens in {number(summary['steps'])} steps",
         f"training loss {number(summary['final_loss'])}, "
         f"validation loss {number(summary['validation_loss'])} nats per token",
@@ -51,12 +51,20 @@ def parameters(count: int | None) -> str:
     return f"{count:,} parameters"
 
 
+def trained_share(stats: Mapping[str, Any]) -> str:
+    """Parameters that learned, where others were frozen; else ""."""
+    trained = stats.get("trained_parameters")
+    if trained is None:
+        return ""
+    return f", of which {number(trained)} learned ({number(100 * trained / stats['parameters'])} %)"
+
+
 def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
     """Shape of the model, its training and its hardware."""
     run = found["training"]
     stats, config, execution = run["stats"], run["config"], run["execution"]
     pairs: list[tuple[str, Child]] = [
-        ("Model", f"{family(config)}, {number(stats.get('parameters'))} parameters"),
+        ("Model", f"{family(config)}, {number(stats.get('parameters'))} parameters{trained_share(stats)}"),
         *_shape(config.get("model") or {}),
         *_recipe(config),
         ("Trained", f"{number(stats.get('steps'))} steps, {number(stats.get('tokens'))} tokens{_before(stats)}"),

@@ -183,6 +183,9 @@ REFUSED = [
         {"sequence_parallel_size": 3, "sequence_length": 768, "where": {"evaluation": TASKS}},
         "256 tokens of an evaluation row",
     ),
+    ("frozen_parameters_have_a_base", {"trained": ["lm_head"]}, "set train.initial_weights"),
+    ("learning_parameters_exist", {"trained": ["mlp.router"]}, "the nearest names are"),
+    ("frozen_parameters_suit_the_layout", {"trained": ["lm_head"], "precision": "fp8"}, "set it to 'bf16'"),
     (
         "bf16_masters_stay_on_the_device",
         {"precision": "bf16_masters", "zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "x"},
@@ -201,7 +204,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("rule", "settings", "mend"), REFUSED)
 def test_a_rule_refuses_with_its_fix(rule, settings, mend):
-    output = getattr(compatibility, rule)(*case(**settings))
+    output = {known.__name__: known for known in RULES}[rule](*case(**settings))
     assert output is not None
     assert mend in output
 

@@ -1,0 +1,1 @@
+"""Fine-tuning: parameters that learn, those that stay, and low-rank adapters."""
