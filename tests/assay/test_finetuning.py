@@ -80,4 +80,4 @@ def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_pat
     assert main(["export", config, checkpoint, str(folder / "adapter"), *options, "--adapter"]) == 0
     written = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (written["peft_type"], written["r"], written["base_model_name_or_path"]) == ("LORA", 4, "parent")
-    assert main(["governance", "verify", str(root)]) == 0
+    assert main(["governance", "verify", str(root), "--key", str(folder / "key.pem.pub")]) == 0
