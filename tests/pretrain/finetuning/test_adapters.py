@@ -241,10 +241,13 @@ def test_an_export_of_an_adapter_that_is_none_is_refused(trained, tmp_path):
         _names(identity, AdapterConfig(), "gpt_neox")
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+CLOSED = {**VARIANTS, "classifier": {"num_labels": 3, "tie_word_embeddings": True}}
+
+
+@pytest.mark.parametrize("name", sorted(CLOSED))
 def test_closed_forms_count_what_the_model_has(name):
     """Names, shapes and order of all parameters, and of those that learn."""
-    made, _ = recipe(train={"adapter": {"rank": 2}, "trained": ["norm|embed_tokens"]}, **VARIANTS[name])
+    made, _ = recipe(train={"adapter": {"rank": 2}, "trained": ["norm|embed_tokens"]}, **CLOSED[name])
     plain = {key: tuple(value.shape) for key, value in model_of(made.model).named_parameters()}
     assert list(parameter_shapes(made.model, 100).items()) == list(plain.items())
     assert sum(map(math.prod, plain.values())) == parameter_count(made.model, 100)
@@ -257,7 +260,8 @@ def test_closed_forms_count_what_the_model_has(name):
                               made.optim, lambda parameter: parameter.shape)  # fmt: skip
     kinds = {group["label"].partition(" ")[0]: group["kind"] for group in groups}
     assert kinds["adapters"] == "adamw"  # under Muon too
-    every, _ = recipe(train={"trained": ["."]}, **VARIANTS[name])
+    assert ("lm_head.weight" in learning) == (name == "classifier")  # whose head is new
+    every, _ = recipe(train={"trained": ["."]}, **CLOSED[name])
     assert training_flops(every, 100) == flops_per_token(every.model, 100, 32)
 
 
