@@ -69,8 +69,8 @@ def test_the_matrix_of_stages_and_precisions_has_them_on_two_ranks(tmp_path):
 
 
 def wrong(errors: dict[str, float]) -> None:
-    """In bf16 at stage 3 DeepSpeed adds the parts of the stream's gradient in another order."""
-    assert {case: error for case, error in errors.items() if error > (1e-2 if "bf16 3" in case else 1e-5)} == {}
+    """At stage 3 the parts of the stream's gradient are added in another order; a lost one is far larger."""
+    assert {case: error for case, error in errors.items() if error > (1e-2 if "bf16 3" in case else 1e-4)} == {}
 
 
 def test_a_checkpoint_holds_what_learns_and_the_base_is_stored_once(trained):
