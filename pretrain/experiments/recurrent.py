@@ -9,7 +9,6 @@ training holds length x length matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -34,14 +33,15 @@ class LanguageModel(nn.Module):
     The embedding is the output projection, too.
     """
 
-    def __init__(self, embedding: nn.Embedding, body: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, embedding: nn.Embedding, body: nn.Module) -> None:
         super().__init__()
         self.embed_tokens = embedding
         self.body = body
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states."""
-        return self.body(tokens, self.embed_tokens(tokens))
+        hidden: torch.Tensor = self.body(tokens, self.embed_tokens)
+        return hidden
 
     def nats(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the cross entropies, and each target's own, in row order.
@@ -53,23 +53,18 @@ class LanguageModel(nn.Module):
 
 
 class TransformerBody(nn.Module):
-    """Trainer's own stack without its embedding."""
+    """Trainer's own stack; the embedding is the stack's."""
 
     def __init__(self, stack: Stack) -> None:
         super().__init__()
-        self.layers, self.norm, self._through = stack.layers, stack.norm, stack.config
+        self.stack = stack
 
-    def forward(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """[B, L] and [B, L, width] -> [B, L, width]."""
-        from pretrain.model.position_embeddings import rotary_angles
-
+    def forward(self, tokens: torch.Tensor, embed: nn.Module) -> torch.Tensor:
+        """[B, L] -> [B, L, width]."""
         zeros = torch.zeros_like(tokens, dtype=torch.int32)
         places = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device).expand(tokens.shape)
-        angles, mask = rotary_angles(places, self._through, x.dtype, None), document_mask(zeros, self._through)
-        first = None
-        for layer in self.layers:
-            x, _, first = layer(x, angles, mask, first)
-        return self.norm(x)
+        hidden: torch.Tensor = self.stack(tokens, zeros, places)[0]
+        return hidden
 
 
 class RecurrentLayer(nn.Module):
@@ -107,9 +102,9 @@ class RecurrentBody(nn.Module):
         self.layers = nn.ModuleList([*layers, *([AttentionLayer(config)] if attends else [])])
         self.norm = make_norm(config)
 
-    def forward(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """[B, L] and [B, L, width] -> [B, L, width]."""
-        mask = document_mask(torch.zeros_like(tokens, dtype=torch.int32), self.config)
+    def forward(self, tokens: torch.Tensor, embed: nn.Module) -> torch.Tensor:
+        """[B, L] -> [B, L, width]."""
+        x, mask = embed(tokens), document_mask(torch.zeros_like(tokens, dtype=torch.int32), self.config)
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x)
@@ -122,8 +117,9 @@ class XlstmBody(nn.Module):
         super().__init__()
         self.layers, self.norm = stack.blocks, stack.post_blocks_norm
 
-    def forward(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """[B, L] and [B, L, width] -> [B, L, width]."""
+    def forward(self, tokens: torch.Tensor, embed: nn.Module) -> torch.Tensor:
+        """[B, L] -> [B, L, width]."""
+        x = embed(tokens)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
@@ -141,11 +137,11 @@ def build(architecture: Architecture, shape: Shape, vocabulary_size: int, seed: 
     if seed is not None:
         torch.manual_seed(seed)
     with device:
-        embedding = nn.Embedding(padded_vocabulary(vocabulary_size), shape.width)
+        embedding, body = nn.Embedding(padded_vocabulary(vocabulary_size), shape.width), nn.Module()
         config = model_config(shape, "rope" if architecture == "transformer" else "none")
         if architecture == "transformer":
-            stack = Stack(config, 1, "none", None)
-            body: nn.Module = TransformerBody(stack)
+            stack = Stack(config, vocabulary_size, "none", None)
+            embedding, body = stack.embed_tokens, TransformerBody(stack)
         elif architecture == "xlstm":
             body = XlstmBody(_xlstm(shape))
         else:
@@ -180,6 +176,8 @@ def _begin(model: LanguageModel, config: ModelConfig, seed: int) -> None:
     if isinstance(model.body, XlstmBody):
         return
     for name, parameter in model.body.named_parameters():
+        if name.endswith("embed_tokens.weight"):  # all models' embedding begins alike
+            continue
         if ".cell." not in name:
             parameter.copy_(initial_weight(name, parameter.shape, config, seed))
         elif "bias_ih" in name and parameter.numel() == 4 * config.hidden_size:
