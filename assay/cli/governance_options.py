@@ -28,11 +28,13 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
         nargs="?",
         const=False,
     )
-    command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or read a suite as gates")
+    command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or print a suite as gates")
     path(command, "policy", "POLICY|SUITE", "a policy's file, or a suite of GX (.json)")
     path(command, "folder", "FOLDER", "new folder for the suites of a policy", nargs="?")
-    command.add_argument("--suite", default="documents", help="for a suite of GX: the table that its gates judge")
-    command.add_argument("--owner", default="data", help="for a suite of GX: the owner of its gates")
+    command.add_argument(
+        "--suite", metavar="NAME", default="documents", help="for a suite of GX: the table that its gates judge"
+    )
+    command.add_argument("--owner", metavar="NAME", default="data", help="for a suite of GX: the owner of its gates")
     command = add(
         "freeze",
         "freeze",
@@ -44,7 +46,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command.set_defaults(group="review")
     config(command)
     path(command, "--key", "PRIVATE_KEY", "your private key, listed under the policy's [people]", required=True)
-    command.add_argument("--withdraw", metavar="NAME", help="withdraw the refusal in this file, there or removed")
+    command.add_argument("--withdraw", metavar="NAME", help="withdraw the refusal in this file, which may be gone")
     command.add_argument("--reason", default="", metavar="TEXT", help="with --withdraw: why, in ten characters or more")
     command = add(
         "clock", "clock", "print statements dated ahead of this machine's clock, or sign that their times are void"
@@ -62,7 +64,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     path(command, "artifact", "ARTIFACT|ROOT", "an artifact's folder, or a root")
     flag(command, "--deep", "also verify ancestors, signed statements, the journal's chain, growing files and waivers")
     trusted_keys(command)
-    command = add("anchor", "anchor", "compare the journal with its copy on this machine; accept lost lines")
+    command = add("anchor", "anchor", "compare the journal with the head kept on this machine; accept lost lines")
     config(command)
     command.add_argument(
         "--accept", metavar="REASON", help="accept the journal as it is, with this reason signed into it"
@@ -98,7 +100,7 @@ def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
     config(command)
     path(command, "kpis", "KPIS", "the KPI file (TOML)")
     command = add(
-        "kpi-test", "test", "test outcomes under their plan: whether the model paid; the next report shows it"
+        "kpi-test", "test", "test outcomes against their signed plan: did the model pay? The next report shows it"
     )
     command.set_defaults(group="kpi")
     config(command)
@@ -120,7 +122,7 @@ def _keys(add: Add) -> None:
     )
     path(command, "--root-key", "PATH", "the root's private key")
     command.add_argument(
-        "--days", type=positive, default=30, help="validity of a job's certificate in days (default: 30)"
+        "--days", type=positive, default=30, metavar="N", help="validity of a job's certificate in days (default: 30)"
     )
     command.add_argument("--name", default="job", help="owner's name in the certificate (default: job)")
     command = add("sign", "sign", "sign a checkpoint in the OpenSSF model-signing format")

@@ -95,7 +95,7 @@ def _inspect(commands: Commands[Parser]) -> None:
 
 def _mirror(commands: Commands[Parser]) -> None:
     add = _group(commands, "mirror", "copy a root to S3, GCS or another store, and back")
-    url = "folder of the store: s3://bucket/runs/mine, gs://..., or what else fsspec knows"
+    url = "folder of the store: s3://bucket/runs/mine, gs://..., or any other that fsspec supports"
     command = add("push", "push", "send the files of a root that the store lacks; repeat it to continue or to update")
     path(command, "folder", "ROOT", "folder that holds all artifacts of a run")
     command.add_argument("url", metavar="URL", help=url)
@@ -197,8 +197,12 @@ def _data(commands: Commands[Parser]) -> None:
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
     command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path of the two files without their endings")
     command.add_argument("--root", type=root_folder, required=True, help="folder that holds all artifacts")
-    command.add_argument("--vocabulary-size", type=positive, required=True, help="number of ids; every id is below it")
-    command.add_argument("--end-of-document", type=natural, required=True, help="id of the token that ends a document")
+    command.add_argument(
+        "--vocabulary-size", type=positive, required=True, metavar="N", help="number of ids; every id is below it"
+    )
+    command.add_argument(
+        "--end-of-document", type=natural, required=True, metavar="ID", help="id of the token that ends a document"
+    )
 
 
 def _training(commands: Commands[Parser]) -> None:
@@ -211,7 +215,10 @@ def _training(commands: Commands[Parser]) -> None:
         "print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused",
     )
     command.add_argument(
-        "--ranks", type=positive, help="with --dry-run: plan for this many ranks, --nproc of them on each node"
+        "--ranks",
+        type=positive,
+        metavar="N",
+        help="with --dry-run: plan for this many ranks, --nproc of them on each node",
     )
     command.add_argument("--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind")
     command.add_argument(
@@ -219,7 +226,7 @@ def _training(commands: Commands[Parser]) -> None:
     )
     _from_scratch(command)
     _codes(command)
-    text = "draw from the teacher of [train.distillation] once, for logits = 'sampled'"
+    text = "sample the teacher's logits once, for training with [train.distillation] logits = 'sampled'"
     _config(_add(commands, "teacher-logits", "teacher_logits", text))
     command = _add(
         commands, "evaluate", "evaluate", "measure a checkpoint: validation loss by source and language, task scores"
@@ -244,14 +251,14 @@ def _training(commands: Commands[Parser]) -> None:
 
 
 def _generation(commands: Commands[Parser]) -> None:
-    command = _add(commands, "generate", "generate", "continue prompts by a checkpoint; print tokens/s and energy")
+    command = _add(commands, "generate", "generate", "continue prompts with a checkpoint; print tokens/s and energy")
     command.set_defaults(group="model")
     _config(command)
     checkpoint_option(command)
     text = 'a text to continue (repeatable); behind "--" it may begin with "-"'
     command.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
     command.repeated = "prompts"
-    text = "continue the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
+    text = "also continue each line of this file, or each field prompt of a .jsonl file, which may hold line breaks"
     path(command, "--prompts", "FILE", text, dest="prompts_file")
     command.add_argument(
         "--max-tokens",
@@ -297,7 +304,7 @@ def _interpretation(commands: Commands[Parser]) -> None:
     command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
     command.repeated = "texts"
     path(command, "--html", "PATH", "also write maps and tables as an HTML page")
-    flag(command, "--prune-heads", "measure the importance of each head, and the validation loss without the least")
+    flag(command, "--prune-heads", "measure the importance of each head, and the loss without the least important")
     text = "with --prune-heads: validation rows, half of them to choose heads (default: 64)"
     command.add_argument("--rows", type=positive, metavar="N", help=text)
 
@@ -382,7 +389,7 @@ def _slurm(commands: Commands[Parser]) -> None:
 
 
 def _submits(command: argparse.ArgumentParser) -> None:
-    flag(command, "--local", "run the jobs here one after the other, without a queue or inside salloc")
+    flag(command, "--local", "run the jobs here one after the other, without a queue (also inside salloc)")
     flag(
         command,
         "--take-edits",

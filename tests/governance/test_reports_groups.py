@@ -67,7 +67,7 @@ def test_a_panel_an_axis_with_one_scale_and_what_is_a_finding_is_marked():
     assert labels == [
         "other: 0.2, 95 % interval 0.1 to 0.3, n = 100",
         "far: -0.3, 95 % interval -0.4 to -0.1, n = 100",
-        "near: 0, 95 % interval -0.1 to 0.1, n = 100",
+        "near: 0.0, 95 % interval -0.1 to 0.1, n = 100",
     ]
     assert drawn.count('class="hit"') == 2
     assert len(set(re.findall(r'class="ends">(.*?)</div>', drawn))) == 1

@@ -14,6 +14,7 @@ from governance.reports.facts.samples import _masked_evidence, mask, shorten
 from governance.reports.facts.training_facts import thin, training_facts
 from governance.reports.html.markup import (
     Html,
+    alike,
     compact,
     energy,
     escape,
@@ -62,6 +63,13 @@ def test_numbers_are_written_for_people():
     assert output == ("0.000234 kWh", "0 kWh", "2.78e-10 kWh", "2 kWh", "1,250 kWh", "unknown")
     assert (compact(3.2e-5), compact(0), compact(12340.0)) == ("3.2e-05", "0", "12,340")
     assert (share(0.626), share(0.99961)) == ("62.6 %", "99.96 %")
+
+
+def test_numbers_side_by_side_have_equal_decimals():
+    assert alike(-0.08951, 0.1) == ["-0.09", "0.10"]
+    assert alike(0.997, 1.0, 1.003) == ["0.997", "1.000", "1.003"]
+    assert alike(12, 340.25) == ["12", "340"]
+    assert alike(3.2e-5, 4e-5) == ["3.2e-05", "4e-05"]
 
 
 def test_personal_data_is_masked_also_across_the_cut():

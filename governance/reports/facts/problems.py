@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from governance.gate.explanation import counted
-from governance.reports.html.markup import chance, compact, energy, meters, share
+from governance.reports.html.markup import chance, energy, meters, share
 from governance.reports.sections.bias_sections import significant_rows
-from governance.reports.sections.group_words import detailed, headline, language_of, named
+from governance.reports.sections.group_words import bounds, detailed, headline, language_of, named, written
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
 _CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
@@ -148,8 +148,8 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
         where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
         size = f"{effect['words']}; " if effect.get("words") else ""
         unit = "document" if suite == "impact" else "sentence"
-        interval = f"95 % interval {compact(worst['lower'])} to {compact(worst['upper'])}"
-        size += f"{named(worst['metric'])} {compact(worst['value'])}"
+        size += f"{named(worst['metric'])} {written(worst)}"
+        interval = f"95 % interval {bounds(worst)}"
         more = f"; {counted(len(rows) - 1, 'more difference')} of this kind" if len(rows) > 1 else ""
         yield _finding(
             headline(worst),

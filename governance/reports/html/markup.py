@@ -7,6 +7,7 @@ direction marks. All of them pass through `escape`.
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -158,6 +159,18 @@ def compact(value: float | None) -> str:
     if value and not 1e-3 <= abs(value) < 1e7:
         return f"{value:.3g}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def alike(*values: float) -> list[str]:
+    """Numbers of one measure with equal decimals: three digits, two of their spread."""
+    most, spread = max(map(abs, values)), max(values) - min(values)
+    if not 1e-3 <= most < 1e7:
+        return [compact(value) for value in values]
+    least = min(most, 10 * spread or most)
+    decimals = min(max(0, 2 - math.floor(math.log10(least))), 6)
+    while decimals and all(f"{value:.{decimals}f}".endswith("0") for value in values):
+        decimals -= 1
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 def chance(value: float) -> str:

@@ -13,6 +13,7 @@ from governance.reports.html.markup import (
     ROWS_SHOWN,
     UNKNOWN,
     Html,
+    alike,
     compact,
     fold,
     foreign,
@@ -225,8 +226,9 @@ def sources(found: Mapping[str, Any]) -> Html:
     ]
     cited = cite_each(found, "/sources", len(order))
     head = ["source", "licence", "documents", "kept", "text kept", "outcome"]
-    allowed = ", ".join(found["licences_allowed"]) or "the policy names none"
-    note = tag("p", f"Licences allowed by the policy: {allowed}.", class_="note") if lines else None
+    allowed = ", ".join(found["licences_allowed"])
+    words = f"Licences allowed by the policy: {allowed}." if allowed else "The policy has no list of allowed licences."
+    note = tag("p", words, class_="note") if lines else None
     return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="alongside")
 
 
@@ -323,7 +325,7 @@ def _fewer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _merged_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seen = sorted(row["observed"] for row in rows if isinstance(row["observed"], (int, float)))
-    ends = f"{compact(seen[0])} – {compact(seen[-1])}" if seen else None
+    ends = " – ".join(alike(seen[0], seen[-1])) if seen else None
     return {
         **rows[0],
         "subject": f"{len(rows):,} subjects",

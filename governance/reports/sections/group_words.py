@@ -7,7 +7,7 @@ from typing import Any
 
 from governance.checks.bias.interval_rows import NOBODY
 from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES
-from governance.reports.html.markup import compact, share
+from governance.reports.html.markup import alike, compact, share
 from governance.reports.sections.bias_sections import FOUR_FIFTHS, NEUTRAL
 
 _ALL = "(all)"
@@ -103,10 +103,14 @@ def bounds(row: Mapping[str, Any]) -> str:
     """The 95 % interval."""
     if None in (row["lower"], row["upper"]):
         return "not tested"
-    write = share if row["metric"] == "share" else compact
-    return f"{write(row['lower'])} to {write(row['upper'])}"
+    if row["metric"] == "share":
+        return f"{share(row['lower'])} to {share(row['upper'])}"
+    _, lower, upper = alike(row["value"], row["lower"], row["upper"])
+    return f"{lower} to {upper}"
 
 
 def written(row: Mapping[str, Any]) -> str:
     """The value, shares as percentages."""
-    return share(row["value"]) if row["metric"] == "share" else compact(row["value"])
+    if row["metric"] == "share" or None in (row["value"], row["lower"], row["upper"]):
+        return share(row["value"]) if row["metric"] == "share" else compact(row["value"])
+    return alike(row["value"], row["lower"], row["upper"])[0]
