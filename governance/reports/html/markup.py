@@ -162,7 +162,7 @@ def compact(value: float | None) -> str:
 
 
 def alike(*values: float) -> list[str]:
-    """Numbers of one measure with equal decimals: three digits, two of their spread."""
+    """Numbers of one measure with equal decimals, enough for their spread."""
     most, spread = max(map(abs, values)), max(values) - min(values)
     if not 1e-3 <= most < 1e7:
         return [compact(value) for value in values]
