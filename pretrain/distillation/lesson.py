@@ -103,8 +103,11 @@ def lesson_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Lesson
             "train.distillation with train.continue_from: a student begins at step 0; remove one of them, or start "
             "from the checkpoint's export with train.initial_weights"
         )
-    if recipe.model.num_labels:
-        raise ConfigError("train.distillation with a classifier: a teacher's tokens are no labels; remove the section")
+    if any(model.num_labels or model.encoder_layers for model in (recipe.model, teacher.model)):
+        raise ConfigError(
+            "train.distillation with a classifier or an encoder-decoder (model.num_labels, encoder_layers): student "
+            "and teacher are language models; remove the section, or choose another teacher"
+        )
     if config.start == "teacher":
         if recipe.train.initial_weights:
             raise ConfigError(

@@ -287,6 +287,11 @@ def test_settings_that_mean_nothing_are_refused(section, message):
         DistillationConfig(**{"teacher": "t", **section})
 
 
+def test_a_classifier_is_no_student(taught, run_training):
+    with pytest.raises(ConfigError, match="student and teacher are language models"):
+        run_training(taught[0], distillation={"teacher": taught[1]}, num_labels=3, **SMALL)
+
+
 def test_a_student_begins_at_step_0(taught, run_training):
     root, name = taught
     with pytest.raises(ConfigError, match="a student begins at step 0"):
