@@ -187,6 +187,7 @@ def last_without_file(words: Sequence[str]) -> str:
     if "last" not in plain or Path("last").exists() or any(word.endswith(".toml") for word in plain):
         return ""
     given = {"evaluate": "CONFIG last", "generate": "CONFIG last PROMPT", "interpret": "CONFIG last TEXT",
+             "translate": "CONFIG last TEXT",
              "export": "CONFIG last FOLDER",
              "report write": "CONFIG", "report verify": "CONFIG",
              "governance audit-model": "CONFIG last", "governance audit-memorisation": "CONFIG last",

@@ -1,4 +1,4 @@
-"""Functions behind `assay generate` and `assay interpret`, which use a trained model."""
+"""Functions behind the commands that generate, translate and interpret."""
 
 from __future__ import annotations
 
@@ -220,6 +220,36 @@ def _namer(encoder: Encoder, given: Sequence[int]) -> Callable[[int], str]:
         return encoder.decode_after(given[:1], [token])
 
     return name
+
+
+def translate(arguments: Arguments) -> None:
+    """Translate texts by beam search."""
+    from data_pipeline.readers.file_types.pair_text import prompt_of
+    from pretrain.checkpoint.format import identity_of
+    from pretrain.inference.beam_search import Beam, open_translator, refuse_sources
+
+    if not 0 <= arguments.alpha < 100:
+        raise ConfigError(f"--alpha {arguments.alpha:g}: is not a power of 0 or more; the paper takes 0.6")
+    texts = prompts_of(arguments.texts, arguments.file)
+    opened = open_checkpoint(arguments)
+    encoder = opened.encoder
+    if not identity_of(opened.manifest).recipe.model.encoder_layers:
+        raise ConfigError(f"{opened.manifest.folder}: has no encoder; continue texts with: assay generate")
+    sources = [encoder.encode(prompt_of(text)).tolist() for text in texts]
+    refuse_sources(sources, opened.context)
+    beam = Beam(arguments.beam, arguments.alpha)
+    with opened.runtime.hooks.meter("translate") as energy:
+        translator = open_translator(opened.manifest, opened.loaded.config.engine, opened.runtime.root)
+        with progress("translate", len(texts), "texts") as advance:
+            for text, source in zip(texts, sources, strict=True):
+                found = translator(source, encoder.end_of_document, beam)
+                written = encoder.decode_after(source, found.ids)
+                say(written, translations=[{"source": text, "text": written, "score": found.score}])
+                advance(1)
+    get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
+    if arguments.json:  # what a person reads as a message
+        say("", checkpoint=opened.manifest.digest, origin=opened.origin, beam=arguments.beam, alpha=arguments.alpha,
+            energy=energy)  # fmt: skip
 
 
 _FINISHES = {

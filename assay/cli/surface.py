@@ -234,6 +234,7 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     _generation(commands)
+    _translation(commands)
     _interpretation(commands)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
@@ -279,6 +280,22 @@ def _generation(commands: Commands[Parser]) -> None:
     text = "draw only from the likeliest tokens that together reach this probability (default: %(default)g)"
     command.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
     command.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (default: 0)")
+
+
+def _translation(commands: Commands[Parser]) -> None:
+    command = _add(commands, "translate", "translate", "translate texts by a checkpoint with an encoder: beam search")
+    command.set_defaults(group="model")
+    _config(command)
+    checkpoint_option(command)
+    text = 'a text to translate (repeatable); behind "--" it may begin with "-"'
+    command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
+    command.repeated = "texts"
+    text = "translate the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
+    path(command, "--file", "FILE", text)
+    text = "hypotheses that go on (default: %(default)s); 1: greedy"
+    command.add_argument("--beam", type=positive, default=4, metavar="N", help=text)
+    text = "power of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
+    command.add_argument("--alpha", type=float, default=0.6, metavar="A", help=text)
 
 
 def _classify(commands: Commands[Parser]) -> None:

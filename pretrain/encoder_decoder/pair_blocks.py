@@ -59,7 +59,7 @@ class EncoderBlock(nn.Module):
         """[B, L, hidden] -> [B, L, hidden]; `site` numbers the first sub-layer."""
 
         def compute(x: torch.Tensor, angles: None, mask: DocumentMask, first: None) -> BlockOutput:
-            x = self.input_layernorm(x + drop(self.self_attn(x, angles, mask)[0], site))
+            x = self.input_layernorm(x + drop(self.self_attn(x, None, mask)[0], site))
             return self.post_attention_layernorm(x + drop(self.mlp(x), site + 1)), None, None
 
         return run_block(compute, x, None, DocumentMask({None: attend}), None, self.checkpointing)[0]

@@ -78,6 +78,7 @@ SURFACE = {
     ],
     "init": ["--from", "--help", "FOLDER"],
     "interpret": [*COMMON, "--html", "--prune-heads", "--rows", "CHECKPOINT", "TEXT"],
+    "translate": [*COMMON, "--alpha", "--beam", "--file", "CHECKPOINT", "TEXT"],
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
     "report verify": ["--help", "--key", "--root", "--with", "CONFIG|ROOT|REPORT"],
@@ -234,7 +235,7 @@ def test_a_mistyped_word_is_met_with_the_nearest(typed, nearest, capsys):
 
 MISSING = (
     "run mien.toml", "run mine.toml mien.toml", "train x.toml", "evaluate mine.toml c", "evaluate x.toml last",
-    "generate x.toml last", "generate mine.toml c", "interpret x.toml last t",
+    "generate x.toml last", "generate mine.toml c", "interpret x.toml last t", "translate x.toml last t",
     "export mine.toml c out", "inspect x", "report x.toml", "report x.toml last", "report verify x",
     "report compare x mine.toml", "report index x", "config show x.toml", "data prepare x.toml", "data show x.toml",
     "data trace x 0", "data export x.toml out", "data clean-up x.toml", "slurm submit x.toml", "slurm status x.toml",

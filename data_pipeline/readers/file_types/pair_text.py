@@ -17,6 +17,11 @@ def pair_text(source: str, target: str) -> str | None:
     return None if any(MARK in text for text in texts) else f"\n{MARK}\n".join(texts)
 
 
+def prompt_of(source: str) -> str:
+    """The text of a pair up to its target, which a model then writes."""
+    return f"{normalise(source).strip()}\n{MARK}\n"
+
+
 def sides(text: str) -> tuple[str, str] | None:
     """Source and target of a text; None: it is no whole pair."""
     parts = text.split(f"\n{MARK}\n")
