@@ -307,7 +307,6 @@ class ModelConfig(Section):
             "embedding_norm": False,
             "value_residual": 0.0,
             "num_labels": 0,
-            "value_residual": 0.0,
         }
         if wrong := [name for name, value in needed.items() if getattr(self, name) != value]:
             listed = ", ".join(f"{name} = {needed[name]!r}, not {getattr(self, name)!r}" for name in wrong)
