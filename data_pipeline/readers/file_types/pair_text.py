@@ -18,7 +18,7 @@ def pair_text(source: str, target: str) -> str | None:
 
 
 def prompt_of(source: str) -> str:
-    """The text of a pair up to its target, which a model then writes."""
+    """The text of a pair up to its target."""
     return f"{normalise(source).strip()}\n{MARK}\n"
 
 
