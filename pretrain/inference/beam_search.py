@@ -1,9 +1,10 @@
 """Translations by beam search with a length penalty.
 
-They are those of arXiv:1706.03762, section 6.1, and arXiv:1609.08144, eq. 14. A hypothesis of n tokens, the end included, scores log P / ((5 + n) / 6)^alpha. The best unfinished hypotheses of a
-source, as many as the beam is wide, go on; the search ends once none of them can beat the best finished one, or at the
-most tokens (length of the source + 50, within the context). Keys and values of the source are computed once, those of
-the target are kept in a cache (`kv_cache.py`) whose rows follow the hypotheses.
+They are those of arXiv:1706.03762, section 6.1, and arXiv:1609.08144, eq. 14. A hypothesis of n tokens, the end
+included, scores log P / ((5 + n) / 6)^alpha. The best unfinished hypotheses of a source, as many as the beam is wide,
+go on; the search ends once none of them can beat the best finished one, or at the most tokens (length of the source +
+50, within the context). Keys and values of the source are computed once, those of the target are kept in a cache
+(`kv_cache.py`) whose rows follow the hypotheses.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Hypothesis:
 
 
 def open_translator(checkpoint: Manifest, engine: EngineConfig, root: Path) -> Callable[[Ids, int, Beam], Hypothesis]:
-    """Translation of a source, up to an end token, by a verified checkpoint.
+    """Translator of sources by a verified checkpoint.
 
     Raises:
         ConfigError: the device that `engine` requests does not exist.
