@@ -123,8 +123,8 @@ def _point(step: int, nats: Any, counts: Any, recipe: LanguageTraining) -> dict[
 
 
 def position_ranges(length: int) -> list[tuple[int, int]]:
-    """Ranges of positions, each twice as long as all before it."""
-    edges = [0, *(1 << power for power in range(length.bit_length()) if 1 << power < length), length]
+    """Ranges of positions: the halves of a row, of its first half, and so on."""
+    edges = [length >> power for power in range(length.bit_length(), -1, -1)]
     return list(itertools.pairwise(edges))
 
 
