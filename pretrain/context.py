@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pretrain.checkpoint.format import CheckpointStore
     from pretrain.checkpoint.save import Saver
     from pretrain.data.dataset import Rows
-    from pretrain.distillation.lesson import Lesson
+    from pretrain.distillation.distilled_training import Distillation
     from pretrain.distributed.watchdog import Heartbeat
     from pretrain.engine.engine import Engine
     from pretrain.evaluation.scores import Suite
@@ -75,7 +75,7 @@ class TrainContext:
     """Tasks of `[evaluation]`; None: there are none."""
     initial: InitialWeights | None = None
     """Weights of a folder to begin from; None: random ones."""
-    lesson: Lesson | None = None
+    distillation: Distillation | None = None
     """The teacher of `[train.distillation]`; None: there is none."""
     budget: BudgetGuard = field(default_factory=BudgetGuard)
     """The policy's energy budget."""

@@ -29,7 +29,7 @@ from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import Rows
 from pretrain.data.loader import StepRows, by_origin, chain, open_loader
-from pretrain.distillation.lesson import refuse_damaged_teacher
+from pretrain.distillation.distilled_training import refuse_damaged_teacher
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
@@ -200,9 +200,9 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     engine, device = context.settings.engine, context.device
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware_of(context.ranks, device))
     arguments, folder, made = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder, None
-    if context.lesson is not None:
-        refuse_damaged_teacher(context.lesson, context.checkpoints)
-        made = context.lesson.student(vocabulary, device)
+    if context.distillation is not None:
+        refuse_damaged_teacher(context.distillation, context.checkpoints)
+        made = context.distillation.student(vocabulary, device)
     kept = _first_weights(context) if recipe.train.freezes else None  # checkpoints hold what learns alone
     resumed = resume(
         context.checkpoints, context.settings, lambda weight: open_engine(*arguments, kept or weight, folder, made)
@@ -222,8 +222,8 @@ def _first_weights(context: TrainContext) -> Weight:
     if initial is not None:
         initial.check(context.train_rows.vocabulary_size)
         draw = partial(initial.weight, seed=recipe.train.seed)
-    if context.lesson is not None:
-        draw = context.lesson.weight(context.train_rows.vocabulary_size, draw)
+    if context.distillation is not None:
+        draw = context.distillation.weight(context.train_rows.vocabulary_size, draw)
 
     def weight(name: str, shape: torch.Size) -> torch.Tensor:
         of_adapter = initial_adapter(name, shape, recipe.train.seed)

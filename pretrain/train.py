@@ -35,7 +35,7 @@ from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not
 from pretrain.callbacks import open_callbacks
 from pretrain.checkpoint.load import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
-from pretrain.distillation.lesson import Lesson, lesson_of
+from pretrain.distillation.distilled_training import Distillation, distillation_of
 from pretrain.distributed.lease import hold_folder
 from pretrain.distributed.preemption import watch_signals
 from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
@@ -94,8 +94,8 @@ def train(
     check_together(recipe, settings)
     initial = initial_weights_of(recipe, tokens, runtime)
     parent = parent_of(recipe.train, runtime.root)
-    lesson = lesson_of(recipe, tokens, runtime)
-    inputs = _inputs(tokens, parent, initial, lesson)
+    distillation = distillation_of(recipe, tokens, runtime)
+    inputs = _inputs(tokens, parent, initial, distillation)
     key = _key(recipe, inputs)
     if (finished := find(STAGE, key, runtime.root)) is not None:
         if runtime.make:
@@ -139,8 +139,8 @@ def train(
             lease.follow(gather(lease.number)[0])
             check_start(recipe, settings, hardware_of(ranks, device))
             train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
-            if lesson is not None:
-                train_rows = lesson.open_rows(train_rows, runtime.root, gather, (ranks.rank, ranks.world_size))
+            if distillation is not None:
+                train_rows = distillation.open_rows(train_rows, runtime.root, gather, (ranks.rank, ranks.world_size))
             own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
             watched = Watched(energy, energy["artifact"], own, measures=leads, first=ranks.first)
             context = TrainContext(
@@ -172,7 +172,7 @@ def train(
                 stop_requested=stop_requested,
                 suite=questions,
                 initial=initial,
-                lesson=lesson,
+                distillation=distillation,
                 budget=BudgetGuard(hooks.budget.watch(watched)),
                 callbacks=callbacks,
             )
@@ -207,13 +207,13 @@ def train(
 def folder_of(tokens: Manifest, recipe: TrainRecipe, runtime: Runtime) -> Path:
     """Folder of this recipe's run, whether it exists or not."""
     initial = initial_weights_of(recipe, tokens, runtime)
-    lesson = lesson_of(recipe, tokens, runtime)
-    inputs = _inputs(tokens, parent_of(recipe.train, runtime.root), initial, lesson)
+    distillation = distillation_of(recipe, tokens, runtime)
+    inputs = _inputs(tokens, parent_of(recipe.train, runtime.root), initial, distillation)
     return artifact_folder(STAGE, _key(recipe, inputs), runtime.root)
 
 
 def _inputs(
-    tokens: Manifest, parent: Parent | None, initial: InitialWeights | None, lesson: Lesson | None
+    tokens: Manifest, parent: Parent | None, initial: InitialWeights | None, distillation: Distillation | None
 ) -> tuple[Input, ...]:
     """Inputs of a run, in the order that its key has.
 
@@ -222,7 +222,7 @@ def _inputs(
     """
     begun_from = [parent.manifest.as_input()] if parent is not None else []
     weights = [initial.source] if initial is not None else []
-    return tokens.as_input(), *begun_from, *weights, *(lesson.inputs if lesson is not None else ())
+    return tokens.as_input(), *begun_from, *weights, *(distillation.inputs if distillation is not None else ())
 
 
 def _key(recipe: TrainRecipe, inputs: Sequence[Input]) -> str:
@@ -363,17 +363,17 @@ def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[lis
         "checkpoint": {"path": last.path, "digest": last.digest},
         **context.checkpoints.continued,
         **context.checkpoints.on_base,
-        **({"distillation": _of_teacher(context)} if context.lesson is not None else {}),
+        **({"distillation": _of_teacher(context)} if context.distillation is not None else {}),
     }
     return [losses, *last.outputs], stats
 
 
 def _of_teacher(context: TrainContext) -> dict[str, Any]:
     """The teacher, and its loss on the student's validation rows."""
-    assert context.lesson is not None
+    assert context.distillation is not None
     rows, engine = context.validation_rows, context.settings.engine
-    facts = {"teacher": context.lesson.teacher.facts(context.train_rows.vocabulary_size)}
+    facts = {"teacher": context.distillation.teacher.facts(context.train_rows.vocabulary_size)}
     if rows is None:
         return facts
-    measured = context.lesson.loss_of_teacher(rows, engine.micro_batch_size, context.device)
+    measured = context.distillation.loss_of_teacher(rows, engine.micro_batch_size, context.device)
     return {**facts, "teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}

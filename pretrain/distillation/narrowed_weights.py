@@ -4,9 +4,9 @@
 them (arXiv:1910.01108 takes every other one). A student of one layer takes the first.
 
 *Width*: a student keeps the units of the residual stream whose embeddings have the largest norm, the same ones in every
-matrix, and of each feed-forward layer the inner units whose way out (`down_proj`) has. Of attention it keeps evenly
-chosen groups of heads, and of each group the first heads. Kept numbers stay in the teacher's order. So the student
-computes with a part of the teacher's matrices; nothing is scaled, and training does the rest.
+matrix, and of each feed-forward layer the inner units whose columns of `down_proj` have. Of attention it keeps evenly
+chosen groups of heads, and of each group the first heads. What is kept stays in the teacher's order. The student's
+matrices are parts of the teacher's; nothing is scaled, and training does the rest.
 
 The vocabulary, the size of a head and everything else that decides the form of the layers must be the teacher's.
 """
@@ -28,11 +28,11 @@ _SMALLER = (
     "max_position_embeddings",
 )  # fmt: skip
 _OF_TRAINING = ("initializer_range", "embedding_range", "zero_init_outputs", "z_loss")
-"""Fields that decide no form."""
+"""Fields that do not change the form of the layers."""
 
 
 def refuse_other_form(student: ModelConfig, teacher: ModelConfig) -> None:
-    """Raise unless the student's layers are a part of the teacher's.
+    """Raise unless the student can begin with the teacher's layers.
 
     Raises:
         ConfigError: names every field that differs, with both values.
@@ -59,7 +59,7 @@ def refuse_other_form(student: ModelConfig, teacher: ModelConfig) -> None:
         faults.append("model.qk_norm_whole normalises all heads together: keep the teacher's number of heads")
     if faults:
         raise ConfigError(
-            "train.distillation.start = 'teacher': the student is no part of the teacher:\n  "
+            "train.distillation.start = 'teacher': the student cannot begin with the teacher's weights:\n  "
             + "\n  ".join(faults)
             + "\n  Set these, or start = 'random'."
         )

@@ -74,7 +74,7 @@ class Draws:
 class TeacherLoss:
     """The teacher's part of the loss; a `SoftLoss`."""
 
-    aims: Distributions | Draws
+    soft_targets: Distributions | Draws
     weight: float
     temperature: float
 
@@ -82,10 +82,10 @@ class TeacherLoss:
         self, piece: slice, products: torch.Tensor, counted: torch.Tensor, rule: Logits
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `SoftLoss`."""
-        logits, aims = rule.of(products.float()), self.aims.of(piece)
+        logits, soft_targets = rule.of(products.float()), self.soft_targets.of(piece)
         ours = torch.log_softmax(logits / self.temperature, -1)
-        nats = -(aims * ours).sum(-1)
-        slopes = ours.exp_().sub_(aims)
+        nats = -(soft_targets * ours).sum(-1)
+        slopes = ours.exp_().sub_(soft_targets)
         if rule.softcap is not None:
             slopes.mul_(1.0 - (logits / rule.softcap).square())
         slopes.mul_(counted.unsqueeze(-1) * (self.weight * self.temperature * rule.scale))
@@ -128,16 +128,16 @@ class Student(Decoder):
         if not torch.is_grad_enabled():
             return super().forward(tokens, targets, segments, positions, documents)
         config, [teacher] = self.distillation, self._teachers
-        aims: Distributions | Draws
+        soft_targets: Distributions | Draws
         if drawn is not None:
-            aims = Draws(drawn.flatten(0, 1), self.lm_head.out_features)
+            soft_targets = Draws(drawn.flatten(0, 1), self.lm_head.out_features)
         else:
             assert teacher is not None, "neither a teacher nor tokens that were drawn from one"
             with torch.no_grad():
                 states, _ = teacher.model(tokens, segments, positions, documents)
-            aims = Distributions(teacher, states.flatten(0, 1), self.vocabulary_size, config.temperature)
+            soft_targets = Distributions(teacher, states.flatten(0, 1), self.vocabulary_size, config.temperature)
         hidden, routers = self.model(tokens, segments, positions, documents)
-        soft = TeacherLoss(aims, config.weight, config.temperature)
+        soft = TeacherLoss(soft_targets, config.weight, config.temperature)
         objective, nats = self.losses(hidden, routers, targets, soft)
         if config.hidden_weight:
             seen = self.projection(hidden) if config.projection else hidden

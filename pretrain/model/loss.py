@@ -186,17 +186,17 @@ def _losses(
     pieces = [slice(start, start + step) for start in range(0, count, step)]
     softmax_losses = _softmax_losses_on(hidden.device.type, part)
     nats = torch.empty(count, dtype=torch.float32, device=hidden.device)
-    added, softly = torch.zeros((2,), dtype=torch.float32, device=hidden.device)
+    added, soft_sum = torch.zeros((2,), dtype=torch.float32, device=hidden.device)
     for_hidden = torch.empty_like(hidden) if learns else None
     for_weight: torch.Tensor | None = None
     for piece in pieces:
         products = F.linear(hidden[piece], weight)
-        mixed = soft.losses(piece, products, targets[piece] >= 0, rule) if soft is not None else None
+        of_soft = soft.losses(piece, products, targets[piece] >= 0, rule) if soft is not None else None
         nats[piece], extra = softmax_losses(products, targets[piece], rule, learns)
         added += extra
-        if soft is not None and mixed is not None:
-            softly += mixed[0]
-            products.mul_(1.0 - soft.weight).add_(mixed[1])
+        if soft is not None and of_soft is not None:
+            soft_sum += of_soft[0]
+            products.mul_(1.0 - soft.weight).add_(of_soft[1])
         if for_hidden is not None:
             torch.mm(products, weight, out=for_hidden[piece])
         if learns and of_weight:
@@ -206,7 +206,7 @@ def _losses(
         for_hidden = part.summed(for_hidden)
     objective = nats.sum() + added
     if soft is not None:
-        objective = (1.0 - soft.weight) * objective + softly
+        objective = (1.0 - soft.weight) * objective + soft_sum
     return objective, nats, (for_hidden, for_weight)
 
 

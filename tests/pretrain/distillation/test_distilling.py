@@ -221,6 +221,17 @@ def _altered(root: Path, name: str) -> dict:
     return {"teacher": name}
 
 
+def _altered_behind_draws(root: Path, name: str) -> dict:
+    drawn(root, name, read_manifest(next((root / "encode").glob("*/manifest.json"))))
+    return _altered(root, name) | {"logits": "sampled", "start": "teacher"}
+
+
+def _removed_behind_draws(root: Path, name: str) -> dict:
+    drawn(root, name, read_manifest(next((root / "encode").glob("*/manifest.json"))))
+    shutil.rmtree(root / name / "weights")
+    return {"teacher": name, "logits": "sampled"}
+
+
 def _torn(root: Path, name: str) -> dict:
     path = root / name / "manifest.json"
     path.write_text(path.read_text()[:-20])
@@ -246,6 +257,8 @@ def _altered_draws(root: Path, name: str) -> dict:
 FAULTS = {
     "another vocabulary": (_other_vocabulary, CheckpointError, r"train\.distillation\.teacher: .*150 rows.*200 tokens"),
     "altered": (_altered, CheckpointError, r"which train\.distillation\.teacher names, is damaged"),
+    "altered behind draws": (_altered_behind_draws, CheckpointError, "which train.distillation.teacher names, is dam"),
+    "removed behind draws": (_removed_behind_draws, CheckpointError, "which train.distillation.teacher names, is dam"),
     "torn": (_torn, CheckpointError, "manifest.json"),
     "other packing": (_other_packing, MissingInput, r"one packing of the rows(.|\n)*|assay teacher-logits CONFIG"),
     "altered draws": (_altered_draws, AlteredFile, "Remove these files, then make them again"),

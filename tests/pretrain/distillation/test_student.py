@@ -37,11 +37,13 @@ def positions(count: int = 32):
     return hidden, weight, targets, teacher, torch.randn(count, 24, generator=generator)
 
 
-def slope_of(aims, weight_of_teacher, temperature, rule=Logits()):  # noqa: B008
+def slope_of(soft_targets, weight_of_teacher, temperature, rule=Logits()):  # noqa: B008
     """Objective and gradient of the head by our loss."""
     hidden, weight, targets, *_ = positions()
     weight.requires_grad_(True)
-    objective, _ = cross_entropy(hidden, weight, targets, rule, None, TeacherLoss(aims, weight_of_teacher, temperature))
+    objective, _ = cross_entropy(
+        hidden, weight, targets, rule, None, TeacherLoss(soft_targets, weight_of_teacher, temperature)
+    )
     objective.backward()
     return objective.detach(), weight.grad
 
@@ -59,8 +61,8 @@ def test_the_mixed_loss_is_that_of_its_formula(share, temperature, softcap, z_lo
     logits, counted = rule.of(F.linear(hidden, weight)), targets >= 0
     hard = F.cross_entropy(logits[counted], targets[counted], reduction="sum")
     hard = hard + z_loss * logits.logsumexp(-1)[counted].square().sum()
-    aims = teacher.lm_head(states)[:, :VOCABULARY].div(temperature).softmax(-1)
-    soft = -(aims * torch.log_softmax(logits / temperature, -1)[:, :VOCABULARY]).sum(-1)[counted].sum()
+    soft_targets = teacher.lm_head(states)[:, :VOCABULARY].div(temperature).softmax(-1)
+    soft = -(soft_targets * torch.log_softmax(logits / temperature, -1)[:, :VOCABULARY]).sum(-1)[counted].sum()
     expected = (1 - share) * hard + share * temperature**2 * soft
     expected.backward()
     assert torch.allclose(found, expected.detach(), rtol=1e-4)

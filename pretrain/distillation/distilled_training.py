@@ -1,4 +1,4 @@
-"""A training's teacher: inputs of the key, the student, the teacher's loss."""
+"""Distillation of a training: inputs, student, loss of the teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Distillation:
     """The teacher of a training, and the draws from it."""
 
     teacher: Teacher
@@ -84,13 +84,13 @@ class Lesson:
         return measure(nats_of, rows, most, rows_per_pass, (0, 1), lambda sums: sums, device.type == "cuda")
 
 
-def lesson_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Lesson | None:
-    """The lesson that a recipe names, or None.
+def distillation_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Distillation | None:
+    """The distillation that a recipe names, or None.
 
     It looks draws up, and makes none.
 
     Raises:
-        ConfigError: the settings do not fit together, or the student is no part of the teacher.
+        ConfigError: the settings do not fit together, or the student's layers have another form than the teacher's.
         MissingInput: there is no such teacher, or nothing was drawn from it.
         CheckpointError: it is torn, or of another tokenizer.
     """
@@ -125,16 +125,18 @@ def lesson_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Lesson
         )
     length = recipe.train.sequence_length
     drawn = find_draws(teacher, tokens, (config, length), runtime) if config.logits == "sampled" else None
-    return Lesson(teacher, recipe, config, drawn)
+    return Distillation(teacher, recipe, config, drawn)
 
 
-def refuse_damaged_teacher(lesson: Lesson, store: CheckpointStore) -> None:
-    """Raise unless the files of a teacher that computes are whole. Collective.
+def refuse_damaged_teacher(distillation: Distillation, store: CheckpointStore) -> None:
+    """Raise unless a teacher's files are whole. Collective.
+
+    With draws they are read, too: for the first weights and for the teacher's validation loss.
 
     Raises:
         CheckpointError: a file differs from its manifest.
     """
     from pretrain.checkpoint.load import refuse_damaged
 
-    if (held := lesson.teacher.checkpoint) is not None and lesson.drawn is None:
+    if (held := distillation.teacher.checkpoint) is not None:
         refuse_damaged(store, held, FIELD)
