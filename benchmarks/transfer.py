@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py [--quick] [GROUP ...]
 
-Groups: statistics recipes claims interpretability finetuning distillation. Prints a line per goal,
+Groups: statistics recipes claims interpretability finetuning lora distillation. Prints a line per goal,
 exits 1 when one falls short.
 """
 
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measures.goals import Goal, command_line
 from benchmarks.measures.transfer import (
+    adapter_loss,
     claims_law,
     distilled_students,
     finetuned_classifiers,
@@ -29,6 +30,7 @@ def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
     """Measurements by name."""
     return {
         "finetuning": lambda: finetuned_classifiers.curve(quick),
+        "lora": lambda: adapter_loss.lora(quick),
         "statistics": lambda: kpi_errors.statistics(quick),
         "recipes": lambda: recipes.recipes(quick),
         "claims": lambda: claims_law.claims(quick),

@@ -1,0 +1,175 @@
+"""Adapters against full fine-tuning, by number of examples, on real news; and their logits against PEFT's.
+
+A decoder pretrained by Assay on novels learns passages of 60 words from English news: all of its parameters, or
+adapters of at most 3 % of them. Both arms have the same examples, steps, batches and seeds; each arm's learning rate is
+the best of three on examples of a seed that is not counted. The loss is that of passages of other articles, of one test
+for all.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measures.corpora import rows, write_jsonl
+from benchmarks.measures.goals import Goal, figure
+from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers.sources import JsonlSource
+from data_pipeline.tokens.encode import EncodeConfig, encode
+from data_pipeline.tokens.pack import PackConfig, pack
+from data_pipeline.tokens.tokenizer import TokenizerConfig, train_tokenizer
+from governance.manifest import Manifest
+from governance.stage import Runtime
+
+WORDS, LENGTH = 60, 128
+STEPS = {100: 20, 400: 60, 1600: 200}
+RATES = {"full": (3e-4, 1e-3, 3e-3), "adapters": (3e-3, 1e-2, 3e-2)}
+_TUNING_SEED = 99
+_ADAPTER = {"rank": 3, "alpha": 6.0}
+_NOVELS = 8_000_000  # characters
+
+
+def lora(quick: bool) -> Iterator[Goal]:
+    """Loss of adapters over that of full fine-tuning, and the difference of logits from PEFT's."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield from measured(Path(scratch), *(((400,), 2, 300) if quick else (tuple(STEPS), 5, 1500)))
+
+
+def measured(folder: Path, sizes: Sequence[int], seeds: int, pretraining_steps: int) -> Iterator[Goal]:
+    """Goals of `lora`."""
+    arms = _Runs(folder, pretraining_steps)
+    before = arms.loss_of(arms.parent)
+    for size in sizes:
+        tuned = {arm: [arms.loss(arm, size, _TUNING_SEED, rate)[0] for rate in rates] for arm, rates in RATES.items()}
+        best = {arm: RATES[arm][found.index(min(found))] for arm, found in tuned.items()}
+        found = {arm: [arms.loss(arm, size, seed, best[arm]) for seed in range(seeds)] for arm in RATES}
+        ratios = [one / all_learn for (one, _), (all_learn, _) in zip(found["adapters"], found["full"], strict=True)]
+        means = {arm: statistics.mean(loss for loss, _ in values) for arm, values in found.items()}
+        note = (
+            f"median of {seeds} seeds, {min(ratios):.4f} to {max(ratios):.4f}; nats: before {before:.4f}, full "
+            f"{means['full']:.4f} at {best['full']:g}, adapters {means['adapters']:.4f} at {best['adapters']:g}"
+        )
+        yield Goal(f"lora_loss_over_full_{size}", statistics.median(ratios), 1.01, "<=", note)
+    stats = found["adapters"][0][1].stats
+    yield Goal("lora_share_of_parameters", stats["trained_parameters"] / stats["parameters"], 0.03, "<=")
+    held = {arm: arms.bytes_of(values[0][1]) for arm, values in found.items()}
+    yield figure("lora_checkpoint_over_full", held["adapters"] / held["full"], f"{held['adapters']:,} bytes")
+    yield from arms.against_peft(found["adapters"][0][1])
+
+
+class _Runs:
+    """The parent, the test, and both arms' trainings."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.runtime = folder, Runtime(folder / "root")
+        novels, size = [], 0
+        for row in rows("corpora/books.jsonl.gz"):
+            if row["lang"] == "en" and size < _NOVELS:
+                novels.append({"id": row["id"], "text": row["text"]})
+                size += len(row["text"])
+        documents = self._ingested("novels", novels)
+        self.tokenizer = train_tokenizer(documents, TokenizerConfig(vocabulary_size=2048), self.runtime)
+        sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+        for number, row in enumerate(rows("corpora/news.jsonl.gz")):
+            words = row["text"].split()
+            for first in range(0, len(words) - WORDS, WORDS):
+                passage = {"id": f"{number}-{first}", "text": " ".join(words[first : first + WORDS])}
+                sides[number % 4 == 0].append(passage)
+        for side in sides:
+            random.Random(0).shuffle(side)
+        self.train = sides[0]
+        self.test = self._tokens("test", sides[1][:800], 0.999)
+        self.parent = self._trained(self._tokens("novels", novels, 0.0), self._recipe("", 3e-3, steps, 0))
+        self._export(self.parent)
+
+    def _export(self, made: Manifest) -> None:
+        from pretrain.export.huggingface import export
+
+        export(self._checkpoint(made), self.tokenizer, self.folder / "parent", self.runtime.root)
+
+    def _ingested(self, name: str, found: Sequence[dict[str, Any]]) -> Manifest:
+        write_jsonl(self.folder / name / "all.jsonl", found)
+        source = JsonlSource(type="jsonl", name=name, paths=(f"{name}/*.jsonl",), licence="CC0-1.0", id_field="id")
+        return ingest((source,), IngestConfig(), self.folder, self.runtime)
+
+    def _tokens(self, name: str, found: Sequence[dict[str, Any]], validation: float) -> Manifest:
+        tokens = encode(
+            self._ingested(name, found), self.tokenizer, EncodeConfig(validation_share=validation), self.runtime
+        )
+        return pack(tokens, PackConfig(sequence_length=LENGTH), self.runtime)
+
+    def _recipe(self, arm: str, rate: float, steps: int, seed: int) -> Any:
+        from pretrain.config.model import ModelConfig
+        from pretrain.config.optim import OptimConfig
+        from pretrain.config.training import AdapterConfig, TrainConfig, TrainRecipe
+
+        model = ModelConfig(
+            hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+            max_position_embeddings=LENGTH, tie_word_embeddings=True,
+        )  # fmt: skip
+        train = TrainConfig(
+            sequence_length=LENGTH, global_batch_size=8 if arm else 16, steps=steps, precision="fp32", seed=seed,
+            validate_every_steps=0, initial_weights=str(self.folder / "parent") if arm else "",
+            adapter=AdapterConfig(**_ADAPTER) if arm == "adapters" else None,
+        )  # fmt: skip
+        optim = OptimConfig(learning_rate=rate, warmup_steps=steps // 10, decay_steps=steps // 2)
+        return TrainRecipe(model=model, train=train, optim=optim)
+
+    def _trained(self, tokens: Manifest, recipe: Any) -> Manifest:
+        from pretrain.config.training import CheckpointConfig, EngineConfig, Settings, TrackingConfig
+        from pretrain.train import train
+
+        self.engine = EngineConfig(micro_batch_size=8, device="cpu", zero_stage=0, threads=1)
+        checkpoint = CheckpointConfig(every_steps=recipe.train.steps)
+        return train(tokens, recipe, Settings(checkpoint, self.engine, TrackingConfig(mode="disabled")), self.runtime)
+
+    def loss(self, arm: str, size: int, seed: int, rate: float) -> tuple[float, Manifest]:
+        """Nats per token of the test after training on `size` passages, and the training."""
+        drawn = random.Random(seed).sample(self.train, size)
+        tokens = self._tokens(f"set-{size}-{seed}", drawn, 0.0)
+        made = self._trained(tokens, self._recipe(arm, rate, STEPS[size], seed))
+        return self.loss_of(made), made
+
+    def loss_of(self, made: Manifest) -> float:
+        """Nats per token of the test."""
+        from pretrain.evaluation.validation import evaluate
+
+        return evaluate(self._checkpoint(made), self.test, self.engine, self.runtime.root)[0].loss
+
+    def bytes_of(self, made: Manifest) -> int:
+        """Bytes of a training's last checkpoint."""
+        from pretrain.checkpoint.format import open_checkpoint
+
+        return sum(output.bytes for output in open_checkpoint(self._checkpoint(made)).outputs)
+
+    def _checkpoint(self, made: Manifest) -> Path:
+        return (self.runtime.root / made.stats["checkpoint"]["path"]).parent
+
+    def against_peft(self, made: Manifest) -> Iterator[Goal]:
+        """Our merged export against PEFT's merge of our adapter, and that against PEFT unmerged."""
+        import peft
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from pretrain.export.huggingface import export
+        from pretrain.export.peft_folder import export_adapter
+
+        checkpoint, merged, adapter = self._checkpoint(made), self.folder / "merged", self.folder / "adapter"
+        export(checkpoint, self.tokenizer, merged, self.runtime.root)
+        export_adapter(checkpoint, adapter, self.runtime.root)
+        ids = torch.randint(0, 2048, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            theirs = peft.PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(self.folder / "parent"), adapter
+            )
+            beside = theirs.eval()(ids).logits
+            joined = theirs.merge_and_unload()(ids).logits
+            ours = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+        scale = float(beside.abs().max())
+        for name, value in (("merge", joined), ("unmerged", beside)):
+            difference = float((ours - value).abs().max()) / scale
+            yield Goal(f"lora_logits_from_peft_{name}", difference, 1e-6, "<=", f"peft {peft.__version__}")
