@@ -129,8 +129,8 @@ def make_test(asked: KpiRequest, entries: Sequence[JournalEntry], runtime: Runti
     """
     plan, energy = asked.plan, asked.energy
     outcomes = read_outcomes(asked.data, asked.file)
-    planned_at = next((e.time for e in entries if e.subjects.get(plan.path) == plan.digest), "")
-    if not planned_at:
+    stated = next((entry for entry in entries if entry.subjects.get(plan.path) == plan.digest), None)
+    if stated is None:
         raise GateClosed(
             f"{runtime.root / plan.path}: no line of the journal states this plan. Remove it, and plan again"
         )
@@ -146,7 +146,7 @@ def make_test(asked: KpiRequest, entries: Sequence[JournalEntry], runtime: Runti
             if found is not None and set(inputs) <= set(entry.materials) and found.version == VERSION:
                 return found
     section = KpiTestSection(
-        planned_at=planned_at,
+        planned_at=stated.time,
         looks=tuple(looks),
         joules=energy.joules,
         low_joules=energy.low,
@@ -154,9 +154,31 @@ def make_test(asked: KpiRequest, entries: Sequence[JournalEntry], runtime: Runti
     )
 
     def make(folder: Path) -> Made:
-        return Made([], facts_of_test(asked, outcomes, section, looks))
+        known = _known_before(asked, source, entries[: entries.index(stated)], runtime.root)
+        return Made([], facts_of_test(asked, outcomes, section, looks, known))
 
     return run_stage(Recipe(TEST, VERSION, section), inputs, runtime, make)
+
+
+def _known_before(asked: KpiRequest, source: Input, before: Sequence[JournalEntry], root: Path) -> list[str]:
+    """Faults of outcomes that may have been known when the plan was signed.
+
+    `before` are the lines of the journal up to then.
+    """
+    faults = []
+    for entry in before:
+        if entry.kind != TEST:
+            continue
+        [(name, digest)] = entry.subjects.items()
+        found = None if asked.file.columns.day else _read(root / name, digest)
+        if any((one.stage, one.digest) == (source.stage, source.digest) for one in entry.materials):
+            faults.append(f"{name} tested these outcomes before the plan was signed; a new plan needs new outcomes")
+        elif found is not None and found.stats["experiment"] == asked.file.experiment.name:
+            faults.append(
+                f"{name} tested this experiment before the plan was signed, and the outcomes have no days that show "
+                f"that they came later; name their column: [columns] day"
+            )
+    return faults
 
 
 def _read(path: Path, digest: str) -> Manifest | None:
@@ -183,11 +205,15 @@ def group_word(file: KpiFile) -> str:
 
 
 def facts_of_test(
-    asked: KpiRequest, outcomes: Outcomes, section: KpiTestSection, looks: Mapping[str, Manifest | None]
+    asked: KpiRequest,
+    outcomes: Outcomes,
+    section: KpiTestSection,
+    looks: Mapping[str, Manifest | None],
+    known: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Content of a test's `stats`.
 
-    `looks` are the earlier tests, None where one is gone.
+    `looks` are the earlier tests, None where one is gone; `known` are the faults of `_known_before`.
     """
     file, planned = asked.file, asked.plan.stats["groups"]
     sizes, ratio, words = arm_sizes(outcomes), sample_ratio(file, outcomes), group_word(file)
@@ -203,6 +229,7 @@ def facts_of_test(
             f"sample-ratio mismatch: {sizes[1]:,} {words} with the model and {sizes[0]:,} without it, where the plan "
             f"has {100 * share:.3g} % with it; find what assigns or loses units by arm"
         )
+    faults += known
     for name, test in looks.items():
         if test is None:
             faults.append(

@@ -6,8 +6,9 @@ A row is one unit in one arm: CSV with a header, JSON Lines, or Parquet.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
         MissingInput: the file is not there.
         ConfigError: it cannot be read, or its rows do not fit the experiment; names the first fault and the fix.
     """
-    table = _read(path)
+    named = file.columns
+    table = _read(path, (named.unit, named.arm, named.pair, named.cluster))
     where = f"{path}: "
 
     def column(name: str, asked_by: str) -> Any:
@@ -68,7 +70,10 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
     else:
         _refuse_repeated(units, treated, file, where)
     if file.columns.cluster:
-        groups = _texts(column(file.columns.cluster, "columns.cluster"), file.columns.cluster, where)
+        clusters = _texts(column(file.columns.cluster, "columns.cluster"), file.columns.cluster, where)
+        if file.experiment.design == "paired":
+            _refuse_parted_pairs(groups, clusters, file.columns.cluster, where)
+        groups = clusters
     values = {}
     for kpi in file.kpi:
         for name in filter(None, (kpi.column, kpi.denominator, kpi.covariate)):
@@ -78,14 +83,16 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
     return Outcomes(treated, np.unique(groups, return_inverse=True)[1].reshape(-1), values, first)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, names: Sequence[str]) -> Any:
+    """The table; of CSV the columns of names are texts, so that 01 and 1 are two."""
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 
     if not path.is_file():
         raise MissingInput(f"{path}: no such file.{near_path(path)} Give the outcomes as CSV, JSON Lines or Parquet.")
+    texts = csv.ConvertOptions(column_types=dict.fromkeys(filter(None, names), pa.string()))
     readers = {
-        ".csv": csv.read_csv,
+        ".csv": partial(csv.read_csv, convert_options=texts),
         ".jsonl": json.read_json,
         ".ndjson": json.read_json,
         ".parquet": parquet.read_table,
@@ -114,11 +121,15 @@ def _refuse_gaps(column: Any, name: str, where: str) -> None:
 def _texts(column: Any, name: str, where: str) -> npt.NDArray[np.str_]:
     import pyarrow as pa
 
-    _refuse_gaps(column, name, where)
     try:
-        return np.asarray(column.cast(pa.string()).to_pylist(), dtype=np.str_)
+        texts = column.cast(pa.string())
     except pa.ArrowException as error:
         raise ConfigError(f"{where}column {name!r}: holds no names: {error}") from error
+    import pyarrow.compute as pc
+
+    blank = pc.equal(pc.utf8_trim_whitespace(texts), "")
+    _refuse_gaps(pc.if_else(blank, None, texts), name, where)
+    return np.asarray(texts.to_pylist(), dtype=np.str_)
 
 
 def _numbers(column: Any, name: str, where: str) -> Floats:
@@ -161,8 +172,8 @@ def _refuse_repeated(units: npt.NDArray[np.str_], treated: npt.NDArray[np.bool_]
     if (counts > 1).any():
         place = int(counts.argmax())
         raise ConfigError(
-            f"{where}unit {names[place]!r} has {counts[place]} rows; give one row a unit: add its values up, or name "
-            f"the rows in {file.columns.unit!r} and the units in a column of their own, [columns] cluster"
+            f"{where}unit {str(names[place])!r} has {counts[place]} rows; give one row a unit: add its values up, or "
+            f"name the rows in {file.columns.unit!r} and the units in a column of their own, [columns] cluster"
         )
 
 
@@ -174,8 +185,20 @@ def _refuse_unequal_pairs(
     if (bad := np.flatnonzero((counts != 1).any(axis=0))).size:
         control, treatment = counts[:, bad[0]]
         raise ConfigError(
-            f"{where}pair {names[bad[0]]!r} has {control} row(s) of {file.experiment.control!r} and {treatment} of "
-            f"{file.experiment.treatment!r}; a pair has one of each. Complete or leave out the {bad.size:,} such pairs"
+            f"{where}pair {str(names[bad[0]])!r} has {control} row(s) of {file.experiment.control!r} and {treatment} "
+            f"of {file.experiment.treatment!r}; a pair has one of each. Complete or leave out these {bad.size:,} pairs"
+        )
+
+
+def _refuse_parted_pairs(pairs: npt.NDArray[np.str_], clusters: npt.NDArray[np.str_], name: str, where: str) -> None:
+    """Refuse pairs whose two rows are in two clusters."""
+    order = np.argsort(pairs, kind="stable")
+    first, second = order[::2], order[1::2]
+    if (bad := np.flatnonzero(clusters[first] != clusters[second])).size:
+        one = first[bad[0]]
+        raise ConfigError(
+            f"{where}pair {str(pairs[one])!r} is in two clusters of {name!r}, of {bad.size:,} such pairs, so the "
+            "clusters are not independent. Give both rows of a pair one cluster"
         )
 
 

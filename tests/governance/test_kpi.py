@@ -228,7 +228,7 @@ def test_every_format_gives_the_same_outcomes(tmp_path, suffix):
         (lambda rows: [{**rows[0], "minutes": float("nan")}, *rows[1:]], {}, "row 1: minutes = nan"),
         (lambda rows: [{**rows[0], "minutes": None}, *rows[1:]], {}, "row 1: minutes is empty"),
         (lambda rows: [*rows, {**rows[0], "arm": "treatment"}], {}, "is in both arms"),
-        (lambda rows: [*rows, rows[0]], {}, "has 2 rows"),
+        (lambda rows: [*rows, rows[0]], {}, "unit 'u0' has 2 rows"),
         (lambda rows: [{**rows[0], "arm": "c"}, *rows[1:]], {}, "arm 'c' is neither 'control'"),
         (lambda rows: [{**row, "solved": 2} for row in rows], {}, "a share counts 0 and 1"),
         (lambda rows: [{**row, "minutes": "long"} for row in rows], {}, "holds no numbers"),
@@ -237,7 +237,22 @@ def test_every_format_gives_the_same_outcomes(tmp_path, suffix):
             {},
             "has no column 'solved'",
         ),
-        (lambda rows: [{**row, "pair": row["unit"]} for row in rows], {"design": "paired"}, "a pair has one of each"),
+        (
+            lambda rows: [{**row, "pair": row["unit"]} for row in rows],
+            {"design": "paired"},
+            "pair 'u0' has 1 .* a pair has one of each",
+        ),
+        (lambda rows: [{**rows[0], "unit": " "}, *rows[1:]], {}, "row 1: unit is empty"),
+        (
+            lambda rows: [{**row, "shop": "a" if n else ""} for n, row in enumerate(rows)],
+            {"columns": {"cluster": "shop"}},
+            "row 1: shop is empty",
+        ),
+        (
+            lambda rows: [{**row, "pair": f"p{n // 2}", "shop": f"s{n}"} for n, row in enumerate(rows)],
+            {"design": "paired", "columns": {"cluster": "shop"}},
+            "pair 'p0' is in two clusters of 'shop', of 6 such pairs",
+        ),
         (lambda rows: [{**row, "day": "May"} for row in rows], {"columns": {"day": "day"}}, "not written YYYY-MM-DD"),
         (lambda rows: [{**row, "solved": True} for row in rows], {}, "nothing to test"),
     ],
@@ -251,6 +266,15 @@ def test_outcomes_that_decide_nothing_are_refused(tmp_path, change, settings, wo
 
     with pytest.raises(ConfigError, match=words):
         tested()
+
+
+def test_names_in_csv_are_texts(tmp_path):
+    """01 and 1 are two clusters, and True is no truth value."""
+    rows = [{"unit": f"{n:03}", "arm": str(n % 2 == 0), "solved": n % 3 // 2, "shop": "0" * (n % 2) + "1"}
+            for n in range(12)]  # fmt: skip
+    file = file_of(control="False", treatment="True", columns={"cluster": "shop"})
+    found = read_outcomes(written(tmp_path / "o.csv", rows), file)
+    assert (found.count, found.treated.tolist()) == (2, [n % 2 == 0 for n in range(12)])
 
 
 def test_a_strange_file_is_refused(tmp_path):
@@ -356,6 +380,25 @@ def test_a_plan_without_statement_and_outcomes_that_do_not_fit_it_decide_nothing
         make_test(KpiRequest(file, lost, plan, trial.model, ModelEnergy(None, None, None), False), (), trial.runtime)
 
 
+def test_a_plan_that_was_signed_after_a_test_needs_new_outcomes(trial):
+    """A changed file cannot be planned again for outcomes that are known."""
+    old = file_of({**SHARE, "value": 2.0}, money=MONEY)
+    planned = make_plan(old, trial.runtime).stats["groups"]
+    outcomes = trial.outcomes("whole.csv", planned)
+    assert trial.test(old, outcomes)["decision"] == "paid"
+    better = {**SHARE, "value": 20.0}
+    make_plan(file_of(better, money=MONEY), trial.runtime)
+    again = trial.test(file_of(better, money=MONEY), outcomes)
+    assert again["decision"] == "undecided"
+    assert "tested these outcomes before the plan was signed" in again["faults"][0]
+    copied = trial.outcomes("copied.csv", planned, seed=6)
+    assert "have no days" in trial.test(file_of(better, money=MONEY), copied)["faults"][0]
+    dated = file_of(better, money=MONEY, columns={"day": "day"})
+    make_plan(dated, trial.runtime)
+    fresh = trial.outcomes("fresh.csv", planned, seed=7, day=lambda n: "2099-01-01")
+    assert trial.test(dated, fresh)["faults"] == []
+
+
 @pytest.mark.parametrize(
     ("effect", "error", "finding"),
     [(0.5, 0.1, "reached"), (0.25, 0.1, "improved"), (0.1, 0.02, "small"), (0.0, 0.02, "none"), (0.1, 0.2, "open"),
@@ -406,6 +449,7 @@ def test_each_answer_has_its_words_and_its_page():
         stats = facts_of_test(asked, data, section, {})
         found = {"kpi": {"plan": None, "test": stats}}
         assert answer(stats).startswith(f"Did it pay? {word}. ")
+        assert ("is unknown, and not counted" in answer(stats)) == (money is not None)
         html = paid(found) + "".join(paid_folded(found))
         assert f">{word}<" in html
         Page(html)

@@ -129,6 +129,8 @@ def _sentence(test: Mapping[str, Any]) -> str:
     but = f" But {' and '.join(worse)} got worse." if worse and test["decision"] != "lost" else ""
     if money is None:
         return f"{_moved(first)}: {_FINDINGS[first['finding']][0]}.{but}"
+    if money["energy"] is None:
+        but += " The energy of the model is unknown, and not counted."
     units = f"Over {money['served_units']:,} {test['unit']}s the model"
     if test["decision"] == "open":
         return f"{units} may gain or lose: the interval of its net value holds both.{but}"
