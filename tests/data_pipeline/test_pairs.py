@@ -80,10 +80,29 @@ def test_po_messages(tmp_path):
     assert (faults, passed) == ([], {"untranslated": 1, "fuzzy": 1})
 
 
+@pytest.mark.parametrize("torn", ['msgid "\xfc"', 'msgstr "\xfc"', '"\xfc"'])
+def test_a_message_with_a_line_that_is_no_text_is_left_out_whole(tmp_path, torn):
+    lines = ['msgid "One"', 'msgstr "Eins"', 'msgid "Two"', 'msgstr "Zwei "', '"drei"', 'msgid "Four"', 'msgstr "Vier"']
+    lines[{"msgid": 2, "msgstr": 3}.get(torn.split()[0], 4)] = torn
+    pairs, faults, _ = read(tmp_path, {"de.po": "\n".join(["# M\xfcller", *lines]).encode("latin-1")})
+    assert pairs == [("One", "Eins"), ("Four", "Vier")]
+    assert [reason for _, reason in faults] == ["not_utf8"]
+
+
+def test_the_flags_of_an_obsolete_message_are_its_own(tmp_path):
+    text = '#, fuzzy\n#~ msgid "Gone"\n#~ msgstr "Weg"\n\nmsgid "Real"\nmsgstr "Echt"\n'
+    assert read(tmp_path, {"de.po": text}) == ([("Real", "Echt")], [], {})
+
+
 def test_tmx_units(tmp_path):
     pairs, faults, passed = read(tmp_path, {"memory.tmx": TMX})
     assert pairs == [("Press Enter & wait", "Enter und warten"), ("Two", "Zwei")]
     assert (faults, passed) == ([], {"other_language": 1})
+
+
+def test_a_variety_is_found_however_it_is_written(tmp_path):
+    brazilian = PairSettings(source_language="en", target_language="pt_BR")
+    assert len(read(tmp_path, {"memory.tmx": TMX.replace('"de"', '"pt-BR"')}, brazilian)[0]) == 2
 
 
 def test_a_tmx_that_is_torn_or_hostile_keeps_what_came_before(tmp_path):

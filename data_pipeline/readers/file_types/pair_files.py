@@ -187,30 +187,42 @@ def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
 
 
 def _messages(path: Path, pairs: _Pairs) -> Iterator[tuple[dict[str, str], bool]]:
-    """Values of each message by keyword, and whether it is fuzzy."""
+    """Values of each message by keyword, and whether it is fuzzy.
+
+    A message with a line that is no UTF-8 is a fault as a whole.
+    """
     values: dict[str, str] = {}
-    name, fuzzy, next_fuzzy = "", False, False
+    name, fuzzy, next_fuzzy, whole = "", False, False, True
     for count, line in enumerate(lines(blocks(path))):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            pairs.fault(count, "not_utf8", line)
-            continue
+        text = line.decode("utf-8", "replace").strip()
         if text.startswith("#,") and "fuzzy" in text:
             next_fuzzy = True
+        elif text.startswith("#~"):
+            next_fuzzy = False  # it was that of an obsolete message
         if not (found := _PO_LINE.fullmatch(text)):
             continue  # a comment, an obsolete message, an empty line
         keyword, form, string = found.groups()
         if keyword in ("msgctxt", "msgid") and not (keyword == "msgid" and name == "msgctxt"):
-            if values:
+            if values and whole:
                 yield values, fuzzy
-            values, fuzzy, next_fuzzy = {}, next_fuzzy, False
+            values, fuzzy, next_fuzzy, whole = {}, next_fuzzy, False, True
+        if not _is_utf8(line):
+            pairs.fault(count, "not_utf8", line)
+            whole = False
         name = keyword or name
         if keyword == "msgstr" and form:
             name = f"msgstr[{form}]"
         values[name] = values.get(name, "") + _ESCAPE.sub(lambda sign: _ESCAPES.get(sign[1], sign[1]), string)
-    if values:
+    if values and whole:
         yield values, fuzzy
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Tmx:
@@ -242,7 +254,7 @@ class _Tmx:
         if name == "tu":
             self._unit = {}
         elif name == "tuv":
-            self._language = (attributes.get("xml:lang") or attributes.get("lang") or "").lower()
+            self._language = (attributes.get("xml:lang") or attributes.get("lang") or "").lower().replace("_", "-")
         elif name == "seg":
             self._text = []
         elif name in _CODES:
@@ -279,7 +291,7 @@ def _read_tmx(path: Path, pairs: _Pairs) -> Iterator[Pair]:
             torn = error
         for unit in reading.units:
             number += 1
-            sides = [_in_language(unit, language.lower()) for language in _languages(pairs.settings)]
+            sides = [_in_language(unit, language) for language in _languages(pairs.settings)]
             if None in sides:
                 pairs.passed["other_language"] += 1
             else:
@@ -291,10 +303,12 @@ def _read_tmx(path: Path, pairs: _Pairs) -> Iterator[Pair]:
 
 
 def _languages(settings: PairSettings) -> tuple[str, str]:
-    return settings.source_language, settings.target_language
+    """Languages as TMX writes them: pt_BR is pt-br."""
+    one, two = (code.lower().replace("_", "-") for code in (settings.source_language, settings.target_language))
+    return one, two
 
 
 def _in_language(unit: dict[str, str], language: str) -> str | None:
     """The segment of a language, or of a variety (de: de-at)."""
-    found = [text for name, text in unit.items() if re.split("[-_]", name)[0] == language]
+    found = [text for name, text in unit.items() if name.split("-")[0] == language]
     return unit.get(language, found[0] if found else None)
