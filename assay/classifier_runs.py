@@ -12,7 +12,7 @@ import numpy as np
 
 from assay.config import LoadedRun
 from assay.pipeline import corpus, judge_corpus, require_corpus, training
-from governance.errors import AlteredFile, ConfigError
+from governance.errors import AlteredFile, CheckpointError, ConfigError
 from governance.files import sha256_file
 from governance.gate.chain import require_chain
 from governance.manifest import Manifest, output_fault, read_manifest
@@ -47,10 +47,11 @@ def evaluate_classifier(
 
     Raises:
         ConfigError: there is neither.
+        CheckpointError: it was trained on other rows, so its labels or test documents may be others.
         PipelineError: a test document is in the training set, or a label is missing or unknown.
     """
     from pretrain.checkpoint.format import read_checkpoint
-    from pretrain.classification.classifier_scores import ClassificationRecipe, classify
+    from pretrain.classification.classifier_scores import ClassificationRecipe, classify, require_classifier
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 
     config = require_labels(run)
@@ -61,6 +62,13 @@ def evaluate_classifier(
     require_corpus(run, artifacts, runtime)
     verified = read_checkpoint(checkpoint, runtime.root)
     refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
+    require_classifier(verified, config.labels)
+    if artifacts["pack"].digest not in [item.digest for item in verified.inputs]:
+        raise CheckpointError(
+            f"{verified.folder}: was trained on {verified.inputs[0].path}, not on {artifacts['pack'].path}, so what "
+            f"tests it here may have trained it, and labels may have other numbers. Give the configuration of its "
+            f"training; of a fold with --set data.encode.classification.fold=NUMBER"
+        )
     recipe = ClassificationRecipe(labels=config.labels, test="" if test is None else sha256_file(test))
     opened = partial(_opened, run, artifacts, verified, runtime, test)
     return classify(verified, artifacts["encode"], recipe, opened, runtime)
@@ -73,8 +81,10 @@ def _opened(
     import pyarrow as pa
 
     from data_pipeline.tokens.labels import refuse_overlap
+    from pretrain.checkpoint.format import identity_of
     from pretrain.inference.loaded_model import load_classifier
 
+    most = identity_of(checkpoint).recipe.train.sequence_length
     table, labelled = _documents(run, artifacts, runtime)
     sides = {side: np.flatnonzero(labelled.sides == side) for side in ("train", "validation", "test")}
     found = {side: (table.take(pa.array(places)), labelled.at(places)) for side, places in sides.items()}
@@ -82,7 +92,7 @@ def _opened(
         seen = pa.concat_tables([found["train"][0], found["validation"][0]]).combine_chunks()
         found["test"] = _file(test, require_labels(run))
         refuse_overlap(_texts(found["test"][0]), _texts(seen))
-    examples = [_examples(run, artifacts, runtime, *found[side]) for side in ("test", "validation")]
+    examples = [_examples(artifacts, runtime, most, *found[side]) for side in ("test", "validation")]
     return load_classifier(checkpoint, run.config.engine, runtime.root), examples[0], examples[1]
 
 
@@ -139,14 +149,13 @@ def _file(path: Path, config: ClassificationConfig) -> tuple[pa.Table, Labelled]
 
 
 def _examples(
-    run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime, table: pa.Table, labelled: Labelled
+    artifacts: dict[str, Manifest], runtime: Runtime, most: int, table: pa.Table, labelled: Labelled
 ) -> Examples:
-    """Documents as tokens, cut as training cuts them."""
+    """Documents as tokens, cut to `most` as training cuts them."""
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.classification.classifier_scores import Examples
 
     ids, ends = load_encoder(artifacts["tokenizer"], runtime.root).encode_column(table["text"])
-    most = run.config.train.sequence_length
     tokens = [
         ids[first : min(last - 1, first + most)]
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)

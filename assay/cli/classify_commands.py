@@ -86,4 +86,6 @@ def table(stats: Mapping[str, Any]) -> Iterator[str]:
 def _with_interval(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "none"
+    if row["lower"] is None:
+        return f"{row['value']:.4f} in every fold, so without an interval"
     return f"{row['value']:.4f} [{row['lower']:.4f}, {row['upper']:.4f}]"

@@ -91,7 +91,6 @@ def classify(
         opened: the model, test documents, and the validation documents that fit the temperature.
         runtime: where.
     """
-    require_classifier(checkpoint, recipe.labels)
 
     def make(folder: Any) -> Made:
         model, test, validation = opened()

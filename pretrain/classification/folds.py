@@ -27,9 +27,9 @@ class FoldsRecipe(Section):
 
 
 def mean_of_folds(values: Sequence[float], test: int, train: int) -> dict[str, Any]:
-    """Mean of at least two folds, with its 95 % interval.
+    """Mean share of at least two folds, with its 95 % interval.
 
-    `test` and `train` are documents of all folds together.
+    `test` and `train` are documents of all folds together. Equal folds say nothing about their variation: None, None.
     """
     from scipy import stats
 
@@ -37,7 +37,13 @@ def mean_of_folds(values: Sequence[float], test: int, train: int) -> dict[str, A
     mean = math.fsum(values) / count
     spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     margin = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(spread * (1 / count + test / train))
-    return {"value": round(mean, 6), "lower": round(mean - margin, 6), "upper": round(mean + margin, 6)}
+    if not spread:
+        return {"value": round(mean, 6), "lower": None, "upper": None}
+    return {
+        "value": round(mean, 6),
+        "lower": round(max(mean - margin, 0.0), 6),
+        "upper": round(min(mean + margin, 1.0), 6),
+    }
 
 
 def join_folds(evaluated: Sequence[Manifest], trained: Sequence[int], runtime: Runtime) -> Manifest:
