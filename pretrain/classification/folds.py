@@ -27,7 +27,7 @@ class FoldsRecipe(Section):
 
 
 def mean_of_folds(values: Sequence[float], test: int, train: int) -> dict[str, Any]:
-    """Mean share of at least two folds, with its 95 % interval.
+    """Mean of at least two folds, with its 95 % interval.
 
     `test` and `train` are documents of all folds together. Equal folds say nothing about their variation: None, None.
     """
@@ -39,11 +39,7 @@ def mean_of_folds(values: Sequence[float], test: int, train: int) -> dict[str, A
     margin = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(spread * (1 / count + test / train))
     if not spread:
         return {"value": round(mean, 6), "lower": None, "upper": None}
-    return {
-        "value": round(mean, 6),
-        "lower": round(max(mean - margin, 0.0), 6),
-        "upper": round(min(mean + margin, 1.0), 6),
-    }
+    return {"value": round(mean, 6), "lower": round(mean - margin, 6), "upper": round(mean + margin, 6)}
 
 
 def join_folds(evaluated: Sequence[Manifest], trained: Sequence[int], runtime: Runtime) -> Manifest:
@@ -67,9 +63,15 @@ def join_folds(evaluated: Sequence[Manifest], trained: Sequence[int], runtime: R
         ]  # fmt: skip
         sizes = sum(row["test"] for row in rows), sum(trained)
         names = ("accuracy", "macro_f1", "ece_before", "ece_after")
-        stats = {"folds": rows, "mean": {name: mean_of_folds([row[name] for row in rows], *sizes) for name in names}}
+        means = {name: _within_one(mean_of_folds([row[name] for row in rows], *sizes)) for name in names}
+        stats = {"folds": rows, "mean": means}
         write_text(folder / "folds.json", json.dumps(stats, indent=1) + "\n")
         return Made([describe(folder / "folds.json", runtime.root)], stats)
 
     recipe = Recipe("cross_validation", VERSION, FoldsRecipe(folds=len(evaluated)))
     return run_stage(recipe, [one.as_input() for one in evaluated], runtime, make)
+
+
+def _within_one(row: dict[str, Any]) -> dict[str, Any]:
+    """The interval of a share, which is between 0 and 1."""
+    return {name: value if value is None else min(max(value, 0.0), 1.0) for name, value in row.items()}
