@@ -134,7 +134,7 @@ class TrainConfig(Section):
     """`[train.adapter]`: train low-rank adapters; the weights of `initial_weights` stay as they are."""
     trained: tuple[str, ...] = Field(default=(), exclude_if=lambda trained: not trained)
     """Regular expressions, searched for in the parameters' names, of those that learn; the others stay as they are in
-    `initial_weights`. With adapters these learn too. None: all learn, or the adapters alone."""
+    `initial_weights`. With adapters these learn too. Empty: all learn, or the adapters alone."""
     distillation: DistillationConfig | None = Field(default=None, exclude_if=lambda section: section is None)
     """`[train.distillation]`: a teacher to learn from; None: the text alone."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
