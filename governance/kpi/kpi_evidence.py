@@ -161,9 +161,9 @@ def make_test(asked: KpiRequest, entries: Sequence[JournalEntry], runtime: Runti
 
 
 def _known_before(asked: KpiRequest, source: Input, before: Sequence[JournalEntry], root: Path) -> list[str]:
-    """Faults of outcomes that may have been known when the plan was signed.
+    """Faults of outcomes that may be older than the plan.
 
-    `before` are the lines of the journal up to then.
+    `before` are the lines of the journal before it.
     """
     faults = []
     for entry in before:

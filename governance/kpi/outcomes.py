@@ -84,7 +84,7 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
 
 
 def _read(path: Path, names: Sequence[str]) -> Any:
-    """The table; of CSV the columns of names are texts, so that 01 and 1 are two."""
+    """The table; `names` are texts in CSV too: 01 is not 1."""
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 
