@@ -3,7 +3,8 @@
 An interval is Student's over the seeds, of differences between models within each seed (paired: same order of rows). A
 claim holds against an opponent where its interval lies on the claim's side, and did not hold where it lies on the
 other. It holds as a whole only where it holds against every opponent, which needs no correction for several tests
-(an intersection-union test); it did not hold where one opponent reverses it; else it is undecided.
+(an intersection-union test). It did not hold where one opponent reverses it; with k opponents one of them does so by
+chance more often, so a reversal is read from the interval at 100 - 5 / k % (Bonferroni). Else it is undecided.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Run = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
-def interval(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Mean with Student's 95 % interval.
+def interval(values: Sequence[float | None], level: float = 0.95) -> dict[str, Any] | None:
+    """Mean with Student's interval.
 
     None where a value is unknown or there are fewer than two.
     """
@@ -32,7 +33,7 @@ def interval(values: Sequence[float | None]) -> dict[str, Any] | None:
     from scipy.stats import t
 
     mean = statistics.fmean(found)
-    half = float(t.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
+    half = float(t.ppf((1 + level) / 2, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(found)}
 
 
@@ -111,8 +112,8 @@ class _Results:
     def runs(self, model: tuple[str, str], seed: int) -> list[Run]:
         return [self.language[(*model, budget, seed)] for budget in self.config.budgets]
 
-    def over_seeds(self, of: Callable[[int], float | None]) -> dict[str, Any] | None:
-        return interval([of(seed) for seed in self.seeds])
+    def over_seeds(self, of: Callable[[int], float | None], level: float = 0.95) -> dict[str, Any] | None:
+        return interval([of(seed) for seed in self.seeds], level)
 
     def final(self, model: tuple[str, str], seed: int, budget: int | None = None) -> Run:
         return self.language[(*model, budget or self.last, seed)]
@@ -172,20 +173,25 @@ def _claims(results: _Results, keys: Sequence[tuple[str, str]]) -> list[dict[str
     }
     found = []
     for name, sentence, unit, neutral in _CLAIMS:
-        against = [_against(results, name, ours, theirs, neutral) for ours, theirs in pairs[name]]
+        level = 1 - 0.05 / max(1, len(pairs[name]))
+        against = [_against(results, name, pair, neutral, level) for pair in pairs[name]]
         if not against:
             continue
-        verdicts = {row["verdict"] for row in against}
-        whole = HELD if verdicts == {HELD} else NOT_HELD if NOT_HELD in verdicts else UNDECIDED
+        every = all(row["verdict"] == HELD for row in against)
+        whole = HELD if every else NOT_HELD if any(row["reverses"] for row in against) else UNDECIDED
         found.append({"id": name, "claim": sentence, "unit": unit, "neutral": neutral, "verdict": whole,
                       "against": against})  # fmt: skip
     return found
 
 
 def _against(
-    results: _Results, name: str, ours: tuple[str, str], theirs: tuple[str, str], neutral: float
+    results: _Results, name: str, pair: tuple[tuple[str, str], tuple[str, str]], neutral: float, level: float
 ) -> dict[str, Any]:
-    """One claim about one pair of models."""
+    """One claim about one pair of models.
+
+    A reversal is decided at `level`.
+    """
+    ours, theirs = pair
 
     def advantage(seed: int) -> float | None:
         mine, other = results.final(ours, seed), results.final(theirs, seed)
@@ -204,11 +210,12 @@ def _against(
             return _gain(mine) - _gain(other)
         return farthest(results.recall[ours[0], seed]) - farthest(results.recall[theirs[0], seed])
 
-    found = results.over_seeds(advantage)
-    if found is not None and name == "speed":  # the mean of logarithms, as a ratio
-        found |= {part: math.exp(found[part]) for part in ("mean", "low", "high")}
+    found, wider = (results.over_seeds(advantage, at) for at in (0.95, level))
+    for one in (found, wider):
+        if one is not None and name == "speed":  # the mean of logarithms, as a ratio
+            one |= {part: math.exp(one[part]) for part in ("mean", "low", "high")}
     return {"ours": ours[0], "architecture": theirs[0], "matching": theirs[1], "difference": found,
-            "verdict": verdict_of(found, neutral)}  # fmt: skip
+            "verdict": verdict_of(found, neutral), "reverses": verdict_of(wider, neutral) == NOT_HELD}  # fmt: skip
 
 
 def _tokens(run: Run) -> int:

@@ -77,7 +77,7 @@ def _first(found: Found) -> Html:
     for claim in claims:
         against = claim["against"]
         held = sum(row["verdict"] == HELD for row in against)
-        lost = [_opponent(row, found) for row in against if row["verdict"] == NOT_HELD]
+        lost = [_opponent(row, found) for row in against if row["reverses"]]
         rows.append([
             claim["claim"], _pill(claim["verdict"]),
             f"{held} of {len(against)}" + (f"; reversed by {', '.join(lost)}" if lost else ""),
@@ -86,9 +86,9 @@ def _first(found: Found) -> Html:
     head = ["claim", "verdict", "held against", "hardest opponent: difference, 95 % interval", "seeds"]
     note = (
         "A claim held if the 95 % interval of its difference excludes no difference against every opponent; it did not "
-        "hold if an opponent does better, its interval excluding no difference; else it is undecided. These small "
-        "models say nothing sure about large ones, and speeds are this machine's: train larger ones with claims.width, "
-        "claims.layers and claims.budgets."
+        "hold if one of k opponents does better, the interval at 100 - 5 / k % excluding no difference; else it is "
+        "undecided. These small models say nothing sure about large ones, and speeds are this machine's: train larger "
+        "ones with claims.width, claims.layers and claims.budgets."
     )
     few = config["seeds"] < 5
     warning = f"Only {config['seeds']} seeds: the intervals are wide; five or more are usual." if few else None

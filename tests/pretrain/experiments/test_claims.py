@@ -224,6 +224,24 @@ def test_planted_differences_are_found():
     assert equal["tokens"]["verdict"] == UNDECIDED
 
 
+@pytest.mark.parametrize(("spread", "verdict"), [(0.05, UNDECIDED), (0.01, NOT_HELD)])
+def test_one_of_many_opponents_reverses_a_claim_by_a_wider_interval(spread, verdict):
+    """Of 10 opponents one is better, by t = 4.5 or 22: the bound of 95 % is 2.8, that of 99.5 % is 5.6."""
+    others = [(name, how) for name in ARCHITECTURES if name != "transformer" for how in ("parameters", "flops")]
+    config = config_of(architectures=list(ARCHITECTURES), matching=["parameters", "flops"], seeds=5)
+    keys, noise = [("transformer", "parameters"), *others], [0, 1, -1, 1, -1, 0]
+    runs = [
+        planted(key, budget, seed, loss=loss + spread * noise[seed] * (key != keys[0]), rate=100.0)
+        for key, loss in zip(keys, [3.0, 2.9, *[3.4] * 9], strict=True)
+        for budget in config.budgets
+        for seed in range(1, 6)
+    ]
+    models = [{"architecture": name, "matching": how} for name, how in keys]
+    claim = next(one for one in findings(config, models, runs, [])["claims"] if one["id"] == "tokens")
+    assert [row["verdict"] for row in claim["against"]] == [NOT_HELD, *[HELD] * 9]
+    assert claim["verdict"] == verdict
+
+
 @given(st.lists(st.floats(0, 40), min_size=2, max_size=8))
 def test_a_loss_never_rises_with_time(amounts):
     runs = [planted(("lstm", "parameters"), budget, 1, loss=loss, rate=10) for budget, loss in ((128, 4.0), (256, 3.0))]
