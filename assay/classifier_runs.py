@@ -15,6 +15,7 @@ from assay.pipeline import corpus, judge_corpus, require_corpus, training
 from governance.errors import AlteredFile, CheckpointError, ConfigError
 from governance.files import sha256_file
 from governance.gate.chain import require_chain
+from governance.log import get_logger
 from governance.manifest import Manifest, output_fault, read_manifest
 from governance.stage import Runtime
 
@@ -92,8 +93,20 @@ def _opened(
         seen = pa.concat_tables([found["train"][0], found["validation"][0]]).combine_chunks()
         found["test"] = _file(test, require_labels(run))
         refuse_overlap(_texts(found["test"][0]), _texts(seen))
+        _warn_of_known_groups(
+            require_labels(run), found["test"][1], [found[side][1] for side in ("train", "validation")]
+        )
     examples = [_examples(artifacts, runtime, most, *found[side]) for side in ("test", "validation")]
     return load_classifier(checkpoint, run.config.engine, runtime.root), examples[0], examples[1]
+
+
+def _warn_of_known_groups(config: ClassificationConfig, test: Labelled, seen: Sequence[Labelled]) -> None:
+    known = int(np.isin(test.units, np.concatenate([one.units for one in seen])).sum())
+    if config.group and known:
+        get_logger(__name__).warning(
+            "--test: %d of %d documents are of a group (%s) that is in training; the figures do not hold for new ones",
+            known, len(test.units), config.group,
+        )  # fmt: skip
 
 
 def _texts(table: pa.Table) -> tuple[Sequence[str], pa.Array]:

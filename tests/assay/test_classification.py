@@ -93,7 +93,9 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
     write_rows(project / "fresh.jsonl", rows(40, seed=5))
     words = ["classify", "evaluate", run, "last", "--test", project / "fresh.jsonl"]
     assert command(project, *words, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["accuracy"]["value"] > 0.9
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["accuracy"]["value"] > 0.9
+    assert "20 of 40 documents are of a group (author) that is in training" in printed.err
     assert command(project, *words) == 0
     assert "storm" in capsys.readouterr().out
 
