@@ -60,12 +60,10 @@ def curve(quick: bool) -> Iterator[Goal]:
     """Gain in accuracy of the fine-tuned classifier over its twin, at each number of examples."""
     for name, task in TASKS.items():
         with tempfile.TemporaryDirectory() as scratch:
-            yield from measured(name, task(), Path(scratch), *(((100,), 3, 300) if quick else (tuple(STEPS), 5)))
+            yield from measured(name, task(), Path(scratch), *(((100,), 3, 300) if quick else (tuple(STEPS), 5, 800)))
 
 
-def measured(
-    name: str, task: Task, folder: Path, sizes: Sequence[int], seeds: int, most_steps: int = 800
-) -> Iterator[Goal]:
+def measured(name: str, task: Task, folder: Path, sizes: Sequence[int], seeds: int, most_steps: int) -> Iterator[Goal]:
     """Goals of one task; a folder that holds some of the trainings gives them again."""
     parent, tokenizer = _pretrained(task.pretraining, folder, min(task.steps, most_steps))
     work = _Arms(folder, parent, tokenizer, task)
