@@ -209,7 +209,10 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
     )
     if resumed is None:
         resumed = open_engine(*arguments, _first_weights(context), folder, made), TrainState()
-        if context.initial is not None and (bias := context.initial.expert_bias()) is not None:
+        bias = context.initial.expert_bias() if context.initial is not None else None
+        if context.distillation is not None:
+            bias = context.distillation.expert_bias(vocabulary) or bias
+        if bias is not None:
             restore_expert_bias(resumed[0].deepspeed.module, bias)
     context.energy["resumed_from"] = resumed[1].step
     return resumed

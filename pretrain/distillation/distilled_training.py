@@ -74,6 +74,18 @@ class Distillation:
 
         return lambda name, shape: draw(name, shape) if name == PROJECTION else of_teacher()(name, shape)
 
+    def expert_bias(self, vocabulary_size: int) -> list[list[float]] | None:
+        """Selection biases of the student's experts at first; None: zeros."""
+        moe = self.recipe.model.moe
+        if self.config.start == "random" or moe is None or not moe.router_bias_update_rate:
+            return None
+        from pretrain.distillation.narrowed_weights import kept_layer
+        from pretrain.model.expert_bias import expert_bias_of
+
+        held = expert_bias_of(self.teacher.decoder(vocabulary_size)) or []
+        layers = self.recipe.model.num_hidden_layers
+        return [held[kept_layer(layer, layers, len(held))] for layer in range(layers)]
+
     def loss_of_teacher(self, rows: Rows, rows_per_pass: int, device: torch.device) -> Measurement:
         """The teacher's validation loss, on the rows of the student's."""
         from pretrain.evaluation.validation import measure, nats_with

@@ -138,6 +138,18 @@ def test_draws_are_of_the_teachers_distributions_and_a_pass_goes_on(taught, tmp_
     assert (open_draws(again, rows, other)([3, 0]) == draws).all()
 
 
+def test_experts_of_a_student_begin_with_the_biases_of_the_teachers_layers(tmp_path, run_training, monkeypatch):
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_bias_update_rate": 0.25}
+    teacher = run_training(tmp_path, moe=moe, steps=3, every_steps=3, decay_steps=1)
+    name, restored = str(Path(teacher.stats["checkpoint"]["path"]).parent), []
+    held = json.loads((tmp_path / name / "state.json").read_bytes())["expert_bias"]
+    assert any(held[0])
+    monkeypatch.setattr("pretrain.loop.restore_expert_bias", lambda model, values: restored.append(values))
+    section = {"teacher": name, "start": "teacher"}
+    run_training(tmp_path, moe=moe, num_hidden_layers=1, steps=3, every_steps=3, decay_steps=1, distillation=section)
+    assert restored == [held[:1]]
+
+
 def test_layers_are_chosen_evenly():
     assert [kept_layer(layer, 3, 12) for layer in range(3)] == [0, 6, 11]
     assert [kept_layer(layer, 4, 4) for layer in range(4)] == [0, 1, 2, 3]
