@@ -95,7 +95,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
-    yield "refused     nothing; the gate, the rows, train.continue_from and tasks are checked at the start"
+    yield "refused     nothing; the gate, the rows, train.continue_from, the teacher and tasks are checked at the start"
 
 
 def ranks_of(total: int | None, a_node: int) -> Ranks:

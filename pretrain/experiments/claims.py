@@ -358,10 +358,11 @@ def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[s
         f"planted facts; {_tokens_of(config, models):,} tokens"
     )
     begun, total = time.monotonic(), 0.0
-    with arithmetic(threads):
+    with arithmetic(threads), progress("dry run", len(models), "models") as advance:
         for one in models:
             planted = one.matching == config.matching[0] and bool(config.recall.distances)
             total += seconds_of(config, one.architecture, one.shape, vocabulary_size, planted=planted)
+            advance(1)
     minutes = total / 60
     yield (
         f"time        about {f'{minutes:.0f} minutes' if minutes < 90 else f'{minutes / 60:.1f} hours'} on "

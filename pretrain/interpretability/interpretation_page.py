@@ -70,7 +70,7 @@ def _text(place: int, text: Mapping[str, Any]) -> Html:
 
 
 def _token(one: Mapping[str, Any]) -> Html:
-    return tag("code", tag("bdi", one["text"]), class_="token")
+    return tag("code", tag("bdi", one["text"].replace("\n", "↵")), class_="token")
 
 
 def _attribution(text: Mapping[str, Any]) -> Html:

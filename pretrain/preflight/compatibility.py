@@ -42,7 +42,7 @@ def rows_fit_the_positions(recipe: TrainRecipe, settings: Settings, hardware: Ha
         return None
     return (
         f"train.sequence_length = {recipe.train.sequence_length} is above model.max_position_embeddings = "
-        f"{recipe.model.max_position_embeddings}; raise the latter"
+        f"{recipe.model.max_position_embeddings}; raise the latter or lower the former"
     )
 
 

@@ -83,7 +83,7 @@ GRADIENTS = {"quantized_gradients": True, "zero_stage": 3}
 OF_8 = {**CUDA, "world_size": 4, "gpus": 8}
 """A node that shows 8 GPUs."""
 REFUSED = [
-    ("rows_fit_the_positions", {"sequence_length": 256}, "raise the latter"),
+    ("rows_fit_the_positions", {"sequence_length": 256}, "lower the former"),
     ("schedule_fits_the_steps", {"warmup_steps": 8, "decay_steps": 3}, "shorten the warm-up"),
     ("decay_leaves_the_weights", {"learning_rate": 0.01, "weight_decay": 500}, "by -4"),
     (
