@@ -249,7 +249,17 @@ def test_texts_that_cannot_be_read_are_refused():
         interpret(model, IDS, str, 0, 8, lambda n: None)
 
 
-HOSTILE = ["<script>alert(1)</script>", "\u202e", "\x00", "&amp;", '"><img src=x onerror=y>', "]]>", "\ud800", "日本"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\u202e",
+    "\x00",
+    "&amp;",
+    '"><img src=x onerror=y>',
+    "]]>",
+    "\ud800",
+    "日本",
+    "\n",
+]
 
 
 class Tags(html.parser.HTMLParser):
@@ -295,6 +305,8 @@ def test_the_page_needs_nothing_and_escapes_all(name, monkeypatch):
     assert tags.open == []
     assert not tags.found & {"script", "img", "link", "iframe"}
     assert set(tags.addresses) == {"#main"}
+    assert "<bdi>↵</bdi>" in page
+    assert '<code class="token"><bdi>\n' not in page
     assert not any(mark in page for mark in ("\u202e", "\x00", "\ud800", "url("))
     lines = interpretation_lines({**values, "induction": None})
     assert not any(mark in line for line in lines for mark in ("\u202e", "\x00", "\ud800"))
