@@ -225,31 +225,69 @@ def _namer(encoder: Encoder, given: Sequence[int]) -> Callable[[int], str]:
 def translate(arguments: Arguments) -> None:
     """Translate texts by beam search."""
     from data_pipeline.readers.file_types.pair_text import prompt_of
+    from governance.config import canonical_json
+    from governance.files import sha256_bytes
+    from governance.gate.chain import require_stated
+    from pretrain.checkpoint.averaged_weights import last_checkpoints
     from pretrain.checkpoint.format import identity_of
     from pretrain.inference.beam_search import Beam, open_translator, refuse_sources
 
     if not 0 <= arguments.alpha < 100:
         raise ConfigError(f"--alpha {arguments.alpha:g}: is not a power of 0 or more; the paper takes 0.6")
     texts = prompts_of(arguments.texts, arguments.file)
+    references = references_of(arguments.reference, arguments.file, texts, arguments.texts)
     opened = open_checkpoint(arguments)
-    encoder = opened.encoder
+    encoder, root = opened.encoder, opened.runtime.root
     if not identity_of(opened.manifest).recipe.model.encoder_layers:
         raise ConfigError(f"{opened.manifest.folder}: has no encoder; continue texts with: assay generate")
     sources = [encoder.encode(prompt_of(text)).tolist() for text in texts]
     refuse_sources(sources, opened.context)
     beam = Beam(arguments.beam, arguments.alpha)
+    checkpoints = last_checkpoints(opened.manifest, arguments.average, root)
+    journal = opened.loaded.journal(root)
+    require_stated(checkpoints[1:], root, journal)  # the first was checked where it was opened
+    rows: list[dict[str, Any]] = []
     with opened.runtime.hooks.meter("translate") as energy:
-        translator = open_translator(opened.manifest, opened.loaded.config.engine, opened.runtime.root)
+        translator = open_translator(checkpoints, opened.loaded.config.engine, root)
         with progress("translate", len(texts), "texts") as advance:
             for text, source in zip(texts, sources, strict=True):
                 found = translator(source, encoder.end_of_document, beam)
                 written = encoder.decode_after(source, found.ids)
-                say(written, translations=[{"source": text, "text": written, "score": found.score}])
+                rows.append({"source": text, "text": written, "score": found.score})
+                say(written, translations=rows[-1:])
                 advance(1)
+    values: dict[str, Any] = {
+        "checkpoints": [one.digest for one in checkpoints], "steps": [identity_of(one).step for one in checkpoints],
+        "beam": arguments.beam, "alpha": arguments.alpha,
+    }  # fmt: skip
+    if references is not None:
+        values |= _scores([row["text"] for row in rows], references, arguments.tokenizer)
+        subject = {
+            f"translation/{opened.manifest.digest[:16]}": sha256_bytes(
+                canonical_json({**values, "translations": rows, "references": references})
+            )
+        }
+        made_from = [*(one.as_input() for one in checkpoints), opened.artifacts["tokenizer"].as_input()]
+        journal.state("evaluation", subject, made_from, **values, origin=opened.origin)
     get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
     if arguments.json:  # what a person reads as a message
-        say("", checkpoint=opened.manifest.digest, origin=opened.origin, beam=arguments.beam, alpha=arguments.alpha,
-            energy=energy)  # fmt: skip
+        say("", checkpoint=opened.manifest.digest, origin=opened.origin, **values, energy=energy)
+
+
+def _scores(translations: Sequence[str], references: Sequence[str], tokenizer: str) -> dict[str, Any]:
+    """BLEU and chrF, logged and as values."""
+    from dataclasses import asdict
+
+    from pretrain.inference.translation_scores import corpus_scores
+
+    found = corpus_scores(translations, references, tokenizer)
+    for name, title in (("bleu", "BLEU"), ("chrf", "chrF")):
+        one = found[name]
+        get_logger(__name__).info(
+            "%s %.2f, 95 %% interval %.2f to %.2f, %d segments, %s",
+            title, one.score, one.lower, one.upper, len(references), one.signature,
+        )  # fmt: skip
+    return {"segments": len(references), "scores": {name: asdict(one) for name, one in found.items()}}
 
 
 _FINISHES = {
@@ -287,15 +325,47 @@ def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
     return found
 
 
-def _read(file: Path) -> list[str]:
-    """A prompt per line, of `.jsonl` in the field `prompt`."""
+def references_of(
+    reference: Path | None, file: Path | None, texts: Sequence[str], words: Sequence[str]
+) -> list[str] | None:
+    """Lines of a file of references, one for each text of `file`; None without it.
+
+    Raises:
+        ConfigError: there is no file of texts, there are texts besides it, a line of either is empty, or the
+            numbers of lines differ.
+        MissingInput: a file cannot be read.
+    """
+    if reference is None:
+        return None
+    if file is None or words:
+        raise ConfigError(f"--reference {reference}: goes with the texts of --file FILE alone, line by line")
+    found = _lines(reference, "--reference")
+    sources = texts if file.suffix.lower() == ".jsonl" else _lines(file, "--file")
+    if len(found) != len(sources):
+        raise ConfigError(
+            f"--reference {reference}: has {len(found)} lines, --file {file} has {len(sources)} texts; line n of one "
+            f"must be the translation of text n of the other. Restore the lost lines"
+        )
+    for option, path, lines in (("--file", file, sources), ("--reference", reference, found)):
+        if empty := next((number for number, line in enumerate(lines, 1) if not line.strip()), 0):
+            raise ConfigError(f"{option} {path}, line {empty}: is empty; remove this line from both files")
+    return found
+
+
+def _lines(file: Path, option: str) -> list[str]:
+    """Lines of a text file; an end of line at its end begins no other."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise MissingInput(f"--prompts {file}: cannot be read: {error.strerror}") from error
+        raise MissingInput(f"{option} {file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"--prompts {file}: is not UTF-8 ({error}); convert it") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        raise ConfigError(f"{option} {file}: is not UTF-8 ({error}); convert it") from error
+    return text.removesuffix("\n").split("\n")
+
+
+def _read(file: Path) -> list[str]:
+    """A prompt per line, of `.jsonl` in the field `prompt`."""
+    lines = [(number, line) for number, line in enumerate(_lines(file, "--prompts"), 1) if line.strip()]
     if file.suffix.lower() != ".jsonl":
         return [line for _, line in lines]
     prompts = []

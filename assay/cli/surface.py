@@ -296,6 +296,12 @@ def _translation(commands: Commands[Parser]) -> None:
     command.add_argument("--beam", type=positive, default=4, metavar="N", help=text)
     text = "power of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
     command.add_argument("--alpha", type=float, default=0.6, metavar="A", help=text)
+    text = "average the weights of the last N checkpoints of the training, up to CHECKPOINT (default: %(default)s)"
+    command.add_argument("--average", type=positive, default=1, metavar="N", help=text)
+    text = "score the translations of --file by BLEU and chrF against the lines of this file"
+    path(command, "--reference", "FILE", text)
+    text = "tokenizer of BLEU: %(choices)s (default: %(default)s); zh for Chinese, char for other texts without spaces"
+    command.add_argument("--tokenizer", choices=("13a", "intl", "char", "zh"), default="13a", metavar="NAME", help=text)
 
 
 def _classify(commands: Commands[Parser]) -> None:

@@ -31,7 +31,8 @@ import numpy.typing as npt
 
 from governance.errors import CheckpointError, ConfigError
 from governance.manifest import Manifest
-from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state, whole_weights
+from pretrain.checkpoint.averaged_weights import averaged_weights
+from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state
 from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, micro_batches, open_rows, spread
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
@@ -267,8 +268,10 @@ def require_language_model(checkpoint: Manifest) -> None:
         )
 
 
-def load_decoder(manifest: Manifest, root: Path) -> Any:
+def load_decoder(manifest: Manifest, root: Path, others: Sequence[Manifest] = ()) -> Any:
     """Model of a verified checkpoint, in fp32 on the CPU.
+
+    With `others` of its training its weights are the mean of all.
 
     Raises:
         CheckpointError: the files belong to another model.
@@ -280,9 +283,9 @@ def load_decoder(manifest: Manifest, root: Path) -> Any:
 
     identity = identity_of(manifest)
     model = make_model(identity.recipe.model, identity.vocabulary_size)
-    with whole_weights(manifest, root) as files, torch.no_grad():
+    with averaged_weights((manifest, *others), root) as read, torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(files.read(name, parameter.shape))
+            parameter.copy_(read(name, parameter.shape))
     attach_expert_bias(model, identity.recipe.model)
     restore_expert_bias(model, read_state(manifest, root).expert_bias)
     return model

@@ -52,16 +52,18 @@ class Hypothesis:
     score: float
 
 
-def open_translator(checkpoint: Manifest, engine: EngineConfig, root: Path) -> Callable[[Ids, int, Beam], Hypothesis]:
-    """Translator of sources by a verified checkpoint.
+def open_translator(
+    checkpoints: Sequence[Manifest], engine: EngineConfig, root: Path
+) -> Callable[[Ids, int, Beam], Hypothesis]:
+    """Translator of sources by verified checkpoints, whose weights are averaged.
 
     Raises:
         ConfigError: the device that `engine` requests does not exist.
         CheckpointError: the files belong to another model.
     """
-    identity, device = identity_of(checkpoint), device_of(Ranks(), engine.device)
+    identity, device = identity_of(checkpoints[0]), device_of(Ranks(), engine.device)
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    model = load_decoder(checkpoint, root).to(device).eval()
+    model = load_decoder(checkpoints[0], root, checkpoints[1:]).to(device).eval()
     context, size = identity.recipe.train.sequence_length, identity.vocabulary_size
     return lambda source, end, beam: translate(model, source, end, context, size, beam)
 
