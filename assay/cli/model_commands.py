@@ -328,7 +328,9 @@ def prompts_of(words: Sequence[str], file: Path | None) -> list[str]:
 def references_of(
     reference: Path | None, file: Path | None, texts: Sequence[str], words: Sequence[str]
 ) -> list[str] | None:
-    """Lines of a file of references, one for each text of `file`; None without it.
+    """Lines of a file of references; None without it.
+
+    Line n is the translation of text n of `file`.
 
     Raises:
         ConfigError: there is no file of texts, there are texts besides it, a line of either is empty, or the
@@ -353,7 +355,10 @@ def references_of(
 
 
 def _lines(file: Path, option: str) -> list[str]:
-    """Lines of a text file; an end of line at its end begins no other."""
+    """Lines of a text file.
+
+    An end of line at its end begins no other.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
