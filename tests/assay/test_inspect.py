@@ -172,10 +172,13 @@ def test_a_shipped_size_replaces_the_proposed_training(tmp_path, size):
 
 
 def test_every_type_of_files_has_an_ending():
-    """The table of `inspect` is complete, but for own readers and for code, which has an ending per language."""
+    """The table of `inspect` is complete.
+
+    Own readers, code, which has an ending per language, and pairs of texts, which lie in two files, are not in it.
+    """
     types = {name for kind in get_args(get_args(Source)[0]) if "paths" in kind.model_fields
              for name in get_args(kind.model_fields["type"].annotation)}  # fmt: skip
-    assert types - {"own", "code"} == set(SOURCE_TYPES.values())
+    assert types - {"own", "code", "parallel"} == set(SOURCE_TYPES.values())
 
 
 def test_files_of_one_ending_with_other_fields_are_sources_of_their_own(tmp_path):
