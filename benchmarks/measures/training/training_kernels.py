@@ -138,7 +138,7 @@ def torch_s_own() -> Iterator[None]:
     Without a GPU and outside torch.compile our operations would be taken; where it says that it compiles, they are not.
     """
 
-    def whole(head: Head, x: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def whole(head: Head, x: torch.Tensor, targets: torch.Tensor, soft: None) -> tuple[torch.Tensor, torch.Tensor]:
         nats = F.cross_entropy(F.linear(x, head.weight).flatten(0, 1).float(), targets.flatten(), reduction="none")
         return nats.sum(), nats.detach().view(targets.shape)
 
