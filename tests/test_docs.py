@@ -40,6 +40,13 @@ def blocks(page, language):
             yield text[: found.start()].count("\n") + 1, "\n".join(lines)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_of_commands_hides_behind_a_language(page):
+    """Blocks without a language are commands, which are run; a shell's name would leave them out."""
+    languages = set(re.findall(r"^ *```(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert languages <= {"csv", "json", "python", "text", "toml", "yaml"}
+
+
 def commands(page):
     """The lines of the blocks without a language, continuation lines joined, comments cut off."""
     for line, text in blocks(page, ""):

@@ -32,7 +32,9 @@ LEFT_OUT = {
     r"pip install |export RAY_ADDRESS": "needs the package index, a Ray cluster: tests/data_pipeline/test_join.py",
     r"assay (run|governance check) run.toml": "two people sign: tests/governance/test_fail_open_rules.py",
     r"assay governance review .*--withdraw": "needs a refusal: tests/governance/test_fail_open.py",
-    r"assay teacher-logits ": "needs a teacher: tests/assay/test_distilled_run.py",
+    r"assay (teacher-logits |run --root runs/my student.toml)": "needs a teacher: tests/assay/test_distilled_run.py",
+    r"assay experiment claims ": "trains many models for hours: tests/pretrain/test_impact.py",
+    r"assay translate ": "needs a model of pairs: tests/assay/test_translation.py",
     r"lm_eval ": "needs an environment of its own: benchmarks/training.py",
 }
 EXIT_CODES = {"assay governance diff A B": 1}  # as its page says
