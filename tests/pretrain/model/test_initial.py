@@ -160,7 +160,11 @@ def coordinates(width: int, initialisation: str) -> list[float]:
     messages: dict[str, float] = {}
 
     def listen(name):
-        return lambda module, inputs, out: messages.update({name: out.abs().mean().item()})
+        def keep(module, inputs, out):
+            values = out[0] if name.endswith("self_attn") else out  # attention gives the first layer's values, too
+            messages[name] = values.abs().mean().item()
+
+        return keep
 
     for name, module in model.named_modules():
         if name.endswith(("self_attn", "mlp")):
