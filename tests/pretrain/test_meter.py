@@ -55,7 +55,9 @@ def opened(monkeypatch):
     monkeypatch.setattr(meter_module, "add_up", lambda values, device: [2 * value for value in values])
     recorded = []
     job = SimpleNamespace(
-        recipe=SimpleNamespace(model=MODEL, train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9)),
+        recipe=SimpleNamespace(
+            model=MODEL, train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9, freezes=False)
+        ),
         train_rows=SimpleNamespace(vocabulary_size=200, count=10),
         ranks=Ranks(0, 2, 0, 2),
         device=torch.device("cpu"),
