@@ -224,7 +224,7 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
     plants = [
         ("of the documents were removed", lambda f: f["summary"].update(documents_kept=1)),
         ("The energy is unknown", lambda f: f["energy"]["total"].update(joules=None)),
-        ("not in the corpus", lambda f: f["sources"][0].update(fate="nothing left", documents_kept=0)),
+        ("not in the corpus", lambda f: f["sources"][0].update(fate="refused: licence", documents_kept=0)),
         ("non-blocking", lambda f: next(row for row in f["checks"] if "gender" in row["gate"]).update(status="fail")),
         ("slower than the others", lambda f: f["faults"]["stragglers"].append({"rank": 1, "ratio": 2.0})),
         ("2 updates skipped", lambda f: f["faults"]["skipped"].append({"reason": "spike", "count": 2})),
@@ -245,6 +245,8 @@ def test_each_problem_that_is_planted_is_found_and_what_is_mended_is_not(runs):
         plant(found)
         output = [row["what"] for row in first_look(found)]
         assert words in output[0], output
+        if words == "not in the corpus":
+            assert "refused: licence CC-BY-SA-4.0 (40,000)" in first_look(found)[0]["detail"]
         assert len(output) == count - (count > 8)  # wasted energy is no longer unknown
 
 

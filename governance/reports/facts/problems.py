@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from governance.gate.explanation import counted
+from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import chance, energy, meters, share
 from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_words import bounds, detailed, headline, language_of, named, written
@@ -189,7 +190,8 @@ def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
     gone = [row for row in found["sources"] if row["fate"] != "kept" and not row["documents_kept"]]
     if gone:
         lines = [
-            f"{row['name']} ({row['fate']}{' ' + row['licence'] if 'licence' in row['fate'] else ''})" for row in gone
+            f"{row['name']} ({row['fate']}{' ' + licence_words(row['licences']) if 'licence' in row['fate'] else ''})"
+            for row in gone
         ]
         documents = sum(row["documents_in"] for row in gone)
         yield _finding(
