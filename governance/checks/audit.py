@@ -292,7 +292,7 @@ def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list
         raise ManifestError(f"{path}: cannot be read: {error}. Remove its folder and make it again.") from error
 
 
-_NO_REFERENCE = "there is no reference to compare with: `audit.reference` is not set"
+_NO_REFERENCE = "there is no reference to compare with: audit.reference is not set"
 _LICENCES = ("source", "licence", "documents")
 _PII = ("type", "planted", "found", "canary_recall")
 INTERVAL_COLUMNS = (

@@ -453,4 +453,3 @@ def test_each_answer_has_its_words_and_its_page():
         html = paid(found) + "".join(paid_folded(found))
         assert f">{word}<" in html
         Page(html)
-    assert "no KPI is planned" in paid({"kpi": None})

@@ -23,12 +23,8 @@ _FINDINGS = {
 
 
 def paid(found: Mapping[str, Any]) -> Html:
-    """Answer, net value and picture; or the state of the plan."""
+    """Answer, net value and picture of a planned KPI; or its plan."""
     kpi = found["kpi"]
-    if kpi is None:
-        commands = [tag("code", "assay governance kpi-plan CONFIG KPIS"), ", then ",
-                    tag("code", "kpi-test CONFIG KPIS OUTCOMES")]  # fmt: skip
-        return tag("p", "Not measured: no KPI is planned. ", commands, ".", class_="none")
     cited = cite(found, "/kpi")
     if kpi["test"] is None:
         return tag("p", foreign(plan_words(kpi["plan"]["stats"], kpi["plan"]["config"])), " Not measured yet.", cited)

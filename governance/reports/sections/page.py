@@ -27,8 +27,8 @@ def page(found: Mapping[str, Any]) -> str:
     body = [
         tag("a", "Skip to the report", href="#main", class_="skip"),
         front(found),
-        tag("nav", tag("ol", [_link(*link) for link in _LINKS], tag("li", tag("a", "Evidence", href="#evidence"))),
-            aria_label="Sections"),
+        tag("nav", tag("ol", [_link(found, *link) for link in _LINKS],
+                       tag("li", tag("a", "Evidence", href="#evidence"))), aria_label="Sections"),
         tag("main", officer(found), data_reviewer(found), engineer(found), evidence(found), id="main", tabindex="-1"),
         tag(
             "footer",
@@ -44,8 +44,9 @@ def page(found: Mapping[str, Any]) -> str:
     return _whole(f"{found['summary']['verdict']}{f': {name}' if name else ''} – Assay report", body)
 
 
-def _link(name: str, title: str, parts: Sequence[str]) -> Html:
-    inner = [tag("a", _TITLES.get(part, part), href=f"#{part}") for part in parts]
+def _link(found: Mapping[str, Any], name: str, title: str, parts: Sequence[str]) -> Html:
+    shown = [part for part in parts if part != "paid" or found["kpi"]]
+    inner = [tag("a", _TITLES.get(part, part), href=f"#{part}") for part in shown]
     return tag("li", tag("a", tag("b", title), href=f"#{name}"), inner)
 
 

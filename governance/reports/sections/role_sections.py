@@ -35,10 +35,10 @@ from governance.reports.sections.run_sections import environment_folded, facts_l
 
 def officer(found: Mapping[str, Any]) -> Html:
     """Section for the officer: verdict, sources, energy, lineage."""
-    return _reader("officer", "Officer", "May the corpus be used, who decided, what did it cost, and did it pay?", [
+    return _reader("officer", "Officer", "May the corpus be used, who decided, and what did it cost?", [
         _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
         _part("sources", "Sources and licences", join([corpus.sources(found), corpus.synthetic(found)])),
-        _part("paid", "Did it pay", paid(found), *paid_folded(found)),
+        _part("paid", "Did it pay", paid(found), *paid_folded(found)) if found["kpi"] else None,
         _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
         _part("lineage", "Lineage", lineage(found)),
     ])  # fmt: skip
@@ -64,7 +64,7 @@ def engineer(found: Mapping[str, Any]) -> Html:
     ])  # fmt: skip
 
 
-def _reader(name: str, title: str, question: str, parts: list[Html]) -> Html:
+def _reader(name: str, title: str, question: str, parts: list[Html | None]) -> Html:
     head = tag("h2", title, tag("small", question))
     return tag("section", head, parts, id=name, class_="reader", aria_label=title)
 
