@@ -135,4 +135,4 @@ def test_students_learn_as_in_torch_alone_at_every_stage(tmp_path, ranks):
     assert well, messages[-6000:]
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert len(errors) == 14
-    check(errors)
+    check(errors, 5e-5)  # two ranks sum a batch in another order: 1.4e-5 at every stage, stage 0 included
