@@ -23,10 +23,11 @@ def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
     from pretrain.distillation.drawn_logits import draw_logits
     from pretrain.distillation.teacher import open_teacher
 
-    recipe, tokens = pinned(run), artifacts.get("pack", artifacts["encode"])
-    section = recipe.train.distillation
+    section = run.config.train.distillation
     if section is None or section.logits != "sampled":
         return None
+    recipe, tokens = pinned(run), artifacts.get("pack", artifacts["encode"])
+    section = recipe.train.distillation or section
     teacher = open_teacher(recipe, tokens, runtime)
     assert teacher is not None, "the section names a teacher"
     if (held := teacher.checkpoint) is not None and held.root.resolve() == runtime.root.resolve():

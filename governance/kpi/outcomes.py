@@ -26,7 +26,7 @@ class Outcomes:
     """Checked outcomes, one entry of each array per row."""
 
     treated: npt.NDArray[np.bool_]
-    """Whether a row is of the treatment arm."""
+    """True for rows of the treatment arm."""
     groups: npt.NDArray[np.int64]
     """Number of the independent group: unit, cluster or pair."""
     columns: Mapping[str, Floats]

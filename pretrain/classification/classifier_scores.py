@@ -53,7 +53,7 @@ class Examples:
 
     names: Sequence[str]
     tokens: Sequence[npt.NDArray[np.integer]]
-    """Of the text alone."""
+    """Tokens of the text alone."""
     numbers: Integers
     """[documents], place of the label."""
     units: Sequence[str]

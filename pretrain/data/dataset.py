@@ -216,17 +216,19 @@ def packed_from(packed: Manifest, root: Path) -> Manifest:
     return manifest
 
 
-def refuse_altered(problems: list[str]) -> None:
-    """Raise if any rank found a problem.
+def refuse_altered(
+    problems: list[str], what: str = "the token shards", command: str = "assay data prepare CONFIG"
+) -> None:
+    """Raise if any rank found a problem; `command` makes the files again.
 
     Raises:
-        AlteredFile: names every shard that differs from its manifest.
+        AlteredFile: names every file that differs from its manifest.
     """
     if problems:
         raise AlteredFile(
-            "the token shards differ from their manifest:\n  "
+            f"{what} differ from their manifest:\n  "
             + "\n  ".join(problems)
-            + "\n  Remove these files, then make them again, and only them, with: assay data prepare CONFIG"
+            + f"\n  Remove these files, then make them again, and only them, with: {command}"
         )
 
 

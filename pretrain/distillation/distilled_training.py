@@ -13,8 +13,8 @@ from governance.manifest import Input, Manifest
 from governance.stage import Runtime
 from pretrain.config.distillation import DistillationConfig
 from pretrain.config.training import TrainRecipe
-from pretrain.data.dataset import Rows
-from pretrain.distillation.drawn_logits import altered_draws, find_draws, open_draws, refuse_altered_draws
+from pretrain.data.dataset import Rows, altered_shards, refuse_altered
+from pretrain.distillation.drawn_logits import find_draws, open_draws
 from pretrain.distillation.teacher import FIELD, Teacher, open_teacher
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Distillation:
         """Rows with their draws, verified; collective over `place` (rank, ranks)."""
         if self.drawn is None:
             return rows
-        refuse_altered_draws([line for lines in gather(altered_draws(self.drawn, root, *place)) for line in lines])
+        problems = [line for lines in gather(altered_shards(self.drawn, root, *place)) for line in lines]
+        refuse_altered(problems, "the draws of train.distillation", "assay teacher-logits CONFIG")
         return replace(rows, drawn=open_draws(self.drawn, rows, root))
 
     def student(self, vocabulary_size: int, device: torch.device) -> Callable[..., Student]:

@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.config import Section
-from governance.errors import AlteredFile, CheckpointError, MissingInput
+from governance.errors import CheckpointError, MissingInput
 from governance.files import atomic_file
-from governance.manifest import Manifest, Output, verify
+from governance.manifest import Manifest, verify
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.config.distillation import DistillationConfig
@@ -193,26 +193,6 @@ def find_draws(
             f"train.distillation.logits = 'sampled': {error}\n  Draws are of one teacher, one packing of the rows and "
             f"one temperature; those of others do not count."
         ) from error
-
-
-def altered_draws(drawn: Manifest, root: Path, rank: int, world_size: int) -> list[str]:
-    """Error texts of altered files of draws, this rank's share."""
-    mine: tuple[Output, ...] = drawn.outputs[rank::world_size]
-    return verify(drawn.model_copy(update={"outputs": mine}), root)
-
-
-def refuse_altered_draws(problems: list[str]) -> None:
-    """Raise if any rank found a problem.
-
-    Raises:
-        AlteredFile: names every file that differs from its manifest.
-    """
-    if problems:
-        raise AlteredFile(
-            "the draws of train.distillation differ from their manifest:\n  "
-            + "\n  ".join(problems)
-            + "\n  Remove these files, then make them again, and only them, with: assay teacher-logits CONFIG"
-        )
 
 
 def open_draws(drawn: Manifest, rows: Rows, root: Path) -> Draw:

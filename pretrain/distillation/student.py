@@ -24,7 +24,7 @@ from torch import nn
 
 from pretrain.config.distillation import DistillationConfig
 from pretrain.config.model import ModelConfig
-from pretrain.model.decoder import Decoder
+from pretrain.model.decoder import Batch, Decoder
 from pretrain.model.loss import Logits
 
 PROJECTION = "projection.weight"
@@ -111,6 +111,11 @@ class Student(Decoder):
         self._teachers = (teacher,)  # in a tuple, where no module looks for parts of itself
         if distillation.projection and teacher is not None:
             self.projection = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False)
+
+    @staticmethod
+    def more_of(batch: Batch, moved: Batch) -> dict[str, Any]:
+        """The tokens drawn from the teacher, if any."""
+        return {} if moved.drawn is None else {"drawn": moved.drawn}
 
     def forward(
         self,

@@ -98,9 +98,9 @@ class EncoderDecoder(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @staticmethod
-    def more_of(batch: Batch) -> dict[str, Any]:
+    def more_of(batch: Batch, moved: Batch) -> dict[str, Any]:
         """Sizes of the sides, found on the CPU, and the rows' seeds."""
-        return {"sizes": row_sizes(batch.targets, batch.segments), "seeds": batch.seeds}
+        return {"sizes": row_sizes(batch.targets, batch.segments), "seeds": moved.seeds}
 
     def forward(
         self,
@@ -120,7 +120,6 @@ class EncoderDecoder(nn.Module):
         sides = sides_of(targets, segments, positions, sizes or row_sizes(targets, segments))
         drops: tuple[Drop, Drop] = (keep_all, keep_all)
         if seeds is not None and self.config.dropout:
-            seeds = seeds.to(tokens.device, non_blocking=True)
             make = functools.partial(Drops.of, self.config.dropout)
             drops = (make(seeds, sides[0].places.shape[1]), make(~seeds, sides[1].places.shape[1]))
         hidden = self.model(tokens, sides, drops)

@@ -145,8 +145,11 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @staticmethod
-    def more_of(batch: Batch) -> dict[str, Any]:
-        """Arguments of `forward` beside the rows, from a batch on the CPU."""
+    def more_of(batch: Batch, moved: Batch) -> dict[str, Any]:
+        """Arguments of `forward` beside the rows.
+
+        They are from the batch on the CPU, and the same one moved to the model's device.
+        """
         return {}
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -51,7 +51,7 @@ class Task:
     train: list[dict[str, str]]
     test: list[dict[str, str]]
     steps: int
-    """Of pretraining."""
+    """Steps of pretraining."""
     batch: int
     """Rows of a step of fine-tuning; a row of 64 tokens holds one passage of a novel, or about three of a page."""
 

@@ -115,7 +115,7 @@ class _Pairs:
     settings: PairSettings
     passed: Counter[str]
     position: int = -1
-    """Of the last pair that was read."""
+    """Number of the last pair that was read."""
 
     def __post_init__(self) -> None:
         self._faults: list[RecordFault] = []

@@ -226,7 +226,7 @@ def test_planted_differences_are_found():
 
 @pytest.mark.parametrize(("spread", "verdict"), [(0.05, UNDECIDED), (0.01, NOT_HELD)])
 def test_one_of_many_opponents_reverses_a_claim_by_a_wider_interval(spread, verdict):
-    """Of 10 opponents one is better, by t = 4.5 or 22: the bound of 95 % is 2.8, that of 99.5 % is 5.6."""
+    """One of 10 opponents is better, by t = 4.5 or 22: the bound of 95 % is 2.8, that of 99.5 % is 5.6."""
     others = [(name, how) for name in ARCHITECTURES if name != "transformer" for how in ("parameters", "flops")]
     config = config_of(architectures=list(ARCHITECTURES), matching=["parameters", "flops"], seeds=5)
     keys, noise = [("transformer", "parameters"), *others], [0, 1, -1, 1, -1, 0]
