@@ -61,9 +61,9 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(size, spec) for size in sizes)
 
     def forward(self, x, angles, visible, cache, first):
-        """[B, L, hidden] -> [B, L, hidden]; `visible` [B, 1, L, K] says which keys each query may see, the window left out.
+        """[B, L, hidden] -> [B, L, hidden]; `visible` [B, 1, L, K] says which keys each query may see.
 
-        `first` holds the first layer's values once that layer has run.
+        The window is left out of `visible`; `first` holds the first layer's values once that layer has run.
         """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)
