@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 CONFIG ?= configs/quickstart.toml
+CLUSTER ?= tests/cluster
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
@@ -28,8 +29,9 @@ handbook: $(VENV)/installed
 test: $(VENV)/installed-dev
 	@$(PYTEST) -m "not slow and not network and not cluster"
 
+# Reading all test files takes half a CPU-minute a process, so that of the other two suites are named.
 test-slow: $(VENV)/installed-dev
-	@$(PYTEST) -m "slow or network" --durations=15
+	@$(PYTEST) -m "slow or network" --durations=15 $$(grep -rlE 'mark\.(slow|network)' tests --include='test_*.py')
 
 test-cluster: $(VENV)/installed-dev
 	@$(BIN)/pytest -m cluster --durations=0 $(CLUSTER)

@@ -55,15 +55,14 @@ LONGEST = (
     "test_gathering.py", "test_training_memory.py", "test_bias_coverage.py", "test_trajectories.py",
     "test_width_transfer.py", "test_compile_signal.py", "test_prepare_shares.py", "test_bias_stage.py",
     "test_impact.py", "test_checks_shards.py",
+    "test_whole_run.py", "test_limits.py", "test_arrays.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; `-n` hands files out in this order (`--no-loadscope-reorder`)."""
+    """Long files first, the cluster's last; `-n` hands them out in this order (`--no-loadscope-reorder`)."""
     place = {name: number for number, name in enumerate(LONGEST)}
-    here = [item for item in items if item.path.parent.name != "cluster"]
-    here.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-    items[:] = here + [item for item in items if item.path.parent.name == "cluster"]
+    items.sort(key=lambda item: (item.path.parent.name == "cluster", place.get(item.path.name, len(LONGEST))))
 
 
 @pytest.fixture(autouse=True, scope="session")

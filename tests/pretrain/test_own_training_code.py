@@ -419,7 +419,7 @@ def test_a_callback_that_raises_or_loops_is_reported_once_and_counted(project, r
         "    torch.set_default_dtype(torch.float64)\n    line['loss'] = 0.0\n    sys.exit()\n\n"
         "def second(line):\n    assert line['loss'] > 0\n    while line['step'] == 3: pass\n"
     )
-    callbacks = [CallbackConfig(function=f"mylab.hooks:{name}", seconds=0.2) for name in ("first", "second")]
+    callbacks = [CallbackConfig(function=f"mylab.hooks:{name}", seconds=1.0) for name in ("first", "second")]
     run = run_training(project / "root", folder=project, callbacks=tuple(callbacks))
     assert run.digest == run_training(project / "plain").digest
     counts = [(facts["calls"], facts["errors"]) for facts in run.run["callbacks"]]
@@ -428,12 +428,12 @@ def test_a_callback_that_raises_or_loops_is_reported_once_and_counted(project, r
     assert "SystemExit" in failed
     assert "hooks.py" in failed
     [looped] = [line for line in caplog.messages if "mylab.hooks:second failed at the event 'step' of step 3" in line]
-    assert "no answer after 0.2 seconds" in looped
+    assert "no answer after 1 seconds" in looped
     assert [line for line in caplog.messages if "mylab.hooks:first failed 10 times in 10 calls" in line]
     seconds = [line["seconds_callbacks"] for line in read_lines(project / "root" / run.folder / "metrics.jsonl")
                if line["event"] == "step"]  # fmt: skip
     assert seconds[0] == 0.0
-    assert max(seconds) == seconds[3] > 0.2, "the time of step 3's call is in the record of step 4"
+    assert max(seconds) == seconds[3] > 1.0, "the time of step 3's call is in the record of step 4"
 
 
 def test_a_callback_may_end_the_training_and_a_corrected_one_continues_it(project, run_training):
