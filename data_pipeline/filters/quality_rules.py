@@ -10,7 +10,8 @@ the earlier:
               its own, over words with punctuation apart (`kernels/word_pieces.py`) and behind C4's edit of lines;
    `fineweb_paper`  Penedo et al. 2024 (arXiv:2406.17557), section 3.6: its own rules as the paper states them;
 2. the same presets for text without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), where
-   more than a tenth of a text's characters are so written: `UNSPACED`; for other text by language: `LANGUAGES`;
+   more than a tenth of a text's characters are so written: `UNSPACED`, by language `UNSPACED_LANGUAGES`; for other text
+   by language: `LANGUAGES`;
 3. the section's own fields;
 4. the section's fields for the document's language, as it was identified: `[data.clean.by_language.th]`.
 
@@ -228,6 +229,17 @@ LANGUAGES: Mapping[str, Mapping[str, float]] = {
 syllable of two or three letters."""
 
 
+UNSPACED_DECLARATION: Mapping[str, int] = {"km": 5247, "lo": 5589, "my": 6123, "th": 5522}
+"""Languages written without spaces that need more than 6/5 of the two units a word that `UNSPACED` counts with: units
+of the Declaration."""
+UNSPACED_LANGUAGES: Mapping[str, Mapping[str, float]] = {
+    code: {"max_duplicate_10_gram_share": round(0.20 - 0.01 * 10 * ENGLISH[0] / units, 3)}
+    for code, units in UNSPACED_DECLARATION.items()
+}
+"""Values that replace those of `UNSPACED`, at the point of Gopher's line (0.20 - 0.01 n) that is as much text: with two
+units a word it gives 0.15."""
+
+
 def limits(presets: Sequence[Preset], unspaced: bool, language: str, *sections: Thresholds) -> dict[str, float]:
     """The bounds that hold, by field.
 
@@ -236,8 +248,8 @@ def limits(presets: Sequence[Preset], unspaced: bool, language: str, *sections: 
     found: dict[str, float] = {}
     for name in presets:
         known = {**(UNSPACED if unspaced else PRESETS)[name]}
-        if not unspaced and name in ("gopher", "fineweb"):
-            known |= LANGUAGES.get(language, {})
+        if name in ("gopher", "fineweb"):
+            known |= (UNSPACED_LANGUAGES if unspaced else LANGUAGES).get(language, {})
         for field, value in known.items():
             stricter = max if field.startswith("min_") else min
             found[field] = stricter(found.get(field, value), value)

@@ -1,4 +1,4 @@
-"""Eight common function words for each of 44 languages, in each alphabet.
+"""Eight common function words for each of 44 languages, in each spelling.
 
 English has the list of the paper (Rae et al. 2021, section A.1.1). Where words are not spaced, each entry is one word
 as `kernels/words.py` cuts it: a character of Chinese or Japanese, a syllable of Thai. ASCII capitals are folded, and no
@@ -15,7 +15,7 @@ STOP_WORDS: dict[str, tuple[str, ...]] = {
     "cs": ("a", "se", "v", "na", "je", "že", "s", "z"),
     "da": ("og", "at", "det", "som", "en", "på", "er", "med"),
     "de": ("der", "die", "und", "das", "ist", "nicht", "mit", "von"),
-    "el": ("και", "το", "του", "της", "να", "η", "με", "για"),
+    "el": ("και", "το", "του", "της", "να", "η", "με", "για", "καὶ", "τὸ", "τοῦ", "τῆς", "νὰ", "ἡ", "μὲ", "γιὰ"),
     "en": ("the", "be", "to", "of", "and", "that", "have", "with"),
     "es": ("de", "la", "que", "el", "en", "los", "con", "una"),
     "et": ("ja", "on", "ei", "et", "see", "kui", "oli", "mis"),
