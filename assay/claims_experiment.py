@@ -10,9 +10,10 @@ from governance.errors import GateClosed
 from governance.gate.chain import require_chain
 from governance.manifest import Manifest, verify
 from governance.stage import Runtime
+from pretrain.experiments.claims_config import ClaimsConfig
 
 
-def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:
+def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], config: ClaimsConfig, runtime: Runtime) -> Manifest:
     """Make or find the experiment, on a corpus that the verdict admits.
 
     Raises:
@@ -30,7 +31,7 @@ def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runti
     def check(made: Sequence[Manifest]) -> None:
         require_chain(made, runtime.root, run.journal(runtime.root))
 
-    made = claims(artifacts["encode"], run.config.claims, threads, runtime, check)
+    made = claims(artifacts["encode"], config, threads, runtime, check)
     check([made])
     if problems := verify(made, runtime.root):
         raise GateClosed(

@@ -56,7 +56,7 @@ _WITH_CORPUS = (
 _PARTS = ("lists", "language_model", "evaluation_sets")
 _NOT_CORPUS = (*_PARTS, "fetch", "classifier")
 """Inputs of an audit that many corpora share."""
-REMOVABLE = frozenset((*(row.name for row in CORPUS_STAGES), *_WITH_CORPUS, *_PARTS))
+REMOVABLE = frozenset((*(row.name for row in CORPUS_STAGES), *_WITH_CORPUS, *_PARTS, "teacher_logits"))
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,20 @@ from assay.start_preflight import (
     under_site,
     vocabulary_of,
 )
-from governance.errors import ConfigError
+from assay.training_recipe import pinned
+from governance.errors import ConfigError, PipelineError
 from governance.files import json_text
 from governance.stage import Runtime
+from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
+from pretrain.distillation.teacher import online_teacher
 from pretrain.distributed.layout import data_ranks
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.engine.deepspeed_config import in_words as reduction_in_words
 from pretrain.finetuning.trained_parameters import trained_in_words, training_flops
-from pretrain.model.flops import active_parameter_count, parameter_count
+from pretrain.model.flops import active_parameter_count, flops_per_token, parameter_count
 from pretrain.preflight.compatibility import check_start
 from pretrain.preflight.forecast import forecast
 from pretrain.preflight.hardware import Hardware, cpu_hardware
@@ -87,15 +90,34 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     hardware = hardware or here(engine, ranks)
     check_start(recipe, run.settings, hardware)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {hardware.device}"
-    yield f"memory      {in_words(needed_memory(recipe, engine, vocabulary, hardware), hardware)}"
+    beside = None
+    if recipe.train.distillation is not None:
+        beside, words = _teacher(run, runtime, vocabulary)
+        yield f"teacher     {words}"
+    yield f"memory      {in_words(needed_memory(recipe, engine, vocabulary, hardware, beside), hardware)}"
     yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
     refuse_passed_keys(recipe, engine, ranks.world_size)
     if hardware.device == "cuda":
-        yield f"forecast    {forecast(recipe, engine, vocabulary, ranks).in_words()}"
+        yield f"forecast    {forecast(recipe, engine, vocabulary, ranks, teacher=beside).in_words()}"
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
-    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
+    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, beside)
     yield "refused     nothing; the gate, the rows, train.continue_from, the teacher and tasks are checked at the start"
+
+
+def _teacher(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:
+    """The teacher that computes beside the student, and its cost in words."""
+    recipe = pinned(run)
+    try:
+        model = online_teacher(recipe, runtime)
+    except PipelineError as error:
+        return None, f"not counted, and refused at the start: {error}"
+    if model is None:
+        return None, "computes nothing here: tokens are drawn from it before (assay teacher-logits)"
+    flops = flops_per_token(model, vocabulary, recipe.train.sequence_length) // 3
+    share = flops / training_flops(recipe, vocabulary)
+    size = parameter_count(model, vocabulary)
+    return model, f"{size:,} parameters beside the student, {flops:,} more FLOPs per token ({100 * share:.0f} %)"
 
 
 def ranks_of(total: int | None, a_node: int) -> Ranks:

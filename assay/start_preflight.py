@@ -40,6 +40,7 @@ from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 from pretrain.callbacks import open_callbacks
 from pretrain.config.training import EngineConfig, TrackingConfig, TrainRecipe
+from pretrain.distillation.teacher import online_teacher
 from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.initial_weights.start import open_weights
@@ -156,7 +157,7 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
     if weights is not None:
         _apart(weights.check, vocabulary)
     refuse_passed_keys(recipe, engine, hardware.world_size or 1)
-    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware)
+    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, online_teacher(pinned(run), runtime))
 
 
 def refuse_missing_packages(tracking: TrackingConfig) -> None:

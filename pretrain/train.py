@@ -180,8 +180,9 @@ def train(
             last_loss = next((loss for loss in reversed(state.losses) if loss is not None), None)
             callbacks.end(state.step, tokens=state.tokens, loss=last_loss)
             finish_callbacks(context, state.step)
+            taught = {"distillation": _of_teacher(context)} if distillation is not None else {}
             lease.look()
-            outputs, stats = _finish(context, state, folder) if ranks.first else ((), {})
+            outputs, stats = _finish(context, state, folder, taught) if ranks.first else ((), {})
     manifest = Manifest(
         stage=STAGE,
         version=VERSION,
@@ -336,8 +337,10 @@ def _base(
     return keep_base(of, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
 
 
-def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[list[Output], dict[str, Any]]:
-    """Outputs and statistics of a finished run."""
+def _finish(
+    context: TrainContext, state: TrainState, folder: Path, taught: dict[str, Any]
+) -> tuple[list[Output], dict[str, Any]]:
+    """Outputs and statistics of a finished run; `taught` are those of its teacher."""
     from pretrain.checkpoint.format import require_step
     from pretrain.data.sampler import weights_in_use
     from pretrain.finetuning.trained_parameters import parameters_of
@@ -363,17 +366,21 @@ def _finish(context: TrainContext, state: TrainState, folder: Path) -> tuple[lis
         "checkpoint": {"path": last.path, "digest": last.digest},
         **context.checkpoints.continued,
         **context.checkpoints.on_base,
-        **({"distillation": _of_teacher(context)} if context.distillation is not None else {}),
+        **taught,
     }
     return [losses, *last.outputs], stats
 
 
 def _of_teacher(context: TrainContext) -> dict[str, Any]:
-    """The teacher, and its loss on the student's validation rows."""
+    """The teacher, and its loss on the student's validation rows; collective."""
+    from pretrain.distributed.process_group import gather
+
     assert context.distillation is not None
     rows, engine = context.validation_rows, context.settings.engine
     facts = {"teacher": context.distillation.teacher.facts(context.train_rows.vocabulary_size)}
     if rows is None:
         return facts
-    measured = context.distillation.loss_of_teacher(rows, engine.micro_batch_size, context.device)
+    measured = context.distillation.loss_of_teacher(
+        rows, engine.micro_batch_size, context.device, gather, (context.ranks.rank, context.ranks.world_size)
+    )
     return {**facts, "teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from governance.stage import Runtime, ShareDone, read_artifact, root_of
 from governance.workers import take_turns
 
 if TYPE_CHECKING:
+    from assay.config import LoadedRun
     from data_pipeline.config import DataConfig
 
 
@@ -134,6 +136,8 @@ def clean_up(arguments: Arguments) -> None:
                 f"Nothing was removed. Make the run with: {runtime.command}; or, where that is intended, add "
                 "--incomplete."
             )
+        if not missing:
+            made += _draws(loaded, made, runtime)
         kept = [("this run", one.path) for one in made]
         kept += [*named, *named_in(loaded.config, config.dedup.against, loaded.folder, root)]
         return plan_clean_up(root, kept, (loaded.config.governance, loaded.folder), journal)
@@ -153,6 +157,16 @@ def clean_up(arguments: Arguments) -> None:
         say(f"the root is used by {user}", in_use=user)
     line = f"{count} of {len(found.candidates)} artifacts are free: {size}. Remove them with --execute"
     say(line, free=count, bytes=found.freed)
+
+
+def _draws(loaded: LoadedRun, made: Sequence[Manifest], runtime: Runtime) -> list[Manifest]:
+    """Draws from this run's teacher, where they are made."""
+    from assay.teacher_draws import teacher_logits
+
+    with contextlib.suppress(MissingInput):
+        found = teacher_logits(loaded, {one.stage: one for one in made}, replace(runtime, make=False))
+        return [found] if found is not None else []
+    return []
 
 
 def trace(arguments: Arguments) -> None:

@@ -15,6 +15,7 @@ def claims(arguments: Arguments) -> None:
     from assay.pipeline import corpus
 
     loaded, runtime = load(arguments, "data prepare")
+    config = loaded.config.claims.quick() if arguments.quick else loaded.config.claims
     if arguments.dry_run:
         from assay.start_preflight import vocabulary_of
         from pretrain.distributed.process_group import Ranks, threads_of
@@ -22,11 +23,11 @@ def claims(arguments: Arguments) -> None:
 
         vocabulary, source = vocabulary_of(loaded, runtime)
         say(f"vocabulary  {vocabulary:,} {source}", plan=[f"vocabulary  {vocabulary:,} {source}"])
-        for line in plan(loaded.config.claims, vocabulary, threads_of(Ranks(), loaded.config.engine.threads)):
+        for line in plan(config, vocabulary, threads_of(Ranks(), loaded.config.engine.threads)):
             say(line, plan=[line])
         return
     artifacts = corpus(loaded, replace(runtime, make=False))
-    made = run_claims(loaded, artifacts, runtime)
+    made = run_claims(loaded, artifacts, config, runtime)
     folder = runtime.root / made.folder
     found = json.loads((folder / "claims.json").read_bytes())
     for claim in found["claims"]:

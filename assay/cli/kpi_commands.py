@@ -11,6 +11,7 @@ from governance.errors import GateClosed, MissingInput
 from governance.gate.chain import require_chain
 from governance.kpi.kpi_evidence import KpiRequest, ModelEnergy, find_plan, make_plan, make_test
 from governance.kpi.kpi_file import load_kpis
+from governance.kpi.other_plans import rival_plans
 from governance.manifest import Manifest
 from governance.reports.sections.kpi_section import answer, detectable_words, kpi_line, plan_words
 from governance.stage import Runtime, read_artifact
@@ -19,11 +20,16 @@ from governance.stage import Runtime, read_artifact
 def plan(arguments: Arguments) -> None:
     """Sign a KPI file's plan; print sample size and duration."""
     file = load_kpis(arguments.kpis)
-    _, runtime = load(arguments, "governance kpi-plan")
-    made = make_plan(file, runtime)
+    loaded, runtime = load(arguments, "governance kpi-plan")
+    journal = loaded.journal(runtime.root)
+    made = make_plan(file, runtime, journal.verified())
     say(plan_words(made.stats, made.config), **artifact(made, runtime.root), **made.stats)
     for row in made.stats["kpis"]:
         say(f"  {row['name']}: {row['groups']:,} needed; {detectable_words(row, made.config)}")
+    others = rival_plans(file, made, journal.verified(), runtime.root)
+    if others:
+        names = ", ".join(f"{other.plan} ({other.experiment})" for other in others)
+        say(f"  signed for the same experiment or metric: {names}. Each test has alpha over {len(others) + 1}.")
     line = f"{command_line(arguments, 'governance kpi-test')} {arguments.kpis} OUTCOMES"
     say(f"signed; do not change {arguments.kpis} from now on. When the outcomes are in: {line}", next=line)
 

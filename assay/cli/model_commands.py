@@ -202,7 +202,7 @@ def _interpreted(
             advance(1)
     values: dict[str, Any] = {"texts": found, "induction": induction_figures(model, special, encoder.begin_of_document)}
     if rows is not None:
-        with progress("prune heads", passed_rows(model, rows, most_rows), "rows") as advance:
+        with progress("prune heads", passed_rows(model, rows, most_rows), "row passes") as advance:
             values["head_pruning"] = asdict(prune_heads(model, rows, most_rows, engine.micro_batch_size, advance))
     return values
 

@@ -339,6 +339,7 @@ def _experiment(commands: Commands[Parser]) -> None:
     )
     command = add("claims", "claims", about)
     _config(command)
+    flag(command, "--quick", "a small form of [claims] that ends in minutes: three seeds, short rows, near facts")
     flag(command, "--dry-run", "print the models, the trainings and the time that they take here; train nothing")
 
 

@@ -18,6 +18,7 @@ Price: texts, columns and 160 bytes of MinHash keys of all documents in memory; 
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections import Counter
@@ -73,6 +74,10 @@ class ClassificationConfig(Section):
             raise ValueError("test_from, test_share and folds are three ways to split; keep one")
         if self.test_from and not self.date:
             raise ValueError(f"test_from = {self.test_from!r} splits by time; set date to the column with the dates")
+        if self.test_from and not is_date(self.test_from):
+            raise ValueError(
+                f"test_from = {self.test_from!r} is no date of the calendar; write YYYY, YYYY-MM or YYYY-MM-DD"
+            )
         if self.test_from and self.group:
             raise ValueError(f"test_from would part a group of {self.group!r} in time; remove group or test_from")
         if self.folds == 1 or self.fold >= max(self.folds, 1):
@@ -211,12 +216,23 @@ def group_of(document: str, facts: Mapping[str, Any], config: ClassificationConf
 
 def _is_later(document: str, facts: Mapping[str, Any], config: ClassificationConfig) -> bool:
     date, wanted = _value(document, facts, config.date), config.test_from
-    if not _DATE.fullmatch(date) or len(date) < len(wanted):
+    if not is_date(date) or len(date) < len(wanted):
         raise PipelineError(
             f"document {document} has the {config.date} {date!r}, which does not tell whether it is before "
             f"{wanted}; write dates as {'YYYY-MM-DD'[: len(wanted)]}, or leave the row out"
         )
     return date[: len(wanted)] >= wanted
+
+
+def is_date(text: str) -> bool:
+    """Return whether a text is a year, month or day of the calendar, or begins with a day and goes on with a time."""
+    if not _DATE.fullmatch(text):
+        return False
+    try:
+        datetime.date.fromisoformat(text[:10] + "0001-01-01"[len(text[:10]) :])
+    except ValueError:
+        return False
+    return True
 
 
 def assign_folds(units: Sequence[str], labels: Integers, folds: int, *, grouped: bool) -> Integers:

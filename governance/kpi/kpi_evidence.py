@@ -2,8 +2,9 @@
 
 The journal states both, signed and dated. A test finds its plan by the KPI file's values: a file that was changed has
 none. A test of fewer groups than planned is refused, or on request marked as an early look; only the first test at full
-size decides, and only where the outcomes follow the plan and the arms have the planned sizes. `stats.faults` has every
-reason why a test decides nothing, `stats.decision` is "paid", "lost", "open" or "undecided".
+size decides, and only where the outcomes follow the plan and the arms have the planned sizes. `alpha` is that of the
+plan over the number of plans that could decide (`other_plans`). `stats.faults` has every reason why a test decides
+nothing, `stats.decision` is "paid", "lost", "open" or "undecided".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.config import Section, flat
-from governance.errors import GateClosed, MissingInput
+from governance.errors import ConfigError, GateClosed, MissingInput
 from governance.files import sha256_file
 from governance.kpi.effects import (
     SAMPLE_RATIO_ALPHA,
@@ -28,14 +29,14 @@ from governance.kpi.effects import (
     sample_ratio,
 )
 from governance.kpi.kpi_file import Kpi, KpiFile, KpiMoney
+from governance.kpi.other_plans import PLAN, TEST, OtherPlan, judged_units, rival_plans, stated_manifest
 from governance.kpi.outcomes import Outcomes, read_outcomes
 from governance.kpi.power_analysis import plan_facts
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.signing.journal_lines import JournalEntry
 from governance.stage import Made, Recipe, Runtime, run_stage
 
-PLAN, TEST = "kpi_plan", "kpi_test"
-VERSION = 1
+PLAN_VERSION, TEST_VERSION = 1, 2
 FEW_GROUPS = 10
 """Groups of an arm below which an interval rests on the normal distribution of their means."""
 _JOULES_PER_KWH = 3.6e6
@@ -57,14 +58,30 @@ class KpiTestSection(Section):
     """Time at which the journal states the plan."""
     looks: tuple[str, ...]
     """Earlier tests of other outcomes under the plan."""
+    other_plans: tuple[OtherPlan, ...] = ()
+    """Plans of the same experiment or metric that could decide as well."""
     joules: float | None
     low_joules: float | None
     high_joules: float | None
 
 
-def make_plan(file: KpiFile, runtime: Runtime) -> Manifest:
-    """Make or find the plan of a KPI file."""
-    return run_stage(Recipe(PLAN, VERSION, file), [], runtime, lambda folder: Made([], plan_facts(file)))
+def make_plan(file: KpiFile, runtime: Runtime, entries: Sequence[JournalEntry] = ()) -> Manifest:
+    """Make or find the plan of a KPI file; `entries` are the journal's.
+
+    Raises:
+        ConfigError: outcomes were tested before, and those of this plan would have no days.
+    """
+
+    def make(folder: Path) -> Made:
+        tested = [name for entry in entries if entry.kind == TEST for name in entry.subjects]
+        if tested and not file.columns.day:
+            raise ConfigError(
+                f"{tested[-1].rpartition('/')[0]} tested outcomes already, and those of a new plan must be shown to "
+                f"come later: record the day of each outcome, and name its column, [columns] day. Nothing was signed"
+            )
+        return Made([], plan_facts(file))
+
+    return run_stage(Recipe(PLAN, PLAN_VERSION, file), [], runtime, make)
 
 
 def find_plan(file: KpiFile, path: Path, runtime: Runtime) -> Manifest:
@@ -142,49 +159,45 @@ def make_test(asked: KpiRequest, entries: Sequence[JournalEntry], runtime: Runti
     for entry in entries:
         if entry.kind == TEST and plan.as_input() in entry.materials:
             [(name, digest)] = entry.subjects.items()
-            looks[name] = found = _read(runtime.root / name, digest)
-            if found is not None and set(inputs) <= set(entry.materials) and found.version == VERSION:
+            looks[name] = found = stated_manifest(runtime.root / name, digest)
+            if found is not None and set(inputs) <= set(entry.materials) and found.version == TEST_VERSION:
                 return found
     section = KpiTestSection(
         planned_at=stated.time,
         looks=tuple(looks),
+        other_plans=rival_plans(asked.file, plan, entries, runtime.root),
         joules=energy.joules,
         low_joules=energy.low,
         high_joules=energy.high,
     )
 
     def make(folder: Path) -> Made:
-        known = _known_before(asked, source, entries[: entries.index(stated)], runtime.root)
+        signed = entries.index(stated)
+        known = [
+            *_known_before(asked, source, entries[:signed]),
+            *judged_units(outcomes, section.other_plans, plan, entries[signed:], runtime.root),
+        ]
         return Made([], facts_of_test(asked, outcomes, section, looks, known))
 
-    return run_stage(Recipe(TEST, VERSION, section), inputs, runtime, make)
+    return run_stage(Recipe(TEST, TEST_VERSION, section), inputs, runtime, make)
 
 
-def _known_before(asked: KpiRequest, source: Input, before: Sequence[JournalEntry], root: Path) -> list[str]:
+def _known_before(asked: KpiRequest, source: Input, before: Sequence[JournalEntry]) -> list[str]:
     """Faults of outcomes that may be older than the plan.
 
-    `before` are the lines of the journal before it.
+    `before` are the lines of the journal before it. The name of an experiment decides nothing: it can be changed.
     """
-    faults = []
-    for entry in before:
-        if entry.kind != TEST:
-            continue
-        [(name, digest)] = entry.subjects.items()
-        found = None if asked.file.columns.day else _read(root / name, digest)
-        if any((one.stage, one.digest) == (source.stage, source.digest) for one in entry.materials):
-            faults.append(f"{name} tested these outcomes before the plan was signed; a new plan needs new outcomes")
-        elif found is not None and found.stats["experiment"] == asked.file.experiment.name:
-            faults.append(
-                f"{name} tested this experiment before the plan was signed, and the outcomes have no days that show "
-                f"that they came later; name their column: [columns] day"
-            )
-    return faults
-
-
-def _read(path: Path, digest: str) -> Manifest | None:
-    """Manifest of an earlier test; None where it is not as stated."""
-    found = read_manifest(path) if path.exists() else None
-    return found if found is not None and found.digest == digest else None
+    tests = [(*entry.subjects, {(one.stage, one.digest) for one in entry.materials}) for entry in before
+             if entry.kind == TEST]  # fmt: skip
+    same = [name for name, materials in tests if (source.stage, source.digest) in materials]
+    if same:
+        return [f"{same[0]} tested these outcomes before the plan was signed; a new plan needs new outcomes"]
+    if tests and not asked.file.columns.day:
+        return [
+            f"{tests[-1][0]} tested outcomes before the plan was signed, and these outcomes have no days that show "
+            f"that they came later; name their column: [columns] day"
+        ]
+    return []
 
 
 def _too_few(asked: KpiRequest, groups: int) -> str:
@@ -215,7 +228,7 @@ def facts_of_test(
 
     `looks` are the earlier tests, None where one is gone; `known` are the faults of `_known_before`.
     """
-    file, planned = asked.file, asked.plan.stats["groups"]
+    file, planned = asked.file.shared_by(1 + len(section.other_plans)), asked.plan.stats["groups"]
     sizes, ratio, words = arm_sizes(outcomes), sample_ratio(file, outcomes), group_word(file)
     share, faults = file.experiment.allocation, []
     if outcomes.count < planned:
@@ -256,6 +269,8 @@ def facts_of_test(
         "few_groups": min(sizes) < FEW_GROUPS,
         "first_day": outcomes.first_day,
         "earlier_looks": len(section.looks),
+        "other_plans": [other.model_dump(mode="json") for other in section.other_plans],
+        "unit_sketch": list(outcomes.unit_sketch),
         "sample_ratio_p": _rounded(ratio),
         "alpha": file.experiment.alpha,
         "power": file.experiment.power,

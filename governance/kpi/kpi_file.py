@@ -184,6 +184,11 @@ class KpiFile(Section):
         """Error probability of one KPI: alpha over their number."""
         return self.experiment.alpha / len(self.kpi)
 
+    def shared_by(self, plans: int) -> KpiFile:
+        """The file with its error probability shared by several plans (Bonferroni)."""
+        alpha = self.experiment.alpha / plans
+        return self.model_copy(update={"experiment": self.experiment.model_copy(update={"alpha": alpha})})
+
 
 def load_kpis(path: Path) -> KpiFile:
     """KPI file, validated.

@@ -6,6 +6,7 @@ A row is one unit in one arm: CSV with a header, JSON Lines, or Parquet.
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.errors import ConfigError, MissingInput, near_path
+from governance.files import sha256_bytes
 from governance.kpi.kpi_file import Kpi, KpiFile
 
 Floats = npt.NDArray[np.float64]
+SKETCH = 64
+"""Digests of units that stand for all of them."""
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Outcomes:
     """Values of each column that a KPI names."""
     first_day: str = ""
     """Earliest day, YYYY-MM-DD; "" where no column of days is named."""
+    unit_sketch: tuple[str, ...] = ()
+    """The smallest digests of units' names, cut to 12 digits: two samples of the same units share them."""
 
     @property
     def count(self) -> int:
@@ -80,7 +87,8 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
             values[name] = _numbers(column(name, f"kpi {kpi.name}"), name, where)
         _refuse_values(kpi, values, treated, where)
     first = _first_day(column(file.columns.day, "columns.day"), where) if file.columns.day else ""
-    return Outcomes(treated, np.unique(groups, return_inverse=True)[1].reshape(-1), values, first)
+    sketch = sorted(sha256_bytes(name.encode())[:12] for name in np.unique(units).tolist())[:SKETCH]
+    return Outcomes(treated, np.unique(groups, return_inverse=True)[1].reshape(-1), values, first, tuple(sketch))
 
 
 def _read(path: Path, names: Sequence[str]) -> Any:
@@ -220,7 +228,12 @@ def _refuse_values(kpi: Kpi, values: Mapping[str, Floats], treated: npt.NDArray[
 
 
 def _first_day(column: Any, where: str) -> str:
-    try:
-        return min(datetime.date.fromisoformat(text[:10]) for text in _texts(column, "day", where).tolist()).isoformat()
-    except ValueError as error:
-        raise ConfigError(f"{where}a day is not written YYYY-MM-DD: {error}") from error
+    days = np.unique(_texts(column, "day", where)).tolist()
+    for day in days:
+        try:
+            datetime.date.fromisoformat(day[:10])
+        except ValueError as error:
+            raise ConfigError(f"{where}day {day!r} is no day, written YYYY-MM-DD: {error}. Correct the row") from error
+        if not _DAY.fullmatch(day):
+            raise ConfigError(f"{where}day {day!r} is not written YYYY-MM-DD. Correct the row")
+    return str(min(days))[:10]

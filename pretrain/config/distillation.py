@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from governance.config import Section
 
@@ -36,6 +36,13 @@ class DistillationConfig(Section):
     start: Literal["random", "teacher"] = "random"
     """teacher: the student begins with evenly chosen layers of the teacher, and with its largest units where it is
     narrower (`narrowed_weights.py`)."""
+
+    @model_serializer(mode="wrap")
+    def _deciding(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Values that decide the run: beside an online teacher nothing is drawn."""
+        fields = type(self).model_fields
+        drawn = {} if self.logits == "sampled" else {name: fields[name].default for name in ("samples", "seed")}
+        return {**dumped(self), **drawn}
 
     @model_validator(mode="after")
     def _check(self) -> DistillationConfig:

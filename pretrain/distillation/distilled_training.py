@@ -12,6 +12,7 @@ from governance.errors import ConfigError
 from governance.manifest import Input, Manifest
 from governance.stage import Runtime
 from pretrain.config.distillation import DistillationConfig
+from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
 from pretrain.data.dataset import Rows, altered_shards, refuse_altered
 from pretrain.distillation.drawn_logits import find_draws, open_draws
@@ -40,6 +41,11 @@ class Distillation:
     def inputs(self) -> tuple[Input, ...]:
         """Inputs of the training and of its checkpoints."""
         return (self.teacher.source, *([self.drawn.as_input()] if self.drawn is not None else []))
+
+    @property
+    def online_model(self) -> ModelConfig | None:
+        """The teacher's model, where it computes beside the student."""
+        return self.teacher.model if self.drawn is None else None
 
     def open_rows(self, rows: Rows, root: Path, gather: Callable[[Any], list[Any]], place: tuple[int, int]) -> Rows:
         """Rows with their draws, verified; collective over `place` (rank, ranks)."""
@@ -87,14 +93,25 @@ class Distillation:
         layers = self.recipe.model.num_hidden_layers
         return [held[kept_layer(layer, layers, len(held))] for layer in range(layers)]
 
-    def loss_of_teacher(self, rows: Rows, rows_per_pass: int, device: torch.device) -> Measurement:
-        """The teacher's validation loss, on the rows of the student's."""
+    def loss_of_teacher(
+        self,
+        rows: Rows,
+        rows_per_pass: int,
+        device: torch.device,
+        gather: Callable[[Any], list[Any]],
+        place: tuple[int, int],
+    ) -> Measurement:
+        """The teacher's validation loss, on the rows of the student's; collective over `place` (rank, ranks)."""
         from pretrain.evaluation.validation import measure, nats_with
 
         decoder = self.teacher.decoder(rows.vocabulary_size).to(device)
         most = self.recipe.train.validation_rows
         nats_of = nats_with(decoder, self.recipe.train.precision)
-        return measure(nats_of, rows, most, rows_per_pass, (0, 1), lambda sums: sums, device.type == "cuda")
+
+        def add_up(sums: list[Any]) -> list[Any]:
+            return [sum(values) for values in zip(*gather(sums), strict=True)]
+
+        return measure(nats_of, rows, most, rows_per_pass, place, add_up, device.type == "cuda")
 
 
 def distillation_of(recipe: TrainRecipe, tokens: Manifest, runtime: Runtime) -> Distillation | None:

@@ -116,6 +116,16 @@ def named_teacher(recipe: TrainRecipe, runtime: Runtime) -> Parent | InitialWeig
     return named_checkpoint(FIELD, named, runtime.root)
 
 
+def online_teacher(recipe: TrainRecipe, runtime: Runtime) -> ModelConfig | None:
+    """The model that computes beside the student, or None.
+
+    Raises: as `named_teacher`.
+    """
+    section = recipe.train.distillation
+    held = named_teacher(recipe, runtime) if section is not None and section.logits == "online" else None
+    return identity_of(held.manifest).recipe.model if isinstance(held, Parent) else held.model if held else None
+
+
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
     """Let messages on a folder of weights name the teacher's setting."""

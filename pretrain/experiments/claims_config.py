@@ -120,6 +120,18 @@ class ClaimsConfig(Section):
             raise ValueError(f"width = {self.width} is no multiple of 2 x heads = {2 * self.heads}; change one")
         return self
 
+    def quick(self) -> ClaimsConfig:
+        """The experiment in small: the same architectures and optimizer in minutes, with wide intervals."""
+        recall = RecallConfig(distances=(8, 16, 32, 64), slots=16, values=4, steps=60, batch_tokens=1024, rows=16)
+        return self.model_copy(
+            update={
+                "matching": self.matching[:1], "width": 32, "layers": 2, "heads": 2, "sequence_length": 64,
+                "batch_rows": 8, "budgets": (4_096, 8_192, 16_384), "seeds": 3,
+                "learning_rates": self.learning_rates[-1:], "validation_rows": 32, "evaluations": 4,
+                "recall": recall if self.recall.distances else self.recall,
+            }
+        )  # fmt: skip
+
     def steps(self, budget: int) -> int:
         """Optimizer steps of a budget."""
         return budget // (self.batch_rows * self.sequence_length)

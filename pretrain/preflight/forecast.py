@@ -118,15 +118,24 @@ class _Work:
 
 
 def forecast(
-    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, network: float = NETWORK
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary_size: int,
+    ranks: Ranks,
+    network: float = NETWORK,
+    teacher: ModelConfig | None = None,
 ) -> Forecast:
     """Roofline of a step on H100s in bf16, compiled.
 
-    `network` is the bytes per second of a ring between nodes.
+    `network` is the bytes per second of a ring between nodes; `teacher` computes beside a student.
     """
     work = _work(recipe, engine, vocabulary_size, ranks, network)
     forward, backward = _computed(work)
     kept = {name: work.passes * (forward[name] + backward[name]) for name in forward}
+    if teacher is not None:
+        beside = _work(recipe.model_copy(update={"model": teacher}), engine, vocabulary_size, ranks, network)
+        head = 2 * beside.vocabulary * teacher.hidden_size * beside.tokens / _products(beside)
+        kept["teacher"] = work.passes * (sum(_computed(beside)[0].values()) - 2 * head)  # its loss has one product
     kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
     hidden, exposed = _communication(work, sum(forward.values()), sum(backward.values()))
     exposed += work.passes * _within_blocks(work)

@@ -64,9 +64,14 @@ class Estimate:
 
 
 def estimate(
-    recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, world_size: int, device: Literal["cpu", "cuda"]
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary_size: int,
+    world_size: int,
+    device: Literal["cpu", "cuda"],
+    teacher: ModelConfig | None = None,
 ) -> Estimate:
-    """Memory of one rank at the peak of a step."""
+    """Memory of one rank at the peak of a step; `teacher` computes beside a student."""
     block = parameter_count(with_layers(recipe.model, 2), vocabulary_size) - parameter_count(
         with_layers(recipe.model, 1), vocabulary_size
     )
@@ -83,6 +88,7 @@ def estimate(
     libraries = _GPU_LIBRARIES if device == "cpu" and _built_for_gpus() else 0
     on_device = {"runtime": _RUNTIME[device] + libraries + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
+    on_device |= _beside(teacher, recipe, engine, vocabulary_size, device)
     # Allocated after activations are freed, whose memory the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, learning, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
@@ -108,6 +114,22 @@ def estimate(
     if engine.zero_stage < 3:
         on_host["model while it is built"] = 4 * parameters * engine.tensor_parallel_size  # they cut it afterwards
     return Estimate(on_device, on_host)
+
+
+def _beside(
+    teacher: ModelConfig | None, recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str
+) -> dict[str, int]:
+    """Bytes of a teacher: its whole weights, and what its pass holds beyond the student's."""
+    if teacher is None:
+        return {}
+    one = recipe.model_copy(update={"model": with_layers(teacher, 1)})
+    of, rows = _pass_of(one, engine), teacher.head_rows(vocabulary_size)
+    size = 4 if recipe.train.precision == "autocast" else of.size
+    piece = min(of.tokens, piece_tokens(rows, device))
+    kept = of.tokens * of.stream * of.width + 3 * 4 * piece * rows  # hidden states; logits, softmax, and its copy
+    block = activations(one, engine.model_copy(update={"activation_checkpointing": "none"}), device)
+    passed = max(0, block - activations(recipe, engine, device))  # freed before the student's pass
+    return {"teacher": size * parameter_count(teacher, vocabulary_size) + kept + passed}
 
 
 @functools.cache

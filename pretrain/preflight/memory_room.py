@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from governance.errors import ConfigError, PipelineError
-from pretrain.config.model import padded_vocabulary
+from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.distributed.process_group import Ranks
 from pretrain.preflight.compatibility import faults_of
@@ -26,13 +26,25 @@ def fits(needed: Estimate, hardware: Hardware, tolerance: float = 1.0) -> bool:
     return all(free is None or need <= free * tolerance for need, free in pairs)
 
 
-def needed_memory(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, hardware: Hardware) -> Estimate:
-    """Estimate for these ranks on this device, which must be known."""
+def needed_memory(
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary_size: int,
+    hardware: Hardware,
+    teacher: ModelConfig | None = None,
+) -> Estimate:
+    """Estimate for these ranks on this device, which must be known; `teacher` computes beside a student."""
     assert hardware.device is not None, "an estimate needs a device"
-    return estimate(recipe, engine, vocabulary_size, hardware.world_size or 1, hardware.device)
+    return estimate(recipe, engine, vocabulary_size, hardware.world_size or 1, hardware.device, teacher)
 
 
-def refuse_what_cannot_fit(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, hardware: Hardware) -> None:
+def refuse_what_cannot_fit(
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary_size: int,
+    hardware: Hardware,
+    teacher: ModelConfig | None = None,
+) -> None:
     """Raise where the model, its state and its activations cannot fit.
 
     Raises:
@@ -46,15 +58,26 @@ def refuse_what_cannot_fit(recipe: TrainRecipe, engine: EngineConfig, vocabulary
             f"engine.tensor_parallel_size = {tensor} does not divide the {rows} rows of the vocabulary "
             f"({vocabulary_size} tokens, padded to a multiple of 128); set it to {divisor}"
         )
-    needed = needed_memory(recipe, engine, vocabulary_size, hardware)
+    needed = needed_memory(recipe, engine, vocabulary_size, hardware, teacher)
     if not fits(needed, hardware, _TOLERANCE):
         raise PipelineError(
             f"this model does not fit: {in_words(needed, hardware)}. "
-            + suggestion(recipe, engine, vocabulary_size, hardware)
+            + suggestion(recipe, engine, vocabulary_size, hardware, teacher)
+            + (
+                ""
+                if teacher is None
+                else " Without a teacher beside the student: train.distillation.logits = 'sampled'."
+            )
         )
 
 
-def suggestion(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, hardware: Hardware) -> str:
+def suggestion(
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary_size: int,
+    hardware: Hardware,
+    teacher: ModelConfig | None = None,
+) -> str:
     """The smallest change that would make it fit, in words.
 
     Fewer settings come before more, and those that cost less speed first. Offloading is suggested only where nothing
@@ -70,7 +93,7 @@ def suggestion(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, 
             changes |= {name: value for name, value in change.items() if getattr(engine, name) != value}
             tried = engine.model_copy(update=changes)
             if not faults_of(recipe, Settings(engine=tried), there) and fits(
-                needed_memory(recipe, tried, vocabulary_size, there), hardware
+                needed_memory(recipe, tried, vocabulary_size, there, teacher), hardware
             ):
                 return changes
         return None

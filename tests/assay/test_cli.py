@@ -43,7 +43,7 @@ SURFACE = {
     "data train-classifier": COMMON,
     "doctor": ["--help"],
     "evaluate": [*COMMON, "CHECKPOINT"],
-    "experiment claims": [*COMMON, "--dry-run"],
+    "experiment claims": [*COMMON, "--dry-run", "--quick"],
     "export": [*COMMON, "--adapter", "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--eval-set", "--help", "--output", "--sample-mb", "PATH"],
     "mirror pull": ["--help", "ROOT", "URL"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from assay.cli.main import main
 from governance.energy.attribution import settle
@@ -38,6 +39,20 @@ def test_a_student_inherits_its_teachers_evidence_sources_and_energy(tmp_path, c
     assert main(["teacher-logits", str(folder / "student.toml"), *words, "--json"]) == 0
     drawn = json.loads(capsys.readouterr().out)
     assert drawn["bytes_per_token"] == 32
+    for run, kept in (("student.toml", "this run"), ("run.toml", "")):  # no training rests on the draws yet
+        assert main(["data", "clean-up", str(folder / run), "--root", str(root), "--json"]) == 0
+        listed = {one["artifact"]: one["kept_for"] for one in json.loads(capsys.readouterr().out)["candidates"]}
+        assert [why for name, why in listed.items() if name.startswith("teacher_logits/")] == [kept]
+    (folder / "online.toml").write_text(STUDENT.format(teacher=taught_by).replace("sampled", "online"))
+    dry = ["train", str(folder / "online.toml"), "--root", str(root), "--dry-run"]
+    assert main(dry) == 0
+    planned = capsys.readouterr().out
+    assert f"teacher     {parent.stats['parameters']:,} parameters beside the student, " in planned
+    assert re.search(r"^memory .*[(,] ?teacher 0\.\d GiB", planned, re.MULTILINE)
+    assert main([*dry, "--set", 'train.distillation.teacher="checkpoint/none"']) == 0
+    assert "teacher     not counted, and refused at the start: train.distillation.teacher" in capsys.readouterr().out
+    assert main(["train", str(folder / "student.toml"), "--root", str(root), "--dry-run"]) == 0
+    assert "teacher     computes nothing here" in capsys.readouterr().out
     assert main(["run", str(folder / "student.toml"), *words]) == 0
     [student] = [one for path in root.glob("train/*/manifest.json") if (one := read_manifest(path)).key != parent.key]
     assert [item.stage for item in student.inputs] == ["encode", "checkpoint", "teacher_logits"]
@@ -70,6 +85,11 @@ def test_a_student_inherits_its_teachers_evidence_sources_and_energy(tmp_path, c
     assert whole == sum(took.get(name, 0) for name in parts)
     assert views["missing"] == []
     assert drawn_at in {part["artifact"] for part in views["parts"]}
+
+    capsys.readouterr()
+    assert main(["data", "clean-up", str(folder / "run.toml"), "--root", str(root), "--json"]) == 0
+    listed = {one["artifact"]: one["kept_for"] for one in json.loads(capsys.readouterr().out)["candidates"]}
+    assert listed[drawn_at].startswith(("train/", "checkpoint/"))
 
     training = found["training"]["stats"]
     assert training["distillation"]["teacher"]["digest"] == parent.stats["checkpoint"]["digest"]

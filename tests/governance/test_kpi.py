@@ -25,8 +25,17 @@ from governance.errors import ConfigError, GateClosed, MissingInput
 from governance.hooks import Hooks
 from governance.kpi import kpi_evidence
 from governance.kpi.effects import estimate, holm, influence, p_and_interval
-from governance.kpi.kpi_evidence import KpiRequest, ModelEnergy, facts_of_test, find_plan, make_plan, make_test
+from governance.kpi.kpi_evidence import (
+    KpiRequest,
+    KpiTestSection,
+    ModelEnergy,
+    facts_of_test,
+    find_plan,
+    make_plan,
+    make_test,
+)
 from governance.kpi.kpi_file import KpiFile
+from governance.kpi.other_plans import common_units, rival_plans
 from governance.kpi.outcomes import Outcomes, read_outcomes
 from governance.kpi.power_analysis import detectable, plan_facts, power_of
 from governance.manifest import Manifest
@@ -253,7 +262,13 @@ def test_every_format_gives_the_same_outcomes(tmp_path, suffix):
             {"design": "paired", "columns": {"cluster": "shop"}},
             "pair 'p0' is in two clusters of 'shop', of 6 such pairs",
         ),
-        (lambda rows: [{**row, "day": "May"} for row in rows], {"columns": {"day": "day"}}, "not written YYYY-MM-DD"),
+        (lambda rows: [{**row, "day": "May"} for row in rows], {"columns": {"day": "day"}}, "written YYYY-MM-DD"),
+        (
+            lambda rows: [{**row, "day": "2031-99-01"} for row in rows],
+            {"columns": {"day": "day"}},
+            "'2031-99-01' is no",
+        ),
+        (lambda rows: [{**row, "day": "2031-01-01x"} for row in rows], {"columns": {"day": "day"}}, "is not written"),
         (lambda rows: [{**row, "solved": True} for row in rows], {}, "nothing to test"),
     ],
 )
@@ -393,10 +408,60 @@ def test_a_plan_that_was_signed_after_a_test_needs_new_outcomes(trial):
     assert "tested these outcomes before the plan was signed" in again["faults"][0]
     copied = trial.outcomes("copied.csv", planned, seed=6)
     assert "have no days" in trial.test(file_of(better, money=MONEY), copied)["faults"][0]
+    renamed = file_of({**better, "column": "won"}, money=MONEY, name="another")
+    with pytest.raises(ConfigError, match=r"kpi_test/\w+ tested outcomes already.*\[columns\] day"):
+        make_plan(renamed, trial.runtime, trial.journal.verified())
+    make_plan(renamed, trial.runtime)
+    altered = trial.outcomes("altered.csv", planned, seed=8, won=lambda n: n % 3 // 2)
+    assert "have no days" in trial.test(renamed, altered)["faults"][0]  # a name can be changed
     dated = file_of(better, money=MONEY, columns={"day": "day"})
-    make_plan(dated, trial.runtime)
+    make_plan(dated, trial.runtime, trial.journal.verified())
     fresh = trial.outcomes("fresh.csv", planned, seed=7, day=lambda n: "2099-01-01")
-    assert trial.test(dated, fresh)["faults"] == []
+    found = trial.test(dated, fresh)
+    assert found["faults"] == []
+    assert [other["decision"] for other in found["other_plans"]] == [""]  # the first had decided before this was signed
+
+
+def test_plans_for_one_experiment_or_metric_share_its_error_probability(trial):
+    """The best of several tests would be found by chance more often than one."""
+    first = file_of(SHARE)
+    same_metric = file_of({**SHARE, "name": "won", "smallest_effect": 0.25}, name="other")
+    same_name = file_of({**SHARE, "column": "minutes"}, name=" TRIAL")
+    apart = file_of({**SHARE, "column": "minutes"}, name="apart")
+    plans = [make_plan(file, trial.runtime) for file in (first, same_metric, same_name, apart)]
+    planned = plans[0].stats["groups"]
+    data = trial.outcomes("whole.csv", planned, minutes=lambda n: n % 3 // 2)
+    found = trial.test(first, data)
+    assert [other["plan"] for other in found["other_plans"]] == [plan.folder for plan in plans[1:3]]
+    assert found["alpha"] == pytest.approx(0.05 / 3)
+    assert found["confidence"] == pytest.approx(1 - 0.05 / 3)
+    alone = facts_of_test(
+        KpiRequest(first, data, plans[0], trial.model, ENERGY, False),
+        read_outcomes(data, first),
+        KpiTestSection(planned_at="2026", looks=(), joules=None, low_joules=None, high_joules=None),
+        {},
+    )
+    assert alone["kpis"][0]["upper"] < found["kpis"][0]["upper"]
+    assert "3 signed plans could decide this" in answer(found)
+    assert f"{plans[1].folder} (other): no test decided" in "".join(paid_folded({"kpi": {"test": found}}))
+    second = trial.test(same_metric, data)
+    assert [other["decision"] for other in second["other_plans"]] == [found["decision"]]
+    assert second["faults"] == []
+    hidden = trial.test(apart, trial.outcomes("cut.csv", planned, seed=9, minutes=lambda n: n % 3 // 2))
+    assert any("% of these units as 'trial', and its decision counts" in fault for fault in hidden["faults"])
+    (trial.root / plans[2].path).unlink()
+    gone = next(other for other in rival_plans(first, plans[0], trial.journal.verified(), trial.root)
+                if other.plan == plans[2].folder)  # fmt: skip
+    assert gone.experiment == ""
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 300))
+def test_the_share_of_common_units_is_estimated(one, other, common):
+    names = [f"{name * 2654435761 % 2**32:012x}" for name in range(one + other + common)]
+    sketches = [sorted(part)[:64] for part in (names[: one + common], names[one:])]
+    truth = common / len(names)
+    assert abs(common_units(*sketches) - truth) <= 5 * (0.25 / 64) ** 0.5
+    assert common_units(sketches[0], sketches[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -443,7 +508,7 @@ def test_each_answer_has_its_words_and_its_page():
         file = file_of({**SHARE, "value": 2.0}, money=money)
         data = outcomes_of(rows.t, solved=(rows.y < 0.5 + effect * rows.t).astype(float))
         plan = manifest_of("kpi_plan", {"groups": 4})
-        section = kpi_evidence.KpiTestSection(planned_at="2026-01-01T00:00:00Z", looks=(), joules=None, low_joules=None,
+        section = KpiTestSection(planned_at="2026-01-01T00:00:00Z", looks=(), joules=None, low_joules=None,
                                               high_joules=None)  # fmt: skip
         asked = KpiRequest(file, None, plan, None, None, False)
         stats = facts_of_test(asked, data, section, {})

@@ -121,8 +121,11 @@ def _sentence(test: Mapping[str, Any]) -> str:
     money, first = test["money"], test["kpis"][0]
     if test["decision"] == "undecided":
         return f"This test decides nothing: {'; '.join(test['faults'])}."
+    others = test.get("other_plans", ())
     worse = [row["name"] for row in test["kpis"] if row["finding"] == "worse"]
     but = f" But {' and '.join(worse)} got worse." if worse and test["decision"] != "lost" else ""
+    if others:
+        but += f" {len(others) + 1} signed plans could decide this, so each has its part of the false alarms."
     if money is None:
         return f"{_moved(first)}: {_FINDINGS[first['finding']][0]}.{but}"
     if money["energy"] is None:
@@ -245,6 +248,15 @@ def _money_rows(test: Mapping[str, Any]) -> list[list[Child]]:
             for name, value, basis in rows]  # fmt: skip
 
 
+def _others(test: Mapping[str, Any]) -> Child:
+    """Other plans that could decide, each with the decision of its test."""
+    found = [
+        f"{other['plan']} ({other['experiment'] or 'gone or altered'}): {other['decision'] or 'no test decided'}"
+        for other in test.get("other_plans", ())
+    ]
+    return foreign("; ".join([*found, "the error probability is shared"])) if found else "none"
+
+
 def _checks(test: Mapping[str, Any]) -> list[list[Child]]:
     ratio = test["sample_ratio_p"]
     rows: list[list[Child]] = [
@@ -259,6 +271,7 @@ def _checks(test: Mapping[str, Any]) -> list[list[Child]]:
             "earlier looks",
             f"{test['earlier_looks']:,}, none of which could decide" if test["earlier_looks"] else "none",
         ],
+        ["other plans of this experiment or metric", _others(test)],
         ["error rates", f"false alarm {_percent(test['alpha'])} over all KPIs, power {_percent(test['power'])} each"],
     ]
     if test["few_groups"]:

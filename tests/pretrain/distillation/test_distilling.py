@@ -31,6 +31,7 @@ from tests.pretrain.conftest import VOCABULARY
 from tests.pretrain.initial_weights.test_initial_weights import saved
 from tests.pretrain.test_train import Crash, crash
 
+DRAWN = {"samples": 4, "seed": 3}
 SMALL = {"num_hidden_layers": 1, "steps": 6, "every_steps": 2, "decay_steps": 2, "validate_every_steps": 3}
 
 
@@ -60,6 +61,11 @@ def test_a_recipe_without_a_teacher_is_that_of_before():
     assert "distillation" not in config.model_dump(mode="json")
     taught = TrainConfig(sequence_length=8, global_batch_size=1, steps=1, distillation={"teacher": "somewhere"})
     assert "teacher" not in taught.model_dump(mode="json")["distillation"]
+    online = [DistillationConfig(teacher="t", **values).model_dump(mode="json") for values in ({}, DRAWN)]
+    assert online[0] == online[1]
+    assert online[0]["samples"] == 16  # keys of before stay
+    drawn = DistillationConfig(teacher="t", logits="sampled", **DRAWN)
+    assert drawn.model_dump(mode="json").items() >= DRAWN.items()
 
 
 def test_a_student_names_its_teacher_and_counts_its_energy(taught, run_training):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -15,10 +16,11 @@ from scipy import stats
 
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
+from governance.files import sha256_bytes
 from governance.stage import Runtime
 from pretrain.experiments.claim_findings import HELD, NOT_HELD, UNDECIDED, findings, interval, law_holds, loss_by, slope
 from pretrain.experiments.claim_training import position_ranges
-from pretrain.experiments.claims import claims, plan, sized_models
+from pretrain.experiments.claims import REPORT_VERSION, claims, plan, sized_models
 from pretrain.experiments.claims_config import ARCHITECTURES, ClaimsConfig, Shape
 from pretrain.experiments.claims_page import claims_page
 from pretrain.experiments.planted_recall import FactForm, longest_distance, plant, row_length, trained_distances
@@ -196,17 +198,42 @@ def planted(model, budget, seed, *, loss, rate, watts=10.0):
 
 
 def found_of(transformer, lstm):
-    """Findings of two architectures by `seed -> (loss, rate, watts)`."""
+    """Claims about two architectures by `seed -> (loss, rate, watts)`."""
+    return {claim["id"]: claim for claim in findings_of(transformer, lstm)["claims"]}
+
+
+def findings_of(transformer, lstm):
+    """Everything that the report shows of two architectures."""
     config = config_of(architectures=("transformer", "lstm"), matching=("parameters",), seeds=5)
-    models = [{"architecture": name, "matching": "parameters"} for name in ("transformer", "lstm")]
+    models = [
+        {"architecture": name, "matching": "parameters", "width": 16, "layers": 2, "heads": 2, "parameters": 7000,
+         "flops": 40000, "learning_rate": 0.01}
+        for name in ("transformer", "lstm")
+    ]  # fmt: skip
     runs = [
         planted((name, "parameters"), budget, seed, **dict(zip(("loss", "rate", "watts"), of(seed), strict=True)))
         for name, of in (("transformer", transformer), ("lstm", lstm))
         for budget in config.budgets
         for seed in range(1, 6)
     ]
-    found = findings(config, models, runs, [])
-    return {claim["id"]: claim for claim in found["claims"]}
+    return findings(config, models, runs, [])
+
+
+def test_the_bytes_of_a_report_are_those_of_its_version():
+    """A page or a `claims.json` that changes needs another `REPORT_VERSION`, or the old report would be found."""
+    found = findings_of(lambda s: (3.0, 200.0 + s, 10.0), lambda s: (3.2, 100.0, 10.0))
+    rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
+    page = re.sub(r"<style>.*?</style>", "", claims_page(found), flags=re.DOTALL)  # the look is all reports'
+    digest = sha256_bytes(json.dumps(rounded, sort_keys=True).encode() + page.encode())[:16]
+    assert (REPORT_VERSION, digest) == (2, "fdceebcb3ff5a7b5")
+
+
+def test_the_quick_form_is_a_valid_experiment_of_the_same_architectures():
+    for config in (ClaimsConfig(), ClaimsConfig(architectures=WITHOUT_PACKAGE, recall={"distances": ()})):
+        quick = config.quick()
+        assert ClaimsConfig.model_validate(quick.model_dump()) == quick
+        assert (quick.architectures, quick.optimizer) == (config.architectures, config.optimizer)
+        assert bool(quick.recall.distances) == bool(config.recall.distances)
 
 
 def test_planted_differences_are_found():

@@ -57,6 +57,20 @@ def test_state_is_what_the_stage_leaves_on_a_rank():
     assert third["parameters"] == pytest.approx(2 * PARAMETERS / 64, rel=0.01)
 
 
+@pytest.mark.parametrize(("device", "precision", "size"), [("cuda", "bf16", 2), ("cpu", "fp32", 4)])
+def test_a_teacher_beside_the_student_is_held_whole_by_every_rank(device, precision, size):
+    of, engine = recipe(precision=precision), EngineConfig(micro_batch_size=1, zero_stage=3)
+    alone, beside = (estimate(of, engine, VOCABULARY, 64, device, teacher) for teacher in (None, SEVENTY_BILLION))
+    assert "teacher" not in alone.device
+    assert 1 < beside.device["teacher"] / (size * PARAMETERS) < 1.05
+    assert {name: count for name, count in beside.device.items() if name not in ("teacher", "fragmentation")} == {
+        name: count for name, count in alone.device.items() if name != "fragmentation"
+    }
+    with pytest.raises(PipelineError, match=r"teacher [\d.,]+ GiB.*logits = 'sampled'"):
+        refuse_what_cannot_fit(of, engine, VOCABULARY, Hardware(Ranks(0, 64), device, device_bytes=80 * GIB),
+                               SEVENTY_BILLION)  # fmt: skip
+
+
 def test_several_ranks_reduce_the_sums_of_the_bf16_optimizer_in_a_copy():
     """Of 500 M numbers at most; on a GPU it takes the place of activations, which are freed by then."""
     name, most = "buffers of communication", 2_000_000_000
