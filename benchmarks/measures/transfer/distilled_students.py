@@ -4,6 +4,10 @@ English books (ASSAY_TEST_DATA) with a vocabulary of 512, through the pipeline a
 of width 64 and reads four times the student's tokens; students and twins have two of its layers, the same rows in the
 same order, and the same schedule. A student's tokens are those until its validation loss, interpolated between
 validations, is that of its twin's end.
+
+What they cost: every training is a process of its own, all of a seed one after the other, so a slow hour falls on all
+of them; CPU-seconds and peak memory are the process's, joules the ledger's, as medians of the ratios by seed. The draws
+are a process of their own, before. A training that was found and not made has no cost.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ from typing import Any
 
 from benchmarks.measures.children import whole
 from benchmarks.measures.goals import Goal, figure, peak_mb
+from governance.manifest import Manifest
 
 MODEL = {
     "hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 4,
     "max_position_embeddings": 64,
 }  # fmt: skip
+COSTS = ("cpu_seconds", "peak_mb", "joules")
+DRAWS = "draws"
 STEPS, EVERY, TEACHER_STEPS = 100, 5, 400
 MODES: dict[str, dict[str, Any] | None] = {
     "twin": None,
@@ -51,13 +58,18 @@ def measured(root: Path, seeds: int) -> Iterator[Goal]:
     """`students` on the token shards of a root."""
     teacher = _run(root, "teacher", 0)
     yield figure("distillation.teacher.loss", teacher["loss"], f"{TEACHER_STEPS} steps, 4 layers")
+    drawn = _run(root, DRAWS, 0, teacher["checkpoint"])
+    yield Goal("distillation.bytes_per_token", drawn["bytes_per_token"], 64, "<=")
     found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
     for seed in range(seeds):
         for mode in MODES:
             found[mode].append(_run(root, mode, seed, teacher["checkpoint"]))
-    yield Goal("distillation.bytes_per_token", found["sampled"][0]["bytes_per_token"], 64, "<=")
     twins = found.pop("twin")
     yield figure("distillation.twin.loss", statistics.mean(one["loss"] for one in twins), f"{len(twins)} seeds")
+    for field in COSTS:
+        if known := [one[field] for one in twins if one[field]]:
+            of_draws = f"the draws took {drawn[field]:.0f}" if drawn[field] else "the draws were found"
+            yield figure(f"distillation.twin.{field}", statistics.median(known), of_draws)
     for mode, runs in found.items():
         yield from _compare(mode, runs, twins)
 
@@ -71,7 +83,7 @@ def _compare(mode: str, runs: list[dict[str, Any]], twins: list[dict[str, Any]])
     yield Goal(f"{name}.tokens_saved_at_least", mean - half, 0.0)
     gain, half = _interval([twin["loss"] - one["loss"] for one, twin in zip(runs, twins, strict=True)])
     yield figure(f"{name}.nats_below_the_twin", gain, f"95 % interval {gain - half:.4f} to {gain + half:.4f}")
-    for field in ("cpu_seconds", "peak_mb", "joules"):
+    for field in COSTS:
         pairs = [(one[field], twin[field]) for one, twin in zip(runs, twins, strict=True) if one[field] and twin[field]]
         if pairs:
             ratio = statistics.median(ours / theirs for ours, theirs in pairs)
@@ -96,7 +108,9 @@ def _steps_to(loss: float, validations: list[tuple[int, float]]) -> float:
 def _run(root: Path, mode: str, seed: int, teacher: str = "") -> dict[str, Any]:
     """One training in a process of its own."""
     ended = whole([sys.executable, "-m", __name__, str(root), mode, str(seed), teacher])
-    return {**json.loads(ended.printed.splitlines()[-1]), "cpu_seconds": ended.cpu_seconds}
+    result = json.loads(ended.printed.splitlines()[-1])
+    costs = {"cpu_seconds": ended.cpu_seconds, "peak_mb": result["peak_mb"], "joules": result["joules"]}
+    return {**result, **(costs if result["made"] else dict.fromkeys(COSTS))}
 
 
 def _train(root: Path, mode: str, seed: int, teacher: str) -> dict[str, Any]:
@@ -114,7 +128,8 @@ def _train(root: Path, mode: str, seed: int, teacher: str) -> dict[str, Any]:
     [tokens] = [read_manifest(path) for path in root.glob("encode/*/manifest.json")]
     of_teacher = mode == "teacher"
     steps = TEACHER_STEPS if of_teacher else STEPS
-    section = None if of_teacher or MODES[mode] is None else {"teacher": teacher, **MODES[mode]}
+    section = MODES["sampled" if mode == DRAWS else mode] if not of_teacher else None
+    section = None if section is None else {"teacher": teacher, **section}
     recipe = TrainRecipe(
         model=ModelConfig(num_hidden_layers=4 if of_teacher else 2, **MODEL),
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=12, decay_steps=steps // 5),
@@ -124,11 +139,13 @@ def _train(root: Path, mode: str, seed: int, teacher: str) -> dict[str, Any]:
         ),
     )  # fmt: skip
     runtime = Runtime(root=root, hooks=Hooks(meter=meter(EnergyConfig(), root / "energy.jsonl")))
-    drawn = {}
-    if recipe.train.distillation is not None and recipe.train.distillation.logits == "sampled":
+    before = set(root.glob("t*/*/manifest.json"))
+    if mode == DRAWS:
         found = open_teacher(recipe, tokens, runtime)
         assert found is not None
-        drawn = draw_logits(found, tokens, (recipe.train.distillation, 64), runtime).stats
+        assert recipe.train.distillation is not None
+        drawn = draw_logits(found, tokens, (recipe.train.distillation, 64), runtime, EngineConfig(threads=1))
+        return {**drawn.stats, **_facts(drawn, root, before)}
     engine = EngineConfig(micro_batch_size=16, threads=1)
     made = train(tokens, recipe, Settings(engine=engine, tracking=TrackingConfig(mode="disabled")), runtime)
     losses = json.loads((root / made.folder / "losses.json").read_bytes())
@@ -136,10 +153,14 @@ def _train(root: Path, mode: str, seed: int, teacher: str) -> dict[str, Any]:
         "loss": made.stats["validation_loss"],
         "validations": [(row["step"], row["loss"]) for row in losses["validations"]],
         "checkpoint": str(Path(made.stats["checkpoint"]["path"]).parent),
-        "joules": made.run["energy"].get("joules"),
-        "peak_mb": peak_mb(),
-        "bytes_per_token": drawn.get("bytes_per_token"),
+        **_facts(made, root, before),
     }
+
+
+def _facts(manifest: Manifest, root: Path, before: set[Path]) -> dict[str, Any]:
+    """Cost of an artifact by its own process, and whether this one made it."""
+    made = root / manifest.path not in before
+    return {"joules": manifest.run["energy"].get("joules"), "peak_mb": peak_mb(), "made": made}
 
 
 if __name__ == "__main__":
