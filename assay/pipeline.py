@@ -505,8 +505,8 @@ def _make_report(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest],
         ManifestError: the energy ledger or the record of a training is not as the journal states it.
     """
     from data_pipeline.pii.detect import replace_all
-    from governance.kpi.kpi_evidence import PLAN as KPI_PLAN
-    from governance.kpi.kpi_evidence import TEST as KPI_TEST
+    from governance.kpi.other_plans import PLAN as KPI_PLAN
+    from governance.kpi.other_plans import TEST as KPI_TEST
     from governance.reports.facts.energy_totals import look_up
     from governance.reports.report import report
     from pretrain.inference.memorisation import VERSION as MEMORISATION

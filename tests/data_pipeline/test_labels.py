@@ -201,6 +201,8 @@ def changed(place: int, **values):
         (changed(5, date=None), {"date": "date", "test_from": "2030"}, "document s/f#5 has no 'date'"),
         (changed(5, date="May"), {"date": "date", "test_from": "2030"}, "document s/f#5 has the date 'May'"),
         (changed(5, date="2030"), {"date": "date", "test_from": "2030-06"}, "write dates as YYYY-MM"),
+        (changed(5, date="2031-99"), {"date": "date", "test_from": "2030"}, "document s/f#5 has the date '2031-99'"),
+        (changed(5, date="2031-02-29"), {"date": "date", "test_from": "2030"}, "has the date '2031-02-29'"),
         (notes(40, label="storm"), {}, "no training document has the label 'calm'"),
         (notes(40), {"date": "date", "test_from": "2099"}, "the test side has no document"),
         (notes(3), {"folds": 5}, "there are 3 distinct texts"),
@@ -215,6 +217,8 @@ def test_bad_rows_are_refused_by_name(tmp_path, rows, settings, message):
     ("settings", "message"),
     [
         ({"test_from": "2030"}, "set date to the column"),
+        ({"test_from": "2031-99", "date": "date"}, "'2031-99' is no date of the calendar"),
+        ({"test_from": "2031-02-30", "date": "date"}, "is no date of the calendar"),
         ({"test_from": "2030", "date": "date", "group": "author"}, "would part a group"),
         ({"test_from": "2030", "date": "date", "folds": 3}, "three ways to split"),
         ({"folds": 3, "fold": 3}, "fold below folds"),

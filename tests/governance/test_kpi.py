@@ -22,6 +22,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from benchmarks.measures.transfer.kpi_errors import CASES, rates
 from governance.config import validate
 from governance.errors import ConfigError, GateClosed, MissingInput
+from governance.files import sha256_bytes
 from governance.hooks import Hooks
 from governance.kpi import kpi_evidence
 from governance.kpi.effects import estimate, holm, influence, p_and_interval
@@ -457,7 +458,7 @@ def test_plans_for_one_experiment_or_metric_share_its_error_probability(trial):
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 300))
 def test_the_share_of_common_units_is_estimated(one, other, common):
-    names = [f"{name * 2654435761 % 2**32:012x}" for name in range(one + other + common)]
+    names = [sha256_bytes(str(name).encode())[:12] for name in range(one + other + common)]
     sketches = [sorted(part)[:64] for part in (names[: one + common], names[one:])]
     truth = common / len(names)
     assert abs(common_units(*sketches) - truth) <= 5 * (0.25 / 64) ** 0.5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,13 @@ from governance.energy.ancestry import read_trainings
 from governance.errors import AlteredFile, CheckpointError, ConfigError, MissingInput
 from governance.manifest import Manifest, read_manifest, write_manifest
 from governance.stage import Runtime
+from pretrain.checkpoint.format import identity_of
 from pretrain.config.distillation import DistillationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainConfig
 from pretrain.data.dataset import open_rows
 from pretrain.distillation import drawn_logits
+from pretrain.distillation.distilled_training import Distillation
 from pretrain.distillation.drawn_logits import draw_logits, open_draws
 from pretrain.distillation.narrowed_weights import kept_layer, narrowed, refuse_other_form
 from pretrain.distillation.student import probabilities
@@ -43,7 +47,6 @@ def taught(finished, tmp_path_factory):
 
 
 def teacher_at(root: Path, name: str) -> Teacher:
-    from pretrain.checkpoint.format import identity_of
     from pretrain.checkpoint.load import named_checkpoint
 
     held = named_checkpoint("teacher", name, root)
@@ -66,6 +69,33 @@ def test_a_recipe_without_a_teacher_is_that_of_before():
     assert online[0]["samples"] == 16  # keys of before stay
     drawn = DistillationConfig(teacher="t", logits="sampled", **DRAWN)
     assert drawn.model_dump(mode="json").items() >= DRAWN.items()
+
+
+def test_ranks_measure_the_teachers_loss_together(taught, make_tokens):
+    """Two threads stand for ranks: each passes its rows, and all get the same sums."""
+    root, name = taught
+    teacher = teacher_at(root, name)
+    recipe = identity_of(teacher.checkpoint.manifest).recipe
+    of = Distillation(teacher, recipe, DistillationConfig(teacher=name), None)
+    rows = open_rows(make_tokens(root), "validation", root, 32)
+    alone = of.loss_of_teacher(rows, 2, torch.device("cpu"), lambda value: [value], (0, 1))
+    barrier, given = threading.Barrier(2, timeout=300), {}
+
+    def measured(rank):
+        def gather(value):
+            given[rank] = value
+            barrier.wait()
+            both = [given[0], given[1]]
+            barrier.wait()
+            return both
+
+        return of.loss_of_teacher(rows, 2, torch.device("cpu"), gather, (rank, 2))
+
+    with ThreadPoolExecutor(2) as ranks:
+        first, second = ranks.map(measured, range(2))
+    assert first == second
+    assert (first.tokens, first.rows) == (alone.tokens, alone.rows)
+    assert first.loss == pytest.approx(alone.loss, rel=1e-9)
 
 
 def test_a_student_names_its_teacher_and_counts_its_energy(taught, run_training):
