@@ -340,7 +340,10 @@ def _base(
 def _finish(
     context: TrainContext, state: TrainState, folder: Path, taught: dict[str, Any]
 ) -> tuple[list[Output], dict[str, Any]]:
-    """Outputs and statistics of a finished run; `taught` are those of its teacher."""
+    """Outputs and statistics of a finished run.
+
+    `taught` are those of its teacher.
+    """
     from pretrain.checkpoint.format import require_step
     from pretrain.data.sampler import weights_in_use
     from pretrain.finetuning.trained_parameters import parameters_of

@@ -225,7 +225,10 @@ def _is_later(document: str, facts: Mapping[str, Any], config: ClassificationCon
 
 
 def is_date(text: str) -> bool:
-    """Return whether a text is a year, month or day of the calendar, or begins with a day and goes on with a time."""
+    """Return whether a text is a date of the calendar.
+
+    It is a year, a month or a day, or begins with a day and goes on with a time.
+    """
     if not _DATE.fullmatch(text):
         return False
     try:

@@ -66,7 +66,9 @@ class KpiTestSection(Section):
 
 
 def make_plan(file: KpiFile, runtime: Runtime, entries: Sequence[JournalEntry] = ()) -> Manifest:
-    """Make or find the plan of a KPI file; `entries` are the journal's.
+    """Make or find the plan of a KPI file.
+
+    `entries` are the journal's.
 
     Raises:
         ConfigError: outcomes were tested before, and those of this plan would have no days.

@@ -37,7 +37,10 @@ class OtherPlan(Section):
 
 
 def rival_plans(file: KpiFile, plan: Manifest, entries: Sequence[JournalEntry], root: Path) -> tuple[OtherPlan, ...]:
-    """Signed plans that share this one's experiment or a metric, in the order of signing."""
+    """Signed plans that share this one's experiment or a metric.
+
+    They are in the order of signing.
+    """
     signed = next(place for place, entry in enumerate(entries) if entry.subjects.get(plan.path) == plan.digest)
     found = {}
     for entry in entries:
@@ -60,7 +63,9 @@ def rival_plans(file: KpiFile, plan: Manifest, entries: Sequence[JournalEntry], 
 def judged_units(
     outcomes: Outcomes, rivals: Sequence[OtherPlan], plan: Manifest, after: Sequence[JournalEntry], root: Path
 ) -> list[str]:
-    """Faults of outcomes whose units another plan's test has decided on, under another name and metric.
+    """Faults of outcomes whose units another plan's test has decided on.
+
+    That plan has another name and other metrics.
 
     `after` are the lines of the journal since this plan was signed.
     """
@@ -84,13 +89,13 @@ def common_units(one: Sequence[str], other: Sequence[str]) -> float:
 
 
 def stated_manifest(path: Path, digest: str) -> Manifest | None:
-    """Manifest of a plan or test; None where it is not as stated."""
+    """Manifest of a plan or test; None unless it is as stated."""
     found = read_manifest(path) if path.exists() else None
     return found if found is not None and found.digest == digest else None
 
 
 def _tests(entries: Sequence[JournalEntry], root: Path) -> list[tuple[int, Manifest]]:
-    """Place in the journal, and manifest, of each test that is there as stated."""
+    """Place in the journal, and manifest, of each test."""
     named = [(place, *pair) for place, entry in enumerate(entries) if entry.kind == TEST
              for pair in entry.subjects.items()]  # fmt: skip
     found = [(place, stated_manifest(root / name, digest)) for place, name, digest in named]

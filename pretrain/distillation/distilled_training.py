@@ -101,7 +101,10 @@ class Distillation:
         gather: Callable[[Any], list[Any]],
         place: tuple[int, int],
     ) -> Measurement:
-        """The teacher's validation loss, on the rows of the student's; collective over `place` (rank, ranks)."""
+        """The teacher's validation loss, on the rows of the student's.
+
+        Collective over `place` (rank, ranks).
+        """
         from pretrain.evaluation.validation import measure, nats_with
 
         decoder = self.teacher.decoder(rows.vocabulary_size).to(device)

@@ -121,7 +121,10 @@ class ClaimsConfig(Section):
         return self
 
     def quick(self) -> ClaimsConfig:
-        """The experiment in small: the same architectures and optimizer in minutes, with wide intervals."""
+        """The experiment in small: minutes, with wide intervals.
+
+        Architectures and optimizer are the same.
+        """
         recall = RecallConfig(distances=(8, 16, 32, 64), slots=16, values=4, steps=60, batch_tokens=1024, rows=16)
         return self.model_copy(
             update={

@@ -71,7 +71,10 @@ def estimate(
     device: Literal["cpu", "cuda"],
     teacher: ModelConfig | None = None,
 ) -> Estimate:
-    """Memory of one rank at the peak of a step; `teacher` computes beside a student."""
+    """Memory of one rank at the peak of a step.
+
+    `teacher` computes beside a student.
+    """
     block = parameter_count(with_layers(recipe.model, 2), vocabulary_size) - parameter_count(
         with_layers(recipe.model, 1), vocabulary_size
     )
@@ -119,7 +122,7 @@ def estimate(
 def _beside(
     teacher: ModelConfig | None, recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str
 ) -> dict[str, int]:
-    """Bytes of a teacher: its whole weights, and what its pass holds beyond the student's."""
+    """Bytes of a teacher: whole weights, and its pass beyond the student's."""
     if teacher is None:
         return {}
     one = recipe.model_copy(update={"model": with_layers(teacher, 1)})

@@ -33,7 +33,10 @@ def needed_memory(
     hardware: Hardware,
     teacher: ModelConfig | None = None,
 ) -> Estimate:
-    """Estimate for these ranks on this device, which must be known; `teacher` computes beside a student."""
+    """Estimate for these ranks on this device, which must be known.
+
+    `teacher` computes beside a student.
+    """
     assert hardware.device is not None, "an estimate needs a device"
     return estimate(recipe, engine, vocabulary_size, hardware.world_size or 1, hardware.device, teacher)
 
