@@ -33,8 +33,9 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	@$(PYTEST) -m "slow or network" --durations=15 $$(grep -rlE 'mark\.(slow|network)' tests --include='test_*.py')
 
+# Two clusters at once, which mostly wait: a test to each, the longest first.
 test-cluster: $(VENV)/installed-dev
-	@$(BIN)/pytest -m cluster --durations=0 $(CLUSTER)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --maxschedchunk 1 -m cluster --durations=0 $(CLUSTER)
 
 check: types lint
 

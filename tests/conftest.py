@@ -46,10 +46,11 @@ def write_tales(path: Path, seeds: range) -> None:
 
 
 # Files that take a minute or more, most first: started first, no process ends long after the others. On a new machine
-# the first one compiles the kernels (75 CPU-seconds); meanwhile no file up to the whole way needs any.
+# `test_every_stage.py` compiles the kernels (75 CPU-seconds). No file before it needs any, so that a cluster which is
+# tested at the same time has compiled them, and none between it and the whole way, so that none is compiled twice.
 LONGEST = (
-    "test_every_stage.py", "test_compiled.py", "test_layouts.py", "test_resuming.py", "test_faults.py",
-    "test_engine_state.py", "test_offload_files.py", "test_wandb_server.py", "test_hangs.py", "test_docs.py",
+    "test_compiled.py", "test_layouts.py", "test_resuming.py", "test_faults.py", "test_engine_state.py",
+    "test_offload_files.py", "test_wandb_server.py", "test_hangs.py", "test_every_stage.py", "test_docs.py",
     "test_train.py", "test_own_training_code.py", "test_whole_way.py",
     "test_quickstart.py", "test_no_network.py", "test_release.py", "test_pages.py",
     "test_gathering.py", "test_training_memory.py", "test_bias_coverage.py", "test_trajectories.py",

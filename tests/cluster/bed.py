@@ -99,7 +99,10 @@ class Bed:
             except OSError:
                 continue
             python = b"python" in words[0] and b"train" in words
-            if python and values.get(b"SLURM_JOB_ID") == str(job).encode() and values.get(b"SLURM_CONF"):
+            ours = (
+                values.get(b"SLURM_CONF") == str(self.folder / "slurm.conf").encode()
+            )  # numbers recur in a cluster beside
+            if python and ours and values.get(b"SLURM_JOB_ID") == str(job).encode():
                 found[int(values.get(b"SLURM_PROCID", b"-1"))] = int(folder.name)
         return found
 

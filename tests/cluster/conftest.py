@@ -1,5 +1,6 @@
-"""One cluster for all tests of this folder; they are skipped, with the reason, where none is available."""
+"""A cluster for the tests of each process; they are skipped, with the reason, where none is available."""
 
+import fcntl
 import functools
 import os
 import shutil
@@ -56,7 +57,7 @@ def _why_not():
 
 
 @pytest.fixture(scope="session")
-def bed():
+def bed(shared):
     if why := _why_not():
         pytest.skip(f"no Slurm cluster: {why}")
     folder = Path(tempfile.mkdtemp(prefix="bed-c"))
@@ -119,15 +120,31 @@ def write_project(folder, files=4, documents=240):
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory):
+def shared(own_keys, tmp_path_factory):
+    """A folder of all processes of pytest, which has the keys of all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def local(shared):
     """The same run on this machine, without a cluster, unbroken: its digests and losses count."""
-    folder = write_project(tmp_path_factory.mktemp("local") / "project")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    folder = shared / "local" / "project"
+    with (shared / "local.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes it, the other waits
+        if list(folder.glob("root/report/*/report.json")):
+            return folder
+        shutil.rmtree(shared / "local", ignore_errors=True)
+        write_project(folder)
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        words = ["run", str(folder / "run.toml"), "--root", str(folder / "root"), "--data-workers", "1"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pretrain", *words], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -7,25 +7,45 @@ from pathlib import Path
 
 import pytest
 
+from assay.cli.main import main
 from tests.cluster.bed import change
 
 pytestmark = pytest.mark.cluster
 
 
-def refused(bed, folder, *pairs, root="root", **environment):
-    change(folder, *pairs)
-    done = bed.assay("slurm", "submit", folder / "run.toml", "--root", folder / root, **environment)
-    assert done.returncode != 0
-    assert bed.queued() == []
-    assert "Traceback" not in done.stderr
-    assert not (folder / root / "slurm" / "jobs.jsonl").exists()
-    return done
+@pytest.fixture
+def typed(bed, capsys):
+    """`typed(words...)`: exit status and output of a command on the login node, in this process."""
+
+    def run(*words, **environment):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**bed.environment, **environment}.items():
+                patch.setenv(name, value)
+            return main([str(word) for word in words]), capsys.readouterr()
+
+    return run
 
 
-def test_the_controller_accepts_every_script(bed, fresh):
-    done = bed.assay("slurm", "render", fresh / "run.toml", "--root", fresh / "root")
-    assert done.returncode == 0, done.stderr
-    scripts = done.stdout.split("# ---- ")[1:]
+@pytest.fixture
+def refused(bed, fresh, typed):
+    """`refused(changes...)`: exit status and message of a submission that queues nothing."""
+
+    def submit(*pairs, root=fresh / "root", **environment):
+        change(fresh, *pairs)
+        code, shown = typed("slurm", "submit", fresh / "run.toml", "--root", root, **environment)
+        assert code != 0
+        assert bed.queued() == []
+        assert "Traceback" not in shown.err
+        assert not (root / "slurm" / "jobs.jsonl").exists()
+        return code, shown.err
+
+    return submit
+
+
+def test_the_controller_accepts_every_script(bed, fresh, typed):
+    code, shown = typed("slurm", "render", fresh / "run.toml", "--root", fresh / "root")
+    assert code == 0, shown.err
+    scripts = shown.out.split("# ---- ")[1:]
     assert {script.split()[0] for script in scripts} >= {"ingest", "ingest-join", "data", "audit", "train", "report"}
     for script in scripts:
         name, _, text = script.partition("\n")
@@ -53,48 +73,48 @@ def test_the_controller_accepts_every_script(bed, fresh):
     ],
     ids=["partition", "account", "time", "gpus", "nodes", "memory"],
 )
-def test_what_the_cluster_has_not(bed, fresh, pair, words):
-    done = refused(bed, fresh, pair)
-    assert done.returncode == 69, done.stderr
-    assert all(word.lower() in done.stderr.lower() for word in ["nothing was queued", *words]), done.stderr
+def test_what_the_cluster_has_not(refused, pair, words):
+    code, message = refused(pair)
+    assert code == 69, message
+    assert all(word.lower() in message.lower() for word in ["nothing was queued", *words]), message
 
 
-def test_drained_nodes_are_a_warning(bed, fresh):
+def test_drained_nodes_are_a_warning(bed, fresh, typed):
     for node in bed.nodes[1:]:
         bed.slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
     try:
-        done = bed.assay("slurm", "submit", fresh / "run.toml", "--root", fresh / "root")
-        assert done.returncode == 0, done.stderr
-        assert "train cannot start now" in done.stderr
-        assert bed.nodes[1] in done.stderr
-        done = bed.assay("slurm", "cancel", fresh / "run.toml", "--root", fresh / "root")
-        assert done.returncode == 0, done.stderr
+        code, shown = typed("slurm", "submit", fresh / "run.toml", "--root", fresh / "root")
+        assert code == 0, shown.err
+        assert "train cannot start now" in shown.err
+        assert bed.nodes[1] in shown.err
+        code, shown = typed("slurm", "cancel", fresh / "run.toml", "--root", fresh / "root")
+        assert code == 0, shown.err
     finally:
         for node in bed.nodes[1:]:
             bed.slurm("scontrol", "update", f"nodename={node}", "state=resume")
 
 
-def test_what_training_would_refuse(bed, fresh):
-    done = refused(bed, fresh, ("micro_batch_size = 2", "micro_batch_size = 5"))
-    assert done.returncode == 78, done.stderr
-    assert "5 x 2 = 10" in done.stderr
+def test_what_training_would_refuse(fresh, refused):
+    code, message = refused(("micro_batch_size = 2", "micro_batch_size = 5"))
+    assert code == 78, message
+    assert "5 x 2 = 10" in message
     assert not (fresh / "root").exists()
 
 
-def test_no_slurm_here(bed, fresh, tmp_path):
+def test_no_slurm_here(refused, tmp_path):
     (tmp_path / "bin").mkdir()
     for tool in ("env", "git", "uname"):  # other tools that a run needs
         if found := shutil.which(tool):
             (tmp_path / "bin" / tool).symlink_to(found)
-    done = refused(bed, fresh, PATH=f"{Path(sys.executable).parent}:{tmp_path / 'bin'}")
-    assert done.returncode == 69, done.stderr
-    assert "not on this machine" in done.stderr
-    assert "login node" in done.stderr
+    code, message = refused(PATH=f"{Path(sys.executable).parent}:{tmp_path / 'bin'}")
+    assert code == 69, message
+    assert "not on this machine" in message
+    assert "login node" in message
 
 
-def test_a_folder_that_the_nodes_do_not_share(bed, fresh):
+def test_a_folder_that_the_nodes_do_not_share(bed, refused):
     root = bed.folder / "unshared" / "root"
-    done = refused(bed, fresh, root=root)
-    assert done.returncode == 69, done.stderr
-    assert str(root) in done.stderr
-    assert "shared file system" in done.stderr
+    code, message = refused(root=root)
+    assert code == 69, message
+    assert str(root) in message
+    assert "shared file system" in message
