@@ -18,7 +18,6 @@ from data_pipeline.readers.own_reader import read_own
 from data_pipeline.readers.parquet import read_parquet
 from data_pipeline.readers.parts import Reading, has_row_groups
 from data_pipeline.readers.record import Record, RecordFault
-from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import (
     ArrowSource,
     DelimitedSource,
@@ -144,4 +143,4 @@ def _read(source: Source, item: SourceItem) -> Iterator[Record | RecordFault]:
         return read_parquet(item.local, item.file, source.fields)
     if isinstance(source, JsonlSource) or ending == ".jsonl":
         return read_jsonl(blocks(item.local), item.file, source.fields)
-    return (read_arrow if ending == ".arrow" else read_json)(item.local, item.file, source.fields)
+    return (read_arrow_file if ending == ".arrow" else read_json)(item.local, item.file, source.fields)

@@ -1,4 +1,4 @@
-"""Records from Arrow batches and files, dotted names for nested fields.
+"""Records from Arrow batches, dotted names for nested fields.
 
 Strings are taken as bytes and decoded here, value by value: so a value that is not UTF-8 spoils its own row only.
 Bytes (`binary`) are read as UTF-8 text, which older writers mean by them. Whole numbers serve as ids; a value of any
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample, to_record
-from data_pipeline.readers.streams import is_bomb, open_source
+from data_pipeline.readers.streams import is_bomb
 
 ROW_BYTES = 64
 """Least size of a row in memory: what a file of nulls states is counted with it."""
@@ -58,24 +57,6 @@ def read_batch(
             yield RecordFault(file, first + index, "not_utf8", sample(spoilt))
         else:
             yield to_record(row, fields, file, first + index)
-
-
-def read_arrow(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
-    """The rows of an Arrow stream, a batch at a time.
-
-    `datasets` writes 1000 rows per batch.
-    """
-    position = 0
-    with open_source(path) as source:
-        try:
-            with pa.ipc.open_stream(source) as stream:
-                ways = wanted(stream.schema, fields)
-                for batch in stream:
-                    batch.validate(full=True)  # offsets of a damaged file may point anywhere
-                    yield from read_batch(batch, ways, fields, file, position)
-                    position += batch.num_rows
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-            yield RecordFault(file, position, "unreadable_rows", sample(f"{type(error).__name__}: {error}"))
 
 
 def until_bomb(

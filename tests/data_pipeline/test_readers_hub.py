@@ -11,9 +11,9 @@ import pytest
 
 from data_pipeline.documents import read_documents
 from data_pipeline.ingest import IngestConfig, ingest
+from data_pipeline.readers.file_types.arrow_files import read_arrow_file
 from data_pipeline.readers.hub import local_files, read_hub, read_json
 from data_pipeline.readers.record import Fields, Record, RecordFault
-from data_pipeline.readers.rows import read_arrow
 from data_pipeline.readers.sources import HubSource
 from governance.errors import ConfigError, MissingInput
 from governance.stage import Runtime
@@ -93,13 +93,19 @@ def test_a_torn_arrow_file_gives_all_batches_in_front_of_the_tear(tmp_path):
             stream.write_batch(pa.record_batch({"text": [f"{number} {i}" for i in range(10)]}))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    *rows, fault = read_arrow(path, "x", Fields("text"))
+    *rows, fault = read_arrow_file(path, "x", Fields("text"))
     assert isinstance(fault, RecordFault)
     assert (fault.reason, fault.position) == ("unreadable_rows", len(rows))
     assert [row.text for row in rows] == [f"{n} {i}" for n in range(5) for i in range(10)][: len(rows)]
     assert len(rows) >= 10
+    path.write_bytes(whole[: whole.index(b"4 0") // 8 * 8 - 8])  # the last batch is torn
+    *rows, fault = read_arrow_file(path, "x", Fields("text"))
+    assert (len(rows), fault.reason) == (40, "unreadable_rows")
+    path.write_bytes(whole[:-8])  # all batches, but not the mark behind them
+    *rows, fault = read_arrow_file(path, "x", Fields("text"))
+    assert (len(rows), fault.reason) == (50, "unreadable_rows")
     path.write_bytes(b"nothing")
-    (fault,) = read_arrow(path, "x", Fields("text"))
+    (fault,) = read_arrow_file(path, "x", Fields("text"))
     assert fault.reason == "unreadable_rows"
 
 
