@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
+from assay.inspect.data_set_files import stated_licence, without_rows
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
@@ -63,7 +64,9 @@ class InputFiles:
     files: tuple[Path, ...]
     bytes: int
     part: bool = False
-    """True where files with that ending have their text in another field."""
+    """True where other files with that ending have no text, or have it in another field."""
+    licence: str = "NOASSERTION"
+    """What the card of a hub data set states of them."""
 
     @cached_property
     def text_bytes(self) -> int:
@@ -89,7 +92,8 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
         raise MissingInput(f"{path}: no such file or folder. Give the path of your documents.")
     found: dict[tuple[str, str], list[Path]] = {}
     others: Counter[str] = Counter()
-    for file in _walk(path):
+    about: dict[Path, str] = {}
+    for file in _walk(path, about):
         plain = plain_name(file.name)
         ending, packed = Path(plain).suffix.lower(), file.name[len(plain) :]
         kind = _KINDS.get(ending)
@@ -103,6 +107,7 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
             others[f"{ending} (no MediaWiki dump)" if kind == "mediawiki" else ending or "(no ending)"] += 1
         else:
             found.setdefault((kind, ending + packed), []).append(file)
+    others.update(f"({kind})" for kind in about.values())
     if not found and not others:
         raise MissingInput(f"{path}: the folder holds no file. Give the path of your documents.")
     if not found:
@@ -112,10 +117,15 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
             f"{', '.join(_KINDS)}, all but {', '.join(_NEVER_PACKED)} also with {', '.join(PACKED)}; for others write "
             "a reader: docs/own_code.md."
         )
+    licence, partly = stated_licence(about), {file.suffix for file in about}
     return [
-        InputFiles(kind, ending, tuple(files), sum(file.stat().st_size for file in files))
+        InputFiles(kind, ending, tuple(files), _bytes(files), ending in partly, licence)
         for (kind, ending), files in sorted(found.items())
     ], others
+
+
+def _bytes(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _is_of(kind: str, file: Path) -> bool:
@@ -133,13 +143,16 @@ def _is_of(kind: str, file: Path) -> bool:
     return b"<mediawiki" in head[:_HEAD_BYTES]
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def _walk(path: Path, about: dict[Path, str]) -> Iterator[Path]:
+    """Files below a path; those of a hub data set that have no rows go into `about`."""
     if path.is_file():
         yield path
         return
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        beside = without_rows(Path(folder), names)
+        about |= {Path(folder, name): kind for name, kind in beside.items()}
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name not in beside)
 
 
 def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
@@ -172,7 +185,7 @@ def by_text_field(inputs: InputFiles) -> list[InputFiles]:
         return [inputs]
     max(parts.values(), key=len).extend(others)
     return [
-        InputFiles(inputs.kind, inputs.ending, tuple(files), sum(file.stat().st_size for file in files), part=True)
+        replace(inputs, files=tuple(files), bytes=_bytes(files), part=True)
         for files in parts.values()
     ]
 

@@ -56,13 +56,15 @@ def proposed_run(
         "# Proposed by `assay inspect`. Replace each licence by the SPDX expression of the texts, then remove",
         "# refuse_licences: by default documents without a known licence are removed.",
     ]
+    if any(group.licence != "NOASSERTION" for group, _ in usable):
+        parts += ["# The licence below is what the data set's card states: check it."]
     if causes:
         parts += ["# Gates that would close, so that nothing would be trained (`assay init` writes a policy to edit):"]
         parts += [textwrap.fill(cause, 110, initial_indent="# - ", subsequent_indent="#   ") for cause in causes]
     parts += [""]
     for number, (group, fields) in enumerate(usable):
         section = source_section(number, group, fields, _patterns(group, path))
-        if any(not file.resolve().is_relative_to(path.resolve()) for file in group.files):
+        if any(file.is_symlink() for file in group.files):  # as in a snapshot of the hub's cache
             section["follow_links"] = True
         parts += [_table("[[data.sources]]", section)]
     parts += [_clean(kept)]
@@ -88,7 +90,7 @@ def _clean(kept: KeptTexts) -> str:
 
 def source_section(number: int, group: InputFiles, fields: Mapping[str, str], paths: Sequence[str]) -> dict[str, Any]:
     """A `[[data.sources]]` section for files of one kind."""
-    section: dict[str, Any] = {"type": group.kind, "name": f"source-{number + 1}", "licence": "NOASSERTION"}
+    section: dict[str, Any] = {"type": group.kind, "name": f"source-{number + 1}", "licence": group.licence}
     section |= {"paths": list(paths)}
     if group.kind not in WITHOUT_FIELDS:
         names = {f"{role}_field": name for role, name in fields.items() if name and name != role}

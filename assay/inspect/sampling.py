@@ -14,6 +14,7 @@ import lzma
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -63,7 +64,7 @@ def sample_files(inputs: InputFiles, fraction: float, folder: Path) -> tuple[Inp
         target = folder / f"{number:06d}-{file.name}"
         copies.append(_copy(inputs, file, target, int(sizes[file] * taken[file])))
     size = sum(path.stat().st_size for path in copies)
-    return InputFiles(inputs.kind, inputs.ending, tuple(copies), size), min(fraction, few) < 1
+    return replace(inputs, files=tuple(copies), bytes=size), min(fraction, few) < 1
 
 
 def _every(files: Sequence[_Item], share: float) -> Sequence[_Item]:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import random
 import struct
 import subprocess
@@ -32,10 +33,12 @@ from assay.inspect.inspection_page import as_page, as_text
 from assay.inspect.proposed_run import KeptTexts, proposed_run
 from assay.inspect.sampling import sample_files
 from assay.run_file import CONFIGS
+from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.file_types.endings import SOURCE_TYPES
 from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
 from governance.errors import ConfigError, MissingInput
+from governance.stage import Runtime
 
 WORDS = """
 the of and to a in is it that was he for on are with as his they at be this from have or by one had not but what all
@@ -108,6 +111,87 @@ def test_every_format_is_found_read_and_proposed(tmp_path):
         "arrow", "csv", "jsonl", "mediawiki", "orc", "parquet", "text",
     }  # fmt: skip
     assert all("settings" not in path for source in proposed.sources for path in source.paths)
+
+
+def test_a_hub_data_set_on_disk_is_its_rows_alone(tmp_path):
+    """Folders of `save_to_disk`, and a snapshot of the hub's cache: links into its blobs, with a card."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_dict({"text": [prose(number) for number in range(12)]})
+    rows.save_to_disk(tmp_path / "saved", num_shards=2)
+    left = next((tmp_path / "saved").glob("*.arrow"))
+    (tmp_path / "saved" / "cache-0123.arrow").write_bytes(left.read_bytes())
+    hub = tmp_path / "datasets--lab--prose"
+    data = {
+        "README.md": b"---\nlicense: cc-by-4.0\nlanguage: [en]\n---\n# Prose\n" + prose(50).encode(),
+        "data/train-00000-of-00001.parquet": b"",
+        "data/train-00000-of-00001.md": prose(60).encode(),
+    }
+    for number, (name, content) in enumerate(data.items()):
+        blob, link = hub / "blobs" / f"{number:064x}", hub / "snapshots" / ("c" * 40) / name
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.table({"text": [prose(20 + n) for n in range(7)]}), blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    unread = {
+        "saved": "(facts of a data set) 2, (left-over of a cache) 1",
+        hub.name: "(no ending) 3, (card of a data set) 1",
+    }
+    licences = {"saved": "NOASSERTION", hub.name: "CC-BY-4.0"}
+    for name, documents in (("saved", 12), (hub.name, 8)):
+        result = inspect_path(tmp_path / name)
+        found = tables(result)
+        assert found["Formats and fields"].note == f"Not read: {unread[name]}."
+        assert found["Funnel under the usual rules"].rows[0][:3] == ("ingest", documents, documents)
+        assert found["Licences"].rows == ((licences[name], documents, "100.0 %"),)
+        assert [cause.gate for cause in result.closing] == ["licences.allowed"] * (name == "saved")
+        (tmp_path / "run.toml").write_text(result.proposal)
+        sources = load_run(tmp_path / "run.toml", [], needs="data").config.data.sources
+        assert {source.licence for source in sources} == {licences[name]}
+        read = ingest(sources, IngestConfig(), tmp_path, Runtime(tmp_path / f"root-{name}"))
+        assert read.stats["documents_kept"] == documents, "the proposed file reads the same"
+    # A state that is none and a page that only has a line of dashes are ordinary files.
+    (tmp_path / "saved" / "state.json").write_text(json.dumps({"text": prose(70)}))
+    (tmp_path / "saved" / "README.md").write_text("---\nnot: [a card\n---\n" + prose(71))
+    funnel = tables(inspect_path(tmp_path / "saved"))["Funnel under the usual rules"].rows[0]
+    assert funnel[2] == 12 + 6 + 2
+
+
+@pytest.mark.parametrize(("stated", "expected"), [
+    (("license: mit",), "MIT"), (("license: [mit]",), "MIT"), (("license: [mit, apache-2.0]",), "NOASSERTION"),
+    (("license: other",), "NOASSERTION"), (("license: mit", "license: cc0-1.0"), "NOASSERTION"),
+    (("license: mit", "license: MIT"), "MIT"), (("licence: mit",), "NOASSERTION"), ((), "NOASSERTION"),
+])  # fmt: skip
+def test_one_licence_of_the_cards_counts_and_a_doubt_does_not(tmp_path, stated, expected):
+    for number, line in enumerate(stated):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "README.md").write_text(f"---\n{line}\n---\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    [group], others = find_inputs(tmp_path)
+    assert (group.licence, group.part) == (expected, False)
+    assert others["(card of a data set)"] == len(stated)
+
+
+def test_licences_and_opt_outs_are_counted(tmp_path):
+    page = "<html><head><meta name='robots' content='{}'></head><body><main><p>{}</p></main></body></html>"
+    head = "WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http; msgtype=response\r\n"
+    head += "WARC-Target-URI: http://a.example/{}\r\nContent-Length: {}\r\n\r\n"
+    records = ""
+    for number, signal in enumerate(["noai", "noai", "index"]):
+        body = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page.format(signal, prose(number))
+        records += head.format(number, len(body)) + body + "\r\n\r\n"
+    (tmp_path / "a.warc").write_text(records, newline="")
+    rows = [{"text": prose(10 + number), "license": name} for number, name in enumerate(["MIT", "MIT", "CC0-1.0"])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = tables(inspect_path(tmp_path))
+    assert set(found["Licences"].rows) == {
+        ("MIT", 2, "33.3 %"), ("CC0-1.0", 1, "16.7 %"), ("NOASSERTION", 3, "50.0 %"),
+    }  # fmt: skip
+    counts = {row[0]: row[1] for row in found["Opt-out signals"].rows}
+    assert counts == {"robots:noai": 2, "none": 1, "not searched": 3}
 
 
 def test_gates_that_the_documents_would_close_are_named_with_a_fix(tmp_path):

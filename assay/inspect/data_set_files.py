@@ -1,0 +1,73 @@
+"""Hub data sets on disk: files without rows, and the licence that their card states.
+
+A folder of `save_to_disk` has rows only in the Arrow files that its state names; others are left over from the
+library's cache. A `README.md` that begins with a YAML block is a card, whatever lies beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.code.licences import UNKNOWN, normalised
+
+_STATE, _INFO = "state.json", "dataset_info.json"
+_CARD = "README.md"
+_ABOUT = (_STATE, _INFO, "dataset_infos.json", "dataset_dict.json")
+_CARD_BYTES = 1 << 20
+
+
+def without_rows(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """What the files without rows are, by name."""
+    found = {}
+    saved = _saved(folder / _STATE) if _STATE in names else None
+    if saved is not None:
+        found = {name: "left-over of a cache" for name in names if name.endswith(".arrow") and name not in saved}
+    if saved is not None or "dataset_dict.json" in names or (_CARD in names and card(folder / _CARD)):
+        found |= {name: "facts of a data set" for name in names if name in _ABOUT}
+    if _CARD in names and card(folder / _CARD):
+        found[_CARD] = "card of a data set"
+    return found
+
+
+def _saved(state: Path) -> set[str] | None:
+    """Names of the Arrow files that a state lists; None: it is not one of `save_to_disk`."""
+    try:
+        return {Path(file["filename"]).name for file in json.loads(state.read_bytes())["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def card(path: Path) -> dict[str, Any]:
+    """The YAML block of a card; empty where a file has none."""
+    import yaml
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = file.read(_CARD_BYTES)
+        block = yaml.safe_load(head.split("\n---", 1)[0][3:]) if head.startswith("---") else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return block if isinstance(block, dict) else {}
+
+
+def stated_licence(files: Iterable[Path]) -> str:
+    """The one licence that these cards and facts state, as SPDX names it; else `UNKNOWN`."""
+    stated = set()
+    for file in files:
+        values: Any = card(file) if file.name == _CARD else _facts(file)
+        licence = values.get("license")
+        for name in licence if isinstance(licence, list) else [licence]:
+            if name:
+                stated.add(normalised(str(name)))
+    return stated.pop() if len(stated) == 1 else UNKNOWN
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes()) if path.name == _INFO else {}
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
