@@ -10,6 +10,7 @@ settings of their own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from governance.gate.policy import Policy, load_policy
 from governance.gate.verdict import GovernanceConfig
 from governance.lineage.attest import open_journal
 from governance.log import get_logger
+from governance.manifest import FILE_NAME
 from governance.signing.journal import Journal
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
@@ -41,6 +43,7 @@ from pretrain.distributed.process_group import read_ranks, slurm_attempt
 from pretrain.evaluation.model_bias import ModelAuditConfig
 from pretrain.experiments.claims_config import ClaimsConfig
 from pretrain.inference.memorisation import MemorisationConfig
+from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.preflight.compatibility import check_together
 from slurm.config import SlurmConfig, with_site
 
@@ -115,6 +118,23 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
             )
 
 
+def _with_weights(config: RunConfig, folder: Path, origins: dict[str, str]) -> RunConfig:
+    """Take `continue_from` as `initial_weights` where it names Hugging Face weights.
+
+    They have no run's state to continue.
+    """
+    named = config.train.continue_from
+    place = folder / os.path.expanduser(named)
+    has_weights = (place / "config.json").exists() and not (place / FILE_NAME).exists()
+    if not named or not (named.startswith(SCHEME) or has_weights):
+        return config
+    if config.train.initial_weights:
+        raise ConfigError(f"train.continue_from = {named!r} and train.initial_weights name weights: remove one of them")
+    origins["train.initial_weights"] = "train.continue_from, which names Hugging Face weights"
+    train = config.train.model_copy(update={"initial_weights": named, "continue_from": ""})
+    return config.model_copy(update={"train": train})
+
+
 def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *, needs: Needs = "all") -> LoadedRun:
     """Read a run's file, those merged over it, and its policy.
 
@@ -129,7 +149,7 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
     path = next((file for file in files if not is_shipped(file)), path)
     fill_defaults(found, path.parent, needs)
     config = _shortened(validate(found.values, RunConfig, " + ".join(map(str, files))), found.origins)
-    config = _with_labels(config, found.origins)
+    config = _with_weights(_with_labels(config, found.origins), path.parent, found.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from governance.errors import ClusterError, ConfigError, MissingInput, StorageError
 from governance.files import remove_file, touch
@@ -157,14 +158,20 @@ def _most_relevant(view: View) -> JobRow | None:
     return view.rows[0] if view.rows else None
 
 
-def follow(path: Path, live: Callable[[], bool], wait: Callable[[float], None] = time.sleep) -> None:
-    """Print a log as it grows, until its job has ended."""
+def follow(
+    path: Path,
+    live: Callable[[], bool],
+    wait: Callable[[float], None] = time.sleep,
+    target: TextIO | None = None,
+) -> None:
+    """Print a log as it grows, until its job has ended; to standard output by default."""
+    target = target or sys.stdout
     over, looked = False, -math.inf
     with open(path, "rb") as log:
         while True:
             if text := log.read():
-                sys.stdout.write(text.decode("utf-8", "replace"))
-                sys.stdout.flush()
+                target.write(text.decode("utf-8", "replace"))
+                target.flush()
             if over:
                 return
             if not text and time.monotonic() - looked > _LOOK_SECONDS:

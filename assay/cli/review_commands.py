@@ -45,8 +45,10 @@ def review(arguments: argparse.Namespace) -> None:
         approvals=loaded.folder / config.approvals,
     )
     line = command_line(arguments, "governance check")
-    if walk(bench, key, sys.stdin, sys.stdout, partial(_state, loaded, runtime.root, digest, line)):
-        say(f"next: {line}")
+    talk = sys.stderr if arguments.json else sys.stdout  # a program reads the result alone
+    signed = walk(bench, key, sys.stdin, talk, partial(_state, loaded, runtime.root, digest, line))
+    if signed or arguments.json:
+        say(f"next: {line}", verdict=verdict["verdict"], signed=signed, next=line)
 
 
 def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, paper: Path) -> None:
@@ -87,6 +89,6 @@ def _withdraw(arguments: argparse.Namespace) -> None:
     line = command_line(arguments, "governance check")
     for refused in chosen:
         path = withdraw(case, refused, key, arguments.reason, runtime.root)
-        say(f"signed: {path}")
+        say(f"signed: {path}", signed=[path])
         _state(loaded, runtime.root, digest, line, path)
-    say(f"next: {line}")
+    say(f"next: {line}", next=line)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,14 +236,24 @@ def logs(arguments: Arguments) -> None:
     view = gather(runtime.root) or _no_jobs(runtime)
     row, path = log_of(view, arguments.job, runtime.root, arguments.attempt, arguments.rank)
     if not arguments.follow:
-        sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+        _print_log(arguments, row.name, path)
         return
 
     def live() -> bool:
         now = (gather(runtime.root, WATCH_SECONDS) or _no_jobs(runtime)).row(row.name)
         return now is not None and now.count("waiting", "running", "unknown") > 0
 
-    follow(path, live)
+    follow(path, live, target=sys.stderr if arguments.json else sys.stdout)
+    if arguments.json:
+        _print_log(arguments, row.name, path)
+
+
+def _print_log(arguments: Arguments, job: str, path: Path) -> None:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if arguments.json:
+        say("", job=job, path=path, text=text)
+    else:
+        sys.stdout.write(text)
 
 
 def preflight(arguments: Arguments) -> None:
@@ -252,12 +262,12 @@ def preflight(arguments: Arguments) -> None:
     from governance.manifest import FILE_NAME
     from pretrain.distributed.process_group import Ranks, meeting_name, read_ranks
     from pretrain.preflight.hardware import Hardware
-    from pretrain.preflight.node_checks import check_node, checkpoint_bytes, say_at_once
+    from pretrain.preflight.node_checks import NodeFinding, check_node, checkpoint_bytes, say_at_once
 
     loaded, runtime = load(arguments, "data prepare")
     folder = _training_folder(loaded, runtime)
     if folder is not None and (folder / FILE_NAME).exists():
-        say(f"preflight: {folder} is finished; no check is needed")
+        say(f"preflight: {folder} is finished; no check is needed", finished=folder, checks=[])
         return
     tokens = corpus(loaded, replace(runtime, make=False))["encode"]
     config, section = loaded.config, _section(loaded)
@@ -266,7 +276,14 @@ def preflight(arguments: Arguments) -> None:
     vocabulary = int(tokens.stats["vocabulary_size"])
     needed = checkpoint_bytes(config.recipe, config.checkpoint, vocabulary, ranks.world_size)
     hardware = Hardware(ranks, gpus=section.gpus_per_node)
-    check_node(config.engine, hardware, needed, runtime.root, nodes, meeting_name(), say_at_once)
+
+    def print_all(text: str, findings: Sequence[NodeFinding]) -> None:
+        if arguments.json:
+            say("", checks=[asdict(finding) for finding in findings])
+        else:
+            say_at_once(text)
+
+    check_node(config.engine, hardware, needed, runtime.root, nodes, meeting_name(), print_all)
 
 
 def _section(loaded: LoadedRun) -> SlurmConfig:

@@ -18,7 +18,7 @@ _EXAMPLES = (
     "transformer-base", "transformer-big",
 )  # fmt: skip
 """The shipped configurations; pinned, so that `--help` reads no folder."""
-_WITHOUT_JSON = ("completion", "schema", "logs", "preflight", "review")
+_WITHOUT_JSON = ("completion", "schema")
 """Functions that print a script, a schema, a log as it grows, or questions."""
 Commands = argparse._SubParsersAction
 

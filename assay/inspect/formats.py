@@ -184,10 +184,7 @@ def by_text_field(inputs: InputFiles) -> list[InputFiles]:
     if len(parts) < 2:
         return [inputs]
     max(parts.values(), key=len).extend(others)
-    return [
-        replace(inputs, files=tuple(files), bytes=_bytes(files), part=True)
-        for files in parts.values()
-    ]
+    return [replace(inputs, files=tuple(files), bytes=_bytes(files), part=True) for files in parts.values()]
 
 
 def _rows(kind: str, file: Path) -> list[Any]:

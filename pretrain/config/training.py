@@ -126,7 +126,8 @@ class TrainConfig(Section):
     """Optimizer steps, those of `continue_from` included."""
     continue_from: str = Field(default="", exclude=True)
     """A checkpoint of another run to continue: its folder, relative to the run's file, or `checkpoint/<key>` of this
-    root; empty: begin with initial weights. Its location decides nothing; its digest is in the key."""
+    root; empty: begin with initial weights. In a run's file, Hugging Face weights here count as `initial_weights`. Its
+    location decides nothing; its digest is in the key."""
     initial_weights: str = Field(default="", exclude=True)
     """Hugging Face weights to begin from at step 0: a folder, relative to the run's file, or a model of the hub
     ("hf://owner/name@revision"); empty: random weights. Its path decides nothing; its digest is in the key."""

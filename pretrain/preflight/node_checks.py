@@ -72,7 +72,7 @@ def check_node(
     root: Path,
     ranks: Ranks,
     meeting: str,
-    say: Callable[[str], None],
+    say: Callable[[str, Sequence[NodeFinding]], None],
 ) -> None:
     """Check this node together with the other nodes of its job step.
 
@@ -83,7 +83,7 @@ def check_node(
         root: the folder of all artifacts.
         ranks: this node among the others, one process each.
         meeting: a name that only this start of this job uses.
-        say: prints a line.
+        say: prints the lines of all findings at once.
 
     Raises:
         ClusterError: a check failed.
@@ -97,7 +97,7 @@ def check_node(
         findings += network(ranks, names, engine.device)
     lines = [finding.line(node) for finding in findings]
     out = sorted({name for finding in findings for name in finding.nodes})
-    say("\n".join([*lines, *(f"preflight bad-node={name};" for name in out)]))
+    say("\n".join([*lines, *(f"preflight bad-node={name};" for name in out)]), findings)
     if bad := [finding for finding in findings if finding.bad]:
         raise ClusterError(
             f"{node}: " + "; ".join(f"{finding.check}: {finding.figures}" for finding in bad)
@@ -354,7 +354,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def say_at_once(text: str) -> None:
+def say_at_once(text: str, findings: Sequence[NodeFinding] = ()) -> None:
     """Print in one write: several nodes write into one log."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from assay.cli.command_words import leaves
 from assay.cli.main import main
 from assay.cli.output import one_object, say
 from assay.cli.surface import parser
+from pretrain.preflight import node_checks
 from tests.assay.test_data_commands import only, prepared  # noqa: F401 # the corpus of that file's tests
 
 
@@ -77,6 +79,13 @@ def test_commands_print_one_object(prepared, tmp_path, capsys, monkeypatch):  # 
     assert answer("governance", "clock", *run)["ahead"] == []
     assert answer("governance", "keygen", "key.pem")["public_key"] == "key.pem.pub"
     assert [job["name"] for job in answer("slurm", "render", *run)["jobs"]]
+    checks = answer("slurm", "preflight", *run)["checks"]
+    assert {"gpus", "ecc", "disk", "root"} <= {check["check"] for check in checks}
+    assert not any(check["bad"] for check in checks)
+    monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    refused = answer("slurm", "preflight", *run, status=69)
+    assert [check["check"] for check in refused["checks"] if check["bad"]] == ["disk"]
+    assert refused["error"]["class"] == "ClusterError"
     error = answer("evaluate", *run, "last", status=77)["error"]
     assert error == {"class": "GateClosed", "message": error["message"], "exit_code": 77}
     assert error["message"].startswith("no verdict on this corpus")

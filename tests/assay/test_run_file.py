@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import tomllib
 from itertools import pairwise
 
 import pytest
@@ -179,6 +180,13 @@ def test_a_short_run_shortens_its_schedule_and_says_so(folder, caplog, steps):
     assert (warmup, decay) == (10 * min(steps, 60) // 60, 50 * min(steps, 60) // 60)
     shortened = loaded.source.origins["optim.warmup_steps"] == "shortened to fit train.steps"
     assert shortened == (steps < 60)
+    warned = f"train.steps = {steps} is shorter than warm-up and decay (10 + 50 steps): they take {warmup} + {decay}"
+    assert (warned in caplog.text) == shortened
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*.toml")) if path.stem[0].isdigit()])
+def test_a_model_size_holds_no_corpus(name):
+    assert "sources" not in tomllib.loads((CONFIGS / f"{name}.toml").read_text()).get("data", {})
 
 
 def test_config_show_names_the_origin_of_each_value(folder, capsys):
@@ -224,7 +232,18 @@ def test_a_completion_knows_commands_and_options(capsys, shell):
     assert status == 0
     assert all(word in out for word in ("governance", "prepare", "--data-workers"))
     if shell == "bash":
-        subprocess.run(["bash", "-n"], input=out, text=True, check=True)
+        completed = {
+            ("data", "pre"): "prepare", ("governance", "sui"): "suites", ("init", "--from", "hand"): "handbook",
+            ("run", "my.toml", "--data-w"): "--data-workers",
+        }  # fmt: skip
+        for words, expected in completed.items():
+            typed = shlex.join(["assay", *words])
+            line = (
+                f'COMP_WORDS=({typed}); COMP_CWORD={len(words)}; $(complete -p assay | grep -oP "(?<=-F )\\S+") assay'
+            )
+            script = f'{out}\n{line} {words[-1]} {words[-2]}; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
+            done = subprocess.run(["bash"], input=script, text=True, capture_output=True, check=True)
+            assert [word.strip() for word in done.stdout.split()] == [expected], (words, done.stderr)
 
 
 def test_doctor_names_a_fix_for_each_missing_ability(capsys):

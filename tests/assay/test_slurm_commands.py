@@ -102,6 +102,13 @@ def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     output = capsys.readouterr().out
     assert "ingest  " in output
     assert "! sacct: status 1" in output
+    log = root / "slurm" / "logs" / "quickstart.ingest-2_0.0.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("one\ntwo\n")
+    assert slurm("logs", root=root) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert slurm("logs", "--json", root=root) == 0
+    assert json.loads(capsys.readouterr().out) == {"job": "ingest", "path": str(log), "text": "one\ntwo\n"}
     assert slurm("cancel", root=root) == 0
     assert "cancelled: ingest, ingest-join" in capsys.readouterr().out
     assert (cluster / "calls").read_text().splitlines()[-1] == "scancel 2 3"

@@ -19,7 +19,7 @@ from assay.config import load_run
 from assay.dry_run import dry_run
 from assay.pipeline import corpus, judge_corpus, write_report
 from assay.start_preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
-from assay.training_recipe import training_folder
+from assay.training_recipe import pinned, training_folder
 from governance.checks import expectations
 from governance.errors import ConfigError, PipelineError
 from governance.gate.policy import Gate
@@ -29,6 +29,7 @@ from governance.manifest import FILE_NAME
 from governance.stage import Runtime
 from pretrain.config.training import EngineConfig
 from pretrain.distributed.process_group import Ranks, device_of
+from pretrain.initial_weights.model_settings import FAMILIES
 from pretrain.preflight import hardware
 from pretrain.preflight.hardware import Hardware, hardware_of
 
@@ -150,6 +151,26 @@ def test_weights_of_another_model_are_refused_before_a_source_is_read(whole_way,
     status, output = whole_way("--set", "train.initial_weights='weights'", "--set", 'engine.device="cpu"')
     assert status == 65
     assert "has no tensor model.embed_tokens.weight" in output
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_going_on_from_hugging_face_weights_is_beginning_with_them(project, family):
+    """The same recipe and folder, so the same key, lineage and terms; with frozen parameters too."""
+    weights_of(project / "weights", {"model_type": family})
+    for named in ("weights", "hf://lab/tiny@main"):
+        for more in ([], ["train.adapter={rank=2}"]):
+            one, same = (
+                load_run(project / "run.toml", [f"train.{field}={json.dumps(named)}", *more])
+                for field in ("initial_weights", "continue_from")
+            )
+            assert one.config == same.config
+            assert pinned(one) == pinned(same)
+    assert same.source.origins["train.initial_weights"] == "train.continue_from, which names Hugging Face weights"
+    with pytest.raises(ConfigError, match="name weights: remove one of them"):
+        load_run(project / "run.toml", ["train.initial_weights='weights'", "train.continue_from='weights'"])
+    checkpoint = project / "weights" / "manifest.json"
+    checkpoint.write_text("{}")
+    assert load_run(project / "run.toml", ["train.continue_from='weights'"]).config.train.continue_from == "weights"
 
 
 def test_what_the_file_alone_shows_is_refused_before_a_source_is_read(whole_way, monkeypatch):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from assay import wandb_runs
 from assay.cli.main import main
-from assay.cli.run_commands import sweep_overrides
+from assay.cli.run_commands import load, sweep_overrides
 from assay.config import load_run
 from governance.errors import ConfigError
 from governance.stage import Runtime
@@ -22,6 +23,7 @@ from pretrain.config.training import TrackingConfig
 from pretrain.metrics.wandb import _options, mode_of
 from pretrain.metrics.wandb_reader import read_offline
 from tests.governance.attacked import FAILS, demand, flip, only, prepare, words_of
+from tests.pretrain.wandb_server import stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -124,48 +126,54 @@ def test_the_mode_is_the_files_then_the_variables_then_the_logins(monkeypatch, t
     assert mode_of(TrackingConfig(mode="offline")) == "offline"
 
 
-AGENT = """
-import sys
-from wandb import wandb_agent
-class Api:
-    def __init__(self): self.left = [
-        {"type": "run", "run_id": "r1", "program": "assay", "args": {"optim.learning_rate": {"value": 0.004},
-         "optim.schedule": {"value": "wsd"}, "train.skip.most_skips": {"value": 3}}},
-    ]
-    def register_agent(self, *given, **named): return {"id": "agent"}
-    def agent_heartbeat(self, *given, **named): return [self.left.pop()] if self.left else [{"type": "exit"}]
-    def upsert_run(self, *given, **named): return {}, True, ""
-    def sweep(self, *given, **named): return {}
-agent = wandb_agent.Agent.__new__(wandb_agent.Agent)
-agent._api, agent._run_processes, agent._in_jupyter, agent._function = Api(), {}, False, None
-agent._forward_signals = False
-agent._sweep_command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
-agent._command_run(Api().left[0])
-[process] = agent._run_processes.values()
-sys.exit(process.wait())
-"""
-COMMAND = """
-import json, sys
-from types import SimpleNamespace
-from assay.cli.run_commands import load
-from pathlib import Path
-own = ["train.skip.most_skips=5"]
-given = SimpleNamespace(config=Path(sys.argv[1]), root=Path("root"), overrides=own, data_workers=1)
-config = load(given, "train")[0].config
-print(json.dumps([config.optim.learning_rate, config.optim.schedule, config.train.skip.most_skips]))
-"""
+@pytest.mark.slow
+def test_the_sweep_of_the_page_trains_under_wandbs_own_agent(tmp_path):
+    """Two trials that a server hands out; each is a run of its own, in which --set overrides the agent's parameter."""
+    folder = prepare(tmp_path / "project")
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```yaml\n(# sweep\.yaml.*?)```", page, re.S)
+    sweep = yaml.safe_load(text)
+    sweep["command"] += ["--root", "root", "--set", "train.steps=4", "--set", "train.validate_every_steps=2"]
+    environment = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
+    with stand_in() as server:
+        server.sweep = yaml.safe_dump(sweep)
+        rates = {"first": 0.004, "second": 0.002}
+        for run, rate in rates.items():
+            given = {"optim.learning_rate": rate, "optim.weight_decay": 0.0, "train.steps": 9}
+            args = {name: {"value": value} for name, value in given.items()}
+            assert set(sweep["parameters"]) < set(args)
+            server.trials.append({"type": "run", "run_id": run, "program": "assay", "args": args})
+        bins = str(Path(sys.executable).parent)
+        environment |= {
+            "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "PATH": f"{bins}{os.pathsep}{environment['PATH']}",
+            "WANDB_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "agent", "team/assay/sweep"],
+            capture_output=True, text=True, cwd=folder, env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for run, rate in rates.items():
+            found = server.runs[run]
+            assert found["exit"] == 0, done.stderr
+            assert found["config"]["optim"]["value"]["learning_rate"] == rate
+            assert found["config"]["train"]["value"]["steps"] == 4
+            assert [row["step"] for row in server.history(run) if "train/loss" in row] == [1, 2, 3, 4]
+            assert sum(sweep["metric"]["name"] in row for row in server.history(run)) == 2
+    assert len(list((folder / "root" / "train").iterdir())) == 2
 
 
-def test_a_sweeps_agent_sets_the_fields_that_its_parameters_name(project, tmp_path):
-    """The agent of the package itself starts the command; its parameters reach the run's settings, --set wins."""
-    run = project / "run.toml"
-    environment = {**os.environ, "WANDB_SWEEP_ID": "sweep", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", AGENT, COMMAND, str(run)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [0.004, "wsd", 5]
+def test_a_sweeps_parameters_are_settings_below_those_of_set(monkeypatch, tmp_path, project):
+    path = tmp_path / "parameters.yaml"
+    path.write_text("wandb_version: 1\noptim.learning_rate: {value: 0.004}\noptim.schedule: {value: wsd}\n"
+                    "train.skip.most_skips: {value: 3}\n")  # fmt: skip
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+    own = ["train.skip.most_skips=5"]
+    given = SimpleNamespace(config=project / "run.toml", root=Path("root"), overrides=own, data_workers=1)
+    config = load(given, "train")[0].config
+    found = (config.optim.learning_rate, config.optim.schedule, config.train.skip.most_skips)
+    assert found == (0.004, "wsd", 5)
 
 
 def test_a_sweeps_file_that_is_none_is_refused(monkeypatch, tmp_path):

@@ -177,6 +177,12 @@ def test_a_reviewer_signs_what_opens(project, capsys, monkeypatch):
     demand(project, FAILS)
     closed(project, capsys, "sources.few")
     review = ["governance", "review", *words_of(project), "--key"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
+    assert main([*review, str(project / "ann.pem"), "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert (found["verdict"], found["signed"]) == ("BLOCK", [])
+    assert "row        ingest/(all): 160" in output.err, "a program reads the result alone"
     monkeypatch.setattr("sys.stdin", io.StringIO("w\na person looked at the counts\n\n\n"))
     assert main([*review, str(project / "ann.pem")]) == 0
     output = capsys.readouterr().out

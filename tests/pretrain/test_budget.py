@@ -10,6 +10,7 @@ from governance.errors import BudgetReached
 from governance.files import read_lines
 from governance.hooks import Watched
 from pretrain import loop
+from pretrain.metrics.wandb_reader import read_offline
 from tests.pretrain import budget_ranks
 from tests.pretrain.budget_ranks import SETTINGS, Planted, options
 from tests.pretrain.rank_runs import run_ranks
@@ -18,6 +19,8 @@ from tests.pretrain.rank_runs import run_ranks
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
     (tmp_path / "runtime").mkdir()
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, "unset")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setattr(Planted, "watts", 100)
     budget_ranks.plant(monkeypatch)
@@ -31,8 +34,11 @@ def events(root, name):
 def test_it_saves_and_leaves_before_the_budget_is_exceeded_and_stays_away(tmp_path, run_training, planted):
     root = tmp_path / "root"
     with pytest.raises(BudgetReached, match=r"training stopped after step \d+, which is saved") as output:
-        run_training(root, **options(root, 2500), **SETTINGS)
+        run_training(root, mode="offline", **options(root, 2500), **SETTINGS)
     assert output.value.exit_code == 71
+    [folder] = (root / "train").iterdir()
+    alerts = [(alert["title"], alert["level"]) for alert in read_offline(folder / "wandb").alerts]
+    assert alerts == [("Energy budget used up", "WARN")]
     [left] = events(root, "budget")
     [interval] = read_ledger(root / "energy.jsonl")
     assert (interval.outcome, interval.cause) == ("surviving", "energy budget")

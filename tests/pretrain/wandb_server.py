@@ -36,6 +36,9 @@ class StandIn(ThreadingHTTPServer):
         self.used: list[tuple[str, str]] = []
         """(run, artifact's id)"""
         self.files: dict[str, bytes] = {}
+        self.sweep = ""
+        """A sweep's file, and its trials as the server's agent commands."""
+        self.trials: list[dict[str, Any]] = []
         self.lock, self.over = threading.Lock(), threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -147,6 +150,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_server_features_query(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
+
+    def _answer_sweep_with_runs(self, given: dict[str, Any]) -> dict[str, Any]:
+        sweep = {"id": "1", "name": given["sweep"], "config": self.server.sweep, "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _answer_create_agent(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "agent"}}}
+
+    def _answer_heartbeat(self, given: dict[str, Any]) -> dict[str, Any]:
+        if json.loads(given["runState"] or "{}"):
+            commands = []  # a trial is under way
+        else:
+            commands = [self.server.trials.pop(0)] if self.server.trials else [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
 
     def _answer_run_resume_status(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"]

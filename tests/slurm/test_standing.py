@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 from hypothesis import given
@@ -358,6 +359,8 @@ def test_a_followed_log_is_whole_and_ends_with_its_job(tmp_path, capsys):
     follow(path, live, waits.append)
     assert capsys.readouterr().out == "one\ntwo\n"
     assert len(waits) == 1, "after the first lines; the job is over, and nothing is waited for"
+    follow(path, lambda: False, target=sys.stderr)
+    assert capsys.readouterr() == ("", "one\ntwo\n")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from pretrain.config.training import EngineConfig
 from pretrain.distributed.watchdog import HangReports, culprit, watch_hangs
+from pretrain.metrics.wandb_reader import read_offline
 from tests.pretrain.planted_faults import launch_two
 
 
@@ -60,10 +61,12 @@ def planted_hang():
 at_step(6, planted_hang)
 at_step(9, lambda: rank == 1 and once("stop") and os.kill(os.getpid(), signal.SIGSTOP))
 """
-    assert launch_two(tmp_path, plant, restarts=2, step_timeout_seconds=8.0) == 0
+    assert launch_two(tmp_path, plant, restarts=2, step_timeout_seconds=8.0, mode="offline") == 0
     stuck = [line.getMessage() for line in caplog.records if "neither wrote its stacks nor ended" in line.getMessage()]
     assert [text.partition(" (pid")[0] for text in stuck] == ["rank 1"]
     run = run_training(tmp_path, make=False)
+    alerts = [(alert["title"], alert["level"]) for alert in read_offline(tmp_path / run.folder / "wandb").alerts]
+    assert alerts == [("A rank hangs", "ERROR")] * 2
     stacks = {path.name: path.read_text() for path in (tmp_path / run.folder / "hangs" / "000001").glob("*")}
     assert sorted(stacks) == ["rank-00000.txt", "rank-00001.txt"]
     assert "planted_hang" in stacks["rank-00001.txt"]

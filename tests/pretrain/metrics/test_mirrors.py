@@ -14,11 +14,15 @@ import pytest
 from governance.errors import ManifestError, MissingInput
 from governance.files import read_lines
 from pretrain import loop
+from pretrain.config.training import TrackingConfig
 from pretrain.loss_spikes import Diverged
 from pretrain.metrics.events import chart_values
+from pretrain.metrics.metrics_log import open_record
+from pretrain.metrics.wandb import ALERTS
 from pretrain.metrics.wandb_reader import read_offline
 from pretrain.optim.optimizers import rate_factor
 from tests.pretrain.metrics.test_monitoring_page import differences
+from tests.pretrain.metrics.test_tracking import ABOUT
 
 
 class Crash(Exception):
@@ -222,3 +226,26 @@ def test_alerts_and_system_metrics_are_in_the_run(tmp_path, run_training, monkey
         assert found.exit_codes == [Diverged.exit_code]
         [run] = found.runs
         assert (run["job_type"], run["tags"], run["group"][:7]) == ("train", ["a", "b"], "tokens-")
+
+
+@pytest.mark.parametrize(
+    ("config", "tags", "notes"),
+    [
+        (TrackingConfig(mode="offline"), ["a", "b"], "longer"),
+        (TrackingConfig(mode="offline", tags=("c",), notes="ours", alerts=False), ["c"], "ours"),
+    ],
+)
+def test_every_event_that_alerts_reaches_wandb_and_so_do_its_variables(tmp_path, monkeypatch, config, tags, notes):
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, "unset")
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    monkeypatch.setenv("WANDB_NOTES", "longer")
+    with open_record(tmp_path, config, ABOUT, writes=True) as (record, _):
+        for step, event in enumerate(ALERTS, 1):
+            record(event, step, seconds=4.5)
+    found = read_offline(tmp_path / "wandb")
+    wanted = [(title, level) for title, level in ALERTS.values()] if config.alerts else []
+    assert [(alert["title"], alert["level"]) for alert in found.alerts] == wanted
+    assert all("seconds 4.5" in alert["text"] for alert in found.alerts)
+    [run] = found.runs
+    assert (run["tags"], run["notes"]) == (tags, notes)

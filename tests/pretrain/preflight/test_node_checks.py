@@ -169,12 +169,17 @@ def test_room_for_a_checkpoint(tmp_path, monkeypatch, finished):
 def test_a_node_alone_is_checked_without_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     output = []
-    check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-0", output.append)
+
+    def keep(text, findings):
+        assert [finding.line("n7") in text for finding in findings] == [True] * len(findings) != []
+        output.append(text)
+
+    check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-0", keep)
     assert "preflight n7: root: 1 of 1 nodes see" in output[0]
     assert "bad-node" not in output[0]
     monkeypatch.setattr(node_checks.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1}))
     with pytest.raises(ClusterError, match=r"n7: disk: .*Another node would have the same fault") as error:
-        check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-1", output.append)
+        check_node(engine(), requested(), needed_bytes(), tmp_path, Ranks(), "12-1", keep)
     assert error.value.exit_code == 69
 
 
