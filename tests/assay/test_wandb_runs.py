@@ -134,6 +134,7 @@ def test_the_sweep_of_the_page_trains_under_wandbs_own_agent(tmp_path):
     [text] = re.findall(r"```yaml\n(# sweep\.yaml.*?)```", page, re.S)
     sweep = yaml.safe_load(text)
     sweep["command"] += ["--root", "root", "--set", "train.steps=4", "--set", "train.validate_every_steps=2"]
+    sweep["command"] += ["--set", 'tracking.mode="online"']
     environment = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
     with stand_in() as server:
         server.sweep = yaml.safe_dump(sweep)
@@ -153,6 +154,7 @@ def test_the_sweep_of_the_page_trains_under_wandbs_own_agent(tmp_path):
             capture_output=True, text=True, cwd=folder, env=environment, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert set(server.runs) == set(rates), done.stdout + done.stderr
         for run, rate in rates.items():
             found = server.runs[run]
             assert found["exit"] == 0, done.stderr

@@ -1,6 +1,7 @@
 """Actions on a closed gate: each message arrives, and no fault of an action opens or changes the gate."""
 
 import contextlib
+import email.policy
 import errno
 import http.client
 import json
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from assay import pipeline
+from assay.cli.main import main
 from governance.config import apply_override, validate
 from governance.errors import AlteredFile, ConfigError, GateClosed
 from governance.gate import gate_actions
@@ -24,6 +26,7 @@ from governance.gate.verdict import GovernanceConfig
 from governance.stage import Runtime
 from pretrain.config.training import TrackingConfig
 from pretrain.data import dataset
+from tests.governance.attacked import FAILS, demand, prepare, verdict_of, words_of
 
 EVENT = GateEvent("closed", "run.toml", "/runs/a", "c" * 64, "strict", "node7", "2026-01-01T00:00:00Z", "pii: too much")
 
@@ -324,3 +327,26 @@ def test_one_rank_reports_and_a_look_up_does_not(web, gate, monkeypatch):
     with pytest.raises(GateClosed):
         gate(GateClosed("no"))
     assert web.got == []
+
+
+def test_a_gate_that_a_command_closes_is_reported_by_every_kind(web, mail, tmp_path, monkeypatch, capsys):
+    """The run's file names the actions; the corpus and its results close the gate, and it stays closed."""
+    folder = prepare(tmp_path / "project", checked=False)
+    demand(folder, FAILS)
+    monkeypatch.setenv("HOOK", web.url)
+    with (folder / "run.toml").open("a") as run:
+        for values in (
+            {"kind": "webhook", "url": web.url}, {"kind": "slack", "url_variable": "HOOK"},
+            {"kind": "mail", "to": ["ann@example.org"], "smtp": mail.address},
+        ):  # fmt: skip
+            lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+            run.write("\n".join(["\n[[governance.actions]]", *lines, ""]))
+    capsys.readouterr()
+    assert main(["governance", "check", *words_of(folder)]) == 77
+    (_, _, event), (_, _, slack) = web.got
+    assert (event["decision"], event["corpus"]) == ("closed", verdict_of(folder)[2].digest)
+    assert "sources.few" in event["message"]
+    assert event["message"] in capsys.readouterr().err
+    letter = email.message_from_string("\n".join(mail.got), policy=email.policy.default)
+    assert letter["Subject"] == f"Gate closed: {event['run']}"
+    assert letter.get_content().strip() == slack["text"].strip()

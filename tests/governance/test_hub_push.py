@@ -50,6 +50,9 @@ def test_every_file_arrives_in_a_private_repository_and_again_in_the_same(hub, f
         ("create", 403, PipelineError, r"answers 403 .*use one with write access"),
         ("preupload", 404, PipelineError, "answers 404"),
         ("commit/main", 403, PipelineError, "answers 403"),
+        ("create", 429, PipelineError, r"answers 429 .*wait some minutes"),
+        ("create", 500, StorageError, r"answers 500 .*Try again later"),
+        ("commit/main", 500, StorageError, r"answers 500 .*Try again later"),
     ],
 )
 def test_a_refusal_says_what_to_do_and_how_to_finish(hub, folder, part, status, error, message):

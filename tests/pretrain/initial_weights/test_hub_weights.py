@@ -119,6 +119,16 @@ def test_an_address_that_the_hub_does_not_know_is_refused(server, files, tmp_pat
         open_weights(recipe(files, address), Runtime(tmp_path))
 
 
+@pytest.mark.parametrize(("status", "words"), [(429, r"429 \(too many requests\)"), (500, "with 500, 3 times")])
+def test_a_busy_or_broken_hub_is_asked_again_and_then_named(server, files, tmp_path, monkeypatch, status, words):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    server.failures += [status] * 50
+    with pytest.raises(MissingInput, match=rf"train\.initial_weights: the hub answered the model 'lab/tiny' .*{words}"):
+        open_weights(recipe(files), Runtime(tmp_path / "root"))
+    server.failures[:] = [status]  # it recovers
+    assert open_weights(recipe(files), Runtime(tmp_path / "root")).folder.facts()["name"] == "tiny"
+
+
 def test_continue_from_needs_a_state_which_the_hub_has_not(tmp_path):
     train = TrainConfig(sequence_length=16, global_batch_size=2, steps=1, continue_from="hf://lab/tiny")
     with pytest.raises(CheckpointError, match=r'train\.initial_weights = "hf://lab/tiny"'):
