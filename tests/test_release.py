@@ -184,6 +184,23 @@ def test_the_two_container_recipes_take_the_makefiles_steps():
     assert done.returncode == 0, done.stdout
 
 
+def test_the_shell_parts_of_the_apptainer_recipe_are_sound(tmp_path):
+    """No linter knows this format; its sections are shell, and the rest is a header of known keys."""
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    head, *parts = re.split(r"^%(\w+)\n", (ROOT / "Apptainer.def").read_text(), flags=re.MULTILINE)
+    keys = [line.partition(":")[0] for line in head.splitlines() if line and not line.startswith("#")]
+    assert keys == ["Bootstrap", "From"]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert set(sections) == {"files", "post", "environment", "runscript", "test"}
+    assert [line.split() for line in sections.pop("files").split("\n") if line.strip()] == [[".", "/opt/assay"]]
+    for name, text in sections.items():
+        script = tmp_path / f"{name}.sh"
+        script.write_text(f"#!/bin/sh\nset -e\n{text}")  # so Apptainer runs them
+        done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
 def test_the_workflow_runs_what_a_change_must_pass():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]

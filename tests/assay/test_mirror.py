@@ -1,7 +1,8 @@
-"""Copies of a root in an object store: whole, by digest, resumable, verified; against a local S3 server."""
+"""Copies of a root in an object store: whole, by digest, resumable, verified; against local servers of S3 and GCS."""
 
 import json
 import shutil
+import socket
 
 import pytest
 
@@ -45,6 +46,22 @@ def store(server, monkeypatch):
 
 
 @pytest.fixture
+def google(monkeypatch):
+    """A bucket of a local server of Google's storage."""
+    gcsfs = pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="runs")
+    running.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    yield "gs://runs/mine"
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    running.stop()
+
+
+@pytest.fixture
 def root(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"document {n}"}) + "\n" for n in range(50)))
     source = JsonlSource(type="jsonl", name="a", licence="MIT", paths=("a.jsonl",))
@@ -59,7 +76,9 @@ def files(folder):
             if path.is_file() and path.suffix != ".lock"}  # fmt: skip
 
 
-def test_a_root_goes_out_and_comes_back(root, store, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["store", "google"])
+def test_a_root_goes_out_and_comes_back(root, kind, request, tmp_path, capsys):
+    store = request.getfixturevalue(kind)
     assert main(["mirror", "push", str(root), store]) == 0
     count = len(files(root))
     assert f"{count} files" in capsys.readouterr().out

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pytest
 
 from assay.cli.main import main
+from assay.pipeline import _classifiers
 from data_pipeline.documents import DOCUMENT_SCHEMA
 from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_classifier
 from governance.checks.bias.bias import BiasConfig, bias_audit, sentence_scorers
 from governance.checks.bias.count_tables import schema_of
 from governance.checks.bias.examples import priorities_of
+from governance.checks.bias.instrument_check import TOLERANCE, load_templates
 from governance.checks.bias.interval_choice import TOO_FEW
 from governance.checks.bias.provenance_columns import bucket_of
 from governance.checks.bias.sentence_tables import SentenceScorer, sentence_scores
@@ -31,12 +33,14 @@ from governance.config import validate
 from governance.errors import ConfigError, PipelineError
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import count_texts, pack
+from governance.manifest import Input
 from governance.reports.facts.report_facts import instruments_of
 from governance.reports.sections.group_sections import groups_folded
 from governance.stage import Runtime
 from governance.workers import take_turns
 from tests.conftest import CONFIG, write_tales
 from tests.data_pipeline import test_fasttext_scores as fasttext_models
+from tests.data_pipeline.test_classifier import save_classifier
 from tests.governance.test_bias_stage import artifact, tables_of
 from tests.governance.test_reports_groups import FOUND
 
@@ -322,3 +326,45 @@ def test_settings_that_cannot_be_used_are_reported(tmp_path):
     config = validate(values, BiasConfig, "run.toml")
     with pytest.raises(ConfigError, match=r"audit.bias.classifiers.a: languages has 'xx', which has no identity terms"):
         sentence_scorers(config, load_lexicons(config, tmp_path), {})
+
+
+@pytest.mark.parametrize("kind", ["fasttext", "transformers"])
+def test_a_classifier_of_documents_is_checked_as_an_instrument(tmp_path, kind):
+    """The models of `[[data.classifiers]]`: their scores of neutral sentences, for every group that the audit counts.
+
+    The fastText model favours women by its words; the other one scores by chance, and its rows equal a direct check.
+    """
+    artifacts, config, _ = project(tmp_path, {"wonderful": 2.0}, number=12)
+    if kind == "fasttext":
+        words = [f"{word}{end}" for word in ("she", "her", "She", "Her") for end in ("", ".")]
+        model_file(tmp_path / "q.bin", dict.fromkeys(words, 2.0))
+        settings = ClassifierConfig(name="quality", model="q.bin", positive=("l0",), negative=("l1",), min_score=0.0)
+    else:
+        _, tokenizer = save_classifier(tmp_path / "q")
+        known = ("fox", "brown")  # of its small vocabulary, unlike the pronouns
+        assert not {tokenizer.unk_token_id} & set(tokenizer(" ".join(known)).input_ids)
+        text = (tmp_path / "terms.toml").read_text()
+        (tmp_path / "terms.toml").write_text(text.replace('"she"', '"fox"').replace('"he"', '"brown"'))
+        settings = ClassifierConfig(name="quality", model="q", positive=("LABEL_1",), min_score=0.0)
+    model = train_classifier(settings, tmp_path, Runtime(tmp_path))
+    judged = artifacts["redact"].model_copy(
+        update={"stage": "classify", "inputs": (Input(stage="classifier", digest=model.digest, path=model.path),)}
+    )
+    models = _classifiers({"classify": judged}, tmp_path)
+    made = bias_audit(artifacts, BiasConfig(lists=config.lists), Runtime(tmp_path), folder=tmp_path, models=models)
+    rows = {row["group"]: row for row in measured(tmp_path, made)[0]["instruments"]
+            if (row["instrument"], row["language"]) == ("classifier:quality", "en")}  # fmt: skip
+    assert set(rows) == {"female", "male", "old", "young"}
+    sentences = load_templates().languages["en"]
+
+    def mean(*terms):
+        texts = [line.replace("{term}", term) for term in terms for line in sentences]
+        return np.mean(scores_of(model, tmp_path, texts))
+
+    female, male = (("she", "her"), ("he", "his")) if kind == "fasttext" else (("fox", "her"), ("brown", "his"))
+    assert rows["female"]["value"] == pytest.approx(mean(*female) - mean(*male), abs=1e-6)
+    assert rows["female"]["value"] != 0
+    assert rows["female"]["n"] == 2 * len(sentences)
+    if kind == "fasttext":
+        assert rows["female"]["note"].startswith("biased: ")
+        assert rows["female"]["value"] > TOLERANCE

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 import textwrap
+import tomllib
 import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from governance.checks.expectations import run_suite
 from governance.checks.gx.own_expectations import source_digests
 from governance.checks.gx.suite_files import gates_toml, read_suite, write_suites
+from governance.config import validate
 from governance.errors import ConfigError
 from governance.gate import site_policy
 from governance.gate.approvals import policy_differences
@@ -208,6 +212,30 @@ def test_own_expectations_come_by_dotted_path_and_their_source_is_digested(tmp_p
     source.write_text(textwrap.dedent(OWN.format(least=2)))
     assert before["assay_own_rules:ExpectShortWords"] != source_digests([short])["assay_own_rules:ExpectShortWords"]
     assert source_digests([gate("no.such.module:X")]) == {"no.such.module:X": ""}
+
+
+def test_the_example_of_the_page_judges_as_shown(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "own_code.md").read_text(encoding="utf-8")
+    part = page.partition("\n## An expectation of a gate")[2].partition("\n## ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", part, re.S)
+    [section] = re.findall(r"```toml\n(.*?)```", part, re.S)
+    assert len(code.splitlines()) <= 15
+    (tmp_path / "mylab").mkdir()
+    (tmp_path / "mylab" / "expectations.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    [values] = tomllib.loads(section)["gate"]
+    one = validate(values, Gate, "policy.toml")
+    try:
+        good, bad = (
+            judged(one, pd.DataFrame({"language": languages}))
+            for languages in (["en", "sr-Latn", "ceb"], ["en", "English", "sr-latn"])
+        )
+        assert (good.status, good.observed) == ("pass", 1.0), good.detail
+        assert (bad.status, bad.observed) == ("fail", pytest.approx(1 / 3))
+        assert set(source_digests([one])) == {"mylab.expectations:ExpectLanguageCode"}
+    finally:
+        for name in ("mylab.expectations", "mylab"):
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture
