@@ -164,7 +164,10 @@ def follow(
     wait: Callable[[float], None] = time.sleep,
     target: TextIO | None = None,
 ) -> None:
-    """Print a log as it grows, until its job has ended; to standard output by default."""
+    """Print a log as it grows, until its job has ended.
+
+    `target` is standard output by default.
+    """
     target = target or sys.stdout
     over, looked = False, -math.inf
     with open(path, "rb") as log:

@@ -1,4 +1,4 @@
-"""Hub data sets on disk: files without rows, and the licence that their card states.
+"""Hub data sets on disk: files without rows, and the stated licence.
 
 A folder of `save_to_disk` has rows only in the Arrow files that its state names; others are left over from the
 library's cache. A `README.md` that begins with a YAML block is a card, whatever lies beside it.
@@ -20,7 +20,7 @@ _CARD_BYTES = 1 << 20
 
 
 def without_rows(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """What the files without rows are, by name."""
+    """Kinds of the files without rows, by name."""
     found = {}
     saved = _saved(folder / _STATE) if _STATE in names else None
     if saved is not None:
@@ -33,7 +33,7 @@ def without_rows(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _saved(state: Path) -> set[str] | None:
-    """Names of the Arrow files that a state lists; None: it is not one of `save_to_disk`."""
+    """Names of the Arrow files in a state; None: another file."""
     try:
         return {Path(file["filename"]).name for file in json.loads(state.read_bytes())["_data_files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -54,7 +54,10 @@ def card(path: Path) -> dict[str, Any]:
 
 
 def stated_licence(files: Iterable[Path]) -> str:
-    """The one licence that these cards and facts state, as SPDX names it; else `UNKNOWN`."""
+    """Licence that these cards and facts state, if it is one.
+
+    SPDX's name; else `UNKNOWN`.
+    """
     stated = set()
     for file in files:
         values: Any = card(file) if file.name == _CARD else _facts(file)

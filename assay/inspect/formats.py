@@ -144,7 +144,7 @@ def _is_of(kind: str, file: Path) -> bool:
 
 
 def _walk(path: Path, about: dict[Path, str]) -> Iterator[Path]:
-    """Files below a path; those of a hub data set that have no rows go into `about`."""
+    """Files below a path; those without rows go into `about`."""
     if path.is_file():
         yield path
         return

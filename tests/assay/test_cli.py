@@ -26,7 +26,7 @@ from assay.cli.main import main
 from assay.cli.surface import parser
 
 COMMON = ["--data-workers", "--help", "--root", "--set", "--with", "CONFIG"]
-WITHOUT_JSON = ("completion", "config schema", "governance review", "slurm logs", "slurm preflight")
+WITHOUT_JSON = {"completion", "config schema"}
 SURFACE = {
     "completion": ["--help", "SHELL"],
     "config schema": ["--help"],
