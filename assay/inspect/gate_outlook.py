@@ -6,6 +6,7 @@ whose documents are not audited for bias. The audit decides; it judges all docum
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from assay.inspect.inspection_page import ClosingCause, InspectTable
-from governance.checks.bias.representation import COVERAGE, uncovered_note
+from governance.checks.bias.bias import TABLES_FILE
+from governance.checks.bias.representation import COVERAGE
 from governance.gate.policy import Policy
 from governance.manifest import Manifest
 
@@ -22,7 +24,7 @@ _NAMED = 5
 
 def closing_causes(policy: Policy, redacted: Manifest, counted: Manifest, root: Path) -> list[ClosingCause]:
     """Causes in the documents that stay, from the stages `redact` and `bias`."""
-    return [*_licences(policy, redacted, root), *_languages(policy, counted, redacted)]
+    return [*_licences(policy, redacted, root), *_languages(policy, counted, root)]
 
 
 def _licences(policy: Policy, redacted: Manifest, root: Path) -> Iterator[ClosingCause]:
@@ -47,26 +49,23 @@ def _licences(policy: Policy, redacted: Manifest, root: Path) -> Iterator[Closin
         yield ClosingCause(gate, f"the policy does not allow {', '.join(named)}", state if unknown else fix)
 
 
-def _languages(policy: Policy, counted: Manifest, redacted: Manifest) -> Iterator[ClosingCause]:
-    without = counted.stats["documents_without_terms"]
-    whole = redacted.stats["documents_kept"]
-    if not isinstance(without, dict) or not without or not whole:
-        return
-    covered = 1 - sum(without.values()) / whole
+def _languages(policy: Policy, counted: Manifest, root: Path) -> Iterator[ClosingCause]:
+    tables = json.loads((root / counted.folder / TABLES_FILE).read_bytes())
+    coverage = {row["instrument"]: row for row in tables["representation"] if row["metric"] == COVERAGE}
     for gate in policy.gates():
+        row = coverage.get(gate.where.get("instrument") or None)
         if (
-            gate.suite == "representation"
-            and gate.where.get("metric") == COVERAGE
-            and not gate.where.get("instrument")
+            row is not None
+            and (gate.suite, gate.where.get("metric")) == ("representation", COVERAGE)
             and (gate.severity, gate.on_inconclusive) == ("critical", "block")
             and gate.min is not None
-            and covered < gate.min
+            and row["lower"] < gate.min
         ):
             fix = (
                 f"Keep other languages only (data.clean.languages), or let {gate.owner} lower its min in a policy next "
                 "to the run's file (assay init)"
             )
-            yield ClosingCause(gate.id, uncovered_note(without, whole), fix)
+            yield ClosingCause(gate.id, str(row["note"]), fix)
 
 
 def outlook_table(causes: Sequence[ClosingCause]) -> InspectTable:

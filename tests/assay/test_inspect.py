@@ -215,6 +215,10 @@ def test_gates_that_the_documents_would_close_are_named_with_a_fix(tmp_path):
     text = (CONFIGS / "policy.toml").read_text().replace('"CC0-1.0",', '"CC0-1.0", "CC-BY-NC-4.0",')
     own.write_text(text.replace("min = 0.95", "min = 0.5"))
     assert inspect_path(tmp_path / "in", policy=own).closing == ()
+    strict = inspect_path(tmp_path / "in", policy=CONFIGS / "policy-strict.toml").closing
+    assert [cause.gate for cause in strict[1:]] == [
+        "representation.measured", "tone.sentiment_measured", "tone.toxicity_measured", "association.measured",
+    ]  # fmt: skip
 
 
 def test_short_documents_are_proposed_without_the_rules_that_remove_them(tmp_path):

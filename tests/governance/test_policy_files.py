@@ -12,19 +12,24 @@ from governance.gate.policy import load_policy
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAIRNESS = {"association", "tone", "impact", "privacy", "parity", "drift", "instruments"}
+MEASURED = {"association.measured", "tone.sentiment_measured", "tone.toxicity_measured"}
+"""Gates of the suite representation on what tone and associations rest on."""
 GAPS = {"association.npmi_gap", "tone.sentiment_gap", "tone.toxicity_ratio", "impact.four_fifths"}
 
 
 def test_the_strict_policy_has_the_default_gates_and_blocks_where_that_warns():
     default, strict = (load_policy(CONFIGS / f"{name}.toml") for name in ("policy", "policy-strict"))
     assert not any(difference.loosened for difference in policy_differences(strict, default))
-    fairness = [{gate.id: gate for gate in policy.gate if gate.suite in FAIRNESS} for policy in (default, strict)]
-    assert {gate.suite for gate in fairness[0].values()} == FAIRNESS
+    fairness = [
+        {gate.id: gate for gate in policy.gate if gate.suite in FAIRNESS or gate.id in MEASURED}
+        for policy in (default, strict)
+    ]
+    assert {gate.suite for gate in fairness[0].values()} == FAIRNESS | {"representation"}
     for name, mild in fairness[0].items():
         hard = fairness[1][name]
         assert (mild.severity, mild.on_inconclusive) == ("warning", "show")
         assert hard == mild.model_copy(update={"severity": "critical", "on_inconclusive": "block"})
-    assert {name for name, gate in fairness[0].items() if gate.rule == "whole_ci"} == GAPS
+    assert {name for name, gate in fairness[0].items() if gate.rule == "whole_ci"} == GAPS | MEASURED
     assert all(fairness[0][name].min is not None and fairness[0][name].max is not None for name in GAPS)
     assert (default.strength, strict.strength) == ("warns on fairness", "blocks on fairness, privacy and drift")
 

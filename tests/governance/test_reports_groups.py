@@ -13,6 +13,7 @@ from governance.reports.html.markup import join
 from governance.reports.sections.bias_sections import significant_rows
 from governance.reports.sections.group_sections import PANEL_ROWS, groups, groups_folded, panels, scale_of
 from governance.reports.sections.group_words import headline, phrase
+from governance.reports.sections.page_one import reasons
 from tests.governance.test_reports_page import Page
 
 FOUND = {
@@ -191,8 +192,28 @@ def test_what_no_word_list_covers_is_reported_in_words():
     gap = row("coverage", 0.97, 0.97, 1.0, instrument=None, n=1000, p=None, q=None, note=note)
     covered = row("coverage", 1.0, 1.0, 1.0, instrument=None, n=1000, p=None, q=None, note="")
     scores = row("coverage", 0.5, 0.5, 1.0, instrument="sentiment", n=1000, p=None, q=None, note="50 % of documents")
-    assert first_look(found(representation=[scores, covered])) == []
-    [output] = first_look(found(representation=[scores, gap]))
+    assert first_look(found(representation=[{**scores, "note": ""}, covered])) == []
+    [output] = first_look(found(representation=[gap]))
     assert output["what"] == "3.0 % of documents are in languages that no word list covers"
     assert (output["n"], output["example"]) == ("1,000 documents", "fi 2.0 %, et 1.0 %")
     assert note in str(groups(found(representation=[gap])))
+
+
+def test_what_no_list_of_tone_or_themes_covers_is_on_page_one_in_words():
+    """In Japanese only identity terms are listed: whom documents mention is counted, and not how they speak of them."""
+    whom = row("coverage", 1.0, 1.0, 1.0, instrument=None, n=1000, p=None, q=None, note=None)
+    rows = [whom]
+    for name, value in (("sentiment", 0.6), ("toxicity", 0.6), ("attributes", 0.6), ("sentiment:own", 0.1)):
+        note = f"{100 * (1 - value):.0f} % of documents are in languages that no {name} list covers: ja, zh"
+        rows.append(row("coverage", value, value, 1.0, instrument=name, n=1000, p=None, q=None, note=note))
+    given = found(representation=rows)
+    words = "40 % of documents are in languages without a list for sentiment, toxicity and attributes"
+    [output] = first_look(given)  # one gap of all lists; a run's own list need not cover everything
+    assert (output["what"], output["example"]) == (words, "ja, zh")
+    assert output["detail"] == "their tone, insults and associations were not measured"
+    assert f"{words}: ja, zh" in " ".join(reasons({**given, "verdict": {"summary": {"pass": 9}}}))
+    assert words in str(groups(given))
+    rows[3]["note"] = None
+    assert "a list for sentiment and toxicity" in first_look(given)[0]["what"]
+    whom["note"] = "40 % of documents are in languages that no word list covers: ja, zh"
+    assert [one["detail"] for one in first_look(given)] == ["the groups they mention were not measured"]

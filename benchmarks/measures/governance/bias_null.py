@@ -4,13 +4,16 @@ A corpus is drawn as the count tables that the audit makes of texts: sites of lo
 documents resemble each other (beta rates, intra-class correlation 0.05). `tests/governance/test_bias_counts.py` shows
 once that counting texts gives the tables' sums; what is measured here is what is made of them. Three groups are
 common, 28 nationalities rare: about 2 to 17 sentences each, of which 6 % (as in real text) or 40 % hold a word of
-praise or blame. Without planted effects every gap is 0 and every ratio 1.
+praise or blame. Without planted effects every gap is 0 and every ratio 1. The "crossed" shapes hold 16 intersections
+of 15 to 120 sentences, half of them about the edge of 30 sentences from which the suite `intersections` has rows.
 
 Coverage counts rows that have an interval; "too few to say" has none, and the note has how many rows had one, and the
 standard error of the coverage. Rows of one corpus share its sites, so that is the error of a ratio of sums over corpora
 (Cochran 1977, "Sampling Techniques", 2.11), some 1.5 times the binomial's. A coverage falls short where it is outside
-.93 to .97 by more than two of them: 300 corpora cannot resolve less. A corpus raises an alarm in a suite
-when a row has q < .05. Power counts corpora in which the planted row has q < .05 and an interval that leaves out no
+.93 to .97; quick, by more than two standard errors, since 30 corpora cannot resolve less. Few sites have an error so
+large that 300 corpora do not either, so they are drawn oftener. Not every metric has an interval: premium, tokens per
+byte and personal data per million tokens count every token, and coverage of the lists has bounds that hold always. A
+corpus raises an alarm in a suite when a row has q < .05. Power counts corpora in which the planted row has q < .05 and an interval that leaves out no
 difference; the reference are the intervals that the audit had before (jackknife alone), on the same seeds.
 """
 
@@ -32,14 +35,18 @@ Floats = npt.NDArray[np.float64]
 
 COMMON = {"a": 0.2, "b": 0.1, "c": 0.05}
 CATEGORIES = ("crime", "science", "family")
-SUITES = ("association", "tone", "impact")
-NULLS = {"npmi": 0.0, "npmi_gap": 0.0, "sentiment_gap": 0.0, "toxicity_ratio": 1.0, "keep_ratio_adjusted": 1.0}
+CROSSED = "ethnicity x gender"
+SUITES = ("association", "tone", "impact", "intersections")
+NULLS = {
+    "npmi": 0.0, "npmi_gap": 0.0, "sentiment_gap": 0.0, "toxicity_ratio": 1.0, "keep_ratio_adjusted": 1.0,
+    "keep_ratio": 1.0,
+}  # fmt: skip
 LEVEL = 0.05
 LEAST_INTERVALS = 100
 """With fewer intervals a coverage is only reported."""
 LEANINGS = {"a": 3.0, "b": 1 / 3, "category": 3.0, "praise": 0.6, "abuse": 4.0, "kept": 0.8}
 """The second source's rates over the first's."""
-_OF_ONE_SOURCE = ("npmi", "share")
+_OF_ONE_SOURCE = ("npmi", "share", "axis_share", "per_million_words", "keep_ratio")
 """Metrics that describe the whole corpus: their truth is not known where sources differ."""
 _LIKENESS = 0.05
 _CATEGORY, _ABUSE, _PRAISE, _CLEAN, _DEDUP = 0.05, 0.03, 0.6, 0.95, 0.85
@@ -56,6 +63,8 @@ class Shape:
     """Spread of the sites' sizes, on the log scale."""
     rare: int = 0
     """Nationalities with 2 to 17 sentences."""
+    crossed: int = 0
+    """Intersections with 15 to 120 sentences."""
     common: bool = True
     density: float = 0.4
     """Share of sentences with a word of praise or blame."""
@@ -63,6 +72,8 @@ class Shape:
     """Two: sites of the second speak otherwise of everyone, and of other people (`LEANINGS`)."""
     named: bool = False
     """True: documents have an address, and strata of impact are sites; else the source."""
+    corpora: int = 300
+    """Corpora drawn, unless quick."""
     effects: Mapping[tuple[str, ...], float] = field(default_factory=dict)
     """("npmi", group, category), ("abuse", group), ("keep", group) -> factor; ("tone", group) -> points."""
 
@@ -70,10 +81,13 @@ class Shape:
 SHAPES = {
     "400_sites": Shape(),
     "60_unequal_sites": Shape(sites=60, documents=100, sigma=1.5),
-    "12_sites": Shape(sites=12, documents=600),
+    "12_sites": Shape(sites=12, documents=600, corpora=1500),  # 300 leave the coverage of shares an error of .009
     "rare_dense": Shape(documents=8, rare=28, common=False),
     "rare_sparse": Shape(documents=8, rare=28, common=False, density=0.06, named=True),
     "two_sources": Shape(sources=2),
+    "crossed_400_sites": Shape(common=False, crossed=16),
+    "crossed_60_sites": Shape(sites=60, documents=100, sigma=1.5, common=False, crossed=16, density=0.06),
+    "crossed_12_sites": Shape(sites=12, documents=600, common=False, crossed=16),
 }
 POWER = Shape(
     documents=4,
@@ -137,7 +151,7 @@ def corpus(seed: int, shape: Shape) -> dict[str, pa.Table]:
     entered = np.maximum(d.sizes, sum(documents.values()))
     every = np.maximum(entered * 8, sum(sentences.values()))
     d.put("documents", ("en", "web"), (), entered, every * 15, every, every * 90)
-    for axis in sorted({key[0] for key in documents}):
+    for axis in sorted({key[0] for key in documents} - {CROSSED}):  # intersections have neither shares nor fates
         mine = {key: of for key, of in documents.items() if key[0] == axis}
         d.put("axes", ("en",), (axis,), sum(mine.values()))
         _fates(d, {(axis, ""): entered - sum(mine.values()), **mine})
@@ -153,12 +167,28 @@ def rates_of(shape: Shape) -> dict[str, float]:
     """Group -> the share of documents that mention it."""
     whole = shape.sites * (1 + shape.documents)
     rare = {f"n{place:02d}": (2 + place * 15 / 27) / 1.5 / whole for place in range(shape.rare)}
-    return {**(COMMON if shape.common else {}), **rare}
+    crossed = {f"c{place:02d} x f": 15 * 8 ** (place / 15) / 1.5 / whole for place in range(shape.crossed)}
+    return {**(COMMON if shape.common else {}), **rare, **crossed}
+
+
+def axis_of(group: str) -> str:
+    """The axis of a drawn group."""
+    return "x" if group in COMMON else CROSSED if " x " in group else "nationality"
+
+
+def truth_of(metric: str, group: str, rates: Mapping[str, float]) -> float | None:
+    """The value that the interval of a corpus without bias should hold; None where there is none."""
+    if metric not in ("share", "axis_share", "per_million_words"):
+        return NULLS.get(metric)
+    rate = rates[group]
+    axis = sum(of for name, of in rates.items() if axis_of(name) == axis_of(group))
+    sentences = 3 if group in COMMON else 1.5  # of a document that mentions it; a document has 8 of 15 words
+    return {"share": rate, "axis_share": rate / axis, "per_million_words": 1e6 * rate * sentences / (8 * 15)}[metric]
 
 
 def _documents(d: _Drawn) -> dict[tuple[str, str], Integers]:
     return {
-        ("x" if group in COMMON else "nationality", group): d.draw(d.sizes, d.rates(rate, group))
+        (axis_of(group), group): d.draw(d.sizes, d.rates(rate, group))
         if group in COMMON
         else np.minimum(d.rng.poisson(d.sizes * rate), d.sizes)
         for group, rate in rates_of(d.shape).items()
@@ -220,20 +250,25 @@ def tables(seed: int, shape: Shape) -> dict[str, list[dict[str, Any]]]:
 
 
 def measured(seeds: Sequence[int], shape: Shape) -> tuple[dict[str, Integers], Counter[str]]:
-    """Metric -> [corpora, 2] rows whose interval held the truth, rows with one; suite -> corpora with an alarm."""
+    """Metric -> [corpora, 2] rows whose interval held the truth, rows with one; suite -> corpora with an alarm.
+
+    Only suites with rows are counted.
+    """
     held: dict[str, Integers] = {}
-    alarms: Counter[str] = Counter(dict.fromkeys(SUITES, 0))
-    shares = rates_of(shape)
+    alarms: Counter[str] = Counter()
+    rates = rates_of(shape)
     for number, seed in enumerate(seeds):
         found = tables(seed, shape)
-        for row in (row for suite in (*SUITES, "representation") for row in found[suite]):
-            truth = shares.get(row["group"]) if row["metric"] == "share" else NULLS.get(row["metric"])
-            known = shape.sources == 1 or row["metric"] not in _OF_ONE_SOURCE
-            if known and truth is not None and row["lower"] is not None:
-                of = held.setdefault(row["metric"], np.zeros((len(seeds), 2), np.int64))[number]
-                of += (row["lower"] <= truth <= row["upper"], 1)
-        for suite in SUITES:
-            alarms[suite] += any(row["q"] is not None and row["q"] < LEVEL for row in found[suite])
+        for suite in (*SUITES, "representation"):
+            for row in found[suite]:
+                truth = truth_of(row["metric"], row["group"], rates) if row["group"] else None
+                known = shape.sources == 1 or row["metric"] not in _OF_ONE_SOURCE
+                if known and truth is not None and row["lower"] is not None:
+                    name = f"intersections.{row['metric']}" if suite == "intersections" else row["metric"]
+                    of = held.setdefault(name, np.zeros((len(seeds), 2), np.int64))[number]
+                    of += (row["lower"] <= truth <= row["upper"], 1)
+            if found[suite] and suite in SUITES:
+                alarms[suite] += any(row["q"] is not None and row["q"] < LEVEL for row in found[suite])
     return held, alarms
 
 
@@ -241,7 +276,7 @@ def pooled_alarms(seeds: Sequence[int], shape: Shape) -> Counter[str]:
     """Suite -> corpora with an alarm, were all sources one: what comparing within sources is for."""
     from governance.checks.bias.tables import bias_tables
 
-    alarms: Counter[str] = Counter(dict.fromkeys(SUITES, 0))
+    alarms: Counter[str] = Counter()
     for seed in seeds:
         counts = corpus(seed, shape)
         for name, table in counts.items():
@@ -249,7 +284,7 @@ def pooled_alarms(seeds: Sequence[int], shape: Shape) -> Counter[str]:
                 place = table.column_names.index("source")
                 counts[name] = table.set_column(place, "source", pa.array(["web"] * len(table)))
         found = bias_tables(counts)
-        for suite in SUITES:
+        for suite in (suite for suite in SUITES if found[suite]):
             alarms[suite] += any(row["q"] is not None and row["q"] < LEVEL for row in found[suite])
     return alarms
 
@@ -269,11 +304,11 @@ def power(seeds: Sequence[int]) -> Counter[str]:
 
 def bias_null(quick: bool) -> list[Goal]:
     """Coverage and alarms over 300 corpora without bias (30 when quick) of each shape; power over 200."""
-    number = 30 if quick else 300
     goals = []
     for name, shape in SHAPES.items():
-        goals += list(_goals(name, number, *measured(range(number), shape)))
-    few = range(number // 10)
+        number = 30 if quick else shape.corpora
+        goals += list(_goals(name, quick, number, *measured(range(number), shape)))
+    few = range(3 if quick else 30)
     for suite, hits in sorted(pooled_alarms(few, SHAPES["two_sources"]).items()):
         goals.append(figure(f"bias_null.two_sources.{suite}.alarms_with_sources_pooled", hits / len(few)))
     for name, hits in power(range(_POWER_CORPORA)).items():
@@ -293,16 +328,21 @@ def coverage_of(held: Integers) -> tuple[float, float]:
     return inside / rows, float(max(clustered, np.sqrt(0.95 * 0.05 / rows)))
 
 
-def _goals(name: str, number: int, held: Mapping[str, Integers], alarms: Counter[str]) -> Iterator[Goal]:
+def _goals(
+    name: str, quick: bool, number: int, held: Mapping[str, Integers], alarms: Counter[str]
+) -> Iterator[Goal]:
     for metric, of in sorted(held.items()):
         (coverage, error), rows = coverage_of(of), of[:, 1].sum()
-        note = f"standard error {error:.4f}; {rows:,} intervals in {number} corpora"
+        note = f"standard error {error:.4f}; {rows:,} intervals in {number:,} corpora"
         if rows < LEAST_INTERVALS:
             yield figure(f"bias_null.{name}.{metric}.coverage", coverage, f"{note}; few")
             continue
-        yield Goal(f"bias_null.{name}.{metric}.coverage_at_least", coverage, round(0.93 - 2 * error, 4), note=note)
-        yield Goal(f"bias_null.{name}.{metric}.coverage_at_most", coverage, round(0.97 + 2 * error, 4), "<=", note)
-    by_chance = 0 if number >= 300 else 2 * (LEVEL * (1 - LEVEL) / number) ** 0.5  # two standard errors
+        if not quick and not 0.93 <= coverage <= 0.97 and 0.93 - 2 * error <= coverage <= 0.97 + 2 * error:
+            note += "; outside by less than two standard errors"
+        reach = 2 * error if quick else 0.0
+        yield Goal(f"bias_null.{name}.{metric}.coverage_at_least", coverage, round(0.93 - reach, 4), note=note)
+        yield Goal(f"bias_null.{name}.{metric}.coverage_at_most", coverage, round(0.97 + reach, 4), "<=", note)
+    by_chance = 2 * (LEVEL * (1 - LEVEL) / number) ** 0.5 if quick else 0  # two standard errors
     for suite, hits in sorted(alarms.items()):
-        note = f"corpora of {number}, q < .05"
+        note = f"corpora of {number:,}, q < .05"
         yield Goal(f"bias_null.{name}.{suite}.alarms", hits / number, round(LEVEL + by_chance, 4), "<=", note)

@@ -22,6 +22,8 @@ _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
 _CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
 _OPEN = ("PASS", "WAIVED")
 _NAMED = 3
+_LISTS = {"sentiment": "tone", "toxicity": "insults", "attributes": "associations"}
+"""List of the audit -> the quantity that is not measured without it."""
 _EXAMPLE = 150  # characters
 
 Finding = dict[str, str]
@@ -169,21 +171,38 @@ def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
     return {suite: rows for suite, rows in tested.items() if rows}
 
 
-def uncovered(found: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """Coverage row if some documents have no word list, else None."""
-    for suite, rows in found["bias"].items():
-        for row in rows:
-            if row["metric"] == "coverage" and not row["instrument"] and row["note"]:
-                return suite, row
-    return None
+def uncovered(found: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Documents in languages that lists do not cover: clause, unmeasured quantity, coverage row.
+
+    Identity terms come first. Lists of the audit without the same languages are one sentence; a run's own lists and
+    classifiers are further instruments, which need not cover what these do.
+    """
+    rows = {row["instrument"]: row for of in found["bias"].values() for row in of if row["metric"] == "coverage"}
+    by_note: dict[str, list[str]] = {}
+    for name in _LISTS:
+        if name in rows and rows[name]["note"]:
+            by_note.setdefault(str(rows[name]["note"]).partition(": ")[2], []).append(name)
+    gaps = []
+    whom = rows.get(None)
+    if whom is not None and whom["note"]:
+        by_note.pop(str(whom["note"]).partition(": ")[2], None)  # without identity terms nothing else can be counted
+        gaps.append((str(whom["note"]), "the groups they mention were not measured", whom))
+    for languages, names in by_note.items():
+        row = rows[names[0]]
+        share_of = str(row["note"]).partition(" are in languages")[0]
+        what = f"{share_of} are in languages without a list for {_and(names)}: {languages}"
+        gaps.append((what, f"their {_and([_LISTS[name] for name in names])} were not measured", row))
+    return gaps
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _uncovered(found: Mapping[str, Any]) -> Iterator[Finding]:
-    if gap := uncovered(found):
-        suite, row = gap
-        what, _, languages = str(row["note"]).partition(": ")
-        yield _finding(what, "the groups they mention were not measured", f"/bias/{suite}", "bias",
-                       counted(row["n"] or 0, "document"), languages)  # fmt: skip
+    for clause, unmeasured, row in uncovered(found):
+        what, _, languages = clause.partition(": ")
+        yield _finding(what, unmeasured, "/bias/representation", "bias", counted(row["n"] or 0, "document"), languages)
 
 
 def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:

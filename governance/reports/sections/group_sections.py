@@ -161,9 +161,11 @@ def groups(found: Mapping[str, Any]) -> Html:
     """Significant differences, and keep ratios as a dot plot."""
     if not found["bias"]:
         return tag("p", "This corpus has no bias audit.", class_="none")
-    gap = uncovered(found)
-    note = tag("p", foreign(f"{gap[1]['note']}."), cite(found, f"/bias/{gap[0]}"), class_="note") if gap else None
-    return join([note, _findings(found), _open_plot(found)])
+    notes = [
+        tag("p", foreign(f"{words}; {unmeasured}."), cite(found, "/bias/representation"), class_="note")
+        for words, unmeasured, _ in uncovered(found)
+    ]
+    return join([*notes, _findings(found), _open_plot(found)])
 
 
 def groups_folded(found: Mapping[str, Any]) -> list[Html]:

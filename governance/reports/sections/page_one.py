@@ -8,7 +8,7 @@ from typing import Any
 from governance.gate.explanation import closing_sentences, counted
 from governance.lineage.unlisted_files import TO_ROOT
 from governance.reports.facts.citations import cite
-from governance.reports.facts.problems import closing
+from governance.reports.facts.problems import closing, uncovered
 from governance.reports.html.markup import (
     UNKNOWN,
     Child,
@@ -225,6 +225,8 @@ def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
     only = ", in non-blocking gates" if found["summary"]["verdict"] == "PASS" else ""
     rest = f"{' and '.join(others)}{only}" if others else "none failed"
     yield f"{counted(counts.get('pass', 0), 'check')} passed; {rest}."
+    for words, unmeasured, _ in uncovered(found):
+        yield f"{words}; {unmeasured}."
     for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
         yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
 
