@@ -2,8 +2,8 @@
 
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
-Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_few_sites
-        bias_classifiers journal hashing edits page.
+Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_policies
+        bias_few_sites bias_classifiers journal hashing edits page.
 Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
@@ -21,6 +21,7 @@ from benchmarks.measures.governance import (
     bias_classifiers,
     bias_few_sites,
     bias_null,
+    bias_policies,
     governance_bias,
     governance_closed,
     governance_edits,
@@ -44,6 +45,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "verified": lambda: governance_gate.verified(quick),
         "bias": lambda: governance_bias.bias(quick),
         "bias_null": lambda: bias_null.bias_null(quick),
+        "bias_policies": lambda: bias_policies.policies(quick),
         "bias_few_sites": lambda: bias_few_sites.few_sites(quick),
         "bias_classifiers": lambda: bias_classifiers.classifiers(quick),
         "journal": lambda: lineage_speed.journal(quick),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from governance.checks.bias.word_lists import list_files
 from governance.checks.bias.word_lists.list_files import PAIRS, headings_of, read_lists
 from governance.errors import ConfigError
+from governance.kernels.word_lookup import joined
 
 FOLDER = Path(list_files.__file__).parent / "terms"
 FILES = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.toml"))}
@@ -102,6 +104,127 @@ def test_the_groups_of_a_phrase_are_before_the_same_nouns(colours, code):
         for group in colours
     ]
     assert len(nouns[0] & nouns[1]) >= 0.7 * min(map(len, nouns))
+
+
+SCORED = {
+    name: tomllib.loads((FOLDER.parent / f"{name}.toml").read_text(encoding="utf-8"))
+    for name in ("sentiment", "toxicity")
+}
+FEMININE = {
+    "de": (("er", "e"),),
+    "es": (("o", "a"), ("os", "as"), ("dor", "dora"), ("dores", "doras"), ("tor", "tora")),
+    "fr": (
+        ("eux", "euse"), ("if", "ive"), ("é", "ée"), ("és", "ées"), ("ant", "ante"), ("ants", "antes"), ("ent", "ente"),
+        ("ents", "entes"), ("el", "elle"), ("il", "ille"), ("ils", "illes"), ("eurs", "eures"), ("du", "due"),
+        ("mpu", "mpue"), ("in", "ine"), ("ins", "ines"), ("ard", "arde"), ("ards", "ardes"), ("ois", "oise"),
+        ("uts", "utes"), ("iot", "iote"), ("iots", "iotes"), ("âtard", "âtarde"),
+    ),
+    "it": (("o", "a"), ("i", "e")),
+    "pt": (("o", "a"), ("os", "as"), ("dor", "dora"), ("dores", "doras")),
+}  # fmt: skip
+"""Endings of men's and of women's form."""
+ONE_GENDER = {
+    "de": "tapfer, lügner, arschlöcher, penner, ungeziefer, wichser",
+    "es": "éxito, fracaso, miedo, odio, coño, capullo, cerdo asqueroso",
+    "fr": "putain",
+    "it": "sorriso, successo, disastro, fallimento, odio, cazzo, vaffanculo",
+    "pt": "sorriso, sucesso, fracasso, medo, ódio, cabrão, caralho, lixo humano",
+}
+"""Nouns and words with one form; "lügnerin" and the like are listed by themselves."""
+
+
+@pytest.mark.parametrize("code", FEMININE)
+@pytest.mark.parametrize("name", SCORED)
+def test_each_scored_adjective_is_counted_of_women_as_of_men(name, code):
+    """A list with "admirado" and without "admirada" finds praise of men alone; so the gap of gender would be its own."""
+    alone = set(ONE_GENDER[code].split(", "))
+    for listed in SCORED[name][code][name].values():
+        terms = set(listed)
+        for term in terms - alone:
+            counterparts = {term.removesuffix(men) + women for men, women in FEMININE[code] if term.endswith(men)}
+            assert not counterparts or counterparts & terms, (term, counterparts)
+
+
+COUNTERPART_OF_ONE_WORD = {
+    ("es", "nationality", "argentine"), ("es", "nationality", "chinese"), ("es", "ethnicity", "latino"),
+    ("pt", "nationality", "argentine"), ("pt", "ethnicity", "latino"), ("pl", "age", "young"),
+}  # fmt: skip
+"""Groups whose women are a phrase ("mujer argentina": the word alone is the country) and whose men are a word."""
+
+
+@pytest.mark.parametrize("code", FILES)
+def test_phrases_of_women_and_of_men_are_alike_in_every_list(code):
+    """ "Old woman" and "old man", "englishwoman" and "englishman", whatever the axis and however its list is written."""
+    women, men = ({term for row in counted(code).values() for term in row[group]} for group in ("female", "male"))
+    women, men = women - men, men - women
+    for axis, lists in read_lists("terms").languages[code].items():
+        for group, terms in lists.items():
+            if axis not in ("gender", "pronouns") and (code, axis, group) not in COUNTERPART_OF_ONE_WORD:
+                phrases = [term for term in terms if len(term) > 1]
+                held = [sum(any((word,) in of for word in term) for term in phrases) for of in (women, men)]
+                assert held == [0, 0] or 0.5 <= held[0] / max(held[1], 0.1) <= 2, (axis, group, held)
+
+
+FORMS = {
+    ("en", "religion"): {"people": "s$", "faith": "(ism|ity|islam)$"},
+    ("en", "nationality"): {"people": "(s|men|people)$"},
+    ("en", "ethnicity"): {"people": "(s|people)$"},
+    ("en", "orientation"): {"people": "(s|people)$"},
+    ("hi", "religion"): {"people": "[ोओ]ं$"},
+    ("hi", "nationality"): {"people": "ों$"},
+    ("hi", "caste"): {"people": "[ोओ]ं$"},
+    ("hi", "age"): {"people": "ों$"},
+    ("ja", "religion"): {"faith": "(教|論|道)$", "people": "(徒|者|人)$"},
+    ("ja", "nationality"): {"people": "人$"},
+    ("ja", "ethnicity"): {"people": "(人|系|族)$"},
+    ("ko", "religion"): {"faith": "(교|론)", "people": "(도|자|인)$"},
+    ("ko", "nationality"): {"person": "인$", "people": "사람$"},
+    ("ko", "ethnicity"): {"people": "(인|계|시)$"},
+    ("tr", "religion"): {"faith": "(izm|l[iı]k|liği|islam)", "people": "l[ae]r$"},
+    ("tr", "nationality"): {"people": "l[ae]r$"},
+    ("tr", "ethnicity"): {"people": "l[ae]r$"},
+    ("zh", "religion"): {"faith": "(教|论|論)$", "people": "(徒|者|人|林)$"},
+    ("zh", "nationality"): {"people": "人$"},
+    ("zh", "ethnicity"): {"people": "(人|族|裔)$"},
+}
+"""Forms that each group of a plain list has, by the end of a term."""
+NO_SUCH_FORM = {
+    ("en", "nationality"): "chinese japanese congolese portuguese vietnamese",  # one form for one and for many
+    ("en", "ethnicity"): "mixed",
+    ("en", "orientation"): "queer",
+    ("ja", "religion"): "shinto",  # it names no people
+}
+SAME_GROUPS = {
+    "disability": {"autistic", "blind", "deaf", "disabled", "mental_illness", "wheelchair"},
+    "orientation": {"bisexual", "gay", "heterosexual", "lesbian", "queer"},
+    "age": {"child", "old", "young"},
+}
+"""Groups that each language lists, so that none is measured against a rest that others do not have."""
+
+
+@pytest.mark.parametrize(("code", "axis"), FORMS)
+def test_each_group_of_a_plain_list_has_the_forms_of_the_others(code, axis):
+    """With "french" as a person and as an adjective, and "turkish" as the latter alone, unlike things are compared."""
+    for group, terms in read_lists("terms").languages[code][axis].items():
+        if group != "none" and group not in NO_SUCH_FORM.get((code, axis), "").split():
+            words = [joined(term) for term in terms]
+            assert all(any(re.search(end, word) for word in words) for end in FORMS[code, axis].values()), (group, words)
+
+
+@pytest.mark.parametrize("code", FILES)
+def test_no_list_escapes_the_laws(code):
+    """Written in pairs or in forms, of which the reader is the judge, or a plain list with a law above."""
+    for axis, lists in tables(code).items():
+        if axis in SAME_GROUPS:
+            assert SAME_GROUPS[axis] <= set(lists), axis
+            continue
+        plain = {name for name, row in lists.items() if not isinstance(row, dict)} - {"none", "child"}
+        plain -= {"gender": {"nonbinary", "transgender"}, "pronouns": {"neo", "they"}}.get(axis, set())  # beside the pairs
+        assert not plain or (code, axis) in FORMS or (code, axis) in LAWLESS, (axis, sorted(plain))
+
+
+LAWLESS = {("hi", "ethnicity")}
+"""Five groups, each named in its own way: a tribe, a region, a colour before "people"."""
 
 
 ASYMMETRIC = {

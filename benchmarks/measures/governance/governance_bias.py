@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.measures.corpora import ingested, mixed, rows, test_data
 from benchmarks.measures.goals import Goal, cpu_seconds, figure
+from benchmarks.measures.governance.bias_policies import judged
 from data_pipeline.filters.clean import CleanConfig, clean
 from governance.manifest import Manifest
 from governance.stage import Runtime
@@ -53,7 +54,32 @@ def bias(quick: bool) -> list[Goal]:
             manifest, runtime, _ = _counted(documents, Path(scratch))
             tables = _tables(manifest, runtime.root)
         goals += _planted(tables) if name == "skewed" else _alarms(tables)
+        goals += _decisions(name, tables)
     return goals
+
+
+def _decisions(name: str, tables: Mapping[str, list[dict[str, Any]]]) -> list[Goal]:
+    """Gates that fail on the planted axes of a corpus, and those of them that close it, under either policy."""
+    goals, axes = [], _planned_axes(name)
+    tables = {suite: [row for row in rows if not row["axis"] or row["axis"] in axes] for suite, rows in tables.items()}
+    for policy in ("policy", "policy-strict"):
+        judgement, statuses = judged(tables, policy)
+        failed = sorted(gate for gate, status in statuses.items() if status == "fail")
+        closing = {reason["gate"] for reason in judgement.reasons if reason["closes"] and reason["status"] == "fail"}
+        note = f"{judgement.decision}; failed: {', '.join(failed) or 'none'}"
+        line = f"bias.{name}.{policy}.gates_closed"
+        if policy == "policy":
+            goals.append(Goal(line, len(closing), 0, "<=", note))
+        elif name == "skewed":
+            goals.append(Goal(line, len(closing), 1, note=note))
+        else:  # its planted sentences have no effect; the real texts around them tie groups to themes
+            goals.append(figure(line, len(closing), note))
+    return goals
+
+
+def _planned_axes(name: str) -> set[str]:
+    planned = json.loads((test_data() / "bias" / f"{name}.summary.json").read_bytes())["planned"]
+    return {str(_AXES.get(axis, axis)) for axis in planned}
 
 
 def _planted(tables: Mapping[str, list[dict[str, Any]]]) -> list[Goal]:
@@ -112,8 +138,7 @@ def _alarms(tables: Mapping[str, list[dict[str, Any]]]) -> list[Goal]:
     Groups against the others of their axis, on the axes that were planted. Against chance, or against sentences that
     mention nobody, the planted sentences do differ: they are all about somebody.
     """
-    planned = json.loads((test_data() / "bias" / "control.summary.json").read_bytes())["planned"]
-    axes = {_AXES.get(axis, axis) for axis in planned}
+    axes = _planned_axes("control")
     tested = [
         row
         for suite in ("association", "tone")

@@ -223,7 +223,8 @@ def _ratio_of(sums: Sequence[Floats], cells: Sequence[Floats], strata: Integers,
     at = np.array([own / shared])
     exact = rate_ratio_bounds(at, np.array([rate]), np.array([units]))
     expected = np.array([units * min(rate, 1 - rate)])
-    given_, notes = chosen_intervals(found, exact, expected, by_bucket[1][None, :])
+    counted = np.array([n1.sum() * min(rate, 1 - rate)])
+    given_, notes = chosen_intervals(found, exact, expected, by_bucket[1][None, :], counted)
     lower, upper, p = (float(part[0]) for part in (given_.lower, given_.upper, given_.p))
     effect = float(found.error[0]) ** 2 / model if model > 0 else math.nan
     jackknifed = effect if given_.lower[0] == found.lower[0] else math.nan

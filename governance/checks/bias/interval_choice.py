@@ -2,13 +2,17 @@
 
     expected < 1, or fewer than 5 buckets    none: "too few to say"
     expected < 5                             exact, of effective units (`small_samples.py`)
-    more                                     the jackknife's (`statistics.py`)
+    more, or 30 counted                      the jackknife's (`statistics.py`)
 
 `expected` is the group's expected count of the rarer outcome (sentences with a listed word, removed documents) at the
 reference's rate. Observed counts are not used: a threshold on them would select the extremes. The threshold of 5 is
 that of Cochran 1954, Biometrics 10(4), 417-451, and simulation confirms it (`benchmarks/governance.py bias_null`):
 below 3 the jackknife of a mean of scores covers 57 to 90 % instead of 95 %, because sentences that all score 0 have no
 variance.
+
+Large groups on a dozen sites have few effective units and yet many outcomes, whose variance the jackknife sees: the
+exact interval of the effective units covers .97 of toxicity ratios there, the jackknife's .96. `counted` is the
+expected count of all units. p stays the exact one.
 
 p is the greater of the jackknife's and the exact one wherever both are known: a variance estimated from few sites is
 occasionally far too small.
@@ -28,6 +32,7 @@ from governance.checks.bias.statistics import Estimates, Floats, Integers
 
 LEAST_EXPECTED = 1.0
 JACKKNIFE_EXPECTED = 5.0
+MANY_COUNTED = 30.0
 LEAST_BUCKETS = 5
 _ONE_UNIT = 1.05  # units per site up to which a reference does not show how those of one site resemble each other
 TOO_FEW = "too few to say"
@@ -93,7 +98,7 @@ def units_against(units: Floats, of: Floats) -> Floats:
 
 
 def chosen_intervals(
-    found: Estimates, exact: Bounds, expected: Floats, sampled: Integers | Floats
+    found: Estimates, exact: Bounds, expected: Floats, sampled: Integers | Floats, counted: Floats | None = None
 ) -> tuple[Estimates, list[str]]:
     """Choose the interval of each row; notes mark too few units.
 
@@ -102,10 +107,13 @@ def chosen_intervals(
         exact: of the same rows.
         expected: of the rarer outcome, by the reference's rate.
         sampled: the group's units by bucket.
+        counted: as `expected`, of all units instead of the effective ones; None where `expected` is.
     """
-    few = (expected < JACKKNIFE_EXPECTED) | ~np.isfinite(found.lower)
+    unknown = ~np.isfinite(found.lower)
+    few = (expected < JACKKNIFE_EXPECTED) | unknown
+    bare = few if counted is None else few & (unknown | ~(counted >= MANY_COUNTED))
     with np.errstate(all="ignore"):
-        lower, upper = np.where(few, exact.lower, found.lower), np.where(few, exact.upper, found.upper)
+        lower, upper = np.where(bare, exact.lower, found.lower), np.where(bare, exact.upper, found.upper)
         p = np.where(few, exact.p, np.fmax(found.p, exact.p))
     fit = (expected >= LEAST_EXPECTED) & ((sampled > 0).sum(axis=-1) >= LEAST_BUCKETS)
     fit &= np.isfinite(found.value) & np.isfinite(lower) & np.isfinite(upper)

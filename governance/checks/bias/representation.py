@@ -55,6 +55,7 @@ from governance.checks.bias.statistics import (
     Estimates,
     Floats,
     Integers,
+    degrees_of_shares,
     jackknife,
     share_estimates,
 )
@@ -203,7 +204,10 @@ def representation_rows(counts: Mapping[str, pa.Table], listed: Groups) -> list[
         whole = np.broadcast_to(documents[(language,)], part.shape)
         on_axis = stacked(axes, [key[:2] for key in keys])
         all_words = np.broadcast_to(words[(language,)], part.shape)
-        rate = jackknife(lambda some, of: some * 1e6 / of, (stacked(mentions, keys), all_words), all_words, LOG)
+        rate = jackknife(
+            lambda some, of: some * 1e6 / of, (stacked(mentions, keys), all_words), all_words, LOG,
+            most_degrees=degrees_of_shares(all_words),
+        )  # fmt: skip
         for metric, found, of in (
             ("share", share_estimates(part, whole), whole),
             ("axis_share", share_estimates(part, on_axis), on_axis),

@@ -136,8 +136,9 @@ def _compared(
     variance, *pool = (standardised(part, ones, weight) for part in (spread, total, squares, hits))
     units = units_within(n1, n0, other_sums[place], n0, variance, by_site)
     exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, pool)
-    expected = units * (np.minimum(pool[2], 1 - pool[2]) if toxic else _rarer(pool))
-    chosen, notes = chosen_intervals(found, exact, expected, n1.sum(axis=1))
+    rarer = np.minimum(pool[2], 1 - pool[2]) if toxic else _rarer(pool)
+    counted = np.minimum(first[0], second[0]).sum(axis=1) * rarer
+    chosen, notes = chosen_intervals(found, exact, units * rarer, n1.sum(axis=1), counted)
     chosen = _in_points(chosen, scale)
     with np.errstate(all="ignore"):
         pooled = statistic(
