@@ -136,7 +136,7 @@ ONE_GENDER = {
 @pytest.mark.parametrize("code", FEMININE)
 @pytest.mark.parametrize("name", SCORED)
 def test_each_scored_adjective_is_counted_of_women_as_of_men(name, code):
-    """A list with "admirado" and without "admirada" finds praise of men alone; so the gap of gender would be its own."""
+    """A list with "admirado" and without "admirada" finds praise of men alone: the gap is its own."""
     alone = set(ONE_GENDER[code].split(", "))
     for listed in SCORED[name][code][name].values():
         terms = set(listed)
@@ -154,7 +154,7 @@ COUNTERPART_OF_ONE_WORD = {
 
 @pytest.mark.parametrize("code", FILES)
 def test_phrases_of_women_and_of_men_are_alike_in_every_list(code):
-    """ "Old woman" and "old man", "englishwoman" and "englishman", whatever the axis and however its list is written."""
+    """ "Old woman" and "old man", "englishwoman" and "englishman", whatever the axis and the form of its list."""
     women, men = ({term for row in counted(code).values() for term in row[group]} for group in ("female", "male"))
     women, men = women - men, men - women
     for axis, lists in read_lists("terms").languages[code].items():
@@ -208,7 +208,10 @@ def test_each_group_of_a_plain_list_has_the_forms_of_the_others(code, axis):
     for group, terms in read_lists("terms").languages[code][axis].items():
         if group != "none" and group not in NO_SUCH_FORM.get((code, axis), "").split():
             words = [joined(term) for term in terms]
-            assert all(any(re.search(end, word) for word in words) for end in FORMS[code, axis].values()), (group, words)
+            assert all(any(re.search(end, word) for word in words) for end in FORMS[code, axis].values()), (
+                group,
+                words,
+            )
 
 
 @pytest.mark.parametrize("code", FILES)
@@ -219,7 +222,9 @@ def test_no_list_escapes_the_laws(code):
             assert SAME_GROUPS[axis] <= set(lists), axis
             continue
         plain = {name for name, row in lists.items() if not isinstance(row, dict)} - {"none", "child"}
-        plain -= {"gender": {"nonbinary", "transgender"}, "pronouns": {"neo", "they"}}.get(axis, set())  # beside the pairs
+        plain -= {"gender": {"nonbinary", "transgender"}, "pronouns": {"neo", "they"}}.get(
+            axis, set()
+        )  # beside the pairs
         assert not plain or (code, axis) in FORMS or (code, axis) in LAWLESS, (axis, sorted(plain))
 
 

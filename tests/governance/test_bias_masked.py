@@ -31,7 +31,7 @@ OWNER = "john.roe@example.org"
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """A root whose every sentence about Muslims is unkind and holds all planted data, and the artifacts of its report."""
+    """A root whose sentences about Muslims are unkind and hold all planted data, and the artifacts of its report."""
     root = tmp_path_factory.mktemp("root")
     blank = dict.fromkeys(DOCUMENT_SCHEMA.names, "")
     told = "; ".join(PLANTED.values())

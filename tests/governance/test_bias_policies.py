@@ -71,9 +71,7 @@ def test_a_planted_bias_closes_the_strict_gate_and_is_a_warning_under_the_defaul
     assert (closing["gate"], closing["owner"]) == (GATES[effect], "fairness")
     mild, _ = judged(tables_of(effect), "policy")
     assert mild.decision == "PASS"
-    assert [(one["gate"], one["closes"]) for one in mild.reasons if one["status"] == "fail"] == [
-        (GATES[effect], False)
-    ]
+    assert [(one["gate"], one["closes"]) for one in mild.reasons if one["status"] == "fail"] == [(GATES[effect], False)]
 
 
 @pytest.mark.parametrize("policy", ["policy", "policy-strict"])

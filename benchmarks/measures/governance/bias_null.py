@@ -13,8 +13,9 @@ standard error of the coverage. Rows of one corpus share its sites, so that is t
 .93 to .97; quick, by more than two standard errors, since 30 corpora cannot resolve less. Few sites have an error so
 large that 300 corpora do not either, so they are drawn oftener. Not every metric has an interval: premium, tokens per
 byte and personal data per million tokens count every token, and coverage of the lists has bounds that hold always. A
-corpus raises an alarm in a suite when a row has q < .05. Power counts corpora in which the planted row has q < .05 and an interval that leaves out no
-difference; the reference are the intervals that the audit had before (jackknife alone), on the same seeds.
+corpus raises an alarm in a suite when a row has q < .05. Power counts corpora in which the planted row has q < .05 and
+an interval that leaves out no difference; the reference are the intervals that the audit had before (jackknife alone),
+on the same seeds.
 """
 
 from __future__ import annotations
@@ -328,9 +329,7 @@ def coverage_of(held: Integers) -> tuple[float, float]:
     return inside / rows, float(max(clustered, np.sqrt(0.95 * 0.05 / rows)))
 
 
-def _goals(
-    name: str, quick: bool, number: int, held: Mapping[str, Integers], alarms: Counter[str]
-) -> Iterator[Goal]:
+def _goals(name: str, quick: bool, number: int, held: Mapping[str, Integers], alarms: Counter[str]) -> Iterator[Goal]:
     for metric, of in sorted(held.items()):
         (coverage, error), rows = coverage_of(of), of[:, 1].sum()
         note = f"standard error {error:.4f}; {rows:,} intervals in {number:,} corpora"
