@@ -3,7 +3,7 @@
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
 Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_policies
-        bias_few_sites bias_classifiers journal hashing edits page.
+        bias_sources bias_few_sites bias_classifiers journal hashing edits page.
 Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
@@ -22,6 +22,7 @@ from benchmarks.measures.governance import (
     bias_few_sites,
     bias_null,
     bias_policies,
+    bias_sources,
     governance_bias,
     governance_closed,
     governance_edits,
@@ -46,6 +47,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "bias": lambda: governance_bias.bias(quick),
         "bias_null": lambda: bias_null.bias_null(quick),
         "bias_policies": lambda: bias_policies.policies(quick),
+        "bias_sources": lambda: bias_sources.sources(quick),
         "bias_few_sites": lambda: bias_few_sites.few_sites(quick),
         "bias_classifiers": lambda: bias_classifiers.classifiers(quick),
         "journal": lambda: lineage_speed.journal(quick),
