@@ -159,7 +159,9 @@ def effective_clusters(sampled: Integers) -> Floats:
 
 
 def degrees_of_shares(whole: Integers) -> Floats:
-    """Most degrees of freedom of a share of `whole`, [rows, buckets]: effective clusters less 1, at least 1.
+    """Most degrees of freedom of a share: effective clusters less 1.
+
+    They are at least 1; `whole` is [rows, buckets].
 
     Johnson and Rust's are an estimate, from few buckets too high as often as too low: with 12 sites of unlike size
     intervals of shares covered .93. A share is not tested, so a wider interval costs no power.

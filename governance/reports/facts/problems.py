@@ -172,7 +172,7 @@ def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
 
 
 def uncovered(found: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Documents in languages that lists do not cover: clause, unmeasured quantity, coverage row.
+    """Documents without lists: clause, unmeasured quantity, coverage row.
 
     Identity terms come first. Lists of the audit without the same languages are one sentence; a run's own lists and
     classifiers are further instruments, which need not cover what these do.
@@ -183,10 +183,12 @@ def uncovered(found: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
         if name in rows and rows[name]["note"]:
             by_note.setdefault(str(rows[name]["note"]).partition(": ")[2], []).append(name)
     gaps = []
-    whom = rows.get(None)
-    if whom is not None and whom["note"]:
-        by_note.pop(str(whom["note"]).partition(": ")[2], None)  # without identity terms nothing else can be counted
-        gaps.append((str(whom["note"]), "the groups they mention were not measured", whom))
+    mentions = rows.get(None)
+    if mentions is not None and mentions["note"]:
+        by_note.pop(
+            str(mentions["note"]).partition(": ")[2], None
+        )  # without identity terms nothing else can be counted
+        gaps.append((str(mentions["note"]), "the groups they mention were not measured", mentions))
     for languages, names in by_note.items():
         row = rows[names[0]]
         share_of = str(row["note"]).partition(" are in languages")[0]
