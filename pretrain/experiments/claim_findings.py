@@ -152,9 +152,9 @@ _CLAIMS = (
     ("time", "It has a lower loss after the same time.", "nats per token lower loss", 0.0),
     ("energy", "It has a lower loss for the same energy.", "nats per token lower loss", 0.0),
     ("context", "It gains more from a longer context.", "nats per token more gained", 0.0),
-    ("recall", "It recalls facts from farther back.", "more of the facts recalled", 0.0),
+    ("recall", "It recalls facts from farther back.", "points more of the facts recalled", 0.0),
     ("attention", "Attention lowers a recurrent network's loss.", "nats per token lower loss", 0.0),
-    ("attention_recall", "Attention makes a recurrent network recall.", "more of the facts recalled", 0.0),
+    ("attention_recall", "Attention makes a recurrent network recall.", "points more of the facts recalled", 0.0),
 )
 """Name, sentence (about the Transformer where it says "it"), unit of its figure, and the figure of no difference."""
 

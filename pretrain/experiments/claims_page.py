@@ -50,12 +50,17 @@ def _short(value: float) -> str:
     return f"{value:.3f}"
 
 
+def _points(value: float) -> str:
+    """Difference of two shares, in percentage points."""
+    return f"{100 * value:+.1f}"
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
 def _writer(claim: Found) -> Callable[[float], str]:
-    return {"speed": lambda value: f"{value:.2f}", "recall": _percent, "attention_recall": _percent}.get(
+    return {"speed": lambda value: f"{value:.2f}", "recall": _points, "attention_recall": _points}.get(
         claim["id"], lambda value: f"{value:+.3f}"
     )
 
@@ -142,7 +147,7 @@ def _differences(found: Found) -> Html:
                 points = (about["low"], about["mean"], about["high"])
                 drawn = interval_about(points, scale, claim["neutral"], label, hit=row["verdict"] == NOT_HELD)
             rows.append([name, _pill(row["verdict"]), _with_interval(about, write), drawn])
-        title = f"{claim['claim']} Difference in {claim['unit']}; the upright line is no difference"
+        title = f"{claim['claim']} Difference: {claim['unit']}; the upright line is no difference"
         blocks.append(table(title, ["model", "verdict", "mean, 95 % interval", "interval"], rows, shown=len(rows)))
     return tag("section", tag("h3", "Each claim against each opponent"), blocks)
 
