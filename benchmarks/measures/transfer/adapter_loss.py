@@ -96,7 +96,8 @@ class _Runs:
         self.train = sides[0]
         self.test = self._tokens("test", sides[1][:400], 0.999)
         self.parent = self._trained(self._tokens("general", general, 0.0), self._recipe("", 3e-3, steps, 0))
-        self._export(self.parent)
+        if not (folder / "parent").exists():  # a folder that holds some of the trainings gives them again
+            self._export(self.parent)
 
     def _export(self, made: Manifest) -> None:
         from pretrain.export.huggingface import export
