@@ -92,7 +92,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     yield f"layout      {_layout(recipe, engine, ranks)}, on {hardware.device}"
     beside = None
     if recipe.train.distillation is not None:
-        beside, words = _teacher(run, runtime, vocabulary)
+        beside, words = teacher_beside(run, runtime, vocabulary)
         yield f"teacher     {words}"
     yield f"memory      {in_words(needed_memory(recipe, engine, vocabulary, hardware, beside), hardware)}"
     yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
@@ -105,7 +105,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     yield "refused     nothing; the gate, the rows, train.continue_from, the teacher and tasks are checked at the start"
 
 
-def _teacher(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:
+def teacher_beside(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:
     """The teacher that computes beside the student, and its cost in words."""
     recipe = pinned(run)
     try:

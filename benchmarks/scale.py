@@ -2,8 +2,11 @@
 
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg]
     python benchmarks/scale.py --ranks [--quick]
+    python benchmarks/scale.py --planning [--quick] [--plot docs/plan.svg]
 
 `--ranks`: what a rank of 8, 64 and 512 does with files when it saves, loads and looks at the run's holders.
+
+`--planning`: `assay plan` against published speeds and against runs on this machine, and how long an answer takes.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -32,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, figure, run, status_mb
-from benchmarks.measures.training import scale_ranks
+from benchmarks.measures.training import plan_published, plan_runs, scale_ranks
 
 HERE = Path(__file__).resolve().parents[1]
 FILE_BYTES = 64_000_000
@@ -160,6 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="25 MB to 0.2 GB; at most 5 minutes")
     parser.add_argument("--ranks", action="store_true", help="only what grows with the ranks of a training")
+    parser.add_argument("--planning", action="store_true", help="only the plan against published and measured runs")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -170,6 +175,13 @@ def main() -> int:
 
     if arguments.ranks:
         return run([("ranks", lambda: scale_ranks.goals(arguments.quick))])
+
+    if arguments.planning:
+        published, runs = plan_published.goals, functools.partial(plan_runs.goals, arguments.quick)
+        done = run([("published", published), ("runs", runs), ("answer", plan_runs.answer)])
+        if arguments.plot:
+            arguments.plot.write_text(plan_published.plot(), encoding="utf-8")
+        return done
 
     def grow() -> list[Goal]:
         found, goals = [], []

@@ -88,6 +88,9 @@ class SlurmConfig(Section):
 
     nodes: int = Field(default=1, ge=1)
     """Nodes for training."""
+    cluster: str = ""
+    """Kind of these nodes, for `assay plan` and the plan's line of a submission: a shipped cluster file by its name
+    ("h100"), or the path of one; empty: a submission prints no plan."""
     gpus_per_node: int = Field(default=0, ge=0)
     """GPUs on each node, one training process each; 0: training runs on the CPUs."""
     gpu_memory: Memory = ""

@@ -95,6 +95,7 @@ def submit(arguments: Arguments) -> int:
             )
         requests = [JobRequest(job) for job in jobs]
         _refuse(arguments, requests, loaded, sources, runtime, config)
+        _say_plan(loaded, runtime, config)
         fetch_here(loaded, runtime, _config_words(arguments), requested=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
         lines = _queue(arguments, requests, runtime, config, start[0] if start else None)
@@ -106,6 +107,27 @@ def submit(arguments: Arguments) -> int:
             write_json(chosen, evidence)
             say(words, carbon=evidence)
     return _rehearse(arguments, lines, requests, runtime, config)
+
+
+def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
+    """Print the plan's line, and warn of an exceeded energy budget.
+
+    Raises:
+        ConfigError: `slurm.cluster` names no cluster, or a wrong file.
+    """
+    if not config.cluster:
+        return
+    from assay.dry_run import teacher_beside
+    from assay.planning.plan_budget import of_submission
+    from assay.start_preflight import vocabulary_of
+
+    vocabulary, _ = vocabulary_of(loaded, runtime)
+    distils = loaded.config.train.distillation is not None
+    teacher = teacher_beside(loaded, runtime, vocabulary)[0] if distils else None
+    line, warning = of_submission(loaded, vocabulary, config.cluster, config.nodes, teacher)
+    say(line, plan=line)
+    if warning:
+        get_logger(__name__).warning("%s", warning)
 
 
 def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | None, str, dict[str, Any]] | None:

@@ -58,6 +58,7 @@ def parser() -> Parser:
     about = "audit a corpus, and sign, verify and trace artifacts"
     add_governance(_group(commands, "governance", about), _config)
     _training(commands)
+    _plan(commands)
     _classify(commands)
     _experiment(commands)
     _slurm(commands)
@@ -249,6 +250,19 @@ def _training(commands: Commands[Parser]) -> None:
         default="fp32",
         help="data type of the weights (default: %(default)s)",
     )
+
+
+def _plan(commands: Commands[Parser]) -> None:
+    text = "predict memory, time, failures, money and energy of a run on a named cluster, before anything is queued"
+    command = _add(commands, "plan", "plan", text)
+    command.set_defaults(group="plan")
+    _config(command)
+    text = "nodes: h100, h200, a100, mi300x, cpu, or a file of your own (default: slurm.cluster)"
+    command.add_argument("--cluster", default="", metavar="NAME|FILE", help=text)
+    command.add_argument("--nodes", type=positive, metavar="N", help="number of nodes (default: slurm.nodes)")
+    text = "correct the plan by the record of a run on such nodes: its root, or the folder of its training"
+    path(command, "--from", "RUN", text, dest="from_run")
+    path(command, "--html", "PATH", "also write the plan as a page, with memory and time drawn over the layouts")
 
 
 def _generation(commands: Commands[Parser]) -> None:

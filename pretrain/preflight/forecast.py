@@ -14,7 +14,7 @@ estimate for comparing settings, never a measurement (`benchmarks/training.py gp
 Assumptions for an H100: 989.4 TFLOP/s and 3.35 TB/s (NVIDIA's data sheet, SXM5), of which copies reach 3.0; products
 reach 620 TFLOP/s at width 768 and 680 from 2048 on; attention reaches 300 and 230 (forward, backward) with heads of 64,
 400 and 320 with wider ones (FlexAttention's own figures); rings reach 360 GB/s within a node (NVLink 4, 450 GB/s each
-way) and 320 between nodes (8 x 400 Gb/s InfiniBand per node, 80 % of it), or the value of `network`.
+way) and 320 between nodes (8 x 400 Gb/s InfiniBand per node, 80 % of it), or what a `Machine` has.
 """
 
 from __future__ import annotations
@@ -36,12 +36,35 @@ from pretrain.model.flops import (
 )
 
 PEAK, COPIES = 989.4e12, 3.0e12
-_NARROW, _WIDE = 620e12, 680e12  # products of width 768, and from 2048 on
-_ATTENTION = {False: (300e12, 230e12), True: (400e12, 320e12)}  # heads wider than 64: forward, backward
-NETWORK = 320e9
-_IN_NODE, _HOP = 360e9, 4e-6
 _WAIT = 0.25e-3  # the kernel queue drains and refills
 _BLOCK = 128  # tokens along a side of attention's blocks
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of a device and its networks, by default an H100's.
+
+    They are operations or bytes per second.
+    """
+
+    peak: float = PEAK
+    copies: float = COPIES
+    narrow: float = 620e12
+    """Products of width 768."""
+    wide: float = 680e12
+    """Products of width 2048 and more."""
+    small_heads: tuple[float, float] = (300e12, 230e12)
+    """Attention with heads of up to 64 channels: forward, backward."""
+    large_heads: tuple[float, float] = (400e12, 320e12)
+    in_node: float = 360e9
+    """A ring within a node."""
+    network: float = 320e9
+    """A ring between nodes."""
+    hop: float = 4e-6
+    """Seconds from one rank of a ring to the next."""
+
+
+H100 = Machine()
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,10 @@ class Forecast:
     """Seconds of communication that overlap computation."""
     flops: float
     """Floating-point operations that the model needs (`training_flops`), without recomputation."""
+    within: float = 0.0
+    """Seconds of communication within blocks (tensor, sequence and expert ranks), a part of `communication`."""
+    peak: float = PEAK
+    """Floating-point operations per second of the data sheet."""
 
     @property
     def step(self) -> float:
@@ -63,7 +90,7 @@ class Forecast:
     @property
     def mfu(self) -> float:
         """Model FLOPs utilization: share of the data sheet's peak."""
-        return self.flops / self.step / PEAK
+        return self.flops / self.step / self.peak
 
     def in_words(self) -> str:
         """One line."""
@@ -92,8 +119,7 @@ class _Work:
     outside: int
     """Embedding, head, norms."""
     vocabulary: int
-    network: float
-    """Bytes per second of a ring between nodes."""
+    machine: Machine
     reduced: float
     """Bytes per gradient element sent in the reduction."""
     shares: list[tuple[int, int, int]]
@@ -122,28 +148,26 @@ def forecast(
     engine: EngineConfig,
     vocabulary_size: int,
     ranks: Ranks,
-    network: float = NETWORK,
+    machine: Machine = H100,
     teacher: ModelConfig | None = None,
 ) -> Forecast:
-    """Roofline of a step on H100s in bf16, compiled.
-
-    `network` is the bytes per second of a ring between nodes; `teacher` computes beside a student.
-    """
-    work = _work(recipe, engine, vocabulary_size, ranks, network)
+    """Roofline of a step in bf16, compiled; `teacher` computes beside a student."""
+    work = _work(recipe, engine, vocabulary_size, ranks, machine)
     forward, backward = _computed(work)
     kept = {name: work.passes * (forward[name] + backward[name]) for name in forward}
     if teacher is not None:
-        beside = _work(recipe.model_copy(update={"model": teacher}), engine, vocabulary_size, ranks, network)
+        beside = _work(recipe.model_copy(update={"model": teacher}), engine, vocabulary_size, ranks, machine)
         head = 2 * beside.vocabulary * teacher.hidden_size * beside.tokens / _products(beside)
         kept["teacher"] = work.passes * (sum(_computed(beside)[0].values()) - 2 * head)  # its loss has one product
     kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
     hidden, exposed = _communication(work, sum(forward.values()), sum(backward.values()))
-    exposed += work.passes * _within_blocks(work)
+    within = work.passes * _within_blocks(work)
     flops = training_flops(recipe, vocabulary_size) * work.tokens * work.passes
-    return Forecast({**kept, "communication": exposed}, hidden, flops / engine.tensor_parallel_size)
+    parts = {**kept, "communication": exposed + within}
+    return Forecast(parts, hidden, flops / engine.tensor_parallel_size, within, machine.peak)
 
 
-def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, network: float) -> _Work:
+def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, machine: Machine) -> _Work:
     model, tensor = recipe.model, engine.tensor_parallel_size
     one, two = (model.model_copy(update={"num_hidden_layers": count}) for count in (1, 2))
     stored, met = (
@@ -169,7 +193,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
         passes,
         *sizes,
         model.head_rows(vocabulary_size),
-        network,
+        machine,
         bytes_per_gradient(recipe.train),
         distant,
         min(1.0, trained / parameter_count(model, vocabulary_size)),
@@ -179,7 +203,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
 def _products(work: _Work) -> float:
     """FLOP/s of products of this width, interpolated between two assumed rates."""
     share = min(1.0, max(0.0, (work.model.hidden_size - 768) / (2048 - 768)))
-    return _NARROW + share * (_WIDE - _NARROW)
+    return work.machine.narrow + share * (work.machine.wide - work.machine.narrow)
 
 
 def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
@@ -191,13 +215,14 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     rate, head = _products(work), work.vocabulary * model.hidden_size // engine.tensor_parallel_size
     body = 2 * layers * work.block * work.tokens / rate
     output = 2 * head * work.tokens / rate  # the loss computes all three of its products in the forward pass
-    fast = _ATTENTION[model.head_dim > 64]
+    fast = work.machine.large_heads if model.head_dim > 64 else work.machine.small_heads
     width = model.attention_width // engine.tensor_parallel_size
     keys = sum(_keys(work.length, model.window(layer)) for layer in range(layers))
     operations = 4 * keys * width * work.tokens
     stream, inner = 2 * work.tokens * model.hidden_size, 2 * work.tokens * model.intermediate_size
     inner = inner // engine.tensor_parallel_size * (1 if model.moe is None else model.moe.num_experts_per_tok)
-    there, back = layers * (14 * stream + 3 * inner) / COPIES, layers * (22 * stream + 6 * inner) / COPIES
+    there, back = layers * (14 * stream + 3 * inner), layers * (22 * stream + 6 * inner)
+    there, back = there / work.machine.copies, back / work.machine.copies
     forward = {"products": body + 3 * output, "attention": operations / fast[0], "between": there}
     backward = {
         "products": (1 + work.trained + computed_again) * body,
@@ -226,7 +251,7 @@ def _loss(work: _Work) -> float:
     """
     pieces = work.tokens / min(work.tokens, piece_tokens(work.vocabulary, "cuda"))
     weight = work.vocabulary * work.model.hidden_size
-    return (4 * 2 * work.tokens * work.vocabulary + pieces * 10 * weight) / COPIES
+    return (4 * 2 * work.tokens * work.vocabulary + pieces * 10 * weight) / work.machine.copies
 
 
 def _update(work: _Work) -> float:
@@ -239,7 +264,7 @@ def _update(work: _Work) -> float:
     # Stage 0 adds to fp32 gradients in place; stages 2 and 3 copy into buckets and add up their own part.
     summed = {0: 12 * every, 1: 20 * every}.get(stage, 8 * every + 12 * own)
     once = (24 * every if stage == 1 else 0) + 46 * own
-    return (work.passes * summed + once) / COPIES
+    return (work.passes * summed + once) / work.machine.copies
 
 
 def _waits(work: _Work) -> float:
@@ -264,8 +289,8 @@ def _ring(work: _Work, count: float, ranks: int, apart: int = 1) -> float:
     They are every `apart`-th rank; the rings of the ranks between them share a node's network.
     """
     inside = ranks * apart <= work.node
-    speed = _IN_NODE if inside else work.network / min(apart, work.node)
-    return (ranks - 1) / ranks * count / speed + (ranks - 1) * _HOP
+    speed = work.machine.in_node if inside else work.machine.network / min(apart, work.node)
+    return (ranks - 1) / ranks * count / speed + (ranks - 1) * work.machine.hop
 
 
 def _exchange(work: _Work, count: float, ranks: int) -> float:
@@ -275,7 +300,7 @@ def _exchange(work: _Work, count: float, ranks: int) -> float:
     """
     if ranks <= work.node:
         return _ring(work, count, ranks)
-    return (ranks - work.node) / ranks * count * work.node / work.network + (ranks - 1) * _HOP
+    return (ranks - work.node) / ranks * count * work.node / work.machine.network + (ranks - 1) * work.machine.hop
 
 
 def _communication(work: _Work, forward: float, backward: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from assay.cli import (
     kpi_commands,
     mirror_commands,
     model_commands,
+    plan_commands,
     report_commands,
     review_commands,
     slurm_commands,
@@ -89,6 +90,7 @@ SURFACE = {
         "CHECKPOINT",
         "TEXT",
     ],
+    "plan": [*COMMON, "--cluster", "--from", "--html", "--nodes"],
     "report compare": ["--help", "--html", "A", "B"],
     "report index": ["--help", "--html", "FOLDER"],
     "report verify": ["--help", "--key", "--root", "--with", "CONFIG|ROOT|REPORT"],
@@ -127,7 +129,7 @@ def test_surface_is_pinned_and_each_command_exists():
         "config": config_commands, "data": data_commands, "experiment": experiment_commands,
         "governance": governance_commands,
         "inspect": inspect_commands, "kpi": kpi_commands,
-        "mirror": mirror_commands, "model": model_commands, "report": report_commands,
+        "mirror": mirror_commands, "model": model_commands, "plan": plan_commands, "report": report_commands,
         "review": review_commands, "slurm": slurm_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)

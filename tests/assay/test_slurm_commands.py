@@ -318,3 +318,19 @@ def test_a_wrong_forecast_is_refused_before_anything_is_queued(cluster, capsys, 
     assert output in capsys.readouterr().err
     assert not (cluster / "calls").exists()
     assert slurm("submit", "--latest", "3", root=cluster / "root") == 78  # no job of that name
+
+
+@pytest.mark.parametrize("limit", [1e-9, 1e9])
+def test_a_submission_prints_its_plan_and_warns_of_the_budget(cluster, capsys, limit):
+    policy = (CONFIG.parent / "policy.toml").read_text(encoding="utf-8")
+    (cluster / "policy.toml").write_text(f"{policy}\n[energy_budget]\nkilowatt_hours = {limit}\n", encoding="utf-8")
+    path = cluster / "mine.toml"
+    path.write_text(f'base = "{CONFIG}"\n[slurm]\ncluster = "cpu"\n[engine]\nmicro_batch_size = 8\n', encoding="utf-8")
+    assert main(["slurm", "submit", str(path), f"--root={cluster / 'root'}"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"plan: [\d.]+ \([\d.]+ to [\d.]+\) days on 1 node\(s\), MFU \d+ %, USD .* MWh", said.out)
+    assert ("so it would be stopped before its end" in said.err) == (limit < 1)
+    path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"none.toml"'), encoding="utf-8")
+    assert main(["slurm", "submit", str(path), f"--root={cluster / 'other'}"]) == 78
+    assert not (cluster / "other" / "slurm" / "jobs.jsonl").exists()
+    assert "cluster 'none.toml': no such file; the shipped ones are" in capsys.readouterr().err

@@ -32,7 +32,7 @@ from pretrain.model.expert_parallel import ExpertParts, is_expert, split_experts
 from pretrain.model.flops import active_parameter_count, expert_parameter_count, parameter_count
 from pretrain.model.init import initial_weight
 from pretrain.model.moe import Experts
-from pretrain.preflight.forecast import forecast
+from pretrain.preflight.forecast import Machine, forecast
 from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.memory import estimate
 from pretrain.preflight.memory_room import needed_memory, suggestion
@@ -334,14 +334,16 @@ def test_replicas_on_two_nodes_reduce_over_the_network():
     model = plain.model.model_copy(update={"moe": MoeConfig(**MOE), "intermediate_size": 2048})
     divided = plain.model_copy(update={"model": model})
     engine = EngineConfig(expert_parallel_size=4, zero_stage=1, micro_batch_size=1)
-    slow, fast = (forecast(divided, engine, VOCABULARY, Ranks(0, 8, 0, 4), speed) for speed in (25e9, 50e9))
+    slow, fast = (
+        forecast(divided, engine, VOCABULARY, Ranks(0, 8, 0, 4), Machine(network=speed)) for speed in (25e9, 50e9)
+    )
     experts = 2 * expert_parameter_count(model) / 4  # bytes of a rank's; its replica is on the other node
     # Four such pairs share the network of a node: each sum is sent twice, and the weights come back once.
     least = 4 * (1 / 2) * experts * 3
     saved = slow.seconds["communication"] - fast.seconds["communication"]
     assert saved >= least * (1 / 25e9 - 1 / 50e9)
     recomputed = engine.model_copy(update={"activation_checkpointing": "selective"})
-    again = forecast(divided, recomputed, VOCABULARY, Ranks(0, 8, 0, 4), 25e9).seconds
+    again = forecast(divided, recomputed, VOCABULARY, Ranks(0, 8, 0, 4), Machine(network=25e9)).seconds
     assert again["communication"] > slow.seconds["communication"]
     assert again["waits"] == 2 * slow.seconds["waits"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from assay.config import load_run
 from pretrain.distributed.process_group import Ranks
 from pretrain.engine.deepspeed_config import BUCKET
-from pretrain.preflight.forecast import COPIES, PEAK, Forecast, forecast
+from pretrain.preflight.forecast import COPIES, PEAK, Forecast, Machine, forecast
 from pretrain.preflight.memory import estimate
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -26,7 +26,7 @@ read = functools.cache(lambda name: load_run(CONFIGS / f"{name}.toml", [], needs
 def plan(name: str, network: float | None = None, **changes: Any) -> Forecast:
     config, world = read(name), PRESETS[name][0]
     engine = config.engine.model_copy(update=changes)
-    words = () if network is None else (network,)
+    words = () if network is None else (Machine(network=network),)
     return forecast(config.recipe, engine, config.data.tokenizer.vocabulary_size, Ranks(0, world, 0, 8), *words)
 
 

@@ -1,0 +1,61 @@
+"""Function behind `assay plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assay.cli.output import say
+from assay.cli.run_commands import Arguments, load
+
+
+def plan(arguments: Arguments) -> None:
+    """Print the plan of a run on a cluster.
+
+    A refusal follows all lines.
+    """
+    from assay.dry_run import teacher_beside
+    from assay.planning.cluster import read_cluster, shipped_clusters
+    from assay.planning.corrections import correction_from
+    from assay.planning.layouts import layouts
+    from assay.planning.plan import Correction, make_plan, refuse
+    from assay.planning.plan_budget import over_budget
+    from assay.planning.plan_page import as_page, as_text, layout_rows, lines
+    from assay.start_preflight import under_site, vocabulary_of
+    from governance.errors import BudgetReached, ConfigError
+    from governance.files import write_text
+    from slurm.config import with_site
+
+    arguments.needs = "model"
+    loaded, runtime = load(arguments, "data prepare")
+    under_site(loaded)
+    section = with_site(loaded.config.slurm, loaded.folder)
+    named = arguments.cluster or section.cluster
+    if not named:
+        raise ConfigError(
+            f"--cluster: name the nodes: {', '.join(shipped_clusters())}, or a file of your own; or set slurm.cluster"
+        )
+    folder = Path() if arguments.cluster else loaded.folder
+    cluster, nodes = read_cluster(named, folder), arguments.nodes or section.nodes
+    vocabulary, _ = vocabulary_of(loaded, runtime)
+    teacher = None
+    if loaded.config.train.distillation is not None:
+        teacher, words = teacher_beside(loaded, runtime, vocabulary)
+        say(f"teacher     {words}", plan=[f"teacher     {words}"])
+    correction = Correction()
+    if arguments.from_run:
+        correction = correction_from(arguments.from_run, loaded, vocabulary, cluster)
+    found = make_plan(loaded, vocabulary, cluster, nodes, correction, teacher)
+    for line in lines(found):
+        say(line, plan=[line])
+    around = layouts(loaded, vocabulary, cluster, nodes, correction, teacher)
+    rows = layout_rows(found, around)
+    say("\n" + "\n".join(as_text(rows)), layouts=[one.as_dict() for one in around], **found.as_dict())
+    if arguments.html:
+        title = f"{arguments.config} on {nodes} node(s) of {cluster.name}"
+        write_text(arguments.html, as_page(found, around, title))
+        say(f"page: {arguments.html}", page=arguments.html)
+    refuse(loaded, vocabulary, found.step, teacher)
+    if (over := over_budget(found, loaded.policy.energy_budget)) and over.certain:
+        raise BudgetReached(over.words)
+    if over:
+        say(f"budget      {over.words}", budget=over.words)

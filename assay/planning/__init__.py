@@ -1,0 +1,1 @@
+"""Plan of a run on a named cluster, before it is queued."""

@@ -1,0 +1,150 @@
+"""Cluster files: figures of a kind of node, each with its source.
+
+    peak_tflops = { value = 989.4, source = "NVIDIA H100 Tensor Core GPU data sheet, SXM5" }
+    price_hour = { value = 2.5, low = 1.9, high = 4.5, source = "assumed: ..." }
+
+`low` and `high` bound a figure; without them it is taken as exact. The shipped files are in configs/clusters, and a
+site's own is any path. Rates are those that a device or network reaches; only `peak_tflops` is the data sheet's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from assay.run_file import CONFIGS
+from governance.config import Section, read_toml, validate
+from governance.energy.footprint import Band
+from governance.errors import ConfigError
+from pretrain.preflight.forecast import Machine
+
+FOLDER = CONFIGS / "clusters"
+"""The shipped cluster files."""
+
+
+class ClusterFigure(Section):
+    """One figure of a cluster."""
+
+    value: float = Field(gt=0, allow_inf_nan=False)
+    low: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    high: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    source: str = Field(pattern=r"\S\S\S")
+    """Data sheet, paper or measurement; or "assumed: " and the reason."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ClusterFigure:
+        low, value, high = self.band
+        if not low <= value <= high:
+            raise ValueError(f"low {low:g}, value {value:g} and high {high:g} must go upwards")
+        return self
+
+    @property
+    def band(self) -> tuple[float, float, float]:
+        """Low, value, high."""
+        return (
+            self.value if self.low is None else self.low,
+            self.value,
+            self.value if self.high is None else self.high,
+        )
+
+
+class Cluster(Section):
+    """Nodes of one kind, and what they cost."""
+
+    name: str = Field(min_length=1)
+    device: Literal["cuda", "cpu"]
+    ranks_per_node: int = Field(gt=0)
+    """GPUs of a node; of a node without them, its training processes."""
+    cores_per_node: int = Field(gt=0)
+    peak_tflops: ClusterFigure
+    """Dense bf16 TFLOP/s of a device, by its data sheet."""
+    gemm_tflops_768: ClusterFigure
+    """Rate that products of width 768 reach."""
+    gemm_tflops_2048: ClusterFigure
+    """The same from width 2048 on."""
+    attention_tflops_64_forward: ClusterFigure
+    """Rate that attention reaches with heads of up to 64 channels."""
+    attention_tflops_64_backward: ClusterFigure
+    attention_tflops_128_forward: ClusterFigure
+    attention_tflops_128_backward: ClusterFigure
+    memory_gib: ClusterFigure
+    """Memory of a device that a process may use."""
+    memory_gb_s: ClusterFigure
+    """Bandwidth that copies within it reach."""
+    node_link_gb_s: ClusterFigure
+    """Bandwidth of a ring of the ranks of a node."""
+    network_gb_s: ClusterFigure
+    """Bandwidth of a node to the others."""
+    hop_us: ClusterFigure
+    """Latency from a rank to the next, in microseconds."""
+    host_memory_gib: ClusterFigure
+    """Host memory of a node."""
+    host_link_gb_s: ClusterFigure
+    """Bandwidth from a device to host memory."""
+    storage_gb_s: ClusterFigure
+    """Bandwidth of a node to the file system."""
+    storage_total_gb_s: ClusterFigure
+    """Bandwidth of the file system for all nodes."""
+    idle_node_watts: ClusterFigure
+    load_node_watts: ClusterFigure
+    """Power of a node that trains, at its plug."""
+    pue: ClusterFigure
+    """Power usage effectiveness of the data centre, where the run sets none."""
+    wue: ClusterFigure
+    """Litres on site per kWh, where the run sets none."""
+    grid_water: ClusterFigure
+    """Litres that making a kWh takes, where the run sets none."""
+    price_hour: ClusterFigure
+    """US dollars for an hour of a rank's device."""
+    node_mtbf_hours: ClusterFigure
+    """Mean time between failures of a node that end a job."""
+    restart_minutes: ClusterFigure
+    """From a failure to the first step after it, without reading the checkpoint."""
+
+    def band(self, name: str) -> Band:
+        """Low, value and high of a figure."""
+        return Band(*getattr(self, name).band)
+
+    @property
+    def machine(self) -> Machine:
+        """Rates for the forecast of a step."""
+
+        def rate(name: str, scale: float) -> float:
+            return float(f"{getattr(self, name).value * scale:.15g}")
+
+        small, large = (
+            (rate(f"attention_tflops_{size}_forward", 1e12), rate(f"attention_tflops_{size}_backward", 1e12))
+            for size in (64, 128)
+        )
+        return Machine(
+            rate("peak_tflops", 1e12),
+            rate("memory_gb_s", 1e9),
+            rate("gemm_tflops_768", 1e12),
+            rate("gemm_tflops_2048", 1e12),
+            small,
+            large,
+            rate("node_link_gb_s", 1e9),
+            rate("network_gb_s", 1e9),
+            rate("hop_us", 1e-6),
+        )
+
+
+def read_cluster(named: str, folder: Path = Path()) -> Cluster:
+    """Read a cluster file, by path or by a shipped name.
+
+    A path starts from `folder`.
+
+    Raises:
+        ConfigError: there is none, or a figure is missing or wrong; it names the figure.
+    """
+    path = folder / named if (folder / named).is_file() else FOLDER / f"{named}.toml"
+    if not path.is_file():
+        raise ConfigError(f"cluster {named!r}: no such file; the shipped ones are: {', '.join(shipped_clusters())}")
+    return validate(read_toml(path), Cluster, str(path))
+
+
+def shipped_clusters() -> list[str]:
+    """Names of the shipped cluster files."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))

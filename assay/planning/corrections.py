@@ -1,0 +1,129 @@
+"""Correction of a plan by a run's own record.
+
+It is measured over predicted, of time, memory and power. The prediction is that of the run's own recipe and layout on
+the plan's cluster, so what the two differ by is what the cluster file or the calibration has wrong; it then multiplies
+the plan. The first steps, which compile and warm up, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from assay.config import LoadedRun
+from assay.planning.cluster import Cluster
+from assay.planning.plan import Correction, step_plan
+from governance.config import validate
+from governance.errors import ConfigError, MissingInput
+from governance.files import read_lines
+from governance.manifest import FILE_NAME
+from pretrain.config.training import TrainRecipe
+from pretrain.metrics.run_identity import METRICS_FILE
+
+_WARM_UP = 2
+_LEAST_STEPS = 3
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """Figures that a run measured."""
+
+    world_size: int
+    device: str
+    tokens_per_second: float
+    """Median of its steps, over all ranks."""
+    memory: int | None
+    """Peak of rank 0's device; None on CPU."""
+    watts: float | None
+    """Mean power of a node."""
+
+
+def correction_from(named: Path, run: LoadedRun, vocabulary: int, cluster: Cluster) -> Correction:
+    """Correction by a training, named by its root or folder.
+
+    Raises:
+        MissingInput: there is no record.
+        ConfigError: it has too few steps, or computed on another kind of device or on other numbers of ranks a node.
+    """
+    folder = _training(named)
+    record = read_record(folder)
+    if record.device != cluster.device:
+        raise ConfigError(
+            f"--from {named}: that run computed on {record.device}, and {cluster.name} computes on {cluster.device}; "
+            "name a run of such nodes"
+        )
+    recipe, settings, size = run.config.recipe, run.settings, vocabulary
+    manifest = folder / FILE_NAME
+    if manifest.exists():
+        stated = json.loads(manifest.read_bytes())
+        recipe = validate(stated["config"], TrainRecipe, str(manifest))
+        size = int(stated["stats"]["vocabulary_size"])
+        execution = stated["run"]["execution"]
+        engine = settings.engine.model_copy(
+            update={name: execution[name] for name in ("zero_stage", "micro_batch_size")}
+            | ({} if execution["zero_stage"] == 3 else {"hpz_partition_size": 1})
+        )
+        settings = replace(settings, engine=engine)
+    a_node = min(cluster.ranks_per_node, record.world_size)
+    if record.world_size % a_node:
+        raise ConfigError(
+            f"--from {named}: its {record.world_size} ranks do not fill nodes of {cluster.ranks_per_node}; name the "
+            "cluster that it ran on"
+        )
+    alike = cluster.model_copy(update={"ranks_per_node": a_node})
+    predicted = step_plan(recipe, settings, size, alike, record.world_size // a_node)
+    time = predicted.tokens / predicted.seconds / record.tokens_per_second
+    memory = 1.0 if record.memory is None else record.memory / predicted.memory.device_bytes
+    words = f"{folder}: {time:.2f} times the predicted time"
+    if record.memory is not None:
+        words += f", {memory:.2f} times the memory"
+    if record.watts is not None:
+        words += f", {record.watts:,.0f} W a node"
+    return Correction(time, memory, record.watts, words)
+
+
+def _training(named: Path) -> Path:
+    """Folder of a training, or of the newest of a root."""
+    if (named / METRICS_FILE).exists():
+        return named
+    found = sorted(named.glob(f"train/*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MissingInput(
+            f"--from {named}: no {METRICS_FILE} there or in a train folder below; name the root of a run that has "
+            "trained, or the folder of its training"
+        )
+    return found[-1].parent
+
+
+def read_record(folder: Path) -> MeasuredRun:
+    """Figures of the newest attempt in a training's metrics.
+
+    Raises:
+        ConfigError: it has too few steps.
+    """
+    start: Mapping[str, Any] = {}
+    steps: list[Mapping[str, Any]] = []
+    for line in read_lines(folder / METRICS_FILE):
+        if line.get("event") == "start":
+            start, steps = line, []
+        elif line.get("event") == "step" and line.get("seconds"):
+            steps.append(line)
+    steps = steps[_WARM_UP:]
+    if len(steps) < _LEAST_STEPS or not start:
+        raise ConfigError(
+            f"{folder / METRICS_FILE}: its last attempt has {len(steps)} step(s) after the first {_WARM_UP}, too few "
+            f"to correct a plan; let it take at least {_LEAST_STEPS} more"
+        )
+    per_second = statistics.median(step["tokens_per_second"] for step in steps)
+    joules = [(step["joules"], step["seconds"]) for step in steps if step.get("joules") is not None]
+    watts = None
+    if len(joules) > 1 and (spent := joules[-1][0] - joules[0][0]) > 0:
+        watts = spent / sum(took for _, took in joules[1:])
+    kind = "cuda" if steps[-1].get("memory_reserved") is not None else "cpu"
+    # On CPU the peak counts pages of files too, which the estimate leaves out.
+    peaks = [int(step["memory_peak"]) for step in steps] if kind == "cuda" else []
+    return MeasuredRun(int(start["world_size"]), kind, per_second, max(peaks, default=None), watts)

@@ -1,0 +1,45 @@
+"""Cost of a run: money, electricity, carbon and water, each with bounds.
+
+Low, value and high multiply low, value and high of each term, as in `governance/energy/footprint.py`: scenarios, no
+confidence interval. Factors that the run sets (`[energy.factors]`) go before those of the cluster file.
+"""
+
+from __future__ import annotations
+
+from assay.planning.cluster import Cluster
+from governance.energy.factors import Factor, Factors
+from governance.energy.footprint import UNKNOWN, Band
+
+
+def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: Band | None = None) -> dict[str, Band]:
+    """Device hours, money, energy, carbon and water of a run.
+
+
+    They are those of `nodes` for `wall` seconds. `watts` is a node's power as measured; None takes the cluster file's.
+    """
+    hours = _scaled(wall, nodes / 3600)
+    devices = _scaled(hours, cluster.ranks_per_node)
+    electricity = _scaled(hours.each(watts or cluster.band("load_node_watts"), "*"), 1e-3)
+    building = electricity.each(_factor(factors, "pue", cluster), "*")
+    grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
+    water = electricity.each(_factor(factors, "wue", cluster), "*").each(
+        building.each(_factor(factors, "grid_water", cluster), "*"), "+"
+    )
+    return {
+        "device_hours": devices,
+        "usd": devices.each(cluster.band("price_hour"), "*"),
+        "kwh": electricity,
+        "kwh_building": building,
+        "kg_co2e": _scaled(building.each(grid, "*"), 1e-3),
+        "litres": water,
+    }
+
+
+def _factor(factors: Factors, name: str, cluster: Cluster) -> Band:
+    """The run's own factor, or the cluster's in place of a default."""
+    own: Factor | None = getattr(factors, name)
+    return Band(*own.band) if own is not None and name not in factors.defaults else cluster.band(name)
+
+
+def _scaled(band: Band, factor: float) -> Band:
+    return band.each(Band(factor, factor, factor), "*")

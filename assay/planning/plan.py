@@ -1,0 +1,291 @@
+"""Plan of a run on a named cluster, from memory to cost.
+
+The estimate of memory, the forecast of a step and the rules of a start are those of `assay train --dry-run`; this
+module multiplies the forecast by its calibration and continues from a step to a run. It imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from assay.config import LoadedRun
+from assay.planning.cluster import Cluster
+from assay.planning.costs import costs
+from assay.planning.data_stages import DataPlan, data_plan
+from assay.planning.failures import Failures, expected
+from assay.planning.time_calibration import CPU, GPU, compiled
+from governance.energy.factors import Factors, resolve
+from governance.energy.footprint import Band
+from governance.errors import ConfigError, PipelineError
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import EngineConfig, Settings, TrainRecipe
+from pretrain.data.batch_size import batch_sizes
+from pretrain.distributed.process_group import Ranks
+from pretrain.finetuning.trained_parameters import training_flops
+from pretrain.model.flops import parameter_count
+from pretrain.preflight.compatibility import check_start, faults_of
+from pretrain.preflight.forecast import forecast
+from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.memory import Estimate, estimate
+from pretrain.preflight.memory_room import fits, refuse_what_cannot_fit
+from pretrain.preflight.node_checks import checkpoint_bytes
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Measured over predicted, from a run's record; 1 and None change nothing."""
+
+    time: float = 1.0
+    memory: float = 1.0
+    watts: float | None = None
+    """Power of a node, measured."""
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Predicted memory and time of one layout."""
+
+    engine: EngineConfig
+    hardware: Hardware
+    nodes: int
+    memory: Estimate
+    refusal: str
+    """The reason why a start would be refused; "" where it would not."""
+    parts: dict[str, float]
+    """Seconds of a step by part."""
+    tokens: int
+    """Tokens of a step."""
+    flops: float
+    """Operations of a step that the model needs, over all ranks."""
+    peak: float
+
+    @property
+    def ranks(self) -> int:
+        """Training processes on all nodes."""
+        return self.hardware.world_size or 1
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a step."""
+        return sum(self.parts.values())
+
+    @property
+    def tight(self) -> bool:
+        """Return whether the estimate is above the memory, yet tolerated."""
+        return not fits(self.memory, self.hardware)
+
+    @property
+    def tokens_per_rank(self) -> float:
+        """Tokens per second and rank."""
+        return self.tokens / self.seconds / self.ranks
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilization, of the data sheet's peak."""
+        return self.flops / self.seconds / self.ranks / self.peak
+
+    def as_dict(self) -> dict[str, Any]:
+        """Values for --json."""
+        return {
+            "nodes": self.nodes,
+            "ranks": self.ranks,
+            "zero_stage": self.engine.zero_stage,
+            "micro_batch_size": self.engine.micro_batch_size,
+            "refused": self.refusal,
+            "memory_bytes": {"device": self.memory.device, "host": self.memory.host},
+            "step_seconds": self.seconds,
+            "step_parts": self.parts,
+            "tokens_per_second_per_rank": self.tokens_per_rank,
+            "mfu": self.mfu,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plan of a whole run."""
+
+    cluster: Cluster
+    step: StepPlan
+    steps: int
+    tokens: int
+    parameters: int
+    wall: Band
+    """Seconds of the training, failures included."""
+    checkpoint: dict[str, float]
+    """Bytes of one, stall and time to write in seconds, bytes kept."""
+    failures: Failures
+    costs: dict[str, Band]
+    data: DataPlan
+    correction: Correction
+
+    def as_dict(self) -> dict[str, Any]:
+        """Values for --json."""
+        data = self.data
+        return {
+            "cluster": self.cluster.name,
+            **self.step.as_dict(),
+            "days": _each(self.wall, 1 / 86400),
+            "checkpoint": self.checkpoint,
+            "failures": {**asdict(self.failures), "lost": self.failures.lost},
+            **{name: band._asdict() for name, band in self.costs.items()},
+            "data": {
+                "core_hours": data.core_hours._asdict(),
+                "disk_bytes": data.disk_bytes._asdict(),
+                "not_measured": data.unmeasured,
+            },
+            "corrected_by": self.correction.words,
+        }
+
+
+def step_plan(
+    recipe: TrainRecipe,
+    settings: Settings,
+    vocabulary: int,
+    cluster: Cluster,
+    nodes: int,
+    correction: Correction = Correction(),
+    teacher: ModelConfig | None = None,
+) -> StepPlan:
+    """Memory and time of a step on so many nodes.
+
+    A layout that cannot start has a refusal.
+
+    Raises:
+        ConfigError: the batch does not divide over the ranks.
+    """
+    engine, a_node = settings.engine, cluster.ranks_per_node
+    ranks = Ranks(0, nodes * a_node, 0, a_node)
+    hardware = hardware_of_cluster(cluster, ranks)
+    found = forecast(recipe, engine, vocabulary, ranks, cluster.machine, teacher)
+    calibration = GPU if cluster.device == "cuda" else CPU
+    parts = calibration.seconds(found, compiled(engine))
+    parts = {name: correction.time * part for name, part in parts.items()}
+    needed = estimate(recipe, engine, vocabulary, ranks.world_size, cluster.device, teacher)
+    needed = Estimate(*({name: int(correction.memory * count) for name, count in where.items()}
+                        for where in (needed.device, needed.host)))  # fmt: skip
+    tokens = recipe.train.global_batch_size * recipe.train.sequence_length
+    faults = faults_of(recipe, settings, hardware)
+    refusal = "\n".join(faults) or _does_not_fit(recipe, engine, vocabulary, hardware, correction, teacher)
+    flops = float(training_flops(recipe, vocabulary) * tokens)
+    return StepPlan(engine, hardware, nodes, needed, refusal, parts, tokens, flops, cluster.machine.peak)
+
+
+def hardware_of_cluster(cluster: Cluster, ranks: Ranks) -> Hardware:
+    """Hardware of a rank on a cluster's nodes."""
+    device = int(cluster.memory_gib.value * 2**30)
+    host = int(cluster.host_memory_gib.value * 2**30) // ranks.local_world_size
+    if cluster.device == "cpu":
+        return Hardware(ranks, "cpu", device_bytes=device, host_bytes=device)
+    return Hardware(ranks, "cuda", gpus=ranks.local_world_size, device_bytes=device, host_bytes=host)
+
+
+def _does_not_fit(
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary: int,
+    hardware: Hardware,
+    correction: Correction,
+    teacher: ModelConfig | None,
+) -> str:
+    room = hardware
+    if correction.memory != 1.0:  # measured memory needs as much more room
+        room = replace(
+            hardware,
+            device_bytes=int((hardware.device_bytes or 0) / correction.memory),
+            host_bytes=int((hardware.host_bytes or 0) / correction.memory),
+        )
+    try:
+        refuse_what_cannot_fit(recipe, engine, vocabulary, room, teacher)
+    except PipelineError as error:
+        return str(error)
+    return ""
+
+
+def make_plan(
+    run: LoadedRun,
+    vocabulary: int,
+    cluster: Cluster,
+    nodes: int,
+    correction: Correction = Correction(),
+    teacher: ModelConfig | None = None,
+) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        ConfigError: the batch does not divide over the ranks, or the cluster has another device than the run asks for.
+    """
+    recipe, settings = run.config.recipe, run.settings
+    if settings.engine.device not in ("auto", cluster.device):
+        raise ConfigError(
+            f"engine.device = {settings.engine.device!r}, and the nodes of {cluster.name!r} compute on "
+            f"{cluster.device!r}. Name another cluster, or set engine.device = 'auto'."
+        )
+    step = step_plan(recipe, settings, vocabulary, cluster, nodes, correction, teacher)
+    train, sizes = recipe.train, batch_sizes(recipe.train)
+    tokens = sizes.before(train.steps + 1) * train.sequence_length
+    work = step.seconds * tokens / step.tokens
+    checkpoint = _checkpoint(recipe, settings, vocabulary, cluster, step)
+    calibration = GPU if cluster.device == "cuda" else CPU
+    spread = (calibration.low, 1.0, calibration.high) if not correction.words else (0.9, 1.0, 1.1)
+    mtbf = cluster.band("node_mtbf_hours")
+    restart, found = cluster.restart_minutes.band, []
+    for share, hours, minutes in zip(spread, reversed(mtbf), restart, strict=True):
+        interval = settings.checkpoint.every_steps * step.seconds * share
+        found.append(
+            expected(
+                work * share, interval, checkpoint["stall_seconds"], checkpoint["write_seconds"],
+                60 * minutes + checkpoint["read_seconds"], 3600 * float(hours or 0.0), nodes,
+            )
+        )  # fmt: skip
+    wall = Band(*(one.wall for one in found))
+    watts = None if correction.watts is None else Band(*[correction.watts] * 3)
+    factors = factors_of(run)
+    return Plan(
+        cluster, step, train.steps, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint, found[1],
+        costs(cluster, factors, nodes, wall, watts), data_plan(run.config.data, tokens, vocabulary), correction,
+    )  # fmt: skip
+
+
+def refuse(run: LoadedRun, vocabulary: int, step: StepPlan, teacher: ModelConfig | None = None) -> None:
+    """Refuse what a start would refuse, as a dry run does.
+
+    Raises:
+        ConfigError: the settings do not work on these ranks.
+        PipelineError: the model does not fit; with settings that would.
+    """
+    check_start(run.config.recipe, run.settings, step.hardware)
+    if step.refusal:
+        refuse_what_cannot_fit(run.config.recipe, step.engine, vocabulary, step.hardware, teacher)
+        raise PipelineError(step.refusal)  # it fits by the estimate, and not by what was measured
+
+
+def factors_of(run: LoadedRun) -> Factors:
+    """The run's factors of carbon and water, public averages included."""
+    return resolve(run.config.energy.factors, run.folder)
+
+
+def _checkpoint(
+    recipe: TrainRecipe, settings: Settings, vocabulary: int, cluster: Cluster, step: StepPlan
+) -> dict[str, float]:
+    """Sizes and times of a checkpoint."""
+    config = settings.checkpoint
+    size = checkpoint_bytes(recipe, config, vocabulary, step.ranks)
+    kept = config.keep_last + config.keep_best
+    if config.keep_every_steps:
+        kept += recipe.train.steps // config.keep_every_steps
+    rate = 1e9 * min(cluster.storage_total_gb_s.value, cluster.storage_gb_s.value * step.nodes)
+    copy = size / step.ranks / (1e9 * cluster.host_link_gb_s.value)
+    write = size / rate
+    return {
+        "bytes": size,
+        "kept_bytes": size * kept,
+        "stall_seconds": copy if config.asynchronous else write,
+        "write_seconds": write if config.asynchronous else 0.0,
+        "read_seconds": write,
+    }
+
+
+def _each(band: Band, factor: float) -> dict[str, float | None]:
+    return band.each(Band(factor, factor, factor), "*")._asdict()

@@ -1,0 +1,48 @@
+"""Plans beside the policy's energy budget, and a submission's line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from assay.config import LoadedRun
+from assay.planning.cluster import read_cluster
+from assay.planning.plan import Plan, make_plan
+from assay.planning.plan_page import summary
+from governance.gate.policy import EnergyBudget
+from pretrain.config.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class OverBudget:
+    """A plan that a budget may not cover."""
+
+    words: str
+    certain: bool
+    """Whether the expected figure is above it, and not only the upper bound."""
+
+
+def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
+    """Compare a training with the policy's budget; None: it is within."""
+    _, value, high = plan.costs["kwh"]
+    if budget is None or value is None or high is None or high <= budget.kilowatt_hours:
+        return None
+    certain = value > budget.kilowatt_hours
+    words = (
+        f"energy budget: the policy allows {budget.kilowatt_hours:,g} kWh, and the plan's training takes "
+        f"{value:,.0f} kWh (up to {high:,.0f}), so it would be stopped before its end. Raise kilowatt_hours in "
+        "[energy_budget], or plan fewer steps or a smaller model"
+    )
+    return OverBudget(words if certain else words.replace("would", "may"), certain)
+
+
+def of_submission(
+    run: LoadedRun, vocabulary: int, cluster: str, nodes: int, teacher: ModelConfig | None
+) -> tuple[str, str]:
+    """A submission's line and its warning about the budget, or "".
+
+    Raises:
+        ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.
+    """
+    found = make_plan(run, vocabulary, read_cluster(cluster, run.folder), nodes, teacher=teacher)
+    over = over_budget(found, run.policy.energy_budget)
+    return summary(found), over.words if over else ""

@@ -1,0 +1,156 @@
+"""Plans in words, and as a page with drawn layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from assay.planning.layouts import fastest
+from assay.planning.plan import Plan, StepPlan
+from governance.energy.footprint import Band
+from governance.reports.html import style
+from governance.reports.html.markup import Html, decimal, size, table, tag
+from governance.reports.html.svg_figures import Curve, chart
+
+_HEAD = ("nodes", "ZeRO", "rows a pass", "GiB a rank", "s a step", "tokens/s a rank", "MFU %", "days", "USD", "")
+_STYLES = ("a", "b", "c", "d")
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """Lines of a plan."""
+    step, found, checkpoint = plan.step, plan.failures, plan.checkpoint
+    engine, costs = step.engine, plan.costs
+    yield (
+        f"layout      {step.nodes} node(s) of {plan.cluster.name}: {step.ranks} ranks, ZeRO stage {engine.zero_stage}, "
+        f"{engine.micro_batch_size} row(s) a pass, tensor {engine.tensor_parallel_size}, sequence "
+        f"{engine.sequence_parallel_size}"
+    )
+    yield f"memory      {_gib(step.memory.device_bytes)} of {plan.cluster.memory_gib.value:g} GiB a rank: " + ", ".join(
+        f"{name} {_gib(count)}"
+        for name, count in sorted(step.memory.device.items(), key=lambda item: -item[1])
+        if count
+    )
+    if step.memory.host:
+        yield f"host        {_gib(step.memory.host_bytes)} GiB a rank: " + ", ".join(
+            f"{name} {_gib(count)}" for name, count in step.memory.host.items()
+        )
+    parts = ", ".join(f"{name} {decimal(part)}" for name, part in step.parts.items() if part > 0.002 * step.seconds)
+    yield f"step        {decimal(step.seconds)} s: {parts}"
+    yield f"speed       {step.tokens_per_rank:,.0f} tokens/s a rank, MFU {100 * step.mfu:.1f} %"
+    yield (
+        f"duration    {_band(plan.wall, 1 / 86400)} days for {plan.tokens / 1e9:,.1f} billion tokens in "
+        f"{plan.steps:,} steps"
+    )
+    every = found.interval / step.seconds
+    yield (
+        f"checkpoint  {size(int(checkpoint['bytes']))} each, {size(int(checkpoint['kept_bytes']))} kept; training "
+        f"stands {decimal(checkpoint['stall_seconds'])} s, durable {decimal(checkpoint['write_seconds'])} s later; "
+        f"every {every:,.0f} steps, and every {max(1.0, found.best / step.seconds):,.0f} would lose least"
+    )
+    yield (
+        f"failures    {decimal(found.count)} expected, one in {decimal(found.mtbf / 3600)} h; each costs "
+        f"{decimal(found.restart / 60)} min and the steps since the last checkpoint; {100 * found.lost:.2f} % of the "
+        "time is lost"
+    )
+    yield f"money       USD {_band(costs['usd'])} for {_band(costs['device_hours'])} device hours"
+    yield (
+        f"energy      {_band(costs['kwh'], 1e-3)} MWh at the nodes, {_band(costs['kwh_building'], 1e-3)} of the "
+        f"building; {_band(costs['kg_co2e'], 1e-3)} t CO2e; {_band(costs['litres'], 1e-3)} m3 of water"
+    )
+    without = f"; not in it, as not measured: {', '.join(plan.data.unmeasured)}" if plan.data.unmeasured else ""
+    disk = _band(plan.data.disk_bytes, 1e-12)
+    yield f"data        {_band(plan.data.core_hours)} core hours, {disk} TB on disk{without}"
+    words = plan.correction.words or "published and measured runs (docs/planning.md); correct it with --from RUN"
+    yield f"calibrated  by {words}"
+
+
+def summary(plan: Plan) -> str:
+    """The plan in a line, for a submission."""
+    return (
+        f"plan: {_band(plan.wall, 1 / 86400)} days on {plan.step.nodes} node(s), MFU {100 * plan.step.mfu:.0f} %, USD "
+        f"{_band(plan.costs['usd'])}, {_band(plan.costs['kwh'], 1e-3)} MWh"
+    )
+
+
+def layout_rows(plan: Plan, found: list[StepPlan]) -> list[tuple[str, ...]]:
+    """The fastest layouts as rows of a table."""
+    price = plan.cluster.price_hour.value
+    rows: list[tuple[str, ...]] = []
+    for one in fastest(found):
+        days = one.seconds * plan.tokens / one.tokens / 86400
+        same = one.nodes == plan.step.nodes and one.engine.zero_stage == plan.step.engine.zero_stage
+        fault = "does not fit" if one.refusal.startswith("this model") else one.refusal[:50] and "these settings"
+        note = f"refused: {fault}" if fault else "tight" if one.tight else ""
+        rows.append(
+            (
+                str(one.nodes), str(one.engine.zero_stage), str(one.engine.micro_batch_size),
+                _gib(one.memory.device_bytes), decimal(one.seconds), f"{one.tokens_per_rank:,.0f}",
+                f"{100 * one.mfu:.1f}", decimal(days), f"{days * 24 * one.ranks * price:,.0f}",
+                ", ".join(filter(None, ("this stage and these nodes" if same else "", note))),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def as_text(rows: list[tuple[str, ...]]) -> list[str]:
+    """Aligned rows under their head."""
+    widths = [max(map(len, column)) for column in zip(_HEAD, *rows, strict=True)]
+    *numbers, _ = widths
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, numbers, strict=False)) + f"  {row[-1]}".rstrip()
+        for row in (_HEAD, *rows)
+    ]
+
+
+def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
+    """A page that needs no network."""
+    parts: list[Html] = [tag("h1", "Plan"), tag("p", title, class_="lead")]
+    said = [line.partition(" ") for line in lines(plan)]
+    parts.append(
+        tag(
+            "section",
+            table("The run", ("part", "prediction"), [(name, rest.strip()) for name, _, rest in said], shown=20),
+        )
+    )
+    rows = layout_rows(plan, found)
+    parts.append(tag("section", table("Layouts: the fastest micro batch of each", _HEAD, rows, range(9), shown=30)))
+    parts += [tag("section", drawing) for drawing in _drawings(plan, found)]
+    sources = [
+        (name, f"{figure['value']:g}", figure["source"])
+        for name, figure in plan.cluster.model_dump().items() if isinstance(figure, dict)
+    ]  # fmt: skip
+    parts.append(
+        tag("section", table(f"Figures of {plan.cluster.name}", ("figure", "value", "source"), sources, (1,), shown=40))
+    )
+    head = tag("head", tag("meta", charset="utf-8"), tag("title", "Plan"), Html(f"<style>{style.CSS}</style>"))
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
+
+
+def _drawings(plan: Plan, found: list[StepPlan]) -> Iterator[Html]:
+    """Days over nodes and memory over micro batches, by stage."""
+    fits = [one for one in fastest(found) if not one.refusal]
+    if fits:
+        curves = [
+            Curve(f"ZeRO {stage}", [(one.nodes, one.seconds * plan.tokens / one.tokens / 86400) for one in fits
+                                    if one.engine.zero_stage == stage], _STYLES[stage], dots=True)
+            for stage in sorted({one.engine.zero_stage for one in fits})
+        ]  # fmt: skip
+        yield chart("Days over nodes", curves, "nodes", "days")
+    here = [one for one in found if one.nodes == plan.step.nodes]
+    curves = [
+        Curve(f"ZeRO {stage}", [(one.engine.micro_batch_size, one.memory.device_bytes / 2**30) for one in here
+                                if one.engine.zero_stage == stage], _STYLES[stage], dots=True)
+        for stage in sorted({one.engine.zero_stage for one in here})
+    ]  # fmt: skip
+    if curves:
+        yield chart("Memory over micro batches", curves, "rows a pass", "GiB a rank")
+
+
+def _band(band: Band, scale: float = 1.0) -> str:
+    low, value, high = (None if part is None else decimal(part * scale) for part in band)
+    if value is None:
+        return "an unknown amount"
+    return value if low == value == high else f"{value} ({low} to {high if high is not None else 'unknown'})"
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:,.1f}"

@@ -1,0 +1,184 @@
+"""Runs of Assay on this machine against the plan's time of a step.
+
+Each case is a process of its own that trains on made-up documents with one thread. The machine's rates are what that
+process measured: the best product of its meter, and a copy in memory. Three factors of a CPU's forecast are fitted, and
+each case is predicted by a fit that has not seen it. Memory of such cases: `training.py memory`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from assay.planning.time_calibration import CPU
+from benchmarks.measures.goals import Goal, figure
+
+WITHIN = 0.2
+_STEPS = 10
+_BASE = {
+    "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+    "num_key_value_heads": 6, "max_position_embeddings": 2048, "sequence_length": 256, "micro_batch_size": 8,
+}  # fmt: skip
+CASES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "wide": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 12,
+             "num_key_value_heads": 12},
+    "narrow": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4,
+               "num_key_value_heads": 4},
+    "deep": {"num_hidden_layers": 12},
+    "long": {"sequence_length": 1024, "micro_batch_size": 2},
+    "rows": {"micro_batch_size": 16},
+    "full": {"activation_checkpointing": "full"},
+    "stage_2": {"zero_stage": 2},
+}  # fmt: skip
+QUICK = ("base", "wide", "narrow", "long", "full")
+
+
+@dataclass(frozen=True)
+class RunCase:
+    """A measured step and the forecast's parts."""
+
+    name: str
+    seconds: float
+    parts: dict[str, float]
+
+    def predicted(self, factors: Sequence[float]) -> float:
+        """Seconds of a step."""
+        products, attention, rest = factors
+        memory = sum(part for name, part in self.parts.items() if name not in ("products", "attention"))
+        return products * self.parts["products"] + attention * self.parts["attention"] + rest * memory
+
+
+def fit(cases: Sequence[RunCase]) -> list[float]:
+    """Factors of products, attention, and of what moves bytes."""
+    from scipy.optimize import least_squares
+
+    def errors(values: Sequence[float]) -> list[float]:
+        return [float(np.log(case.predicted(values) / case.seconds)) for case in cases]
+
+    found = least_squares(
+        errors, [1.2, 1.5, 1.5], bounds=([0.8, 0.5, 0.3], [3.0, 6.0, 8.0]), loss="soft_l1", f_scale=0.1
+    )
+    return [float(value) for value in found.x]
+
+
+def goals(quick: bool) -> list[Goal]:
+    """Goals on the measured runs."""
+    cases = [_measured(name) for name in (QUICK if quick else CASES)]
+    found, errors = [], []
+    for case in cases:
+        seconds = case.predicted(fit([other for other in cases if other is not case]))
+        errors.append(abs(seconds / case.seconds - 1))
+        note = f"{seconds:.3g} s, measured {case.seconds:.3g}; left out of the fit"
+        found.append(Goal(f"plan.run.{case.name}.time_off", errors[-1], WITHIN, "<=", note))
+    products, attention, rest = fit(cases)
+    words = f"products {products:.2f}, attention {attention:.2f}, rest {rest:.2f}; shipped {CPU.products:.2f}, "
+    found.append(
+        figure("plan.run.median_time_off", float(np.median(errors)), f"{words}{CPU.attention:.2f}, {CPU.rest:.2f}")
+    )
+    return found
+
+
+def answer() -> list[Goal]:
+    """Time of an answer, with all its layouts, without and with the start of Python."""
+    root = Path(__file__).resolve().parents[3]
+    code = (
+        "import sys,time;from pathlib import Path;from assay.config import load_run;"
+        "from assay.planning.cluster import read_cluster;from assay.planning.layouts import layouts;"
+        "from assay.planning.plan import Correction,make_plan;from assay.planning.plan_page import layout_rows,lines;"
+        "t=time.process_time();run=load_run(Path('configs/7b.toml'),[],needs='model');c=read_cluster('h100');"
+        "p=make_plan(run,32000,c,8);list(lines(p));layout_rows(p,layouts(run,32000,c,8,Correction()));"
+        "print(time.process_time()-t)"
+    )
+    inside = []
+    for _ in range(3):
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
+        inside.append(float(done.stdout))
+    whole = []
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [sys.executable, "-m", "assay", "plan", "configs/7b.toml", "--cluster", "h100", "--root", scratch]
+        for _ in range(3):
+            before = os.times()
+            subprocess.run(words, check=True, capture_output=True, cwd=root)
+            after = os.times()
+            whole.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return [
+        Goal("plan.answer_cpu_seconds", min(inside), 1.0, "<=", "reading, plan and 100 layouts, of a started process"),
+        figure("plan.command_cpu_seconds", min(whole), "the same with the start of Python and its imports"),
+    ]
+
+
+def _measured(name: str) -> RunCase:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, name], capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-3000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return RunCase(name, found["seconds"], found["parts"])
+
+
+def _copies() -> float:
+    """Bytes per second that copies in memory reach, read and written."""
+    source, target, best = np.ones(1 << 24, np.float32), np.empty(1 << 24, np.float32), 0.0
+    for _ in range(8):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - started))
+    return best
+
+
+def _train(name: str, root: Path) -> dict[str, Any]:
+    from benchmarks.measures.training.training_memory import _tokens
+    from governance.stage import Runtime
+    from pretrain.config.model import ModelConfig
+    from pretrain.config.optim import OptimConfig
+    from pretrain.config.training import (
+        CheckpointConfig,
+        EngineConfig,
+        Settings,
+        TrackingConfig,
+        TrainConfig,
+        TrainRecipe,
+    )
+    from pretrain.distributed.process_group import Ranks
+    from pretrain.preflight.forecast import Machine, forecast
+    from pretrain.train import train
+
+    values = {
+        **_BASE, "precision": "bf16", "zero_stage": 1, "threads": 1, "learning_rate": 1e-3, "steps": _STEPS,
+        "validation_rows": 4, **CASES[name],
+    }  # fmt: skip
+    values["global_batch_size"] = values["micro_batch_size"]
+
+    def section(kind: Any) -> Any:
+        return kind(**{field: values[field] for field in kind.model_fields if field in values})
+
+    recipe = TrainRecipe(model=section(ModelConfig), optim=section(OptimConfig), train=section(TrainConfig))
+    settings = Settings(CheckpointConfig(every_steps=1000), section(EngineConfig), TrackingConfig(mode="disabled"))
+    made = train(_tokens(root), recipe, settings, Runtime(root=root))
+    lines = [json.loads(line) for line in (root / made.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"][2:]
+    product = max(step["gemm_flops_per_second"] for step in steps)
+    machine = Machine(product, _copies(), product, product, (product, product), (product, product))
+    found = forecast(recipe, settings.engine, made.stats["vocabulary_size"], Ranks(), machine)
+    return {"seconds": float(np.median([step["seconds"] for step in steps])), "parts": found.seconds}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch_folder:
+        print(json.dumps(_train(sys.argv[1], Path(scratch_folder))), flush=True)

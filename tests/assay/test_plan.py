@@ -1,0 +1,297 @@
+"""`assay plan`: it accepts what a start accepts, its money and energy have bounds, and a record corrects it."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay.cli.main import main
+from assay.config import load_run
+from assay.planning.cluster import FOLDER, Cluster, ClusterFigure, read_cluster, shipped_clusters
+from assay.planning.costs import costs
+from assay.planning.failures import best_interval, wall_seconds
+from assay.planning.layouts import fastest, layouts
+from assay.planning.plan import Correction, factors_of, make_plan
+from governance.energy.footprint import Band
+from governance.errors import ConfigError
+from pretrain.preflight.forecast import H100
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FIGURES = [name for name, field in Cluster.model_fields.items() if field.annotation is ClusterFigure]
+
+
+@pytest.fixture
+def planned(tmp_path, capsys):
+    """`planned(preset, *words)`: exit status, JSON and the message of a plan."""
+
+    def run(preset, *words):
+        root = ["--root", str(tmp_path / "root")]
+        status = main(["plan", str(CONFIGS / f"{preset}.toml"), *root, "--json", *words])
+        said = capsys.readouterr()
+        return status, json.loads(said.out), said.err
+
+    return run
+
+
+def the_run(preset="1b", *settings):
+    return load_run(CONFIGS / f"{preset}.toml", settings, needs="model")
+
+
+def plan_of(preset="1b", nodes=1, cluster="h100", correction=None, settings=()):
+    run = the_run(preset, *settings)
+    size = run.config.data.tokenizer.vocabulary_size
+    return make_plan(run, size, read_cluster(cluster), nodes, correction or Correction())
+
+
+def test_there_is_one_roofline():
+    assert read_cluster("h100").machine == H100
+    assert shipped_clusters() == ["a100", "cpu", "h100", "h200", "mi300x"]
+
+
+@pytest.mark.parametrize("name", shipped_clusters())
+def test_each_figure_of_a_shipped_cluster_has_a_source(name):
+    cluster = read_cluster(name)
+    for figure in FIGURES:
+        low, value, high = getattr(cluster, figure).band
+        assert 0 < low <= value <= high
+    assert cluster.gemm_tflops_2048.value < cluster.peak_tflops.value
+    assert make_plan(the_run(), 50304, cluster, 2).step.seconds > 0
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_missing_figure_is_named(tmp_path, figure):
+    lines = (FOLDER / "h100.toml").read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(line for line in lines if not line.startswith(f"{figure} =")), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"mine.toml: 1 fault.*\n.*{figure}"):
+        read_cluster(str(path))
+
+
+def test_wrong_clusters_are_refused(planned, tmp_path):
+    assert "the shipped ones are: a100, cpu" in planned("1b", "--cluster", "h1000")[2]
+    status, _, err = planned("1b")
+    assert (status, "name the nodes: a100, cpu, h100" in err) == (78, True)
+    text = (FOLDER / "h100.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("pue = { value = 1.2, low = 1.1", "pue = { value = 1.2, low = 1.3"), encoding="utf-8")
+    status, _, err = planned("1b", "--cluster", str(path))
+    assert (status, "low 1.3, value 1.2 and high 1.58 must go upwards" in err) == (78, True)
+    status, _, err = planned("1b", "--cluster", "cpu", "--set", 'engine.device="cuda"')
+    assert (status, "compute on 'cpu'" in err) == (78, True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "nodes", "settings"),
+    [
+        ("7b", 8, []),
+        ("70b", 64, []),
+        ("1b", 1, []),
+        ("70b", 1, []),
+        ("70b", 8, ["engine.zero_stage=1", "engine.hpz_partition_size=1"]),
+        ("7b", 8, ["engine.micro_batch_size=16"]),
+        ("7b", 8, ["engine.zero_stage=2"]),
+        ("1b", 1, ["engine.tensor_parallel_size=3"]),
+    ],
+)
+def test_a_plan_is_accepted_or_refused_as_a_dry_run_is(planned, tmp_path, capsys, preset, nodes, settings):
+    changes = [word for setting in settings for word in ("--set", setting)]
+    status, found, err = planned(preset, "--cluster", "h100", "--nodes", str(nodes), *changes)
+    memory = read_cluster("h100").memory_gib.value
+    words = ["--dry-run", "--device", "cuda", "--gpu-memory", f"{memory}GiB", "--nproc", "8", "--ranks", str(8 * nodes)]
+    path = str(CONFIGS / f"{preset}.toml")
+    started = main(["train", path, "--root", str(tmp_path / "root"), *words, *changes])
+    said = capsys.readouterr().err
+    assert status == started
+
+    def needed(text):
+        return re.search(r"a rank needs about (.*), and may use", text)[1]
+
+    if status == 0:
+        assert not found["refused"]
+    elif "does not fit" in said:
+        assert needed(err) == needed(said)
+        assert re.search(r"It would fit|would do|No setting", err)
+    else:
+        assert err.partition("ERROR")[2].strip() == said.partition("ERROR")[2].strip()
+    if "usd" not in found:  # sections that no machine could start are refused as they are read
+        assert status == 78
+        return
+    for name in ("usd", "kwh", "kwh_building", "kg_co2e", "litres", "days"):
+        low, value, high = (found[name][part] for part in ("low", "value", "high"))
+        assert 0 < low < value < high
+
+
+def test_a_model_that_fits_nowhere_is_refused(planned):
+    huge = [
+        "--set",
+        "model.hidden_size=65536",
+        "--set",
+        "model.intermediate_size=262144",
+        "--set",
+        "engine.compile=false",
+    ]
+    status, _, err = planned("7b", "--cluster", "h100", "--nodes", "1", *huge, "--set", "train.sequence_length=4096")
+    assert (status, "this model does not fit" in err) == (1, True)
+    assert re.search(r"No setting makes it fit", err)
+
+
+def test_a_budget_that_is_exceeded_is_named(planned, tmp_path, capsys):
+    policy = (CONFIGS / "policy.toml").read_text(encoding="utf-8")
+    path = tmp_path / "7b.toml"
+    path.write_text(f'base = "{CONFIGS}/7b.toml"\n', encoding="utf-8")
+    _, found, _ = planned("7b", "--cluster", "h100")
+    words = ["plan", str(path), "--root", str(tmp_path / "root"), "--cluster", "h100"]
+    between = (found["kwh"]["value"] + found["kwh"]["high"]) / 2
+    for limit, status, said in (
+        (found["kwh"]["value"] / 2, 71, "so it would be stopped before its end"),
+        (between, 0, "so it may be stopped before its end"),
+        (2 * found["kwh"]["high"], 0, ""),
+    ):
+        (tmp_path / "policy.toml").write_text(f"{policy}\n[energy_budget]\nkilowatt_hours = {limit:.3f}\n")
+        assert main(words) == status
+        output = capsys.readouterr()
+        assert said in output.out + output.err
+        assert ("energy budget" in output.out + output.err) == bool(said)
+
+
+hours = st.floats(min_value=1.0, max_value=1e4)
+
+
+@given(mtbf=hours, stall=st.floats(min_value=0.001, max_value=0.02), restart=st.floats(min_value=0.0, max_value=0.5))
+def test_the_best_interval_loses_least(mtbf, stall, restart):
+    work = 1e5
+    best = best_interval(stall, mtbf)
+    least = wall_seconds(work, best, stall, restart, mtbf)
+    assert work < least
+    for factor in (0.25, 0.5, 0.8, 1.25, 2, 4):
+        assert least <= wall_seconds(work, best * factor, stall, restart, mtbf) * 1.0005
+
+
+@given(mtbf=hours, interval=st.floats(min_value=0.1, max_value=10.0), stall=st.floats(min_value=0.0, max_value=0.1))
+def test_fewer_failures_cost_less(mtbf, interval, stall):
+    rare, often = (wall_seconds(1e4, interval, stall, 0.2, mtbf * factor) for factor in (10, 1))
+    assert 1e4 * (1 + stall / interval) <= rare * (1 + 1e-9) <= often * (1 + 1e-9)
+
+
+def test_the_closed_form_agrees_with_a_simulation():
+    work, interval, stall, restart, mtbf = 400.0, 2.0, 0.05, 0.3, 9.0
+    draws = np.random.default_rng(7)
+
+    def run():
+        time, done = 0.0, 0.0
+        fails = draws.exponential(mtbf)
+        while done < work:
+            length = interval + stall
+            if fails >= length:
+                fails, time, done = fails - length, time + length, done + interval
+                continue
+            time += fails
+            while (fails := draws.exponential(mtbf)) < restart:  # a restart can fail too
+                time += fails
+            time, fails = time + restart, fails - restart
+        return time
+
+    found = np.mean([run() for _ in range(300)])
+    assert found == pytest.approx(wall_seconds(work, interval, stall, restart, mtbf), rel=0.02)
+
+
+@given(nodes=st.integers(1, 1000), seconds=st.floats(min_value=1.0, max_value=1e8))
+def test_costs_have_bounds_and_grow_with_nodes_and_time(nodes, seconds):
+    cluster, factors = read_cluster("h100"), factors_of(the_run())
+    wall = Band(0.8 * seconds, seconds, 1.25 * seconds)
+    found, more = (costs(cluster, factors, count, wall) for count in (nodes, 2 * nodes))
+    for name, band in found.items():
+        assert 0 < band.low <= band.value <= band.high
+        assert more[name].value == pytest.approx(2 * band.value)
+    assert found["usd"].value == pytest.approx(nodes * 8 * seconds / 3600 * cluster.price_hour.value)
+    assert found["kwh_building"].value == pytest.approx(found["kwh"].value * cluster.pue.value)
+
+
+def test_factors_of_the_run_go_first():
+    settings = ['energy.factors.pue={value=1.05, source="our own", year=2026}']
+    plan = plan_of(settings=settings)
+    assert plan.costs["kwh_building"].value == pytest.approx(1.05 * plan.costs["kwh"].value)
+
+
+def test_a_layout_that_fits_goes_before_one_that_does_not():
+    run, cluster = the_run("7b"), read_cluster("h100")
+    found = layouts(run, 32000, cluster, 8, Correction())
+    assert {one.nodes for one in found} == {2, 4, 8, 16, 32}
+    for best in fastest(found):
+        alike = [one for one in found if (one.nodes, one.engine.zero_stage) == (best.nodes, best.engine.zero_stage)]
+        roomy = [one for one in alike if not one.refusal and not one.tight]
+        assert not roomy or best.seconds == min(one.seconds for one in roomy)
+    memory = {(one.engine.zero_stage, one.engine.micro_batch_size): one.memory.device_bytes
+              for one in found if one.nodes == 8}  # fmt: skip
+    assert memory[3, 1] < memory[3, 2] < memory[3, 4]
+    assert memory[3, 1] < memory[2, 1] < memory[1, 1]
+
+
+def record(folder, plan, ratio, *, steps=10, device="cuda", joules=None):
+    """The record of a training that took `ratio` of the plan's time a step."""
+    folder.mkdir(parents=True)
+    step, lines = plan.step, [{"event": "start", "attempt": 1, "world_size": plan.step.ranks}]
+    for number in range(steps):
+        seconds = step.seconds * ratio * (5 if number < 2 else 1)
+        lines.append(
+            {
+                "event": "step", "step": number + 1, "seconds": seconds, "tokens_per_second": step.tokens / seconds,
+                "memory_peak": 1.2 * step.memory.device_bytes,
+                "memory_reserved": 1 if device == "cuda" else None,
+                "joules": None if joules is None else joules * seconds * (number + 1),
+            }
+        )  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 1.4])
+def test_a_record_corrects_the_plan(planned, tmp_path, ratio):
+    before = plan_of("1b", 1)
+    record(tmp_path / "run" / "train" / "k", before, ratio)
+    _, found, _ = planned("1b", "--cluster", "h100", "--nodes", "2", "--from", str(tmp_path / "run"))
+    assert found["step_seconds"] == pytest.approx(ratio * plan_of("1b", 2).step.seconds)
+    assert f"{ratio:.2f} times the predicted time, 1.20 times the memory" in found["corrected_by"]
+    low, value, high = (found["days"][part] for part in ("low", "value", "high"))
+    assert high / low < 1.25 < plan_of("1b", 2).wall.high / plan_of("1b", 2).wall.low
+    assert low < value < high
+
+
+def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
+    plan = plan_of("1b", 1)
+    record(tmp_path / "short", plan, 1.0, steps=4)
+    record(tmp_path / "cpu", plan, 1.0, device="cpu")
+    for folder, status, said in (
+        ("none", 66, "no metrics.jsonl there or in a train folder below"),
+        ("short", 78, "too few to correct a plan"),
+        ("cpu", 78, "that run computed on cpu"),
+    ):
+        got, _, err = planned("1b", "--cluster", "h100", "--from", str(tmp_path / folder))
+        assert (got, said in err) == (status, True), err
+
+
+def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):
+    page = tmp_path / "plan.html"
+    words = ["plan", str(CONFIGS / "7b.toml"), "--root", str(tmp_path / "root"), "--cluster", "h100"]
+    assert main([*words, "--html", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 2
+    assert not re.search(r"(src|href)=.http", text)
+    for figure in FIGURES:
+        assert figure in text
+    assert "arXiv:2506.14551" in text
+
+
+def test_torch_is_not_imported(tmp_path):
+    words = ["plan", str(CONFIGS / "7b.toml"), "--root", str(tmp_path / "root"), "--cluster", "h100"]
+    code = f"import sys\nfrom assay.cli.main import main\nassert main({words!r}) == 0\n"
+    code += "print(sorted({'torch', 'deepspeed'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert math.isfinite(plan_of().wall.value)
