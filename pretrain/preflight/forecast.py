@@ -221,8 +221,8 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     operations = 4 * keys * width * work.tokens
     stream, inner = 2 * work.tokens * model.hidden_size, 2 * work.tokens * model.intermediate_size
     inner = inner // engine.tensor_parallel_size * (1 if model.moe is None else model.moe.num_experts_per_tok)
-    there, back = layers * (14 * stream + 3 * inner), layers * (22 * stream + 6 * inner)
-    there, back = there / work.machine.copies, back / work.machine.copies
+    there = layers * (14 * stream + 3 * inner) / work.machine.copies
+    back = layers * (22 * stream + 6 * inner) / work.machine.copies
     forward = {"products": body + 3 * output, "attention": operations / fast[0], "between": there}
     backward = {
         "products": (1 + work.trained + computed_again) * body,
