@@ -3,9 +3,9 @@
     ASSAY_TEST_DATA=... python benchmarks/data.py [--quick] [GROUP ...]
 
 Groups: chain truth_duplicates truth_personal_data truth_contamination truth_web truth_languages truth_rules code
-rates memory same_digest. Rivals are installed from the package index into `~/.cache/assay/rivals` (or $ASSAY_RIVALS).
-Rates are MB of UTF-8 text per CPU-second, that is, a core; compare them within one run. Prints a line per goal and
-exits 1 when one falls short.
+rates classifiers memory same_digest. Rivals are installed from the package index into `~/.cache/assay/rivals` (or
+$ASSAY_RIVALS). Rates are MB of UTF-8 text per CPU-second, that is, a core; compare them within one run. Prints a line
+per goal and exits 1 when one falls short.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "truth_rules": lambda: data_rules.rules(quick),
         "code": lambda: source_code.code(quick),
         "rates": lambda: [*data_speed.personal_data_rate(), *data_speed.pdf_pages(), *data_speed.trafilatura()],
+        "classifiers": lambda: data_speed.fasttext_rates(quick),
         "memory": lambda: data_sameness.memory(quick),
         "same_digest": lambda: data_sameness.same_digest(quick),
     }

@@ -25,9 +25,12 @@ def test_the_shipped_configurations_are_valid(name):
 @pytest.mark.slow
 @pytest.mark.network
 def test_quickstart_from_the_index_to_the_report(tmp_path):
+    """The file and the policy are those of `assay init`, unchanged."""
     root = tmp_path / "root"
-    words = [sys.executable, "-m", "pretrain", "run", str(ROOT / "configs" / "quickstart.toml"), "--root", str(root)]
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "home")}
+    assay = [sys.executable, "-m", "pretrain"]
+    subprocess.run([*assay, "init", str(tmp_path / "first")], env=environment, cwd=ROOT, check=True)
+    words = [*assay, "run", str(tmp_path / "first" / "quickstart.toml"), "--root", str(root)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(next(root.glob("report/*/report.json")).read_bytes())

@@ -152,12 +152,14 @@ def test_the_quick_start_runs_from_an_installed_wheel(installed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_a_wheel_installs_from_the_index_with_all_it_needs(release, tmp_path):
+def test_the_sdist_installs_from_the_index_with_all_it_needs(release, tmp_path):
+    """pip makes the wheel of it, as the fixture does, and takes its dependencies from the index."""
     venv.create(tmp_path / "venv", with_pip=True)
     pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-compile", "-c", str(ROOT / "constraints.txt"), str(release[1])], check=True)
+    subprocess.run([*pip, "--no-compile", "-c", str(ROOT / "constraints.txt"), str(release[0])], check=True)
     done = run(tmp_path / "venv" / "bin", tmp_path, "--version")
     assert done.returncode == 0, done.stderr
+    assert run(tmp_path / "venv" / "bin", tmp_path, "init", "first").returncode == 0
 
 
 def make_targets():

@@ -174,6 +174,38 @@ def personal_data_rate() -> list[Goal]:
     return [Goal("pii.stage_mb_a_core_second", text_bytes(documents) / 1e6 / spent, 10, note="all types")]
 
 
+def fasttext_rates(quick: bool) -> list[Goal]:
+    """Scores of all labels by fastText models of many shapes, on the first 1,500 characters of real documents.
+
+    The small models are those of the tests; the larger two have the shapes of lid.176 and of a quality classifier.
+    """
+    from data_pipeline.kernels.fasttext_file import HIERARCHICAL
+    from data_pipeline.kernels.fasttext_scores import load_classifier, score_labels
+    from governance.kernels.buffers import text_buffers
+    from tests.data_pipeline.test_fasttext_scores import MODELS, model_bytes
+
+    texts = [row["text"][:1500] for row in mixed(12_000_000)][: 1000 if quick else 3000]
+    data, offsets = text_buffers(pa.array(texts, pa.large_string()))
+    languages = {"loss": HIERARCHICAL, "labels": 176, "shortest": 2, "longest": 4, "buckets": 2_000_000}
+    shapes: dict[str, dict[str, Any]] = {
+        **MODELS, "lid_176": languages, "quality": {"dimensions": 100, "word_grams": 2, "buckets": 200_000},
+    }  # fmt: skip
+    note = f"{len(texts)} texts, {sum(map(len, texts)) // len(texts)} characters in the mean"
+
+    def documents_a_second(shape: dict[str, Any]) -> float:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "model.bin"
+            path.write_bytes(model_bytes(**shape))
+            model = load_classifier(path)
+            every = range(len(model.labels))
+            return len(texts) * rate(lambda: score_labels(data, offsets, model, every), 1_000_000, 9)
+
+    return [
+        Goal(f"fasttext.{name}.documents_a_core_second", documents_a_second(shape), 8000, note=note)
+        for name, shape in shapes.items()
+    ]
+
+
 def pdf_pages() -> list[Goal]:
     """Paragraphs of books and speeches, set as PDF pages, through the process that parses them."""
     from benchmarks.measures.corpora import rows
