@@ -1,12 +1,13 @@
 """Runs of Assay on this machine against the plan's time of a step.
 
-Each case is a process of its own that trains on made-up documents with one thread. The machine's rates are what that
-process measured: the best product of its meter, and a copy in memory. Three factors of a CPU's forecast are fitted, and
-each case is predicted by a fit that has not seen it. Memory of such cases: `training.py memory`.
+Each case is a process of its own that trains on made-up documents with one thread, in CPU seconds. The machine's rates
+are the best that any of the processes measured: a product of its meter, and a copy in memory. Three factors of a CPU's
+forecast are fitted, and each case is predicted by a fit that has not seen it. Memory: `training.py memory`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,27 @@ class RunCase:
     name: str
     seconds: float
     parts: dict[str, float]
+    product: float
+    """Operations per second of the best product that its process measured."""
+    copies: float
+    """Bytes per second of the best copy."""
 
     def predicted(self, factors: Sequence[float]) -> float:
         """Seconds of a step."""
         products, attention, rest = factors
         memory = sum(part for name, part in self.parts.items() if name not in ("products", "attention"))
         return products * self.parts["products"] + attention * self.parts["attention"] + rest * memory
+
+
+def on_one_machine(cases: Sequence[RunCase]) -> list[RunCase]:
+    """Cases with the best rates that any of them measured: the machine is one, and neighbours only slow it."""
+    product, copies = max(case.product for case in cases), max(case.copies for case in cases)
+
+    def scaled(case: RunCase) -> dict[str, float]:
+        fast = {"products": case.product / product, "attention": case.product / product}
+        return {name: part * fast.get(name, case.copies / copies) for name, part in case.parts.items()}
+
+    return [replace(case, parts=scaled(case)) for case in cases]
 
 
 def fit(cases: Sequence[RunCase]) -> list[float]:
@@ -76,7 +92,7 @@ def fit(cases: Sequence[RunCase]) -> list[float]:
 
 def goals(quick: bool) -> list[Goal]:
     """Goals on the measured runs."""
-    cases = [_measured(name) for name in (QUICK if quick else CASES)]
+    cases = on_one_machine([_measured(name) for name in (QUICK if quick else CASES)])
     found, errors = [], []
     for case in cases:
         seconds = case.predicted(fit([other for other in cases if other is not case]))
@@ -129,7 +145,7 @@ def _measured(name: str) -> RunCase:
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-3000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return RunCase(name, found["seconds"], found["parts"])
+    return RunCase(name, **found)
 
 
 def _copies() -> float:
@@ -143,6 +159,7 @@ def _copies() -> float:
 
 
 def _train(name: str, root: Path) -> dict[str, Any]:
+    import pretrain.loop
     from benchmarks.measures.training.training_memory import _tokens
     from governance.stage import Runtime
     from pretrain.config.model import ModelConfig
@@ -170,13 +187,17 @@ def _train(name: str, root: Path) -> dict[str, Any]:
 
     recipe = TrainRecipe(model=section(ModelConfig), optim=section(OptimConfig), train=section(TrainConfig))
     settings = Settings(CheckpointConfig(every_steps=1000), section(EngineConfig), TrackingConfig(mode="disabled"))
+    clock: Any = functools.partial(pretrain.loop.StepMeter, clock=time.process_time)
+    pretrain.loop.StepMeter = clock  # CPU seconds of the one thread, so that neighbours do not count
     made = train(_tokens(root), recipe, settings, Runtime(root=root))
     lines = [json.loads(line) for line in (root / made.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "step"][2:]
     product = max(step["gemm_flops_per_second"] for step in steps)
-    machine = Machine(product, _copies(), product, product, (product, product), (product, product))
+    copies = _copies()
+    machine = Machine(product, copies, product, product, (product, product), (product, product))
     found = forecast(recipe, settings.engine, made.stats["vocabulary_size"], Ranks(), machine)
-    return {"seconds": float(np.median([step["seconds"] for step in steps])), "parts": found.seconds}
+    seconds = float(np.median([step["seconds"] for step in steps]))
+    return {"seconds": seconds, "parts": found.seconds, "product": product, "copies": copies}
 
 
 if __name__ == "__main__":
