@@ -43,7 +43,7 @@ class Calibration:
 
 
 GPU = Calibration()
-CPU = Calibration(products=0.89, attention=2.8, eager=1.0, hidden=1.0, rest=3.6)
+CPU = Calibration(products=1.29, attention=2.6, eager=1.0, hidden=1.0)
 
 
 def compiled(engine: EngineConfig) -> bool:

@@ -85,7 +85,7 @@ def fit(cases: Sequence[RunCase]) -> list[float]:
         return [float(np.log(case.predicted(values) / case.seconds)) for case in cases]
 
     found = least_squares(
-        errors, [1.2, 1.5, 1.5], bounds=([0.8, 0.5, 0.3], [3.0, 6.0, 8.0]), loss="soft_l1", f_scale=0.1
+        errors, [1.2, 1.5, 1.5], bounds=([0.8, 0.5, 1.0], [3.0, 6.0, 8.0]), loss="soft_l1", f_scale=0.1
     )
     return [float(value) for value in found.x]
 
