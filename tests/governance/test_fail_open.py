@@ -20,11 +20,12 @@ import pytest
 import torch
 
 from assay.cli.main import main
+from assay.config import load_run
 from governance.checks import expectations
 from governance.files import place, write_json
 from governance.gate.waivers import REFUSAL, WAIVER
 from governance.signing.dsse import create_key, private_key, sign
-from tests.governance.attacked import FAILS, NOW, closed, demand, gate, paper, prepare, verdict_of, words_of
+from tests.governance.attacked import FAILS, NOW, closed, demand, gate, opens, paper, prepare, verdict_of, words_of
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +305,26 @@ min = 1
 owner = "data"
 why = "Another rule that this corpus keeps."
 """
+
+
+@pytest.mark.parametrize("whose", ["a stranger with a key", "a stranger without one"])
+def test_a_stranger_with_a_home_of_his_own_does_not_train(project, capsys, monkeypatch, whose):
+    """The root's key is the default one: whoever has another configuration folder has another key, or makes one."""
+    for home in ("owner", "stranger"):
+        (project / home / "assay").mkdir(parents=True)
+    for ending in ("", ".pub"):
+        shutil.copy(project / f"key.pem{ending}", project / "owner" / "assay" / f"signing-key.pem{ending}")
+    if whose == "a stranger with a key":
+        create_key(project / "stranger" / "assay" / "signing-key.pem")
+    run = (project / "run.toml").read_text()
+    (project / "run.toml").write_text(run.replace('signing_key = "key.pem"\n', ""))
+    assert load_run(project / "run.toml", []).config.governance.signing_key == ""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "owner"))
+    assert opens(project) == "PASS"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "stranger"))
+    closed(project, capsys, "no trusted key signed this content")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(project / "owner"))
+    assert opens(project) == "PASS"
 
 
 def test_a_verdict_that_ran_out(project, capsys):

@@ -60,7 +60,7 @@ function cut(page) {
 frame.onload = () => {
   const page = frame.contentDocument, view = frame.contentWindow, faint = []
   const layout = {
-    scrolls: page.documentElement.scrollWidth, cut: cut(page),
+    scrolls: page.documentElement.scrollWidth, height: page.documentElement.scrollHeight, cut: cut(page),
     words: page.body.innerText.split(/\\s+/).filter(Boolean).length,
     front: page.querySelector("nav").getBoundingClientRect().top,
     readers: Object.fromEntries([...page.querySelectorAll("main > section")].map(s => [s.id, s.offsetHeight])),
