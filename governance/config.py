@@ -59,10 +59,10 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int)):
+        return value
     if isinstance(value, BaseModel):
         return _plain(value.model_dump(mode="json"))
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise TypeError(f"canonical JSON has no {value}")

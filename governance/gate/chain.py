@@ -111,24 +111,26 @@ def read_chain(ends: Sequence[Manifest], root: Path) -> tuple[dict[str, Manifest
 def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> list[str]:
     """Differences from the journal's last statements, naming the manifests."""
     faults = []
+    digests = {path: manifest.digest for path, manifest in manifests.items()}
     for path, manifest in sorted(manifests.items()):
         if manifest.path != path:
             faults.append(f"{path}: states that it is {manifest.path}")
-        faults += [f"{path}: {fault}" for fault in unstated(manifest, stated)]
+        faults += [f"{path}: {fault}" for fault in unstated(manifest, stated, digests[path])]
         for item in _artifacts(manifest.inputs):
-            faults += [f"{path}: {fault}" for fault in _other_input(item, manifests, stated)]
+            faults += [f"{path}: {fault}" for fault in _other_input(item, digests.get(item.path), stated)]
     return faults
 
 
-def unstated(manifest: Manifest, stated: Stated) -> Iterator[str]:
-    """Differences between one manifest and its last statement."""
+def unstated(manifest: Manifest, stated: Stated, digest: str = "") -> Iterator[str]:
+    """Differences between one manifest and its last statement; `digest` is the manifest's if already known."""
     entry = stated.get(manifest.path)
     if entry is None:
         yield f"{JOURNAL} has no statement of it: another program wrote it, or the journal was truncated"
         return
     place, predicate = f"{JOURNAL} line {entry.index}", entry.statement["predicate"]
-    if (digest := entry.subjects[manifest.path]) != manifest.digest:
-        yield f"{place} states digest {digest[:16]}…, the manifest has {manifest.digest[:16]}…"
+    digest = digest or manifest.digest
+    if (said := entry.subjects[manifest.path]) != digest:
+        yield f"{place} states digest {said[:16]}…, the manifest has {digest[:16]}…"
     elif (entry.kind, predicate.get("key"), predicate.get("version")) != (
         manifest.stage,
         manifest.key,
@@ -145,10 +147,11 @@ def _artifacts(inputs: Iterable[Input]) -> Iterator[Input]:
     return (item for item in inputs if item.stage not in SOURCES and item.path.endswith(FILE_NAME))
 
 
-def _other_input(item: Input, manifests: Mapping[str, Manifest], stated: Stated) -> Iterator[str]:
-    there, entry = manifests.get(item.path), stated.get(item.path)
+def _other_input(item: Input, there: str | None, stated: Stated) -> Iterator[str]:
+    """Difference between an input and its present digest, `there`, or the last statement about it."""
+    entry = stated.get(item.path)
     if there is not None:
-        if there.digest != item.digest:
-            yield f"was made from {item.path} with digest {item.digest[:16]}…, now {there.digest[:16]}…"
+        if there != item.digest:
+            yield f"was made from {item.path} with digest {item.digest[:16]}…, now {there[:16]}…"
     elif entry is not None and entry.subjects[item.path] != item.digest:
         yield f"was made from {item.path} with digest {item.digest[:16]}…; {JOURNAL} line {entry.index} states another"

@@ -1,6 +1,6 @@
-"""Cost of the gate's verification, as a share of the pipeline that made the corpus.
+"""Cost of the gate's verification, as a share of the pipeline from the sources to the verdict.
 
-Counted is all that is done for it alone, in one process: the hashes of shards as they are read, by stages and checks;
+Both sides cover the same stages, ingest to audit. Counted is all that is done for it alone, in one process: the hashes of shards as they are read, by stages and checks;
 the signing and reading of records; the lines of the journal with the head that is kept elsewhere; and both doors, each
 with a journal that nobody read before.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measures.corpora import mixed, text_bytes
-from benchmarks.measures.goals import Goal, figure
+from benchmarks.measures.goals import Goal, cpu_seconds, figure
 from benchmarks.measures.governance.governance_corpus import prepared
 from governance import verified_files as intact
 from governance.gate.chain import require_chain
@@ -60,7 +60,9 @@ def verified(quick: bool) -> list[Goal]:
     """The added CPU-seconds by kind, and their share of the pipeline's."""
     from governance.checks.audit import AuditConfig, audit
     from governance.checks.bias.bias import BiasConfig, bias_audit
+    from governance.checks.expectations import quiet_context
 
+    quiet_context()  # imports Great Expectations: not counted
     documents = mixed(10_000_000 if quick else 80_000_000)
     spent: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,20 +79,23 @@ def verified(quick: bool) -> list[Goal]:
             (KeySigner, "sign", "records"), (KeySigner, "open", "records"),
         ]  # fmt: skip
         artifacts, runtime, readers, stages = prepared(documents, folder, runtime_of, lambda: _timed(places, spent))
+        started = cpu_seconds()
         with _timed(places, spent):
             artifacts["bias"] = bias_audit(artifacts, BiasConfig(), runtime)
             policy = load_policy(Path(__file__).parents[3] / "configs" / "policy.toml")
             checked = audit(artifacts, policy, AuditConfig(), runtime, readers)
+        checks = cpu_seconds() - started
         for ends in ((artifacts["encode"],), (artifacts["encode"], checked), (artifacts["encode"], checked)):
             started = time.process_time()
             require_chain(ends, runtime.root, open_journal(config, folder, runtime.root))
             faults = verify(checked, runtime.root)
             spent["doors"] += time.process_time() - started  # type: ignore[assignment]
-    pipeline, added = sum(stages.values()), sum(spent.values())
+    corpus, added = sum(stages.values()), sum(spent.values())
     note = f"{text_bytes(documents) / 1e6:.0f} MB of text, {len(faults)} faults"
     return [
-        Goal("verified.share_of_pipeline", added / pipeline, 0.02, "<=", note),
+        Goal("verified.share_of_pipeline", added / (corpus + checks), 0.02, "<=", note),
         *(figure(f"verified.{kind}_seconds", seconds) for kind, seconds in sorted(spent.items())),
-        figure("verified.pipeline_seconds", pipeline, "ingest to encode, the tokenizer's training included"),
-        figure("verified.share_without_tokenizer", added / (pipeline - stages["tokenizer"])),
+        figure("verified.corpus_seconds", corpus, "ingest to encode, the tokenizer's training included"),
+        figure("verified.checks_seconds", checks, "bias and audit"),
+        figure("verified.share_of_corpus_stages", added / corpus, "as if bias and audit cost nothing"),
     ]

@@ -48,7 +48,9 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     stages("lineage", "inputs, outputs, run")
     for index, row in enumerate(found["counts"]):
         add(f"/counts/{index}", [by_stage.get(row["title"].partition(":")[0])], "stats")
-    add("/languages", [by_stage.get("clean"), by_stage.get("encode")], "outputs: features; stats.by_language")
+    after = [stage for row in found["languages"][:1] for stage in row["documents_after"] if stage != "clean"]
+    by_language = [by_stage.get(stage) for stage in dict.fromkeys(["clean", *after, "encode"])]
+    add("/languages", by_language, "outputs: features, removed; stats.by_language")
     add("/kept", [by_stage.get("redact")], "outputs: documents")
     add("/quarantined", [by_stage.get("ingest")], "outputs: quarantine")
     last = [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []

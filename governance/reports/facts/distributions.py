@@ -4,8 +4,8 @@ They are read from the stages' tables: `features` (clean), `scores` (classify), 
 documents in fixed bins, so shards add up in any order. A shard is read one row group at a time, and only while it
 matches its manifest (`intact`).
 
-Documents by language (ingested, kept, encoded) are read from the `features` of `clean` and the counts of `encode`.
-`clean` determines a document's language, so there is no earlier count.
+Documents by language are read from the `features` of `clean`, which determines a document's language, from what each
+later stage removed, and from the counts of `encode`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from governance.errors import read_errors
 from governance.manifest import Manifest
 from governance.reports.html.markup import compact
+from governance.stage_order import STAGES
 from governance.verified_files import intact
 
 _DOUBLINGS = 32  # of sizes: the last bin is open
@@ -117,7 +118,8 @@ _UNKNOWN = "und"  # ISO 639-2: undetermined
 def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[str, Any]]:
     """One row per language, most documents kept first.
 
-    It has `documents_in`, `documents_kept`, and the documents and tokens of `encode`.
+    It has `documents_in` and `documents_kept` of `clean`, `documents_after` each stage from `clean` on, and the
+    documents and tokens of `encode`.
 
     Raises:
         ManifestError: a table cannot be read, or differs from its manifest.
@@ -127,15 +129,17 @@ def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[
     kept: Counter[str] = Counter()
     for shard in artifacts["clean"].listed("features") if "clean" in artifacts else []:
         with intact(shard, root) as path:
-            for language, stayed, count in _counts(path):
+            for language, stayed, count in _counts(path, "kept"):
                 came[language] += count
                 kept[language] += count if stayed else 0
+    after = _after(artifacts, kept, root) if came else {}
     names = sorted({*came, *encoded}, key=lambda name: (-kept[name], -came[name], name))
     return [
         {
             "language": name,
             "documents_in": came[name] if came else None,
             "documents_kept": kept[name] if came else None,
+            "documents_after": {stage: counts[name] for stage, counts in after.items()},
             "documents_encoded": encoded.get(name, {}).get("documents", 0) if encoded else None,
             "tokens": encoded.get(name, {}).get("tokens", 0) if encoded else None,
         }
@@ -143,12 +147,34 @@ def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[
     ]
 
 
-def _counts(path: Path) -> list[tuple[str, bool, int]]:
+def _after(artifacts: Mapping[str, Manifest], kept: Counter[str], root: Path) -> dict[str, Counter[str]]:
+    """Documents by language after `clean` and each later stage: those before without the removed ones.
+
+    A stage is left out unless the documents that it removed account for its count (some remove parts of documents).
+    """
+    left, now = {"clean": kept}, kept
+    later = [row.name for row in STAGES if row.documents and row.name not in ("ingest", "clean")]
+    for name in (name for name in later if "documents_kept" in getattr(artifacts.get(name), "stats", {})):
+        made = artifacts[name]
+        now = Counter(now)
+        for shard in made.listed("removed"):
+            with intact(shard, root) as path:
+                now.subtract({language: count for language, _, count in _counts(path)})
+        if encoded := made.stats.get("by_language"):
+            now = Counter({language: row["documents"] for language, row in encoded.items()})
+        if now.total() == made.stats["documents_kept"] and min(now.values(), default=0) >= 0:
+            left[name] = now
+    return left
+
+
+def _counts(path: Path, *flags: str) -> list[tuple[str, bool, int]]:
+    """Rows by language and by a flag, true without one; none if the table lacks a column."""
     import pyarrow.parquet as pq
 
+    columns = ["language", *flags]
     with read_errors(path):
-        if not {"language", "kept"} <= set(pq.read_schema(path).names):
+        if not {*columns} <= set(pq.read_schema(path).names):
             return []
-        rows = pq.read_table(path, columns=["language", "kept"])
-        counted = rows.group_by(["language", "kept"]).aggregate([([], "count_all")]).to_pylist()
-    return [(row["language"] or _UNKNOWN, bool(row["kept"]), row["count_all"]) for row in counted]
+        rows = pq.read_table(path, columns=columns, partitioning=None)
+        counted = rows.group_by(columns).aggregate([([], "count_all")]).to_pylist()
+    return [(row["language"] or _UNKNOWN, all(row[flag] for flag in flags), row["count_all"]) for row in counted]

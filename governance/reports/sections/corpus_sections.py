@@ -55,8 +55,10 @@ def funnel(found: Mapping[str, Any]) -> Html:
             f"{number(row['documents_kept'])} ({share(row['documents_kept'] / whole)})")
         for row in rows
     ]  # fmt: skip
+    by_source = bars("Documents kept after each stage, by source", stages, keys, cited)
+    by_language = _stages_by_language(found)
     return join([
-        bars("Documents kept after each stage", stages, keys, cited),
+        tag("div", by_source, by_language, class_="pair") if by_language else by_source,
         tag("div", tag("div", _of_sources(found, cited), _removed_table(found)), _of_languages(found), class_="pair"),
     ])  # fmt: skip
 
@@ -122,18 +124,40 @@ def _of_sources(found: Mapping[str, Any], cited: Html) -> Html:
     return bars(f"Share kept by source{f' (the {len(ordered)} largest)' if rest else ''}", lines, cited=cited)
 
 
+def _stages_by_language(found: Mapping[str, Any]) -> Html | None:
+    """Documents of each language after each stage; ingested ones by the language that `clean` found."""
+    rows = sorted((row for row in found["languages"] if row["documents_in"]), key=lambda row: -row["documents_in"])
+    if not rows:
+        return None
+    after = [("ingest", [row["documents_in"] for row in rows])]
+    after += [(stage, [row["documents_after"][stage] for row in rows]) for stage in rows[0]["documents_after"]]
+    most = len(rows) if len(rows) <= len(STYLES) else _SOURCES_SHOWN
+    names = [row["language"] for row in rows[:most]] + ([OTHERS] if len(rows) > most else [])
+    whole = sum(after[0][1]) or 1
+    stages = [
+        Bar(stage, list(zip(STYLES, [*counts[:most], sum(counts[most:])], strict=False)),
+            f"{number(sum(counts))} ({share(sum(counts) / whole)})")
+        for stage, counts in after
+    ]  # fmt: skip
+    keys = [key(style, name) for style, name in zip(STYLES, names, strict=False)]
+    return bars("Documents kept after each stage, by language", stages, keys, cite(found, "/languages"))
+
+
 def _of_languages(found: Mapping[str, Any]) -> Html | None:
-    """Share of each language that `clean` kept."""
+    """Share of each language that is in the corpus."""
     known = [row for row in found["languages"] if row["documents_in"]]
     if not known:
         return None
     shown = known[:_LANGUAGES_SHOWN]
-    lines = [_own(row["language"], row["documents_kept"], row["documents_in"]) for row in shown]
+    lines = [_own(row["language"], _last(row), row["documents_in"]) for row in shown]
     rest = sum(row["documents_in"] for row in known[_LANGUAGES_SHOWN:])
     note = f" {len(known) - len(shown)} more languages: {number(rest)} documents" if rest else ""
-    return bars(
-        ["Share kept by clean, by language", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages")
-    )
+    return bars(["Share kept by language", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages"))
+
+
+def _last(row: Mapping[str, Any]) -> int:
+    """Documents of a language after the last stage that was counted."""
+    return [row["documents_kept"], *row["documents_after"].values()][-1]
 
 
 def _own(name: str, kept: int, came: int) -> Bar:
