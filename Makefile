@@ -16,7 +16,7 @@ CLUSTER ?= tests/cluster
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture benchmarks clean
+.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture pictures benchmarks clean
 
 install: $(VENV)/installed
 
@@ -62,6 +62,10 @@ site: $(VENV)/installed-dev
 picture:
 	@chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,800 --screenshot=docs/report.png \
 	  "file://$$PWD/runs/quickstart/report/latest.html" 2>/dev/null
+
+# Three reports (the quick start, a BLOCK, a run with faults) at every width, light, dark and printed: build/pictures.
+pictures: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.measures.governance.report_pictures build/pictures
 
 benchmarks: $(VENV)/installed-dev
 	@status=0; for script in benchmarks/*.py; do $(BIN)/python $$script --quick || status=1; done; exit $$status

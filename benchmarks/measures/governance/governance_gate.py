@@ -1,8 +1,8 @@
 """Cost of the gate's verification, as a share of the pipeline from the sources to the verdict.
 
-Both sides cover the same stages, ingest to audit. Counted is all that is done for it alone, in one process: the hashes of shards as they are read, by stages and checks;
-the signing and reading of records; the lines of the journal with the head that is kept elsewhere; and both doors, each
-with a journal that nobody read before.
+Both sides cover the same stages, ingest to audit. Counted is all that is done for it alone, in one process: the hashes
+of shards as they are read, by stages and checks; the signing and reading of records; the lines of the journal with the
+head that is kept elsewhere; and both doors, each with a journal that nobody read before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Goals that tests state: attacks refused, one wrong clock, waste after a kill, SCI's boundary, symmetry, words.
 
-Each is the share of its tests that pass; the note has the number. The tests run in one process of pytest. A quick run
-leaves out the trainings of the attacks on what was trained.
+Each is the share of its tests that pass; the note has the number. The tests run in one process of pytest.
 """
 
 from __future__ import annotations
@@ -35,16 +34,13 @@ _TESTS = {
     "page.ten_seconds_are_enough": ("test_reports_front.py",),
 }  # fmt: skip
 """Goal -> test files of `tests/governance`, or single tests of them."""
-_LEFT_OUT = ("attacks.on_what_was_trained",)
-"""Goals of which a quick run has no time."""
 
 
-def tested(quick: bool) -> list[Goal]:
+def tested() -> list[Goal]:
     """The share of each goal's tests that pass, in one process."""
-    chosen = {name: tests for name, tests in _TESTS.items() if not quick or name not in _LEFT_OUT}
-    outcomes = _outcomes([test for tests in chosen.values() for test in tests])
+    outcomes = _outcomes([test for tests in _TESTS.values() for test in tests])
     goals = []
-    for name, tests in chosen.items():
+    for name, tests in _TESTS.items():
         mine = [passed for test, passed in outcomes if any(_is_of(test, wanted) for wanted in tests)]
         note = f"{sum(mine)} of {len(mine)} tests passed: {', '.join(test.partition('::')[0] for test in tests)}"
         goals.append(Goal(name, sum(mine) / len(mine) if mine else 0.0, 1.0, note=note))
