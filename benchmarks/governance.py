@@ -55,7 +55,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "hashing": lambda: lineage_speed.hashing(quick),
         "edits": lambda: governance_edits.all_files(quick),
         "page": lambda: report_look.page(quick),
-        "tested": tested_goals.tested,
+        "tested": lambda: tested_goals.tested(quick),
     }
 
 

@@ -122,7 +122,10 @@ def chain_faults(manifests: Mapping[str, Manifest], stated: Stated) -> list[str]
 
 
 def unstated(manifest: Manifest, stated: Stated, digest: str = "") -> Iterator[str]:
-    """Differences between one manifest and its last statement; `digest` is the manifest's if already known."""
+    """Differences between one manifest and its last statement.
+
+    `digest` is the manifest's, where the caller knows it.
+    """
     entry = stated.get(manifest.path)
     if entry is None:
         yield f"{JOURNAL} has no statement of it: another program wrote it, or the journal was truncated"
@@ -148,7 +151,10 @@ def _artifacts(inputs: Iterable[Input]) -> Iterator[Input]:
 
 
 def _other_input(item: Input, there: str | None, stated: Stated) -> Iterator[str]:
-    """Difference between an input and its present digest, `there`, or the last statement about it."""
+    """Difference of an input from `there`, its present digest.
+
+    Without one, from the last statement about it.
+    """
     entry = stated.get(item.path)
     if there is not None:
         if there != item.digest:

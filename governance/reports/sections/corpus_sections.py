@@ -125,7 +125,10 @@ def _of_sources(found: Mapping[str, Any], cited: Html) -> Html:
 
 
 def _stages_by_language(found: Mapping[str, Any]) -> Html | None:
-    """Documents of each language after each stage; ingested ones by the language that `clean` found."""
+    """Documents of each language after each stage.
+
+    Ingested ones are counted by the language that `clean` found.
+    """
     rows = sorted((row for row in found["languages"] if row["documents_in"]), key=lambda row: -row["documents_in"])
     if not rows:
         return None
@@ -157,7 +160,7 @@ def _of_languages(found: Mapping[str, Any]) -> Html | None:
 
 def _last(row: Mapping[str, Any]) -> int:
     """Documents of a language after the last stage that was counted."""
-    return [row["documents_kept"], *row["documents_after"].values()][-1]
+    return int([row["documents_kept"], *row["documents_after"].values()][-1])
 
 
 def _own(name: str, kept: int, came: int) -> Bar:
