@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from assay.config import load_run
+from benchmarks.measures.governance.report_look import SCREEN, Browser
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +45,19 @@ def test_quickstart_from_the_index_to_the_report(tmp_path):
     assert json.loads(dedup.read_bytes())["stats"]["removed"]["exact_duplicate"] == 7
     losses = json.loads(next(root.glob("train/*/losses.json")).read_bytes())["losses"]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    first_screen(next(root.glob("report/*/report.json")).parent, Browser(tmp_path / "profile"), tmp_path)
+
+
+def first_screen(folder, browser, scratch):
+    """Verdict, reason, energy and findings fit the first screen; the whole page keeps its lengths."""
+    if browser.name is None:
+        return
+    seen = browser.look(folder, 1280)
+    assert seen["front"] <= SCREEN
+    assert 400 < seen["words"] <= 4000
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    head = page[page.index("<header>") : page.index("</header>")]
+    for words in ("Every critical gate passed.", "checks passed", "kWh", "CO2e", "Main findings"):
+        assert words in head
+    if shutil.which("pdftotext"):
+        assert browser.printed(folder / "report.html", scratch / "report.pdf").count("\f") <= 12

@@ -115,6 +115,14 @@ def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
     assert rules(output).endswith("under the site's policy of centre.")
 
 
+@pytest.mark.parametrize("strength", ["warns on fairness", "blocks on fairness"])
+def test_the_strength_of_the_policy_is_on_page_one(waived, strength):
+    found, _ = waived
+    output = {**found, "verdict": {**found["verdict"], "policy": {**found["verdict"]["policy"], "strength": strength}}}
+    output["summary"] = summary(output)
+    assert f"Judged by policy assay-default ({strength})" in words_of(front(output))
+
+
 def test_unknown_figures_are_said_and_nothing_is_made_up(tmp_path):
     folder = tmp_path / report({}, {}, tmp_path, Runtime(tmp_path)).folder
     found = json.loads((folder / "report.json").read_bytes())

@@ -4,11 +4,13 @@ import functools
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 
 import pytest
 
 from benchmarks.measures.governance.report_look import Browser, bias_rows
 from governance.files import append_line, write_json
+from governance.reports.html.markup import ROWS_SHOWN
 from governance.reports.report import report
 from governance.stage import Runtime
 from tests.governance.test_reports_page import Page, corpus, folder_of, ledger, manifest_of, shard, trained, verdict_of
@@ -57,6 +59,45 @@ STILTED = re.compile(
 def test_the_page_has_the_words_of_the_field(root):
     words = Page((root / "report.html").read_text(encoding="utf-8")).words
     assert [word for word in words if STILTED.search(word) and "beside this file" not in word] == []
+
+
+class Tables(HTMLParser):
+    """Rows of the body of each table that is open, and names of figures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.folds, self.within, self.open, self.folded = 0, "", [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.folds += tag == "details"
+        self.within = tag if tag in ("thead", "tbody") else self.within
+        if tag == "table":
+            self.folded += self.folds > 0
+            self.open += [] if self.folds else [0]
+        elif tag == "tr" and self.within == "tbody" and not self.folds:
+            self.open[-1] += 1
+
+    def handle_endtag(self, tag):
+        self.folds -= tag == "details"
+
+
+def test_every_open_table_has_at_most_ten_rows_and_two_to_spare(root):
+    tables = Tables((root / "report.html").read_text(encoding="utf-8"))
+    assert len(tables.open) >= 6
+    assert tables.folded >= 10
+    assert max(tables.open) <= ROWS_SHOWN + 2
+
+
+def test_the_pictures_of_the_issue_are_there_by_name(root):
+    text = (root / "report.html").read_text(encoding="utf-8")
+    titles = {re.sub("<[^>]+>.*", "", title) for title in re.findall(r"<figcaption><b>(.*?)</b>", text)}
+    assert titles >= {
+        "Loss", "Validation loss by source", "Validation by language", "Throughput", "Utilisation", "Learning rate",
+        "Gradient norm", "Energy by stage, all attempts", "Energy by phase",
+        "Documents kept after each stage, by source", "Documents kept after each stage, by language",
+        "Share kept by source", "Share kept by language",
+    }, titles  # fmt: skip
 
 
 def test_a_profile_is_a_folded_table_with_its_evidence(root):

@@ -150,7 +150,8 @@ def language_counts(artifacts: Mapping[str, Manifest], root: Path) -> list[dict[
 def _after(artifacts: Mapping[str, Manifest], kept: Counter[str], root: Path) -> dict[str, Counter[str]]:
     """Documents by language after `clean` and each later stage.
 
-    They are those before it without those that it removed. A stage is left out unless the documents that it removed account for its count (some remove parts of documents).
+    They are those before it without those that it removed. A stage is left out unless the documents that it removed
+    account for its count (some remove parts of documents).
     """
     left, now = {"clean": kept}, kept
     later = [row.name for row in STAGES if row.documents and row.name not in ("ingest", "clean")]
