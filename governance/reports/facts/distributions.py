@@ -169,7 +169,10 @@ def _after(artifacts: Mapping[str, Manifest], kept: Counter[str], root: Path) ->
 
 
 def _counts(path: Path, *flags: str) -> list[tuple[str, bool, int]]:
-    """Rows by language and by a flag, true without one; none if the table lacks a column."""
+    """Rows by language and flags.
+
+    There are none if the table lacks a column; without flags all is true.
+    """
     import pyarrow.parquet as pq
 
     columns = ["language", *flags]
