@@ -5,7 +5,8 @@ block saves. `memory_room.py` compares the sum with the memory available.
 
 Measured on CPU, peak memory of whole runs over the estimate (16.8 M parameters, 2,048 to 4,096 tokens per pass): .93 to
 1.05 over eleven cases with torch's CPU build, .95 to 1.05 with a build for GPUs. The lowest are soft caps and selective
-checkpointing, the highest eight experts. `benchmarks/training.py memory` has the cases. Pages of libraries and of token
+checkpointing, the highest eight experts. An encoder-decoder: .95 to 1.02 over three cases whose sources and targets are
+equally long, as is assumed. `benchmarks/training.py memory` has the cases. Pages of libraries and of token
 shards are not counted: the system drops them on demand. Not measured on a GPU, whose allocator's
 fragmentation is not counted.
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -75,11 +76,7 @@ def estimate(
 
     `teacher` computes beside a student.
     """
-    block = parameter_count(with_layers(recipe.model, 2), vocabulary_size) - parameter_count(
-        with_layers(recipe.model, 1), vocabulary_size
-    )
-    blocks = block * recipe.model.num_hidden_layers
-    every = parameter_count(recipe.model, vocabulary_size)
+    every, blocks = parameter_count(recipe.model, vocabulary_size), _block_parameters(recipe.model, vocabulary_size)
     # Tensor ranks hold norms and learned positions whole, which are negligible.
     shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
     parameters, held = sum(count for count, _ in shares), Counter[str]()
@@ -133,6 +130,15 @@ def _beside(
     block = activations(one, engine.model_copy(update={"activation_checkpointing": "none"}), device)
     passed = max(0, block - activations(recipe, engine, device))  # freed before the student's pass
     return {"teacher": size * parameter_count(teacher, vocabulary_size) + kept + passed}
+
+
+def _block_parameters(model: ModelConfig, vocabulary_size: int) -> int:
+    """Parameters of all blocks."""
+    found = 0
+    for name in ("encoder_layers", "num_hidden_layers") if model.encoder_layers else ("num_hidden_layers",):
+        one, two = (parameter_count(model.model_copy(update={name: count}), vocabulary_size) for count in (1, 2))
+        found += (two - one) * int(getattr(model, name))
+    return found
 
 
 @functools.cache
@@ -261,6 +267,8 @@ def _pass_of(recipe: TrainRecipe, engine: EngineConfig) -> _Pass:
 def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     """Peak activation bytes of the blocks, with scratch."""
     model, kind, dims = recipe.model, engine.activation_checkpointing, _pass_of(recipe, engine)
+    if model.encoder_layers:
+        return _pair_activations(recipe, engine, dims, device)
     saved, scratch = _attention_tables(recipe, engine, device)
     whole = dims.tokens * (_attention_bytes(recipe, dims, device) + _feed_forward_bytes(recipe, dims, device)) + saved
     if recipe.train.precision == "autocast":  # bf16 copies of a block's weights
@@ -278,6 +286,29 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     kept = dims.stream * dims.width + (dims.size * products if kind == "selective" else 0)
     first = dims.tokens * dims.size * dims.keys if model.value_residual else 0  # for all later blocks
     return layers * dims.tokens * kept + first + whole + scratch
+
+
+def _pair_activations(recipe: TrainRecipe, engine: EngineConfig, of: _Pass, device: str) -> int:
+    """Peak activation bytes of an encoder-decoder; half of the tokens are sources, as in `flops_per_token`.
+
+    A block of the decoder also saves the keys and values of sources, and queries, result, input and sum of targets.
+    Each attention keeps the mask that its kernel adds to the logits. A dropped output keeps its factors, and its hash
+    takes four words for each element of one sub-layer.
+    """
+    model, side = recipe.model, of.tokens // 2
+    dropped = of.size * of.width if model.dropout else 0
+    block = _attention_bytes(recipe, of, device) + _feed_forward_bytes(recipe, of, device)
+    keys = of.heads if device == "cpu" else of.keys
+    mask = of.size * engine.micro_batch_size * (recipe.train.sequence_length // 2) ** 2
+    cross = of.stream * of.width + of.size * (2 * of.heads + of.width)
+    encoder = side * (block + 2 * dropped) + mask
+    decoder = side * (block + cross + 3 * dropped + 2 * of.size * keys) + 2 * mask
+    products = 2 * of.width + of.heads + 2 * of.keys + of.inner
+    kept = of.stream * of.width + (of.size * products if engine.activation_checkpointing == "selective" else 0)
+    ends = 2 * side * (of.stream * of.width + dropped) + (side * 16 * of.width if model.dropout else 0)
+    if engine.activation_checkpointing == "none":
+        return model.encoder_layers * encoder + model.num_hidden_layers * decoder + ends
+    return (model.encoder_layers + model.num_hidden_layers) * side * kept + max(encoder, decoder) + ends
 
 
 def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
@@ -340,6 +371,8 @@ def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device
     They are those of a piece of logits and the sums, or of the gradients and their product.
     """
     of, rows = _pass_of(recipe, engine), recipe.model.head_rows(vocabulary_size) // engine.tensor_parallel_size
+    if recipe.model.encoder_layers:
+        of = replace(of, tokens=of.tokens // 2)  # those of targets
     if recipe.train.precision == "fp16":
         return of.tokens * rows * (of.size + 8)
     piece = min(of.tokens, piece_tokens(rows, device))

@@ -12,7 +12,7 @@ from pretrain.preflight.memory_room import _TOLERANCE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["autocast_stage_2", "soft_cap", "documents", "experts"])
+@pytest.mark.parametrize("name", ["autocast_stage_2", "soft_cap", "documents", "experts", "pairs"])
 def test_the_estimate_of_a_real_run_is_within_its_tolerance(name):
     peak, estimate = measured(name)
     assert peak / _TOLERANCE < estimate < peak * _TOLERANCE

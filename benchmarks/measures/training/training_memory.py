@@ -36,6 +36,19 @@ CASES: dict[str, dict[str, Any]] = {
     "full_stage_3": {"zero_stage": 3, "activation_checkpointing": "full"},
     "selective": {"activation_checkpointing": "selective"},
     "muon": {"optimizer": "muon"},
+    "pairs": {
+        "encoder_layers": 3,
+        "num_hidden_layers": 3,
+        "position_embedding": "sinusoidal",
+        "norm": "layernorm",
+        "norm_position": "post",
+        "feed_forward": "relu",
+        "bias": True,
+        "tie_word_embeddings": True,
+        "initialisation": "xavier",
+        "dropout": 0.1,
+        "label_smoothing": 0.1,
+    },
 }
 """By name, what differs from bf16 at stage 1: 16.8 M parameters, 8 rows of 256 tokens."""
 QUICK = ("bf16", "soft_cap", "documents")
@@ -96,12 +109,22 @@ def _train(name: str, root: Path) -> dict[str, Any]:
     engine = section(EngineConfig)
     settings = Settings(CheckpointConfig(every_steps=2), engine, TrackingConfig(mode="disabled"))
     with anonymous_peak_mb() as peak:
-        made = train(_tokens(root), recipe, settings, Runtime(root=root))
+        made = train(
+            _pairs(root) if recipe.model.encoder_layers else _tokens(root), recipe, settings, Runtime(root=root)
+        )
     parts = estimate(recipe, engine, made.stats["vocabulary_size"], 1, "cpu").device
     return {"peak": peak(), "estimate": {part: count / 1e6 for part, count in parts.items()}}
 
 
-def _tokens(root: Path) -> Any:
+def _pairs(root: Path) -> Any:
+    """Packed rows of pairs of sources and targets, equally long: two fill a row of 256."""
+    from data_pipeline.tokens.pack import PackConfig, pack
+    from governance.stage import Runtime
+
+    return pack(_tokens(root, (129, 130), pairs=True), PackConfig(sequence_length=256, min_used_share=0), Runtime(root))
+
+
+def _tokens(root: Path, lengths: tuple[int, int] = (51, 601), pairs: bool = False) -> Any:
     """Token shards of documents of up to 600 random tokens: several in a row of 2,048."""
     import numpy as np
 
@@ -111,14 +134,22 @@ def _tokens(root: Path) -> Any:
     folder, generator, outputs = root / "encode" / ("e" * 16), np.random.default_rng(0), []
     for role, count in (("train", 200), ("validation", 40)):
         documents = [
-            EncodedDocument(f"{role}{number}", tokens, 3 * len(tokens), "made/en")
+            EncodedDocument(f"{role}{number}", tokens, 3 * len(tokens), "made/en", answers)
             for number in range(count)
-            for tokens in [np.append(generator.integers(1, _VOCABULARY, int(generator.integers(50, 600))), 0)]
+            for tokens in [np.append(generator.integers(1, _VOCABULARY, int(generator.integers(*lengths)) - 1), 0)]
+            for answers in [np.arange(len(tokens)) > len(tokens) // 2 if pairs else None]
         ]
         write_token_shard(folder / role / "00000.tokens", documents, _VOCABULARY, 0)
         outputs.append(describe(folder / role / "00000.tokens", root))
     manifest = Manifest(
-        stage="encode", version=1, key="e" * 64, config={}, inputs=(), outputs=tuple(outputs), stats={}, run={}
+        stage="encode",
+        version=1,
+        key="e" * 64,
+        config={"loss_on": "targets"} if pairs else {},
+        inputs=(),
+        outputs=tuple(outputs),
+        stats={},
+        run={},
     )
     write_manifest(manifest, root)
     return manifest
