@@ -367,9 +367,13 @@ def _suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, 
 
 
 def evaluation(
-    run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime
+    run: LoadedRun,
+    artifacts: Mapping[str, Manifest],
+    checkpoint: Path,
+    runtime: Runtime,
+    others: Sequence[Manifest] = (),
 ) -> tuple[Measurement, list[dict[str, Any]]]:
-    """Validation loss and task scores of a checkpoint.
+    """Validation loss and task scores of a checkpoint, or of the mean with `others`.
 
     Raises:
         GateClosed: the validation shards are not as the journal states them.
@@ -379,7 +383,7 @@ def evaluation(
     require_corpus(run, artifacts, runtime, "validation")
     tokens = artifacts.get("pack", artifacts["encode"])
     suite = partial(_suite, run, artifacts, runtime) if run.config.evaluation.tasks else None
-    return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite)
+    return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite, others)
 
 
 def _launch(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import say
-from assay.cli.run_commands import Arguments, checkpoint_of, load
+from assay.cli.run_commands import Arguments, averaged_with, checkpoint_of, load
 from governance.errors import ConfigError, MissingInput
 from governance.log import get_logger, progress
 
@@ -79,13 +79,14 @@ def generate(arguments: Arguments) -> None:
     encoder, engine = opened.encoder, opened.loaded.config.engine
     ids = [encoder.encode(prompt).tolist() for prompt in prompts]
     refuse_prompts(ids, opened.context)
+    others = averaged_with(opened.manifest, arguments, opened.loaded, opened.runtime.root)
 
     def stops(number: int, made: Sequence[int]) -> bool:
         return bool(arguments.stops) and any(map(encoder.decode_after(ids[number], made).__contains__, arguments.stops))
 
     rows, most = engine.micro_batch_size, arguments.max_tokens
     with opened.runtime.hooks.meter("generate") as energy:
-        model = load_model(opened.manifest, engine, opened.runtime.root)
+        model = load_model(opened.manifest, engine, opened.runtime.root, others)
         begun = time.monotonic()
         with progress("generate", len(prompts) * most, "tokens") as advance:
             found = continue_prompts(model, ids, encoder.end_of_document, most, sampling, rows, advance, stops)
@@ -110,8 +111,9 @@ def generate(arguments: Arguments) -> None:
     )  # fmt: skip
     if arguments.json:  # what a person reads as a message
         say(
-            "", checkpoint=opened.manifest.digest, origin=opened.origin, sampling=asdict(sampling), tokens=made,
-            seconds=seconds, tokens_per_second=made / max(seconds, 1e-9), energy=energy,
+            "", checkpoint=opened.manifest.digest, averaged=[one.digest for one in others], origin=opened.origin,
+            sampling=asdict(sampling), tokens=made, seconds=seconds, tokens_per_second=made / max(seconds, 1e-9),
+            energy=energy,
         )  # fmt: skip
 
 
@@ -227,8 +229,6 @@ def translate(arguments: Arguments) -> None:
     from data_pipeline.readers.file_types.pair_text import prompt_of
     from governance.config import canonical_json
     from governance.files import sha256_bytes
-    from governance.gate.chain import require_stated
-    from pretrain.checkpoint.averaged_weights import last_checkpoints
     from pretrain.checkpoint.format import identity_of
     from pretrain.inference.beam_search import Beam, open_translator, refuse_sources
 
@@ -243,9 +243,7 @@ def translate(arguments: Arguments) -> None:
     sources = [encoder.encode(prompt_of(text)).tolist() for text in texts]
     refuse_sources(sources, opened.context)
     beam = Beam(arguments.beam, arguments.alpha)
-    checkpoints = last_checkpoints(opened.manifest, arguments.average, root)
-    journal = opened.loaded.journal(root)
-    require_stated(checkpoints[1:], root, journal)  # the first was checked where it was opened
+    checkpoints = [opened.manifest, *averaged_with(opened.manifest, arguments, opened.loaded, root)]
     rows: list[dict[str, Any]] = []
     with opened.runtime.hooks.meter("translate") as energy:
         translator = open_translator(checkpoints, opened.loaded.config.engine, root)
@@ -268,7 +266,7 @@ def translate(arguments: Arguments) -> None:
             )
         }
         made_from = [*(one.as_input() for one in checkpoints), opened.artifacts["tokenizer"].as_input()]
-        journal.state("evaluation", subject, made_from, **values, origin=opened.origin)
+        opened.loaded.journal(root).state("evaluation", subject, made_from, **values, origin=opened.origin)
     get_logger(__name__).info("energy with the loading of the model %s", _energy(energy))
     if arguments.json:  # what a person reads as a message
         say("", checkpoint=opened.manifest.digest, origin=opened.origin, **values, energy=energy)

@@ -244,6 +244,22 @@ def checkpoint_of(
     return checkpoint, origin
 
 
+def averaged_with(newest: Manifest, arguments: Arguments, loaded: LoadedRun, root: Path) -> list[Manifest]:
+    """The other checkpoints that `--average` names, newest first.
+
+    Raises:
+        ConfigError: fewer are kept.
+        CheckpointError: one is damaged.
+        GateClosed: the journal does not state one as it is.
+    """
+    from governance.gate.chain import require_stated
+    from pretrain.checkpoint.averaged_weights import last_checkpoints
+
+    others = last_checkpoints(newest, arguments.average, root)[1:] if arguments.average > 1 else []
+    require_stated(others, root, loaded.journal(root))
+    return others
+
+
 def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
     from dataclasses import asdict, replace
@@ -257,12 +273,15 @@ def evaluate(arguments: Arguments) -> None:
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
-    found, tasks = evaluation(loaded, artifacts, checkpoint, runtime)
-    values = {**asdict(found), "tasks": tasks}
-    say("\n".join(table(found, tasks)), **values)
     evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
+    others = averaged_with(evaluated, arguments, loaded, runtime.root)
+    found, tasks = evaluation(loaded, artifacts, checkpoint, runtime, others)
+    values = {**asdict(found), "tasks": tasks}
+    if others:
+        values["averaged"] = [one.digest for one in others]
+    say("\n".join(table(found, tasks)), **values)
     subject = {f"evaluation/{evaluated.digest[:16]}": sha256_bytes(canonical_json(values))}
-    made_from = [evaluated.as_input(), tokens.as_input()]
+    made_from = [*(one.as_input() for one in (evaluated, *others)), tokens.as_input()]
     loaded.journal(runtime.root).state("evaluation", subject, made_from, **values, origin=origin)
 
 
@@ -274,12 +293,17 @@ def export(arguments: Arguments) -> None:
     from data_pipeline.tokens.chat_template import CHATML
     from governance.files import sha256_file
     from governance.hub_client import push, require_name
+    from governance.stage import read_artifact
     from pretrain.export.huggingface import ExportFacts
     from pretrain.export.huggingface import export as write
     from pretrain.export.peft_folder import export_adapter
 
     if arguments.adapter and arguments.dtype != "fp32":
         raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
+    if arguments.adapter and arguments.average > 1:
+        raise ConfigError(
+            "--adapter: the mean of adapters is no adapter of their rank; leave out --adapter or --average"
+        )
     if arguments.push:
         require_name(arguments.push)
     loaded, runtime = load(arguments, "data prepare")
@@ -290,7 +314,8 @@ def export(arguments: Arguments) -> None:
     template = CHATML if loaded.config.data.encode.loss_on == "answers" else ""
     classes = loaded.config.data.encode.classification
     labels = classes.labels if classes is not None else ()
-    facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels)
+    others = averaged_with(read_artifact(checkpoint), arguments, loaded, runtime.root)
+    facts = ExportFacts(sources, "" if origin["verified"] else str(origin["why"]), template, labels, others)
     if arguments.adapter:
         manifest = export_adapter(checkpoint, arguments.target, runtime.root, facts.unverified)
     else:
@@ -301,7 +326,7 @@ def export(arguments: Arguments) -> None:
         f"{arguments.target.name}/{path.name}": sha256_file(path)
         for path in sorted(arguments.target.glob("*.safetensors"))
     }
-    made_from = [manifest.as_input(), artifacts["tokenizer"].as_input()]
+    made_from = [*(one.as_input() for one in (manifest, *others)), artifacts["tokenizer"].as_input()]
     loaded.journal(runtime.root).state("export", subjects, made_from, origin=origin)
     form = "adapter in PEFT's format" if arguments.adapter else "Hugging Face folder"
     say(f"{arguments.target}: checkpoint {manifest.digest[:16]} as {form}", folder=arguments.target)

@@ -234,6 +234,7 @@ def _training(commands: Commands[Parser]) -> None:
     )
     _config(command)
     checkpoint_option(command)
+    _average(command)
     _generation(commands)
     _translation(commands)
     _interpretation(commands)
@@ -241,6 +242,7 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     path(command, "target", "FOLDER", "the folder to create")
+    _average(command)
     flag(command, "--adapter", "write the adapter alone, in PEFT's format (default: merged into the weights)")
     command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
     flag(command, "--public", "with --push: create a public repository, not a private one")
@@ -294,6 +296,12 @@ def _generation(commands: Commands[Parser]) -> None:
     text = "draw only from the likeliest tokens that together reach this probability (default: %(default)g)"
     command.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
     command.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (default: 0)")
+    _average(command)
+
+
+def _average(command: Parser) -> None:
+    text = "average the weights of the last N checkpoints of the training, up to CHECKPOINT (default: %(default)s)"
+    command.add_argument("--average", type=positive, default=1, metavar="N", help=text)
 
 
 def _translation(commands: Commands[Parser]) -> None:
@@ -310,8 +318,7 @@ def _translation(commands: Commands[Parser]) -> None:
     command.add_argument("--beam", type=positive, default=4, metavar="N", help=text)
     text = "power of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
     command.add_argument("--alpha", type=float, default=0.6, metavar="A", help=text)
-    text = "average the weights of the last N checkpoints of the training, up to CHECKPOINT (default: %(default)s)"
-    command.add_argument("--average", type=positive, default=1, metavar="N", help=text)
+    _average(command)
     text = "score the translations of --file by BLEU and chrF against the lines of this file"
     path(command, "--reference", "FILE", text)
     text = "tokenizer of BLEU: %(choices)s (default: %(default)s); zh for Chinese, char for other texts without spaces"

@@ -177,7 +177,12 @@ def bits_per_byte(nats_per_token: float, tokens: int, document_bytes: int) -> fl
 
 
 def evaluate(
-    checkpoint: Path, tokens: Manifest, engine: EngineConfig, root: Path, suite: Callable[[int], Suite] | None = None
+    checkpoint: Path,
+    tokens: Manifest,
+    engine: EngineConfig,
+    root: Path,
+    suite: Callable[[int], Suite] | None = None,
+    others: Sequence[Manifest] = (),
 ) -> tuple[Measurement, list[dict[str, Any]]]:
     """Measure a checkpoint on all validation rows, on one device.
 
@@ -187,6 +192,7 @@ def evaluate(
         engine: the device, threads, and rows per forward pass.
         root: the artifacts' root.
         suite: makes the tasks (`scores.py`) for a window in tokens; None: no tasks.
+        others: checkpoints of its training whose weights are averaged with its own.
 
     Returns:
         The measurement, and the figures of each task.
@@ -217,7 +223,10 @@ def evaluate(
     tasks = suite(train.sequence_length) if suite is not None else None
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
     device = device_of(Ranks(), engine.device)
-    nats_of, alike = nats_with(load_decoder(manifest, root).to(device).eval(), train.precision), device.type == "cuda"
+    nats_of, alike = (
+        nats_with(load_decoder(manifest, root, others).to(device).eval(), train.precision),
+        device.type == "cuda",
+    )
     found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values, alike)
     return found, evaluate_tasks(tasks, nats_of, Passes(alike=alike)) if tasks is not None else []
 

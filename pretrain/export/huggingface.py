@@ -25,7 +25,8 @@ from data_pipeline.tokens.chat_template import CHATML, TEMPLATE_FILE
 from governance.errors import CheckpointError, ConfigError
 from governance.files import atomic_path, copy_beginning, write_json, write_text
 from governance.manifest import Manifest
-from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state, whole_weights
+from pretrain.checkpoint.averaged_weights import averaged_weights
+from pretrain.checkpoint.format import CheckpointIdentity, identity_of, read_checkpoint, read_state
 from pretrain.checkpoint.safetensors_files import file_plan
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
@@ -54,6 +55,8 @@ class ExportFacts:
     """Template of the chats of its training; "": that of the tokenizer, if any."""
     labels: Sequence[str] = ()
     """Labels of a classifier, in the order of its head."""
+    others: Sequence[Manifest] = ()
+    """Verified checkpoints of its training whose weights are averaged with its own."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,10 @@ def export(
         facts.chat_template or next((path.read_text(encoding="utf-8") for path in templates), ""),
     )
     biases = expert_bias_tensors(identity.recipe.model, read_state(manifest, root).expert_bias)
-    with whole_weights(manifest, root) as files:
+    with averaged_weights((manifest, *facts.others), root) as weight:
 
         def read(name: str) -> Any:
-            return biases[name] if name in biases else files.read(name)
+            return biases[name] if name in biases else weight(name, None)
 
         family = write_folder(read, identity, vocabulary, target, shard_bytes, dtype, facts.labels)
     card = _card(manifest, identity, family, (dtype, vocabulary.begin), facts)
@@ -334,6 +337,7 @@ def _card(
         f"| weights | {dtype}{', rounded from fp32' if dtype != 'fp32' else ''} |",
         *_expert_bias_rows(identity),
         f"| checkpoint, digest | {manifest.digest} |",
+        *(f"| averaged with step {identity_of(one).step:,}, digest | {one.digest} |" for one in facts.others),
         f"| training run, key | {identity.train_key} |",
         *(f"| made from {item.stage}, digest | {item.digest} |" for item in manifest.inputs),
         *([f"| origin of the weights | not verified: {facts.unverified} |"] if facts.unverified else []),

@@ -6,6 +6,7 @@ and with it the text (`docs/inference.md`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,15 +31,17 @@ class LoadedModel:
     """Ids that it may produce; the rows of padding are none."""
 
 
-def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
+def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path, others: Sequence[Manifest] = ()) -> LoadedModel:
     """Language model of a verified checkpoint.
+
+    With `others` of its training its weights are the mean of all.
 
     Raises:
         ConfigError: the device that `engine` requests does not exist, or the model has an encoder.
         CheckpointError: the files belong to another model, or it is a classifier.
     """
     require_language_model(checkpoint)
-    return _load(checkpoint, engine, root)
+    return _load(checkpoint, engine, root, others)
 
 
 def load_classifier(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
@@ -46,7 +49,7 @@ def load_classifier(checkpoint: Manifest, engine: EngineConfig, root: Path) -> L
     return _load(checkpoint, engine, root)
 
 
-def _load(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel:
+def _load(checkpoint: Manifest, engine: EngineConfig, root: Path, others: Sequence[Manifest] = ()) -> LoadedModel:
     import torch
 
     from pretrain.distributed.process_group import Ranks, device_of, threads_of
@@ -54,5 +57,5 @@ def _load(checkpoint: Manifest, engine: EngineConfig, root: Path) -> LoadedModel
     identity = identity_of(checkpoint)
     device = device_of(Ranks(), engine.device)
     torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    decoder = load_decoder(checkpoint, root).to(device).eval()
+    decoder = load_decoder(checkpoint, root, others).to(device).eval()
     return LoadedModel(decoder, identity.recipe.train.sequence_length, identity.vocabulary_size)

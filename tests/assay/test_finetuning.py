@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from assay.cli.main import main
 from benchmarks.measures.small_run import SMALL_RUN
@@ -29,6 +31,25 @@ SMALLER = (
 )  # fmt: skip
 
 
+def words_of_mean(root: Path, run: Path, folder: Path) -> None:
+    """The mean of the two checkpoints that are kept: exported, and continuing a text."""
+    read, given = [], [str(run), "last", "--root", str(root)]
+    for checkpoint in root.glob("checkpoint/*"):
+        target = folder / checkpoint.name
+        assert main(["export", str(run), str(checkpoint), str(target), *given[2:]]) == 0
+        read.append(load_file(target / "model.safetensors"))
+    assert len(read) == 2
+    mean = folder / "mean"
+    assert main(["export", *given[:2], str(mean), *given[2:], "--average", "2"]) == 0
+    for name, value in load_file(mean / "model.safetensors").items():
+        assert torch.equal(value, torch.stack([one[name] for one in read]).double().mean(0).float())
+    assert "| averaged with step 8, digest |" in (mean / "README.md").read_text(encoding="utf-8")
+    assert main(["generate", *given, "The", "--max-tokens", "2", "--average", "2"]) == 0
+    for words in (["generate", *given, "The", "--average", "3"],
+                  ["export", *given[:2], str(folder / "x"), *given[2:], "--average", "2", "--adapter"]):  # fmt: skip
+        assert main(words) == 78
+
+
 @pytest.mark.slow
 def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_path):
     folder = write_project(tmp_path / "project")
@@ -38,6 +59,7 @@ def test_an_exported_checkpoint_learns_from_answers_under_the_same_gates(tmp_pat
     parent = newest(root, "checkpoint")
     words = ["export", run, root / parent.folder, folder / "parent", "--root", root]
     assert main(list(map(str, words))) == 0
+    words_of_mean(root, run, folder)
 
     (folder / "chats").mkdir()
     tales = [tale(seed, 60) for seed in range(200, 280)]

@@ -16,6 +16,8 @@ from governance.lineage.lineage_graph import read_graph
 from governance.manifest import read_manifest
 from pretrain.checkpoint.averaged_weights import averaged_weights, last_checkpoints
 from pretrain.checkpoint.format import weights
+from pretrain.data.dataset import open_rows
+from pretrain.evaluation.validation import load_decoder
 from pretrain.inference.translation_scores import corpus_scores
 from tests.conftest import tale, write_project
 
@@ -58,6 +60,17 @@ steps = 6
 every_steps = 2
 keep_last = 3
 """
+
+
+def losses_of(model, rows):
+    """Mean nats of a model's targets, row by row."""
+    nats = count = 0.0
+    for number in range(rows.count):
+        batch = rows.batch([number])
+        with torch.no_grad():
+            nats += float(model(batch.tokens, batch.targets, batch.segments, batch.positions)[1].sum())
+        count += int((batch.targets >= 0).sum())
+    return nats / count
 
 
 def test_references_go_with_the_lines_of_a_file(tmp_path):
@@ -121,6 +134,14 @@ def test_the_last_checkpoints_are_averaged_and_their_translations_scored(tmp_pat
             assert name.endswith("bias") or not torch.equal(values[0], values[2])
         with pytest.raises(CheckpointError):
             read(name, (*values[0].shape, 2))
+    capsys.readouterr()
+    assert main(["evaluate", run, "last", "--average", "3", "--json", *words]) == 0, caplog.text
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated["averaged"] == [one.digest for one in newest[1:]]
+    mean = load_decoder(newest[0], root, newest[1:])
+    [rows] = map(read_manifest, root.glob("pack/*/manifest.json"))
+    held = open_rows(rows, "validation", root, 128)
+    assert evaluated["loss"] == pytest.approx(losses_of(mean, held), rel=1e-4)
     foreign = kept[0].model_copy(update={"config": {**kept[0].config, "train_key": "b" * 64}})
     with (
         pytest.raises(CheckpointError, match="are of 2 trainings; average checkpoints of one"),
