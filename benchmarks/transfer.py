@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py [--quick] [GROUP ...]
 
-Groups: statistics recipes claims interpretability finetuning lora distillation. Prints a line per goal,
+Groups: statistics recipes claims interpretability finetuning lora distillation translation. Prints a line per goal,
 exits 1 when one falls short.
 """
 
@@ -23,6 +23,7 @@ from benchmarks.measures.transfer import (
     interpreted_models,
     kpi_errors,
     recipes,
+    translated_strings,
 )
 
 
@@ -36,6 +37,7 @@ def groups(quick: bool) -> dict[str, Callable[[], Iterable[Goal]]]:
         "claims": lambda: claims_law.claims(quick),
         "distillation": lambda: distilled_students.students(quick),
         "interpretability": lambda: interpreted_models.inside(quick),
+        "translation": lambda: translated_strings.translation(quick),
     }
 
 

@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parents[1]
 DATATROVE = ("datatrove==0.10.1", "spacy>=3.8,<4", "tokenizers<0.23", "xxhash<3.7", "orjson", "loguru", "nltk", "numba")
 SCANCODE = ("scancode-toolkit==32.5.0", "pluggy<1.6")  # a newer pluggy refuses its plug-ins
 LENS = ("transformer_lens==4.3.0", "torch>=2.7", "transformers>=5,<6")
+JOEYNMT = ("joeynmt==2.3.0", "torch>=2.7", "importlib_metadata")  # it imports the last, and does not declare it
 HARNESS = ("lm-eval[hf]==0.4.13", "torch>=2.7", "transformers>=5,<6")
 
 
@@ -71,6 +72,11 @@ def harness(model: Path, questions: Path, scratch: Path) -> dict[str, Any]:
         raise RuntimeError(f"lm-evaluation-harness ended with {done.returncode}: {done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def joeynmt() -> list[str]:
+    """Command of joeynmt's training and translations: `rivals/joeynmt_strings.py`."""
+    return [str(environment("joeynmt", JOEYNMT)), str(HERE / "rivals" / "joeynmt_strings.py")]
 
 
 def lens_patterns(folders: Sequence[Path], tokens: Path, made: Path) -> dict[str, str]:
