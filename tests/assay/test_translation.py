@@ -159,8 +159,10 @@ def test_the_last_checkpoints_are_averaged_and_their_translations_scored(tmp_pat
     again = BLEU().corpus_score(written, [[pair[1] for pair in sides[:3]]])
     assert found["scores"]["bleu"]["score"] == pytest.approx(again.score)
     graph = read_graph(root)
-    [scores] = [node for node in graph.nodes.values() if node.stage == "evaluation"]
-    assert {one.digest for one in kept} <= {node.digest for _, node in graph.ancestors(scores)}
+    stated = [node for node in graph.nodes.values() if node.stage == "evaluation"]
+    assert len(stated) == 2  # of the loss and of the translations
+    for scores in stated:
+        assert {one.digest for one in kept} <= {node.digest for _, node in graph.ancestors(scores)}
     assert main(["translate", run, "last", "--average", "4", *scored, *words]) == 78
     assert "3 are kept (step 2, 4, 6)" in capsys.readouterr().out
     remove_tree(root / kept[1].folder)
