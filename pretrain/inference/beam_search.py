@@ -2,9 +2,10 @@
 
 They are those of arXiv:1706.03762, section 6.1, and arXiv:1609.08144, eq. 14. A hypothesis of n tokens, the end
 included, scores log P / ((5 + n) / 6)^alpha. The best unfinished hypotheses of a source, as many as the beam is wide,
-go on; the search ends once none of them can beat the best finished one, or at the most tokens (length of the source +
-50, within the context). Keys and values of the source are computed once, those of the target are kept in a cache
-(`kv_cache.py`) whose rows follow the hypotheses.
+go on. One ends where its end is among the best continuations of all, twice as many as the beam is wide, as in the
+paper's own code: an end of any rank would let a weak model stop at once. The search ends once none of them can beat the
+best finished one, or at the most tokens (length of the source + 50, within the context). Keys and values of the source
+are computed once, those of the target are kept in a cache (`kv_cache.py`) whose rows follow the hypotheses.
 """
 
 from __future__ import annotations
@@ -116,23 +117,30 @@ class _Search:
         self.first = int(source[-1])
 
     def best(self, end: int, most: int) -> Hypothesis:
-        """The finished hypothesis of the best score, of at most `most` tokens."""
+        """The finished hypothesis of the best score, of at most `most` tokens.
+
+        Where none ends by then, the best is cut.
+        """
         beam, caches = self.beam, open_caches(self.model.config, most + 1)
         live, scores = [()], torch.zeros(1, dtype=torch.float64)
         last, found = torch.tensor([self.first], device=self.device), Hypothesis((), -math.inf)
         for time in range(most):
             chances = scores[:, None] + self._next(last, time, caches)
-            over = chances[:, end] / beam.penalty(time + 1)
-            row = int(over.argmax())
-            if float(over[row]) > found.score:
-                found = Hypothesis(tuple(live[row]), float(over[row]))
-            chances[:, end] = -math.inf
-            values, places = chances.flatten().topk(min(beam.width, chances.numel() - len(live)))
+            values, places = chances.flatten().topk(min(2 * beam.width, chances.numel()))
             rows, ids = places // self.size, places % self.size
+            ended = ids == end
+            if ended.any():
+                first = int(ended.nonzero()[0])  # the best: they are in order
+                if (score := float(values[first]) / beam.penalty(time + 1)) > found.score:
+                    found = Hypothesis(tuple(live[int(rows[first])]), score)
+            values, rows, ids = (column[~ended][: beam.width] for column in (values, rows, ids))
             live = [(*live[row], token) for row, token in zip(rows.tolist(), ids.tolist(), strict=True)]
             scores, last = values, ids.to(self.device)
             # A log probability only falls, and no penalty exceeds that of the most tokens.
-            if time + 1 == most or float(scores[0]) / beam.penalty(most) <= found.score:
+            reached = float(scores[0]) / beam.penalty(most)
+            if time + 1 == most and found.score == -math.inf:
+                return Hypothesis(live[0], reached)  # cut
+            if time + 1 == most or reached <= found.score:
                 return found
             for cache in caches:
                 cache.keep_rows(rows.to(self.device))

@@ -28,10 +28,12 @@ def plain_search(model, source, beam, most):
         grown = []
         for chance, written in live:
             following = log_chances(model, source, written)[-1]
-            finished.append(((chance + float(following[END])) / ((5 + length) / 6) ** beam.alpha, written))
-            grown += [(chance + float(following[token]), (*written, token)) for token in range(SIZE) if token != END]
-        live = sorted(grown, reverse=True)[: beam.width]
-    return max(finished)
+            grown += [(chance + float(following[token]), (*written, token)) for token in range(SIZE)]
+        best = sorted(grown, reverse=True)[: 2 * beam.width]
+        penalty = ((5 + length) / 6) ** beam.alpha
+        finished += [(chance / penalty, written[:-1]) for chance, written in best if written[-1] == END]
+        live = [one for one in best if one[1][-1] != END][: beam.width]
+    return max(finished) if finished else (live[0][0] / penalty, live[0][1])
 
 
 @pytest.fixture(scope="module")
