@@ -255,7 +255,9 @@ def averaged_with(newest: Manifest, arguments: Arguments, loaded: LoadedRun, roo
     from governance.gate.chain import require_stated
     from pretrain.checkpoint.averaged_weights import last_checkpoints
 
-    others = last_checkpoints(newest, arguments.average, root)[1:] if arguments.average > 1 else []
+    if arguments.average == 1:
+        return []
+    others = last_checkpoints(newest, arguments.average, root)[1:]
     require_stated(others, root, loaded.journal(root))
     return others
 
