@@ -367,13 +367,9 @@ def _suite(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, 
 
 
 def evaluation(
-    run: LoadedRun,
-    artifacts: Mapping[str, Manifest],
-    checkpoint: Path,
-    runtime: Runtime,
-    others: Sequence[Manifest] = (),
+    run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime, others: Sequence[Manifest]
 ) -> tuple[Measurement, list[dict[str, Any]]]:
-    """Validation loss and task scores of a checkpoint, or of the mean with `others`.
+    """Validation loss and task scores of a checkpoint's mean with `others`.
 
     Raises:
         GateClosed: the validation shards are not as the journal states them.
