@@ -291,9 +291,9 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
 def _pair_activations(recipe: TrainRecipe, engine: EngineConfig, of: _Pass, device: str) -> int:
     """Peak activation bytes of an encoder-decoder.
 
-    Half of the tokens are sources, as in `flops_per_token`. A block of the decoder also saves the keys and values of sources, and queries, result, input and sum of targets.
-    Each attention keeps the mask that its kernel adds to the logits. A dropped output keeps its factors, and its hash
-    takes four words for each element of one sub-layer.
+    Half of the tokens are sources, as in `flops_per_token`. A block of the decoder also saves the keys and values of
+    sources, and queries, result, input and sum of targets. Each attention keeps the mask that its kernel adds to the
+    logits. A dropped output keeps its factors, and its hash takes four words for each element of one sub-layer.
     """
     model, side = recipe.model, of.tokens // 2
     dropped = of.size * of.width if model.dropout else 0
