@@ -1,12 +1,12 @@
 """Growth of cost: the chain from JSONL to packed rows on 0.1, 1 and 10 GB of text, in time and in memory.
 
-    ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg]
-    python benchmarks/scale.py --ranks [--quick]
-    python benchmarks/scale.py --planning [--quick] [--plot docs/plan.svg]
+    ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg] corpus
+    python benchmarks/scale.py [--quick] ranks
+    python benchmarks/scale.py [--quick] [--plot docs/plan.svg] planning
 
-`--ranks`: what a rank of 8, 64 and 512 does with files when it saves, loads and looks at the run's holders.
-
-`--planning`: `assay plan` against published speeds and against runs on this machine, and how long an answer takes.
+Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
+saves, loads and looks at the run's holders; `planning`, `assay plan` against published speeds and against runs on this
+machine, and how long an answer takes. `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -162,9 +161,8 @@ def plot(found: list[Figures]) -> str:
 def main() -> int:
     """Measure each size and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="25 MB to 0.2 GB; at most 5 minutes")
-    parser.add_argument("--ranks", action="store_true", help="only what grows with the ranks of a training")
-    parser.add_argument("--planning", action="store_true", help="only the plan against published and measured runs")
+    parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes a group")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -172,16 +170,6 @@ def main() -> int:
     if arguments.child:
         child(arguments.child)
         return 0
-
-    if arguments.ranks:
-        return run([("ranks", lambda: scale_ranks.goals(arguments.quick))])
-
-    if arguments.planning:
-        published, runs = plan_published.goals, functools.partial(plan_runs.goals, arguments.quick)
-        done = run([("published", published), ("runs", runs), ("answer", plan_runs.answer)])
-        if arguments.plot:
-            arguments.plot.write_text(plan_published.plot(), encoding="utf-8")
-        return done
 
     def grow() -> list[Goal]:
         found, goals = [], []
@@ -203,7 +191,20 @@ def main() -> int:
             arguments.plot.write_text(plot(found), encoding="utf-8")
         return goals
 
-    return run([("scale", grow)])
+    def plans() -> Iterator[Goal]:
+        yield from plan_published.goals()
+        yield from plan_runs.goals(arguments.quick)
+        yield from plan_runs.answer()
+        if arguments.plot:
+            arguments.plot.write_text(plan_published.plot(), encoding="utf-8")
+
+    known = {"corpus": grow, "ranks": lambda: scale_ranks.goals(arguments.quick), "planning": plans}
+    if unknown := sorted(set(arguments.groups) - set(known)):
+        parser.error(f"no group {', '.join(unknown)}; there are {', '.join(known)}")
+    groups = arguments.groups or list(known)
+    if arguments.plot and len(groups) != 1:
+        parser.error("--plot draws one group; name it: corpus or planning")
+    return run([(name, measure) for name, measure in known.items() if name in groups])
 
 
 if __name__ == "__main__":

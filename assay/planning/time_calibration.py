@@ -2,8 +2,8 @@
 
 A roofline is what perfect overlap and peak rates would give. `Calibration` says how much longer each part takes;
 its values for GPUs are fitted to the H100 rows of benchmarks/published.toml and those for CPUs to runs of Assay on two
-cores. `benchmarks/scale.py plan` fits them again, compares, and prints how far each row is off when its model is left
-out of the fit.
+cores. `benchmarks/scale.py planning` fits them again, compares, and prints how far each row is off when its model is
+left out of the fit.
 """
 
 from __future__ import annotations
