@@ -36,6 +36,8 @@ def plan(arguments: Arguments) -> None:
         )
     folder = Path() if arguments.cluster else loaded.folder
     cluster, nodes = read_cluster(named, folder), arguments.nodes or section.nodes
+    if not arguments.cluster:
+        cluster = cluster.with_ranks(section.tasks_per_node)
     vocabulary, _ = vocabulary_of(loaded, runtime)
     teacher = None
     if loaded.config.train.distillation is not None:
@@ -43,7 +45,7 @@ def plan(arguments: Arguments) -> None:
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
     correction = Correction()
     if arguments.from_run:
-        correction = correction_from(arguments.from_run, loaded, vocabulary, cluster)
+        correction = correction_from(arguments.from_run, loaded, vocabulary, cluster, teacher)
     found = make_plan(loaded, vocabulary, cluster, nodes, correction, teacher)
     for line in lines(found):
         say(line, plan=[line])

@@ -110,7 +110,7 @@ def submit(arguments: Arguments) -> int:
 
 
 def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
-    """Print the plan's line, and warn of an exceeded energy budget.
+    """Print the plan's line and its warnings.
 
     Raises:
         ConfigError: `slurm.cluster` names no cluster, or a wrong file.
@@ -124,9 +124,9 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     vocabulary, _ = vocabulary_of(loaded, runtime)
     distils = loaded.config.train.distillation is not None
     teacher = teacher_beside(loaded, runtime, vocabulary)[0] if distils else None
-    line, warning = of_submission(loaded, vocabulary, config.cluster, config.nodes, teacher)
+    line, warnings = of_submission(loaded, vocabulary, config, teacher)
     say(line, plan=line)
-    if warning:
+    for warning in warnings:
         get_logger(__name__).warning("%s", warning)
 
 

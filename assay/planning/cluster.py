@@ -57,7 +57,6 @@ class Cluster(Section):
     device: Literal["cuda", "cpu"]
     ranks_per_node: int = Field(gt=0)
     """GPUs of a node; of a node without them, its training processes."""
-    cores_per_node: int = Field(gt=0)
     peak_tflops: ClusterFigure
     """Dense bf16 TFLOP/s of a device, by its data sheet."""
     gemm_tflops_768: ClusterFigure
@@ -87,7 +86,6 @@ class Cluster(Section):
     """Bandwidth of a node to the file system."""
     storage_total_gb_s: ClusterFigure
     """Bandwidth of the file system for all nodes."""
-    idle_node_watts: ClusterFigure
     load_node_watts: ClusterFigure
     """Power of a node that trains, at its plug."""
     pue: ClusterFigure
@@ -106,6 +104,10 @@ class Cluster(Section):
     def band(self, name: str) -> Band:
         """Low, value and high of a figure."""
         return Band(*getattr(self, name).band)
+
+    def with_ranks(self, a_node: int) -> Cluster:
+        """The same nodes, of which a job takes so many ranks."""
+        return self.model_copy(update={"ranks_per_node": a_node})
 
     @property
     def machine(self) -> Machine:

@@ -2,7 +2,8 @@
 
 It is measured over predicted, of time, memory and power. The prediction is that of the run's own recipe and layout on
 the plan's cluster, so what the two differ by is what the cluster file or the calibration has wrong; it then multiplies
-the plan. The first steps, which compile and warm up, are left out.
+the plan. The first steps, which compile and warm up, are left out. On GPUs the time is the mean of the others, because
+single steps are only queued (`docs/monitoring.md`); on CPUs their median, which a busy moment does not move.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import read_lines
 from governance.manifest import FILE_NAME
-from pretrain.config.training import TrainRecipe
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.metrics.run_identity import METRICS_FILE
 
 _WARM_UP = 2
@@ -35,19 +37,24 @@ class MeasuredRun:
     world_size: int
     device: str
     tokens_per_second: float
-    """Median of its steps, over all ranks."""
+    """Over all ranks."""
     memory: int | None
     """Peak of rank 0's device; None on CPU."""
     watts: float | None
     """Mean power of a node."""
 
 
-def correction_from(named: Path, run: LoadedRun, vocabulary: int, cluster: Cluster) -> Correction:
+def correction_from(
+    named: Path, run: LoadedRun, vocabulary: int, cluster: Cluster, teacher: ModelConfig | None = None
+) -> Correction:
     """Correction by a training, named by its root or folder.
+
+    `teacher` computes beside the student of `run`.
 
     Raises:
         MissingInput: there is no record.
-        ConfigError: it has too few steps, or computed on another kind of device or on other numbers of ranks a node.
+        ConfigError: it has too few steps, computed on another kind of device, in another precision or on other numbers
+            of ranks a node, or only one of the two has a teacher beside it.
     """
     folder = _training(named)
     record = read_record(folder)
@@ -68,6 +75,14 @@ def correction_from(named: Path, run: LoadedRun, vocabulary: int, cluster: Clust
             | ({} if execution["zero_stage"] == 3 else {"hpz_partition_size": 1})
         )
         settings = replace(settings, engine=engine)
+    of_run = run.config.recipe.train
+    if recipe.train.precision != of_run.precision:
+        raise ConfigError(
+            f"--from {named}: that run computed in {recipe.train.precision}, and this one is to in {of_run.precision}; "
+            "name a run of the same train.precision"
+        )
+    if _online(recipe.train) != _online(of_run):
+        raise ConfigError(f"--from {named}: only one of the two runs has a teacher beside it; name a run that is alike")
     a_node = min(cluster.ranks_per_node, record.world_size)
     if record.world_size % a_node:
         raise ConfigError(
@@ -75,7 +90,7 @@ def correction_from(named: Path, run: LoadedRun, vocabulary: int, cluster: Clust
             "cluster that it ran on"
         )
     alike = cluster.model_copy(update={"ranks_per_node": a_node})
-    predicted = step_plan(recipe, settings, size, alike, record.world_size // a_node)
+    predicted = step_plan(recipe, settings, size, alike, record.world_size // a_node, teacher=teacher)
     time = predicted.tokens / predicted.seconds / record.tokens_per_second
     memory = 1.0 if record.memory is None else record.memory / predicted.memory.device_bytes
     words = f"{folder}: {time:.2f} times the predicted time"
@@ -84,6 +99,10 @@ def correction_from(named: Path, run: LoadedRun, vocabulary: int, cluster: Clust
     if record.watts is not None:
         words += f", {record.watts:,.0f} W a node"
     return Correction(time, memory, record.watts, words)
+
+
+def _online(train: TrainConfig) -> bool:
+    return train.distillation is not None and train.distillation.logits == "online"
 
 
 def _training(named: Path) -> Path:
@@ -118,12 +137,15 @@ def read_record(folder: Path) -> MeasuredRun:
             f"{folder / METRICS_FILE}: its last attempt has {len(steps)} step(s) after the first {_WARM_UP}, too few "
             f"to correct a plan; let it take at least {_LEAST_STEPS} more"
         )
-    per_second = statistics.median(step["tokens_per_second"] for step in steps)
     joules = [(step["joules"], step["seconds"]) for step in steps if step.get("joules") is not None]
     watts = None
     if len(joules) > 1 and (spent := joules[-1][0] - joules[0][0]) > 0:
         watts = spent / sum(took for _, took in joules[1:])
     kind = "cuda" if steps[-1].get("memory_reserved") is not None else "cpu"
+    speeds = [(step["tokens_per_second"], step["seconds"]) for step in steps]
+    per_second = statistics.median(speed for speed, _ in speeds)
+    if kind == "cuda":
+        per_second = sum(speed * took for speed, took in speeds) / sum(took for _, took in speeds)
     # On CPU the peak counts pages of files too, which the estimate leaves out.
     peaks = [int(step["memory_peak"]) for step in steps] if kind == "cuda" else []
     return MeasuredRun(int(start["world_size"]), kind, per_second, max(peaks, default=None), watts)

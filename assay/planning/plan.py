@@ -119,6 +119,14 @@ class Plan:
     costs: dict[str, Band]
     data: DataPlan
     correction: Correction
+    precision: str
+
+    @property
+    def unlike(self) -> str:
+        """Words on times that are of another precision than the run's."""
+        if self.correction.words or self.precision in ("bf16", "bf16_masters"):
+            return ""
+        return f"time, money and energy are those of bf16; what train.precision = {self.precision!r} adds is not known"
 
     def as_dict(self) -> dict[str, Any]:
         """Values for --json."""
@@ -136,6 +144,7 @@ class Plan:
                 "not_measured": data.unmeasured,
             },
             "corrected_by": self.correction.words,
+            "unlike": self.unlike,
         }
 
 
@@ -245,6 +254,7 @@ def make_plan(
     return Plan(
         cluster, step, train.steps, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint, found[1],
         costs(cluster, factors, nodes, wall, watts), data_plan(run.config.data, tokens, vocabulary), correction,
+        train.precision,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from assay.planning.plan import Plan, make_plan
 from assay.planning.plan_page import summary
 from governance.gate.policy import EnergyBudget
 from pretrain.config.model import ModelConfig
+from slurm.config import SlurmConfig
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
 
 
 def of_submission(
-    run: LoadedRun, vocabulary: int, cluster: str, nodes: int, teacher: ModelConfig | None
-) -> tuple[str, str]:
-    """A submission's line and its warning about the budget, or "".
+    run: LoadedRun, vocabulary: int, section: SlurmConfig, teacher: ModelConfig | None
+) -> tuple[str, list[str]]:
+    """A submission's line, and warnings: it does not fit these nodes, or may exceed the budget.
 
     Raises:
         ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.
     """
-    found = make_plan(run, vocabulary, read_cluster(cluster, run.folder), nodes, teacher=teacher)
+    cluster = read_cluster(section.cluster, run.folder).with_ranks(section.tasks_per_node)
+    found = make_plan(run, vocabulary, cluster, section.nodes, teacher=teacher)
     over = over_budget(found, run.policy.energy_budget)
-    return summary(found), over.words if over else ""
+    refused = [f"on {section.cluster} nodes the start would end with: {found.step.refusal}"] * bool(found.step.refusal)
+    return summary(found), [*refused, *([over.words] if over else [])]

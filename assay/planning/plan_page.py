@@ -61,13 +61,15 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f"data        {_band(plan.data.core_hours)} core hours, {disk} TB on disk{without}"
     words = plan.correction.words or "published and measured runs (docs/planning.md); correct it with --from RUN"
     yield f"calibrated  by {words}"
+    if plan.unlike:
+        yield f"precision   {plan.unlike}"
 
 
 def summary(plan: Plan) -> str:
     """The plan in a line, for a submission."""
     return (
         f"plan: {_band(plan.wall, 1 / 86400)} days on {plan.step.nodes} node(s), MFU {100 * plan.step.mfu:.0f} %, USD "
-        f"{_band(plan.costs['usd'])}, {_band(plan.costs['kwh'], 1e-3)} MWh"
+        f"{_band(plan.costs['usd'])}, {_band(plan.costs['kwh'], 1e-3)} MWh" + f" ({plan.unlike})" * bool(plan.unlike)
     )
 
 

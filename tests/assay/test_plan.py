@@ -161,6 +161,14 @@ def test_a_budget_that_is_exceeded_is_named(planned, tmp_path, capsys):
         assert ("energy budget" in output.out + output.err) == bool(said)
 
 
+def test_times_of_another_precision_are_said_to_be_those_of_bf16(planned):
+    status, found, _ = planned("1b", "--cluster", "h100", "--set", "train.precision='fp32'")
+    assert status == 0
+    assert "those of bf16; what train.precision = 'fp32' adds is not known" in found["unlike"]
+    assert found["unlike"] in found["plan"][-1]
+    assert planned("1b", "--cluster", "h100")[1]["unlike"] == ""
+
+
 hours = st.floats(min_value=1.0, max_value=1e4)
 
 
@@ -234,18 +242,21 @@ def test_a_layout_that_fits_goes_before_one_that_does_not():
     assert memory[3, 1] < memory[2, 1] < memory[1, 1]
 
 
-def record(folder, plan, ratio, *, steps=10, device="cuda", joules=None):
-    """The record of a training that took `ratio` of the plan's time a step."""
+def record(folder, plan, ratio, *, steps=10, device="cuda", watts=None):
+    """The record of a training that took `ratio` of the plan's time a step, in the mean of its queued steps."""
     folder.mkdir(parents=True)
     step, lines = plan.step, [{"event": "start", "attempt": 1, "world_size": plan.step.ranks}]
+    passed = 0.0
     for number in range(steps):
-        seconds = step.seconds * ratio * (5 if number < 2 else 1)
+        queued = 1 if device == "cpu" else 0.2 if number % 4 else 3.4
+        seconds = step.seconds * ratio * (5 if number < 2 else queued)
+        passed += seconds
         lines.append(
             {
                 "event": "step", "step": number + 1, "seconds": seconds, "tokens_per_second": step.tokens / seconds,
                 "memory_peak": 1.2 * step.memory.device_bytes,
                 "memory_reserved": 1 if device == "cuda" else None,
-                "joules": None if joules is None else joules * seconds * (number + 1),
+                "joules": None if watts is None else watts * passed,
             }
         )  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -254,11 +265,13 @@ def record(folder, plan, ratio, *, steps=10, device="cuda", joules=None):
 @pytest.mark.parametrize("ratio", [0.7, 1.0, 1.4])
 def test_a_record_corrects_the_plan(planned, tmp_path, ratio):
     before = plan_of("1b", 1)
-    record(tmp_path / "run" / "train" / "k", before, ratio)
+    record(tmp_path / "run" / "train" / "k", before, ratio, watts=5000.0)
     _, found, _ = planned("1b", "--cluster", "h100", "--nodes", "2", "--from", str(tmp_path / "run"))
     assert found["step_seconds"] == pytest.approx(ratio * plan_of("1b", 2).step.seconds)
     assert f"{ratio:.2f} times the predicted time, 1.20 times the memory" in found["corrected_by"]
     low, value, high = (found["days"][part] for part in ("low", "value", "high"))
+    hours = found["days"]["value"] * 24
+    assert found["kwh"]["value"] == pytest.approx(2 * 5.0 * hours)
     assert high / low < 1.25 < plan_of("1b", 2).wall.high / plan_of("1b", 2).wall.low
     assert low < value < high
 
@@ -267,10 +280,16 @@ def test_a_record_that_says_nothing_is_refused(planned, tmp_path):
     plan = plan_of("1b", 1)
     record(tmp_path / "short", plan, 1.0, steps=4)
     record(tmp_path / "cpu", plan, 1.0, device="cpu")
+    record(tmp_path / "fp32", plan, 1.0)
+    recipe = the_run("1b", "train.precision='fp32'").config.recipe.model_dump(mode="json")
+    run = {"execution": {"zero_stage": 1, "micro_batch_size": 4}}
+    stated = {"config": recipe, "stats": {"vocabulary_size": 50304}, "run": run}
+    (tmp_path / "fp32" / "manifest.json").write_text(json.dumps(stated), encoding="utf-8")
     for folder, status, said in (
         ("none", 66, "no metrics.jsonl there or in a train folder below"),
         ("short", 78, "too few to correct a plan"),
         ("cpu", 78, "that run computed on cpu"),
+        ("fp32", 78, "that run computed in fp32, and this one is to in bf16"),
     ):
         got, _, err = planned("1b", "--cluster", "h100", "--from", str(tmp_path / folder))
         assert (got, said in err) == (status, True), err

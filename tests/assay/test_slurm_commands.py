@@ -330,7 +330,14 @@ def test_a_submission_prints_its_plan_and_warns_of_the_budget(cluster, capsys, l
     said = capsys.readouterr()
     assert re.search(r"plan: [\d.]+ \([\d.]+ to [\d.]+\) days on 1 node\(s\), MFU \d+ %, USD .* MWh", said.out)
     assert ("so it would be stopped before its end" in said.err) == (limit < 1)
-    path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"none.toml"'), encoding="utf-8")
+    assert "the start would end with" not in said.err
+    small = (CONFIG.parent / "clusters" / "cpu.toml").read_text(encoding="utf-8")
+    (cluster / "small.toml").write_text(small.replace("memory_gib = { value = 240", "memory_gib = { value = 0.1"))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"cpu"', '"small.toml"'), encoding="utf-8")
+    assert main(["slurm", "submit", str(path), f"--root={cluster / 'small'}"]) == 0
+    assert "on small.toml nodes the start would end with: this model does not fit" in capsys.readouterr().err
+    path.write_text(text.replace('"cpu"', '"none.toml"'), encoding="utf-8")
     assert main(["slurm", "submit", str(path), f"--root={cluster / 'other'}"]) == 78
     assert not (cluster / "other" / "slurm" / "jobs.jsonl").exists()
     assert "cluster 'none.toml': no such file; the shipped ones are" in capsys.readouterr().err
