@@ -36,7 +36,7 @@ from governance.kpi.kpi_evidence import (
     make_test,
 )
 from governance.kpi.kpi_file import KpiFile
-from governance.kpi.other_plans import common_units, rival_plans
+from governance.kpi.other_plans import OtherPlan, common_units, rival_plans
 from governance.kpi.outcomes import Outcomes, read_outcomes
 from governance.kpi.power_analysis import detectable, plan_facts, power_of
 from governance.manifest import Manifest
@@ -454,6 +454,27 @@ def test_plans_for_one_experiment_or_metric_share_its_error_probability(trial):
     gone = next(other for other in rival_plans(first, plans[0], trial.journal.verified(), trial.root)
                 if other.plan == plans[2].folder)  # fmt: skip
     assert gone.experiment == ""
+
+
+def test_the_best_of_several_plans_is_no_more_often_a_false_alarm_than_one():
+    """Three plans on the same outcomes without an effect: their shares of alpha hold it, and whole ones would not."""
+    draws, trials, plan = np.random.default_rng(11), 400, manifest_of("kpi_plan", {"groups": 80})
+    files = [file_of({**MEAN, "name": column, "column": column}) for column in "abc"]
+    others = tuple(OtherPlan(plan=f"kpi_plan/{name}", experiment="trial", decision="") for name in "bc")
+    alarms = dict.fromkeys((False, True), 0)
+    for _ in range(trials):
+        data = outcomes_of(np.arange(80) % 2, **{column: draws.normal(10, 4, 80) for column in "abc"})
+        for shared in alarms:
+            section = KpiTestSection(
+                planned_at="2026", looks=(), other_plans=others if shared else (), joules=None, low_joules=None,
+                high_joules=None,
+            )  # fmt: skip
+            found = [
+                facts_of_test(KpiRequest(file, Path(), plan, plan, ENERGY, False), data, section, {}) for file in files
+            ]
+            alarms[shared] += any(one["kpis"][0]["finding"] not in ("none", "open") for one in found)
+    most = 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+    assert 0.02 < alarms[True] / trials <= most < alarms[False] / trials
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 300))
