@@ -11,6 +11,8 @@ estimate for comparing settings, never a measurement (`benchmarks/training.py gp
     waits       DeepSpeed's waits for the device in overlapped reduction, at stage 2
     collectives a ring: (n - 1) / n x bytes / bandwidth + (n - 1) x hop (arXiv:2207.00032, appendix; NCCL's tests)
 
+Half of an encoder-decoder's tokens are sources, as in `flops_per_token`; its cross-attention reads them all.
+
 Assumptions for an H100: 989.4 TFLOP/s and 3.35 TB/s (NVIDIA's data sheet, SXM5), of which copies reach 3.0; products
 reach 620 TFLOP/s at width 768 and 680 from 2048 on; attention reaches 300 and 230 (forward, backward) with heads of 64,
 400 and 320 with wider ones (FlexAttention's own figures); rings reach 360 GB/s within a node (NVLink 4, 450 GB/s each
@@ -34,6 +36,7 @@ from pretrain.model.flops import (
     parameter_count,
     piece_tokens,
 )
+from pretrain.preflight.memory import block_parameters
 
 PEAK, COPIES = 989.4e12, 3.0e12
 _WAIT = 0.25e-3  # the kernel queue drains and refills
@@ -128,6 +131,17 @@ class _Work:
     """Share of the weights whose gradients are computed."""
 
     @property
+    def targets(self) -> int:
+        """Tokens of one pass that are predicted."""
+        return self.tokens // 2 if self.model.encoder_layers else self.tokens
+
+    @property
+    def sides(self) -> float:
+        """Blocks that a token passes, in those of a decoder alone; a cross-attention is half of one."""
+        layers = self.model.num_hidden_layers
+        return (self.model.encoder_layers + 1.5 * layers) / 2 if self.model.encoder_layers else layers
+
+    @property
     def parameters(self) -> int:
         """Parameters of this rank's part of the model."""
         return sum(count for count, *_ in self.shares)
@@ -169,14 +183,18 @@ def forecast(
 
 def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, machine: Machine) -> _Work:
     model, tensor = recipe.model, engine.tensor_parallel_size
-    one, two = (model.model_copy(update={"num_hidden_layers": count}) for count in (1, 2))
+    layers, one = model.num_hidden_layers, model.model_copy(update={"num_hidden_layers": 1})
+    two = model.model_copy(update={"num_hidden_layers": 2})
     stored, met = (
         count(two, vocabulary_size) - count(one, vocabulary_size) for count in (parameter_count, active_parameter_count)
     )
     tokens = engine.micro_batch_size * recipe.train.sequence_length // engine.sequence_parallel_size
     copies = data_ranks(ranks.world_size, engine)
     passes = gradient_accumulation_steps(recipe.train.global_batch_size, engine.micro_batch_size, copies)
-    outside = parameter_count(one, vocabulary_size) - stored
+    if model.encoder_layers:  # as many blocks as the decoder's, each a share of both sides
+        stored = block_parameters(model, vocabulary_size) // layers
+        met = stored // 2
+    outside = parameter_count(model, vocabulary_size) - layers * stored
     experts = expert_parameter_count(one)
     elsewhere = experts - experts // engine.expert_parallel_size
     sizes = (recipe.train.sequence_length, met // tensor, stored // tensor - elsewhere, outside // tensor)
@@ -214,15 +232,19 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
     read_again = engine.activation_checkpointing != "none"
     rate, head = _products(work), work.vocabulary * model.hidden_size // engine.tensor_parallel_size
     body = 2 * layers * work.block * work.tokens / rate
-    output = 2 * head * work.tokens / rate  # the loss computes all three of its products in the forward pass
+    output = 2 * head * work.targets / rate  # the loss computes all three of its products in the forward pass
     fast = work.machine.large_heads if model.head_dim > 64 else work.machine.small_heads
     width = model.attention_width // engine.tensor_parallel_size
-    keys = sum(_keys(work.length, model.window(layer)) for layer in range(layers))
+    if model.encoder_layers:
+        half = work.length // 2
+        keys = (half * (model.encoder_layers + layers) + layers * _keys(half, None)) / 2
+    else:
+        keys = sum(_keys(work.length, model.window(layer)) for layer in range(layers))
     operations = 4 * keys * width * work.tokens
     stream, inner = 2 * work.tokens * model.hidden_size, 2 * work.tokens * model.intermediate_size
     inner = inner // engine.tensor_parallel_size * (1 if model.moe is None else model.moe.num_experts_per_tok)
-    there = layers * (14 * stream + 3 * inner) / work.machine.copies
-    back = layers * (22 * stream + 6 * inner) / work.machine.copies
+    there = work.sides * (14 * stream + 3 * inner) / work.machine.copies
+    back = work.sides * (22 * stream + 6 * inner) / work.machine.copies
     forward = {"products": body + 3 * output, "attention": operations / fast[0], "between": there}
     backward = {
         "products": (1 + work.trained + computed_again) * body,
@@ -249,9 +271,9 @@ def _loss(work: _Work) -> float:
 
     They are those of four passes over bf16 logits, and of an fp32 sum of the output weights' gradient.
     """
-    pieces = work.tokens / min(work.tokens, piece_tokens(work.vocabulary, "cuda"))
+    pieces = work.targets / min(work.targets, piece_tokens(work.vocabulary, "cuda"))
     weight = work.vocabulary * work.model.hidden_size
-    return (4 * 2 * work.tokens * work.vocabulary + pieces * 10 * weight) / work.machine.copies
+    return (4 * 2 * work.targets * work.vocabulary + pieces * 10 * weight) / work.machine.copies
 
 
 def _update(work: _Work) -> float:

@@ -76,7 +76,7 @@ def estimate(
 
     `teacher` computes beside a student.
     """
-    every, blocks = parameter_count(recipe.model, vocabulary_size), _block_parameters(recipe.model, vocabulary_size)
+    every, blocks = parameter_count(recipe.model, vocabulary_size), block_parameters(recipe.model, vocabulary_size)
     # Tensor ranks hold norms and learned positions whole, which are negligible.
     shares = parameter_shares(recipe.model, engine, vocabulary_size, world_size)
     parameters, held = sum(count for count, _ in shares), Counter[str]()
@@ -132,7 +132,7 @@ def _beside(
     return {"teacher": size * parameter_count(teacher, vocabulary_size) + kept + passed}
 
 
-def _block_parameters(model: ModelConfig, vocabulary_size: int) -> int:
+def block_parameters(model: ModelConfig, vocabulary_size: int) -> int:
     """Parameters of all blocks."""
     found = 0
     for name in ("encoder_layers", "num_hidden_layers") if model.encoder_layers else ("num_hidden_layers",):

@@ -45,6 +45,23 @@ def one_billion(ranks: int = 1, model: Any = None, train: Any = None, **engine: 
     return forecast(recipe, settings, 50304, Ranks(0, ranks, 0, 8))
 
 
+def test_an_encoder_decoder_computes_what_its_flops_say():
+    """Each token meets one side, and only targets have logits; its mask leaves half of a target's own keys."""
+    config = load_run(
+        CONFIGS / "transformer-base.toml", ["engine.activation_checkpointing='none'"], needs="model"
+    ).config
+    recipe, model, machine = config.recipe, config.recipe.model, Machine(narrow=1e12, wide=1e12)
+    found = forecast(recipe, config.engine, 37000, Ranks(), machine)
+    tokens = recipe.train.global_batch_size * 512
+    whole_tables = 12 * 512 * 256 * (6 + 6 + 6) / 2 * tokens
+    assert found.seconds["products"] * 1e12 == pytest.approx(found.flops - whole_tables, rel=0.005)
+    operations = 4 * 512 * (6 * 256 + 6 * 256 + 6 * (128 + 64)) / 2 * tokens
+    forward, backward = machine.small_heads
+    assert found.seconds["attention"] == pytest.approx(operations / forward + 2.5 * operations / backward, rel=1e-6)
+    alone = recipe.model_copy(update={"model": model.model_copy(update={"encoder_layers": 0})})
+    assert found.seconds["loss"] < 0.6 * forecast(alone, config.engine, 37000, Ranks(), machine).seconds["loss"]
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_forecast_at_its_goal_and_fits_its_cards(name):
     config = read(name)
