@@ -39,7 +39,9 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
 def of_submission(
     run: LoadedRun, vocabulary: int, section: SlurmConfig, teacher: ModelConfig | None
 ) -> tuple[str, list[str]]:
-    """A submission's line, and warnings: it does not fit these nodes, or may exceed the budget.
+    """A submission's line and its warnings.
+
+    It does not fit these nodes, or may exceed the budget.
 
     Raises:
         ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.

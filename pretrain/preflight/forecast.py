@@ -137,7 +137,7 @@ class _Work:
 
     @property
     def sides(self) -> float:
-        """Blocks that a token passes, in those of a decoder alone; a cross-attention is half of one."""
+        """Blocks that a token passes; a cross-attention is half of one."""
         layers = self.model.num_hidden_layers
         return (self.model.encoder_layers + 1.5 * layers) / 2 if self.model.encoder_layers else layers
 
