@@ -248,12 +248,11 @@ def translate(arguments: Arguments) -> None:
     with opened.runtime.hooks.meter("translate") as energy:
         translator = open_translator(checkpoints, opened.loaded.config.engine, root)
         with progress("translate", len(texts), "texts") as advance:
-            for text, source in zip(texts, sources, strict=True):
-                found = translator(source, encoder.end_of_document, beam)
+            translations = translator(sources, encoder.end_of_document, beam, advance)
+            for text, source, found in zip(texts, sources, translations, strict=True):
                 written = encoder.decode_after(source, found.ids)
                 rows.append({"source": text, "text": written, "score": found.score})
                 say(written, translations=rows[-1:])
-                advance(1)
     values: dict[str, Any] = {
         "checkpoints": [one.digest for one in checkpoints], "steps": [identity_of(one).step for one in checkpoints],
         "beam": arguments.beam, "alpha": arguments.alpha,

@@ -76,7 +76,7 @@ class LayerCache:
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Forget all rows but these."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
 def _attend(

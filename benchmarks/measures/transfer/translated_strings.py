@@ -255,11 +255,8 @@ def _translate(folder: Path, seed: int) -> None:
     encoder = load_encoder(read_manifest(root / setting["tokenizer"] / "manifest.json"), root)
     checkpoint = read_checkpoint((root / (folder / f"checkpoint-{seed}").read_text()).parent, root)
     translator = open_translator([checkpoint], EngineConfig(device="cpu", threads=1), root)
-    written = []
-    for prompt in setting["prompts"]:
-        found = translator(prompt, encoder.end_of_document, Beam())
-        written.append(found.ids)
-    (folder / f"assay-{seed}.json").write_text(json.dumps(written))
+    found = translator(setting["prompts"], encoder.end_of_document, Beam(), lambda sources: None)
+    (folder / f"assay-{seed}.json").write_text(json.dumps([one.ids for one in found]))
 
 
 if __name__ == "__main__":
