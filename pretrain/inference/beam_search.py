@@ -179,7 +179,7 @@ class _Memory:
         self.held = [layer.cross_attn.keys_and_values(memory) for layer in stack.layers]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forget all sources but these, and the padding that none of them needs."""
+        """Forget all sources but these, and padding behind the longest."""
         self.seen = self.seen[rows]
         longest = int(self.seen.sum(1).max())
         self.seen = self.seen[:, :longest]
