@@ -1,4 +1,4 @@
-"""Hub data sets on disk: files without rows, and the stated licence.
+"""Hub data sets on disk: files without rows, and stated licences.
 
 A folder of `save_to_disk` has rows only in the Arrow files that its state names; others are left over from the
 library's cache. A `README.md` that begins with a YAML block is a card, whatever lies beside it.
@@ -7,7 +7,7 @@ library's cache. A `README.md` that begins with a YAML block is a card, whatever
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,26 @@ def card(path: Path) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def stated_licence(files: Iterable[Path]) -> str:
-    """Licence that these cards and facts state, if it is one.
-
-    SPDX's name; else `UNKNOWN`.
-    """
-    stated = set()
-    for file in files:
+def stated_licences(about: Iterable[Path]) -> dict[Path, set[str]]:
+    """Folder -> SPDX names of the licences that its card and facts state."""
+    stated: dict[Path, set[str]] = {}
+    for file in about:
         values: Any = card(file) if file.name == _CARD else _facts(file)
         licence = values.get("license")
-        for name in licence if isinstance(licence, list) else [licence]:
-            if name:
-                stated.add(normalised(str(name)))
-    return stated.pop() if len(stated) == 1 else UNKNOWN
+        names = licence if isinstance(licence, list) else [licence]
+        stated.setdefault(file.parent, set()).update(normalised(str(name)) for name in names if name)
+    return stated
+
+
+def licence_of(files: Iterable[Path], stated: Mapping[Path, set[str]]) -> str:
+    """The one licence stated in folders above each file; else `UNKNOWN`.
+
+    A card says nothing of what lies beside its data set.
+    """
+    above = ({folder, *folder.parents} & stated.keys() for folder in {file.parent for file in files})
+    found = {frozenset(name for folder in folders for name in stated[folder]) for folders in above}
+    [names, *others] = found
+    return min(names) if len(names) == 1 and not others else UNKNOWN
 
 
 def _facts(path: Path) -> dict[str, Any]:

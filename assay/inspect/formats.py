@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from assay.inspect.data_set_files import stated_licence, without_rows
+from assay.inspect.data_set_files import licence_of, stated_licences, without_rows
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
@@ -117,9 +117,9 @@ def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
             f"{', '.join(_KINDS)}, all but {', '.join(_NEVER_PACKED)} also with {', '.join(PACKED)}; for others write "
             "a reader: docs/own_code.md."
         )
-    licence, partly = stated_licence(about), {file.suffix for file in about}
+    stated, partly = stated_licences(about), {file.suffix for file in about}
     return [
-        InputFiles(kind, ending, tuple(files), _bytes(files), ending in partly, licence)
+        InputFiles(kind, ending, tuple(files), _bytes(files), ending in partly, licence_of(files, stated))
         for (kind, ending), files in sorted(found.items())
     ], others
 

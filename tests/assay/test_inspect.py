@@ -166,13 +166,25 @@ def test_a_hub_data_set_on_disk_is_its_rows_alone(tmp_path):
     (("license: mit", "license: MIT"), "MIT"), (("licence: mit",), "NOASSERTION"), ((), "NOASSERTION"),
 ])  # fmt: skip
 def test_one_licence_of_the_cards_counts_and_a_doubt_does_not(tmp_path, stated, expected):
-    for number, line in enumerate(stated):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "README.md").write_text(f"---\n{line}\n---\n")
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    for number, line in enumerate(stated or ("",)):
+        (tmp_path / str(number) / "data").mkdir(parents=True)
+        (tmp_path / str(number) / "data" / "a.jsonl").write_text('{"text": "a"}')
+        if line:
+            (tmp_path / str(number) / "README.md").write_text(f"---\n{line}\n---\n")
     [group], others = find_inputs(tmp_path)
     assert (group.licence, group.part) == (expected, False)
     assert others["(card of a data set)"] == len(stated)
+
+
+def test_a_card_says_nothing_of_the_files_beside_its_data_set(tmp_path):
+    """One downloaded data set in a folder of own texts would else open the gate on licences for all of them."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "README.md").write_text("---\nlicense: mit\n---\n")
+    for name in ("hub/a.jsonl", "hub/b.csv", "own.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}' if name.endswith("jsonl") else "text\na\n")
+    assert {group.ending: group.licence for group in find_inputs(tmp_path)[0]} == {
+        ".csv": "MIT", ".jsonl": "NOASSERTION",
+    }  # fmt: skip
 
 
 def test_licences_and_opt_outs_are_counted(tmp_path):
