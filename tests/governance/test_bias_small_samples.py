@@ -174,3 +174,28 @@ def test_p_of_an_npmi_gap_is_the_lesser_of_two_jackknives_where_many_sites_carry
     assert (degrees >= association.SURE_DEGREES) == (buckets == 64)
     assert rates < gap
     assert row["p"] == pytest.approx(rates if buckets == 64 else gap, abs=1e-9)
+
+
+@pytest.mark.parametrize(("seen", "sure"), [(4, False), (40, True)])
+def test_a_pair_that_one_side_never_has_is_judged_as_seldom_not_as_impossible(seen, sure):
+    """Without a pair npmi is -1, however few the sentences, and no jackknife varies it: 4 of 384 were a finding."""
+
+    def keys(*names):
+        return ("en", "web", None, *names)
+
+    a_pair = [seen // 4 * (bucket % 16 == 3) for bucket in range(64)]
+    groups = [row for group in "ab" for row in per_bucket("groups", keys("x", group), *[[6] * 64] * 3)]
+    counts = {
+        "documents": table_of("documents", per_bucket("documents", keys(), *[[150] * 64] * 4)),
+        "categories": table_of("categories", per_bucket("categories", keys("topic", "crime"), [6] * 64)),
+        "groups": table_of("groups", groups),
+        "pairs": table_of("pairs", per_bucket("pairs", keys("x", "a", "topic", "crime"), a_pair)),
+    }
+    rows = {row["group"]: row for row in association.association_rows(counts) if row["metric"] == "npmi_gap"}
+    assert rows["a"]["value"] > 0 > rows["b"]["value"]
+    oracle = stats.fisher_exact([[seen, 384 - seen], [0, 384]]).pvalue
+    for row in rows.values():
+        assert (row["p"] < 0.001) == (oracle < 0.001) == sure
+        assert (row["lower"] < 0 < row["upper"]) != sure
+        assert row["lower"] <= row["value"] <= row["upper"]
+    assert rows["a"]["p"] == pytest.approx(rows["b"]["p"])  # one comparison, from either side

@@ -82,7 +82,7 @@ class Shape:
 SHAPES = {
     "400_sites": Shape(),
     "60_unequal_sites": Shape(sites=60, documents=100, sigma=1.5),
-    "12_sites": Shape(sites=12, documents=600, corpora=1500),  # 300 leave the coverage of shares an error of .009
+    "12_sites": Shape(sites=12, documents=600, corpora=800),  # 300 leave the coverage of shares an error of .009
     "rare_dense": Shape(documents=8, rare=28, common=False),
     "rare_sparse": Shape(documents=8, rare=28, common=False, density=0.06, named=True),
     "two_sources": Shape(sources=2),
@@ -304,7 +304,7 @@ def power(seeds: Sequence[int]) -> Counter[str]:
 
 
 def bias_null(quick: bool) -> list[Goal]:
-    """Coverage and alarms over 300 corpora without bias (30 when quick) of each shape; power over 200."""
+    """Coverage and alarms over each shape's corpora without bias (30 when quick); power over 200."""
     goals = []
     for name, shape in SHAPES.items():
         number = 30 if quick else shape.corpora

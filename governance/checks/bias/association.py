@@ -18,8 +18,10 @@ t, npmi on Fisher's atanh scale, where chance alone would have the pair in 5 sen
 fewer none. Observed counts are not used for this choice: they would select the extremes. The gap is 0 where the two
 rates are equal, so a jackknife of their difference tests it too, with more power for large groups and less for small
 ones. From `SURE_DEGREES` degrees of freedom on the jackknife's p is the lesser of both. It still counts only above the
-exact p, so alarms stay as rare. q: Benjamini & Hochberg 1995 over the suite. `n` is the group's sentences. A pair has a
-row when it was seen or when chance would have it in `LEAST_EXPECTED` sentences.
+exact p, so alarms stay as rare. Where one side never has the pair, its npmi is -1 in each replicate, however few its
+sentences: interval and p are exact then, of the rate of the side that never has it. q: Benjamini & Hochberg 1995 over
+the suite. `n` is the group's sentences. A pair has a row when it was seen or when chance would have it in
+`LEAST_EXPECTED` sentences.
 """
 
 from __future__ import annotations
@@ -138,12 +140,24 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...]) -> list
         units = units_within(mine[1], mine[3], mine[4] - mine[0], mine[5] - mine[1], sums.variance)
         exact = rate_bounds(sums.rate, units, sums.others_rate)
         baseline = _npmi_of(sums.others_rate, sums)
-        exact = Bounds(_npmi_of(exact.lower, sums) - baseline, _npmi_of(exact.upper, sums) - baseline, exact.p)
+        unseen = sums.others_rate == 0
+        turned = rate_bounds(
+            sums.others_rate,
+            units_within(mine[3], mine[1], mine[4] - mine[2], mine[5] - mine[3], sums.variance),
+            sums.rate,
+        )
+        highest = np.where(unseen, _npmi_of(turned.upper, sums), baseline)
+        exact = Bounds(
+            _npmi_of(exact.lower, sums) - highest,
+            _npmi_of(exact.upper, sums) - baseline,
+            np.where(unseen, turned.p, exact.p),
+        )
         expected = np.minimum(sums.one, mine[3].sum(axis=(1, 2))) * sums.subject_rate
     gaps, rates = (
         jackknife(statistic, tuple(mine), mine[5].sum(axis=1), IDENTITY, 0.0) for statistic in (_gap, _difference)
     )
-    gaps = replace(gaps, p=np.where(rates.degrees >= SURE_DEGREES, np.fmin(gaps.p, rates.p), gaps.p))
+    lower = np.where(unseen | (sums.rate == 0), np.nan, gaps.lower)  # npmi is -1 in each replicate: no interval
+    gaps = replace(gaps, lower=lower, p=np.where(rates.degrees >= SURE_DEGREES, np.fmin(gaps.p, rates.p), gaps.p))
     found, notes = chosen_intervals(gaps, exact, expected, mine[1].sum(axis=1))
     seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= LEAST_EXPECTED)
     of_sources = notes_of(found.value, pooled, one, others)
