@@ -185,9 +185,7 @@ def uncovered(found: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
     gaps = []
     mentions = rows.get(None)
     if mentions is not None and mentions["note"]:
-        by_note.pop(
-            str(mentions["note"]).partition(": ")[2], None
-        )  # without identity terms nothing else can be counted
+        by_note.pop(str(mentions["note"]).partition(": ")[2], None)  # without these terms nothing else is counted
         gaps.append((str(mentions["note"]), "the groups they mention were not measured", mentions))
     for languages, names in by_note.items():
         row = rows[names[0]]
