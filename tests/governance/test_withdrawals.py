@@ -9,7 +9,7 @@ from governance.files import sha256_file
 from governance.gate.policy import load_policy
 from governance.gate.refusals import REFUSALS, refusals_of, removal_faults
 from governance.gate.signed_statements import signature_fields, write_paper
-from governance.gate.verdict import load_papers
+from governance.gate.verdict import load_papers, settled_papers
 from governance.gate.waivers import REFUSAL, WITHDRAWAL, Refusal, Withdrawal
 from governance.lineage.attest import open_journal
 from governance.signing.dsse import private_key
@@ -98,6 +98,20 @@ def test_one_that_nobody_has_read_is_not_known(yard):
     assert (yard.root / "journal.jsonl").read_bytes() == before
     path.unlink()
     assert yard.open()["verdict"] == "PASS"
+
+
+def test_a_certified_key_of_the_reviewers_account_states_it_at_once(yard):
+    """The way past that limit; under `verdict_by` this key gives no verdict that opens (`test_fail_open_rules.py`)."""
+    two = {"verdict_by": ("audit", "gate")}
+    yard.judge(signing_key="gate.pem", **two)
+    assert yard.open(**two)["verdict"] == "PASS"
+    yard.certify("reviewer", yard.site / "root.pem")
+    path, account = refuse(yard), yard.config(signing_key="reviewer.pem", **two)
+    journal, policy = open_journal(account, yard.root, yard.root), load_policy(yard.root / "policy.toml")
+    settled_papers((account, yard.root), policy, yard.tokens.digest, yard.root, journal)
+    path.unlink()
+    with pytest.raises(GateClosed, match=GONE):
+        yard.open(**two)
 
 
 def test_an_altered_or_exchanged_refusal_closes_as_the_first(yard):
