@@ -54,7 +54,7 @@ def card(path: Path) -> dict[str, Any]:
 
 
 def stated_licences(about: Iterable[Path]) -> dict[Path, set[str]]:
-    """Folder -> SPDX names of the licences that its card and facts state."""
+    """Folder -> SPDX names of licences that its card and facts state."""
     stated: dict[Path, set[str]] = {}
     for file in about:
         values: Any = card(file) if file.name == _CARD else _facts(file)
