@@ -1,0 +1,277 @@
+"""Verdict on a failed attempt: what its end means, and whether to go on.
+
+An exit status of our own decides first, then Slurm's state, and only then the end of the log. A line of the log decides
+only if a program that reports errors speaks in it: a traceback, NCCL, torch's C++ loggers, Slurm, a launcher, the
+kernel. Text of a document that quotes such a message is neither. Of several lines the root cause decides, not its
+consequence (`_RULES`, by rank), and of several roots the first in time. An error after which the training went on for
+three reports of progress was survived, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Cause = Literal["code", "data", "node", "network", "storage", "out of memory", "hang", "preemption", "quota"]
+Action = Literal["go on", "elsewhere", "later", "stop"]
+TAIL_BYTES = 1 << 20
+"""Bytes of a log that are read from its end."""
+_CONTEXT_LINES = 80
+"""Lines after a frame of a traceback in which its exception is accepted: those of other ranks come between."""
+_SURVIVED = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Meaning of a failed attempt's end."""
+
+    cause: Cause
+    action: Action
+    line: str = ""
+    """The line that decided; "" where a status or Slurm's state did."""
+    node: str = ""
+    """The node at fault, as far as the log names it."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    speaker: str
+    """Name of a pattern of `_SPEAKERS`."""
+    pattern: re.Pattern[str]
+    cause: Cause
+    action: Action
+    rank: int
+    """0 for a root cause; a consequence has a higher one."""
+
+
+_OF_STATUS: dict[int, tuple[Cause, Action]] = {
+    2: ("code", "stop"), 65: ("data", "stop"), 66: ("data", "stop"), 69: ("node", "later"), 70: ("hang", "go on"),
+    71: ("quota", "stop"), 74: ("storage", "later"), 75: ("preemption", "go on"), 77: ("data", "stop"),
+    78: ("code", "stop"), 124: ("preemption", "go on"), 126: ("node", "elsewhere"), 127: ("node", "elsewhere"),
+}  # fmt: skip
+_OF_STATE: dict[str, tuple[Cause, Action]] = {
+    "OUT_OF_MEMORY": ("out of memory", "go on"), "NODE_FAIL": ("node", "elsewhere"), "BOOT_FAIL": ("node", "elsewhere"),
+    "PREEMPTED": ("preemption", "go on"), "TIMEOUT": ("preemption", "go on"), "DEADLINE": ("quota", "stop"),
+}  # fmt: skip
+# https://slurm.schedmd.com/job_state_codes.html
+
+_LABEL = re.compile(
+    r"(?:(?P<rank>\d+): |\[(?:rank|default)?(?P<other>\d+)\]:? ?|\(\w+ pid=\d+[^)]*\) |\d{4}-\d\d-\d\d[ T][\d:.,]+ )"
+)
+"""Prefix of a line: `srun --label`, torchrun, Ray, a time. Several may follow one another."""
+_SPEAKERS = {
+    "exception": re.compile(
+        r"(?=(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*(?:: |:?$)|[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt)(?:: |:?$))"
+    ),
+    "detail": re.compile(r"(?=nccl\w+Error: |socket\w+: )"),
+    "nccl": re.compile(r"(?:\[[\d: -]+\] )?\S+:\d+:\d+ \[\d+\] \S*:?\d* ?NCCL WARN "),
+    "torch": re.compile(r"\[[EFW]\S*(?: [\d:.]+)? (?:\w+\.cpp:\d+)\] "),
+    "slurm": re.compile(r"(?:srun|sbatch|salloc|slurmstepd\S*): (?:error: )?"),
+    "kernel": re.compile(r"(?:\[ *\d+\.\d+\] |\w{3} +\d+ [\d:]+ \S+ kernel: )?(?=NVRM: |Out of memory: |oom-kill:)"),
+    "launcher": re.compile(
+        r"(?:\[[^\]]+\] \[ERROR\] \[launch\.py:\d+:\w+\]|(?:ERROR|WARNING):torch\.distributed\.elastic\S*:"
+        r"|[EW]\d{4} .*torch/distributed/elastic\S+\]) ?"
+    ),
+    "fabric": re.compile(r"(?:\[[\w.:-]+\] +)+\S+\.c:\d+ +"),
+    "tool": re.compile(r"(?=Unable to determine the device handle|ORTE has lost|PRTE has lost)"),
+}
+"""How a line of each program that reports errors begins."""
+_FRAME = re.compile(r'  File "[^"]+", line \d+')
+_TRACEBACK = "Traceback (most recent call last)"
+_IGNORED = re.compile(r"Exception ignored in")
+_PROGRESS = re.compile(
+    r"train: step [\d,]+,|\bstep[ =:]+[\d,]+\b.*\bloss|iteration +\d+/|\d+%\|.*\| *\d+/\d+|\{'loss': |Epoch:? \["
+)
+_REFUSED = r"Connection (?:reset by peer|refused|timed out)|No route to host|Network is unreachable|Broken pipe"
+"""Messages of a socket's errors, of errno(3)."""
+_STORAGE = (
+    r"\[Errno (?:5|28|30|107|108|110|116|121)\]|Input/output error|Stale file handle|No space left on device"
+    r"|Read-only file system|transport endpoint"
+)
+"""Messages of a file system's errors, of errno(3)."""
+
+
+def _rules() -> Iterator[_Rule]:
+    table: tuple[tuple[str, str, Cause, Action, int], ...] = (
+        # Another process holds most of the GPU. https://github.com/lianqi1008/Control-GIC/issues/6
+        ("exception", r"out of memory.* Process \d+ has \d\d[\d.]* GiB memory in use\. Including non-PyTorch memory, "
+         r"this process has (?:[\d.]+ MiB|\d\.\d+ GiB)", "out of memory", "elsewhere", 0),
+        # https://pytorch.org/docs/stable/notes/cuda.html; ENOMEM of errno(3)
+        ("exception", r"out of memory|OutOfMemory|MemoryError|bad_alloc|[Cc]annot allocate memory", "out of memory",
+         "go on", 0),
+        ("nccl", r"Cuda failure '?out of memory|Failed to CUDA \w+", "out of memory", "go on", 0),
+        # https://slurm.schedmd.com/cgroup.conf.html
+        ("slurm", r"oom.kill|Out Of Memory|exceeded .*memory limit", "out of memory", "go on", 0),
+        # https://docs.kernel.org/admin-guide/mm/concepts.html
+        ("kernel", r"Out of memory: Killed|oom-kill:", "out of memory", "go on", 0),
+        # https://github.com/kohya-ss/sd-scripts/issues/1434, https://github.com/MIC-DKFZ/nnUNet/issues/1519
+        ("exception", r"uncorrectable \w+ error", "node", "elsewhere", 0),
+        ("torch", r"uncorrectable \w+ error", "node", "elsewhere", 0),
+        # https://github.com/JosephKJ/OWOD/issues/81
+        ("tool", r"Unable to determine the device handle", "node", "elsewhere", 0),
+        ("slurm", r"Node failure on|DUE TO NODE FAILURE", "node", "elsewhere", 0),
+        ("exception", r"\[Errno 122\]|[Qq]uota exceeded|ResourceExhausted|Too Many Requests", "quota", "later", 0),
+        ("slurm", r"violates accounting/QOS policy", "quota", "stop", 0),
+        ("exception", _STORAGE, "storage", "later", 0),
+        # https://github.com/verl-project/verl/issues/3346
+        ("exception", r"inline_container\.cc:\d+\] \. (?:unexpected pos|PytorchStreamWriter)", "storage", "later", 0),
+        ("slurm", r"DUE TO (?:PREEMPTION|TIME LIMIT)", "preemption", "go on", 0),
+        ("exception", r"\S*(?:ArrowInvalid|UnicodeDecodeError|JSONDecodeError|BadGzipFile|BadZipFile|tarfile\.ReadError"
+         r"|zlib\.error|LZMAError|EOFError|UnpicklingError|FileNotFoundError)\b", "data", "stop", 0),
+        # https://github.com/NVIDIA/Megatron-LM/issues/780
+        ("exception", r"found NaN in|Unexpected result nan", "data", "stop", 0),
+        # https://github.com/axolotl-ai-cloud/axolotl/issues/1473: it often does not come again
+        ("exception", r"illegal memory access", "code", "go on", 1),
+        ("exception", r"same device, but found", "code", "stop", 1),
+        ("exception", r"(?:\w+\.)*(?:TypeError|ValueError|AttributeError|AssertionError|ImportError|ModuleNotFoundError"
+         r"|NameError|UnboundLocalError|KeyError|IndexError|NotImplementedError|SyntaxError|IndentationError"
+         r"|ZeroDivisionError|RecursionError)\b", "code", "stop", 1),
+        # https://github.com/om-ai-lab/VLM-R1/issues/289: the next attempt meets at another port
+        ("exception", r"address already in use|Address already in use", "network", "go on", 2),
+        ("exception", r"\S*DistStoreError|\S*DistNetworkError|ConnectionError|TimeoutError|" + _REFUSED, "network",
+         "later", 2),
+        ("detail", _REFUSED, "network", "later", 2),
+        # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting.html
+        ("nccl", r"Got completion from peer|Call to ibv_\w+ failed|" + _REFUSED, "network", "later", 2),
+        # https://github.com/openucx/ucx/issues/1920
+        ("fabric", r".*(?:retry count exceeded|Endpoint timeout)", "network", "later", 2),
+        # https://github.com/radical-cybertools/radical.pilot/issues/2164
+        ("tool", r"[OP]RTE has lost communication", "node", "elsewhere", 2),
+        # https://pytorch.org/docs/stable/distributed.html
+        ("torch", r"collective operation timeout|watchdog got stuck|Heartbeat monitor timed out", "hang", "go on", 3),
+        ("exception", r"collective operation timeout|monitoredBarrier", "hang", "go on", 3),
+        # a peer that ended, for a reason of its own
+        ("nccl", r"Connection closed by remote peer|Socket recv failed", "network", "later", 4),
+        ("exception", r"\S*DistBackendError: NCCL error in", "network", "later", 4),
+        ("launcher", r"Received 15 death signal", "preemption", "go on", 4),
+        ("exception", r".*got signal: 15", "preemption", "go on", 4),
+        # a process ended by signal 9 without a word, most often by the kernel
+        ("launcher", r".*(?:exitcode: -9\b|return code = -9\b)", "out of memory", "go on", 5),
+        ("launcher", r".*(?:exitcode: -11\b|return code = -11\b)", "code", "go on", 5),
+        ("slurm", r".*Segmentation fault", "code", "go on", 5),
+        # any other exception that ended a process; torch's launcher repeats what its child had
+        ("exception", r"(?!\S*ChildFailedError)", "code", "go on", 6),
+    )  # fmt: skip
+    for speaker, pattern, cause, action, rank in table:
+        yield _Rule(speaker, re.compile(pattern), cause, action, rank)
+
+
+_RULES = tuple(_rules())
+_NODES = (
+    re.compile(r"(?:Node failure on|failed on node|kernel-of) ([\w.-]+)"),
+    re.compile(r"^(?:\[[\d: -]+\] )?([A-Za-z][\w.-]*):\d+:\d+ \[\d+\]"),
+    re.compile(r"^\w{3} +\d+ [\d:]+ ([\w.-]+) kernel:"),
+    re.compile(r"^(?:srun: error: )([A-Za-z][\w.-]*): tasks? "),
+)
+_TASKS = re.compile(r"srun: error: ([A-Za-z][\w.-]*): tasks? ([\d,-]+): ")
+
+
+def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict | None:
+    """The verdict on an attempt; None where nothing tells.
+
+    Args:
+        text: The end of the attempt's log.
+        status: Its exit status, where known.
+        state: Slurm's state of the job, where known.
+    """
+    if status in _OF_STATUS:
+        return Verdict(*_OF_STATUS[status])
+    lines = text.splitlines()
+    if state in _OF_STATE:
+        cause, action = _OF_STATE[state]
+        return Verdict(cause, action, node=_failed_node(lines) if cause == "node" else "")
+    best: tuple[_Rule, str, str] | None = None
+    for rule, rank, line in _errors(lines):
+        if best is None or rule.rank < best[0].rank:
+            best = rule, rank, line
+    if best is None:
+        return None
+    rule, rank, line = best
+    return Verdict(rule.cause, rule.action, line.strip(), _node_of(line, rank, lines))
+
+
+def tail_of(path: Path, most: int = TAIL_BYTES) -> str:
+    """The end of a log, whatever its bytes; "" where there is none."""
+    try:
+        with open(path, "rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - most))
+            read = log.read(most)
+    except OSError:
+        return ""
+    if size > most:  # the first line may be torn
+        read = read.partition(b"\n")[2]
+    return read.decode("utf-8", "replace")
+
+
+def _errors(lines: list[str]) -> Iterator[tuple[_Rule, str, str]]:
+    """Rule, rank and line of each error that was not survived, in order."""
+    found: deque[tuple[int, _Rule, str, str]] = deque()
+    frames: dict[str, int] = {}
+    ignored: set[str] = set()
+    reports: list[int] = []
+    for number, line in enumerate(lines):
+        rank, said = _unlabelled(line)
+        if _PROGRESS.search(said):
+            reports.append(number)
+        elif said.startswith(_TRACEBACK) or _FRAME.match(said):
+            frames[rank] = number
+        elif _IGNORED.match(said):
+            ignored.add(rank)
+        elif rule := _rule_for(said, traced=number - frames.get(rank, -_CONTEXT_LINES) < _CONTEXT_LINES):
+            if rule.speaker == "exception" and rank in ignored:  # raised while an object was deleted
+                ignored.discard(rank)
+                frames.pop(rank, None)
+            else:
+                found.append((number, rule, rank, line))
+    for number, rule, rank, line in found:
+        if sum(report > number for report in reports) < _SURVIVED:
+            yield rule, rank, line
+
+
+def _unlabelled(line: str) -> tuple[str, str]:
+    """Rank of a line, "" if unknown, and the line without its labels."""
+    rank = ""
+    while found := _LABEL.match(line):
+        rank = found["rank"] or found["other"] or rank
+        line = line[found.end() :]
+    return rank, line
+
+
+def _rule_for(said: str, *, traced: bool) -> _Rule | None:
+    """The rule that a line meets, of those of its speaker."""
+    for speaker, head in _SPEAKERS.items():
+        if (found := head.match(said)) and (traced or speaker not in ("exception", "detail")):
+            rest = said[found.end() :]
+            return next((rule for rule in _RULES if rule.speaker == speaker and rule.pattern.search(rest)), None)
+    return None
+
+
+def _node_of(line: str, rank: str, lines: list[str]) -> str:
+    """The node that a line names, or on which its rank ran by a message of srun."""
+    said = _unlabelled(line)[1]
+    for pattern in _NODES:
+        if found := pattern.search(said):
+            return found[1]
+    for other in lines:
+        if rank and (found := _TASKS.match(other)) and _holds(found[2], int(rank)):
+            return found[1]
+    return ""
+
+
+def _failed_node(lines: list[str]) -> str:
+    return next((found[1] for line in lines if (found := _NODES[0].search(line))), "")
+
+
+def _holds(tasks: str, rank: int) -> bool:
+    """Return whether a list such as "0-3,7" has a number."""
+    for part in tasks.split(","):
+        first, _, last = part.partition("-")
+        if first and int(first) <= rank <= int(last or first):
+            return True
+    return False
