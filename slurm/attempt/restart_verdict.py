@@ -66,22 +66,27 @@ _LABEL = re.compile(
 """Prefix of a line: `srun --label`, torchrun, Ray, a time. Several may follow one another."""
 _SPEAKERS = {
     "exception": re.compile(
-        r"(?=(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*(?:: |:?$)|[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt)(?:: |:?$))"
+        r"(?=(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*(?:\(\w+\))?(?:: |:?$)|\w*(?:Error|Exception|Exit|Interrupt)(?:: |:?$))"
     ),
     "detail": re.compile(r"(?=nccl\w+Error: |socket\w+: )"),
+    "native": re.compile(r"  what\(\):  |(?=Fatal Python error: )"),
     "nccl": re.compile(r"(?:\[[\d: -]+\] )?\S+:\d+:\d+ \[\d+\] \S*:?\d* ?NCCL WARN "),
-    "torch": re.compile(r"\[[EFW]\S*(?: [\d:.]+)? (?:\w+\.cpp:\d+)\] "),
+    "torch": re.compile(r"\[[EFW]\S*(?: [\d:.]+)? (?:\w+\.cpp:\d+)\] |(?=\S*/aten/src/\S+: \S+: block: )"),
     "slurm": re.compile(r"(?:srun|sbatch|salloc|slurmstepd\S*): (?:error: )?"),
-    "kernel": re.compile(r"(?:\[ *\d+\.\d+\] |\w{3} +\d+ [\d:]+ \S+ kernel: )?(?=NVRM: |Out of memory: |oom-kill:)"),
+    "kernel": re.compile(
+        r"(?:\[ *\d+\.\d+\] |\w{3} +\d+ [\d:]+ \S+ kernel: )?(?=NVRM: |(?:Memory cgroup o|O)ut of memory: |oom-kill:)"
+    ),
     "launcher": re.compile(
         r"(?:\[[^\]]+\] \[ERROR\] \[launch\.py:\d+:\w+\]|(?:ERROR|WARNING):torch\.distributed\.elastic\S*:"
-        r"|[EW]\d{4} .*torch/distributed/elastic\S+\]) ?"
+        r"|(?:[EW]\d{4} |\[\d{4}-).*torch[./]distributed[./]elastic\S+\]) ?"
+        r"|(?=mpi\w+ noticed that process|.*: line \d+: +\d+ Killed )"
     ),
     "fabric": re.compile(r"(?:\[[\w.:-]+\] +)+\S+\.c:\d+ +"),
-    "tool": re.compile(r"(?=Unable to determine the device handle|ORTE has lost|PRTE has lost)"),
+    "tool": re.compile(r"(?=Unable to determine the device handle|Failed to initialize NVML|[OP]RTE has lost)"),
 }
 """How a line of each program that reports errors begins."""
-_FRAME = re.compile(r'  File "[^"]+", line \d+')
+_FRAME = re.compile(r'  File "[^"]+", line \d+|[│|] \S+:\d+ in |╭─+ Traceback ')
+"""A frame of a traceback, of Python or of `rich`."""
 _TRACEBACK = "Traceback (most recent call last)"
 _IGNORED = re.compile(r"Exception ignored in")
 _PROGRESS = re.compile(
@@ -101,61 +106,92 @@ def _rules() -> Iterator[_Rule]:
         # Another process holds most of the GPU. https://github.com/lianqi1008/Control-GIC/issues/6
         ("exception", r"out of memory.* Process \d+ has \d\d[\d.]* GiB memory in use\. Including non-PyTorch memory, "
          r"this process has (?:[\d.]+ MiB|\d\.\d+ GiB)", "out of memory", "elsewhere", 0),
-        # https://pytorch.org/docs/stable/notes/cuda.html; ENOMEM of errno(3)
-        ("exception", r"out of memory|OutOfMemory|MemoryError|bad_alloc|[Cc]annot allocate memory", "out of memory",
+        # https://pytorch.org/docs/stable/notes/cuda.html, https://github.com/deepspeedai/DeepSpeed/issues/3860,
+        # https://github.com/pytorch/pytorch/issues/108861; ENOMEM of errno(3)
+        ("exception", r"out of (?:shared )?memory|OutOfMemory|MemoryError|bad_alloc|(?:[Cc]annot|can't) allocate memory"
+         r"|killed by signal: (?:Killed|Bus error)|_ALLOC_FAILED", "out of memory", "go on", 0),
+        # https://github.com/NVIDIA/nccl/issues/962, https://github.com/NVIDIA/nccl-tests/issues/166
+        ("nccl", r"Cuda failure.*out of memory|Failed to CUDA \w+|shared memory segment|/dev/shm", "out of memory",
          "go on", 0),
-        ("nccl", r"Cuda failure '?out of memory|Failed to CUDA \w+", "out of memory", "go on", 0),
         # https://slurm.schedmd.com/cgroup.conf.html
-        ("slurm", r"oom.kill|Out Of Memory|exceeded .*memory limit", "out of memory", "go on", 0),
+        ("slurm", r"oom.kill|Out Of Memory|[Ee]xceeded .*memory limit", "out of memory", "go on", 0),
         # https://docs.kernel.org/admin-guide/mm/concepts.html
-        ("kernel", r"Out of memory: Killed|oom-kill:", "out of memory", "go on", 0),
+        ("kernel", r"ut of memory: Kill|oom-kill:", "out of memory", "go on", 0),
+        # Xids of hardware; those of the application are 13, 31, 43, 45, 109.
+        # https://docs.nvidia.com/deploy/xid-errors/index.html
+        ("kernel", r"NVRM: Xid \([^)]*\): (?:48|6[1-4]|74|79|9[245]|11[09]|12[0-3]|14[03-9])\b|NVRM:.*fallen off the bus",
+         "node", "elsewhere", 0),
         # https://github.com/kohya-ss/sd-scripts/issues/1434, https://github.com/MIC-DKFZ/nnUNet/issues/1519
         ("exception", r"uncorrectable \w+ error", "node", "elsewhere", 0),
-        ("torch", r"uncorrectable \w+ error", "node", "elsewhere", 0),
-        # https://github.com/JosephKJ/OWOD/issues/81
-        ("tool", r"Unable to determine the device handle", "node", "elsewhere", 0),
-        ("slurm", r"Node failure on|DUE TO NODE FAILURE", "node", "elsewhere", 0),
+        # https://github.com/hkust-nlp/simpleRL-reason/issues/33, https://github.com/pytorch/pytorch/issues/35710,
+        # https://github.com/NVIDIA/nccl/issues/925
+        ("exception", r"No CUDA GPUs are available|no CUDA-capable device|busy or unavailable"
+         r"|system not yet initialized|CUDA driver (?:version is insufficient|initialization failed)|NVML|hardware stack error", "node",
+         "elsewhere", 0),
+        # https://github.com/JosephKJ/OWOD/issues/81, https://github.com/lyulyul/shine-cluster/issues/30
+        ("tool", r"Unable to determine the device handle|Failed to initialize NVML", "node", "elsewhere", 0),
+        # https://github.com/nebius/soperator/issues/854, https://github.com/geopm/geopm/issues/1020
+        ("slurm", r"Node failure on|DUE TO NODE FAILURE|launch for \S+ failed on node", "node", "elsewhere", 0),
+        # https://github.com/open-mmlab/mmdetection/issues/12069, https://github.com/allenai/OLMo/issues/550
         ("exception", r"\[Errno 122\]|[Qq]uota exceeded|ResourceExhausted|Too Many Requests", "quota", "later", 0),
+        # https://github.com/szcf-weiya/techNotes/issues/7
         ("slurm", r"violates accounting/QOS policy", "quota", "stop", 0),
         ("exception", _STORAGE, "storage", "later", 0),
         # https://github.com/verl-project/verl/issues/3346
-        ("exception", r"inline_container\.cc:\d+\] \. (?:unexpected pos|PytorchStreamWriter)", "storage", "later", 0),
+        ("exception", r"inline_container\.cc:\d+\] ?\. ?(?:unexpected pos|PytorchStreamWriter)", "storage", "later", 0),
+        # https://github.com/SystemsGenetics/GEMmaker/pull/242, https://github.com/ZettaAI/zetta_utils/issues/671
         ("slurm", r"DUE TO (?:PREEMPTION|TIME LIMIT)", "preemption", "go on", 0),
+        # https://github.com/nvidia-cosmos/cosmos-transfer2.5/issues/151
+        ("exception", r"cannot open shared object file|undefined symbol", "code", "stop", 1),
+        # https://github.com/huggingface/datatrove/issues/278, https://github.com/webdataset/webdataset/issues/142
         ("exception", r"\S*(?:ArrowInvalid|UnicodeDecodeError|JSONDecodeError|BadGzipFile|BadZipFile|tarfile\.ReadError"
-         r"|zlib\.error|LZMAError|EOFError|UnpicklingError|FileNotFoundError)\b", "data", "stop", 0),
-        # https://github.com/NVIDIA/Megatron-LM/issues/780
-        ("exception", r"found NaN in|Unexpected result nan", "data", "stop", 0),
+         r"|zlib\.error|LZMAError|EOFError|UnpicklingError|FileNotFoundError|SafetensorError)\b", "data", "stop", 0),
+        # https://github.com/open-mmlab/mmagic/issues/876, https://github.com/NVIDIA/Megatron-LM/issues/780,
+        # https://github.com/hiyouga/LlamaFactory/issues/251
+        ("exception", r"PytorchStreamReader|found NaN in|Unexpected result nan|loss scale already at minimum"
+         r"|returned nan values", "data", "stop", 0),
         # https://github.com/axolotl-ai-cloud/axolotl/issues/1473: it often does not come again
-        ("exception", r"illegal memory access", "code", "go on", 1),
-        ("exception", r"same device, but found", "code", "stop", 1),
+        ("exception", r"illegal memory access|unspecified launch failure", "code", "go on", 1),
+        ("exception", r"same device, but found|device-side assert|in loading state_dict|shapes cannot be|must match the"
+         r"|not implemented for|does not require grad|[Ee]xpected .*(?:dtype|scalar type|size|shape)", "code", "stop",
+         1),
+        ("torch", r".*Assertion `", "code", "stop", 1),
         ("exception", r"(?:\w+\.)*(?:TypeError|ValueError|AttributeError|AssertionError|ImportError|ModuleNotFoundError"
          r"|NameError|UnboundLocalError|KeyError|IndexError|NotImplementedError|SyntaxError|IndentationError"
          r"|ZeroDivisionError|RecursionError)\b", "code", "stop", 1),
         # https://github.com/om-ai-lab/VLM-R1/issues/289: the next attempt meets at another port
-        ("exception", r"address already in use|Address already in use", "network", "go on", 2),
-        ("exception", r"\S*DistStoreError|\S*DistNetworkError|ConnectionError|TimeoutError|" + _REFUSED, "network",
-         "later", 2),
-        ("detail", _REFUSED, "network", "later", 2),
+        ("exception", r"[Aa]ddress already in use", "network", "go on", 2),
+        ("exception", r"\S*DistStoreError|\S*DistNetworkError|\S*(?:ConnectionError|TimeoutError|gaierror)\b|"
+         + _REFUSED, "network", "later", 2),
+        ("detail", _REFUSED + r"|connection abort", "network", "later", 2),
         # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting.html
-        ("nccl", r"Got completion from peer|Call to ibv_\w+ failed|" + _REFUSED, "network", "later", 2),
+        ("nccl", r"Got completion from peer|Call to ibv_\w+ failed|connection abort|" + _REFUSED, "network",
+         "later", 2),
         # https://github.com/openucx/ucx/issues/1920
         ("fabric", r".*(?:retry count exceeded|Endpoint timeout)", "network", "later", 2),
         # https://github.com/radical-cybertools/radical.pilot/issues/2164
         ("tool", r"[OP]RTE has lost communication", "node", "elsewhere", 2),
         # https://pytorch.org/docs/stable/distributed.html
-        ("torch", r"collective operation timeout|watchdog got stuck|Heartbeat monitor timed out", "hang", "go on", 3),
-        ("exception", r"collective operation timeout|monitoredBarrier", "hang", "go on", 3),
+        ("torch", r"collective operation timeout|watchdog got stuck|Heartbeat monitor timed out|in blocking wait",
+         "hang", "go on", 4),
+        ("exception", r"collective operation timeout|monitoredBarrier|in blocking wait", "hang", "go on", 4),
         # a peer that ended, for a reason of its own
-        ("nccl", r"Connection closed by remote peer|Socket recv failed", "network", "later", 4),
-        ("exception", r"\S*DistBackendError: NCCL error in", "network", "later", 4),
-        ("launcher", r"Received 15 death signal", "preemption", "go on", 4),
-        ("exception", r".*got signal: 15", "preemption", "go on", 4),
-        # a process ended by signal 9 without a word, most often by the kernel
-        ("launcher", r".*(?:exitcode: -9\b|return code = -9\b)", "out of memory", "go on", 5),
-        ("launcher", r".*(?:exitcode: -11\b|return code = -11\b)", "code", "go on", 5),
-        ("slurm", r".*Segmentation fault", "code", "go on", 5),
-        # any other exception that ended a process; torch's launcher repeats what its child had
-        ("exception", r"(?!\S*ChildFailedError)", "code", "go on", 6),
+        ("nccl", r"Connection closed by remote peer|Socket recv failed", "network", "later", 5),
+        ("exception", r"NCCL [Ee]rror|Socket Timeout|NCCL communicator was aborted", "network", "later", 5),
+        # https://github.com/xorbitsai/inference/issues/4421
+        ("torch", r"\[c10d\] (?:send|recv)\w+ failed", "network", "later", 5),
+        # https://github.com/pytorch/pytorch/issues/150916
+        ("launcher", r".*Received 15 death signal", "preemption", "go on", 5),
+        ("exception", r".*got signal: 15", "preemption", "go on", 5),
+        # A process ended by signal 9 without a word, most often by the kernel.
+        # https://github.com/hpcaitech/ColossalAI/issues/3172, https://github.com/deepspeedai/DeepSpeed/issues/3232
+        ("launcher", r".*(?:exitcode: -9\b|return code = -9\b|signal 9\b|\d Killed )", "out of memory", "go on", 6),
+        ("launcher", r".*(?:exitcode: -11\b|return code = -11\b|signal 11\b)", "code", "go on", 6),
+        ("slurm", r".*Segmentation fault", "code", "go on", 6),
+        ("native", r"Fatal Python error: Segmentation fault", "code", "go on", 6),
+        # Any other exception that ended a process; those of launchers repeat what their child had.
+        ("exception", r"^(?!\S*(?:ChildFailedError|ProcessRaisedException|ProcessExitedException|CalledProcessError"
+         r"|KeyboardInterrupt|SystemExit|RendezvousClosedError)\b)", "code", "go on", 3),
     )  # fmt: skip
     for speaker, pattern, cause, action, rank in table:
         yield _Rule(speaker, re.compile(pattern), cause, action, rank)
@@ -248,8 +284,13 @@ def _rule_for(said: str, *, traced: bool) -> _Rule | None:
     for speaker, head in _SPEAKERS.items():
         if (found := head.match(said)) and (traced or speaker not in ("exception", "detail")):
             rest = said[found.end() :]
-            return next((rule for rule in _RULES if rule.speaker == speaker and rule.pattern.search(rest)), None)
+            return next((rule for rule in _RULES if _speaks(rule, speaker) and rule.pattern.search(rest)), None)
     return None
+
+
+def _speaks(rule: _Rule, speaker: str) -> bool:
+    """Return whether a rule is for a speaker: those of C++ also report what Python would raise."""
+    return rule.speaker == speaker or (speaker in ("torch", "native") and rule.speaker == "exception" and rule.rank < 3)
 
 
 def _node_of(line: str, rank: str, lines: list[str]) -> str:
