@@ -5,11 +5,12 @@ has it and it answers; the run's own records (`<root>/slurm/attempts/`) hold wha
 down. An attempt's record has a line for its start and, where it could still write, one for its end:
 
     {"attempt": 0, "event": "started", "job": "12_3", "nodes": "node1", "started": "...", "time": "..."}
-    {"attempt": 0, "cause": "the gate is closed", "event": "ended", "job": "12_3", "nodes": "node1", "outcome":
-     "explained", "progress": "", "started": "...", "status": 77, "time": "..."}
+    {"action": "stop", "attempt": 0, "cause": "the gate is closed", "event": "ended", "job": "12_3", "means": "data",
+     "nodes": "node1", "outcome": "explained", "progress": "", "started": "...", "status": 77, "time": "..."}
 
-`outcome` is "done", "left" (saved, will be resumed), "explained" (a retry would end the same way) or "failed". An
-attempt without an end was killed with its script, most often with its node.
+`means` and `action` are the verdict on a failure (`slurm/attempt/restart_verdict.py`). `outcome` is "done", "left"
+(saved, will be resumed), "explained" (a retry would end the same way) or "failed". An attempt without an end was killed
+with its script, most often with its node.
 
 Queue and accounting are queried at most once a minute: `<root>/slurm/answers.json` keeps the last answers, and for good
 what accounting says of jobs that have ended: those are never queried again. A job has ended once the queue has
@@ -38,6 +39,7 @@ from governance.errors import ClusterError, StorageError
 from governance.files import read_lines, write_json
 from slurm import commands as tools
 from slurm import rehearsal as local
+from slurm.attempt.restart_verdict import tail_of, verdict_of
 from slurm.submit import SubmittedJob, submitted
 
 Class = Literal["waiting", "running", "done", "failed", "lost", "unknown"]
@@ -57,6 +59,10 @@ class Attempt:
     status: int | None
     outcome: str
     cause: str
+    means: str = ""
+    """Cause by the verdict on its end, "" without one."""
+    action: str = ""
+    """Action by that verdict."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ class UnitState:
     """Exit status."""
     cause: str = ""
     """Cause of its end."""
+    means: str = ""
+    """Cause of the last failure, by the verdict on it."""
+    action: str = ""
     attempts: tuple[Attempt, ...] = ()
 
 
@@ -226,7 +235,23 @@ def _state_of(
         base, kind = _without_the_queue(base, last, queued is not None, account is not None)
     if kind == "failed":
         base = _with_cause(base, account)
-    return replace(base, kind=kind)
+    return _judged(root, replace(base, kind=kind))
+
+
+def _judged(root: Path, base: UnitState) -> UnitState:
+    """A part with the verdict on its last failure; that of a killed attempt is made from its log."""
+    last = base.attempts[-1] if base.attempts else None
+    if base.kind == "done" or (last is not None and last.outcome == "done"):
+        return base
+    if base.kind in ("failed", "lost") and not (last is not None and last.means):
+        if base.state.startswith("CANCELLED"):
+            return base
+        number = last.number if last is not None else 0
+        log = next((root / "slurm" / "logs").glob(f"*-{base.unit}.{number}.log"), None)
+        verdict = verdict_of(tail_of(log) if log else "", base.status, base.state)
+        return base if verdict is None else replace(base, means=verdict.cause, action=verdict.action)
+    known = next((attempt for attempt in reversed(base.attempts) if attempt.means), None)
+    return base if known is None else replace(base, means=known.means, action=known.action)
 
 
 def _without_the_queue(
@@ -328,7 +353,8 @@ def attempts_of(root: Path, unit: str) -> tuple[Attempt, ...]:
         elif values.get("event") == "ended":
             found[mark] = Attempt(
                 mark[0], str(values.get("nodes", "")), mark[1], str(values.get("time", "")), values.get("status"),
-                str(values.get("outcome", "")), str(values.get("cause", "")),
+                str(values.get("outcome", "")), str(values.get("cause", "")), str(values.get("means", "")),
+                str(values.get("action", "")),
             )  # fmt: skip
     attempts = list(found.values())
     for index, attempt in enumerate(attempts[:-1]):

@@ -263,7 +263,11 @@ def settled(view: View) -> bool:
     return view.queue_answers and not any(row.live for row in view.rows)
 
 
-_HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "excluded", "why")
+_HEAD = ("job", "id", "state", "tasks", "elapsed", "nodes", "excluded", "cause", "why")
+_ACTIONS = {
+    "go on": "tried again", "elsewhere": "tried again without its node", "later": "tried again later",
+    "stop": "not tried again",
+}  # fmt: skip
 _ORDER = ("failed", "lost", "running", "unknown", "waiting", "done")
 _IDS_SHOWN = 24
 
@@ -312,6 +316,7 @@ def _cells(name: str, rows: Sequence[JobRow]) -> tuple[str, ...]:
         clock(max(part.elapsed for part in parts)),
         _short(",".join(nodes), 30),
         _short(",".join(left_out), 30),
+        _short(_causes(parts), 60),
         _short(_why(parts), 100),
     )
 
@@ -332,6 +337,15 @@ def _state(rows: Sequence[JobRow], parts: Sequence[UnitState]) -> str:
     if len(states) == 1:
         return next(iter(states))
     return ", ".join(f"{count} {state}" for state, count in states.items())
+
+
+def _causes(parts: Sequence[UnitState]) -> str:
+    """Verdicts on the last failures, and what follows from them."""
+    found: dict[str, None] = {}
+    for part in (part for part in parts if part.means and part.kind != "done"):
+        over = part.kind in ("failed", "lost") and part.action != "stop"
+        found[f"{part.means}: {'no try is left' if over else _ACTIONS.get(part.action, part.action)}"] = None
+    return "; ".join(found)
 
 
 def _why(parts: Sequence[UnitState]) -> str:

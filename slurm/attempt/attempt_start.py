@@ -103,11 +103,9 @@ def _open_log(attempt: JobAttempt) -> None:
 
     A file system that refuses it for a while is waited for.
     """
-    name = os.environ.get("SLURM_JOB_NAME", "assay")
-    log = attempt.root / "slurm" / "logs" / f"{name}-{attempt.job}.{attempt.number}.log"
     for waited in range(0, STORAGE_WAIT_SECONDS, _POLL_SECONDS):
         try:
-            opened = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            opened = os.open(attempt.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             if error.errno not in REFUSALS:
                 return

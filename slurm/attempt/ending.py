@@ -2,6 +2,10 @@
 
 `_correct_state` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch
 that it takes for failed and holds, an end that it takes for a preemption.
+
+Where the exit status is not one of ours, the end of the log decides (`restart_verdict.py`): an error of code or data,
+and memory that runs out twice at the same step, would come again; a node at fault is excluded; a network, a disk or a
+quota needs time.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from slurm.attempt.job_attempt import (
     say,
     this_node,
 )
+from slurm.attempt.restart_verdict import Verdict, tail_of, verdict_of
 from slurm.attempt.watched_command import ignore_signals
 
 _EXPLAINED = (2, 65, 66, 71, 77, 78)  # usage, data, input, budget, gate, configuration: a retry would end alike
@@ -38,6 +43,7 @@ _NEED_TIME = (69, 73, 74)  # node or scheduler, a run that is held, a disk: wait
 _POLL_SECONDS = 5
 _EMPTY_START_SECONDS = 180
 _MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6
+_LINE_CHARACTERS = 400
 _LONGEST_WORD = 100_000
 """An argument has at most 128 KiB."""
 _ENDED = threading.Event()
@@ -47,17 +53,20 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     """Record the end of this attempt, react to it, and exit."""
     _ENDED.set()
     ignore_signals()
-    cause = cause or cause_of(status)
+    verdict = verdict_of(tail_of(attempt.log), status) if status else None
+    cause = cause or _cause(status, verdict)
     outcome = "done" if status == 0 else "left" if status == 75 else "failed"
     # A missing file may be this node's fault: the node is left out once and the job tried again elsewhere.
     if status in _UNSEEN and not attempt.left_out and (unseen := _unseen(attempt)):
         attempt.left_out.append(this_node())  # if other nodes see the file, another node can run the job
         cause = f"{this_node()} does not see {unseen}; {cause}"
-    elif status in _EXPLAINED and not (status in _UNSEEN and attempt.left_out):
+    elif _comes_again(attempt, status, verdict):
         outcome = "explained"
     # `times_blamed` searches the record for ",node,".
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
     more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
+    if verdict is not None:
+        more |= {"means": verdict.cause, "action": "stop" if outcome == "explained" else verdict.action}
     known = note(attempt, "ended", **more)
     # Without its record, Slurm's count of all starts bounds the failures; a file system that refuses for a while is
     # waited for. An attempt that leaves has no time.
@@ -78,6 +87,26 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
         _after_failure(attempt, status, cause, failures(attempt) if known else attempt.number + 1)
     _correct_state(attempt, status)
     sys.exit(status)
+
+
+def _cause(status: int, verdict: Verdict | None) -> str:
+    """Meaning of a status, with the line of the log that explains it."""
+    line = verdict.line if verdict is not None else ""
+    return f"{cause_of(status)}: {line[:_LINE_CHARACTERS]}" if line else cause_of(status)
+
+
+def _comes_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> bool:
+    """Return whether a retry would end alike; else prepare the one that the verdict asks for."""
+    attempt.needs_time |= status in _NEED_TIME
+    if verdict is None or not verdict.line:  # a status of our own
+        return status in _EXPLAINED and not (status in _UNSEEN and attempt.left_out)
+    if verdict.action == "elsewhere" and not attempt.left_out:
+        alone = os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1"
+        attempt.left_out += [verdict.node or this_node()] if verdict.node or alone else []
+    attempt.needs_time |= verdict.action == "later"
+    ends = [line for line in events(attempt) if line.get("event") == "ended"][-1:]
+    again = any((line.get("means"), line.get("progress")) == ("out of memory", attempt.progress) for line in ends)
+    return verdict.action == "stop" or (again and (verdict.cause, verdict.action) == ("out of memory", "go on"))
 
 
 def _after_failure(attempt: JobAttempt, status: int, cause: str, failed: int) -> None:
@@ -122,7 +151,7 @@ def _requeue(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
                 requested("scancel", attempt.job)
             if attempt.left_out:
                 controller.exclude(attempt, attempt.job, shown)
-            elif status in _NEED_TIME and "ASSAY_LOCAL" not in os.environ:
+            elif attempt.needs_time and "ASSAY_LOCAL" not in os.environ:
                 _delay_retry(attempt, failed)
             sys.exit(status)
         time.sleep(5 * refused)

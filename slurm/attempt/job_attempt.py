@@ -68,11 +68,19 @@ class JobAttempt:
     """A text that changes when the job advances; failures are counted anew after each change."""
     left_out: list[str] = field(default_factory=list)
     """Nodes to exclude, once the job is back in the queue."""
+    needs_time: bool = False
+    """True where a retry succeeds only after a while."""
 
     @property
     def record(self) -> Path:
         """Its file of events."""
         return self.root / "slurm" / "attempts" / f"{self.job}.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """File of its output."""
+        name = os.environ.get("SLURM_JOB_NAME", "assay")
+        return self.root / "slurm" / "logs" / f"{name}-{self.job}.{self.number}.log"
 
     @property
     def tally(self) -> Path:
