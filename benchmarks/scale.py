@@ -3,10 +3,12 @@
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg] corpus
     python benchmarks/scale.py [--quick] ranks
     python benchmarks/scale.py [--quick] [--plot docs/plan.svg] planning
+    python benchmarks/scale.py verdict
 
 Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
 saves, loads and looks at the run's holders; `planning`, `assay plan` against published speeds and against runs on this
-machine, and how long an answer takes. `--plot` draws one group.
+machine, and how long an answer takes; `verdict`, the restart verdict on the labelled logs of tests/slurm, from which its
+rules were written (what they reached on logs that they had not seen is in benchmarks/RESULTS.md). `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +39,7 @@ from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, figure, run, status_mb
 from benchmarks.measures.training import plan_published, plan_runs, scale_ranks
+from slurm.attempt.restart_verdict import verdict_of
 
 HERE = Path(__file__).resolve().parents[1]
 FILE_BYTES = 64_000_000
@@ -117,6 +121,22 @@ def _peak_mb(pid: int) -> float:
     return 0.0
 
 
+def verdicts() -> list[Goal]:
+    """Share of the labelled logs whose cause, and whose cause and action, the restart verdict finds."""
+    causes = both = count = 0
+    for name in ("failure_logs.toml", "failure_logs_unseen.toml"):
+        for log in tomllib.loads((HERE / "tests" / "slurm" / name).read_text(encoding="utf-8"))["log"]:
+            found = verdict_of(log["text"], log.get("status"), log.get("state", ""))
+            causes += found is not None and found.cause == log["cause"]
+            both += found is not None and (found.cause, found.action) == (log["cause"], log["action"])
+            count += 1
+    return [
+        figure("restart_verdict.logs", count),
+        Goal("restart_verdict.cause", causes / count, 0.95, note="rules were written from these logs"),
+        Goal("restart_verdict.cause_and_action", both / count, 0.95, note="rules were written from these logs"),
+    ]
+
+
 def plot(found: list[Figures]) -> str:
     """Time and memory over bytes, both scaled by the first size, as one SVG on logarithmic axes."""
     width, height, left, bottom = 640, 360, 70, 40
@@ -162,7 +182,7 @@ def main() -> int:
     """Measure each size and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes a group")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning, verdict")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -198,7 +218,12 @@ def main() -> int:
         if arguments.plot:
             arguments.plot.write_text(plan_published.plot(), encoding="utf-8")
 
-    known = {"corpus": grow, "ranks": lambda: scale_ranks.goals(arguments.quick), "planning": plans}
+    known = {
+        "corpus": grow,
+        "ranks": lambda: scale_ranks.goals(arguments.quick),
+        "planning": plans,
+        "verdict": verdicts,
+    }
     if unknown := sorted(set(arguments.groups) - set(known)):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(known)}")
     groups = arguments.groups or list(known)
