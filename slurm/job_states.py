@@ -239,7 +239,10 @@ def _state_of(
 
 
 def _judged(root: Path, base: UnitState) -> UnitState:
-    """A part with the verdict on its last failure; that of a killed attempt is made from its log."""
+    """Part with the verdict on its last failure.
+
+    That of a killed attempt is made from its log.
+    """
     last = base.attempts[-1] if base.attempts else None
     if base.kind == "done" or (last is not None and last.outcome == "done"):
         return base

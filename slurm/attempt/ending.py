@@ -90,13 +90,13 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
 
 
 def _cause(status: int, verdict: Verdict | None) -> str:
-    """Meaning of a status, with the line of the log that explains it."""
+    """Meaning of a status, with the line that explains it."""
     line = verdict.line if verdict is not None else ""
     return f"{cause_of(status)}: {line[:_LINE_CHARACTERS]}" if line else cause_of(status)
 
 
 def _comes_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> bool:
-    """Return whether a retry would end alike; else prepare the one that the verdict asks for."""
+    """Return whether a retry would end alike; else prepare it."""
     attempt.needs_time |= status in _NEED_TIME
     if verdict is None or not verdict.line:  # a status of our own
         return status in _EXPLAINED and not (status in _UNSEEN and attempt.left_out)

@@ -1,4 +1,4 @@
-"""Verdict on a failed attempt: what its end means, and whether to go on.
+"""Meaning of a failed attempt's end, and whether to go on.
 
 An exit status of our own decides first, then Slurm's state, and only then the end of the log. A line of the log decides
 only if a program that reports errors speaks in it: a traceback, NCCL, torch's C++ loggers, Slurm, a launcher, the
@@ -39,7 +39,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class _LogRule:
     speaker: str
     """Name of a pattern of `_SPEAKERS`."""
     pattern: re.Pattern[str]
@@ -106,7 +106,7 @@ _STORAGE = (
 """Messages of a file system's errors, of errno(3)."""
 
 
-def _rules() -> Iterator[_Rule]:
+def _rules() -> Iterator[_LogRule]:
     table: tuple[tuple[str, str, Cause, Action, int], ...] = (
         # A request that follows a collective which was cut off. https://github.com/NVIDIA/nccl/issues/1284
         ("exception", r"more than 1EB memory", "hang", "go on", 5),
@@ -221,7 +221,7 @@ def _rules() -> Iterator[_Rule]:
          r"|KeyboardInterrupt|SystemExit|RendezvousClosedError)\b)", "code", "go on", 3),
     )  # fmt: skip
     for speaker, pattern, cause, action, rank in table:
-        yield _Rule(speaker, re.compile(pattern), cause, action, rank)
+        yield _LogRule(speaker, re.compile(pattern), cause, action, rank)
 
 
 _RULES = tuple(_rules())
@@ -250,7 +250,7 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
     if state in _OF_STATE:
         cause, action = _OF_STATE[state]
         return Verdict(cause, action, node=_failed_node(lines) if cause == "node" else "")
-    best: tuple[_Rule, str, str] | None = None
+    best: tuple[_LogRule, str, str] | None = None
     for rule, rank, line in _errors(lines):
         if best is None or rule.rank < best[0].rank:
             best = rule, rank, line
@@ -261,7 +261,7 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
 
 
 def tail_of(path: Path, most: int = TAIL_BYTES) -> str:
-    """The end of a log, whatever its bytes; "" where there is none."""
+    """End of a log; "" where there is none."""
     try:
         with open(path, "rb") as log:
             size = log.seek(0, os.SEEK_END)
@@ -274,9 +274,9 @@ def tail_of(path: Path, most: int = TAIL_BYTES) -> str:
     return read.decode("utf-8", "replace")
 
 
-def _errors(lines: list[str]) -> Iterator[tuple[_Rule, str, str]]:
-    """Rule, rank and line of each error that was not survived, in order."""
-    found: deque[tuple[int, _Rule, str, str]] = deque()
+def _errors(lines: list[str]) -> Iterator[tuple[_LogRule, str, str]]:
+    """Rule, rank and line of each error not survived."""
+    found: deque[tuple[int, _LogRule, str, str]] = deque()
     frames: dict[str, int] = {}
     ignored: set[str] = set()
     reports: list[int] = []
@@ -300,7 +300,7 @@ def _errors(lines: list[str]) -> Iterator[tuple[_Rule, str, str]]:
 
 
 def _unlabelled(line: str) -> tuple[str, str]:
-    """Rank of a line, "" if unknown, and the line without its labels."""
+    """Rank, "" if unknown, and the line without labels."""
     rank = ""
     while found := _LABEL.match(line):
         rank = found["rank"] or found["other"] or found["third"] or rank
@@ -308,7 +308,7 @@ def _unlabelled(line: str) -> tuple[str, str]:
     return rank, line
 
 
-def _rule_for(said: str, *, traced: bool) -> _Rule | None:
+def _rule_for(said: str, *, traced: bool) -> _LogRule | None:
     """The rule that a line meets, of those of its speaker."""
     for speaker, head in _SPEAKERS.items():
         if (found := head.match(said)) and (traced or speaker not in ("exception", "detail")):
@@ -317,13 +317,13 @@ def _rule_for(said: str, *, traced: bool) -> _Rule | None:
     return None
 
 
-def _speaks(rule: _Rule, speaker: str) -> bool:
-    """Return whether a rule is for a speaker: those of C++ also report what Python would raise."""
+def _speaks(rule: _LogRule, speaker: str) -> bool:
+    """Return whether a rule is for a speaker."""
     return rule.speaker == speaker or (speaker in ("torch", "native") and rule.speaker == "exception" and rule.rank < 3)
 
 
 def _node_of(line: str, rank: str, lines: list[str]) -> str:
-    """The node that a line names, or on which its rank ran by a message of srun."""
+    """The node that a line names, or srun for its rank."""
     said = _unlabelled(line)[1]
     for pattern in _NODES:
         if found := pattern.search(said):
