@@ -3,9 +3,8 @@
 `_correct_state` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch
 that it takes for failed and holds, an end that it takes for a preemption.
 
-Where the exit status is not one of ours, the end of the log decides (`restart_verdict.py`): an error of code or data,
-and memory that runs out twice at the same step, would come again; a node at fault is excluded; a network, a disk or a
-quota needs time.
+Where the exit status is not one of ours, the end of the log decides (`restart_verdict.py`): code, data or memory that
+fails twice at the same step would fail again; a node at fault is excluded; a network, a disk or a quota needs time.
 """
 
 from __future__ import annotations
@@ -66,7 +65,8 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
     more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
     if verdict is not None:
-        more |= {"means": verdict.cause, "action": "stop" if outcome == "explained" else verdict.action}
+        otherwise = "go on" if verdict.action == "stop" else verdict.action
+        more |= {"means": verdict.cause, "action": "stop" if outcome == "explained" else otherwise}
     known = note(attempt, "ended", **more)
     # Without its record, Slurm's count of all starts bounds the failures; a file system that refuses for a while is
     # waited for. An attempt that leaves has no time.
@@ -104,9 +104,10 @@ def _comes_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> b
         alone = os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1"
         attempt.left_out += [verdict.node or this_node()] if verdict.node or alone else []
     attempt.needs_time |= verdict.action == "later"
+    # A verdict on a log may be wrong: one retry confirms it, where retries may help at all.
     ends = [line for line in events(attempt) if line.get("event") == "ended"][-1:]
-    again = any((line.get("means"), line.get("progress")) == ("out of memory", attempt.progress) for line in ends)
-    return verdict.action == "stop" or (again and (verdict.cause, verdict.action) == ("out of memory", "go on"))
+    again = any((line.get("means"), line.get("progress")) == (verdict.cause, attempt.progress) for line in ends)
+    return again and (verdict.action == "stop" or (verdict.cause, verdict.action) == ("out of memory", "go on"))
 
 
 def _after_failure(attempt: JobAttempt, status: int, cause: str, failed: int) -> None:
