@@ -19,7 +19,7 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.layouts import layouts
     from assay.planning.plan import Correction, make_plan, refuse
     from assay.planning.plan_budget import over_budget
-    from assay.planning.plan_page import as_page, as_text, layout_rows, lines
+    from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
     from assay.start_preflight import under_site, vocabulary_of
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text
@@ -51,7 +51,11 @@ def plan(arguments: Arguments) -> None:
         say(line, plan=[line])
     around = layouts(loaded, vocabulary, cluster, nodes, correction, teacher)
     rows = layout_rows(found, around)
-    say("\n" + "\n".join(as_text(rows)), layouts=[one.as_dict() for one in around], **found.as_dict())
+    say(
+        "\n" + "\n".join([*as_text(rows), *refusals(around)]),
+        layouts=[one.as_dict() for one in around],
+        **found.as_dict(),
+    )
     if arguments.html:
         title = f"{arguments.config} on {nodes} node(s) of {cluster.name}"
         write_text(arguments.html, as_page(found, around, title))

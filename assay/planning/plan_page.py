@@ -11,6 +11,8 @@ from governance.reports.html import style
 from governance.reports.html.markup import Html, decimal, size, table, tag
 from governance.reports.html.svg_figures import Curve, chart
 
+_NAMES = "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
+"""Names of parts and figures in one line each."""
 _HEAD = ("nodes", "ZeRO", "rows a pass", "GiB a rank", "s a step", "tokens/s a rank", "MFU %", "days", "USD", "")
 _STYLES = ("a", "b", "c", "d")
 
@@ -80,8 +82,8 @@ def layout_rows(plan: Plan, found: list[StepPlan]) -> list[tuple[str, ...]]:
     for one in fastest(found):
         days = one.seconds * plan.tokens / one.tokens / 86400
         same = one.nodes == plan.step.nodes and one.engine.zero_stage == plan.step.engine.zero_stage
-        fault = "does not fit" if one.refusal.startswith("this model") else one.refusal[:50] and "these settings"
-        note = f"refused: {fault}" if fault else "tight" if one.tight else ""
+        fault = "does not fit" if _lacks_memory(one) else "see below"
+        note = f"refused: {fault}" if one.refusal else "tight" if one.tight else ""
         rows.append(
             (
                 str(one.nodes), str(one.engine.zero_stage), str(one.engine.micro_batch_size),
@@ -91,6 +93,19 @@ def layout_rows(plan: Plan, found: list[StepPlan]) -> list[tuple[str, ...]]:
             )
         )  # fmt: skip
     return rows
+
+
+def refusals(found: list[StepPlan]) -> list[str]:
+    """Refused settings of the table, each reason once."""
+    stages: dict[str, list[int]] = {}
+    for one in fastest(found):
+        if one.refusal and not _lacks_memory(one):
+            stages.setdefault(one.refusal, []).append(one.engine.zero_stage)
+    return [f"stage {', '.join(map(str, sorted(set(of))))} refused: {why}" for why, of in stages.items()]
+
+
+def _lacks_memory(one: StepPlan) -> bool:
+    return one.refusal.startswith("this model")
 
 
 def as_text(rows: list[tuple[str, ...]]) -> list[str]:
@@ -114,7 +129,13 @@ def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
         )
     )
     rows = layout_rows(plan, found)
-    parts.append(tag("section", table("Layouts: the fastest micro batch of each", _HEAD, rows, range(9), shown=30)))
+    parts.append(
+        tag(
+            "section",
+            table("Layouts: the fastest micro batch of each", _HEAD, rows, range(9), shown=30),
+            *(tag("p", reason, class_="note") for reason in refusals(found)),
+        )
+    )
     parts += [tag("section", drawing) for drawing in _drawings(plan, found)]
     sources = [
         (name, f"{figure['value']:g}", figure["source"])
@@ -123,7 +144,7 @@ def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     parts.append(
         tag("section", table(f"Figures of {plan.cluster.name}", ("figure", "value", "source"), sources, (1,), shown=40))
     )
-    head = tag("head", tag("meta", charset="utf-8"), tag("title", "Plan"), Html(f"<style>{style.CSS}</style>"))
+    head = tag("head", tag("meta", charset="utf-8"), tag("title", "Plan"), Html(f"<style>{style.CSS}{_NAMES}</style>"))
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
 
 

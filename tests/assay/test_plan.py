@@ -305,6 +305,7 @@ def test_the_page_draws_the_layouts_and_names_each_source(tmp_path):
     for figure in FIGURES:
         assert figure in text
     assert "arXiv:2506.14551" in text
+    assert text.count("stage 0 refused: engine.zero_stage = 0 with train.precision") == 1
 
 
 def test_torch_is_not_imported(tmp_path):
