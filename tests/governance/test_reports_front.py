@@ -115,6 +115,24 @@ def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
     assert rules(output).endswith("under the site's policy of centre.")
 
 
+def test_only_sources_with_documents_are_the_corpus(waived):
+    found, _ = waived
+    rows = [
+        {**found["sources"][0], "name": name, "documents_kept": kept, "fate": fate}
+        for name, kept, fate in (("a", 3, "kept"), ("b", 0, "refused: licence"), ("c", 0, "nothing left"))
+    ]
+    assert "Corpus of a. Refused for their licence: b. Nothing left of c." in words_of(
+        front({**found, "sources": rows})
+    )
+
+
+def test_carbon_names_what_multiplies_the_energy(waived):
+    found, _ = waived
+    basis = "grid: world average, not your grid: a table, 2024; PUE 1.56: the industry's average, 2023"
+    output = {**found, "summary": {**found["summary"], "carbon_basis": basis}}
+    assert "grid: world average, not your grid; PUE 1.56" in words_of(front(output))
+
+
 @pytest.mark.parametrize("strength", ["warns on fairness", "blocks on fairness"])
 def test_the_strength_of_the_policy_is_on_page_one(waived, strength):
     found, _ = waived

@@ -29,6 +29,7 @@ from governance.reports.sections.run_sections import not_trained
 BADGES = {"PASS": "good", "WAIVED": "warn", "INCONCLUSIVE": "warn", "BLOCK": "bad", "ERROR": "bad", "NOT_RUN": "bad"}
 CARDS = 3
 _NEXT = 6
+_SOURCES = 6
 _IN_VERDICT = ("/verdict",)
 
 
@@ -37,19 +38,31 @@ def front(found: Mapping[str, Any]) -> Html:
     run = found["run"]
     when = run["finished"].replace("T", " ").replace("Z", " UTC")
     line = model_line(found)
-    names = ", ".join(row["name"] for row in found["sources"][:6])
-    more = len(found["sources"]) - 6
-    corpus = f"Corpus of {names}{f' and {more} more sources' if more > 0 else ''}." if names else "No sources."
     return tag(
         "header",
         tag("p", "Assay report", tag("span", f" · {when}") if when else None, class_="eyebrow"),
         tag("h1", foreign(run["name"] or "Unnamed run")),
-        tag("p", line or None, tag("span", foreign(corpus)), class_="lead"),
+        tag("p", line or None, tag("span", foreign(_sources(found))), class_="lead"),
         _verdict(found),
         not_trained(found),
         _tiles(found),
         _findings(found),
     )
+
+
+def _sources(found: Mapping[str, Any]) -> str:
+    """Sources in the corpus, and those that are not."""
+    names: dict[str, list[str]] = {}
+    for row in found["sources"]:
+        names.setdefault("kept" if row["documents_kept"] else row["fate"], []).append(row["name"])
+    heads = {"kept": "Corpus of", "refused: licence": "Refused for their licence:", "nothing left": "Nothing left of"}
+    said = [
+        f"{head} {', '.join(names[fate][:_SOURCES])}"
+        + (f" and {len(names[fate]) - _SOURCES} more" if len(names[fate]) > _SOURCES else "")
+        for fate, head in heads.items()
+        if fate in names
+    ]
+    return f"{'. '.join(said)}." if said else "No sources."
 
 
 def _verdict(found: Mapping[str, Any]) -> Html:
@@ -133,6 +146,7 @@ def _carbon(found: Mapping[str, Any]) -> Html:
         return _tile(found, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
     between = f"{grams(low)} to {grams(high)}" if high is not None else f"at least {grams(low)}"
     short = ": ".join(basis.partition("; ")[0].split(": ")[:2])  # without source and year
+    short += next((f"; {part.partition(':')[0]}" for part in basis.split("; ")[1:] if part.startswith("PUE ")), "")
     return _tile(
         found, "CO2e, location-based", grams(value), [between, f"; {short}" if short else None], "carbon_grams"
     )
