@@ -404,6 +404,8 @@ def _launch(
         raise Preempted("a signal stopped the training processes; what they learned is saved")
     if status == BudgetReached.exit_code:
         raise BudgetReached("the training processes stopped for the energy budget; see their message above")
+    if status == Diverged.exit_code:
+        raise Diverged("the training diverged; the messages above name the steps and what to do")
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if status != 0:

@@ -30,8 +30,8 @@ from data_pipeline.filters.own_filters import find_filters
 from data_pipeline.filters.own_language_model import own_language_model, require_file
 from data_pipeline.pii.credential_rules import read_rules
 from data_pipeline.pii.entities.entity_finder import finder_files
+from data_pipeline.pii.pii_actions import read_key
 from data_pipeline.pii.redact import PiiConfig
-from data_pipeline.pii.redaction import read_key
 from data_pipeline.readers.items import find_source
 from data_pipeline.readers.local import find_files
 from data_pipeline.readers.sources import SyntheticSource

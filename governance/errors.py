@@ -12,6 +12,7 @@
       ClusterError        69    the scheduler refused; carries its message
       BudgetReached       71    an energy budget (or one for a teacher's answers) leaves no room; not requeued
       Preempted           75    checkpointed and ended; the job requeues on 75
+      Diverged            76    the training cannot continue as configured (pretrain/loss_spikes.py)
 
 A message states what is wrong (with the value), where, and how to fix it. Anything that is not a
 `PipelineError` is a defect of this program and keeps its traceback.

@@ -199,6 +199,8 @@ class Diverged(PipelineError):
     A restart would end the same way.
     """
 
+    exit_code = 76
+
     def __init__(self, message: str, facts: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.facts = facts or {}

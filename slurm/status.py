@@ -223,7 +223,7 @@ def next_command(view: View, progress: Progress) -> str:
         ended = [part for part in first.parts if part.kind in ("failed", "lost")]
         if all(part.state.startswith("CANCELLED") and part.status in (None, 0, 75) for part in ended):
             return f"{first.name} was cancelled; continue with: assay slurm retry {config}"
-        explained = any(part.status in (2, 65, 66, 78) for part in first.parts if part.kind == "failed")
+        explained = any(part.status in (2, 65, 66, 76, 78) for part in first.parts if part.kind == "failed")
         fix = "fix that" if explained else f"read: assay slurm logs {config} --job {first.name}"
         return f"{first.name} did not succeed; {fix}, then: assay slurm retry {config}"
     if all(row.done or row.superseded for row in rows):

@@ -528,13 +528,14 @@ def test_the_report_of_a_run_verifies_and_no_report_command_needs_a_heavy_librar
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy, typed):
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_run_that_diverges_is_reported_with_its_verdict(project_copy, typed, ranks):
     root = project_copy / "root"
     known = {path.parent for path in root.glob("train/*/metrics.jsonl")} | set((root / "report").iterdir())
     settings = ("optim.learning_rate=1e30", "optim.weight_decay=0")
     config = (project_copy / "run.toml", "--root", root, "--set", settings[0], "--set", settings[1])
-    done = typed("run", *config)
-    assert done.returncode == 1, done.stderr
+    done = typed("run", *config, "--nproc", ranks, "--set", "engine.micro_batch_size=2")
+    assert done.returncode == 76, done.stderr
     assert "the loss or the gradient is not finite" in done.stderr
     assert "Traceback" not in done.stderr
     [record] = [path for path in root.glob("train/*/metrics.jsonl") if path.parent not in known]

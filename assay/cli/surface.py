@@ -24,8 +24,8 @@ Commands = argparse._SubParsersAction
 
 _EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
 69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted, 73 another attempt
-holds the run, 74 disk error, 75 preempted (run the same command again), 77 gate closed, 78 configuration error,
-130 interrupted (finished work is kept)"""
+holds the run, 74 disk error, 75 preempted (run the same command again), 76 training diverged, 77 gate closed,
+78 configuration error, 130 interrupted (finished work is kept)"""
 _FIRST = """first steps: assay init my-run                          writes a run's file and its policy
              assay run my-run/quickstart.toml           the whole run in miniature, on this machine
              assay COMMAND --help                       options of a command

@@ -38,7 +38,7 @@ from data_pipeline.pii.entities.entity_canaries import ENTITY_MAKERS, ENTITY_SEN
 from data_pipeline.pii.entities.entity_finder import finder_files, library_versions
 from data_pipeline.pii.entities.finder_settings import FinderConfig
 from data_pipeline.pii.other_finders import OtherFinders, find_others, find_with
-from data_pipeline.pii.redaction import Action, fingerprint, new_text, read_key
+from data_pipeline.pii.pii_actions import Action, fingerprint, new_text, read_key
 from governance.config import Section
 from governance.file_digests import Digests
 from governance.kernels.buffers import text_buffers

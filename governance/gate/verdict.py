@@ -222,7 +222,8 @@ def give_verdict(
     same = all(current.get(name) == value for name, value in content.items())
     stated = (audit.path, audit.digest)
     by_two = bool(current) and not two_key_faults(demands, json.loads(path.read_bytes()), stated, root)
-    if same and by_two and current["expires"] > stamp(today) and not replay_fault(path, root, journal):
+    stands = by_two and current["expires"] > stamp(today) and not replay_fault(path, root, journal)
+    if same and stands:
         return current
     predicate = {
         **content,
@@ -238,7 +239,7 @@ def give_verdict(
         if faults := two_key_faults(demands, envelope, stated, root):
             raise ManifestError("; ".join(faults))
     except ManifestError as error:  # a job whose key may not decide never replaces a verdict of one that may
-        if by_two and current["audit"] == content["audit"]:
+        if stands and all(current[name] == content[name] for name in ("audit", "verdict")):
             return current
         raise GateClosed(
             f"no verdict is given: {error}. Let someone whose key may sign it run: assay governance check CONFIG"

@@ -16,6 +16,7 @@ _CAUSES = {
     73: "another attempt holds the run",
     74: "disk full or refusing",
     75: "signalled to leave; finished work is saved",
+    76: "the training diverged",
     77: "the gate is closed",
     78: "the configuration is wrong",
     126: "the command is not on this node",

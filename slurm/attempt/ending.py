@@ -36,7 +36,8 @@ from slurm.attempt.job_attempt import (
 from slurm.attempt.restart_verdict import Verdict, tail_of, verdict_of
 from slurm.attempt.watched_command import ignore_signals
 
-_EXPLAINED = (2, 65, 66, 71, 77, 78)  # usage, data, input, budget, gate, configuration: a retry would end alike
+_EXPLAINED = (2, 65, 66, 71, 76, 77, 78)
+"""Usage, data, input, budget, a diverged training, gate, configuration: a retry would end alike."""
 _UNSEEN = (66, 78)  # a file is missing, perhaps on this node alone
 _NEED_TIME = (69, 73, 74)  # node or scheduler, a run that is held, a disk: waiting may help
 _POLL_SECONDS = 5
@@ -59,7 +60,7 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     if status in _UNSEEN and not attempt.left_out and (unseen := _unseen(attempt)):
         attempt.left_out.append(this_node())  # if other nodes see the file, another node can run the job
         cause = f"{this_node()} does not see {unseen}; {cause}"
-    elif _comes_again(attempt, status, verdict):
+    elif _would_fail_again(attempt, status, verdict):
         outcome = "explained"
     # `times_blamed` searches the record for ",node,".
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
@@ -95,7 +96,7 @@ def _cause(status: int, verdict: Verdict | None) -> str:
     return f"{cause_of(status)}: {line[:_LINE_CHARACTERS]}" if line else cause_of(status)
 
 
-def _comes_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> bool:
+def _would_fail_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> bool:
     """Return whether a retry would end alike; else prepare it."""
     attempt.needs_time |= status in _NEED_TIME
     if verdict is None or not verdict.line:  # a status of our own

@@ -51,8 +51,9 @@ class _LogRule:
 
 _OF_STATUS: dict[int, tuple[Cause, Action]] = {
     2: ("code", "stop"), 65: ("data", "stop"), 66: ("data", "stop"), 69: ("node", "later"), 70: ("hang", "go on"),
-    71: ("quota", "stop"), 74: ("storage", "later"), 75: ("preemption", "go on"), 77: ("data", "stop"),
-    78: ("code", "stop"), 124: ("preemption", "go on"), 126: ("node", "elsewhere"), 127: ("node", "elsewhere"),
+    71: ("quota", "stop"), 74: ("storage", "later"), 75: ("preemption", "go on"), 76: ("data", "stop"),
+    77: ("data", "stop"), 78: ("code", "stop"), 124: ("preemption", "go on"),
+    126: ("node", "elsewhere"), 127: ("node", "elsewhere"),
 }  # fmt: skip
 _OF_STATE: dict[str, tuple[Cause, Action]] = {
     "OUT_OF_MEMORY": ("out of memory", "go on"), "NODE_FAIL": ("node", "elsewhere"), "BOOT_FAIL": ("node", "elsewhere"),

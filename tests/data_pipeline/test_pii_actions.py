@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, read_table, write_table
 from data_pipeline.pii.detections import TYPES
+from data_pipeline.pii.pii_actions import fingerprint, masked, new_text, plain_form, pseudonym, read_key
 from data_pipeline.pii.redact import PiiConfig, redact
-from data_pipeline.pii.redaction import fingerprint, masked, new_text, plain_form, pseudonym, read_key
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.manifest import Manifest, describe, write_manifest

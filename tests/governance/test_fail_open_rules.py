@@ -248,6 +248,8 @@ def test_a_verdict_by_two_keys(bound, by_site):
     assert bound.judge(signing_key="gate.pem", **wanted)["people"]["key"] == "gate"
     assert bound.open(**wanted)["verdict"] == "PASS"
     assert bound.judge(**wanted)["people"]["key"] == "gate", "the job's own check lets the verdict stand"
+    with pytest.raises(GateClosed, match="gate must sign it"):  # the standing PASS is not the answer to a BLOCK
+        bound.judge(status="fail", **wanted)
     bound.certify("other", bound.site / "root.pem")
     (bound.root / "verdicts").rename(bound.root / "gone")
     with pytest.raises(GateClosed, match="gate must sign it"):
