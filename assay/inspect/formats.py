@@ -66,7 +66,7 @@ class InputFiles:
     part: bool = False
     """True where other files with that ending have no text, or have it in another field."""
     licence: str = "NOASSERTION"
-    """What the card of a hub data set states of them."""
+    """Licence on the card of a hub data set."""
 
     @cached_property
     def text_bytes(self) -> int:

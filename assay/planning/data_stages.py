@@ -27,7 +27,7 @@ class DataPlan:
     """Work and disk of the corpus."""
 
     core_hours: Band
-    """Of the stages with a measured rate."""
+    """Core hours of the stages with a measured rate."""
     disk_bytes: Band
     text_bytes: Band
     """Text that the training reads."""

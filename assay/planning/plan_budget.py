@@ -19,7 +19,7 @@ class OverBudget:
 
     words: str
     certain: bool
-    """Whether the expected figure is above it, and not only the upper bound."""
+    """True where the expected figure is above it, and not only the upper bound."""
 
 
 def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:

@@ -40,7 +40,7 @@ from pretrain.experiments.claims_config import (
 from pretrain.experiments.claims_page import claims_page
 
 LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 3
-"""Of each artifact: a change of the report's words remakes no training."""
+"""One for each artifact: a change of the report's words remakes no training."""
 _LOSSES, _TIMES = "losses.json", "times.json"
 _TUNING_SEED = 0  # results have seeds from 1
 _TIMED_STEPS = 2

@@ -89,7 +89,7 @@ _SPEAKERS = {
         r"|Memory access fault by GPU)"
     ),
 }
-"""How a line of each program that reports errors begins."""
+"""Beginning of a line of each program that reports errors."""
 _FRAME = re.compile(r'  File "[^"]+", line \d+|[│|] \S+:\d+ in |╭─+ Traceback ')
 """A frame of a traceback, of Python or of `rich`."""
 _TRACEBACK = "Traceback (most recent call last)"

@@ -299,7 +299,7 @@ def test_stop_words_are_found_in_each_spelling_of_a_language():
 
 
 def test_stop_words_of_an_improbable_language_remove_nothing():
-    """Of 532 declarations, 69 had no stop word of the language that they were taken for."""
+    """69 of 532 declarations had no stop word of the language that they were taken for."""
     rows = corpus("udhr")
     texts = pa.array([normalise(row["text"]) for row in rows], pa.large_string())
     found = identify(texts, CleanConfig().min_language_confidence)
