@@ -112,6 +112,7 @@ def write_project(folder, files=4, documents=240):
         "ASSAY_TEST_FAULTS": folder / "faults",
         "PATH": f"{Path(sys.executable).parent}:$PATH",
         "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],
+        "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"],
         "OMP_NUM_THREADS": 1,
         "ASSAY_PAUSE_SECONDS": 3,
     }
@@ -121,11 +122,12 @@ def write_project(folder, files=4, documents=240):
 
 @pytest.fixture(scope="session")
 def shared(own_keys, tmp_path_factory):
-    """A folder of all processes of pytest, which has the keys of all."""
+    """A folder of all processes of pytest, with the keys and heads of all: each copies the run that one made."""
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         yield folder
 
 

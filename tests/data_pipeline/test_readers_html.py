@@ -337,6 +337,8 @@ def test_a_million_nested_elements_kill_nobody():
 
 def test_memory_has_a_bound_of_each_page(monkeypatch):
     monkeypatch.setattr(page_process, "SECONDS", 60.0)
+    untired = "import data_pipeline.readers.page_process as p; p._TIRED_BYTES = 1 << 40; p.serve()"
+    monkeypatch.setattr(page_process, "_CHILD", f"import sys; sys.path[:] = sys.argv[1:]; {untired}")
     main_text(PARAGRAPHS)  # compiled here, so that a new process need not: the peak is that of pages
     page_process.close()
     page = "<p>".join(f"<b id={i}>" for i in range(6000)).encode()

@@ -164,7 +164,7 @@ def test_the_mirror_sees_the_same_numbers_under_the_lines_number(tmp_path, monke
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (AlteredFile("a shard"), 65), (Diverged("loss"), 1), (BudgetReached("joules"), 71), (Preempted("SIGTERM"), 75),
+        (AlteredFile("a shard"), 65), (Diverged("loss"), 76), (BudgetReached("joules"), 71), (Preempted("SIGTERM"), 75),
         (RuntimeError("a defect"), 1), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (SystemExit("words"), 1),
     ],
 )  # fmt: skip
