@@ -119,7 +119,7 @@ def _no_text(readable: Sequence[InputFiles]) -> str:
         )
     return (
         f"no field holds text; the fields are: {', '.join(names)}. Name your text's field in a run's file "
-        "(text_field, docs/data.md)."
+        "(text_field, docs/data/ingest.md)."
     )
 
 

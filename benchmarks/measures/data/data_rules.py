@@ -27,7 +27,7 @@ def rules(quick: bool) -> list[Goal]:
     """English documents and code, of the half of the corpora that the word splitter was not compared on.
 
     A second comparison gives our rules datatrove's own words. What differs then must be the one convention that is
-    left: lines of blanks, which datatrove counts (`docs/data.md`, "Presets").
+    left: lines of blanks, which datatrove counts (`docs/data/clean.md`, "Presets").
     Price: at least 15 CPU-minutes, all datatrove's.
     """
     from data_pipeline.normalised_text import normalise
