@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from assay.config import LoadedRun
-from assay.pipeline import pass_gate, require_corpus
+from assay.corpus_gate import pass_gate, require_corpus
 from governance.errors import GateClosed
 from governance.gate.chain import require_chain
 from governance.manifest import Manifest, verify

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from assay.config import LoadedRun
-from assay.pipeline import corpus, judge_corpus, require_corpus, training
+from assay.corpus_gate import require_corpus
+from assay.pipeline import corpus, judge_corpus, training
 from governance.errors import AlteredFile, CheckpointError, ConfigError
 from governance.files import sha256_file
 from governance.gate.chain import require_chain
@@ -177,11 +178,11 @@ def _examples(
 
 
 def cross_validate(
-    run: LoadedRun, loaded: Callable[[str], LoadedRun], runtime: Runtime, processes: int, words: Sequence[str]
+    run: LoadedRun, loaded: Callable[[str], LoadedRun], runtime: Runtime, processes: int, argv: Sequence[str]
 ) -> Manifest:
     """Train and test on each fold, and join the figures.
 
-    `loaded` gives the run with one more override; `words` repeat its configuration on a command line.
+    `loaded` gives the run with one more override; `argv` gives its configuration on a command line.
 
     Every fold passes the stages, the audit and the gate of its own token shards, and has its own training.
 
@@ -199,7 +200,7 @@ def cross_validate(
         part = replace(loaded(chosen), journals=run.journals)
         artifacts = corpus(part, runtime)
         judge_corpus(part, artifacts, runtime)
-        ended = training(part, artifacts, runtime, processes, [*words, "--set", chosen])
+        ended = training(part, artifacts, runtime, processes, [*argv, "--set", chosen])
         checkpoint = runtime.root / str(ended.stats["checkpoint"]["path"])
         evaluated.append(evaluate_classifier(part, artifacts, checkpoint, runtime))
         trained.append(sum(artifacts["encode"].stats["label_counts"]["train"].values()))

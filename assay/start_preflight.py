@@ -34,7 +34,7 @@ from data_pipeline.readers.local import find_left
 from data_pipeline.readers.sources import PathSource, Source
 from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, MissingInput
-from governance.gate.verdict import bound_by
+from governance.gate.verdict import binding_sites
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
@@ -62,7 +62,7 @@ def under_site(run: LoadedRun) -> None:
     Raises:
         GateClosed: its policy or its keys are not the site's.
     """
-    bound_by(run.policy, run.config.governance, run.folder)
+    binding_sites(run.policy, run.config.governance, run.folder)
 
 
 def warn_of_licences(run: LoadedRun) -> None:

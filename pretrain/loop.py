@@ -27,7 +27,6 @@ from pretrain.checkpoint.retention import remove_old
 from pretrain.checkpoint.save import open_saver
 from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
-from pretrain.data.dataset import Rows
 from pretrain.data.loader import StepRows, by_origin, chain, open_loader
 from pretrain.distillation.distilled_training import refuse_damaged_teacher
 from pretrain.distributed.process_group import HOST, add_up
@@ -36,7 +35,7 @@ from pretrain.distributed.watchdog import HangReports, watch_hangs
 from pretrain.early_stopping import best_validation, is_last_step, own_validations
 from pretrain.engine.engine import Engine, Weight, open_engine, translated_errors
 from pretrain.evaluation.loglikelihood import Passes
-from pretrain.evaluation.scores import Suite, evaluate_tasks, figures_line
+from pretrain.evaluation.scores import evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
 from pretrain.finetuning.adapters import begin_pass, initial_adapter
 from pretrain.finetuning.trained_parameters import trained_in_words
@@ -60,7 +59,7 @@ def train_loop(context: TrainContext) -> TrainState:
     """
     config, optim = context.recipe.train, context.recipe.optim
     with _open_parts(context) as state:
-        engine, saved = context.engine, state.step
+        engine, saved_step = context.engine, state.step
         state, last = _catch_up(context, state)
         engine_settings = context.settings.engine
         stragglers = StragglerMonitor(
@@ -85,7 +84,7 @@ def train_loop(context: TrainContext) -> TrainState:
                 sums = _agree(context, ready, stragglers)
                 [targets] = sums.targets
                 if _must_stop(context, sums):
-                    _save_and_stop(context, log.settle(state), saved)
+                    _save_and_stop(context, log.settle(state), saved_step)
 
                 engine.set_accumulation(len(ready.batches))
                 loss, origins = _add_up_gradients(context, ready, targets, stragglers)
@@ -117,14 +116,14 @@ def train_loop(context: TrainContext) -> TrainState:
 
                 # Validation comes before the checkpoint of the same step, which then holds its result.
                 if _due(step, config.validate_every_steps, last):
-                    state = _evaluate(context, log.settle(state), saved, validate=True, tasks=False)
+                    state = _validate(context, log.settle(state), saved_step)
                     last = _last_step(context, state)
                 if _due(step, context.recipe.evaluation.every_steps, last):
-                    state = _evaluate(context, log.settle(state), saved, validate=False, tasks=True)
+                    state = _score_tasks(context, log.settle(state), saved_step)
                 if _due(step, context.settings.checkpoint.every_steps, last):
                     state = log.settle(state)
                     _save(context, state)
-                    saved = step
+                    saved_step = step
                 if step == last:
                     break
     return state
@@ -162,9 +161,8 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
         context.engine, state = _open_engine(context)
         if context.ranks.first and state.step:  # a kill may have left a removal half done, and no save may follow
             remove_old(context.checkpoints, context.settings.checkpoint, state.step, state.validations)
-        saver = open_saver(
-            context.checkpoints, context.settings, context.engine, run_facts(context), partial(_durable, context)
-        )
+        durable = partial(_record_checkpoint, context)
+        saver = open_saver(context.checkpoints, context.settings, context.engine, run_facts(context), durable)
         with saver as context.saver:
             rows_read = batch_sizes(context.recipe.train).before(state.step + 1)
             context.meter = StepMeter(context, state.step, rows_read)
@@ -236,7 +234,7 @@ def _first_weights(context: TrainContext) -> Weight:
     return weight if recipe.train.adapter is not None else draw
 
 
-def _durable(context: TrainContext, step: int, manifest: Manifest | None) -> None:
+def _record_checkpoint(context: TrainContext, step: int, manifest: Manifest | None) -> None:
     """Called by the saver's thread with each durable checkpoint."""
     context.energy.update(checkpoint=step)
     if manifest is not None:
@@ -345,34 +343,28 @@ def _catch_up(context: TrainContext, state: TrainState) -> tuple[TrainState, int
 
     validations = context.recipe.train.validate_every_steps
     if context.validation_rows is not None and owes(validations, context.recipe.train.steps, state.validations):
-        state = _evaluate(context, state, saved=step, validate=True, tasks=False)
+        state = _validate(context, state, saved_step=step)
     last = _last_step(context, state)
     if context.suite is not None and owes(context.recipe.evaluation.every_steps, last, state.tasks):
-        state = _evaluate(context, state, saved=step, validate=False, tasks=True)
+        state = _score_tasks(context, state, saved_step=step)
     if state is not resumed and _due(step, context.settings.checkpoint.every_steps, last):
         _save(context, state)  # an uninterrupted run's checkpoint of this step holds the results
     return state, last
 
 
-def _evaluate(context: TrainContext, state: TrainState, saved: int, *, validate: bool, tasks: bool) -> TrainState:
-    """Measure the validation loss, the scores of `[evaluation]`'s tasks, or both.
+def _validate(context: TrainContext, state: TrainState, saved_step: int) -> TrainState:
+    """Measure the validation loss, if there are validation rows.
 
-    A stop request is honoured between two batches; `saved` is the last step with a checkpoint.
+    A stop request is honoured between two batches; `saved_step` is the last step with a checkpoint.
     """
-    if validate and context.validation_rows is not None:
-        state = _validate(context, state, saved, context.validation_rows)
-    if tasks and context.suite is not None:
-        state = _score_tasks(context, state, saved, context.suite)
-    return state
-
-
-def _validate(context: TrainContext, state: TrainState, saved: int, rows: Rows) -> TrainState:
-    recipe, engine = context.recipe, context.settings.engine
-    place, nats_of = _place(context), _nats_function(context, state, saved, f"validation of step {state.step}")
+    if (rows := context.validation_rows) is None:
+        return state
+    recipe, engine, layout = context.recipe, context.settings.engine, context.layout
+    nats_of = _nats_function(context, state, saved_step, f"validation of step {state.step}")
     with context.meter.aside(EVALUATION) as seconds:
         measured = measure(
-            nats_of, rows, recipe.train.validation_rows, engine.micro_batch_size, place,
-            partial(_sum_over_ranks, context), _compiles(context),
+            nats_of, rows, recipe.train.validation_rows, engine.micro_batch_size,
+            (layout.data_rank, layout.data_ranks), partial(_sum_over_ranks, context), _compiles(context),
         )  # fmt: skip
         values = asdict(measured)
         context.record("validation", state.step, **values, seconds=seconds())
@@ -384,12 +376,16 @@ def _validate(context: TrainContext, state: TrainState, saved: int, rows: Rows) 
     return replace(state, validations=[*state.validations, kept])
 
 
-def _score_tasks(context: TrainContext, state: TrainState, saved: int, suite: Suite) -> TrainState:
-    nats_of = _nats_function(context, state, saved, f"tasks of step {state.step}")
+def _score_tasks(context: TrainContext, state: TrainState, saved_step: int) -> TrainState:
+    """Measure the scores of `[evaluation]`'s tasks, if there are any; as `_validate`."""
+    if (suite := context.suite) is None:
+        return state
+    nats_of = _nats_function(context, state, saved_step, f"tasks of step {state.step}")
     # A batch of this size is known to fit.
     tokens = context.settings.engine.micro_batch_size * context.recipe.train.sequence_length
+    data_rank, data_ranks = context.layout.data_rank, context.layout.data_ranks
     with context.meter.aside(EVALUATION):
-        passes = Passes(tokens, *_place(context), partial(_sum_over_ranks, context), _compiles(context))
+        passes = Passes(tokens, data_rank, data_ranks, partial(_sum_over_ranks, context), _compiles(context))
         scores = [{"step": state.step, **row} for row in evaluate_tasks(suite, nats_of, passes)]
     for row in scores:
         context.record("task", **row)
@@ -398,24 +394,22 @@ def _score_tasks(context: TrainContext, state: TrainState, saved: int, suite: Su
     return replace(state, tasks=[*state.tasks, *kept_rows])
 
 
-def _nats_function(context: TrainContext, state: TrainState, saved: int, what: str) -> Callable[[Batch], torch.Tensor]:
-    """Forward pass that honours a stop request.
+def _nats_function(
+    context: TrainContext, state: TrainState, saved_step: int, activity: str
+) -> Callable[[Batch], torch.Tensor]:
+    """Forward pass (batch -> nats per position) that honours a stop request.
 
-    `what` names the measurement in reports of hangs.
+    `activity` names the measurement in reports of hangs.
     """
 
     def nats_of(batch: Batch) -> torch.Tensor:
         # Every rank makes the same number of passes, so all of them reach this collective.
-        context.heartbeat.beat(what, long=not state.validations)
+        context.heartbeat.beat(activity, long=not state.validations)
         if _must_stop(context, StepSums(*_stop_summands(context)).over_ranks()):
-            _save_and_stop(context, state, saved)
+            _save_and_stop(context, state, saved_step)
         return context.engine.forward(batch)[1]
 
     return nats_of
-
-
-def _place(context: TrainContext) -> tuple[int, int]:
-    return context.layout.data_rank, context.layout.data_ranks
 
 
 def _sum_over_ranks(context: TrainContext, values: list[float]) -> list[float]:
@@ -438,14 +432,20 @@ def _save(context: TrainContext, state: TrainState) -> None:
     context.heartbeat.beat(f"after the copy for the checkpoint of step {state.step}")
 
 
-def _save_and_stop(context: TrainContext, state: TrainState, saved: int) -> NoReturn:
-    """Save the progress since step `saved`, then raise once it is durable."""
+def _save_and_stop(context: TrainContext, state: TrainState, saved_step: int) -> NoReturn:
+    """Save the progress since the last checkpoint, then raise once it is durable.
+
+    Raises:
+        BudgetReached: the energy budget is used up.
+        ConfigError: a callback with `on_error = "fail"` failed.
+        Preempted: a signal asked to stop.
+    """
     if context.stop_requested():
         get_logger(__name__).info(
             "train: stopping after step %d, which is saved first (press Ctrl-C again to stop at once, without saving)",
             state.step,
         )
-    if state.step != saved:
+    if state.step != saved_step:
         _save(context, state)
     context.heartbeat.beat(f"waiting for the checkpoint of step {state.step}", long=True)
     begin(context.energy, CHECKPOINT)

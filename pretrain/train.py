@@ -120,13 +120,12 @@ def train(
 
     ranks, started = read_ranks(), now()
     callbacks = open_callbacks(recipe.train.callbacks, settings.folder, first=ranks.first)
-    leads = ranks.local_rank == 0  # the rank that measures its node's energy and looks at the lease for it
-    meter = runtime.hooks.meter(STAGE) if leads else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
-    hooks = runtime.hooks
+    hooks, first_on_node = runtime.hooks, ranks.local_rank == 0  # it measures the node's energy, and watches the lease
+    meter = hooks.meter(STAGE) if first_on_node else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
     with watch_signals() as stop_requested:
         questions = suite() if suite and recipe.evaluation.tasks else None
         with (
-            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=leads) as lease,
+            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=first_on_node) as lease,
             meter as energy,
             _arithmetic(ranks, settings.engine),
             open_record(folder, settings.tracking, identity, lease.check, writes=ranks.first) as (record, attempt),
@@ -141,8 +140,8 @@ def train(
             train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
             if distillation is not None:
                 train_rows = distillation.open_rows(train_rows, runtime.root, gather, (ranks.rank, ranks.world_size))
-            own = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
-            watched = Watched(energy, energy["artifact"], own, measures=leads, first=ranks.first)
+            intervals = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
+            watched = Watched(energy, energy["artifact"], intervals, measures=first_on_node, first=ranks.first)
             context = TrainContext(
                 recipe=recipe,
                 settings=settings,
@@ -160,7 +159,7 @@ def train(
                     # The first rank commits, so it looks at the lease itself; files of the others count only then.
                     check_lease=lease.look if ranks.first else lease.check,
                     parent=parent,
-                    base=_base(recipe, train_rows.vocabulary_size, runtime, initial) if ranks.first else None,
+                    base=_base_weights(recipe, train_rows.vocabulary_size, runtime, initial) if ranks.first else None,
                     source_facts=initial.folder.facts() if initial is not None else {},
                     ranks=ranks,
                     gather=gather,
@@ -180,9 +179,9 @@ def train(
             last_loss = next((loss for loss in reversed(state.losses) if loss is not None), None)
             callbacks.end(state.step, tokens=state.tokens, loss=last_loss)
             finish_callbacks(context, state.step)
-            taught = {"distillation": _of_teacher(context)} if distillation is not None else {}
+            teacher = {"distillation": _teacher_stats(context)} if distillation is not None else {}
             lease.look()
-            outputs, stats = _finish(context, state, folder, taught) if ranks.first else ((), {})
+            outputs, stats = _finish(context, state, folder, teacher) if ranks.first else ((), {})
     manifest = Manifest(
         stage=STAGE,
         version=VERSION,
@@ -323,7 +322,7 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
     return train_rows, open_rows(tokens, "validation", root, train.sequence_length)
 
 
-def _base(
+def _base_weights(
     recipe: TrainRecipe, vocabulary_size: int, runtime: Runtime, initial: InitialWeights | None
 ) -> Manifest | None:
     """Base of a training with frozen parameters; None where all learn."""
@@ -332,17 +331,17 @@ def _base(
     if initial is None or not recipe.train.freezes:
         return None
     initial.check(vocabulary_size)
-    of, started = BaseIdentity(model=recipe.model, vocabulary_size=vocabulary_size), now()
+    identity, started = BaseIdentity(model=recipe.model, vocabulary_size=vocabulary_size), now()
     facts = {**provenance(), "started": started, "finished": started, "energy": dict(UNKNOWN_ENERGY)}
-    return keep_base(of, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
+    return keep_base(identity, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
 
 
 def _finish(
-    context: TrainContext, state: TrainState, folder: Path, taught: dict[str, Any]
+    context: TrainContext, state: TrainState, folder: Path, teacher: dict[str, Any]
 ) -> tuple[list[Output], dict[str, Any]]:
     """Outputs and statistics of a finished run.
 
-    `taught` are those of its teacher.
+    `teacher` are the statistics of its teacher, if it has one.
     """
     from pretrain.checkpoint.format import require_step
     from pretrain.data.sampler import weights_in_use
@@ -369,12 +368,12 @@ def _finish(
         "checkpoint": {"path": last.path, "digest": last.digest},
         **context.checkpoints.continued,
         **context.checkpoints.on_base,
-        **taught,
+        **teacher,
     }
     return [losses, *last.outputs], stats
 
 
-def _of_teacher(context: TrainContext) -> dict[str, Any]:
+def _teacher_stats(context: TrainContext) -> dict[str, Any]:
     """The teacher, and its loss on the student's validation rows; collective."""
     from pretrain.distributed.process_group import gather
 

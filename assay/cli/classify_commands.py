@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, checkpoint_of, load, words_of
+from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, load
 
 if TYPE_CHECKING:
     from assay.config import LoadedRun
@@ -43,7 +43,7 @@ def folds(arguments: Arguments) -> None:
     def part(chosen: str) -> LoadedRun:
         return load_run(arguments.config, [*arguments.overrides, chosen], arguments.more)
 
-    made = cross_validate(loaded, part, runtime, arguments.nproc, words_of(arguments, runtime))
+    made = cross_validate(loaded, part, runtime, arguments.nproc, argv_of(arguments, runtime))
     names = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece_before": "ECE", "ece_after": "ECE, scaled"}
     lines = ["fold  train   test  " + "  ".join(f"{title:>11}" for title in names.values())]
     for row in made.stats["folds"]:

@@ -206,7 +206,8 @@ def train_classifiers(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write the token shards as Megatron's .bin and .idx."""
-    from assay.pipeline import corpus, require_corpus
+    from assay.corpus_gate import require_corpus
+    from assay.pipeline import corpus
     from data_pipeline.tokens.megatron import export_megatron
 
     loaded, runtime = load(arguments, "data prepare")
@@ -224,7 +225,7 @@ def push(arguments: Arguments) -> None:
     """Upload the documents of an admitted corpus with their card."""
     import tempfile
 
-    from assay.pipeline import corpus_card
+    from assay.corpus_card import corpus_card
     from governance.files import sha256_bytes, write_text
     from governance.hub_client import push as upload
     from governance.hub_client import require_name

@@ -29,7 +29,8 @@ from governance.verified_files import intact
 
 def check(arguments: Arguments) -> int:
     """Audit the corpus and sign the verdict; the gate's exit status."""
-    from assay.pipeline import corpus, judge_corpus, pass_gate
+    from assay.corpus_gate import pass_gate
+    from assay.pipeline import corpus, judge_corpus
     from governance.gate.explanation import explain
 
     loaded, runtime = load(arguments, "data prepare")
@@ -72,7 +73,8 @@ def freeze(arguments: Arguments) -> None:
         GateClosed: the verdict does not let this corpus through.
         ConfigError: the file exists; a reference never changes.
     """
-    from assay.pipeline import corpus, pass_gate
+    from assay.corpus_gate import pass_gate
+    from assay.pipeline import corpus
     from governance.checks.drift import write_reference
     from governance.checks.shards import sketch_corpus
 
@@ -290,7 +292,8 @@ def keygen(arguments: Arguments) -> None:
 
 def audit_model(arguments: Arguments) -> None:
     """Print a checkpoint's strongest biases on templates and published sets."""
-    from assay.pipeline import corpus, model_audit
+    from assay.checkpoint_evaluation import model_audit
+    from assay.pipeline import corpus
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))
@@ -319,7 +322,8 @@ def audit_memorisation(arguments: Arguments) -> None:
     """Print the extraction rate of training sequences by copies."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, memorisation
+    from assay.checkpoint_evaluation import memorisation
+    from assay.pipeline import corpus
 
     loaded, runtime = load(arguments, "data prepare")
     artifacts = corpus(loaded, replace(runtime, make=False))

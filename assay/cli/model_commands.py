@@ -46,7 +46,8 @@ def open_checkpoint(arguments: Arguments, role: str = "") -> OpenedCheckpoint:
     """
     from dataclasses import replace
 
-    from assay.pipeline import corpus, require_corpus
+    from assay.corpus_gate import require_corpus
+    from assay.pipeline import corpus
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.checkpoint.format import identity_of, read_checkpoint
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer

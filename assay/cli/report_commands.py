@@ -18,16 +18,16 @@ from governance.manifest import FILE_NAME, Manifest, read_manifest
 def write(arguments: Arguments) -> None:
     """Write the report and, on request, the documents filled from it."""
     from assay.cli.slurm_commands import refresh_accounting
-    from assay.pipeline import write_documents, write_report
+    from assay.pipeline import report_run
+    from assay.run_report import make_documents
 
     loaded, runtime = load(arguments, "run")
     refresh_accounting(runtime.root)
-    if arguments.documents:
-        page, folder = write_documents(loaded, runtime)
-    else:
-        page, folder = write_report(loaded, runtime), None
+    artifacts, reported = report_run(loaded, runtime)
+    page = runtime.root / reported.folder / "report.html"
     say(f"report: {page}", report=page)
-    if folder is not None:
+    if arguments.documents:
+        folder = runtime.root / make_documents(loaded, artifacts, reported, runtime).folder
         say(f"documents: {folder}", documents=folder)
     if arguments.open and not webbrowser.open(page.absolute().as_uri()):
         get_logger(__name__).warning("no browser can be opened here; open %s on a machine that has one", page)

@@ -25,7 +25,13 @@ from governance.files import sha256_bytes
 from governance.gate.approvals import APPROVAL, Approval, links, policy_differences
 from governance.gate.policy import Gate, Policy
 from governance.gate.refusals import REFUSALS, Refused, withdrawal_faults
-from governance.gate.signed_statements import Paper, person_fault, signature_fields, signer_id, write_paper
+from governance.gate.signed_statements import (
+    SignedStatement,
+    person_fault,
+    signature_fields,
+    signer_id,
+    write_statement,
+)
 from governance.gate.waivers import (
     REFUSAL,
     WAIVABLE,
@@ -97,14 +103,14 @@ def kept_tables(audit: Path, bias: Path | None) -> dict[str, list[dict[str, Any]
 def review(
     bench: Bench, key: Any, source: TextIO, target: TextIO, signed: Callable[[Path], None] = lambda path: None
 ) -> list[Path]:
-    """Walk through what is open; return the papers that were written.
+    """Walk through what is open; return the statements that were written.
 
     Args:
         bench: what is reviewed.
         key: the reviewer's key.
         source: where answers come from, a line each.
         target: where questions and evidence go.
-        signed: called with each paper before the next question.
+        signed: called with each statement before the next question.
 
     Raises:
         ConfigError: the key belongs to no person of the policy, nor of one that it is compared with.
@@ -118,8 +124,8 @@ def review(
     written: list[Path] = []
     talk = _Talk(source, target)
 
-    def keep(papers: list[Path]) -> None:
-        for path in papers:
+    def keep(statements: list[Path]) -> None:
+        for path in statements:
             written.append(path)
             talk.say(f"signed: {path}")
             signed(path)
@@ -195,15 +201,15 @@ def _review_policy(bench: Bench, link: tuple[Policy, Policy], key: Any, talk: _T
         **{**signature_fields(draft["approver"] or "nobody", "not yet given", key), "parent": parent.digest},
         differences=tuple(item.text() for item in found),
     )
-    paper = Paper("", "", APPROVAL, policy.digest, content, signer_id(key), "")
-    if fault := person_fault(paper, content, parent.people, bench.case.submitters):
+    signed = SignedStatement("", "", APPROVAL, policy.digest, content, signer_id(key), "")
+    if fault := person_fault(signed, content, parent.people, bench.case.submitters):
         talk.say(f"your approval would not count: {fault}")
         return []
     if talk.choose("a(pprove), s(kip), q(uit)", "asq") == "s":
         return []
     content = content.model_copy(update={"reason": talk.reason()})
     path = _path(bench.approvals, f"{policy.digest[:16]}-{content.approver}", content.signed_at)
-    write_paper(path, APPROVAL, ("policy", policy.digest), content, key)
+    write_statement(path, APPROVAL, ("policy", policy.digest), content, key)
     return [path]
 
 
@@ -277,15 +283,15 @@ def _waiver_faults(bench: Bench, gate: Gate, reason: Mapping[str, Any], key: Any
     """Reasons why a waiver by this key would be void."""
     fields = {**signature_fields(_name(bench.case.policy, key), "not yet given", key), **_about(bench, reason)}
     draft = Waiver(**fields, observed=None, max_deviation=None, expires=str(bench.case.today))
-    paper = Paper("", "", WAIVER, bench.case.corpus, draft, signer_id(key), "")
-    return ruling_faults(replace(bench.case, verdict_key=str(bench.verdict["key_id"])), gate, paper)
+    signed = SignedStatement("", "", WAIVER, bench.case.corpus, draft, signer_id(key), "")
+    return ruling_faults(replace(bench.case, verdict_key=str(bench.verdict["key_id"])), gate, signed)
 
 
 def _write(bench: Bench, kind: str, content: Refusal, key: Any) -> Path:
     result = sha256_bytes(content.result.encode("utf-8"))[:8]
     name = f"{kind.split(':')[2]}-{content.gate}-{result}-{content.approver}"
     path = _path(bench.root / REFUSALS if kind == REFUSAL else bench.waivers, name, content.signed_at)
-    write_paper(path, kind, ("corpus", bench.case.corpus), content, key)
+    write_statement(path, kind, ("corpus", bench.case.corpus), content, key)
     return path
 
 
@@ -299,12 +305,12 @@ def withdraw(case: Case, refused: Refused, key: Any, reason: str, root: Path) ->
         raise ConfigError(f"--reason: say why {refused.name} is withdrawn, in {_LETTERS} characters or more")
     fields = signature_fields(_name(case.policy, key) or f"the key {signer_id(key)[:16]}", reason, key)
     content = Withdrawal(**fields, refusal=refused.name, gate=refused.gate, corpus=case.corpus)
-    paper = Paper("", "", WITHDRAWAL, refused.sha256, content, signer_id(key), "")
-    if faults := withdrawal_faults(paper, refused, case.policy, case.corpus, case.submitters):
+    signed = SignedStatement("", "", WITHDRAWAL, refused.sha256, content, signer_id(key), "")
+    if faults := withdrawal_faults(signed, refused, case.policy, case.corpus, case.submitters):
         raise ConfigError(f"your withdrawal of {refused.name} would not hold: {'; '.join(faults)}")
     name = f"withdrawal-{refused.gate}-{refused.sha256[:8]}-{content.approver}"
     path = _path(root / REFUSALS, name, content.signed_at)
-    write_paper(path, WITHDRAWAL, ("refusal", refused.sha256), content, key)
+    write_statement(path, WITHDRAWAL, ("refusal", refused.sha256), content, key)
     return path
 
 

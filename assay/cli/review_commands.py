@@ -13,7 +13,7 @@ from assay.cli.output import say
 from assay.cli.run_commands import command_line, load
 from assay.config import LoadedRun
 from governance.errors import MissingInput
-from governance.gate.verdict import load_papers
+from governance.gate.verdict import load_statements
 from governance.log import get_logger
 
 
@@ -33,11 +33,11 @@ def review(arguments: argparse.Namespace) -> None:
     artifacts = corpus(loaded, look)
     checked, verdict = judge_corpus(loaded, artifacts, look)
     config, digest = loaded.config.governance, artifacts["encode"].digest
-    papers = load_papers(config, loaded.folder, runtime.root)
+    statements = load_statements(config, loaded.folder, runtime.root)
     today = datetime.datetime.now(datetime.UTC).date()
     bias = artifacts.get("bias")
     bench = Bench(
-        case=Case(loaded.policy, digest, today, papers.submitters, verdict["key_id"]),
+        case=Case(loaded.policy, digest, today, statements.submitters, verdict["key_id"]),
         verdict=verdict,
         tables=kept_tables(runtime.root / checked.folder, runtime.root / bias.folder if bias else None),
         root=runtime.root,
@@ -51,19 +51,19 @@ def review(arguments: argparse.Namespace) -> None:
         say(f"next: {line}", verdict=verdict["verdict"], signed=signed, next=line)
 
 
-def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, paper: Path) -> None:
+def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, path: Path) -> None:
     """State a new refusal or withdrawal, where this account may."""
     from governance.gate.refusals import unstated_refusals
-    from governance.gate.verdict import settled_papers
+    from governance.gate.verdict import statements_in_effect
 
     governance, journal = (loaded.config.governance, loaded.folder), loaded.journal(root)
-    settled_papers(governance, loaded.policy, corpus, root, journal)
-    papers = load_papers(*governance, root)
-    if paper.name in unstated_refusals(papers, loaded.policy, corpus, journal.verified()):
+    statements_in_effect(governance, loaded.policy, corpus, root, journal)
+    statements = load_statements(*governance, root)
+    if path.name in unstated_refusals(statements, loaded.policy, corpus, journal.verified()):
         get_logger(__name__).warning(
             "%s: the journal does not state it, because the run does not trust this account's key (%s). Until a check "
             "by the run's account has read it, its removal goes unnoticed. Have that account run: %s",
-            paper.name,
+            path.name,
             loaded.config.governance.key_path(loaded.folder),
             line,
         )
@@ -79,13 +79,13 @@ def _withdraw(arguments: argparse.Namespace) -> None:
     loaded, runtime = load(arguments, "governance check")
     look = replace(runtime, make=False)
     key, digest = reviewer_key(arguments.key), corpus(loaded, look)["encode"].digest
-    papers = load_papers(loaded.config.governance, loaded.folder, runtime.root)
-    known = refusals_of(digest, papers, loaded.journal(runtime.root).verified())
+    statements = load_statements(loaded.config.governance, loaded.folder, runtime.root)
+    known = refusals_of(digest, statements, loaded.journal(runtime.root).verified())
     chosen = [refused for refused in known if refused.name == arguments.withdraw]
     if not chosen:
         names = ", ".join(refused.name for refused in known) or "none"
         raise MissingInput(f"--withdraw {arguments.withdraw}: no such refusal of this corpus; its refusals: {names}")
-    case = Case(loaded.policy, digest, datetime.datetime.now(datetime.UTC).date(), papers.submitters)
+    case = Case(loaded.policy, digest, datetime.datetime.now(datetime.UTC).date(), statements.submitters)
     line = command_line(arguments, "governance check")
     for refused in chosen:
         path = withdraw(case, refused, key, arguments.reason, runtime.root)

@@ -129,8 +129,8 @@ def refuse_edited(run: LoadedRun, root: Path) -> None:
     refuse_edits(root, signing_key_id(run), first=read_ranks().first)
 
 
-def words_of(arguments: Arguments, runtime: Runtime) -> list[str]:
-    """The command-line words that repeat this run's configuration to a child process."""
+def argv_of(arguments: Arguments, runtime: Runtime) -> list[str]:
+    """Command-line arguments that give this run's configuration to a child process."""
     overrides = [word for override in arguments.overrides for word in ("--set", override)]
     more = [word for path in arguments.more for word in ("--with", str(path.absolute()))]
     return [str(arguments.config.absolute()), *more, "--root", str(runtime.root), *overrides]
@@ -140,12 +140,12 @@ def run(arguments: Arguments) -> None:
     """Run everything and print the run's card."""
     import time
 
-    from assay.pipeline import whole_way
+    from assay.pipeline import run_all
     from assay.run_card import card
 
     begun = time.monotonic()
     loaded, runtime = load(arguments, "run")
-    page = whole_way(loaded, runtime, arguments.nproc, words_of(arguments, runtime))
+    page = run_all(loaded, runtime, arguments.nproc, argv_of(arguments, runtime))
     seconds = time.monotonic() - begun
     summary = json.loads(page.with_name("report.json").read_bytes())["summary"]
     say("\n".join(card(summary, page, seconds)), report=page, seconds=seconds, **summary)
@@ -173,7 +173,7 @@ def train(arguments: Arguments) -> None:
     if arguments.device or arguments.gpu_memory:
         raise ConfigError("--device and --gpu-memory go with --dry-run; a start computes on what engine.device says")
     artifacts = corpus(loaded, replace(runtime, make=False))
-    manifest = training(loaded, artifacts, runtime, arguments.nproc, words_of(arguments, runtime))
+    manifest = training(loaded, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
     say(f"train {manifest.digest[:16]}  {runtime.root / manifest.folder}", **artifact(manifest, runtime.root))
 
 
@@ -181,7 +181,8 @@ def teacher_logits(arguments: Arguments) -> None:
     """Draw from a teacher's distributions for the run's distillation."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, pass_gate
+    from assay.corpus_gate import pass_gate
+    from assay.pipeline import corpus
     from assay.teacher_draws import teacher_logits as make
 
     loaded, runtime = load(arguments, "data prepare")
@@ -266,7 +267,8 @@ def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
     from dataclasses import asdict, replace
 
-    from assay.pipeline import corpus, evaluation
+    from assay.checkpoint_evaluation import evaluation
+    from assay.pipeline import corpus
     from governance.config import canonical_json
     from governance.files import sha256_bytes
     from governance.stage import read_artifact
@@ -291,7 +293,8 @@ def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
     from dataclasses import replace
 
-    from assay.pipeline import corpus, require_corpus
+    from assay.corpus_gate import require_corpus
+    from assay.pipeline import corpus
     from data_pipeline.tokens.chat_template import CHATML
     from governance.files import sha256_file
     from governance.hub_client import push, require_name

@@ -336,11 +336,11 @@ def _plan(
     arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int
 ) -> list[SlurmJob]:
     """The run's graph."""
-    from assay.cli.run_commands import words_of
+    from assay.cli.run_commands import argv_of
     from slurm.graph import PlannedRun, plan
 
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
-    work = PlannedRun(name, sources.steps, sources.shards, tuple(words_of(arguments, runtime)))
+    work = PlannedRun(name, sources.steps, sources.shards, tuple(argv_of(arguments, runtime)))
     return plan(work, config, max_array_size)
 
 

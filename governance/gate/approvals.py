@@ -15,7 +15,7 @@ from typing import Any
 
 from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import EnergyBudget, Gate, Policy
-from governance.gate.signed_statements import Paper, Signed, person_fault
+from governance.gate.signed_statements import Signed, SignedStatement, person_fault
 
 APPROVAL = "urn:assay:policy-approval:1"
 REQUIRED = 2
@@ -210,7 +210,7 @@ def links(policy: Policy) -> Iterator[tuple[Policy, Policy]]:
         policy = policy.parent
 
 
-def unapproved(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]) -> list[Unapproved]:
+def unapproved(policy: Policy, statements: Sequence[SignedStatement], submitters: tuple[str, ...]) -> list[Unapproved]:
     """Loosened gates that lack approvals, along the chain."""
     found = []
     for child, parent in links(policy):
@@ -220,7 +220,7 @@ def unapproved(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, .
                 loosened.setdefault(difference.gate, []).append(difference)
         if not loosened:
             continue
-        approvers, faults = _approvers(child, parent, papers, submitters)
+        approvers, faults = _approvers(child, parent, statements, submitters)
         for gate, differences in loosened.items():
             if lacking := _lacking(differences, approvers):
                 words = "; ".join(difference.words for difference in differences)
@@ -230,24 +230,24 @@ def unapproved(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, .
     return found
 
 
-def approvers(policy: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]) -> tuple[str, ...]:
+def approvers(policy: Policy, statements: Sequence[SignedStatement], submitters: tuple[str, ...]) -> tuple[str, ...]:
     """People whose approval of a policy of the chain counts."""
-    found = [_approvers(child, parent, papers, submitters)[0] for child, parent in links(policy)]
+    found = [_approvers(child, parent, statements, submitters)[0] for child, parent in links(policy)]
     return tuple(sorted(set().union(*found)))
 
 
 def _approvers(
-    policy: Policy, parent: Policy, papers: Sequence[Paper], submitters: tuple[str, ...]
+    policy: Policy, parent: Policy, statements: Sequence[SignedStatement], submitters: tuple[str, ...]
 ) -> tuple[set[str], list[str]]:
     """Approvers of this policy, and statements that do not count."""
     approvers, faults = set(), []
-    for paper in papers:
-        if paper.subject != policy.digest or not isinstance(paper.content, Approval):
+    for signed in statements:
+        if signed.subject != policy.digest or not isinstance(signed.content, Approval):
             continue
-        if fault := person_fault(paper, paper.content, parent.people, submitters):
-            faults.append(f"approval {paper.name} does not count: {fault}")
+        if fault := person_fault(signed, signed.content, parent.people, submitters):
+            faults.append(f"approval {signed.name} does not count: {fault}")
         else:
-            approvers.add(paper.content.approver)
+            approvers.add(signed.content.approver)
     return approvers, faults
 
 

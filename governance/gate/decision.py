@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from governance.gate.approvals import all_differences, approvers, unapproved
 from governance.gate.policy import Gate, Policy
-from governance.gate.signed_statements import Paper
+from governance.gate.signed_statements import SignedStatement
 from governance.gate.waivers import Case, Refusal, Ruled, deviation, rule_on
 
 Status = Literal["pass", "fail", "inconclusive", "error", "missing"]
@@ -40,16 +40,16 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
-class Papers:
+class SignedStatements:
     """Signed statements, and the people who may not sign."""
 
-    rulings: tuple[Paper, ...] = ()
+    rulings: tuple[SignedStatement, ...] = ()
     """Waivers, refusals and withdrawals."""
-    approvals: tuple[Paper, ...] = ()
+    approvals: tuple[SignedStatement, ...] = ()
     submitters: tuple[str, ...] = ()
     verdict_key: str = ""
     """The id of the key that signs the verdict."""
-    unsettled: tuple[tuple[str, str, str], ...] = ()
+    refusal_faults: tuple[tuple[str, str, str], ...] = ()
     """Gate, file and fault of refusals that are gone, and of withdrawals that do not hold; each closes."""
 
 
@@ -71,15 +71,19 @@ class Judgement:
 
 
 def decide(
-    policy: Policy, results: Sequence[CheckResult], corpus: str, today: datetime.date, papers: Papers | None = None
+    policy: Policy,
+    results: Sequence[CheckResult],
+    corpus: str,
+    today: datetime.date,
+    statements: SignedStatements | None = None,
 ) -> Judgement:
     """Judge the results of one corpus (its digest) under a policy.
 
     A failed or inconclusive result can be waived; an error or a missing result cannot, because nothing is known. A
     result or a statement for a gate that the policy does not have is an error too.
     """
-    papers = papers or Papers()
-    case = Case(policy, corpus, today, papers.submitters, papers.verdict_key)
+    statements = statements or SignedStatements()
+    case = Case(policy, corpus, today, statements.submitters, statements.verdict_key)
     gates = {gate.id: gate for gate in policy.gates()}
     seen = {result.gate for result in results}
     absent = [CheckResult(name, "-", "missing", None, 0, 0, "no result") for name in gates if name not in seen]
@@ -88,18 +92,18 @@ def decide(
         gate = gates.get(result.gate)
         ruled = Ruled(None, ())
         if gate is not None:
-            ruled = rule_on(case, gate, (result.subject, result.status, result.observed), papers.rulings)
+            ruled = rule_on(case, gate, (result.subject, result.status, result.observed), statements.rulings)
         if result.status == "pass" and gate is not None and not ruled.faults:
             continue
         if ruled.waiver is not None:
             waivers.append({**ruled.waiver, "subject": corpus})
         reasons.append(_reason(result, gate, ruled))
-    reasons += [*strange_papers(papers, gates), *_loosened(policy, papers)]
+    reasons += [*statement_reasons(statements, gates), *_loosened(policy, statements)]
     summary: dict[str, int] = dict(sorted(Counter(str(result.status) for result in [*results, *absent]).items()))
     differences = tuple(all_differences(policy))
-    approved = approvers(policy, papers.approvals, papers.submitters)
+    approved = approvers(policy, statements.approvals, statements.submitters)
     decision = _decision(reasons)
-    return Judgement(decision, tuple(reasons), summary, tuple(waivers), differences, papers.submitters, approved)
+    return Judgement(decision, tuple(reasons), summary, tuple(waivers), differences, statements.submitters, approved)
 
 
 def _reason(result: CheckResult, gate: Gate | None, ruled: Ruled) -> dict[str, Any]:
@@ -125,22 +129,22 @@ def _reason(result: CheckResult, gate: Gate | None, ruled: Ruled) -> dict[str, A
     }
 
 
-def strange_papers(papers: Papers, gates: Mapping[str, Gate]) -> Iterator[dict[str, Any]]:
-    """Unreadable statements, those on unknown gates, and unsettled refusals."""
-    for gate, name, words in papers.unsettled:
+def statement_reasons(statements: SignedStatements, gates: Mapping[str, Gate]) -> Iterator[dict[str, Any]]:
+    """Unreadable statements, those on unknown gates, and faults of refusals."""
+    for gate, name, words in statements.refusal_faults:
         owner = gates[gate].owner if gate in gates else "unknown"
         yield {**_own_reason(name, gate, "fail", words), "owner": owner}  # a line of its own, next to its gate's
-    for paper in (*papers.rulings, *papers.approvals):
-        gate = paper.content.gate if isinstance(paper.content, Refusal) else ""
-        if paper.content is None:
-            yield _own_reason("papers", paper.name, "error", f"{paper.fault}; remove the file if it is not yours")
+    for signed in (*statements.rulings, *statements.approvals):
+        gate = signed.content.gate if isinstance(signed.content, Refusal) else ""
+        if signed.content is None:
+            yield _own_reason("papers", signed.name, "error", f"{signed.fault}; remove the file if it is not yours")
         elif gate and gate not in gates:
             words = "names a gate that is not in the policy; remove the file, or sign it for one of its gates"
-            yield _own_reason(gate, paper.name, "error", words)
+            yield _own_reason(gate, signed.name, "error", words)
 
 
-def _loosened(policy: Policy, papers: Papers) -> Iterator[dict[str, Any]]:
-    for item in unapproved(policy, papers.approvals, papers.submitters):
+def _loosened(policy: Policy, statements: SignedStatements) -> Iterator[dict[str, Any]]:
+    for item in unapproved(policy, statements.approvals, statements.submitters):
         yield {**_own_reason(item.gate, "policy", "fail", item.words), "owner": item.owner}
 
 

@@ -37,7 +37,7 @@ def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | No
     return ""
 
 
-def undone(path: Path, root: Path, journal: Journal | None) -> str:
+def correction_fault(path: Path, root: Path, journal: Journal | None) -> str:
     """Fault of a verdict that predates a clock correction."""
     if journal is None:
         return ""

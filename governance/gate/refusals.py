@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from governance.files import sha256_file
-from governance.gate.decision import Papers
+from governance.gate.decision import SignedStatements
 from governance.gate.policy import Policy
-from governance.gate.signed_statements import Paper, person_fault
+from governance.gate.signed_statements import SignedStatement, person_fault
 from governance.gate.waivers import REFUSAL, Refusal, Withdrawal
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import JournalEntry
@@ -41,109 +41,121 @@ class Refused:
     sha256: str
     gate: str
     approver: str
-    there: bool
+    present: bool
 
 
-def refusals_of(corpus: str, papers: Papers, entries: Iterable[JournalEntry]) -> list[Refused]:
+def refusals_of(corpus: str, statements: SignedStatements, entries: Iterable[JournalEntry]) -> list[Refused]:
     """Refusals that are there, and those that verified entries state."""
     found: dict[str, Refused] = {}
     for entry in entries:
         said = entry.statement["predicate"]
         if entry.kind == REFUSED and said["corpus"] == corpus:
             [(name, digest)] = entry.subjects.items()
-            found[digest] = Refused(PurePosixPath(name).name, digest, said["gate"], said["approver"], there=False)
-    for paper in papers.rulings:
-        ruling = paper.content
-        if paper.kind == REFUSAL and paper.subject == corpus and isinstance(ruling, Refusal):
-            found[paper.sha256] = Refused(paper.name, paper.sha256, ruling.gate, ruling.approver, there=True)
+            found[digest] = Refused(PurePosixPath(name).name, digest, said["gate"], said["approver"], present=False)
+    for signed in statements.rulings:
+        ruling = signed.content
+        if signed.kind == REFUSAL and signed.subject == corpus and isinstance(ruling, Refusal):
+            found[signed.sha256] = Refused(signed.name, signed.sha256, ruling.gate, ruling.approver, present=True)
     return list(found.values())
 
 
 def withdrawal_faults(
-    paper: Paper, refused: Refused, policy: Policy, corpus: str, submitters: tuple[str, ...]
+    signed: SignedStatement, refused: Refused, policy: Policy, corpus: str, submitters: tuple[str, ...]
 ) -> list[str]:
     """Reasons why a withdrawal does not hold; empty if it does."""
-    content = paper.content
+    content = signed.content
     if not isinstance(content, Withdrawal):
-        return [paper.fault or "is not a withdrawal"]
+        return [signed.fault or "is not a withdrawal"]
     owners = {name for gate in policy.gates() if gate.id == refused.gate for name in policy.owners_of(gate)}
-    faults = [person_fault(paper, content, policy.people, submitters)]
+    faults = [person_fault(signed, content, policy.people, submitters)]
     if content.approver not in {refused.approver, *owners}:
         who = ", ".join(sorted({refused.approver, *owners}))
         faults.append(f"{content.approver} may not withdraw it; these may: {who}")
-    if paper.subject != refused.sha256:
-        faults.append(f"it is of another refusal ({paper.subject[:16]}…)")
+    if signed.subject != refused.sha256:
+        faults.append(f"it is of another refusal ({signed.subject[:16]}…)")
     if content.corpus != corpus:
         faults.append(f"it is for another corpus ({content.corpus[:16]}…)")
     return [fault for fault in faults if fault]
 
 
-def settle(papers: Papers, policy: Policy, corpus: str, entries: Sequence[JournalEntry]) -> tuple[Papers, list[Paper]]:
+def apply_withdrawals(
+    statements: SignedStatements, policy: Policy, corpus: str, entries: Sequence[JournalEntry]
+) -> tuple[SignedStatements, list[SignedStatement]]:
     """Statements without withdrawn refusals, and the withdrawals that hold.
 
-    What closes otherwise is in `Papers.unsettled`: a stated refusal that is gone, a withdrawal that does not hold.
+    Other faults close the gate, too, and are in `refusal_faults`: a stated refusal that is gone, a withdrawal that does
+    not hold.
     """
     ended: set[str] = set()
-    held: list[Paper] = []
-    unsettled: list[tuple[str, str, str]] = []
-    for refused in refusals_of(corpus, papers, entries):
+    held: list[SignedStatement] = []
+    refusal_faults: list[tuple[str, str, str]] = []
+    for refused in refusals_of(corpus, statements, entries):
         judged = [
-            (paper, withdrawal_faults(paper, refused, policy, corpus, papers.submitters))
-            for paper in papers.rulings
-            if isinstance(paper.content, Withdrawal)
-            and (paper.subject == refused.sha256 or paper.content.refusal == refused.name)
+            (signed, withdrawal_faults(signed, refused, policy, corpus, statements.submitters))
+            for signed in statements.rulings
+            if isinstance(signed.content, Withdrawal)
+            and (signed.subject == refused.sha256 or signed.content.refusal == refused.name)
         ]
-        if good := [paper for paper, faults in judged if not faults]:
+        if good := [signed for signed, faults in judged if not faults]:
             ended.add(refused.sha256)
             held += good
             continue
-        for paper, faults in judged:
+        for signed, faults in judged:
             words = f"the withdrawal of the refusal {refused.name} does not hold: {'; '.join(faults)}"
-            unsettled.append((refused.gate, paper.name, words))
-        if not refused.there:
+            refusal_faults.append((refused.gate, signed.name, words))
+        if not refused.present:
             words = (
                 f"the refusal {refused.name} by {refused.approver} was removed or altered; put it back, or have an "
                 f"owner withdraw it: assay governance review CONFIG --key KEY --withdraw {refused.name} --reason TEXT"
             )
-            unsettled.append((refused.gate, refused.name, words))
-    kept = tuple(paper for paper in papers.rulings if paper.sha256 not in ended)
-    return replace(papers, rulings=kept, unsettled=tuple(unsettled)), held
+            refusal_faults.append((refused.gate, refused.name, words))
+    kept = tuple(signed for signed in statements.rulings if signed.sha256 not in ended)
+    return replace(statements, rulings=kept, refusal_faults=tuple(refusal_faults)), held
 
 
-def unstated_refusals(papers: Papers, policy: Policy, corpus: str, entries: Iterable[JournalEntry]) -> list[str]:
+def unstated_refusals(
+    statements: SignedStatements, policy: Policy, corpus: str, entries: Iterable[JournalEntry]
+) -> list[str]:
     """Names of persons' refusals of this corpus that no entry states."""
     stated = {digest for entry in entries if entry.kind == REFUSED for digest in entry.subjects.values()}
-    return [paper.name for paper, _ in _by_persons(papers, policy, corpus) if paper.sha256 not in stated]
+    return [signed.name for signed, _ in _refusals_by_people(statements, policy, corpus) if signed.sha256 not in stated]
 
 
-def _by_persons(papers: Papers, policy: Policy, corpus: str) -> Iterator[tuple[Paper, Refusal]]:
+def _refusals_by_people(
+    statements: SignedStatements, policy: Policy, corpus: str
+) -> Iterator[tuple[SignedStatement, Refusal]]:
     """Refusals of this corpus by persons of the policy."""
-    for paper in papers.rulings:
-        ruling = paper.content
-        if paper.kind != REFUSAL or paper.subject != corpus or not isinstance(ruling, Refusal):
+    for signed in statements.rulings:
+        ruling = signed.content
+        if signed.kind != REFUSAL or signed.subject != corpus or not isinstance(ruling, Refusal):
             continue
-        if not person_fault(paper, ruling, policy.people, ()):
-            yield paper, ruling
+        if not person_fault(signed, ruling, policy.people, ()):
+            yield signed, ruling
 
 
 def state_refusals(
-    papers: Papers, held: Iterable[Paper], policy: Policy, corpus: str, root: Path, journal: Journal
+    statements: SignedStatements,
+    held: Iterable[SignedStatement],
+    policy: Policy,
+    corpus: str,
+    root: Path,
+    journal: Journal,
 ) -> None:
     """State refusals of this corpus and withdrawals that hold, once each.
 
     A refusal that is no person's is not stated: a stranger's file would close the gate for good where nobody can
     withdraw it.
     """
-    for paper, ruling in _by_persons(papers, policy, corpus):
+    for signed, ruling in _refusals_by_people(statements, policy, corpus):
         about = {"corpus": corpus, "gate": ruling.gate, "approver": ruling.approver}
-        journal.state(REFUSED, {_subject(paper, root): paper.sha256}, [], **about)
-    for paper in held:
-        journal.state(WITHDRAWN, {_subject(paper, root): paper.sha256}, [], corpus=corpus, refusal=paper.subject)
+        journal.state(REFUSED, {_subject(signed, root): signed.sha256}, [], **about)
+    for signed in held:
+        journal.state(WITHDRAWN, {_subject(signed, root): signed.sha256}, [], corpus=corpus, refusal=signed.subject)
 
 
-def _subject(paper: Paper, root: Path) -> str:
+def _subject(signed: SignedStatement, root: Path) -> str:
     """Path below the root, or the bare name of a file outside."""
-    return f"{REFUSALS}/{paper.name}" if paper.folder == root / REFUSALS else paper.name
+    return f"{REFUSALS}/{signed.name}" if signed.folder == root / REFUSALS else signed.name
 
 
 def removal_faults(root: Path, entries: Sequence[JournalEntry]) -> list[str]:

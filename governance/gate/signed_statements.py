@@ -1,12 +1,11 @@
 """Signed statements: waivers, refusals, withdrawals, policy approvals; one file each.
 
-A signed statement, here a paper, is an in-toto statement in a DSSE envelope (`governance.signing.dsse`) about one
-digest; its predicate names the person and carries the person's public key. Promise: reading a folder of papers hides
-none. A paper whose signature does not hold, or that cannot be read, comes back with its fault, and the reader decides
-what that closes.
+A signed statement is an in-toto statement in a DSSE envelope (`governance.signing.dsse`) about one digest; its
+predicate names the person and carries the person's public key. Promise: reading a folder hides none. A statement whose
+signature does not hold, or that cannot be read, comes back with its fault, and the reader decides what that closes.
 
-The key in the paper only identifies the key that signed it. The policy decides whether it is the person's: it must be
-the key that `[people]` gives to the name.
+The key in the statement only identifies the key that signed it. The policy decides whether it is the person's: it must
+be the key that `[people]` gives to the name.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ class Signed(Section):
 
 
 @dataclass(frozen=True)
-class Paper:
-    """One file of a folder of papers."""
+class SignedStatement:
+    """One file of a folder of statements."""
 
     name: str
     """The file's name."""
@@ -63,14 +62,14 @@ class Paper:
     """The folder that it was read from."""
 
 
-def write_paper(path: Path, kind: str, subject: tuple[str, str], content: Signed, key: Any) -> None:
+def write_statement(path: Path, kind: str, subject: tuple[str, str], content: Signed, key: Any) -> None:
     """Sign `content` about `subject` with a private key and write it."""
     name, digest = subject
     write_json(path, sign(statement({name: digest}, kind, content.model_dump(mode="json")), key))
 
 
 def signature_fields(approver: str, reason: str, key: Any) -> dict[str, str]:
-    """The fields of `Signed` for a paper that is written now."""
+    """The fields of `Signed` for a statement that is written now."""
     return {
         "approver": approver,
         "reason": reason,
@@ -79,13 +78,13 @@ def signature_fields(approver: str, reason: str, key: Any) -> dict[str, str]:
     }
 
 
-def read_papers(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Paper, ...]:
+def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[SignedStatement, ...]:
     """Every `*.json` of a folder, in name order.
 
     A missing folder holds none.
 
     Args:
-        folder: the folder of papers.
+        folder: the folder of statements.
         kinds: the types of this folder -> the shape of each.
 
     Raises:
@@ -100,20 +99,20 @@ def read_papers(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Paper,
     return tuple(replace(_read(folder / name, kinds), folder=folder) for name in names)
 
 
-def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> Paper:
+def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> SignedStatement:
     sha256 = sha256_file(path)
     try:
         claimed = _claimed(path)
         kind, subject, content = _parsed(claimed, kinds, path.name)
     except ConfigError as error:
-        return Paper(path.name, sha256, "", "", None, "", f"cannot be read: {' '.join(str(error).split())}")
+        return SignedStatement(path.name, sha256, "", "", None, "", f"cannot be read: {' '.join(str(error).split())}")
     try:
         signed, signer = open_envelope(path, [public_key_of(bytes.fromhex(content.key))])
     except (ManifestError, ConfigError):
-        return Paper(path.name, sha256, kind, subject, content, "", "its signature does not hold")
+        return SignedStatement(path.name, sha256, kind, subject, content, "", "its signature does not hold")
     if signed != claimed:
-        return Paper(path.name, sha256, kind, subject, content, "", "it changed while it was read")
-    return Paper(path.name, sha256, kind, subject, content, signer, "")
+        return SignedStatement(path.name, sha256, kind, subject, content, "", "it changed while it was read")
+    return SignedStatement(path.name, sha256, kind, subject, content, signer, "")
 
 
 def _claimed(path: Path) -> Any:
@@ -137,15 +136,17 @@ def _parsed(claimed: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple
     return kind, subject, validate(predicate, kinds[kind], name)
 
 
-def person_fault(paper: Paper, content: Signed, people: Mapping[str, str], submitters: tuple[str, ...]) -> str:
+def person_fault(
+    signed: SignedStatement, content: Signed, people: Mapping[str, str], submitters: tuple[str, ...]
+) -> str:
     """Reason why a statement does not count as its person's; else ""."""
     person = content.approver
-    if paper.fault:
-        return paper.fault
+    if signed.fault:
+        return signed.fault
     if person not in people:
         return f"{person} is not in [people] of the policy"
-    if people[person] != paper.signer:
-        return f"it is signed by the key {paper.signer[:16]}…, which is not {person}'s own"
+    if people[person] != signed.signer:
+        return f"it is signed by the key {signed.signer[:16]}…, which is not {person}'s own"
     if person in submitters:
         return f"{person} submitted this run, and must not approve it"
     return ""

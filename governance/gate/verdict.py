@@ -23,20 +23,20 @@ from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
 from governance.gate.approvals import APPROVALS, links, unapproved
 from governance.gate.chain import require_chain
-from governance.gate.decision import Judgement, Papers, strange_papers
+from governance.gate.decision import Judgement, SignedStatements, statement_reasons
 from governance.gate.explanation import explain, site_words
 from governance.gate.freshness import (
     clock_fault,
+    correction_fault,
     last_stated,
     replay_fault,
     shard_faults,
     staleness,
-    undone,
 )
 from governance.gate.gate_actions import GateAction
 from governance.gate.policy import Policy
-from governance.gate.refusals import REFUSALS, settle, state_refusals
-from governance.gate.signed_statements import read_papers, signer_id, submitters
+from governance.gate.refusals import REFUSALS, apply_withdrawals, state_refusals
+from governance.gate.signed_statements import read_statements, signer_id, submitters
 from governance.gate.site_policy import Site, TwoNames, described, require_site, site_keys, sites
 from governance.gate.two_keys import TwoKeys, two_key_faults
 from governance.gate.waivers import REFUSAL, RULINGS, Case, Refusal, refusal_words, ruling_faults
@@ -96,38 +96,40 @@ class GovernanceConfig(Section):
         return folder / self.signing_key if self.signing_key else default_key_path()
 
 
-def load_papers(config: GovernanceConfig, folder: Path, root: Path) -> Papers:
+def load_statements(config: GovernanceConfig, folder: Path, root: Path) -> SignedStatements:
     """Read signed statements and refusals, and the running account.
 
     A reviewer's refusal is in the root, so that no other run file and no other setting leaves it unread.
     """
     own = config.key_path(folder)  # a missing key belongs to no person
-    return Papers(
-        rulings=(*read_papers(folder / config.waivers, RULINGS), *read_papers(root / REFUSALS, RULINGS)),
-        approvals=read_papers(folder / config.approvals, APPROVALS),
+    return SignedStatements(
+        rulings=(*read_statements(folder / config.waivers, RULINGS), *read_statements(root / REFUSALS, RULINGS)),
+        approvals=read_statements(folder / config.approvals, APPROVALS),
         submitters=submitters(config.submitter),
         verdict_key=signer_id(private_key(own)) if own.exists() else "",
     )
 
 
-def settled_papers(
+def statements_in_effect(
     governance: tuple[GovernanceConfig, Path],
     policy: Policy,
     corpus: str,
     root: Path,
     journal: Journal | None,
     *,
-    states: bool = True,
-) -> Papers:
-    """Signed statements on one corpus, with refusals as the journal knows them.
+    record: bool = True,
+) -> SignedStatements:
+    """Signed statements on one corpus, with refusals and withdrawals as the journal knows them.
 
-    Those read for the first time are stated, unless `states` is false (a look-up) or readers do not trust our key.
+    Those read for the first time are recorded in the journal, unless `record` is false (a look-up) or readers do not
+    trust our key.
     """
-    papers = load_papers(*governance, root)
-    settled, held = settle(papers, policy, corpus, () if journal is None else journal.verified())
-    if journal is not None and states and _may_state(*governance):
-        state_refusals(papers, held, policy, corpus, root, journal)
-    return settled
+    statements = load_statements(*governance, root)
+    entries = () if journal is None else journal.verified()
+    in_effect, withdrawals = apply_withdrawals(statements, policy, corpus, entries)
+    if journal is not None and record and _may_state(*governance):
+        state_refusals(statements, withdrawals, policy, corpus, root, journal)
+    return in_effect
 
 
 def _may_state(config: GovernanceConfig, folder: Path) -> bool:
@@ -203,27 +205,30 @@ def give_verdict(
             statement in the journal.
     """
     config, folder = governance
-    bound = bound_by(policy, config, folder)
+    sites_here = binding_sites(policy, config, folder)
     require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
+    signing_key = private_key(config.key_path(folder))
+    keys = trusted(config, folder)  # after the signing key, which is made on first use
+    content = {
+        **_content(judgement, tokens, audit, policy),
+        "site": described(sites_here),
+        "people": _signers(judgement, policy, signing_key, keys),
+    }
+    demands = _demands(policy, config, keys, sites_here)
+    current = _current(path, keys, root, journal)
     today = datetime.datetime.now(datetime.UTC)
-    own = private_key(config.key_path(folder))
-    keys = trusted(config, folder)  # after the own key, which is made on first use
-    demands = _demands(policy, config, keys, bound)
-    signers = _signers(judgement, policy, own, keys)
-    content = {**_content(judgement, tokens, audit, policy), "site": described(bound), "people": signers}
-    # One given under a wrong clock counts as none.
-    current = {} if path.exists() and undone(path, root, journal) else _current(path, keys)
-    signed_at = str(current.get("signed_at", ""))
-    if fault := clock_fault(today, signed_at, journal):
+    if fault := clock_fault(today, str(current.get("signed_at", "")), journal):
         raise GateClosed(
             f"no verdict is given: {fault}. Correct this clock; if it is right, void what is dated ahead of it"
         )
-    same = all(current.get(name) == value for name, value in content.items())
-    stated = (audit.path, audit.digest)
-    by_two = bool(current) and not two_key_faults(demands, json.loads(path.read_bytes()), stated, root)
-    stands = by_two and current["expires"] > stamp(today) and not replay_fault(path, root, journal)
-    if same and stands:
+    valid = (
+        bool(current)
+        and not two_key_faults(demands, json.loads(path.read_bytes()), (audit.path, audit.digest), root)
+        and current["expires"] > stamp(today)
+        and not replay_fault(path, root, journal)
+    )
+    if valid and all(current.get(name) == value for name, value in content.items()):
         return current
     predicate = {
         **content,
@@ -233,21 +238,29 @@ def give_verdict(
         "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
     }
     subjects = {tokens.path: tokens.digest, **{output.path: output.sha256 for output in tokens.outputs}}
-    envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), own)
-    try:
-        verify_envelope(envelope, keys, "the verdict of this signing key")
-        if faults := two_key_faults(demands, envelope, stated, root):
-            raise ManifestError("; ".join(faults))
-    except ManifestError as error:  # a job whose key may not decide never replaces a verdict of one that may
-        if stands and all(current[name] == content[name] for name in ("audit", "verdict")):
+    envelope = sign(statement(subjects, PREDICATE_TYPE, predicate), signing_key)
+    if fault := _signature_fault(envelope, keys, demands, audit, root):
+        # A job whose key may not decide never replaces a verdict of one that may.
+        if valid and all(current[name] == content[name] for name in ("audit", "verdict")):
             return current
         raise GateClosed(
-            f"no verdict is given: {error}. Let someone whose key may sign it run: assay governance check CONFIG"
-        ) from error
+            f"no verdict is given: {fault}. Let someone whose key may sign it run: assay governance check CONFIG"
+        )
     write_json(path, envelope)
     if journal is not None:
         _record_in_journal(path, root, predicate, journal)
     return _open_verdict(path, keys)
+
+
+def _signature_fault(
+    envelope: Mapping[str, Any], keys: Sequence[Any], demands: Sequence[TwoKeys], audit: Manifest, root: Path
+) -> str:
+    """Reason why readers would not accept a new verdict's signature; "" if they would."""
+    try:
+        verify_envelope(envelope, keys, "the verdict of this signing key")
+    except ManifestError as error:
+        return str(error)
+    return "; ".join(two_key_faults(demands, envelope, (audit.path, audit.digest), root))
 
 
 def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy) -> dict[str, Any]:
@@ -273,9 +286,9 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
     }
 
 
-def _current(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
-    """The current verdict; {} if it is missing or untrusted."""
-    if not path.exists():
+def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal | None) -> dict[str, Any]:
+    """The current verdict; {} if it is missing, untrusted, or predates a clock correction."""
+    if not path.exists() or correction_fault(path, root, journal):
         return {}
     try:
         return _open_verdict(path, keys)
@@ -323,7 +336,7 @@ def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
     return keys or ([private_key(own).public_key()] if own.exists() else [])
 
 
-def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Site, ...]:
+def binding_sites(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Site, ...]:
     """The sites whose rules this run is under.
 
     Raises:
@@ -333,11 +346,11 @@ def bound_by(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Si
     return require_site(policy, names, config.key_path(folder), folder)
 
 
-def _demands(policy: Policy, config: GovernanceConfig, keys: Sequence[Any], bound: tuple[Site, ...]) -> list[TwoKeys]:
+def _demands(policy: Policy, config: GovernanceConfig, keys: Sequence[Any], binding: Sequence[Site]) -> list[TwoKeys]:
     """Required signers, by the run's file and each site."""
-    by_sites = [(site.verdict_by, site.keys, site.policy.people) for site in bound]
-    every = [(config.verdict_by, tuple(keys), policy.people), *by_sites]
-    return [TwoKeys(names[0], names[1], roots, people) for names, roots, people in every if names]
+    demands = [(config.verdict_by, tuple(keys), policy.people)]
+    demands += [(site.verdict_by, site.keys, site.policy.people) for site in binding]
+    return [TwoKeys(names[0], names[1], roots, people) for names, roots, people in demands if names]
 
 
 def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[Any]) -> dict[str, Any]:
@@ -360,11 +373,11 @@ def require_open(
     journal: Journal | None,
     packed: Sequence[Manifest] = (),
     *,
-    states: bool = True,
+    record: bool = True,
 ) -> dict[str, Any]:
     """The valid verdict on exactly these shards and policy, or raise.
 
-    `states` is false for a look-up, which leaves no line in the journal.
+    `record` is false for a look-up, which leaves no line in the journal.
 
     Raises:
         GateClosed: there is none, it is stale, altered, replayed or about something else, or it does not open; a shard
@@ -372,7 +385,7 @@ def require_open(
             clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
     config, folder = governance
-    bound = bound_by(policy, config, folder)
+    sites_here = binding_sites(policy, config, folder)
     path = verdict_path(tokens, policy, root)
     if not path.exists():
         raise GateClosed(
@@ -388,12 +401,12 @@ def require_open(
     if shards := shard_faults(tokens, root):
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)
-    stated = (verdict["audit"]["path"], verdict["audit"]["digest"])
+    demands, audit = _demands(policy, config, keys, sites_here), verdict["audit"]
     stale = (
         staleness(verdict, tokens, policy.digest, moment)
-        or _other_site(verdict, bound)
-        or "; ".join(two_key_faults(_demands(policy, config, keys, bound), json.loads(path.read_bytes()), stated, root))
-        or undone(path, root, journal)
+        or _other_site(verdict, sites_here)
+        or "; ".join(two_key_faults(demands, json.loads(path.read_bytes()), (audit["path"], audit["digest"]), root))
+        or correction_fault(path, root, journal)
         or clock_fault(moment, verdict["signed_at"], journal)
         or replay_fault(path, root, journal)
     )
@@ -403,8 +416,8 @@ def require_open(
         closed = GateClosed(explain(verdict, policy.owners))
         closed.by_verdict = True
         raise closed
-    papers = settled_papers(governance, policy, tokens.digest, root, journal, states=states)
-    if since := _faults_since(verdict, policy, tokens.digest, moment.date(), papers):
+    statements = statements_in_effect(governance, policy, tokens.digest, root, journal, record=record)
+    if since := _faults_since(verdict, policy, tokens.digest, moment.date(), statements):
         raise GateClosed(
             "\n  ".join(
                 [f"the verdict at {path} no longer holds:", *since, "Audit again: assay governance check CONFIG"]
@@ -413,35 +426,39 @@ def require_open(
     return verdict
 
 
-def _other_site(verdict: Mapping[str, Any], bound: Sequence[Site]) -> str:
+def _other_site(verdict: Mapping[str, Any], binding: Sequence[Site]) -> str:
     """Fault of a verdict given under other site rules; "" for none."""
-    if not bound or verdict.get("site") == described(bound):
+    if not binding or verdict.get("site") == described(binding):
         return ""
-    here = " and ".join(site.name for site in bound)
+    here = " and ".join(site.name for site in binding)
     return f"it was given {site_words(verdict)}, and here the policy of {here} decides"
 
 
 def _faults_since(
-    verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, papers: Papers
+    verdict: Mapping[str, Any], policy: Policy, corpus: str, today: datetime.date, statements: SignedStatements
 ) -> list[str]:
     """Changes since the verdict that close the gate."""
     gates = {gate.id: gate for gate in policy.gates()}
-    case = Case(policy, corpus, today, papers.submitters, verdict["key_id"])
+    case = Case(policy, corpus, today, statements.submitters, verdict["key_id"])
     found = []
-    for paper in papers.rulings:
-        if paper.kind == REFUSAL and paper.subject == corpus and isinstance(paper.content, Refusal):
-            gate = gates.get(paper.content.gate)
+    for signed in statements.rulings:
+        if signed.kind == REFUSAL and signed.subject == corpus and isinstance(signed.content, Refusal):
+            gate = gates.get(signed.content.gate)
             owner = gate.owner if gate is not None else "unknown"
-            found.append(f"{paper.content.gate} (owner: {owner}): {refusal_words(paper, paper.content, policy.people)}")
-    by_digest = {paper.sha256: paper for paper in papers.rulings}
+            found.append(
+                f"{signed.content.gate} (owner: {owner}): {refusal_words(signed, signed.content, policy.people)}"
+            )
+    by_digest = {signed.sha256: signed for signed in statements.rulings}
     for waiver in verdict["waivers"]:
         gate, paper_of = gates[waiver["gate"]], by_digest.get(waiver["sha256"])
         faults = ruling_faults(case, gate, paper_of) if paper_of else ["its file is gone or was altered"]
         if faults:
             found.append(f"waiver {waiver['file']} of {gate.id} (owner: {gate.owner}): {'; '.join(faults)}")
-    found += [f"{reason['gate']}: {reason['subject']}: {reason['detail']}" for reason in strange_papers(papers, gates)]
+    found += [
+        f"{reason['gate']}: {reason['subject']}: {reason['detail']}" for reason in statement_reasons(statements, gates)
+    ]
     found += [
         f"{item.gate} (owner: {item.owner}): {item.words}"
-        for item in unapproved(policy, papers.approvals, papers.submitters)
+        for item in unapproved(policy, statements.approvals, statements.submitters)
     ]
     return found

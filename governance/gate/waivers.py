@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from governance.gate.gate_expectations import NEEDS
 from governance.gate.policy import Gate, Policy
-from governance.gate.signed_statements import Paper, Signed, person_fault
+from governance.gate.signed_statements import Signed, SignedStatement, person_fault
 
 WAIVER = "urn:assay:waiver:1"
 REFUSAL = "urn:assay:refusal:1"
@@ -128,7 +128,9 @@ def _rounded(number: float) -> float:
     return float(f"{number:.12g}")
 
 
-def rule_on(case: Case, gate: Gate, result: tuple[str, str, float | str | None], papers: Sequence[Paper]) -> Ruled:
+def rule_on(
+    case: Case, gate: Gate, result: tuple[str, str, float | str | None], statements: Sequence[SignedStatement]
+) -> Ruled:
     """Ruling on a result by subject, status and observed value.
 
     A waiver that holds wins over others that do not; a refusal wins over every waiver.
@@ -137,53 +139,53 @@ def rule_on(case: Case, gate: Gate, result: tuple[str, str, float | str | None],
     held: dict[str, Any] | None = None
     faults: list[str] = []
     refusals: list[str] = []
-    for paper in papers:
-        ruling = paper.content
-        if not isinstance(ruling, Refusal) or ruling.gate != gate.id or _about_another_result(case, paper, subject):
+    for signed in statements:
+        ruling = signed.content
+        if not isinstance(ruling, Refusal) or ruling.gate != gate.id or _on_another_result(case, signed, subject):
             continue
-        if paper.kind == REFUSAL:
-            refusals += [refusal_words(paper, ruling, case.policy.people)] if paper.subject == case.corpus else []
+        if signed.kind == REFUSAL:
+            refusals += [refusal_words(signed, ruling, case.policy.people)] if signed.subject == case.corpus else []
             continue
         if status not in WAIVABLE or not isinstance(ruling, Waiver):
             continue
-        found = [*ruling_faults(case, gate, paper), *filter(None, [_cover_fault(gate, ruling, observed)])]
+        found = [*ruling_faults(case, gate, signed), *filter(None, [_cover_fault(gate, ruling, observed)])]
         if found:
-            faults.append(f"waiver {paper.name} does not hold: {'; '.join(found)}")
+            faults.append(f"waiver {signed.name} does not hold: {'; '.join(found)}")
         else:
-            held = {**ruling.model_dump(mode="json"), "file": paper.name, "sha256": paper.sha256}
+            held = {**ruling.model_dump(mode="json"), "file": signed.name, "sha256": signed.sha256}
     if refusals:
         return Ruled(None, (*refusals, *faults))
     return Ruled(held, () if held else tuple(faults))
 
 
-def _about_another_result(case: Case, paper: Paper, subject: str) -> bool:
+def _on_another_result(case: Case, signed: SignedStatement, subject: str) -> bool:
     """Statements on this corpus about another file or table."""
-    return paper.subject == case.corpus and isinstance(paper.content, Refusal) and paper.content.result != subject
+    return signed.subject == case.corpus and isinstance(signed.content, Refusal) and signed.content.result != subject
 
 
-def refusal_words(paper: Paper, ruling: Refusal, people: Mapping[str, str]) -> str:
+def refusal_words(signed: SignedStatement, ruling: Refusal, people: Mapping[str, str]) -> str:
     """A refusal for the reader.
 
     It closes even when its signature does not hold, or is no person's: what is in doubt stays closed while it is there.
     """
-    fault = person_fault(paper, ruling, people, ())
+    fault = person_fault(signed, ruling, people, ())
     doubt, end = (f" ({fault})", "removed") if fault else ("", "withdrawn by an owner")
-    return f"refused by {ruling.approver}{doubt}: {ruling.reason} (until {paper.name} is {end})"
+    return f"refused by {ruling.approver}{doubt}: {ruling.reason} (until {signed.name} is {end})"
 
 
-def ruling_faults(case: Case, gate: Gate, paper: Paper) -> list[str]:
+def ruling_faults(case: Case, gate: Gate, signed: SignedStatement) -> list[str]:
     """Reasons why a waiver does not hold; empty if it does."""
-    waiver = paper.content
+    waiver = signed.content
     if not isinstance(waiver, Waiver):
-        return [paper.fault or "is not a waiver"]
-    faults = [person_fault(paper, waiver, case.policy.people, case.submitters)]
+        return [signed.fault or "is not a waiver"]
+    faults = [person_fault(signed, waiver, case.policy.people, case.submitters)]
     if waiver.approver not in case.policy.owners_of(gate):
         owners = ", ".join(case.policy.owners_of(gate)) or "nobody"
         faults.append(f"{waiver.approver} is not an owner of this gate; {gate.owner} is: {owners}")
-    if paper.signer and paper.signer == case.verdict_key:
+    if signed.signer and signed.signer == case.verdict_key:
         faults.append("the key that signed it signs the verdict as well: another person must give the verdict")
-    if paper.subject != case.corpus:
-        faults.append(f"it is for another corpus ({paper.subject[:16]}…)")
+    if signed.subject != case.corpus:
+        faults.append(f"it is for another corpus ({signed.subject[:16]}…)")
     if waiver.policy != case.policy.digest:
         faults.append(f"it is for another policy ({waiver.policy[:16]}…)")
     if case.today > datetime.date.fromisoformat(waiver.expires):

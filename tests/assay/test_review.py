@@ -12,9 +12,9 @@ from assay.cli.review import Bench, kept_tables, review, reviewer_key
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.gate.approvals import APPROVALS, unapproved
-from governance.gate.decision import CheckResult, Papers, decide
+from governance.gate.decision import CheckResult, SignedStatements, decide
 from governance.gate.policy import Policy
-from governance.gate.signed_statements import read_papers, signer_id
+from governance.gate.signed_statements import read_statements, signer_id
 from governance.gate.waivers import RULINGS, Case, Waiver
 from governance.signing.dsse import create_key, private_key
 
@@ -78,9 +78,9 @@ class Desk:
         return written, out.getvalue()
 
     def papers(self):
-        return Papers(
-            (*read_papers(self.root / "waivers", RULINGS), *read_papers(self.root / "refusals", RULINGS)),
-            read_papers(self.root / "approvals", APPROVALS),
+        return SignedStatements(
+            (*read_statements(self.root / "waivers", RULINGS), *read_statements(self.root / "refusals", RULINGS)),
+            read_statements(self.root / "approvals", APPROVALS),
             ("sue",),
         )
 
@@ -109,7 +109,7 @@ def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
     assert "'yesterday' is not a day" in output
     assert "the deviation is 1; 0.5 would not cover it" in output
     assert "'many' is not a number" in output
-    [paper] = read_papers(path.parent, RULINGS)
+    [paper] = read_statements(path.parent, RULINGS)
     assert isinstance(paper.content, Waiver)
     assert (paper.content.expires, paper.content.max_deviation, paper.content.observed) == (str(TODAY), 1.5, 0.0)
     reasons = {reason["gate"]: reason for reason in decide(desk.policy, RESULTS, CORPUS, TODAY, desk.papers()).reasons}
@@ -119,7 +119,7 @@ def test_a_signed_waiver_holds_and_covers_what_was_shown(desk):
 
 def test_defaults_are_thirty_days_and_the_deviation_itself(desk):
     [path], _ = desk.walk("ann", "w", "a person read the empty one", "", "", "q")
-    [paper] = read_papers(path.parent, RULINGS)
+    [paper] = read_statements(path.parent, RULINGS)
     assert paper.content.expires == str(TODAY + datetime.timedelta(days=30))
     assert paper.content.max_deviation == 1.0
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from assay.cli.main import main
 from assay.config import load_run
-from assay.pipeline import corpus, pass_gate
-from governance.gate.signed_statements import signature_fields, write_paper
+from assay.corpus_gate import pass_gate
+from assay.pipeline import corpus
+from governance.gate.signed_statements import signature_fields, write_statement
 from governance.gate.verdict import verdict_path
 from governance.gate.waivers import WAIVER, Refusal, Waiver
 from governance.manifest import describe, read_manifest, write_manifest
@@ -104,7 +105,7 @@ def paper(folder, kind, **fields):
         known |= {"observed": 160.0, "max_deviation": 159.0, "expires": str(NOW.date() + datetime.timedelta(days=9))}
     content = (Waiver if kind == WAIVER else Refusal)(**{**known, **fields})
     path = folder / "waivers" / f"{kind.split(':')[2]}.json"
-    write_paper(path, kind, ("corpus", tokens.digest), content, key)
+    write_statement(path, kind, ("corpus", tokens.digest), content, key)
     return path
 
 

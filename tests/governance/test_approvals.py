@@ -7,9 +7,9 @@ import pytest
 from governance.config import validate
 from governance.errors import ConfigError
 from governance.gate.approvals import APPROVAL, APPROVALS, Approval, all_differences, policy_differences, unapproved
-from governance.gate.decision import CheckResult, Papers, decide
+from governance.gate.decision import CheckResult, SignedStatements, decide
 from governance.gate.policy import Policy, load_policy
-from governance.gate.signed_statements import read_papers, signature_fields, signer_id, write_paper
+from governance.gate.signed_statements import read_statements, signature_fields, signer_id, write_statement
 from governance.signing.dsse import create_key, private_key
 
 GATE = {
@@ -142,12 +142,12 @@ def approve(desk, name, policy=None, key=None):
     about = policy or child
     fields = signature_fields(name, "we looked at this together", keys[key or name])
     content = Approval(**fields, parent=child.parent.digest, differences=tuple(all_differences(child)))
-    write_paper(folder / f"{name}-{key}.json", APPROVAL, ("policy", about.digest), content, keys[key or name])
+    write_statement(folder / f"{name}-{key}.json", APPROVAL, ("policy", about.digest), content, keys[key or name])
 
 
 def lacking(desk, *submitters):
     folder, _, child = desk
-    return unapproved(child, read_papers(folder, APPROVALS), submitters)
+    return unapproved(child, read_statements(folder, APPROVALS), submitters)
 
 
 def test_two_people_one_an_owner_open_a_loosened_gate(desk):
@@ -208,7 +208,7 @@ def test_an_unapproved_policy_blocks_a_corpus_that_passes_everything(desk):
     today = datetime.datetime.now(datetime.UTC).date()
 
     def judge():
-        return decide(child, results, "c" * 64, today, Papers(approvals=read_papers(folder, APPROVALS)))
+        return decide(child, results, "c" * 64, today, SignedStatements(approvals=read_statements(folder, APPROVALS)))
 
     closed = judge()
     assert closed.decision == "BLOCK"

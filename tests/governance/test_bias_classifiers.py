@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from assay.cli.main import main
-from assay.pipeline import _classifiers
+from assay.corpus_audit import _classifiers
 from data_pipeline.documents import DOCUMENT_SCHEMA
 from data_pipeline.filters.classifier import ClassifierConfig, scores_of, train_classifier
 from governance.checks.bias.bias import BiasConfig, bias_audit, sentence_scorers

@@ -191,7 +191,7 @@ def test_the_identity_is_the_formats_own():
 def test_readers_travel_to_workers():
     import pickle
 
-    from assay.pipeline import _token_readers
+    from assay.corpus_audit import token_readers
 
-    readers = pickle.loads(pickle.dumps(_token_readers()))
+    readers = pickle.loads(pickle.dumps(token_readers()))
     assert readers.open_shard == File.open

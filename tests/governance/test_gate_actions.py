@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from assay import pipeline
+from assay import corpus_gate, pipeline
 from assay.cli.main import main
 from governance.config import apply_override, validate
 from governance.errors import AlteredFile, ConfigError, GateClosed
@@ -234,13 +234,13 @@ def gate(web, monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, "teacher_logits", lambda *given: None)  # there is no recipe to look for a teacher in
 
     def passed(outcome, **values):
-        def require_open(*words, states):
+        def require_open(*words, record):
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
 
-        monkeypatch.setattr(pipeline, "require_open", require_open)
-        return pipeline.pass_gate(run, artifacts, Runtime(tmp_path, **values))
+        monkeypatch.setattr(corpus_gate, "require_open", require_open)
+        return corpus_gate.pass_gate(run, artifacts, Runtime(tmp_path, **values))
 
     passed.given = run, artifacts
     return passed
@@ -264,7 +264,7 @@ def test_an_altered_checkpoint_is_a_closed_gate_and_no_open_one(web, gate, monke
     def require_stated(*given):
         raise GateClosed("checkpoint/x: was altered")
 
-    monkeypatch.setattr(pipeline, "require_open", lambda *given, states: {"verdict": "PASS"})
+    monkeypatch.setattr(corpus_gate, "require_open", lambda *given, record: {"verdict": "PASS"})
     monkeypatch.setattr(pipeline, "require_stated", require_stated)
     run, artifacts = gate.given
     run.config.governance = GovernanceConfig(actions=(action(kind="webhook", url=web.url, on="any"),))
@@ -284,7 +284,7 @@ def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_onc
         started.append(words)
         return ends
 
-    def require_open(*given, states):
+    def require_open(*given, record):
         outcome = next(outcomes)
         if isinstance(outcome, Exception):
             raise outcome
@@ -297,7 +297,7 @@ def test_a_gate_that_closes_during_the_training_of_several_ranks_is_reported_onc
     run, artifacts = gate.given
     run.config.governance = GovernanceConfig(actions=(action(kind="webhook", url=web.url, on="any"),))
     run.config.engine = SimpleNamespace(restarts=1)
-    monkeypatch.setattr(pipeline, "require_open", require_open)
+    monkeypatch.setattr(corpus_gate, "require_open", require_open)
     with pytest.raises(GateClosed, match="revoked"):
         pipeline.training(run, artifacts, Runtime(run.folder), 2, ["run.toml"])
     assert [event["decision"] for _, _, event in web.got] == ["open", "closed"]
@@ -317,6 +317,15 @@ def test_shards_that_the_ranks_found_altered_are_reported_by_their_launcher(web,
     with pytest.raises(AlteredFile, match=r"a\.tokens: is missing"):
         pipeline._launch(run, artifacts, Runtime(run.folder), 2, [])
     assert [event["decision"] for _, _, event in web.got] == ["closed"]
+
+
+def test_ranks_that_find_the_gate_closed_leave_a_report_though_the_verdict_opens(tmp_path, monkeypatch, capsys):
+    """A rank may find at a restart that a checkpoint is not as it was stated; the verdict knows nothing of it."""
+    folder = prepare(tmp_path / "project")
+    monkeypatch.setattr(pipeline, "launch", lambda *given, **named: GateClosed.exit_code)
+    assert main(["run", *words_of(folder), "--nproc", "2"]) == 77
+    assert "found the gate closed" in capsys.readouterr().err
+    assert list((folder / "root" / "report").glob("*/report.html"))
 
 
 def test_one_rank_reports_and_a_look_up_does_not(web, gate, monkeypatch):

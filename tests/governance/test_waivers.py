@@ -12,8 +12,8 @@ from governance.files import write_json
 from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.policy import Gate, Policy, load_policy
-from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_paper
-from governance.gate.verdict import GovernanceConfig, give_verdict, load_papers, require_open
+from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_statement
+from governance.gate.verdict import GovernanceConfig, give_verdict, load_statements, require_open
 from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
@@ -80,11 +80,11 @@ class Bench:
             values |= {"observed": 1.25, "max_deviation": 0.25, "expires": LATER}
         content = (Waiver if kind == WAIVER else Refusal)(**{**values, **changes})
         path = self.root / "waivers" / name
-        write_paper(path, kind, ("corpus", corpus or self.tokens.digest), content, own)
+        write_statement(path, kind, ("corpus", corpus or self.tokens.digest), content, own)
         return path
 
     def judge(self, results=None, **today):
-        papers = load_papers(self.config, self.root, self.root)
+        papers = load_statements(self.config, self.root, self.root)
         return decide(self.policy, results or self.results(), self.tokens.digest, today.get("today", TODAY), papers)
 
     def give(self, judgement):

@@ -8,8 +8,8 @@ from governance.errors import GateClosed
 from governance.files import sha256_file
 from governance.gate.policy import load_policy
 from governance.gate.refusals import REFUSALS, refusals_of, removal_faults
-from governance.gate.signed_statements import signature_fields, write_paper
-from governance.gate.verdict import load_papers, settled_papers
+from governance.gate.signed_statements import signature_fields, write_statement
+from governance.gate.verdict import load_statements, statements_in_effect
 from governance.gate.waivers import REFUSAL, WITHDRAWAL, Refusal, Withdrawal
 from governance.lineage.attest import open_journal
 from governance.signing.dsse import private_key
@@ -38,7 +38,7 @@ def refuse(yard, by="ann", folder=REFUSALS, corpus=None):
     policy = load_policy(yard.root / "policy.toml").digest
     content = Refusal(**fields, gate="a.hard", result="sources", policy=policy)
     path = yard.root / folder / "no.json"
-    write_paper(path, REFUSAL, ("corpus", corpus or yard.tokens.digest), content, key_of(yard, by))
+    write_statement(path, REFUSAL, ("corpus", corpus or yard.tokens.digest), content, key_of(yard, by))
     return path
 
 
@@ -46,7 +46,7 @@ def withdraw(yard, refusal, by="ann", approver=None, about=None, corpus=None):
     fields = signature_fields(approver or by, "we have read these files now", key_of(yard, by))
     content = Withdrawal(**fields, refusal="no.json", gate="a.hard", corpus=corpus or yard.tokens.digest)
     path = yard.root / REFUSALS / "yes.json"
-    write_paper(path, WITHDRAWAL, ("refusal", about or refusal), content, key_of(yard, by))
+    write_statement(path, WITHDRAWAL, ("refusal", about or refusal), content, key_of(yard, by))
     return path
 
 
@@ -94,7 +94,7 @@ def test_one_that_nobody_has_read_is_not_known(yard):
     path = refuse(yard)
     before = (yard.root / "journal.jsonl").read_bytes()
     with pytest.raises(GateClosed, match="refused by ann"):
-        yard.open(states=False)
+        yard.open(record=False)
     assert (yard.root / "journal.jsonl").read_bytes() == before
     path.unlink()
     assert yard.open()["verdict"] == "PASS"
@@ -108,7 +108,7 @@ def test_a_certified_key_of_the_reviewers_account_states_it_at_once(yard):
     yard.certify("reviewer", yard.site / "root.pem")
     path, account = refuse(yard), yard.config(signing_key="reviewer.pem", **two)
     journal, policy = open_journal(account, yard.root, yard.root), load_policy(yard.root / "policy.toml")
-    settled_papers((account, yard.root), policy, yard.tokens.digest, yard.root, journal)
+    statements_in_effect((account, yard.root), policy, yard.tokens.digest, yard.root, journal)
     path.unlink()
     with pytest.raises(GateClosed, match=GONE):
         yard.open(**two)
@@ -203,4 +203,4 @@ def test_a_refusal_of_another_corpus_is_not_stated_here(yard):
     assert yard.judge()["verdict"] == "PASS"
     shutil.rmtree(yard.root / REFUSALS)
     assert yard.open()["verdict"] == "PASS"
-    assert refusals_of("d" * 64, load_papers(yard.config(), yard.root, yard.root), entries(yard)) == []
+    assert refusals_of("d" * 64, load_statements(yard.config(), yard.root, yard.root), entries(yard)) == []

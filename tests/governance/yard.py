@@ -11,7 +11,7 @@ from governance.errors import GateClosed
 from governance.gate.chain import require_chain
 from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import load_policy
-from governance.gate.verdict import GovernanceConfig, bound_by, give_verdict, require_open, settled_papers
+from governance.gate.verdict import GovernanceConfig, binding_sites, give_verdict, require_open, statements_in_effect
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_job_key, create_key, private_key
@@ -77,19 +77,19 @@ class Yard:
         for manifest in (self.tokens, self.audit):
             journal.state_artifact(manifest)
         results = [CheckResult(gate.id, "sources", status, 0.5, 9, 0, "x") for gate in policy.gate]
-        bound_by(policy, config, self.root)
+        binding_sites(policy, config, self.root)
         require_chain((self.tokens,), self.root, journal)
-        papers = settled_papers((config, self.root), policy, self.tokens.digest, self.root, journal)
+        statements = statements_in_effect((config, self.root), policy, self.tokens.digest, self.root, journal)
         today = datetime.datetime.now(datetime.UTC).date()
-        judgement = decide(policy, results, self.tokens.digest, today, papers)
+        judgement = decide(policy, results, self.tokens.digest, today, statements)
         return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)
 
-    def open(self, *, states=True, **changes):
+    def open(self, *, record=True, **changes):
         """Request training as `assay train` does."""
         config = self.config(**changes)
         journal = open_journal(config, self.root, self.root)
         policy = load_policy(self.root / "policy.toml")
-        return require_open(self.tokens, policy, (config, self.root), self.root, journal, states=states)
+        return require_open(self.tokens, policy, (config, self.root), self.root, journal, record=record)
 
     def refused(self, words, **changes):
         """Neither door opens, and both give the reason."""

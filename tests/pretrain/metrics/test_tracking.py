@@ -321,7 +321,7 @@ def test_lines_of_two_threads_keep_their_numbers(tmp_path, fake_wandb):
 
 def test_training_names_the_verdict_that_let_it_through(tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(run_module, "_require_open", lambda run, artifacts, runtime: {})
+    monkeypatch.setattr(run_module, "require_verdict", lambda run, artifacts, runtime: {})
     monkeypatch.setattr("pretrain.train.train", lambda *arguments, **options: given.update(options))
     path = tmp_path / "verdicts" / f"{'d' * 16}-{'p' * 16}.json"
     path.parent.mkdir()
