@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, load
+from assay.cli.run_commands import Arguments, load, load_corpus
 from governance.errors import ConfigError, MissingInput
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
@@ -207,11 +207,9 @@ def train_classifiers(arguments: Arguments) -> None:
 def export(arguments: Arguments) -> None:
     """Write the token shards as Megatron's .bin and .idx."""
     from assay.corpus_gate import require_corpus
-    from assay.pipeline import corpus
     from data_pipeline.tokens.megatron import export_megatron
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     tokens = artifacts["encode"]
     for role in ("train", "validation"):
         if tokens.files(role, runtime.root):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, checkpoint_of, command_line, load
+from assay.cli.run_commands import Arguments, checkpoint_of, command_line, load, load_corpus
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
@@ -30,11 +30,10 @@ from governance.verified_files import intact
 def check(arguments: Arguments) -> int:
     """Audit the corpus and sign the verdict; the gate's exit status."""
     from assay.corpus_gate import pass_gate
-    from assay.pipeline import corpus, judge_corpus
+    from assay.pipeline import judge_corpus
     from governance.gate.explanation import explain
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     checked, verdict = judge_corpus(loaded, artifacts, runtime)
     if arguments.data_docs is not None:
         _data_docs(arguments.data_docs or None, checked, artifacts, loaded, runtime)
@@ -74,15 +73,13 @@ def freeze(arguments: Arguments) -> None:
         ConfigError: the file exists; a reference never changes.
     """
     from assay.corpus_gate import pass_gate
-    from assay.pipeline import corpus
     from governance.checks.drift import write_reference
     from governance.checks.shards import sketch_corpus
 
-    loaded, runtime = load(arguments, "data prepare")
     file: Path = arguments.file
     if file.exists():
         raise ConfigError(f"{file}: exists already, and a reference never changes. Give another name.")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     config = loaded.config.governance
     pass_gate(loaded, artifacts, runtime)
     sketch = sketch_corpus(artifacts["clean"], runtime.root)
@@ -293,10 +290,8 @@ def keygen(arguments: Arguments) -> None:
 def audit_model(arguments: Arguments) -> None:
     """Print a checkpoint's strongest biases on templates and published sets."""
     from assay.checkpoint_evaluation import model_audit
-    from assay.pipeline import corpus
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     made = model_audit(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
     with intact(made.named("leanings.json"), runtime.root) as path:
         found = json.loads(path.read_bytes())
@@ -320,13 +315,9 @@ def audit_model(arguments: Arguments) -> None:
 
 def audit_memorisation(arguments: Arguments) -> None:
     """Print the extraction rate of training sequences by copies."""
-    from dataclasses import replace
-
     from assay.checkpoint_evaluation import memorisation
-    from assay.pipeline import corpus
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     made = memorisation(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
     stats = made.stats
     words = f"{stats['prefix_tokens']} tokens given, {stats['continuation_tokens']} to repeat"

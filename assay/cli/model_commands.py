@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.cli.output import say
-from assay.cli.run_commands import Arguments, averaged_with, checkpoint_of, load
+from assay.cli.run_commands import Arguments, averaged_with, checkpoint_of, load_corpus
 from governance.errors import ConfigError, MissingInput
 from governance.log import get_logger, progress
 
@@ -44,16 +44,12 @@ def open_checkpoint(arguments: Arguments, role: str = "") -> OpenedCheckpoint:
 
     `role` names token shards that the command reads, too.
     """
-    from dataclasses import replace
-
     from assay.corpus_gate import require_corpus
-    from assay.pipeline import corpus
     from data_pipeline.tokens.tokenizer import load_encoder
     from pretrain.checkpoint.format import identity_of, read_checkpoint
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     require_corpus(loaded, artifacts, runtime, role)  # the tokenizer is behind it
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     manifest = read_checkpoint(checkpoint, runtime.root)

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         ),
     )
     return run, runtime
+
+
+def load_corpus(arguments: Arguments) -> tuple[LoadedRun, Runtime, dict[str, Manifest]]:
+    """The run, the runtime and the artifacts of a prepared corpus.
+
+    Raises:
+        MissingInput: a stage is missing; names the command that makes it.
+    """
+    from assay.pipeline import corpus
+
+    loaded, runtime = load(arguments, "data prepare")
+    return loaded, runtime, corpus(loaded, replace(runtime, make=False))
 
 
 def command_line(arguments: Arguments, command: str) -> str:
@@ -153,8 +166,6 @@ def run(arguments: Arguments) -> None:
 
 def train(arguments: Arguments) -> None:
     """Train on a prepared corpus that has passed the gate."""
-    from dataclasses import replace
-
     from assay.pipeline import corpus, training
 
     if arguments.dry_run:
@@ -179,14 +190,10 @@ def train(arguments: Arguments) -> None:
 
 def teacher_logits(arguments: Arguments) -> None:
     """Draw from a teacher's distributions for the run's distillation."""
-    from dataclasses import replace
-
     from assay.corpus_gate import pass_gate
-    from assay.pipeline import corpus
     from assay.teacher_draws import teacher_logits as make
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     pass_gate(loaded, artifacts, runtime)
     made = make(loaded, artifacts, runtime)
     if made is None:
@@ -212,8 +219,6 @@ def checkpoint_of(
         GateClosed: the journal of its root, this one or another, does not state it, or its training, as it is; its
             folder holds another one; or its origin is not verified, and the policy demands it.
     """
-    from dataclasses import replace
-
     from assay.pipeline import training
     from assay.weights_origin import checkpoint_origin, refuse_unverified
     from governance.gate.chain import require_chain, require_stated
@@ -265,17 +270,13 @@ def averaged_with(newest: Manifest, arguments: Arguments, loaded: LoadedRun, roo
 
 def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
-    from dataclasses import asdict, replace
-
     from assay.checkpoint_evaluation import evaluation
-    from assay.pipeline import corpus
     from governance.config import canonical_json
     from governance.files import sha256_bytes
     from governance.stage import read_artifact
     from pretrain.evaluation.evaluation_table import table
 
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
     others = averaged_with(evaluated, arguments, loaded, runtime.root)
@@ -291,10 +292,7 @@ def evaluate(arguments: Arguments) -> None:
 
 def export(arguments: Arguments) -> None:
     """Write a checkpoint as a Hugging Face folder."""
-    from dataclasses import replace
-
     from assay.corpus_gate import require_corpus
-    from assay.pipeline import corpus
     from data_pipeline.tokens.chat_template import CHATML
     from governance.files import sha256_file
     from governance.hub_client import push, require_name
@@ -311,8 +309,7 @@ def export(arguments: Arguments) -> None:
         )
     if arguments.push:
         require_name(arguments.push)
-    loaded, runtime = load(arguments, "data prepare")
-    artifacts = corpus(loaded, replace(runtime, make=False))
+    loaded, runtime, artifacts = load_corpus(arguments)
     require_corpus(loaded, artifacts, runtime)  # the tokenizer is behind it
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
     sources = [(source.name, source.licence, source.url) for source in loaded.config.data.sources]
