@@ -275,7 +275,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     Raises:
         ConfigError: two sources have one name.
         MissingInput: a source's file, package or data set is not there, or it was not made and `runtime.make` is off. A
-            look-up goes on without files that are gone where one artifact has these settings and no file that is still
+            look-up goes on without files that are gone, where one artifact has these settings and no file that is still
             there differs; not where a server has a file that was not fetched, nor without the note on a hub's branch.
     """
     names = Counter(source.name for source in sources)
@@ -286,13 +286,13 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     sources = tuple(at_commit(source, runtime) if isinstance(source, HubSource) else source for source in sources)
     digests = Digests(runtime)
     listed: list[SourceFiles] = []
-    left: dict[str, set[str]] = {}  # source with missing files -> digests of its files that remain
-    gone: MissingInput | None = None
-    taught: dict[str, Manifest] = {}
+    remaining: dict[str, set[str]] = {}  # source with missing files -> digests of its files that remain
+    missing: MissingInput | None = None
+    synthetic: dict[str, Manifest] = {}
     for source in sources:
         try:
             if isinstance(source, SyntheticSource):
-                answers, taught[source.name] = list_answers(
+                answers, synthetic[source.name] = list_answers(
                     plan_requests(source, sources, config_folder, digests, runtime), digests, runtime
                 )
                 listed.append(answers)
@@ -302,28 +302,29 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
         except MissingInput as error:
             if runtime.make or error.stage:
                 raise
-            gone = gone or error
+            missing = missing or error
             paths = () if isinstance(source, _FETCHED) else find_left(source, config_folder)
-            left[source.name] = {digests.of(path) for path in paths}
+            remaining[source.name] = {digests.of(path) for path in paths}
     digests.save()
     inputs = [
         Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{files.source.name}/{item.file}")
         for files in listed
         for item in (*files.items, *files.beside)
     ]
-    inputs += [made.as_input() for made in taught.values()]
-    if gone is not None:
-        same = [made for made in _of_settings(sources, config, runtime.root) if _agrees(made, inputs, left)]
-        return _sealed(same, runtime.root, gone)
+    inputs += [made.as_input() for made in synthetic.values()]
+    if missing is not None:
+        candidates = _artifacts_with(sources, config, runtime.root)
+        same = [made for made in candidates if _has_same_files(made, inputs, remaining)]
+        return _only_artifact(same, runtime.root, missing)
     unread = {files.source.name: files.unread for files in listed if files.unread}
     for name, missed in unread.items():
         get_logger(__name__).warning("source %s: %s. They count as torn files", name, unread_words(missed))
     reasons = [f"{name} {reason}" for name, missed in unread.items() for _, reason in missed]
-    called = sha256_bytes(canonical_json([*(item.path for item in inputs), *reasons]))
+    names_digest = sha256_bytes(canonical_json([*(item.path for item in inputs), *reasons]))
     known = IngestIdentity(
         sources=tuple(identity(files.source) for files in listed),
         ingest=config,
-        names=called,
+        names=names_digest,
         code_libraries=code_libraries(sources),
     )
 
@@ -345,14 +346,14 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
             (name, {"torn_files": len(missed), "passed_over": dict(Counter(reason for _, reason in missed))})
             for name, missed in unread.items()
         ]
-        made = _make(readings, lost, recipe, folder, runtime)
-        facts = {"synthetic": {name: facts_of(one) for name, one in sorted(taught.items())}} if taught else {}
+        made = _read_all(readings, lost, recipe, folder, runtime)
+        facts = {"synthetic": {name: facts_of(one) for name, one in sorted(synthetic.items())}} if synthetic else {}
         return Made(made.outputs, {**made.stats, **facts})
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
 
 
-def _of_settings(sources: Sequence[Source], config: IngestConfig, root: Path) -> Iterator[Manifest]:
+def _artifacts_with(sources: Sequence[Source], config: IngestConfig, root: Path) -> Iterator[Manifest]:
     """Artifacts of these settings, whatever their files; damaged ones are passed over."""
     settings = ([identity(source).model_dump(mode="json") for source in sources], config.model_dump(mode="json"))
     for path in sorted(root.glob(f"ingest/*/{FILE_NAME}")):
@@ -364,22 +365,22 @@ def _of_settings(sources: Sequence[Source], config: IngestConfig, root: Path) ->
                 yield made
 
 
-def _agrees(made: Manifest, inputs: Sequence[Input], left: Mapping[str, set[str]]) -> bool:
+def _has_same_files(made: Manifest, inputs: Sequence[Input], remaining: Mapping[str, set[str]]) -> bool:
     """Return whether the files that are still there are those recorded.
 
-    `inputs` are those of the sources that are whole; `left` holds, by source, digests of the files that others still
-    have.
+    `inputs` are those of the sources that are whole; `remaining` holds, by source, digests of the files that others
+    still have.
     """
     files = [item for item in made.inputs if item.stage in SOURCES]
-    recorded = [item for item in files if item.path.partition("/")[0] not in left]
+    recorded = [item for item in files if item.path.partition("/")[0] not in remaining]
     digests = {(item.path.partition("/")[0], item.digest) for item in files}
     return recorded == [item for item in inputs if item.stage in SOURCES] and all(
-        (source, digest) in digests for source, of_source in left.items() for digest in of_source
+        (source, digest) in digests for source, of_source in remaining.items() for digest in of_source
     )
 
 
-def _sealed(made: Sequence[Manifest], root: Path, error: MissingInput) -> Manifest:
-    """The one artifact of the settings, without its source files.
+def _only_artifact(made: Sequence[Manifest], root: Path, error: MissingInput) -> Manifest:
+    """The one artifact of the settings, whose source files are gone.
 
     The names and digests of the files are in the artifact; those that are gone cannot be compared.
 
@@ -400,7 +401,7 @@ def _sealed(made: Sequence[Manifest], root: Path, error: MissingInput) -> Manife
     return made[0]
 
 
-def _make(
+def _read_all(
     readings: Sequence[Reading], lost: list[tuple[str, dict[str, Any]]], recipe: Recipe, folder: Path, runtime: Runtime
 ) -> Made:
     """Read all shards.
@@ -423,7 +424,7 @@ def _make(
             for shard, part in zip(shards, done, strict=True)
             if shard.payload.source.name == source.name
         ]
-        more = _unrepeating(bool(source.fields.id), own, recipe, folder, runtime)
+        more = _without_repeats(bool(source.fields.id), own, recipe, folder, runtime)
         last += [(source.name, shard) for shard in more]
     finished = map_shards(recipe, drop_repeated, [shard for _, shard in last], folder, runtime)
     stats += [(name, part.stats) for (name, _), part in zip(last, finished, strict=True)]
@@ -436,7 +437,7 @@ def _make(
     return Made(outputs, {**total, "by_source": by_source})
 
 
-def _unrepeating(
+def _without_repeats(
     with_ids: bool, read: Sequence[tuple[str, ShardDone]], recipe: Recipe, folder: Path, runtime: Runtime
 ) -> list[Shard]:
     """Final names of shards read under `read_`, repeated ids removed.

@@ -42,7 +42,6 @@ from pretrain.experiments.claims_page import claims_page
 LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 3
 """One for each artifact: a change of the report's words remakes no training."""
 _LOSSES, _TIMES = "losses.json", "times.json"
-_TUNING_SEED = 0  # results have seeds from 1
 _TIMED_STEPS = 2
 Advance = Callable[..., None]
 Check = Callable[[Sequence[Manifest]], None]
