@@ -138,7 +138,7 @@ def next_submission(root: Path) -> int:
 
 
 def submit(
-    orders: Sequence[JobRequest], root: Path, config: SlurmConfig, begin: datetime | None = None
+    requests: Sequence[JobRequest], root: Path, config: SlurmConfig, begin: datetime | None = None
 ) -> list[SubmittedJob]:
     """Queue jobs whose scripts are already written; the recorded lines.
 
@@ -150,14 +150,14 @@ def submit(
     number = next_submission(root)
     done: dict[str, SubmittedJob] = {}
     try:
-        for order in orders:
-            line = _submit(order, done, number, root, config, begin)
-            done[order.job.name] = line
+        for request in requests:
+            line = _submit(request, done, number, root, config, begin)
+            done[request.job.name] = line
             remove_file(called_off(root, line.job))  # of an earlier job with this number
             append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
         tools.release([line.job for line in done.values() if not line.after])
     except BaseException as error:  # an interrupt, too, must leave no job behind
-        state = f"{len(done)} of {len(orders)} jobs were queued"
+        state = f"{len(done)} of {len(requests)} jobs were queued"
         try:
             tools.cancel([line.job for line in done.values()])
             state += "; they are cancelled" if done else ""
@@ -171,22 +171,22 @@ def submit(
 
 
 def _submit(
-    order: JobRequest,
+    request: JobRequest,
     done: Mapping[str, SubmittedJob],
     number: int,
     root: Path,
     config: SlurmConfig,
     begin: datetime | None,
 ) -> SubmittedJob:
-    job = order.job
-    after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(order.after)
+    job = request.job
+    after = [(condition, done[name].job) for condition, name in job.after if name in done] + list(request.after)
     options = (
         [f"--dependency={','.join(f'{condition}:{ident}' for condition, ident in after)}"] if after else ["--hold"]
     )
     if begin is not None and not after:  # by the seconds left: a local time may be two moments, as summer ends
         options.append(f"--begin=now+{max(0, int((begin - datetime.now(UTC)).total_seconds()))}")
-    if order.numbers:
-        options.append(f"--array={ranges(order.numbers)}{throttled(config)}")
+    if request.numbers:
+        options.append(f"--array={ranges(request.numbers)}{throttled(config)}")
     return SubmittedJob(
         name=job.name,
         kind=job.kind,
@@ -195,7 +195,7 @@ def _submit(
         submitted=now(),
         after=tuple(after),
         tasks=job.tasks,
-        numbers=order.numbers or tuple(range(job.tasks)),
+        numbers=request.numbers or tuple(range(job.tasks)),
     )
 
 

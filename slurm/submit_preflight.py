@@ -65,9 +65,9 @@ def refuse(
         ClusterError: the cluster would refuse it, or never start it.
     """
     check_settings(config, root)
-    faults = list(_seen(config))
+    faults = list(_cluster_faults(config))
     faults += over_limits(jobs, entries or {job.name: entries_of([job]) for job in jobs}, config)
-    lines = faults or list(_rehearsed(jobs, root, _away(config)))
+    lines = faults or list(_rehearsal_faults(jobs, root, _absent_nodes(config)))
     if lines:
         raise ClusterError("nothing was queued:\n" + "\n".join(f"  {line}" for line in lines))
     files = [Path(config.environment)] * bool(config.environment) + [config.image_file] * bool(config.image_file)
@@ -104,52 +104,45 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
         )
 
 
-def _seen(config: SlurmConfig) -> Iterator[str]:
+def _cluster_faults(config: SlurmConfig) -> Iterator[str]:
     """Faults that can be seen by looking at the cluster."""
     known, all_nodes = tools.partitions(), tools.nodes()
     allowed = tools.accounts(getpass.getuser()) if config.account or config.data_account else []
     for field, account in (("account", config.account), ("data_account", config.data_account)):
         if account and allowed and account not in allowed:
-            words = _words([f"--account={account}"])
-            yield f"slurm.{field} = {account!r}: you may charge {', '.join(allowed)}. Use one.{words}"
-    named = {"partition": config.partition, "data_partition": config.data_partition}
+            answer = _slurm_answer([f"--account={account}"])
+            yield f"slurm.{field} = {account!r}: you may charge {', '.join(allowed)}. Use one.{answer}"
     unknown = False
-    for field, name in named.items():
-        for part in name.split(",") if name else []:
+    for field, names in (("partition", config.partition), ("data_partition", config.data_partition)):
+        for part in names.split(",") if names else []:
             if part not in known:
                 unknown = True
-                words = _words([f"--partition={part}"])
-                yield f"slurm.{field} = {name!r}: there is no {part!r}; there are {', '.join(sorted(known))}.{words}"
+                answer = _slurm_answer([f"--partition={part}"])
+                yield f"slurm.{field} = {names!r}: there is no {part!r}; there are {', '.join(sorted(known))}.{answer}"
     if unknown:
         return
-    default = [name for name, partition in known.items() if partition.default]
-    yield from _fits(config, "time_limit", _named(known, config.partition.split(",") if config.partition else default))
-    data = config.data_partition or config.partition
-    yield from _fits(config, "data_time_limit", _named(known, data.split(",") if data else default))
-    for_training = _named(known, config.partition.split(",") if config.partition else default)
-    yield from _nodes_suffice(config, for_training, all_nodes)
+    default = [partition for partition in known.values() if partition.default]
+
+    def named(names: str) -> list[tools.Partition]:
+        return [known[name] for name in names.split(",")] if names else default
+
+    yield from _time_faults(config, "time_limit", named(config.partition))
+    yield from _time_faults(config, "data_time_limit", named(config.data_partition or config.partition))
+    yield from _node_faults(config, named(config.partition), all_nodes)
 
 
-def _named(known: dict[str, tools.Partition], names: Sequence[str]) -> list[tools.Partition]:
-    return [known[name] for name in names if name in known]
-
-
-def _fits(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> Iterator[str]:
+def _time_faults(config: SlurmConfig, field: str, among: Sequence[tools.Partition]) -> Iterator[str]:
     requested = getattr(config, field)
     if among and requested and all(minutes(requested) > minutes(partition.limit) for partition in among):
         limits = ", ".join(f"{partition.name} MaxTime={partition.limit}" for partition in among)
-        words = _words([f"--partition={','.join(partition.name for partition in among)}", f"--time={requested}"])
-        yield (
-            f"slurm.{field} = {requested!r} is above the partition's limit ({limits}). Lower it"
-            + (
-                f"; for a longer run, slurm.chain = N makes N jobs in a row.{words}"
-                if field == "time_limit"
-                else f".{words}"
-            )
+        answer = _slurm_answer(
+            [f"--partition={','.join(partition.name for partition in among)}", f"--time={requested}"]
         )
+        longer = "; for a longer run, slurm.chain = N makes N jobs in a row" if field == "time_limit" else ""
+        yield f"slurm.{field} = {requested!r} is above the partition's limit ({limits}). Lower it{longer}.{answer}"
 
 
-def _nodes_suffice(
+def _node_faults(
     config: SlurmConfig, among: Sequence[tools.Partition], all_nodes: Sequence[tools.ClusterNode]
 ) -> Iterator[str]:
     """Check that some partition has enough suitable nodes."""
@@ -159,8 +152,8 @@ def _nodes_suffice(
         return
     most = max((min(partition.most_nodes, partition.nodes or partition.most_nodes) for partition in among), default=0)
     if config.nodes > most:
-        words = _words(_as_options(config, nodes=config.nodes))
-        yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {', '.join(sorted(names))}. Lower it.{words}"
+        answer = _slurm_answer(_training_options(config, nodes=config.nodes))
+        yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {', '.join(sorted(names))}. Lower it.{answer}"
     named = {
         "gpus_per_node": (config.gpus_per_node, max(node.gpus for node in there), "GPUs"),
         "cpus_per_task": (config.cpus_per_task * config.tasks_per_node, max(node.cpus for node in there), "CPUs"),
@@ -168,14 +161,14 @@ def _nodes_suffice(
     }
     for field, (requested, has, what) in named.items():
         if requested > has:
-            words = _words(_as_options(config))
+            answer = _slurm_answer(_training_options(config))
             yield (
                 f"slurm.{field} = {getattr(config, field)!r}: {requested:,} {what} are requested on a node, and none "
-                f"of {', '.join(sorted(names))} has more than {has:,}. Lower it, or choose another partition.{words}"
+                f"of {', '.join(sorted(names))} has more than {has:,}. Lower it, or choose another partition.{answer}"
             )
 
 
-def _as_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
+def _training_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
     options = [f"--nodes={nodes}", f"--ntasks-per-node={config.tasks_per_node}", "--time=1"]
     options += [f"--partition={config.partition}"] * bool(config.partition)
     options += [f"--gpus-per-node={config.gpus_per_node}"] * bool(config.gpus_per_node)
@@ -183,13 +176,13 @@ def _as_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
     return options + [f"--mem={config.memory}"] * bool(config.memory)
 
 
-def _words(options: Sequence[str]) -> str:
+def _slurm_answer(options: Sequence[str]) -> str:
     """Sbatch's own objection to these options, if any."""
     said = tools.rehearse(*options, "--wrap=true")
     return f" Slurm says: {'; '.join(said.splitlines())}" if said else ""
 
 
-def _away(config: SlurmConfig) -> str:
+def _absent_nodes(config: SlurmConfig) -> str:
     """Reason why training cannot start now; "" if it can.
 
     The reason is that enough nodes are configured, and some are away.
@@ -201,7 +194,7 @@ def _away(config: SlurmConfig) -> str:
     return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
 
 
-def _rehearsed(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator[str]:
+def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator[str]:
     """Objections of `sbatch --test-only`, each once.
 
     `gone` states why nodes that fit are not there now.
@@ -322,7 +315,7 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
         warned.add(name)
         if needed > most:
             found = f"{needed:,} entries in the queue (jobs and tasks of arrays), of which {name} allows {most:,}."
-            yield f"{found} {_mend(among, most)}"
+            yield f"{found} {_fitting_setting(among, most)}"
         elif (others := tools.mine()) + needed > most:
             get_logger(__name__).warning(
                 "%s allows %s entries in the queue; this run has %s, and you have %s already: sbatch may refuse it",
@@ -330,7 +323,7 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
             )  # fmt: skip
 
 
-def _mend(jobs: Sequence[SlurmJob], most: int) -> str:
+def _fitting_setting(jobs: Sequence[SlurmJob], most: int) -> str:
     arrays = sum(job.tasks > 0 for job in jobs)
     tasks = (most - (len(jobs) - arrays)) // arrays if arrays else 0
     if tasks < 1:
