@@ -147,13 +147,14 @@ def _node_faults(
 ) -> Iterator[str]:
     """Check that some partition has enough suitable nodes."""
     names = {partition.name for partition in among}
+    listed = ", ".join(sorted(names))
     there = [node for node in all_nodes if names & set(node.partitions)]
     if not there:
         return
     most = max((min(partition.most_nodes, partition.nodes or partition.most_nodes) for partition in among), default=0)
     if config.nodes > most:
         answer = _slurm_answer(_training_options(config, nodes=config.nodes))
-        yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {', '.join(sorted(names))}. Lower it.{answer}"
+        yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {listed}. Lower it.{answer}"
     named = {
         "gpus_per_node": (config.gpus_per_node, max(node.gpus for node in there), "GPUs"),
         "cpus_per_task": (config.cpus_per_task * config.tasks_per_node, max(node.cpus for node in there), "CPUs"),
@@ -164,7 +165,7 @@ def _node_faults(
             answer = _slurm_answer(_training_options(config))
             yield (
                 f"slurm.{field} = {getattr(config, field)!r}: {requested:,} {what} are requested on a node, and none "
-                f"of {', '.join(sorted(names))} has more than {has:,}. Lower it, or choose another partition.{answer}"
+                f"of {listed} has more than {has:,}. Lower it, or choose another partition.{answer}"
             )
 
 

@@ -164,7 +164,9 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
         PipelineError: the model does not fit, or the device's memory is full.
     """
     config = deepspeed_config(recipe, settings, ranks.world_size, device.type, vocabulary_size)
-    if not _gathers_blocks(recipe):
+    # Below frozen weights a block's input has no gradient. Then DeepSpeed (0.19.8) takes the backward pass of a leaf
+    # module for finished when it begins, and frees the weights that it needs.
+    if Decoder.repeats_blocks or recipe.train.freezes:
         config = without_leaf_modules(config)
     deepspeed = _import_deepspeed(settings, ranks, device, recipe.train.precision)
     if settings.deepspeed:
@@ -198,13 +200,9 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
     if ranks.world_size == 1 and reduces_once(wrapped):
         wrapped.enable_backward_allreduce = False  # a sum over one rank, for three passes over all gradients
     _compile(wrapped, model, settings)
-    tensor_ranks = settings.tensor_parallel_size
-    parts, divisor, counts = (
-        _tensor_parts(ranks, settings),
-        ranks.world_size // tensor_ranks,
-        settings.attention == "flash",
-    )
+    divisor, counts = ranks.world_size // settings.tensor_parallel_size, settings.attention == "flash"
     clipping = 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping
+    parts = _tensor_parts(ranks, settings)
     engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping, experts, shapes)
     prepare_moments(engine, 0)
     return engine
@@ -218,15 +216,6 @@ def _decoder(
     if recipe.train.freezes:
         freeze(made, recipe, vocabulary_size)
     return made
-
-
-def _gathers_blocks(recipe: TrainRecipe) -> bool:
-    """Return whether blocks may be DeepSpeed's leaf modules at stage 3.
-
-    Below frozen weights a block's input has no gradient. Then DeepSpeed (0.19.8) takes the backward pass of a leaf
-    module for finished when it begins, and frees the weights that it needs.
-    """
-    return not Decoder.repeats_blocks and not recipe.train.freezes
 
 
 def _joins_projections(recipe: TrainRecipe, settings: EngineConfig) -> bool:
@@ -381,9 +370,6 @@ def _import_deepspeed(settings: EngineConfig, ranks: Ranks, device: torch.device
     return deepspeed
 
 
-_NO_CONTEXT = contextlib.nullcontext()
-
-
 class _Unfilled(TorchFunctionMode):
     """Skip torch's initialisation of parameters, which is overwritten.
 
@@ -431,7 +417,11 @@ def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], w
         turn = ordered[first : first + ranks]
         drawn = weight(turn[rank][0], full_shape(turn[rank][1])) if rank < len(turn) else None
         for drawer, (_, parameter) in enumerate(turn):
-            whole = deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer) if cut else _NO_CONTEXT
+            whole = (
+                deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer)
+                if cut
+                else contextlib.nullcontext()
+            )
             with whole, torch.no_grad():
                 if rank == drawer:
                     parameter.copy_(drawn)
