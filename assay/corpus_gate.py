@@ -1,4 +1,4 @@
-"""The gate of a run: pass it, report its decision, refuse what was altered."""
+"""Gate of a run: the verdict, its report, and checks for alterations."""
 
 from __future__ import annotations
 

@@ -233,7 +233,9 @@ def _tables(
 
 
 def write_report(run: LoadedRun, runtime: Runtime) -> Path:
-    """Path of the report on the existing artifacts; the corpus must be complete.
+    """Report on the existing artifacts; the corpus must be complete.
+
+    Returns the path of its page.
 
     Raises:
         GateClosed, ManifestError: as `make_report`.

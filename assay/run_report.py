@@ -68,7 +68,10 @@ def _require_signed(made: Manifest, root: Path, journal: Journal) -> None:
 
 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:
-    """Data Docs of the audit, memorisation of the last checkpoint, and the KPI's test or plan."""
+    """Newest measurements of the audit and the last checkpoint.
+
+    They are Data Docs, the memorisation probe, and the test of KPIs, or else its plan.
+    """
     from governance.kpi.other_plans import PLAN, TEST
     from pretrain.inference.memorisation import VERSION as MEMORISATION
 

@@ -433,7 +433,7 @@ def _save(context: TrainContext, state: TrainState) -> None:
 
 
 def _save_and_stop(context: TrainContext, state: TrainState, saved_step: int) -> NoReturn:
-    """Save the progress since the last checkpoint, then raise once it is durable.
+    """Save what no checkpoint has, then raise once it is durable.
 
     Raises:
         BudgetReached: the energy budget is used up.

@@ -119,7 +119,9 @@ def statements_in_effect(
     *,
     record: bool = True,
 ) -> SignedStatements:
-    """Signed statements on one corpus, with refusals and withdrawals as the journal knows them.
+    """Signed statements on one corpus, less the refusals that were withdrawn.
+
+    A refusal that the journal states and whose file is gone is a fault (`refusals.py`).
 
     Those read for the first time are recorded in the journal, unless `record` is false (a look-up) or readers do not
     trust our key.
@@ -255,7 +257,7 @@ def give_verdict(
 def _signature_fault(
     envelope: Mapping[str, Any], keys: Sequence[Any], demands: Sequence[TwoKeys], audit: Manifest, root: Path
 ) -> str:
-    """Reason why readers would not accept a new verdict's signature; "" if they would."""
+    """Reason to distrust a new verdict's signature; "" for none."""
     try:
         verify_envelope(envelope, keys, "the verdict of this signing key")
     except ManifestError as error:
@@ -287,7 +289,7 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
 
 
 def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal | None) -> dict[str, Any]:
-    """The current verdict; {} if it is missing, untrusted, or predates a clock correction."""
+    """The current verdict; {} if missing, untrusted, or before a clock correction."""
     if not path.exists() or correction_fault(path, root, journal):
         return {}
     try:
