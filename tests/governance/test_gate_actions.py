@@ -323,7 +323,7 @@ def test_ranks_that_find_the_gate_closed_leave_a_report_though_the_verdict_opens
     """A rank may find at a restart that a checkpoint is not as it was stated; the verdict knows nothing of it."""
     folder = prepare(tmp_path / "project")
     monkeypatch.setattr(pipeline, "launch", lambda *given, **named: GateClosed.exit_code)
-    assert main(["run", *words_of(folder), "--nproc", "2"]) == 77
+    assert main(["run", *words_of(folder), "--nproc", "2", "--set", "engine.micro_batch_size=2"]) == 77
     assert "found the gate closed" in capsys.readouterr().err
     assert list((folder / "root" / "report").glob("*/report.html"))
 
