@@ -2,9 +2,9 @@
 
 Promise: everything that can be checked without reading the corpus is reported now, in one message, not hours later by
 its stage. `check` looks up each path (sources, opt-out files, lists, labelled files, evaluation sets, earlier corpora,
-a given tokenizer, the key of the pseudonyms) and the languages that are named. `make_beside` makes the artifacts that
-depend on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is reported before the corpus
-is read; their stages find them.
+a given tokenizer, the key of the pseudonyms) and the languages that are named. `make_file_artifacts` makes the
+artifacts that depend on files alone (lists, classifiers, evaluation sets), so that a wrong field in them is reported
+before the corpus is read; their stages find them.
 
 Not checked: what is behind a URL, in a package or on the hub. `ingest` fetches that first and reports the errors of the
 network.
@@ -128,7 +128,7 @@ def _check_languages(config: DataConfig, folder: Path) -> None:
                 )
 
 
-def make_beside(config: DataConfig, folder: Path, runtime: Runtime) -> None:
+def make_file_artifacts(config: DataConfig, folder: Path, runtime: Runtime) -> None:
     """Make the artifacts next to the corpus that depend on files alone.
 
     Raises:

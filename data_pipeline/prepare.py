@@ -4,11 +4,11 @@
             -> [decontaminate] -> redact -> tokenizer -> [mix] -> encode -> [pack]
 
 Each line below is a stage: it finds its artifact or makes it. This call graph is the whole schedule; running it again
-resumes wherever it was left. A stage in brackets is there when its section is in the run's file. Before the first one,
-`corpus_preflight.py` looks whether all is there that the file names.
+resumes where it stopped. A stage in brackets runs only if its section is in the run's file. Before the first one,
+`corpus_preflight.py` checks that everything exists that the file names.
 
 A *data step* is one pass of a stage over all its shards: what the tasks of an array can share (`Runtime.mode`).
-`survey` says beforehand how many arrays there will be, and of what size; nothing that is made rests on it.
+`survey` says beforehand how many arrays there will be, and of what size; no artifact depends on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from data_pipeline.code.select_code import select_code
 from data_pipeline.config import DataConfig
-from data_pipeline.corpus_preflight import check, make_beside
+from data_pipeline.corpus_preflight import check, make_file_artifacts
 from data_pipeline.decontamination.decontaminate import decontaminate
 from data_pipeline.decontamination.evaluation_sets import evaluation_sets
 from data_pipeline.dedup.dedup import dedup, earlier_corpora
@@ -62,27 +62,27 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
             joins = runtime.mode != "share"
             check(config, folder, runtime.root, runtime.engine if joins else "duckdb")
             if joins:
-                make_beside(config, folder, runtime)
-        yield (documents := _left(ingest(config.sources, config.ingest, folder, runtime), runtime))
+                make_file_artifacts(config, folder, runtime)
+        yield (documents := _nonempty(ingest(config.sources, config.ingest, folder, runtime), runtime))
         lists = None if config.lists is None else make_lists(config.lists, folder, runtime)
         own = config.clean.language_model
         model = own_language_model(folder / own, runtime) if own else None
-        yield (documents := _left(clean(documents, config.clean, runtime, lists, model), runtime))
+        yield (documents := _nonempty(clean(documents, config.clean, runtime, lists, model), runtime))
         for selected in _selected(documents, config, folder, runtime):
             yield (documents := selected)
         scored = None
         if config.classifiers:
             models = [(model, train_classifier(model, folder, runtime)) for model in config.classifiers]
-            yield (documents := _left(scored := classify(documents, models, runtime), runtime))
+            yield (documents := _nonempty(scored := classify(documents, models, runtime), runtime))
         earlier = earlier_corpora(config.dedup, runtime.root)
-        yield (documents := _left(dedup(documents, config.dedup, runtime, earlier), runtime))
+        yield (documents := _nonempty(dedup(documents, config.dedup, runtime, earlier), runtime))
         if config.paragraphs is not None:
-            yield (documents := _left(drop_paragraphs(documents, config.paragraphs, runtime), runtime))
+            yield (documents := _nonempty(drop_paragraphs(documents, config.paragraphs, runtime), runtime))
         if config.substrings is not None:
-            yield (documents := _left(drop_substrings(documents, config.substrings, runtime), runtime))
+            yield (documents := _nonempty(drop_substrings(documents, config.substrings, runtime), runtime))
         if config.decontaminate is not None:
             sets = evaluation_sets(config.decontaminate.sets, folder, runtime)
-            yield (documents := _left(decontaminate(documents, sets, config.decontaminate, runtime), runtime))
+            yield (documents := _nonempty(decontaminate(documents, sets, config.decontaminate, runtime), runtime))
         yield (documents := redact(documents, config.pii, runtime, folder))
         yield (tokenizer := train_tokenizer(documents, config.tokenizer, runtime, folder))
         mixture = None
@@ -99,9 +99,9 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
 def _selected(documents: Manifest, config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manifest]:
     """The documents after the rules on code and the run's filters."""
     if config.code is not None:
-        yield (documents := _left(select_code(documents, config.code, config.sources, runtime, folder), runtime))
+        yield (documents := _nonempty(select_code(documents, config.code, config.sources, runtime, folder), runtime))
     if config.filters:
-        yield _left(own_filters(documents, config.filters, runtime, folder), runtime)
+        yield _nonempty(own_filters(documents, config.filters, runtime, folder), runtime)
 
 
 _SECTIONS = {
@@ -111,11 +111,11 @@ _SECTIONS = {
 }
 
 
-def _left(documents: Manifest, runtime: Runtime) -> Manifest:
-    """The documents that a stage made, if it left any.
+def _nonempty(documents: Manifest, runtime: Runtime) -> Manifest:
+    """The documents of a stage, unless there are none.
 
     Raises:
-        ConfigError: it removed all of them; later stages could only report that nothing came.
+        ConfigError: the stage removed all of them, so that later stages would have nothing to do.
     """
     stats, stage = documents.stats, documents.stage
     if stats["documents_kept"] or not runtime.make:
@@ -164,9 +164,9 @@ def survey(config: DataConfig, folder: Path, runtime: Runtime) -> Survey:
 
     The server of a remote source is queried for their names; what the hub lists is kept below the root.
 
-    The steps of `ingest` hang on the files: large plain ones are cut before they are read; ids of a source's own are
-    compared behind that, and what one reading made of a packed file or an archive gets its places. A step that then has
-    nothing to do costs an array without work.
+    The steps of `ingest` depend on the files: large plain ones are cut before they are read; afterwards a source's own
+    ids are compared, and the shards of a packed file or an archive get their numbers. A step without work costs an
+    empty array.
 
     Raises:
         MissingInput: a source's file is not there.

@@ -1,7 +1,4 @@
-"""Context of the training loop.
-
-It is one value that all of its parts share.
-"""
+"""Context of the training loop: one value that all of its parts share."""
 
 from __future__ import annotations
 
@@ -102,6 +99,6 @@ class TrainContext:
         """
         return self.settings.engine.micro_batch_size, self.layout.data_rank, self.layout.data_ranks
 
-    def counted(self, values: Sequence[float]) -> list[float]:
+    def summands(self, values: Sequence[float]) -> list[float]:
         """This rank's summands of `values` in a sum over ranks."""
         return [value * self.layout.counts for value in values]

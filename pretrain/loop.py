@@ -270,7 +270,7 @@ class StepSums:
 
 def _agree(context: TrainContext, ready: StepRows, stragglers: StragglerMonitor) -> StepSums:
     """The sums of this step over all ranks."""
-    targets, *digest = context.counted([ready.targets, *ready.digest])
+    targets, *digest = context.summands([ready.targets, *ready.digest])
     work = stragglers.slots(ready.step)
     sample = [int(context.meter.wants_sample())]
     ours = StepSums(*_stop_summands(context), [int(targets)], [int(word) for word in digest], work, sample)
@@ -413,7 +413,7 @@ def _nats_function(
 
 
 def _sum_over_ranks(context: TrainContext, values: list[float]) -> list[float]:
-    return add_up(context.counted(values), HOST)
+    return add_up(context.summands(values), HOST)
 
 
 def _compiles(context: TrainContext) -> bool:

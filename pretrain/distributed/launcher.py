@@ -106,7 +106,7 @@ class Rank:
 
 def launch(
     processes: int,
-    words: Sequence[str],
+    argv: Sequence[str],
     *,
     restarts: int = 0,
     progress_of: Callable[[], Progress] = lambda: (0, 0),
@@ -115,16 +115,16 @@ def launch(
 
     Args:
         processes: number of ranks.
-        words: the command line after `python -m pretrain`.
+        argv: the arguments of `python -m pretrain`.
         restarts: of crashes; counted anew after each newer checkpoint.
         progress_of: reads the run's progress, after a crash.
 
     Returns:
         0, or the status of the rank that failed first; 128 + n where signal n killed it.
     """
-    log, left, before = get_logger(__name__), restarts, None
+    log, restarts_left, before = get_logger(__name__), restarts, None
     while True:
-        culprit, signals = _once(processes, words)
+        culprit, signals = _once(processes, argv)
         if culprit is None:
             return 0
         status = culprit.status
@@ -137,14 +137,14 @@ def launch(
         log.error(
             "%s. Its last lines:\n%s", culprit.in_words(), "\n".join(f"  {line}" for line in culprit.output.lines)
         )
-        now = progress_of()
-        left = restarts if before and now[1] > before[1] else left
-        if not culprit.crashed or signals or not left or now == before:
-            if now == before:
-                log.error("the second crash after step %d without a newer checkpoint; not restarted", now[0])
+        progress = progress_of()
+        restarts_left = restarts if before and progress[1] > before[1] else restarts_left
+        if not culprit.crashed or signals or not restarts_left or progress == before:
+            if progress == before:
+                log.error("the second crash after step %d without a newer checkpoint; not restarted", progress[0])
             return status if status > 0 else 128 - status
-        left, before = left - 1, now
-        log.warning("restarting the ranks from the checkpoint of step %d; %d restarts left", now[1], left)
+        restarts_left, before = restarts_left - 1, progress
+        log.warning("restarting the ranks from the checkpoint of step %d; %d restarts left", progress[1], restarts_left)
 
 
 def progress_in(folder: Path) -> Progress:
@@ -157,7 +157,7 @@ def progress_in(folder: Path) -> Progress:
     return (steps[-1] if steps else 0), max(durable, default=0)
 
 
-def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]:
+def _once(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[int]]:
     """The rank that failed first, and the signals that reached the launcher."""
     port = _free_port()
     signals: list[int] = []
@@ -181,7 +181,7 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
 
     with _handled(pass_on, pause), contextlib.ExitStack() as stack:
         for number in range(processes):
-            ranks.append(_start(stack, _command(words), number, _environment(number, processes, port)))
+            ranks.append(_start(stack, _command(argv), number, _environment(number, processes, port)))
             for request in signals:  # this rank was not yet listed when they came
                 _send(ranks[-1:], request)
         _wait(ranks)
@@ -193,9 +193,9 @@ def _once(processes: int, words: Sequence[str]) -> tuple[Rank | None, list[int]]
     return culprit, signals
 
 
-def _command(words: Sequence[str]) -> list[str]:
+def _command(argv: Sequence[str]) -> list[str]:
     """Command of one rank; tests put another in its place."""
-    return [sys.executable, "-m", "pretrain", *words]
+    return [sys.executable, "-m", "pretrain", *argv]
 
 
 def _send(ranks: Sequence[Rank], number: int) -> None:
