@@ -115,11 +115,13 @@ def _one_by_one(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], roo
     first = 0
     with _alone(root), _tools() as tools:
         for line in lines:
-            why = _hindered(line, states)
+            # A dependency of an earlier submission, which has no state here, is done, or was run again.
+            needed = [states.get(job, "COMPLETED") for condition, job in line.after if condition == "afterok"]
+            hindered = any(state != "COMPLETED" for state in needed)
             ended = []
             for unit in _units(line):
-                if why or called_off(root, line.job).exists():
-                    _note(root, unit, "CANCELLED", reason="DependencyNeverSatisfied" if why else "")
+                if hindered or called_off(root, line.job).exists():
+                    _note(root, unit, "CANCELLED", reason="DependencyNeverSatisfied" if hindered else "")
                     ended.append("CANCELLED")
                     continue
                 status, state = _run(unit, line, jobs[line.name], root, config, tools)
@@ -128,14 +130,6 @@ def _one_by_one(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], roo
                 ended.append(state)
             states[line.job] = next((state for state in ended if state != "COMPLETED"), "COMPLETED")
     return first
-
-
-def _hindered(line: SubmittedJob, states: Mapping[str, str]) -> bool:
-    """Return whether a job that this one needs did not succeed.
-
-    A dependency of an earlier submission is done, or was run again.
-    """
-    return any(condition == "afterok" and states.get(job, "COMPLETED") != "COMPLETED" for condition, job in line.after)
 
 
 def _units(line: SubmittedJob) -> list[str]:

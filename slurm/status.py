@@ -176,19 +176,15 @@ def _attempts(rows: Sequence[JobRow]) -> list[str]:
     for row in rows:
         causes: dict[str, int] = {}
         for part in row.parts:
-            for attempt in part.attempts:
-                if attempt.outcome not in ("", "done") and attempt is not _final(part):
+            decided = part.kind in ("failed", "lost")  # by its last attempt, which `_reasons` names
+            for attempt in part.attempts[:-1] if decided else part.attempts:
+                if attempt.outcome not in ("", "done"):
                     causes[attempt.cause] = causes.get(attempt.cause, 0) + 1
         ordered = sorted(causes.items(), key=lambda item: -item[1])[:_SHOWN_CAUSES]
         found += [
             f"{row.name}: begun again{f' {count} times' if count > 1 else ''}: {cause}" for cause, count in ordered
         ]
     return found
-
-
-def _final(part: UnitState) -> object:
-    """The attempt that decided how a job ended; none while it lives."""
-    return part.attempts[-1] if part.attempts and part.kind in ("failed", "lost") else None
 
 
 def _reasons(rows: Sequence[JobRow]) -> list[str]:

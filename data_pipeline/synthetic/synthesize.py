@@ -269,7 +269,8 @@ def _send_all(left: Iterator[Request], endpoint: Endpoint, keep: Callable[[Answe
                     budget.add(answer, request.bounds)
                     kept += 1
                     advance(1, f"{budget.tokens_in + budget.tokens_out:,} tokens")
-                    unusable = _HOPELESS + 1 if _is_usable(answer, source) else unusable + 1
+                    usable = any(not choice.fault for choice in choices_of(answer, source))
+                    unusable = _HOPELESS + 1 if usable else unusable + 1
                     if unusable == _HOPELESS:
                         raise _hopeless(answer, source)
             except Stopped:  # of a try; there may be room again when others have ended
@@ -282,10 +283,6 @@ def _send_all(left: Iterator[Request], endpoint: Endpoint, keep: Callable[[Answe
     if error is not None:
         raise error
     return kept
-
-
-def _is_usable(answer: Answer, source: SyntheticSource) -> bool:
-    return any(not choice.fault for choice in choices_of(answer, source))
 
 
 def _hopeless(answer: Answer, source: SyntheticSource) -> MissingInput:

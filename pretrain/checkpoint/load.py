@@ -132,12 +132,6 @@ def _read_manifests(
     return manifest, find_native(store, identity(store, step, store.ranks.world_size, zero_stage), manifest), None
 
 
-def _whole_parent(store: CheckpointStore, parent: Parent) -> WholeCheckpoint:
-    """The parent checkpoint, verified. Collective."""
-    refuse_damaged(store, parent, _PARENT_FIELD)
-    return WholeCheckpoint(parent.step, parent.manifest, parent.root, None)
-
-
 def refuse_damaged(store: CheckpointStore, named: Parent, field: str) -> None:
     """Raise unless a checkpoint that a setting names is whole. Collective.
 
@@ -212,7 +206,8 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
         _refuse_restart(store, settings, damaged)
         if store.parent is None:
             return None
-        found = _whole_parent(store, store.parent)
+        refuse_damaged(store, store.parent, _PARENT_FIELD)
+        found = WholeCheckpoint(store.parent.step, store.parent.manifest, store.parent.root, None)
     state = _read_state(found, "canonical")
     engine = _from_canonical(settings, open_with, found, _updates(state))
     _restore_shared(engine, state)

@@ -160,12 +160,9 @@ def _measurement(groups: TokenGroups, counts: npt.NDArray[np.int64], sums: Float
             "loss": loss, "loss_stderr": error, "bits_per_byte": bits, "tokens": tokens,
         }  # fmt: skip
     whole = kinds.pop("all")[""]
-    return Measurement(**whole, rows=rows, **{kind: _seen(found) for kind, found in kinds.items()})
-
-
-def _seen(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Groups with predicted tokens; others have no loss."""
-    return {name: row for name, row in found.items() if row["tokens"]}
+    # Groups without predicted tokens have no loss.
+    seen = {kind: {name: row for name, row in found.items() if row["tokens"]} for kind, found in kinds.items()}
+    return Measurement(**whole, rows=rows, **seen)
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, document_bytes: int) -> float:

@@ -217,15 +217,12 @@ def _made(
         write_json(target / _TIMES, {"seconds": seconds})
         noted = describe(target / _TIMES, runtime.root)
         runtime.notes.beside.setdefault(recipe.stage, {})[noted.path] = noted
-        return Made([describe(target / _LOSSES, runtime.root)], {"diverged": _diverged(found)})
+        result = found["recall"] if "recall" in found else found["curve"][-1]["loss"]
+        return Made([describe(target / _LOSSES, runtime.root)], {"diverged": result is None})
 
     manifest = run_stage(recipe, [tokens.as_input()], runtime, make)
     advance(max(0, amount - shown))
     return manifest
-
-
-def _diverged(found: Mapping[str, Any]) -> bool:
-    return found["recall"] is None if "recall" in found else found["curve"][-1]["loss"] is None
 
 
 def _best_rate(one: Sized, config: ClaimsConfig, tried: Mapping[tuple[str, str, float], Manifest], root: Path) -> float:

@@ -106,7 +106,7 @@ def training_flops(recipe: TrainRecipe, vocabulary_size: int) -> int:
     every = flops_per_token(model, vocabulary_size, length)
     if not recipe.train.freezes:
         return every
-    learning = _learning(recipe, vocabulary_size)
+    learning = trained_shapes(model, recipe.train, vocabulary_size)
     layers = [int(found[1]) for name in learning if (found := _LAYER.match(name))]
     embeds = any(name.endswith(_LOOKED_UP) or "embedding_norm" in name for name in learning)
     lowest = 0 if embeds else min(layers, default=model.num_hidden_layers)
@@ -123,10 +123,6 @@ def training_flops(recipe: TrainRecipe, vocabulary_size: int) -> int:
     added = sum(count for name, count in products.items() if name.endswith((DOWN, UP)))
     backward = 2 * (passed + added) + 8 * sum(attention[lowest:])
     return round(2 * (weights + added) + 4 * sum(attention) + backward + 2 * sum(products.values()))
-
-
-def _learning(recipe: TrainRecipe, vocabulary_size: int) -> Shapes:
-    return trained_shapes(recipe.model, recipe.train, vocabulary_size)
 
 
 def _named(name: str, targets: tuple[str, ...]) -> bool:

@@ -54,7 +54,8 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
     _ENDED.set()
     ignore_signals()
     verdict = verdict_of(tail_of(attempt.log), status) if status else None
-    cause = cause or _cause(status, verdict)
+    explained = f": {verdict.line[:_LINE_CHARACTERS]}" if verdict is not None and verdict.line else ""
+    cause = cause or f"{cause_of(status)}{explained}"
     outcome = "done" if status == 0 else "left" if status == 75 else "failed"
     # A missing file may be this node's fault: the node is left out once and the job tried again elsewhere.
     if status in _UNSEEN and not attempt.left_out and (unseen := _unseen(attempt)):
@@ -88,12 +89,6 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
         _after_failure(attempt, status, cause, failures(attempt) if known else attempt.number + 1)
     _correct_state(attempt, status)
     sys.exit(status)
-
-
-def _cause(status: int, verdict: Verdict | None) -> str:
-    """Meaning of a status, with the line that explains it."""
-    line = verdict.line if verdict is not None else ""
-    return f"{cause_of(status)}: {line[:_LINE_CHARACTERS]}" if line else cause_of(status)
 
 
 def _would_fail_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> bool:
