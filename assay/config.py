@@ -145,11 +145,11 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
         ConfigError: a file is wrong, or its sections do not fit together.
     """
     files = (path, *more)
-    found = read_run_file(files, overrides)
+    merged = read_run_file(files, overrides)
     path = next((file for file in files if not is_shipped(file)), path)
-    fill_defaults(found, path.parent, needs)
-    config = _shortened(validate(found.values, RunConfig, " + ".join(map(str, files))), found.origins)
-    config = _with_weights(_with_labels(config, found.origins), path.parent, found.origins)
+    fill_defaults(merged, path.parent, needs)
+    config = _shortened(validate(merged.values, RunConfig, " + ".join(map(str, files))), merged.origins)
+    config = _with_weights(_with_labels(config, merged.origins), path.parent, merged.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack
@@ -158,7 +158,7 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
             f"{path}: data.pack.sequence_length is {packed.sequence_length}, train.sequence_length "
             f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
         )
-    return LoadedRun(config, path, load_policy(path.parent / config.governance.policy), found)
+    return LoadedRun(config, path, load_policy(path.parent / config.governance.policy), merged)
 
 
 def _with_labels(config: RunConfig, origins: dict[str, str]) -> RunConfig:

@@ -194,15 +194,15 @@ def run_stage(
     found = find(stage, key, runtime.root)
     if found is not None:
         return found
-    made_before = artifact_folder(stage, key, runtime.root) / FILE_NAME
+    manifest_path = artifact_folder(stage, key, runtime.root) / FILE_NAME
     if not runtime.make:
-        if made_before.exists() and (altered := resized(read_manifest(made_before), runtime.root)):
+        if manifest_path.exists() and (altered := resized(read_manifest(manifest_path), runtime.root)):
             raise ManifestError(
                 f"{runtime.root / altered}: was altered or cut since it was made. Make it again with: {runtime.command}"
             )
         raise not_made(stage, recipe.section.model_dump(mode="json"), runtime)
-    if made_before.exists():
-        get_logger(__name__).warning("%s: files are missing or altered; it is made again", made_before.parent)
+    if manifest_path.exists():
+        get_logger(__name__).warning("%s: files are missing or altered; it is made again", manifest_path.parent)
     if alone and runtime.mode == "share":
         raise ShareDone(stage, "a join makes it")
     folder, hooks = artifact_folder(stage, key, runtime.root), runtime.hooks

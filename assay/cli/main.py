@@ -54,15 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     from governance.processes import count_interrupts, end_with_parent, importing
     from pretrain.distributed.process_group import read_ranks
 
-    amount = {"verbose": arguments.verbose, "quiet": arguments.quiet}
-    set_up_logging(**amount)
+    verbosity = {"verbose": arguments.verbose, "quiet": arguments.quiet}
+    set_up_logging(**verbosity)
     if threading.current_thread() is threading.main_thread():
         count_interrupts()
     if launcher := os.environ.pop("ASSAY_LAUNCHER", ""):  # of launcher.py, whose import every command would pay
         end_with_parent(int(launcher), signal.SIGTERM)
-    _leave_out_warnings(launcher)
+    _mute_repeated_warnings(launcher)
     try:
-        set_up_logging(read_ranks().rank, **amount)
+        set_up_logging(read_ranks().rank, **verbosity)
         for warning in warnings:
             get_logger(__name__).warning("%s", warning)
         with _one_object() if getattr(arguments, "json", False) else contextlib.nullcontext():
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         gc.unfreeze()
 
 
-def _leave_out_warnings(launcher: str) -> None:
-    """Leave out a rank's warnings that its launcher has given."""
+def _mute_repeated_warnings(launcher: str) -> None:
+    """Mute the warnings of a rank that its launcher has printed already."""
     from governance.log import get_logger
 
     for name in ("assay.config", "assay.run_file"):

@@ -200,10 +200,14 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
     if ranks.world_size == 1 and reduces_once(wrapped):
         wrapped.enable_backward_allreduce = False  # a sum over one rank, for three passes over all gradients
     _compile(wrapped, model, settings)
-    divisor, counts = ranks.world_size // settings.tensor_parallel_size, settings.attention == "flash"
-    clipping = 0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping
-    parts = _tensor_parts(ranks, settings)
-    engine = Engine(wrapped, settings.zero_stage, device, divisor, parts, counts, clipping, experts, shapes)
+    engine = Engine(
+        wrapped, settings.zero_stage, device,
+        gradient_ranks=ranks.world_size // settings.tensor_parallel_size,
+        tensor_parts=_tensor_parts(ranks, settings),
+        counts_documents=settings.attention == "flash",
+        clipping=0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping,
+        expert_parts=experts, expert_shapes=shapes,
+    )  # fmt: skip
     prepare_moments(engine, 0)
     return engine
 
