@@ -121,9 +121,8 @@ def statements_in_effect(
 ) -> SignedStatements:
     """Signed statements on one corpus, less the refusals that were withdrawn.
 
-    A refusal that the journal states and whose file is gone is a fault (`refusals.py`).
-
-    Those read for the first time are recorded in the journal, unless `record` is false (a look-up) or readers do not
+    A refusal that the journal states and whose file is gone is a fault (`refusals.py`). Refusals and withdrawals that
+    are read for the first time are recorded in the journal, unless `record` is false (a look-up) or readers do not
     trust our key.
     """
     statements = load_statements(*governance, root)
