@@ -1,4 +1,4 @@
-"""Context of the training loop: one value that all of its parts share."""
+"""Context of the training loop: one value for all its parts."""
 
 from __future__ import annotations
 
