@@ -284,7 +284,7 @@ def preflight(arguments: Arguments) -> None:
     from governance.manifest import FILE_NAME
     from pretrain.distributed.process_group import Ranks, meeting_name, read_ranks
     from pretrain.preflight.hardware import Hardware
-    from pretrain.preflight.node_checks import NodeFinding, check_node, checkpoint_bytes, say_at_once
+    from pretrain.preflight.node_checks import NodeFinding, check_node, save_bytes, say_at_once
 
     loaded, runtime = load(arguments, "data prepare")
     folder = _training_folder(loaded, runtime)
@@ -296,7 +296,7 @@ def preflight(arguments: Arguments) -> None:
     nodes = read_ranks()  # one process per node
     ranks = Ranks(0, nodes.world_size * section.tasks_per_node, 0, section.tasks_per_node)
     vocabulary = int(tokens.stats["vocabulary_size"])
-    needed = checkpoint_bytes(config.recipe, config.checkpoint, vocabulary, ranks.world_size)
+    needed = save_bytes(config.recipe, vocabulary, ranks.world_size)
     hardware = Hardware(ranks, gpus=section.gpus_per_node)
 
     def print_all(text: str, findings: Sequence[NodeFinding]) -> None:

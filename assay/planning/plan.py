@@ -18,6 +18,7 @@ from assay.planning.time_calibration import CPU, GPU, compiled
 from governance.energy.factors import Factors, resolve
 from governance.energy.footprint import Band
 from governance.errors import ConfigError, PipelineError
+from pretrain.checkpoint.native import reads_native
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
@@ -29,7 +30,7 @@ from pretrain.preflight.forecast import forecast
 from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.memory import Estimate, estimate
 from pretrain.preflight.memory_room import fits, refuse_what_cannot_fit
-from pretrain.preflight.node_checks import checkpoint_bytes
+from pretrain.preflight.node_checks import base_bytes, checkpoint_bytes, save_bytes
 
 
 @dataclass(frozen=True)
@@ -281,19 +282,21 @@ def _checkpoint(
 ) -> dict[str, float]:
     """Sizes and times of a checkpoint."""
     config = settings.checkpoint
-    size = checkpoint_bytes(recipe, config, vocabulary, step.ranks)
+    size, base = checkpoint_bytes(recipe, vocabulary), base_bytes(recipe, vocabulary)
     kept = config.keep_last + config.keep_best
     if config.keep_every_steps:
         kept += recipe.train.steps // config.keep_every_steps
+    if step.ranks > 1 and config.native and reads_native(settings.engine):
+        kept += 1  # the native shards of the newest
     rate = 1e9 * min(cluster.storage_total_gb_s.value, cluster.storage_gb_s.value * step.nodes)
     copy = size / step.ranks / (1e9 * cluster.host_link_gb_s.value)
-    write = size / rate
+    write = (save_bytes(recipe, vocabulary, step.ranks) - base) / rate
     return {
         "bytes": size,
-        "kept_bytes": size * kept,
+        "kept_bytes": base + size * kept,
         "stall_seconds": copy if config.asynchronous else write,
         "write_seconds": write if config.asynchronous else 0.0,
-        "read_seconds": write,
+        "read_seconds": size / rate,
     }
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from governance.errors import ClusterError
 from governance.files import json_text
-from pretrain.config.training import CheckpointConfig, EngineConfig, TrainRecipe
+from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, node_name
 from pretrain.distributed.rendezvous import FolderStore, await_keys, until
 from pretrain.preflight.hardware import Hardware
@@ -79,7 +79,7 @@ def check_node(
     Args:
         engine: the run's section.
         hardware: that the job requested on each node.
-        needed_bytes: of one checkpoint (`checkpoint_bytes`).
+        needed_bytes: that a save writes (`save_bytes`).
         root: the folder of all artifacts.
         ranks: this node among the others, one process each.
         meeting: a name that only this start of this job uses.
@@ -164,25 +164,39 @@ def _nvidia_smi() -> str | None:
 
 
 def disk(needed: int, root: Path) -> NodeFinding:
-    """Check that the root has room for one more checkpoint."""
+    """Check that the root has room for one more save."""
     root = next(folder for folder in (root, *root.parents) if folder.exists())
     free = shutil.disk_usage(root).free
-    figures = f"{free // _MIB:,} MiB free below {root}, a checkpoint takes {needed // _MIB:,} MiB"
+    figures = f"{free // _MIB:,} MiB free below {root}, a save takes {needed // _MIB:,} MiB"
     return NodeFinding("disk", figures, bad=free < needed)
 
 
-def checkpoint_bytes(recipe: TrainRecipe, config: CheckpointConfig, vocabulary_size: int, world_size: int) -> int:
-    """Bytes of a checkpoint: masters and moments, twice with native shards.
-
-    The base of frozen parameters, stored once, comes with it.
-    """
+def checkpoint_bytes(recipe: TrainRecipe, vocabulary_size: int) -> int:
+    """Bytes of a checkpoint's canonical form: masters and moments in fp32."""
     from pretrain.finetuning.trained_parameters import trained_count
+    from pretrain.optim.optimizers import moment_count
+    from pretrain.preflight.memory import block_parameters
+
+    learning = trained_count(recipe, vocabulary_size)
+    in_blocks = 0 if recipe.train.freezes else block_parameters(recipe.model, vocabulary_size)
+    return 4 * (learning + moment_count(recipe.optim, learning, learning - in_blocks))
+
+
+def base_bytes(recipe: TrainRecipe, vocabulary_size: int) -> int:
+    """Bytes of the base of frozen parameters, which is stored once."""
     from pretrain.model.flops import parameter_count
 
-    moments = {"adamw": 2, "own": recipe.optim.state_tensors}.get(recipe.optim.optimizer, 1)
-    copies = 2 if world_size > 1 and config.native else 1
-    base = 4 * parameter_count(recipe.model, vocabulary_size) if recipe.train.freezes else 0
-    return base + 4 * (1 + moments) * trained_count(recipe, vocabulary_size) * copies
+    return 4 * parameter_count(recipe.model, vocabulary_size) if recipe.train.freezes else 0
+
+
+def save_bytes(recipe: TrainRecipe, vocabulary_size: int, world_size: int) -> int:
+    """Free bytes that the first save of a run needs.
+
+    Several ranks write their shards before the canonical files, which they read out of them; `checkpoint.native`
+    decides only whether the shards stay.
+    """
+    copies = 2 if world_size > 1 else 1
+    return base_bytes(recipe, vocabulary_size) + copies * checkpoint_bytes(recipe, vocabulary_size)
 
 
 def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeFinding]:

@@ -315,3 +315,12 @@ def test_torch_is_not_imported(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert math.isfinite(plan_of().wall.value)
+
+
+def test_a_save_writes_the_state_twice_and_keeps_the_newest_shards():
+    """By several ranks: each its shard, then the canonical files; the shards stay if they are switched on."""
+    one, eight = (plan_of(nodes=nodes, settings=["slurm.gpus_per_node=1"]).checkpoint for nodes in (1, 8))
+    without = plan_of(nodes=8, settings=["slurm.gpus_per_node=1", "checkpoint.native=false"]).checkpoint
+    assert one["bytes"] == eight["bytes"] == 12 * 1_317_373_952  # the weights, and AdamW's two moments, in fp32
+    assert eight["kept_bytes"] - without["kept_bytes"] == eight["bytes"]
+    assert eight["write_seconds"] == without["write_seconds"] == pytest.approx(2 * eight["read_seconds"])

@@ -233,12 +233,22 @@ def test_native_shards_count_next_to_their_checkpoint_only(tmp_path):
     assert not (tmp_path / "checkpoint" / "records").exists()
 
 
-def test_no_shards_are_left_where_they_are_switched_off(tmp_path):
-    store = store_in(tmp_path)
+def test_no_shards_are_left_where_they_are_switched_off(tmp_path, monkeypatch):
+    store, lying = store_in(tmp_path), []
     config = KEEP.model_copy(update={"native": False})
+    remove = saving.remove_native
+
+    def measured(*given):
+        files = [(tmp_path / stage).rglob("*.safetensors") for stage in ("checkpoint", NATIVE)]
+        lying.append([sum(path.stat().st_size for path in some) for some in files])
+        remove(*given)
+
+    monkeypatch.setattr(saving, "remove_native", measured)
     together(2, lambda peers: save(store, 1, peers=peers, config=config))
     assert holds(store, 1)
     assert not list((tmp_path / NATIVE).glob("*"))
+    [(files, shards)] = lying  # of the save itself: each needs the room of the state (`node_checks.save_bytes`)
+    assert shards > 0.9 * files > 0
 
 
 def test_torn_shards_are_reported_and_the_canonical_form_is_read(tmp_path, caplog):

@@ -10,9 +10,11 @@ import sys
 import pytest
 
 from governance.errors import ConfigError, Preempted
+from pretrain.distributed import process_group
 from pretrain.distributed.launcher import _free_port
 from pretrain.distributed.preemption import SIGNALS, watch_signals
 from pretrain.distributed.process_group import Ranks, interface_to, meeting_point, read_ranks, slurm_attempt, threads_of
+from pretrain.distributed.watchdog import RECORDER
 from tests.pretrain.rank_runs import run_ranks
 
 
@@ -147,6 +149,20 @@ assert counts[1:] == [2] * 4, counts
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_collectives_are_recorded_on_a_gpu_for_the_evidence_of_a_hang(monkeypatch, device):
+    """Without a GPU: torch keeps a flight recorder of so many collectives, which `watchdog.py` writes."""
+    import torch
+
+    monkeypatch.setattr(process_group, "device_of", lambda ranks, requested: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv(RECORDER, "")  # so that what is set here ends with the test
+    monkeypatch.delenv(RECORDER)
+    process_group.join(Ranks(), 60.0)
+    assert os.environ.get(RECORDER) == {"cpu": None, "cuda": "2000"}[device]
+
+
 def test_a_rank_is_connected_to_those_it_talks_to_and_not_to_all(tmp_path):
     """A ring has two neighbours; of a full mesh of five ranks each would have four."""
     well, output = run_ranks(tmp_path, ["-c", _SOCKETS], 5)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from assay.config import load_run
 from governance.errors import ConfigError
 from pretrain.config import deepspeed_keys
 from pretrain.config.model import ModelConfig
@@ -27,6 +28,7 @@ ENGINES = [
     {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu", "deepcompile": True},
     {"zero_stage": 1, "tensor_parallel_size": 2},
 ]
+PRESETS = Path(__file__).parents[3] / "configs"
 PRECISIONS = ["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"]
 
 
@@ -170,6 +172,28 @@ def test_gradients_are_reduced_as_the_setting_says_at_every_stage(stage, precisi
         assert read.communication_data_type == meant
     quantized = deepspeed_config(recipe(quantized_gradients=True), engine, 1)
     assert "communication_data_type" not in quantized
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_are_reduced_during_the_backward_pass(stage):
+    """DeepSpeed's default overlaps at stage 3 alone."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read = DeepSpeedConfig(deepspeed_config(recipe(), EngineConfig(zero_stage=stage, micro_batch_size=8), 1))
+    assert read.zero_config.overlap_comm is True
+
+
+@pytest.mark.parametrize(("preset", "most"), [("125m", 7), ("1b", 78), ("7b", 401)])
+def test_stage_2_reduces_to_owners_and_does_not_all_reduce(preset, most):
+    """Half the bytes, while a bucket has few owners: on so many ranks. DeepSpeed's default always all-reduces."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = load_run(PRESETS / f"{preset}.toml", [], needs="model").config
+    for ranks in (most, most + 1):
+        train = config.train.model_copy(update={"global_batch_size": ranks})
+        given = (config.recipe.model_copy(update={"train": train}), EngineConfig(zero_stage=2, micro_batch_size=1))
+        emitted = deepspeed_config(*given, ranks, "cuda", config.data.tokenizer.vocabulary_size)
+        assert DeepSpeedConfig(emitted).zero_config.use_multi_rank_bucket_allreduce == (ranks > most)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion"])
