@@ -31,6 +31,12 @@ from pretrain.preflight.expert_rules import (
 )
 from pretrain.preflight.finetuning_rules import FROZEN
 from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.slow_path_rules import (
+    gpus_compute_uncompiled,
+    long_rows_on_cpu_are_slow,
+    soft_caps_on_cpu_are_slow,
+    split_losses_are_not_fused,
+)
 
 Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
 """The fault of a configuration on this hardware, with its fix, or None."""
@@ -465,17 +471,6 @@ def shared_memory_is_for_the_cpu(recipe: TrainRecipe, settings: Settings, hardwa
     return "engine.shared_memory_collectives has no effect on a GPU"
 
 
-def soft_caps_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of soft caps on CPU, where torch has no kernel."""
-    if hardware.device != "cpu" or recipe.model.attn_logit_softcapping is None:
-        return None
-    length = recipe.train.sequence_length
-    return (
-        f"model.attn_logit_softcapping on CPU: attention is computed by the formula, which keeps fp32 logits of all "
-        f"{length} x {length} pairs of each row and head; it is slow and needs memory. On a GPU it is one kernel"
-    )
-
-
 def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Warn of GPUs without a rank."""
     if hardware.device != "cuda" or hardware.gpus <= hardware.local_world_size:
@@ -553,6 +548,9 @@ WARNINGS: tuple[Rule, ...] = (
     quantized_gradients_stay_on_a_node,
     shared_memory_is_for_the_cpu,
     soft_caps_on_cpu_are_slow,
+    long_rows_on_cpu_are_slow,
+    gpus_compute_uncompiled,
+    split_losses_are_not_fused,
     gpus_are_idle,
     no_checkpoint_is_validated,
     steps_are_within_the_run,

@@ -72,6 +72,8 @@ def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, 
 
 
 PAIRS = {"encoder_layers": 2, "norm_position": "post", "position_embedding": "sinusoidal", "num_key_value_heads": 4}
+COMPILED = {"compile": True}
+LONG = {"sequence_length": 2048, "max_position_embeddings": 2048}
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
 EXPERTS = MoeConfig(num_local_experts=4, num_experts_per_tok=2)
 DIVIDED = {"moe": EXPERTS, "expert_parallel_size": 2}
@@ -308,6 +310,9 @@ WARNED_OF = [
     ),
     ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
     ("soft_caps_on_cpu_are_slow", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
+    ("long_rows_on_cpu_are_slow", {**LONG, "where": CPU}, "2048 x 2048"),
+    ("gpus_compute_uncompiled", {"where": CUDA}, "set compile = true"),
+    ("split_losses_are_not_fused", {"tensor_parallel_size": 2, "where": {**CUDA, "world_size": 2}}, "several passes"),
     ("gpus_are_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--nproc 8"),
     ("gpus_are_idle", {"micro_batch_size": 1, "where": FOUR_OF_EIGHT}, "8 GPUs and 4 rank"),
     ("no_checkpoint_is_validated", {"where": {"checkpoint": BEST}, "validate_every_steps": 5}, "no effect"),
@@ -351,10 +356,21 @@ def test_every_warning_is_tested():
 @pytest.mark.parametrize(
     "settings",
     [
-        {**GRADIENTS, "hpz_partition_size": 8, "where": {**OF_8, "world_size": 16, "local_world_size": 8}},
-        {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 8}},
-        {"where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 1}},  # Slurm shows each task its own
+        {
+            **GRADIENTS,
+            "compile": True,
+            "hpz_partition_size": 8,
+            "where": {**OF_8, "world_size": 16, "local_world_size": 8},
+        },
+        {"compile": True, "where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 8}},
+        {
+            "compile": True,
+            "where": {**CUDA, "world_size": 8, "local_world_size": 8, "gpus": 1},
+        },  # Slurm shows each task its own
         {"where": {**CPU, "world_size": 1, "gpus": 8}},
+        {**LONG, "sequence_length": 1024, "where": CPU},
+        {**LONG, **COMPILED, "where": CUDA},
+        *({**refuses_compile, "where": CUDA} for refuses_compile in (DIVIDED, PAIRS, {"deepcompile": True})),
         {"where": {"checkpoint": CheckpointConfig(every_steps=3, keep_best=1)}, "validate_every_steps": 3},
         {"where": {"checkpoint": CheckpointConfig(every_steps=2, keep_best=1)}, "validate_every_steps": 4},
         {"where": {"checkpoint": CheckpointConfig(every_steps=7)}, "validate_every_steps": 5},
