@@ -1,4 +1,4 @@
-"""Rules of `compatibility.py` that warn where a slow way of computing is taken.
+"""Warnings of `compatibility.py` about slow ways of computing.
 
 They import no torch.
 """
@@ -33,7 +33,7 @@ def long_rows_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware:
 
 
 def gpus_compute_uncompiled(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of a model on CUDA that could be compiled and is not."""
+    """Warn of a model on CUDA that is not compiled."""
     engine, train = settings.engine, recipe.train
     refused = engine.expert_parallel_size > 1 or train.distillation is not None or recipe.model.encoder_layers > 0
     refused = refused or (train.adapter is not None and train.adapter.dropout > 0)
