@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.config import LoadedRun
 from assay.corpus_gate import packed_rows, refuse_altered
-from assay.start_preflight import under_site
+from assay.start_preflight import require_site_rules
 from governance.config import validate
 from governance.errors import AlteredFile, GateClosed, MissingInput
 from governance.gate.chain import require_chain
@@ -57,7 +57,7 @@ def audit_and_decide(
 
     journal, tokens = run.journal(runtime.root), artifacts["encode"]
     if runtime.make:
-        under_site(run)
+        require_site_rules(run)
         require_chain((tokens, *packed_rows(artifacts)), runtime.root, journal)  # before hours of checks
     try:
         artifacts["bias"] = bias_counts(run, artifacts, runtime)

@@ -14,11 +14,11 @@ from typing import Literal
 
 from assay.config import LoadedRun
 from assay.start_preflight import (
-    here,
+    local_hardware,
     refuse_groups,
     refuse_missing_packages,
     refuse_passed_keys,
-    under_site,
+    require_site_rules,
     vocabulary_of,
 )
 from assay.training_recipe import pinned
@@ -80,14 +80,14 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
         ConfigError: the settings do not work on these ranks, or the GPU that they ask for is not there.
         PipelineError: the model does not fit.
     """
-    under_site(run)
+    require_site_rules(run)
     recipe, engine = run.config.recipe, run.config.engine
     vocabulary, source = vocabulary_of(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
     refuse_missing_packages(run.config.tracking)
     refuse_groups(recipe, vocabulary, run.folder)
-    hardware = hardware or here(engine, ranks)
+    hardware = hardware or local_hardware(engine, ranks)
     check_start(recipe, run.settings, hardware)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {hardware.device}"
     beside = None

@@ -20,7 +20,13 @@ from assay.config import LoadedRun
 from assay.corpus_audit import audit_and_decide, bias_counts, check_audit_inputs
 from assay.corpus_gate import report_decision, require_verdict
 from assay.run_report import make_report
-from assay.start_preflight import here, refuse_start, under_site, warn_of_expectations, warn_of_licences
+from assay.start_preflight import (
+    local_hardware,
+    refuse_start,
+    require_site_rules,
+    warn_of_expectations,
+    warn_of_licences,
+)
 from assay.teacher_draws import teacher_logits
 from assay.training_recipe import pinned, training_folder
 from assay.weights_origin import weights_origin
@@ -70,7 +76,7 @@ def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str
         BudgetReached: after the report was written, if in training; without corpus and verdict there is no report.
     """
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
-    refuse_start(run, runtime, partial(here, run.config.engine, ranks))
+    refuse_start(run, runtime, partial(local_hardware, run.config.engine, ranks))
     steps = (*stage_names(run.config.data), *(row.name for row in STAGES[len(CORPUS_STAGES) :]))
     with run_steps(steps, earlier_seconds(runtime.root, steps)):
         artifacts = corpus(run, runtime)
@@ -91,7 +97,7 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
     Files that later sections name are read now, so that a mistake in them fails before hours of work.
     """
     if runtime.make:
-        under_site(run)
+        require_site_rules(run)
         warn_of_licences(run)
         if runtime.mode != "share":  # once, not in each task of an array
             warn_of_expectations(run, runtime)

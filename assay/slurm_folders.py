@@ -121,7 +121,7 @@ def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: b
     )  # fmt: skip
 
 
-def seen(run: LoadedRun, sources: Sequence[Path], config: SlurmConfig) -> ContainerMounts:
+def container_mounts(run: LoadedRun, sources: Sequence[Path], config: SlurmConfig) -> ContainerMounts:
     """Mounts of a container, and variables that locate the user's folders."""
     if not config.container:
         return ContainerMounts()

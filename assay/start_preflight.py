@@ -30,7 +30,7 @@ from typing import Any
 
 from assay.config import LoadedRun
 from data_pipeline.prepare import prepare
-from data_pipeline.readers.local import find_left
+from data_pipeline.readers.local import remaining_files
 from data_pipeline.readers.sources import PathSource, Source
 from data_pipeline.tokens.tokenizer import take_over
 from governance.errors import ConfigError, MissingInput
@@ -56,8 +56,8 @@ LARGEST_GPU = 432_000_000_000
 """Bytes of the largest memory of a GPU that is announced (AMD Instinct MI430X): what it cannot hold, none can."""
 
 
-def under_site(run: LoadedRun) -> None:
-    """Let a run pass if it meets the site's policy.
+def require_site_rules(run: LoadedRun) -> None:
+    """Require that a run meets the policy of its site.
 
     Raises:
         GateClosed: its policy or its keys are not the site's.
@@ -116,7 +116,7 @@ def _licences_seen(source: Source, folder: Path) -> set[str]:
     field = source.fields.licence
     if not field or not isinstance(source, PathSource):
         return {source.licence}
-    files = list(find_left(source, folder))
+    files = list(remaining_files(source, folder))
     some = files[:: max(1, -(-len(files) // _MOST_LOOKED_AT))]
     records = [record for file in some for record in first_records(InputFiles(source.type, "", (file,), 0))]
     stated = [record.get(field) for record in records] or [None]
@@ -138,7 +138,7 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
     from assay.training_recipe import pinned, training_folder
     from assay.weights_origin import weights_origin
 
-    under_site(run)
+    require_site_rules(run)
     artifacts = _look_up(run, runtime)
     folder = None
     if artifacts is not None:
@@ -244,7 +244,7 @@ def _look_up(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest] | None:
         return None
 
 
-def here(engine: EngineConfig, ranks: Ranks) -> Hardware:
+def local_hardware(engine: EngineConfig, ranks: Ranks) -> Hardware:
     """Hardware of this node's last rank.
 
     Raises:

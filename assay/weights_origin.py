@@ -64,7 +64,7 @@ def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None)
 
     def decide() -> dict[str, Any]:
         found = [
-            _of_weights(run, one, runtime.root)
+            _folder_origin(run, one, runtime.root)
             if isinstance(one, InitialWeights)
             else checkpoint_origin(run, one.manifest, one.root, runtime.root)
             for one in held
@@ -146,7 +146,7 @@ def _recorded(run: LoadedRun, root: Path, folder: Path) -> Iterator[dict[str, An
                 yield origin
 
 
-def _of_weights(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[str, Any]:
+def _folder_origin(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[str, Any]:
     """Origin of a folder of weights."""
     name, files = weights.folder.name, weights.folder.files
     if (of_hub := weights.of_hub) is not None:

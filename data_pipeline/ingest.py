@@ -49,7 +49,7 @@ from data_pipeline.readers.file_types.character_references import decode_referen
 from data_pipeline.readers.file_types.endings import HTML
 from data_pipeline.readers.hub import at_commit
 from data_pipeline.readers.items import SourceFiles, list_files
-from data_pipeline.readers.local import find_left, unread_words
+from data_pipeline.readers.local import remaining_files, unread_words
 from data_pipeline.readers.parts import Reading, cut_files, is_stream, plan
 from data_pipeline.readers.reading import read_items
 from data_pipeline.readers.record import TORN, Record, RecordFault, sample
@@ -303,7 +303,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
             if runtime.make or error.stage:
                 raise
             missing = missing or error
-            paths = () if isinstance(source, _FETCHED) else find_left(source, config_folder)
+            paths = () if isinstance(source, _FETCHED) else remaining_files(source, config_folder)
             remaining[source.name] = {digests.of(path) for path in paths}
     digests.save()
     inputs = [

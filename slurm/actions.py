@@ -21,7 +21,7 @@ from governance.files import remove_file, touch
 from slurm import commands as tools
 from slurm.graph import Condition, SlurmJob
 from slurm.job_states import JobRow, View
-from slurm.submit import JobRequest, called_off
+from slurm.submit import JobRequest, cancellation_mark
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 15.0
@@ -42,12 +42,12 @@ def cancel(view: View, root: Path) -> list[str]:
     jobs = sorted({unit.split("_")[0] for unit in units})
     for job in jobs:
         with contextlib.suppress(StorageError):  # a full disk must not prevent a cancellation
-            touch(called_off(root, job))
+            touch(cancellation_mark(root, job))
     try:
         tools.cancel(jobs)
     except ClusterError:  # else the marks would end them at a later start, unexpectedly
         for job in jobs:
-            remove_file(called_off(root, job))
+            remove_file(cancellation_mark(root, job))
         raise
     return [row.name for row in live]
 
@@ -65,7 +65,7 @@ def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], lis
     for job in jobs:
         row = view.row(job.name)
         behind = [name for _, name in job.after if name in orders]
-        if row is not None and not _again(row, job, bool(behind)):
+        if row is not None and not _is_resubmitted(row, job, bool(behind)):
             continue
         numbers = _numbers(row, job, bool(behind))
         if row is not None and behind:  # what still waits is submitted again with new dependencies
@@ -74,7 +74,7 @@ def missing(view: View, jobs: Sequence[SlurmJob]) -> tuple[list[JobRequest], lis
     return list(orders.values()), stale
 
 
-def _again(row: JobRow, job: SlurmJob, behind: bool) -> bool:
+def _is_resubmitted(row: JobRow, job: SlurmJob, behind: bool) -> bool:
     """Return whether a job is submitted again.
 
     `behind` states that it waits for one that is.

@@ -33,7 +33,7 @@ from slurm.commands import FIRST_LOCAL, Queued
 from slurm.config import SlurmConfig, minutes
 from slurm.graph import SlurmJob
 from slurm.render import script_of
-from slurm.submit import JOBS_FILE, JobRequest, SubmittedJob, called_off, next_submission, submitted
+from slurm.submit import JOBS_FILE, JobRequest, SubmittedJob, cancellation_mark, next_submission, submitted
 
 _RECORD, _LOCK = "local.jsonl", "rehearsing"
 _TOOLS = ("scontrol", "scancel", "sinfo", "srun")
@@ -83,7 +83,7 @@ def record(orders: Sequence[JobRequest], root: Path) -> list[SubmittedJob]:
             order.numbers or tuple(range(job.tasks)),
         )  # fmt: skip
         done[job.name] = line
-        remove_file(called_off(root, line.job))
+        remove_file(cancellation_mark(root, line.job))
         append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True))
         for unit in _units(line):
             _note(root, unit, "PENDING", reason="Dependency" if after else "Priority")
@@ -100,7 +100,7 @@ def rehearse(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: 
     """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _one_by_one(lines, jobs, root, config)
+        return _run_in_order(lines, jobs, root, config)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -110,7 +110,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _one_by_one(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: Path, config: SlurmConfig) -> int:
+def _run_in_order(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: Path, config: SlurmConfig) -> int:
     states: dict[str, str] = {}
     first = 0
     with _alone(root), _tools() as tools:
@@ -120,7 +120,7 @@ def _one_by_one(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], roo
             hindered = any(state != "COMPLETED" for state in needed)
             ended = []
             for unit in _units(line):
-                if hindered or called_off(root, line.job).exists():
+                if hindered or cancellation_mark(root, line.job).exists():
                     _note(root, unit, "CANCELLED", reason="DependencyNeverSatisfied" if hindered else "")
                     ended.append("CANCELLED")
                     continue
@@ -167,7 +167,7 @@ def _run(unit: str, line: SubmittedJob, job: SlurmJob, root: Path, config: Slurm
         )
         status, timed_out = _start(unit, line, job, root, config, tools, restarts)
         again = (tools / f"{unit}.requeue").exists()
-        cancelled = (tools / f"{unit}.cancel").exists() or called_off(root, line.job).exists()
+        cancelled = (tools / f"{unit}.cancel").exists() or cancellation_mark(root, line.job).exists()
         for path in (shown, tools / f"{unit}.requeue", tools / f"{unit}.cancel"):
             remove_file(path)
         if cancelled:
@@ -201,7 +201,7 @@ def _start(
                 if not warned and left < config.signal_seconds:
                     warned = True
                     _signal(process, signal.SIGUSR1, to_all=job.kind == "train")
-                if left < 0 or called_off(root, line.job).exists() or (tools / f"{unit}.cancel").exists():
+                if left < 0 or cancellation_mark(root, line.job).exists() or (tools / f"{unit}.cancel").exists():
                     _end(process)
                 time.sleep(_POLL_SECONDS)
         except BaseException:  # an interrupt must end the started job

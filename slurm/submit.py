@@ -108,7 +108,7 @@ def _take_write_permission(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
+def submission_lock(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
     """Hold the right to submit or cancel jobs of this root.
 
     `patience_seconds` limits the wait for another process.
@@ -124,8 +124,8 @@ def one_at_a_time(root: Path, patience_seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
-def called_off(root: Path, job: str) -> Path:
-    """Mark that a job is cancelled, for its script.
+def cancellation_mark(root: Path, job: str) -> Path:
+    """File that marks a job as cancelled, for its script.
 
     A script that requeues itself at that moment ends at its next start.
     """
@@ -153,7 +153,7 @@ def submit(
         for request in requests:
             line = _submit(request, done, number, root, config, begin)
             done[request.job.name] = line
-            remove_file(called_off(root, line.job))  # of an earlier job with this number
+            remove_file(cancellation_mark(root, line.job))  # of an earlier job with this number
             append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
         tools.release([line.job for line in done.values() if not line.after])
     except BaseException as error:  # an interrupt, too, must leave no job behind

@@ -188,8 +188,8 @@ def _absent_nodes(config: SlurmConfig) -> str:
 
     The reason is that enough nodes are configured, and some are away.
     """
-    fitting = of_training(config, tools.partitions().values(), tools.nodes())
-    gone = away(fitting)
+    fitting = training_nodes(config, tools.partitions().values(), tools.nodes())
+    gone = unavailable(fitting)
     if not gone or len(fitting) < config.nodes or len(fitting) - len(gone) >= config.nodes:
         return ""
     return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
@@ -349,7 +349,7 @@ def megabytes(memory: str) -> int:
     return int(float(found[1]) * scale)
 
 
-def of_training(
+def training_nodes(
     config: SlurmConfig, partitions: Iterable[tools.Partition], nodes: Sequence[tools.ClusterNode]
 ) -> list[tools.ClusterNode]:
     """Nodes of the training partition with a rank's resources, up or down."""
@@ -363,7 +363,7 @@ def of_training(
     ]
 
 
-def away(nodes: Sequence[tools.ClusterNode]) -> list[tools.ClusterNode]:
+def unavailable(nodes: Sequence[tools.ClusterNode]) -> list[tools.ClusterNode]:
     """Nodes that are down, drained or otherwise unavailable."""
     return [node for node in nodes if _AWAY.search(node.state.upper())]
 
@@ -376,7 +376,7 @@ def with_cores(
     A rank gets its share of the smallest fitting node; on a node with more GPUs than requested, its share of the cores
     of the requested GPUs.
     """
-    fitting = of_training(config, partitions, nodes)
+    fitting = training_nodes(config, partitions, nodes)
     if config.cpus_per_task or not fitting:
         return config, ""
     if config.gpus_per_node:

@@ -109,7 +109,7 @@ def suites(arguments: Arguments) -> None:
 
 def clock(arguments: Arguments) -> int:
     """Show times ahead of the clock, or sign that they are void."""
-    from assay.start_preflight import under_site
+    from assay.start_preflight import require_site_rules
     from governance.gate.signed_statements import submitters
 
     loaded, runtime = load(arguments, "governance clock")
@@ -133,7 +133,7 @@ def clock(arguments: Arguments) -> int:
         raise ConfigError(
             f"--reason {arguments.reason!r}: say in ten characters or more which clock was wrong, and why"
         )
-    under_site(loaded)
+    require_site_rules(loaded)
     count = journal.state_clock(sorted(verdicts), arguments.reason, submitters(loaded.config.governance.submitter)[0])
     say(
         f"signed: the times of {count} line(s) of the journal are void, and so is each verdict given before", void=count

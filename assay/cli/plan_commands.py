@@ -20,14 +20,14 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.plan import Correction, make_plan, refuse
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
-    from assay.start_preflight import under_site, vocabulary_of
+    from assay.start_preflight import require_site_rules, vocabulary_of
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text
     from slurm.config import with_site
 
     arguments.needs = "model"
     loaded, runtime = load(arguments, "data prepare")
-    under_site(loaded)
+    require_site_rules(loaded)
     section = with_site(loaded.config.slurm, loaded.folder)
     named = arguments.cluster or section.cluster
     if not named:

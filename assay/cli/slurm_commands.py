@@ -43,7 +43,7 @@ _FALLBACK_ARRAY_SIZE = 1001
 
 def render(arguments: Arguments) -> None:
     """The scripts of all jobs, or of one."""
-    from assay.slurm_folders import seen
+    from assay.slurm_folders import container_mounts
     from slurm.commands import max_array_size
     from slurm.render import render as fill_in
 
@@ -54,7 +54,7 @@ def render(arguments: Arguments) -> None:
     except ClusterError:
         size = _FALLBACK_ARRAY_SIZE
     sources = _sources(loaded, runtime)
-    given = seen(loaded, sources.folders, config)
+    given = container_mounts(loaded, sources.folders, config)
     jobs = _plan(arguments, sources, runtime, config, size)
     selected = [job for job in jobs if arguments.job in ("", job.name)]
     if not selected:
@@ -74,17 +74,17 @@ def submit(arguments: Arguments) -> int:
     With `--local`, it returns the status of the first failed job.
     """
     from assay.slurm_folders import fetch_here, freeze_run
-    from assay.start_preflight import under_site
+    from assay.start_preflight import require_site_rules
     from slurm.job_states import gather
-    from slurm.submit import JobRequest, one_at_a_time
+    from slurm.submit import JobRequest, submission_lock
 
     loaded, runtime = load(arguments, "slurm submit")
-    under_site(loaded)
+    require_site_rules(loaded)
     config, sources, jobs = _checked_plan(arguments, loaded, runtime)
     start = _begin_of(arguments, config)
     if start is not None and arguments.local:
         raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
-    with one_at_a_time(runtime.root):
+    with submission_lock(runtime.root):
         view = gather(runtime.root)
         if view is not None and any(row.count("waiting", "running", "unknown") for row in view.rows):
             typed = _config_words(arguments)
@@ -118,13 +118,13 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     if not config.cluster:
         return
     from assay.dry_run import teacher_beside
-    from assay.planning.plan_budget import of_submission
+    from assay.planning.plan_budget import submission_lines
     from assay.start_preflight import vocabulary_of
 
     vocabulary, _ = vocabulary_of(loaded, runtime)
     distils = loaded.config.train.distillation is not None
     teacher = teacher_beside(loaded, runtime, vocabulary)[0] if distils else None
-    line, warnings = of_submission(loaded, vocabulary, config, teacher)
+    line, warnings = submission_lines(loaded, vocabulary, config, teacher)
     say(line, plan=line)
     for warning in warnings:
         get_logger(__name__).warning("%s", warning)
@@ -177,11 +177,11 @@ def retry(arguments: Arguments) -> int:
     from slurm.commands import cancel as end
     from slurm.frozen import refuse_unasked
     from slurm.job_states import gather
-    from slurm.submit import one_at_a_time
+    from slurm.submit import submission_lock
 
     loaded, runtime = load(arguments, "slurm submit")
     config, sources, jobs = _checked_plan(arguments, loaded, runtime)
-    with one_at_a_time(runtime.root):
+    with submission_lock(runtime.root):
         view = gather(runtime.root) or _no_jobs(runtime)
         if not arguments.take_edits:
             refuse_unasked(runtime.root, _config_words(arguments))
@@ -230,14 +230,14 @@ def cancel(arguments: Arguments) -> None:
     """Cancel all jobs that wait or run."""
     from slurm.actions import cancel as end
     from slurm.job_states import gather
-    from slurm.submit import one_at_a_time
+    from slurm.submit import submission_lock
 
     _, runtime = load(arguments, "slurm submit")
     if gather(runtime.root) is None and not (runtime.root / "slurm").is_dir():
         _no_jobs(runtime)
     with contextlib.ExitStack() as alone:
         try:  # a submission is cancelled whole
-            alone.enter_context(one_at_a_time(runtime.root, _CANCEL_PATIENCE_SECONDS))
+            alone.enter_context(submission_lock(runtime.root, _CANCEL_PATIENCE_SECONDS))
         except StorageError:  # a full disk, where no lock can be had, must not prevent a cancellation
             pass
         except Occupied:
@@ -381,7 +381,7 @@ def _refuse(
     config: SlurmConfig,
 ) -> None:
     """Write the scripts and refuse what the cluster would refuse."""
-    from assay.slurm_folders import folders_read, make_key, seen
+    from assay.slurm_folders import container_mounts, folders_read, make_key
     from slurm.rehearsal import refuse_here
     from slurm.submit import keep_scripts
     from slurm.submit_preflight import check_settings, refuse
@@ -389,7 +389,7 @@ def _refuse(
     make_key(loaded)
     jobs = [order.job for order in requests]
     file = arguments.config.absolute()
-    keep_scripts(jobs, file, runtime.root, config, seen(loaded, sources.folders, config))
+    keep_scripts(jobs, file, runtime.root, config, container_mounts(loaded, sources.folders, config))
     if arguments.local:
         check_settings(config, runtime.root)
         refuse_here(config, runtime.root)

@@ -36,7 +36,7 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
     return OverBudget(words if certain else words.replace("would", "may"), certain)
 
 
-def of_submission(
+def submission_lines(
     run: LoadedRun, vocabulary: int, section: SlurmConfig, teacher: ModelConfig | None
 ) -> tuple[str, list[str]]:
     """A submission's line and its warnings.

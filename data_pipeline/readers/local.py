@@ -118,7 +118,7 @@ def find_paths(source: PathSource, folder: Path) -> FoundFiles:
     return found
 
 
-def find_left(source: PathSource, folder: Path) -> Iterator[Path]:
+def remaining_files(source: PathSource, folder: Path) -> Iterator[Path]:
     """Files of those of a source's patterns that still name any."""
     for pattern in () if source.elsewhere else source.paths:
         with contextlib.suppress(MissingInput):

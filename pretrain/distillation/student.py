@@ -113,7 +113,7 @@ class Student(Decoder):
             self.projection = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False)
 
     @staticmethod
-    def more_of(batch: Batch, moved: Batch) -> dict[str, Any]:
+    def extra_inputs(batch: Batch, moved: Batch) -> dict[str, Any]:
         """The tokens drawn from the teacher, if any."""
         return {} if moved.drawn is None else {"drawn": moved.drawn}
 

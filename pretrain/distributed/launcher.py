@@ -124,7 +124,7 @@ def launch(
     """
     log, restarts_left, before = get_logger(__name__), restarts, None
     while True:
-        culprit, signals = _once(processes, argv)
+        culprit, signals = _run_ranks(processes, argv)
         if culprit is None:
             return 0
         status = culprit.status
@@ -157,7 +157,7 @@ def progress_in(folder: Path) -> Progress:
     return (steps[-1] if steps else 0), max(durable, default=0)
 
 
-def _once(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[int]]:
+def _run_ranks(processes: int, argv: Sequence[str]) -> tuple[Rank | None, list[int]]:
     """The rank that failed first, and the signals that reached the launcher."""
     port = _free_port()
     signals: list[int] = []

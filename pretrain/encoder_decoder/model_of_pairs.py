@@ -98,7 +98,7 @@ class EncoderDecoder(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @staticmethod
-    def more_of(batch: Batch, moved: Batch) -> dict[str, Any]:
+    def extra_inputs(batch: Batch, moved: Batch) -> dict[str, Any]:
         """Sizes of the sides, found on the CPU, and the rows' seeds."""
         return {"sizes": row_sizes(batch.targets, batch.segments), "seeds": moved.seeds}
 

@@ -85,7 +85,7 @@ class Engine(Wrapped):
         """Objective and nats per token of a micro batch (see `Decoder.forward`)."""
         rows = batch.to(self.device)
         known = (documents_at_most(batch.segments),) if self.counts_documents else ()
-        more = self.deepspeed.module.more_of(batch, rows)
+        more = self.deepspeed.module.extra_inputs(batch, rows)
         return self.deepspeed(rows.tokens, rows.targets, rows.segments, rows.positions, *known, **more)
 
     def backward(self, objective: torch.Tensor, targets: int, last: bool) -> None:

@@ -145,7 +145,7 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @staticmethod
-    def more_of(batch: Batch, moved: Batch) -> dict[str, Any]:
+    def extra_inputs(batch: Batch, moved: Batch) -> dict[str, Any]:
         """Arguments of `forward` beside the rows.
 
         They are from the batch on the CPU, and the same one moved to the model's device.

@@ -128,7 +128,7 @@ def _begin(attempt: JobAttempt) -> None:
     if not os.path.exists(attempt.root / "slurm" / "jobs.jsonl"):
         attempt.left_out.append(this_node())
         finish(attempt, 66, f"{this_node()} does not see {attempt.root}; put it on a file system that all nodes share")
-    if attempt.called_off:  # it was requeued during its cancellation
+    if attempt.is_cancelled:  # it was requeued during its cancellation
         say(f"assay: job {attempt.job} is cancelled")
         requested("scancel", attempt.job)
         sys.exit(75)

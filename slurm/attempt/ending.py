@@ -136,7 +136,7 @@ def _requeue(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
         shown = controller.show(attempt, attempt.job)
         if shown is None:
             break
-        if _release_if_held(attempt, shown) or controller.is_cancelled(shown) or attempt.called_off:
+        if _release_if_held(attempt, shown) or controller.is_cancelled(shown) or attempt.is_cancelled:
             sys.exit(status)
         stand_aside(attempt, shown)
         # Slurm itself requeues a job that it preempts, or whose node it lost: the start that follows is left alone.
@@ -144,7 +144,7 @@ def _requeue(attempt: JobAttempt, status: int, failed: int) -> NoReturn:
             say(f"assay: Slurm has requeued job {attempt.job} itself; this attempt only ends")
             sys.exit(status)
         if requested("scontrol", "requeue", attempt.job):
-            if attempt.called_off:  # it was cancelled between the two
+            if attempt.is_cancelled:  # it was cancelled between the two
                 requested("scancel", attempt.job)
             if attempt.left_out:
                 controller.exclude(attempt, attempt.job, shown)

@@ -88,7 +88,7 @@ class JobAttempt:
         return self.record.with_suffix(".made")
 
     @property
-    def called_off(self) -> bool:
+    def is_cancelled(self) -> bool:
         """True if the job is marked as cancelled; False on stale mounts."""
         return os.path.exists(self.root / "slurm" / "cancelled" / self.job.partition("_")[0])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from assay.config import load_run
-from assay.slurm_folders import files_frozen, folders_read, seen, signing_key_id
+from assay.slurm_folders import container_mounts, files_frozen, folders_read, signing_key_id
 from slurm.config import SlurmConfig
 from tests.conftest import CONFIG
 
@@ -33,12 +33,12 @@ def run(tmp_path, monkeypatch):
 def test_all_that_the_file_and_its_policies_name_is_mounted(run, tmp_path):
     found = {path.name for path in folders_read(run, [tmp_path / "corpus"])}
     assert found == {"corpus", "tasks", "lab", "site", "keys"}
-    given = seen(run, [], SlurmConfig(container="img", container_runtime="pyxis"))
+    given = container_mounts(run, [], SlurmConfig(container="img", container_runtime="pyxis"))
     assert {path.name for path in given.folders} == {*found, "assay"}  # and the journal's heads
     assert given.variables == {
         "XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_STATE_HOME": str(tmp_path / "state"),
     }  # fmt: skip
-    assert seen(run, [], SlurmConfig()).folders == ()
+    assert container_mounts(run, [], SlurmConfig()).folders == ()
 
 
 def test_what_decides_the_run_is_kept(run, tmp_path):

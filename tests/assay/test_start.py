@@ -18,7 +18,7 @@ from assay.cli.main import main
 from assay.config import load_run
 from assay.dry_run import dry_run
 from assay.pipeline import corpus, judge_corpus, write_report
-from assay.start_preflight import LARGEST_GPU, here, on_nodes, refuse_start, vocabulary_of
+from assay.start_preflight import LARGEST_GPU, local_hardware, on_nodes, refuse_start, vocabulary_of
 from assay.training_recipe import pinned, training_folder
 from governance.checks import expectations
 from governance.errors import ConfigError, PipelineError
@@ -219,7 +219,7 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
     runtime, ranks = Runtime(project / "root"), ranks_of(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "free_host_bytes", lambda: free * MIB)
-        before = refusal(lambda: refuse_start(run, runtime, lambda: here(run.config.engine, ranks)))
+        before = refusal(lambda: refuse_start(run, runtime, lambda: local_hardware(run.config.engine, ranks)))
         assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
 
 
@@ -257,7 +257,7 @@ def test_a_separate_process_queries_torch_about_a_gpu(monkeypatch):
         start.may_have_gpu()
         start.may_have_gpu = lambda: True
         try:
-            start.here(EngineConfig(device="cuda"), Ranks())
+            start.local_hardware(EngineConfig(device="cuda"), Ranks())
         except PipelineError as error:
             print(error)
         print(sorted({"torch", "deepspeed"} & sys.modules.keys()))"""

@@ -196,7 +196,7 @@ def test_a_start_on_a_stale_mount_excludes_the_node(attempt, naps, stale, decide
     [(_, cause, _)] = decided
     assert f"does not see {attempt.root}; put it on a file system that all nodes share" in cause
     assert ending._unseen(attempt) == attempt.command[-1]
-    assert not attempt.called_off
+    assert not attempt.is_cancelled
 
 
 def test_an_attempt_that_leaves_has_no_time_to_wait(attempt, naps, monkeypatch):

@@ -12,7 +12,7 @@ from slurm import frozen
 from slurm.config import SlurmConfig
 from slurm.frozen import freeze, in_words, refuse_edits, refuse_unasked
 from slurm.render import ContainerMounts, render
-from slurm.submit_preflight import away, of_training, with_cores
+from slurm.submit_preflight import training_nodes, unavailable, with_cores
 from tests.slurm.test_scripts import ClusterNode, jobs_of
 
 
@@ -136,8 +136,8 @@ def test_a_rank_gets_its_share_of_the_smallest_node_and_that_is_reported(setting
 
 
 def test_nodes_that_are_not_there_now_are_known():
-    assert [node.name for node in away(NODES)] == ["n2"]
-    assert [node.name for node in of_training(SlurmConfig(memory="100G"), PARTITIONS, NODES)] == ["n2"]
+    assert [node.name for node in unavailable(NODES)] == ["n2"]
+    assert [node.name for node in training_nodes(SlurmConfig(memory="100G"), PARTITIONS, NODES)] == ["n2"]
 
 
 @pytest.fixture

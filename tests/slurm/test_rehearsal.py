@@ -17,7 +17,7 @@ from slurm.graph import PlannedRun, plan
 from slurm.job_states import gather
 from slurm.rehearsal import record, refuse_here, rehearse
 from slurm.render import keep_program
-from slurm.submit import JobRequest, called_off, keep_scripts
+from slurm.submit import JobRequest, cancellation_mark, keep_scripts
 
 CONFIG = SlurmConfig(nodes=2, retries=2, signal_seconds=10)
 
@@ -107,7 +107,7 @@ def test_a_cancellation_ends_what_runs_and_what_waits(rehearsal):
         while not rehearsal.calls.exists() or "governance" not in rehearsal.calls.read_text():
             time.sleep(0.05)
         for number in range(1, 6):
-            path = called_off(rehearsal.root, str(FIRST_LOCAL + number))
+            path = cancellation_mark(rehearsal.root, str(FIRST_LOCAL + number))
             path.parent.mkdir(exist_ok=True)
             path.touch()
 
