@@ -71,20 +71,20 @@ def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int) -> list[Slu
         options = _options(work.name, name, kind, config, tasks)
         jobs.append(SlurmJob(name, kind, ("assay", *command, *work.words, *last), options, tuple(after), tasks))
 
-    def behind() -> list[tuple[Condition, str]]:
+    def after_previous() -> list[tuple[Condition, str]]:
         return [("afterok", jobs[-1].name)] if jobs else []
 
     if tasks > 1:  # with one task, an array would only repeat "data"
         add("sources", "join", ("data", "prepare", "--merge"), [])
         for step in work.steps:
-            add(step, "share", ("data", "prepare"), behind(), tasks)
-            add(f"{step}-join", "join", ("data", "prepare", "--merge"), behind())
-    add("data", "data", ("data", "prepare"), behind())
-    add("audit", "audit", ("governance", "check"), behind())
+            add(step, "share", ("data", "prepare"), after_previous(), tasks)
+            add(f"{step}-join", "join", ("data", "prepare", "--merge"), after_previous())
+    add("data", "data", ("data", "prepare"), after_previous())
+    add("audit", "audit", ("governance", "check"), after_previous())
     for link in range(config.chain):
         before: list[tuple[Condition, str]] = [("afterany", jobs[-1].name)] if link else []
         add("train" if not link else f"train-{link + 1}", "train", ("train",), [("afterok", "audit"), *before])
-    add("evaluate", "evaluate", ("evaluate",), behind(), last=("last",))
+    add("evaluate", "evaluate", ("evaluate",), after_previous(), last=("last",))
     add("report", "report", ("report",), [("afterok", "data"), ("afterany", "evaluate")])
     return jobs
 

@@ -113,7 +113,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _run_in_order(lines: Sequence[SubmittedJob], jobs: Mapping[str, SlurmJob], root: Path, config: SlurmConfig) -> int:
     states: dict[str, str] = {}
     first = 0
-    with _alone(root), _tools() as tools:
+    with _rehearsal_lock(root), _tools() as tools:
         for line in lines:
             # A dependency of an earlier submission, which has no state here, is done, or was run again.
             needed = [states.get(job, "COMPLETED") for condition, job in line.after if condition == "afterok"]
@@ -265,7 +265,7 @@ def refuse_here(config: SlurmConfig, root: Path) -> None:
     Raises:
         ConfigError: another rehearsal is alive, the allocation is too small, or pyxis has none.
     """
-    with _alone(root):
+    with _rehearsal_lock(root):
         pass
     if nodes := os.environ.get("SLURM_JOB_NUM_NODES") if os.environ.get("SLURM_JOB_ID") else None:
         if int(nodes) < config.nodes:
@@ -275,7 +275,7 @@ def refuse_here(config: SlurmConfig, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def _rehearsal_lock(root: Path) -> Iterator[None]:
     deadline = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
         with held(root / "slurm" / _LOCK, f"process {os.getpid()} on {socket.gethostname()}") as holder:

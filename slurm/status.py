@@ -313,7 +313,7 @@ def _cells(name: str, rows: Sequence[JobRow]) -> tuple[str, ...]:
         _short(",".join(nodes), 30),
         _short(",".join(left_out), 30),
         _short(_causes(parts), 60),
-        _short(_why(parts), 100),
+        _short(_wait_or_failure(parts), 100),
     )
 
 
@@ -344,7 +344,7 @@ def _causes(parts: Sequence[UnitState]) -> str:
     return "; ".join(found)
 
 
-def _why(parts: Sequence[UnitState]) -> str:
+def _wait_or_failure(parts: Sequence[UnitState]) -> str:
     """Reason why a job waits or failed."""
     failed = [part for part in parts if part.kind in ("failed", "lost")]
     if failed:

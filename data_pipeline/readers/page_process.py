@@ -155,7 +155,7 @@ def _ask(pages: Sequence[tuple[bytes, str]], way: Extraction) -> list[HtmlPage |
         tired, said = json.loads(_read(child.stdout, _COUNT.unpack(_read(child.stdout, _COUNT.size))[0]))
         answers = [_answer(child.stdout, reply, way) for reply in said]
     except (EOFError, BrokenPipeError):
-        return _why(child, "pdf" if way == PDF else "html")
+        return _end_and_explain(child, "pdf" if way == PDF else "html")
     except BaseException:  # interrupted in the middle of a page: what the pipe holds belongs to no one
         close()
         raise
@@ -173,7 +173,7 @@ def _answer(source: IO[bytes], reply: Any, way: Extraction) -> HtmlPage | PdfTex
     return PdfText(text, fact, tuple(names)) if way == PDF else HtmlPage(text, fact, tuple(names))
 
 
-def _why(child: subprocess.Popen[bytes], kind: str) -> str:
+def _end_and_explain(child: subprocess.Popen[bytes], kind: str) -> str:
     import signal
 
     _CHILDREN.pop(os.getpid(), None)

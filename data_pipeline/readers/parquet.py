@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.readers.parquet_pages import Chunk, RowGroup, pages, row_groups
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
-from data_pipeline.readers.rows import read_batch, until_bomb, wanted
+from data_pipeline.readers.rows import paths_of_fields, read_batch, until_bomb
 from data_pipeline.readers.streams import open_source
 
 MAX_PAGE_BYTES = 1 << 28
@@ -76,7 +76,7 @@ def read_parquet(
             reader = stack.enter_context(
                 pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
             )
-            opened = _Open(reader, source, found, fields, wanted(reader.schema_arrow, fields), file)
+            opened = _Open(reader, source, found, fields, paths_of_fields(reader.schema_arrow, fields), file)
         except _DAMAGE as error:
             yield RecordFault(file, first, "unreadable_rows", _words(error))
             return

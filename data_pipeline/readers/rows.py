@@ -20,7 +20,7 @@ ROW_BYTES = 64
 """Least size of a row in memory: what a file of nulls states is counted with it."""
 
 
-def wanted(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
+def paths_of_fields(schema: pa.Schema, fields: Fields) -> dict[str, tuple[str, ...]]:
     """The named values that the schema has.
 
     The result is their names, and the way to each through columns and structs.

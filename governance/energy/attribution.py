@@ -257,10 +257,10 @@ def add(pieces: Iterable[EnergyPiece]) -> Sum:
     metered = [piece for piece in pieces if piece.millijoules is not None]
     whole = all(piece.millijoules is not None or not piece.seconds for piece in pieces)
     return Sum(
-        measured=_known(piece.millijoules for piece in pieces),
-        surviving=_known(piece.millijoules for piece in pieces if piece.outcome == "surviving"),
-        wasted=_known(piece.millijoules for piece in pieces if piece.outcome == "wasted"),
-        unknown=_known(piece.millijoules for piece in pieces if piece.outcome == "unknown"),
+        measured=_sum_of_known(piece.millijoules for piece in pieces),
+        surviving=_sum_of_known(piece.millijoules for piece in pieces if piece.outcome == "surviving"),
+        wasted=_sum_of_known(piece.millijoules for piece in pieces if piece.outcome == "wasted"),
+        unknown=_sum_of_known(piece.millijoules for piece in pieces if piece.outcome == "unknown"),
         low=_all(piece.low for piece in metered),
         high=_all(piece.high for piece in metered) if whole else None,
         unmeasured_seconds=sum(piece.seconds for piece in pieces if piece.millijoules is None),
@@ -269,7 +269,7 @@ def add(pieces: Iterable[EnergyPiece]) -> Sum:
     )
 
 
-def _known(values: Iterable[int | None]) -> int | None:
+def _sum_of_known(values: Iterable[int | None]) -> int | None:
     """The sum of what is known.
 
     The result is None where the parts exist and all are unknown.
@@ -307,7 +307,7 @@ def wasted_by_cause(pieces: Iterable[EnergyPiece]) -> dict[str, int | None]:
     for piece in pieces:
         if piece.outcome == "wasted":
             wasted.setdefault(piece.cause, []).append(piece.millijoules)
-    return {cause: _known(wasted[cause]) for cause in sorted(wasted)}
+    return {cause: _sum_of_known(wasted[cause]) for cause in sorted(wasted)}
 
 
 def by_checkpoint(pieces: Iterable[EnergyPiece], artifact: str) -> list[dict[str, int | None]]:

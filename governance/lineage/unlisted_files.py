@@ -108,7 +108,7 @@ def strays(
             if _as_report(path) not in reports:
                 found.problems.append(f"{name}: is not the copy of a report of this root. Remove it.")
             continue
-        if name in named or _known(path, name, manifests):
+        if name in named or _is_accounted(path, name, manifests):
             continue
         if name.startswith(_MIRROR) and _run_of(name) not in stated:
             unstated.add(_run_of(name))
@@ -211,7 +211,7 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(names))
 
 
-def _known(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> bool:
+def _is_accounted(path: Path, name: str, manifests: Mapping[str, Manifest | None]) -> bool:
     """Return whether a rule or another check accounts for a file."""
     if _GROWS.fullmatch(name):
         return not _finished(name, manifests)

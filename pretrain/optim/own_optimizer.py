@@ -76,7 +76,7 @@ def make_own(groups: Groups, config: OptimConfig, folder: Path) -> OwnOptimizer:
         optimizer = function(some, dict(values))
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"it returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
-        if [_given(group) for group in optimizer.param_groups] != [_given(group) for group in some]:
+        if [_group_values(group) for group in optimizer.param_groups] != [_group_values(group) for group in some]:
             raise ValueError("it has other parameter groups than those given; pass them on to torch.optim.Optimizer")
         return optimizer
 
@@ -93,7 +93,7 @@ def make_own(groups: Groups, config: OptimConfig, folder: Path) -> OwnOptimizer:
         ) from error
 
 
-def _given(group: Mapping[str, Any]) -> list[Any]:
+def _group_values(group: Mapping[str, Any]) -> list[Any]:
     """Values of a group that an own function must keep."""
     return [*(group.get(name) for name in ("base_lr", "label", "kind")), *map(id, group["params"])]
 

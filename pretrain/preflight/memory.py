@@ -88,7 +88,7 @@ def estimate(
     libraries = _GPU_LIBRARIES if device == "cpu" and _built_for_gpus() else 0
     on_device = {"runtime": _RUNTIME[device] + libraries + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
-    on_device |= _beside(teacher, recipe, engine, vocabulary_size, device)
+    on_device |= _teacher_bytes(teacher, recipe, engine, vocabulary_size, device)
     # Allocated after activations are freed, whose memory the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, learning, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
@@ -116,7 +116,7 @@ def estimate(
     return Estimate(on_device, on_host)
 
 
-def _beside(
+def _teacher_bytes(
     teacher: ModelConfig | None, recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str
 ) -> dict[str, int]:
     """Bytes of a teacher: whole weights, and its pass beyond the student's."""

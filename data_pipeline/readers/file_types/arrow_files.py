@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
-from data_pipeline.readers.rows import ROW_BYTES, read_batch, until_bomb, wanted
+from data_pipeline.readers.rows import ROW_BYTES, paths_of_fields, read_batch, until_bomb
 from data_pipeline.readers.streams import is_bomb, open_source
 
 _FILE_MAGIC, _END_MAGIC = b"ARROW1\0\0", b"ARROW1"
@@ -61,7 +61,7 @@ def _rows(source: IO[bytes], file: str, fields: Fields, whole: int | None, size:
     position = batches = 0
     try:
         with pa.ipc.open_stream(source) as stream:
-            ways = wanted(stream.schema, fields)
+            ways = paths_of_fields(stream.schema, fields)
             while whole is None or batches < whole:
                 try:
                     batch = stream.read_next_batch()
@@ -246,7 +246,7 @@ def _orc_rows(path: Path, file: str, fields: Fields) -> Iterator[Record | Record
     position = 0
     try:
         found = pyarrow.dataset.dataset(path, format="orc")
-        ways = wanted(found.schema, fields)
+        ways = paths_of_fields(found.schema, fields)
         columns = list(dict.fromkeys(way[0] for way in ways.values()))
         scanner = found.scanner(
             columns=columns, batch_size=_ORC_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
