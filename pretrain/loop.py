@@ -343,10 +343,10 @@ def _catch_up(context: TrainContext, state: TrainState) -> tuple[TrainState, int
 
     validations = context.recipe.train.validate_every_steps
     if context.validation_rows is not None and owes(validations, context.recipe.train.steps, state.validations):
-        state = _validate(context, state, saved_step=step)
+        state = _validate(context, state, step)
     last = _last_step(context, state)
     if context.suite is not None and owes(context.recipe.evaluation.every_steps, last, state.tasks):
-        state = _score_tasks(context, state, saved_step=step)
+        state = _score_tasks(context, state, step)
     if state is not resumed and _due(step, context.settings.checkpoint.every_steps, last):
         _save(context, state)  # an uninterrupted run's checkpoint of this step holds the results
     return state, last
