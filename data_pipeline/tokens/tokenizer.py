@@ -36,7 +36,7 @@ from data_pipeline.tokens.encoder import (
     library_engine,
     segments,
 )
-from data_pipeline.tokens.parity import awkward_strings, compare, every_character
+from data_pipeline.tokens.parity import awkward_strings, compare, every_character, once_each
 from data_pipeline.tokens.tiktoken_ranks import SUFFIX, for_gigatoken, from_ranks
 from data_pipeline.tokens.training_sample import TrainingSample, choose_sample, sample_texts
 from data_pipeline.tokens.unknown_characters import unknown_characters
@@ -208,7 +208,7 @@ def open_reference(text: str) -> Any:
     return reference
 
 
-def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
+def _train(texts: Iterable[bytes], config: TokenizerConfig) -> str:
     """The `tokenizer.json` of a tokenizer trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -229,13 +229,17 @@ def _train(texts: Iterable[str], config: TokenizerConfig) -> str:
     return str(tokenizer.to_str())
 
 
-def _stretches(texts: Iterable[str], size: int) -> Iterator[str]:
+def _stretches(texts: Iterable[str], size: int) -> Iterator[bytes]:
     with progress("tokenizer", size / 1e6, "MB") as advance:
         for text in texts:
-            for part in segments(text):
-                for start in range(0, len(part), _TRAINED_CHARACTERS):
-                    yield part[start : start + _TRAINED_CHARACTERS]
-            advance(len(text.encode("utf-8")) / 1e6)
+            data = text.encode("utf-8")
+            if len(data) <= _TRAINED_CHARACTERS:
+                yield data
+            else:
+                for part in segments(text):
+                    for start in range(0, len(part), _TRAINED_CHARACTERS):
+                        yield part[start : start + _TRAINED_CHARACTERS].encode("utf-8")
+            advance(len(data) / 1e6)
 
 
 def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary]:
@@ -379,7 +383,8 @@ def _parity(
     """Compare the engines on sample, awkward strings and all characters."""
     log = get_logger(__name__)
     library, fast = _engines(text, vocabulary, end)
-    of_sample = compare(library, fast or library, sample_texts(paths, sample.parity, _PARITY_BYTES))
+    reference = once_each(library, vocabulary.pieces) if vocabulary.cut_at_spaces else library
+    of_sample = compare(reference, fast or library, sample_texts(paths, sample.parity, _PARITY_BYTES))
     unequal = list(of_sample.unequal)
     if fast is None:
         log.warning("tokenizer: gigatoken cannot read a tokenizer of %s; `tokenizers` will encode", vocabulary.kind)

@@ -1,17 +1,17 @@
-"""Characters that are younger than the library's Unicode.
+"""Characters as the library sees them, and those younger than its Unicode.
 
-`tokenizers` (Unicode 16) takes them for no letters, gigatoken (17) for what they are, so words and ids can differ.
-Texts with one go through the library. A test compares the two on all other characters.
+`tokenizers` (Unicode 16) takes the younger for no letters, gigatoken (17) for what they are, so words and ids can
+differ. Texts with one go through the library. A test compares the two on all other characters.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
-from data_pipeline.tokens.vocabulary import alphabet
+from data_pipeline.kernels.gpt2_words import LETTER, NUMBER, SPACE
 
 
 def all_characters() -> str:
@@ -27,10 +27,10 @@ def all_characters() -> str:
 @functools.cache
 def _unknown_runs() -> tuple[str, ...]:
     """Stretches of `all_characters` of which the library knows no character."""
-    from tokenizers import Regex, pre_tokenizers
+    from tokenizers import NormalizedString, Regex
 
-    runs = pre_tokenizers.Split(Regex(r"\P{Cn}+"), "removed").pre_tokenize_str(all_characters())
-    return tuple(run for run, _ in runs)
+    runs = NormalizedString(all_characters()).split(Regex(r"\P{Cn}+"), "removed")
+    return tuple(str(run.normalized) for run in runs)
 
 
 def unknown_characters() -> str:
@@ -40,18 +40,21 @@ def unknown_characters() -> str:
 
 def known_characters() -> str:
     """Those of `all_characters` that the library knows, in their order."""
-    parts, rest = [], all_characters()
-    for run in _unknown_runs():
-        before, _, rest = rest.partition(run)
-        parts.append(before)
-    return "".join([*parts, rest])
+    return _without(r"\p{Cn}+")
 
 
-def words_of_library(texts: Iterable[bytes]) -> Iterator[bytes]:
-    """The words that the library's pre-tokenizer of GPT-2 finds."""
-    from tokenizers.pre_tokenizers import ByteLevel
+@functools.cache
+def library_classes() -> npt.NDArray[np.uint8]:
+    """Class bits, as the library sees them, of all 0x110000 code points."""
+    classes = np.zeros(0x110000, np.uint8)
+    for bit, others in ((SPACE, r"\S+"), (LETTER, r"\P{L}+"), (NUMBER, r"\P{N}+")):
+        classes[np.frombuffer(_without(others).encode("utf-32-le"), "<u4")] |= bit
+    classes.flags.writeable = False
+    return classes
 
-    cutter, byte_of = ByteLevel(add_prefix_space=False, use_regex=True), alphabet().__getitem__
-    for text in texts:
-        for word, _ in cutter.pre_tokenize_str(text.decode("utf-8")):
-            yield bytes(map(byte_of, word))
+
+def _without(expression: str) -> str:
+    """Leave the matches of the library's expression out of `all_characters`."""
+    from tokenizers import Regex, normalizers
+
+    return str(normalizers.Replace(Regex(expression), "").normalize_str(all_characters()))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.tokens import encoder as subject
 from data_pipeline.tokens.encoder import fast_engine, library_engine
-from data_pipeline.tokens.parity import awkward_strings, compare, every_character
+from data_pipeline.tokens.parity import awkward_strings, compare, every_character, once_each
 from data_pipeline.tokens.tokenizer import TokenizerConfig, _engines, _train, open_reference
 from data_pipeline.tokens.vocabulary import alphabet, definition_of_text, read_vocabulary
 from tests.data_pipeline.tokenizer_kinds import KINDS
@@ -39,7 +39,7 @@ def engines_of(text):
 
 @functools.cache
 def trained(corpus, size=700):
-    return _train(CORPORA[corpus], TokenizerConfig(vocabulary_size=size))
+    return _train(map(str.encode, CORPORA[corpus]), TokenizerConfig(vocabulary_size=size))
 
 
 def ids_of(engine, texts):
@@ -79,6 +79,14 @@ TEXT = st.lists(PIECES, max_size=12).map("".join)
 def test_the_ids_are_those_of_the_library(engines, texts):
     fast, library = engines
     assert ids_of(fast, texts) == ids_of(library, texts)
+
+
+@settings(max_examples=200)
+@given(texts=st.lists(st.one_of(TEXT, st.text("ab \n\t\u3000", max_size=30)), min_size=1, max_size=5))
+def test_stretches_encoded_once_have_the_same_ids(texts):
+    library = library_engine(open_reference(trained("mixed")), END)
+    once = once_each(library, read_vocabulary(trained("mixed")).pieces)
+    assert ids_of(once, texts * 2) == ids_of(library, texts * 2)
 
 
 @settings(max_examples=60)
@@ -140,7 +148,7 @@ def test_long_runs_have_the_ids_of_the_library(unit):
 
 def test_texts_with_characters_younger_than_the_library_have_its_ids():
     """A merge of a letter and the first byte of another: gigatoken applies it to U+088F, to the library no letter."""
-    text = _train(["a\u0905 "] * 50, TokenizerConfig(vocabulary_size=300))
+    text = _train(["a\u0905 ".encode()] * 50, TokenizerConfig(vocabulary_size=300))
     vocabulary = read_vocabulary(text)
     assert b"a\xe0" in vocabulary.pieces
     library, fast = _engines(text, vocabulary, END)
