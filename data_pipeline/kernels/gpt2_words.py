@@ -147,7 +147,8 @@ def _move(table, larger):  # type: ignore[no-untyped-def]
 def _add(data, eights, offsets, classes, table, letters, used, held, text, at):  # type: ignore[no-untyped-def]
     """Count words from byte `at` of a text on.
 
-    It ends early where there is no room for a new word. Arrays that grow in here would cost each word more than its count does.
+    It ends early where there is no room for a new word: arrays that grew in here would cost every word more than its
+    count does.
     """
     mask = uint64(len(table) - 1)
     while text < len(offsets) - 1:
