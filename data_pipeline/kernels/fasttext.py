@@ -170,7 +170,7 @@ def _classify(  # type: ignore[no-untyped-def]
     shortest, longest, size_bytes, labels, probabilities,
 ):  # fmt: skip
     hidden = np.zeros(_DIMENSIONS, np.float32)
-    word = np.zeros(64, np.uint8)
+    word = np.zeros(size_bytes + 2, np.uint8)  # made once: an array that grew would cost each word a count of its users
     # A word of n characters has n + 2 with its marks; there are no more words or characters than bytes.
     chosen = np.zeros((longest - shortest + 1) * 3 * size_bytes + size_bytes + 2, np.int32)
     stack = np.zeros(2 * len(labels) + 2 * len(output), np.int64)
@@ -189,8 +189,6 @@ def _classify(  # type: ignore[no-untyped-def]
                 i += 1
             size = i - first
             any_word = True
-            if len(word) < size + 2:
-                word = np.zeros(2 * size + 2, np.uint8)
             h = uint32(2166136261)
             for k in range(size):
                 h = _hashed(h, data[first + k])
