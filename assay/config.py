@@ -1,7 +1,8 @@
 """The run's TOML file: all sections, from raw corpus to report.
 
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
-    [evaluation] [profile] [model_audit] [memorisation] [claims] [slurm]
+    [evaluation] [profile] [model_audit] [memorisation] [claims] [scaling]
+    [slurm]
 
 A run may have several files (`run_file.py`). Every section belongs to the package that uses it; this module only
 combines them. Derived values (accumulation steps, DeepSpeed's whole configuration) are functions of these, never
@@ -42,6 +43,7 @@ from pretrain.config.training import (
 from pretrain.distributed.process_group import read_ranks, slurm_attempt
 from pretrain.evaluation.model_bias import ModelAuditConfig
 from pretrain.experiments.claims_config import ClaimsConfig
+from pretrain.experiments.scaling.ladder import ScalingConfig
 from pretrain.inference.memorisation import MemorisationConfig
 from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.preflight.compatibility import check_together
@@ -66,6 +68,7 @@ class RunConfig(Section):
     model_audit: ModelAuditConfig = ModelAuditConfig()
     memorisation: MemorisationConfig = MemorisationConfig()
     claims: ClaimsConfig = ClaimsConfig()
+    scaling: ScalingConfig = ScalingConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @property

@@ -4,12 +4,13 @@
     python benchmarks/scale.py [--quick] ranks
     python benchmarks/scale.py [--quick] [--plot docs/plan.svg] planning
     python benchmarks/scale.py verdict
+    python benchmarks/scale.py [--quick] scaling
 
 Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
 saves, loads and looks at the run's holders; `planning`, `assay plan` against published speeds and against runs on this
 machine, and how long an answer takes; `verdict`, the restart verdict on the labelled logs of tests/slurm, from which
-its rules were written (what they reached on logs that they had not seen is in benchmarks/RESULTS.md). `--plot` draws
-one group.
+its rules were written (what they reached on logs that they had not seen is in benchmarks/RESULTS.md); `scaling`,
+planted scaling laws and the coverage of their intervals. `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -39,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, figure, run, status_mb
-from benchmarks.measures.training import plan_published, plan_runs, scale_ranks
+from benchmarks.measures.training import plan_published, plan_runs, scale_ranks, scaling_coverage
 from slurm.attempt.restart_verdict import verdict_of
 
 HERE = Path(__file__).resolve().parents[1]
@@ -183,7 +184,9 @@ def main() -> int:
     """Measure each size and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes a group")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning, verdict")
+    parser.add_argument(
+        "groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning, verdict, scaling"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -224,6 +227,7 @@ def main() -> int:
         "ranks": lambda: scale_ranks.goals(arguments.quick),
         "planning": plans,
         "verdict": verdicts,
+        "scaling": lambda: list(scaling_coverage.scaling_laws(arguments.quick)),
     }
     if unknown := sorted(set(arguments.groups) - set(known)):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Function behind `assay experiment claims`."""
+"""Functions behind `assay experiment`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, load
+from assay.cli.run_commands import Arguments, load, words_of
+from assay.config import load_run
+from governance.manifest import Manifest
 
 
 def claims(arguments: Arguments) -> None:
@@ -36,3 +38,52 @@ def claims(arguments: Arguments) -> None:
         line = f"{claim['verdict']:<13} {claim['claim']} (held against {held} of {len(against)})"
         say(line, claims=[{"id": claim["id"], "verdict": claim["verdict"], "against": against}])
     say(f"report: {folder / 'report.html'}", report=folder / "report.html", **artifact(made, runtime.root))
+
+
+def scaling(arguments: Arguments) -> None:
+    """Predict the loss of the run from a ladder of small trainings."""
+    from assay.pipeline import corpus, training
+    from assay.scaling_experiment import read_scaling, run_scaling
+    from assay.start_preflight import vocabulary_of
+    from pretrain.experiments.scaling.ladder import Rung, ladder, multiplied, tokens_of
+
+    loaded, runtime = load(arguments, "data prepare")
+    vocabulary, _ = vocabulary_of(loaded, runtime)
+    recipe = loaded.config.recipe
+    rungs = ladder(loaded.config.scaling, recipe, vocabulary)
+    if arguments.dry_run:
+        for rung in rungs:
+            line = (
+                f"width {rung.model.hidden_size:,}, {rung.model.num_hidden_layers} layers, {rung.parameters:,} "
+                f"parameters, {rung.steps:,} steps, {rung.tokens:,} tokens, seed {rung.seed}"
+            )
+            say(line, plan=[line])
+        work = sum(rung.parameters * rung.tokens for rung in rungs)
+        share = work / (multiplied(recipe.model, vocabulary) * tokens_of(recipe))
+        say(f"{len(rungs)} trainings: {100 * share:.2g} % of the run's FLOPs", share_of_run=share)
+        return
+    artifacts = corpus(loaded, replace(runtime, make=False))
+
+    def train(rung: Rung) -> Manifest:
+        settings = [*arguments.overrides, *rung.settings]
+        smaller = replace(load_run(arguments.config, settings, arguments.more), journals=loaded.journals)
+        words = words_of(Arguments(**{**vars(arguments), "overrides": settings}), runtime)
+        return training(smaller, artifacts, runtime, arguments.nproc, words)
+
+    made = run_scaling(loaded, artifacts, rungs, runtime, train)
+    found = read_scaling(runtime.root / made.folder)
+    target, best = found["target"], found["best"]
+    say(
+        f"loss        {target['loss']:.3f} ({target['low']:.3f} to {target['high']:.3f}) nats per token for this run, "
+        f"{target['parameters']:.3g} parameters and {target['tokens']:.3g} tokens",
+        target=target,
+    )
+    say(
+        f"best        {best['loss']:.3f} for as many FLOPs, with {best['parameters']:.3g} parameters and "
+        f"{best['tokens']:.3g} tokens",
+        best=best,
+    )
+    for words in found["warnings"]:
+        say(f"note        {words}", warnings=[words])
+    page = runtime.root / made.folder / "report.html"
+    say(f"report: {page}", report=page, **artifact(made, runtime.root))

@@ -20,6 +20,7 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.plan import Correction, make_plan, refuse
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
+    from assay.scaling_experiment import expected_loss
     from assay.start_preflight import require_site_rules, vocabulary_of
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text
@@ -49,6 +50,9 @@ def plan(arguments: Arguments) -> None:
     found = make_plan(loaded, vocabulary, cluster, nodes, correction, teacher)
     for line in lines(found):
         say(line, plan=[line])
+    if loss := expected_loss(loaded, vocabulary, runtime.root):
+        about = f"{loss['loss']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) nats per token, by {loss['law']}"
+        say(f"loss        {about}", loss=loss)
     around = layouts(loaded, vocabulary, cluster, nodes, correction, teacher)
     rows = layout_rows(found, around)
     say(

@@ -354,7 +354,7 @@ def _interpretation(commands: Commands[Parser]) -> None:
 
 
 def _experiment(commands: Commands[Parser]) -> None:
-    add = _group(commands, "experiment", "compare architectures on the run's own tokens")
+    add = _group(commands, "experiment", "compare architectures and sizes on the run's own tokens")
     about = (
         "train Transformer, LSTM, GRU and xLSTM on the same tokens, and report which of the Transformer's claims hold"
     )
@@ -362,6 +362,11 @@ def _experiment(commands: Commands[Parser]) -> None:
     _config(command)
     flag(command, "--quick", "a small form of [claims] that ends in minutes: three seeds, short rows, near facts")
     flag(command, "--dry-run", "print the models, the trainings and the time that they take here; train nothing")
+    about = "train a ladder of small models, fit a scaling law, and predict the loss of the run"
+    command = add("scaling", "scaling", about)
+    _config(command)
+    _nproc(command)
+    flag(command, "--dry-run", "print the ladder's models and tokens; train nothing")
 
 
 def _report(commands: Commands[Parser]) -> None:

@@ -45,6 +45,7 @@ SURFACE = {
     "doctor": ["--help"],
     "evaluate": [*COMMON, "--average", "CHECKPOINT"],
     "experiment claims": [*COMMON, "--dry-run", "--quick"],
+    "experiment scaling": [*COMMON, "--dry-run", "--nproc"],
     "export": [*COMMON, "--adapter", "--average", "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--eval-set", "--help", "--output", "--sample-mb", "PATH"],
     "mirror pull": ["--help", "ROOT", "URL"],

@@ -1,0 +1,206 @@
+"""Experiment on scaling: trainings behind the gate, law, and report.
+
+<root>/train/<key>/                        each rung, a training as any other
+<root>/scaling/<key>/report.html, scaling.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from assay.config import LoadedRun
+from governance.config import Section
+from governance.errors import GateClosed, ManifestError, PipelineError
+from governance.files import write_json, write_text
+from governance.gate.chain import require_chain
+from governance.log import get_logger
+from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, verify
+from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, multiplied, other_start, tokens_of
+from pretrain.experiments.scaling.scaling_law import Fit, ScalingLaw, Trained, fit_law, parabola_exponent
+from pretrain.experiments.scaling.scaling_page import scaling_page
+
+VERSION = 1
+_LAW = ("constant", "parameter_factor", "token_factor", "parameter_exponent", "token_exponent")
+
+
+class ScalingReport(Section):
+    """Recipe of the report."""
+
+    scaling: ScalingConfig
+    parameters: int
+    """Of the run that is predicted: weights that a token multiplies."""
+    tokens: int
+
+
+def run_scaling(
+    run: LoadedRun,
+    artifacts: Mapping[str, Manifest],
+    rungs: Sequence[Rung],
+    runtime: Runtime,
+    train: Callable[[Rung], Manifest],
+) -> Manifest:
+    """Train every rung, fit the law, and report its prediction.
+
+    Finished rungs are found.
+
+    Args:
+        run: the run that is predicted.
+        artifacts: its corpus.
+        rungs: the ladder.
+        runtime: root, meter, energy budget, journal.
+        train: trains a rung behind the gate.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through, or an artifact differs from its statement.
+        PipelineError: a rung has no validation loss, or the losses show no law.
+    """
+    trained = []
+    for number, rung in enumerate(rungs, 1):
+        get_logger(__name__).info(
+            "scaling: rung %d of %d: width %d, %d layers, %s parameters, %s tokens, seed %d", number, len(rungs),
+            rung.model.hidden_size, rung.model.num_hidden_layers, f"{rung.parameters:,}", f"{rung.tokens:,}", rung.seed,
+        )  # fmt: skip
+        trained.append(train(rung))
+    require_chain(trained, runtime.root, run.journal(runtime.root))
+    vocabulary = trained[0].stats["vocabulary_size"]
+    recipe = run.config.recipe
+    section = ScalingReport(
+        scaling=run.config.scaling, parameters=multiplied(recipe.model, vocabulary), tokens=tokens_of(recipe)
+    )
+
+    def make(target: Path) -> Made:
+        found = _found(run, artifacts["encode"], section, list(zip(rungs, trained, strict=True)))
+        write_json(target / "scaling.json", found)
+        write_text(target / "report.html", scaling_page(found))
+        outputs = [describe(target / name, runtime.root) for name in ("scaling.json", "report.html")]
+        return Made(outputs, {"rungs": len(rungs), "target": found["target"]})
+
+    made = run_stage(Recipe("scaling", VERSION, section), [one.as_input() for one in trained], runtime, make)
+    require_chain([made], runtime.root, run.journal(runtime.root))
+    if problems := verify(made, runtime.root):
+        raise GateClosed(
+            f"the report on scaling was altered: {'; '.join(problems)}. Remove {runtime.root / made.folder}, then run "
+            f"the command again"
+        )
+    return made
+
+
+def _found(
+    run: LoadedRun, tokens: Manifest, section: ScalingReport, trained: Sequence[tuple[Rung, Manifest]]
+) -> dict[str, Any]:
+    """Everything that the report shows.
+
+    Raises:
+        PipelineError: a rung has no validation loss, or the losses show no law.
+    """
+    points = []
+    for rung, manifest in trained:
+        loss = manifest.stats["validation_loss"]
+        if loss is None:
+            raise PipelineError(
+                f"scaling: {manifest.folder} (width {rung.model.hidden_size}) has no validation loss: without "
+                f"validation documents nothing can be compared. Raise data.encode.validation_share and prepare again."
+            )
+        points.append(Trained(rung.parameters, rung.tokens, loss))
+    fit = fit_law(points, section.scaling.resamples)
+    curves = [[points[at] for at in curve] for curve in curves_of([rung for rung, _ in trained])]
+    joules = [manifest.run["energy"]["joules"] for _, manifest in trained]
+    target = _predicted(fit, section.parameters, section.tokens)
+    best = _predicted(fit, *fit.law.best(target["flops"]))
+    return {
+        "target": target,
+        "best": best,
+        "law": {
+            **asdict(fit.law),
+            "size_exponent": fit.law.size_exponent,
+            "intervals": {name: fit.interval_of(name) for name in (*_LAW, "size_exponent")},
+        },
+        "noise": fit.noise,
+        "approach_2_exponent": parabola_exponent(curves),
+        "resamples": {"drawn": fit.resamples, "determined": len(fit.draws)},
+        "rungs": [
+            {
+                "width": rung.model.hidden_size, "layers": rung.model.num_hidden_layers, "parameters": rung.parameters,
+                "tokens": rung.tokens, "steps": rung.steps, "budget": rung.budget, "seed": rung.seed,
+                "loss": point.loss, "fitted": fit.law.loss(rung.parameters, rung.tokens), "training": manifest.folder,
+                "settings": list(rung.settings),
+            }
+            for (rung, manifest), point in zip(trained, points, strict=True)
+        ],
+        "joules": None if None in joules else sum(joules),
+        "warnings": _warnings(run, tokens, section, fit, [rung for rung, _ in trained]),
+        "draws": [[getattr(law, name) for name in _LAW] for law in fit.draws],
+    }  # fmt: skip
+
+
+def _predicted(fit: Fit, parameters: float, tokens: float) -> dict[str, float]:
+    """Loss of a model with its interval."""
+    low, high = fit.interval(parameters, tokens)
+    return {
+        "parameters": parameters, "tokens": tokens, "flops": 6 * parameters * tokens,
+        "loss": fit.law.loss(parameters, tokens), "low": low, "high": high,
+    }  # fmt: skip
+
+
+def _warnings(run: LoadedRun, tokens: Manifest, section: ScalingReport, fit: Fit, rungs: Sequence[Rung]) -> list[str]:
+    """Reasons to trust this prediction less than its interval."""
+    found = []
+    beyond = section.parameters * section.tokens / max(rung.parameters * rung.tokens for rung in rungs)
+    if beyond > 100:
+        found.append(
+            f"The run has {beyond:,.0f} times the FLOPs of the largest rung. The interval assumes that the law holds "
+            f"that far; a larger budget in scaling.budgets tests it."
+        )
+    if run.config.model.initialisation != "mup":
+        found.append(
+            "All widths learn at the run's rate, which is not the best one of each; without model.initialisation = "
+            "'mup' the exponents hold for this rate."
+        )
+    text = tokens.stats.get("train_tokens") or 0
+    for what, read in (("the run", section.tokens), ("the longest rung", max(rung.tokens for rung in rungs))):
+        if text and read > text:
+            found.append(
+                f"The corpus has {text:,} training tokens, and {what} reads it {read / text:.1f} times. The law is of "
+                f"new tokens; repeated ones teach less (arXiv:2305.16264)."
+            )
+    if (lost := fit.resamples - len(fit.draws)) > fit.resamples / 20:
+        found.append(
+            f"{lost} of {fit.resamples} resamples determined no law and are left out: the ladder is too short for its "
+            f"noise. Add sizes, budgets or seeds."
+        )
+    return found
+
+
+def read_scaling(folder: Path) -> dict[str, Any]:
+    """The report's values."""
+    found: dict[str, Any] = json.loads((folder / "scaling.json").read_bytes())
+    return found
+
+
+def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path) -> dict[str, Any] | None:
+    """Loss of a run by the newest scaling law of its root.
+
+    None where there is none, or the run does not train a decoder from random weights.
+
+    Raises:
+        ManifestError: the law's report was altered.
+    """
+    recipe = run.config.recipe
+    if other_start(recipe) or not (laws := sorted(root.glob(f"scaling/*/{FILE_NAME}"), key=os.path.getmtime)):
+        return None
+    made = read_manifest(laws[-1])
+    if problems := verify(made, root):
+        raise ManifestError(
+            f"{'; '.join(problems)}. Remove {root / made.folder}, then: assay experiment scaling CONFIG"
+        )
+    found = read_scaling(root / made.folder)
+    law = ScalingLaw(**{name: found["law"][name] for name in _LAW})
+    draws = tuple(ScalingLaw(*values) for values in found["draws"])
+    fit = Fit(law, found["noise"], draws, found["resamples"]["drawn"])
+    return {**_predicted(fit, multiplied(recipe.model, vocabulary_size), tokens_of(recipe)), "law": made.folder}

@@ -1,0 +1,1 @@
+"""Scaling laws, fitted to a ladder of small trainings."""
