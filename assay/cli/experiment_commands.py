@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, load, words_of
+from assay.cli.run_commands import Arguments, argv_of, load
 from assay.config import load_run
 from governance.manifest import Manifest
 
@@ -67,8 +67,8 @@ def scaling(arguments: Arguments) -> None:
     def train(rung: Rung) -> Manifest:
         settings = [*arguments.overrides, *rung.settings]
         smaller = replace(load_run(arguments.config, settings, arguments.more), journals=loaded.journals)
-        words = words_of(Arguments(**{**vars(arguments), "overrides": settings}), runtime)
-        return training(smaller, artifacts, runtime, arguments.nproc, words)
+        argv = argv_of(Arguments(**{**vars(arguments), "overrides": settings}), runtime)
+        return training(smaller, artifacts, runtime, arguments.nproc, argv)
 
     made = run_scaling(loaded, artifacts, rungs, runtime, train)
     found = read_scaling(runtime.root / made.folder)
