@@ -311,6 +311,7 @@ WARNED_OF = [
     ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
     ("soft_caps_on_cpu_are_slow", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
     ("long_rows_on_cpu_are_slow", {**LONG, "where": CPU}, "2048 x 2048"),
+    ("cpus_compute_compiled", {**COMPILED, "where": CPU}, "set compile = false"),
     ("gpus_compute_uncompiled", {"where": CUDA}, "set compile = true"),
     ("split_losses_are_not_fused", {"tensor_parallel_size": 2, "where": {**CUDA, "world_size": 2}}, "several passes"),
     ("gpus_are_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--nproc 8"),
@@ -370,6 +371,7 @@ def test_every_warning_is_tested():
         {"where": {**CPU, "world_size": 1, "gpus": 8}},
         {**LONG, "sequence_length": 1024, "where": CPU},
         {**LONG, **COMPILED, "where": CUDA},
+        {**COMPILED, "sequence_length": 64, "where": {"device": None}},  # not known yet
         *({**refuses_compile, "where": CUDA} for refuses_compile in (DIVIDED, PAIRS, {"deepcompile": True})),
         {"where": {"checkpoint": CheckpointConfig(every_steps=3, keep_best=1)}, "validate_every_steps": 3},
         {"where": {"checkpoint": CheckpointConfig(every_steps=2, keep_best=1)}, "validate_every_steps": 4},
