@@ -300,7 +300,7 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
             continue
         try:
             values.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):  # also integers of 5,000 digits, and 100,000 brackets
             continue
     return values
 

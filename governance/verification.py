@@ -42,7 +42,7 @@ from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
 from governance.signing.journal_lines import JournalEntry, ahead_words, read_journal
 from governance.signing.openssf import signature_faults
-from governance.signing.running_digests import StatedPrefix, growing_files, prefix_faults
+from governance.signing.running_digests import Signers, StatedPrefix, growing_files, prefix_faults
 from governance.stage import root_of
 
 
@@ -56,6 +56,8 @@ class _JournalEvidence:
     """Decides which notes count."""
     growing: Sequence[str]
     """Files that grow, as they were before the journal was read."""
+    signers: Signers
+    """Those whose signed lines of the ledger count."""
 
 
 class Verified(NamedTuple):
@@ -165,7 +167,7 @@ def verify_evidence(manifests: Sequence[Manifest], root: Path, config: Governanc
     """
     evidence, problems = _evidence(root, config, folder)
     problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
-    faults, _ = prefix_faults(root, evidence.growing, _prefixes(evidence.entries))
+    faults, _ = prefix_faults(root, evidence.growing, _prefixes(evidence.entries), evidence.signers)
     return [*problems, *faults, *ledger_faults(manifests, root), *_rested_on(manifests, root, evidence)]
 
 
@@ -189,7 +191,7 @@ def _verify_others(
         notes += found.notes
     if evidence is None:
         return problems, notes
-    faults, untold = prefix_faults(root, evidence.growing, _prefixes(evidence.entries))
+    faults, untold = prefix_faults(root, evidence.growing, _prefixes(evidence.entries), evidence.signers)
     notes_found = note_faults(whole, root, evidence.signer)
     faults, untold = faults + notes_found.problems, untold + notes_found.notes
     about = tuple(f"{folder}/" for folder in folders)
@@ -305,14 +307,16 @@ def _verify_verdict(
 
 def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_JournalEvidence, list[str]]:
     signer, growing = KeySigner(config, folder), growing_files(root)
+    keys = journal_keys(config, folder)
     try:
-        entries, problems = read_journal(root / JOURNAL, journal_keys(config, folder))
+        entries, problems = read_journal(root / JOURNAL, keys)
     except ManifestError as error:
-        return _JournalEvidence((), {}, signer, growing), [
+        return _JournalEvidence((), {}, signer, growing, Signers()), [
             f"{JOURNAL}: {str(error).removeprefix(f'{root / JOURNAL}: ')}"
         ]
     problems += [f"{JOURNAL}: {words}" for words in ahead_words(entries, datetime.datetime.now(datetime.UTC))]
-    return _JournalEvidence(entries, latest_statements(entries), signer, growing), problems
+    signers = Signers(entries[0].digest if entries else "", keys)
+    return _JournalEvidence(entries, latest_statements(entries), signer, growing, signers), problems
 
 
 def _unstated_verdict(name: str, path: Path, verdict: Mapping[str, Any], evidence: _JournalEvidence) -> list[str]:

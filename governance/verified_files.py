@@ -32,10 +32,20 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
         AlteredFile: it has other bytes, or was changed meanwhile.
     """
     path = root / output.path
-    before = _state(path)
+    before = file_state(path)
     _compare(output, path)
     yield path
-    now = _state(path)
+    require_unchanged(output, path, before)
+
+
+def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> None:
+    """Raise where a file is no longer as it was when `before`, its `file_state`, was taken.
+
+    Raises:
+        MissingInput: it is missing.
+        AlteredFile: it was changed.
+    """
+    now = file_state(path)
     if now[:-1] != before[:-1]:
         raise AlteredFile(f"{path}: was changed while it was read. Put it back, or remove its folder; then run again.")
     if now != before:  # a second name, as `put_in_place` gives, changes nothing but the state's own time
@@ -62,7 +72,12 @@ def _compare(output: Output, path: Path) -> None:
         )
 
 
-def _state(path: Path) -> tuple[int, ...]:
+def file_state(path: Path) -> tuple[int, ...]:
+    """Device, number, size and times of a file.
+
+    Raises:
+        MissingInput: it is missing.
+    """
     try:
         state = path.stat()
     except OSError as error:

@@ -27,6 +27,7 @@ from pretrain.checkpoint.retention import remove_old
 from pretrain.checkpoint.save import open_saver
 from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
+from pretrain.data.dataset import refuse_altered
 from pretrain.data.loader import StepRows, by_origin, chain, open_loader
 from pretrain.distillation.distilled_training import refuse_damaged_teacher
 from pretrain.distributed.process_group import HOST, add_up
@@ -424,7 +425,11 @@ def _save(context: TrainContext, state: TrainState) -> None:
     """Begin to save.
 
     The loop pauses for a copy, and for the previous save if that is not durable yet.
+
+    Raises:
+        AlteredFile: a token shard was changed while it was read; nothing is saved.
     """
+    refuse_altered([line for lines in context.checkpoints.gather(context.train_rows.changed()) for line in lines])
     context.heartbeat.beat(f"checkpoint of step {state.step}", long=True)
     with context.meter.aside(CHECKPOINT) as seconds:
         context.saver.save(state)

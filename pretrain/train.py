@@ -19,6 +19,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -300,15 +301,17 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
         refuse_altered,
         refuse_other_than_pairs,
         refuse_small,
+        watch_shards,
     )
     from pretrain.data.tokenizer_check import refuse_foreign_vocabulary
     from pretrain.distributed.process_group import gather
 
+    changed = watch_shards(tokens, root, ranks.rank, ranks.world_size)
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
     if recipe.model.encoder_layers:
         refuse_other_than_pairs(tokens, root)
-    train_rows = open_rows(tokens, "train", root, train.sequence_length)
+    train_rows = replace(open_rows(tokens, "train", root, train.sequence_length), changed=changed)
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):

@@ -61,7 +61,12 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
         engine=getattr(arguments, "engine", "duckdb"),
         hooks=Hooks(
             # The meter's thread may announce, so it has a journal of its own.
-            meter=meter(run.config.energy, ledger, announcing.state_ledger),
+            meter=meter(
+                run.config.energy,
+                ledger,
+                functools.partial(announcing.state_ledger, signed=True),
+                announcing.line_signer,
+            ),
             budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
             attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
             begin=journal.state_begin,

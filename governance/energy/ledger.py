@@ -17,12 +17,15 @@ in seconds) is not known; `Interval.unseen_seconds` is its length. `before` is h
 meter (imports, or since its last interval): no figure holds that energy (`governance.energy.attribution`). An interval
 without an end whose process still lives is `unknown` until it ends.
 
+Where the run has a journal, each line is signed as it is written (`signing/signed_lines.py`).
+
 The law, a test: surviving + wasted (+ unknown, while something runs) = measured, exactly, in millijoules.
-A reader skips a torn line and an unknown kind, and refuses an unknown schema.
+A reader skips a torn line, an unknown kind and a line without an interval's fields, and refuses an unknown schema.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
@@ -36,8 +39,9 @@ from typing import Any, Literal
 from governance.config import canonical_json
 from governance.energy.node_lock import start_time
 from governance.errors import ManifestError
-from governance.files import append_line, place, read_lines, write_text
+from governance.files import append_line, place, write_text
 from governance.phases import HANG
+from governance.signing.signed_lines import KINDS, SignLine
 
 SCHEMA = 1
 FILE_NAME = "energy.jsonl"
@@ -53,12 +57,12 @@ MOST_SAMPLE_SECONDS = 60.0
 """The longest sample interval that can be configured; a line without `every` is of an earlier release."""
 KILLED = "killed"
 
-KINDS = ("begin", "beat", "end")
-
 Outcome = Literal["surviving", "wasted", "unknown"]
 
 Announce = Callable[[Path], bool]
 """States in the journal that a file of the ledger will be begun; False for one that is there unannounced."""
+LineSigner = Callable[[Path, str], SignLine]
+"""Makes the signer of an interval's lines in a file of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,11 @@ def announce_nothing(path: Path) -> bool:
     return True
 
 
+def sign_nothing(path: Path, interval: str) -> SignLine:
+    """Leave the lines of a run without a journal unsigned."""
+    return dict
+
+
 def host_ledger(ledger: Path, host: str | None = None, announce: Announce = announce_nothing) -> Path:
     """The file that this host appends to.
 
@@ -201,12 +210,12 @@ def _line(values: Mapping[str, Any]) -> str:
     return canonical_json(values).decode("utf-8")
 
 
-def append(path: Path, kind: str, about: Mapping[str, Any], **values: Any) -> None:
+def append(path: Path, kind: str, about: Mapping[str, Any], sign: SignLine = dict, **values: Any) -> None:
     """Append one line.
 
-    `about` identifies its origin: interval, attempt, stage, host, process, every, method.
+    `about` identifies its origin: interval, attempt, stage, host, process, every, method. `sign` signs it.
     """
-    append_line(path, _line({"kind": kind, **about, "at": time_text(), **values}))
+    append_line(path, _line(sign({"kind": kind, **about, "at": time_text(), **values})))
 
 
 def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Interval]:
@@ -220,11 +229,29 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in files_of(ledger):
-        for line in read_lines(path):
-            if isinstance(line, dict) and line.get("kind") in KINDS:
+        for line in counted_lines(path.read_bytes(), ("interval", "attempt", "stage", "host", "method")):
+            if line["kind"] != "end" or {"outcome", "cause"} <= line.keys():
                 found.setdefault(line["interval"], []).append(line)
     intervals = [_interval(lines, alive or still_runs) for lines in found.values()]
     return sorted(intervals, key=lambda interval: (interval.started, interval.id))
+
+
+def counted_lines(data: bytes, names: Sequence[str] = ("interval", "stage", "host")) -> Iterator[dict[str, Any]]:
+    """The lines of intervals in a ledger's bytes; `names` are the texts that each needs.
+
+    A torn line, one of another kind, and one without the fields of an interval are left out.
+    """
+    for text in data.split(b"\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            line = json.loads(text)
+            figures = (line["millijoules"], line["low"], line["high"])
+            pid, _ = line.get("process", (0, 0))
+            known = line["kind"] in KINDS and isinstance(pid, int) and moment(line["at"]).tzinfo is not None
+            known = known and all(isinstance(line[name], str) for name in names)
+            known = known and all(figure is None or isinstance(figure, int) for figure in figures)
+            known = known and all(isinstance(value, dict) for value in (line.get("marks", {}), line))
+            if known:
+                yield line
 
 
 def files_of(ledger: Path) -> list[Path]:

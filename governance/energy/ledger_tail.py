@@ -12,16 +12,15 @@ failed reading did. An interval without a figure, or without one for `MOST_UNSEE
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from governance.energy.counters import GreatestPower
-from governance.energy.ledger import KINDS, MARKS, MOST_SAMPLE_SECONDS, NEEDS, files_of, moment, still_runs
+from governance.energy.ledger import MARKS, MOST_SAMPLE_SECONDS, NEEDS, counted_lines, files_of, moment, still_runs
 
 Bound = Literal["upper", "central"]
 FIELD_OF: dict[Bound, str] = {"upper": "high", "central": "millijoules"}
@@ -95,7 +94,7 @@ class Spending:
                 file.seek(self._read.get(path, 0))
                 whole = file.read().rpartition(b"\n")[0]
             self._read[path] = self._read.get(path, 0) + len(whole) + bool(whole)
-            for line in _lines(whole.split(b"\n")):
+            for line in counted_lines(whole):
                 self._seen.setdefault(line["interval"], _SeenInterval()).add(line)
 
     def greatest_power(self, bound: Bound) -> int:
@@ -147,17 +146,6 @@ class Spending:
         if unseen > MOST_UNSEEN_SECONDS:
             return None
         return value + projected(milliwatts, max(0.0, unseen)), milliwatts if runs else 0
-
-
-def _lines(texts: Iterable[bytes]) -> Iterable[Mapping[str, Any]]:
-    """The ledger's lines among `texts`; a torn one is left out."""
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and line.get("kind") in KINDS:
-            yield line
 
 
 def of_training(artifact: str) -> Counts:

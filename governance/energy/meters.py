@@ -37,10 +37,12 @@ from governance.energy.ledger import (
     MOST_SAMPLE_SECONDS,
     PHASES,
     Announce,
+    LineSigner,
     announce_nothing,
     append,
     host_ledger,
     joules_of,
+    sign_nothing,
 )
 from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
@@ -49,6 +51,7 @@ from governance.errors import BudgetReached, PipelineError, Preempted
 from governance.hooks import UNKNOWN_ENERGY, Meter, no_meter
 from governance.log import get_logger
 from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
+from governance.signing.signed_lines import SignLine
 from governance.stage import ShareDone
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
@@ -81,11 +84,13 @@ class EnergyConfig(Section):
     """Factors that turn the energy into carbon and water, for the report."""
 
 
-def meter(config: EnergyConfig, ledger: Path, announce: Announce = announce_nothing) -> Meter:
+def meter(
+    config: EnergyConfig, ledger: Path, announce: Announce = announce_nothing, signer: LineSigner = sign_nothing
+) -> Meter:
     """The meter of a run.
 
     It is a factory of contexts that measure the node and record in `ledger`. `announce` is called, in any thread,
-    before this host begins a file of it.
+    before this host begins a file of it, and `signer` before an interval's first line.
 
     While the context lasts the yielded dictionary holds under "running" the joules of the last sample with method,
     time and bounds (`_Measuring.publish`), under "read" what takes a sample now, under "interval" its name in the
@@ -114,7 +119,7 @@ def meter(config: EnergyConfig, ledger: Path, announce: Announce = announce_noth
         energy = {**UNKNOWN_ENERGY, CLOCK: PhaseClock(_FIRST_PHASES.get(stage, DATA_STAGE))}
         allotted = _allotted(config)
         with _turn(ledger, allotted.job if allotted else None) as turn:
-            measuring = _Measuring(config, (ledger, announce), about, energy, turn, allotted)
+            measuring = _Measuring(config, (ledger, announce, signer), about, energy, turn, allotted)
             measuring.begin(before=round(max(0.0, seconds_alive() - ended[0]), 3))
             try:
                 yield energy
@@ -170,7 +175,7 @@ class _Measuring:
     def __init__(
         self,
         config: EnergyConfig,
-        place: tuple[Path, Announce],
+        place: tuple[Path, Announce, LineSigner],
         about: dict[str, Any],
         energy: dict[str, Any],
         turn: Turn,
@@ -178,7 +183,7 @@ class _Measuring:
     ):
         self.config, self.energy, self.turn, self.allotted = config, energy, turn, allotted
         self.scope = str(allotted) if allotted else "node"
-        self.path, self.announce = place
+        self.path, self.announce, self.signer = place
         self.sources, self.missing = _open_sources(config, allotted) if turn.ours else ([], [])
         shared = f"shared: measured by pid {turn.pid}" if turn.pid else "shared: measured by another meter"
         self.about = {**about, "method": _method(self._parts()) if turn.ours else shared}
@@ -187,6 +192,7 @@ class _Measuring:
         # Where another meter of this ledger holds the turn, its lines count these joules.
         self.ledger = self.path if turn.ours or not self._same_ledger() else None
         self.file: Path | None = None
+        self.sign: SignLine = dict
         self.started = self.began = time.monotonic()
         self.late = not turn.ours
         self.stopping = False
@@ -212,7 +218,10 @@ class _Measuring:
     def _record(self, **values: Any) -> None:
         """Open the interval in the ledger if no other line counts it."""
         try:
-            self.file = host_ledger(self.ledger, announce=self.announce) if self.ledger else None
+            self.file = None
+            if self.ledger:
+                file = host_ledger(self.ledger, announce=self.announce)
+                self.sign, self.file = self.signer(file, self.about["interval"]), file
         except (OSError, PipelineError) as error:
             get_logger(__name__).warning("energy: this interval is not in the ledger: %s", error)
         self._write("begin", **values)
@@ -307,7 +316,8 @@ class _Measuring:
             marks = {name: self.energy[name] for name in MARKS if name in self.energy}
             marks[PHASES] = self.clock.milliseconds()
             try:
-                append(self.file, kind, self.about, millijoules=joules, low=low, high=high, marks=marks, **values)
+                figures = {"millijoules": joules, "low": low, "high": high, "marks": marks, **values}
+                append(self.file, kind, self.about, self.sign, **figures)
             except (OSError, PipelineError) as error:
                 get_logger(__name__).warning("energy: the ledger lacks the end of %s: %s", self.about["stage"], error)
                 self.file = None

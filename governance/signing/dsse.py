@@ -266,7 +266,7 @@ def verify_envelope(envelope: Any, trusted: Iterable[Ed25519PublicKey], place: s
     why = "no trusted key signed this content: it was altered, or its signer is not in trusted_keys"
     for signature, claimed, certificate in signatures:
         if claimed in keys:
-            if _holds(keys[claimed], signature, body):
+            if holds(keys[claimed], signature, body):
                 return payload, claimed
         elif certificate is not None:
             fault = _certified(certificate, keys, (signature, claimed, body), payload)
@@ -315,7 +315,15 @@ def _decode(text: str) -> bytes:
     return data
 
 
-def _holds(key: Ed25519PublicKey, signature: bytes, body: bytes) -> bool:
+def draw_key() -> SigningKey:
+    """A new key that only this process knows."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return SigningKey(Ed25519PrivateKey.generate())
+
+
+def holds(key: Ed25519PublicKey, signature: bytes, body: bytes) -> bool:
+    """Return whether a key signed these bytes, as DSSE encodes them."""
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -339,7 +347,7 @@ def _certified(
         key = Ed25519PublicKey.from_public_bytes(certificate.public_key)
     except ValueError:
         return "its signer's certificate holds no Ed25519 key"
-    if claimed != key_id(key) or not _holds(key, signature, body):
+    if claimed != key_id(key) or not holds(key, signature, body):
         return f"the key of {certificate.name} did not sign this content: it was altered"
     moment = signing_time(payload)
     if not certificate.covers(moment):
@@ -350,7 +358,7 @@ def _certified(
 
 def _by_root(envelope: Any, roots: Mapping[str, Ed25519PublicKey]) -> Certificate | None:
     content, signatures = _parts(envelope, "its certificate")
-    if any(name in roots and _holds(roots[name], item, content) for item, name, _ in signatures):
+    if any(name in roots and holds(roots[name], item, content) for item, name, _ in signatures):
         return read_certificate(json.loads(content))
     return None
 

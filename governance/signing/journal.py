@@ -52,7 +52,8 @@ from governance.signing.journal_lines import (
     verify_lines,
     void,
 )
-from governance.signing.running_digests import FOREIGN, GROWN, Prefix, RunningDigests
+from governance.signing.running_digests import FOREIGN, GROWN, Prefix, RunningDigests, Signers
+from governance.signing.signed_lines import SignLine, line_signer
 from governance.stage import now
 
 if TYPE_CHECKING:
@@ -246,8 +247,8 @@ class Journal:
 
         self._append(BEGUN, make, begun)
 
-    def state_ledger(self, path: Path) -> bool:
-        """Announce a file of the energy ledger, before its first line.
+    def state_ledger(self, path: Path, signed: bool = False) -> bool:
+        """Announce a file of the energy ledger, before its first line; `signed` if its lines will be.
 
         Return False, with a warning, where it is there and no line announced it.
         """
@@ -257,7 +258,7 @@ class Journal:
         def make() -> dict[str, Any] | None:
             if name in self._prefixes or path.exists():
                 return None
-            begun.append(Prefix(name, 0, 0, sha256_bytes(b"")))
+            begun.append(Prefix(name, 0, 0, sha256_bytes(b""), signed=signed))
             before = self._digests[-1] if self._digests else sha256_bytes(b"")
             # A journal is known by its first line, which this may be: the nonce tells two roots of one second apart.
             return statement({FILE_NAME: before}, LEDGER_TYPE, {"file": name, "nonce": uuid.uuid4().hex})
@@ -267,6 +268,13 @@ class Journal:
             self._warned.add(name)
             get_logger(__name__).warning("%s: %s. This run records its energy in another file", path, FOREIGN)
         return name in self._prefixes
+
+    def line_signer(self, path: Path, interval: str) -> SignLine:
+        """Make the signer of an interval's lines in an announced file of the ledger."""
+        self._read()
+        self._signer = self._signer or self._key()
+        name = path.relative_to(self.path.parent).as_posix()
+        return line_signer(name, interval, self._digests[0], self._signer)
 
     def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
         """Void the times of lines ahead of the clock; return the count.
@@ -324,7 +332,7 @@ class Journal:
             time = now() if kind == CLOCK else self._time()
             entry = {"index": len(self._digests), "kind": kind, "previous": last, "time": time}
             refuse_expired(self._signer, str(entry["time"]))
-            grown = [prefix.plain() for prefix in (*begun, *self._running.grown(self._prefixes))]
+            grown = [prefix.plain() for prefix in (*begun, *self._running.grown(self._prefixes, self._signers()))]
             block = {**entry, **({"torn": True} if torn else {}), **({GROWN: grown} if grown else {})}
             signed = sign({**made, "predicate": {**made["predicate"], "journal": block}}, self._signer)
             append_line(self.path, canonical_json({**entry, "envelope": signed}).decode("utf-8"), durable=True)
@@ -332,6 +340,12 @@ class Journal:
         if self._anchor is not None:
             self._anchor.leave(self._digests[0], head, self.holds, str(entry["time"]))
         self._after(head)
+
+    def _signers(self) -> Signers:
+        """Signers of ledger lines: the run's key and the trusted ones."""
+        if self._signer is None or not any(prefix.signed for prefix in self._prefixes.values()):
+            return Signers()
+        return Signers(self._digests[0], (*self._trusted(), self._signer.public_key()))
 
     def _time(self) -> str:
         """Now, but never before the last line: clocks of several nodes differ."""

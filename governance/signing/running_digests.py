@@ -19,7 +19,8 @@ the others were taken away.
 A file of the energy ledger is announced before its first line (`Journal.state_ledger`): 0 bytes, without `anew`. So one
 that no line announces is foreign, however young it is: it is never stated, it is a fault, no report counts it, and no
 run appends to it, so no artifact rests on it: move it out of the root. A ledger of an earlier release was stated
-without an announcement, which counts as one.
+without an announcement, which counts as one. An announcement with `signed` says that each line is signed as it is
+written (`signed_lines.py`): a line that no run wrote is an error that names it, and nothing is stated.
 
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
@@ -33,10 +34,15 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from governance.errors import ManifestError
 from governance.files import running_sha256
 from governance.log import get_logger
+from governance.signing.signed_lines import SignedLines
+
+if TYPE_CHECKING:
+    from governance.signing.dsse import PublicKey
 
 LEDGERS = ("energy.jsonl", "energy.*.jsonl")
 """Patterns of the energy ledger's files, one for each host."""
@@ -60,11 +66,13 @@ class Prefix:
     sha256: str
     anew: bool = False
     """True where it does not continue what was stated before."""
+    signed: bool = False
+    """True where each line is signed as it is written, since the file was announced so."""
 
     def plain(self) -> dict[str, Any]:
-        """As JSON; `anew` only where it is true."""
+        """As JSON; `anew` and `signed` only where they are true."""
         values = {"path": self.path, "bytes": self.bytes, "lines": self.lines, "sha256": self.sha256}
-        return {**values, "anew": True} if self.anew else values
+        return {**values, **({"anew": True} if self.anew else {}), **({"signed": True} if self.signed else {})}
 
 
 def read_prefix(values: Mapping[str, Any]) -> Prefix:
@@ -101,6 +109,17 @@ class _Position:
     bytes: int = 0
     lines: int = 0
     hash: Any = field(default_factory=running_sha256)
+    signed: SignedLines | None = None
+    """The lines' signatures, where each line has one."""
+
+
+@dataclass(frozen=True)
+class Signers:
+    """Signers of a root's ledger lines."""
+
+    journal: str = ""
+    """Digest of the journal's first line."""
+    trusted: Sequence[PublicKey] = ()
 
 
 class RunningDigests:
@@ -114,14 +133,15 @@ class RunningDigests:
         self._root = root
         self._known: dict[str, _Position] = {}
 
-    def grown(self, stated: Mapping[str, Prefix]) -> list[Prefix]:
-        """Statements for each file grown since `stated`.
+    def grown(self, stated: Mapping[str, Prefix], signers: Signers = Signers()) -> list[Prefix]:
+        """Statements for each file grown since `stated`; `signers` are those whose signed lines count.
 
         A file that is shorter than what was stated of it is passed over: another node may see it so for a moment, and
         `prefix_faults` reports one that stays so. So is a ledger that nobody announced.
 
         Raises:
             OSError: a file cannot be read.
+            ManifestError: no run wrote a line of a file whose lines are signed.
         """
         found = []
         growing = growing_files(self._root)
@@ -132,8 +152,13 @@ class RunningDigests:
             path, last = self._root / name, stated.get(name)
             least = last.bytes if last else 0
             with contextlib.suppress(FileNotFoundError):  # its folder was removed in this moment
-                if path.stat().st_size > least and (prefix := self._advance(path, name, last)).bytes > least:
-                    found.append(prefix)
+                if path.stat().st_size > least:
+                    try:
+                        prefix = self._advance(path, name, last, signers)
+                    except ManifestError:
+                        self._known.pop(name)  # the next statement reads the line again
+                        raise
+                    found += [prefix] if prefix.bytes > least else []
         return found
 
     def begun(self, folder: str, stated: Mapping[str, Prefix]) -> list[Prefix]:
@@ -146,16 +171,17 @@ class RunningDigests:
         gone = (name for name, prefix in stated.items() if name.startswith(f"{folder}/") and prefix.bytes)
         return [Prefix(name, 0, 0, running_sha256().hexdigest(), anew=True) for name in sorted(gone)]
 
-    def _advance(self, path: Path, name: str, last: Prefix | None) -> Prefix:
-        position = self._known.setdefault(name, _Position())
+    def _advance(self, path: Path, name: str, last: Prefix | None, signers: Signers) -> Prefix:
+        signed = last is not None and last.signed
+        position = self._known.get(name) or self._start(name, signed)
         unlike = last is not None and last.bytes <= position.bytes and last.sha256 != position.hash.hexdigest()
         if unlike or path.stat().st_size < position.bytes:  # it was cut or begun anew since, and has grown again
-            position = self._known[name] = _Position()
+            position = self._start(name, signed)
         remembered = position.bytes
-        continues = _read_on(path, position, last)
+        continues = _read_on(path, position, last, signers)
         if not continues and remembered:  # another process stated a new beginning of a file that this one had hashed
-            position = self._known[name] = _Position()
-            continues = _read_on(path, position, last)
+            position = self._start(name, signed)
+            continues = _read_on(path, position, last, signers)
         if not continues:
             get_logger(__name__).warning(
                 "%s: does not continue what the journal states of its first %d bytes: it was altered, cut or "
@@ -163,15 +189,25 @@ class RunningDigests:
                 path,
                 last.bytes if last else 0,
             )
-        return Prefix(name, position.bytes, position.lines, position.hash.hexdigest(), anew=not continues)
+        return Prefix(
+            name, position.bytes, position.lines, position.hash.hexdigest(), anew=not continues, signed=signed
+        )
+
+    def _start(self, name: str, signed: bool) -> _Position:
+        """The beginning of a file, in place of what was known of it."""
+        self._known[name] = _Position(signed=SignedLines(name) if signed else None)
+        return self._known[name]
 
 
-def _read_on(path: Path, position: _Position, last: Prefix | None) -> bool:
+def _read_on(path: Path, position: _Position, last: Prefix | None, signers: Signers) -> bool:
     """Hash the lines after `position`; whether they continue `last`."""
     continues = last is None or last.bytes <= position.bytes
     with path.open("rb") as file:
         file.seek(position.bytes)
         for piece in _pieces(file, last.bytes if last and not continues else None):
+            if position.signed is not None:
+                stated = last is not None and position.bytes < last.bytes
+                position.signed.take(piece, signers.journal, None if stated else signers.trusted)
             position.hash.update(piece)
             position.bytes += len(piece)
             position.lines += piece.count(b"\n")
@@ -206,7 +242,10 @@ class StatedPrefix:
 
 
 def prefix_faults(
-    root: Path, growing: Iterable[str], stated: Mapping[str, Sequence[StatedPrefix]]
+    root: Path,
+    growing: Iterable[str],
+    stated: Mapping[str, Sequence[StatedPrefix]],
+    signers: Signers | None = None,
 ) -> tuple[list[str], list[str]]:
     """Differences of growing files from their statements, and unstated growth.
 
@@ -214,6 +253,7 @@ def prefix_faults(
         root: the artifacts' root.
         growing: `growing_files`, listed before the journal was read.
         stated: path -> its statements, in the order of the journal.
+        signers: those whose signed lines count, where ends that are not stated yet are verified too.
     """
     faults: list[str] = []
     notes: list[str] = []
@@ -234,11 +274,24 @@ def prefix_faults(
         ours = ours[breaks[-1] :] if breaks else ours
         if (root / name).is_file():
             fault, note = _compare(root / name, name, ours)
+            if note and signers is not None and ours and ours[-1].prefix.signed:
+                fault = _added(root / name, name, ours[-1].prefix.bytes, signers)
             faults += fault
             notes += note
         elif (root / name).parent.is_dir() and ours[-1].prefix.bytes:
             faults.append(f"{name}: is missing, though {ours[-1].place} states {ours[-1].prefix.bytes} bytes of it")
     return faults, notes
+
+
+def _added(path: Path, name: str, stated: int, signers: Signers) -> list[str]:
+    """The fault of lines after the first `stated` bytes, if no run wrote one of them."""
+    data, lines = path.read_bytes(), SignedLines(name)
+    try:
+        lines.take(data[:stated], signers.journal, None)
+        lines.take(data[stated:], signers.journal, signers.trusted)
+    except ManifestError as error:
+        return [str(error)]
+    return []
 
 
 def _compare(path: Path, name: str, stated: Sequence[StatedPrefix]) -> tuple[list[str], list[str]]:

@@ -26,6 +26,7 @@ from data_pipeline.tokens.token_shards import ShardRow, TokenShard, read_row, ro
 from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file
 from governance.manifest import Manifest, Output, read_manifest
+from governance.verified_files import file_state, require_unchanged
 from pretrain.data.mixture import MixtureSource, sources_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Rows:
     sequence_length: int
     packed: tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...] = ()
     """Each index of packed rows with the shards that it names; empty: rows are stretches of the shards."""
+    changed: Callable[[], list[str]] = field(default=list, compare=False)
+    """Error texts of shards that were changed since their bytes were verified."""
     drawn: Callable[[list[int]], npt.NDArray[np.int64]] | None = field(default=None, compare=False)
     """Tokens [rows, L, samples] that were drawn from a teacher for rows of these numbers; None: there are none."""
 
@@ -185,6 +188,29 @@ def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> 
         elif (found := sha256_file(path)) != output.sha256:
             problems.append(f"{path}: has sha256 {found[:16]}…, the manifest says {output.sha256[:16]}…")
     return problems
+
+
+def watch_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> Callable[[], list[str]]:
+    """Watch this rank's share of the token shards, from before their bytes are verified.
+
+    They are mapped, so bytes that are written over while a training reads them would be trained. The returned function
+    gives the error texts of files that were changed since.
+    """
+    files = [(output, root / output.path) for output in _files_read(tokens, root)[rank::world_size]]
+    watched = [
+        (*file, file_state(file[1])) for file in files if file[1].exists()
+    ]  # the verification names missing ones
+
+    def changed() -> list[str]:
+        texts = []
+        for output, path, state in watched:
+            try:
+                require_unchanged(output, path, state)
+            except (AlteredFile, MissingInput) as error:
+                texts.append(str(error))
+        return texts
+
+    return changed
 
 
 def _files_read(tokens: Manifest, root: Path) -> list[Output]:

@@ -1,5 +1,6 @@
 """Growing files: every stated beginning is verified, and only an end without a statement is not."""
 
+import functools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from governance import verification
 from governance.config import Section
-from governance.energy.ledger import host_ledger, read_ledger
+from governance.energy.ledger import append, host_ledger, read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.errors import ManifestError
 from governance.files import append_line, sha256_bytes, write_bytes
@@ -21,8 +22,10 @@ from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import Manifest, describe
 from governance.signed_notes import write_note
+from governance.signing.dsse import private_key
 from governance.signing.journal_lines import read_journal
 from governance.signing.running_digests import Prefix, RunningDigests, StatedPrefix, growing_files, prefix_faults
+from governance.signing.signed_lines import line_signer
 from governance.stage import Made, Recipe, Runtime, commit, run_stage
 from governance.verification import require_growing, verify_artifact, verify_root
 
@@ -144,9 +147,9 @@ def test_a_process_hashes_what_was_added_and_nothing_twice(tmp_path, monkeypatch
     running, last, read = RunningDigests(tmp_path), {**ANNOUNCED}, []
     whole = RunningDigests._advance
 
-    def counted(self, path, name, known):
+    def counted(self, path, name, known, signers):
         before = self._known[name].bytes if name in self._known else 0
-        found = whole(self, path, name, known)
+        found = whole(self, path, name, known, signers)
         read.append(found.bytes - before)
         return found
 
@@ -172,8 +175,10 @@ def measured(tmp_path, alone):
 
 def measure_stages(root):
     journal = open_journal(CONFIG, root.parent, root)
-    announce = open_journal(CONFIG, root.parent, root).state_ledger
-    measure = meter(EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0), root / "energy.jsonl", announce)
+    theirs = open_journal(CONFIG, root.parent, root)
+    settings = EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0)
+    announce = functools.partial(theirs.state_ledger, signed=True)
+    measure = meter(settings, root / "energy.jsonl", announce, theirs.line_signer)
     runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, CONFIG, root.parent, root)))
 
     def make(folder):
@@ -214,12 +219,71 @@ def test_an_end_that_is_not_stated_is_reported_and_is_no_problem(measured):
     begun = {"kind": "begin", "interval": "1.1", "attempt": "1", "stage": "train", "host": "node", "process": [1, 1],
              "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0, "high": 0,
              "marks": {}}  # fmt: skip
-    append_line(host_ledger(root / "energy.jsonl"), json.dumps(begun))
+    signed = open_journal(CONFIG, root.parent, root).line_signer(root / "energy.jsonl", "1.1")
+    append_line(host_ledger(root / "energy.jsonl"), json.dumps(signed(begun)))
     _, problems, notes = problems_of(root)
     assert problems == []
     [note] = notes
     assert note.startswith("energy.jsonl: its end (")
     assert note.endswith("1 line(s)) is not stated yet")
+
+
+def added_lines(root):
+    """Lines that somebody who may write to the folder, but has no key, could append to the ledger."""
+    ledger = (root / "energy.jsonl").read_bytes().splitlines()
+    begin, end = (json.loads(line) for line in (ledger[1], ledger[-1]))
+    of_another_root = root.parent / "another"
+    measure_stages(of_another_root)
+    stranger = line_signer("energy.jsonl", "9.9", sha256_bytes(b""), private_key(root.parent / "stranger.pem"))
+    bare = {name: value for name, value in end.items() if name not in ("number", "signature")}
+    return {
+        "unsigned": json.dumps({**bare, "interval": "9.9"}).encode(),
+        "a copy": ledger[2],
+        "a copy of a begin": ledger[1],
+        "another figure": json.dumps({**end, "number": end["number"] + 1, "millijoules": 1}).encode(),
+        "another interval": json.dumps({**begin, "interval": "9.9"}).encode(),
+        "by a stranger": json.dumps(stranger(bare)).encode(),
+        "of another root": (of_another_root / "energy.jsonl").read_bytes().splitlines()[1],
+        "in UTF-16": json.dumps(bare).encode("utf-16").replace(b"\n", b""),
+        "nothing of it": b'{"kind": "beat"}',
+    }
+
+
+def test_a_line_that_no_run_wrote_is_named_and_nothing_is_stated(measured):
+    root, _, _ = measured
+    ledger = root / "energy.jsonl"
+    whole = ledger.read_bytes()
+    journal = open_journal(CONFIG, root.parent, root)
+    for place, (name, line) in enumerate(added_lines(root).items()):
+        ledger.write_bytes(whole + line + b"\n")
+        before = journal.head()
+        for reader in (journal, open_journal(CONFIG, root.parent, root)):
+            with pytest.raises(ManifestError, match=rf"energy.jsonl, line {len(whole.splitlines()) + 1}: no process"):
+                reader.state("evaluation", {f"evaluation/{place}": "0" * 64}, [])
+        assert journal.head() == before, name
+        found = [fault for fault in problems_of(root).problems if fault.startswith("energy.jsonl, line ")]
+        assert len(found) == 1, name
+        ledger.write_bytes(whole)
+        journal.state("evaluation", {f"evaluation/{place}": "0" * 64}, [])
+        assert problems_of(root)[1:] == ([], []), name
+
+
+def test_lines_of_a_process_that_was_killed_are_stated_by_the_next(measured):
+    """Its key died with it; a line that the kill tore, and one of a kind from a later release, are nobody's."""
+    root, _, _ = measured
+    ledger, dead = root / "energy.jsonl", open_journal(CONFIG, root.parent, root)
+    signed = dead.line_signer(ledger, "5.1")
+    example = json.loads(ledger.read_bytes().splitlines()[-1])
+    about = {name: example[name] for name in ("attempt", "stage", "host", "process", "every", "method")}
+    figures = {"millijoules": 5, "low": 5, "high": 5, "marks": {}}
+    for kind in ("begin", "beat"):
+        append(ledger, kind, {"interval": "5.1", **about}, signed, **figures)
+    with ledger.open("ab") as handle:
+        handle.write(b'{"kind": "beat", "interval": "5.1", "milli')
+    append_line(ledger, '{"kind": "of a later release"}')
+    open_journal(CONFIG, root.parent, root).state("evaluation", {"evaluation/1": "0" * 64}, [])
+    assert problems_of(root)[1:] == ([], [])
+    assert [interval.outcome for interval in read_ledger(ledger)] == ["surviving", "surviving", "unknown"]
 
 
 def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(measured):

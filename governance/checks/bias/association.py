@@ -50,6 +50,7 @@ from governance.checks.bias.within_source import (
 
 LEAST_EXPECTED = 5.0
 SURE_DEGREES = 20.0
+_GAP_ONE_SIDED = 0.03  # with .04 gaps of rare groups (one expected, on few sites) cover .927
 
 
 def normalised_pmi(both: Floats, one: Floats, other: Floats, everything: Floats) -> Floats:
@@ -138,7 +139,7 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...]) -> list
     with np.errstate(all="ignore"):
         pooled = _gap(*(part.sum(axis=(1, 2))[:, None, None].astype(np.float64) for part in counts))[:, 0]
         units = units_within(mine[1], mine[3], mine[4] - mine[0], mine[5] - mine[1], sums.variance)
-        exact = rate_bounds(sums.rate, units, sums.others_rate)
+        exact = rate_bounds(sums.rate, units, sums.others_rate, _GAP_ONE_SIDED)
         baseline = _npmi_of(sums.others_rate, sums)
         unseen = sums.others_rate == 0
         turned = rate_bounds(

@@ -21,7 +21,8 @@ Suite `representation`: the documents that mention each group, by language.
     per_million_words = mentions x 10^6 / words of the language                               mentions per million words
 
 Intervals: delete-a-group jackknife (Kott 2001) over 64 buckets of domains, on the logit scale for shares and on the log
-scale for the rate. `n` is the denominator. A listed group without a mention has a row of zeros, with the upper bound
+scale for the rate; a rate of fewer than 10 mentions has the interval of a Poisson count of effective units. `n` is the
+denominator. A listed group without a mention has a row of zeros, with the upper bound
 for that many clusters. The numbers count mentions, not what a text states about a group.
 
 The same suite, of all languages:
@@ -50,13 +51,12 @@ from governance.checks.bias.count_tables import by_bucket, stacked
 from governance.checks.bias.interval_rows import ALL, Row, interval_row, interval_rows
 from governance.checks.bias.statistics import (
     BUCKETS,
-    LOG,
     LOGIT,
     Estimates,
     Floats,
     Integers,
-    degrees_of_shares,
     jackknife,
+    rate_estimates,
     share_estimates,
 )
 
@@ -204,14 +204,10 @@ def representation_rows(counts: Mapping[str, pa.Table], listed: Groups) -> list[
         whole = np.broadcast_to(documents[(language,)], part.shape)
         on_axis = stacked(axes, [key[:2] for key in keys])
         all_words = np.broadcast_to(words[(language,)], part.shape)
-        rate = jackknife(
-            lambda some, of: some * 1e6 / of, (stacked(mentions, keys), all_words), all_words, LOG,
-            most_degrees=degrees_of_shares(all_words),
-        )  # fmt: skip
         for metric, found, of in (
             ("share", share_estimates(part, whole), whole),
             ("axis_share", share_estimates(part, on_axis), on_axis),
-            ("per_million_words", rate, all_words),
+            ("per_million_words", rate_estimates(stacked(mentions, keys), all_words, 1e6), all_words),
         ):
             names = [{"metric": metric, "language": language, "axis": axis, "group": group} for axis, group in groups]
             rows += interval_rows(names, found, of.sum(axis=1))

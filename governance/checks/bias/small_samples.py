@@ -1,6 +1,7 @@
 """Intervals and p values for small samples.
 
     rate r of n units       beta quantiles of (x + 1/2, n - x + 1/2), x = r n; 0 and 1 are their own bounds
+    count x                 gamma quantiles of x + 1/2 (Poisson)
     mean of n scores        the pool's scores -c, 0, +c with chances tilted by exp(theta s), n convolved
 
 Ten sentences that all score 0 have no variance, yet carry little information. The rate's interval is Jeffreys' (Brown,
@@ -13,6 +14,11 @@ all groups gives a family with one parameter in which the sum is sufficient (Efr
 n need not be an integer: correlated units, or a small reference, count as fewer (effective sample size, Korn & Graubard
 1998, "Confidence Intervals for Proportions with Small Expected Number of Positive Counts", Survey Methodology 24(2),
 193-201).
+
+Where few units are expected, no count is too low: the interval of a count of 0 still holds the rate. Its lower tail is
+empty there, and 2.5 % in the upper one cover .973 in the mean over one to two expected units. So up to the upper bound
+of a count of 0, a rate's lower bound has ONE_SIDED; likewise its upper bound near 1. With the 5 % of both tails a count
+of 3 would miss a rate of one expected unit, the least that has an interval.
 """
 
 from __future__ import annotations
@@ -25,6 +31,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _TAIL = 0.025
+ONE_SIDED = 0.04
+"""Tail of a rate's bound where the other tail is empty."""
 MOST_RARER = 30.0
 """Units of the rarer scores expected beyond which a mean of scores is taken for normal."""
 _TURNS = 40  # halvings of theta
@@ -39,8 +47,11 @@ class Bounds:
     p: Floats
 
 
-def rate_bounds(rate: Floats, n: Floats, null: Floats) -> Bounds:
-    """Bounds of rates of effective units, and p of `null`."""
+def rate_bounds(rate: Floats, n: Floats, null: Floats, one_sided: float = ONE_SIDED) -> Bounds:
+    """Bounds of rates of effective units, and p of `null`.
+
+    `one_sided` is the tail of a bound where the other tail is empty.
+    """
     from scipy.special import betainc, betaincinv
 
     rate, n, null = (np.asarray(part, np.float64) for part in np.broadcast_arrays(rate, n, null))
@@ -48,8 +59,13 @@ def rate_bounds(rate: Floats, n: Floats, null: Floats) -> Bounds:
     n = np.where(known, n, 1.0)
     x = np.where(known, np.clip(rate, 0.0, 1.0) * n, 0.0)
     rest = n - x
-    lower = np.where(x > 0, betaincinv(x + 0.5, rest + 0.5, _TAIL), 0.0)
-    upper = np.where(rest > 0, betaincinv(x + 0.5, rest + 0.5, 1 - _TAIL), 1.0)
+    of_none = betaincinv(0.5, n + 0.5, 1 - _TAIL)  # upper bound of a count of 0
+    lower, most_lower = (np.where(x > 0, betaincinv(x + 0.5, rest + 0.5, tail), 0.0) for tail in (_TAIL, one_sided))
+    upper, least_upper = (
+        np.where(rest > 0, betaincinv(x + 0.5, rest + 0.5, 1 - tail), 1.0) for tail in (_TAIL, one_sided)
+    )
+    lower = np.maximum(lower, np.minimum(most_lower, of_none))
+    upper = np.minimum(upper, np.maximum(least_upper, 1 - of_none))
     with np.errstate(invalid="ignore"):
         at = np.clip(null, 0.0, 1.0)
         least = np.where(x > 0, betainc(np.maximum(x, 1e-12), rest + 1, at), 1.0)  # P(X >= x)
@@ -58,6 +74,13 @@ def rate_bounds(rate: Floats, n: Floats, null: Floats) -> Bounds:
     p = np.minimum(1.0, 2 * np.minimum(above, 1 - above))
     testable = known & np.isfinite(null)
     return Bounds(np.where(known, lower, np.nan), np.where(known, upper, np.nan), np.where(testable, p, np.nan))
+
+
+def count_bounds(count: Floats) -> tuple[Floats, Floats]:
+    """95 % bounds of the mean of a Poisson count, which need not be an integer (Jeffreys')."""
+    from scipy.special import gammaincinv
+
+    return gammaincinv(count + 0.5, _TAIL), gammaincinv(count + 0.5, 1 - _TAIL)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ statistic, vectorised; no second pass over documents.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from governance.checks.bias.small_samples import rate_bounds
+from governance.checks.bias.small_samples import count_bounds, rate_bounds
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -167,6 +167,24 @@ def degrees_of_shares(whole: Integers) -> Floats:
     intervals of shares covered .93. A share is not tested, so a wider interval costs no power.
     """
     return np.asarray(np.maximum(effective_clusters(whole) - 1, 1.0))
+
+
+def rate_estimates(part: Integers, whole: Integers, per: float) -> Estimates:
+    """Rates part / whole x `per`, [rows, buckets] each, on the log scale; part is a small share of whole.
+
+    A rate of fewer than FEW_UNITS is skewed: it has the interval of a Poisson count of its effective units, with the
+    design effect of its own buckets, at least 1.
+    """
+    most = degrees_of_shares(whole)
+    found = jackknife(lambda some, of: some * per / of, (part, whole), whole, LOG, most_degrees=most)
+    count, units = part.sum(axis=-1), whole.sum(axis=-1)
+    with np.errstate(all="ignore"):
+        used = (whole > 0).sum(axis=-1)
+        residuals = part - (count / units)[:, None] * whole
+        effect = np.fmax(used / (used - 1) * (residuals**2).sum(axis=-1) / count, 1.0)
+        lower, upper = (bound * effect * per / units for bound in count_bounds(count / effect))
+    few = (count > 0) & (count < FEW_UNITS) & (used > 1)
+    return replace(found, lower=np.where(few, lower, found.lower), upper=np.where(few, upper, found.upper))
 
 
 def share_estimates(part: Integers, whole: Integers) -> Estimates:
