@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from governance.errors import MissingInput, storage_errors
+from governance.errors import MissingInput, StorageError, storage_errors
 
 LEAF_BYTES = 64 << 20  # a larger file has a digest for each piece of this size, so that a bad piece can be named
 _READ_BYTES = 1 << 20
@@ -261,17 +261,32 @@ def _lock_name(path: Path) -> str:
     return os.path.realpath(path)
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise StorageError(
+            f"cannot append to {path}: it is a symbolic link. Remove it, and find out who can write to its folder"
+        ) from error
+
+
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:
     """Append one line in a single write.
 
     A kill tears at most the last line.
 
     A line that a kill tore is closed first, so that it does not take the next one with it. With `durable` the line is
-    on the disk when this returns.
+    on the disk when this returns. A symbolic link is not followed: whoever may write to the folder would choose the
+    file that is appended to.
+
+    Raises:
+        StorageError: the disk is full or refuses, or `path` is a symbolic link.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as handle:
+        with open(path, "ab+", opener=_open_no_link) as handle:
             torn = False
             if handle.seek(0, os.SEEK_END):
                 handle.seek(-1, os.SEEK_END)

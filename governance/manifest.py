@@ -192,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such manifest") from error
-    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
+    except (IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: is not JSON ({error}). Remove its folder and make it again.") from error
     except OSError as error:
         raise StorageError(

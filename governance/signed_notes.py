@@ -69,7 +69,7 @@ def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | No
     """
     try:
         written = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     content = signer.open(path.relative_to(root).as_posix(), written)
     if not isinstance(content, dict):

@@ -37,7 +37,7 @@ class Signed(Section):
     """The person's public key, raw, in hexadecimal."""
     reason: str = Field(min_length=10)
     """For the reader of the report."""
-    signed_at: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    signed_at: str = Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
     """UTC."""
 
 
@@ -79,7 +79,7 @@ def signature_fields(approver: str, reason: str, key: Any) -> dict[str, str]:
 
 
 def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[SignedStatement, ...]:
-    """Every `*.json` of a folder, in name order.
+    """Every `*.json` of a folder, its end in any case, in name order.
 
     A missing folder holds none.
 
@@ -91,7 +91,7 @@ def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Si
         GateClosed: the folder cannot be read; it may hold a refusal.
     """
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(".json"))
     except FileNotFoundError:
         names = []
     except OSError as error:
@@ -100,26 +100,29 @@ def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Si
 
 
 def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> SignedStatement:
+    name = path.name.encode("utf-8", "backslashreplace").decode("utf-8")  # it may hold bytes that are no UTF-8
+    if not path.is_file():  # reading a pipe or a device may never end
+        return SignedStatement(name, "", "", "", None, "", "cannot be read: is not a file")
     sha256 = sha256_file(path)
     try:
         claimed = _claimed(path)
-        kind, subject, content = _parsed(claimed, kinds, path.name)
+        kind, subject, content = _parsed(claimed, kinds, name)
     except ConfigError as error:
-        return SignedStatement(path.name, sha256, "", "", None, "", f"cannot be read: {' '.join(str(error).split())}")
+        return SignedStatement(name, sha256, "", "", None, "", f"cannot be read: {' '.join(str(error).split())}")
     try:
         signed, signer = open_envelope(path, [public_key_of(bytes.fromhex(content.key))])
     except (ManifestError, ConfigError):
-        return SignedStatement(path.name, sha256, kind, subject, content, "", "its signature does not hold")
+        return SignedStatement(name, sha256, kind, subject, content, "", "its signature does not hold")
     if signed != claimed:
-        return SignedStatement(path.name, sha256, kind, subject, content, "", "it changed while it was read")
-    return SignedStatement(path.name, sha256, kind, subject, content, signer, "")
+        return SignedStatement(name, sha256, kind, subject, content, "", "it changed while it was read")
+    return SignedStatement(name, sha256, kind, subject, content, signer, "")
 
 
 def _claimed(path: Path) -> Any:
     """Claims of a statement before its signature is verified."""
     try:
         return json.loads(base64.b64decode(json.loads(path.read_bytes())["payload"], validate=True))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"is not a signed envelope ({type(error).__name__})") from error
 
 

@@ -58,7 +58,8 @@ class Waiver(Refusal):
     @classmethod
     def _is_day(cls, value: str) -> str:
         try:
-            datetime.date.fromisoformat(value)
+            if datetime.date.fromisoformat(value).isoformat() != value:  # "2030-W01-1" and "20300101" are days, too
+                raise ValueError
         except ValueError:
             raise ValueError("is not a day; write it as YYYY-MM-DD") from None
         return value

@@ -246,7 +246,7 @@ def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict
     """
     try:
         envelope = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: is not a signed envelope ({type(error).__name__}: {error})") from error
     return verify_envelope(envelope, trusted, str(path))
 
@@ -297,7 +297,7 @@ def _parts(envelope: Any, place: str) -> tuple[bytes, list[Signature]]:
             (_decode(item["sig"]), str(item["keyid"]), item.get("certificate")) for item in envelope["signatures"]
         ]
         json.loads(body)
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise ManifestError(f"{place}: is not a signed envelope ({type(error).__name__}: {error})") from error
     if kind != PAYLOAD_TYPE:
         raise ManifestError(f"{place}: holds {kind!r}, not {PAYLOAD_TYPE!r}")

@@ -111,7 +111,7 @@ def parse_line(line: bytes, index: int) -> JournalEntry | None:
         named(entry)
         dict(found["predicate"]["journal"])
         tuple(entry.grown)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return entry
 

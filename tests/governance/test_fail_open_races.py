@@ -5,7 +5,6 @@ Each ends with the exit code and words of its error, and nothing is trained or s
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 
@@ -13,7 +12,20 @@ import pytest
 import torch
 
 from assay.cli.main import main
-from tests.governance.attacked import closed, opens, paper, prepare, words_of
+from governance.config import validate
+from governance.energy.ledger import append, read_ledger
+from governance.energy.ledger_tail import Spending
+from governance.errors import ConfigError, ManifestError, StorageError
+from governance.files import append_line, read_lines
+from governance.gate.signed_statements import read_statements
+from governance.gate.waivers import RULINGS, Waiver
+from governance.manifest import read_manifest
+from governance.signing.dsse import open_envelope
+from governance.signing.journal_lines import parse_line
+from tests.governance.attacked import prepare, words_of
+
+DEEP = b"[" * 100_000
+LONG = b'{"step": ' + b"9" * 5_000 + b"}"
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +91,83 @@ def test_a_second_name_for_a_shard_that_is_read_stops_nothing(project, monkeypat
     at_first_step(monkeypatch, lambda: os.link(shard, project / "copy"))
     assert main(["train", *words_of(project)]) == 0
     assert checkpoints(project)
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "device", "folder", "nothing", "deep", "long", "a name that is no UTF-8", "an end in capitals"]
+)
+def test_a_statement_of_any_form_is_named_and_closes(tmp_path, kind):
+    """None may be passed over, since it may be a refusal; reading a pipe or /dev/zero would never end."""
+    name = {"a name that is no UTF-8": "no\udcff.json", "an end in capitals": "no.JSON"}.get(kind, "no.json")
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "nothing":
+        path.symlink_to(tmp_path / "gone")
+    else:
+        path.write_bytes({"deep": DEEP, "long": LONG}.get(kind, b"{}"))
+    [found] = read_statements(tmp_path, RULINGS)
+    assert found.fault.startswith("cannot be read")
+    assert found.content is None
+    found.name.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "data", [DEEP, LONG, b'{"envelope": {"payload": "' + b"W1tb" * 30_000 + b'", "signatures": 1}}']
+)
+def test_json_that_python_cannot_hold_is_refused_as_what_it_is(tmp_path, data):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(data)
+    with pytest.raises(ManifestError):
+        read_manifest(path)
+    with pytest.raises(ManifestError):
+        open_envelope(path, [])
+    assert parse_line(data, 0) is None
+    append_line(path, '{"step": 1}')
+    assert read_lines(path)[-1] == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"kind": "beat"}', '{"kind": ["end"]}', "[]", DEEP.decode(), '{"kind": "end", "interval": 1, "at": "x"}',
+     '{"kind": "begin", "interval": "1", "attempt": "1", "stage": "x", "host": "x", "method": "x", "millijoules": 0, '
+     '"low": 0, "high": 0, "at": "2026-01-01T00:00:00", "process": 1}'],
+)  # fmt: skip
+def test_a_line_of_another_form_ends_no_reader_of_the_ledger(tmp_path, line):
+    ledger = tmp_path / "energy.jsonl"
+    append_line(ledger, '{"kind": "ledger", "schema": 1, "host": "node"}')
+    about = {"interval": "1.1", "attempt": "1", "stage": "x", "host": "node", "process": [1, 1], "method": "RAPL"}
+    append(ledger, "begin", about, millijoules=0, low=0, high=0, marks={})
+    append_line(ledger, line)
+    append(ledger, "end", about, millijoules=5, low=5, high=5, marks={}, outcome="surviving", cause="")
+    assert [(one.millijoules, one.outcome) for one in read_ledger(ledger)] == [(5, "surviving")]
+    spending = Spending(ledger)
+    spending.read()
+    assert spending.use("upper", lambda line: True).millijoules == 5
+
+
+def test_no_line_is_appended_through_a_link(tmp_path):
+    """Whoever may write to a root would choose which file of the run's account is written to."""
+    (tmp_path / "energy.jsonl").symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError, match=r"energy\.jsonl"):
+        append_line(tmp_path / "energy.jsonl", "{}")
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("expires", "20300101"), ("expires", "2030-W01-1"), ("expires", "\uff12030-01-01"),
+     ("signed_at", "\uff12026-01-01T09:00:00Z"), ("signed_at", "2026-01-01T09:00:00Z\n"), ("key", "\uff10" * 64)],
+)  # fmt: skip
+def test_a_date_is_written_in_one_way(field, value):
+    """Dates are compared as text: digits of another script, or of another form of ISO 8601, would sort elsewhere."""
+    whole = {"approver": "ann", "key": "0" * 64, "reason": "because it is so", "signed_at": "2026-01-01T09:00:00Z",
+             "gate": "a.hard", "result": "x", "policy": "0" * 64, "observed": None, "max_deviation": None,
+             "expires": "2030-01-01"}  # fmt: skip
+    validate(whole, Waiver, "waiver.json")
+    with pytest.raises(ConfigError):
+        validate({**whole, field: value}, Waiver, "waiver.json")

@@ -42,13 +42,14 @@ def test_of_keep_rates_only_the_adjusted_ones_that_fell_are_findings():
     assert "<script" not in page
 
 
-def test_instruments_are_findings_by_the_note_of_their_own_check():
+def test_instruments_are_findings_where_their_own_check_and_a_test_say_so():
     rows = [
         row("instrument_bias", 0.4, 0.5, 0.6, group="planted", note='biased: furthest term "x" +0.5'),
         row("instrument_bias", -0.1, 0.1, 0.3, group="one term", note='biased: furthest term "y" +0.9'),
+        row("instrument_bias", 0.5, 0.5, 0.5, group="untested", p=None, q=None, note='biased: furthest term "v" +0.5'),
         row("instrument_bias", 0.009, 0.01, 0.011, group="sound", note='not biased: furthest term "z" +0.01'),
     ]
-    assert [r["group"] for r in significant_rows({"instruments": rows})["instruments"]] == ["planted", "one term"]
+    assert [r["group"] for r in significant_rows({"instruments": rows})["instruments"]] == ["planted"]
 
 
 def test_hostile_names_reach_the_page_as_text_and_nothing_is_reported_aloud():

@@ -58,8 +58,8 @@ def _distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def is_significant(row: Mapping[str, Any]) -> bool:
     """Return whether test and interval both exclude "no difference"."""
-    if row["metric"] == "instrument_bias":  # the check has its own bounds, of a group and of a single term
-        return str(row["note"] or "").startswith("biased")
+    if row["metric"] == "instrument_bias" and not str(row["note"] or "").startswith("biased"):
+        return False  # the check has its own bounds
     return findings.is_significant(row, NEUTRAL)
 
 
