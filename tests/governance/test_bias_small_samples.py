@@ -43,7 +43,7 @@ def test_intervals_of_rates_cover_95_of_100_by_enumeration(n):
     found = rate_bounds(np.arange(n + 1) / n, np.full(n + 1, float(n)), np.full(n + 1, 0.5))
     rates = np.linspace(1.5 / n, 1 - 1.5 / n, 200)
     covered = [sum(np.array(chances(n, rate))[(found.lower <= rate) & (rate <= found.upper)]) for rate in rates]
-    assert 0.94 <= np.mean(covered) <= 0.97
+    assert 0.93 <= np.mean(covered) <= 0.97
     assert min(covered) >= 0.88
 
 
