@@ -320,6 +320,15 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
     return values
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The records of a training's file that have a step.
+
+    Whoever may write to the folder can append lines of any form; those are left out.
+    """
+    lines = (line for line in read_lines(path) if isinstance(line, dict))
+    return [line for line in lines if type(line.get("step")) is int and type(line.get("attempt", 1)) is int]
+
+
 def place(source: Path, target: Path) -> None:
     """Give the finished file `source` a second name `target`.
 
@@ -392,8 +401,12 @@ def move_folder(folder: Path, target: Path) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it.
 
-    The manifest goes first, so that a kill half-way leaves an unfinished artifact.
+    The manifest goes first, so that a kill half-way leaves an unfinished artifact. Of a symbolic link, only the link is
+    removed.
     """
+    if folder.is_symlink():  # what it leads to is not ours
+        folder.unlink()
+        return
     with contextlib.suppress(FileNotFoundError):
         (folder / "manifest.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ from typing import Any, TypeVar, overload
 
 from governance.config import Section, validate
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
-from governance.files import append_line, json_text, read_lines
+from governance.files import append_line, json_text, read_steps
 from governance.hooks import Attest, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
@@ -238,7 +239,8 @@ class CheckpointStore:
 
     def natives(self) -> set[str]:
         """Folder names of all native shards that were ever begun."""
-        return {line["native"] for line in self._noted() if "native" in line}
+        names = (str(line["native"]) for line in self._noted() if "native" in line)
+        return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}  # they are removed: no other path
 
     def note(self, step: int, **facts: str) -> None:
         """Record that the save of `step` begins.
@@ -249,7 +251,7 @@ class CheckpointStore:
         append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, line)
 
     def _noted(self) -> list[dict[str, Any]]:
-        return read_lines(artifact_folder("train", self.train_key, self.root) / STEPS_FILE)
+        return read_steps(artifact_folder("train", self.train_key, self.root) / STEPS_FILE)
 
 
 def open_checkpoint(folder: Path) -> Manifest:

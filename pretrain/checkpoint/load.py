@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput, PipelineError, StorageError
-from governance.files import read_lines
+from governance.files import read_steps
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, Output, verify
 from governance.stage import artifact_folder, root_of
@@ -240,7 +240,7 @@ def _refuse_restart(store: CheckpointStore, settings: Settings, damaged: list[st
     error: PipelineError | None = None
     if store.ranks.first:
         folder = artifact_folder("train", store.train_key, store.root)
-        durable = {line["step"] for line in read_lines(folder / METRICS_FILE) if line.get("event") == "checkpoint"}
+        durable = {line["step"] for line in read_steps(folder / METRICS_FILE) if line.get("event") == "checkpoint"}
         if durable or damaged:
             error = _lost(folder, sorted(durable), damaged)
     if (error := store.gather(error)[0]) is None:

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from governance.errors import BudgetReached, PipelineError, Preempted
-from governance.files import read_lines
+from governance.files import read_steps
 from governance.log import get_logger
 from pretrain.distributed.preemption import ONE_REQUEST_SECONDS
 
@@ -151,7 +151,7 @@ def progress_in(folder: Path) -> Progress:
     """Progress of the run in this folder, by its records."""
     from pretrain.metrics.run_identity import METRICS_FILE
 
-    lines = list(read_lines(folder / METRICS_FILE))
+    lines = read_steps(folder / METRICS_FILE)
     steps = [line["step"] for line in lines if line.get("event") == "step"]
     durable = [line["step"] for line in lines if line.get("event") == "checkpoint"]
     return (steps[-1] if steps else 0), max(durable, default=0)

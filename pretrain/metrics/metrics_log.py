@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from governance.errors import ConfigError, PipelineError
-from governance.files import append_line, read_lines
+from governance.files import append_line, read_lines, read_steps
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
@@ -68,12 +68,12 @@ def open_record(
     """
     mirrors_of = _mirrors(folder, config, identity)
     path = folder / METRICS_FILE
-    earlier = read_lines(path)
+    number, earlier = len(read_lines(path)), read_steps(path)
     attempt = 1 + max((line.get("attempt", 0) for line in earlier), default=0)
     if not writes:
         yield lambda event, step, **values: None, attempt
         return
-    number, one_at_a_time = len(earlier), threading.Lock()
+    one_at_a_time = threading.Lock()
     before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
     reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
     mirrors: list[_GuardedMirror] = []

@@ -16,12 +16,14 @@ from governance.config import validate
 from governance.energy.ledger import append, read_ledger
 from governance.energy.ledger_tail import Spending
 from governance.errors import ConfigError, ManifestError, StorageError
-from governance.files import append_line, read_lines
+from governance.files import append_line, read_lines, read_steps, remove_tree
 from governance.gate.signed_statements import read_statements
 from governance.gate.waivers import RULINGS, Waiver
 from governance.manifest import read_manifest
 from governance.signing.dsse import open_envelope
 from governance.signing.journal_lines import parse_line
+from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
+from pretrain.checkpoint.native import remove_native
 from tests.governance.attacked import prepare, words_of
 
 DEEP = b"[" * 100_000
@@ -171,3 +173,37 @@ def test_a_date_is_written_in_one_way(field, value):
     validate(whole, Waiver, "waiver.json")
     with pytest.raises(ConfigError):
         validate({**whole, field: value}, Waiver, "waiver.json")
+
+
+def test_a_record_names_no_folder_to_remove(tmp_path):
+    """A training removes the native shards that its record names; a line of another writer may name any folder."""
+    victim, root = tmp_path / "victim", tmp_path / "root"
+    (victim / "papers").mkdir(parents=True)
+    (victim / "manifest.json").write_text("{}")
+    store = CheckpointStore(root, "0" * 64, 10, None, ())
+    ours, link = (root / "checkpoint-native" / name for name in ("0" * 16, "1" * 16))
+    ours.mkdir(parents=True)
+    link.symlink_to(victim)
+    for step, name in enumerate((str(victim), "../../victim", "..", ".", ours.name, link.name)):
+        append_line(root / "train" / ("0" * 16) / STEPS_FILE, f'{{"step": {step}, "native": "{name}"}}')
+    remove_native(store, None)
+    assert (victim / "papers").is_dir()
+    assert (victim / "manifest.json").exists()
+    assert not ours.exists()
+    remove_tree(root / "checkpoint-native" / "gone")
+    assert store.steps() == list(range(6))
+
+
+def test_a_record_of_another_form_is_passed_over(tmp_path):
+    lines = [
+        "[]",
+        "1",
+        '{"step": "1"}',
+        '{"step": true}',
+        '{"native": "x"}',
+        '{"step": 1, "attempt": []}',
+        LONG.decode(),
+    ]
+    for line in (*lines, '{"step": 3}'):
+        append_line(tmp_path / "metrics.jsonl", line)
+    assert read_steps(tmp_path / "metrics.jsonl") == [{"step": 3}]
