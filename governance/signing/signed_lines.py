@@ -100,7 +100,7 @@ class SignedLines:
             except (ManifestError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 why = str(error) if isinstance(error, ManifestError) else "it has no valid signature"
                 raise ManifestError(
-                    f"{self.file}, line {self.lines}: no process of a run wrote this line ({why}), so no statement "
+                    f"{self.file}: line {self.lines}: no process of a run wrote this line ({why}), so no statement "
                     f"vouches for it: {line[:120]!r}. Remove the line, and find out who can write to this folder"
                 ) from error
 
