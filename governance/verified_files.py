@@ -39,7 +39,7 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
 
 
 def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> None:
-    """Raise where a file is no longer as it was when `before`, its `file_state`, was taken.
+    """Raise where a file was changed since its `file_state` was `before`.
 
     Raises:
         MissingInput: it is missing.

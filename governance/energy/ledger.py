@@ -237,7 +237,9 @@ def read_ledger(ledger: Path, alive: Callable[[Mapping[str, Any]], bool] | None 
 
 
 def counted_lines(data: bytes, names: Sequence[str] = ("interval", "stage", "host")) -> Iterator[dict[str, Any]]:
-    """The lines of intervals in a ledger's bytes; `names` are the texts that each needs.
+    """The lines of intervals in a ledger's bytes.
+
+    `names` are the texts that each needs.
 
     A torn line, one of another kind, and one without the fields of an interval are left out.
     """

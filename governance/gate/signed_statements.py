@@ -79,7 +79,7 @@ def signature_fields(approver: str, reason: str, key: Any) -> dict[str, str]:
 
 
 def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[SignedStatement, ...]:
-    """Every `*.json` of a folder, its end in any case, in name order.
+    """Every `*.json` (or `*.JSON`) of a folder, in name order.
 
     A missing folder holds none.
 

@@ -248,7 +248,9 @@ class Journal:
         self._append(BEGUN, make, begun)
 
     def state_ledger(self, path: Path, signed: bool = False) -> bool:
-        """Announce a file of the energy ledger, before its first line; `signed` if its lines will be.
+        """Announce a file of the energy ledger, before its first line.
+
+        `signed` states that each of its lines is signed as it is written.
 
         Return False, with a warning, where it is there and no line announced it.
         """
@@ -270,7 +272,7 @@ class Journal:
         return name in self._prefixes
 
     def line_signer(self, path: Path, interval: str) -> SignLine:
-        """Make the signer of an interval's lines in an announced file of the ledger."""
+        """Make the signer of an interval's lines in a ledger."""
         self._read()
         self._signer = self._signer or self._key()
         name = path.relative_to(self.path.parent).as_posix()

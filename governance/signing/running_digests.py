@@ -134,7 +134,9 @@ class RunningDigests:
         self._known: dict[str, _Position] = {}
 
     def grown(self, stated: Mapping[str, Prefix], signers: Signers = Signers()) -> list[Prefix]:
-        """Statements for each file grown since `stated`; `signers` are those whose signed lines count.
+        """Statements for each file grown since `stated`.
+
+        `signers` are those whose signed lines of the ledger count.
 
         A file that is shorter than what was stated of it is passed over: another node may see it so for a moment, and
         `prefix_faults` reports one that stays so. So is a ledger that nobody announced.
@@ -194,7 +196,7 @@ class RunningDigests:
         )
 
     def _start(self, name: str, signed: bool) -> _Position:
-        """The beginning of a file, in place of what was known of it."""
+        """The beginning of a file; what was known of it is forgotten."""
         self._known[name] = _Position(signed=SignedLines(name) if signed else None)
         return self._known[name]
 
@@ -284,7 +286,7 @@ def prefix_faults(
 
 
 def _added(path: Path, name: str, stated: int, signers: Signers) -> list[str]:
-    """The fault of lines after the first `stated` bytes, if no run wrote one of them."""
+    """The fault of a line after `stated` bytes that no run wrote."""
     data, lines = path.read_bytes(), SignedLines(name)
     try:
         lines.take(data[:stated], signers.journal, None)

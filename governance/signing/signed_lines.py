@@ -1,4 +1,6 @@
-"""Signed lines of the energy ledger, so that a statement never vouches for a line that no run wrote.
+"""Signed lines of the energy ledger.
+
+A statement of the journal never vouches for a line that no run wrote.
 
     {"kind": "begin", "interval": "5f0c.1", ..., "by": {envelope}, "number": 1, "signature": "...64 bytes, base64"}
     {"kind": "beat", "interval": "5f0c.1", ..., "number": 2, "signature": "..."}
@@ -88,7 +90,9 @@ class SignedLines:
     """Interval -> its public key, and the number of its last line."""
 
     def take(self, data: bytes, journal: str, trusted: Sequence[PublicKey] | None) -> None:
-        """Read whole lines on; signatures are verified unless `trusted` is None, as of lines that were stated.
+        """Read further whole lines.
+
+        Signatures are verified unless `trusted` is None, as of lines that were stated.
 
         Raises:
             ManifestError: a line has no signature of this file, root and a trusted key; it is named.

@@ -191,10 +191,10 @@ def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> 
 
 
 def watch_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> Callable[[], list[str]]:
-    """Watch this rank's share of the token shards, from before their bytes are verified.
+    """Watch this rank's share of the token shards.
 
-    They are mapped, so bytes that are written over while a training reads them would be trained. The returned function
-    gives the error texts of files that were changed since.
+    It is called before their bytes are verified. They are mapped, so bytes that are written over while a training
+    reads them would be trained. The returned function gives the error texts of files that were changed since.
     """
     files = [(output, root / output.path) for output in _files_read(tokens, root)[rank::world_size]]
     watched = [

@@ -77,7 +77,10 @@ def rate_bounds(rate: Floats, n: Floats, null: Floats, one_sided: float = ONE_SI
 
 
 def count_bounds(count: Floats) -> tuple[Floats, Floats]:
-    """95 % bounds of the mean of a Poisson count, which need not be an integer (Jeffreys')."""
+    """95 % bounds of the mean of a Poisson count (Jeffreys').
+
+    The count need not be an integer.
+    """
     from scipy.special import gammaincinv
 
     return gammaincinv(count + 0.5, _TAIL), gammaincinv(count + 0.5, 1 - _TAIL)

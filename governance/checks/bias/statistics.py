@@ -170,7 +170,9 @@ def degrees_of_shares(whole: Integers) -> Floats:
 
 
 def rate_estimates(part: Integers, whole: Integers, per: float) -> Estimates:
-    """Rates part / whole x `per`, [rows, buckets] each, on the log scale; part is a small share of whole.
+    """Rates part / whole x `per`, [rows, buckets] each.
+
+    They are on the log scale; part is a small share of whole.
 
     A rate of fewer than FEW_UNITS is skewed: it has the interval of a Poisson count of its effective units, with the
     design effect of its own buckets, at least 1.
