@@ -19,6 +19,7 @@ from assay.checkpoint_evaluation import task_suite
 from assay.config import LoadedRun
 from assay.corpus_audit import audit_and_decide, bias_counts, check_audit_inputs
 from assay.corpus_gate import report_decision, require_verdict
+from assay.first_estimate import expected_seconds
 from assay.run_report import make_report
 from assay.start_preflight import (
     local_hardware,
@@ -49,7 +50,7 @@ from governance.gate.explanation import explain
 from governance.gate.verdict import verdict_path
 from governance.log import get_logger, run_steps
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
-from governance.stage import Runtime, earlier_seconds
+from governance.stage import Runtime
 from governance.stage_order import CORPUS_STAGES, STAGES
 from pretrain.distributed.launcher import launch, progress_in
 from pretrain.distributed.process_group import Ranks, read_ranks
@@ -78,7 +79,7 @@ def run_all(run: LoadedRun, runtime: Runtime, processes: int, argv: Sequence[str
     ranks = Ranks(0, processes, 0, processes) if processes > 1 else read_ranks()
     refuse_start(run, runtime, partial(local_hardware, run.config.engine, ranks))
     steps = (*stage_names(run.config.data), *(row.name for row in STAGES[len(CORPUS_STAGES) :]))
-    with run_steps(steps, earlier_seconds(runtime.root, steps)):
+    with run_steps(steps, expected_seconds(run, runtime, steps, ranks)):
         artifacts = corpus(run, runtime)
         _, verdict = judge_corpus(run, artifacts, runtime)
         if verdict["verdict"] in ("PASS", "WAIVED"):  # a closed gate is explained by the error

@@ -155,6 +155,8 @@ class Survey:
     """The data steps in order, each named after its stage: "ingest", "clean", "dedup", "dedup-2", ..."""
     shards: int
     """About how many document shards `ingest` will make, at least one."""
+    bytes: int
+    """About how much text the sources hold."""
     folders: tuple[Path, ...]
     """The local folder of each source; a fetched source has none."""
 
@@ -184,5 +186,6 @@ def survey(config: DataConfig, folder: Path, runtime: Runtime) -> Survey:
     return Survey(
         tuple(f"{stage}-{n}" if n > 1 else stage for stage, count in passes.items() for n in range(1, count + 1)),
         sum(max(1, math.ceil(sum(map(text_bytes, reading.items)) / size)) for reading in readings),
+        sum(text_bytes(item) for _, item in items),
         tuple(Path(os.path.commonpath(paths)) for paths in parents if paths),
     )

@@ -95,6 +95,14 @@ def step_label(name: str) -> str:
     return f"{name} ({_STEPS[0].names.index(name) + 1} of {len(_STEPS[0].names)})"
 
 
+def rest_of_run(name: str) -> str:
+    """Expected time of a step and those behind it, in words; "" where unknown."""
+    later = _STEPS[0].left(name) if _STEPS and name in _STEPS[0].names else None
+    if later is None or (own := _STEPS[0].seconds.get(name)) is None:
+        return ""
+    return f", about {datetime.timedelta(seconds=round(own + later))} left in all"
+
+
 def _time_left(name: str, seconds: float | None) -> str:
     """Time left of a step, and of the run where known."""
     if seconds is None:

@@ -31,7 +31,7 @@ from governance.config import Section, canonical_json, flat
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.files import locked, sha256_bytes, sweep_temporaries
 from governance.hooks import Attest, Hooks, no_attest
-from governance.log import get_logger, step_label
+from governance.log import get_logger, rest_of_run, step_label
 from governance.manifest import (
     BESIDE,
     FILE_NAME,
@@ -209,7 +209,7 @@ def run_stage(
     artifact = f"{stage}/{folder.name}"
     pass_on_interrupt()
     hooks.budget.check(stage, artifact)
-    get_logger(__name__).info("%s: making %s", step_label(stage), folder)
+    get_logger(__name__).info("%s: making %s%s", step_label(stage), folder, rest_of_run(stage))
     started = now()
     runtime.notes.beside[stage] = {}
     with hooks.meter(stage) as energy, hooks.budget.watching(stage, artifact, energy):

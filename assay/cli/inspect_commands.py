@@ -26,17 +26,21 @@ def inspect(arguments: Arguments) -> None:
     policy = own if own.exists() else CONFIGS / own.name
     size = arguments.sample_mb * 1_000_000
     result = inspect_path(path, size, arguments.data_workers, arguments.eval_sets, policy)
-    say(as_text(result), path=path, sampled=result.sampled, tables=[asdict(table) for table in result.tables])
-    write_text(folder / "inspection.html", as_page(result))
-    say(f"\npage: {folder / 'inspection.html'}", page=folder / "inspection.html")
+    page = folder / "inspection.html"
+    write_text(page, as_page(result))
+    file = folder / "run.toml"
+    kept = file.exists() and file.read_text(encoding="utf-8", errors="replace") != result.proposal
+    target = folder / "run.proposed.toml" if kept else file
     if result.proposal:
-        file = folder / "run.toml"
-        if file.exists() and file.read_text(encoding="utf-8", errors="replace") != result.proposal:
+        write_text(target, result.proposal)
+    # Printed last: a reader that has seen enough (`| head`) ends this process.
+    say(as_text(result), path=path, sampled=result.sampled, tables=[asdict(table) for table in result.tables])
+    say(f"\npage: {page}", page=page)
+    if result.proposal:
+        if kept:
             say(f"{file} differs from the proposal and is kept")
-            file = folder / "run.proposed.toml"
-        write_text(file, result.proposal)
-        say(f"proposed run's file: {file}", proposal=file)
-        prepare, run = (shlex.join(["assay", *words, str(file)]) for words in (("data", "prepare"), ("run",)))
-        first = f"edit {file} for the gates above, then: " if result.closing else ""
+        say(f"proposed run's file: {target}", proposal=target)
+        prepare, run = (shlex.join(["assay", *words, str(target)]) for words in (("data", "prepare"), ("run",)))
+        first = f"edit {target} for the gates above, then: " if result.closing else ""
         say(f"next: {first}{run}", next=[prepare, run])
         say("      (corpus, audit, a first training and the report: minutes on two cores, if the corpus is small)")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from assay.inspect.data_set_files import licence_of, stated_licences, without_rows
+from assay.inspect.delimited_form import first_rows
 from data_pipeline.readers.file_types.arrow_files import at_stream
 from data_pipeline.readers.file_types.chats import messages_text
 from data_pipeline.readers.file_types.endings import SEEKING, SOURCE_TYPES
@@ -47,6 +47,7 @@ _NAMES = {
 _CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _NEVER_PACKED = (*SEEKING, ".idx")
 _SMALL_LETTERS = ("arrow", "megatron")
+_TABLES = ("csv", "tsv")
 _FIRST_RECORDS = 50
 _FOOTERS = 100
 _HEAD_BYTES = 4096
@@ -80,6 +81,16 @@ class InputFiles:
                 plain += sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
                 stored += file.stat().st_size
         return self.bytes * plain // stored if plain else self.bytes * PACKED_RATIO
+
+    @cached_property
+    def form(self) -> dict[str, str]:
+        """Settings of a source for its CSV or TSV files: delimiter and encoding, where unusual."""
+        for file in self.files[:10] if self.kind in _TABLES else ():
+            with contextlib.suppress(OSError, csv.Error):
+                rows, form = first_rows(self.kind, file)
+                if rows:
+                    return form
+        return {}
 
 
 def find_inputs(path: Path) -> tuple[list[InputFiles], Counter[str]]:
@@ -168,18 +179,18 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
 
 
 def by_text_field(inputs: InputFiles) -> list[InputFiles]:
-    """Files of one ending, divided by the field that holds their text.
+    """Files of one ending, divided by the field that holds their text and by their form.
 
     Files without a record belong to the largest part. Of many files all count as those of the first.
     """
     if inputs.kind in WITHOUT_FIELDS or not 1 < len(inputs.files) <= _MOST_LOOKED_AT:
         return [inputs]
-    parts: dict[tuple[str, ...], list[Path]] = {}
+    parts: dict[tuple[object, ...], list[Path]] = {}
     others: list[Path] = []
     for file in inputs.files:
-        records = first_records(InputFiles(inputs.kind, inputs.ending, (file,), 0))
+        records = first_records(one := InputFiles(inputs.kind, inputs.ending, (file,), 0))
         chosen = choose_fields(records)
-        field = (chosen["text"], chosen.get("messages", ""))
+        field = (chosen["text"], chosen.get("messages", ""), *one.form.items())
         (parts.setdefault(field, []) if records else others).append(file)
     if len(parts) < 2:
         return [inputs]
@@ -194,13 +205,8 @@ def _rows(kind: str, file: Path) -> list[Any]:
             with contextlib.suppress(ValueError, RecursionError):  # `ingest` quarantines such a line
                 records.append(json.loads(line))
         return records
-    if kind in ("csv", "tsv"):
-        head = b"\n".join(itertools.islice(_lines(file), 4 * _FIRST_RECORDS)).decode("utf-8", "replace")
-        return list(
-            itertools.islice(
-                csv.DictReader(io.StringIO(head), delimiter="," if kind == "csv" else "\t"), _FIRST_RECORDS
-            )
-        )
+    if kind in _TABLES:
+        return first_rows(kind, file)[0]
     if kind == "parquet":
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
             batch = next(parquet.iter_batches(_FIRST_RECORDS, use_threads=False), None)

@@ -1,7 +1,8 @@
-"""Outlook on the gates: what the documents that stay would close.
+"""Outlook on the gates: what the documents would close.
 
-Two causes are known before a corpus is made: licences that the policy does not allow, and languages without word lists,
-whose documents are not audited for bias. The audit decides; it judges all documents, an inspection perhaps a sample.
+Three causes are known before a corpus is made: shares of the sources (of records that cannot be read, of duplicates),
+licences that the policy does not allow, and languages without word lists, whose documents are not audited for bias. The
+audit decides; it judges all documents, an inspection perhaps a sample.
 """
 
 from __future__ import annotations
@@ -16,15 +17,42 @@ import pyarrow.parquet as pq
 from assay.inspect.inspection_page import ClosingCause, InspectTable
 from governance.checks.bias.bias import TABLES_FILE
 from governance.checks.bias.representation import COVERAGE
+from governance.checks.messages import EXPLAINED
+from governance.checks.suites import quarantined_records, source_rows
 from governance.gate.policy import Policy
 from governance.manifest import Manifest
 
 _NAMED = 5
 
 
-def closing_causes(policy: Policy, redacted: Manifest, counted: Manifest, root: Path) -> list[ClosingCause]:
-    """Causes in the documents that stay, from the stages `redact` and `bias`."""
-    return [*_licences(policy, redacted, root), *_languages(policy, counted, root)]
+def closing_causes(
+    policy: Policy, made: Sequence[Manifest], redacted: Manifest, counted: Manifest, root: Path
+) -> list[ClosingCause]:
+    """Causes in the sources, from the first stages, and in the documents that stay, from `redact` and `bias`."""
+    return [*_sources(policy, made, root), *_licences(policy, redacted, root), *_languages(policy, counted, root)]
+
+
+def _sources(policy: Policy, made: Sequence[Manifest], root: Path) -> Iterator[ClosingCause]:
+    rows = source_rows({one.stage: one for one in made})
+    for gate in policy.gates():
+        if (gate.suite, gate.expectation, gate.severity, gate.mostly) != ("sources", "between", "critical", 1.0):
+            continue
+        for row in rows:
+            value = row.get(gate.column)
+            low, high = (bound if bound is not None else value for bound in (gate.min, gate.max))
+            if value is None or not all(row.get(name) == of for name, of in gate.where.items()) or low <= value <= high:
+                continue
+            records = ""
+            if gate.column in EXPLAINED:
+                records = f" ({quarantined_records(made[0], root).get(row['source'], '')})"
+            words = f"at most {gate.max:g}" if value > high else f"at least {gate.min:g}"
+            yield ClosingCause(
+                gate.id,
+                f"{gate.column} at {row['stage']} is {value:.3g}{records}, and {words} is allowed",
+                f"Correct or remove what causes it, or let {gate.owner} change the bound in a policy next to the run's "
+                "file (assay init)",
+            )
+            break
 
 
 def _licences(policy: Policy, redacted: Manifest, root: Path) -> Iterator[ClosingCause]:

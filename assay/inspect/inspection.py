@@ -133,7 +133,8 @@ def _formats(
     rows: list[tuple[str | int, ...]] = []
     for group in inputs:
         chosen = found.get(id(group), {})
-        named = ", ".join(f"{role}: {name}" for role, name in chosen.items() if name)
+        form = {name: repr(value) for name, value in group.form.items()}
+        named = ", ".join(f"{role}: {name}" for role, name in {**chosen, **form}.items() if name)
         if group.kind in WITHOUT_FIELDS:
             named = WITHOUT_FIELDS[group.kind]
         elif group.kind != "megatron" and not (chosen["text"] or "messages" in chosen):
@@ -179,14 +180,13 @@ def _stages(
             made.append(decontaminate(unique, items, config.decontaminate, runtime))
         redacted = redact(made[-1], config.pii, runtime)
         counted = bias_audit({"redact": redacted}, BiasConfig(intersections=()), runtime)
-        kept, causes = _kept(made), closing_causes(policy, redacted, counted, runtime.root)
+        kept, causes = _kept(made), closing_causes(policy, made, redacted, counted, runtime.root)
         if kept.short:  # they stay in the proposed run
-            all_kept = dedup(
-                clean(documents, CleanConfig(presets=(), refuse_licences=()), runtime), config.dedup, runtime
-            )
-            stay = redact(all_kept, config.pii, runtime)
+            uncut = clean(documents, CleanConfig(presets=(), refuse_licences=()), runtime)
+            all_kept = [documents, uncut, dedup(uncut, config.dedup, runtime)]
+            stay = redact(all_kept[-1], config.pii, runtime)
             of_all = bias_audit({"redact": stay}, BiasConfig(intersections=()), runtime)
-            causes = closing_causes(policy, stay, of_all, runtime.root)
+            causes = closing_causes(policy, all_kept, stay, of_all, runtime.root)
     finally:
         close_pool()
     root = runtime.root

@@ -15,6 +15,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from assay.inspect.delimited_form import GUESS
 from assay.inspect.formats import WITHOUT_FIELDS, InputFiles
 from data_pipeline.decontamination.evaluation_sets import EvaluationSet
 
@@ -58,6 +59,8 @@ def proposed_run(
     ]
     if any(group.licence != "NOASSERTION" for group, _ in usable):
         parts += ["# The licence below is what the data set's card states: check it."]
+    if any(GUESS in group.form.values() for group, _ in usable):
+        parts += [f"# The encoding {GUESS} is a guess: check the letters of some texts (assay data show)."]
     if causes:
         parts += ["# Gates that would close, so that nothing would be trained (`assay init` writes a policy to edit):"]
         parts += [textwrap.fill(cause, 110, initial_indent="# - ", subsequent_indent="#   ") for cause in causes]
@@ -91,7 +94,7 @@ def _clean(kept: KeptTexts) -> str:
 def source_section(number: int, group: InputFiles, fields: Mapping[str, str], paths: Sequence[str]) -> dict[str, Any]:
     """A `[[data.sources]]` section for files of one kind."""
     section: dict[str, Any] = {"type": group.kind, "name": f"source-{number + 1}", "licence": group.licence}
-    section |= {"paths": list(paths)}
+    section |= {"paths": list(paths), **group.form}
     if group.kind not in WITHOUT_FIELDS:
         names = {f"{role}_field": name for role, name in fields.items() if name and name != role}
         section |= names | ({"id_field": fields["id"]} if fields.get("id") else {})

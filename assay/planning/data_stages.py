@@ -13,7 +13,8 @@ from data_pipeline.config import DataConfig
 from governance.energy.footprint import Band
 from governance.stage_order import CORPUS_STAGES
 
-_MILLISECONDS = {"ingest": 16.7, "clean": 27.9, "dedup": 16.2, "redact": 14.7, "encode": 23.5, "pack": 0.2}
+MILLISECONDS = {"ingest": 16.7, "clean": 27.9, "dedup": 16.2, "redact": 14.7, "encode": 23.5, "pack": 0.2}
+"""CPU milliseconds for a megabyte of text."""
 _BYTES_PER_TOKEN = Band(3.0, 4.2, 5.0)
 """Bytes of text that a token stands for."""
 _READ = Band(1.0, 1.8, 3.0)
@@ -40,11 +41,11 @@ def data_plan(config: DataConfig, tokens: int, vocabulary: int) -> DataPlan:
     text = _times(_BYTES_PER_TOKEN, tokens)
     raw = text.each(_READ, "*")
     stages = [row for row in CORPUS_STAGES if not row.optional or getattr(config, row.switch or row.name)]
-    milliseconds = sum(_MILLISECONDS.get(row.name, 0.0) for row in stages)
+    milliseconds = sum(MILLISECONDS.get(row.name, 0.0) for row in stages)
     writers = sum(row.documents and row.name != "encode" for row in stages)
     stored = _times(raw.each(_STORED, "*"), writers)
     shards = float(tokens * (2 if vocabulary <= 1 << 16 else 4))
-    unmeasured = tuple(row.name for row in stages if row.passes and row.name not in _MILLISECONDS)
+    unmeasured = tuple(row.name for row in stages if row.passes and row.name not in MILLISECONDS)
     return DataPlan(
         _times(raw, milliseconds / 1e6 / 3.6e6), stored.each(Band(shards, shards, shards), "+"), text, unmeasured
     )

@@ -120,4 +120,7 @@ def test_a_step_has_its_number_and_the_time_left_of_the_whole_run(plain):
         assert line("ingest") == "ingest (1 of 4): 10 of 40 shards, 1 shards/s, 0:00:30 left", "clean is unknown"
         assert line("encode") == "encode (4 of 4): 10 of 40 shards, 1 shards/s, 0:00:30 left"
         assert line("verify").startswith("verify: ")
+        assert log.rest_of_run("dedup") == ", about 0:02:30 left in all"
+        assert log.rest_of_run("clean") == "", "its own time is unknown"
+        assert log.rest_of_run("verify") == ""
     assert line("clean").startswith("clean: ")

@@ -1,0 +1,80 @@
+"""Delimiter and encoding of CSV and TSV files, from their first rows.
+
+Spreadsheets of many countries write semicolons, and some write windows-1252 or UTF-16.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import io
+import itertools
+from pathlib import Path
+
+from data_pipeline.readers.streams import TornStream, blocks
+
+_HEAD_BYTES = 1 << 18
+_ROWS = 50
+_DELIMITERS = (",", ";", "\t", "|")
+_USUAL = {"csv": ",", "tsv": "\t"}
+_REGULAR = 0.8
+"""Share of rows with as many values as the header from which another delimiter than the usual one is believed."""
+GUESS = "windows-1252"
+"""Encoding of what is neither UTF-8 nor UTF-16; every byte of another one would decode too."""
+
+
+def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The first rows of a table, and the settings of a source by which it is read.
+
+    Only settings that differ from the defaults are given.
+
+    Raises:
+        csv.Error: the rows are damaged.
+    """
+    text, encoding = _decoded(_head(file))
+    usual = _USUAL[kind]
+    shares = {delimiter: _regular(text, delimiter) for delimiter in _DELIMITERS}
+    best = max(shares, key=lambda delimiter: shares[delimiter])
+    delimiter = best if shares[usual] < _REGULAR <= shares[best] else usual
+    form = {"delimiter": delimiter} if delimiter != usual else {}
+    form |= {"encoding": encoding} if encoding != "utf-8" else {}
+    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    return [dict(row) for row in itertools.islice(rows, _ROWS)], form
+
+
+def _head(file: Path) -> bytes:
+    head = b""
+    with contextlib.suppress(TornStream):
+        for piece in blocks(file):
+            head += piece
+            if len(head) >= _HEAD_BYTES:
+                break
+    return head
+
+
+def _decoded(head: bytes) -> tuple[str, str]:
+    """The whole lines of a head, and its encoding."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding, reader = "utf-16", "utf-16"
+    else:
+        encoding, reader = "utf-8", "utf-8-sig"
+        with contextlib.suppress(UnicodeDecodeError):
+            return _whole_lines(codecs.getincrementaldecoder(reader)().decode(head), head), encoding
+        with contextlib.suppress(UnicodeDecodeError):
+            head.decode(GUESS)
+            encoding = reader = GUESS
+    return _whole_lines(codecs.getincrementaldecoder(reader)("replace").decode(head), head), encoding
+
+
+def _whole_lines(text: str, head: bytes) -> str:
+    return text[: text.rfind("\n") + 1] or text if len(head) >= _HEAD_BYTES else text
+
+
+def _regular(text: str, delimiter: str) -> float:
+    """Share of the first rows with as many values as the header; 0 for a single value."""
+    try:
+        rows = [row for row in itertools.islice(csv.reader(io.StringIO(text), delimiter=delimiter), _ROWS) if row]
+    except csv.Error:
+        return 0.0
+    return sum(len(row) == len(rows[0]) for row in rows) / len(rows) if rows and len(rows[0]) > 1 else 0.0
