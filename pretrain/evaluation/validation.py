@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.errors import CheckpointError, ConfigError
+from governance.log import progress
 from governance.manifest import Manifest
 from pretrain.checkpoint.averaged_weights import averaged_weights
 from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state
@@ -224,7 +225,14 @@ def evaluate(
         nats_with(load_decoder(manifest, root, others).to(device).eval(), train.precision),
         device.type == "cuda",
     )
-    found = measure(nats_of, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values, alike)
+    with progress("evaluate", -(-rows.count // engine.micro_batch_size), "passes") as advance:
+
+        def shown(batch: Batch) -> torch.Tensor:
+            nats = nats_of(batch)
+            advance(1)
+            return nats
+
+        found = measure(shown, rows, rows.count, engine.micro_batch_size, (0, 1), lambda values: values, alike)
     return found, evaluate_tasks(tasks, nats_of, Passes(alike=alike)) if tasks is not None else []
 
 

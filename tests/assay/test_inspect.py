@@ -3,7 +3,6 @@
 import bz2
 import csv
 import gzip
-import io
 import json
 import lzma
 import os
@@ -25,9 +24,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.cli import inspect_commands
 from assay.cli.main import main
-from assay.cli.surface import parser
 from assay.config import load_run
 from assay.inspect import sampling
 from assay.inspect.formats import InputFiles, choose_fields, find_inputs
@@ -248,40 +245,6 @@ def test_unreadable_records_and_duplicates_close_gates_of_the_sources(tmp_path):
         ("sources.duplicate_share", "duplicate_share at dedup is 0.952, and at most 0.9 is allowed"),
     ]
     assert "let data change the bound" in closing[0].fix
-
-
-@pytest.mark.parametrize(
-    ("name", "delimiter", "encoding", "form"),
-    [
-        ("a.csv", ",", "utf-8", {}),
-        ("a.csv", ";", "utf-8-sig", {"delimiter": ";"}),
-        ("a.csv", "\t", "utf-16", {"delimiter": "\t", "encoding": "utf-16"}),
-        ("a.csv.gz", ";", "windows-1252", {"delimiter": ";", "encoding": "windows-1252"}),
-        ("a.tsv", "\t", "utf-8", {}),
-        ("a.tsv", "|", "utf-8", {"delimiter": "|"}),
-    ],
-)
-def test_the_form_of_a_table_is_found_and_read(tmp_path, name, delimiter, encoding, form):
-    out = io.StringIO()
-    table = csv.writer(out, delimiter=delimiter)
-    table.writerows([["Nr", "Größe, grob", "Meldung"], *([n, "1,5", f"Öl; {prose(n)}\nund mehr"] for n in range(40))])
-    data = out.getvalue().encode(encoding)
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    result = inspect_path(tmp_path)
-    [source] = tomllib.loads(result.proposal)["data"]["sources"]
-    assert (source["text_field"], {key: source[key] for key in ("delimiter", "encoding") if key in source}) == (
-        "Meldung", form,
-    )  # fmt: skip
-    assert ("is a guess" in result.proposal) == (encoding == "windows-1252")
-    assert tables(result)["Funnel under the usual rules"].rows[0][1:3] == (40, 40)
-
-
-def test_a_table_of_one_column_or_of_damaged_rows_keeps_the_usual_form(tmp_path):
-    (tmp_path / "one.csv").write_text("text\n" + "".join(f'"{prose(n)}; and; so"\n' for n in range(20)))
-    (tmp_path / "odd.csv").write_text("a;b\n" + "no such row\n" * 20)
-    for name in ("one.csv", "odd.csv"):
-        [found] = find_inputs(tmp_path / name)[0]
-        assert found.form == {}
 
 
 def test_short_documents_are_proposed_without_the_rules_that_remove_them(tmp_path):
@@ -556,19 +519,6 @@ def test_a_run_file_that_was_edited_is_kept(tmp_path, capsys):
     assert main(words) == 0
     assert (run.read_text(), (tmp_path / "out" / "run.proposed.toml").read_text()) == ("edited", proposed)
     assert "is kept" in capsys.readouterr().out
-
-
-def test_the_files_are_written_where_a_reader_closes_the_output(tmp_path, monkeypatch):
-    class Closed:
-        def write(self, text):
-            raise BrokenPipeError
-
-    (tmp_path / "a.txt").write_text(prose(1))
-    monkeypatch.setattr(sys, "stdout", Closed())
-    arguments = parser().parse_args(["inspect", str(tmp_path / "a.txt"), "--output", str(tmp_path / "out")])
-    with pytest.raises(BrokenPipeError):
-        inspect_commands.inspect(arguments)
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"inspection.html", "run.toml"}
 
 
 def test_one_file_of_many_row_groups_and_many_small_files(tmp_path):

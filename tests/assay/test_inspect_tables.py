@@ -1,0 +1,71 @@
+"""`assay inspect` of CSV and TSV files of any delimiter and encoding, and where its output is closed early."""
+
+import csv
+import gzip
+import io
+import random
+import sys
+import tomllib
+
+import pytest
+
+from assay.cli import inspect_commands
+from assay.cli.surface import parser
+from assay.inspect.formats import find_inputs
+from assay.inspect.inspection import inspect_path
+
+
+WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
+
+
+def prose(seed):
+    draw = random.Random(seed)
+    return " ".join(" ".join(draw.sample(WORDS.split(), 12)).capitalize() + "." for _ in range(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter", "encoding", "form"),
+    [
+        ("a.csv", ",", "utf-8", {}),
+        ("a.csv", ";", "utf-8-sig", {"delimiter": ";"}),
+        ("a.csv", "\t", "utf-16", {"delimiter": "\t", "encoding": "utf-16"}),
+        ("a.csv.gz", ";", "windows-1252", {"delimiter": ";", "encoding": "windows-1252"}),
+        ("a.tsv", "\t", "utf-8", {}),
+        ("a.tsv", "|", "utf-8", {"delimiter": "|"}),
+    ],
+)
+def test_the_form_of_a_table_is_found_and_read(tmp_path, name, delimiter, encoding, form):
+    out = io.StringIO()
+    table = csv.writer(out, delimiter=delimiter)
+    table.writerows([["Nr", "Größe, grob", "Meldung"], *([n, "1,5", f"Öl; {prose(n)}\nund mehr"] for n in range(40))])
+    data = out.getvalue().encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    result = inspect_path(tmp_path)
+    [source] = tomllib.loads(result.proposal)["data"]["sources"]
+    assert (source["text_field"], {key: source[key] for key in ("delimiter", "encoding") if key in source}) == (
+        "Meldung", form,
+    )  # fmt: skip
+    assert ("is a guess" in result.proposal) == (encoding == "windows-1252")
+    funnel = next(table for table in result.tables if table.title.startswith("Funnel"))
+    assert funnel.rows[0][1:3] == (40, 40)
+
+
+def test_a_table_of_one_column_or_of_damaged_rows_keeps_the_usual_form(tmp_path):
+    (tmp_path / "one.csv").write_text("text\n" + "".join(f'"{prose(n)}; and; so"\n' for n in range(20)))
+    (tmp_path / "odd.csv").write_text("a;b\n" + "no such row\n" * 20)
+    for name in ("one.csv", "odd.csv"):
+        [found] = find_inputs(tmp_path / name)[0]
+        assert found.form == {}
+
+
+def test_the_files_are_written_where_a_reader_closes_the_output(tmp_path, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+    (tmp_path / "a.txt").write_text(prose(1))
+    monkeypatch.setattr(sys, "stdout", Closed())
+    arguments = parser().parse_args(["inspect", str(tmp_path / "a.txt"), "--output", str(tmp_path / "out")])
+    with pytest.raises(BrokenPipeError):
+        inspect_commands.inspect(arguments)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"inspection.html", "run.toml"}
