@@ -14,7 +14,6 @@ from assay.cli.surface import parser
 from assay.inspect.formats import find_inputs
 from assay.inspect.inspection import inspect_path
 
-
 WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
 
 
