@@ -96,7 +96,7 @@ def step_label(name: str) -> str:
 
 
 def rest_of_run(name: str) -> str:
-    """Expected time of a step and those behind it, in words; "" where unknown."""
+    """Time of a step and those behind it, in words, or ""."""
     later = _STEPS[0].left(name) if _STEPS and name in _STEPS[0].names else None
     if later is None or (own := _STEPS[0].seconds.get(name)) is None:
         return ""

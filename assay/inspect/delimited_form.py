@@ -25,7 +25,7 @@ GUESS = "windows-1252"
 
 
 def first_rows(kind: str, file: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The first rows of a table, and the settings of a source by which it is read.
+    """The first rows of a table, and its settings as a source.
 
     Only settings that differ from the defaults are given.
 
@@ -72,7 +72,10 @@ def _whole_lines(text: str, head: bytes) -> str:
 
 
 def _regular(text: str, delimiter: str) -> float:
-    """Share of the first rows with as many values as the header; 0 for a single value."""
+    """Share of the first rows as long as the header.
+
+    It is 0 where the header has one value.
+    """
     try:
         rows = [row for row in itertools.islice(csv.reader(io.StringIO(text), delimiter=delimiter), _ROWS) if row]
     except csv.Error:

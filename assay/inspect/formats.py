@@ -84,7 +84,7 @@ class InputFiles:
 
     @cached_property
     def form(self) -> dict[str, str]:
-        """Settings of a source for its CSV or TSV files: delimiter and encoding, where unusual."""
+        """Unusual delimiter and encoding of CSV and TSV files."""
         for file in self.files[:10] if self.kind in _TABLES else ():
             with contextlib.suppress(OSError, csv.Error):
                 rows, form = first_rows(self.kind, file)
@@ -179,7 +179,7 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
 
 
 def by_text_field(inputs: InputFiles) -> list[InputFiles]:
-    """Files of one ending, divided by the field that holds their text and by their form.
+    """Files of one ending, divided by text field and form.
 
     Files without a record belong to the largest part. Of many files all count as those of the first.
     """

@@ -28,7 +28,10 @@ _NAMED = 5
 def closing_causes(
     policy: Policy, made: Sequence[Manifest], redacted: Manifest, counted: Manifest, root: Path
 ) -> list[ClosingCause]:
-    """Causes in the sources, from the first stages, and in the documents that stay, from `redact` and `bias`."""
+    """Causes in the sources, and in the documents that stay.
+
+    `made` are the first stages, `redacted` and `counted` are `redact` and `bias`.
+    """
     return [*_sources(policy, made, root), *_licences(policy, redacted, root), *_languages(policy, counted, root)]
 
 
