@@ -19,7 +19,7 @@ from assay.checkpoint_evaluation import task_suite
 from assay.config import LoadedRun
 from assay.corpus_audit import audit_and_decide, bias_counts, check_audit_inputs
 from assay.corpus_gate import report_decision, require_verdict
-from assay.first_estimate import expected_seconds
+from assay.planning.first_estimate import expected_seconds
 from assay.run_report import make_report
 from assay.start_preflight import (
     local_hardware,

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from assay import first_estimate
 from assay.config import load_run
-from assay.first_estimate import expected_seconds
+from assay.planning import first_estimate
+from assay.planning.first_estimate import expected_seconds
 from governance.stage import Runtime
 from pretrain.distributed.process_group import Ranks
 
