@@ -36,7 +36,7 @@ from governance.files import put_in_place, remove_file, sha256_file, sweep_tempo
 from governance.first_use import add_compile_seconds, announce_to, compile_seconds, say_compiling
 from governance.log import get_logger, progress
 from governance.manifest import Output, describe
-from governance.processes import end_with_parent, pass_on_interrupt
+from governance.processes import end_with_parent, interrupts_held, pass_on_interrupt
 from governance.signed_notes import NoteSigner, read_note, write_note
 from governance.stage import Recipe, Runtime, ShareDone
 from governance.verified_files import intact
@@ -289,9 +289,10 @@ def _run(task: Callable[[Any], Any], work: list[Any], runtime: Runtime) -> Any:
                 for future in wait([future for future in waiting if not future.cancel()]).done:
                     yield future.result()
                 raise
-            for item in items:
-                waiting.add(future := pool.submit(task, item))
-                submitted[future] = time.monotonic()
+            with interrupts_held():  # `submit` starts the workers, which would be interrupted before they ignore it
+                for item in items:
+                    waiting.add(future := pool.submit(task, item))
+                    submitted[future] = time.monotonic()
             finished, waiting = _first_finished(waiting, compiling)
             for future in finished:
                 longest = max(longest, time.monotonic() - submitted.pop(future))

@@ -56,6 +56,28 @@ def pass_on_interrupt() -> None:
 
 
 @contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold SIGINT back, also from processes that are started meanwhile.
+
+    They never get it, and inherit no handler; this one gets it at the end.
+    """
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    swaps = callable(handler) and threading.current_thread() is threading.main_thread()
+    if swaps:  # the mask is a thread's: one that reaches another thread is handled in this one
+        signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if swaps:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in code that runs longer.
 

@@ -2,15 +2,17 @@
 
 import contextlib
 import gc
+import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from types import ModuleType
 
 import pytest
 
-from governance.processes import importing, time_limit
+from governance.processes import importing, interrupts_held, time_limit
 
 SWALLOWED = """
 import ctypes, os, signal
@@ -37,6 +39,26 @@ def test_a_process_that_ignores_interrupts_keeps_to_it():
     ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SWALLOWED
     done = subprocess.run([sys.executable, "-c", ignoring], capture_output=True, text=True, check=True)
     assert done.stdout == "went on\n"
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_an_interrupt_that_is_held_back_comes_at_the_end(thread):
+    went_on = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():  # noqa: PT012
+        if thread:  # one that does not block it, as a library's may not
+            sender = threading.Thread(target=_interrupt_myself)
+            sender.start()
+            sender.join()
+        else:
+            signal.raise_signal(signal.SIGINT)
+        went_on.append(True)
+    assert went_on
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _interrupt_myself() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.raise_signal(signal.SIGINT)
 
 
 def test_code_that_swallows_the_end_of_its_time_is_late_all_the_same():

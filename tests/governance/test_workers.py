@@ -16,7 +16,7 @@ from governance.config import Section
 from governance.errors import BudgetReached, ConfigError
 from governance.files import held, is_held, write_bytes
 from governance.manifest import Manifest, describe, verify
-from governance.parallel import Shard, ShardMade, map_shards, once, sum_stats
+from governance.parallel import Shard, ShardMade, close_pool, map_shards, once, sum_stats
 from governance.stage import Made, Recipe, Runtime, ShareDone, run_stage
 from governance.workers import take_turns
 
@@ -226,3 +226,18 @@ def test_a_lock_excludes_threads_and_processes_and_ends_with_them(tmp_path):
         release.join()
         assert not waiting.done()
     assert waiting.result(LIMIT) is None
+
+
+def held_back(section, payload, path_of) -> ShardMade:
+    made = twice(section, payload, path_of)
+    return ShardMade(made.files, {"held": int(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))})
+
+
+def test_workers_never_get_an_interrupt_not_even_while_they_start(tmp_path):
+    """A worker that imports Python has no handler yet, and would print a traceback of its own."""
+    close_pool()
+    try:
+        assert two_passes(Runtime(tmp_path, workers=2), first_pass=held_back).stats["held"] == 13
+    finally:
+        close_pool()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
