@@ -20,6 +20,7 @@ _TESTS = {
     "attacks.engine_verdict_and_waivers": ("test_fail_open.py",),
     "attacks.after_the_verdict": ("test_fail_open_after.py",),
     "attacks.before_the_verdict": ("test_fail_open_before.py",),
+    "attacks.races_links_and_odd_files": ("test_fail_open_races.py",),
     "attacks.rules_of_the_site_and_edges": ("test_fail_open_rules.py",),
     "attacks.on_what_was_trained": ("test_fail_open_trained.py",),
     "clock.one_wrong_one_locks_no_root": ("test_fail_open_clock.py",),
@@ -38,7 +39,7 @@ _TESTS = {
 
 
 _LONG = frozenset({"attacks.engine_verdict_and_waivers", "attacks.after_the_verdict", "attacks.before_the_verdict",
-                   "attacks.on_what_was_trained"})  # fmt: skip
+                   "attacks.races_links_and_odd_files", "attacks.on_what_was_trained"})  # fmt: skip
 
 
 def tested(quick: bool) -> list[Goal]:
