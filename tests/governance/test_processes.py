@@ -41,7 +41,16 @@ def test_a_process_that_ignores_interrupts_keeps_to_it():
     assert done.stdout == "went on\n"
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """A process that a script started in the background ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("thread", [False, True])
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_that_is_held_back_comes_at_the_end(thread):
     went_on = []
     with pytest.raises(KeyboardInterrupt), interrupts_held():  # noqa: PT012
