@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from assay.config import LoadedRun
-from assay.corpus_gate import pass_gate, require_corpus
-from governance.errors import GateClosed
+from assay.corpus_gate import pass_gate, require_corpus, require_signed
 from governance.gate.chain import require_chain
-from governance.manifest import Manifest, verify
+from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.experiments.claims_config import ClaimsConfig
 
@@ -32,10 +31,5 @@ def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], config: Claims
         require_chain(made, runtime.root, run.journal(runtime.root))
 
     made = claims(artifacts["encode"], config, threads, runtime, check)
-    check([made])
-    if problems := verify(made, runtime.root):
-        raise GateClosed(
-            f"the report on the claims was altered: {'; '.join(problems)}. Remove {runtime.root / made.folder}, then "
-            f"run the command again"
-        )
+    require_signed(made, runtime.root, run.journal(runtime.root))
     return made

@@ -15,6 +15,7 @@ from governance.gate.chain import require_chain
 from governance.gate.gate_actions import GateEvent, run_actions
 from governance.gate.verdict import require_open
 from governance.manifest import Manifest, output_fault, verify
+from governance.signing.journal import Journal
 from governance.stage import Runtime, now
 from pretrain.distributed.process_group import read_ranks
 
@@ -103,6 +104,7 @@ def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
 
 _REMEDIES = {"report": ("report was", "write it"), "documents": ("documents were", "write them")}
 _REMEDIES |= dict.fromkeys(("bias", "audit"), ("audit's results were", "audit"))
+_REMEDIES |= {stage: (f"report on {stage} was", "run the command") for stage in ("claims", "scaling")}
 """Stage -> subject of its fault, and what to do again."""
 
 
@@ -118,3 +120,13 @@ def refuse_altered(made: Sequence[Manifest], root: Path) -> None:
             raise GateClosed(
                 f"the {subject} altered: {'; '.join(problems)}. Remove {root / manifest.folder}, then {remedy} again"
             )
+
+
+def require_signed(made: Manifest, root: Path, journal: Journal | None) -> None:
+    """Raise unless an artifact, made now or before, is as stated.
+
+    Raises:
+        GateClosed: it or a file of it differs.
+    """
+    require_chain((made,), root, journal)
+    refuse_altered((made,), root)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
-from assay.corpus_gate import refuse_altered
+from assay.corpus_gate import refuse_altered, require_signed
 from governance.errors import AlteredFile, GateClosed, ManifestError
 from governance.gate.chain import latest_statements, require_chain, unstated
 from governance.log import get_logger
@@ -44,7 +44,7 @@ def make_report(
         made = report(artifacts, verdict, runtime.root, runtime, replace_all, factors, begun)
     except AlteredFile as error:
         raise GateClosed(f"the report cannot show a file that is not as it was written: {error}") from error
-    _require_signed(made, runtime.root, journal)
+    require_signed(made, runtime.root, journal)
     return made
 
 
@@ -57,14 +57,8 @@ def make_documents(run: LoadedRun, artifacts: Mapping[str, Manifest], reported: 
     from governance.reports.documents.all_documents import documents
 
     made = documents(artifacts, reported, runtime)
-    _require_signed(made, runtime.root, run.journal(runtime.root))
+    require_signed(made, runtime.root, run.journal(runtime.root))
     return made
-
-
-def _require_signed(made: Manifest, root: Path, journal: Journal) -> None:
-    """Raise unless an artifact, made now or before, is as stated."""
-    require_chain((made,), root, journal)
-    refuse_altered((made,), root)
 
 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:

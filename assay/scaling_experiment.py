@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
+from assay.corpus_gate import require_signed
 from governance.config import Section
-from governance.errors import GateClosed, ManifestError, PipelineError
+from governance.errors import ManifestError, PipelineError
 from governance.files import write_json, write_text
 from governance.gate.chain import require_chain
 from governance.log import get_logger
@@ -25,8 +26,7 @@ from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, 
 from pretrain.experiments.scaling.scaling_law import Fit, ScalingLaw, Trained, fit_law, parabola_exponent
 from pretrain.experiments.scaling.scaling_page import scaling_page
 
-VERSION = 1
-_LAW = ("constant", "parameter_factor", "token_factor", "parameter_exponent", "token_exponent")
+VERSION = 2
 
 
 class ScalingReport(Section):
@@ -34,7 +34,7 @@ class ScalingReport(Section):
 
     scaling: ScalingConfig
     parameters: int
-    """Of the run that is predicted: weights that a token multiplies."""
+    """Weights that a token of the predicted run multiplies."""
     tokens: int
 
 
@@ -82,12 +82,7 @@ def run_scaling(
         return Made(outputs, {"rungs": len(rungs), "target": found["target"]})
 
     made = run_stage(Recipe("scaling", VERSION, section), [one.as_input() for one in trained], runtime, make)
-    require_chain([made], runtime.root, run.journal(runtime.root))
-    if problems := verify(made, runtime.root):
-        raise GateClosed(
-            f"the report on scaling was altered: {'; '.join(problems)}. Remove {runtime.root / made.folder}, then run "
-            f"the command again"
-        )
+    require_signed(made, runtime.root, run.journal(runtime.root))
     return made
 
 
@@ -119,7 +114,7 @@ def _found(
         "law": {
             **asdict(fit.law),
             "size_exponent": fit.law.size_exponent,
-            "intervals": {name: fit.interval_of(name) for name in (*_LAW, "size_exponent")},
+            "intervals": {name: fit.interval_of(name) for name in (*asdict(fit.law), "size_exponent")},
         },
         "noise": fit.noise,
         "approach_2_exponent": parabola_exponent(curves),
@@ -135,7 +130,9 @@ def _found(
         ],
         "joules": None if None in joules else sum(joules),
         "warnings": _warnings(run, tokens, section, fit, [rung for rung, _ in trained]),
-        "draws": [[getattr(law, name) for name in _LAW] for law in fit.draws],
+        "fitted": astuple(fit.law),
+        "vocabulary_size": trained[0][1].stats["vocabulary_size"],
+        "draws": [astuple(law) for law in fit.draws],
     }  # fmt: skip
 
 
@@ -186,21 +183,25 @@ def read_scaling(folder: Path) -> dict[str, Any]:
 def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path) -> dict[str, Any] | None:
     """Loss of a run by the newest scaling law of its root.
 
-    None where there is none, or the run does not train a decoder from random weights.
+    None where there is none of this size of vocabulary, or the run does not train a decoder from random weights.
 
     Raises:
         ManifestError: the law's report was altered.
+        GateClosed: it is not as the journal states it.
     """
     recipe = run.config.recipe
-    if other_start(recipe) or not (laws := sorted(root.glob(f"scaling/*/{FILE_NAME}"), key=os.path.getmtime)):
-        return None
-    made = read_manifest(laws[-1])
-    if problems := verify(made, root):
-        raise ManifestError(
-            f"{'; '.join(problems)}. Remove {root / made.folder}, then: assay experiment scaling CONFIG"
-        )
-    found = read_scaling(root / made.folder)
-    law = ScalingLaw(**{name: found["law"][name] for name in _LAW})
-    draws = tuple(ScalingLaw(*values) for values in found["draws"])
-    fit = Fit(law, found["noise"], draws, found["resamples"]["drawn"])
-    return {**_predicted(fit, multiplied(recipe.model, vocabulary_size), tokens_of(recipe)), "law": made.folder}
+    laws = [] if other_start(recipe) else sorted(root.glob(f"scaling/*/{FILE_NAME}"), key=os.path.getmtime)
+    for path in reversed(laws):
+        made = read_manifest(path)
+        if problems := verify(made, root):
+            raise ManifestError(
+                f"{'; '.join(problems)}. Remove {root / made.folder}, then: assay experiment scaling CONFIG"
+            )
+        require_chain([made], root, run.journal(root))
+        found = read_scaling(root / made.folder)
+        if found["vocabulary_size"] != vocabulary_size:
+            continue  # losses per token of two tokenizers do not compare
+        law, *draws = (ScalingLaw(*values) for values in (found["fitted"], *found["draws"]))
+        fit = Fit(law, found["noise"], tuple(draws), found["resamples"]["drawn"])
+        return {**_predicted(fit, multiplied(recipe.model, vocabulary_size), tokens_of(recipe)), "law": made.folder}
+    return None

@@ -100,7 +100,7 @@ def read_statements(folder: Path, kinds: Mapping[str, type[Signed]]) -> tuple[Si
 
 
 def _read(path: Path, kinds: Mapping[str, type[Signed]]) -> SignedStatement:
-    name = path.name.encode("utf-8", "backslashreplace").decode("utf-8")  # it may hold bytes that are no UTF-8
+    name = path.name.encode("utf-8", "backslashreplace").decode("utf-8")  # it may hold bytes that are not UTF-8
     if not path.is_file():  # reading a pipe or a device may never end
         return SignedStatement(name, "", "", "", None, "", "cannot be read: is not a file")
     sha256 = sha256_file(path)

@@ -17,8 +17,10 @@ from tests.conftest import write_tales
 
 NODES = 3
 NODE_MB = 96_000
-"""Of which a job gets 3,000 for each of its cores; one that takes more is killed. A rank whose torch was built for CUDA
-takes 700, and a child that it starts counts as much until it runs its own program."""
+"""Memory of a node: a job gets 3,000 for each of its cores, and one that takes more is killed.
+
+A rank whose torch was built for CUDA takes 700, and a child of it counts as much until it runs its own program.
+"""
 CHANGES = {
     'paths = ["*.jsonl"]\n': 'paths = ["tales/*.jsonl"]\n',
     "[data.tokenizer]": "[data.ingest]\nshard_bytes = SHARD_BYTES\n\n[data.tokenizer]",

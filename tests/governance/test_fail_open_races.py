@@ -96,11 +96,11 @@ def test_a_second_name_for_a_shard_that_is_read_stops_nothing(project, monkeypat
 
 
 @pytest.mark.parametrize(
-    "kind", ["pipe", "device", "folder", "nothing", "deep", "long", "a name that is no UTF-8", "an end in capitals"]
+    "kind", ["pipe", "device", "folder", "nothing", "deep", "long", "a name that is not UTF-8", "an end in capitals"]
 )
 def test_a_statement_of_any_form_is_named_and_closes(tmp_path, kind):
     """None may be passed over, since it may be a refusal; reading a pipe or /dev/zero would never end."""
-    name = {"a name that is no UTF-8": "no\udcff.json", "an end in capitals": "no.JSON"}.get(kind, "no.json")
+    name = {"a name that is not UTF-8": "no\udcff.json", "an end in capitals": "no.JSON"}.get(kind, "no.json")
     path = tmp_path / name
     if kind == "pipe":
         os.mkfifo(path)

@@ -20,7 +20,7 @@ TARGET = 1e21
 """FLOPs of the run that is predicted, a hundred times those of the largest rung."""
 _BUDGETS = np.geomspace(1e18, 1e19, 3)
 _SIZES = np.geomspace(1 / 4, 4, 4)
-"""Of a budget's rungs, in best sizes of the middle budget: the default ladder has four widths for all budgets."""
+"""Sizes of the rungs in best sizes of the middle budget: the default ladder has four widths for all budgets."""
 
 
 def _ladder(law: ScalingLaw, noise: float, chance: np.random.Generator) -> list[Trained]:

@@ -9,6 +9,7 @@ steps, because a schedule that is cut off has not reached its loss.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class ScalingConfig(Section):
     seeds: int = Field(default=1, gt=0)
     """Trainings of each rung; the first has the run's seed."""
     resamples: int = Field(default=400, ge=100)
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
 
     @model_validator(mode="after")
     def _check(self) -> ScalingConfig:
@@ -64,7 +65,7 @@ class Rung:
     """Share of the run's FLOPs that it was made for."""
     seed: int
     settings: tuple[str, ...]
-    """What distinguishes it from the run, as words of `--set`."""
+    """Differences from the run, as words of `--set`."""
 
 
 def multiplied(model: ModelConfig, vocabulary_size: int) -> int:
@@ -187,7 +188,5 @@ def curves_of(rungs: Sequence[Rung]) -> list[list[int]]:
 
 def _two_digits_up(value: float) -> float:
     """The least number of two significant digits above a value."""
-    import math
-
     unit = 10 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit

@@ -9,6 +9,7 @@ from typing import Any
 from governance.reports.html.markup import Html, compact, energy, fold, number, table, tag
 from governance.reports.html.svg_figures import STYLES, Curve, chart
 from governance.reports.sections.page import runs_page
+from pretrain.experiments.scaling.scaling_law import ScalingLaw
 
 Found = Mapping[str, Any]
 _NAMES = (
@@ -56,7 +57,7 @@ def _first(found: Found) -> Html:
 
 def _curves(found: Found) -> Html:
     """Loss over size for each budget, and predicted over measured loss."""
-    rungs, law = found["rungs"], found["law"]
+    rungs, law = found["rungs"], ScalingLaw(*found["fitted"])
     budgets = sorted({row["budget"] for row in rungs})
     measured, fitted = [], []
     for index, budget in enumerate(budgets):
@@ -72,19 +73,14 @@ def _curves(found: Found) -> Html:
     return tag("section", tag("h2", "Curves of equal FLOPs"), tag("div", drawn, class_="charts"))
 
 
-def _fitted(law: Found, rows: Sequence[Found], points: int = 24) -> list[tuple[float, float]]:
+def _fitted(law: ScalingLaw, rows: Sequence[Found], points: int = 24) -> list[tuple[float, float]]:
     """The law along a budget's curve, between its smallest and largest size."""
     low, high = (math.log(row["parameters"]) for row in (rows[0], rows[-1]))
     product = math.exp(sum(math.log(row["parameters"] * row["tokens"]) for row in rows) / len(rows))
     found = []
     for at in range(points):
         parameters = math.exp(low + (high - low) * at / (points - 1))
-        loss = (
-            law["constant"]
-            + law["parameter_factor"] * parameters ** -law["parameter_exponent"]
-            + law["token_factor"] * (product / parameters) ** -law["token_exponent"]
-        )
-        found.append((math.log10(parameters), loss))
+        found.append((math.log10(parameters), law.loss(parameters, product / parameters)))
     return found
 
 
