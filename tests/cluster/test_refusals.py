@@ -9,6 +9,7 @@ import pytest
 
 from assay.cli.main import main
 from tests.cluster.bed import change
+from tests.cluster.conftest import NODE_MB
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +70,7 @@ def test_the_controller_accepts_every_script(bed, fresh, typed):
             ["gpus_per_node", "9", "2", "node configuration"],
         ),
         (("nodes = 2", "nodes = 6"), ["nodes = 6", "3", "ode count"]),
-        (("nodes = 2", 'nodes = 2\nmemory = "400G"'), ["memory", "400G", "64,000"]),
+        (("nodes = 2", 'nodes = 2\nmemory = "400G"'), ["memory", "400G", f"{NODE_MB:,}"]),
     ],
     ids=["partition", "account", "time", "gpus", "nodes", "memory"],
 )
