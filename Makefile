@@ -1,6 +1,7 @@
 # make quickstart   install, download a real corpus, run everything, print the report's path
 # make test         install, run every test that this machine can run; say what was skipped and why
 # make check        format, lint, types, imports, house
+# make bench        every benchmark script, its goals, figures as JSON, a page of plots; the README's numbers checked
 # make install      install the program alone, for a container or a cluster
 # make site         the documentation as a web site, in build/site
 
@@ -16,7 +17,7 @@ CLUSTER ?= tests/cluster
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture pictures benchmarks clean
+.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture pictures bench clean
 
 install: $(VENV)/installed
 
@@ -67,8 +68,9 @@ picture:
 pictures: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.measures.governance.report_pictures build/pictures
 
-benchmarks: $(VENV)/installed-dev
-	@status=0; for script in benchmarks/*.py; do $(BIN)/python $$script --quick || status=1; done; exit $$status
+bench: $(VENV)/installed-dev
+	@ASSAY_TEST_DATA="$${ASSAY_TEST_DATA:-$(wildcard $(abspath ../shared/data))}" \
+	  $(BIN)/python -m benchmarks.measures.bench $(if $(FULL),--full) $(ONLY)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

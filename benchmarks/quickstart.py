@@ -19,6 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measures.goals import Goal
+
 HERE = Path(__file__).resolve().parents[1]
 INSTALL_SECONDS, RUN_SECONDS, AGAIN_SECONDS, HELP_SECONDS = 180.0, 300.0, 8.0, 0.5
 
@@ -54,9 +58,10 @@ def main() -> int:
         share = statistics.mean(losses[-5:]) / statistics.mean(losses[:5])
         goals.append(("last_loss_share_of_first", share, 0.75))
         shutil.rmtree(root)
-    for name, value, goal in goals:
-        print(f"{name} {value:.2f} <={goal:g} {'holds' if value <= goal else 'falls short'}")
-    return int(any(value > goal for _, value, goal in goals))
+    found = [Goal(name, value, goal, "<=") for name, value, goal in goals]
+    for goal in found:
+        print(goal.line())
+    return int(not all(goal.holds for goal in found))
 
 
 def timed(words: list[str], folder: Path, environment: dict[str, str]) -> float:

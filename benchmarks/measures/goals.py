@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import resource
 import statistics
 import threading
@@ -35,6 +36,20 @@ class Goal:
         wanted = "-" if self.kind == "info" else f"{self.kind}{self.bound:g}"
         word = "info" if self.kind == "info" else "holds" if self.holds else "falls short"
         return f"{self.name} {self.value:.6g} {wanted} {word}{f'  ({self.note})' if self.note else ''}"
+
+
+_LINE = re.compile(r"(\S+) (\S+) (?:-|([<>]=)(\S+)) (?:holds|falls short|info)(?:  \((.*)\))?")
+
+
+def read_line(line: str) -> Goal | None:
+    """The goal of a printed line, None for any other line."""
+    if not (found := _LINE.fullmatch(line.strip())):
+        return None
+    name, value, kind, bound, note = found.groups()
+    try:
+        return Goal(name, float(value), float(bound or 0), kind or "info", note or "")
+    except ValueError:
+        return None
 
 
 def figure(name: str, value: float, note: str = "") -> Goal:
