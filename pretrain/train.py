@@ -19,7 +19,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from pretrain.callbacks import open_callbacks
 from pretrain.checkpoint.load import parent_of, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.distillation.distilled_training import Distillation, distillation_of
-from pretrain.distributed.lease import hold_folder
+from pretrain.distributed.lease import RunLease, hold_folder
 from pretrain.distributed.preemption import watch_signals
 from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of
@@ -46,7 +46,7 @@ from pretrain.metrics.run_identity import MirrorTables, RunIdentity
 from pretrain.preflight.compatibility import check_start, check_together
 
 if TYPE_CHECKING:
-    from pretrain.checkpoint.format import Parent, TrainState
+    from pretrain.checkpoint.format import CheckpointStore, Parent, TrainState
     from pretrain.context import TrainContext
     from pretrain.data.dataset import Rows
     from pretrain.evaluation.scores import Suite
@@ -93,141 +93,61 @@ def train(
         Occupied: another run that is alive trains the same, or a later start of the same Slurm job has begun.
     """
     check_together(recipe, settings)
-    initial = initial_weights_of(recipe, tokens, runtime)
-    parent = parent_of(recipe.train, runtime.root)
-    distillation = distillation_of(recipe, tokens, runtime)
-    inputs = _inputs(tokens, parent, initial, distillation)
-    key = _key(recipe, inputs)
-    if (finished := find(STAGE, key, runtime.root)) is not None:
+    origin = _origin_of(tokens, recipe, runtime)
+    if (finished := find(STAGE, origin.key, runtime.root)) is not None:
         if runtime.make:
-            _meet_unlike_ranks(key, settings.engine)
+            _meet_unlike_ranks(origin.key, settings.engine)
         return finished
     if not runtime.make:
         raise not_made(STAGE, recipe.model_dump(mode="json"), runtime)
-    if parent is not None:
-        refuse_unlike(parent, tokens, recipe)
-    folder = artifact_folder(STAGE, key, runtime.root)
+    if origin.parent is not None:
+        refuse_unlike(origin.parent, tokens, recipe)
+    folder = artifact_folder(STAGE, origin.key, runtime.root)
     runtime.hooks.budget.check(STAGE, folder.relative_to(runtime.root).as_posix())
     if recipe.evaluation.tasks and suite is None:
         raise TypeError("recipe.evaluation names tasks: pass their suite")
-    identity = RunIdentity(recipe, key, (*inputs, *evidence), runtime.hooks.head, tables)
+    identity = RunIdentity(recipe, origin.key, (*origin.inputs, *evidence), runtime.hooks.head, tables)
     with importing():
-        from pretrain.checkpoint.format import CheckpointStore
-        from pretrain.context import TrainContext
-        from pretrain.distributed.process_group import gather, join, ranks_store
-        from pretrain.energy_budget import BudgetGuard
-        from pretrain.loop import finish_callbacks, run_facts, train_loop
-        from pretrain.preflight.hardware import hardware_of
+        from pretrain.distributed.process_group import gather
+        from pretrain.loop import train_loop
 
-    ranks, started = read_ranks(), now()
-    callbacks = open_callbacks(recipe.train.callbacks, settings.folder, first=ranks.first)
-    hooks, first_on_node = runtime.hooks, ranks.local_rank == 0  # it measures the node's energy, and watches the lease
-    meter = hooks.meter(STAGE) if first_on_node else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
-    with watch_signals() as stop_requested:
-        questions = suite() if suite and recipe.evaluation.tasks else None
-        with (
-            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=first_on_node) as lease,
-            meter as energy,
-            _arithmetic(ranks, settings.engine),
-            open_record(folder, settings.tracking, identity, lease.check, writes=ranks.first) as (record, attempt),
-        ):
-            if ranks.first:
-                hooks.begin(folder)
-            energy["artifact"] = folder.relative_to(runtime.root).as_posix()
-            device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
-            _refuse_unlike_ranks(gather(key))  # before a rank keeps a lease in another folder
-            lease.follow(gather(lease.number)[0])
-            check_start(recipe, settings, hardware_of(ranks, device))
-            train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
-            if distillation is not None:
-                train_rows = distillation.open_rows(train_rows, runtime.root, gather, (ranks.rank, ranks.world_size))
-            intervals = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
-            watched = Watched(energy, energy["artifact"], intervals, measures=first_on_node, first=ranks.first)
-            context = TrainContext(
-                recipe=recipe,
-                settings=settings,
-                ranks=ranks,
-                device=device,
-                train_rows=train_rows,
-                validation_rows=validation_rows,
-                checkpoints=CheckpointStore(
-                    root=runtime.root,
-                    train_key=key,
-                    vocabulary_size=train_rows.vocabulary_size,
-                    recipe=recipe,
-                    inputs=inputs,
-                    attest=hooks.attest,
-                    # The first rank commits, so it looks at the lease itself; files of the others count only then.
-                    check_lease=lease.look if ranks.first else lease.check,
-                    parent=parent,
-                    base=_base_weights(recipe, train_rows.vocabulary_size, runtime, initial) if ranks.first else None,
-                    source_facts=initial.folder.facts() if initial is not None else {},
-                    ranks=ranks,
-                    gather=gather,
-                    key_value_store=ranks_store(),
-                ),
-                record=callbacks.observing(record),
-                attempt=attempt,
-                energy=energy,
-                stop_requested=stop_requested,
-                suite=questions,
-                initial=initial,
-                distillation=distillation,
-                budget=BudgetGuard(hooks.budget.watch(watched)),
-                callbacks=callbacks,
-            )
-            state = train_loop(context)
-            last_loss = next((loss for loss in reversed(state.losses) if loss is not None), None)
-            callbacks.end(state.step, tokens=state.tokens, loss=last_loss)
-            finish_callbacks(context, state.step)
-            teacher = {"distillation": _teacher_stats(context)} if distillation is not None else {}
-            lease.look()
-            outputs, stats = _finish(context, state, folder, teacher) if ranks.first else ((), {})
-    manifest = Manifest(
-        stage=STAGE,
-        version=VERSION,
-        key=key,
-        config=recipe.model_dump(mode="json"),
-        inputs=inputs,
-        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
-        stats=stats,
-        run={
-            **run_facts(context),
-            "started": started,
-            "finished": now(),
-            "energy": energy,
-            "journal": hooks.head(),
-            **({"callbacks": callbacks.facts()} if recipe.train.callbacks else {}),
-        },
-    )
-    if ranks.first:
-        manifest = commit(manifest, runtime.root, hooks.attest, describe_folder(folder, runtime.root))
+    started = now()
+    with _open_run(tokens, origin, settings, runtime, identity, suite) as (context, lease):
+        state = train_loop(context)
+        outputs, stats = _end(context, state, lease, folder)
+    manifest = _manifest(origin, context, outputs, stats, {"started": started, "journal": runtime.hooks.head()})
+    if context.ranks.first:
+        manifest = commit(manifest, runtime.root, runtime.hooks.attest, describe_folder(folder, runtime.root))
     return gather(manifest)[0]
 
 
 def folder_of(tokens: Manifest, recipe: TrainRecipe, runtime: Runtime) -> Path:
     """Folder of this recipe's run, whether it exists or not."""
+    return artifact_folder(STAGE, _origin_of(tokens, recipe, runtime).key, runtime.root)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Everything that a training starts from, and the key that follows."""
+
+    parent: Parent | None
+    initial: InitialWeights | None
+    distillation: Distillation | None
+    inputs: tuple[Input, ...]
+    """The token shards, then the parent checkpoint, the folder of first weights, the teacher and the draws from it, if
+    any."""
+    key: str
+
+
+def _origin_of(tokens: Manifest, recipe: TrainRecipe, runtime: Runtime) -> _Origin:
     initial = initial_weights_of(recipe, tokens, runtime)
+    parent = parent_of(recipe.train, runtime.root)
     distillation = distillation_of(recipe, tokens, runtime)
-    inputs = _inputs(tokens, parent_of(recipe.train, runtime.root), initial, distillation)
-    return artifact_folder(STAGE, _key(recipe, inputs), runtime.root)
-
-
-def _inputs(
-    tokens: Manifest, parent: Parent | None, initial: InitialWeights | None, distillation: Distillation | None
-) -> tuple[Input, ...]:
-    """Inputs of a run, in the order that its key has.
-
-    They are the token shards, then the parent checkpoint, the folder of first weights, the teacher and the draws from
-    it, if any.
-    """
-    begun_from = [parent.manifest.as_input()] if parent is not None else []
+    checkpoint = [parent.manifest.as_input()] if parent is not None else []
     weights = [initial.source] if initial is not None else []
-    return tokens.as_input(), *begun_from, *weights, *(distillation.inputs if distillation is not None else ())
-
-
-def _key(recipe: TrainRecipe, inputs: Sequence[Input]) -> str:
-    return Recipe(STAGE, VERSION, recipe).key([item.digest for item in inputs])
+    inputs = (tokens.as_input(), *checkpoint, *weights, *(distillation.inputs if distillation is not None else ()))
+    key = Recipe(STAGE, VERSION, recipe).key([item.digest for item in inputs])
+    return _Origin(parent, initial, distillation, inputs, key)
 
 
 def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
@@ -259,6 +179,99 @@ def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
             from pretrain.distributed.process_group import gather, join, meeting_device
         join(ranks, engine.collective_timeout_seconds, meeting_device(ranks, engine.device))
         _refuse_unlike_ranks(gather(key))
+
+
+@contextlib.contextmanager
+def _open_run(
+    tokens: Manifest,
+    origin: _Origin,
+    settings: Settings,
+    runtime: Runtime,
+    identity: RunIdentity,
+    suite: Callable[[], Suite] | None,
+) -> Iterator[tuple[TrainContext, RunLease]]:
+    """Hold what a training needs while it runs, and describe it to the loop.
+
+    In this order: signals, the lease of the folder, the energy meter, the arithmetic, the record, the other ranks, the
+    data.
+    """
+    from pretrain.context import TrainContext
+    from pretrain.distributed.process_group import gather, join
+    from pretrain.energy_budget import BudgetGuard
+    from pretrain.preflight.hardware import hardware_of
+
+    recipe, ranks, hooks = identity.recipe, read_ranks(), runtime.hooks
+    folder = artifact_folder(STAGE, origin.key, runtime.root)
+    callbacks = open_callbacks(recipe.train.callbacks, settings.folder, first=ranks.first)
+    first_on_node = ranks.local_rank == 0  # it measures the node's energy, and watches the lease
+    meter = hooks.meter(STAGE) if first_on_node else contextlib.nullcontext(dict(UNKNOWN_ENERGY))
+    with watch_signals() as stop_requested:
+        questions = suite() if suite and recipe.evaluation.tasks else None
+        with (
+            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=first_on_node) as lease,
+            meter as energy,
+            _arithmetic(ranks, settings.engine),
+            open_record(folder, settings.tracking, identity, lease.check, writes=ranks.first) as (record, attempt),
+        ):
+            if ranks.first:
+                hooks.begin(folder)
+            energy["artifact"] = folder.relative_to(runtime.root).as_posix()
+            device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
+            _refuse_unlike_ranks(gather(origin.key))  # before a rank keeps a lease in another folder
+            lease.follow(gather(lease.number)[0])
+            check_start(recipe, settings, hardware_of(ranks, device))
+            train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
+            if (distillation := origin.distillation) is not None:
+                place = (ranks.rank, ranks.world_size)
+                train_rows = distillation.open_rows(train_rows, runtime.root, gather, place)
+            intervals = frozenset(name for name in gather(energy.get(INTERVAL)) if name)
+            watched = Watched(energy, energy["artifact"], intervals, measures=first_on_node, first=ranks.first)
+            yield (
+                TrainContext(
+                    recipe=recipe,
+                    settings=settings,
+                    ranks=ranks,
+                    device=device,
+                    train_rows=train_rows,
+                    validation_rows=validation_rows,
+                    checkpoints=_checkpoint_store(recipe, origin, runtime, ranks, lease, train_rows.vocabulary_size),
+                    record=callbacks.observing(record),
+                    attempt=attempt,
+                    energy=energy,
+                    stop_requested=stop_requested,
+                    suite=questions,
+                    initial=origin.initial,
+                    distillation=distillation,
+                    budget=BudgetGuard(hooks.budget.watch(watched)),
+                    callbacks=callbacks,
+                ),
+                lease,
+            )
+
+
+def _checkpoint_store(
+    recipe: TrainRecipe, origin: _Origin, runtime: Runtime, ranks: Ranks, lease: RunLease, vocabulary_size: int
+) -> CheckpointStore:
+    """Where the run's checkpoints are saved, and what each of them states."""
+    from pretrain.checkpoint.format import CheckpointStore
+    from pretrain.distributed.process_group import gather, ranks_store
+
+    return CheckpointStore(
+        root=runtime.root,
+        train_key=origin.key,
+        vocabulary_size=vocabulary_size,
+        recipe=recipe,
+        inputs=origin.inputs,
+        attest=runtime.hooks.attest,
+        # The first rank commits, so it looks at the lease itself; files of the others count only then.
+        check_lease=lease.look if ranks.first else lease.check,
+        parent=origin.parent,
+        base=_base_weights(recipe, vocabulary_size, runtime, origin.initial) if ranks.first else None,
+        source_facts=origin.initial.folder.facts() if origin.initial is not None else {},
+        ranks=ranks,
+        gather=gather,
+        key_value_store=ranks_store(),
+    )
 
 
 @contextlib.contextmanager
@@ -339,7 +352,24 @@ def _base_weights(
     return keep_base(identity, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
 
 
-def _finish(
+def _end(
+    context: TrainContext, state: TrainState, lease: RunLease, folder: Path
+) -> tuple[Sequence[Output], dict[str, Any]]:
+    """End callbacks and measure the teacher; outputs and statistics on the first rank. Collective."""
+    from pretrain.loop import finish_callbacks
+
+    context.callbacks.end(state.step, tokens=state.tokens, loss=_final_loss(state))
+    finish_callbacks(context, state.step)
+    teacher = {"distillation": _teacher_stats(context)} if context.distillation is not None else {}
+    lease.look()
+    return _outputs(context, state, folder, teacher) if context.ranks.first else ((), {})
+
+
+def _final_loss(state: TrainState) -> float | None:
+    return next((loss for loss in reversed(state.losses) if loss is not None), None)
+
+
+def _outputs(
     context: TrainContext, state: TrainState, folder: Path, teacher: dict[str, Any]
 ) -> tuple[list[Output], dict[str, Any]]:
     """Outputs and statistics of a finished run.
@@ -360,7 +390,7 @@ def _finish(
         "tokens": state.tokens,
         **parameters_of(context.recipe, context.train_rows.vocabulary_size),
         "vocabulary_size": context.train_rows.vocabulary_size,
-        "final_loss": next((loss for loss in reversed(state.losses) if loss is not None), None),
+        "final_loss": _final_loss(state),
         "skipped_steps": len(state.skipped),
         "validation_loss": last_validation.get("loss"),
         "bits_per_byte": last_validation.get("bits_per_byte"),
@@ -389,3 +419,32 @@ def _teacher_stats(context: TrainContext) -> dict[str, Any]:
         rows, engine.micro_batch_size, context.device, gather, (context.ranks.rank, context.ranks.world_size)
     )
     return {**facts, "teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}
+
+
+def _manifest(
+    origin: _Origin,
+    context: TrainContext,
+    outputs: Sequence[Output],
+    stats: dict[str, Any],
+    facts: dict[str, Any],
+) -> Manifest:
+    """Manifest of a finished run; `facts` are its start and the journal's head."""
+    from pretrain.loop import run_facts
+
+    recipe = context.recipe
+    return Manifest(
+        stage=STAGE,
+        version=VERSION,
+        key=origin.key,
+        config=recipe.model_dump(mode="json"),
+        inputs=origin.inputs,
+        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
+        stats=stats,
+        run={
+            **run_facts(context),
+            **facts,
+            "finished": now(),
+            "energy": context.energy,
+            **({"callbacks": context.callbacks.facts()} if recipe.train.callbacks else {}),
+        },
+    )
