@@ -4,18 +4,21 @@ MFU needs both. A data sheet compares runs with other people's; a product measur
 limit, its cooling and its neighbours, says how much a better program could still win. An H100's data sheet says 989
 TFLOP/s in bf16; its products reach about 800.
 
-The table holds dense figures only (half of what NVIDIA prints "with sparsity"), with sums kept in fp32, as PyTorch
-keeps them. A figure that is not in the maker's own paper is left out: unknown is None, never a guess.
+The table (`peak_flops.toml`) holds dense figures only (half of what NVIDIA prints "with sparsity"), with sums kept in
+fp32, as PyTorch keeps them. A figure that is not in the maker's own paper is left out: unknown is None, never a guess.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -38,53 +41,6 @@ class Peak:
     """Source of the figure, in words."""
 
 
-@dataclass(frozen=True)
-class _Card:
-    words: str
-    """Words of the name that torch reports, all of which must be there."""
-    sheet: str
-    """Source of the figures."""
-    teraflops: dict[str, float]
-    """Dense TFLOP/s by arithmetic."""
-
-
-def _tensor_cores(fp32: float | None, bf16: float, *, fp8: bool = True) -> dict[str, float]:
-    """Tensor core rates relative to bf16: tf32 half, fp8 double."""
-    figures = {"bf16": bf16, "fp16": bf16}
-    figures |= {} if fp32 is None else {"fp32": fp32}
-    figures["tf32"] = bf16 / 2
-    return figures | ({"fp8": 2 * bf16} if fp8 else {})
-
-
-_HOPPER = "NVIDIA H100 Tensor Core GPU data sheet"
-_AMPERE = "NVIDIA A100 Tensor Core GPU data sheet"
-_ADA = "NVIDIA Ada GPU Architecture white paper"
-_VOLTA = "NVIDIA V100 Tensor Core GPU data sheet"
-_CDNA3 = "AMD Instinct MI300X Accelerator data sheet"
-_CARDS = (
-    _Card("H100", f"{_HOPPER}, SXM5", _tensor_cores(67.0, 989.4)),
-    _Card("H100 PCIe", f"{_HOPPER}, PCIe", _tensor_cores(51.0, 756.5)),
-    _Card("H100 NVL", f"{_HOPPER}, NVL", _tensor_cores(60.0, 835.5)),
-    _Card("H200", "NVIDIA H200 Tensor Core GPU data sheet, SXM", _tensor_cores(67.0, 989.4)),
-    _Card("H200 NVL", "NVIDIA H200 Tensor Core GPU data sheet, NVL", _tensor_cores(60.0, 835.5)),
-    _Card("GH200", "NVIDIA GH200 Grace Hopper Superchip data sheet", _tensor_cores(67.0, 989.4)),
-    _Card("B200", "NVIDIA DGX B200 data sheet, one of 8 GPUs", _tensor_cores(None, 2250.0)),
-    _Card("GB200", "NVIDIA GB200 NVL72 data sheet, one of 72 GPUs", _tensor_cores(80.0, 2500.0)),
-    _Card("A100", _AMPERE, _tensor_cores(19.5, 312.0, fp8=False)),
-    _Card("A10", "NVIDIA A10 Tensor Core GPU data sheet", _tensor_cores(31.2, 125.0, fp8=False)),
-    _Card("L4", "NVIDIA L4 Tensor Core GPU data sheet", _tensor_cores(30.3, 121.0)),
-    _Card("L40", "NVIDIA L40 data sheet", _tensor_cores(90.5, 181.05)),
-    _Card("L40S", "NVIDIA L40S data sheet", _tensor_cores(91.6, 362.05)),
-    _Card("RTX 4090", _ADA, _tensor_cores(82.6, 165.2)),
-    _Card("V100 SXM2", f"{_VOLTA}, SXM2", {"fp32": 15.7, "fp16": 125.0}),
-    _Card("V100 PCIe", f"{_VOLTA}, PCIe", {"fp32": 14.0, "fp16": 112.0}),
-    _Card("V100S", f"{_VOLTA}, V100S", {"fp32": 16.4, "fp16": 130.0}),
-    _Card("T4", "NVIDIA T4 Tensor Core GPU data sheet", {"fp32": 8.1, "fp16": 65.0}),
-    # torch shows each of the two dies of an MI250X as a device, so its figures are half of the sheet's.
-    _Card("MI250X", "AMD Instinct MI250X Accelerator data sheet, one of 2 dies", {"fp32": 47.85, "bf16": 191.5,
-                                                                                 "fp16": 191.5}),
-    _Card("MI300X", _CDNA3, {"fp32": 163.4, "tf32": 653.7, "bf16": 1307.4, "fp16": 1307.4, "fp8": 2614.9}),
-)  # fmt: skip
 _OTHER_CARDS = frozenset({"mig", "laptop", "d", "64gb"})  # parts of a card, and cards that share another one's name
 
 
@@ -114,14 +70,20 @@ def device_name(device: torch.device) -> str:
         return "CPU"
 
 
+@functools.cache
+def _cards() -> list[dict[str, Any]]:
+    text = resources.files(__package__).joinpath("peak_flops.toml").read_text(encoding="utf-8")
+    return list(tomllib.loads(text)["cards"])
+
+
 def data_sheet(name: str, arithmetic: str) -> Peak:
     """The dense figure of the card that torch calls `name`."""
     words = set(re.split(r"[\s-]+", name.casefold()))
-    fits = [card for card in _CARDS if set(card.words.casefold().split()) <= words and not words & _OTHER_CARDS]
-    card = max(fits, key=lambda card: len(card.words.split()), default=None)
-    if card is None or arithmetic not in card.teraflops:
+    fits = [card for card in _cards() if set(card["name"].casefold().split()) <= words and not words & _OTHER_CARDS]
+    card = max(fits, key=lambda card: len(card["name"].split()), default=None)
+    if card is None or arithmetic not in card["teraflops"]:
         return Peak(None, f"unknown: no data sheet's figure for {arithmetic} on {name}")
-    return Peak(card.teraflops[arithmetic] * 1e12, f"{card.sheet}: {arithmetic}, dense")
+    return Peak(card["teraflops"][arithmetic] * 1e12, f"{card['source']}: {arithmetic}, dense")
 
 
 def measured_product(device: torch.device, arithmetic: str) -> Peak:
