@@ -23,7 +23,7 @@ from governance.config import Section, validate
 from governance.energy.meters import EnergyConfig
 from governance.errors import ConfigError
 from governance.gate.policy import Policy, load_policy
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GateContext, GovernanceConfig
 from governance.lineage.attest import open_journal
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
@@ -100,6 +100,10 @@ class LoadedRun:
         if root not in self.journals:
             self.journals[root] = open_journal(self.config.governance, self.folder, root)
         return self.journals[root]
+
+    def gate(self, root: Path) -> GateContext:
+        """The gate of this run's corpus, in a root."""
+        return GateContext(self.config.governance, self.folder, root, self.journal(root))
 
     @property
     def settings(self) -> Settings:

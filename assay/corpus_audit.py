@@ -75,10 +75,10 @@ def audit_and_decide(
     with intact(checked.named("results.json"), runtime.root) as path:
         results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
     today = datetime.datetime.now(datetime.UTC).date()
-    governance = (run.config.governance, run.folder)
-    statements = statements_in_effect(governance, run.policy, tokens.digest, runtime.root, journal)
+    gate = run.gate(runtime.root)
+    statements = statements_in_effect(gate, run.policy, tokens.digest)
     judgement = decide(run.policy, results, tokens.digest, today, statements)
-    return checked, give_verdict(judgement, tokens, checked, run.policy, governance, runtime.root, journal)
+    return checked, give_verdict(judgement, tokens, checked, run.policy, gate)
 
 
 def bias_counts(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest:

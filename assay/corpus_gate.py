@@ -39,9 +39,7 @@ def require_verdict(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: 
     return require_open(
         artifacts["encode"],
         run.policy,
-        (run.config.governance, run.folder),
-        runtime.root,
-        run.journal(runtime.root),
+        run.gate(runtime.root),
         packed_rows(artifacts),
         record=runtime.make,
     )

@@ -56,9 +56,9 @@ def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, path: Path) ->
     from governance.gate.refusals import unstated_refusals
     from governance.gate.verdict import statements_in_effect
 
-    governance, journal = (loaded.config.governance, loaded.folder), loaded.journal(root)
-    statements_in_effect(governance, loaded.policy, corpus, root, journal)
-    statements = load_statements(*governance, root)
+    journal = loaded.journal(root)
+    statements_in_effect(loaded.gate(root), loaded.policy, corpus)
+    statements = load_statements(loaded.config.governance, loaded.folder, root)
     if path.name in unstated_refusals(statements, loaded.policy, corpus, journal.verified()):
         get_logger(__name__).warning(
             "%s: the journal does not state it, because the run does not trust this account's key (%s). Until a check "

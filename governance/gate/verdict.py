@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ class GovernanceConfig(Section):
         return folder / self.signing_key if self.signing_key else default_key_path()
 
 
+@dataclass(frozen=True)
+class GateContext:
+    """Where a gate decides: its section and its root."""
+
+    config: GovernanceConfig
+    folder: Path
+    """Folder that the section's paths are relative to."""
+    root: Path
+    """The artifacts' root."""
+    journal: Journal | None
+    """Records the verdict, which carries its head. None: the chain, replays and rollbacks are not checked; no command
+    passes that."""
+
+
 def load_statements(config: GovernanceConfig, folder: Path, root: Path) -> SignedStatements:
     """Read signed statements and refusals, and the running account.
 
@@ -110,26 +125,18 @@ def load_statements(config: GovernanceConfig, folder: Path, root: Path) -> Signe
     )
 
 
-def statements_in_effect(
-    governance: tuple[GovernanceConfig, Path],
-    policy: Policy,
-    corpus: str,
-    root: Path,
-    journal: Journal | None,
-    *,
-    record: bool = True,
-) -> SignedStatements:
+def statements_in_effect(gate: GateContext, policy: Policy, corpus: str, *, record: bool = True) -> SignedStatements:
     """Signed statements on one corpus, less the refusals that were withdrawn.
 
     A refusal that the journal states and whose file is gone is a fault (`refusals.py`). Refusals and withdrawals that
     are read for the first time are recorded in the journal, unless `record` is false (a look-up) or readers do not
     trust our key.
     """
-    statements = load_statements(*governance, root)
-    entries = () if journal is None else journal.verified()
+    statements = load_statements(gate.config, gate.folder, gate.root)
+    entries = () if gate.journal is None else gate.journal.verified()
     in_effect, withdrawals = apply_withdrawals(statements, policy, corpus, entries)
-    if journal is not None and record and _may_state(*governance):
-        state_refusals(statements, withdrawals, policy, corpus, root, journal)
+    if gate.journal is not None and record and _may_state(gate.config, gate.folder):
+        state_refusals(statements, withdrawals, policy, corpus, gate.root, gate.journal)
     return in_effect
 
 
@@ -179,13 +186,7 @@ def verdict_path(tokens: Manifest, policy: Policy, root: Path) -> Path:
 
 
 def give_verdict(
-    judgement: Judgement,
-    tokens: Manifest,
-    audit: Manifest,
-    policy: Policy,
-    governance: tuple[GovernanceConfig, Path],
-    root: Path,
-    journal: Journal | None,
+    judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy, gate: GateContext
 ) -> dict[str, Any]:
     """Sign the judgement.
 
@@ -196,16 +197,13 @@ def give_verdict(
         tokens: the encoded corpus.
         audit: the artifact that holds the results.
         policy: the policy of the judgement.
-        governance: the section and the folder that its paths are relative to.
-        root: the artifacts' root.
-        journal: records the verdict, which carries its head. None: the chain, replays and rollbacks are not checked;
-            no command passes that.
+        gate: signs and records it.
 
     Raises:
         GateClosed: this machine's clock is behind an earlier signature; a manifest of the chain differs from its
             statement in the journal.
     """
-    config, folder = governance
+    config, folder, root, journal = gate.config, gate.folder, gate.root, gate.journal
     sites_here = binding_sites(policy, config, folder)
     require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
@@ -369,9 +367,7 @@ def _signers(judgement: Judgement, policy: Policy, own: SigningKey, roots: list[
 def require_open(
     tokens: Manifest,
     policy: Policy,
-    governance: tuple[GovernanceConfig, Path],
-    root: Path,
-    journal: Journal | None,
+    gate: GateContext,
     packed: Sequence[Manifest] = (),
     *,
     record: bool = True,
@@ -385,7 +381,7 @@ def require_open(
             is missing or listed twice; a manifest of the chain, or a file of the audit, was altered; a
             clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
-    config, folder = governance
+    config, folder, root, journal = gate.config, gate.folder, gate.root, gate.journal
     sites_here = binding_sites(policy, config, folder)
     path = verdict_path(tokens, policy, root)
     if not path.exists():
@@ -417,7 +413,7 @@ def require_open(
         closed = GateClosed(explain(verdict, policy.owners))
         closed.by_verdict = True
         raise closed
-    statements = statements_in_effect(governance, policy, tokens.digest, root, journal, record=record)
+    statements = statements_in_effect(gate, policy, tokens.digest, record=record)
     if since := _faults_since(verdict, policy, tokens.digest, moment.date(), statements):
         raise GateClosed(
             "\n  ".join(

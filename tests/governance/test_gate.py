@@ -13,7 +13,14 @@ from governance.errors import ConfigError, GateClosed
 from governance.files import write_json
 from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import Policy
-from governance.gate.verdict import GovernanceConfig, give_verdict, read_verdict, require_open, verdict_path
+from governance.gate.verdict import (
+    GateContext,
+    GovernanceConfig,
+    give_verdict,
+    read_verdict,
+    require_open,
+    verdict_path,
+)
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output, write_manifest
 from governance.signing.dsse import create_key, public_path
@@ -142,7 +149,7 @@ def corpus(tmp_path):
 def sign_for(corpus, policy, results):
     tokens, audit, config, root = corpus
     return give_verdict(
-        decide(policy, results, tokens.digest, TODAY), tokens, audit, policy, (config, root), root, None
+        decide(policy, results, tokens.digest, TODAY), tokens, audit, policy, GateContext(config, root, root, None)
     )
 
 
@@ -151,7 +158,7 @@ def test_pass_opens_and_is_given_once(corpus):
     policy = make_policy()
     sign_for(corpus, policy, ALL_PASS)
     before = verdict_path(tokens, policy, root).read_bytes()
-    assert require_open(tokens, policy, (config, root), root, None)["verdict"] == "PASS"
+    assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS"
     sign_for(corpus, policy, ALL_PASS)
     assert verdict_path(tokens, policy, root).read_bytes() == before
 
@@ -160,10 +167,10 @@ def test_no_verdict_and_block_close_with_reasons_and_owners(corpus):
     tokens, _, config, root = corpus
     policy = make_policy()
     with pytest.raises(GateClosed, match="NOT_RUN"):
-        require_open(tokens, policy, (config, root), root, None)
+        require_open(tokens, policy, GateContext(config, root, root, None))
     sign_for(corpus, policy, with_status("fail", "a.law"))
     with pytest.raises(GateClosed, match=r"BLOCK(.|\n)*a\.law on .* failed: .*Decision: legal") as caught:
-        require_open(tokens, policy, (config, root), root, None)
+        require_open(tokens, policy, GateContext(config, root, root, None))
     assert caught.value.exit_code == 77
 
 
@@ -175,15 +182,15 @@ def test_other_shards_other_policy_and_expiry_close(corpus, monkeypatch):
     other = tokens.model_copy(update={"stats": {"altered": 1}})
     os.link(path, verdict_path(other, policy, root))
     with pytest.raises(GateClosed, match="other token shards"):
-        require_open(other, policy, (config, root), root, None)
+        require_open(other, policy, GateContext(config, root, root, None))
     looser = make_policy(gate=[rule("a.hard", max=2)])
     os.link(path, verdict_path(tokens, looser, root))
     with pytest.raises(GateClosed, match="another policy"):
-        require_open(tokens, looser, (config, root), root, None)
+        require_open(tokens, looser, GateContext(config, root, root, None))
 
     move_clock(monkeypatch, datetime.timedelta(days=policy.verdict_days + 1))
     with pytest.raises(GateClosed, match="expired"):
-        require_open(tokens, policy, (config, root), root, None)
+        require_open(tokens, policy, GateContext(config, root, root, None))
 
 
 def move_clock(monkeypatch, by):
@@ -204,10 +211,10 @@ def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatc
     sign_for(corpus, policy, ALL_PASS)
     with monkeypatch.context() as patch:
         move_clock(patch, -datetime.timedelta(minutes=4))
-        assert require_open(tokens, policy, (config, root), root, None)["verdict"] == "PASS"
+        assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS"
     move_clock(monkeypatch, -datetime.timedelta(minutes=6))
     with pytest.raises(GateClosed, match="a clock was moved"):
-        require_open(tokens, policy, (config, root), root, None)
+        require_open(tokens, policy, GateContext(config, root, root, None))
     with pytest.raises(GateClosed, match="no verdict is given"):
         sign_for(corpus, policy, ALL_PASS)
 
@@ -230,34 +237,34 @@ def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(c
 
     def give(results, log=journal):
         judgement = decide(policy, results, tokens.digest, TODAY)
-        return give_verdict(judgement, tokens, audit, policy, (config, root), root, log)
+        return give_verdict(judgement, tokens, audit, policy, GateContext(config, root, root, log))
 
     assert give(ALL_PASS)["journal_head"] == stated
     old, head = path.read_bytes(), journal.head()
     assert head.startswith("2:")
     give(ALL_PASS)
     assert journal.head() == head, "a verdict that stands is stated once"
-    assert require_open(tokens, policy, (config, root), root, journal)["verdict"] == "PASS"
+    assert require_open(tokens, policy, GateContext(config, root, root, journal))["verdict"] == "PASS"
     assert give(with_status("fail"))["journal_head"] == head
     assert len(journal.verified()) == 4
     path.write_bytes(old)
     with pytest.raises(GateClosed, match="an older verdict was restored"):
-        require_open(tokens, policy, (config, root), root, journal)
-    assert require_open(tokens, policy, (config, root), root, None)["verdict"] == "PASS", (
+        require_open(tokens, policy, GateContext(config, root, root, journal))
+    assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS", (
         "what a missing journal cannot find"
     )
     assert give(ALL_PASS)["verdict"] == "PASS"
-    assert require_open(tokens, policy, (config, root), root, journal)["verdict"] == "PASS"
+    assert require_open(tokens, policy, GateContext(config, root, root, journal))["verdict"] == "PASS"
     monkeypatch.setattr(journal, "last_time", lambda: "2999-01-01T00:00:00Z")
     with pytest.raises(GateClosed, match="the journal's last line is dated 2999"):
-        require_open(tokens, policy, (config, root), root, journal)
+        require_open(tokens, policy, GateContext(config, root, root, journal))
 
 
 def test_a_broken_or_a_missing_journal_closes_both_doors(corpus, journal):
     tokens, audit, config, root = corpus
     policy = make_policy()
     judgement = decide(policy, ALL_PASS, tokens.digest, TODAY)
-    give_verdict(judgement, tokens, audit, policy, (config, root), root, journal)
+    give_verdict(judgement, tokens, audit, policy, GateContext(config, root, root, journal))
     whole = journal.path.read_bytes()
     for rest, words in (
         (whole.replace(b'"index":1', b'"index":7'), "cannot be trusted"),
@@ -266,9 +273,11 @@ def test_a_broken_or_a_missing_journal_closes_both_doors(corpus, journal):
     ):
         journal.path.write_bytes(rest)
         with pytest.raises(GateClosed, match=words):
-            require_open(tokens, policy, (config, root), root, open_journal(config, root, root))
+            require_open(tokens, policy, GateContext(config, root, root, open_journal(config, root, root)))
         with pytest.raises(GateClosed, match=words):
-            give_verdict(judgement, tokens, audit, policy, (config, root), root, open_journal(config, root, root))
+            give_verdict(
+                judgement, tokens, audit, policy, GateContext(config, root, root, open_journal(config, root, root))
+            )
 
 
 def outputs(*shards):
@@ -297,10 +306,10 @@ def test_a_missing_and_a_doubled_shard_close(corpus, shards, files, words):
     policy = make_policy()
     sign_for((tokens, audit, config, root), policy, ALL_PASS)
     if not words:
-        assert require_open(tokens, policy, (config, root), root, None)["verdict"] == "PASS"
+        assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS"
         return
     with pytest.raises(GateClosed, match=words):
-        require_open(tokens, policy, (config, root), root, None)
+        require_open(tokens, policy, GateContext(config, root, root, None))
 
 
 def test_every_flipped_byte_of_a_verdict_closes(corpus):
@@ -312,7 +321,7 @@ def test_every_flipped_byte_of_a_verdict_closes(corpus):
     for index in range(0, len(content), 7):
         path.write_bytes(content[:index] + bytes([content[index] ^ 4]) + content[index + 1 :])
         with pytest.raises(GateClosed):
-            require_open(tokens, policy, (config, root), root, None)
+            require_open(tokens, policy, GateContext(config, root, root, None))
 
 
 def test_an_untrusted_signer_is_not_believed(corpus):
@@ -322,9 +331,9 @@ def test_an_untrusted_signer_is_not_believed(corpus):
     create_key(root / "other.pem")
     stricter = GovernanceConfig(signing_key="key.pem", trusted_keys=(public_path(root / "other.pem").name,))
     with pytest.raises(GateClosed, match="no trusted key"):
-        require_open(tokens, policy, (stricter, root), root, None)
+        require_open(tokens, policy, GateContext(stricter, root, root, None))
     trusted = GovernanceConfig(signing_key="other.pem", trusted_keys=("key.pem.pub",))
-    assert require_open(tokens, policy, (trusted, root), root, None)["verdict"] == "PASS"
+    assert require_open(tokens, policy, GateContext(trusted, root, root, None))["verdict"] == "PASS"
 
 
 def test_an_envelope_of_another_kind_is_no_verdict(corpus):
@@ -335,7 +344,7 @@ def test_an_envelope_of_another_kind_is_no_verdict(corpus):
     envelope = json.loads(path.read_bytes())
     write_json(path, {**envelope, "payloadType": "text/plain"})
     with pytest.raises(GateClosed, match="cannot be trusted"):
-        require_open(tokens, policy, (config, root), root, None)
+        require_open(tokens, policy, GateContext(config, root, root, None))
 
 
 def test_keys_are_never_overwritten_and_bad_keys_are_explained(tmp_path):

@@ -14,7 +14,7 @@ from governance.config import Section, validate
 from governance.files import write_bytes, write_json
 from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import Policy
-from governance.gate.verdict import GovernanceConfig, give_verdict
+from governance.gate.verdict import GateContext, GovernanceConfig, give_verdict
 from governance.lineage.attest import attest_with, open_journal, state_mirror
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Recipe, commit
@@ -57,7 +57,7 @@ def build(folder):
     result = CheckResult("a.b", "s", "pass", 0.5, 10, 0, "fine")
     judgement = decide(policy, [result], encode.digest, datetime.date(2026, 1, 1))
     journal = open_journal(CONFIG, folder, root)
-    give_verdict(judgement, encode, audit, policy, (CONFIG, folder), root, journal)
+    give_verdict(judgement, encode, audit, policy, GateContext(CONFIG, folder, root, journal))
     checkpoint = make(root, "checkpoint", [encode.as_input()],
                       {"weights/0.safetensors": chance.randbytes(900), "state.json": b"{}"})  # fmt: skip
     make(root, "train", [encode.as_input()], {"losses.json": b"[1.0, 0.5]"}, run={"journal": journal.head()},

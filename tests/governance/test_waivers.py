@@ -13,7 +13,7 @@ from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.policy import Gate, Policy, load_policy
 from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_statement
-from governance.gate.verdict import GovernanceConfig, give_verdict, load_statements, require_open
+from governance.gate.verdict import GateContext, GovernanceConfig, give_verdict, load_statements, require_open
 from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
@@ -89,11 +89,11 @@ class Bench:
 
     def give(self, judgement):
         return give_verdict(
-            judgement, self.tokens, self.audit, self.policy, (self.config, self.root), self.root, None
+            judgement, self.tokens, self.audit, self.policy, GateContext(self.config, self.root, self.root, None)
         )  # fmt: skip
 
     def open(self):
-        return require_open(self.tokens, self.policy, (self.config, self.root), self.root, None)
+        return require_open(self.tokens, self.policy, GateContext(self.config, self.root, self.root, None))
 
 
 def test_a_right_waiver_makes_waived_and_opens(bench):

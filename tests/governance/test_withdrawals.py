@@ -9,7 +9,7 @@ from governance.files import sha256_file
 from governance.gate.policy import load_policy
 from governance.gate.refusals import REFUSALS, refusals_of, removal_faults
 from governance.gate.signed_statements import signature_fields, write_statement
-from governance.gate.verdict import load_statements, statements_in_effect
+from governance.gate.verdict import GateContext, load_statements, statements_in_effect
 from governance.gate.waivers import REFUSAL, WITHDRAWAL, Refusal, Withdrawal
 from governance.lineage.attest import open_journal
 from governance.signing.dsse import private_key
@@ -108,7 +108,7 @@ def test_a_certified_key_of_the_reviewers_account_states_it_at_once(yard):
     yard.certify("reviewer", yard.site / "root.pem")
     path, account = refuse(yard), yard.config(signing_key="reviewer.pem", **two)
     journal, policy = open_journal(account, yard.root, yard.root), load_policy(yard.root / "policy.toml")
-    statements_in_effect((account, yard.root), policy, yard.tokens.digest, yard.root, journal)
+    statements_in_effect(GateContext(account, yard.root, yard.root, journal), policy, yard.tokens.digest)
     path.unlink()
     with pytest.raises(GateClosed, match=GONE):
         yard.open(**two)

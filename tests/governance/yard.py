@@ -11,7 +11,14 @@ from governance.errors import GateClosed
 from governance.gate.chain import require_chain
 from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import load_policy
-from governance.gate.verdict import GovernanceConfig, binding_sites, give_verdict, require_open, statements_in_effect
+from governance.gate.verdict import (
+    GateContext,
+    GovernanceConfig,
+    binding_sites,
+    give_verdict,
+    require_open,
+    statements_in_effect,
+)
 from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_job_key, create_key, private_key
@@ -79,17 +86,21 @@ class Yard:
         results = [CheckResult(gate.id, "sources", status, 0.5, 9, 0, "x") for gate in policy.gate]
         binding_sites(policy, config, self.root)
         require_chain((self.tokens,), self.root, journal)
-        statements = statements_in_effect((config, self.root), policy, self.tokens.digest, self.root, journal)
+        statements = statements_in_effect(
+            GateContext(config, self.root, self.root, journal), policy, self.tokens.digest
+        )
         today = datetime.datetime.now(datetime.UTC).date()
         judgement = decide(policy, results, self.tokens.digest, today, statements)
-        return give_verdict(judgement, self.tokens, self.audit, policy, (config, self.root), self.root, journal)
+        return give_verdict(
+            judgement, self.tokens, self.audit, policy, GateContext(config, self.root, self.root, journal)
+        )
 
     def open(self, *, record=True, **changes):
         """Request training as `assay train` does."""
         config = self.config(**changes)
         journal = open_journal(config, self.root, self.root)
         policy = load_policy(self.root / "policy.toml")
-        return require_open(self.tokens, policy, (config, self.root), self.root, journal, record=record)
+        return require_open(self.tokens, policy, GateContext(config, self.root, self.root, journal), record=record)
 
     def refused(self, words, **changes):
         """Neither door opens, and both give the reason."""
