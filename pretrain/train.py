@@ -190,7 +190,7 @@ def _open_run(
     identity: RunIdentity,
     suite: Callable[[], Suite] | None,
 ) -> Iterator[tuple[TrainContext, RunLease]]:
-    """Hold what a training needs while it runs, and describe it to the loop.
+    """Hold what a training needs, as the loop's context.
 
     In this order: signals, the lease of the folder, the energy meter, the arithmetic, the record, the other ranks, the
     data.
@@ -252,7 +252,7 @@ def _open_run(
 def _checkpoint_store(
     recipe: TrainRecipe, origin: _Origin, runtime: Runtime, ranks: Ranks, lease: RunLease, vocabulary_size: int
 ) -> CheckpointStore:
-    """Where the run's checkpoints are saved, and what each of them states."""
+    """The run's checkpoints, and what each of them states."""
     from pretrain.checkpoint.format import CheckpointStore
     from pretrain.distributed.process_group import gather, ranks_store
 
@@ -355,7 +355,10 @@ def _base_weights(
 def _end(
     context: TrainContext, state: TrainState, lease: RunLease, folder: Path
 ) -> tuple[Sequence[Output], dict[str, Any]]:
-    """End callbacks and measure the teacher; outputs and statistics on the first rank. Collective."""
+    """End the callbacks and measure the teacher; collective.
+
+    Return outputs and statistics on the first rank.
+    """
     from pretrain.loop import finish_callbacks
 
     context.callbacks.end(state.step, tokens=state.tokens, loss=_final_loss(state))
@@ -428,7 +431,10 @@ def _manifest(
     stats: dict[str, Any],
     facts: dict[str, Any],
 ) -> Manifest:
-    """Manifest of a finished run; `facts` are its start and the journal's head."""
+    """Manifest of a finished run.
+
+    `facts` are its start and the journal's head.
+    """
     from pretrain.loop import run_facts
 
     recipe = context.recipe

@@ -99,7 +99,7 @@ class GovernanceConfig(Section):
 
 @dataclass(frozen=True)
 class GateContext:
-    """Where a gate decides: its section and its root."""
+    """A gate's place: its section, the root, the journal."""
 
     config: GovernanceConfig
     folder: Path
