@@ -2,6 +2,8 @@
 # make test         install, run every test that this machine can run; say what was skipped and why
 # make check        format, lint, types, imports, house
 # make bench        every benchmark script, its goals, figures as JSON, a page of plots; the README's numbers checked
+# make soak         two hours of kills, flipped bits, full disks and clock changes over a small run
+# make fuzz         a million changed inputs for each reader of files, settings and signed statements
 # make install      install the program alone, for a container or a cluster
 # make site         the documentation as a web site, in build/site
 
@@ -17,7 +19,7 @@ CLUSTER ?= tests/cluster
 # A test file to a process, a process to a core; a thread to each, since more would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture pictures bench clean
+.PHONY: install site quickstart handbook test test-slow test-cluster check types lint format tree picture pictures bench soak fuzz clean
 
 install: $(VENV)/installed
 
@@ -71,6 +73,16 @@ pictures: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	@ASSAY_TEST_DATA="$${ASSAY_TEST_DATA:-$(wildcard $(abspath ../shared/data))}" \
 	  $(BIN)/python -m benchmarks.measures.bench $(if $(FULL),--full) $(ONLY)
+
+# MINUTES=120 of faults; SEED=n CYCLES=1 repeats one cycle.
+soak: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.measures.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(CYCLES),--cycles $(CYCLES))
+
+# CASES of changed inputs for each reader, SECONDS at most for each; ONLY="csv config"; SEED.
+fuzz: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(ONLY)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -110,12 +110,12 @@ def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict
     for name in bases if isinstance(bases, list) else [bases]:
         if not isinstance(name, str):
             raise ConfigError(f"{path}: base = {bases!r}: give the path of a TOML file, or a list of paths")
-        base = path.parent / name if (path.parent / name).exists() else CONFIGS / name
-        if base.resolve() in children:
-            raise ConfigError(f"{path}: base = {name!r} leads back to this file; remove it there or here")
-        if not base.exists():
+        base = path.parent / name if _exists(path.parent / name) else CONFIGS / name
+        if not _exists(base):
             shipped = ", ".join(f"{known}.toml" for known in names_of())
             raise ConfigError(f"{path}: base = {name!r}: no such file next to it; the shipped ones are: {shipped}")
+        if base.resolve() in children:
+            raise ConfigError(f"{path}: base = {name!r} leads back to this file; remove it there or here")
         yield from _layers(base, children)
     if isinstance(model := values.get("model"), dict) and "preset" in model:
         name = model.pop("preset")
@@ -125,6 +125,14 @@ def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict
             raise ConfigError(f"{path}: model.preset = {name!r}: no such preset; {hint}")
         yield CONFIGS / f"{name}.toml", {"model": read_toml(CONFIGS / f"{name}.toml")["model"]}
     yield path, values
+
+
+def _exists(path: Path) -> bool:
+    """Return whether a path is there; a name that no file system takes is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long; a null byte
+        return False
 
 
 def _merge(found: RunFile, values: dict[str, Any], origin: str) -> None:

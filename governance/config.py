@@ -45,8 +45,20 @@ def canonical_json(value: Any) -> bytes:
 
     Raises:
         TypeError: JSON has no certain form for it: a NaN, an infinity, a key that is not a string, a set.
+        UnicodeEncodeError: it holds a lone surrogate.
     """
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def is_canonical(value: Any, data: bytes) -> bool:
+    """Return whether these bytes are the value's one form.
+
+    False also for a foreign value that has none: a NaN, a lone surrogate, brackets in brackets without end.
+    """
+    try:
+        return canonical_json(value) == data
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,8 @@
-"""Run file of a small run: one source, two layers, twelve steps; for tests and for measures of whole runs."""
+"""A small run: its file (one source, two layers, twelve steps) and its texts; for tests and measures of whole runs."""
+
+import json
+import random
+from pathlib import Path
 
 SMALL_RUN = """
 [[data.sources]]
@@ -47,3 +51,31 @@ threads = 1
 [tracking]
 mode = "disabled"
 """
+
+_TEXT = (
+    "river stone garden window market evening letter teacher forest station bridge harbour kitchen "
+    "machine summer winter morning village engine doctor painter soldier library mountain island captain "
+    "paper silver bread music story voice question answer journey morning candle mirror shadow storm "
+    "valley field horse carriage street corner people woman man child friend neighbour walked carried "
+    "opened watched remembered followed found built wrote heard crossed kept brought turned waited "
+    "laughed quiet narrow bright heavy distant ancient gentle broken early wooden careful slowly often "
+    "never always perhaps together again before after under over between"
+)
+_WORDS = _TEXT.split()
+_GLUE = ("the", "of", "and", "to", "that", "with", "have", "be")
+
+
+def tale(seed: int, words: int = 90) -> str:
+    """A text that every filter keeps, unlike any other seed's."""
+    chance = random.Random(seed)
+    parts = []
+    for number in range(words):
+        pool = _GLUE if number % 3 == 1 else _WORDS
+        word = chance.choice(pool)
+        parts.append(word.capitalize() if number % 11 == 0 else word + ("." if number % 11 == 10 else ""))
+    return " ".join(parts) + "."
+
+
+def write_tales(path: Path, seeds: range) -> None:
+    """One JSONL file of tales."""
+    path.write_text("".join(json.dumps({"text": tale(seed)}) + "\n" for seed in seeds))

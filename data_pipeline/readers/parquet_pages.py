@@ -163,6 +163,8 @@ class _Compact:
         raise ValueError(f"not a type of Parquet: {kind}")
 
     def _list(self, depth: int) -> list[Any]:
+        if depth > _MAX_NESTING:
+            raise ValueError("nested too deep for Parquet")
         first = self._byte()
         count = first >> 4 if first >> 4 < 15 else self._varint()
         if count > len(self._data) - self.at:  # each value takes a byte at least

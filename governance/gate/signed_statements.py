@@ -132,7 +132,7 @@ def _parsed(claimed: Any, kinds: Mapping[str, type[Signed]], name: str) -> tuple
         [subject] = [item["digest"]["sha256"] for item in claimed["subject"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("is not a statement about one digest") from error
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"is a {kind!r}; this folder holds {', '.join(sorted(kinds))}")
     if not isinstance(predicate, Mapping) or not isinstance(subject, str):
         raise ConfigError("is not a statement about one digest")

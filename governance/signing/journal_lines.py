@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from governance.config import canonical_json
+from governance.config import is_canonical
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.manifest import Input
@@ -185,7 +185,7 @@ def _faults(
     index, previous, torn = expected
     values = json.loads(line)
     faults = []
-    if canonical_json(values) != line or set(values) != _FIELDS:
+    if not is_canonical(values, line) or set(values) != _FIELDS:
         faults.append("its bytes are not canonical: it was altered")
     try:
         verify_envelope(values["envelope"], trusted, "its envelope")

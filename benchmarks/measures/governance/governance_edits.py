@@ -56,9 +56,9 @@ def make_root(folder: Path, documents: int = 400) -> Path:
     return folder / "root"
 
 
-def check(root: Path) -> Verified:
-    """`verify --deep` with the run's public key."""
-    return verify_root(root, KEYS, root.parent, deep=True)
+def check(root: Path, keys: Path | None = None) -> Verified:
+    """`verify --deep` with the run's public key, which lies in `keys` or next to the root."""
+    return verify_root(root, KEYS, keys or root.parent, deep=True)
 
 
 def files_of(root: Path) -> list[Path]:
