@@ -128,7 +128,10 @@ def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path is there; a name that no file system takes is not."""
+    """Return whether a path is there.
+
+    A name that no file system takes is not.
+    """
     try:
         return path.exists()
     except (OSError, ValueError):  # too long; a null byte
