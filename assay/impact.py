@@ -17,7 +17,7 @@ id and url of every document shard; per hit a handful of integers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,9 +140,29 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
     )
 
 
+def steps_that_read(identities: frozenset[bytes], checkpoint: Manifest, tokens: Manifest, root: Path) -> list[int]:
+    """Steps of a checkpoint's training that read these documents.
+
+    There is one entry for each row that was read.
+    """
+    graph = read_graph(root)
+    node, held = graph.find(checkpoint), graph.find(tokens)
+    rows = list(_rows(graph, root, list(_shards_of([held], root, identities))))
+    made = [graph.nodes[key] for key in graph.parents[node.key] if graph.nodes[key] in {item.made for item in rows}]
+    recipe, step = _identity(node).recipe.train, _identity(node).step
+    found = [(each, *_numbers(each, root, recipe.sequence_length, rows)) for each in made[:1]]
+    return [
+        at for each, numbers, count in found for at in _order(each, root, count, recipe).steps_that_read(numbers, step)
+    ]
+
+
 def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:
+    yield from _shards_of(artifacts(graph), root, identities)
+
+
+def _shards_of(nodes: Iterable[Node], root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:
     firsts = np.frombuffer(b"".join(identity[:8] for identity in sorted(identities)), dtype="<u8")
-    for node in artifacts(graph):
+    for node in nodes:
         for role, path in _files(node.manifest, root, SUFFIX):
             shard = TokenShard.open(path)
             near = np.flatnonzero(np.isin(shard.identities.view("<u8")[:, 0], firsts)) if len(firsts) else firsts

@@ -105,7 +105,12 @@ def corpus(run: LoadedRun, runtime: Runtime) -> dict[str, Manifest]:
         check_audit_inputs(run, runtime)
         resolve(run.config.energy.factors, run.folder)
         open_tasks(run.config.evaluation, run.folder)
-    return prepare(run.config.data, run.folder, runtime)
+    artifacts = prepare(run.config.data, run.folder, runtime)
+    if run.config.governance.receipts and runtime.make and runtime.mode != "share":
+        from assay.receipts.corpus_names import corpus_tree
+
+        corpus_tree(artifacts["encode"], runtime, run.journal(runtime.root))
+    return artifacts
 
 
 def judge_corpus(run: LoadedRun, artifacts: dict[str, Manifest], runtime: Runtime) -> tuple[Manifest, dict[str, Any]]:

@@ -98,7 +98,7 @@ def trace(path: Path, offset: int, root: Path | None = None) -> Traced:
     place = int(np.searchsorted(shard.document_ends, np.uint64(offset), side="right"))
     start = int(shard.document_ends[place - 1]) if place else 0
     identity = shard.identities[place].tobytes()
-    source, problem = _documents(manifest, root)
+    source, problem = documents_of(manifest, root)
     document, row, span, mixed = None, None, None, ""
     if source is not None:
         document, row, problem = _find(source, path.stem, identity, root)
@@ -141,7 +141,7 @@ def _unpack(path: Path, position: int, packed: Manifest, root: Path) -> tuple[Pa
     raise MissingInput(f"{path}: its token shard of sha256 {index.shards[found[0]][:16]}… is not in {tokens.folder}")
 
 
-def _documents(tokens: Manifest, root: Path) -> tuple[Manifest | None, str]:
+def documents_of(tokens: Manifest, root: Path) -> tuple[Manifest | None, str]:
     """The artifact whose documents were encoded, or why it is not there."""
     gone = []
     for item in tokens.inputs:

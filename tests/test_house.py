@@ -42,7 +42,11 @@ DOORS = {
     "spacy": {"data_pipeline/pii/entities/presidio.py"},
     "jinja2": {"governance/reports/documents/markdown.py"},
     "pynvml": {"governance/energy/nvml.py"},
-    "cryptography": {"governance/signing/dsse.py", "governance/signing/openssf.py"},
+    "cryptography": {
+        "governance/signing/dsse.py",
+        "governance/signing/openssf.py",
+        "governance/receipts/verify_receipt.py",
+    },
     "datasets": {"data_pipeline/readers/hub.py"},
     "xlstm": {"pretrain/experiments/recurrent.py"},
     "mlstm_kernels": {"pretrain/experiments/recurrent.py"},
@@ -82,7 +86,7 @@ def test_only_files_py_writes_and_hashes():
 
 def writes_and_hashes(path):
     offences = []
-    if name_of(path) == "governance/files.py":
+    if name_of(path) in ("governance/files.py", "governance/receipts/verify_receipt.py"):  # the latter goes out alone
         return offences
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -39,6 +39,7 @@ LEFT_OUT = {
     r"assay (translate |run pairs.toml )": "needs pairs: tests/assay/test_translation.py",
     r"lm_eval ": "needs an environment of its own: benchmarks/training.py",
 }
+IN_ITS_ROOT = ("governance sign", "governance prove")  # commands without a run's file, so without its last checkpoint
 EXIT_CODES = {"assay governance diff A B": 1}  # as its page says
 HOW_TOS = [f"howto/{name}.md" for name in ("corpus", "dedup", "policy", "review", "slurm", "takedown", "report")]
 FIRST = [(ROOT / "docs" / name).resolve() for name in ("lineage.md", "../README.md", "tutorial.md", *HOW_TOS)]
@@ -125,7 +126,7 @@ class Reader:
         root = "runs/first" if words[1] == "slurm" else "runs/keyed" if "root.pem.pub" in words else "runs/my"
         stand_ins = WORDS | {
             "CONFIG": config, "my.toml": config, "RUN": config, "ROOT": root, "/shared/runs/my": root,
-            "CHECKPOINT": f"{root}/checkpoint/*" if command == "governance sign" else "last", "PATH": "corpus",
+            "CHECKPOINT": f"{root}/checkpoint/*" if command in IN_ITS_ROOT else "last", "PATH": "corpus",
             "ARTIFACT": f"{root}/redact/*", "DOCUMENT": "tales/a.jsonl#1", "news/2026-01.jsonl#1234": "tales/a.jsonl#1",
             "runs/a": root, "runs/b": "runs/keyed", "runs/mine": root, "runs/second": "runs/mine",
             "s3://bucket/runs/mine": "file://{here}/mirror", "URL": "file://{here}/mirror-of-commands",

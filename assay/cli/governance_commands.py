@@ -255,6 +255,30 @@ def impact(arguments: Arguments) -> None:
     say(explain(found), **asdict(found))
 
 
+def prove(arguments: Arguments) -> None:
+    """Write a document's receipt for a checkpoint, and print it in words.
+
+    Raises:
+        ConfigError: the file exists already.
+    """
+    from assay.receipts.receipt_requests import explain, verifier_text
+    from assay.receipts.receipt_requests import prove as find
+
+    file: Path = arguments.receipt
+    if file.exists():
+        raise ConfigError(f"{file}: exists already. Give another name: --receipt FILE")
+    signing_key = "" if arguments.signing_key is None else str(arguments.signing_key.absolute())
+    config = GovernanceConfig(signing_key=signing_key)
+    found = find(arguments.asked, arguments.checkpoint, config)
+    write_text(file, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
+    if arguments.verifier is not None:
+        write_text(arguments.verifier, verifier_text())
+    verifier = arguments.verifier or "verify_receipt.py"
+    line = f"python {verifier} {file} --key {public_path(config.key_path(Path()))}"
+    say(explain(found), **found, file=file, verify=line)
+    say(f"{file}: others check it with: {line}")
+
+
 def diff(arguments: Arguments) -> int:
     """Two artifacts compared; 1 when they differ, as diff does."""
     lines = differences(read_artifact(arguments.ours), read_artifact(arguments.theirs))

@@ -80,6 +80,14 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     )
     command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
     command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
+    command = add(
+        "prove", "prove", "write a receipt: was a document used for a checkpoint, with a proof anybody can check"
+    )
+    command.add_argument("asked", metavar="DOCUMENT|URL|FILE", help="a document's id, its URL, or a file with its text")
+    path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder", required=True)
+    path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
+    path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
+    path(command, "--signing-key", "PATH", "key that signs the receipt and the journal entry (default: your own)")
     command = add("diff", "diff", "print the differences between two artifacts")
     path(command, "ours", "A", "an artifact's folder or its manifest.json")
     path(command, "theirs", "B", "the other artifact")

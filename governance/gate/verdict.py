@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from governance.config import Section
 from governance.errors import GateClosed, ManifestError
 from governance.files import sha256_file, write_json
@@ -89,6 +91,8 @@ class GovernanceConfig(Section):
     model_key: str = ""
     """Path of the EC key that signs them; empty: the user's own, made on first use."""
 
+    receipts: bool = Field(default=False, exclude_if=lambda on: not on)
+    """Make the tree over the corpus's names right after its tokens, so that its root is signed before anybody asks."""
     actions: tuple[GateAction, ...] = ()
     """Messages that report a closed gate (`gate_actions.py`); none of them can change it."""
 

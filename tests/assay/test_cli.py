@@ -61,6 +61,7 @@ SURFACE = {
     "governance kpi-plan": [*COMMON, "KPIS"],
     "governance kpi-test": [*COMMON, "--checkpoint", "--early", "KPIS", "OUTCOMES"],
     "governance keygen": ["--days", "--help", "--job", "--model", "--name", "--root", "--root-key", "PATH"],
+    "governance prove": ["--checkpoint", "--help", "--receipt", "--signing-key", "--verifier", "DOCUMENT|URL|FILE"],
     "governance review": [*COMMON, "--key", "--reason", "--withdraw"],
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
     "governance site": ["--help", "POLICY"],

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -12,18 +13,23 @@ import pytest
 
 from assay.cli.main import main
 from assay.impact import explain, impact
+from assay.receipts.receipt_requests import explain as explain_receipt
+from assay.receipts.receipt_requests import prove
 from data_pipeline.tokens.token_shards import document_identity
-from governance.errors import MissingInput
+from governance.errors import ConfigError, GateClosed, ManifestError, MissingInput
 from governance.gate.verdict import GovernanceConfig
 from governance.lineage.attest import attest_with, open_journal
 from governance.lineage.lineage_graph import read_graph
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
+from governance.receipts.verify_receipt import faults
+from governance.signing.dsse import create_key, public_key
 from governance.stage import Recipe, Runtime, commit
 from pretrain.config.training import MixtureConfig, RampConfig, TrainConfig
 from pretrain.data.dataset import open_rows
 from pretrain.data.sampler import sampler_of
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
+ROOT = Path(__file__).parents[2]
 
 
 def _pages(project):
@@ -137,6 +143,84 @@ def test_it_names_exactly_what_saw_it(trained):
         kinds = {node.stage for _, node in found.children}
         assert kinds == ({"train", "report", "evaluation", "export"} if in_train else set())
     assert min(output.values()) > 0  # some saw it, some did not
+
+
+def test_a_receipt_says_what_was_read_and_what_was_not(trained, tmp_path, capsys):
+    """Steps as by brute force; a page, a text and a removed document; each checks with the verifier alone."""
+    root, key = trained / "root", public_key(trained / "key.pem.pub")
+    newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda path: read_manifest(path).config["step"]).parent
+    manifest = read_manifest(newest / FILE_NAME)
+    made = read_manifest(root / manifest.inputs[0].path)
+    length = manifest.config["recipe"]["train"]["sequence_length"]
+    rows = open_rows(made, "train", root, length)
+    holding, config = rows_by_document(rows, length), GovernanceConfig(signing_key=str(trained / "key.pem"))
+    for name in ("tales/a.jsonl#0", "tales/b.jsonl#3", "tales/b.jsonl#20"):
+        said = prove(name, newest, config)["statement"]
+        read = brute_force(rows, holding, name, manifest.config)
+        assert said["read"] == {"times": len(read), "steps": read[:8]}
+        assert said["answer"] == ("used" if read else "not used")
+    example = re.search(r"```text\n(used: .*?)\n```", (ROOT / "docs" / "receipts.md").read_text(), re.DOTALL)
+    shown = explain_receipt(prove("https://a.example/page/7", newest, config))
+    assert re.match(re.sub(r"\d+", r"[0-9, ]+", re.escape(example[1])), shown), (
+        shown
+    )  # the worked example, but for numbers
+    texts = [json.loads(line)["text"] for line in (trained / "b.jsonl").read_text().splitlines()]
+    (tmp_path / "copy.txt").write_text(f"  {texts[3].upper()}\n")  # other white space and case
+    (tmp_path / "new.txt").write_text("a text of nobody")
+    (tmp_path / "long.txt").write_text("a longer text than any " * 10_000)
+    removed = "removed by dedup: exact_duplicate\n"
+    for number, (asked, words) in enumerate([
+        (tmp_path / "copy.txt", "used: text"), (tmp_path / "new.txt", "not used: text"), ("tales/b.jsonl#7", removed),
+        (tmp_path / "long.txt", "not used: text"), ("https://b.example/page/3?utm_source=x#top", "used: url https://b."),
+        ("https://b.example/page/7", removed), ("tales/b.jsonl#9", "removed by clean: too_few_words\n"),
+    ]):  # fmt: skip
+        words_typed = ["governance", "prove", str(asked), "--checkpoint", str(newest)]
+        files = ["--receipt", str(tmp_path / f"{number}.json"), "--signing-key", str(trained / "key.pem")]
+        assert main([*words_typed, *files]) == 0
+        assert words in capsys.readouterr().out
+        one = json.loads((tmp_path / f"{number}.json").read_bytes())
+        text = asked.read_text() if isinstance(asked, Path) else ""
+        assert faults(one, key, text, (root / "journal.jsonl").read_bytes()) == []
+        assert "tales/b.jsonl#3" not in json.dumps(one)  # which replaced the duplicate
+    assert main([*words_typed, *files]) == 78  # the receipt is there already
+    assert main(["governance", "verify", "--deep", str(root), "--key", str(trained / "key.pem.pub")]) == 0
+
+
+def test_a_receipt_is_refused_with_a_reason(trained, tmp_path):
+    config = GovernanceConfig(signing_key=str(trained / "key.pem"))
+    shutil.copytree(trained, tmp_path / "copy")
+    root = tmp_path / "copy" / "root"
+    checkpoint = next(root.glob("checkpoint/*"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff")
+    for asked, error, words in [
+        (tmp_path / "empty.txt", ConfigError, "has no text"),
+        (tmp_path / "bytes.txt", ConfigError, "not text in UTF-8"),
+        (tmp_path / "gone.txt", ConfigError, "is no file, no URL, and no id"), ("", ConfigError, "is no file"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=words):
+            prove(str(asked), checkpoint, config)
+    create_key(tmp_path / "other.pem")
+    with pytest.raises(ConfigError, match=r"none of its .* lines is signed"):
+        prove("tales/a.jsonl#1", checkpoint, GovernanceConfig(signing_key=str(tmp_path / "other.pem")))
+    elsewhere = tmp_path / "elsewhere" / "checkpoint" / checkpoint.name
+    shutil.copytree(checkpoint, elsewhere)
+    with pytest.raises(GateClosed, match="nothing states this checkpoint"):
+        prove("tales/a.jsonl#1", elsewhere, config)
+    shutil.copy(root / "journal.jsonl", tmp_path / "elsewhere")
+    with pytest.raises(MissingInput, match="Give the checkpoint in the root of its training"):
+        prove("tales/a.jsonl#1", elsewhere, config)
+    assert prove("tales/a.jsonl#1", checkpoint, config)["statement"]["answer"] in ("used", "not used")
+    lines = (root / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (root / "journal.jsonl").write_bytes(b"".join(lines[:2]))
+    with pytest.raises(GateClosed, match=r"no line of .* states it as it is"):
+        prove("tales/a.jsonl#1", checkpoint, config)
+    (root / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(GateClosed, match="the journal lacks line"):
+        prove("tales/a.jsonl#1", checkpoint, config)
+    (root / "journal.jsonl").write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    with pytest.raises(ManifestError, match="does not follow"):
+        prove("tales/a.jsonl#1", checkpoint, config)
 
 
 def test_a_child_of_a_checkpoint_that_did_not_see_it_is_not_named(trained, tmp_path):

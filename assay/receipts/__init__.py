@@ -1,0 +1,1 @@
+"""Receipts of a run: names of its corpus, and answers to requests."""

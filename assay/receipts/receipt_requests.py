@@ -1,0 +1,232 @@
+"""Receipts on request: was this document used for a checkpoint?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from assay.impact import steps_that_read
+from assay.receipts.corpus_names import corpus_tree
+from data_pipeline.documents import REMOVED_SCHEMA, read_table
+from data_pipeline.trace import documents_of
+from data_pipeline.urls import normalise_url
+from governance.errors import ConfigError, GateClosed, ManifestError, MissingInput
+from governance.files import sha256_bytes
+from governance.gate.verdict import GovernanceConfig
+from governance.hooks import Hooks
+from governance.lineage.attest import (
+    KeySigner,
+    attest_with,
+    open_journal,
+    refuse_strange_key,
+    refuse_unstated,
+)
+from governance.log import get_logger
+from governance.manifest import Manifest, read_manifest
+from governance.receipts import verify_receipt
+from governance.receipts.name_tree import NameTree, head_of, open_names
+from governance.receipts.receipt import receipt
+from governance.receipts.verify_receipt import name_of
+from governance.signing.dsse import private_key
+from governance.signing.journal import Journal
+from governance.stage import Runtime, root_of
+from pretrain.checkpoint.format import identity_of, open_checkpoint
+
+_LONGEST_FILE = 1 << 30
+_COLUMNS = {"id": "id", "url": "url", "text": "sha256"}
+
+
+@dataclass(frozen=True)
+class ReceiptRequest:
+    """A name by which a document is asked for."""
+
+    kind: str
+    """ "text", "url" or "id"."""
+    value: str
+    """The text, the canonical URL, or the id."""
+
+
+def read_request(asked: str) -> ReceiptRequest:
+    """The question behind a file, a URL or an id.
+
+    Raises:
+        ConfigError: it is none of these; the text is empty, too long, or not UTF-8.
+    """
+    path = Path(asked)
+    if "://" not in asked and path.is_file():
+        if (size := path.stat().st_size) > _LONGEST_FILE:
+            raise ConfigError(f"{path}: has {size:,} bytes; a document has at most {_LONGEST_FILE:,}. Ask by its URL")
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: is not text in UTF-8 ({error}). Give the text of the document") from error
+        if name_of("text", text) == name_of("text", ""):
+            raise ConfigError(f"{path}: has no text: every empty document would answer. Give the document's text")
+        return ReceiptRequest("text", text)
+    if url := normalise_url(asked):
+        return ReceiptRequest("url", url)
+    if "#" not in asked or not asked.strip():
+        raise ConfigError(
+            f"{asked!r}: is no file, no URL, and no id, which reads <source>/<file>#<record>. Give one of them"
+        )
+    return ReceiptRequest("id", asked)
+
+
+def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, Any]:
+    """Make the receipt of a document for a checkpoint.
+
+    `config` names the keys. The tree of the corpus is made if it was not yet.
+
+    Raises:
+        ConfigError: the question is none, or the key cannot sign.
+        MissingInput: the checkpoint, its token corpus or its documents are gone.
+        GateClosed: the journal was cut, or does not state this checkpoint.
+        ManifestError: the journal was altered.
+    """
+    request = read_request(asked)
+    manifest = open_checkpoint(checkpoint)
+    root = root_of(checkpoint)
+    journal = _own_journal(manifest, config, root)
+    tokens = _tokens_of(manifest, root)
+    hooks = Hooks(attest=attest_with(journal, config, Path(), root), signer=KeySigner(config, Path()))
+    made = corpus_tree(tokens, Runtime(root, hooks=hooks), journal)
+    names = open_names(made, root)
+    kind, place = _kind_found(names, request)
+    identities = names.identities_of(place) if place is not None else frozenset()
+    steps = steps_that_read(identities, manifest, tokens, root) if identities else []
+    identity = identity_of(manifest)
+    facts = {
+        "checkpoint": manifest.digest,
+        "step": identity.step,
+        "builds_on": _builds_on(manifest),
+        "journal": _line_of(made, journal),
+        "filters": " ".join(_filters(tokens, root)),
+        "removed": "" if place is not None else next(_removals(request, tokens, root), ""),
+    }
+    return receipt(names, (kind, request.value), steps, facts, private_key(config.key_path(Path()), make=False))
+
+
+def _own_journal(checkpoint: Manifest, config: GovernanceConfig, root: Path) -> Journal:
+    """The journal of a root that states the checkpoint."""
+    journal = open_journal(config, Path(), root)
+    if not journal.path.exists():
+        raise GateClosed(f"{journal.path}: is missing, so nothing states this checkpoint. Give one in its root")
+    refuse_strange_key(config, Path(), root)
+    refuse_unstated(checkpoint, config, Path(), root)
+    journal.verified()
+    if behind := journal.behind():
+        raise GateClosed(f"{journal.path}: {behind}")
+    journal.keep()
+    return journal
+
+
+def _tokens_of(checkpoint: Manifest, root: Path) -> Manifest:
+    """The token corpus of a checkpoint."""
+    item = checkpoint.inputs[0]
+    try:
+        made = read_manifest(root / item.path)
+        if made.digest != item.digest:
+            raise ManifestError(f"{root / item.path}: is not the artifact that {checkpoint.folder} was trained on")
+        return read_manifest(root / made.inputs[0].path) if made.stage == "pack" else made
+    except MissingInput as error:
+        raise MissingInput(
+            f"{error}: the token corpus of {checkpoint.folder} is not in the root {root}. Give the checkpoint in the "
+            "root of its training"
+        ) from error
+
+
+def _kind_found(names: NameTree, request: ReceiptRequest) -> tuple[str, int | None]:
+    """The kind by which the corpus holds it, and its place.
+
+    A text may be held in its raw form only.
+    """
+    for kind in (request.kind, *(["raw text"] if request.kind == "text" else [])):
+        place = names.tree.place(names.tag_of(kind, name_of(kind, request.value)))
+        if place is not None:
+            return kind, place
+    return request.kind, None
+
+
+def _builds_on(checkpoint: Manifest) -> list[str]:
+    """Weights or a teacher that a training began with.
+
+    The steps of a parent that it continues are its own.
+    """
+    others = [item for item in checkpoint.inputs[1:] if item.stage != "verdict"]
+    return [item.digest for item in others if item.stage != "checkpoint" or "continued" not in checkpoint.stats]
+
+
+def _line_of(made: Manifest, journal: Journal) -> int:
+    """The journal's line that states a tree's head."""
+    head = head_of(made)
+    return next(entry.index for entry in journal.verified() if entry.subjects.get(head.path) == head.sha256)
+
+
+def _corpora(tokens: Manifest, root: Path) -> Iterator[Manifest]:
+    """Artifacts that documents passed, from the last to the first."""
+    found, _ = documents_of(tokens, root)
+    while found is not None:
+        yield found
+        try:
+            found = read_manifest(root / found.inputs[0].path) if found.stage != "ingest" and found.inputs else None
+        except MissingInput:
+            return
+
+
+def _filters(tokens: Manifest, root: Path) -> list[str]:
+    return [made.stage for made in _corpora(tokens, root)][::-1]
+
+
+def _removals(request: ReceiptRequest, tokens: Manifest, root: Path) -> Iterator[str]:
+    """Stage and reason of each removed document that matches.
+
+    The evidence may name another document.
+    """
+    column = _COLUMNS[request.kind]
+    value = sha256_bytes(request.value.encode("utf-8")) if column == "sha256" else request.value
+    for made in _corpora(tokens, root):
+        for path in made.files("removed", root):
+            if not path.exists():
+                get_logger(__name__).warning("%s: is gone; it may have held the document", path)
+                continue
+            table = read_table(path, REMOVED_SCHEMA, [column, "reason"])
+            if column == "url":
+                host = value.partition("://")[2].partition("/")[0]
+                table = table.filter(pc.match_substring(table["url"], host, ignore_case=True))
+                hits = [row for row in table.to_pylist() if normalise_url(row["url"]) == value]
+            else:
+                hits = table.filter(pc.equal(table[column], value)).to_pylist()
+            for row in hits:
+                yield f"{made.stage}: {row['reason']}"
+
+
+def explain(found: dict[str, Any]) -> str:
+    """A receipt in lines of text, for a terminal."""
+    said = found["statement"]
+    held, read = said["found"], said["read"]
+    asked = said["asked"].get("value", said["asked"]["name"])
+    lines = [f"{said['answer']}: {said['asked']['kind']} {asked}, by the checkpoint of step {said['step']}"]
+    if held is not None:
+        lines.append(
+            f"the corpus holds it: {held['copies']} time(s) for training, {held['held_out']} held out for validation; "
+            f"licence {held['licence']}; after {said['filters']}"
+        )
+    else:
+        lines.append(f"the corpus of {said['names']:,} names does not hold it")
+    if read["times"]:
+        more = f" and {read['times'] - len(read['steps'])} more" if read["times"] > len(read["steps"]) else ""
+        lines.append(f"read {read['times']} time(s), at step(s) {', '.join(map(str, read['steps']))}{more}")
+    if said["removed"]:
+        lines.append(f"removed by {said['removed']}")
+    if said["builds_on"]:
+        lines.append(f"the training began with other weights or a teacher: {', '.join(said['builds_on'])}")
+    return "\n".join([*lines, said["words"]])
+
+
+def verifier_text() -> str:
+    """Source of the verifier."""
+    return Path(verify_receipt.__file__).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Receipts: proofs that a document is, or is not, in a corpus."""

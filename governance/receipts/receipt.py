@@ -1,0 +1,66 @@
+"""Receipts: a signed statement with a proof, of at most 2 kB.
+
+    {"statement": {"answer": "used", "asked": {"kind": "url", "name": "...32 hex", "value":
+     "https://a.example/page"}, "found": {"copies": 1, "held_out": 0, "licence": "MIT"}, "read": {"times": 3, "steps":
+     [4, 9, 15]}, "checkpoint": "...64 hex", "step": 20, "builds_on": [], "corpus": "...64 hex", "names": 480,
+     "root": "...48 hex", "salt": 0, "journal": 14, "filters": "ingest clean dedup redact", "removed": "",
+     "time": "2026-01-01T00:00:00Z", "words": "..."},
+     "proof": {"path": "1111", "siblings": "...", "end": "used", "shown": "..."}, "signature": "..."}
+
+`asked.value` is left out of a text, and where it is long; `found` is null where the corpus does not hold the name;
+`read.steps` are the first eight. `verify_receipt.py` checks one.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+from governance.errors import ConfigError
+from governance.receipts.verify_receipt import SHOWN_STEPS, WORDS, name_of, signed_bytes
+from governance.stage import now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from governance.receipts.name_tree import NameTree
+    from governance.signing.dsse import SigningKey
+
+_SHOWN_CHARACTERS = 120  # of a value, and of the words on a removed document
+
+
+def receipt(
+    names: NameTree, asked: tuple[str, str], steps: Sequence[int], facts: Mapping[str, Any], key: SigningKey
+) -> dict[str, Any]:
+    """Make and sign a receipt.
+
+    Args:
+        names: the tree of the corpus.
+        asked: kind and value.
+        steps: those at which the checkpoint's training read a document of this name, one for each time.
+        facts: `checkpoint`, `step`, `builds_on`, `journal`, `filters`, `removed`.
+        key: whoever is to check the receipt knows its public half.
+
+    Raises:
+        ConfigError: the key is a job's, which readers know only by its certificate.
+    """
+    if key.certificate is not None:
+        raise ConfigError("receipt: a job's key cannot sign it. Give the key that readers know: --signing-key PATH")
+    kind, value = asked
+    name = name_of(kind, value)
+    tag = names.tag_of(kind, name)
+    place = names.tree.place(tag)
+    shown = {} if kind in ("text", "raw text") or len(value.encode()) > _SHOWN_CHARACTERS else {"value": value}
+    statement = {
+        "answer": "used" if steps else "not used",
+        "asked": {"kind": kind, "name": name.hex(), **shown},
+        "found": None if place is None else names.found(place),
+        "read": {"times": len(steps), "steps": list(steps[:SHOWN_STEPS])},
+        **names.head,
+        **facts,
+        "removed": str(facts["removed"])[:_SHOWN_CHARACTERS],
+        "time": now(),
+        "words": WORDS,
+    }
+    signature = base64.b64encode(key.private.sign(signed_bytes(statement))).decode("ascii")
+    return {"statement": statement, "proof": names.tree.prove(tag), "signature": signature}

@@ -1,0 +1,150 @@
+"""Verifier of Assay's receipts: one file, without Assay and the corpus.
+
+    python verify_receipt.py receipt.json --key signing-key.pem.pub [--asked URL|ID|FILE] [--journal journal.jsonl]
+
+It needs `cryptography`. Status 0: all holds; 1: each fault is named. The tree (hashes are SHA-256, cut to 24 bytes):
+
+    tag   16 bytes of H(15 bytes of the corpus's digest, salt, kind, name); its bits lead from the root down
+    node  H(1, left, right); where no name is below: 24 zero bytes
+    stub  H(2, i, next bits of the tag, next stub): six (1, 1, 2, 4, 8, 16 bits) of a tag that is alone, then its leaf
+    leaf  H(0, blind, tag, copies, held out, licence)
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+KINDS = {"text": 1, "raw text": 2, "url": 3, "id": 4}
+NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (1, 1, 2, 4, 8, 16), 8
+WORDS = (
+    "Proven: whether this corpus's tree holds exactly this name. Attested by the key: that the tree is complete; "
+    "checkpoint, times, steps, filters. Silent on the text under other names, near copies, paraphrases, quotations."
+)
+
+
+def cut_hash(*parts: bytes) -> bytes:
+    """SHA-256 of the parts, cut to 24 bytes."""
+    return hashlib.sha256(b"".join(parts)).digest()[:24]
+
+
+def name_of(kind: str, value: str) -> bytes:
+    """The 16 bytes of a name; of a text, by its letters."""
+    if kind == "text":
+        value = re.sub("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]", "", re.sub("\r\n?|[\x0b\x0c\x85]", "\n", value))
+        value = re.sub("[ \t\n\r\x0b\x0c]", "", unicodedata.normalize("NFC", value))
+        value = "".join(letter.casefold() for letter in value)
+    return hashlib.sha256(value.encode("utf-8")).digest()[:16]
+
+
+def bits_of(tag: bytes, first: int, count: int) -> int:
+    """Bits [first, first + count) of a tag, as a number."""
+    return int.from_bytes(tag, "big") >> (128 - first - count) & ((1 << count) - 1)
+
+
+def leaf_value(found: Any) -> bytes:
+    """Bytes of a leaf: copies, held-out copies, licence."""
+    counts = b"".join(int(found[name]).to_bytes(4, "big") for name in ("copies", "held_out"))
+    return counts + hashlib.sha256(found["licence"].encode("utf-8")).digest()[:12]
+
+
+def root_of_proof(tag: bytes, proof: Any, found: Any) -> bytes:
+    """The root that a proof leads to; ValueError: it leads nowhere."""
+    packed, shown = base64.b85decode(proof["siblings"]), bytes.fromhex(proof["shown"])
+    path, end = str(proof["path"]), proof["end"]
+    if set(path) - {"0", "1"} or len(path) > 96 or 24 * path.count("1") != len(packed):
+        raise ValueError("proof: was cut, or has parts too many")
+    own = [bits_of(tag, len(path) + sum(STUB_BITS[:number]), width) for number, width in enumerate(STUB_BITS)]
+    node, above = NOTHING, 0
+    if end == "used" and len(shown) == 16 and found is not None:
+        node, above = cut_hash(b"\0", shown, tag, leaf_value(found)), len(own)
+    elif isinstance(end, list) and len(shown) == 24 and 0 <= end[0] < len(own):  # another tag is alone here
+        above, bits = end
+        if bits == own[above]:
+            raise ValueError("proof: ends at this very name, and claims that it is another")
+        node = cut_hash(bytes([2, above]), bits.to_bytes(2, "big"), shown)
+    elif end != "nothing" or shown:
+        raise ValueError("proof: its end is of no known form")
+    for number in reversed(range(above)):
+        node = cut_hash(bytes([2, number]), own[number].to_bytes(2, "big"), node)
+    for level in reversed(range(len(path))):  # 1: this sibling is given; 0: nothing is below it
+        beside = packed[24 * path[:level].count("1") :][:24] if path[level] == "1" else NOTHING
+        node = cut_hash(b"\1", *((beside, node) if bits_of(tag, level, 1) else (node, beside)))
+    return node
+
+
+def signed_bytes(statement: Any) -> bytes:
+    """Bytes of a statement that are signed."""
+    return f"assay-receipt-1\n{json.dumps(statement, sort_keys=True, ensure_ascii=False)}".encode()
+
+
+def verified(key: Any, signature: str, message: bytes) -> bool:
+    """Return whether a key signed a message."""
+    try:
+        key.verify(base64.b64decode(signature, validate=True), message)
+    except Exception:  # of `cryptography`, or of base64
+        return False
+    return True
+
+
+def faults(receipt: Any, key: Any, asked: str = "", journal: "bytes | None" = None) -> "list[str]":
+    """Every fault of a receipt, each after its kind; none: all holds."""
+    try:
+        if not verified(key, receipt["signature"], signed_bytes(receipt["statement"])):
+            return ["signature: the statement was altered, or another key signed it"]
+        found = statement_faults(receipt["statement"], receipt["proof"], asked)
+        return found + ([] if journal is None else journal_faults(receipt["statement"], key, journal.splitlines()))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError) as error:
+        return [str(error) if str(error)[:5] == "proof" else f"form: is no receipt ({type(error).__name__}: {error})"]
+
+
+def statement_faults(said: Any, proof: Any, asked: str) -> "list[str]":
+    """Faults of a signed statement against its proof."""
+    kind, name, found, read = said["asked"]["kind"], bytes.fromhex(said["asked"]["name"]), said["found"], said["read"]
+    seed = bytes.fromhex(said["corpus"])[:15] + bytes([said["salt"], KINDS[kind]])
+    tag = hashlib.sha256(seed + name).digest()[:16]
+    copies, held_out = (found["copies"], found["held_out"]) if found else (0, 0)
+    checks = [
+        (said["words"] == WORDS and len(name) == 16, "form: is of another version"),
+        (
+            all(name_of(kind, value) == name for value in (said["asked"].get("value"), asked) if value),
+            "name: is not about this question",
+        ),
+        ((copies + held_out > 0) == (proof["end"] == "used"), "counts: contradict the proof's end"),
+        (len(read["steps"]) == min(read["times"], SHOWN_STEPS), "counts: are not those of the steps"),
+        (copies > 0 or not read["times"], "counts: what is not in the corpus cannot be read"),
+        (said["answer"] == ("used" if read["times"] else "not used"), "answer: does not follow from the counts"),
+        (root_of_proof(tag, proof, found).hex() == said["root"], "proof: root, counts or proof were altered"),
+    ]
+    return [fault for holds, fault in checks if not holds]
+
+
+def journal_faults(said: Any, key: Any, lines: "list[bytes]") -> "list[str]":
+    """Faults of the journal's line in which the tree was stated."""
+    head = json.dumps({name: said[name] for name in ("corpus", "names", "root", "salt")}, sort_keys=True, indent=1)
+    if not 0 <= said["journal"] < len(lines):
+        return ["journal: lacks the line that states the tree: it was cut, or is another root's"]
+    envelope = json.loads(lines[said["journal"]])["envelope"]
+    body = base64.b64decode(envelope["payload"])
+    message = b"DSSEv1 28 application/vnd.in-toto+json %d %b" % (len(body), body)
+    if not verified(key, envelope["signatures"][0]["sig"], message):
+        return ["journal: the line that states the tree was altered, or another key signed it"]
+    return ["journal: states another tree"] * (hashlib.sha256(f"{head}\n".encode()).hexdigest() not in body.decode())
+
+
+if __name__ == "__main__":
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    parser = argparse.ArgumentParser()
+    _ = [parser.add_argument(word) for word in ("receipt", "--key", "--asked", "--journal")]
+    given = parser.parse_args()
+    if given.asked and Path(given.asked).is_file():
+        given.asked = Path(given.asked).read_bytes().decode("utf-8")
+    answer, public = json.loads(Path(given.receipt).read_bytes()), load_pem_public_key(Path(given.key).read_bytes())
+    wrong = faults(answer, public, given.asked, Path(given.journal).read_bytes() if given.journal else None)
+    sys.exit("\n".join(wrong) or sys.stdout.write(json.dumps(answer["statement"], indent=1)) * 0)
