@@ -141,9 +141,6 @@ class ModelConfig(Section):
     """RMSNorm of each query and key head, before positions (arXiv:2302.05442; as Qwen 3 has it)."""
     qk_norm_whole: bool = False
     """With qk_norm: over the channels of all heads together (OLMo 2, arXiv:2501.00656)."""
-    value_residual: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: share == 0)
-    """Share of the first layer's values in the values of every later layer (arXiv:2410.17897, whose fixed form has
-    0.5); 0: none."""
     embedding_multiplier: float = Field(default=1.0, gt=0)
     """What embeddings of tokens are multiplied by: sqrt(hidden_size) in Gemma (arXiv:2403.08295)."""
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
@@ -305,7 +302,6 @@ class ModelConfig(Section):
             "attn_logit_softcapping": None,
             "qk_norm": False,
             "embedding_norm": False,
-            "value_residual": 0.0,
             "num_labels": 0,
         }
         if wrong := [name for name, value in needed.items() if getattr(self, name) != value]:

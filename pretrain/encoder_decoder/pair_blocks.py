@@ -58,11 +58,11 @@ class EncoderBlock(nn.Module):
     def forward(self, x: torch.Tensor, attend: Attend, drop: Drop, site: int) -> torch.Tensor:
         """[B, L, hidden] -> [B, L, hidden]; `site` numbers the first sub-layer."""
 
-        def compute(x: torch.Tensor, angles: None, mask: DocumentMask, first: None) -> BlockOutput:
-            x = self.input_layernorm(x + drop(self.self_attn(x, None, mask)[0], site))
-            return self.post_attention_layernorm(x + drop(self.mlp(x), site + 1)), None, None
+        def compute(x: torch.Tensor, angles: None, mask: DocumentMask) -> BlockOutput:
+            x = self.input_layernorm(x + drop(self.self_attn(x, None, mask), site))
+            return self.post_attention_layernorm(x + drop(self.mlp(x), site + 1)), None
 
-        return run_block(compute, x, None, DocumentMask({None: attend}), None, self.checkpointing)[0]
+        return run_block(compute, x, None, DocumentMask({None: attend}), self.checkpointing)[0]
 
 
 class DecoderBlock(nn.Module):
@@ -89,10 +89,10 @@ class DecoderBlock(nn.Module):
         `attends` are those over the target so far and over the source.
         """
 
-        def compute(x: torch.Tensor, angles: None, mask: DocumentMask, first: None) -> BlockOutput:
-            return self.after(x, self.cross_attn.keys_and_values(memory), (mask, attends[1]), drop, site), None, None
+        def compute(x: torch.Tensor, angles: None, mask: DocumentMask) -> BlockOutput:
+            return self.after(x, self.cross_attn.keys_and_values(memory), (mask, attends[1]), drop, site), None
 
-        return run_block(compute, x, None, DocumentMask({None: attends[0]}), None, self.checkpointing)[0]
+        return run_block(compute, x, None, DocumentMask({None: attends[0]}), self.checkpointing)[0]
 
     def after(
         self,
@@ -103,6 +103,6 @@ class DecoderBlock(nn.Module):
         site: int = 0,
     ) -> torch.Tensor:
         """Compute the block with the source's keys and values."""
-        x = self.input_layernorm(x + drop(self.self_attn(x, None, seen[0])[0], site))
+        x = self.input_layernorm(x + drop(self.self_attn(x, None, seen[0]), site))
         x = self.cross_attention_layernorm(x + drop(self.cross_attn.over(x, held, seen[1]), site + 1))
         return self.post_attention_layernorm(x + drop(self.mlp(x), site + 2))

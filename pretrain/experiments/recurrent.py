@@ -89,7 +89,7 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: Any) -> torch.Tensor:
         """[B, L, width] -> [B, L, width]."""
-        return x + self.self_attn(self.norm(x), None, mask)[0]
+        return x + self.self_attn(self.norm(x), None, mask)
 
 
 class RecurrentBody(nn.Module):

@@ -10,7 +10,7 @@
     GPTNeoX                  the same with rotary positions
     Gemma2, Gemma3           norms around each part, windows, soft caps, either gate; the second with norms of heads
     Olmo2                    norms of what a part writes, and of all queries and all keys
-    Assay                    all others (experts chosen with a bias and value residuals, too): `modeling_assay.py` in
+    Assay                    all others (experts chosen with a bias, too): `modeling_assay.py` in
                              `remote_code` travels with the weights (`trust_remote_code`)
 
 Exact means that logits in fp32 agree to rounding. Tests load each with `transformers` and compare.
@@ -56,7 +56,7 @@ def family_of(model: ModelConfig) -> Family:
     if model.encoder_layers:
         raise ConfigError("assay export: the model is an encoder-decoder, for which there is no form of export")
     for candidate in (_llama, _experts, _gpt, gemma, olmo):
-        found = None if model.value_residual else candidate(model)
+        found = candidate(model)
         if found is not None:
             return found
     return _own(model)

@@ -59,7 +59,6 @@ def computed(model: ModelConfig) -> dict[str, Any]:
     """Values that decide the function that weights compute."""
     found = {name: value for name, value in model.model_dump(mode="json").items() if name not in _FREE}
     found |= {"attention_scale": model.attention_scale, "width_ratio": model.width_ratio}
-    found["value_residual"] = model.value_residual
     if model.position_embedding == "learned":
         found["max_position_embeddings"] = model.max_position_embeddings
     experts = ("num_local_experts", "num_experts_per_tok", "norm_topk_prob")

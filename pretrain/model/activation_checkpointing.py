@@ -21,8 +21,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from pretrain.model.attention import DocumentMask
 
 Checkpointing = Literal["none", "full", "selective"]
-BlockOutput = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-"""Stream, router logits of experts, and the first layer's values under `value_residual`."""
+BlockOutput = tuple[torch.Tensor, torch.Tensor | None]
+"""Stream, and router logits of experts."""
 _PRODUCTS = torch.ops.aten
 _KEPT = (
     _PRODUCTS.mm.default, _PRODUCTS.addmm.default, _PRODUCTS.linear.default, _PRODUCTS._scaled_mm.default,
@@ -42,16 +42,15 @@ def run_block(
     x: torch.Tensor,
     angles: torch.Tensor | None,
     mask: DocumentMask,
-    first: torch.Tensor | None,
     how: Checkpointing,
 ) -> BlockOutput:
-    """Output of `block(x, angles, mask, first)`, with activations kept according to `how`."""
+    """Output of `block(x, angles, mask)`, with activations kept according to `how`."""
     if how == "none" or not torch.is_grad_enabled():
-        return block(x, angles, mask, first)
+        return block(x, angles, mask)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # a block draws no random numbers
     if how == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    return checkpoint(block, x, angles, mask, first, **options)
+    return checkpoint(block, x, angles, mask, **options)
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

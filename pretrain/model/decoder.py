@@ -95,9 +95,9 @@ class Stack(nn.Module):
         if self.config.position_embedding == "rope":
             kinds = set(windows) if self.config.rope_local_base_freq else {None}
             angles = {kind: rotary_angles(positions, self.config, x.dtype, kind) for kind in kinds}
-        routers, first = [], None
+        routers = []
         for layer, window, mask in zip(self.layers, windows, masks, strict=True):
-            x, router, first = layer(x, angles.get(window, angles.get(None)), mask, first)
+            x, router = layer(x, angles.get(window, angles.get(None)), mask)
             if router is not None:
                 routers.append(router)
         return (x if self.config.norm_position == "post" else self.norm(x)), routers

@@ -59,19 +59,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, narrow, bias=config.bias)
         self.o_proj = nn.Linear(config.attention_width, width, bias=config.bias)
         self.joined = False
-        self.residual_share = config.value_residual
         self.normal, self.normal_whole = config.qk_norm, config.qk_norm_whole
         if config.qk_norm:
             sizes = (config.attention_width, narrow) if config.qk_norm_whole else (self.head_dim, self.head_dim)
             self.q_norm, self.k_norm = (RMSNorm(size, config) for size in sizes)
 
-    def forward(
-        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, L, hidden] -> [B, L, hidden], and the first layer's values.
+    def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> torch.Tensor:
+        """[B, L, hidden] -> [B, L, hidden].
 
-        `angles` rotate queries and keys; with None there are no rotary positions. Under `value_residual` the values
-        are [B, K, L, D], else None; `first` is None in the first layer, whose own values they are.
+        `angles` rotate queries and keys; with None there are no rotary positions.
         """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)  # -1: under tensor parallelism a rank holds some of the heads
@@ -84,10 +80,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if self.residual_share:
-            first, v = (v, v) if first is None else (first, v.lerp(first, self.residual_share))
         seen = mask.attend(q, k, v, self.window)
-        return self.o_proj(seen.transpose(1, 2).flatten(2)), first
+        return self.o_proj(seen.transpose(1, 2).flatten(2))
 
     def _project(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """Queries, keys and values, in one product where parameters are joined (`join_projections`)."""
@@ -128,32 +122,27 @@ class Block(nn.Module):
             self.post_feedforward_layernorm = make_norm(config)
         self.mlp = FeedForward(config) if config.moe is None else Experts(config, config.moe)
 
-    def forward(
-        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None = None
-    ) -> BlockOutput:
-        """[B, L, hidden] -> [B, L, hidden], router logits and first values.
+    def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> BlockOutput:
+        """[B, L, hidden] -> [B, L, hidden], and router logits (None without experts).
 
-        The logits are None without experts, `first` without `value_residual`; the next block takes it.
         Recomputation happens inside this call, below the hooks with which ZeRO-3 gathers the block's weights.
         """
-        return run_block(self._compute, x, angles, mask, first, self.checkpointing)
+        return run_block(self._compute, x, angles, mask, self.checkpointing)
 
-    def _compute(
-        self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask, first: torch.Tensor | None
-    ) -> BlockOutput:
+    def _compute(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> BlockOutput:
         read = x if self.order in ("post", "reordered") else self.input_layernorm(x)
-        seen, first = self.self_attn(read, angles, mask, first)
+        seen = self.self_attn(read, angles, mask)
         if self.order == "post":
             x = self.input_layernorm(x + seen)
             out, router = self._feed(x)
-            return self.post_attention_layernorm(x + out), router, first
+            return self.post_attention_layernorm(x + out), router
         if self.order == "pre":
             x = x + seen
             out, router = self._feed(self.post_attention_layernorm(x))
-            return x + out, router, first
+            return x + out, router
         x = x + self.post_attention_layernorm(seen)
         out, router = self._feed(x if self.order == "reordered" else self.pre_feedforward_layernorm(x))
-        return x + self.post_feedforward_layernorm(out), router, first
+        return x + self.post_feedforward_layernorm(out), router
 
     def _feed(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         out = self.mlp(x)

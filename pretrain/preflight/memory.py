@@ -284,8 +284,7 @@ def activations(recipe: TrainRecipe, engine: EngineConfig, device: str) -> int:
     if device != "cpu" or (recipe.train.sequence_length > SHORT_ROWS and model.attn_logit_softcapping is None):
         products += dims.heads  # attention's result, where it is one kernel
     kept = dims.stream * dims.width + (dims.size * products if kind == "selective" else 0)
-    first = dims.tokens * dims.size * dims.keys if model.value_residual else 0  # for all later blocks
-    return layers * dims.tokens * kept + first + whole + scratch
+    return layers * dims.tokens * kept + whole + scratch
 
 
 def _pair_activations(recipe: TrainRecipe, engine: EngineConfig, of: _Pass, device: str) -> int:

@@ -53,7 +53,6 @@ VARIANTS = {
     },
     "z_loss": {"z_loss": 0.01},
     "mup": {"initialisation": "mup", "mup_base_width": 16},
-    "value_residual": {"value_residual": 0.5},
     "mixtral": {"moe": {"num_local_experts": 4, "num_experts_per_tok": 2}},
     "switch": {"moe": {"num_local_experts": 3, "num_experts_per_tok": 1, "norm_topk_prob": False}, "bias": True},
 }

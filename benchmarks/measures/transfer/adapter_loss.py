@@ -1,10 +1,11 @@
 """Adapters against full fine-tuning, by number of examples, on one blog; and their logits against PEFT's.
 
 A decoder pretrained by Assay on novels and on news of other sources learns passages of 60 words from one blog: all of
-its parameters, or adapters of at most 3 % of them. Both arms have the same examples, steps, batches and seeds; each
-arm's learning rate is the best of its rates on examples of a seed that is not counted. The loss is that of passages of
-other articles, of one test for all. A ratio near 1 says little where full fine-tuning gains little: hence the share of
-its gain that adapters reach.
+its parameters, or adapters of at most 3 % of them. Both arms have the same examples, batches and seeds. Each arm has
+its own learning rate and number of epochs: those of the least loss on validation passages, after training on examples
+of a seed that is not counted. The loss that counts is that of a test; training, validation and test have articles of
+their own. A ratio near 1 says little where full fine-tuning gains little: hence the share of its gain that adapters
+reach.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from data_pipeline.tokens.pack import PackConfig, pack
 from data_pipeline.tokens.tokenizer import TokenizerConfig, train_tokenizer
 from governance.manifest import Manifest
 from governance.stage import Runtime
+from pretrain.config.training import AdapterConfig
 
-WORDS, LENGTH = 60, 128
-STEPS = {100: 20, 400: 60, 1600: 200}
-RATES = {"full": (3e-4, 1e-3, 3e-3), "adapters": (3e-3, 1e-2, 3e-2)}
-QUICK_RATES = {"full": (1e-3,), "adapters": (1e-2,)}  # the best found for 100 examples of the tuning seed
+WORDS, LENGTH, BATCH = 60, 128, 8
+Choice = tuple[float, int]
+"""Learning rate and epochs."""
+ARMS: dict[str, dict[str, Any]] = {"full": {}, "adapters": {"adapter": AdapterConfig(rank=5, alpha=10.0)}}
+"""Settings of `[train]` by arm; those of `[optim]` under `optim`."""
+GRID: dict[int, dict[str, Sequence[Choice]]] = {}
+QUICK: dict[int, dict[str, Sequence[Choice]]] = {}
 _TUNING_SEED = 99
-_ADAPTER = {"rank": 5, "alpha": 10.0}
 _BLOG = "18f-blog"
 _NOVELS = 4_000_000  # characters, as many as of the other news
 
@@ -40,35 +44,31 @@ def lora(quick: bool) -> Iterator[Goal]:
     """Loss of adapters over that of full fine-tuning, and the difference of logits from PEFT's."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if quick:
-            yield from measured(folder, (100,), 1, 200, QUICK_RATES)
-        else:
-            yield from measured(folder, tuple(STEPS), 5, 1500, RATES)
+        yield from measured(folder, QUICK, 1, 200) if quick else measured(folder, GRID, 5, 800)
 
 
 def measured(
-    folder: Path, sizes: Sequence[int], seeds: int, pretraining_steps: int, rates: Mapping[str, Sequence[float]]
+    folder: Path, grid: Mapping[int, Mapping[str, Sequence[Choice]]], seeds: int, pretraining_steps: int
 ) -> Iterator[Goal]:
-    """Goals of `lora`."""
+    """Goals of `lora`; a folder that holds some of the trainings gives them again."""
     arms = _Runs(folder, pretraining_steps)
-    before = arms.loss_of(arms.parent)
-    for size in sizes:
-        best = {arm: arms.best_rate(arm, size, choices) for arm, choices in rates.items()}
-        found = {arm: [arms.loss(arm, size, seed, best[arm]) for seed in range(seeds)] for arm in rates}
-        ratios = [one / all_learn for (one, _), (all_learn, _) in zip(found["adapters"], found["full"], strict=True)]
-        means = {arm: statistics.mean(loss for loss, _ in values) for arm, values in found.items()}
-        note = (
-            f"median of {seeds} seeds, {min(ratios):.4f} to {max(ratios):.4f}; nats: before {before:.4f}, full "
-            f"{means['full']:.4f} at {best['full']:g}, adapters {means['adapters']:.4f} at {best['adapters']:g}"
-        )
+    before = arms.loss_of(arms.parent, arms.test)
+    for size, choices in grid.items():
+        best = {arm: arms.best(arm, size, some) for arm, some in choices.items()}
+        made = {arm: [arms.tuned(arm, size, seed, choice) for seed in range(seeds)] for arm, choice in best.items()}
+        found = {arm: [arms.loss_of(one, arms.test) for one in some] for arm, some in made.items()}
+        ratios = [one / every for one, every in zip(found["adapters"], found["full"], strict=True)]
+        means = {arm: statistics.mean(losses) for arm, losses in found.items()}
+        chosen = ", ".join(f"{arm} {means[arm]:.4f} at {rate:g} x {epochs}" for arm, (rate, epochs) in best.items())
+        note = f"{min(ratios):.4f} to {max(ratios):.4f} in {seeds} seeds; nats: before {before:.4f}, {chosen} epochs"
         yield Goal(f"lora_loss_over_full_{size}", statistics.median(ratios), 1.01, "<=", note)
         reached = (before - means["adapters"]) / (before - means["full"])
         yield figure(f"lora_share_of_gain_{size}", reached, f"of {before - means['full']:.4f} nats")
-    stats = found["adapters"][0][1].stats
+    stats = made["adapters"][0].stats
     yield Goal("lora_share_of_parameters", stats["trained_parameters"] / stats["parameters"], 0.03, "<=")
-    held = {arm: arms.bytes_of(values[0][1]) for arm, values in found.items()}
+    held = {arm: arms.bytes_of(some[0]) for arm, some in made.items()}
     yield figure("lora_checkpoint_over_full", held["adapters"] / held["full"], f"{held['adapters']:,} bytes")
-    yield from arms.against_peft(found["adapters"][0][1])
+    yield from arms.against_peft(made["adapters"][0])
 
 
 class _Runs:
@@ -85,16 +85,16 @@ class _Runs:
         general += [{"id": row["id"], "text": row["text"]} for row in news if row["source"] != _BLOG]
         documents = self._ingested("general", general)
         self.tokenizer = train_tokenizer(documents, TokenizerConfig(vocabulary_size=2048), self.runtime)
-        sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+        sides: tuple[list[dict[str, str]], ...] = ([], [], [])  # training, validation, test: by article
         for number, row in enumerate(row for row in news if row["source"] == _BLOG):
             words = row["text"].split()
             for first in range(0, len(words) - WORDS, WORDS):
                 passage = {"id": f"{number}-{first}", "text": " ".join(words[first : first + WORDS])}
-                sides[number % 4 == 0].append(passage)
+                sides[{0: 2, 4: 1}.get(number % 8, 0)].append(passage)
         for side in sides:
             random.Random(0).shuffle(side)
         self.train = sides[0]
-        self.test = self._tokens("test", sides[1][:400], 0.999)
+        self.validation, self.test = (self._tokens(f"held-{side}", sides[side][:400], 0.999) for side in (1, 2))
         self.parent = self._trained(self._tokens("general", general, 0.0), self._recipe("", 3e-3, steps, 0))
         if not (folder / "parent").exists():  # a folder that holds some of the trainings gives them again
             self._export(self.parent)
@@ -118,20 +118,21 @@ class _Runs:
     def _recipe(self, arm: str, rate: float, steps: int, seed: int) -> Any:
         from pretrain.config.model import ModelConfig
         from pretrain.config.optim import OptimConfig
-        from pretrain.config.training import AdapterConfig, TrainConfig, TrainRecipe
+        from pretrain.config.training import TrainConfig, TrainRecipe
 
         model = ModelConfig(
             hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
             max_position_embeddings=LENGTH, tie_word_embeddings=True,
         )  # fmt: skip
-        train = TrainConfig(
-            sequence_length=LENGTH, global_batch_size=8 if arm else 16, steps=steps, precision="fp32", seed=seed,
-            validate_every_steps=0, initial_weights=str(self.folder / "parent") if arm else "",
-            adapter=AdapterConfig(**_ADAPTER) if arm == "adapters" else None,
-        )  # fmt: skip
+        changes = dict(ARMS[arm]) if arm else {}
         optim = OptimConfig(
-            optimizer="adamw" if arm else "muon", learning_rate=rate, warmup_steps=steps // 10, decay_steps=steps // 2
-        )
+            optimizer="adamw" if arm else "muon", learning_rate=rate, warmup_steps=steps // 10, decay_steps=steps // 2,
+            **changes.pop("optim", {}),
+        )  # fmt: skip
+        train = TrainConfig(
+            sequence_length=LENGTH, global_batch_size=BATCH if arm else 16, steps=steps, precision="fp32", seed=seed,
+            validate_every_steps=0, initial_weights=str(self.folder / "parent") if arm else "", **changes,
+        )  # fmt: skip
         return TrainRecipe(model=model, train=train, optim=optim)
 
     def _trained(self, tokens: Manifest, recipe: Any) -> Manifest:
@@ -142,24 +143,23 @@ class _Runs:
         checkpoint = CheckpointConfig(every_steps=recipe.train.steps)
         return train(tokens, recipe, Settings(checkpoint, self.engine, TrackingConfig(mode="disabled")), self.runtime)
 
-    def loss(self, arm: str, size: int, seed: int, rate: float) -> tuple[float, Manifest]:
-        """Nats per token of the test after training on `size` passages, and the training."""
-        drawn = random.Random(seed).sample(self.train, size)
-        tokens = self._tokens(f"set-{size}-{seed}", drawn, 0.0)
-        made = self._trained(tokens, self._recipe(arm, rate, STEPS[size], seed))
-        return self.loss_of(made), made
+    def tuned(self, arm: str, size: int, seed: int, choice: Choice) -> Manifest:
+        """Training on `size` passages."""
+        tokens = self._tokens(f"set-{size}-{seed}", random.Random(seed).sample(self.train, size), 0.0)
+        steps = max(1, round(choice[1] * tokens.stats["train_rows"] / BATCH))
+        return self._trained(tokens, self._recipe(arm, choice[0], steps, seed))
 
-    def best_rate(self, arm: str, size: int, choices: Sequence[float]) -> float:
-        """The rate of the least loss on examples that are not counted; of one choice, that."""
+    def best(self, arm: str, size: int, choices: Sequence[Choice]) -> Choice:
+        """The choice of the least validation loss on examples that are not counted; of one, that."""
         if len(choices) == 1:
             return choices[0]
-        return min(choices, key=lambda rate: self.loss(arm, size, _TUNING_SEED, rate)[0])
+        return min(choices, key=lambda one: self.loss_of(self.tuned(arm, size, _TUNING_SEED, one), self.validation))
 
-    def loss_of(self, made: Manifest) -> float:
-        """Nats per token of the test."""
+    def loss_of(self, made: Manifest, rows: Manifest) -> float:
+        """Nats per token of these validation rows."""
         from pretrain.evaluation.validation import evaluate
 
-        return evaluate(self._checkpoint(made), self.test, self.engine, self.runtime.root)[0].loss
+        return evaluate(self._checkpoint(made), rows, self.engine, self.runtime.root)[0].loss
 
     def bytes_of(self, made: Manifest) -> int:
         """Bytes of a training's last checkpoint."""

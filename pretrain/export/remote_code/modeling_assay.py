@@ -45,7 +45,6 @@ class Attention(nn.Module):
         super().__init__()
         width, self.head_dim = spec["hidden_size"], spec["head_dim"]
         self.layer, self.softcap = layer, spec["attn_logit_softcapping"]
-        self.residual_share = spec.get("value_residual", 0.0)
         wide, narrow = (spec[f"num_{kind}_heads"] * self.head_dim for kind in ("attention", "key_value"))
         every = spec["full_attention_every"]
         self.window = None if every and (layer + 1) % every == 0 else spec["sliding_window"]
@@ -60,10 +59,10 @@ class Attention(nn.Module):
             sizes = (wide, narrow) if self.whole else (self.head_dim, self.head_dim)
             self.q_norm, self.k_norm = (RMSNorm(size, spec) for size in sizes)
 
-    def forward(self, x, angles, visible, cache, first):
+    def forward(self, x, angles, visible, cache):
         """[B, L, hidden] -> [B, L, hidden]; `visible` [B, 1, L, K] says which keys each query may see.
 
-        The window is left out of `visible`; `first` holds the first layer's values once that layer has run.
+        The window is left out of `visible`.
         """
         rows, length, _ = x.shape
         shape = (rows, length, -1, self.head_dim)
@@ -76,9 +75,6 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if self.residual_share:
-            first.append(v)
-            v = v.lerp(first[0], self.residual_share) if self.layer else v
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         groups = q.shape[1] // k.shape[1]
@@ -259,10 +255,9 @@ class Stack(nn.Module):
         if spec["position_embedding"] == "rope":
             kinds = (False, True) if spec["rope_local_base_freq"] else (False,)
             angles = {local: rotary_angles(positions, spec, x.dtype, local) for local in kinds}
-        first = []
         for layer in self.layers:
             local = layer.self_attn.window is not None and True in angles
-            x = layer(x, angles[local], visible, cache, first)
+            x = layer(x, angles[local], visible, cache)
         return x if spec["norm_position"] == "post" else self.norm(x)
 
 

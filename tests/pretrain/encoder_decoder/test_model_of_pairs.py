@@ -164,7 +164,6 @@ def test_dropout_acts_in_training_alone():
         ({"num_key_value_heads": 2}, "num_key_value_heads = 4"),
         ({"sliding_window": 4}, "sliding_window = None"),
         ({"encoder_layers": 0, "dropout": 0.1}, "set encoder_layers"),
-        ({"value_residual": 0.5}, "value_residual = 0.0, not 0.5"),
         ({"initialisation": "mup", "mup_base_width": 16}, "xavier"),
     ],
 )

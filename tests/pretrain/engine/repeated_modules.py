@@ -29,7 +29,7 @@ from tests.pretrain.engine.test_engine_state import LENGTH, MICRO, ROWS, VOCABUL
 STEPS = 2
 MODEL = ModelConfig(
     hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-    max_position_embeddings=LENGTH, tie_word_embeddings=True, value_residual=0.5,
+    max_position_embeddings=LENGTH, tie_word_embeddings=True,
 )  # fmt: skip
 Masters = dict[str, torch.Tensor]
 

@@ -58,7 +58,6 @@ ALONE = {
     "gpt2": {"zero_stage": 0, **VARIANTS["gpt2"]},
     "gemma": {"zero_stage": 0, **VARIANTS["gemma"]},
     "tied": {"zero_stage": 0, "tie_word_embeddings": True, "z_loss": 0.01},
-    "values": {"zero_stage": 0, "value_residual": 0.5},
 }
 """One rank, one batch: what the others are compared with. gpt2: biases, LayerNorm, learned positions; gemma: windows,
 soft caps, norms around and within attention."""
@@ -125,7 +124,6 @@ def test_ranks_that_share_rows_learn_what_one_does(tmp_path, reference):
         "recomputed": {**share, "activation_checkpointing": "full"},
         "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
         "gemma": {**share, **VARIANTS["gemma"]},
-        "values": {**share, "value_residual": 0.5, "zero_stage": 3, "activation_checkpointing": "full"},
     }
     losses = rank_runs.losses_of_runs(tmp_path, runs, 2)
     for name, found in losses.items():
@@ -142,7 +140,6 @@ def test_ranks_that_share_matrices_learn_what_one_does(tmp_path, reference):
         "gpt2": {**share, **VARIANTS["gpt2"], "zero_stage": 3},
         "gemma": {**share, **VARIANTS["gemma"]},
         "tied": {**share, **ALONE["tied"], "zero_stage": 3},
-        "values": {**share, "value_residual": 0.5, "zero_stage": 1},
         "bf16": {**share, "zero_stage": 2, "precision": "bf16"},
     }
     for name, found in rank_runs.losses_of_runs(tmp_path, runs, 2).items():

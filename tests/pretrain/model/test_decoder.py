@@ -32,13 +32,11 @@ def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> to
                 out[position, i + size // 2] = b * math.cos(angle) + a * math.sin(angle)
         return out
 
-    x, values = weights["model.embed_tokens.weight"][tokens], []
+    x = weights["model.embed_tokens.weight"][tokens]
     for layer in range(settings.num_hidden_layers):
         p = f"model.layers.{layer}."
         y = norm(x, p + "input_layernorm.weight")
         q, k, v = (y @ weights[f"{p}self_attn.{n}_proj.weight"].T for n in "qkv")
-        values.append(v)
-        v = (1 - settings.value_residual) * v + settings.value_residual * values[0]
         heads = []
         for h in range(settings.num_attention_heads):
             g = h // groups
@@ -67,7 +65,6 @@ def reference(model: Decoder, settings: ModelConfig, tokens: torch.Tensor) -> to
         {"num_key_value_heads": 4},
         {"num_key_value_heads": 1},
         {"tie_word_embeddings": True},
-        {"value_residual": 0.3, "num_hidden_layers": 3},
     ],
 )
 def test_logits_are_those_of_a_plain_reference(changes):

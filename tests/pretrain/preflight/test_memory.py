@@ -127,18 +127,6 @@ def test_activations_follow_checkpointing_and_parallelism():
     assert parted["parameters"] < needed(8).device["parameters"] / 5
 
 
-def test_recomputed_blocks_keep_the_first_values_once():
-    mixed = recipe(SEVENTY_BILLION.model_copy(update={"value_residual": 0.5}))
-    kept = [
-        estimate(some, EngineConfig(micro_batch_size=1, activation_checkpointing=kind), VOCABULARY, 1, "cuda")
-        for kind in ("full", "none")
-        for some in (mixed, recipe())
-    ]
-    full, plain, whole, whole_plain = (found.device["activations"] for found in kept)
-    assert full - plain == 2 * 4096 * 8 * 128
-    assert whole == whole_plain
-
-
 def test_the_suggestion_fits_and_is_the_first_of_the_ladder():
     card = Hardware(Ranks(0, 64, 0, 8), "cuda", device_bytes=80 * GIB, host_bytes=2000 * GIB)
     engine = EngineConfig(micro_batch_size=1)
