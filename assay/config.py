@@ -177,8 +177,18 @@ def _with_labels(config: RunConfig, origins: dict[str, str]) -> RunConfig:
             f"model.num_labels = {config.model.num_labels}, and data.encode.classification has {labels} labels; remove "
             f"model.num_labels, which follows from them"
         )
+    if not labels and config.model.pooling != "last":
+        raise ConfigError(
+            f"model.pooling = {config.model.pooling!r} is of a classification head, and there is no "
+            f"[data.encode.classification]; add it, or remove model.pooling"
+        )
     if not labels:
         return config
+    if config.model.pooling == "mean" and (config.engine.sequence_parallel_size > 1 or config.engine.deterministic):
+        raise ConfigError(
+            "model.pooling = 'mean' needs whole rows, and on CUDA adds in no fixed order; set "
+            "engine.sequence_parallel_size = 1 and engine.deterministic = false, or remove model.pooling"
+        )
     if config.evaluation.tasks or config.engine.tensor_parallel_size > 1:
         raise ConfigError(
             "data.encode.classification trains a classifier, which scores no [evaluation] tasks and is not split over "

@@ -9,11 +9,16 @@ import platform
 import re
 import resource
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
+
+from benchmarks.measures.children import ending_with_this
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,13 @@ def figure(name: str, value: float, note: str = "") -> Goal:
     return Goal(name, value, 0.0, "info", note)
 
 
-def command_line(description: str | None, groups: Callable[[bool], Mapping[str, Callable[[], Iterable[Goal]]]]) -> int:
-    """A script's whole command line: `[--quick] [GROUP ...]`; `groups(quick)` names the measurements."""
+def command_line(
+    description: str | None, groups: Callable[[bool], Mapping[str, Callable[[], Iterable[Goal]]]], at_once: int = 1
+) -> int:
+    """A script's whole command line: `[--quick] [GROUP ...]`; `groups(quick)` names the measurements.
+
+    With `--quick`, `at_once` groups run at the same time, each in a process.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes")
     parser.add_argument("groups", nargs="*", metavar="GROUP", help="only these")
@@ -66,7 +76,20 @@ def command_line(description: str | None, groups: Callable[[bool], Mapping[str, 
     known = groups(arguments.quick)
     if unknown := sorted(set(arguments.groups) - set(known)):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(known)}")
-    return run([(name, measure) for name, measure in known.items() if name in (arguments.groups or known)])
+    chosen = [(name, measure) for name, measure in known.items() if name in (arguments.groups or known)]
+    if not arguments.quick or at_once == 1 or len(chosen) == 1:
+        return run(chosen)
+
+    def one(name: str) -> int:
+        command = [sys.executable, sys.argv[0], "--quick", name]
+        ended = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=ending_with_this()
+        )  # the thread that started a process waits for its end
+        print(ended.stdout, end="", flush=True)
+        return ended.returncode
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return int(any(list(pool.map(one, [name for name, _ in chosen]))))
 
 
 def run(groups: Iterable[tuple[str, Callable[[], Iterable[Goal]]]]) -> int:

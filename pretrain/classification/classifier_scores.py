@@ -119,7 +119,7 @@ def classify(
 
 
 def logits_of(model: LoadedModel, texts: Sequence[npt.NDArray[np.integer]], rows: int = 16) -> Floats:
-    """Logits [documents, labels], read off each text's last token."""
+    """Logits [documents, labels], read off each text's last token, or off the mean of all (`model.pooling`)."""
     import torch
 
     device = next(model.decoder.parameters()).device
@@ -137,6 +137,7 @@ def logits_of(model: LoadedModel, texts: Sequence[npt.NDArray[np.integer]], rows
                 segments[row, :length] = 0
             positions = torch.arange(longest, dtype=torch.int32).expand(tokens.shape)
             hidden, _ = model.decoder.model(tokens.to(device), segments.to(device), positions.to(device))
+            hidden = model.decoder.pooled(hidden, positions.to(device))
             last = torch.tensor([len(texts[place]) - 1 for place in part], device=device)
             logits = model.decoder.lm_head(hidden[torch.arange(len(part), device=device), last])
             found[part] = logits.double().cpu().numpy()

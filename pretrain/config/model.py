@@ -184,6 +184,8 @@ class ModelConfig(Section):
     num_labels: int = Field(default=0, ge=0, exclude_if=lambda labels: not labels)
     """Rows of a classification head in place of the output projection: as many as `data.encode.classification` has
     labels, from which it follows. 0: a language model."""
+    pooling: Literal["last", "mean"] = Field(default="last", exclude_if=lambda pooling: pooling == "last")
+    """Hidden state that the classification head reads: of the text's last token, or the mean of all."""
 
     encoder_layers: int = Field(default=0, ge=0, exclude_if=lambda layers: not layers)
     """Blocks of an encoder that reads the source of each pair (arXiv:1706.03762, section 3.1); num_hidden_layers are

@@ -72,8 +72,13 @@ def classifier_of(model: ModelConfig, labels: Sequence[str]) -> Family:
     Its `score` reads the last token that is no padding.
 
     Raises:
-        ConfigError: `transformers` has no such class for the architecture.
+        ConfigError: `transformers` has no such class for the architecture, or the head reads the mean of all tokens.
     """
+    if model.pooling == "mean":
+        raise ConfigError(
+            "model.pooling = 'mean': the classes of transformers read the last token, so this model has no form there; "
+            "use it with: assay classify"
+        )
     base = family_of(model.model_copy(update={"num_labels": 0, "tie_word_embeddings": True}))
     name = base.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     if name not in _CLASSIFIERS:

@@ -172,7 +172,19 @@ class Decoder(nn.Module):
         (`flash.documents_at_most`); without it FlashAttention makes the host wait for the count.
         """
         hidden, routers = self.model(tokens, segments, positions, documents)
-        return self.losses(hidden, routers, targets)
+        return self.losses(self.pooled(hidden, positions), routers, targets)
+
+    def pooled(self, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, L, hidden] that the head reads, under `pooling`.
+
+        The mean at a token is that of its document so far, so at the last one it is that of the text.
+        """
+        if self.config.pooling == "last":
+            return hidden
+        sums = nn.functional.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+        begins = torch.arange(hidden.shape[1], device=hidden.device) - positions
+        before = sums.gather(1, begins[..., None].long().expand(hidden.shape))
+        return ((sums[:, 1:] - before) / (positions[..., None] + 1)).to(hidden.dtype)
 
     def losses(
         self, hidden: torch.Tensor, routers: list[torch.Tensor], targets: torch.Tensor, soft: SoftLoss | None = None

@@ -11,7 +11,9 @@ import pytest
 import transformers
 
 from assay.cli.main import main
+from assay.config import load_run
 from benchmarks.measures.small_run import SMALL_RUN
+from governance.errors import ConfigError
 from governance.manifest import read_manifest
 from tests.conftest import tale, write_project
 
@@ -104,3 +106,23 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
     assert command(project, "export", run, "last", project / "out") == 0
     model = transformers.AutoModelForSequenceClassification.from_pretrained(project / "out")
     assert model.config.id2label == {0: "storm", 1: "calm"}
+
+
+def test_a_mean_without_a_head_or_whole_rows_is_refused(tmp_path):
+    run = write_project(tmp_path / "project") / "my.toml"
+    run.write_text(SMALL_RUN)
+    mean = "model.pooling='mean'"
+    with pytest.raises(ConfigError, match="of a classification head, and there is no"):
+        load_run(run, [mean])
+    run.write_text(
+        SMALL_RUN.replace(
+            "validation_share = 0.1", "validation_share = 0.1\n[data.pack]\nsequence_length = 64\nmin_used_share = 0"
+        )
+    )
+    labels = [
+        "data.encode.classification.labels=['storm', 'calm']",
+        "data.sources=[{type='jsonl', name='tales', paths=['*.jsonl'], licence='CC0-1.0', columns=['label']}]",
+    ]
+    assert load_run(run, [mean, *labels]).config.model.pooling == "mean"
+    with pytest.raises(ConfigError, match="whole rows"):
+        load_run(run, [mean, *labels, "engine.sequence_parallel_size=2"])

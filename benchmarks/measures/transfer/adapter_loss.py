@@ -33,8 +33,14 @@ Choice = tuple[float, int]
 """Learning rate and epochs."""
 ARMS: dict[str, dict[str, Any]] = {"full": {}, "adapters": {"adapter": AdapterConfig(rank=5, alpha=10.0)}}
 """Settings of `[train]` by arm; those of `[optim]` under `optim`."""
-GRID: dict[int, dict[str, Sequence[Choice]]] = {}
-QUICK: dict[int, dict[str, Sequence[Choice]]] = {}
+GRID: dict[int, dict[str, Sequence[Choice]]] = {
+    100: {"full": ((3e-4, 4), (1e-3, 1), (1e-3, 2)), "adapters": ((1e-3, 4), (3e-3, 2), (3e-3, 4), (1e-2, 2))},
+    400: {"full": ((3e-4, 6), (1e-3, 3), (1e-3, 6)), "adapters": ((1e-3, 8), (3e-3, 3), (3e-3, 6), (1e-2, 3))},
+    1600: {"full": ((3e-4, 6), (1e-3, 3)), "adapters": ((3e-3, 4), (3e-3, 8), (1e-2, 4))},
+}
+"""Choices by number of examples and arm."""
+QUICK: dict[int, dict[str, Sequence[Choice]]] = {100: {"full": ((3e-4, 4),), "adapters": ((3e-3, 2),)}}
+"""The best found at this size."""
 _TUNING_SEED = 99
 _BLOG = "18f-blog"
 _NOVELS = 4_000_000  # characters, as many as of the other news

@@ -215,3 +215,29 @@ def test_a_language_model_is_no_classifier():
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="no classification head"):
         require_classifier(stored, LABELS)
+
+
+def test_the_mean_of_a_text_is_pooled():
+    """Logits and gradients are those of plain means, in packed rows and for texts alone."""
+    model = model_of(config(num_labels=3, pooling="mean"))
+    batch = rows([[5, 7, 20]])
+    targets = torch.full_like(batch.targets, -100)
+    targets[0, 4], targets[0, 11] = 2, 0
+    objective, _ = model(batch.tokens, targets, batch.segments, batch.positions)
+    hidden, _ = model.model(batch.tokens, batch.segments, batch.positions)
+    means = torch.stack([hidden[0, :5].mean(0), hidden[0, 5:12].mean(0)])
+    plain = torch.nn.functional.cross_entropy(means @ model.lm_head.weight.T, torch.tensor([2, 0]), reduction="sum")
+    torch.testing.assert_close(objective, plain)
+    learned = [one for one in model.parameters() if one.requires_grad]
+    for ours, theirs in zip(
+        torch.autograd.grad(objective, learned, retain_graph=True), torch.autograd.grad(plain, learned), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    texts = [batch.tokens[0, :5].numpy(), batch.tokens[0, 5:12].numpy()]
+    alone = logits_of(LoadedModel(model.eval(), 32, VOCABULARY), texts)
+    np.testing.assert_allclose(alone, (means @ model.lm_head.weight.T).detach().numpy(), atol=2e-5)
+
+
+def test_pooled_means_are_refused_where_they_cannot_be_read():
+    with pytest.raises(ConfigError, match="read the last token"):
+        classifier_of(config(**EVERY["llama"], num_labels=3, pooling="mean"), LABELS)
