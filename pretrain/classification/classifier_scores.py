@@ -119,7 +119,10 @@ def classify(
 
 
 def logits_of(model: LoadedModel, texts: Sequence[npt.NDArray[np.integer]], rows: int = 16) -> Floats:
-    """Logits [documents, labels], read off each text's last token, or off the mean of all (`model.pooling`)."""
+    """Logits [documents, labels].
+
+    They are read off each text's last token, or off the mean of all (`model.pooling`).
+    """
     import torch
 
     device = next(model.decoder.parameters()).device

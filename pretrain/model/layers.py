@@ -123,9 +123,10 @@ class Block(nn.Module):
         self.mlp = FeedForward(config) if config.moe is None else Experts(config, config.moe)
 
     def forward(self, x: torch.Tensor, angles: torch.Tensor | None, mask: DocumentMask) -> BlockOutput:
-        """[B, L, hidden] -> [B, L, hidden], and router logits (None without experts).
+        """[B, L, hidden] -> [B, L, hidden], and router logits.
 
-        Recomputation happens inside this call, below the hooks with which ZeRO-3 gathers the block's weights.
+        Those are None without experts. Recomputation happens inside this call, below the hooks with which ZeRO-3
+        gathers the block's weights.
         """
         return run_block(self._compute, x, angles, mask, self.checkpointing)
 
