@@ -65,10 +65,10 @@ def read_behind(manifests: Sequence[Manifest], root: Path) -> list[str]:
     corpus = corpus_of(manifests)
     if corpus is not None:
         walk.training(corpus, corpus.folder)
-    given = {manifest.folder for manifest in manifests}
-    records = [f"{folder}/{RECORD}" for folder in trainings if folder not in given]
+    listed = {manifest.folder for manifest in manifests}
+    records = [f"{folder}/{RECORD}" for folder in trainings if folder not in listed]
     there = [record for record in records if (root / record).exists()]
-    return sorted([*(f"{folder}/{FILE_NAME}" for folder in {*walk.known} - given), *there])
+    return sorted([*(f"{folder}/{FILE_NAME}" for folder in {*walk.known} - listed), *there])
 
 
 def behind(corpus: Manifest, manifests: Iterable[Manifest], root: Path) -> Training:

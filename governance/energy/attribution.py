@@ -243,11 +243,11 @@ def share_out(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     whole = sum(weights.values())
     if not whole:
         return {name: total if index == 0 else 0 for index, name in enumerate(weights)}
-    parts, passed, given = {}, 0, 0
+    parts, passed, shared = {}, 0, 0
     for name, weight in weights.items():
         passed += weight
         until = total * passed // whole
-        parts[name], given = until - given, until
+        parts[name], shared = until - shared, until
     return parts
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from governance.energy.ledger import MILLIJOULES_PER_KWH, NEEDS, still_runs
-from governance.energy.ledger_tail import MOST_UNSEEN_SECONDS, Counts, Spending, Use, of_training, projected
+from governance.energy.ledger_tail import MOST_UNSEEN_SECONDS, Counts, Spending, Use, projected, training_counts
 from governance.energy.meters import READ, RUNNING
 from governance.errors import BudgetReached
 from governance.gate.policy import EnergyBudget
@@ -128,7 +128,7 @@ class Keeper(Budget):
     def counts(self, artifact: str) -> Counts:
         """Filter of the ledger's intervals that count for a budget."""
         if self.budget.scope == "training":
-            return of_training(artifact)
+            return training_counts(artifact)
         return lambda line: line["stage"] not in _FREE
 
     def reached(self, what: str, used: int) -> BudgetReached:

@@ -54,12 +54,13 @@ def allotment(
     threads: int, values: Mapping[str, str] = os.environ, groups: Path = CGROUPS, own: Path = OWN_GROUPS
 ) -> Allotment | None:
     """Share of a node's threads for this process; None for all."""
-    job, given = values.get("SLURM_JOB_ID"), values.get("SLURM_CPUS_ON_NODE", "")
-    if job and given.isdecimal() and 0 < int(given) < threads:
+    job, allotted = values.get("SLURM_JOB_ID"), values.get("SLURM_CPUS_ON_NODE", "")
+    if job and allotted.isdecimal() and 0 < int(allotted) < threads:
         inner = process_cgroup(groups, own)
         around = () if inner is None else (inner, *inner.parents)
-        of_job = next((folder for folder in around if folder.name == f"job_{job}"), None)  # None without Slurm's groups
-        return Allotment(int(given), threads, job, usage(of_job))
+        # None without Slurm's groups
+        job_folder = next((folder for folder in around if folder.name == f"job_{job}"), None)
+        return Allotment(int(allotted), threads, job, usage(job_folder))
     group = process_cgroup(groups, own)
     quota = None if group is None else _quota(group, groups)
     return None if quota is None or quota >= threads else Allotment(quota, threads, None, usage(group))

@@ -167,7 +167,7 @@ def _summed(parts: Sequence[CostPart], missing: Sequence[str]) -> Cumulative:
 
 _OfTraining = Callable[[str, int | None], Sum | None]
 """Energy of a training up to a step (None: its end); None without a record."""
-_OfData = Callable[[str], Sum | None]
+_DataCost = Callable[[str], Sum | None]
 """Energy of an artifact; None without a record."""
 
 
@@ -180,7 +180,7 @@ def _sums_of_trainings(survived: Mapping[str, Sequence[EnergyPiece]]) -> _OfTrai
     return took
 
 
-def _sums_of_data(survived: Mapping[str, Sequence[EnergyPiece]], recorded: Mapping[str, Sum]) -> _OfData:
+def _sums_of_data(survived: Mapping[str, Sequence[EnergyPiece]], recorded: Mapping[str, Sum]) -> _DataCost:
     @cache
     def took(name: str) -> Sum | None:
         return add(survived[name]) if name in survived else recorded.get(name)
@@ -196,11 +196,11 @@ def data_work(
     return _summed(parts, [*missing, *corpus.unknown])
 
 
-def _data_parts(of_data: _OfData, shares: Mapping[str, Fraction | None]) -> tuple[list[CostPart], list[str]]:
+def _data_parts(data_cost: _DataCost, shares: Mapping[str, Fraction | None]) -> tuple[list[CostPart], list[str]]:
     parts: list[CostPart] = []
     missing: list[str] = []
     for name, share in shares.items():
-        made = of_data(name)
+        made = data_cost(name)
         if share is None or made is None:
             missing.append(name)
         else:

@@ -72,10 +72,10 @@ def cpu_power(model: str, threads: float, override_watts: float | None = None) -
     """
     if override_watts is not None:
         return CpuPower(override_watts, override_watts, override_watts, f"TDP {override_watts:g} W as configured")
-    for pattern, watts, of_threads in _CHIPS:
+    for pattern, watts, chip_threads in _CHIPS:
         if re.search(pattern, model):
-            total = watts / of_threads * threads
-            source = f"TDP {total:.1f} W: {threads:g} threads of {model}, {watts} W for {of_threads}"
+            total = watts / chip_threads * threads
+            source = f"TDP {total:.1f} W: {threads:g} threads of {model}, {watts} W for {chip_threads}"
             return CpuPower(total, total, total, source)
     low, middle, high = (value * threads for value in thread_watts())
     name = model or "a processor without a name"

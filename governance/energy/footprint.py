@@ -189,7 +189,7 @@ def footprint(root: Usage, training: Usage | None, factors: Factors, whole_nodes
     building, needs = _building(nodes, factors)
     pue = ("pue",) if factors.pue else ()
 
-    def of_electricity(name: str, unit: str, setting: str) -> Figure:
+    def electric_figure(name: str, unit: str, setting: str) -> Figure:
         factor = getattr(factors, setting)
         if factor is None:
             return Figure(name, unit, UNKNOWN, (), (f"energy.factors.{setting}",))
@@ -205,7 +205,7 @@ def footprint(root: Usage, training: Usage | None, factors: Factors, whole_nodes
             "Electricity with the building", "kWh", building if factors.pue else Band(nodes.low, None, None), pue, needs
         ),
         "carbon_location": location,
-        "carbon_market": of_electricity("CO2e, market-based", "g CO2e", "contract") if factors.contract else averaged,
+        "carbon_market": electric_figure("CO2e, market-based", "g CO2e", "contract") if factors.contract else averaged,
         "carbon_embodied": made,
         "carbon_total": _with_embodied(location, made),
         "sci": _sci(training, factors, whole_nodes),
@@ -213,7 +213,7 @@ def footprint(root: Usage, training: Usage | None, factors: Factors, whole_nodes
             "Water on site", "l", nodes.each(wue, "*"), ("wue",) if factors.wue else (),
             () if factors.wue else ("energy.factors.wue",),
         ),
-        "water_of_electricity": of_electricity("Water of the electricity", "l", "grid_water"),
+        "water_of_electricity": electric_figure("Water of the electricity", "l", "grid_water"),
     }  # fmt: skip
     if energy.value is None:
         unmeasured = ("a meter: no energy was measured",)

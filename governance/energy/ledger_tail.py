@@ -148,7 +148,7 @@ class Spending:
         return value + projected(milliwatts, max(0.0, unseen)), milliwatts if runs else 0
 
 
-def of_training(artifact: str) -> Counts:
+def training_counts(artifact: str) -> Counts:
     """The attempts of one training.
 
     One that was killed before it named its artifact counts too.

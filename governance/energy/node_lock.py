@@ -53,8 +53,8 @@ def runtime_folder(job: str | None = None) -> Path:
     That is XDG_RUNTIME_DIR, else the temporary directory. A job that measures its share of the node has a folder of its
     own.
     """
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    parent = Path(given) if given and os.access(given, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    parent = Path(runtime) if runtime and os.access(runtime, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
     return parent / f"assay-{os.getuid()}" / f"meter-{socket.gethostname()}{f'-job-{job}' if job else ''}"
 
 

@@ -66,10 +66,10 @@ class Nvml:
         return parts
 
 
-def open_nvml(of_job: str | None = None) -> tuple[Nvml | None, str]:
+def open_nvml(job_gpus: str | None = None) -> tuple[Nvml | None, str]:
     """Open the NVIDIA GPUs of this node, or give the reason.
 
-    `of_job` lists the numbers of the GPUs to count, as in "0,1"; with None all that are seen count.
+    `job_gpus` lists the numbers of the GPUs to count, as in "0,1"; with None all that are seen count.
     """
     devices = Path("/dev/nvidiactl").exists()
     if Path("/dev/kfd").exists() and not devices:
@@ -81,7 +81,7 @@ def open_nvml(of_job: str | None = None) -> tuple[Nvml | None, str]:
     try:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
-        named = [int(word) for word in (of_job or "").split(",") if word.isdecimal()]
+        named = [int(word) for word in (job_gpus or "").split(",") if word.isdecimal()]
         # Where Slurm constrains devices, NVML sees the job's alone and numbers them anew.
         numbers = named if named and len(named) < count and max(named) < count else range(count)
         return (Nvml(pynvml, [pynvml.nvmlDeviceGetHandleByIndex(i) for i in numbers]) if count else None), ""

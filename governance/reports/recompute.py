@@ -106,7 +106,7 @@ def recompute(report: Manifest, root: Path, rules: Mask = mask) -> Checked:
     if mismatches:
         verdict = _signed(verdict, root)
     section = ReportSection.model_validate_json(json.dumps(report.config), strict=True)
-    found = facts(artifacts, verdict, root, rules, section.given, entries)
+    found = facts(artifacts, verdict, root, rules, section.extra, entries)
     expected = json.loads(json_text(found))
     mismatches += [*json_mismatches("report.json", stated, expected)] or text_mismatches(
         "report.json", text, json_text(found)
@@ -179,9 +179,9 @@ def _artifacts(report: Manifest, root: Path) -> dict[str, Manifest]:
 
 def _verdict(report: Manifest, verdict: Mapping[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
     """Differences between the reported and the signed verdict."""
-    expected, given = report.config.get("verdict_sha256"), sha256_bytes(canonical_json(verdict))
-    if given != expected:
-        yield "/verdict", f"a verdict of sha256 {given[:16]}…", f"{str(expected)[:16]}…, in the report's manifest"
+    expected, present = report.config.get("verdict_sha256"), sha256_bytes(canonical_json(verdict))
+    if present != expected:
+        yield "/verdict", f"a verdict of sha256 {present[:16]}…", f"{str(expected)[:16]}…, in the report's manifest"
     path = root / verdict_name(verdict)
     if verdict and path.exists() and read_stated_verdict(path) != verdict:
         yield "/verdict", f"{verdict.get('verdict')} of {verdict.get('signed_at')}", f"a different one in {path.name}"

@@ -21,7 +21,7 @@ from governance.energy.factors import Factors
 from governance.files import put_in_place, sha256_bytes, write_json, write_text
 from governance.lineage.unlisted_files import TO_ROOT, TO_ROOT_FROM_LATEST
 from governance.manifest import KEY_LENGTH, Manifest, describe
-from governance.reports.facts.report_facts import Given, facts, in_order
+from governance.reports.facts.report_facts import ReportInputs, facts, in_order
 from governance.reports.facts.samples import Mask, mask
 from governance.reports.sections.page import page
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -45,9 +45,9 @@ class ReportSection(Section):
     """Size of that record at the time of the report: a longer one gives another report."""
 
     @property
-    def given(self) -> Given:
+    def extra(self) -> ReportInputs:
         """Inputs for the facts."""
-        return Given(self.factors, self.begun, self.name)
+        return ReportInputs(self.factors, self.begun, self.name)
 
 
 def report(
@@ -87,7 +87,7 @@ def report(
     )
 
     def make(folder: Path) -> Made:
-        found = facts(artifacts, verdict, root, rules, section.given)
+        found = facts(artifacts, verdict, root, rules, section.extra)
         write_json(folder / "report.json", found)
         write_text(folder / "report.html", page(found))
         files = [folder / "report.html", folder / "report.json"]

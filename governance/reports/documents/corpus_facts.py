@@ -53,10 +53,10 @@ def findings_text(evidence: Evidence) -> str:
     if not tested:
         return "No difference between groups was tested."
     count = sum(map(len, findings(evidence).values()))
-    of_tested = f"of {number(tested)} tested difference{'' if tested == 1 else 's'} between groups"
+    tested_words = f"of {number(tested)} tested difference{'' if tested == 1 else 's'} between groups"
     verb = "is" if count <= 1 else "are"
     rule = "q below 0.05, 95 % interval without equality"
-    return f"{number(count) if count else 'None'} {of_tested} {verb} significant ({rule})."
+    return f"{number(count) if count else 'None'} {tested_words} {verb} significant ({rule})."
 
 
 def finding_text(suite: str, row: Row) -> str:

@@ -16,7 +16,6 @@ from governance.energy.ledger import FILE_NAME as LEDGER
 from governance.energy.ledger import files_of, read_ledger
 from governance.files import read_lines
 from governance.manifest import Manifest
-from governance.phases import HANG
 from governance.reports.facts.citations import cite
 from governance.reports.html.markup import Html, compact, energy, foreign, join, number, table, tag
 
@@ -126,11 +125,6 @@ def _attempts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             rows[-1]["lost"] = max(0, rows[-1]["to"] - begun)
         rows.append({"attempt": attempt, "from": begun, "to": max(steps, default=begun), "lost": 0, "left": left})
     return rows
-
-
-def hangs(found: Mapping[str, Any]) -> int:
-    """Attempts that ended in a hang."""
-    return sum(row["count"] for row in found["faults"]["ended"] if row["cause"] == HANG)
 
 
 def faults(found: Mapping[str, Any]) -> Html:

@@ -211,12 +211,12 @@ def _rates(
     corpus = ancestry.corpus
     price = rate(data_work(survived, corpus, ancestry.recorded).sum, documents) if corpus is not None else _UNPRICED
     nats = _nats_fallen(manifests, root)
-    of_loss = _UNPRICED if training is None else rate(training, nats)
+    loss_rate = _UNPRICED if training is None else rate(training, nats)
     return {
         "documents": documents,
         "per_document": asdict(price),
         "nats": nats,
-        "per_nat": asdict(of_loss),
+        "per_nat": asdict(loss_rate),
     }
 
 

@@ -41,7 +41,7 @@ _COUNTS = ("documents_in", "documents_kept", "bytes_in", "bytes_kept")
 
 
 @dataclass(frozen=True)
-class Given:
+class ReportInputs:
     """Inputs of a report besides artifacts and verdict."""
 
     factors: Factors | None = None
@@ -57,7 +57,7 @@ def facts(
     verdict: Mapping[str, Any],
     root: Path,
     rules: Mask = mask,
-    given: Given | None = None,
+    extra: ReportInputs | None = None,
     stated: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
     """Content of report.json.
@@ -67,14 +67,14 @@ def facts(
         verdict: the signed decision's content.
         root: the artifacts' root.
         rules: mask personal data in examples.
-        given: further inputs.
+        extra: further inputs.
         stated: evidence of an existing report; growing files are then read only as far as it read them.
 
     Raises:
         ManifestError: an artifact's file cannot be read.
     """
-    manifests, given = in_order(artifacts), given or Given()
-    entries = collect_entries(manifests, verdict, root, stated, given.begun)
+    manifests, extra = in_order(artifacts), extra or ReportInputs()
+    entries = collect_entries(manifests, verdict, root, stated, extra.begun)
     running = running_of(entries)
 
     def alive(line: Mapping[str, Any]) -> bool:
@@ -86,7 +86,7 @@ def facts(
     results = _read(audit, "results.json", root)
     found: dict[str, Any] = {
         "schema": 1,
-        "run": {"name": given.name, "finished": max((str(m.run.get("finished") or "") for m in manifests), default="")},
+        "run": {"name": extra.name, "finished": max((str(m.run.get("finished") or "") for m in manifests), default="")},
         "verdict": dict(verdict),
         "funnel": funnel,
         "languages": language_counts(artifacts, root),
@@ -110,7 +110,7 @@ def facts(
         "findings": findings_of(artifacts, root, rules),
         "instruments": instruments_of(artifacts),
         "tokens": {stage: scalars(artifacts[stage].stats) for stage in _OF_TOKENS if stage in artifacts},
-        "begun": given.begun or None,
+        "begun": extra.begun or None,
         "lineage": [_lineage(manifest) for manifest in manifests],
         "environment": environment(manifests),
     }
@@ -121,8 +121,8 @@ def facts(
     with as_of(root, entries) as then:
         found |= {
             "training": training_facts(artifacts["train"], then) if "train" in artifacts else None,
-            "energy": energy_facts(manifests, then, given.factors, alive),
-            "faults": fault_facts(artifacts.get("train"), then, alive, given.begun),
+            "energy": energy_facts(manifests, then, extra.factors, alive),
+            "faults": fault_facts(artifacts.get("train"), then, alive, extra.begun),
             "cluster": cluster_facts(then),
         }
     found["summary"] = summary(found)

@@ -49,10 +49,10 @@ def _distinct(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         row = rows[place]
         names = tuple(row[name] for name in ("metric", "instrument", "axis", "group", "against"))
         one = (*names, row["language"], row["value"])
-        of_any_language = (*names, *(row[name] for name in ("value", "lower", "upper", "n")))
-        if one not in seen and not (row["language"] == ALL and of_any_language in seen):
+        pooled = (*names, *(row[name] for name in ("value", "lower", "upper", "n")))
+        if one not in seen and not (row["language"] == ALL and pooled in seen):
             kept.add(place)
-        seen |= {one, of_any_language}
+        seen |= {one, pooled}
     return [row for place, row in enumerate(rows) if place in kept]
 
 

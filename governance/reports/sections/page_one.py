@@ -56,13 +56,13 @@ def _sources(found: Mapping[str, Any]) -> str:
     for row in found["sources"]:
         names.setdefault("kept" if row["documents_kept"] else row["fate"], []).append(row["name"])
     heads = {"kept": "Corpus of", "refused: licence": "Refused for their licence:", "nothing left": "Nothing left of"}
-    said = [
+    sentences = [
         f"{head} {', '.join(names[fate][:_SOURCES])}"
         + (f" and {len(names[fate]) - _SOURCES} more" if len(names[fate]) > _SOURCES else "")
         for fate, head in heads.items()
         if fate in names
     ]
-    return f"{'. '.join(said)}." if said else "No sources."
+    return f"{'. '.join(sentences)}." if sentences else "No sources."
 
 
 def _verdict(found: Mapping[str, Any]) -> Html:
@@ -258,6 +258,6 @@ def rules(found: Mapping[str, Any]) -> str:
 
 def expiry(found: Mapping[str, Any]) -> str:
     """Expiry and scope of the verdict."""
-    given = found["verdict"]
-    names = len(given.get("subjects") or {})
-    return f"until {str(given.get('expires', 'unknown'))[:10]}, for {number(names)} signed files"
+    verdict = found["verdict"]
+    names = len(verdict.get("subjects") or {})
+    return f"until {str(verdict.get('expires', 'unknown'))[:10]}, for {number(names)} signed files"

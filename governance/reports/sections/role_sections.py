@@ -76,23 +76,23 @@ def _part(name: str, title: str, shown: Child, *folds: Child) -> Html:
 
 def verdict(found: Mapping[str, Any]) -> Html:
     """The signed decision, waivers, and relaxations of the parent policy."""
-    given = found["verdict"]
-    policy, audit, tokens = (given.get(name) or {} for name in ("policy", "audit", "corpus"))
-    counts = ", ".join(f"{count:,} {status}" for status, count in sorted((given.get("summary") or {}).items()))
+    signed = found["verdict"]
+    policy, audit, tokens = (signed.get(name) or {} for name in ("policy", "audit", "corpus"))
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted((signed.get("summary") or {}).items()))
     pairs: list[tuple[str, Child]] = [
         ("Decision", tag("b", found["summary"]["verdict"])),
         ("Results", counts or "none"),
         ("Policy", [str(policy.get("name", UNKNOWN)), " ", digest(str(policy.get("digest", "")))]),
         *([("Strength", str(policy["strength"]))] if policy.get("strength") else []),
         ("Signature", str(found["summary"]["signer"])),
-        ("Expires", str(given.get("expires", UNKNOWN))),
-        ("Key", tag("code", str(given.get("key_id", UNKNOWN))[:24], title=str(given.get("key_id", "")))),
-        ("Submitted by", ", ".join(map(str, given.get("submitters", []))) or UNKNOWN),
+        ("Expires", str(signed.get("expires", UNKNOWN))),
+        ("Key", tag("code", str(signed.get("key_id", UNKNOWN))[:24], title=str(signed.get("key_id", "")))),
+        ("Submitted by", ", ".join(map(str, signed.get("submitters", []))) or UNKNOWN),
         (
             "Covers",
-            [digest(str(tokens.get("digest", ""))), f" and {number(len(given.get('subjects') or {}))} files"],
+            [digest(str(tokens.get("digest", ""))), f" and {number(len(signed.get('subjects') or {}))} files"],
         ),
-        *([] if given.get("waivers") else [("Waivers", "none")]),
+        *([] if signed.get("waivers") else [("Waivers", "none")]),
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
     ]
     cited = cite(found, "/verdict")
@@ -106,7 +106,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
             str(waiver.get("expires")),
             foreign(str(waiver.get("reason"))),
         ]
-        for waiver in given.get("waivers", [])
+        for waiver in signed.get("waivers", [])
     ]
     checked = {(row["gate"], row["subject"]) for row in found["checks"]}
     reasons = [
@@ -117,7 +117,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
             foreign(str(reason.get("subject"))),
             foreign(str(reason.get("detail"))),
         ]
-        for reason in given.get("reasons", [])
+        for reason in signed.get("reasons", [])
         if (reason.get("gate"), reason.get("subject")) not in checked
     ]
     looser = [[foreign(str(line))] for line in policy.get("differences") or []]
