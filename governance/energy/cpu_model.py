@@ -15,38 +15,19 @@ threads that this system sees. Two sockets then count twice by themselves.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import statistics
+import tomllib
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 IDLE_FRACTION = 0.25
 IDLE_FRACTION_LOW, IDLE_FRACTION_HIGH = 0.10, 0.50
 FULL_FRACTION_LOW, FULL_FRACTION_HIGH = 0.70, 1.25
-
-_CHIPS: tuple[tuple[str, int, int], ...] = (
-    # Pattern in the kernel's model name, TDP in watts, hardware threads. Sources: Intel ARK and AMD product pages.
-    (r"EPYC 7B12|EPYC 7742", 225, 128),
-    (r"EPYC 7543\b", 225, 64),
-    (r"EPYC 7713\b", 225, 128),
-    (r"EPYC 7763", 280, 128),
-    (r"EPYC 9354\b", 280, 64),
-    (r"EPYC 9554\b", 360, 128),
-    (r"EPYC 9654", 360, 192),
-    (r"EPYC 9754\b", 360, 256),
-    (r"Xeon.* E5-2680 v4", 120, 28),
-    (r"Xeon.* Gold 6148\b", 150, 40),
-    (r"Xeon.* Gold 6248\b", 150, 40),
-    (r"Xeon.* Gold 6248R", 205, 48),
-    (r"Xeon.* Gold 6338\b", 205, 64),
-    (r"Xeon.* Platinum 8358\b", 250, 64),
-    (r"Xeon.* Platinum 8380\b", 270, 80),
-    (r"Xeon.* Platinum 8468\b", 350, 96),
-    (r"Xeon.* Platinum 8480", 350, 112),
-    (r"Core.* i7-8700\b", 65, 12),
-    (r"Ryzen 9 5950X", 105, 32),
-)
 
 
 @dataclass(frozen=True)
@@ -59,9 +40,15 @@ class CpuPower:
     source: str
 
 
+@functools.cache
+def _processors() -> list[dict[str, Any]]:
+    text = resources.files(__package__).joinpath("processors.toml").read_text(encoding="utf-8")
+    return list(tomllib.loads(text)["processors"])
+
+
 def thread_watts() -> tuple[float, float, float]:
     """TDP per hardware thread of an unknown chip: low, middle, high."""
-    values = [watts / threads for _, watts, threads in _CHIPS]
+    values = [chip["watts"] / chip["threads"] for chip in _processors()]
     return min(values), statistics.median(values), max(values)
 
 
@@ -72,10 +59,10 @@ def cpu_power(model: str, threads: float, override_watts: float | None = None) -
     """
     if override_watts is not None:
         return CpuPower(override_watts, override_watts, override_watts, f"TDP {override_watts:g} W as configured")
-    for pattern, watts, chip_threads in _CHIPS:
-        if re.search(pattern, model):
-            total = watts / chip_threads * threads
-            source = f"TDP {total:.1f} W: {threads:g} threads of {model}, {watts} W for {chip_threads}"
+    for chip in _processors():
+        if re.search(chip["pattern"], model):
+            total = chip["watts"] / chip["threads"] * threads
+            source = f"TDP {total:.1f} W: {threads:g} threads of {model}, {chip['watts']} W for {chip['threads']}"
             return CpuPower(total, total, total, source)
     low, middle, high = (value * threads for value in thread_watts())
     name = model or "a processor without a name"
