@@ -404,37 +404,38 @@ def _only_artifact(made: Sequence[Manifest], root: Path, error: MissingInput) ->
 def _read_all(
     readings: Sequence[Reading], lost: list[tuple[str, dict[str, Any]]], recipe: Recipe, folder: Path, runtime: Runtime
 ) -> Made:
-    """Read all shards.
+    """Read all shards, then drop the repeated ids of each source.
 
     `lost` has the counts of what cannot be read, by source.
     """
     shards = []
-    for number, work in enumerate(readings):
-        of_source = sha256_bytes(canonical_json(identity(work.source)))
-        libraries = code_libraries([work.source]).values()
-        read = (str(work.shard_bytes), *libraries, *(item.key for item in (*work.beside, *work.items)))
-        shards.append(Shard(f"{number:06d}-{work.source.name}", (of_source, *read), work))
-    done = map_shards(recipe, read_shard, shards, folder, runtime)
-    stats = [(work.source.name, part.stats) for work, part in zip(readings, done, strict=True)] + lost
-    outputs = [output for part in done for role, output in part.outputs.items() if not role.startswith("read_")]
-    last: list[tuple[str, Shard]] = []
-    for source in {work.source.name: work.source for work in readings}.values():
-        own = [
-            (shard.name, part)
-            for shard, part in zip(shards, done, strict=True)
+    for number, reading in enumerate(readings):
+        settings = sha256_bytes(canonical_json(identity(reading.source)))
+        libraries = code_libraries([reading.source]).values()
+        files = (item.key for item in (*reading.beside, *reading.items))
+        inputs = (settings, str(reading.shard_bytes), *libraries, *files)
+        shards.append(Shard(f"{number:06d}-{reading.source.name}", inputs, reading))
+    read = map_shards(recipe, read_shard, shards, folder, runtime)
+    stats = [(reading.source.name, done.stats) for reading, done in zip(readings, read, strict=True)] + lost
+    outputs = [output for done in read for role, output in done.outputs.items() if not role.startswith("read_")]
+    # An id may repeat in any shard of its source, so shards get their final names once all of the source is read.
+    unnamed: list[tuple[str, Shard]] = []
+    for source in {reading.source.name: reading.source for reading in readings}.values():
+        source_shards = [
+            (shard.name, done)
+            for shard, done in zip(shards, read, strict=True)
             if shard.payload.source.name == source.name
         ]
-        more = _without_repeats(bool(source.fields.id), own, recipe, folder, runtime)
-        last += [(source.name, shard) for shard in more]
-    finished = map_shards(recipe, drop_repeated, [shard for _, shard in last], folder, runtime)
-    stats += [(name, part.stats) for (name, _), part in zip(last, finished, strict=True)]
-    outputs += [output for part in finished for output in part.outputs.values()]
-    by_source = {name: sum_stats([part for of, part in stats if of == name]) for name in dict(stats)}
-    total = sum_stats([part for _, part in stats])
-    for name, funnel in by_source.items():
-        if funnel["quarantined"]:
-            get_logger(__name__).warning("source %s: quarantined %s", name, funnel["removed"])
-    return Made(outputs, {**total, "by_source": by_source})
+        finishing = _without_repeats(bool(source.fields.id), source_shards, recipe, folder, runtime)
+        unnamed += [(source.name, shard) for shard in finishing]
+    final = map_shards(recipe, drop_repeated, [shard for _, shard in unnamed], folder, runtime)
+    stats += [(name, done.stats) for (name, _), done in zip(unnamed, final, strict=True)]
+    outputs += [output for done in final for output in done.outputs.values()]
+    by_source = {name: sum_stats([counts for other, counts in stats if other == name]) for name in dict(stats)}
+    for name, counts in by_source.items():
+        if counts["quarantined"]:
+            get_logger(__name__).warning("source %s: quarantined %s", name, counts["removed"])
+    return Made(outputs, {**sum_stats([counts for _, counts in stats]), "by_source": by_source})
 
 
 def _without_repeats(
