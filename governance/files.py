@@ -21,9 +21,11 @@ import socket
 import tempfile
 import threading
 import time
+import tomllib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -522,3 +524,9 @@ def sha256_with_leaves(path: Path) -> tuple[str, tuple[str, ...]]:
     with ThreadPoolExecutor(1) as second:
         leaves = second.submit(sha256_leaves, path)
         return sha256_file(path), leaves.result()
+
+
+@functools.cache
+def shipped_table(package: str, name: str) -> Mapping[str, Any]:
+    """The TOML file of this name among a package's modules."""
+    return tomllib.loads(resources.files(package).joinpath(name).read_text(encoding="utf-8"))

@@ -15,16 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.pii.canary_values import MAKERS
-from data_pipeline.pii.detections import TYPES, Detection, shipped_table
+from data_pipeline.pii.detections import TYPES, Detection
 from data_pipeline.pii.draws import Draw
-from governance.files import sha256_bytes
+from governance.files import sha256_bytes, shipped_table
 from governance.splitmix64 import INCREMENT, finalise
 
 _WINDOW = 600  # characters of the passage on either side: what rules read around a number is much less
 _SENTENCE_ENDS = ".!?…。！？"
 HOSTS = 64  # documents of a shard's row group that lend passages
 
-_FOUND = shipped_table("canary_sentences.toml")
+_FOUND = shipped_table(__package__, "canary_sentences.toml")
 SENTENCES = {kind: tuple(_FOUND.get(kind, _FOUND["secret"])) for kind in TYPES}
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
-from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "contact": ("email", "phone"),
@@ -71,11 +69,6 @@ def expand(names: Iterable[str], others: tuple[str, ...] = ()) -> tuple[str, ...
             raise ValueError(f"{name!r} is not a type of personal data{hint} Families: {', '.join(FAMILIES)}")
         wanted.update(FAMILIES.get(name, (name,)))
     return tuple(kind for kind in (*TYPES, *others) if kind in wanted)
-
-
-def shipped_table(name: str) -> dict[str, Any]:
-    """A table in this folder."""
-    return tomllib.loads(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
 def entropy(text: str) -> float:

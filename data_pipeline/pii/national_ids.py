@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.pii import national_checks as checks
-from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, is_whole_token, shipped_table
+from data_pipeline.pii.detections import TOUCHES, Detection, DigitRun, is_whole_token
 from data_pipeline.pii.payment_numbers import CARD_SHAPES
 from data_pipeline.pii.phones import near_phone_word
+from governance.files import shipped_table
 
 _NEAR = 48  # characters before a number that are searched for its name
 _AFTER = 24  # and after it
 
 
-_WORDS = {kind: re.compile(words, re.I) for kind, words in shipped_table("national_id_words.toml").items()}
+_WORDS = {kind: re.compile(words, re.I) for kind, words in shipped_table(__package__, "national_id_words.toml").items()}
 _SAYS_OTHER = re.compile(
     r"(?:isbn|issn|\bdoi|order|invoice|ticket|serial|\bsku|uuid|\bean\b|\bgtin\b|barcode|tracking|bestell|facture"
     r"|pedido|[#$€£¥])[^0-9\n]{0,12}\Z",

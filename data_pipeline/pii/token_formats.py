@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from data_pipeline.pii.detections import shipped_table
+from governance.files import shipped_table
 
 LONGEST = 16_384  # characters of a private key's block (RSA of 16384 bits has 12 700), or of a token
 _END, _END_DASHED = r"(?![A-Za-z0-9_])", r"(?![0-9A-Za-z_\-])"
@@ -21,7 +21,7 @@ _ENDS = {"": "", "word": _END, "dash": _END_DASHED}
 def _by_letter() -> dict[str, tuple[tuple[str, re.Pattern[str]], ...]]:
     """The formats by the letters that their marks may begin with."""
     listed: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    for kind, characters, end in shipped_table("token_formats.toml")["formats"]:
+    for kind, characters, end in shipped_table(__package__, "token_formats.toml")["formats"]:
         pattern = characters + _ENDS[end]
         first = re.match(r"\((?:\?:)([A-Za-z])|\[([A-Za-z]+)\]|([A-Za-z])", pattern)
         if first:

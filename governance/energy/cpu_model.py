@@ -15,15 +15,13 @@ threads that this system sees. Two sockets then count twice by themselves.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import statistics
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any
+
+from governance.files import shipped_table
 
 IDLE_FRACTION = 0.25
 IDLE_FRACTION_LOW, IDLE_FRACTION_HIGH = 0.10, 0.50
@@ -40,15 +38,9 @@ class CpuPower:
     source: str
 
 
-@functools.cache
-def _processors() -> list[dict[str, Any]]:
-    text = resources.files(__package__).joinpath("processors.toml").read_text(encoding="utf-8")
-    return list(tomllib.loads(text)["processors"])
-
-
 def thread_watts() -> tuple[float, float, float]:
     """TDP per hardware thread of an unknown chip: low, middle, high."""
-    values = [chip["watts"] / chip["threads"] for chip in _processors()]
+    values = [chip["watts"] / chip["threads"] for chip in shipped_table(__package__, "processors.toml")["processors"]]
     return min(values), statistics.median(values), max(values)
 
 
@@ -59,7 +51,7 @@ def cpu_power(model: str, threads: float, override_watts: float | None = None) -
     """
     if override_watts is not None:
         return CpuPower(override_watts, override_watts, override_watts, f"TDP {override_watts:g} W as configured")
-    for chip in _processors():
+    for chip in shipped_table(__package__, "processors.toml")["processors"]:
         if re.search(chip["pattern"], model):
             total = chip["watts"] / chip["threads"] * threads
             source = f"TDP {total:.1f} W: {threads:g} threads of {model}, {chip['watts']} W for {chip['threads']}"

@@ -21,10 +21,6 @@ source, has a band, and is listed in `Factors.defaults`. `defaults = false` leav
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
-import tomllib
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +29,7 @@ from pydantic import Field, model_validator
 
 from governance.config import Section
 from governance.energy.intensity import IntensitySeries, read_intensity
+from governance.files import shipped_table
 
 UNITS = {
     "grid": "g CO2e/kWh",
@@ -186,7 +183,8 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
     if config.grid is None and config.country is not None:
         values["grid"] = country_mean(config.country)
     if config.defaults:
-        defaults = {name: Factor(**_table()[of]) for name, of in _DEFAULTS.items() if values[name] is None}
+        table = shipped_table(__package__, _TABLE)
+        defaults = {name: Factor(**table[of]) for name, of in _DEFAULTS.items() if values[name] is None}
         values |= {**defaults, "defaults": tuple(defaults)}
     hourly = None
     if config.by_hour is not None:
@@ -204,16 +202,11 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
     return Factors(**values, by_hour=hourly)
 
 
-@functools.cache
-def _table() -> Mapping[str, Any]:
-    """The table of public averages, in the file next to this one."""
-    return tomllib.loads(importlib.resources.files(__package__).joinpath(_TABLE).read_text(encoding="utf-8"))
-
-
 def country_mean(country: str) -> Factor | None:
     """The newest yearly mean of a country's grid.
 
     The result is None where the table has no figure.
     """
-    years = (name for name in _table() if name.isdecimal() and country in _table()[name])
-    return next((Factor(value=_table()[y][country], source=_table()["source"], year=int(y)) for y in years), None)
+    table = shipped_table(__package__, _TABLE)
+    years = (name for name in table if name.isdecimal() and country in table[name])
+    return next((Factor(value=table[y][country], source=table["source"], year=int(y)) for y in years), None)

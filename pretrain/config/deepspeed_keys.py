@@ -16,14 +16,12 @@ What is passed enters no key of an artifact: it is for speed and memory. The rec
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Any
 
-OWNED: Mapping[str, str] = tomllib.loads(
-    resources.files(__package__).joinpath("deepspeed_keys.toml").read_text(encoding="utf-8")
-)
+from governance.files import shipped_table
+
+OWNED = shipped_table(__package__, "deepspeed_keys.toml")
 """DeepSpeed's key, with its table before a dot -> what says the same in a run's file."""
 
 

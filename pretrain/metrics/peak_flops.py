@@ -10,15 +10,14 @@ fp32, as PyTorch keeps them. A figure that is not in the maker's own paper is le
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from governance.files import shipped_table
 
 if TYPE_CHECKING:
     import torch
@@ -70,16 +69,11 @@ def device_name(device: torch.device) -> str:
         return "CPU"
 
 
-@functools.cache
-def _cards() -> list[dict[str, Any]]:
-    text = resources.files(__package__).joinpath("peak_flops.toml").read_text(encoding="utf-8")
-    return list(tomllib.loads(text)["cards"])
-
-
 def data_sheet(name: str, arithmetic: str) -> Peak:
     """The dense figure of the card that torch calls `name`."""
     words = set(re.split(r"[\s-]+", name.casefold()))
-    fits = [card for card in _cards() if set(card["name"].casefold().split()) <= words and not words & _OTHER_CARDS]
+    cards = shipped_table(__package__, "peak_flops.toml")["cards"]
+    fits = [card for card in cards if set(card["name"].casefold().split()) <= words and not words & _OTHER_CARDS]
     card = max(fits, key=lambda card: len(card["name"].split()), default=None)
     if card is None or arithmetic not in card["teraflops"]:
         return Peak(None, f"unknown: no data sheet's figure for {arithmetic} on {name}")

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Literal
+
+from governance.files import shipped_table
 
 Cause = Literal["code", "data", "node", "network", "storage", "out of memory", "hang", "preemption", "quota"]
 Action = Literal["go on", "elsewhere", "later", "stop"]
@@ -78,7 +78,7 @@ _PROGRESS = re.compile(
 
 def _read_messages() -> tuple[dict[str, re.Pattern[str]], tuple[_LogRule, ...]]:
     """Speakers and rules of `failure_messages.toml`."""
-    written = tomllib.loads(resources.files(__package__).joinpath("failure_messages.toml").read_text(encoding="utf-8"))
+    written = shipped_table(__package__, "failure_messages.toml")
     lists = {f"@{name}": "|".join(patterns) for name, patterns in written["lists"].items()}
 
     def compiled(patterns: Iterable[str]) -> re.Pattern[str]:
