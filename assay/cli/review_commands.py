@@ -33,7 +33,7 @@ def review(arguments: argparse.Namespace) -> None:
     artifacts = corpus(loaded, look)
     checked, verdict = judge_corpus(loaded, artifacts, look)
     config, digest = loaded.config.governance, artifacts["encode"].digest
-    statements = load_statements(config, loaded.folder, runtime.root)
+    statements = load_statements(loaded.gate(runtime.root))
     today = datetime.datetime.now(datetime.UTC).date()
     bias = artifacts.get("bias")
     bench = Bench(
@@ -57,8 +57,9 @@ def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, path: Path) ->
     from governance.gate.verdict import statements_in_effect
 
     journal = loaded.journal(root)
-    statements_in_effect(loaded.gate(root), loaded.policy, corpus)
-    statements = load_statements(loaded.config.governance, loaded.folder, root)
+    gate = loaded.gate(root)
+    statements_in_effect(gate, loaded.policy, corpus)
+    statements = load_statements(gate)
     if path.name in unstated_refusals(statements, loaded.policy, corpus, journal.verified()):
         get_logger(__name__).warning(
             "%s: the journal does not state it, because the run does not trust this account's key (%s). Until a check "
@@ -79,7 +80,7 @@ def _withdraw(arguments: argparse.Namespace) -> None:
     loaded, runtime = load(arguments, "governance check")
     look = replace(runtime, make=False)
     key, digest = reviewer_key(arguments.key), corpus(loaded, look)["encode"].digest
-    statements = load_statements(loaded.config.governance, loaded.folder, runtime.root)
+    statements = load_statements(loaded.gate(runtime.root))
     known = refusals_of(digest, statements, loaded.journal(runtime.root).verified())
     chosen = [refused for refused in known if refused.name == arguments.withdraw]
     if not chosen:

@@ -115,14 +115,15 @@ class GateContext:
     passes that."""
 
 
-def load_statements(config: GovernanceConfig, folder: Path, root: Path) -> SignedStatements:
+def load_statements(gate: GateContext) -> SignedStatements:
     """Read signed statements and refusals, and the running account.
 
     A reviewer's refusal is in the root, so that no other run file and no other setting leaves it unread.
     """
+    config, folder = gate.config, gate.folder
     own = config.key_path(folder)  # a missing key belongs to no person
     return SignedStatements(
-        rulings=(*read_statements(folder / config.waivers, RULINGS), *read_statements(root / REFUSALS, RULINGS)),
+        rulings=(*read_statements(folder / config.waivers, RULINGS), *read_statements(gate.root / REFUSALS, RULINGS)),
         approvals=read_statements(folder / config.approvals, APPROVALS),
         submitters=submitters(config.submitter),
         verdict_key=signer_id(private_key(own)) if own.exists() else "",
@@ -136,7 +137,7 @@ def statements_in_effect(gate: GateContext, policy: Policy, corpus: str, *, reco
     are read for the first time are recorded in the journal, unless `record` is false (a look-up) or readers do not
     trust our key.
     """
-    statements = load_statements(gate.config, gate.folder, gate.root)
+    statements = load_statements(gate)
     entries = () if gate.journal is None else gate.journal.verified()
     in_effect, withdrawals = apply_withdrawals(statements, policy, corpus, entries)
     if gate.journal is not None and record and _may_state(gate.config, gate.folder):

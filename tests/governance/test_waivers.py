@@ -84,7 +84,7 @@ class Bench:
         return path
 
     def judge(self, results=None, **today):
-        papers = load_statements(self.config, self.root, self.root)
+        papers = load_statements(GateContext(self.config, self.root, self.root, None))
         return decide(self.policy, results or self.results(), self.tokens.digest, today.get("today", TODAY), papers)
 
     def give(self, judgement):

@@ -203,4 +203,7 @@ def test_a_refusal_of_another_corpus_is_not_stated_here(yard):
     assert yard.judge()["verdict"] == "PASS"
     shutil.rmtree(yard.root / REFUSALS)
     assert yard.open()["verdict"] == "PASS"
-    assert refusals_of("d" * 64, load_statements(yard.config(), yard.root, yard.root), entries(yard)) == []
+    assert (
+        refusals_of("d" * 64, load_statements(GateContext(yard.config(), yard.root, yard.root, None)), entries(yard))
+        == []
+    )
