@@ -153,10 +153,10 @@ def _cut(interval: Interval, restart: bool) -> list[tuple[EnergyPiece, str]]:
     rest = _metered(interval, start, last, _Fate(final, interval.outcome, interval.cause))
     rest[-1] = replace(rest[-1], unseen_seconds=interval.unseen_seconds)
     pieces += [(piece, interval.samples[last].at) for piece in rest]
-    return [(_of_restart(piece), at) for piece, at in pieces] if restart else pieces
+    return [(_restart_as_waste(piece), at) for piece, at in pieces] if restart else pieces
 
 
-def _of_restart(piece: EnergyPiece) -> EnergyPiece:
+def _restart_as_waste(piece: EnergyPiece) -> EnergyPiece:
     lost = piece.phase == START_UP and piece.outcome == "surviving"
     return replace(piece, outcome="wasted", cause=RESTART) if lost else piece
 

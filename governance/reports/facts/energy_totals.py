@@ -60,7 +60,7 @@ def energy_facts(
     intervals = _measured(root, alive)
     pieces = settle(intervals)
     measured = [piece for piece in pieces if piece.millijoules is not None]
-    total = _of_sum(add(pieces), bool(measured)) if pieces else _of_manifests(manifests)
+    total = _summed(add(pieces), bool(measured)) if pieces else _recorded(manifests)
     attempts = added_by("stage", pieces)
     artifacts = {manifest.stage for manifest in manifests}
     trained = next((manifest for manifest in manifests if manifest.stage == "train"), None)
@@ -74,7 +74,7 @@ def energy_facts(
     }
     everything = usage_of(total, intervals, factors)
     footing = (everything.grid, factors)
-    own = _of_training(trained, intervals, pieces, factors) if trained else None
+    own = _training_use(trained, intervals, pieces, factors) if trained else None
     return {
         "total": {**total, **priced_row(total, footing), **_waste(total, footing)},
         "estimated": any("estimated" in method for method in total["methods"]),
@@ -95,7 +95,7 @@ def energy_facts(
     }
 
 
-def _of_training(
+def _training_use(
     trained: Manifest, intervals: Sequence[Interval], pieces: Sequence[EnergyPiece], factors: Factors
 ) -> Usage:
     """All attempts of one training, and the tokens that they showed it.
@@ -109,7 +109,7 @@ def _of_training(
         block = _block(trained)
         return usage_of(block, [], factors, tokens)
     mine = [one for one in intervals if one.samples[-1].marks.get("artifact") == trained.folder]
-    return usage_of(_of_sum(add(own), any(piece.millijoules is not None for piece in own)), mine, factors, tokens)
+    return usage_of(_summed(add(own), any(piece.millijoules is not None for piece in own)), mine, factors, tokens)
 
 
 def _waste(total: Mapping[str, Any], footing: tuple[Grid, Factors]) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _block(manifest: Manifest) -> dict[str, Any]:
     return {**empty, **known, "coverage": coverage if isinstance(coverage, dict) else {}}
 
 
-def _of_sum(total: Sum, known: bool) -> dict[str, Any]:
+def _summed(total: Sum, known: bool) -> dict[str, Any]:
     return {
         "from": "ledger",
         **_bounds(total, known),
@@ -168,7 +168,7 @@ def _of_sum(total: Sum, known: bool) -> dict[str, Any]:
     }
 
 
-def _of_manifests(manifests: Sequence[Manifest]) -> dict[str, Any]:
+def _recorded(manifests: Sequence[Manifest]) -> dict[str, Any]:
     blocks = [_block(manifest) for manifest in manifests]
     known = [block for block in blocks if block["joules"] is not None]
 

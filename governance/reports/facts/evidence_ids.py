@@ -91,7 +91,7 @@ def _pieces(
             if manifest.stage in ("audit", "bias") and output.path.rpartition("/")[2] in _TABLES:
                 yield "table", output.path, {}
         if manifest.stage == "train":
-            yield from _of_training(manifest, root, known)
+            yield from _training_pieces(manifest, root, known)
     if begun:
         yield "record", f"{begun}/{RECORD}", {}
     for path in read_behind(manifests, root):
@@ -171,7 +171,7 @@ def _sum(path: Path, stated: Entry | None) -> Entry:
     return {"bytes": len(data), "sha256": sha256_bytes(data)}
 
 
-def _of_training(train: Manifest, root: Path, known: Mapping[str, Entry] | None) -> Iterator[_Piece]:
+def _training_pieces(train: Manifest, root: Path, known: Mapping[str, Entry] | None) -> Iterator[_Piece]:
     """Record and checkpoints of the training, as of the report."""
     record = f"{train.folder}/{RECORD}"
     if known is not None or (root / record).exists():

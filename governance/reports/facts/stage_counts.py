@@ -37,7 +37,7 @@ def licence_words(licences: Mapping[str, int]) -> str:
 def stage_tables(manifests: Sequence[Manifest]) -> list[Table]:
     """The tables, in the order of the stages."""
     tables = {
-        "ingest": _of_readers,
+        "ingest": _reader_tables,
         "clean": _lines,
         "code": _code,
         "classify": _classifiers,
@@ -60,7 +60,7 @@ def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
 
 
-def _of_readers(ingest: Manifest) -> Iterator[Table]:
+def _reader_tables(ingest: Manifest) -> Iterator[Table]:
     rows = [
         (source, reason, count)
         for source, counts in sorted(ingest.stats.get("by_source", {}).items())

@@ -59,7 +59,7 @@ def funnel(found: Mapping[str, Any]) -> Html:
     by_language = _stages_by_language(found)
     return join([
         tag("div", by_source, by_language, class_="pair") if by_language else by_source,
-        tag("div", tag("div", _of_sources(found, cited), _removed_table(found)), _of_languages(found), class_="pair"),
+        tag("div", tag("div", _source_bars(found, cited), _removed_table(found)), _language_bars(found), class_="pair"),
     ])  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _parts(row: Mapping[str, Any], names: Sequence[str], field: str) -> list[tup
     return parts
 
 
-def _of_sources(found: Mapping[str, Any], cited: Html) -> Html:
+def _source_bars(found: Mapping[str, Any], cited: Html) -> Html:
     """Share of each source that was kept."""
     rows = found["funnel"]
     first, last = rows[0]["by_source"], rows[-1]["by_source"]
@@ -146,7 +146,7 @@ def _stages_by_language(found: Mapping[str, Any]) -> Html | None:
     return bars("Documents kept after each stage, by language", stages, keys, cite(found, "/languages"))
 
 
-def _of_languages(found: Mapping[str, Any]) -> Html | None:
+def _language_bars(found: Mapping[str, Any]) -> Html | None:
     """Share of each language that is in the corpus."""
     known = [row for row in found["languages"] if row["documents_in"]]
     if not known:

@@ -172,7 +172,7 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
     for figure in footprint["figures"].values():
         if figure["value"] is None:
             continue
-        write = grams if figure["unit"].startswith("g CO2e") else _in_unit(figure["unit"])
+        write = grams if figure["unit"].startswith("g CO2e") else _unit_writer(figure["unit"])
         low = NONE if figure["low"] is None else write(figure["low"])
         high = "no bound" if figure["high"] is None else write(figure["high"])
         needs = ", ".join(need.replace("energy.factors.", "") for need in figure["needs"])
@@ -289,7 +289,7 @@ def grams(value: float | None) -> str:
     return f"{value:.3g} g"
 
 
-def _in_unit(unit: str) -> Callable[[float | None], str]:
+def _unit_writer(unit: str) -> Callable[[float | None], str]:
     return lambda value: UNKNOWN if value is None else f"{decimal(value)} {unit}"
 
 
