@@ -35,6 +35,7 @@ _TABLE = (1 / (1 + np.exp(-(np.arange(_SIGMOIDS + 1, dtype=np.float32) * 2 * _MO
 )
 _LABEL_BYTES = np.frombuffer(LABEL, np.uint8)
 _TEXTS = 4096  # of which hidden layers are held at a time
+_ROWS = 2048  # of a text that are gathered before they are added up
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,11 @@ def _find(data, first, size, h, table, word_bytes, ends):  # type: ignore[no-unt
 
 
 @njit(inline="always")
-def _add(rows, row, hidden):  # type: ignore[no-untyped-def]
-    for d in range(rows.shape[1]):
-        hidden[d] += rows[row, d]
+def _add_rows(rows, chosen, count, hidden):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        row = chosen[k]
+        for d in range(rows.shape[1]):
+            hidden[d] += rows[row, d]
 
 
 @njit(inline="always")
@@ -204,10 +207,12 @@ def _hide(  # type: ignore[no-untyped-def]
     words = len(ends) - 1
     hashes = np.zeros(1024, np.int32)
     word = np.zeros(64, np.uint8)
+    # Rows are added up together, so that those which no cache holds are fetched at the same time.
+    chosen = np.zeros(_ROWS + longest + word_grams + 1, np.int64)
     for text in range(len(offsets) - 1):
         i, stop = offsets[text], offsets[text + 1]
         own = hidden[text]
-        count = met = 0
+        count = met = waiting = 0
         while i < stop:
             if _is_blank(data[i]):
                 i += 1
@@ -230,9 +235,12 @@ def _hide(  # type: ignore[no-untyped-def]
                 hashes = np.append(hashes, np.zeros(len(hashes), np.int32))
             hashes[met] = int32(h)
             met += 1
+            if waiting >= _ROWS:
+                _add_rows(rows, chosen, waiting, own)
+                count, waiting = count + waiting, 0
             if number >= 0:
-                _add(rows, number, own)
-                count += 1
+                chosen[waiting] = number
+                waiting += 1
             if longest > 0:
                 if len(word) < size + 2:
                     word = np.zeros(2 * size + 2, np.uint8)
@@ -242,6 +250,9 @@ def _hide(  # type: ignore[no-untyped-def]
                 for a in range(size + 2):
                     if word[a] & 0xC0 == 0x80:
                         continue
+                    if waiting >= _ROWS:
+                        _add_rows(rows, chosen, waiting, own)
+                        count, waiting = count + waiting, 0
                     g = uint32(2166136261)
                     j, n = a, 1
                     while j < size + 2 and n <= longest:
@@ -253,24 +264,29 @@ def _hide(  # type: ignore[no-untyped-def]
                         if n >= shortest and not (n == 1 and (a == 0 or j == size + 2)):
                             row = _row_of(int64(g) % buckets, words, grams, pruned)
                             if row >= 0:
-                                _add(rows, row, own)
-                                count += 1
+                                chosen[waiting] = row
+                                waiting += 1
                         n += 1
         if end_of_line >= 0:
-            _add(rows, end_of_line, own)
-            count += 1
+            chosen[waiting] = end_of_line
+            waiting += 1
         if met == len(hashes):
             hashes = np.append(hashes, np.zeros(len(hashes), np.int32))
         hashes[met] = int32(uint32(3617362777))  # of "</s>"
         met += 1
         for a in range(met):
+            if waiting >= _ROWS:
+                _add_rows(rows, chosen, waiting, own)
+                count, waiting = count + waiting, 0
             wide = uint64(int64(hashes[a]))
             for b in range(a + 1, min(met, a + word_grams)):
                 wide = wide * uint64(116049371) + uint64(int64(hashes[b]))
                 row = _row_of(int64(wide % uint64(buckets)), words, grams, pruned)
                 if row >= 0:
-                    _add(rows, row, own)
-                    count += 1
+                    chosen[waiting] = row
+                    waiting += 1
+        _add_rows(rows, chosen, waiting, own)
+        count += waiting
         counts[text] = count
         if count:
             scale = float32(1.0 / count)
