@@ -5,12 +5,15 @@ Compiled kernels are kept on disk, so this is minutes once and nothing later. Fo
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 
 _LOGGER = logging.getLogger("assay.governance.first_use")  # `log.py` imports this module
 _SECONDS = [0.0]  # of this process and, as wall time, of its workers
 _SAID: list[bool] = []  # whether the message was logged
+_THEN: list[Callable[[], None]] = []  # called once each, when the first compilation begins
 _BEGAN: list[Event] = []  # in a worker: set when it begins to compile, so that its parent can report it
 
 
@@ -29,6 +32,17 @@ def announce_to(began: Event) -> None:
     _BEGAN.append(began)
 
 
+@contextlib.contextmanager
+def when_compiling(call: Callable[[], None]) -> Iterator[None]:
+    """Call this once if a kernel is compiled in the block, as that begins."""
+    _THEN.append(call)
+    try:
+        yield
+    finally:
+        if call in _THEN:
+            _THEN.remove(call)
+
+
 def compilation_begins() -> None:
     """Report that kernels are being compiled, here or through the parent."""
     for began in _BEGAN:
@@ -38,7 +52,9 @@ def compilation_begins() -> None:
 
 
 def say_compiling() -> None:
-    """Log the message, once per process."""
+    """Log the message, once per process, and call what waits for it."""
     if not _SAID:
         _SAID.append(True)
         _LOGGER.info("compiling kernels for this machine, once; this may take minutes, which no time left includes")
+    while _THEN:
+        _THEN.pop()()

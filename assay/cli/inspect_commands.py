@@ -18,6 +18,7 @@ def inspect(arguments: Arguments) -> None:
     """
     from assay.inspect.inspection import inspect_path
     from assay.inspect.inspection_page import as_page, as_text
+    from assay.kernels_ahead import compiled_ahead
     from governance.files import write_text
 
     path: Path = arguments.path
@@ -25,7 +26,8 @@ def inspect(arguments: Arguments) -> None:
     own = folder / "policy.toml"  # the policy that the proposed file would be judged by
     policy = own if own.exists() else CONFIGS / own.name
     size = arguments.sample_mb * 1_000_000
-    result = inspect_path(path, size, arguments.data_workers, arguments.eval_sets, policy)
+    with compiled_ahead():
+        result = inspect_path(path, size, arguments.data_workers, arguments.eval_sets, policy)
     page = folder / "inspection.html"
     write_text(page, as_page(result))
     file = folder / "run.toml"

@@ -32,7 +32,8 @@ _STRONGER_THAN_A_CARD = ("13", "18")  # a resident's number has date, place and 
 
 def find(text: str, types: Sequence[str] = TYPES) -> list[Detection]:
     """Detections of the exact rules, disjoint, in text order."""
-    data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    # An array that may be written, as a column's buffer may be: for a read-only one the kernel is compiled again.
+    data = np.frombuffer(bytearray(text, "utf-8", "surrogatepass"), np.uint8)
     return find_among(text, candidates.scan(data, np.array([0, len(data)], np.int64))[:, 1:], types)
 
 
