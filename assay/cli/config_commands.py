@@ -23,6 +23,7 @@ from assay.run_file import CONFIGS, names_of
 from governance.config import flat
 from governance.errors import ConfigError
 from governance.files import write_text
+from governance.log import get_logger
 
 
 def init(arguments: Arguments) -> None:
@@ -206,6 +207,7 @@ def _checks() -> Iterator[tuple[str, bool, str, str]]:
 
 
 def _accelerator() -> Iterator[tuple[str, bool, str, str]]:
+    get_logger(__name__).info("doctor: loading torch, to look for GPUs")
     try:
         import torch
     except ImportError as error:

@@ -42,8 +42,13 @@ _NAMES = {
     "id": ("id", "_id", "doc_id", "uuid", "key"),
     "url": ("url", "source_url", "link", "uri"),
     "language": ("language", "lang"),
-    "licence": ("licence", "license"),
-}
+    "licence": (
+        "licence", "license", "spdx", "lizenz", "licencia", "licença", "licenca", "licenza", "licentie", "licens",
+        "lisens", "lisenssi", "licencja", "licenc", "licența", "lisans", "лицензия", "ліцензія", "許可證", "许可证",
+        "ライセンス", "라이선스", "लाइसेंस", "الترخيص",
+    ),
+}  # fmt: skip
+"""Usual names of a role's field in small letters; of licences also the word in other languages."""
 _CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _NEVER_PACKED = (*SEEKING, ".idx")
 _SMALL_LETTERS = ("arrow", "megatron")
@@ -246,8 +251,11 @@ def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             if isinstance(value, str):
                 strings.setdefault(str(name), []).append(value)
     chosen = {}
+    small = {name.casefold(): name for name in strings}
+    with_numbers = {str(name).casefold(): str(name) for row in records for name in row}
     for role, names in _NAMES.items():
-        known = [name for name in names if name in strings or (role == "id" and any(name in row for row in records))]
+        there = with_numbers if role == "id" else small
+        known = [name if name in there.values() else there[name] for name in names if name in there]
         chosen[role] = known[0] if known else ""
     if not chosen["text"] and strings:
         mean = {name: sum(map(len, values)) / len(values) for name, values in strings.items()}

@@ -36,7 +36,7 @@ from data_pipeline.pii.redact import redact
 from data_pipeline.tokens.megatron import open_indexed
 from governance.checks.bias.bias import BiasConfig, bias_audit
 from governance.config import validate
-from governance.errors import ConfigError, PipelineError
+from governance.errors import ConfigError, PipelineError, StorageError
 from governance.gate.policy import Policy, load_policy
 from governance.manifest import Manifest
 from governance.parallel import close_pool
@@ -66,6 +66,7 @@ def inspect_path(
     Raises:
         MissingInput: there is no file of a known format, or no such evaluation set.
         ConfigError: no field holds text, or the policy is wrong.
+        StorageError: there is no room for temporary files.
     """
     gates = load_policy(policy)
     sets = find_sets(eval_sets)
@@ -95,7 +96,13 @@ def inspect_path(
             taken.append((read, partly))
             paths = [escape(str(file.absolute())) for file in read.files]
             sources.append(source_section(at, read, chosen, paths) | {"follow_links": True})
-        shown, kept, causes = _stages(sources, sets, gates, Runtime(root / "root", workers=workers))
+        try:
+            shown, kept, causes = _stages(sources, sets, gates, Runtime(root / "root", workers=workers))
+        except StorageError as error:  # the root is not one that a user chose
+            raise StorageError(
+                f"{tempfile.gettempdir()}: the inspection cannot write its temporary files there "
+                f"({error.__cause__ or error}). Set TMPDIR to a folder with room, or read less with --sample-mb N."
+            ) from error
         tables += shown
         size = sum(group.text_bytes for group, _ in taken)  # while the copies are there: Parquet's footers are read
     part = any(partly for _, partly in taken)
