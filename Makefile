@@ -59,7 +59,7 @@ tree:
 	@python3 tests/tree.py >docs/tree.md
 
 site: $(VENV)/installed-dev
-	@$(BIN)/mkdocs build --strict --site-dir build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 # The README's picture: page one of the newest report of the quick start.
 picture:
