@@ -610,6 +610,6 @@ def test_a_full_disk_names_tmpdir(tmp_path, monkeypatch):
 
     monkeypatch.setattr(inspection, "ingest", full)
     (tmp_path / "a.txt").write_text(prose(1))
-    with pytest.raises(StorageError, match="No space left on device.*Set TMPDIR to a folder with room") as caught:
+    with pytest.raises(StorageError, match=r"No space left on device.*Set TMPDIR to a folder with room") as caught:
         inspect_path(tmp_path)
     assert "--root" not in str(caught.value)
