@@ -18,7 +18,7 @@ def inspect(arguments: Arguments) -> None:
     """
     from assay.inspect.inspection import inspect_path
     from assay.inspect.inspection_page import as_page, as_text
-    from assay.kernels_ahead import compiled_ahead
+    from assay.inspect.kernels_ahead import compiled_ahead
     from governance.files import write_text
 
     path: Path = arguments.path

@@ -2,7 +2,6 @@
 
 import bz2
 import csv
-import errno
 import gzip
 import json
 import lzma
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 
 from assay.cli.main import main
 from assay.config import load_run
-from assay.inspect import inspection, sampling
+from assay.inspect import sampling
 from assay.inspect.formats import InputFiles, choose_fields, find_inputs
 from assay.inspect.inspection import inspect_path
 from assay.inspect.inspection_page import as_page, as_text
@@ -38,7 +37,7 @@ from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.file_types.endings import SOURCE_TYPES
 from data_pipeline.readers.sources import Source
 from data_pipeline.readers.streams import PACKED
-from governance.errors import ConfigError, MissingInput, StorageError, storage_errors
+from governance.errors import ConfigError, MissingInput
 from governance.stage import Runtime
 
 WORDS = """
@@ -591,25 +590,3 @@ def test_fields_by_name_then_by_length():
     assert choose_fields(records) == {"text": "abstract", "id": "key", "url": "", "language": "lang", "licence": ""}
     assert choose_fields([{"text": "t", "id": "1"}, {"text": "u", "id": "1"}])["id"] == ""
     assert choose_fields([{"a": "short"}])["text"] == ""
-
-
-@pytest.mark.parametrize("name", ["Lizenz", "licencia", "License", "лицензия", "许可证"])
-def test_the_licence_field_is_known_in_other_languages_and_letters(tmp_path, name):
-    lines = [{"ID": n, "Text": prose(n), name: "CC-BY-4.0"} for n in range(6)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = inspect_path(tmp_path)
-    assert ("CC-BY-4.0", 6, "100.0 %") in tables(result)["Licences"].rows
-    [source] = tomllib.loads(result.proposal)["data"]["sources"]
-    assert (source["text_field"], source["id_field"], source["licence_field"]) == ("Text", "ID", name)
-
-
-def test_a_full_disk_names_tmpdir(tmp_path, monkeypatch):
-    def full(*given):
-        with storage_errors(tmp_path):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(inspection, "ingest", full)
-    (tmp_path / "a.txt").write_text(prose(1))
-    with pytest.raises(StorageError, match=r"No space left on device.*Set TMPDIR to a folder with room") as caught:
-        inspect_path(tmp_path)
-    assert "--root" not in str(caught.value)

@@ -1,8 +1,10 @@
-"""`assay inspect` of CSV and TSV files of any delimiter and encoding, and where its output is closed early."""
+"""`assay inspect`: forms of CSV and TSV files, names of fields, output that is closed early, a full disk."""
 
 import csv
+import errno
 import gzip
 import io
+import json
 import random
 import sys
 import tomllib
@@ -11,8 +13,10 @@ import pytest
 
 from assay.cli import inspect_commands
 from assay.cli.surface import parser
+from assay.inspect import inspection
 from assay.inspect.formats import find_inputs
 from assay.inspect.inspection import inspect_path
+from governance.errors import StorageError, storage_errors
 
 WORDS = """the of and to in that was he for with his they at this from one had not but what all were when we"""
 
@@ -68,3 +72,26 @@ def test_the_files_are_written_where_a_reader_closes_the_output(tmp_path, monkey
     with pytest.raises(BrokenPipeError):
         inspect_commands.inspect(arguments)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"inspection.html", "run.toml"}
+
+
+@pytest.mark.parametrize("name", ["Lizenz", "licencia", "License", "лицензия", "许可证"])
+def test_the_licence_field_is_known_in_other_languages_and_letters(tmp_path, name):
+    lines = [{"ID": n, "Text": prose(n), name: "CC-BY-4.0"} for n in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = inspect_path(tmp_path)
+    [licences] = [table for table in result.tables if table.title == "Licences"]
+    assert ("CC-BY-4.0", 6, "100.0 %") in licences.rows
+    [source] = tomllib.loads(result.proposal)["data"]["sources"]
+    assert (source["text_field"], source["id_field"], source["licence_field"]) == ("Text", "ID", name)
+
+
+def test_a_full_disk_names_tmpdir(tmp_path, monkeypatch):
+    def full(*given):
+        with storage_errors(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inspection, "ingest", full)
+    (tmp_path / "a.txt").write_text(prose(1))
+    with pytest.raises(StorageError, match=r"No space left on device.*Set TMPDIR to a folder with room") as caught:
+        inspect_path(tmp_path)
+    assert "--root" not in str(caught.value)

@@ -1,9 +1,9 @@
-"""The process that compiles the last kernels of a run ahead."""
+"""The process that compiles the last kernels of an inspection ahead."""
 
 import json
 from multiprocessing import active_children
 
-from assay import kernels_ahead
+from assay.inspect import kernels_ahead
 from assay.inspect.inspection import inspect_path
 from governance import first_use
 

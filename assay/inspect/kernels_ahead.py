@@ -1,7 +1,7 @@
-"""Kernels of later stages, compiled by a second process while the first stages compile theirs.
+"""Kernels of the last stages, compiled ahead by a second process.
 
-The largest kernels count mentions of groups and find personal data, and a run comes to them last. The process starts
-where the first kernel has to be compiled, and never on a machine that has them all.
+The largest kernels count mentions of groups and find personal data, and an inspection comes to them last. The process
+starts where the first kernel has to be compiled, and never on a machine that has them all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from governance.processes import end_with_parent, interrupts_held
 
 @contextlib.contextmanager
 def compiled_ahead() -> Iterator[None]:
-    """Compile ahead if this block compiles at all, and there is a second core."""
+    """Compile ahead if this block compiles, and a second core is there."""
     started: list[BaseProcess] = []
 
     def start() -> None:
@@ -47,7 +47,7 @@ def _compile(parent: int) -> None:
 
 
 def compile_last() -> None:
-    """Call the last kernels of a run on a small document, with the types of real ones."""
+    """Call the last kernels on a small document, with usual types."""
     import pyarrow as pa
 
     from data_pipeline.pii.detect import replace_all
