@@ -34,7 +34,7 @@ def announce_to(began: Event) -> None:
 
 @contextlib.contextmanager
 def when_compiling(call: Callable[[], None]) -> Iterator[None]:
-    """Call this once if a kernel is compiled in the block, as that begins."""
+    """Call this once, when the block begins to compile a kernel."""
     _THEN.append(call)
     try:
         yield

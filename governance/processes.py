@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -27,20 +28,26 @@ def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
         os.kill(os.getpid(), number)
 
 
-_interrupts: list[int] = []  # the SIGINTs of this process
+_interrupts: list[float] = []  # when this process got SIGINTs
+_ONE_INTERRUPT_SECONDS = 1.0  # one Ctrl-C may come twice, from the terminal and from a parent
 
 
 def count_interrupts() -> None:
     """Note each SIGINT, and raise KeyboardInterrupt as Python does.
 
-    A process that ignores SIGINT, as one in the background of a script does, keeps to that.
+    One that comes a second or more after the first ends the process at once, and its workers with it. A process that
+    ignores SIGINT, as one in the background of a script does, keeps to that.
     """
     _interrupts.clear()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _interrupts.append(number)
+        now = time.monotonic()
+        if _interrupts and now - _interrupts[0] >= _ONE_INTERRUPT_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        _interrupts.append(now)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)

@@ -41,6 +41,31 @@ def test_a_process_that_ignores_interrupts_keeps_to_it():
     assert done.stdout == "went on\n"
 
 
+CLEANS_UP = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from governance.processes import count_interrupts
+
+count_interrupts()
+try:
+    print("ready", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("cleans up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_interrupt_ends_the_process_at_once():
+    process = subprocess.Popen([sys.executable, "-c", CLEANS_UP], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "cleans up\n"
+    time.sleep(1.1)
+    process.send_signal(signal.SIGINT)
+    assert (process.stdout.read(), process.wait(300)) == ("", -signal.SIGINT)
+
+
 @pytest.fixture
 def heeds_interrupts():
     """A process that a script started in the background ignores them."""
