@@ -54,7 +54,7 @@ SOURCES = (
     Source(f"{_HELD_OUT}.trafilatura.mb_a_core_second", RATE),
     Source("tokenize.mb_a_core_second", RATE),
     Source("tokenize.encode_batch_mb_a_core_second", RATE),
-    Source("training_times_gpt_fp32", RATIO),
+    Source("training_times_gpt_bf16_compiled", RATIO),
     Source("ranks.four_over_one", RATIO),
     Source("ranks.codecarbon_four_over_one", RATIO),
 )

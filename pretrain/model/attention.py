@@ -9,7 +9,7 @@ layers of that kind share it. It has five implementations:
 - Matrix products over blocks of queries (`cpu_ops.BlockAttention`) on CPU, for rows of up to `SHORT` tokens:
   half the time of the next one at 256 tokens in bf16 and 0.7 of it at 1,024; in fp32 as fast for one document per row,
   else faster.
-- `torch.nn.functional.scaled_dot_product_attention` for longer rows on CPU, and under torch.compile on CPU: with
+- `torch.nn.functional.scaled_dot_product_attention` for longer rows on CPU: with
   `is_causal` and no mask where each row is one document and no window cuts it, else with a block-diagonal causal mask
   [B, 1, L, L].
 - The explicit formula, for a soft cap on CPU: it keeps fp32 logits of all pairs of a row (`compatibility.py` warns).
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from pretrain.config.model import ModelConfig
 from pretrain.model.attention_rule import Attend, AttentionRule, first_keys
-from pretrain.model.cpu_ops import BlockAttention, block_starts, has_cpu_kernels, on_eager_cpu
+from pretrain.model.cpu_ops import KERNEL_TYPES, BlockAttention, block_starts, on_eager_cpu, traced_block_attention
 from pretrain.model.flash import Kernel, flash_attention
 
 SHORT = 1024  # longest row, in tokens, whose probabilities are kept on CPU
@@ -74,10 +74,10 @@ def attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
         return flex_attention(segments, rule)
     if rule.softcap is not None:
         return explicit_attention(segments, rule)
-    if not on_eager_cpu(segments):
-        return masked_attention(segments, rule)
     if segments.shape[1] <= SHORT:
         return block_attention(segments, rule)
+    if not on_eager_cpu(segments):
+        return masked_attention(segments, rule)
     alone = bool((segments == segments[:, :1]).all())
     return causal_attention(rule) if alone and not rule.window else masked_attention(segments, rule)
 
@@ -104,11 +104,13 @@ def _spread(q: torch.Tensor, *narrow: torch.Tensor) -> list[torch.Tensor]:
 def block_attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
     """Attention by matrix products over query blocks, with CPU kernels."""
     firsts = first_keys(segments, rule.window)
-    starts = block_starts(firsts)
+    starts = block_starts(firsts) if on_eager_cpu(segments) else ()
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if not has_cpu_kernels(q):
+        if q.dtype not in KERNEL_TYPES:
             return masked_attention(segments, rule)(q, k, v)
+        if not on_eager_cpu(q):
+            return traced_block_attention(q, *_spread(q, k, v), firsts, rule.scale)[0]
         return BlockAttention.apply(q, *_spread(q, k, v), firsts, starts, rule.scale)
 
     return attend

@@ -1,14 +1,15 @@
 """CPU operations with hand-written backward passes.
 
 Tests compare each with a plain formula; on CUDA and under torch.compile that formula (or torch's fused kernel) is used
-instead: `on_eager_cpu` decides. Measured on one core of an Intel Xeon with AMX, 4,096 tokens, bf16,
-forward and backward, CPU milliseconds, the least of nine or more: RMSNorm over 384 channels 2.4 against torch's 37;
-attention of 6 heads of 64 channels over rows of 256 tokens 31 against 56 for `scaled_dot_product_attention`; of 1,536
-channels SwiGLU 11 against 51 and squared ReLU 3 against 36.
+instead: `on_eager_cpu` decides. Attention is an operation of compiled graphs, too. Measured on one core of an Intel
+Xeon with AMX, 4,096 tokens, bf16, forward and backward, CPU milliseconds, the least of nine or more: RMSNorm over 384
+channels 2.4 against torch's 37; attention of 6 heads of 64 channels over rows of 256 tokens 31 against 56 for
+`scaled_dot_product_attention`; of 1,536 channels SwiGLU 11 against 51 and squared ReLU 3 against 36.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pretrain.model.kernels.rotary import rotary
 from pretrain.model.kernels.softmax import softmax, softmax_gradient
 from pretrain.model.kernels.threads import run_in_threads, thread_count
 
+KERNEL_TYPES = (torch.bfloat16, torch.float32)
 QUERIES = 128  # queries per attention block: fewer would skip more invisible keys, but make smaller products
 
 
@@ -32,9 +34,9 @@ def on_eager_cpu(x: torch.Tensor) -> bool:
 def has_cpu_kernels(x: torch.Tensor) -> bool:
     """Return whether `pretrain.model.kernels` compute this tensor.
 
-    They take bf16 and fp32 on an eager CPU.
+    They take `KERNEL_TYPES` on an eager CPU.
     """
-    return on_eager_cpu(x) and x.dtype in (torch.bfloat16, torch.float32)
+    return on_eager_cpu(x) and x.dtype in KERNEL_TYPES
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -129,22 +131,13 @@ class BlockAttention(torch.autograd.Function):
             k: the keys.
             v: the values.
             firsts: int32 [B, L], the first key that a query sees; it sees all keys from there to itself.
-            starts: first key that any query of each block of `QUERIES` sees (`first_keys`).
+            starts: a key for each block of `QUERIES`; none of its queries sees an earlier one (`block_starts`).
             scale: factor of the products.
 
         Returns:
             [B, H, L, D].
         """
-        k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
-        out, kept = _tokens_first(q), []
-        for number, first in enumerate(starts):
-            queries, keys = _block(number, first, q.shape[2])
-            own = _queries(q, queries)
-            near, values = k[:, keys].contiguous(), v[:, keys].contiguous()
-            logits = torch.baddbmm(q.new_empty(()), own, near.transpose(1, 2), beta=0.0, alpha=scale)
-            run_in_threads(softmax, len(logits), (logits, firsts), queries.start, first)
-            out[:, :, queries] = torch.bmm(logits, values).view(*q.shape[:2], *own.shape[1:])
-            kept += [own, logits]
+        out, *kept = _attend(q, k, v, firsts, starts, scale)
         ctx.save_for_backward(k, v, firsts, *kept)
         ctx.starts, ctx.scale = starts, scale
         return out
@@ -152,24 +145,106 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of queries, keys and values.
-
-        With probabilities P they are dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K and dK = dS' Q.
-        """
+        """Gradients of queries, keys and values."""
         k, v, firsts, *kept = ctx.saved_tensors
-        shape, last = gradient.shape, len(ctx.starts) - 1
-        for_q, for_k, for_v = _tokens_first(gradient), torch.empty_like(k), torch.empty_like(v)
-        for number, first in reversed([*enumerate(ctx.starts)]):
-            queries, keys = _block(number, first, shape[2])
-            own, chances = kept[2 * number : 2 * number + 2]
-            into = _queries(gradient, queries)
-            slopes = torch.bmm(into, v[:, keys].contiguous().transpose(1, 2))
-            given = (slopes, chances, firsts)
-            run_in_threads(softmax_gradient, len(slopes), given, queries.start, first, np.float32(ctx.scale))
-            for_q[:, :, queries] = torch.bmm(slopes, k[:, keys].contiguous()).view(*shape[:2], *own.shape[1:])
-            _gather(for_k, keys, slopes, own, number == last)
-            _gather(for_v, keys, chances, into, number == last)
-        return for_q, for_k.view(shape), for_v.view(shape), None, None, None
+        return *_attend_gradients(gradient, k, v, firsts, kept, ctx.starts, ctx.scale), None, None, None
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, starts: Sequence[int], scale: float
+) -> list[torch.Tensor]:
+    """Attention [B, H, L, D]; then the queries and the probabilities of each block."""
+    k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+    out, kept = _tokens_first(q), []
+    for number, first in enumerate(starts):
+        queries, keys = _block(number, first, q.shape[2])
+        own = _queries(q, queries)
+        near, values = k[:, keys].contiguous(), v[:, keys].contiguous()
+        logits = torch.baddbmm(q.new_empty(()), own, near.transpose(1, 2), beta=0.0, alpha=scale)
+        run_in_threads(softmax, len(logits), (logits, firsts), queries.start, first)
+        out[:, :, queries] = torch.bmm(logits, values).view(*q.shape[:2], *own.shape[1:])
+        kept += [own, logits]
+    return [out, *kept]
+
+
+def _attend_gradients(
+    gradient: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, kept: Sequence[torch.Tensor],
+    starts: Sequence[int], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of queries, keys and values.
+
+    With probabilities P they are dV = P' g, dS = P (g V' - rowsum(P g V')), dQ = dS K and dK = dS' Q.
+    """
+    shape, last = gradient.shape, len(starts) - 1
+    k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+    for_q, for_k, for_v = _tokens_first(gradient), torch.empty_like(k), torch.empty_like(v)
+    for number, first in reversed([*enumerate(starts)]):
+        queries, keys = _block(number, first, shape[2])
+        own, chances = kept[2 * number : 2 * number + 2]
+        into = _queries(gradient, queries)
+        slopes = torch.bmm(into, v[:, keys].contiguous().transpose(1, 2))
+        given = (slopes, chances, firsts)
+        run_in_threads(softmax_gradient, len(slopes), given, queries.start, first, np.float32(scale))
+        for_q[:, :, queries] = torch.bmm(slopes, k[:, keys].contiguous()).view(*shape[:2], *own.shape[1:])
+        _gather(for_k, keys, slopes, own, number == last)
+        _gather(for_v, keys, chances, into, number == last)
+    return for_q, for_k.view(shape), for_v.view(shape)
+
+
+@torch.library.custom_op("assay::block_attention", mutates_args=())
+def traced_block_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, scale: float
+) -> list[torch.Tensor]:
+    """`BlockAttention` as one operation of a compiled graph: [attention, probabilities of each block].
+
+    Each block sees all keys before its end, so that sizes do not depend on the documents.
+    """
+    out, *kept = _attend(q, k, v, firsts, [0] * _blocks(q), scale)
+    return [out, *kept[1::2]]
+
+
+@traced_block_attention.register_fake
+def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, scale: float) -> list[torch.Tensor]:
+    blocks = (_block(number, 0, q.shape[2]) for number in range(_blocks(q)))
+    heads = q.shape[0] * q.shape[1]
+    return [_tokens_first(q), *(q.new_empty(heads, one.stop - one.start, keys.stop) for one, keys in blocks)]
+
+
+@torch.library.custom_op("assay::block_attention_gradients", mutates_args=())
+def _traced_gradients(
+    gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor,
+    chances: Sequence[torch.Tensor], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    kept = []
+    for number, one in enumerate(chances):
+        kept += [_queries(q, _block(number, 0, q.shape[2])[0]), one]
+    return _attend_gradients(gradient, k, v, firsts, kept, [0] * len(chances), scale)
+
+
+@_traced_gradients.register_fake
+def _(
+    gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor,
+    chances: Sequence[torch.Tensor], scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    return _tokens_first(gradient), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _differentiate(ctx: Any, gradients: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    q, k, v, firsts, *chances = ctx.saved_tensors
+    return *_traced_gradients(gradients[0], q, k, v, firsts, chances, ctx.scale), None, None
+
+
+traced_block_attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _blocks(x: torch.Tensor) -> int:
+    """Blocks of queries in [B, H, L, D]."""
+    return -(-x.shape[2] // QUERIES)
 
 
 def _queries(x: torch.Tensor, queries: slice) -> torch.Tensor:

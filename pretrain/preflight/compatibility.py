@@ -32,7 +32,6 @@ from pretrain.preflight.expert_rules import (
 from pretrain.preflight.finetuning_rules import FROZEN
 from pretrain.preflight.hardware import Hardware
 from pretrain.preflight.slow_path_rules import (
-    cpus_compute_compiled,
     gpus_compute_uncompiled,
     long_rows_on_cpu_are_slow,
     soft_caps_on_cpu_are_slow,
@@ -550,7 +549,6 @@ WARNINGS: tuple[Rule, ...] = (
     shared_memory_is_for_the_cpu,
     soft_caps_on_cpu_are_slow,
     long_rows_on_cpu_are_slow,
-    cpus_compute_compiled,
     gpus_compute_uncompiled,
     split_losses_are_not_fused,
     gpus_are_idle,

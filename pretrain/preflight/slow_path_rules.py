@@ -32,16 +32,6 @@ def long_rows_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware:
     )
 
 
-def cpus_compute_compiled(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Warn of compilation on CPU, which leaves out Assay's own kernels."""
-    if hardware.device != "cpu" or not settings.engine.compile or recipe.train.sequence_length > SHORT_ROWS:
-        return None
-    return (
-        "engine.compile = true on CPU: compiled code takes torch's attention in place of the faster kernels of Assay "
-        "(benchmarks/RESULTS.md, training: blocks); set compile = false"
-    )
-
-
 def gpus_compute_uncompiled(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Warn of a model on CUDA that is not compiled."""
     engine, train = settings.engine, recipe.train

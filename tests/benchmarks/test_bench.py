@@ -41,9 +41,9 @@ def test_every_number_of_the_readme_has_a_source_that_results_lists():
 def test_numbers_are_compared_and_a_new_one_is_named():
     right = dict(zip((one.name for one in bench.SOURCES), bench.readme_numbers(README), strict=True))
     assert all(agrees for agrees, _ in bench.readme_lines(README, right))
-    wrong = {**right, "training_times_gpt_fp32": 2 * right["training_times_gpt_fp32"]}
+    wrong = {**right, "training_times_gpt_bf16_compiled": 2 * right["training_times_gpt_bf16_compiled"]}
     [line] = [line for agrees, line in bench.readme_lines(README, wrong) if not agrees]
-    assert line.startswith("readme training_times_gpt_fp32 3.01 is 6.02")
+    assert line.startswith("readme training_times_gpt_bf16_compiled 1.2 is 2.4")
     assert line.endswith("falls short")
     assert {agrees for agrees, _ in bench.readme_lines(README, {})} == {None}
     with pytest.raises(ValueError, match=f"{len(bench.SOURCES) + 1} numbers"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pretrain.model import attention as kernels
 from pretrain.model.attention import AttentionRule, allowed_pairs
 from pretrain.model.attention_rule import first_keys
-from pretrain.model.cpu_ops import QUERIES, block_starts
+from pretrain.model.cpu_ops import QUERIES, block_starts, traced_block_attention
 from pretrain.preflight import memory
 from tests.pretrain.small_models import config
 
@@ -76,6 +76,25 @@ def test_bf16_attention_is_as_near_to_the_truth_as_its_inputs():
     rounded = kernels.explicit_attention(segments, rule)(*[x.bfloat16().double() for x in heads(256)])
     ours = kernels.block_attention(segments, rule)(*heads(256, dtype=torch.bfloat16))
     assert (ours.double() - rounded).pow(2).mean() < 4 * (rounded - exact).pow(2).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_graph_takes_the_same_kernels(dtype):
+    segments = cut(200)
+    attend, found = kernels.block_attention(segments, AttentionRule(0.25, window=90)), []
+    for make in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+        inputs = [x.requires_grad_() for x in heads(200, dtype=dtype)]
+        out = make(*inputs)
+        (out.float() * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
+        found.append([out, *(x.grad for x in inputs)])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-5)
+
+
+def test_the_operation_of_compiled_graphs_is_what_torch_expects():
+    inputs = [x.requires_grad_() for x in heads(200)]
+    inputs[1:] = [x.detach().repeat_interleave(2, dim=1).requires_grad_() for x in inputs[1:]]
+    torch.library.opcheck(traced_block_attention, (*inputs, first_keys(cut(200), None), 0.25))
 
 
 @given(

@@ -311,7 +311,6 @@ WARNED_OF = [
     ("shared_memory_is_for_the_cpu", {"shared_memory_collectives": True, "where": CUDA}, "no effect"),
     ("soft_caps_on_cpu_are_slow", {"attn_logit_softcapping": 50.0, "where": CPU}, "64 x 64"),
     ("long_rows_on_cpu_are_slow", {**LONG, "where": CPU}, "2048 x 2048"),
-    ("cpus_compute_compiled", {**COMPILED, "where": CPU}, "set compile = false"),
     ("gpus_compute_uncompiled", {"where": CUDA}, "set compile = true"),
     ("split_losses_are_not_fused", {"tensor_parallel_size": 2, "where": {**CUDA, "world_size": 2}}, "several passes"),
     ("gpus_are_idle", {"where": {**CUDA, "world_size": 1, "gpus": 8}}, "--nproc 8"),
