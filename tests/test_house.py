@@ -141,6 +141,7 @@ def test_the_tree_page_equals_the_disk():
     assert page.read_text(encoding="utf-8") == tree() + "\n", "out of date: make tree"
     top = {line.split("/")[0] + ("/" if "/" in line else "") for line in tracked()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.count("\n") <= 140
     assert [
         entry
         for entry in sorted(top)

@@ -153,7 +153,7 @@ class BlockAttention(torch.autograd.Function):
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, starts: Sequence[int], scale: float
 ) -> list[torch.Tensor]:
-    """Attention [B, H, L, D]; then the queries and the probabilities of each block."""
+    """Attention [B, H, L, D]; then queries and probabilities of each block."""
     k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
     out, kept = _tokens_first(q), []
     for number, first in enumerate(starts):
@@ -195,9 +195,10 @@ def _attend_gradients(
 def traced_block_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, scale: float
 ) -> list[torch.Tensor]:
-    """`BlockAttention` as one operation of a compiled graph: [attention, probabilities of each block].
+    """Attention as one operation of a compiled graph.
 
-    Each block sees all keys before its end, so that sizes do not depend on the documents.
+    It returns attention [B, H, L, D] and the probabilities of each block. Each block sees all keys before its end, so
+    that sizes do not depend on the documents.
     """
     out, *kept = _attend(q, k, v, firsts, [0] * _blocks(q), scale)
     return [out, *kept[1::2]]
