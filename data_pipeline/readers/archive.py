@@ -31,7 +31,9 @@ from data_pipeline.readers.text import check_endings
 from governance.errors import MissingInput, storage_errors
 
 MAX_DEPTH = 3
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError, UnicodeDecodeError,
+)  # fmt: skip
 _ENCRYPTED = RuntimeError  # what zipfile raises for a member with a password
 _IN_MEMORY_BYTES = 16 << 20
 _AR_MAGIC = b"!<arch>\n"
