@@ -226,6 +226,7 @@ def gate(web, monkeypatch, tmp_path):
     run = SimpleNamespace(
         config=config,
         journal=lambda root: None,
+        gate=lambda root: None,
         folder=tmp_path,
         path=Path("run.toml"),
         policy=SimpleNamespace(name="strict"),
