@@ -28,7 +28,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "truth_personal_data": data_truth.personal_data,
         "truth_contamination": data_truth.contamination,
         "truth_web": lambda: [*data_truth.web_pages(), *data_truth.public_pages(), *structure.kept_structure()],
-        "truth_languages": data_truth.languages,
+        "truth_languages": lambda: [*data_truth.languages(), *data_truth.help_pages()],
         "truth_rules": lambda: data_rules.rules(quick),
         "code": lambda: source_code.code(quick),
         "rates": lambda: [*data_speed.personal_data_rate(), *data_speed.pdf_pages(), *data_speed.trafilatura()],

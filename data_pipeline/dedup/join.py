@@ -1,12 +1,13 @@
-"""Global join on document keys, by DuckDB or Daft (Ray).
+"""Global join on document keys: sorted here, or by DuckDB or Daft (Ray).
 
 A *key file* is a Parquet file of one shard's keys: `key` (int64, ascending) and `row` (int32, the document in the
 shard). The range of a key is its kind: equal text, equal address, a band of a signature.
 
-The join runs range by range of the keys, which are hashes: each range is a hash partition, sized so that its table of
-groups fits the limit, and since the files are sorted and their row groups carry bounds, a range reads little more than
-its own rows. Both engines run the same SQL text, and their rows are sorted here, so the result depends on neither
-engine, nor on the limit, nor on the machine.
+Keys that fit the limit are sorted in this process, unless Daft is the engine. Of others the join runs range by range:
+keys are hashes, so each range is a hash partition, sized so that its table of groups fits the limit, and since the
+files are sorted and their row groups carry bounds, a range reads little more than its own rows. Both engines run the
+same SQL text, and their rows are sorted here, so the result depends on neither engine, nor on the limit, nor on the
+machine.
 
 Price: with DuckDB 2.0 on one core, 40 million keys took 25 to 32 CPU-seconds within 256 MiB, of which the process
 held 295 at its peak, 145 of these before the join began (`benchmarks/measures/data/join.py`); and
@@ -34,6 +35,7 @@ from governance.files import atomic_path, remove_tree
 
 Integers = npt.NDArray[np.int64]
 TEXT, URL, BAND = range(0, 1 << 61), range(1 << 61, 1 << 62), range(1 << 62, 1 << 63)
+SORTED_BYTES_A_KEY = 64  # keys and numbers, the keys in order, and those that are shared once more
 BYTES_A_KEY = 160  # of a range: 80 in DuckDB's table of groups (measured), as much again while it grows
 ENGINE_SHARE = 0.7  # of the limit; the rest is this process, Parquet's buffers and the rows found
 KEYS_A_ROW_GROUP = 1 << 14
@@ -106,6 +108,9 @@ def shared_keys(
     """
     if not files or not keys:
         return
+    if engine.name == "duckdb" and keys * SORTED_BYTES_A_KEY <= engine.memory_mib * ENGINE_SHARE * (1 << 20):
+        yield _sorted(files, firsts, kind)
+        return
     parts = max(1, -(-keys * BYTES_A_KEY // int(engine.memory_mib * ENGINE_SHARE * (1 << 20))))
     step = -(-len(kind) // parts)
     names = [str(path) for path in files]
@@ -121,6 +126,41 @@ def shared_keys(
             key, number = (found[name].to_numpy() for name in ("key", "number"))
             order = np.lexsort((number, key))
             yield key[order], number[order]
+
+
+def _sorted(files: Sequence[Path], firsts: Sequence[int], kind: range) -> tuple[Integers, Integers]:
+    """Shared keys of a kind, with numbers, by one sort of all its keys."""
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for path, first in zip(files, firsts, strict=True):
+        try:
+            key, row = _keys_of(path, kind)
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise PipelineError(
+                f"{path}: its keys cannot be read ({error}). Remove its folder, make it again"
+            ) from error
+        parts.append((key, row + first))
+    every = np.sort(np.concatenate([key for key, _ in parts]), kind="stable")  # it merges: each part is sorted
+    shared = np.unique(every[1:][every[1:] == every[:-1]])
+    found = []
+    for key, number in parts:
+        starts, stops = (np.searchsorted(key, shared, side) for side in ("left", "right"))
+        counts = stops - starts
+        places = np.arange(counts.sum()) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+        found.append((np.repeat(shared, counts), number[places]))
+    key, number = map(np.concatenate, zip(*found, strict=True))
+    order = np.lexsort((number, key))
+    return key[order], number[order]
+
+
+def _keys_of(path: Path, kind: range) -> tuple[Integers, Integers]:
+    """The keys of a kind in a key file, with their rows."""
+    with pq.ParquetFile(path) as file:
+        bounds = [file.metadata.row_group(group).column(0).statistics for group in range(file.num_row_groups)]
+        apart = [found and found.has_min_max and (found.max < kind.start or found.min > kind[-1]) for found in bounds]
+        table = file.read_row_groups([group for group, other in enumerate(apart) if not other], use_threads=False)
+    key = table["key"].to_numpy()
+    mine = slice(int(np.searchsorted(key, kind.start)), int(np.searchsorted(key, kind[-1], "right")))
+    return key[mine], table["row"].to_numpy()[mine].astype(np.int64)
 
 
 def shared_units(

@@ -24,9 +24,12 @@ import functools
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import int64, njit, uint64
 
+from data_pipeline.kernels.words import below_mask, load_8, lowest_byte
 from governance.kernels.buffers import Bytes, Offsets
+from governance.kernels.code_points import byte_at
+from governance.kernels.compiled import inlined, kernel
 
 AT, SPELT, DIGITS, WORD, ACCOUNT, HEX, MAC, KEY, ASSIGNED, PEM = range(10)
 Candidates = npt.NDArray[np.int64]
@@ -42,6 +45,7 @@ _HEADS = (
     "discorda", "pscale_", "pul-", "ntn_", "sntr", "sbp_", "gsk_", "pplx", "xkey", "EZAK", "EZTK", "AA", "atlasv1.",
     "MD", "MT", "Mj", "Mz", "ND", "NT", "Nj", "Nz", "OD", "OT",
 )  # fmt: skip
+_ONES, _HIGH = 0x0101010101010101, 0x8080808080808080
 _SECRET_ENDS = ("key", "ken", "ret", "ord", "swd", "pwd", "ass", "ial", "uth", "ion")
 
 
@@ -162,7 +166,39 @@ def _run(data, k, end, classes):  # type: ignore[no-untyped-def]
     return k, place, found, dots
 
 
-@njit(cache=True, nogil=True)
+@inlined
+def _word(data, i, end):  # type: ignore[no-untyped-def]
+    """End of the ASCII letters and digits from `i` on, and how many are digits."""
+    j, digits = i, 0
+    while j + 8 <= end:
+        chunk = load_8(data, j)
+        low = chunk & ~uint64(_HIGH)
+        small = low | uint64(0x20 * _ONES)
+        numbers = (low + uint64(0x50 * _ONES)) & ~(low + uint64(0x46 * _ONES)) & ~chunk & uint64(_HIGH)
+        letters = (small + uint64(0x1F * _ONES)) & ~(small + uint64(0x05 * _ONES)) & ~chunk & uint64(_HIGH)
+        others = (letters | numbers) ^ uint64(_HIGH)
+        if others:
+            count = lowest_byte(others)
+            return j + count, digits + _bytes_in(numbers & below_mask(count))
+        digits += _bytes_in(numbers)
+        j += 8
+    while j < end:
+        c = byte_at(data, j)
+        number, letter = 48 <= c <= 57, 97 <= c | 32 <= 122
+        if not number | letter:
+            break
+        digits += number
+        j += 1
+    return j, digits
+
+
+@inlined
+def _bytes_in(bits):  # type: ignore[no-untyped-def]
+    """Number of bytes whose highest bit is set; no other bit is."""
+    return int64((bits >> uint64(7)) * uint64(_ONES) >> uint64(56))
+
+
+@kernel
 def _scan(data, offsets, classes, heads, pairs, ends, out):  # type: ignore[no-untyped-def]
     """Write the candidates to `out` as far as it has room.
 
@@ -173,7 +209,7 @@ def _scan(data, offsets, classes, heads, pairs, ends, out):  # type: ignore[no-u
         begin, end = offsets[text], offsets[text + 1]
         i, chars, run_until, hex_until = begin, 0, begin, begin
         while i < end:
-            c = data[i]
+            c = byte_at(data, i)
             kind = classes[c]
             if not kind & 7:
                 if kind & 32:
@@ -209,31 +245,30 @@ def _scan(data, offsets, classes, heads, pairs, ends, out):  # type: ignore[no-u
                 i += 1
                 continue
             # A word: ASCII letters and digits. It never begins inside another.
-            j, digits = i, 0
-            while j < end and classes[data[j]] & 7:
-                digits += classes[data[j]] & 1
-                j += 1
+            j, digits = _word(data, i, end)
             length = j - i
-            if j < end and kind & 16 and i >= hex_until and length <= 4:
-                if data[j] == 58:
+            # No branch within a condition: each would be foretold wrongly for many words.
+            after, second = byte_at(data, min(j, end - 1)), byte_at(data, min(i + 1, end - 1))
+            signed = (after == 58) | (after == 45) & (length == 2)
+            if (j < end) & (kind & 16 != 0) & (i >= hex_until) & (length <= 4) & signed:
+                if after == 58:
                     hex_until, colons, double = _colons(data, i, end, classes)
                     if colons >= 5 or (double and colons >= 2):
                         total = _put(out, total, text, 5, chars, chars + (hex_until - i))
-                elif length == 2 and j + 15 <= end and _are_hyphens(data, j):
+                elif j + 15 <= end and _are_hyphens(data, j):
                     total = _put(out, total, text, 6, chars, chars + 17)
-            if 2 <= length <= 3 and begin < i and j < end and data[i - 1] == data[j] == 32:  # AT, dot, DOT
-                at = length == 2 and c == 65 and data[i + 1] == 84
-                dot = length == 3 and c | 32 == 100 and data[i + 1] | 32 == 111 and data[i + 2] | 32 == 116
-                if at or dot:
-                    total = _put(out, total, text, 1, chars, chars + length)
+            at = (length == 2) & (c == 65) & (second == 84)
+            dot = (length == 3) & (c | 32 == 100) & (second | 32 == 111) and data[i + 2] | 32 == 116
+            if (at | dot) & (begin < i) & (j < end) and data[i - 1] == after == 32:  # AT, dot, DOT
+                total = _put(out, total, text, 1, chars, chars + length)
             if digits and digits < length:
                 letters = length >= 4 and not (classes[data[i]] | classes[data[i + 1]]) & 1
                 if letters and classes[data[i + 2]] & classes[data[i + 3]] & 1:
                     total = _put(out, total, text, 4, chars, chars + length)
                 if (digits >= 4 and 7 <= length <= 18) or length == 16 or 25 <= length <= 74:
                     total = _put(out, total, text, 3, chars, chars + length)
-            is_key = kind & 64 and (length >= 8 or (j < end and data[j] in (45, 46, 95)))
-            if is_key and pairs[np.int64(c) << 8 | data[i + 1]] and _has_head(data, i, end, heads):
+            is_key = (length >= 8) | (j < end) & ((after == 45) | (after == 46) | (after == 95))
+            if is_key & (kind & 64 != 0) & (pairs[c << 8 | second] != 0) and _has_head(data, i, end, heads):
                 total = _put(out, total, text, 7, chars, chars + length)
             # Runs of digits begin anywhere, also inside a word; their end may be beyond this word's.
             if digits and j > run_until:

@@ -120,12 +120,19 @@ def begun(engine: Engine, begin: int) -> Engine:
     return run
 
 
-def except_matches(engine: Engine, reference: Engine, pattern: str) -> Engine:
-    """The engine, with `reference` for texts that RE2's `pattern` finds."""
+def except_matches(engine: Engine, reference: Engine, marked: npt.NDArray[np.bool_], pattern: str = "") -> Engine:
+    """The engine, with `reference` for some texts.
+
+    They hold a character beyond ASCII that is `marked`, by its code point, or RE2's `pattern` finds them.
+    """
+    from data_pipeline.kernels.marked_characters import holding
 
     def run(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint32], Ends]:
         ids, ends = engine(texts)
-        places = np.flatnonzero(pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False))
+        theirs_are = holding(texts, marked)
+        if pattern:
+            theirs_are |= pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+        places = np.flatnonzero(theirs_are)
         if not len(places):
             return ids, ends
         parts = np.split(ids, ends[1:-1])

@@ -183,8 +183,8 @@ def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, 
     known, without_end_rule = for_gigatoken(definition)
     try:
         fast = fast_engine(known, end, library, normalise)
-        apart = unknown_characters()
-        return library, except_matches(fast, library, f"{apart}|{FINAL_SPACE}" if without_end_rule else apart)
+        apart = FINAL_SPACE if without_end_rule else ""
+        return library, except_matches(fast, library, unknown_characters(), apart)
     except ValueError as error:
         get_logger(__name__).debug("tokenizer: %s", error)
         return library, None

@@ -25,17 +25,16 @@ def all_characters() -> str:
 
 
 @functools.cache
-def _unknown_runs() -> tuple[str, ...]:
-    """Stretches of `all_characters` of which the library knows no character."""
-    from tokenizers import NormalizedString, Regex
+def unknown_characters() -> npt.NDArray[np.bool_]:
+    """Whether the library does not know a code point, for all 0x110000.
 
-    runs = NormalizedString(all_characters()).split(Regex(r"\P{Cn}+"), "removed")
-    return tuple(str(run.normalized) for run in runs)
-
-
-def unknown_characters() -> str:
-    """An expression, for RE2 and Python, that finds an unknown one."""
-    return f"[{''.join(f'{run[0]}-{run[-1]}' for run in _unknown_runs())}]"
+    Those of planes 4 to 13, which are unassigned, count as unknown; those for private use as known.
+    """
+    unknown = np.zeros(0x110000, np.bool_)
+    unknown[4 << 16 : 14 << 16] = True
+    unknown[_points(_without(r"\P{Cn}+"))] = True
+    unknown.flags.writeable = False
+    return unknown
 
 
 def known_characters() -> str:
@@ -48,7 +47,7 @@ def library_classes() -> npt.NDArray[np.uint8]:
     """Class bits, as the library sees them, of all 0x110000 code points."""
     classes = np.zeros(0x110000, np.uint8)
     for bit, others in ((SPACE, r"\S+"), (LETTER, r"\P{L}+"), (NUMBER, r"\P{N}+")):
-        classes[np.frombuffer(_without(others).encode("utf-32-le"), "<u4")] |= bit
+        classes[_points(_without(others))] |= bit
     classes.flags.writeable = False
     return classes
 
@@ -58,3 +57,7 @@ def _without(expression: str) -> str:
     from tokenizers import Regex, normalizers
 
     return str(normalizers.Replace(Regex(expression), "").normalize_str(all_characters()))
+
+
+def _points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")

@@ -72,6 +72,12 @@ def test_nothing_to_join(tmp_path):
 def test_a_file_that_is_no_key_file_is_reported_in_duckdbs_words(tmp_path):
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     with pytest.raises(PipelineError, match="failed in DuckDB"):
+        joined([tmp_path / "torn.parquet"], [0], BAND, JoinEngine("duckdb", 256, tmp_path), 10_000_000)
+
+
+def test_a_file_that_is_no_key_file_is_named_where_keys_are_sorted(tmp_path):
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(PipelineError, match=r"torn\.parquet: its keys cannot be read"):
         joined([tmp_path / "torn.parquet"], [0], BAND, JoinEngine("duckdb", 256, tmp_path))
 
 

@@ -1,4 +1,7 @@
-"""Letters: equal to `str.casefold` and the removal of ASCII white space, on every character and on any text."""
+"""Letters: equal to `str.casefold` and the removal of ASCII white space, on every character and on any text.
+
+Marked characters: found where a plain search finds one.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -6,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.kernels.content_hash_text import folded_letters
+from data_pipeline.kernels.marked_characters import holding
 from governance.kernels.buffers import text_buffers
 
 WHITE_SPACE = b" \t\n\r\x0b\x0c"
@@ -53,3 +57,15 @@ def test_no_text_at_all():
     letters, ends = folded_letters(*text_buffers(pa.array([], pa.large_string())))
     assert len(letters) == 0
     assert ends.tolist() == [0]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.text(st.sampled_from("a \x7f\x80éßЖ中\uffff\U0001f600\U0010ffff"), max_size=30), max_size=8),
+    st.sets(st.sampled_from("\x80éß中\U0001f600\U0010ffff")),
+)
+def test_marked_characters_are_found_wherever_they_are(texts, characters):
+    marked = np.zeros(0x110000, np.bool_)
+    marked[[ord(character) for character in characters]] = True
+    found = holding(pa.array(texts, pa.large_string()), marked)
+    assert found.tolist() == [not characters.isdisjoint(text) for text in texts]

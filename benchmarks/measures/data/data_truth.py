@@ -307,6 +307,27 @@ def languages() -> list[Goal]:
     ]
 
 
+def help_pages() -> list[Goal]:
+    """Parallel help pages in 19 languages: the share that the default rules keep of those that English keeps."""
+    from data_pipeline.filters.clean import CleanConfig, clean
+
+    pages = [{**row, "id": f"{row['lang']}:{row['parallel_key']}"} for row in rows("corpora/multilingual.jsonl.gz")]
+    long = {row["parallel_key"] for row in pages if row["lang"] == "en" and len(row["text"].split()) >= 100}
+    with tempfile.TemporaryDirectory() as scratch:
+        raw, runtime = ingested([{"id": row["id"], "text": row["text"]} for row in pages], Path(scratch))
+        kept = {row["id"] for row in documents_of(clean(raw, CleanConfig(), runtime), runtime.root)}
+    english = {key for key in long if f"en:{key}" in kept}
+    note = f"of {len(english)} pages; not kept back from those who wrote rules"
+    shares = {}
+    for language in sorted({row["lang"] for row in pages} - {"en"}):
+        mine = [row["id"] for row in pages if row["lang"] == language and row["parallel_key"] in english]
+        shares[language] = sum(name in kept for name in mine) / len(mine)
+    return [
+        Goal("language.help_pages_kept.least", min(shares.values()), 0.88, note=note),
+        *(figure(f"language.help_pages_kept.{language}", share) for language, share in shares.items()),
+    ]
+
+
 def warc_bodies(path: Path) -> list[tuple[str, bytes]]:
     """URL and body of each response, for the rivals."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
