@@ -1,4 +1,4 @@
-"""Global join on document keys: sorted here, or by DuckDB or Daft (Ray).
+"""Global join on document keys, by sorting, DuckDB or Daft (Ray).
 
 A *key file* is a Parquet file of one shard's keys: `key` (int64, ascending) and `row` (int32, the document in the
 shard). The range of a key is its kind: equal text, equal address, a band of a signature.
@@ -129,7 +129,7 @@ def shared_keys(
 
 
 def _sorted(files: Sequence[Path], firsts: Sequence[int], kind: range) -> tuple[Integers, Integers]:
-    """Shared keys of a kind, with numbers, by one sort of all its keys."""
+    """Shared keys of a kind, with numbers, by one sort."""
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for path, first in zip(files, firsts, strict=True):
         try:

@@ -265,7 +265,10 @@ def _classify(  # type: ignore[no-untyped-def]
 def _rows_of(  # type: ignore[no-untyped-def]
     data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams, chosen, start
 ):  # fmt: skip
-    """Write the rows of a word and its n-grams from `start` on; return how many."""
+    """Write the rows of a word and its n-grams from `start` on.
+
+    Return how many there are.
+    """
     h = uint32(2166136261)
     for k in range(size):
         h = _hashed(h, data[first + k])

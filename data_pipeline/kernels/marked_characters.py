@@ -1,4 +1,4 @@
-"""Texts that hold one of a set of characters, in one pass over their bytes."""
+"""Texts that hold one of a set of characters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HIGH = 0x8080808080808080
 
 
 def holding(texts: pa.Array | pa.ChunkedArray, marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Whether each text holds a marked character.
+    """Find the texts that hold a marked character.
 
     `marked` has an entry for each of the 0x110000 code points; those of ASCII count as not marked.
     """

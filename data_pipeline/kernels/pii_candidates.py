@@ -168,7 +168,7 @@ def _run(data, k, end, classes):  # type: ignore[no-untyped-def]
 
 @inlined
 def _word(data, i, end):  # type: ignore[no-untyped-def]
-    """End of the ASCII letters and digits from `i` on, and how many are digits."""
+    """End of a run of ASCII letters and digits, with its digits."""
     j, digits = i, 0
     while j + 8 <= end:
         chunk = load_8(data, j)

@@ -26,9 +26,10 @@ def all_characters() -> str:
 
 @functools.cache
 def unknown_characters() -> npt.NDArray[np.bool_]:
-    """Whether the library does not know a code point, for all 0x110000.
+    """Marks of the code points that the library does not know.
 
-    Those of planes 4 to 13, which are unassigned, count as unknown; those for private use as known.
+    There is one for each of the 0x110000. Those of planes 4 to 13, which are unassigned, count as unknown; those for
+    private use as known.
     """
     unknown = np.zeros(0x110000, np.bool_)
     unknown[4 << 16 : 14 << 16] = True
