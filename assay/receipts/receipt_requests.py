@@ -208,7 +208,7 @@ def explain(found: dict[str, Any]) -> str:
     """A receipt in lines of text, for a terminal."""
     said = found["statement"]
     held, read = said["found"], said["read"]
-    asked = said["asked"].get("value", said["asked"]["name"])
+    asked = said["asked"].get("value") or said["asked"]["name"]
     lines = [f"{said['answer']}: {said['asked']['kind']} {asked}, by the checkpoint of step {said['step']}"]
     if held is not None:
         lines.append(
@@ -220,9 +220,9 @@ def explain(found: dict[str, Any]) -> str:
     if read["times"]:
         more = f" and {read['times'] - len(read['steps'])} more" if read["times"] > len(read["steps"]) else ""
         lines.append(f"read {read['times']} time(s), at step(s) {', '.join(map(str, read['steps']))}{more}")
-    if said["removed"]:
+    if said.get("removed"):
         lines.append(f"removed by {said['removed']}")
-    if said["builds_on"]:
+    if said.get("builds_on"):
         lines.append(f"the training began with other weights or a teacher: {', '.join(said['builds_on'])}")
     return "\n".join([*lines, said["words"]])
 

@@ -1,13 +1,13 @@
 """Receipts: a signed statement with a proof, of at most 2 kB.
 
-    {"statement": {"answer": "used", "asked": {"kind": "url", "name": "...32 hex", "value":
-     "https://a.example/page"}, "found": {"copies": 1, "held_out": 0, "licence": "MIT"}, "read": {"times": 3, "steps":
-     [4, 9, 15]}, "checkpoint": "...64 hex", "step": 20, "builds_on": [], "corpus": "...64 hex", "names": 480,
-     "root": "...48 hex", "salt": 0, "journal": 14, "filters": "ingest clean dedup redact", "removed": "",
-     "time": "2026-01-01T00:00:00Z", "words": "..."},
+    {"statement": {"answer": "used", "asked": {"kind": "url", "value": "https://a.example/page"},
+     "found": {"copies": 1, "held_out": 0, "licence": "MIT"}, "read": {"times": 3, "steps": [4, 9, 15]},
+     "checkpoint": "...64 hex", "step": 20, "corpus": "...64 hex", "names": 480, "root": "...48 hex", "salt": 0,
+     "journal": 14, "filters": "ingest clean dedup redact", "time": "2026-01-01T00:00:00Z", "words": "..."},
      "proof": {"path": "1111", "siblings": "...", "end": "used", "shown": "..."}, "signature": "..."}
 
-`asked.value` is left out of a text, and where it is long; `found` is null where the corpus does not hold the name;
+A text, and a long value, is asked for by `asked.name` (32 hexadecimal digits). `builds_on` and `removed` are left out
+where empty; `found` is null where the corpus does not hold the name;
 `read.steps` are the first eight. `verify_receipt.py` checks one.
 """
 
@@ -50,15 +50,16 @@ def receipt(
     name = name_of(kind, value)
     tag = names.tag_of(kind, name)
     place = names.tree.place(tag)
-    shown = {} if kind in ("text", "raw text") or len(value.encode()) > _SHOWN_CHARACTERS else {"value": value}
+    long = kind in ("text", "raw text") or len(value.encode()) > _SHOWN_CHARACTERS
+    also = {name: facts[name] for name in ("builds_on", "removed") if facts[name]}
     statement = {
         "answer": "used" if steps else "not used",
-        "asked": {"kind": kind, "name": name.hex(), **shown},
+        "asked": {"kind": kind, **({"name": name.hex()} if long else {"value": value})},
         "found": None if place is None else names.found(place),
         "read": {"times": len(steps), "steps": list(steps[:SHOWN_STEPS])},
         **names.head,
-        **facts,
-        "removed": str(facts["removed"])[:_SHOWN_CHARACTERS],
+        **{name: facts[name] for name in ("checkpoint", "step", "journal", "filters")},
+        **also,
         "time": now(),
         "words": WORDS,
     }

@@ -23,8 +23,8 @@ from typing import Any
 KINDS = {"text": 1, "raw text": 2, "url": 3, "id": 4}
 NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (1, 1, 2, 4, 8, 16), 8
 WORDS = (
-    "Proven: whether this corpus's tree holds exactly this name. Attested by the key: that the tree is complete; "
-    "checkpoint, times, steps, filters. Silent on the text under other names, near copies, paraphrases, quotations."
+    "Proven: whether the tree holds this very name. Attested by the key: that the tree is complete; checkpoint, "
+    "times, steps, filters. Silent on other names, near copies, paraphrases, quotations."
 )
 
 
@@ -105,16 +105,14 @@ def faults(receipt: Any, key: Any, asked: str = "", journal: "bytes | None" = No
 
 def statement_faults(said: Any, proof: Any, asked: str) -> "list[str]":
     """Faults of a signed statement against its proof."""
-    kind, name, found, read = said["asked"]["kind"], bytes.fromhex(said["asked"]["name"]), said["found"], said["read"]
+    kind, value, found, read = said["asked"]["kind"], said["asked"].get("value"), said["found"], said["read"]
+    name = bytes.fromhex(said["asked"]["name"]) if value is None else name_of(kind, value)
     seed = bytes.fromhex(said["corpus"])[:15] + bytes([said["salt"], KINDS[kind]])
     tag = hashlib.sha256(seed + name).digest()[:16]
     copies, held_out = (found["copies"], found["held_out"]) if found else (0, 0)
     checks = [
         (said["words"] == WORDS and len(name) == 16, "form: is of another version"),
-        (
-            all(name_of(kind, value) == name for value in (said["asked"].get("value"), asked) if value),
-            "name: is not about this question",
-        ),
+        (not asked or name_of(kind, asked) == name, "name: is not about this question"),
         ((copies + held_out > 0) == (proof["end"] == "used"), "counts: contradict the proof's end"),
         (len(read["steps"]) == min(read["times"], SHOWN_STEPS), "counts: are not those of the steps"),
         (copies > 0 or not read["times"], "counts: what is not in the corpus cannot be read"),

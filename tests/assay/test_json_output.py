@@ -58,7 +58,8 @@ def test_commands_print_one_object(prepared, tmp_path, capsys, monkeypatch):  # 
     assert answer("init", "first")["next"] == "assay run first/quickstart.toml"
     assert {"name", "ok", "found", "fix"} <= answer("doctor")["checks"][0].keys()
     assert answer("config", "show", *run)["train.steps"]["origin"].endswith("run.toml")
-    answered = answer("data", "prepare", *run, "--data-workers", "1")
+    answered = answer("data", "prepare", *run, "--data-workers", "1", "--set", "governance.receipts=true")
+    assert only(root, "receipts").inputs[0].digest == only(root, "encode").digest  # the tree, before anybody asks
     made, last = answered["artifacts"], [row for row in answered["counts"] if row["stage"] == "encode"]
     assert last[0]["tokens"] == sum(row["tokens"] for row in last[1:])
     assert made["encode"] == {**made["encode"], "stage": "encode", "digest": only(root, "encode").digest}
