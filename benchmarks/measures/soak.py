@@ -299,7 +299,9 @@ def _goals(soak: Soak) -> Iterator[Goal]:
         ends = {ending.split()[1]: count for ending, count in soak.endings.items() if ending.split()[0] == fault}
         words = ", ".join(f"status {status}: {count}" for status, count in sorted(ends.items()))
         yield figure(
-            f"soak.{fault}", soak.counts[fault], words or "libfaketime is not installed" * (fault in ("back", "ahead"))
+            f"soak.{fault}",
+            soak.counts[fault],
+            words or "libfaketime is not installed" * (not soak.faketime and fault in ("back", "ahead")),
         )
     yield figure("soak.bits_restored", soak.counts["bits restored"])
     yield figure("soak.clocks_accepted", soak.counts["clocks accepted"], "assay governance clock --accept")
