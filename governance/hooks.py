@@ -9,7 +9,7 @@ changes a byte of an artifact.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,13 @@ Meter = Callable[[str], AbstractContextManager[dict[str, Any]]]
 
 Attest = Callable[[Manifest], None]
 """Record, signed, that this artifact is about to be committed; a repetition adds nothing."""
+
+
+SignLine = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A line of one writer with its number and signature."""
+
+LineSigner = Callable[[Path, str], SignLine]
+"""Makes the signer of a writer's lines in a file; the text names the writer."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,13 @@ def no_attest(manifest: Manifest) -> None:
     """Attestation of a run that signs nothing."""
 
 
-def no_begin(folder: Path) -> None:
+def no_begin(folder: Path, records: Sequence[str]) -> None:
     """Statement of a run without a journal."""
+
+
+def sign_nothing(path: Path, writer: str) -> SignLine:
+    """Leave the lines of a run without a journal unsigned."""
+    return dict
 
 
 def no_head() -> str:
@@ -129,8 +141,11 @@ class Hooks:
     """The most energy that may be used."""
     attest: Attest = no_attest
     """Called with each artifact before its manifest is written."""
-    begin: Callable[[Path], None] = no_begin
-    """Called with a training's folder before its first line: state that it begins anew, where it was removed."""
+    begin: Callable[[Path, Sequence[str]], None] = no_begin
+    """Called with a training's folder and records before their first line: announce them, and state what begins anew
+    because it was removed."""
+    line_signer: LineSigner = sign_nothing
+    """Signs the lines of records as they are written."""
     head: Callable[[], str] = no_head
     """The journal's last line, "index:sha256"; "" where there is none."""
     signer: NoteSigner = field(default_factory=NoteSigner)

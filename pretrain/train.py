@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from pretrain.distributed.preemption import watch_signals
 from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of
 from pretrain.metrics.metrics_log import open_record
-from pretrain.metrics.run_identity import MirrorTables, RunIdentity
+from pretrain.metrics.run_identity import METRICS_FILE, MirrorTables, RunIdentity
 from pretrain.preflight.compatibility import check_start, check_together
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ def _open_run(
     In this order: signals, the lease of the folder, the energy meter, the arithmetic, the record, the other ranks, the
     data.
     """
+    from pretrain.checkpoint.format import STEPS_FILE
     from pretrain.context import TrainContext
     from pretrain.distributed.process_group import gather, join
     from pretrain.energy_budget import BudgetGuard
@@ -211,10 +213,13 @@ def _open_run(
             hold_folder(folder, slurm_attempt(), first=ranks.first, leads=first_on_node) as lease,
             meter as energy,
             _arithmetic(ranks, settings.engine),
-            open_record(folder, settings.tracking, identity, lease.check, writes=ranks.first) as (record, attempt),
+            open_record(folder, settings.tracking, identity, lease.check, hooks.line_signer, writes=ranks.first) as (
+                record,
+                attempt,
+            ),
         ):
             if ranks.first:
-                hooks.begin(folder)
+                hooks.begin(folder, (METRICS_FILE, STEPS_FILE))
             energy["artifact"] = folder.relative_to(runtime.root).as_posix()
             device = join(ranks, settings.engine.collective_timeout_seconds, settings.engine.device)
             _refuse_unlike_ranks(gather(origin.key))  # before a rank keeps a lease in another folder
@@ -253,9 +258,10 @@ def _checkpoint_store(
     recipe: TrainRecipe, origin: _Origin, runtime: Runtime, ranks: Ranks, lease: RunLease, vocabulary_size: int
 ) -> CheckpointStore:
     """The run's checkpoints, and what each of them states."""
-    from pretrain.checkpoint.format import CheckpointStore
+    from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
     from pretrain.distributed.process_group import gather, ranks_store
 
+    steps = artifact_folder(STAGE, origin.key, runtime.root) / STEPS_FILE
     return CheckpointStore(
         root=runtime.root,
         train_key=origin.key,
@@ -270,6 +276,7 @@ def _checkpoint_store(
         source_facts=origin.initial.folder.facts() if origin.initial is not None else {},
         ranks=ranks,
         gather=gather,
+        sign=runtime.hooks.line_signer(steps, uuid.uuid4().hex) if ranks.first else dict,
         key_value_store=ranks_store(),
     )
 

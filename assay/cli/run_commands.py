@@ -70,6 +70,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
             budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
             attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
             begin=journal.state_begin,
+            line_signer=journal.line_signer,
             head=journal.head,
             signer=KeySigner(run.config.governance, run.folder),
             tally=functools.partial(append_line, Path(tally)) if tally else no_tally,

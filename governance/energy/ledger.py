@@ -40,8 +40,9 @@ from governance.config import canonical_json
 from governance.energy.node_lock import start_time
 from governance.errors import ManifestError
 from governance.files import append_line, place, write_text
+from governance.hooks import SignLine
 from governance.phases import HANG
-from governance.signing.signed_lines import KINDS, SignLine
+from governance.signing.signed_lines import KINDS
 
 SCHEMA = 1
 FILE_NAME = "energy.jsonl"
@@ -61,8 +62,6 @@ Outcome = Literal["surviving", "wasted", "unknown"]
 
 Announce = Callable[[Path], bool]
 """States in the journal that a file of the ledger will be begun; False for one that is there unannounced."""
-LineSigner = Callable[[Path, str], SignLine]
-"""Makes the signer of an interval's lines in a file of the ledger."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,6 @@ def time_text() -> str:
 def announce_nothing(path: Path) -> bool:
     """Begin a file without a journal."""
     return True
-
-
-def sign_nothing(path: Path, interval: str) -> SignLine:
-    """Leave the lines of a run without a journal unsigned."""
-    return dict
 
 
 def host_ledger(ledger: Path, host: str | None = None, announce: Announce = announce_nothing) -> Path:

@@ -37,21 +37,18 @@ from governance.energy.ledger import (
     MOST_SAMPLE_SECONDS,
     PHASES,
     Announce,
-    LineSigner,
     announce_nothing,
     append,
     host_ledger,
     joules_of,
-    sign_nothing,
 )
 from governance.energy.node_lock import Turn, node_turn, seconds_alive, start_time
 from governance.energy.nvml import open_nvml
 from governance.energy.rapl import EnergyPart, EnergySource, open_rapl
 from governance.errors import BudgetReached, PipelineError, Preempted
-from governance.hooks import UNKNOWN_ENERGY, Meter, no_meter
+from governance.hooks import UNKNOWN_ENERGY, LineSigner, Meter, SignLine, no_meter, sign_nothing
 from governance.log import get_logger
 from governance.phases import CLOCK, DATA_STAGE, EVALUATION, INTERVAL, START_UP, PhaseClock
-from governance.signing.signed_lines import SignLine
 from governance.stage import ShareDone
 
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"

@@ -10,8 +10,8 @@ that let it start and its last checkpoint. So the way from a source file to a ch
 journal alone, when the artifacts are gone.
 
 The files that only grow (energy ledger, a training's record) have no manifest until they are finished; each line states
-how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`). A ledger's file is announced
-before it is begun.
+how far they had grown and the digest of that much (`journal.grown`, `running_digests.py`). A file whose lines are
+signed is announced before it is begun.
 
 Promises. The signed predicate repeats index, kind, time and the hash of the line before (`journal`), so no account
 without a key can drop, reorder, replay or alter a line and repair the chain. A chain cannot show that its own last
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from governance.config import canonical_json
 from governance.errors import ManifestError
 from governance.files import append_line, locked, running_sha256, sha256_bytes
+from governance.hooks import SignLine
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
 from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
@@ -53,7 +54,7 @@ from governance.signing.journal_lines import (
     void,
 )
 from governance.signing.running_digests import FOREIGN, GROWN, Prefix, RunningDigests, Signers
-from governance.signing.signed_lines import SignLine, line_signer
+from governance.signing.signed_lines import line_signer
 from governance.stage import now
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ BEGUN = "begun-anew"
 BEGUN_TYPE = "urn:assay:begun-anew:1"
 LEDGER = "ledger"
 LEDGER_TYPE = "urn:assay:ledger:1"
+RECORDS = "records"
+RECORDS_TYPE = "urn:assay:records:1"
 VERDICT = "verdict"
 _LOCK = "journal.lock"
 _LATE_SECONDS = 60.0
@@ -232,20 +235,38 @@ class Journal:
 
         self._append(manifest.stage, make)
 
-    def state_begin(self, folder: Path) -> None:
-        """State that a training begins a folder anew, if it does.
+    def state_begin(self, folder: Path, records: Sequence[str] = ()) -> None:
+        """State that a training begins a folder anew, if it does, and announce its records.
 
-        It is called before the training's first line. Nothing is stated where its files are as they were left, or none
-        was ever stated.
+        It is called before the training's first line. Nothing is stated where its files are as they were left.
+
+        Raises:
+            ManifestError: one of `records`, names within the folder, is there, and no line announced or stated it.
         """
         name = folder.relative_to(self.path.parent).as_posix()
         begun: list[Prefix] = []
 
         def make() -> dict[str, Any] | None:
-            begun.extend(self._running.begun(name, self._prefixes))
+            begun.extend(self._running.begun(name, self._prefixes, [f"{name}/{record}" for record in records]))
             return statement({FILE_NAME: self._digests[-1]}, BEGUN_TYPE, {"folder": name}) if begun else None
 
         self._append(BEGUN, make, begun)
+        self.state_records([folder / record for record in records])
+
+    def state_records(self, paths: Sequence[Path]) -> None:
+        """Announce files whose lines will be signed, unless they were.
+
+        Raises:
+            ManifestError: one is there that no line announced or stated.
+        """
+        names = [path.relative_to(self.path.parent).as_posix() for path in paths]
+        begun: list[Prefix] = []
+
+        def make() -> dict[str, Any] | None:
+            begun.extend(self._running.announced(names, self._prefixes))
+            return self._announcement(RECORDS_TYPE, files=[prefix.path for prefix in begun]) if begun else None
+
+        self._append(RECORDS, make, begun)
 
     def state_ledger(self, path: Path, signed: bool = False) -> bool:
         """Announce a file of the energy ledger, before its first line.
@@ -261,9 +282,7 @@ class Journal:
             if name in self._prefixes or path.exists():
                 return None
             begun.append(Prefix(name, 0, 0, sha256_bytes(b""), signed=signed))
-            before = self._digests[-1] if self._digests else sha256_bytes(b"")
-            # A journal is known by its first line, which this may be: the nonce tells two roots of one second apart.
-            return statement({FILE_NAME: before}, LEDGER_TYPE, {"file": name, "nonce": uuid.uuid4().hex})
+            return self._announcement(LEDGER_TYPE, file=name)
 
         self._append(LEDGER, make, begun)
         if name not in self._prefixes and name not in self._warned:
@@ -271,12 +290,17 @@ class Journal:
             get_logger(__name__).warning("%s: %s. This run records its energy in another file", path, FOREIGN)
         return name in self._prefixes
 
-    def line_signer(self, path: Path, interval: str) -> SignLine:
-        """Make the signer of an interval's lines in a ledger."""
+    def _announcement(self, kind: str, **about: Any) -> dict[str, Any]:
+        before = self._digests[-1] if self._digests else sha256_bytes(b"")
+        # A journal is known by its first line, which this may be: the nonce tells two roots of one second apart.
+        return statement({FILE_NAME: before}, kind, {**about, "nonce": uuid.uuid4().hex})
+
+    def line_signer(self, path: Path, writer: str) -> SignLine:
+        """Make the signer of a writer's lines in a file; in a ledger, of an interval's."""
         self._read()
         self._signer = self._signer or self._key()
         name = path.relative_to(self.path.parent).as_posix()
-        return line_signer(name, interval, self._digests[0], self._signer)
+        return line_signer(name, writer, self._digests[0], self._signer)
 
     def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
         """Void the times of lines ahead of the clock; return the count.
@@ -344,7 +368,7 @@ class Journal:
         self._after(head)
 
     def _signers(self) -> Signers:
-        """Signers of ledger lines: the run's key and the trusted ones."""
+        """Signers of signed lines: the run's key and the trusted ones."""
         if self._signer is None or not any(prefix.signed for prefix in self._prefixes.values()):
             return Signers()
         return Signers(self._digests[0], (*self._trusted(), self._signer.public_key()))

@@ -16,11 +16,14 @@ A training whose records were removed (most often with its folder) begins them a
 stated before it no longer counts. It is stated only where none of the folder's files is left: with one of them there,
 the others were taken away.
 
-A file of the energy ledger is announced before its first line (`Journal.state_ledger`): 0 bytes, without `anew`. So one
-that no line announces is foreign, however young it is: it is never stated, it is a fault, no report counts it, and no
-run appends to it, so no artifact rests on it: move it out of the root. A ledger of an earlier release was stated
-without an announcement, which counts as one. An announcement with `signed` says that each line is signed as it is
-written (`signed_lines.py`): a line that no run wrote is an error that names it, and nothing is stated.
+Files are announced before their first line (`Journal.state_ledger`, `state_begin`, `state_records`): 0 bytes, without
+`anew`. An announcement with `signed` says that each line is signed as it is written (`signed_lines.py`): a line that no
+run wrote is an error that names it, and nothing is stated. A file of an earlier release was stated without an
+announcement; it stays readable to its end, and `verify` says that its lines are not signed one by one.
+
+A ledger that no line announces is foreign, however young it is: it is never stated, it is a fault, no report counts it,
+and no run appends to it, so no artifact rests on it: move it out of the root. A training refuses to begin where a
+record is there that nothing announced or stated.
 
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
@@ -39,15 +42,15 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import ManifestError
 from governance.files import running_sha256
 from governance.log import get_logger
-from governance.signing.signed_lines import SignedLines
+from governance.signing.signed_lines import LEDGERS, SignedLines, is_ledger
 
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
-LEDGERS = ("energy.jsonl", "energy.*.jsonl")
-"""Patterns of the energy ledger's files, one for each host."""
 GROWING = (*LEDGERS, "train/*/*.jsonl", "slurm/*.jsonl", "slurm/attempts/*.jsonl")
 """Patterns, relative to a root, of the files that its processes append lines to."""
+SIGNED = (*LEDGERS, "train/*/metrics.jsonl", "train/*/checkpoints.jsonl")
+"""Patterns of those whose lines are signed one by one, except in roots of an earlier release."""
 GROWN = "grown"
 """The field of a statement's `journal` block."""
 FOREIGN = "no line of the journal announced this ledger, so nobody signed its energy. Move it out of the root"
@@ -98,8 +101,7 @@ def foreign_ledgers(growing: Iterable[str], announced: Container[str]) -> list[s
 
     `growing` is listed before the journal is read: a file that another process begins in between is announced.
     """
-    ledgers = (name for name in growing if any(fnmatchcase(name, pattern) for pattern in LEDGERS))
-    return [name for name in ledgers if name not in announced]
+    return [name for name in growing if is_ledger(name) and name not in announced]
 
 
 @dataclass
@@ -115,7 +117,7 @@ class _Position:
 
 @dataclass(frozen=True)
 class Signers:
-    """Signers of a root's ledger lines."""
+    """Signers of a root's signed lines."""
 
     journal: str = ""
     """Digest of the journal's first line."""
@@ -136,7 +138,7 @@ class RunningDigests:
     def grown(self, stated: Mapping[str, Prefix], signers: Signers = Signers()) -> list[Prefix]:
         """Statements for each file grown since `stated`.
 
-        `signers` are those whose signed lines of the ledger count.
+        `signers` are those whose signed lines count.
 
         A file that is shorter than what was stated of it is passed over: another node may see it so for a moment, and
         `prefix_faults` reports one that stays so. So is a ledger that nobody announced.
@@ -163,15 +165,33 @@ class RunningDigests:
                     found += [prefix] if prefix.bytes > least else []
         return found
 
-    def begun(self, folder: str, stated: Mapping[str, Prefix]) -> list[Prefix]:
+    def begun(self, folder: str, stated: Mapping[str, Prefix], signed: Sequence[str] = ()) -> list[Prefix]:
         """Statements that the files of a folder begin anew.
 
-        The result is empty where one of them exists, or nothing was stated of any.
+        The lines of `signed` will be signed. The result is empty where one of the folder's files exists, or nothing was
+        stated of any.
         """
         if any(name.startswith(f"{folder}/") for name in growing_files(self._root)):
             return []
         gone = (name for name, prefix in stated.items() if name.startswith(f"{folder}/") and prefix.bytes)
-        return [Prefix(name, 0, 0, running_sha256().hexdigest(), anew=True) for name in sorted(gone)]
+        nothing = running_sha256().hexdigest()
+        return [Prefix(name, 0, 0, nothing, anew=True, signed=name in signed) for name in sorted(gone)]
+
+    def announced(self, names: Iterable[str], stated: Mapping[str, Prefix]) -> Iterator[Prefix]:
+        """Announcements of files whose lines will be signed, where none was.
+
+        Raises:
+            ManifestError: a file has lines, and none was ever stated.
+        """
+        for name in names:
+            if name in stated:
+                continue
+            if (size := _size(self._root / name)) > 0:
+                raise ManifestError(
+                    f"{name}: has {size} bytes, and no line of the journal announces or states this file, so no run of "
+                    "this root wrote it. Move it out of the root, and find out who can write to its folder"
+                )
+            yield Prefix(name, 0, 0, running_sha256().hexdigest(), signed=True)
 
     def _advance(self, path: Path, name: str, last: Prefix | None, signers: Signers) -> Prefix:
         signed = last is not None and last.signed
@@ -199,6 +219,14 @@ class RunningDigests:
         """The beginning of a file; what was known of it is forgotten."""
         self._known[name] = _Position(signed=SignedLines(name) if signed else None)
         return self._known[name]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where it is missing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _read_on(path: Path, position: _Position, last: Prefix | None, signers: Signers) -> bool:
@@ -276,6 +304,9 @@ def prefix_faults(
         ours = ours[breaks[-1] :] if breaks else ours
         if (root / name).is_file():
             fault, note = _compare(root / name, name, ours)
+            unsigned = signers is not None and bool(ours) and ours[-1].prefix.bytes > 0 and not ours[-1].prefix.signed
+            if unsigned and any(fnmatchcase(name, pattern) for pattern in SIGNED):
+                notes.append(f"{name}: its lines are not signed one by one: an earlier release began it")
             if note and signers is not None and ours and ours[-1].prefix.signed:
                 fault = _added(root / name, name, ours[-1].prefix.bytes, signers)
             faults += fault

@@ -1,4 +1,4 @@
-"""Signed lines of the energy ledger.
+"""Signed lines of files that grow: energy ledger, training records, jobs.
 
 A statement of the journal never vouches for a line that no run wrote.
 
@@ -6,11 +6,12 @@ A statement of the journal never vouches for a line that no run wrote.
     {"kind": "beat", "interval": "5f0c.1", ..., "number": 2, "signature": "..."}
 
 Several processes append to one file, and a killed one cannot state later what it wrote, so each line is signed as it is
-written. An interval draws a key of its own (Ed25519), which stays in its process' memory. Its first line carries the
-public half with the interval's name, the file and the root's journal (the digest of its first line), signed by the
-run's key (`dsse.py`, with the certificate of a job's key). Numbers rise, so no line counts twice or in another file.
+written. A writer draws a key of its own (Ed25519), which stays in its process' memory: in the ledger an `interval`, in
+other files a `writer`. Its first line carries the public half with the writer's name, the file and the root's journal
+(the digest of its first line), signed by the run's key (`dsse.py`, with the certificate of a job's key). Numbers rise,
+so no line counts twice or in another file.
 
-A torn line and one of an unknown kind have no signature: readers of the ledger skip both.
+A torn line, and in the ledger one of an unknown kind, has no signature: readers skip both.
 
 Price: 0.1 ms of processor time a line where it is written, and 0.2 ms once where it is stated.
 """
@@ -19,13 +20,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from governance.config import canonical_json
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
+from governance.hooks import SignLine
 from governance.signing.dsse import (
     SigningKey,
     draw_key,
@@ -44,36 +47,52 @@ if TYPE_CHECKING:
 KINDS = ("begin", "beat", "end")
 """Kinds of a ledger's lines that readers count."""
 INTERVAL_TYPE = "urn:assay:ledger-interval:1"
-"""Type of the statement that names the key of an interval."""
+"""Type of the statement that names the key of an interval, or of another file's writer."""
+LEDGERS = ("energy.jsonl", "energy.*.jsonl")
+"""Patterns of the energy ledger's files, one for each host."""
 
-SignLine = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""A line of one interval with its number and signature."""
+
+def is_ledger(file: str) -> bool:
+    """Return whether a file, named relative to the root, is of the ledger."""
+    return any(fnmatchcase(file, pattern) for pattern in LEDGERS)
 
 
-def line_signer(file: str, interval: str, journal: str, key: SigningKey) -> SignLine:
-    """Make the signer of an interval's lines.
+def without_signature(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's line as it was before it was signed."""
+    added = ("writer", "by", "number", "signature") if "writer" in line else ()
+    return {name: value for name, value in line.items() if name not in added}
+
+
+def line_signer(file: str, writer: str, journal: str, key: SigningKey) -> SignLine:
+    """Make the signer of a writer's lines.
 
     Args:
-        file: the ledger's, relative to the root.
-        interval: its name in the ledger.
+        file: relative to the root.
+        writer: its name there; in the ledger the interval's.
         journal: digest of the first line of the root's journal.
         key: the run's.
     """
     own = draw_key()
     about = {"journal": journal, "public": own.public_key().public_bytes_raw().hex(), "signed_at": now()}
-    by = sign(statement({file: sha256_bytes(interval.encode())}, INTERVAL_TYPE, about), key)
+    by = sign(statement({file: sha256_bytes(writer.encode())}, INTERVAL_TYPE, about), key)
+    named = {_series(file): writer}
     number = 0
 
     def signed(line: Mapping[str, Any]) -> dict[str, Any]:
         nonlocal number
         number += 1
-        whole = {**line, **({"by": by} if number == 1 else {}), "number": number}
+        whole = {**line, **named, **({"by": by} if number == 1 else {}), "number": number}
         return {
             **whole,
             "signature": base64.b64encode(own.private.sign(pre_authentication(canonical_json(whole)))).decode("ascii"),
         }
 
     return signed
+
+
+def _series(file: str) -> str:
+    """The field that names a line's writer."""
+    return "interval" if is_ledger(file) else "writer"
 
 
 @dataclass
@@ -86,8 +105,8 @@ class SignedLines:
 
     file: str
     lines: int = 0
-    intervals: dict[str, tuple[PublicKey, int]] = field(default_factory=dict)
-    """Interval -> its public key, and the number of its last line."""
+    writers: dict[str, tuple[PublicKey, int]] = field(default_factory=dict)
+    """Writer -> its public key, and the number of its last line."""
 
     def take(self, data: bytes, journal: str, trusted: Sequence[PublicKey] | None) -> None:
         """Read further whole lines.
@@ -113,27 +132,27 @@ class SignedLines:
             line = json.loads(data)
         except (ValueError, RecursionError):
             return  # torn: readers skip it
-        if not isinstance(line, dict) or line.get("kind") not in KINDS:
+        if not isinstance(line, dict) or (is_ledger(self.file) and line.get("kind") not in KINDS):
             return
-        interval, number = line["interval"], line["number"]
+        writer, number = line[_series(self.file)], line["number"]
         signature = base64.b64decode(line.pop("signature"), validate=True)
-        if interval not in self.intervals:
-            self.intervals[interval] = (self._key_of(interval, line["by"], journal, trusted), 0)
-        key, last = self.intervals[interval]
+        if writer not in self.writers:
+            self.writers[writer] = (self._key_of(writer, line["by"], journal, trusted), 0)
+        key, last = self.writers[writer]
         if trusted is not None:
             if not holds(key, signature, canonical_json(line)):
                 raise ManifestError("it was altered")
             if not number > last:
                 raise ManifestError(f"its number {number} does not follow {last}: it is a copy of an earlier line")
-        self.intervals[interval] = (key, number)
+        self.writers[writer] = (key, number)
 
-    def _key_of(self, interval: str, envelope: Any, journal: str, trusted: Sequence[PublicKey] | None) -> PublicKey:
+    def _key_of(self, writer: str, envelope: Any, journal: str, trusted: Sequence[PublicKey] | None) -> PublicKey:
         if trusted is None:
             found = json.loads(base64.b64decode(envelope["payload"]))
         else:
-            found, _ = verify_envelope(envelope, trusted, f"interval {interval}")
-            subject = {self.file: sha256_bytes(interval.encode())}
+            found, _ = verify_envelope(envelope, trusted, f"{_series(self.file)} {writer}")
+            subject = {self.file: sha256_bytes(writer.encode())}
             about = found["predicate"]
             if found != statement(subject, INTERVAL_TYPE, about) or about["journal"] != journal:
-                raise ManifestError("it was written for another interval, file or root")
+                raise ManifestError(f"it was written for another {_series(self.file)}, file or root")
         return public_key_of(bytes.fromhex(found["predicate"]["public"]))

@@ -36,7 +36,7 @@ from typing import Any, TypeVar, overload
 from governance.config import Section, validate
 from governance.errors import CheckpointError, ConfigError, ManifestError, MissingInput
 from governance.files import append_line, json_text, read_steps
-from governance.hooks import Attest, no_attest
+from governance.hooks import Attest, SignLine, no_attest
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, verify
 from governance.stage import Recipe, artifact_folder, root_of
@@ -194,6 +194,8 @@ class CheckpointStore:
     """This rank among those that save and load."""
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     """The value of every rank, on every rank; collective, so for the main thread only."""
+    sign: SignLine = dict
+    """Signs the lines of `STEPS_FILE`, which the first rank writes."""
     key_value_store: Any = None
     """The ranks' key-value store, by a connection for the thread that saves; None: there is one rank."""
 
@@ -247,7 +249,7 @@ class CheckpointStore:
 
         Of `facts`, `native` is the folder name of its native shards.
         """
-        line = json.dumps({"step": step, **facts})
+        line = json.dumps(self.sign({"step": step, **facts}))
         append_line(artifact_folder("train", self.train_key, self.root) / STEPS_FILE, line)
 
     def _noted(self) -> list[dict[str, Any]]:

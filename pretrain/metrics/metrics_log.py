@@ -5,13 +5,14 @@ A line of metrics.jsonl, one per step (of rank 0; a restart appends, and `attemp
     {"attempt": 1, "event": "step", "grad_norm": 1.02, "loss": 4.71, "lr": 0.001, "mfu": 0.41, "seconds": 0.8,
      "step": 100, "tokens": 819200, "tokens_per_second": 10240.0, ...}
 
-docs/monitoring.md describes every event and field. An unknown value is null; a number that is not finite is text. The
-mirrors get the same lines under the same number (`events.py` names their charts) and may fail: the run continues. Steps
-that a restart computes again are recorded twice, and its event "start" has their number.
+docs/monitoring.md describes every event and field. An unknown value is null; a number that is not finite is text. A run
+with a journal signs each line (`signing/signed_lines.py`). The mirrors get the same lines without signatures under the
+same number (`events.py` names their charts) and may fail: the run continues. Steps that a restart computes again are
+recorded twice, and its event "start" has their number.
 
-Price: 50 microseconds of processor time per line. Lines are not synced, which would cost milliseconds each: a killed
-process loses none, because the kernel has them. A node that loses its power may lose the last seconds, whose steps a
-resumed run computes again in any case, unless a checkpoint was saved since.
+Price: 50 microseconds of processor time per line, 150 with its signature. Lines are not synced, which would cost
+milliseconds each: a killed process loses none, because the kernel has them. A node that loses its power may lose the
+last seconds, whose steps a resumed run computes again in any case, unless a checkpoint was saved since.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import json
 import math
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from governance.errors import ConfigError, PipelineError
 from governance.files import append_line, read_lines, read_steps
+from governance.hooks import LineSigner, SignLine, sign_nothing
 from governance.log import get_logger
 from pretrain.config.training import TrackingConfig
 from pretrain.metrics.run_identity import METRICS_FILE, RunIdentity
@@ -55,13 +58,14 @@ def open_record(
     config: TrackingConfig,
     identity: RunIdentity,
     allowed: Callable[[], None] = lambda: None,
+    signer: LineSigner = sign_nothing,
     *,
     writes: bool,
 ) -> Iterator[tuple[Record, int]]:
     """Yield `record` and the number of this attempt.
 
     On ranks that do not write, `record` does nothing. `allowed` is called before each line, and may refuse it by
-    raising.
+    raising; `signer` before the first.
 
     Raises:
         ConfigError: TensorBoard or MLflow is requested and not installed.
@@ -76,6 +80,7 @@ def open_record(
     one_at_a_time = threading.Lock()
     before = [line for line in earlier if line.get("event") == "step" and line.get("attempt") == attempt - 1]
     reached = max((line.get("step", 0) for line in before), default=0)  # earlier rollbacks are in that attempt's record
+    sign: SignLine | None = None
     mirrors: list[_GuardedMirror] = []
     exit_code = 0
     try:
@@ -83,7 +88,7 @@ def open_record(
             mirrors.append(_GuardedMirror(name, start))
 
         def record(event: str, step: int, **values: Any) -> None:
-            nonlocal number
+            nonlocal number, sign
             allowed()
             if event == "start":
                 values["rolled_back"] = max(reached - step, 0)
@@ -92,7 +97,8 @@ def open_record(
                     log.info("train: steps %d to %d of an earlier attempt are computed again", step + 1, reached)
             line = {"event": event, "step": step, "attempt": attempt, **values}
             with one_at_a_time:  # the saving thread records checkpoints
-                append_line(path, json.dumps(_finite(line), sort_keys=True))
+                sign = sign or signer(path, uuid.uuid4().hex)
+                append_line(path, json.dumps(sign(_finite(line)), sort_keys=True))
                 for mirror in mirrors:
                     mirror.show(number, line)
                 number += 1

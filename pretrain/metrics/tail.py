@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from governance.signing.signed_lines import without_signature
+
 _TEXTS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _CHUNK_BYTES = 1 << 20
 _POLL_SECONDS = 5.0  # between two reads without a call of `more`
@@ -48,7 +50,7 @@ class Follower:
                         line = json.loads(text)
                     except ValueError:
                         continue
-                    yield number, _numbers(line)
+                    yield number, _numbers(without_signature(line))
                     number += 1
             if last:
                 return

@@ -6,12 +6,14 @@ Each ends with the exit code and words of its error, and nothing is trained or s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
 import torch
 
 from assay.cli.main import main
+from assay.config import load_run
 from governance.config import validate
 from governance.energy.ledger import append, read_ledger
 from governance.energy.ledger_tail import Spending
@@ -21,9 +23,12 @@ from governance.gate.signed_statements import read_statements
 from governance.gate.waivers import RULINGS, Waiver
 from governance.manifest import read_manifest
 from governance.signing.dsse import open_envelope
+from governance.signing.journal import Journal
 from governance.signing.journal_lines import parse_line
+from governance.verification import verify_root
 from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
 from pretrain.checkpoint.native import remove_native
+from pretrain.metrics.run_identity import METRICS_FILE
 from tests.governance.attacked import prepare, words_of
 
 DEEP = b"[" * 100_000
@@ -173,6 +178,74 @@ def test_a_date_is_written_in_one_way(field, value):
     validate(whole, Waiver, "waiver.json")
     with pytest.raises(ConfigError):
         validate({**whole, field: value}, Waiver, "waiver.json")
+
+
+def verified(folder):
+    return verify_root(folder / "root", load_run(folder / "run.toml", []).config.governance, folder, deep=True)
+
+
+FOREIGN_LINES = {
+    METRICS_FILE: '{"attempt": 1, "event": "step", "loss": 0.01, "step": 1}',
+    STEPS_FILE: '{"step": 999, "native": "0123456789abcdef"}',
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_LINES)
+def test_a_line_that_no_training_wrote_is_named_and_nothing_is_stated(project, capsys, monkeypatch, name):
+    def attack():
+        [record] = (project / "root").glob(f"train/*/{METRICS_FILE}")
+        append_line(record.with_name(name), FOREIGN_LINES[name])
+
+    at_first_step(monkeypatch, attack)
+    assert main(["train", *words_of(project)]) == 65
+    assert re.search(rf"train/[0-9a-f]{{16}}/{name}: line \d+: no process of a run wrote", capsys.readouterr().err)
+    assert checkpoints(project) == []
+    [record] = (project / "root").glob(f"train/*/{name}")
+    kept = [line for line in record.read_text().splitlines() if line != FOREIGN_LINES[name]]
+    record.write_text("".join(f"{line}\n" for line in kept))
+    assert main(["train", *words_of(project)]) == 0, "the line is removed, as the error says"
+    append_line(record, kept[-1] if kept else FOREIGN_LINES[name])
+    found = verified(project).problems
+    assert [one for one in found if re.match(rf"train/[0-9a-f]{{16}}/{name}: line \d+: no process", one)], found
+
+
+def test_a_record_that_was_there_before_the_training_is_refused(project):
+    """Its lines would be stated as they are: the file is announced before its first line."""
+    assert main(["train", *words_of(project)]) == 0
+    [record] = (project / "root").glob(f"train/*/{METRICS_FILE}")
+    lines = read_lines(record)
+    assert all({"writer", "number", "signature"} <= set(line) for line in lines)
+    assert [line["number"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [bool(line.get("by")) for line in lines] == [True] + [False] * (len(lines) - 1)
+    folder, journal = record.parents[1] / "new", load_run(project / "run.toml", []).journal(project / "root")
+    append_line(folder / METRICS_FILE, FOREIGN_LINES[METRICS_FILE])
+    with pytest.raises(ManifestError, match=r"train/new/metrics\.jsonl: has \d+ bytes, and no line"):
+        journal.state_begin(folder, [METRICS_FILE, STEPS_FILE])
+
+
+def test_records_of_an_earlier_release_stay_readable_and_are_named(project, monkeypatch):
+    """They were stated without an announcement, line by line unsigned; a training goes on with them."""
+    more = ["--set", "train.steps=4", "--set", "checkpoint.every_steps=2"]
+    signer, saved, fails = Journal.line_signer, CheckpointStore.note, iter([False, True])
+
+    def ledger_only(journal, path, writer):
+        return signer(journal, path, writer) if path.name == "energy.jsonl" else dict
+
+    def killed(store, step, **facts):
+        if next(fails):
+            raise StorageError("killed")
+        saved(store, step, **facts)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Journal, "state_records", lambda journal, paths: None)
+        earlier.setattr(Journal, "line_signer", ledger_only)
+        earlier.setattr(CheckpointStore, "note", killed)
+        assert main(["train", *words_of(project), *more]) != 0
+    assert len(checkpoints(project)) == 1
+    assert main(["train", *words_of(project), *more]) == 0
+    assert verified(project).problems == []
+    told = [note.partition(": ")[2] for note in verified(project).notes]
+    assert told.count("its lines are not signed one by one: an earlier release began it") == 2
 
 
 def test_a_record_names_no_folder_to_remove(tmp_path):
