@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from governance.errors import ConfigError, near_path
+from governance.regular_files import read_whole
 
 
 class Section(BaseModel):
@@ -36,6 +37,7 @@ class Section(BaseModel):
 
 Config = TypeVar("Config", bound=Section)
 _SHOWN_CHARACTERS = 200
+_MOST_TOML_BYTES = 8 << 20  # tomllib reads some 2 MB a second
 
 
 def canonical_json(value: Any) -> bytes:
@@ -100,7 +102,7 @@ def load_config(path: Path, schema: type[Config], overrides: Iterable[str] = ())
 def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The plain values of a TOML file after `overrides`."""
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8"))
+        values = tomllib.loads(read_whole(path, _MOST_TOML_BYTES).decode("utf-8-sig"))
     except FileNotFoundError as error:
         hint = near_path(path) or " Name a TOML file, or write a run's: assay init"
         raise ConfigError(f"{path}: no such file.{hint}") from error

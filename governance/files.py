@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from governance.errors import MissingInput, StorageError, storage_errors
+from governance.regular_files import NO_FILE, open_at_once
 
 LEAF_BYTES = 64 << 20  # a larger file has a digest for each piece of this size, so that a bad piece can be named
 _READ_BYTES = 1 << 20
@@ -460,7 +462,9 @@ def sha256_file(path: Path) -> str:
         MissingInput: the file is missing or cannot be read.
     """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=open_at_once) as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise MissingInput(f"cannot read {path}: {NO_FILE}")
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
@@ -481,8 +485,8 @@ def nameless_memory(folder: Path, size: int) -> mmap.mmap:
             return mmap.mmap(file.fileno(), max(size, 1))
 
 
-def sha256_leaves(path: Path) -> tuple[str, ...]:
-    """The SHA-256 of each `LEAF_BYTES` piece of a file.
+def sha256_leaves(path: Path, most: int | None = None) -> tuple[str, ...]:
+    """The SHA-256 of each `LEAF_BYTES` piece of a file, of its first `most` bytes.
 
     The result is empty for a file that is not larger than a piece.
 
@@ -496,6 +500,7 @@ def sha256_leaves(path: Path) -> tuple[str, ...]:
             size = os.fstat(handle.fileno()).st_size
             if size <= LEAF_BYTES:
                 return ()
+            size = size if most is None else min(size, most)
             while handle.tell() < size:
                 leaf, end = hashlib.sha256(), min(handle.tell() + LEAF_BYTES, size)
                 while (left := end - handle.tell()) and (count := handle.readinto(buffer[:left])):

@@ -44,6 +44,7 @@ from governance.files import (
     sha256_with_leaves,
     write_text,
 )
+from governance.regular_files import read_whole
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
@@ -189,7 +190,7 @@ def read_manifest(path: Path) -> Manifest:
         StorageError: the file system does not let it be read, so it may be whole or torn.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_whole(path))
     except FileNotFoundError as error:
         raise MissingInput(f"{path}: no such manifest") from error
     except (IsADirectoryError, NotADirectoryError, ValueError, RecursionError) as error:
@@ -262,7 +263,8 @@ def output_fault(output: Output, root: Path, *, deep: bool = False) -> str | Non
         return "is missing"
     size = path.stat().st_size
     if size != output.bytes:
-        return f"has {size} bytes, the manifest states {output.bytes}{_pieces(output, sha256_leaves(path), size)}"
+        pieces = _pieces(output, sha256_leaves(path, output.bytes), size)  # a sparse file of any size ends at once
+        return f"has {size} bytes, the manifest states {output.bytes}{pieces}"
     found, leaves = sha256_with_leaves(path) if deep else (sha256_file(path), None)
     if found != output.sha256:
         pieces = _pieces(output, sha256_leaves(path) if leaves is None else leaves, size)

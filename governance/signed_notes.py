@@ -15,6 +15,7 @@ from typing import Any
 
 from governance.files import json_text, write_json, write_new
 from governance.log import get_logger
+from governance.regular_files import read_whole
 
 
 class NoteSigner:
@@ -68,7 +69,7 @@ def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | No
     The result is None, with a warning, where its signature does not count; None where there is no note.
     """
     try:
-        written = json.loads(path.read_bytes())
+        written = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError):
         return None
     content = signer.open(path.relative_to(root).as_posix(), written)

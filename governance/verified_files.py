@@ -21,6 +21,7 @@ from governance.files import sha256_file
 from governance.manifest import Output
 
 T = TypeVar("T")
+_MEND = "Put it back, or remove its folder and make it again: assay data prepare CONFIG"
 
 
 @contextlib.contextmanager
@@ -33,6 +34,11 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
     """
     path = root / output.path
     before = file_state(path)
+    if before[2] != output.bytes:  # not read: a sparse file may be of any size
+        raise AlteredFile(
+            f"{path}: has {before[2]} bytes, its manifest states {output.bytes}: it was altered since it was written. "
+            f"{_MEND}"
+        )
     _compare(output, path)
     yield path
     require_unchanged(output, path, before)
@@ -68,7 +74,7 @@ def _compare(output: Output, path: Path) -> None:
     if (found := sha256_file(path)) != output.sha256:
         raise AlteredFile(
             f"{path}: has sha256 {found[:16]}…, its manifest states {output.sha256[:16]}…: it was altered since it was "
-            "written. Put it back, or remove its folder and make it again: assay data prepare CONFIG"
+            f"written. {_MEND}"
         )
 
 

@@ -32,7 +32,13 @@ from slurm.config import SlurmConfig
 from slurm.graph import Kind, SlurmJob
 
 _FOLDER = Path(__file__).parent
-_IMPORTED = ("governance/__init__.py", "governance/errors.py", "governance/files.py", "slurm/__init__.py")
+_IMPORTED = (
+    "governance/__init__.py",
+    "governance/errors.py",
+    "governance/files.py",
+    "governance/regular_files.py",
+    "slurm/__init__.py",
+)
 """Modules that `slurm/attempt` imports."""
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~")
 _PURPOSES: dict[Kind, str] = {

@@ -104,10 +104,22 @@ def site_binds() -> bool:
 
 
 def _paths() -> list[Path]:
-    paths = [SYSTEM] if _is_there(SYSTEM) or _is_there(SYSTEM.with_name(PINS)) else []
+    paths = [SYSTEM] if _is_there(SYSTEM) or _is_there(SYSTEM.with_name(PINS)) or _misspelt() else []
     if named := os.environ.get(VARIABLE):
         paths += [path for path in [Path(named).absolute()] if path not in paths]
     return paths
+
+
+def _misspelt() -> bool:
+    """Return whether the system's folder has one of the two files in other letters, such as Policy.TOML.
+
+    Its maintainer meant it to bind, so nobody passes until it is named right.
+    """
+    try:
+        names = os.listdir(SYSTEM.parent)
+    except OSError:
+        return False
+    return any(name.casefold() in (SYSTEM.name, PINS) for name in names)
 
 
 def _is_there(path: Path) -> bool:

@@ -28,6 +28,7 @@ from typing import Any
 
 from governance.files import is_temporary, json_text, sha256_bytes, sha256_file
 from governance.manifest import FILE_NAME, KEY_LENGTH, Manifest, Output, output_fault
+from governance.regular_files import read_whole
 from governance.signed_notes import NoteSigner
 from governance.signing.running_digests import GROWING
 
@@ -178,7 +179,7 @@ def _judge_note(
 def _content(path: Path, name: str, signer: NoteSigner) -> Any:
     """Content of a signed note; None if absent or altered."""
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
         written = json.loads(data)
         return signer.open(name, written) if json_text(written).encode("utf-8") == data else None
     except (ValueError, OSError):

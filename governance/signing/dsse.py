@@ -26,6 +26,7 @@ from governance.config import canonical_json
 from governance.errors import ConfigError, ManifestError
 from governance.files import sha256_bytes, write_bytes, write_json, write_private
 from governance.log import get_logger
+from governance.regular_files import read_whole
 from governance.signing.certificates import PREDICATE_TYPE as CERTIFICATE
 from governance.signing.certificates import Certificate, certificate_path, certificate_predicate, read_certificate
 
@@ -245,7 +246,7 @@ def open_envelope(path: Path, trusted: Iterable[Ed25519PublicKey]) -> tuple[dict
         ManifestError: it cannot be read, was altered, or has no trusted signature.
     """
     try:
-        envelope = json.loads(path.read_bytes())
+        envelope = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: is not a signed envelope ({type(error).__name__}: {error})") from error
     return verify_envelope(envelope, trusted, str(path))

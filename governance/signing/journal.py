@@ -37,12 +37,14 @@ from governance.files import append_line, locked, running_sha256, sha256_bytes
 from governance.hooks import SignLine
 from governance.log import get_logger
 from governance.manifest import Input, Manifest
+from governance.regular_files import read_whole
 from governance.signing.dsse import SigningKey, key_id, refuse_expired, sign, statement, verify_envelope
 from governance.signing.home_anchor import HomeAnchor
 from governance.signing.journal_lines import (
     CLOCK,
     CLOCK_TYPE,
     FILE_NAME,
+    MOST_JOURNAL_BYTES,
     PREDICATE_TYPE,
     JournalEntry,
     VerifiedLines,
@@ -185,7 +187,7 @@ class Journal:
         """
         if not self.path.exists():
             return ()
-        data, trusted = self.path.read_bytes(), self._trusted()
+        data, trusted = self._bytes(0), self._trusted()
         if sha256_bytes(data[: self._size]) != self._hash.hexdigest():
             self._forget()
         self._read(data)
@@ -380,6 +382,17 @@ class Journal:
             get_logger(__name__).warning("this machine's clock shows %s; the journal is already at %s", moment, last)
         return max(moment, last)
 
+    def _bytes(self, begin: int) -> bytes:
+        """The file's bytes from `begin` on.
+
+        Raises:
+            ManifestError: it is no regular file, or of a size that no journal has.
+        """
+        try:
+            return read_whole(self.path, MOST_JOURNAL_BYTES, begin)
+        except ValueError as error:
+            raise ManifestError(f"{self.path}: cannot be read ({error}); each root has its journal") from error
+
     def _read(self, whole: bytes | None = None) -> None:
         """Take in what was appended since; nothing is verified here.
 
@@ -390,12 +403,7 @@ class Journal:
             return
         if size < self._size or not self._ended:
             self._forget()
-        if whole is not None:
-            data = whole[self._size :]
-        else:
-            with open(self.path, "rb") as handle:
-                handle.seek(self._size)
-                data = handle.read()
+        data = whole[self._size :] if whole is not None else self._bytes(self._size)
         for line in lines_of(data):
             entry = parse_line(line, len(self._digests))
             self._digests.append(sha256_bytes(line))

@@ -30,12 +30,14 @@ from governance.config import is_canonical
 from governance.errors import ManifestError
 from governance.files import sha256_bytes
 from governance.manifest import Input
+from governance.regular_files import read_whole
 from governance.signing.dsse import verify_envelope
 from governance.signing.running_digests import GROWN, Prefix, read_prefix
 
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
+MOST_JOURNAL_BYTES = 4 << 30
 FILE_NAME = "journal.jsonl"
 PREDICATE_TYPE = "urn:assay:provenance:1"
 CLOCK = "clock"
@@ -125,9 +127,9 @@ def read_journal(path: Path, trusted: Sequence[PublicKey]) -> tuple[list[Journal
         ManifestError: the journal is missing or cannot be read.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}); each root has its journal") from error
+        data = read_whole(path, MOST_JOURNAL_BYTES)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); each root has its journal") from error
     found, problems = verify_lines(
         [(line, parse_line(line, index)) for index, line in enumerate(lines_of(data))], trusted
     )

@@ -17,15 +17,16 @@ from assay.config import load_run
 from governance.config import validate
 from governance.energy.ledger import append, read_ledger
 from governance.energy.ledger_tail import Spending
-from governance.errors import ConfigError, ManifestError, StorageError
-from governance.files import append_line, read_lines, read_steps, remove_tree
+from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, StorageError
+from governance.files import append_line, read_lines, read_steps, remove_tree, sha256_file
 from governance.gate.signed_statements import read_statements
 from governance.gate.waivers import RULINGS, Waiver
-from governance.manifest import read_manifest
+from governance.manifest import describe, output_fault, read_manifest
 from governance.signing.dsse import open_envelope
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import parse_line
 from governance.verification import verify_root
+from governance.verified_files import intact
 from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
 from pretrain.checkpoint.native import remove_native
 from pretrain.metrics.run_identity import METRICS_FILE
@@ -178,6 +179,47 @@ def test_a_date_is_written_in_one_way(field, value):
     validate(whole, Waiver, "waiver.json")
     with pytest.raises(ConfigError):
         validate({**whole, field: value}, Waiver, "waiver.json")
+
+
+def swap(path, kind):
+    """Put a pipe, or a file of 1 TB without a block on the disk, in place of a file."""
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+@pytest.mark.parametrize("name", ["encode/*/manifest.json", "audit/*/manifest.json", "encode/*/train/*.tokens",
+                                  "verdicts/*.json", "journal.jsonl"])  # fmt: skip
+def test_a_pipe_or_a_file_of_a_terabyte_ends_nothing_and_opens_nothing(project, capsys, name, kind):
+    """Reading a pipe never ends; hashing a terabyte takes ten minutes, and no memory holds it."""
+    path = sorted((project / "root").glob(name))[0]
+    swap(path, kind)
+    assert main(["train", *words_of(project)]) in (65, 66, 74, 77)
+    assert path.name in capsys.readouterr().err
+    assert checkpoints(project) == []
+    try:
+        faults = verified(project).problems
+    except ManifestError as error:  # of the journal
+        faults = [str(error)]
+    assert [line for line in faults if path.name in line]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_a_listed_file_is_not_read_where_its_size_differs(tmp_path, kind):
+    path = tmp_path / "shard.parquet"
+    path.write_bytes(b"x" * 100)
+    output = describe(path, tmp_path)
+    swap(path, kind)
+    with pytest.raises(AlteredFile, match="bytes, its manifest states 100"), intact(output, tmp_path):
+        pass
+    assert output_fault(output, tmp_path)
+    swap(path, "pipe")
+    with pytest.raises(MissingInput, match="a pipe"):
+        sha256_file(path)
 
 
 def verified(folder):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import decimal
 import math
+import os
 import shutil
 
 import pandas as pd
@@ -225,6 +227,69 @@ def test_a_variable_alone_binds_and_a_site_that_is_not_whole_lets_nobody_by(yard
     (yard.site / "policy.toml").symlink_to("gone.toml")
     with pytest.raises(ConfigError, match="no such file"):
         yard.open()
+
+
+@pytest.mark.parametrize("names", [("policy.toml", "Policy.TOML"), ("site.toml", "SITE.toml")])
+def test_a_site_in_other_letters_lets_nobody_by(yard, monkeypatch, names):
+    """Whoever wrote /etc/assay/Policy.TOML meant it to bind."""
+    other = yard.site / "system"
+    other.mkdir()
+    (other / names[1]).write_text((yard.site / names[0]).read_text())
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", other / "policy.toml")
+    with pytest.raises(ConfigError, match=r"\.toml: no such file"):
+        yard.open()
+
+
+@pytest.mark.parametrize("name", ["policy.toml", "site.toml"])
+@pytest.mark.parametrize("kind", ["pipe", "50 MB", "device", "folder", "a terabyte"])
+def test_a_site_of_any_form_lets_nobody_by(yard, monkeypatch, name, kind):
+    path = yard.site / name
+    text = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "50 MB":
+        path.write_bytes(text + b"# comment\n" * 5_000_000)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", yard.site / "policy.toml")
+    with pytest.raises(ConfigError, match=name):
+        yard.open()
+
+
+@pytest.mark.parametrize("edit", ["a mark of order", "ends of lines", "a link", "another spelling of its path"])
+def test_a_site_binds_however_its_file_is_written_or_named(yard, monkeypatch, tmp_path, edit):
+    system, path = yard.site / "policy.toml", yard.site / "policy.toml"
+    if edit == "a mark of order":
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    elif edit == "ends of lines":
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    elif edit == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        for file in yard.site.iterdir():
+            (tmp_path / "elsewhere" / file.name).symlink_to(file)
+        system = tmp_path / "elsewhere" / "policy.toml"
+    else:
+        monkeypatch.setenv(VARIABLE, f"{yard.site}/../{yard.site.name}//policy.toml")
+    monkeypatch.setattr("governance.gate.site_policy.SYSTEM", system)
+    assert {site.name for site in sites()} == {"Example Institute"}
+    yard.refused("names no trusted_keys", trusted_keys=())
+    assert yard.judge()["verdict"] == "PASS"
+
+
+def test_a_later_file_of_the_same_path_binds_from_then_on(bound):
+    """A verdict under the site's earlier policy opens nothing under the later one."""
+    (bound.site / "policy.toml").write_text(SITE_POLICY.replace("max = 1", "max = 0.5"))
+    with pytest.raises(ConfigError, match=r"site\.toml pins"):
+        bound.open()
+    bound.pin()
+    with pytest.raises(GateClosed):
+        bound.open()
 
 
 def test_a_verdict_from_before_the_site_had_rules_is_given_anew(yard, monkeypatch):
