@@ -15,7 +15,7 @@ from governance.checks.bias.fates import crowding
 from governance.checks.bias.interval_choice import TOO_FEW, design_effects, effective_units
 from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.sentiment import tone_rows
-from governance.checks.bias.small_samples import Scores, mean_bounds, rate_bounds, scores_of
+from governance.checks.bias.small_samples import Scores, mean_bounds, mean_p, rate_bounds, scores_of
 from tests.governance.bias_counts import per_bucket, table_of
 
 
@@ -102,6 +102,30 @@ def test_a_group_without_variance_has_the_exact_interval():
     assert sure["p"] < 1e-6
 
 
+def test_a_few_documents_give_no_surer_p_than_as_many_units():
+    """Sentences of a document may all be alike: ten in six documents are no ten observations."""
+    own = [(bucket, n, n, n) for bucket, n in enumerate((3, 2, 2, 1, 1, 1))]
+    rows = [("en", "web", bucket, "x", "big", "sentiment", 100, 10, 30, 30) for bucket in range(64)]
+    rows += [("en", "web", bucket, "x", "rare", "sentiment", n, total, hits, hits) for bucket, n, total, hits in own]
+    mentioning = [("en", "web", bucket, "x", "rare", 1, n, n) for bucket, n, _, _ in own]
+    apart = [("en", "web", bucket, "x", "rare", n, n, n) for bucket, n, _, _ in own]
+    found = {}
+    for name, groups in (("unknown", None), ("six", mentioning), ("ten", apart)):
+        table = table_of("groups", groups) if groups else None
+        [row] = [row for row in tone_rows(table_of("scores", rows), groups=table) if row["group"] == "rare"]
+        found[name] = row
+    assert found["ten"] == found["unknown"]
+    assert found["ten"]["p"] < found["six"]["p"] / 100
+    assert found["six"]["p"] < 0.01, "six documents that all praise are still a finding"
+    assert found["six"]["lower"] == found["ten"]["lower"], "the interval's own units are those of the sentences"
+
+
+@given(st.floats(-1, 1), st.integers(1, 60))
+def test_p_alone_is_the_one_of_the_bounds(mean, n):
+    pool = Scores(0.1, 0.25, 1.0)
+    assert mean_p(mean, n, 0.1, pool) == mean_bounds(mean, n, 0.1, pool)[2]
+
+
 def test_sentences_of_one_site_hold_less_than_those_of_a_bucket_of_several():
     """Group a is on one site, b on ten of its bucket; documents without an address are known by bucket."""
 
@@ -140,7 +164,7 @@ def jackknife_p(whole, left):
 
 @pytest.mark.parametrize("buckets", [64, 12])
 def test_p_of_an_npmi_gap_is_the_lesser_of_two_jackknives_where_many_sites_carry_it(buckets, monkeypatch):
-    monkeypatch.setattr(association, "chosen_intervals", lambda found, *_: (found, [""] * len(found.value)))
+    monkeypatch.setattr(association, "chosen_intervals", lambda found, *_, **__: (found, [""] * len(found.value)))
     rng = np.random.default_rng(3)
     used = np.arange(64) < buckets
     one, others = rng.integers(20, 40, (2, 64)) * used

@@ -84,7 +84,10 @@ def association_rows(counts: Mapping[str, pa.Table]) -> list[Row]:
         counts: the tables documents, groups, categories, pairs.
     """
     everything = by_bucket(counts["documents"], ("language", "source"), "sentences")
-    groups = by_bucket(counts["groups"], ("language", "axis", "group", "source"), "sentences")
+    groups, of_documents = (
+        by_bucket(counts["groups"], ("language", "axis", "group", "source"), name)
+        for name in ("sentences", "documents")
+    )
     categories = by_bucket(counts["categories"], ("language", "family", "category", "source"), "sentences")
     pairs = by_bucket(counts["pairs"], ("language", "axis", "group", "family", "category", "source"), "sentences")
     rows: list[Row] = []
@@ -92,22 +95,25 @@ def association_rows(counts: Mapping[str, pa.Table]) -> list[Row]:
         sources = sources_of([key for key in everything if key[0] == language])
         keys = list(dict.fromkeys(key[:-1] for key in groups if key[0] == language))
         one = by_source(groups, keys, sources)
+        documents = by_source(of_documents, keys, sources).sum(axis=(1, 2))
         whole = np.broadcast_to(by_source(everything, [(language,)], sources), one.shape)
         for family, category in dict.fromkeys(key[1:-1] for key in categories if key[0] == language):
             together = by_source(pairs, [(*key, family, category) for key in keys], sources)
             subject = np.broadcast_to(by_source(categories, [(language, family, category)], sources), one.shape)
-            rows += _rows_of_category(keys, f"{family}/{category}", (together, one, subject, whole))
+            rows += _rows_of_category(keys, f"{family}/{category}", (together, one, subject, whole), documents)
     return rows
 
 
-def _rows_of_category(keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...]) -> list[Row]:
+def _rows_of_category(
+    keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...], documents: Integers
+) -> list[Row]:
     if not keys:
         return []
     together, one = counts[:2]
     names = [{"language": key[0], "axis": key[1], "group": key[2], "against": against} for key in keys]
     others_together, others = pooled_others(keys, together), pooled_others(keys, one)
     rows = _npmi_rows(names, [part.sum(axis=1) for part in counts])
-    return rows + _gap_rows(names, (together, one, others_together, others, *counts[2:]))
+    return rows + _gap_rows(names, (together, one, others_together, others, *counts[2:]), documents)
 
 
 def _npmi_rows(names: list[dict[str, str]], counts: list[Integers]) -> list[Row]:
@@ -130,8 +136,8 @@ def _npmi_rows(names: list[dict[str, str]], counts: list[Integers]) -> list[Row]
     )
 
 
-def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...]) -> list[Row]:
-    """Rows of a category, from counts [rows, sources, buckets]."""
+def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], documents: Integers) -> list[Row]:
+    """Rows of a category, from counts [rows, sources, buckets] and the groups' documents [rows]."""
     _, one, _, others, _, _ = counts
     there = comparable(one, others)
     mine = [np.asarray(part * there) for part in counts]
@@ -140,6 +146,7 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...]) -> list
         pooled = _gap(*(part.sum(axis=(1, 2))[:, None, None].astype(np.float64) for part in counts))[:, 0]
         units = units_within(mine[1], mine[3], mine[4] - mine[0], mine[5] - mine[1], sums.variance)
         exact = rate_bounds(sums.rate, units, sums.others_rate, _GAP_ONE_SIDED)
+        of_documents = rate_bounds(sums.rate, np.fmin(units, documents), sums.others_rate).p
         baseline = _npmi_of(sums.others_rate, sums)
         unseen = sums.others_rate == 0
         turned = rate_bounds(
@@ -159,7 +166,7 @@ def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...]) -> list
     )
     lower = np.where(unseen | (sums.rate == 0), np.nan, gaps.lower)  # npmi is -1 in each replicate: no interval
     gaps = replace(gaps, lower=lower, p=np.where(rates.degrees >= SURE_DEGREES, np.fmin(gaps.p, rates.p), gaps.p))
-    found, notes = chosen_intervals(gaps, exact, expected, mine[1].sum(axis=1))
+    found, notes = chosen_intervals(gaps, exact, expected, mine[1].sum(axis=1), of_documents=of_documents)
     seen = (counts[0].any(axis=(1, 2)) & counts[2].any(axis=(1, 2))) | (expected >= LEAST_EXPECTED)
     of_sources = notes_of(found.value, pooled, one, others)
     unlike = [_joined(f"against {OTHERS}", *both) for both in zip(notes, of_sources, strict=True)]

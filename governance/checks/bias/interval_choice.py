@@ -19,6 +19,10 @@ occasionally far too small.
 
     effective units = units / (1 + rho (m - 1))    m: mean units per bucket, by unit (sum of squares / sum)
 
+Where the exact interval is chosen, p is at least that of as many units as the group has documents: rho is estimated by
+bucket, and a bucket of several documents resembles itself less than one of them does. Ten sentences in six documents
+had p < .001 in .0033 of simulated corpora without a difference (rho .3 within a document); now in less than .001.
+
 rho is the intraclass correlation of the reference's units within a bucket (Kish 1965), from its own design effect; of
 toxicity ratios within a site, with m by site (`fates.py`).
 """
@@ -98,7 +102,12 @@ def units_against(units: Floats, of: Floats) -> Floats:
 
 
 def chosen_intervals(
-    found: Estimates, exact: Bounds, expected: Floats, sampled: Integers | Floats, counted: Floats | None = None
+    found: Estimates,
+    exact: Bounds,
+    expected: Floats,
+    sampled: Integers | Floats,
+    counted: Floats | None = None,
+    of_documents: Floats | None = None,
 ) -> tuple[Estimates, list[str]]:
     """Choose the interval of each row; notes mark too few units.
 
@@ -108,13 +117,17 @@ def chosen_intervals(
         expected: of the rarer outcome, by the reference's rate.
         sampled: the group's units by bucket.
         counted: as `expected`, of all units instead of the effective ones; None where `expected` is.
+        of_documents: the exact p of as many units as the group has documents; None or NaN where unknown.
     """
     unknown = ~np.isfinite(found.lower)
     few = (expected < JACKKNIFE_EXPECTED) | unknown
     bare = few if counted is None else few & (unknown | ~(counted >= MANY_COUNTED))
     with np.errstate(all="ignore"):
         lower, upper = np.where(bare, exact.lower, found.lower), np.where(bare, exact.upper, found.upper)
-        p = np.where(few, exact.p, np.fmax(found.p, exact.p))
+        least = (
+            exact.p if of_documents is None else np.where(np.isnan(exact.p), exact.p, np.fmax(exact.p, of_documents))
+        )
+        p = np.where(few, least, np.fmax(found.p, exact.p))
     fit = (expected >= LEAST_EXPECTED) & ((sampled > 0).sum(axis=-1) >= LEAST_BUCKETS)
     fit &= np.isfinite(found.value) & np.isfinite(lower) & np.isfinite(upper)
     lower, upper, p = (np.where(fit, part, np.nan) for part in (lower, upper, p))

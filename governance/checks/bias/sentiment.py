@@ -28,7 +28,7 @@ from governance.checks.bias.count_tables import by_bucket
 from governance.checks.bias.fates import crowding
 from governance.checks.bias.interval_choice import chosen_intervals, rate_ratio_bounds
 from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
-from governance.checks.bias.small_samples import Bounds, mean_bounds, scores_of
+from governance.checks.bias.small_samples import Bounds, mean_bounds, mean_p, scores_of
 from governance.checks.bias.statistics import IDENTITY, LOG, Estimates, Floats, Integers, jackknife
 from governance.checks.bias.within_source import (
     by_source,
@@ -56,15 +56,22 @@ def _ratio(hits: Floats, n: Floats, other_hits: Floats, other_n: Floats) -> Floa
     return standardised(hits, n, weight) / standardised(other_hits, other_n, weight)
 
 
-def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = (), fates: pa.Table | None = None) -> list[Row]:
+def tone_rows(
+    scores: pa.Table,
+    biased: Collection[tuple[str, str]] = (),
+    fates: pa.Table | None = None,
+    groups: pa.Table | None = None,
+) -> list[Row]:
     """The rows of the suite `tone`, without q.
 
     Args:
         scores: the count table.
         biased: (instrument, language) that cannot decide.
         fates: the count table that has sites; without it sentences are only known by bucket.
+        groups: the count table that has documents.
     """
     parts = [by_bucket(scores, (*_KEYS, "source"), name) for name in ("sentences", "total", "squares", "hits")]
+    mentioning = _documents_by_group(groups)
     rows: list[Row] = []
     for instrument, language in sorted({key[:2] for key in parts[0]}):
         matching = [key for key in parts[0] if key[:2] == (instrument, language)]
@@ -81,8 +88,9 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = (), fates:
         ]
         names = [{"language": language, "axis": key[2], "group": key[3], "instrument": instrument} for key in keys]
         sites = _by_site(fates, by_axis, own[0], unmentioned[0]) if toxic and fates is not None else {}
+        documents = np.array([mentioning.get(key, np.nan) for key in by_axis], np.float64)
         for against, reference in ((OTHERS, others), (NOBODY, unmentioned)):
-            found, notes = _compared(toxic, own, reference, scale_of(instrument), sites.get(against))
+            found, notes = _compared(toxic, own, reference, scale_of(instrument), sites.get(against), documents)
             metric = {"metric": "toxicity_ratio" if toxic else "sentiment_gap", "against": against}
             made = interval_rows(
                 [{**metric, **name} for name in names], found, own[0].sum(axis=(1, 2)),
@@ -91,6 +99,14 @@ def tone_rows(scores: pa.Table, biased: Collection[tuple[str, str]] = (), fates:
             size = reference[0].sum(axis=(1, 2)).tolist()
             rows += [row for row, there in zip(made, size, strict=True) if there]
     return rows
+
+
+def _documents_by_group(groups: pa.Table | None) -> dict[tuple[str, ...], int]:
+    """Documents by language, axis and group."""
+    if groups is None:
+        return {}
+    counted = by_bucket(groups, ("language", "axis", "group"), "documents")
+    return {key: int(of.sum()) for key, of in counted.items()}
 
 
 def _by_site(
@@ -116,9 +132,10 @@ def _compared(
     own: Sequence[Integers],
     others: Sequence[Integers],
     scale: int,
-    by_site: tuple[Floats, Floats] | None = None,
+    by_site: tuple[Floats, Floats] | None,
+    documents: Floats,
 ) -> tuple[Estimates, list[str]]:
-    """Gaps or ratios in points, with notes."""
+    """Gaps or ratios in points, with notes; `documents` are the groups', NaN where unknown."""
     statistic, form, null = (_ratio, LOG, 1.0) if toxic else (_difference, IDENTITY, 0.0)
     there = comparable(own[0], others[0])
     sides = [[np.asarray(part * there) for part in side] for side in (own, others)]
@@ -138,7 +155,9 @@ def _compared(
     exact = rate_ratio_bounds(mean, other, units) if toxic else _mean_gaps(mean, other, units, pool)
     rarer = np.minimum(pool[2], 1 - pool[2]) if toxic else _rarer(pool)
     counted = np.minimum(first[0], second[0]).sum(axis=1) * rarer
-    chosen, notes = chosen_intervals(found, exact, units * rarer, n1.sum(axis=1), counted)
+    fewer = np.fmin(units, documents)
+    of_documents = rate_ratio_bounds(mean, other, fewer).p if toxic else _mean_gap_p(mean, other, fewer, pool)
+    chosen, notes = chosen_intervals(found, exact, units * rarer, n1.sum(axis=1), counted, of_documents)
     chosen = _in_points(chosen, scale)
     with np.errstate(all="ignore"):
         pooled = statistic(
@@ -167,6 +186,16 @@ def _rarer(pool: list[Floats]) -> Floats:
         if scores is not None:
             shares[row] = scores.rarer
     return shares
+
+
+def _mean_gap_p(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Floats:
+    """Two-sided p of mean - other = 0, [rows]; `pool` as in `_mean_gaps`."""
+    found = np.full(len(mean), np.nan)
+    for row, (own, against, n) in enumerate(zip(mean.tolist(), other.tolist(), units.tolist(), strict=True)):
+        scores = scores_of(1.0, *(float(part[row]) for part in pool))
+        if scores is not None and np.isfinite(own) and np.isfinite(against) and n > 0:
+            found[row] = mean_p(own, n, against, scores)
+    return found
 
 
 def _mean_gaps(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Bounds:

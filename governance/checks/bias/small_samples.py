@@ -23,6 +23,7 @@ of 3 would miss a rate of one expected unit, the least that has an interval.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,10 +119,36 @@ def scores_of(n: float, total: float, squares: float, hits: float) -> Scores | N
     return Scores((scored - balance) / 2, (scored + balance) / 2, step)
 
 
+def mean_p(mean: float, n: float, null: float, pool: Scores) -> float:
+    """Two-sided p of `null` for the mean of n scores."""
+    if n * pool.rarer > MOST_RARER:
+        return _normal_bounds(mean, n, null, pool)[2]
+    under = _chance_below(mean, n, pool)(_theta_of(pool, null))
+    return min(1.0, 2 * min(under, 1 - under))
+
+
 def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float, float, float]:
     """Lower, upper and p of `null` for the mean of n scores."""
     if n * pool.rarer > MOST_RARER:
         return _normal_bounds(mean, n, null, pool)
+    below = _chance_below(mean, n, pool)
+    at = mean / pool.step
+
+    def solved(tail: float) -> float:
+        low, high = -40.0, 40.0
+        for _ in range(_TURNS):
+            theta = (low + high) / 2
+            low, high = (theta, high) if below(theta) > tail else (low, theta)
+        return (low + high) / 2
+
+    lower = -pool.step if at <= -1 else _tilted_mean(pool, solved(1 - _TAIL))
+    upper = pool.step if at >= 1 else _tilted_mean(pool, solved(_TAIL))
+    under = below(_theta_of(pool, null))
+    return lower, upper, min(1.0, 2 * min(under, 1 - under))
+
+
+def _chance_below(mean: float, n: float, pool: Scores) -> Callable[[float], float]:
+    """The function of theta that gives the mid-p chance of a lower mean of n scores."""
     units = max(1, round(n))
     log_weights, support = _convolved(pool, units), np.arange(-units, units + 1, dtype=np.float64)
     at = float(np.clip(mean / pool.step * units, -units, units))
@@ -134,17 +161,7 @@ def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float
         mid_p = np.cumsum(chances) - chances / 2
         return float(np.interp(at, support, mid_p))
 
-    def solved(tail: float) -> float:
-        low, high = -40.0, 40.0
-        for _ in range(_TURNS):
-            theta = (low + high) / 2
-            low, high = (theta, high) if below(theta) > tail else (low, theta)
-        return (low + high) / 2
-
-    lower = -pool.step if at <= -units else _tilted_mean(pool, solved(1 - _TAIL))
-    upper = pool.step if at >= units else _tilted_mean(pool, solved(_TAIL))
-    under = below(_theta_of(pool, null))
-    return lower, upper, min(1.0, 2 * min(under, 1 - under))
+    return below
 
 
 def _normal_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float, float, float]:

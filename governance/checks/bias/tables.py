@@ -102,12 +102,12 @@ def bias_tables(
             *coverage_rows(counts["documents"], choices.listed, choices.scored, choices.classified),
         ],
         "association": lambda: association_rows(counts),
-        "tone": lambda: tone_rows(counts["scores"], biased, counts.get("fates")),
+        "tone": lambda: tone_rows(counts["scores"], biased, counts.get("fates"), counts.get("groups")),
         "impact": lambda: impact_rows(counts["fates"], choices.reference),
         "shares": lambda: share_rows(counts["shares"]),
         "intersections": lambda: [
             row
-            for row in (*association_rows(together), *tone_rows(together["scores"], biased))
+            for row in (*association_rows(together), *tone_rows(together["scores"], biased, None, together["groups"]))
             if row["n"] >= _MIN_SENTENCES
         ],
     }
