@@ -59,7 +59,8 @@ def script_of(root: Path, job: str) -> Path:
 
 def _program() -> dict[str, str]:
     """Text of each file that runs an attempt, by path."""
-    files = [*(_FOLDER.parent / name for name in _IMPORTED), *sorted((_FOLDER / "attempt").glob("*.py"))]
+    attempt = [path for path in sorted((_FOLDER / "attempt").iterdir()) if path.suffix in (".py", ".toml")]
+    files = [*(_FOLDER.parent / name for name in _IMPORTED), *attempt]
     return {path.relative_to(_FOLDER.parent).as_posix(): path.read_text(encoding="utf-8") for path in files}
 
 
