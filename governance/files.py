@@ -486,9 +486,9 @@ def nameless_memory(folder: Path, size: int) -> mmap.mmap:
 
 
 def sha256_leaves(path: Path, most: int | None = None) -> tuple[str, ...]:
-    """The SHA-256 of each `LEAF_BYTES` piece of a file, of its first `most` bytes.
+    """The SHA-256 of each `LEAF_BYTES` piece of a file.
 
-    The result is empty for a file that is not larger than a piece.
+    `most` limits the bytes that are read. The result is empty for a file that is not larger than a piece.
 
     Raises:
         MissingInput: the file is missing or cannot be read.

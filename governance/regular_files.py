@@ -16,7 +16,9 @@ NO_FILE = "it is a pipe or a device, not a file"
 
 
 def read_whole(path: Path, most: int = MOST_BYTES, begin: int = 0) -> bytes:
-    """The bytes of a regular file of at most `most`, from `begin` on.
+    """The bytes of a regular file, from `begin` on.
+
+    A file has at most `most` bytes.
 
     Raises:
         OSError: it is missing or cannot be read.

@@ -111,9 +111,9 @@ def _paths() -> list[Path]:
 
 
 def _misspelt() -> bool:
-    """Return whether the system's folder has one of the two files in other letters, such as Policy.TOML.
+    """Return whether a file is there in other letters.
 
-    Its maintainer meant it to bind, so nobody passes until it is named right.
+    The maintainer of /etc/assay/Policy.TOML meant it to bind, so nobody passes until it is named right.
     """
     try:
         names = os.listdir(SYSTEM.parent)

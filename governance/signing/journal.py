@@ -238,9 +238,10 @@ class Journal:
         self._append(manifest.stage, make)
 
     def state_begin(self, folder: Path, records: Sequence[str] = ()) -> None:
-        """State that a training begins a folder anew, if it does, and announce its records.
+        """Announce the records that a training begins.
 
-        It is called before the training's first line. Nothing is stated where its files are as they were left.
+        Where their folder was removed, state that they begin anew. It is called before the training's first line.
+        Nothing is stated where its files are as they were left.
 
         Raises:
             ManifestError: one of `records`, names within the folder, is there, and no line announced or stated it.
@@ -298,7 +299,10 @@ class Journal:
         return statement({FILE_NAME: before}, kind, {**about, "nonce": uuid.uuid4().hex})
 
     def line_signer(self, path: Path, writer: str) -> SignLine:
-        """Make the signer of a writer's lines in a file; in a ledger, of an interval's."""
+        """Make the signer of a writer's lines in a file.
+
+        In a ledger the writer is an interval.
+        """
         self._read()
         self._signer = self._signer or self._key()
         name = path.relative_to(self.path.parent).as_posix()

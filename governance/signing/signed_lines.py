@@ -53,7 +53,7 @@ LEDGERS = ("energy.jsonl", "energy.*.jsonl")
 
 
 def is_ledger(file: str) -> bool:
-    """Return whether a file, named relative to the root, is of the ledger."""
+    """Return whether a file of the root is of the ledger."""
     return any(fnmatchcase(file, pattern) for pattern in LEDGERS)
 
 

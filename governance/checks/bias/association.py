@@ -137,7 +137,10 @@ def _npmi_rows(names: list[dict[str, str]], counts: list[Integers]) -> list[Row]
 
 
 def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], documents: Integers) -> list[Row]:
-    """Rows of a category, from counts [rows, sources, buckets] and the groups' documents [rows]."""
+    """Rows of a category, from counts [rows, sources, buckets].
+
+    `documents` are those of the groups, [rows].
+    """
     _, one, _, others, _, _ = counts
     there = comparable(one, others)
     mine = [np.asarray(part * there) for part in counts]

@@ -135,7 +135,10 @@ def _compared(
     by_site: tuple[Floats, Floats] | None,
     documents: Floats,
 ) -> tuple[Estimates, list[str]]:
-    """Gaps or ratios in points, with notes; `documents` are the groups', NaN where unknown."""
+    """Gaps or ratios in points, with notes.
+
+    `documents` are the groups', NaN where unknown.
+    """
     statistic, form, null = (_ratio, LOG, 1.0) if toxic else (_difference, IDENTITY, 0.0)
     there = comparable(own[0], others[0])
     sides = [[np.asarray(part * there) for part in side] for side in (own, others)]
@@ -189,7 +192,10 @@ def _rarer(pool: list[Floats]) -> Floats:
 
 
 def _mean_gap_p(mean: Floats, other: Floats, units: Floats, pool: list[Floats]) -> Floats:
-    """Two-sided p of mean - other = 0, [rows]; `pool` as in `_mean_gaps`."""
+    """Two-sided p of mean - other = 0, [rows].
+
+    `pool` is as in `_mean_gaps`.
+    """
     found = np.full(len(mean), np.nan)
     for row, (own, against, n) in enumerate(zip(mean.tolist(), other.tolist(), units.tolist(), strict=True)):
         scores = scores_of(1.0, *(float(part[row]) for part in pool))

@@ -148,7 +148,7 @@ def mean_bounds(mean: float, n: float, null: float, pool: Scores) -> tuple[float
 
 
 def _chance_below(mean: float, n: float, pool: Scores) -> Callable[[float], float]:
-    """The function of theta that gives the mid-p chance of a lower mean of n scores."""
+    """Mid-p chance of a lower mean, as a function of theta."""
     units = max(1, round(n))
     log_weights, support = _convolved(pool, units), np.arange(-units, units + 1, dtype=np.float64)
     at = float(np.clip(mean / pool.step * units, -units, units))
