@@ -57,7 +57,7 @@ def read_request(asked: str) -> ReceiptRequest:
         ConfigError: it is none of these; the text is empty, too long, or not UTF-8.
     """
     path = Path(asked)
-    if "://" not in asked and path.is_file():
+    if "://" not in asked and _is_file(path):
         if (size := path.stat().st_size) > _LONGEST_FILE:
             raise ConfigError(f"{path}: has {size:,} bytes; a document has at most {_LONGEST_FILE:,}. Ask by its URL")
         try:
@@ -67,6 +67,8 @@ def read_request(asked: str) -> ReceiptRequest:
         if name_of("text", text) == name_of("text", ""):
             raise ConfigError(f"{path}: has no text: every empty document would answer. Give the document's text")
         return ReceiptRequest("text", text)
+    if any("\ud800" <= letter <= "\udfff" for letter in asked):  # bytes of the command line that are no UTF-8
+        raise ConfigError(f"{asked!r}: is not text in UTF-8. Give the document's id or URL in UTF-8")
     if url := normalise_url(asked):
         return ReceiptRequest("url", url)
     if "#" not in asked or not asked.strip():
@@ -74,6 +76,17 @@ def read_request(asked: str) -> ReceiptRequest:
             f"{asked!r}: is no file, no URL, and no id, which reads <source>/<file>#<record>. Give one of them"
         )
     return ReceiptRequest("id", asked)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there.
+
+    An id may be longer than any path.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, Any]:

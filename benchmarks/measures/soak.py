@@ -167,7 +167,7 @@ def cycle(soak: Soak, calm: Path, seed: int, durations: dict[str, float]) -> Non
 
 
 def _disturbed(soak: Soak, fault: str, command: str, root: Path, durations: dict[str, float], seed: int) -> bool:
-    """Whether the command is done after this fault, and whatever it left, is over."""
+    """Run a command under a fault; return whether the command is done."""
     chance, words = soak.chance, soak.words(command, root)
     started = time.monotonic()
     if fault == "kill":

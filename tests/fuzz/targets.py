@@ -34,7 +34,10 @@ class Target:
 
 
 def explained(target: Target, data: bytes, folder: Path) -> bool:
-    """Whether the input was read; False: it was refused with a PipelineError. Anything else is raised."""
+    """Return whether an input was read; False: it was refused.
+
+    What is no PipelineError is raised.
+    """
     try:
         target.run(data, folder)
     except PipelineError as error:

@@ -286,8 +286,8 @@ def test_records_of_an_earlier_release_stay_readable_and_are_named(project, monk
     assert len(checkpoints(project)) == 1
     assert main(["train", *words_of(project), *more]) == 0
     assert verified(project).problems == []
-    told = [note.partition(": ")[2] for note in verified(project).notes]
-    assert told.count("its lines are not signed one by one: an earlier release began it") == 2
+    notes = [note.partition(": ")[2] for note in verified(project).notes]
+    assert notes.count("its lines are not signed one by one: an earlier release began it") == 2
 
 
 def test_a_record_names_no_folder_to_remove(tmp_path):
