@@ -1,23 +1,19 @@
 """Rendezvous of ranks outside collectives, by keys of a shared store.
 
 A rank sets a key of its own; rank 0 collects the keys and sets the answer, for which the others wait. The store is
-that of the process group (`torch.distributed.Store`, a connection for each thread), or a folder that all nodes share.
-The saving threads meet so, because a collective of theirs would be matched with another rank's collective of training;
-so do the nodes before there is a process group. Price: three short messages per rank, whatever the number of ranks.
+that of the process group (`torch.distributed.Store`, a connection for each thread). The saving threads meet so, because
+a collective of theirs would be matched with another rank's collective of training; so do the nodes before there is a
+process group. Price: three short messages per rank, whatever the number of ranks.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
-
-from governance.files import write_text
 
 _LONGEST_PAUSE_SECONDS = 0.5
 _GRACE_SECONDS = 20.0  # how long the others are waited for once this rank's training has failed
@@ -31,28 +27,6 @@ class KeyStore(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """Return whether all of these keys were set; never waits."""
-
-
-@dataclass(frozen=True)
-class FolderStore:
-    """A key-value store of files in a folder, one per key."""
-
-    folder: Path
-
-    def set(self, key: str, value: str) -> None:
-        """Write the file of a key."""
-        write_text(self.folder / key, value)
-
-    def get(self, key: str) -> str:
-        """The text of a key's file."""
-        return (self.folder / key).read_text(encoding="utf-8")
-
-    def check(self, keys: list[str]) -> bool:
-        """Return whether the folder lists all of them.
-
-        A listing is what a network file system fetches anew.
-        """
-        return set(keys) <= set(os.listdir(self.folder))
 
 
 def await_keys(store: KeyStore, keys: Sequence[str], patient: Callable[[float], bool]) -> list[str]:

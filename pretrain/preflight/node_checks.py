@@ -28,16 +28,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from governance.errors import ClusterError
-from governance.files import json_text
+from governance.files import touch
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, node_name
-from pretrain.distributed.rendezvous import FolderStore, await_keys, until
+from pretrain.distributed.rendezvous import await_keys, until
 from pretrain.preflight.hardware import Hardware
 
 if TYPE_CHECKING:
     from torch import distributed
 
 _MEET_SECONDS = 120.0  # from the first node's start to the last one's, and until its file is seen
+_LISTING_SECONDS = 1.0  # between two listings of the folder where nodes meet: a metadata server serves all of them
 _CONNECT_SECONDS = 60.0
 _ARRIVE_SECONDS = _CONNECT_SECONDS / 2  # the others wait longer for the first node's word on who is missing
 _SUM_SECONDS = 120.0
@@ -222,18 +223,29 @@ def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeF
 def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[NodeFinding], list[str] | None]:
     """Check that all nodes see each other's files.
 
+    A file's name holds its node's name, so that one listing shows all of them and no node opens the others' files.
     It returns the nodes' names too, or None where some are missing.
     """
-    store, keys = FolderStore(folder), [f"{rank:05d}.json" for rank in range(ranks.world_size)]
-    store.set(keys[ranks.rank], json_text({"node": node}))
-    missing = await_keys(store, keys, until(time.monotonic() + _MEET_SECONDS))
-    seen = len(keys) - len(missing)
-    summary = f"{seen} of {len(keys)} nodes see {folder.parents[2]}"
-    if missing:
+    touch(folder / f"{ranks.rank:05d}.{node}")
+    deadline = time.monotonic() + _MEET_SECONDS
+    while len(names := _nodes_seen(folder)) < ranks.world_size and time.monotonic() < deadline:
+        time.sleep(_LISTING_SECONDS)
+    seen = len(names)
+    summary = f"{seen} of {ranks.world_size} nodes see {folder.parents[2]}"
+    if seen < ranks.world_size:
         alone = seen == 1 and ranks.world_size > 2 and not ranks.first
-        why = f"{summary} within {_MEET_SECONDS:.0f} s of each other; the root must be on a disk that all nodes share"
+        why = (
+            f"{summary} within {_MEET_SECONDS:.0f} s of each other: the root is not on a disk that all nodes share, or "
+            f"some nodes start later (importing torch from a slow disk, for example)"
+        )
         return [NodeFinding("root", why, bad=True, nodes=(node,) if alone else ())], None
-    return [NodeFinding("root", summary)], [json.loads(store.get(key))["node"] for key in keys]
+    return [NodeFinding("root", summary)], [names[rank] for rank in range(ranks.world_size)]
+
+
+def _nodes_seen(folder: Path) -> dict[int, str]:
+    """Node names by rank, from one listing of the folder."""
+    parts = (name.partition(".") for name in os.listdir(folder))
+    return {int(rank): node for rank, _, node in parts if rank.isdecimal()}
 
 
 def network(ranks: Ranks, names: Sequence[str], device: str) -> list[NodeFinding]:

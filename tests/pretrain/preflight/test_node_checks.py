@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from governance.errors import ClusterError
+from governance.files import touch
 from pretrain.config.model import ModelConfig
 from pretrain.config.optim import OptimConfig
 from pretrain.config.training import EngineConfig, TrainConfig, TrainRecipe
@@ -250,8 +253,34 @@ def test_two_nodes_meet_and_add_up(tmp_path):
         assert f"preflight n{rank}: root: 2 of 2 nodes see" in text
         assert "sums over 2 nodes are right" in text
         assert re.search(rf"n{rank}: clock: [+-]\d\.\d\d\d s \(within \d\.\d\d\d s\) from n0's, 2 of 2", text), text
-    written = sorted((tmp_path / "slurm" / "preflight" / "1-0").iterdir())
-    assert [json.loads(path.read_text())["node"] for path in written] == ["n0", "n1"]
+    made = sorted(path.name for path in (tmp_path / "slurm" / "preflight" / "1-0").iterdir())
+    assert made == ["00000.n0", "00001.n1"]
+
+
+@pytest.mark.parametrize("arrives", [30.0, 1000.0])
+def test_a_node_lists_the_others_once_a_second_and_opens_none_of_their_files(arrives, tmp_path, monkeypatch):
+    """512 nodes, of which the last arrives later, or too late: a metadata server serves all of them."""
+    folder, now, listed, opened = tmp_path / "slurm" / "preflight" / "1-0", [0.0], [], []
+    for rank in range(1, 511):
+        touch(folder / f"{rank:05d}.n{rank}.site")
+
+    def listdir(path, plain=os.listdir):
+        listed.append(now[0])
+        return plain(path) + ["00511.n511.site"] * (now[0] >= arrives)
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
+    monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr("builtins.open", lambda *given, **named: opened.append(given))
+    [found], names = node_checks.shared_root(folder, Ranks(0, 512, 0, 1), "n0.site")
+    monkeypatch.undo()
+    assert (found.bad, found.nodes) == (arrives > 120, ())
+    assert names == (None if found.bad else [f"n{rank}.site" for rank in range(512)])
+    assert min(late - early for early, late in itertools.pairwise(listed)) >= 1.0
+    assert len(listed) <= 122
+    assert not opened
 
 
 @pytest.mark.slow
