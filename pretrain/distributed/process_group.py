@@ -30,6 +30,7 @@ _PORTS = range(20_000, 32_768)  # for a Slurm job's process group; below Linux's
 _SOMEWHERE = ("192.0.2.1", 9)  # an address of no host (RFC 5737), reached by the default route
 _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _NETWORK = ("GLOO_", "NCCL_", "TP_SOCKET", "MASTER_", "FI_", "UCX_")
+_ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}  # the second is the older name
 _HOSTS: dict[str, Any] = {}
 """All ranks over the hosts' network ("group"), unless the default group is that already."""
 
@@ -181,7 +182,10 @@ def kind_of(found: int, ranks: Ranks, requested: str = "auto") -> Literal["cpu",
     if requested == "cpu" or not found:
         return "cpu"
     if ranks.local_rank >= found:
-        raise ConfigError(f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank per GPU.")
+        raise ConfigError(
+            f"{ranks.local_world_size} ranks on a node of {found} GPU(s); start one rank per GPU. Each rank must see "
+            "all GPUs of its node: remove --gpus-per-task and --gpu-bind from slurm.options and slurm.srun_options."
+        )
     return "cuda"
 
 
@@ -210,6 +214,8 @@ def join(ranks: Ranks, timeout_seconds: float, requested: str = "auto") -> torch
 
     device = device_of(ranks, requested)
     if device.type == "cuda":
+        if not _ALLOCATOR & os.environ.keys():  # torch reads it at its first allocation on the device
+            os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         torch.cuda.set_device(device)
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that torch records, for a hang's evidence
     if distributed.is_initialized():
@@ -227,6 +233,8 @@ def join(ranks: Ranks, timeout_seconds: float, requested: str = "auto") -> torch
         options["store"] = distributed.HashStore()
     else:
         _log_network(ranks, options["backend"])
+        if device.type == "cuda":  # NCCL connects now, and derives each later group from this one
+            options["device_id"] = device
     distributed.init_process_group(**options)
     if options["backend"] != "gloo":
         _HOSTS["group"] = distributed.new_group(backend="gloo", timeout=options["timeout"])

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -148,7 +149,6 @@ assert counts[1:] == [2] * 4, counts
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_collectives_are_recorded_on_a_gpu_for_the_evidence_of_a_hang(monkeypatch, device):
     """Without a GPU: torch keeps a flight recorder of so many collectives, which `watchdog.py` writes."""
@@ -157,12 +157,37 @@ def test_collectives_are_recorded_on_a_gpu_for_the_evidence_of_a_hang(monkeypatc
     monkeypatch.setattr(process_group, "device_of", lambda ranks, requested: torch.device(device))
     monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: None)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setenv(RECORDER, "")  # so that what is set here ends with the test
-    monkeypatch.delenv(RECORDER)
-    process_group.join(Ranks(), 60.0)
-    assert os.environ.get(RECORDER) == {"cpu": None, "cuda": "2000"}[device]
+    with mock.patch.dict(os.environ):
+        os.environ.pop(RECORDER, None)
+        process_group.join(Ranks(), 60.0)
+        assert os.environ.get(RECORDER) == {"cpu": None, "cuda": "2000"}[device]
 
 
+@pytest.mark.parametrize(("device", "size", "bound"), [("cuda", 2, True), ("cuda", 1, False), ("cpu", 2, False)])
+def test_on_gpus_the_group_is_bound_to_the_device_and_memory_grows_in_place(device, size, bound, monkeypatch):
+    """Without a GPU: what torch receives. A user's own setting of the allocator stays."""
+    import torch
+
+    received = []
+    monkeypatch.setattr(process_group, "device_of", lambda ranks, requested: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **options: received.append(options))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **options: None)
+    monkeypatch.setattr(process_group, "_HOSTS", {})
+    monkeypatch.setattr(process_group.atexit, "register", lambda function: None)
+    with mock.patch.dict(os.environ):
+        for given, expected in ((None, "expandable_segments:True"), ("max_split_size_mb:64", None)):
+            os.environ.pop("PYTORCH_ALLOC_CONF", None)
+            os.environ.pop("PYTORCH_CUDA_ALLOC_CONF", None)
+            if given:
+                os.environ["PYTORCH_CUDA_ALLOC_CONF"] = given
+            process_group.join(Ranks(0, size, 0, size), 60.0)
+            assert os.environ.get("PYTORCH_ALLOC_CONF") == (expected if device == "cuda" else None)
+            assert received.pop().get("device_id") == (torch.device(device) if bound else None)
+
+
+@pytest.mark.slow
 def test_a_rank_is_connected_to_those_it_talks_to_and_not_to_all(tmp_path):
     """A ring has two neighbours; of a full mesh of five ranks each would have four."""
     well, output = run_ranks(tmp_path, ["-c", _SOCKETS], 5)
