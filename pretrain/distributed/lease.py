@@ -16,14 +16,15 @@ also takes the next number, which only one process gets (`write_new`), and the h
    2 nothing of an older attempt writes: each of its ranks checks each beat, and ends with status 73; a record is
    refused; a checkpoint checks before each of its parts, and again before it is committed.
 
-No clocks are compared: ages are differences of times that the file system gave, or of one process's own clock. A
-process that is suspended between its last check and its write is not kept out; what it writes then are the bytes of the
-same step of the same run. Price: a small file written each beat, and on each node one directory listing a beat: its
-first rank looks for all, and shares the check with the node's other ranks in a file (`LeaseSighting`). It is in
-/dev/shm, belongs to this account, and holds 16 bytes: the number of the attempt, and the time of the check by the
-node's monotonic clock, which all its processes share. Without /dev/shm, or once the first rank is gone, each rank
-checks for itself. A kill leaves the file behind; the next start on the node removes those of this account that were not
-refreshed for a day.
+No clocks are compared: ages are differences of times that the file system gave, or of one process's own clock. (Where a
+file system lets its clients give them, as Lustre does, a dead holder whose clock was ahead is waited for no longer than
+`SILENT_SECONDS`, and a living one whose clock is that much behind counts as dead, and law 3 ends it.) A process that is
+suspended between its last check and its write is not kept out; what it writes then are the bytes of the same step of
+the same run. Price: a small file written each beat, and on each node one directory listing a beat: its first rank looks
+for all, and shares the check with the node's other ranks in a file (`LeaseSighting`). It is in /dev/shm, belongs to
+this account, and holds 16 bytes: the number of the attempt, and the time of the check by the node's monotonic clock,
+which all its processes share. Without /dev/shm, or once the first rank is gone, each rank checks for itself. A kill
+leaves the file behind; the next start on the node removes those of this account that were not refreshed for a day.
 """
 
 from __future__ import annotations
@@ -263,8 +264,8 @@ def _await_end(folder: Path, newest: LeaseHolder | None, note: str | None, ours:
             raise Occupied(_in_words(folder, note, ours.host))
         return
     path = _path(folder / HOLDERS, newest.number)
-    beat, logged = _changed(path), False
-    while _age(path) < SILENT_SECONDS:
+    beat, began, logged = _changed(path), time.monotonic(), False
+    while _age(path) < SILENT_SECONDS and time.monotonic() - began < SILENT_SECONDS:
         if not logged:
             get_logger(__name__).info("%s: waiting for a heartbeat of %s", folder, _who(newest))
             logged = True

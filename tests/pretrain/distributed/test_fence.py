@@ -57,8 +57,11 @@ def test_one_attempt_after_the_other_counts_up(tmp_path):
     assert [path.name for path in (tmp_path / "holders").iterdir()] == ["000003.json"]
 
 
-def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path):
-    leave_behind(tmp_path, ELSEWHERE)
+@pytest.mark.parametrize("ahead", [0, 3600])
+def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path, ahead):
+    """Its clock may have been ahead, where clients of the file system stamp times."""
+    path = leave_behind(tmp_path, ELSEWHERE)
+    os.utime(path, (time.time() + ahead, time.time() + ahead))
     older = RunLease(tmp_path, ELSEWHERE)
     older.look()
     began = time.monotonic()
