@@ -143,7 +143,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"
     """Arithmetic of forward and backward. fp32: all of it. bf16, fp16: weights are copies of fp32 masters, and gradient
     sums and moments are fp32. bf16_masters: masters, sums and moments are bf16 too, a quarter of the memory and less
-    exact. autocast: fp32 weights, products in bf16. fp8: as bf16, with the products of the blocks in 8 bits."""
+    exact. autocast: fp32 weights, products in bf16. fp8, experimental: as bf16, with the blocks' products in 8 bits."""
     quantized_weights: bool = False
     """CUDA, stage 3: gather weights in 8 bits (qwZ, arXiv:2306.10209): passes compute with rounded weights."""
     quantized_gradients: bool = False
@@ -245,7 +245,7 @@ class EngineConfig(Section):
     """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """`[engine.deepspeed]`: keys of DeepSpeed's configuration without a setting here, passed through."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of one rank; 0 shares the cores that this node allows among its ranks."""
     deterministic: bool = False
     """CUDA: only kernels that add in a fixed order, at a price in speed and memory, so that equal runs give equal bits.

@@ -59,6 +59,11 @@ def test_betas_outside_the_unit_interval_are_refused(betas):
         validate({"learning_rate": 0.1, "betas": betas}, OptimConfig, "file")
 
 
+def test_more_threads_than_a_machine_has_are_refused():
+    with pytest.raises(ConfigError, match="threads"):
+        validate({"threads": 100_000}, EngineConfig, "file")
+
+
 @pytest.mark.parametrize(
     ("optim", "train", "engine", "words"),
     [
