@@ -14,6 +14,7 @@ import pytest
 
 from assay.cli.main import main
 from governance.stage import ShareDone
+from slurm import job_states
 from slurm.config import SITE_VARIABLE
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
@@ -120,6 +121,16 @@ def test_a_run_is_submitted_once_and_reported(cluster, capsys):
     assert f"then: assay slurm retry {CONFIG} --root {root}" in output.splitlines()[-1]
     assert slurm("retry", root=root) == 0
     assert "ingest (3 of 3 tasks)" in capsys.readouterr().out
+
+
+def test_a_watcher_is_content_with_an_answer_of_the_last_minute(cluster, monkeypatch):
+    ages, plain = [], job_states.gather
+    monkeypatch.setattr(job_states, "gather", lambda root, age=0.0: ages.append(age) or plain(root, age))
+    assert slurm("submit", root=cluster / "root") == 0
+    (cluster / "queue").unlink(missing_ok=True)  # the controller forgot all jobs: nothing is left to watch
+    for words, age in ((("--watch",), 60.0), ((), 0.0)):
+        assert slurm("status", *words, root=cluster / "root") == 0
+        assert ages[-1] == age
 
 
 def test_what_is_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeypatch):

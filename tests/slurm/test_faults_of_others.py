@@ -151,6 +151,19 @@ def test_of_nodes_that_cannot_all_be_left_out_the_most_blamed_is(node, monkeypat
         assert left_out(node) == [expected]
 
 
+@pytest.mark.parametrize(("other", "expected"), [("node7 a", ["node5"]), ("node7 b", [])])
+def test_only_usable_nodes_with_the_feature_of_the_job_count_as_others(node, other, expected):
+    """Down and drained nodes are in the answer to a query that does not leave them out."""
+    node.more["SLURM_JOB_NUM_NODES"] = "2"
+    hosts(node)
+    show = node.programs / "scontrol"
+    show.write_text(show.read_text().replace(" ExcNodeList=", " Features=a ExcNodeList="))
+    usable = '[[ "$*" == *"--responding --states="* && "$*" != *dow* && "$*" != *drain* ]]'
+    node.program("sinfo", f'printf "%s\n" "node5 a" "node6 a" "{other}"\n{usable} || printf "%s a\n" node8 node9')
+    train(node, preflight="echo 'preflight bad-node=node5;'; exit 69")
+    assert left_out(node) == expected
+
+
 def test_an_edited_program_is_no_fault_of_the_node_that_compared_it(node):
     node.more["SLURM_JOB_NUM_NODES"] = "2"
     said = 'echo "srun: error: node4: task 0: Exited with exit code 78" >&2'

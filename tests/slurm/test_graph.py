@@ -85,6 +85,8 @@ def test_five_thousand_shards_are_planned_in_as_many_tasks_as_an_array_may_have(
     assert ingest.tasks == 1001
     assert "--array=0-1000%20" in ingest.options
     assert len(shards_of(0, 1001, 5000)) == 5
+    by_default = {job.name: job for job in planned(5000, SlurmConfig(), 1001)}
+    assert "--array=0-1000%100" in by_default["ingest"].options
 
 
 def test_a_single_shard_needs_no_arrays():

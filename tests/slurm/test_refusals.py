@@ -128,6 +128,19 @@ def test_a_path_that_a_node_does_not_see_is_refused(cluster):
         look(cluster)
 
 
+def test_the_node_that_looks_is_one_that_a_job_may_get(cluster):
+    """A node with a dead mount is named, and once it is excluded, another one looks."""
+    dead = 'echo "srun: error: n1: task 0: Exited with exit code 1" >&2; exit 1'
+    asked = cluster / "asked"
+    (cluster / "programs" / "srun").write_text(
+        f'#!/bin/bash\necho "$*" >> {asked}\n[[ $* == *" --exclude=n1 "* ]] || {{ {dead}; }}\n'
+    )
+    with pytest.raises(ClusterError, match=r"(?s)the nodes do not see it.*n1: task 0"):
+        look(cluster)
+    look(cluster, exclude="n1", qos="long", data_qos="short", reservation="course")
+    assert "--qos=short --reservation=course --exclude=n1" in asked.read_text().splitlines()[-1]
+
+
 def test_sources_and_the_script_that_is_sourced_must_be_seen_too(cluster):
     srun = cluster / "programs" / "srun"
     elsewhere = cluster / "elsewhere"

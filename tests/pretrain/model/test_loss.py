@@ -109,6 +109,12 @@ def test_pieces_of_any_size_share_one_compilation(monkeypatch):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("vocabulary", [50_304, 128_256])
+def test_a_gpu_computes_few_pieces(vocabulary):
+    """Each piece adds a gradient of the projection's size, in fp32."""
+    assert 0.99 * 2**29 < counting.piece_tokens(vocabulary, "cuda") * vocabulary <= 2**29
+
+
 def test_nothing_is_kept_where_nothing_learns():
     hidden, weight, targets = inputs()
     objective, nats = cross_entropy(hidden, weight, targets, Logits())

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governance.files import read_lines
-from pretrain.config.training import SkipConfig, TrainConfig
+from pretrain import loop
+from pretrain.config.training import RampConfig, SkipConfig, TrainConfig
 from pretrain.loss_spikes import Diverged, SpikeGuard, reason_of, refuse_too_many, window_starts
 
 CONFIG = SkipConfig(window=32, warmup_steps=40)
@@ -84,6 +85,19 @@ def test_the_window_starts_with_each_phase_of_the_mixture_and_stage_of_the_ramp(
         mixture=[{"from_step": 1, "weights": {"a": 1.0}}, {"from_step": 60, "weights": {"b": 1.0}}],
     )  # fmt: skip
     assert window_starts(train) == {1, 21, 60}
+
+
+def test_a_training_tells_its_guard_where_windows_start(tmp_path, run_training, monkeypatch):
+    told = []
+
+    def noted(*given):
+        told.append(given[-1])
+        return SpikeGuard(*given)
+
+    monkeypatch.setattr(loop, "SpikeGuard", noted)
+    ramp = (RampConfig(until_step=2, global_batch_size=4),)
+    run_training(tmp_path, batch_size_ramp=ramp, steps=3, decay_steps=1, warmup_steps=1, validate_every_steps=0)
+    assert told == [{3}]
 
 
 @given(st.integers(0, 2**31), st.integers(1, 240), st.sets(st.integers(50, 250), max_size=5))
