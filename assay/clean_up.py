@@ -131,8 +131,8 @@ def plan_clean_up(
     free = [one.manifest for one in candidates if not one.kept_for]
     removed = [*free, *(one for one in _half_removed(root) if not any(unstated(one, stated)))]
     staying = [made for path, made in there.items() if path not in {one.path for one in free}]
-    needed = {item.path for one in staying for item in (*(one.beside or ()), *one.outputs)}
-    listed = {item.path for one in removed for item in one.beside or ()}
+    needed = {item.path for one in staying for item in (*one.beside, *one.outputs)}
+    listed = {item.path for one in removed for item in one.beside}
     records = tuple(
         sorted(
             (name for name in listed - needed if _is_record(root, name)),

@@ -106,7 +106,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
 
 
 def teacher_beside(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:
-    """The teacher that computes beside the student, and its cost in words."""
+    """The teacher that runs alongside the student, and its cost in words."""
     recipe = pinned(run)
     try:
         model = online_teacher(recipe, runtime)
@@ -117,7 +117,7 @@ def teacher_beside(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[M
     flops = flops_per_token(model, vocabulary, recipe.train.sequence_length) // 3
     share = flops / training_flops(recipe, vocabulary)
     size = parameter_count(model, vocabulary)
-    return model, f"{size:,} parameters beside the student, {flops:,} more FLOPs per token ({100 * share:.0f} %)"
+    return model, f"{size:,} parameters alongside the student, {flops:,} more FLOPs per token ({100 * share:.0f} %)"
 
 
 def ranks_of(total: int | None, a_node: int) -> Ranks:

@@ -204,7 +204,7 @@ def _require_model(found: RunFile, needs: Needs) -> None:
     if "model" not in found.values and "data" not in needs:
         files = " ".join(map(str, found.files))
         raise ConfigError(
-            f'{files}: has no [model]. Add one, [model] preset = "10m" for example, or name a size behind your file: '
+            f'{files}: has no [model]. Add one, [model] preset = "10m" for example, or name a size after your file: '
             f"assay run {files} configs/10m.toml"
         )
 

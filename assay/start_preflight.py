@@ -108,7 +108,7 @@ def warn_of_expectations(run: LoadedRun, runtime: Runtime) -> None:
 def _licences_seen(source: Source, folder: Path) -> set[str]:
     """Licences of the first records of some files.
 
-    It is the source's own where the field is not set or the files are not local. Records whose licence is no text will
+    It is the source's own where the field is not set or the files are not local. Records whose licence is not text will
     be in the quarantine.
     """
     from assay.inspect.formats import InputFiles, first_records

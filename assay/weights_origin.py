@@ -160,14 +160,10 @@ def _folder_origin(run: LoadedRun, weights: InitialWeights, root: Path) -> dict[
     exports = _exports(entries, digests)
     if not exports:
         return _origin(name, False, f"no line of this root's {JOURNAL} states an export of these files")
-    origins = [entry.statement["predicate"].get("origin") for entry in exports]
-    if any(origin and origin["verified"] for origin in origins):
+    origins = [entry.statement["predicate"]["origin"] for entry in exports]
+    if any(origin["verified"] for origin in origins):
         return _origin(name, True, f"stated by the {JOURNAL} of this root as an export")
-    known = next((origin for origin in origins if origin), None)
-    why = (
-        f"of {known['from']}: {known['why']}" if known else "by an earlier release: export it again, under another name"
-    )
-    return _origin(name, False, f"an export {why}")
+    return _origin(name, False, f"an export of {origins[0]['from']}: {origins[0]['why']}")
 
 
 def _exports(entries: Sequence[JournalEntry], digests: set[str]) -> list[JournalEntry]:

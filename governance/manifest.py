@@ -126,10 +126,9 @@ class Manifest(Section):
         return Input(stage=self.stage, digest=self.digest, path=self.path)
 
     @property
-    def beside(self) -> tuple[Output, ...] | None:
-        """Companion files that are not outputs; None in older manifests."""
-        listed = self.run.get(BESIDE)
-        return None if listed is None else tuple(Output.model_validate(item) for item in listed)
+    def beside(self) -> tuple[Output, ...]:
+        """Companion files that are not outputs."""
+        return tuple(Output.model_validate(item) for item in self.run.get(BESIDE, ()))
 
     def files(self, role: str, root: Path) -> list[Path]:
         """The output files below `<folder>/<role>/`, in name order."""

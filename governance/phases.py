@@ -24,7 +24,7 @@ INTERVAL = "interval"
 DATA_STAGE, START_UP, COMPUTE, COMMUNICATION = "data stage", "start-up", "compute", "communication"
 CHECKPOINT, EVALUATION, IDLE, HANG = "checkpoint", "evaluation", "idle", "hang"
 UNTOLD = "not told"
-"""The phase of ledger lines without phases, which earlier releases wrote."""
+"""The phase of an interval that ended before its meter wrote any."""
 
 
 class PhaseClock:

@@ -22,7 +22,7 @@ def read_whole(path: Path, most: int = MOST_BYTES, begin: int = 0) -> bytes:
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no regular file, or larger.
+        ValueError: it is not a regular file, or is larger.
     """
     with open(path, "rb", opener=open_at_once) as handle:
         state = os.fstat(handle.fileno())

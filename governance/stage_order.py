@@ -1,8 +1,8 @@
 """Stages of a run, in order, for pipeline, audit and report.
 
 A new stage is a row here, its own module, and its call in `data_pipeline/prepare.py` (of the corpus) or
-`assay/pipeline.py`. Artifacts that a single stage uses (`lists`, `evaluation_sets`, ...) are no steps of a run and have
-no row.
+`assay/pipeline.py`. Artifacts that a single stage uses (`lists`, `evaluation_sets`, ...) are not steps of a run and
+have no row.
 """
 
 from __future__ import annotations

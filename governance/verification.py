@@ -150,7 +150,7 @@ def require_growing(manifests: Iterable[Manifest], root: Path, journal: Journal)
                 [
                     f"{root}: a report would rest on what is not as it was signed:",
                     *faults,
-                    "Restore these files as they were. A training whose record is lost is begun anew: remove its "
+                    "Restore these files as they were. A training whose record is lost starts again: remove its "
                     "folder, then assay train CONFIG. Without lost lines of the energy ledger this root has no report: "
                     "run again in a new one (--root)",
                 ]
@@ -236,8 +236,7 @@ def _rested_on(manifests: Sequence[Manifest], root: Path, evidence: _JournalEvid
         except (ValueError, KeyError, TypeError):
             continue  # reported under its own name
         for name, size in read.items():
-            if size > stated.get(name, 0) and manifest.beside is not None:
-                least = stated.get(name, 0)
+            if size > (least := stated.get(name, 0)):
                 yield f"{name}: {manifest.folder} rests on {size} bytes of it, {least} were stated by then"
 
 

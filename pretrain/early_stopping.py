@@ -23,7 +23,7 @@ def best_validation(validations: Sequence[Mapping[str, Any]]) -> int:
 
 
 def has_stalled(validations: Sequence[Mapping[str, Any]], patience: int) -> bool:
-    """Return whether the last `patience` validations are no improvement.
+    """Return whether the last `patience` validations brought no improvement.
 
     With 0 it never stalls.
     """

@@ -112,7 +112,7 @@ class StepMeter:
             rows: of the global batch; may change from step to step.
             tokens: positions of those rows, all of which are computed.
             targets: tokens predicted in them, over all ranks.
-            sample: measure the product once more afterwards, which is collective.
+            sample: measure the product again afterwards, which is collective.
         """
         now = self._clock()
         seconds = max(now - self._last - self._set_aside, 1e-9)

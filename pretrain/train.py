@@ -168,7 +168,7 @@ def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
 def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
     """Meet the ranks that would train another run.
 
-    They wait for all ranks, in vain where this one has found its run finished and returned. On a node without the
+    They wait for all ranks, even where this one has found its run finished and returned. On a node without the
     run's devices no rank can train, so the ranks meet on the CPU: a finished run is found on any machine.
 
     Raises:

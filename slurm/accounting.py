@@ -25,7 +25,7 @@ from governance.stage import now
 from slurm.job_states import View
 
 ACCOUNTING_FILE = "accounting.jsonl"
-_LAST_BYTES = 1 << 16  # hold the last line of a run of some hundred jobs; a longer line is only written once more
+_LAST_BYTES = 1 << 16  # hold the last line of a run of some hundred jobs; a longer line is only written again
 _TOLERANCE = 0.1
 """Two meters that differ by less than this share agree."""
 _LEAST_JOULES = 1000.0

@@ -178,6 +178,6 @@ def follow(
             if over:
                 return
             if not text and time.monotonic() - looked > _LOOK_SECONDS:
-                over, looked = not live(), time.monotonic()  # then once more: lines from before the answer
+                over, looked = not live(), time.monotonic()  # then again: lines from before the answer
             else:
                 wait(_POLL_SECONDS)

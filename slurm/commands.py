@@ -145,7 +145,7 @@ def queue(jobs: Iterable[str]) -> list[Queued]:
 def accounted(jobs: Iterable[str], *, every_start: bool = False, since: str = "") -> list[Accounted]:
     """Accounting of the jobs, with earlier starts for `every_start`.
 
-    `since`, in local time, excludes jobs that had these ids before: the ids begin anew when they reach MaxJobId.
+    `since`, in local time, excludes jobs that had these ids before: the ids start again when they reach MaxJobId.
 
     Raises:
         ClusterError: there is no accounting, or it does not answer.

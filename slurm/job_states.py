@@ -15,7 +15,7 @@ with its script, most often with its node.
 Queue and accounting are queried at most once a minute: `<root>/slurm/answers.json` keeps the last answers, and for good
 what accounting says of jobs that have ended: those are never queried again. A job has ended once the queue has
 forgotten it and accounting has an end for each unit, so a requeue by hand within MinJobAge is seen. `assay slurm
-status` queries anew; with `--watch` answers of any other process that are younger than a minute do.
+status` queries again; with `--watch` answers of any other process that are younger than a minute do.
 
     {"accounted": [{"job": "12", "state": "RUNNING", ...}], "asked": 1764151200.0, "jobs": ["11", "12"],
      "over": [{"job": "11", "state": "COMPLETED", ...}], "queued": [{"job": "12", ...}]}

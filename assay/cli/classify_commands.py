@@ -1,4 +1,4 @@
-"""Functions behind `assay classify ...`."""
+"""Handlers of `assay classify ...`."""
 
 from __future__ import annotations
 

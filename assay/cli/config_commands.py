@@ -1,4 +1,4 @@
-"""Functions behind `assay init`, `assay config ...` and `assay doctor`."""
+"""Handlers of `assay init`, `assay config ...` and `assay doctor`."""
 
 from __future__ import annotations
 

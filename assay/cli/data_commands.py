@@ -1,4 +1,4 @@
-"""Functions behind `assay data ...`."""
+"""Handlers of `assay data ...`."""
 
 from __future__ import annotations
 

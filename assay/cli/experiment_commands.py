@@ -1,4 +1,4 @@
-"""Functions behind `assay experiment`."""
+"""Handlers of `assay experiment`."""
 
 from __future__ import annotations
 

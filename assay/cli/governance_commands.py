@@ -1,4 +1,4 @@
-"""Functions behind `assay governance ...`."""
+"""Handlers of `assay governance ...`."""
 
 from __future__ import annotations
 

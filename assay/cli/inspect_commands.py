@@ -1,4 +1,4 @@
-"""The function behind `assay inspect`."""
+"""Handler of `assay inspect`."""
 
 from __future__ import annotations
 

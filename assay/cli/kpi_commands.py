@@ -1,4 +1,4 @@
-"""Functions behind `assay governance kpi-plan` and `kpi-test`."""
+"""Handlers of `assay governance kpi-plan` and `kpi-test`."""
 
 from __future__ import annotations
 

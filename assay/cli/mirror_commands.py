@@ -1,4 +1,4 @@
-"""Functions behind `assay mirror ...`."""
+"""Handlers of `assay mirror ...`."""
 
 from __future__ import annotations
 

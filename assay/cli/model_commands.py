@@ -1,4 +1,4 @@
-"""Functions behind the commands that generate, translate and interpret."""
+"""Handlers of the commands that generate, translate and interpret."""
 
 from __future__ import annotations
 

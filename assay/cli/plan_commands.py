@@ -1,4 +1,4 @@
-"""Function behind `assay plan`."""
+"""Handlers of `assay plan`."""
 
 from __future__ import annotations
 

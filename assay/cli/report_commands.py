@@ -1,4 +1,4 @@
-"""Functions behind `assay report ...`."""
+"""Handlers of `assay report ...`."""
 
 from __future__ import annotations
 

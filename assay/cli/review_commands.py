@@ -1,4 +1,4 @@
-"""Function behind `assay governance review`."""
+"""Handlers of `assay governance review`."""
 
 from __future__ import annotations
 

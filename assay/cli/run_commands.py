@@ -1,4 +1,4 @@
-"""Functions behind `assay run`, `train`, `evaluate` and `export`.
+"""Handlers of `assay run`, `train`, `evaluate` and `export`.
 
 Results go to standard output, so that they can be piped; messages and progress go to standard error.
 """
@@ -311,7 +311,7 @@ def export(arguments: Arguments) -> None:
         raise ConfigError(f"--adapter is written in fp32, not --dtype {arguments.dtype}; leave one of them out")
     if arguments.adapter and arguments.average > 1:
         raise ConfigError(
-            "--adapter: the mean of adapters is no adapter of their rank; leave out --adapter or --average"
+            "--adapter: the mean of adapters has another rank than they have; leave out --adapter or --average"
         )
     if arguments.push:
         require_name(arguments.push)

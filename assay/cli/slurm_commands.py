@@ -1,4 +1,4 @@
-"""Functions behind `assay slurm ...`.
+"""Handlers of `assay slurm ...`.
 
 The package `slurm` knows neither data nor training; this module looks up what it needs of them, as plain values.
 """
@@ -149,7 +149,7 @@ def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | Non
     limit = minutes(config.time_limit) * config.chain
     if arguments.expected is None and limit in (0, float("inf")):
         raise ConfigError(
-            f"slurm.time_limit = {config.time_limit!r} says nothing of how long the run lasts: give --expected HOURS"
+            f"slurm.time_limit = {config.time_limit!r} says nothing about how long the run lasts: give --expected HOURS"
         )
     lasts = timedelta(hours=arguments.expected) if arguments.expected else timedelta(minutes=limit)
     forecast = read_intensity(arguments.carbon_aware)

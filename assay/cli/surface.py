@@ -272,7 +272,7 @@ def _generation(commands: Commands[Parser]) -> None:
     command.set_defaults(group="model")
     _config(command)
     checkpoint_option(command)
-    text = 'a text to continue (repeatable); behind "--" it may begin with "-"'
+    text = 'a text to continue (repeatable); after "--" it may begin with "-"'
     command.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
     command.repeated = "prompts"
     text = "also continue each line of this file, or each field prompt of a .jsonl file, which may hold line breaks"
@@ -309,7 +309,7 @@ def _translation(commands: Commands[Parser]) -> None:
     command.set_defaults(group="model")
     _config(command)
     checkpoint_option(command)
-    text = 'a text to translate (repeatable); behind "--" it may begin with "-"'
+    text = 'a text to translate (repeatable); after "--" it may begin with "-"'
     command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
     command.repeated = "texts"
     text = "translate the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
@@ -344,7 +344,7 @@ def _interpretation(commands: Commands[Parser]) -> None:
     command.set_defaults(group="model")
     _config(command)
     checkpoint_option(command)
-    text = 'a text to explain (repeatable); behind "--" it may begin with "-"'
+    text = 'a text to explain (repeatable); after "--" it may begin with "-"'
     command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
     command.repeated = "texts"
     path(command, "--html", "PATH", "also write maps and tables as an HTML page")

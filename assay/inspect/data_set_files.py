@@ -67,7 +67,7 @@ def stated_licences(about: Iterable[Path]) -> dict[Path, set[str]]:
 def licence_of(files: Iterable[Path], stated: Mapping[Path, set[str]]) -> str:
     """The one licence stated in folders above each file; else `UNKNOWN`.
 
-    A card says nothing of what lies beside its data set.
+    A card says nothing about what lies beside its data set.
     """
     above = ({folder, *folder.parents} & stated.keys() for folder in {file.parent for file in files})
     found = {frozenset(name for folder in folders for name in stated[folder]) for folders in above}

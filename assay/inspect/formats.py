@@ -228,7 +228,7 @@ def _rows(kind: str, file: Path) -> list[Any]:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    with contextlib.suppress(TornStream):  # the lines in front of the damage
+    with contextlib.suppress(TornStream):  # the lines before the damage
         yield from lines(blocks(file))
 
 

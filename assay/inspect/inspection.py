@@ -1,7 +1,7 @@
 """`assay inspect`: the usual stages over any files.
 
 Promise: the figures are those of the pipeline itself (`ingest`, `clean`, `dedup`, `redact` with the action "count"), in
-a temporary root that is removed afterwards; nothing of the input is changed. Up to `sample_bytes` of text all of it is
+a temporary root that is removed afterwards; none of the input is changed. Up to `sample_bytes` of text all of it is
 read, more is sampled, and the result states that.
 """
 

@@ -105,7 +105,7 @@ def source_section(number: int, group: InputFiles, fields: Mapping[str, str], pa
 
 
 def _patterns(group: InputFiles, folder: Path) -> list[str]:
-    if folder.is_file() or group.part or group.kind == "mediawiki":  # other .xml files are no dumps
+    if folder.is_file() or group.part or group.kind == "mediawiki":  # other .xml files are not dumps
         return [escape(str(file.absolute())) for file in group.files]
     endings = sorted({file.name[-len(group.ending) :] for file in group.files})  # .txt and .TXT
     return [f"{escape(str(folder.absolute()))}/**/*{ending}" for ending in endings]

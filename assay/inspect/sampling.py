@@ -122,7 +122,7 @@ def _packer(out: BinaryIO, ending: str) -> contextlib.AbstractContextManager[Bin
 
 
 def _sound(file: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in front of any damage."""
+    """The bytes of a file, decompressed, before any damage."""
     with contextlib.suppress(TornStream):
         yield from blocks(file)
 

@@ -8,7 +8,7 @@ sends the rest. A file that a manifest lists must exist with its size, and with 
 the index nor a whole object changes. Locks, unfinished files and links stay here; of a file that grows (the journal, a
 record) the bytes at the moment of its digest are sent.
 `pull_root` verifies each digest and overwrites nothing. Price: a push reads what is sent once, and what no manifest
-lists once more.
+lists again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ than a quarter of letters and digits, encoded data in more than half of the text
 files of more than 5,000 characters. A bound of 0 turns its rule off. As in StarCoder 2, the bounds on lines do not
 hold for languages whose lines are paragraphs or data (`LONG_LINES`); for them a line may have 100 times as many.
 
-A file is generated if its name says so, or the comments in front of its first line of code, or a comment of one line
+A file is generated if its name says so, or the comments before its first line of code, or a comment of one line
 further down in its first 4,000 characters: "generated ... do not edit".
 """
 
@@ -46,7 +46,7 @@ LONG_LINES = frozenset(
 DATA = frozenset({"JSON", "YAML", "XML", "JSON-LD", "Turtle", "SVG", "Gettext Catalog", "NestedText"})
 _LONGER = 100
 _RUN = 1024
-_ENCODED_ALPHABET = 12  # characters of a run at least: a ruler of slashes is no data
+_ENCODED_ALPHABET = 12  # characters of a run at least: a ruler of slashes is not data
 _HEADER_LINES = 60
 _GENERATED = re.compile(
     r"\b(auto-?|automatically[\s*#/]+|machine[- ])generated\b|\bgenerated automatically\b|(?<![\w@])@generated\b"

@@ -141,7 +141,7 @@ def permits(expression: str, allowed: Collection[str], denied: Collection[str]) 
     """Return whether an expression can be met with allowed licences only.
 
     One side of an OR is enough. No `allowed` means all; an exception (WITH) only adds to what its licence permits.
-    What is no expression counts as one name. `allowed` and `denied` are spelt as `listed_licences` does.
+    Text that is not an expression counts as one name. `allowed` and `denied` are spelt as `listed_licences` does.
     """
 
     def met(part: Any) -> bool:

@@ -34,7 +34,7 @@ def read_opt_outs(paths: Iterable[Path]) -> frozenset[str]:
 
     Raises:
         MissingInput: one cannot be read.
-        ConfigError: one has a line that is no entry, or no entry at all.
+        ConfigError: one has a line that is not an entry, or no entry at all.
     """
     entries: set[str] = set()
     for path in paths:

@@ -90,7 +90,7 @@ def check_opt_outs(config: CodeConfig, folder: Path) -> None:
 
     Raises:
         MissingInput: one is missing.
-        ConfigError: a line of one is no entry.
+        ConfigError: a line of one is not an entry.
     """
     read_opt_outs(find_opt_outs(config, folder))
 
@@ -155,7 +155,7 @@ def select_code(
 
     Raises:
         MissingInput: an opt-out list is missing.
-        ConfigError: a line of one is no entry.
+        ConfigError: a line of one is not an entry.
     """
     lists = find_opt_outs(config, folder)
     known = Digests(runtime)

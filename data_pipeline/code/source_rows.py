@@ -41,7 +41,7 @@ _LIST = re.compile(rf"\s*\[\s*(({_QUOTED.pattern})[\s,]*)*\]\s*")
 def read_code_rows(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
     """The records and faults of consecutive files of rows of code.
 
-    `passed` counts the rows that are no records, by reason.
+    `passed` counts the rows that are not records, by reason.
     """
     rows: CodeRows | None = getattr(work.source, "code", None)
     assert rows is not None, "the reader of rows of code"

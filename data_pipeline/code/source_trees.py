@@ -77,7 +77,7 @@ def code_libraries(sources: Iterable[Source]) -> dict[str, str]:
 def read_code(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
     """The records and faults of consecutive files of a source of code.
 
-    `passed` counts the files that are no records, by reason.
+    `passed` counts the files that are not records, by reason.
     """
     assert isinstance(work.source, CodeSource), "the reader of sources of code"
     source = work.source

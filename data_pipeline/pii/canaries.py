@@ -1,7 +1,7 @@
 """PII canaries: planted values that measure the recall of each run.
 
 Which passages, where in them, which values and which sentences around them follow from the seed and the documents'
-digests alone. The copies live in memory; nothing of them is written but the counts `{type: {planted, found}}`. A
+digests alone. The copies live in memory; none of them is written but the counts `{type: {planted, found}}`. A
 canary is found when a detection of its type covers exactly its characters (`is_found` has one exception). Each value
 is planted in a sentence that people write around such a value; values without one are harder, and their recall is not
 measured here.

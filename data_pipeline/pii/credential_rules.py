@@ -39,7 +39,7 @@ _NOT_FOR_TEXTS = ("path", "required")
 
 
 class Allowed(NamedTuple):
-    """Values that are no secrets."""
+    """Values that are not secrets."""
 
     regexes: tuple[Any, ...]
     target: str

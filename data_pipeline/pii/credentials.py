@@ -53,7 +53,7 @@ _NO_PASSWORD = re.compile(
 def url_password_at(text: str, at: int) -> Iterator[Detection]:
     """The password of the URL whose `@` is at `at`: `scheme://user:password@host`.
 
-    A word that only holds the password's place ("password", "${PASS}") is none.
+    A word that only holds the password's place ("password", "${PASS}") does not count.
     """
     if not _HOST.match(text, at):
         return
@@ -120,7 +120,7 @@ def assigned_at(text: str, start: int) -> Iterator[Detection]:
     """The random-looking value at `start` after a secret's name.
 
     It has a letter and a digit among at least 16 characters, and an entropy of at least 3.5 bits per character (3 for
-    hexadecimal digits, which have 4 at most). A path, a name or a placeholder has less, or goes on with a dot or
+    hexadecimal digits, which have 4 at most). A path, a name or a placeholder has less, or continues with a dot or
     bracket.
     """
     scheme = _SCHEME.match(text, start)

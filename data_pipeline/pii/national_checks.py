@@ -3,7 +3,7 @@
 Each check takes the number without separators, letters in upper case, of the right length, and says whether it can
 have been issued. Most are python-stdnum's. A check is our own where the library's reads today's date (be, no, se, dk,
 za: the same text must always give the same detections), refuses numbers that were issued (cn, the sex X of mx, eight
-digits of au, the 0 in front of ca) or is missing (uk_nino, hu, lu, mt). The source named is the office's own
+digits of au, the 0 before ca) or is missing (uk_nino, hu, lu, mt). The source named is the office's own
 publication, or the law that sets the rule.
 """
 

@@ -173,7 +173,7 @@ def _inner_zip(
     outer: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, allowance: _Allowance, depth: int
 ) -> Iterator[Member]:
     try:
-        # Read in place, each member would unpack everything before it once more.
+        # Read in place, each member would unpack everything before it again.
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
             with outer.open(info) as packed, storage_errors(Path(tempfile.gettempdir())):
                 shutil.copyfileobj(packed, file, BLOCK_BYTES)

@@ -1,7 +1,7 @@
 """Local source files: glob patterns and names within the source.
 
 A file's name within its source does not change when the folder moves: it is the path below the folder that all of the
-source's patterns share in front of their first wildcard.
+source's patterns share before their first wildcard.
 
 Symbolic links: a pattern whose fixed folder is itself behind a link is what its writer meant; a link inside that folder
 that leads out of it is refused, unless the source says `follow_links`. `**` enters each folder once, by its own name
@@ -128,7 +128,7 @@ def remaining_files(source: PathSource, folder: Path) -> Iterator[Path]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder in front of a pattern's first wildcard.
+    """The folder before a pattern's first wildcard.
 
     An escaped `[[]` of the folder's own name is not a wildcard.
     """

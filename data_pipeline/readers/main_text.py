@@ -79,7 +79,7 @@ def lay_out(page: str) -> str:
 def mark_containers(page: str) -> str:
     """Set a mark inside each link and container.
 
-    It is put behind the opening tag, and in front of the closing one.
+    It is put behind the opening tag, and before the closing one.
     """
     pieces = _TAG.split(page)
     known: dict[str, str] = {}

@@ -6,7 +6,7 @@
     paths = ["mails/*.mbox"]
 
 The function takes a file's path and yields its records: a string, or a mapping with the source's fields (`text`, `id`,
-`url`, ...). What it raises of the file's content is a fault `reader_failed`: the records in front of it are kept, the
+`url`, ...). What it raises of the file's content is a fault `reader_failed`: the records before it are kept, the
 rest of the file is lost and counted as torn. What the machine causes (an OSError of the system, no memory, a record
 that takes longer than `seconds`) ends the stage: the next start may read the same file whole, and the bytes of an
 artifact must not depend on that. The function's source files are inputs of the

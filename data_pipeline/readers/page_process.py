@@ -3,8 +3,8 @@
 Signals do not interrupt a parser's native code, and parsers are quadratic in what an attacker can write (unclosed
 `<b>` with different attributes: 1,000 of them cost 0.8 s and 200 MB, 3,000 more than 20 s). What works is the kernel:
 the child arms, for each page, a timer of its own CPU time whose signal ends it, and a limit of its address space. This
-process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is no danger: a million
-nested elements are read in 3 s.
+process sees the pipe close, says why, and starts the next child when it is needed. Depth alone is not a danger: a
+million nested elements are read in 3 s.
 
 Both bounds grow with the page, and are above what real pages need. Measured: manuals, joined to 15 MiB, take 0.06 s and
 27 bytes per byte; a table of digits, the densest page that people write, 0.4 s per MiB and 66 bytes per byte; the

@@ -4,7 +4,7 @@ A record's position is its row's number from 0 in the file. Arrow holds a column
 small batch of rows; by default it would hold the whole row group (one of 2 GB: 2.0 GB resident by default, 133 MB as
 it is read here, libraries included). What cannot be read so is a page, or a dictionary, of more than
 `MAX_PAGE_BYTES`: its row group is one fault, `page_too_large`, and the next row group is read. So is a damaged one:
-the rows in front of the damage are records, the rest of its row group is one fault `unreadable_rows`. Page check sums
+the rows before the damage are records, the rest of its row group is one fault `unreadable_rows`. Page check sums
 are verified where a file has them.
 
 A value that a dictionary holds once and a column a million times is a bomb like any other: the bytes of text
@@ -110,7 +110,7 @@ def _read_group(opened: _Open, group: int, first: int, rows: int) -> Iterator[Re
         words = f"a page or dictionary of more than {MAX_PAGE_BYTES >> 20} MiB"
         yield _lost("page_too_large", opened, group, range(first, first + rows), words)
         return
-    # Damage costs its whole batch, so the rows of the batch in front of it are read one by one.
+    # Damage costs its whole batch, so the rows of the batch before it are read one by one.
     for size in (batch_rows, 1):
         try:
             for batch in _batches(opened, group, size, count):
@@ -141,7 +141,7 @@ def _batch_rows(opened: _Open, group: int) -> int:
     rows = max(1, opened.groups[group].rows)
     unpacked = dictionary = 0
     for chunk in opened.chunks(group):
-        with contextlib.suppress(ValueError):  # a damaged header: Arrow gives the rows in front of it
+        with contextlib.suppress(ValueError):  # a damaged header: Arrow gives the rows before it
             for page in pages(opened.source, chunk):
                 if max(page.packed, page.unpacked) > MAX_PAGE_BYTES:
                     return 0

@@ -29,7 +29,7 @@ Faults by reason:
                        of web archives, as warc.py says
     no_text            a page or a file without text
     page_needs_ocr     a page of a PDF file that shows something and has no readable text; the position is its number
-    truncated_pdf      a PDF file without its end: nothing of it is read
+    truncated_pdf      a PDF file without its end: none of it is read
     pdf_password  pdf_too_many_pages  pdf_too_slow  pdf_broke_parser  not_pdf
                        a PDF file that cannot be read: it asks for a password, has more than 5,000 pages, or took more
                        time or memory than a file of its size may

@@ -6,7 +6,7 @@ from its end; and what a digest was taken of must be what is read, whatever the 
 holds a copy (`assay` finds it again as long as the server says that the file is the same); memory one block.
 
 The server says so by an ETag, a check sum, a generation or a time of change, which enter the artifact's key with the
-size; of a file without any of these nothing is assumed, it is fetched and hashed anew by every run.
+size; of a file without any of these nothing is assumed, it is fetched and hashed again by every run.
 
 Credentials are those of the environment, as fsspec's packages find them. Queries and passwords of URLs, which may hold
 secrets, are kept out of names and manifests; a hash replaces them. `file://` is a path of this machine and is read

@@ -50,7 +50,7 @@ class TornStream(Exception):
 def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
     """Open a source file for reading.
 
-    A larger buffer (-1: Python's) spares calls where a reader seeks and goes on.
+    A larger buffer (-1: Python's) spares calls where a reader seeks and continues.
 
     Raises:
         MissingInput: it is not there or cannot be read.

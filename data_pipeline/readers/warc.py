@@ -337,7 +337,7 @@ def _host_files_of_jsonl(path: Path) -> Iterator[tuple[str, str, bytes]]:
                 yield url, fetched, body.encode("utf-8", "replace")
     except TornStream as error:
         raise MissingInput(
-            f"{path}: what hosts say cannot be read to its end ({error.reason}). Fetch it anew."
+            f"{path}: what hosts say cannot be read to its end ({error.reason}). Fetch it again."
         ) from error
 
 

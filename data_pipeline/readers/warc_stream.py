@@ -3,7 +3,7 @@
 A compressed file has members (gzip, zstd) or is one stream (xz, bzip2, LZ4).
 
 Promise: every whole record is found, whatever happened to others; damage is reported once, with the byte at which its
-member begins (in a plain file: at which it begins), and reading goes on at the next member or header; one stream is
+member begins (in a plain file: at which it begins), and reading continues at the next member or header; one stream is
 read up to its damage. fastwarc, which parses the records elsewhere, stops for good at the first damage, and takes a
 cut record for a whole one.
 

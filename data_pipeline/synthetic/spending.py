@@ -7,8 +7,8 @@ used. A line is {"number": n, "note": {"request": key, "sent": n, "open": n}}, t
 the lines of a request are added up.
 
 Promise: only a line that a trusted key signed gives anything back, and once. Any other line (altered, repeated, torn,
-signed by a key that is no longer trusted, of the form without numbers in a run with keys) and each missing number
-count as a try without an answer, of the largest request. The limit: lines cut from the log's end are not known.
+signed by a key that is no longer trusted) and each missing number count as a try without an answer, of the
+largest request. The limit: lines cut from the log's end are not known.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ class TeacherBudget:
     def _noted(self, path: Path) -> tuple[dict[int, Mapping[str, Any]], int]:
         """Trusted lines of a log by their numbers, and the next number."""
         found: dict[int, Mapping[str, Any]] = {}
-        for place, line in enumerate(read_lines(path)):
-            if not isinstance(line, dict) or not isinstance(number := line.get("number", place), int):
+        for line in read_lines(path):
+            if not isinstance(line, dict) or not isinstance(number := line.get("number"), int):
                 continue
-            content = self.signer.open(_name(path, number), line.get("note", line))  # without a note: the first form
+            content = self.signer.open(_name(path, number), line.get("note"))
             if isinstance(content, dict) and content.keys() >= {"request", "sent", "open"}:
                 found[number] = content
         written = sum(map(bool, path.read_bytes().split(b"\n")))  # with lines that are not JSON

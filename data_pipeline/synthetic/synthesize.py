@@ -3,7 +3,7 @@
 Promise: an answer that is on the disk is never requested again, whenever the process is killed and whatever other
 setting changes; the artifact lists the answers in the order of their requests, so one set of answers is one digest,
 and everything after it is made from these files, without the endpoint. A look-up sends nothing. Price: the seeds are
-read once to list the requests and once more to send any, with 750 bytes of memory for each request; at a kill the
+read once to list the requests and again to send any, with 750 bytes of memory for each request; at a kill the
 requests under way (`concurrency` at most) are lost.
 
 An answer is found by its request, but names the seeds that make this request now: a line of an earlier artifact may

@@ -1,6 +1,6 @@
 """Great Expectations' Data Docs of an audit, on request.
 
-Every table is judged once more, and the engine writes its static site ("Data Docs") into a folder: what it found, and
+Every table is judged again, and the engine writes its static site ("Data Docs") into a folder: what it found, and
 the suites. The pages show the *engine's* results, which fail open where `governance.checks.expectations` does
 not: a pass over an empty table there is not a pass here. The verdict is in the report, not in Data Docs.
 

@@ -166,10 +166,7 @@ class _Walk:
 
 
 def _linked_from(manifest: Manifest) -> list[str]:
-    """The earlier artifacts that shards of one were linked from.
-
-    A manifest of an earlier release lists none.
-    """
+    """The earlier artifacts that shards of one were linked from."""
     listed = manifest.run.get(LINKED_FROM, ())
     return [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
 

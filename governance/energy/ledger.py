@@ -55,7 +55,7 @@ PHASES = "phases"
 """The mark that the meter adds: milliseconds of each phase since the interval's begin."""
 
 MOST_SAMPLE_SECONDS = 60.0
-"""The longest sample interval that can be configured; a line without `every` is of an earlier release."""
+"""The longest sample interval that can be configured, and that of a line without `every`."""
 KILLED = "killed"
 
 Outcome = Literal["surviving", "wasted", "unknown"]

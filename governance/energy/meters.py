@@ -224,7 +224,7 @@ class _Measuring:
         self._write("begin", **values)
 
     def end(self, outcome: str, cause: str) -> None:
-        """Read once more, close the interval, and fill the caller's dictionary."""
+        """Read again, close the interval, and fill the caller's dictionary."""
         self.stopping = True
         self.clock.hung.set()  # wakes the thread
         if self.thread.is_alive():

@@ -6,8 +6,7 @@ training, each manifest of the chain must have the digest, the seal and the inpu
 one that the next artifact names as its input.
 
 An artifact that was removed whole, to save space, is not a fault: the statements of its products hold its digest. Nor
-is an input in another root, which has a journal of its own. Statements of earlier versions hold no seal; then the
-digest alone is compared, and the `run` block of that manifest is not protected.
+is an input in another root, which has a journal of its own.
 
 `chain_faults` is pure; `read_chain` reads the manifests; `require_chain` is called before signing and before
 training. Price: one JSON file an artifact, and the journal.
@@ -71,7 +70,7 @@ def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) 
     manifests = list(manifests)
     entries = [entry for entry in journal.verified() if entry.states_files]
     stated = {(*subject, entry.seal) for entry in entries for subject in entry.subjects.items()}
-    faults = [one.path for one in manifests if not {(one.path, one.digest, seal) for seal in ("", one.seal)} & stated]
+    faults = [one.path for one in manifests if (one.path, one.digest, one.seal) not in stated]
     if faults:
         raise GateClosed(
             "\n  ".join(
@@ -142,7 +141,7 @@ def unstated(manifest: Manifest, stated: Stated, digest: str = "") -> Iterator[s
         yield f"{place} states another stage, key or version"
     elif entry.materials[: len(manifest.inputs)] != manifest.inputs:
         yield f"{place} states other inputs"
-    elif entry.seal and entry.seal != manifest.seal:
+    elif entry.seal != manifest.seal:
         yield f"{place} states another `run` block: its energy, times or host were altered"
 
 

@@ -143,7 +143,7 @@ def state_refusals(
 ) -> None:
     """State refusals of this corpus and withdrawals that hold, once each.
 
-    A refusal that is no person's is not stated: a stranger's file would close the gate for good where nobody can
+    A refusal that no person signed is not stated: a stranger's file would close the gate for good where nobody can
     withdraw it.
     """
     for signed, ruling in _refusals_by_people(statements, policy, corpus):

@@ -167,7 +167,7 @@ def _on_another_result(case: Case, signed: SignedStatement, subject: str) -> boo
 def refusal_words(signed: SignedStatement, ruling: Refusal, people: Mapping[str, str]) -> str:
     """A refusal for the reader.
 
-    It closes even when its signature does not hold, or is no person's: what is in doubt stays closed while it is there.
+    It closes even when its signature does not hold or no person signed it: in doubt the gate stays closed.
     """
     fault = person_fault(signed, ruling, people, ())
     doubt, end = (f" ({fault})", "removed") if fault else ("", "withdrawn by an owner")

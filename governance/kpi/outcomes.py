@@ -151,7 +151,7 @@ def _numbers(column: Any, name: str, where: str) -> Floats:
         raise ConfigError(f"{where}column {name!r}: holds no numbers: {error}") from error
     if (bad := np.flatnonzero(~np.isfinite(values))).size:
         raise ConfigError(
-            f"{where}row {bad[0] + 1}: {name} = {values[bad[0]]}, which is no finite number. Correct the row"
+            f"{where}row {bad[0] + 1}: {name} = {values[bad[0]]}, which is not a finite number. Correct the row"
         )
     return values
 
@@ -233,7 +233,7 @@ def _first_day(column: Any, where: str) -> str:
         try:
             datetime.date.fromisoformat(day[:10])
         except ValueError as error:
-            raise ConfigError(f"{where}day {day!r} is no day, written YYYY-MM-DD: {error}. Correct the row") from error
+            raise ConfigError(f"{where}{day!r} is not a day, written YYYY-MM-DD: {error}. Correct the row") from error
         if not _DAY.fullmatch(day):
             raise ConfigError(f"{where}day {day!r} is not written YYYY-MM-DD. Correct the row")
     return str(min(days))[:10]

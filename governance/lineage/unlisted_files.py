@@ -9,11 +9,10 @@ A file below a root is one of these; `verify` reports any other as foreign:
 - a second name of the newest report's files (`report/latest.html`), whose bytes must be a report's, but for the
   length of its links;
 - by rule, because nothing in it is trusted: a lock, which is empty or names its holder; a file that is
-  being written, or whose writer was killed; what a clean-up is deleting; messages that ranks exchange while they save;
+  being written, or whose writer was killed; what a clean-up is deleting;
   Slurm's own files below `slurm/` (scripts, logs, answers of the queue, progress, cancellations); the mark that
   `wandb sync` leaves, and W&B's links;
-- a file of an unfinished artifact, or of one that an earlier release made, which listed outputs alone. These cannot be
-  checked; a note names them.
+- a file of an unfinished artifact, which cannot be checked; a note names it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ _KEY = rf"[0-9a-f]{{{KEY_LENGTH}}}"
 _BY_RULE = re.compile(
     rf"""(?x)
     (journal|commit)\.lock | (share-[0-9]+-of-[0-9]+|join|synthetic/requests)\.lock # locks
-    | [a-z_-]+/records/{_KEY}\.(alive|failed)                       # signs of life of earlier releases
     | \.energy[^/]*\.[0-9]+ | .*/\.age~[^/]+ | (.*/)?\.nfs[0-9a-f]+ # a claim, a probe, a file removed while open
-    | checkpoint/records/{_KEY}/[0-9a-f]+/[a-z]+\.[0-9]+\.json      # values that ranks of earlier releases exchanged
     | \.clean-up/.+                                                 # artifacts that are being deleted
     | slurm/[^/]+\.sbatch | slurm/(submitting|rehearsing)
     | slurm/(answers|carbon)\.json | slurm/attempts/[^/]+\.made       # a cache, a forecast's choice, lines of progress
@@ -58,9 +55,6 @@ _LINKED = re.compile(rf"((?:train/{_KEY}/)?wandb/)(?:.+)")
 _DIGESTS = "fetch/digests.json"
 _NOTES = ("*/records/" + "[0-9a-f]" * 64 + "*", _DIGESTS, "fetch/hub-*.json")
 _GROWS = re.compile("|".join(re.escape(pattern).replace(r"\*", "[^/]*") for pattern in GROWING))
-_EARLIER = re.compile(
-    rf"ingest/{_KEY}/(read_[a-z]+(_[0-9]+)?|parts)/.+|train/{_KEY}/(run\.lock|(holders|hangs|wandb|tensorboard)/.+)"
-)
 
 
 @dataclass
@@ -76,7 +70,7 @@ def beside_faults(manifests: Sequence[Manifest], root: Path) -> list[str]:
 
     Records of shards are `note_faults`'s.
     """
-    listed = {item.path: item for manifest in manifests for item in manifest.beside or ()}
+    listed = {item.path: item for manifest in manifests for item in manifest.beside}
     return [
         f"{path}: {fault}"
         for path, item in sorted(listed.items())
@@ -96,7 +90,7 @@ def strays(
         mirrored: files of W&B's runs that the journal states; a run with none of them cannot be checked.
     """
     whole = [manifest for manifest in manifests.values() if manifest is not None]
-    listed = {output.path for one in whole for output in (*one.outputs, *(one.beside or ()))}
+    listed = {output.path for one in whole for output in (*one.outputs, *one.beside)}
     named = {*manifests, *mirrored, *listed}
     reports = {output.sha256 for one in whole if one.stage == "report" for output in one.outputs}
     found, unsaid = Strays(), dict[str, int]()
@@ -142,38 +136,23 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -
         root: the artifacts' root.
         signer: decides which notes count.
     """
-    found, unsigned = Strays(), list[str]()
+    found = Strays()
     listed: dict[str, list[Output]] = {}
     for manifest in manifests:
-        for item in manifest.beside or ():
+        for item in manifest.beside:
             if RECORD.fullmatch(item.path):
                 listed.setdefault(item.path, []).append(item)
     there = {path.relative_to(root).as_posix() for pattern in _NOTES for path in root.glob(pattern)}
-    earlier = {manifest.stage for manifest in manifests if manifest.beside is None}
     for name in sorted({*there, *listed}):
         items = listed.get(name, ())
         if name not in there and (root / name).parent.is_dir():
             found.problems.append(f"{name}: is missing, and an artifact was made with it")
-        elif name in there and None not in [output_fault(item, root) for item in items]:
-            _judge_note(root / name, name, signer, found, () if items else earlier, unsigned)
-    counts = sorted((folder, unsigned.count(folder)) for folder in set(unsigned))
-    found.notes += [f"{folder}: {count} note(s) of an earlier release, which signed none" for folder, count in counts]
+        as_listed = None in [output_fault(item, root) for item in items]
+        if name in there and not as_listed and not _is_signed(root / name, name, signer):
+            found.problems.append(
+                f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it"
+            )
     return found
-
-
-def _judge_note(
-    path: Path, name: str, signer: NoteSigner, found: Strays, earlier: Collection[str], unsigned: list[str]
-) -> None:
-    """Judge a note that differs from an artifact's list.
-
-    The note may have been made again, and signed then.
-    """
-    if _content(path, name, signer) is not None or _noted(path, name, signer):
-        return
-    if name.partition("/")[0] in earlier or (name == _DIGESTS and earlier):
-        unsigned.append(name.rpartition("/")[0])
-    else:
-        found.problems.append(f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it")
 
 
 def _content(path: Path, name: str, signer: NoteSigner) -> Any:
@@ -186,8 +165,13 @@ def _content(path: Path, name: str, signer: NoteSigner) -> Any:
         return None
 
 
-def _noted(path: Path, name: str, signer: NoteSigner) -> bool:
-    """Return whether a signed note of this key vouches for the file."""
+def _is_signed(path: Path, name: str, signer: NoteSigner) -> bool:
+    """Return whether the file is signed, or a signed note of its key vouches for it.
+
+    A note that was made again differs from an artifact's list, and is signed.
+    """
+    if _content(path, name, signer) is not None:
+        return True
     for note in path.parent.glob(f"{path.name[:64]}.*.json"):
         content = _content(note, f"{name.rpartition('/')[0]}/{note.name}", signer)
         facts = content.get(path.name) if isinstance(content, dict) else None
@@ -231,12 +215,11 @@ def _run_of(name: str) -> str:
 
 def _finished(name: str, manifests: Mapping[str, Manifest | None]) -> bool:
     """Return whether a file belongs to a finished artifact."""
-    manifest = manifests.get("/".join([*name.split("/")[:2], FILE_NAME]))
-    return manifest is not None and manifest.beside is not None
+    return manifests.get("/".join([*name.split("/")[:2], FILE_NAME])) is not None
 
 
 def _unfinished(name: str, manifests: Mapping[str, Manifest | None]) -> str | None:
-    """Owner of an unlisted file: unfinished, torn or old artifact.
+    """Owner of an unlisted file: an unfinished or a torn artifact.
 
     The result is "" for a torn manifest, and None if nothing accounts for the file.
     """
@@ -247,8 +230,4 @@ def _unfinished(name: str, manifests: Mapping[str, Manifest | None]) -> str | No
     path = f"{stage}/{key}/{FILE_NAME}"
     if path not in manifests:
         return f"{stage}/{key}, which is not finished"
-    manifest = manifests[path]
-    if manifest is None:
-        return ""
-    earlier = manifest.beside is None and _EARLIER.fullmatch(name)
-    return f"{stage}/{key}, which an earlier release made" if earlier else None
+    return "" if manifests[path] is None else None

@@ -1,7 +1,7 @@
 """Evaluation of a classifier: figures with 95 % intervals.
 
 They are accuracy, macro-F1, precision and recall of each label, confusion and calibration. Shares are given with
-Wilson's interval, accuracy with that of its effective sample size: documents of one author, say, are no independent
+Wilson's interval, accuracy with that of its effective sample size: documents of one author, say, are not independent
 evidence. Macro-F1 and ECE have a percentile interval of 2,000 resamples of the groups (of the documents, where there
 are none). `predictions.json` has every document with its label, prediction and probabilities.
 """

@@ -22,7 +22,7 @@ class DistillationConfig(Section):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divisor of both models' logits in the teacher's part of the loss."""
     logits: Literal["online", "sampled"] = "online"
-    """online: the teacher computes beside the student. sampled: tokens were drawn from the teacher's distributions once
+    """online: the teacher runs alongside the student. sampled: tokens were drawn from the teacher's distributions once
     (`assay teacher-logits`), and the student learns from the draws; their gradient is the same on average
     (arXiv:2503.16870)."""
     samples: int = Field(default=16, gt=0, le=1024)
@@ -39,7 +39,7 @@ class DistillationConfig(Section):
 
     @model_serializer(mode="wrap")
     def _deciding(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Values that decide the run: beside an online teacher nothing is drawn."""
+        """Values that decide the run: with an online teacher nothing is drawn."""
         fields = type(self).model_fields
         drawn = {} if self.logits == "sampled" else {name: fields[name].default for name in ("samples", "seed")}
         return {**dumped(self), **drawn}

@@ -35,7 +35,7 @@ class Distillation:
     recipe: TrainRecipe
     config: DistillationConfig
     drawn: Manifest | None
-    """None: the teacher computes beside the student."""
+    """None: the teacher runs alongside the student."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -44,7 +44,7 @@ class Distillation:
 
     @property
     def online_model(self) -> ModelConfig | None:
-        """The teacher's model, where it computes beside the student."""
+        """The teacher's model, where it runs alongside the student."""
         return self.teacher.model if self.drawn is None else None
 
     def open_rows(self, rows: Rows, root: Path, gather: Callable[[Any], list[Any]], place: tuple[int, int]) -> Rows:
@@ -58,7 +58,7 @@ class Distillation:
     def student(self, vocabulary_size: int, device: torch.device) -> Callable[..., Student]:
         """Function that builds the student.
 
-        A frozen teacher is beside it, unless tokens were drawn from it.
+        A frozen teacher runs alongside it, unless tokens were drawn from it.
         """
         from pretrain.distillation.student import Student
         from pretrain.evaluation.validation import in_precision

@@ -12,7 +12,7 @@ One pass serves any number of students. The likeliest tokens alone give a biased
 A token of probability p is drawn samples x p times on average, as by independent draws, and never a whole time more or
 less, so the variance is smaller. u follows from the seed and the row's number.
 
-A finished file is found again, so a pass that was stopped goes on. The teacher computes in fp32.
+A finished file is found again, so a pass that was stopped continues. The teacher computes in fp32.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 
 summed over the predicted tokens (arXiv:1503.02531). The cross entropy to the teacher is the Kullback-Leibler divergence
 plus the teacher's entropy, which no weight changes. It is computed with the head's products, a piece of tokens at a
-time; nothing of the size tokens x vocabulary is kept.
+time; nothing of size tokens x vocabulary is kept.
 
 Drawn tokens stand for a distribution as their relative frequencies: on average over the draws that is the
 distribution, so the gradient is unbiased. The likeliest tokens alone would be biased (arXiv:2503.16870).
 
-The teacher is no module of the student: DeepSpeed neither partitions nor saves it, and each rank holds it whole, in
+The teacher is not a module of the student: DeepSpeed neither partitions nor saves it, and each rank holds it whole, in
 the precision of the passes. A validation is of the student alone.
 """
 

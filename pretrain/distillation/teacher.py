@@ -117,7 +117,7 @@ def named_teacher(recipe: TrainRecipe, runtime: Runtime) -> Parent | InitialWeig
 
 
 def online_teacher(recipe: TrainRecipe, runtime: Runtime) -> ModelConfig | None:
-    """The model that computes beside the student, or None.
+    """The model that runs alongside the student, or None.
 
     Raises: as `named_teacher`.
     """

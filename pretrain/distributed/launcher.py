@@ -43,7 +43,7 @@ HUNG = 70
 """Exit status of a rank that hung, see `watchdog.py` (EX_SOFTWARE)."""
 _PORTS = range(20_000, 32_768)
 _GRACE_SECONDS = 40.0  # between the first end and killing the others
-_EXPLAINED_SECONDS = 10.0  # the same after an explained error: the others have it too, or wait in vain
+_EXPLAINED_SECONDS = 10.0  # the same after an explained error: the others have it too, or wait for this rank
 _SAVING_SECONDS = 60.0  # the same after a stop request: they are saving
 _POLL_SECONDS = 0.1
 _STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGHUP, -signal.SIGUSR1)
@@ -116,7 +116,7 @@ def launch(
     Args:
         processes: number of ranks.
         argv: the arguments of `python -m pretrain`.
-        restarts: of crashes; counted anew after each newer checkpoint.
+        restarts: of crashes; counted again after each newer checkpoint.
         progress_of: reads the run's progress, after a crash.
 
     Returns:
@@ -130,7 +130,7 @@ def launch(
         status = culprit.status
         if signals.count(signal.SIGINT) > 1 or (signals and status in _INTERRUPTED):
             return 128 + signal.SIGINT
-        if status == BudgetReached.exit_code:  # it reported why, and it is no fault
+        if status == BudgetReached.exit_code:  # it reported why, and it is not a fault
             return status
         if status == Preempted.exit_code or (signals and status in _STOP_SIGNALS):
             return Preempted.exit_code  # killed by the signal before it handled it: nothing is lost

@@ -181,7 +181,7 @@ class RunLease:
     def _write(self, *, ended: bool = False) -> None:
         """Write a heartbeat.
 
-        The file is replaced, not touched, so that clients of a network file system fetch the folder's listing anew.
+        The file is replaced, not touched, so that clients of a network file system fetch the folder's listing again.
         """
         path = _path(self._folder, self._ours.number)
         if not path.parent.exists():
@@ -196,7 +196,7 @@ class RunLease:
 def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[RunLease]:
     """Hold the lease of the run's folder while the context lasts.
 
-    Rank 0 takes it for all ranks. The other ranks of a refused attempt wait for it in vain, and their launcher ends
+    Rank 0 takes it for all ranks. The other ranks of a refused attempt wait for it and their launcher ends
     them with it.
 
     Args:

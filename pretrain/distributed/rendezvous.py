@@ -37,7 +37,7 @@ def await_keys(store: KeyStore, keys: Sequence[str], patient: Callable[[float], 
     Args:
         store: that all ranks reach.
         keys: to wait for.
-        patient: gets the seconds of the pause before each look, and returns whether to go on waiting.
+        patient: gets the seconds of the pause before each look, and returns whether to continue waiting.
     """
     pause = 0.01
     while not store.check(list(keys)):
@@ -114,6 +114,6 @@ class Rendezvous:
             left -= pause if self.failing.is_set() else 0.0
             return left >= 0 and not self.over.is_set()
 
-        # A wait inside the store would log a warning for each look in vain.
+        # A wait inside the store would log a warning for each look.
         if await_keys(self.store, keys, patient):
             raise RendezvousOver

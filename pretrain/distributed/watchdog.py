@@ -17,7 +17,7 @@ The first step, which compiles, and a save have a long limit; later steps have a
 times the slowest measured step. Price: a beat is one assignment; the thread wakes once a second.
 
 A main thread that never releases the interpreter's lock (a hang inside a foreign library) stops this thread too. For
-that case the interpreter's own timer in C is set anew at each check; it writes to standard error and ends with 1.
+that case the interpreter's own timer in C is set again at each check; it writes to standard error and ends with 1.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     tokens      s1 s2 |> t1 t2 | u1 |> v1 | padding      |>: the last token of the mark between source and target
     predicted         t1 t2 END     v1 END               END: the end-of-document token
-    encoder     s1 s2 |>         u1 |>      padding      tokens that are no target's
+    encoder     s1 s2 |>         u1 |>      padding      tokens that predict no target
     decoder           |> t1 t2      |> v1                tokens after which something is predicted
 
 The last token of a source is read twice: it ends what the encoder reads, and begins what the decoder writes, whose
@@ -54,7 +54,7 @@ def sides_of(
 
 
 def _read(targets: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """Tokens that are no target of the token before."""
+    """Tokens that are not a target of the preceding token."""
     aimed = (targets[:, :-1] >= 0) & (segments[:, 1:] == segments[:, :-1])
     return torch.cat([torch.ones_like(aimed[:, :1]), ~aimed], dim=1)
 

@@ -27,7 +27,7 @@ def stop_at_repeated_blocks(model: nn.Module) -> None:
     """Raise in the second pass of a block that awaits gradients.
 
     A pass counts until its outputs have their gradients, or are dropped without them. Recomputation happens within the
-    block and is no pass.
+    block and does not count as a pass.
 
     Raises:
         PipelineError: in the second pass.

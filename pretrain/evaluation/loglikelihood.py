@@ -8,7 +8,7 @@ than the model's window loses its beginning.
 
 Texts are packed into rows as documents are in training, each a separate document, so that few positions are padding.
 Rows have one of two lengths (`SHORT` tokens, or the window), so that a compiled model sees few shapes.
-Price: one forward pass over all tokens; nothing of the size of the vocabulary is kept.
+Price: one forward pass over all tokens; nothing the size of the vocabulary is kept.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ _CLASSIFIERS = ("Llama", "Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "GPT2", "GPT
 def classifier_of(model: ModelConfig, labels: Sequence[str]) -> Family:
     """The classifier of the native architecture.
 
-    Its `score` reads the last token that is no padding.
+    Its `score` reads the last token that is not padding.
 
     Raises:
         ConfigError: `transformers` has no such class for the architecture, or the head reads the mean of all tokens.

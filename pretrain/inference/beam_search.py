@@ -63,7 +63,7 @@ class Limits:
     context: int
     """Most tokens of source and target together."""
     size: int
-    """Ids that may be written; the rows of padding are none."""
+    """Ids that may be written; not those of padding rows."""
     tokens: int = 32_768
     """Most tokens of a batch, of sources and of hypotheses: 0.8 GB of keys and values of the paper's base model."""
 
@@ -275,7 +275,7 @@ def _continuations(
     totals = logits.double().logsumexp(-1)
     if not totals.isfinite().all():
         raise PipelineError(
-            "the model computes values that are no numbers, so nothing can be translated: its training has diverged. "
+            "the model computes values that are not numbers, so nothing can be translated: its training has diverged. "
             "Take an earlier checkpoint"
         )
     chances = scores[rows] + (logits[rows, ids].double() - totals[rows])

@@ -28,7 +28,7 @@ class LoadedModel:
     context: int
     """Most tokens of a text: the rows of its training. It has seen no later position."""
     vocabulary_size: int
-    """Ids that it may produce; the rows of padding are none."""
+    """Ids that it may produce; not those of padding rows."""
 
 
 def load_model(checkpoint: Manifest, engine: EngineConfig, root: Path, others: Sequence[Manifest] = ()) -> LoadedModel:

@@ -170,7 +170,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        CheckpointError: it is torn, or is no object.
+        CheckpointError: it is torn, or is not an object.
     """
     try:
         value = json.loads(path.read_bytes())

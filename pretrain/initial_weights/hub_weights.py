@@ -43,13 +43,13 @@ class HubWeights:
     """hf://OWNER/NAME@COMMIT."""
     listed: Mapping[str, str]
     """SHA-256 of each file that the hub keeps one of."""
-    endpoint: str = ""
-    """Address of the server that listed them; "": a note of an earlier release."""
+    endpoint: str
+    """Address of the server that listed them."""
 
     def unverified(self, files: Mapping[str, str]) -> str:
         """Reason why they may not be the hub's; "" if they are."""
         if self.endpoint != HUB:
-            return f"listed by {self.endpoint or 'a server that its note does not name'}, not by {HUB}"
+            return f"listed by {self.endpoint}, not by {HUB}"
         weights = sorted(name for name in files if name.endswith(".safetensors"))
         unlisted = next((name for name in weights if self.listed.get(name) != files[name]), "")
         return f"{HUB} listed no SHA-256 of its {unlisted}" if unlisted else ""
@@ -88,7 +88,7 @@ def fetched(address: str, runtime: Runtime) -> HubWeights:
         patterns = sorted(files)
         folder = Path(ask_hub(place, lambda api: api.snapshot_download(name, revision=commit, allow_patterns=patterns)))
     listed = {file: sha for file, sha in files.items() if sha}
-    return HubWeights(folder, f"{SCHEME}{name}@{commit}", listed, str(note.get("endpoint", "")))
+    return HubWeights(folder, f"{SCHEME}{name}@{commit}", listed, note["endpoint"])
 
 
 def _note(place: HubPlace, runtime: Runtime) -> dict[str, Any]:
@@ -113,7 +113,8 @@ def _note(place: HubPlace, runtime: Runtime) -> dict[str, Any]:
 
 
 def _sound(note: Mapping[str, Any]) -> bool:
-    return isinstance(note.get("commit"), str) and isinstance(note.get("files"), dict)
+    kinds = {"files": dict, "commit": str, "endpoint": str}
+    return all(isinstance(note.get(name), kind) for name, kind in kinds.items())
 
 
 def _cached(name: str, commit: str, files: Iterable[str]) -> Path | None:

@@ -3,8 +3,8 @@
 The prediction is the log probability, in nats, of one token after the text. *Gradient x input* multiplies its gradient
 by the embedding of each token. *Integrated gradients* (arXiv:1703.01365) integrate the gradient along the straight line
 from a baseline: its contributions add up to the difference of the prediction between text and baseline (completeness).
-The baseline has the embedding of the end-of-document token at each position: an embedding of zeros is no input that the
-model knows, and the norms change abruptly near it.
+The baseline has the embedding of the end-of-document token at each position: the model has not learned an embedding of
+zeros, and the norms change abruptly near it.
 
 The integral is by Gauss-Legendre quadrature. Its steps are doubled until the contributions add up to `TOLERANCE`, or
 `MOST_STEPS` are reached; the error that is left is part of the result. Routers of experts jump along the line, where no

@@ -282,7 +282,7 @@ class WandbMirror:
         elif rows is not None:
             write_json(self._sent, {"rows": rows})
             for folder in (self._folder / FOLDER).rglob(f"offline-run-*-{self._identity.key[:_SHORT]}"):
-                remove_tree(folder)  # the server has its rows; an upload would append them once more
+                remove_tree(folder)  # the server has its rows; an upload would append them again
 
 
 class _Drawing:

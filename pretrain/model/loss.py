@@ -1,13 +1,13 @@
 """Cross-entropy from hidden states, without holding all logits.
 
 The output projection, the softmax and their gradients are computed together, a piece of tokens at a time: the gradient
-of a sum is known in the forward pass, so nothing of the size tokens x vocabulary is kept for the backward pass
+of a sum is known in the forward pass, so nothing of size tokens x vocabulary is kept for the backward pass
 (arXiv:2410.10989, section 3.2). Within a piece the softmax runs in fp32: on CPU over runs of rows that stay in the
 cache, on CUDA and under torch.compile in one kernel that reads a piece's products and overwrites them with their
 gradients. That kernel finds the target by comparison, because a scatter or gather would write the fp32 probabilities to
 memory in between.
 
-Where tensor ranks split the vocabulary (`vocabulary_part.py`), each computes this of its own rows: nothing of the size
+Where tensor ranks split the vocabulary (`vocabulary_part.py`), each computes this of its own rows: nothing of size
 of all logits is exchanged, and the hidden states' gradient is summed once over the ranks.
 
 Price: in training the gradients of hidden states and projection (fp32 sums where there are several pieces) are kept

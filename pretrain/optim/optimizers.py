@@ -135,7 +135,9 @@ def decay_fault(name: str, rate: float, decay: float) -> str | None:
 def _kind(name: str, axes: int, config: OptimConfig) -> dict[str, Any]:
     """Empty group of a parameter, before any rule applies."""
     of_a_block, other = update_rules(config.optimizer)
-    adapts = bool(_ADAPTER.search(name))  # the factors of a low-rank product, whose steps are no matrix' of the blocks
+    adapts = bool(
+        _ADAPTER.search(name)
+    )  # the factors of a low-rank product, whose steps are not those of a block's matrix
     kind = of_a_block if axes > 1 and _OF_A_BLOCK.search(name) and not adapts else other
     if kind == "muon":
         label, rate, decay = "muon", config.muon_learning_rate, config.muon_weight_decay

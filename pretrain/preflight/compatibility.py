@@ -19,24 +19,22 @@ from pretrain.config.training import FLASH_PACKAGES, SHORT, Settings, TrainRecip
 from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
-from pretrain.preflight.distillation_rules import students_learn_whole_rows
-from pretrain.preflight.encoder_decoder_rules import encoder_decoders_run_plainly
-from pretrain.preflight.expert_rules import (
+from pretrain.preflight.feature_rules import (
+    FROZEN,
     across_nodes,
+    encoder_decoders_run_plainly,
     expert_groups_are_alike,
     expert_parallelism_divides,
     expert_parallelism_supports_the_run,
     expert_ranks_span_nodes,
     fp8_excludes_experts,
-)
-from pretrain.preflight.finetuning_rules import FROZEN
-from pretrain.preflight.hardware import Hardware
-from pretrain.preflight.slow_path_rules import (
     gpus_compute_uncompiled,
     long_rows_on_cpu_are_slow,
     soft_caps_on_cpu_are_slow,
     split_losses_are_not_fused,
+    students_learn_whole_rows,
 )
+from pretrain.preflight.hardware import Hardware
 
 Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
 """The fault of a configuration on this hardware, with its fix, or None."""
@@ -500,7 +498,7 @@ def no_checkpoint_is_validated(recipe: TrainRecipe, settings: Settings, hardware
 def steps_are_within_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Warn of settings for steps beyond the run.
 
-    Defaults that a short run does not reach are no mistake.
+    Defaults that a short run does not reach are not a mistake.
     """
     last = recipe.train.steps
     ramp = [

@@ -165,7 +165,7 @@ def forecast(
     machine: Machine = H100,
     teacher: ModelConfig | None = None,
 ) -> Forecast:
-    """Roofline of a step in bf16, compiled; `teacher` computes beside a student."""
+    """Roofline of a step in bf16, compiled; `teacher` runs alongside a student."""
     work = _work(recipe, engine, vocabulary_size, ranks, machine)
     forward, backward = _computed(work)
     kept = {name: work.passes * (forward[name] + backward[name]) for name in forward}

@@ -74,7 +74,7 @@ def estimate(
 ) -> Estimate:
     """Memory of one rank at the peak of a step.
 
-    `teacher` computes beside a student.
+    `teacher` runs alongside a student.
     """
     every, blocks = parameter_count(recipe.model, vocabulary_size), block_parameters(recipe.model, vocabulary_size)
     # Tensor ranks hold norms and learned positions whole, which are negligible.

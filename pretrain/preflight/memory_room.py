@@ -35,7 +35,7 @@ def needed_memory(
 ) -> Estimate:
     """Estimate for these ranks on this device, which must be known.
 
-    `teacher` computes beside a student.
+    `teacher` runs alongside a student.
     """
     assert hardware.device is not None, "an estimate needs a device"
     return estimate(recipe, engine, vocabulary_size, hardware.world_size or 1, hardware.device, teacher)
@@ -66,11 +66,7 @@ def refuse_what_cannot_fit(
         raise PipelineError(
             f"this model does not fit: {in_words(needed, hardware)}. "
             + suggestion(recipe, engine, vocabulary_size, hardware, teacher)
-            + (
-                ""
-                if teacher is None
-                else " Without a teacher beside the student: train.distillation.logits = 'sampled'."
-            )
+            + ("" if teacher is None else " Without a running teacher: train.distillation.logits = 'sampled'.")
         )
 
 

@@ -34,7 +34,7 @@ _ASIDE = re.compile(
     r"  (signed by |next: |no head of |\d+ gates? that cannot block |\S+ .*\(waived, "
     r"|(looser|changed): .*\(against .+\)$)"
 )
-"""A line of a closed gate that is no reason."""
+"""A line of a closed gate that is not a reason."""
 PROGRAM_DIFFERS = "the program differs"
 """Words of an error by which the first node, which compares the program, ends the preflight (`slurm/frozen.py`)."""
 

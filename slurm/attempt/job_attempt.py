@@ -65,7 +65,7 @@ class JobAttempt:
     number: int = 0
     began: str = ""
     progress: str = ""
-    """A text that changes when the job advances; failures are counted anew after each change."""
+    """A text that changes when the job advances; failures are counted again after each change."""
     left_out: list[str] = field(default_factory=list)
     """Nodes to exclude, once the job is back in the queue."""
     needs_time: bool = False

@@ -1,4 +1,4 @@
-"""Meaning of a failed attempt's end, and whether to go on.
+"""Meaning of a failed attempt's end, and whether to continue.
 
 An exit status of our own decides first, then Slurm's state, and only then the end of the log. A line of the log decides
 only if a program that reports errors speaks in it: a traceback, NCCL, torch's C++ loggers, Slurm, a launcher, the

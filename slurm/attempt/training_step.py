@@ -92,7 +92,7 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
     if _preempted():
         finish(attempt, 75, "signalled to leave, as another job takes its nodes, during the preflight")
     cause = cause_in(lines)
-    if PROGRAM_DIFFERS in cause:  # the first node alone compares the program, so it is no node's fault
+    if PROGRAM_DIFFERS in cause:  # the first node alone compares the program, so it is not a node's fault
         finish(attempt, 78, cause)
     bad = sorted({name for line in lines for name in re.findall(r"bad-node=([^;]*)", line)})
     if not bad and (blind := _blind_nodes(lines)):

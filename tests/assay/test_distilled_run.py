@@ -47,7 +47,7 @@ def test_a_student_inherits_its_teachers_evidence_sources_and_energy(tmp_path, c
     dry = ["train", str(folder / "online.toml"), "--root", str(root), "--dry-run"]
     assert main(dry) == 0
     planned = capsys.readouterr().out
-    assert f"teacher     {parent.stats['parameters']:,} parameters beside the student, " in planned
+    assert f"teacher     {parent.stats['parameters']:,} parameters alongside the student, " in planned
     assert re.search(r"^memory .*[(,] ?teacher 0\.\d GiB", planned, re.MULTILINE)
     assert main([*dry, "--set", 'train.distillation.teacher="checkpoint/none"']) == 0
     assert "teacher     not counted, and refused at the start: train.distillation.teacher" in capsys.readouterr().out

@@ -353,7 +353,7 @@ def test_hosts_speak_in_json_lines_too_and_a_missing_robots_forbids_nothing(tmp_
     assert [(url, body) for url, _, body in host_files(gone)] == [("https://H.example/robots.txt", b"")]
     torn = tmp_path / "hosts.jsonl.gz"
     torn.write_bytes(gzip.compress(path.read_bytes())[:-10])
-    with pytest.raises(MissingInput, match="Fetch it anew"):
+    with pytest.raises(MissingInput, match="Fetch it again"):
         list(host_files(torn))
     with pytest.raises(ConfigError, match="only"):
         list(host_files(tmp_path / "hosts.csv"))

@@ -154,7 +154,7 @@ def altered_lines(lines, how):
             return [line.replace('"payload":"', '"payload":"e') for line in lines]
         case "torn":
             return [line[:-1] for line in lines]
-        case "form without numbers":
+        case "without numbers and notes":
             return ['{"request":"a","sent":1,"open":1}', '{"request":"a","sent":0,"open":-1}', lines[2]]
     return lines
 
@@ -172,7 +172,7 @@ def altered_lines(lines, how):
         ("last is another", 2, 1),
         ("every", 3, 3),
         ("torn", 3, 3),
-        ("form without numbers", 3, 3),
+        ("without numbers and notes", 3, 3),
         ("key changed", 3, 3),
     ],
 )
@@ -201,22 +201,6 @@ def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
     again = TeacherBudget(one, log, signer)
     again.recall(tmp_path, {"a": Listed(bounds, ["seed"])}, ())
     assert again.tries == tries + 2
-
-
-def test_a_run_without_keys_reads_the_first_form_of_its_tries(tmp_path):
-    log = tmp_path / "synthetic" / "0123" / "tries.log"
-    log.parent.mkdir(parents=True)
-    log.write_text(
-        '{"request":"a","sent":1,"open":1}\n{"request":"a","sent":0,"open":-1}\n{"number":2,"note":{}}\n', "utf-8"
-    )
-    with teacher() as server:
-        one = source(server)
-    listed = {"a": Listed(TokenBounds(100, 10), ["seed"])}
-    for tries in (2, 3):  # the last line, without its counts, is one try
-        found = TeacherBudget(one, log)
-        found.recall(tmp_path, listed, ())
-        assert (found.tries, found.tokens_in) == (tries, 100 * (tries - 1))
-        found.note_sent(Request("a", "seed", "", 1, {}, TokenBounds(100, 10)))
 
 
 def test_requests_that_did_not_leave_are_not_counted(folder):

@@ -90,7 +90,7 @@ def test_a_kill_says_how_much_it_may_have_lost(tmp_path):
     path = host_ledger(tmp_path / "energy.jsonl")
     write_line(path, "begin", "a", 0, 0, every=5.0)
     write_line(path, "beat", "a", 5, 70, every=5.0)
-    write_line(path, "begin", "b", 20, 0)  # a line of an earlier release
+    write_line(path, "begin", "b", 20, 0)  # without the interval of its samples
     write_line(path, "end", "c", 30, 5, every=5.0, outcome="surviving", cause="")
     intervals = read_ledger(path, alive=lambda line: False)
     assert [interval.unseen_seconds for interval in intervals] == [5.0, MOST_SAMPLE_SECONDS, 0.0]

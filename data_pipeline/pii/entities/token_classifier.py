@@ -25,7 +25,7 @@ def open_windows(config: FinderConfig, path: Path) -> Finder:
 
     Raises:
         MissingInput: `transformers` is not installed.
-        ManifestError: the folder is no token classifier, or its tokenizer gives no places.
+        ManifestError: the folder is not a token classifier, or its tokenizer gives no offsets.
         ConfigError: none of its labels means a name or a place.
     """
     tokenizer, model, device, longest = load_classifier_of("data.pii.finder", path, "token")

@@ -60,7 +60,7 @@ def messages_text(value: Any, form: MessagesForm) -> str | None:
 
 
 def messages_fault(value: Any) -> str:
-    """Reason why a value is no text of the form `instructions`."""
+    """Reason why a value is not a text of the form `instructions`."""
     return "not_messages" if messages_text(value, "chatml") is None else "no_answer"
 
 

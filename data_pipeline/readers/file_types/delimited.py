@@ -12,7 +12,7 @@ Any other row of more than 64 MiB is `line_too_long`, and the next row is read.
 A malformed row is `not_csv`. Where its quoted value continues on further lines, these are passed over up to its closing
 mark: one that a delimiter or the line's end follows.
 
-Blank lines in front of the header are passed over. A file whose first line ends in a carriage return alone has such
+Blank lines before the header are passed over. A file whose first line ends in a carriage return alone has such
 line ends throughout.
 """
 

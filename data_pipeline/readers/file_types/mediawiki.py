@@ -29,7 +29,7 @@ from data_pipeline.readers.streams import MAX_RECORD_BYTES, TornStream, blocks
 _MAX_DEPTH = 100
 _BATCH_BYTES = 1 << 18
 _BATCH_PAGES = 64
-_FILE, _CATEGORY = "6", "14"  # namespaces whose links are no text
+_FILE, _CATEGORY = "6", "14"  # namespaces whose links are not text
 _ENGLISH = ("file", "image", "media", "category")
 _FIELDS = {
     ("page", "title"): "title", ("page", "ns"): "namespace", ("page", "id"): "page_id",

@@ -13,7 +13,7 @@
 3. *Paragraphs*: a line begins one if there is more space above it than between most lines of its page, if it is
    indented (and the line before is not, or ends a sentence), if its letters are larger or smaller than those of the
    line before, if its first word would have fitted into the line before, or if it begins with the sign of a list. A
-   paragraph goes on over the end of a column or page if the line before does not end a sentence, or the next begins
+   paragraph continues over the end of a column or page if the line before does not end a sentence, or the next begins
    with a lower-case letter.
 """
 

@@ -70,7 +70,7 @@ def extract_pdf(data: bytes) -> PdfText | str:
 def _read_page(document: pypdfium2.PdfDocument, number: int) -> PdfPage:
     try:
         page = document[number]
-    except pypdfium2.PdfiumError:  # a torn page: nothing of it can be read
+    except pypdfium2.PdfiumError:  # a torn page: none of it can be read
         return PdfPage((), 0.0, 0.0, False, True)
     try:
         width, height = page.get_size()
@@ -122,7 +122,7 @@ def _lines(layer: pypdfium2.PdfTextPage, text: str, narrow: frozenset[int]) -> l
         if stripped := line.strip():
             first = start + len(line) - len(line.lstrip())
             places: tuple[int, ...] = (first, first + len(stripped) - 1)
-            if differ:  # characters of the file are no characters of the text
+            if differ:  # characters of the file are not characters of the text
                 places = tuple(max(0, _place(layer, astral, place)) for place in places)
             if narrow:
                 within = range(first, first + len(stripped))

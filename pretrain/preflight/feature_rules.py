@@ -1,0 +1,228 @@
+"""Rules of `compatibility.py` on single features, and on slow ways of computing.
+
+Experts, frozen parameters and adapters, distillation, encoder-decoders; then the warnings of slow kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from governance.errors import ConfigError
+from pretrain.config.training import Settings, TrainRecipe
+from pretrain.finetuning.trained_parameters import trained_shapes
+from pretrain.preflight.hardware import Hardware
+from pretrain.preflight.memory import SHORT_ROWS
+
+_EXPERT_PARTS = [f"{name}_proj.{kind}" for name in ("gate", "up", "down") for kind in ("weight", "bias")]
+
+
+def fp8_excludes_experts(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse fp8 with experts."""
+    if recipe.train.precision != "fp8" or recipe.model.moe is None:
+        return None
+    return "train.precision = 'fp8' with model.moe: experts get any number of tokens; set precision = 'bf16'"
+
+
+def expert_parallelism_divides(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse expert parallelism that does not divide experts and ranks."""
+    size, moe = settings.engine.expert_parallel_size, recipe.model.moe
+    if size == 1:
+        return None
+    if moe is None:
+        return f"engine.expert_parallel_size = {size} without model.moe: no layer has experts; set it to 1"
+    if moe.num_local_experts % size:
+        return (
+            f"engine.expert_parallel_size = {size} does not divide model.moe.num_local_experts = "
+            f"{moe.num_local_experts}; choose a divisor"
+        )
+    if hardware.world_size is not None and hardware.world_size % size:
+        return (
+            f"engine.expert_parallel_size = {size} does not divide {hardware.world_size} rank(s); start a multiple of "
+            f"{size}"
+        )
+    return None
+
+
+def expert_parallelism_supports_the_run(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse stage 3, fp16 and compilation where ranks divide experts."""
+    engine = settings.engine
+    name = f"engine.expert_parallel_size = {engine.expert_parallel_size}"
+    if engine.expert_parallel_size == 1:
+        return None
+    if engine.zero_stage == 3:
+        return f"{name} with engine.zero_stage = 3: it gathers all experts on every rank; set zero_stage = 1 or 2"
+    if recipe.train.precision == "fp16":
+        return f"{name} with train.precision = 'fp16': its loss scale is unproven there; set precision = 'bf16'"
+    for setting in ("compile", "deepcompile"):
+        if getattr(engine, setting):
+            return f"{name} with engine.{setting}: the numbers of tokens differ in every layer; set {setting} = false"
+    passed = engine.deepspeed.get("zero_optimization", {})
+    for key in ("contiguous_gradients", "reduce_scatter"):  # without them DeepSpeed adds up different experts
+        if passed.get(key) is False:
+            return (
+                f"{name} with engine.deepspeed.zero_optimization.{key} = false, which adds up gradients of different "
+                f"experts; remove it, or set expert_parallel_size = 1"
+            )
+    return None
+
+
+def expert_groups_are_alike(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse `[[optim.groups]]` that separate divided experts of a layer."""
+    moe, rules = recipe.model.moe, recipe.optim.groups
+    if settings.engine.expert_parallel_size == 1 or moe is None or not rules:
+        return None
+    for layer, part in itertools.product(range(recipe.model.num_hidden_layers), _EXPERT_PARTS):
+        names = [f"model.layers.{layer}.mlp.experts.{expert}.{part}" for expert in range(moe.num_local_experts)]
+        taken = {next((rule.pattern for rule in rules if re.search(rule.pattern, name)), None) for name in names}
+        if len(taken) > 1:
+            pattern = next(pattern for pattern in taken if pattern is not None)
+            return (
+                f"engine.expert_parallel_size = {settings.engine.expert_parallel_size} with optim.groups: pattern "
+                f"{pattern!r} matches some experts of layer {layer} and not others, and each rank needs the same "
+                f"groups; match all of them, or set expert_parallel_size = 1"
+            )
+    return None
+
+
+def expert_ranks_span_nodes(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn where expert ranks span nodes: every layer exchanges tokens."""
+    size = settings.engine.expert_parallel_size
+    return across_nodes("expert_parallel_size", size, hardware, "tokens of each layer cross the network, which is slow")
+
+
+def across_nodes(field: str, size: int, hardware: Hardware, effect: str) -> str | None:
+    """Fault of groups of `size` ranks that span nodes."""
+    if hardware.world_size is None or hardware.local_world_size % size == 0:
+        return None
+    return f"engine.{field} = {size} does not divide the {hardware.local_world_size} ranks of a node: {effect}"
+
+
+def frozen_parameters_have_a_base(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse frozen parameters without weights to freeze."""
+    train = recipe.train
+    if not train.freezes or (train.initial_weights and not train.continue_from):
+        return None
+    field = "train.adapter" if train.adapter is not None else f"train.trained = {list(train.trained)}"
+    return (
+        f"{field} keeps parameters as they are, and needs the folder that has them: set train.initial_weights (a "
+        f"checkpoint of yours becomes such a folder with `assay export`), without train.continue_from"
+    )
+
+
+def learning_parameters_exist(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse patterns and targets that match nothing, and ranks too large."""
+    try:
+        trained_shapes(recipe.model, recipe.train, 1)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def frozen_parameters_suit_the_layout(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse layouts that cut or rewrite the matrices that adapters join."""
+    engine, train = settings.engine, recipe.train
+    if not train.freezes:
+        return None
+    values = {
+        "engine.tensor_parallel_size": (engine.tensor_parallel_size, 1),
+        "engine.expert_parallel_size": (engine.expert_parallel_size, 1),
+        "engine.offload_parameters": (engine.offload_parameters, "none"),
+        "engine.deepcompile": (engine.deepcompile, False),
+        "train.distillation": ("a teacher" if train.distillation else None, None),
+        "train.precision": (train.precision, "bf16") if train.precision == "fp8" else (0, 0),
+    }
+    if train.adapter is not None and train.adapter.dropout:
+        values["engine.compile"] = (engine.compile, False)  # its generator cannot be part of a graph
+    wrong = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+    if not wrong:
+        return None
+    name, (found, fix) = next(iter(wrong.items()))
+    what = "train.adapter.dropout" if name == "engine.compile" else "frozen parameters (train.adapter, train.trained)"
+    return f"{name} = {found!r} with {what} is not supported; set it to {fix!r}"
+
+
+FROZEN = (frozen_parameters_have_a_base, learning_parameters_exist, frozen_parameters_suit_the_layout)
+
+
+def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse distillation with split rows or matrices, compilers, fp16 and fp8."""
+    engine = settings.engine
+    split = ("sequence_parallel_size", "tensor_parallel_size", "expert_parallel_size")
+    others = [f"engine.{name} = {getattr(engine, name)}" for name in split if getattr(engine, name) > 1]
+    others += [f"engine.{name}" for name in ("compile", "deepcompile") if getattr(engine, name)]
+    if recipe.train.precision in ("fp16", "fp8"):
+        others.append(f"train.precision = {recipe.train.precision!r}")
+    if recipe.train.distillation is None or not others:
+        return None
+    return (
+        f"train.distillation with {', '.join(others)}: the teacher computes whole rows alongside the student, without "
+        f"a compiler, in fp32 or bf16; remove one of them"
+    )
+
+
+def encoder_decoders_run_plainly(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse what encoder-decoders do not have: splits, kernels, tasks."""
+    if not recipe.model.encoder_layers:
+        return None
+    engine, train = settings.engine, recipe.train
+    wrong = {
+        f"engine.{name}": getattr(engine, name)
+        for name in ("sequence_parallel_size", "tensor_parallel_size")
+        if getattr(engine, name) != 1
+    }
+    wrong |= {f"engine.{name}": True for name in ("compile", "deepcompile") if getattr(engine, name)}
+    wrong |= {"engine.attention": engine.attention} if engine.attention != "auto" else {}
+    wrong |= {"train.precision": train.precision} if train.precision == "fp8" else {}
+    wrong |= {"train.initial_weights": train.initial_weights} if train.initial_weights else {}
+    wrong |= {"train.distillation": train.distillation} if train.distillation else {}
+    wrong |= {"evaluation.tasks": [task.name for task in recipe.evaluation.tasks]} if recipe.evaluation.tasks else {}
+    if not wrong:
+        return None
+    listed = ", ".join(f"{name} = {value!r}" for name, value in wrong.items())
+    return f"model.encoder_layers = {recipe.model.encoder_layers} with {listed}: not for encoder-decoders; remove it"
+
+
+def soft_caps_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of soft caps on CPU, where torch has no kernel."""
+    if hardware.device != "cpu" or recipe.model.attn_logit_softcapping is None:
+        return None
+    length = recipe.train.sequence_length
+    return (
+        f"model.attn_logit_softcapping on CPU: attention is computed by the formula, which keeps fp32 logits of all "
+        f"{length} x {length} pairs of each row and head; it is slow and needs memory. On a GPU it is one kernel"
+    )
+
+
+def long_rows_on_cpu_are_slow(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of rows that the CPU's own attention does not take."""
+    length = recipe.train.sequence_length
+    if hardware.device != "cpu" or length <= SHORT_ROWS or recipe.model.attn_logit_softcapping is not None:
+        return None
+    return (
+        f"train.sequence_length = {length} on CPU: above {SHORT_ROWS} tokens attention is torch's, with a table of all "
+        f"{length} x {length} pairs where a row holds several documents or a window cuts it; shorter rows are faster"
+    )
+
+
+def gpus_compute_uncompiled(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of a model on CUDA that is not compiled."""
+    engine, train = settings.engine, recipe.train
+    refused = engine.expert_parallel_size > 1 or train.distillation is not None or recipe.model.encoder_layers > 0
+    refused = refused or (train.adapter is not None and train.adapter.dropout > 0)
+    if hardware.device != "cuda" or engine.compile or engine.deepcompile or refused:
+        return None
+    return (
+        "engine.compile = false on a GPU: rotations, residual sums and norms are kernels of their own, and queries, "
+        "keys and values three products; set compile = true"
+    )
+
+
+def split_losses_are_not_fused(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Warn of a vocabulary split on CUDA, whose loss takes several passes."""
+    if hardware.device != "cuda" or settings.engine.tensor_parallel_size == 1:
+        return None
+    return (
+        f"engine.tensor_parallel_size = {settings.engine.tensor_parallel_size}: the loss over the ranks' parts of the "
+        f"vocabulary takes several passes over fp32 logits, which one kernel does without the split"
+    )
