@@ -8,6 +8,7 @@ from pathlib import Path
 
 from governance.reports.html import style
 from governance.reports.html.markup import Html, number, table, tag, visible
+from governance.reports.terminal import aligned
 
 _WIDTH = 60
 _LINE = 116
@@ -68,14 +69,10 @@ def _text_table(one: InspectTable) -> str:
         lines = [*(textwrap.fill(visible(line), _LINE, subsequent_indent="    ") for line in said), one.note]
         return "\n".join([one.title, *(f"  {line}" for line in lines)])
     shown = [[_cell(value) for value in row] for row in one.rows[:_ROWS]]
-    widths = [max(map(len, column)) for column in zip(one.head, *shown, strict=True)]
-    numeric = [all(isinstance(row[at], int) for row in one.rows) for at in range(len(one.head))]
-    lines = []
-    for row in [list(one.head), *shown]:
-        cells = zip(row, widths, numeric, strict=True)
-        lines.append("  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells))
-    more = [f"... {len(one.rows) - _ROWS:,} more rows on the page"] * (len(one.rows) > _ROWS)
-    return "\n".join([one.title, *(f"  {line.rstrip()}" for line in [*lines, *more, *filter(None, [one.note])])])
+    numeric = [at for at in range(len(one.head)) if all(isinstance(row[at], int) for row in one.rows)]
+    lines = aligned([one.head, *shown], numeric)
+    lines += [f"... {len(one.rows) - _ROWS:,} more rows on the page"] * (len(one.rows) > _ROWS)
+    return "\n".join([one.title, *(f"  {line.rstrip()}" for line in [*lines, *filter(None, [one.note])])])
 
 
 def _cell(value: str | int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from governance.reports.terminal import aligned
+
 if TYPE_CHECKING:
     from pretrain.evaluation.validation import Measurement
 
@@ -56,10 +58,5 @@ def _with_error(value: float, error: float | None) -> str:
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in [head, *rows]
-    ]
+    """Rows under their head; all columns but the first hold numbers."""
+    return aligned([head, *rows], range(1, len(head)))
