@@ -21,7 +21,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import not_
 from pathlib import Path
@@ -267,6 +267,24 @@ def drop_repeated(
     return ShardMade(paths, {"documents_kept": -count, "bytes_kept": -lost, "quarantined": count, "removed": removed})
 
 
+@dataclass
+class _Listing:
+    """Files of all sources, before any is read."""
+
+    files: list[SourceFiles] = field(default_factory=list)
+    synthetic: dict[str, Manifest] = field(default_factory=dict)
+    """Source -> the artifact of its teacher's answers."""
+    remaining: dict[str, set[str]] = field(default_factory=dict)
+    """Source with missing files -> digests of its files that remain."""
+    missing: MissingInput | None = None
+    """The first error of a look-up, for a file that is gone."""
+
+    def inputs(self) -> list[Input]:
+        """Inputs of the artifact: each file by its digest."""
+        found = [item for files in self.files for item in files.inputs()]
+        return found + [made.as_input() for made in self.synthetic.values()]
+
+
 def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Path, runtime: Runtime) -> Manifest:
     """Make or find the documents of all sources.
 
@@ -284,73 +302,78 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
             f"data.sources: the name {twice[0]!r} is given {names[twice[0]]} times. Rename one: ids start with it."
         )
     sources = tuple(at_commit(source, runtime) if isinstance(source, HubSource) else source for source in sources)
-    digests = Digests(runtime)
-    listed: list[SourceFiles] = []
-    remaining: dict[str, set[str]] = {}  # source with missing files -> digests of its files that remain
-    missing: MissingInput | None = None
-    synthetic: dict[str, Manifest] = {}
-    for source in sources:
-        try:
-            if isinstance(source, SyntheticSource):
-                answers, synthetic[source.name] = list_answers(
-                    plan_requests(source, sources, config_folder, digests, runtime), digests, runtime
-                )
-                listed.append(answers)
-            else:
-                files = list_files(source, config_folder, digests, runtime)
-                listed.append(with_licence_files(files) if isinstance(source, CodeSource) else files)
-        except MissingInput as error:
-            if runtime.make or error.stage:
-                raise
-            missing = missing or error
-            paths = () if isinstance(source, _FETCHED) else remaining_files(source, config_folder)
-            remaining[source.name] = {digests.of(path) for path in paths}
-    digests.save()
-    inputs = [
-        Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{files.source.name}/{item.file}")
-        for files in listed
-        for item in (*files.items, *files.beside)
-    ]
-    inputs += [made.as_input() for made in synthetic.values()]
-    if missing is not None:
+    listing = _list_sources(sources, config_folder, runtime)
+    inputs = listing.inputs()
+    if listing.missing is not None:
         candidates = _artifacts_with(sources, config, runtime.root)
-        same = [made for made in candidates if _has_same_files(made, inputs, remaining)]
-        return _only_artifact(same, runtime.root, missing)
-    unread = {files.source.name: files.unread for files in listed if files.unread}
+        same = [made for made in candidates if _has_same_files(made, inputs, listing.remaining)]
+        return _only_artifact(same, runtime.root, listing.missing)
+    unread = {files.source.name: files.unread for files in listing.files if files.unread}
     for name, missed in unread.items():
         get_logger(__name__).warning("source %s: %s. They count as torn files", name, unread_words(missed))
     reasons = [f"{name} {reason}" for name, missed in unread.items() for _, reason in missed]
-    names_digest = sha256_bytes(canonical_json([*(item.path for item in inputs), *reasons]))
     known = IngestIdentity(
-        sources=tuple(identity(files.source) for files in listed),
+        sources=tuple(identity(files.source) for files in listing.files),
         ingest=config,
-        names=names_digest,
+        names=sha256_bytes(canonical_json([*(item.path for item in inputs), *reasons])),
         code_libraries=code_libraries(sources),
     )
 
     def make(folder: Path) -> Made:
-        chosen = [
-            archive_items(files.source, files.items[0]) if isinstance(files.source, PackageSource) else files.items
-            for files in listed
-        ]
         recipe = Recipe("ingest", VERSION, Section())  # a shard depends on its own source only: its inputs name it
-        sources_at = [files.source for files in listed]
-        cut = cut_files(sources_at, chosen, config.shard_bytes, recipe, folder, runtime)
-        readings = []
-        for files, parts in zip(listed, cut, strict=True):
-            whole = is_stream(files.source, files.items[0])
-            planned = plan(files.source, parts, config.shard_bytes, files.beside, whole=whole)
-            of_code = isinstance(files.source, CodeSource)
-            readings += [with_near_licence_files(work) for work in planned] if of_code else planned
+        readings = _readings_of(listing.files, config.shard_bytes, recipe, folder, runtime)
         lost = [
             (name, {"torn_files": len(missed), "passed_over": dict(Counter(reason for _, reason in missed))})
             for name, missed in unread.items()
         ]
         made = _read_all(readings, lost, recipe, folder, runtime)
-        facts = {"synthetic": {name: facts_of(one) for name, one in sorted(synthetic.items())}} if synthetic else {}
-        return Made(made.outputs, {**made.stats, **facts})
+        facts = {name: facts_of(answers) for name, answers in sorted(listing.synthetic.items())}
+        return Made(made.outputs, {**made.stats, **({"synthetic": facts} if facts else {})})
 
     return run_stage(Recipe("ingest", VERSION, known), inputs, runtime, make)
+
+
+def _list_sources(sources: tuple[Source, ...], config_folder: Path, runtime: Runtime) -> _Listing:
+    """List and hash the files of each source; request a teacher's answers.
+
+    Raises:
+        MissingInput: a file is not there, and this is no look-up; or a server has a file that was not fetched.
+    """
+    found, digests = _Listing(), Digests(runtime)
+    for source in sources:
+        try:
+            if isinstance(source, SyntheticSource):
+                requests = plan_requests(source, sources, config_folder, digests, runtime)
+                files, found.synthetic[source.name] = list_answers(requests, digests, runtime)
+            else:
+                files = list_files(source, config_folder, digests, runtime)
+            found.files.append(with_licence_files(files) if isinstance(source, CodeSource) else files)
+        except MissingInput as error:
+            if runtime.make or error.stage:
+                raise
+            found.missing = found.missing or error
+            paths = () if isinstance(source, _FETCHED) else remaining_files(source, config_folder)
+            found.remaining[source.name] = {digests.of(path) for path in paths}
+    digests.save()
+    return found
+
+
+def _readings_of(
+    listed: Sequence[SourceFiles], shard_bytes: int, recipe: Recipe, folder: Path, runtime: Runtime
+) -> list[Reading]:
+    """Work of each shard: files joined up to `shard_bytes`, or a part of a large one."""
+    chosen = [
+        archive_items(files.source, files.items[0]) if isinstance(files.source, PackageSource) else files.items
+        for files in listed
+    ]
+    cut = cut_files([files.source for files in listed], chosen, shard_bytes, recipe, folder, runtime)
+    readings: list[Reading] = []
+    for files, parts in zip(listed, cut, strict=True):
+        whole = is_stream(files.source, files.items[0])
+        planned = plan(files.source, parts, shard_bytes, files.beside, whole=whole)
+        of_code = isinstance(files.source, CodeSource)
+        readings += [with_near_licence_files(work) for work in planned] if of_code else planned
+    return readings
 
 
 def _artifacts_with(sources: Sequence[Source], config: IngestConfig, root: Path) -> Iterator[Manifest]:

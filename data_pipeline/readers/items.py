@@ -26,7 +26,7 @@ from data_pipeline.readers.sources import (
 from data_pipeline.readers.text import check_endings
 from governance.errors import ManifestError
 from governance.file_digests import Digests
-from governance.manifest import Manifest, Output
+from governance.manifest import Input, Manifest, Output
 from governance.own_code import find_code, load
 from governance.stage import Runtime
 
@@ -83,6 +83,13 @@ class SourceFiles:
     """Files without text: hosts' statements on a web archive's pages, own code."""
     unread: list[tuple[str, str]]
     """Path and reason of what may hold records and is not read."""
+
+    def inputs(self) -> list[Input]:
+        """Each file by its digest, as an input of an artifact."""
+        return [
+            Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{self.source.name}/{item.file}")
+            for item in (*self.items, *self.beside)
+        ]
 
 
 def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> SourceFiles:

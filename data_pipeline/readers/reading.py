@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.readers.archive import members, read_blocks
@@ -38,6 +38,9 @@ from data_pipeline.readers.sources import (
 from data_pipeline.readers.streams import blocks, byte_range, plain_name
 from data_pipeline.readers.text import ending_of, read_jsonl, read_member
 
+ReadFile = Callable[[SourceItem], Iterator[Record | RecordFault]]
+"""Read one file, or its part."""
+
 
 def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordFault]:
     """The records and faults of consecutive files of one source, in order.
@@ -46,36 +49,11 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
 
     `passed` counts, by reason, what the files hold besides records.
     """
-    source = work.source
-    if isinstance(source, PackageSource):
-        readings = _members(source, work.items)
-    elif isinstance(source, WarcSource):
-        from data_pipeline.readers.warc import load_host_rules, read_warc  # loads the parsers of HTML
-
-        rules = load_host_rules(tuple(item.local for item in work.beside)) if work.beside else None
-        readings = (
-            (
-                item.file,
-                True,
-                read_wacz(item.local, item.file, source, rules, passed)
-                if item.file.endswith(".wacz")
-                else read_warc(item.local, item.file, source, rules=rules, passed=passed),
-            )
-            for item in work.items
-        )
-    elif isinstance(source, WetSource | ParallelSource):
-        readings = ((item.file, True, _read_counting(source, item, work.beside, passed)) for item in work.items)
-    elif isinstance(source, MediawikiSource):
-        from data_pipeline.readers.file_types.mediawiki import read_mediawiki  # loads the parsers of pages
-
-        readings = ((item.file, True, read_mediawiki(item.local, item.file, source, passed)) for item in work.items)
-    elif isinstance(source, SyntheticSource):
-        readings = ((item.file, True, read_answers(blocks(item.local), item.file, source)) for item in work.items)
-    elif isinstance(source, OwnSource):
-        code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
-        readings = ((item.file, True, read_own(item.local, item.file, source, code)) for item in work.items)
+    if isinstance(work.source, PackageSource):
+        readings = _members(work.source, work.items)
     else:
-        readings = ((item.file, item.part is None, _read(source, item)) for item in work.items)
+        read = _file_reader(work, passed)
+        readings = ((item.file, item.part is None, read(item)) for item in work.items)
     for file, whole, pieces in readings:
         empty, before = whole, passed.total()
         for piece in pieces:
@@ -85,32 +63,47 @@ def read_items(work: Reading, passed: Counter[str]) -> Iterator[Record | RecordF
             yield RecordFault(file, 0, "empty_file", "")
 
 
-_Readings = Iterator[tuple[str, bool, Iterator[Record | RecordFault]]]
-"""Each file's name, whether it is read whole, and what is read."""
+def _file_reader(work: Reading, passed: Counter[str]) -> ReadFile:
+    """The reader of a source's files, by its type."""
+    source = work.source
+    if isinstance(source, WarcSource):
+        from data_pipeline.readers.warc import load_host_rules, read_warc  # loads the parsers of HTML
 
-
-def _read_counting(
-    source: WetSource | ParallelSource, item: SourceItem, beside: Sequence[SourceItem], passed: Counter[str]
-) -> Iterator[Record | RecordFault]:
-    """The records of a file that holds more than records."""
+        rules = load_host_rules(tuple(item.local for item in work.beside)) if work.beside else None
+        return lambda item: (
+            read_wacz(item.local, item.file, source, rules, passed)
+            if item.file.endswith(".wacz")
+            else read_warc(item.local, item.file, source, rules=rules, passed=passed)
+        )
+    if isinstance(source, WetSource):
+        return lambda item: read_wet(item.local, item.file, source, passed)
     if isinstance(source, ParallelSource):
-        return read_pairs(item, source, beside, passed)
-    return read_wet(item.local, item.file, source, passed)
+        return lambda item: read_pairs(item, source, work.beside, passed)
+    if isinstance(source, MediawikiSource):
+        from data_pipeline.readers.file_types.mediawiki import read_mediawiki  # loads the parsers of pages
+
+        return lambda item: read_mediawiki(item.local, item.file, source, passed)
+    if isinstance(source, SyntheticSource):
+        return lambda item: read_answers(blocks(item.local), item.file, source)
+    if isinstance(source, OwnSource):
+        code = [(item.file.removeprefix("code/"), item.local, item.digest) for item in work.beside]
+        return lambda item: read_own(item.local, item.file, source, code)
+    return lambda item: _read(source, item)
 
 
-def _members(source: PackageSource, items: Sequence[SourceItem]) -> _Readings:
+def _members(
+    source: PackageSource, items: Sequence[SourceItem]
+) -> Iterator[tuple[str, bool, Iterator[Record | RecordFault]]]:
+    """Each wanted member's name, that it is read whole, and its records."""
     wanted = {item.member for item in items}
     last = max(item.member or 0 for item in items)
     for member in members(items[0].local, source.files):
         if member.ordinal in wanted:
             language = source.language_of(member.name)
             ending = ending_of(member.name)
-            blocks_of = read_blocks(member)
-            yield (
-                member.name,
-                True,
-                read_member(blocks_of, member.name, ending, source.fields, language, source.extraction),
-            )
+            pieces = read_blocks(member)
+            records = read_member(pieces, member.name, ending, source.fields, language, source.extraction)
+            yield member.name, True, records
         if member.ordinal == last:
             return
 

@@ -128,10 +128,7 @@ def plan(
             at_commit(seeds, runtime) if isinstance(seeds, HubSource) else seeds, folder, digests, runtime
         )
     files = prompt_files(source, folder)
-    inputs = [
-        Input(stage="file" if item.path else "hub", digest=item.digest, path=f"{found.source.name}/{item.file}")
-        for item in (*found.items, *found.beside)
-    ] if found else []  # fmt: skip
+    inputs = found.inputs() if found else []
     inputs += [
         Input(stage="file", digest=digests.of(one.path), path=f"{source.name}/prompts/{one.name}") for one in files
     ]
