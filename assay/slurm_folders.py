@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -16,6 +15,8 @@ from pydantic import BaseModel
 
 from assay.config import LoadedRun
 from data_pipeline.readers.sources import OwnSource
+from governance.config import read_toml
+from governance.gate.policy import policy_files
 from governance.log import get_logger
 from governance.own_code import find_code
 from governance.signing.dsse import default_key_path, key_id, private_key
@@ -27,16 +28,6 @@ from slurm.render import ContainerMounts
 from slurm.submit import next_submission
 
 _PATTERN = re.compile(r"[*?\[{]")
-
-
-def policy_files(policy: Path) -> list[Path]:
-    """A policy's file and those of its parents, the nearest first."""
-    found = [policy]
-    while True:
-        parent = tomllib.loads(found[-1].read_text(encoding="utf-8")).get("parent")
-        if not isinstance(parent, str) or found[-1].parent / parent in found:
-            return found
-        found.append(found[-1].parent / parent)
 
 
 def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
@@ -51,7 +42,7 @@ def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
     named = [*sources, *(path.parent for path in policies), key.parent]
     named += _named(config, run.folder)
     for path in policies:
-        named += _named(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+        named += _named(read_toml(path), path.parent)
     absolute = [Path(os.path.abspath(folder)) for folder in named]
     return [path for path in dict.fromkeys(absolute) if path != Path("/") and not path.is_relative_to(run.folder)]
 

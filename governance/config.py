@@ -90,19 +90,23 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"canonical JSON has no form for {type(value).__name__}")
 
 
-def load_config(path: Path, schema: type[Config], overrides: Iterable[str] = ()) -> Config:
-    """Read a TOML file, apply `overrides` ("section.field=VALUE"), validate, and freeze.
+def load_config(path: Path, schema: type[Config]) -> Config:
+    """Read a TOML file, validate, and freeze.
 
     Raises:
         ConfigError: with a line for each fault: file, field, value, the fix.
     """
-    return validate(read_toml(path, overrides), schema, str(path))
+    return validate(read_toml(path), schema, str(path))
 
 
-def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The plain values of a TOML file after `overrides`."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The plain values of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML in UTF-8.
+    """
     try:
-        values = tomllib.loads(read_whole(path, _MOST_TOML_BYTES).decode("utf-8-sig"))
+        return tomllib.loads(read_whole(path, _MOST_TOML_BYTES).decode("utf-8-sig"))
     except FileNotFoundError as error:
         hint = near_path(path) or " Name a TOML file, or write a run's: assay init"
         raise ConfigError(f"{path}: no such file.{hint}") from error
@@ -112,9 +116,6 @@ def read_toml(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:  # a number of 4,301 digits, brackets in brackets without end
         raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
-    for override in overrides:
-        apply_override(values, override)
-    return values
 
 
 def validate(values: Mapping[str, Any], schema: type[Config], origin: str) -> Config:

@@ -9,7 +9,6 @@ import json
 import shlex
 import shutil
 import textwrap
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -20,9 +19,10 @@ from assay.cli.output import say
 from assay.cli.run_commands import Arguments
 from assay.config import RunConfig, load_run
 from assay.run_file import CONFIGS, names_of
-from governance.config import flat
+from governance.config import flat, read_toml
 from governance.errors import ConfigError
 from governance.files import write_text
+from governance.gate.policy import policy_files
 from governance.log import get_logger
 
 
@@ -35,10 +35,8 @@ def init(arguments: Arguments) -> None:
         ConfigError: a file of that name exists with other content.
     """
     source = CONFIGS / f"{arguments.name}.toml"
-    values = tomllib.loads(source.read_text(encoding="utf-8"))
-    policies = [CONFIGS / values.get("governance", {}).get("policy", "policy.toml")]
-    while parent := tomllib.loads(policies[-1].read_text(encoding="utf-8")).get("parent"):
-        policies.append(CONFIGS / parent)
+    values = read_toml(source)
+    policies = policy_files(CONFIGS / values.get("governance", {}).get("policy", "policy.toml"))
     folder: Path = arguments.folder
     texts = {folder / path.name: path.read_text(encoding="utf-8") for path in (source, *policies)}
     run = [folder / source.name]

@@ -254,6 +254,14 @@ def load_policy(path: Path) -> Policy:
     return _load(path, ())
 
 
+def policy_files(path: Path) -> list[Path]:
+    """A policy's file and those of its parents, the nearest first."""
+    found = [path]
+    while isinstance(parent := read_toml(found[-1]).get("parent"), str) and found[-1].parent / parent not in found:
+        found.append(found[-1].parent / parent)
+    return found
+
+
 def _load(path: Path, children: tuple[Path, ...]) -> Policy:
     values = read_toml(path)
     children = (*children, path.resolve())

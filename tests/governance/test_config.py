@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from governance.config import Section, canonical_json, load_config, read_toml
+from governance.config import Section, apply_override, canonical_json, load_config, read_toml, validate
 from governance.errors import ConfigError, near_path
 
 
@@ -28,7 +28,10 @@ class Outer(Section):
 def load(tmp_path, text, overrides=()):
     path = tmp_path / "run.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load_config(path, Outer, overrides)
+    values = read_toml(path)
+    for override in overrides:
+        apply_override(values, override)
+    return validate(values, Outer, str(path))
 
 
 GOOD = 'title = "x"\n[train]\nsteps = 3\nrate = 3e-4\n'
