@@ -135,32 +135,42 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`; the `last` of
     `assay report CONFIG last` is left out, because a report is always on the last run of its CONFIG.
     """
+    found = _renamed(words, warn)
+    place = next((index for index, word in enumerate(found) if not word.startswith("-")), len(found))
+    options, command, rest = found[:place], found[place : place + 1], found[place + 1 :]
+    if command == ["help"]:
+        return [*options, *rest, "--help"]
+    return [*options, *command, *(_report_words(rest) if command == ["report"] else rest)]
+
+
+def _renamed(words: Sequence[str], warn: Warn) -> list[str]:
+    """The words with options of the last release under today's names."""
     found: list[str] = []
     for index, word in enumerate(words):
         if word == "--":
-            found += words[index:]
-            break
+            return found + list(words[index:])
         name, equals, value = word.partition("=")
         *before, last = _OLD_OPTIONS.get(name, (name,))
         found += [*before, last + equals + value]
         if name in _OLD_OPTIONS:
             shown = f"{last} I/N {' '.join(before)}" if before else last
             warn(f"{name} is now {shown}; the old option will be removed in the next release")
-    place = next((index for index, word in enumerate(found) if not word.startswith("-")), len(found))
-    command, rest = found[place : place + 1], found[place + 1 :]
-    if command == ["help"]:
-        return [*found[:place], *rest, "--help"]
+    return found
+
+
+def _report_words(rest: Sequence[str]) -> list[str]:
+    """The words after `assay report`, without `last` and with the command."""
+    rest = list(rest)
     plain = [word for word in rest if not word.startswith("-") and word not in ("write", "verify")]
-    if command == ["report"] and plain[:1] != ["compare"] and "last" in plain[1:] and not Path("last").exists():
+    if plain[:1] != ["compare"] and "last" in plain[1:] and not Path("last").exists():
         config = rest.index(plain[0])
         if rest[config + 1 : config + 2] == ["last"]:
             del rest[config + 1]
-        found = [*found[: place + 1], *rest]
     first = next((word for word in rest if word not in ("-v", "--verbose", "-q", "--quiet")), "")
-    if command != ["report"] or first in ("", "-h", "--help", *REPORT_COMMANDS):
-        return found
+    if first in ("", "-h", "--help", *REPORT_COMMANDS):
+        return rest
     mistyped = re.fullmatch(r"[a-z]+", first) and difflib.get_close_matches(first, REPORT_COMMANDS, n=1)
-    return found if mistyped and not Path(first).exists() else [*found[: place + 1], "write", *rest]
+    return rest if mistyped and not Path(first).exists() else ["write", *rest]
 
 
 def join_files(words: Sequence[str], top: Parser) -> list[str]:

@@ -103,42 +103,37 @@ def _payloads(path: Path) -> Iterator[bytes]:
 
 
 def _take(runs: OfflineRuns, record: Any) -> None:
-    kind = record.WhichOneof("record_type")
-    if kind == "history":
-        runs.history.append(_items(record.history.item))
-    elif kind == "summary":
-        runs.summary.update(_items(record.summary.update))
-    elif kind == "alert":
-        alert = record.alert
-        runs.alerts.append({"title": alert.title, "text": alert.text, "level": alert.level})
-    elif kind == "exit":
-        runs.exit_codes.append(record.exit.exit_code)
-    elif kind == "stats":
-        runs.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
-    elif kind in ("run", "config"):
-        if kind == "run":
+    match record.WhichOneof("record_type"):
+        case "history":
+            runs.history.append(_items(record.history.item))
+        case "summary":
+            runs.summary.update(_items(record.summary.update))
+        case "alert":
+            alert = record.alert
+            runs.alerts.append({"title": alert.title, "text": alert.text, "level": alert.level})
+        case "exit":
+            runs.exit_codes.append(record.exit.exit_code)
+        case "stats":
+            runs.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
+        case "run":
             run = record.run
             names = {"id": run.run_id, "name": run.display_name, "entity": run.entity, "project": run.project}
             names |= {"group": run.run_group, "job_type": run.job_type, "notes": run.notes}
             runs.runs.append({**names, "tags": list(run.tags)})
-        update = record.run.config.update if kind == "run" else record.config.update
-        runs.config.update(_items(update))
-    elif kind == "metric":
-        metric = record.metric
-        chosen = [name.name for name, value in metric.summary.ListFields() if value]
-        runs.metrics[metric.name] = {"step_metric": metric.step_metric, "summary": chosen}
-    elif kind == "artifact":
-        artifact = record.artifact
-        runs.artifacts.append(
-            {
-                "name": artifact.name,
-                "type": artifact.type,
-                "metadata": json.loads(artifact.metadata or "{}"),
-                "references": [(entry.path, entry.ref) for entry in artifact.manifest.contents if entry.ref],
-                "aliases": list(artifact.aliases),
-                "used": artifact.use_after_commit,
-            }
-        )
+            runs.config.update(_items(run.config.update))
+        case "config":
+            runs.config.update(_items(record.config.update))
+        case "metric":
+            metric = record.metric
+            chosen = [name.name for name, value in metric.summary.ListFields() if value]
+            runs.metrics[metric.name] = {"step_metric": metric.step_metric, "summary": chosen}
+        case "artifact":
+            artifact = record.artifact
+            references = [(entry.path, entry.ref) for entry in artifact.manifest.contents if entry.ref]
+            runs.artifacts.append({
+                "name": artifact.name, "type": artifact.type, "metadata": json.loads(artifact.metadata or "{}"),
+                "references": references, "aliases": list(artifact.aliases), "used": artifact.use_after_commit,
+            })  # fmt: skip
 
 
 def _items(items: Any) -> dict[str, Any]:

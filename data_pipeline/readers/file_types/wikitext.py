@@ -33,22 +33,27 @@ def plain_text(page: str) -> str:
 
 def _text_of(code: Any, prefixes: frozenset[str]) -> str:
     """Text of parsed wikitext; templates, arguments and comments have none."""
-    parts = []
-    for node in code.nodes if code is not None else ():
-        kind = type(node).__name__
-        if kind == "Text":
-            parts.append(str(node.value))
-        elif kind == "HTMLEntity":
-            parts.append(str(node.normalize()))
-        elif kind == "Heading":
-            parts.append(_text_of(node.title, prefixes).strip())
-        elif kind == "ExternalLink":
-            parts.append(_text_of(node.title, prefixes) if node.brackets else str(node.url))
-        elif kind == "Wikilink":
+    return "".join(_text_of_node(node, prefixes) for node in (code.nodes if code is not None else ()))
+
+
+def _text_of_node(node: Any, prefixes: frozenset[str]) -> str:
+    match type(node).__name__:
+        case "Text":
+            return str(node.value)
+        case "HTMLEntity":
+            return str(node.normalize())
+        case "Heading":
+            return _text_of(node.title, prefixes).strip()
+        case "ExternalLink":
+            return _text_of(node.title, prefixes) if node.brackets else str(node.url)
+        case "Wikilink":
             prefix, colon, _ = str(node.title).strip().partition(":")
-            if not (colon and prefix.strip().lower() in prefixes):
-                shown = node.title if node.text is None else node.text
-                parts.append(_text_of(shown, prefixes).removeprefix(":"))
-        elif kind == "Tag" and (name := str(node.tag).strip().lower()) not in _LEFT_OUT:
-            parts.append("\n" if name == "br" else _text_of(node.contents, prefixes))
-    return "".join(parts)
+            if colon and prefix.strip().lower() in prefixes:
+                return ""
+            return _text_of(node.title if node.text is None else node.text, prefixes).removeprefix(":")
+        case "Tag":
+            name = str(node.tag).strip().lower()
+            if name in _LEFT_OUT:
+                return ""
+            return "\n" if name == "br" else _text_of(node.contents, prefixes)
+    return ""
