@@ -9,7 +9,7 @@ what it was made from, as its manifest or any line of the journal states:
 - a line of the journal of any other kind (verdict, checkpoint, report, export, pushed corpus, evaluation), also where
   its subject was removed since.
 
-Audits and their counts are kept with their corpus. So is everything in doubt: an artifact that differs from its last
+Audits and their counts are kept with their corpus. Everything in doubt is kept, too: an artifact that differs from its last
 statement, or that a link leads to. Unfinished artifacts are never removed. A journal that is missing, altered or behind
 its anchor refuses.
 

@@ -405,8 +405,8 @@ def move_folder(folder: Path, target: Path) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder and all below it.
 
-    The manifest goes first, so that a kill half-way leaves an unfinished artifact. Of a symbolic link, only the link is
-    removed.
+    The manifest goes first, so that a kill half-way leaves an unfinished artifact. If it is a symbolic link, only the
+    link is removed.
     """
     if folder.is_symlink():  # what it leads to is not ours
         folder.unlink()

@@ -114,7 +114,7 @@ def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
     config(command)
     path(command, "kpis", "KPIS", "the KPI file, as planned")
     path(command, "data", "OUTCOMES", "a row for each unit and arm: .csv, .jsonl or .parquet")
-    text = "the checkpoint behind the treatment arm (default: the final one of this run)"
+    text = "checkpoint that served the treatment arm (default: the final one of this run)"
     path(command, "--checkpoint", "CHECKPOINT", text, default=Path("last"))
     flag(command, "--early", "look at fewer units than planned, without a decision")
 

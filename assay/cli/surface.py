@@ -314,7 +314,7 @@ def _translation(commands: Commands[Parser]) -> None:
     command.repeated = "texts"
     text = "translate the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
     path(command, "--file", "FILE", text)
-    text = "hypotheses that go on (default: %(default)s); 1: greedy"
+    text = "hypotheses kept at each step (default: %(default)s); 1: greedy"
     command.add_argument("--beam", type=positive, default=4, metavar="N", help=text)
     text = "power of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
     command.add_argument("--alpha", type=float, default=0.6, metavar="A", help=text)

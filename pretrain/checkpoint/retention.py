@@ -17,8 +17,8 @@ from pretrain.config.training import CheckpointConfig
 def kept_steps(steps: Sequence[int], config: CheckpointConfig, validations: Sequence[dict[str, Any]]) -> dict[int, str]:
     """Steps to keep, with reasons, oldest first.
 
-    The best are those of least validation loss at their own step; of two equal ones the earlier is better. One without
-    a finite validation loss is never among them.
+    The best are those of least validation loss at their own step; if two are equal, the earlier one. A checkpoint
+    without a finite validation loss is never among them.
     """
     kept = {step: "last" for step in steps[-config.keep_last :]}
     if config.keep_every_steps:
