@@ -9,9 +9,9 @@ what it was made from, as its manifest or any line of the journal states:
 - a line of the journal of any other kind (verdict, checkpoint, report, export, pushed corpus, evaluation), also where
   its subject was removed since.
 
-Audits and their counts are kept with their corpus. Everything in doubt is kept, too: an artifact that differs from its last
-statement, or that a link leads to. Unfinished artifacts are never removed. A journal that is missing, altered or behind
-its anchor refuses.
+Audits and their counts are kept with their corpus. Everything in doubt is kept, too: an artifact that differs from its
+last statement, or that a link leads to. Unfinished artifacts are never removed. Nothing is removed where the journal is
+missing, altered or behind its anchor.
 
 `clean_up` plans under a lock, states the removal in the journal (`urn:assay:clean-up:1`, signed: each manifest with its
 digest), then moves each folder out of the way with one rename, products before what they were made from, removes the
