@@ -4,9 +4,9 @@
 train --dry-run` reports what it found: a site whose rules do not bind the run (77), settings that do not work together
 on these ranks (78), a requested GPU that is not there (78), a model that does not fit (1), each with the message of
 the start itself. It also reports patterns of `[[optim.groups]]` that match no parameter, and packages that are not
-installed (78). The first two also check the checkpoint to continue from and the files of tasks (66), and import own code
-(66, 78). A finished training is not checked. The vocabulary is that of the token shards; where there are none yet, the size
-that `[data.tokenizer]` requests, which may exceed what its sample gives.
+installed (78). The first two also check the checkpoint to continue from and the files of tasks (66), and import own
+code (66, 78). A finished training is not checked. The vocabulary is that of the token shards; where there are none
+yet, the size that `[data.tokenizer]` requests, which may exceed what its sample gives.
 
 Nothing here imports torch. Where a GPU may be, a process of its own queries torch: a CUDA context would stay in this
 one for as long as the corpus takes. Another one compares the patterns, and the names and shapes of the tensors of
