@@ -191,14 +191,15 @@ def _verify_others(
         notes += found.notes
     if evidence is None:
         return problems, notes
-    faults, untold = prefix_faults(root, evidence.growing, _prefixes(evidence.entries), evidence.signers)
-    notes_found = note_faults(whole, root, evidence.signer)
-    faults, untold = faults + notes_found.problems, untold + notes_found.notes
+    faults, unstated_ends = prefix_faults(root, evidence.growing, _prefixes(evidence.entries), evidence.signers)
+    faults += note_faults(whole, root, evidence.signer)
     about = tuple(f"{folder}/" for folder in folders)
-    faults, untold = (
-        [line for line in lines if "" in folders or line.startswith((*about, "energy."))] for lines in (faults, untold)
+    faults, unstated_ends = (
+        [line for line in lines if "" in folders or line.startswith((*about, "energy."))]
+        for lines in (faults, unstated_ends)
     )
-    return [*problems, *faults, *ledger_faults(ours, root), *_rested_on(ours, root, evidence)], [*notes, *untold]
+    problems += [*faults, *ledger_faults(ours, root), *_rested_on(ours, root, evidence)]
+    return problems, notes + unstated_ends
 
 
 def _manifests(root: Path) -> Iterator[tuple[str, Manifest | None]]:

@@ -126,7 +126,7 @@ def _as_report(path: Path) -> str:
     return sha256_bytes(data.replace(f'href="{TO_ROOT_FROM_LATEST}'.encode(), f'href="{TO_ROOT}'.encode()))
 
 
-def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> Strays:
+def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -> list[str]:
     """Notes and model signatures that nothing vouches for.
 
     A record counts if it is listed or signed.
@@ -136,7 +136,7 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -
         root: the artifacts' root.
         signer: decides which notes count.
     """
-    found = Strays()
+    found: list[str] = []
     listed: dict[str, list[Output]] = {}
     for manifest in manifests:
         for item in manifest.beside:
@@ -146,12 +146,10 @@ def note_faults(manifests: Sequence[Manifest], root: Path, signer: NoteSigner) -
     for name in sorted({*there, *listed}):
         items = listed.get(name, ())
         if name not in there and (root / name).parent.is_dir():
-            found.problems.append(f"{name}: is missing, and an artifact was made with it")
+            found.append(f"{name}: is missing, and an artifact was made with it")
         as_listed = None in [output_fault(item, root) for item in items]
         if name in there and not as_listed and not _is_signed(root / name, name, signer):
-            found.problems.append(
-                f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it"
-            )
+            found.append(f"{name}: is altered or foreign: no artifact lists it so, and no trusted key signed it")
     return found
 
 

@@ -178,17 +178,7 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
         register(experts, deepspeed.utils.groups, deepspeed.runtime.engine, deepspeed.runtime.bf16_optimizer)
         model, shapes = _build(deepspeed, config, make, weight, experts)
         attach_expert_bias(model, recipe.model, device)
-        if settings.zero_stage == 3 and not Decoder.repeats_blocks:
-            stop_at_repeated_blocks(model)
-        if recipe.train.precision == "fp8":
-            convert_to_float8(model)
-        elif _joins_projections(recipe, settings):
-            join_projections(model)
-        if settings.sequence_parallel_size > 1:
-            split_sequences(model, _sequence_group(ranks, settings))
-        if settings.tensor_parallel_size > 1:
-            whole = deepspeed.zero.GatheredParameters if settings.zero_stage == 3 else contextlib.nullcontext
-            split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings), whole)
+        _adapt(model, recipe, settings, ranks, deepspeed)
         scale = functools.partial(learning_rate_scale, config=recipe.model)
         trained = [pair for pair in model.named_parameters() if pair[1].requires_grad]
         groups = parameter_groups(trained, recipe.optim, full_shape, scale)
@@ -220,6 +210,21 @@ def _decoder(
     if recipe.train.freezes:
         freeze(made, recipe, vocabulary_size)
     return made
+
+
+def _adapt(model: Decoder, recipe: TrainRecipe, settings: EngineConfig, ranks: Ranks, deepspeed: Any) -> None:
+    """Change a model in place for its precision and for ranks that divide rows or matrices."""
+    if settings.zero_stage == 3 and not Decoder.repeats_blocks:
+        stop_at_repeated_blocks(model)
+    if recipe.train.precision == "fp8":
+        convert_to_float8(model)
+    elif _joins_projections(recipe, settings):
+        join_projections(model)
+    if settings.sequence_parallel_size > 1:
+        split_sequences(model, _sequence_group(ranks, settings))
+    if settings.tensor_parallel_size > 1:
+        whole = deepspeed.zero.GatheredParameters if settings.zero_stage == 3 else contextlib.nullcontext
+        split_vocabulary(model.model.embed_tokens, model.lm_head, _vocabulary_part(ranks, settings), whole)
 
 
 def _joins_projections(recipe: TrainRecipe, settings: EngineConfig) -> bool:
