@@ -67,7 +67,7 @@ from data_pipeline.readers.text import ending_of
 from data_pipeline.synthetic.synthesize import facts_of, list_answers
 from data_pipeline.synthetic.synthesize import plan as plan_requests
 from governance.config import Section, canonical_json
-from governance.errors import ConfigError, ManifestError, MissingInput
+from governance.errors import ManifestError, MissingInput
 from governance.file_digests import Digests, is_unchanged
 from governance.files import place, sha256_bytes, write_json
 from governance.log import get_logger
@@ -288,19 +288,13 @@ class _Listing:
 def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Path, runtime: Runtime) -> Manifest:
     """Make or find the documents of all sources.
 
-    Relative paths start at `config_folder`.
+    Relative paths start at `config_folder`. Each source has a name of its own (`DataConfig` refuses others).
 
     Raises:
-        ConfigError: two sources have one name.
         MissingInput: a source's file, package or data set is not there, or it was not made and `runtime.make` is off. A
             look-up goes on without files that are gone, where one artifact has these settings and no file that is still
             there differs; not where a server has a file that was not fetched, nor without the note on a hub's branch.
     """
-    names = Counter(source.name for source in sources)
-    if twice := sorted(name for name, times in names.items() if times > 1):
-        raise ConfigError(
-            f"data.sources: the name {twice[0]!r} is given {names[twice[0]]} times. Rename one: ids start with it."
-        )
     sources = tuple(at_commit(source, runtime) if isinstance(source, HubSource) else source for source in sources)
     listing = _list_sources(sources, config_folder, runtime)
     inputs = listing.inputs()

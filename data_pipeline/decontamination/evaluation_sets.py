@@ -177,12 +177,9 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
     Relative paths start at `folder`. `stats` counts `items` and `texts` by set.
 
     Raises:
-        ConfigError: two sets have one name; no item of a set has a field, or none holds a text.
+        ConfigError: no item of a set has a field, or none holds a text.
         MissingInput: a file is not there or cannot be read whole; or it was not made and `runtime.make` is False.
     """
-    counted = Counter(wanted.name for wanted in sets)
-    if twice := sorted(name for name, times in counted.items() if times > 1):
-        raise ConfigError(f"data.decontaminate.sets: the name {twice[0]!r} is given {counted[twice[0]]} times.")
     digests = Digests(runtime)
     files = [find_files(wanted.paths, folder, f"evaluation set {wanted.name}") for wanted in sets]
     inputs = [

@@ -123,8 +123,6 @@ def test_mistakes_are_named_with_their_fix(tmp_path):
         made(tmp_path, wanted(id_field="extra.x"))
     with pytest.raises(MissingInput, match="evaluation set s: 'no/\\*' names no file"):
         made(tmp_path, wanted(paths=("no/*",)))
-    with pytest.raises(ConfigError, match="the name 's' is given 2 times"):
-        made(tmp_path, wanted(), wanted())
     run = tmp_path / "run.toml"
     run.write_text('name = "s"\npaths = ["in/*"]\nfields = ["q", "q"]\n')
     with pytest.raises(ConfigError, match="'q' is named twice"):

@@ -300,11 +300,6 @@ def test_files_are_joined_up_to_the_target_in_order(tmp_path):
 # --- mistakes of a user
 
 
-def test_two_sources_of_one_name(tmp_path):
-    with pytest.raises(ConfigError, match="the name 'a' is given 2 times"):
-        made([jsonl(), jsonl()], tmp_path, tmp_path / "root")
-
-
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(MissingInput, match=r"source a: '\*\.jsonl' names no file"):
         made([jsonl()], tmp_path, tmp_path / "root")
