@@ -436,15 +436,15 @@ def _read_all(
     stats = [(reading.source.name, done.stats) for reading, done in zip(readings, read, strict=True)] + lost
     outputs = [output for done in read for role, output in done.outputs.items() if not role.startswith("read_")]
     # An id may repeat in any shard of its source, so shards get their final names once all of the source is read.
-    unnamed: list[tuple[str, Shard]] = []
-    for source in {reading.source.name: reading.source for reading in readings}.values():
-        source_shards = [
-            (shard.name, done)
-            for shard, done in zip(shards, read, strict=True)
-            if shard.payload.source.name == source.name
-        ]
-        finishing = _without_repeats(bool(source.fields.id), source_shards, recipe, folder, runtime)
-        unnamed += [(source.name, shard) for shard in finishing]
+    of_source: dict[str, list[tuple[str, ShardDone]]] = {}
+    for shard, done in zip(shards, read, strict=True):
+        of_source.setdefault(shard.payload.source.name, []).append((shard.name, done))
+    with_ids = {reading.source.name: bool(reading.source.fields.id) for reading in readings}
+    unnamed = [
+        (name, shard)
+        for name, parts in of_source.items()
+        for shard in _without_repeats(with_ids[name], parts, recipe, folder, runtime)
+    ]
     final = map_shards(recipe, drop_repeated, [shard for _, shard in unnamed], folder, runtime)
     stats += [(name, done.stats) for (name, _), done in zip(unnamed, final, strict=True)]
     outputs += [output for done in final for output in done.outputs.values()]

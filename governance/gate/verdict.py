@@ -16,6 +16,7 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class GovernanceConfig(Section):
     model_key: str = ""
     """Path of the EC key that signs them; empty: the user's own, made on first use."""
 
-    receipts: bool = Field(default=False, exclude_if=lambda on: not on)
+    receipts: bool = Field(default=False, exclude_if=not_)
     """Make the tree over the corpus's names right after its tokens, so that its root is signed before anybody asks."""
     actions: tuple[GateAction, ...] = ()
     """Messages that report a closed gate (`gate_actions.py`); none of them can change it."""

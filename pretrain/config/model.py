@@ -8,6 +8,7 @@ learned, so all of them enter the key of a training run. Fields that Hugging Fac
 
 from __future__ import annotations
 
+from operator import not_
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -68,7 +69,7 @@ class MoeConfig(Section):
     when all experts are used alike (Switch, arXiv:2101.03961, eq. 4)."""
     router_z_loss_coef: float = Field(default=0.001, ge=0)
     """Weight of the mean squared log-sum-exp of the router's logits, per layer (ST-MoE, arXiv:2202.08906, eq. 5)."""
-    router_bias_update_rate: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda rate: rate == 0)
+    router_bias_update_rate: float = Field(default=0.0, ge=0, lt=1, exclude_if=not_)
     """Step by which each expert's selection bias moves after an update, towards equal loads (arXiv:2408.15664, which
     takes 0.001 and no auxiliary loss: set router_aux_loss_coef = 0); 0: no bias."""
 
@@ -181,19 +182,19 @@ class ModelConfig(Section):
     """Under mup: the hidden_size at which initializer_range and the learning rate were tuned."""
     moe: MoeConfig | None = None
     """Several experts in place of each feed-forward layer; none: one layer for all tokens."""
-    num_labels: int = Field(default=0, ge=0, exclude_if=lambda labels: not labels)
+    num_labels: int = Field(default=0, ge=0, exclude_if=not_)
     """Rows of a classification head in place of the output projection: as many as `data.encode.classification` has
     labels, from which it follows. 0: a language model."""
-    pooling: Literal["last", "mean"] = Field(default="last", exclude_if=lambda pooling: pooling == "last")
+    pooling: Literal["last", "mean"] = Field(default="last", exclude_if="last".__eq__)
     """Hidden state that the classification head reads: of the text's last token, or the mean of all."""
 
-    encoder_layers: int = Field(default=0, ge=0, exclude_if=lambda layers: not layers)
+    encoder_layers: int = Field(default=0, ge=0, exclude_if=not_)
     """Blocks of an encoder that reads the source of each pair (arXiv:1706.03762, section 3.1); num_hidden_layers are
     then those of the decoder. 0: a decoder alone. See `docs/translation.md`."""
-    dropout: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: not share)
+    dropout: float = Field(default=0.0, ge=0, lt=1, exclude_if=not_)
     """With an encoder: share of the elements of each sub-layer's output, and of the embeddings, that training sets to
     zero (arXiv:1706.03762, section 5.4)."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: not share)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, exclude_if=not_)
     """With an encoder: share of each target's probability that is spread evenly over the vocabulary
     (arXiv:1512.00567, section 7). Reported losses are without it."""
 

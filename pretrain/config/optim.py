@@ -6,6 +6,7 @@ It imports no torch.
 from __future__ import annotations
 
 import re
+from operator import not_
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -43,15 +44,15 @@ class OptimConfig(Section):
     optimizer: Literal["adamw", "muon", "lion", "own"] = "adamw"
     """adamw (arXiv:1711.05101); lion (arXiv:2302.06675); muon (Jordan et al. 2024) for the matrices of the blocks, with
     AdamW for the embeddings, the head and all vectors; own: that of `function`."""
-    function: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=lambda function: not function)
+    function: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=not_)
     """own: a function (`package.module:function`) of parameter groups and values that returns the optimizer."""
-    arguments: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda arguments: not arguments)
+    arguments: dict[str, Any] = Field(default_factory=dict, exclude_if=not_)
     """own: `[optim.arguments]`, more values for the function."""
     elementwise: bool = Field(default=False, exclude=True)
     """own: whether each element's update depends on that element alone; only then may ranks share parameters."""
     state_tensors: int = Field(default=2, ge=0, exclude=True)
     """own: tensors of a parameter's shape that the optimizer keeps, for the estimates of memory and disk."""
-    code_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", exclude_if=lambda digest: not digest)
+    code_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", exclude_if=not_)
     """own: the digest that the function's source must have; empty: its digest at the start of the run."""
     learning_rate: float = Field(gt=0)
     """The highest rate of the schedule; with muon, of the part that AdamW updates."""

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,12 +132,12 @@ class TrainConfig(Section):
     initial_weights: str = Field(default="", exclude=True)
     """Hugging Face weights to begin from at step 0: a folder, relative to the run's file, or a model of the hub
     ("hf://owner/name@revision"); empty: random weights. Its path decides nothing; its digest is in the key."""
-    adapter: AdapterConfig | None = Field(default=None, exclude_if=lambda adapter: adapter is None)
+    adapter: AdapterConfig | None = Field(default=None, exclude_if=not_)
     """`[train.adapter]`: train low-rank adapters; the weights of `initial_weights` stay as they are."""
-    trained: tuple[str, ...] = Field(default=(), exclude_if=lambda trained: not trained)
+    trained: tuple[str, ...] = Field(default=(), exclude_if=not_)
     """Regular expressions, searched for in the parameters' names, of those that learn; the others stay as they are in
     `initial_weights`. With adapters these learn too. Empty: all learn, or the adapters alone."""
-    distillation: DistillationConfig | None = Field(default=None, exclude_if=lambda section: section is None)
+    distillation: DistillationConfig | None = Field(default=None, exclude_if=not_)
     """`[train.distillation]`: a teacher to learn from; None: the text alone."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
@@ -152,7 +153,7 @@ class TrainConfig(Section):
     """Type in which gradients are summed over ranks. bf16 sends half the bytes; its error grows with the ranks."""
     validate_every_steps: int = Field(default=100, ge=0)
     """Steps between measurements on the validation shards; 0 measures only at the end."""
-    patience: int = Field(default=0, ge=0, exclude_if=lambda patience: not patience)
+    patience: int = Field(default=0, ge=0, exclude_if=not_)
     """Early stopping: training ends once the last `patience` validations have none below the least loss before them.
     0: never."""
     validation_rows: int = Field(default=64, gt=0)
@@ -341,14 +342,14 @@ class TaskConfig(Section):
     path: str = Field(default="", exclude=True)
     """A file (.jsonl, .json, .parquet, each also as .gz but the last), or a folder of them; relative to the run's file.
     Its location decides nothing; its digest is in the key."""
-    task: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=lambda task: not task)
+    task: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=not_)
     """Instead of `path`: an own function (`package.module:function`) that yields the records. The digests of its source
     and of its records are in the key."""
     seconds: float = Field(default=600, gt=0, exclude=True)
     """Time limit of that function, in seconds."""
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """The digest that file or records must have; empty: their digest at the start of the run, recorded then."""
-    code_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", exclude_if=lambda digest: not digest)
+    code_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$", exclude_if=not_)
     """The same for the source of `task`."""
     limit: int = Field(default=0, ge=0)
     """The most questions, chosen by the seed; 0: all."""
