@@ -93,7 +93,6 @@ def is_found(
     found: Sequence[Detection],
     alike: Collection[str],
     find: Callable[[str], Sequence[Detection]],
-    sentences: Mapping[str, Sequence[str]] = SENTENCES,
 ) -> bool:
     """Return whether the finder knows a canary for what it is.
 
@@ -107,7 +106,7 @@ def is_found(
     start, end, kind = canary.expected
     if not any(mark.start <= start and end <= mark.end and mark.type in alike for mark in found):
         return False
-    alone = [sentence.partition("{}") for sentence in sentences[kind]]
+    alone = [sentence.partition("{}") for sentence in SENTENCES[kind]]
     known = [
         Detection(len(before), len(before) + end - start, kind) in find(before + canary.text[start:end] + after)
         for before, _, after in alone

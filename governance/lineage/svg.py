@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from governance.lineage.lineage_graph import Graph, Node
 from governance.manifest import FILE_NAME, SOURCES
@@ -48,8 +49,6 @@ class _GraphLayout:
     """
 
     layers: list[list[str]]
-    links: list[tuple[str, str]]
-    """Between neighbouring layers, (upper, lower)."""
     x: dict[str, float]
 
 
@@ -173,20 +172,15 @@ def _lay_out(depth: Mapping[str, int], edges: Iterable[tuple[str, str]], boxes: 
     layers: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
     for name in sorted(depth, key=lambda name: (boxes[name].title, name)):
         layers[depth[name]].append(name)
-    links = []
+    joined: dict[str, list[str]] = defaultdict(list)  # names in neighbouring layers
     for parent, child in sorted(edges):
-        upper = parent
-        for number in range(depth[parent] + 1, depth[child]):
-            lane = _lane(parent, child, number)
+        lanes = {number: _lane(parent, child, number) for number in range(depth[parent] + 1, depth[child])}
+        for number, lane in lanes.items():
             layers[number].append(lane)
-            links.append((upper, lane))
-            upper = lane
-        links.append((upper, child))
-    joined: dict[str, list[str]] = defaultdict(list)
-    for upper, lower in links:
-        joined[upper].append(lower)
-        joined[lower].append(upper)
-    layout = _GraphLayout(layers, links, {})
+        for upper, lower in pairwise([parent, *lanes.values(), child]):
+            joined[upper].append(lower)
+            joined[lower].append(upper)
+    layout = _GraphLayout(layers, {})
     for layer in layers:
         _spread(layout, layer, boxes, {name: float(index) for index, name in enumerate(layer)})
     for sweep in range(_SWEEPS):
