@@ -179,7 +179,7 @@ def _with_labels(config: RunConfig, origins: dict[str, str]) -> RunConfig:
         )
     if not labels and config.model.pooling != "last":
         raise ConfigError(
-            f"model.pooling = {config.model.pooling!r} is of a classification head, and there is no "
+            f"model.pooling = {config.model.pooling!r} belongs to a classification head, and there is no "
             f"[data.encode.classification]; add it, or remove model.pooling"
         )
     if not labels:

@@ -54,7 +54,7 @@ def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None)
             origin is not verified, and the policy demands it.
         MissingInput: the parent checkpoint, the folder of weights, or the teacher is missing.
         CheckpointError: it is torn, or no checkpoint.
-        ConfigError: the weights are of another model.
+        ConfigError: the weights belong to another model.
     """
     recipe = pinned(run)
     named = (parent_of(recipe.train, runtime.root), open_weights(recipe, runtime), named_teacher(recipe, runtime))

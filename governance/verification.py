@@ -339,7 +339,7 @@ def _waivers(verdict: Mapping[str, Any]) -> Iterator[str]:
         if datetime.date.fromisoformat(waiver["expires"]) < given:
             yield f"used a waiver of {waiver['gate']} that had expired on {waiver['expires']}"
         if waiver["subject"] != verdict["corpus"]["digest"]:
-            yield f"used a waiver of {waiver['gate']} that is of another corpus"
+            yield f"used a waiver of {waiver['gate']} that belongs to another corpus"
 
 
 def _lost(root: Path, evidence: _JournalEvidence) -> Iterator[str]:

@@ -123,7 +123,7 @@ def default_root(config: Path) -> Path:
 
     It is `runs/<name>` in the nearest folder around CONFIG that has `runs`, `.git` or `pyproject.toml`, else next to
     CONFIG. So it is the same from every folder, except from one that has a `runs/<name>` already: that one wins, also
-    if it is of another project. The shipped configurations, which are copied nowhere, run here.
+    if it belongs to another project. The shipped configurations, which are copied nowhere, run here.
     """
     here = Path("runs") / config.stem
     folder = config.absolute().parent

@@ -5,7 +5,7 @@ gates and the results. Each finding is verified:
 
     a shard has no finding                            each gate gets `missing` for this shard
     a shard has two findings, or a finding no shard   each gate gets `error`
-    the finding is of another suite, other bytes,     each gate gets `error`
+    the finding belongs to another suite, other bytes,     each gate gets `error`
       other gates, or does not have one result per gate
     no shard has a row                                one empty table is judged, which no gate can pass
 

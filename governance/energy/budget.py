@@ -65,7 +65,7 @@ class Keeper(Budget):
 
         Raises:
             BudgetReached: there is none, or the use is unknown.
-            ManifestError: a file of the ledger is of another schema.
+            ManifestError: a file of the ledger has another schema.
         """
         if not self._bounds(stage):
             return

@@ -10,11 +10,11 @@ Data work is shared out by tokens used: a training that was shown u of the h tok
 what the corpus and everything behind it took, at most the whole; several trainings of one line add their shares up, at
 most to the whole. "whole" is the other method: a training answers for all of its corpus.
 
-Nothing is counted twice: a training or an artifact that is reached on two ways counts once. What is behind a
-checkpoint and has no record, or no known share, is in `missing`, and so do shards that were linked from an
-earlier artifact, whose work is that one's; the sum is then marked "at least" and has no upper
-bound. Cumulative + what it leaves out = fully loaded, exactly, where the ledger names every artifact: a share is
-rounded down to the millijoule, and the rest stays with what is left out.
+Nothing is counted twice: a training or an artifact that is reached in two ways counts once. `missing` names ancestors
+without a record or without a known share, and shards that were linked from an earlier artifact, whose work is that
+one's; the sum is then marked "at least" and has no upper bound. Cumulative + what it leaves out = fully loaded,
+exactly, where the ledger names every artifact: a share is rounded down to the millijoule, and the rest stays with what
+is left out.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Training:
     linked: tuple[str, ...] = ()
     """Earlier artifacts that shards of these were linked from: which part of their work that is, is unknown."""
     before: int = 0
-    """Tokens in `used` that the checkpoint which it continues was shown, and not it itself."""
+    """Tokens in `used` that were shown before, to the checkpoint that it continues."""
 
     @property
     def unknown(self) -> list[str]:

@@ -72,7 +72,7 @@ def withdrawal_faults(
         who = ", ".join(sorted({refused.approver, *owners}))
         faults.append(f"{content.approver} may not withdraw it; these may: {who}")
     if signed.subject != refused.sha256:
-        faults.append(f"it is of another refusal ({signed.subject[:16]}…)")
+        faults.append(f"it belongs to another refusal ({signed.subject[:16]}…)")
     if content.corpus != corpus:
         faults.append(f"it is for another corpus ({content.corpus[:16]}…)")
     return [fault for fault in faults if fault]

@@ -136,7 +136,7 @@ class WholeWeights:
         """The whole tensor of this name.
 
         Raises:
-            CheckpointError: it is missing or has another shape: the checkpoint is of another model.
+            CheckpointError: it is missing or has another shape: the checkpoint belongs to another model.
         """
         held = name not in self._own and name in self._base
         found = (self._base if held else self._own).read(name, shape)

@@ -304,7 +304,7 @@ def identity_of(manifest: Manifest) -> CheckpointIdentity:
     try:
         return validate(manifest.config, CheckpointIdentity, manifest.path)
     except ConfigError as error:
-        raise CheckpointError(f"{manifest.path}: is of another version: {error}") from error
+        raise CheckpointError(f"{manifest.path}: has another version: {error}") from error
 
 
 def state_text(state: TrainState) -> str:
@@ -356,7 +356,7 @@ def require_step(store: CheckpointStore, step: int) -> Manifest:
     Raises:
         MissingInput: it is gone.
         ManifestError: its manifest is torn or altered.
-        CheckpointError: it is of another run or model.
+        CheckpointError: it belongs to another run or model.
         StorageError: its manifest cannot be read.
     """
     path = store.folder(step) / FILE_NAME
@@ -369,7 +369,7 @@ def require_step(store: CheckpointStore, step: int) -> Manifest:
     if named != (STAGE, store.key(step), store.train_key):
         found = f"{manifest.stage} {manifest.key[:16]}, step {manifest.config.get('step')}"
         raise CheckpointError(
-            f"{path}: is of another run or model ({found}), not the checkpoint of step {step} of this run. Remove its "
-            f"folder, or use the configuration that it was trained with."
+            f"{path}: belongs to another run or model ({found}), not the checkpoint of step {step} of this run. Remove "
+            f"its folder, or use the configuration that it was trained with."
         )
     return manifest

@@ -184,7 +184,7 @@ def resume(store: CheckpointStore, settings: Settings, open_with: OpenWith) -> t
     The result is None if the run never saved one. The call is collective.
 
     Raises:
-        CheckpointError: a checkpoint is of another model, or the parent's or every one of the run's is damaged.
+        CheckpointError: a checkpoint belongs to another model, or the parent's or every one of the run's is damaged.
         MissingInput: the run had durable checkpoints, and all of them are gone.
         StorageError: a checkpoint exists and cannot be read.
     """
@@ -371,8 +371,8 @@ def refuse_unlike(parent: Parent, tokens: Manifest, recipe: TrainRecipe) -> None
     """
     if "base" in parent.manifest.stats:
         raise ConfigError(
-            f"{_PARENT_FIELD} = {recipe.train.continue_from!r}: is of a training with frozen parameters, whose other "
-            f"weights and moments it lacks. Write it as a folder (`assay export`) and start from that with "
+            f"{_PARENT_FIELD} = {recipe.train.continue_from!r}: belongs to a training with frozen parameters, whose "
+            f"other weights and moments it lacks. Write it as a folder (`assay export`) and start from that with "
             f"train.initial_weights."
         )
     identity = identity_of(parent.manifest)

@@ -151,7 +151,7 @@ def reader(fragments: Sequence[Owned]) -> ReadStretch:
     """Reader of `place_fragments` over these fragments.
 
     Raises, when it is called:
-        CheckpointError: they lack the requested elements: they are of another model or layout.
+        CheckpointError: they lack the requested elements: they belong to another model or layout.
     """
     import torch
 

@@ -184,7 +184,7 @@ class TensorFiles:
         """The whole tensor of this name.
 
         Raises:
-            CheckpointError: it is missing or has another shape: the checkpoint is of another model.
+            CheckpointError: it is missing or has another shape: the checkpoint belongs to another model.
         """
         found = self._place(name).shape
         if shape is not None:
@@ -206,7 +206,7 @@ class TensorFiles:
         """Elements `start` to `start + count` of a tensor, flattened row-major.
 
         Raises:
-            CheckpointError: the tensor is missing or smaller: the checkpoint is of another model.
+            CheckpointError: the tensor is missing or smaller: the checkpoint belongs to another model.
         """
         import torch
 
@@ -214,7 +214,7 @@ class TensorFiles:
         if start + count > math.prod(place.shape):
             raise CheckpointError(
                 f"{self._paths[0].parent}: {name} of shape {place.shape} has no elements {start} to {start + count}: "
-                f"it is of another model"
+                f"it belongs to another model"
             )
         read = torch.empty(count, dtype=torch.float32)
         file, room, offset = self._files[name][0], memoryview(read.numpy()).cast("B"), place.offset + _ITEM * start
@@ -227,5 +227,5 @@ class TensorFiles:
 
     def _place(self, name: str) -> TensorLocation:
         if name not in self._files:
-            raise CheckpointError(f"{self._paths[0].parent}: has no {name}: it is of another model")
+            raise CheckpointError(f"{self._paths[0].parent}: has no {name}: it belongs to another model")
         return self._files[name][1]

@@ -97,7 +97,7 @@ def test_folds_are_trained_tested_and_joined(project, capsys):
     assert command(project, *words, "--json") == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["accuracy"]["value"] > 0.9
-    assert "20 of 40 documents are of a group (author) that is in training" in printed.err
+    assert "20 of 40 documents belong to a group (author) in the training data" in printed.err
     assert command(project, *words) == 0
     assert "storm" in capsys.readouterr().out
 

@@ -164,7 +164,7 @@ BAD = {
     "a bad signature": ({"by": "stranger", "approver": "ann"}, "which is not ann's own"),
     "a stranger": ({"by": "stranger"}, r"stranger is not in \[people\] of the policy"),
     "no owner": ({"by": "ben"}, "ben may not withdraw it; these may: ann"),
-    "another refusal": ({"about": "d" * 64}, "it is of another refusal"),
+    "another refusal": ({"about": "d" * 64}, "it belongs to another refusal"),
     "another corpus": ({"corpus": "e" * 64}, "it is for another corpus"),
     "the submitter": ({}, "ann submitted this run"),
 }
