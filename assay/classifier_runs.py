@@ -105,7 +105,8 @@ def _warn_of_known_groups(config: ClassificationConfig, test: Labelled, seen: Se
     known = int(np.isin(test.units, np.concatenate([one.units for one in seen])).sum())
     if config.group and known:
         get_logger(__name__).warning(
-            "--test: %d of %d documents belong to a group (%s) in the training data; the figures do not hold for new ones",
+            "--test: %d of %d documents belong to a group (%s) in the training data; the figures do not hold for new "
+            "groups",
             known, len(test.units), config.group,
         )  # fmt: skip
 
