@@ -180,8 +180,8 @@ def fill_defaults(found: RunFile, folder: Path, needs: Needs) -> None:
         _fill(found, "governance", "policy", shipped, "the shipped policy")
         if needs == "all" and read_ranks().first:
             get_logger(__name__).warning(
-                "no own policy (no [governance] policy, and no %s): the shipped policy %s judges this corpus. "
-                "Write an own one next to the run's file: assay init %s", folder / policy, shipped, folder,
+                "the run has no policy of its own (no [governance] policy, and no %s): the shipped policy %s judges "
+                "this corpus. Write your own next to the run's file: assay init %s", folder / policy, shipped, folder,
             )  # fmt: skip
     data = _table(found.values, "data")
     length = _table(data, "pack").get("sequence_length")

@@ -177,10 +177,10 @@ def refuse_missing_packages(tracking: TrackingConfig) -> None:
 def refuse_groups(recipe: TrainRecipe, vocabulary: int, folder: Path = Path()) -> None:
     """Raise if a parameter group matches nothing or decays too fast.
 
-    An own optimizer, searched for in `folder` first, is built and tried on small parameters.
+    A custom optimizer, searched for in `folder` first, is built and tried on small parameters.
 
     Raises:
-        ConfigError: names the nearest parameters, or what an own optimizer does that a checkpoint cannot restore.
+        ConfigError: names the nearest parameters, or what a custom optimizer does that a checkpoint cannot restore.
     """
     if recipe.optim.groups or recipe.optim.function:
         _apart(_group, recipe, vocabulary, folder)

@@ -12,6 +12,6 @@ _UNWANTED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 def normalise(text: str) -> str:
     """The text as every stage from `clean` on sees it.
 
-    Doing it twice changes nothing more.
+    It is idempotent.
     """
     return unicodedata.normalize("NFC", _UNWANTED.sub("", _LINE_END.sub("\n", text)))

@@ -1,4 +1,4 @@
-"""Callbacks: own functions that see the events of a training.
+"""Callbacks: custom functions that see the events of a training.
 
     [[train.callbacks]]
     function = "mylab.hooks:on_step"

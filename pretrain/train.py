@@ -155,12 +155,12 @@ def _refuse_unlike_ranks(keys: Sequence[str]) -> None:
     """Raise where ranks would train different runs.
 
     Raises:
-        ConfigError: an own task or a file differs between their processes or nodes.
+        ConfigError: a custom task or a file differs between their processes or nodes.
     """
     if len(set(keys)) > 1:
         raise ConfigError(
             f"the ranks have different recipes ({', '.join(sorted({key[:12] for key in keys}))}): a file, a source or "
-            "the records of an own task differ between their nodes or processes. Make own tasks deterministic (no "
+            "the records of a custom task differ between their nodes or processes. Make custom tasks deterministic (no "
             "order of sets, no clock), and give every node the same files."
         )
 

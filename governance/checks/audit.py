@@ -86,7 +86,7 @@ class AuditSection(Section):
     token_shards: bool
     """True where the token shards are counted again."""
     own_sources: dict[str, str]
-    """Dotted path of an own expectation -> SHA-256 of its source."""
+    """Dotted path of a custom expectation -> SHA-256 of its source."""
 
 
 @dataclass(frozen=True)

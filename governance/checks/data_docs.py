@@ -175,7 +175,7 @@ def _validate(
         with time_limit(sum(own_seconds(gate) for gate in gates)):
             found = validator.validate_expectation_suite(kept)
     except TimeoutError as error:
-        raise PipelineError(f"--data-docs: an own expectation of suite {suite} on {table.subject}: {error}") from error
+        raise PipelineError(f"--data-docs: custom expectation of suite {suite} on {table.subject}: {error}") from error
     for result in found.results:
         result.success = bool(result.success)  # the store cannot write numpy.bool, which quantiles and means give
     found.meta |= {"run_id": run, "validation_time": run.run_time}

@@ -36,7 +36,7 @@ class SuiteSection(Section):
     suite: str
     gates: tuple[Gate, ...]
     own_sources: dict[str, str] = Field(default={})
-    """Dotted path of an own expectation -> SHA-256 of its source."""
+    """Dotted path of a custom expectation -> SHA-256 of its source."""
 
 
 @dataclass(frozen=True)

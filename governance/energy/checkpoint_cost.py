@@ -131,7 +131,7 @@ def cumulative_by_step(
         artifact: the checkpoints' training.
         steps: rising.
         method: division of data work.
-        recorded: records of the artifacts' manifests, for those that no piece names (ledgers of earlier releases).
+        recorded: records of the artifacts' manifests, for those that no piece of the ledger names.
     """
     ancestors, data = _sums_of_trainings(survived), _sums_of_data(survived, recorded or {})
     own = sorted(

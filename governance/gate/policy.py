@@ -205,7 +205,7 @@ class Policy(Section):
         for key, count in Counter(self.people.values()).items():
             if count > 1:
                 names = sorted(name for name in self.people if self.people[name] == key)
-                raise ValueError(f"people {', '.join(names)} have one key; each person needs an own key")
+                raise ValueError(f"people {', '.join(names)} have one key; each person needs a key of their own")
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 A verdict is an in-toto statement in a signed envelope at `<root>/verdicts/<corpus>-<policy>.json`. Its subjects are the
 encoded corpus and each of its token shards; its predicate is the decision with every reason, the policy's digest and
-what it loosens against its parent, the audit's digest, the digests of own expectations' sources, the waivers, the
+what it loosens against its parent, the audit's digest, the digests of custom expectations' sources, the waivers, the
 journal's head, and an expiry.
 `require_open` is the one door into training: it re-checks signature, subjects, files, policy, clock, expiry, journal,
 waivers, refusals and approvals each time. Signing and training both call `require_chain` first:

@@ -132,7 +132,7 @@ class TrainState:
     expert_bias: list[list[float]] | None = None
     """Selection biases by layer and expert, see `expert_bias.py`; None without a rate."""
     scalars: dict[str, dict[str, float]] | None = None
-    """Scalars of an own optimizer's state, by parameter and name; None for the others."""
+    """Scalars of a custom optimizer's state, by parameter and name; None for the others."""
 
 
 def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class SkipConfig(Section):
 
 
 class CallbackConfig(Section):
-    """A `[[train.callbacks]]` section: an own function that sees events of the training."""
+    """A `[[train.callbacks]]` section: a custom function that sees events of the training."""
 
     function: str = Field(pattern=DOTTED)
     """The function: `package.module:function`, in the folder of the run's file or installed."""
@@ -161,8 +161,8 @@ class TrainConfig(Section):
     skip: SkipConfig = SkipConfig()
     """Conditions for skipped batches."""
     callbacks: tuple[CallbackConfig, ...] = Field(default=(), exclude=True)
-    """`[[train.callbacks]]`: own functions that see events of the training. They change no artifact, so they are not in
-    the key."""
+    """`[[train.callbacks]]`: custom functions that see events of the training. They change no artifact, so they are not
+    in the key."""
 
     @property
     def freezes(self) -> bool:
@@ -343,8 +343,8 @@ class TaskConfig(Section):
     """A file (.jsonl, .json, .parquet, each also as .gz but the last), or a folder of them; relative to the run's file.
     Its location decides nothing; its digest is in the key."""
     task: str = Field(default="", pattern=f"^$|{DOTTED}", exclude_if=not_)
-    """Instead of `path`: an own function (`package.module:function`) that yields the records. The digests of its source
-    and of its records are in the key."""
+    """Instead of `path`: a custom function (`package.module:function`) that yields the records. The digests of its
+    source and of its records are in the key."""
     seconds: float = Field(default=600, gt=0, exclude=True)
     """Time limit of that function, in seconds."""
     sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")

@@ -140,13 +140,13 @@ def full_state(engine: Wrapped) -> Iterator[tuple[str, dict[str, torch.Tensor]]]
 
 
 def moments_of(state: Any, flat: torch.Tensor, group: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Moments of a flat; zeros before an own optimizer makes them."""
+    """Moments of a flat; zeros before a custom optimizer makes them."""
     held = state[flat]
     return {name: held[name] if name in held else torch.zeros_like(flat) for name in group["moments"]}
 
 
 def scalars_of(engine: Wrapped) -> dict[str, dict[str, float]] | None:
-    """Scalars of an own optimizer's state, by parameter; None for others.
+    """Scalars of a custom optimizer's state, by parameter; None for others.
 
     With ZeRO, only elementwise optimizers are own ones, whose scalars depend on the steps alone: this rank's are those
     of all.
@@ -191,7 +191,7 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
 
     They are needed at the start of a run too: DeepSpeed links parameters to their moments only once, after the update
     of its *first* parameter group, when those of other groups do not exist yet. Muon learns here how ZeRO cut its
-    matrices. An own optimizer makes its state in the first update; DeepSpeed's link, which only its own formats of
+    matrices. A custom optimizer makes its state in the first update; DeepSpeed's link, which only its own formats of
     checkpoints use, is left out then.
     """
     optimizer = optimizer_of(engine)

@@ -24,7 +24,7 @@ commonsenseqa with letters, puts a primer before truthfulqa, and starts an empty
 which Assay's models never see at a start (they see a line break, or the token that begins documents:
 `loglikelihood.LEAD`).
 
-In an own task a function yields the records, in place of a file:
+In a custom task a function yields the records, in place of a file:
 
     [[evaluation.tasks]]
     name = "arithmetic"
@@ -79,7 +79,7 @@ class Task:
 
     name: str
     sha256: str
-    """Digest of its file; for a folder, of its files' digests; of the records that an own function yields."""
+    """Digest of its file; for a folder, of its files' digests; of the records that a custom function yields."""
     questions: tuple[Question, ...]
     left_out: int = 0
     """Records without a valid question, for example with an answer that is not a choice."""
@@ -90,7 +90,7 @@ def pin(config: EvaluationConfig, folder: Path) -> EvaluationConfig:
 
     Raises:
         MissingInput: a file or module is missing.
-        ConfigError: a file, a source or its records have another digest than the section states, or an own function
+        ConfigError: a file, a source or its records have another digest than the section states, or a custom function
             fails.
     """
     pinned = []
@@ -116,8 +116,8 @@ def open_tasks(config: EvaluationConfig, folder: Path) -> tuple[Task, ...]:
 
     Raises:
         MissingInput: a file or module is missing.
-        ConfigError: more than 1 % of the records of files, or any record of an own function, have another format; the
-            first one is named, with its field. An own function fails.
+        ConfigError: more than 1 % of the records of files, or any record of a custom function, have another format; the
+            first one is named, with its field. A custom function fails.
     """
     return tuple(_open(task, folder, config.seed) for task in config.tasks)
 

@@ -66,7 +66,7 @@ def parameter_groups(
     A group holds `params`, `name` ("matrices", "vectors", "adapters", "muon", or a rule's pattern before one of them),
     `label` (its name in the record, which stays where DeepSpeed needs another name), `base_lr` (the peak rate, which
     the schedule multiplies), `lr`, `weight_decay`, `kind` (adamw, lion, muon or own) and `moments` (the names of the
-    optimizer's tensors for each parameter; `make_optimizer` knows those of an own one).
+    optimizer's tensors for each parameter; `make_optimizer` knows those of a custom one).
 
     `shape_of(parameter)` gives the full shape: ZeRO-3 shows every parameter as a vector. `rate_scale(name, shape)` is
     the model's own factor (muP); it multiplies the rule's rate and divides the decay, so that rate x decay, the share
@@ -172,7 +172,7 @@ def _no_match(pattern: str, names: list[str]) -> str:
 
 
 def pin_optimizer(config: OptimConfig, folder: Path) -> OptimConfig:
-    """Copy of the section with the digest of an own function's source.
+    """Copy of the section with the digest of a custom function's source.
 
     Raises:
         MissingInput: there is no such module.
@@ -192,7 +192,7 @@ def pin_optimizer(config: OptimConfig, folder: Path) -> OptimConfig:
 def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig, folder: Path = Path()) -> torch.optim.Optimizer:
     """Optimizer of the section `[optim]` over the groups of `parameter_groups`.
 
-    AdamW is torch's fused one: as fast as DeepSpeed's own, which would have to be compiled. `folder` is where an own
+    AdamW is torch's fused one: as fast as DeepSpeed's own, which would have to be compiled. `folder` is where a custom
     one is searched for first.
     """
     import torch

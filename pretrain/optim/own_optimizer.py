@@ -31,7 +31,7 @@ _STEPS, _RESTART, _RATE, _SECONDS = 24, 12, 0.1, 120.0
 
 
 class OwnOptimizer(torch.optim.Optimizer):
-    """An own optimizer whose step can be skipped (`found_inf`, see `optimizers.py`).
+    """A custom optimizer whose step can be skipped (`found_inf`, see `optimizers.py`).
 
     It shares groups and state with the optimizer within.
     """
@@ -94,12 +94,12 @@ def make_own(groups: Groups, config: OptimConfig, folder: Path) -> OwnOptimizer:
 
 
 def _group_values(group: Mapping[str, Any]) -> list[Any]:
-    """Values of a group that an own function must keep."""
+    """Values of a group that a custom function must keep."""
     return [*(group.get(name) for name in ("base_lr", "label", "kind")), *map(id, group["params"])]
 
 
 def values_of(config: OptimConfig) -> dict[str, Any]:
-    """The values that an own function gets."""
+    """The values that a custom function gets."""
     names = ("learning_rate", "betas", "eps", "weight_decay")
     return {name: getattr(config, name) for name in names} | config.arguments
 

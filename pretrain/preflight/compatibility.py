@@ -246,7 +246,7 @@ def only_adamw_is_offloaded(recipe: TrainRecipe, settings: Settings, hardware: H
 def own_optimizers_are_elementwise_where_ranks_share(
     recipe: TrainRecipe, settings: Settings, hardware: Hardware
 ) -> str | None:
-    """Refuse to share parameters if an own optimizer is not elementwise."""
+    """Refuse to share parameters if a custom optimizer is not elementwise."""
     engine = settings.engine
     shared = [
         f"engine.{name} = {value}"

@@ -240,7 +240,7 @@ def test_the_example_of_the_page_judges_as_shown(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_rules(tmp_path, monkeypatch):
-    """The path of a module with an own expectation, on Python's path."""
+    """The path of a module with a custom expectation, on Python's path."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(site_policy, "SYSTEM", tmp_path / "none" / "policy.toml")
     monkeypatch.syspath_prepend(tmp_path)

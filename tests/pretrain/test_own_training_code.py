@@ -94,7 +94,7 @@ def test_an_edit_or_other_records_are_another_run(project):
     path.write_text(path.read_text().replace("Random(0)", "Random(1)"))
     with pytest.raises(ConfigError, match="Give the intended function"):
         pin(arithmetic(sha256=first.sha256), project)
-    # Nothing changes in the key of a run without own tasks.
+    # Nothing changes in the key of a run without custom tasks.
     plain = TaskConfig(name="a", format="choices", path="a.jsonl").model_dump(mode="json")
     assert plain == {"name": "a", "format": "choices", "sha256": "", "limit": 0}
 

@@ -1,1 +1,1 @@
-"""Great Expectations: expectations by name, own classes, suite files."""
+"""Great Expectations: expectations by name, custom classes, suite files."""

@@ -8,7 +8,7 @@ so it may bring its own metric. The digest covers every file of the module's top
 reused. The verdict names it, and a gate may pin it (`sha256`), as it must on a site. Code that is not the pinned one,
 or that no digest names, is not run: the gate is in error.
 
-Time: an own expectation may take the gate's `seconds` (600) on a table; more is an error of the gate. Python code is
+Time: a custom expectation may take the gate's `seconds` (600) on a table; more is an error of the gate. Python code is
 interrupted; a call of a compiled library that never returns is not.
 
 Limits: the digest does not cover other packages that the code imports, nor data files, nor Python's own cache.
