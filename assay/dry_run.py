@@ -77,7 +77,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
 
     Raises:
         GateClosed: the run is not under the rules of its site.
-        ConfigError: the settings do not work on these ranks, or the GPU that they ask for is not there.
+        ConfigError: the settings do not work on these ranks, or the GPU that they ask for is missing.
         PipelineError: the model does not fit.
     """
     require_site_rules(run)

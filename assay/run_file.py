@@ -128,7 +128,7 @@ def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path is there.
+    """Return whether a path exists.
 
     A name that no file system takes is not.
     """

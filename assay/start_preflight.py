@@ -2,7 +2,7 @@
 
 `assay run` checks before the first source is read, `assay slurm submit` before the first job is queued, and `assay
 train --dry-run` reports what it found: a site whose rules do not bind the run (77), settings that do not work together
-on these ranks (78), a requested GPU that is not there (78), a model that does not fit (1), each with the message of
+on these ranks (78), a requested GPU that is missing (78), a model that does not fit (1), each with the message of
 the start itself. It also reports patterns of `[[optim.groups]]` that match no parameter, and packages that are not
 installed (78). The first two also check the checkpoint to continue from and the files of tasks (66), and import own
 code (66, 78). A finished training is not checked. The vocabulary is that of the token shards; where there are none
@@ -130,8 +130,8 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
 
     Raises:
         GateClosed: the run is not under the rules of its site, or the origin of its parent is refused.
-        ConfigError: the settings do not work there, or the requested GPU is not there.
-        MissingInput: the checkpoint to continue from is not there, or a file of its tasks.
+        ConfigError: the settings do not work there, or the requested GPU is missing.
+        MissingInput: the checkpoint to continue from is missing, or a file of its tasks.
         CheckpointError: the parent checkpoint is not a checkpoint, or the initial weights are not those of the model.
         PipelineError: the model does not fit.
     """

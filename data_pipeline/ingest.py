@@ -291,7 +291,7 @@ def ingest(sources: tuple[Source, ...], config: IngestConfig, config_folder: Pat
     Relative paths start at `config_folder`. Each source has a name of its own (`DataConfig` refuses others).
 
     Raises:
-        MissingInput: a source's file, package or data set is not there, or it was not made and `runtime.make` is off. A
+        MissingInput: a source's file, package or data set is missing, or it was not made and `runtime.make` is off. A
             look-up goes on without files that are gone, where one artifact has these settings and no file that is still
             there differs; not where a server has a file that was not fetched, nor without the note on a hub's branch.
     """
@@ -331,7 +331,7 @@ def _list_sources(sources: tuple[Source, ...], config_folder: Path, runtime: Run
     """List and hash the files of each source; request a teacher's answers.
 
     Raises:
-        MissingInput: a file is not there, and this is no look-up; or a server has a file that was not fetched.
+        MissingInput: a file is missing, and this is no look-up; or a server has a file that was not fetched.
     """
     found, digests = _Listing(), Digests(runtime)
     for source in sources:

@@ -53,7 +53,7 @@ def stages(config: DataConfig, folder: Path, runtime: Runtime) -> Iterator[Manif
     `folder` is where relative paths start.
 
     Raises:
-        PipelineError: something that the configuration names is not there or cannot be used, before anything is made.
+        PipelineError: something that the configuration names is missing or cannot be used, before anything is made.
         ConfigError: a stage left no document.
         MissingInput: `runtime.make` is False and this stage is not made yet.
     """
@@ -171,7 +171,7 @@ def survey(config: DataConfig, folder: Path, runtime: Runtime) -> Survey:
     empty array.
 
     Raises:
-        MissingInput: a source's file is not there.
+        MissingInput: a source's file is missing.
     """
     size = config.ingest.shard_bytes
     found = [(source, expected_items(source, folder, size, runtime)) for source in config.sources]

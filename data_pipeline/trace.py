@@ -43,7 +43,7 @@ class Ancestor:
     path: str
     """Its manifest below the root; of a source file its name within the source."""
     note: str
-    """"" for an artifact that is there; else what is wrong with it, in words."""
+    """"" for an artifact that exists; else what is wrong with it, in words."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _unpack(path: Path, position: int, packed: Manifest, root: Path) -> tuple[Pa
 
 
 def documents_of(tokens: Manifest, root: Path) -> tuple[Manifest | None, str]:
-    """The artifact whose documents were encoded, or why it is not there."""
+    """The artifact whose documents were encoded, or why it is missing."""
     gone = []
     for item in tokens.inputs:
         manifest, note = _read(item, root)

@@ -38,7 +38,7 @@ class Digests:
         """The file's SHA-256.
 
         Raises:
-            MissingInput: it is not there or cannot be read.
+            MissingInput: it is missing or cannot be read.
             ShareDone: it is not cached, and this is a share.
         """
         name = str(path.absolute())
@@ -91,7 +91,7 @@ def is_unchanged(path: Path, facts: tuple[int, ...], digest: str, *, again: bool
     it is read `again`, or else taken as unchanged.
 
     Raises:
-        MissingInput: it is not there or cannot be read.
+        MissingInput: it is missing or cannot be read.
     """
     now = tuple(_facts(path))
     if now == facts or (not again and facts in ((), (*now, _UNSETTLED))):

@@ -185,7 +185,7 @@ def run_stage(
 
     Raises:
         ShareDone: this is a share, and a join comes next.
-        MissingInput: it is not there and `runtime.make` is False.
+        MissingInput: it is missing and `runtime.make` is False.
         ManifestError: a file of it has another size and `runtime.make` is False; or another process committed other
             bytes under the same key: the stage is not deterministic.
         BudgetReached: the policy's energy budget leaves no room for it; finished shards are kept.

@@ -198,7 +198,7 @@ def _absent_nodes(config: SlurmConfig) -> str:
 def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> Iterator[str]:
     """Objections of `sbatch --test-only`, each once.
 
-    `gone` states why nodes that fit are not there now.
+    `gone` states why nodes that fit are unavailable now.
     """
     said: dict[str, str] = {}
     for job in jobs:

@@ -79,7 +79,7 @@ def read_request(asked: str) -> ReceiptRequest:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a file is there.
+    """Return whether a file exists.
 
     An id may be longer than any path.
     """

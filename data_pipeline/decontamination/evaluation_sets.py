@@ -178,7 +178,7 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
 
     Raises:
         ConfigError: no item of a set has a field, or none holds a text.
-        MissingInput: a file is not there or cannot be read whole; or it was not made and `runtime.make` is False.
+        MissingInput: a file is missing or cannot be read whole; or it was not made and `runtime.make` is False.
     """
     digests = Digests(runtime)
     files = [find_files(wanted.paths, folder, f"evaluation set {wanted.name}") for wanted in sets]

@@ -95,10 +95,10 @@ class SourceFiles:
 def list_files(source: Source, folder: Path, digests: Digests, runtime: Runtime) -> SourceFiles:
     """The files that a source is made from, with their digests.
 
-    Remote files are fetched if they are not there yet.
+    Remote files are fetched if they are missing.
 
     Raises:
-        MissingInput: a file, a package or an index is not there.
+        MissingInput: a file, a package or an index is missing.
         ManifestError: a package's archive is not what was fetched, or not what the source pins.
     """
     fetched: list[tuple[str, Manifest]] = []

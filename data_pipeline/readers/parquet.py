@@ -68,7 +68,7 @@ def read_parquet(
     `first` is the number of their first row within the file.
 
     Raises:
-        MissingInput: the file is not there or cannot be opened.
+        MissingInput: the file is missing or cannot be opened.
     """
     with open_source(path) as source, contextlib.ExitStack() as stack:
         try:

@@ -123,8 +123,8 @@ def fetch_remote(file: RemoteFile, source: str, runtime: Runtime) -> Manifest:
     """Make or find the copy of a file, as `<root>/fetch/<key>/file/<its name>`.
 
     Raises:
-        MissingInput: it cannot be fetched whole; or it is not there yet and `runtime.make` is off.
-        ShareDone: it is not there yet, or has to be read again, and this is a share.
+        MissingInput: it cannot be fetched whole; or it is missing and `runtime.make` is off.
+        ShareDone: it is missing, or has to be read again, and this is a share.
     """
     with _explained(file.url, source):
         facts = _facts(file.url)

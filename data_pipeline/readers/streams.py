@@ -53,7 +53,7 @@ def open_source(path: Path, buffer_bytes: int = -1) -> IO[bytes]:
     A larger buffer (-1: Python's) spares calls where a reader seeks and continues.
 
     Raises:
-        MissingInput: it is not there or cannot be read.
+        MissingInput: it is missing or cannot be read.
     """
     try:
         return open(path, "rb", buffer_bytes)

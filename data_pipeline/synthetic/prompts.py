@@ -73,7 +73,7 @@ def read_template(source: SyntheticSource, folder: Path) -> str:
     """The template's text.
 
     Raises:
-        MissingInput: its file is not there.
+        MissingInput: its file is missing.
         ConfigError: it is not UTF-8, or has no field.
     """
     if not source.template:

@@ -116,7 +116,7 @@ def plan(
     """Recipe and inputs of a source's answers.
 
     Raises:
-        MissingInput: the seeds, the prompts or the template are not there.
+        MissingInput: the seeds, the prompts or the template are missing.
         ConfigError: the template has a field that no seed has.
     """
     template = read_template(source, folder)
@@ -149,7 +149,7 @@ def check_synthetic(source: SyntheticSource, sources: Sequence[Source], folder: 
     """Look up template, fields and prompts, without reading seeds.
 
     Raises:
-        MissingInput: a file is not there.
+        MissingInput: a file is missing.
         ConfigError: the template cannot be used.
     """
     check_fields(source, read_template(source, folder), seeds_of(source, sources))
@@ -174,7 +174,7 @@ def list_answers(planned: Planned, digests: Digests, runtime: Runtime) -> tuple[
     Raises:
         BudgetReached: its budget has no room for all requests.
         ConfigError: the endpoint refuses the key or the model; or the budget is too small from the start.
-        MissingInput: the endpoint does not answer; or the answers are not there and `runtime.make` is off.
+        MissingInput: the endpoint does not answer; or the answers are missing and `runtime.make` is off.
     """
     made = run_stage(planned.recipe, planned.inputs, runtime, partial(_make, planned, runtime), alone=True)
     for log in (planned.folder(runtime.root) / name for name in (LOG, TRIES)):

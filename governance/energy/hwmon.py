@@ -125,7 +125,7 @@ def _output(*words: str) -> str:
     """Output of a program.
 
     Raises:
-        OSError: it is not there, fails, or does not answer in time.
+        OSError: it is missing, fails, or does not answer in time.
     """
     if shutil.which(words[0]) is None:
         raise FileNotFoundError(f"{words[0]} is not installed")

@@ -251,7 +251,7 @@ def counted_lines(data: bytes, names: Sequence[str] = ("interval", "stage", "hos
 
 
 def files_of(ledger: Path) -> list[Path]:
-    """The files of a ledger that are there.
+    """The existing files of a ledger.
 
     They are its own, and those of the other hosts beside it.
 

@@ -249,7 +249,7 @@ def load_policy(path: Path) -> Policy:
     Paths are relative to the file that names them.
 
     Raises:
-        ConfigError: a file is not there or breaks a rule above, or the parents lead in a circle.
+        ConfigError: a file is missing or breaks a rule above, or the parents lead in a circle.
     """
     return _load(path, ())
 

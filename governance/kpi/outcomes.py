@@ -51,7 +51,7 @@ def read_outcomes(path: Path, file: KpiFile) -> Outcomes:
     """Outcomes of an experiment.
 
     Raises:
-        MissingInput: the file is not there.
+        MissingInput: the file is missing.
         ConfigError: it cannot be read, or its rows do not fit the experiment; names the first fault and the fix.
     """
     named = file.columns

@@ -231,7 +231,7 @@ def packed_from(packed: Manifest, root: Path) -> Manifest:
         manifest = read_manifest(root / source.path)
     except MissingInput as error:
         raise MissingInput(
-            f"{packed.folder}: indexes the token shards of {source.path}, which is not there. Bring that folder back, "
+            f"{packed.folder}: indexes the token shards of {source.path}, which is missing. Restore that folder, "
             f"or make it again with: assay data prepare CONFIG"
         ) from error
     if manifest.digest != source.digest:

@@ -76,7 +76,7 @@ class Rendezvous:
     def collect(self, topic: str, value: Any) -> list[Any] | None:
         """The value of every rank, in rank order, on rank 0.
 
-        Each must be plain JSON. Returns once all are there.
+        Each must be plain JSON. Returns once all have come.
 
         Raises:
             RendezvousOver: the main thread called it off.

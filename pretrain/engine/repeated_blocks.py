@@ -2,7 +2,7 @@
 
 Stage 3 gathers a block's weights together because the block is a leaf module of DeepSpeed (`deepspeed_config.BLOCK`).
 DeepSpeed reduces the gradients of a leaf module whenever a backward pass through it ends. Where a block runs twice, the
-first of these passes ends before all gradients are there: within one bucket DeepSpeed's assertion fails; over several
+first of these passes ends before all gradients exist: within one bucket DeepSpeed's assertion fails; over several
 buckets a part of the gradient is lost without a word (69 % of it in the tests' model, version 0.19.8).
 
 So a model that declares `repeats_blocks` has no leaf modules (`deepspeed_config.without_leaf_modules`). Each matrix is

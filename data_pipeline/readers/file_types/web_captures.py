@@ -8,7 +8,7 @@ WACZ (a `warc` source's files that end in .wacz): a zip whose folder `archive` h
 temporary file and read as one; its name is that of the archive and its own. What the zip cannot give is a fault
 `unreadable_member`, and one that unpacks to far more than it holds a `decompression_bomb` (`archive.py`); the archive
 counts as torn. It counts as torn, too, where a WARC file is not the one whose SHA-256 `datapackage.json` states
-(`wacz_digest_mismatch`; none of it is read) or is not there at all (`missing_member`). Format: WACZ 1.1.1.
+(`wacz_digest_mismatch`; none of it is read) or is missing (`missing_member`). Format: WACZ 1.1.1.
 """
 
 from __future__ import annotations
