@@ -371,7 +371,7 @@ def _readings_of(
 
 
 def _artifacts_with(sources: Sequence[Source], config: IngestConfig, root: Path) -> Iterator[Manifest]:
-    """Artifacts of these settings, whatever their files; damaged ones are passed over."""
+    """Artifacts of these settings, whatever their files; damaged ones are skipped."""
     settings = ([identity(source).model_dump(mode="json") for source in sources], config.model_dump(mode="json"))
     for path in sorted(root.glob(f"ingest/*/{FILE_NAME}")):
         with contextlib.suppress(ManifestError):

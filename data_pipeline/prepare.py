@@ -122,7 +122,7 @@ def _nonempty(documents: Manifest, runtime: Runtime) -> Manifest:
         return documents
     why = [f"{reason} {count:,}" for reason, count in sorted(stats["removed"].items(), key=lambda item: -item[1])]
     passed = [f"{reason} {count:,}" for reason, count in sorted(stats.get("passed_over", {}).items())]
-    details = [", ".join(why)] * bool(why) + [f"passed over: {', '.join(passed)}"] * bool(passed)
+    details = [", ".join(why)] * bool(why) + [f"skipped: {', '.join(passed)}"] * bool(passed)
     what = "no record became a document" if stage == "ingest" else "no document is left"
     raise ConfigError(
         f"{stage}: {what} of {stats['documents_in']:,}{' (' + '; '.join(details) + ')' if details else ''}. "

@@ -160,7 +160,7 @@ def _megatron(group: InputFiles) -> InspectTable:
             rows.append((file.name, len(indexed.documents) - 1, len(indexed.tokens), str(indexed.tokens.dtype)))
         except PipelineError as error:
             rows.append((file.name, "-", "-", str(error)))
-    note = "Tokens hold no text to inspect; take them over with: assay data import PREFIX."
+    note = "Tokens hold no text to inspect; import them with: assay data import PREFIX."
     return InspectTable("Token files (Megatron)", ("file", "documents", "tokens", "type"), tuple(rows), note)
 
 

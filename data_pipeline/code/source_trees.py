@@ -133,7 +133,7 @@ def _item_blocks(item: SourceItem) -> Iterator[bytes]:
 def _read_file(
     source: CodeSource, file: str, pieces: Iterable[bytes], licences: FolderLicences, passed: Counter[str]
 ) -> Iterator[Record | RecordFault]:
-    """The record or fault of one file, unless it is passed over."""
+    """The record or fault of one file, unless it is skipped."""
     if is_licence_file(file):
         passed["licence_file"] += 1
         return

@@ -4,7 +4,7 @@ JSON Lines and CSV hold one record per row, the others are one document each.
 
 JSON Lines (RFC 8259, UTF-8). A record's position is its line's number from 0, also where a shard reads only a part of a
 plain file; a compressed file cannot be cut, it is read by one process from its start. A line of white space only holds
-no record and is passed over, as editors leave one at the end; every other line is a record or a fault.
+no record and is skipped, as editors leave one at the end; every other line is a record or a fault.
 
 CSV of packages: `file_types/delimited.py`.
 

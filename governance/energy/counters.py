@@ -47,7 +47,7 @@ class GreatestPower:
         self._last: tuple[float, int] | None = None
 
     def note(self, at: float, millijoules: int | None) -> None:
-        """A reading at `at` seconds; None is passed over."""
+        """A reading at `at` seconds; None is skipped."""
         if millijoules is None:
             return
         if self._last is None:
@@ -85,7 +85,7 @@ class Counter:
         span = self._since(self._last, reading) or self._from_glitch(reading) or self._reset(reading)
         if span is None:
             self._glitch = reading
-            self._note("passed over a reading that no power explains")
+            self._note("skipped a reading that no power explains")
             raise Glitch(f"the counter went from {self._last[0]} to {reading[0]} uJ, which no power explains")
         self._add(span)
         self._last, self._glitch = reading, None

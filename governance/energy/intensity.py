@@ -9,7 +9,7 @@ A whole example (a country's operator and services such as ENTSO-E or Electricit
 
 A row holds from its time until the next row's; the last one as long as the others. Rows come in order and in equal
 steps of at most a day, and each time has its offset from UTC, so an hour is never read as another. Further columns
-are passed over. Grams are CO2e per kWh. Outside its rows a series has no value: unknown, never zero and never the
+are skipped. Grams are CO2e per kWh. Outside its rows a series has no value: unknown, never zero and never the
 nearest row.
 """
 

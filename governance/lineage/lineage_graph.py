@@ -105,7 +105,7 @@ class Graph:
 def read_graph(root: Path) -> Graph:
     """Lineage graph of a root, from its journal and manifests.
 
-    A manifest that cannot be read is passed over.
+    A manifest that cannot be read is skipped.
     """
     nodes: dict[tuple[str, str], Node] = {}
     parents: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}

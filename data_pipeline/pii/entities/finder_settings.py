@@ -29,7 +29,7 @@ class FinderConfig(Section):
     path: str = Field(min_length=1)
     """The model's folder, relative to the run's file."""
     labels: dict[str, EntityType] = Field(default_factory=lambda: dict(_LABELS))
-    """Meaning of the model's labels, "name" or "place"; others are passed over. Prefixes B-, I- go."""
+    """Meaning of the model's labels, "name" or "place"; others are skipped. Prefixes B-, I- go."""
     min_score: float = Field(default=0.5, ge=0, le=1)
     """Least probability of a finding."""
     language: str = Field(default="en", min_length=1)

@@ -31,8 +31,8 @@ class CodeRows(LicenceLists):
     repository_field: str = ""
     """The name of the value that is its repository, OWNER/NAME; "": none is known."""
     programming_language_field: str = ""
-    """The name of the value that is its language, where neither path nor content decide one; "": such rows are passed
-    over."""
+    """The name of the value that is its language, where neither path nor content decides one; "": such rows are
+    skipped."""
 
     def read(self, licence_field: str) -> tuple[str, ...]:
         """Names of the values of a row that are read."""

@@ -9,10 +9,10 @@ A quoted value without an end takes the rest of the file with it. After 64 MiB, 
 fault `unclosed_quote`, and the file counts as torn. (In a package's CSV the end of the file is a fault `not_csv`.)
 Any other row of more than 64 MiB is `line_too_long`, and the next row is read.
 
-A malformed row is `not_csv`. Where its quoted value continues on further lines, these are passed over up to its closing
+A malformed row is `not_csv`. Where its quoted value continues on further lines, these are skipped up to its closing
 mark: one that a delimiter or the line's end follows.
 
-Blank lines before the header are passed over. A file whose first line ends in a carriage return alone has such
+Blank lines before the header are skipped. A file whose first line ends in a carriage return alone has such
 line ends throughout.
 """
 

@@ -167,7 +167,7 @@ def _read_aligned(one: tuple[Path, str], two: tuple[Path, str], pairs: _Pairs) -
 
 
 def _read_po(path: Path, pairs: _Pairs) -> Iterator[Pair]:
-    """Translated messages; those that are not, fuzzy or obsolete are passed over."""
+    """Translated messages; those that are not, fuzzy or obsolete are skipped."""
     number = -1
     for values, fuzzy in _messages(path, pairs):
         if not values.get("msgid"):

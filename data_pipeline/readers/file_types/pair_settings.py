@@ -17,7 +17,7 @@ class PairSettings(Section):
     target_language: str = Field(pattern=_CODE)
     """The language that is written."""
     most_characters: int = Field(default=0, ge=0)
-    """Characters of a side above which a pair is passed over; 0: none is."""
+    """Characters of a side above which a pair is skipped; 0: none is."""
 
     @model_validator(mode="after")
     def _are_two(self) -> PairSettings:
