@@ -8,7 +8,7 @@ installed (78). The first two also check the checkpoint to continue from and the
 code (66, 78). A finished training is not checked. The vocabulary is that of the token shards; where there are none
 yet, the size that `[data.tokenizer]` requests, which may exceed what its sample gives.
 
-Nothing here imports torch. Where a GPU may be, a process of its own queries torch: a CUDA context would stay in this
+Nothing here imports torch. Where a GPU may be, a separate process queries torch: a CUDA context would stay in this
 one for as long as the corpus takes. Another one compares the patterns, and the names and shapes of the tensors of
 `train.initial_weights`, with a model without storage. Price: that process' import of torch, where there is a driver, a
 pattern or a folder of weights; where token shards may be, the look-up of the corpus, which reads sources whose digests
@@ -202,7 +202,7 @@ def _group(recipe: TrainRecipe, vocabulary: int, folder: Path) -> None:
 def refuse_passed_keys(recipe: TrainRecipe, engine: EngineConfig, world_size: int) -> None:
     """Raise if DeepSpeed does not know a passed key.
 
-    It is imported in a process of its own, and only where keys are passed.
+    It is imported in a separate process, and only where keys are passed.
 
     Raises:
         ConfigError: names the keys.
@@ -258,7 +258,7 @@ def local_hardware(engine: EngineConfig, ranks: Ranks) -> Hardware:
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that imports torch, in a process of its own."""
+    """Call a function that imports torch, in a separate process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
         return apart.submit(function, *arguments).result()
 

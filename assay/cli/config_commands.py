@@ -29,7 +29,7 @@ from governance.log import get_logger
 def init(arguments: Arguments) -> None:
     """Write a run's file and its policy into a folder.
 
-    A model size, which has no corpus, gets one in a file of its own.
+    A model size, which has no corpus, gets one in a separate file.
 
     Raises:
         ConfigError: a file of that name exists with other content.

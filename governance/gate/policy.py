@@ -48,10 +48,10 @@ class Gate(Section):
     kwargs: dict[str, Any] = Field(default={}, exclude_if=not_)
     """For `gx`: its arguments, as Great Expectations names them."""
     sha256: str = Field(default="", exclude_if=not_, pattern=r"^([0-9a-f]{64})?$")
-    """For a class of one's own: the digest of its source. Another source is an error of the gate, and is not run. On a
+    """For a custom class: the digest of its source. Another source is an error of the gate, and is not run. On a
     site (`site_policy.py`) it is required. The error of a gate with a wrong one names the right one."""
     seconds: float = Field(default=0, ge=0, exclude_if=not_)
-    """For a class of one's own: time that it may take on a table; 0: 600 seconds. More is an error of the gate."""
+    """For a custom class: time that it may take on a table; 0: 600 seconds. More is an error of the gate."""
     column: str = ""
     """The column; empty for expectations on the whole table and on intervals."""
     where: dict[str, str] = Field(default={})
@@ -119,7 +119,7 @@ class Gate(Section):
         if self.min is not None or self.max is not None or self.values or self.regex or self.quantile is not None:
             raise ValueError(f"gate {self.id}: the arguments of {self.gx} belong in `kwargs`")
         if (self.sha256 or self.seconds) and ":" not in self.gx:
-            raise ValueError(f"gate {self.id}: `sha256` and `seconds` belong to a class of one's own, and only there")
+            raise ValueError(f"gate {self.id}: `sha256` and `seconds` belong to a custom class, and only there")
         if self.column and "column" in self.kwargs:
             raise ValueError(f"gate {self.id}: names a column twice, in `column` and in `kwargs`")
         try:

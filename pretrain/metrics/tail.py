@@ -1,4 +1,4 @@
-"""Tail of metrics.jsonl, in a thread of its own."""
+"""Tail of metrics.jsonl, in a separate thread."""
 
 from __future__ import annotations
 

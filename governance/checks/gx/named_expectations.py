@@ -6,7 +6,7 @@
     gx = "expect_column_value_lengths_to_be_between"
     kwargs = { column = "language", min_value = 2, max_value = 3, mostly = 0.99 }
 
-Any registered expectation, or a class of one's own by dotted path (`own_expectations.py`), with GX's arguments. The
+Any registered expectation, or a custom class by dotted path (`own_expectations.py`), with GX's arguments. The
 gate's `where`, `severity`, `min_rows`, `max_missing` and `why` apply as they do to every gate. GX validates names and
 arguments; whatever it refuses or raises becomes an error of the gate, and so do cases in which GX passes an expectation
 without a constraint, rounds integers beyond 2^53, or has looked at other rows than the table's. A pass needs an
