@@ -43,8 +43,8 @@ class Gate(Section):
     expectation: Expectation = "gx"
     """What is expected of it; not written where `gx` is."""
     gx: str = Field(default="", exclude_if=not_, pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
-    """Any expectation of Great Expectations by its own name ("expect_column_value_lengths_to_be_between"), or a class
-    of one's own by dotted path ("mylab.rules:ExpectIt")."""
+    """Any expectation of Great Expectations by its own name ("expect_column_value_lengths_to_be_between"), or a
+    custom class by its dotted path ("mylab.rules:ExpectIt")."""
     kwargs: dict[str, Any] = Field(default={}, exclude_if=not_)
     """For `gx`: its arguments, as Great Expectations names them."""
     sha256: str = Field(default="", exclude_if=not_, pattern=r"^([0-9a-f]{64})?$")

@@ -12,7 +12,7 @@ On a site a run's policy must be the site's or descend from it (its chain of `pa
 is looser needs the approvals of `approvals.py`), the run's `trusted_keys` must be the site's or certified by them,
 and so must the signing key. Promise: `/etc/assay` cannot be switched off by a variable; where both exist, both bind.
 
-A gate whose expectation is code of one's own (`gx = "mylab.rules:ExpectIt"`) must pin it (`sha256`) on a site.
+A gate whose expectation is custom code (`gx = "mylab.rules:ExpectIt"`) must pin it (`sha256`) on a site.
 
 Limits: an account that can write `/etc/assay`, start a container without it, or alter this program is not bound. The
 reader decides then: a verdict names the site's policy that it is under, and a reader who trusts that site's keys alone

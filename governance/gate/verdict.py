@@ -271,7 +271,7 @@ def _signature_fault(
 def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Policy) -> dict[str, Any]:
     """Content of a verdict, without its times."""
     parents = [{"name": parent.name, "digest": parent.digest} for _, parent in links(policy)]
-    sources = audit.config.get("own_sources")  # only where a gate runs code of one's own, so that old verdicts hold
+    sources = audit.config.get("own_sources")  # only where a gate runs custom code
     return {
         "verdict": judgement.decision,
         "policy": {

@@ -273,7 +273,7 @@ def test_an_own_expectation_that_loops_is_ended_and_leaves_its_neighbours_alone(
     own_rules.with_name(f"{own_rules.stem}_2.py").write_text("while True:\n    pass\n")
     [stuck] = run_suite(TABLE, [gate(f"{own_rules.stem}_2:X", {"seconds": 0.2}, column="language")], "table")
     assert (stuck.status, "no answer after 0.2 seconds" in stuck.detail) == ("error", True), stuck.detail
-    with pytest.raises(ValueError, match="`seconds` belong to a class of one's own"):
+    with pytest.raises(ValueError, match="`seconds` belong to a custom class"):
         gate("expect_column_to_exist", {"seconds": 1}, column="language")
     assert "seconds" not in plain.model_dump()
 
