@@ -20,12 +20,12 @@ All numbers are little-endian, whatever the machine. A whole example, two docume
     offset 144, document groups:      0, 1 as uint32, then zeros up to a multiple of 8
     offset 152, names of the groups:  "a/en\n" "b/en\n", UTF-8, up to the file's end
 
-A document's *group* is its "<source>/<language>" (`group_name`). A shard of version 1 ends after the identities; its
-documents are of the group `UNKNOWN_GROUP`. A shard of version 3 knows which tokens training predicts: before the names
-it has a byte for each token, 1 for a token of an answer (`answers.py`), then zeros up to a multiple of 8; its document
-byte counts are those of the answers. A shard of version 4 is of labelled documents (`labels.py`): before the names it
-has the number of each document's label as uint32, then zeros up to a multiple of 8; nothing but the label is predicted,
-at the last token of the text, and its document byte counts are those of the labels' names.
+A document's *group* is its "<source>/<language>" (`group_name`). A shard of version 3 knows which tokens training
+predicts: before the names it has a byte for each token, 1 for a token of an answer (`answers.py`), then zeros up to a
+multiple of 8; its document byte counts are those of the answers. A shard of version 4 is of labelled documents
+(`labels.py`): before the names it has the number of each document's label as uint32, then zeros up to a multiple of 8;
+nothing but the label is predicted, at the last token of the text, and its document byte counts are those of the labels'
+names.
 
 A document's last token is the end-of-document token, so a document has at least one token. A reader refuses another
 magic or version, a size that differs from the header's, ends that do not rise to the number of tokens, a group
@@ -51,7 +51,6 @@ from governance.files import atomic_file, sha256_bytes
 
 MAGIC = b"ASSAYTOK"
 FORMAT_VERSION = 2
-_WITHOUT_GROUPS = 1  # the version before
 _WITH_ANSWERS = 3  # written only where there are answers
 _WITH_LABELS = 4  # written only where documents are labelled
 SUFFIX = ".tokens"
@@ -153,26 +152,21 @@ class TokenShard:
             MissingInput: the file is missing.
             ManifestError: it is not a token shard, has another version, or is torn; names the file.
         """
-        versions = (_WITHOUT_GROUPS, FORMAT_VERSION, _WITH_ANSWERS, _WITH_LABELS)
+        versions = (FORMAT_VERSION, _WITH_ANSWERS, _WITH_LABELS)
         version, *sizes = read_header(path, "a token shard", MAGIC, versions)
         item, vocabulary, last, tokens, documents, ends_offset, total = sizes
-        grouped, answered, labelled = (
-            version > _WITHOUT_GROUPS, version == _WITH_ANSWERS, version == _WITH_LABELS,
-        )  # fmt: skip
+        answered, labelled = version == _WITH_ANSWERS, version == _WITH_LABELS
         marks = tokens if answered else 4 * documents if labelled else 0
         layout = _layout(tokens, documents, item, marks) if item in _TOKEN_KINDS else (0, 0, 0)
-        if ends_offset != layout[0] or (total < layout[2] if grouped else total != layout[1]):
+        if ends_offset != layout[0] or total < layout[2]:
             raise ManifestError(f"{path}: its header contradicts itself. {FIX}")
         mapped = map_whole(path, total)
         second, third = ends_offset + 8 * documents, ends_offset + 16 * documents
         ends = mapped[ends_offset:second].view("<u8")
-        names: tuple[str, ...] = (UNKNOWN_GROUP,)
-        groups = np.zeros(documents, dtype=np.uint32)
-        if grouped:
-            groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
-            names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
-            if documents and int(groups.max()) >= len(names):
-                raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {FIX}")
+        groups = mapped[layout[1] : layout[1] + 4 * documents].view("<u4")
+        names = tuple(mapped[layout[2] :].tobytes().decode("utf-8", "replace").split("\n")[:-1])
+        if documents and int(groups.max()) >= len(names):
+            raise ManifestError(f"{path}: has a document of group {groups.max()}, and {len(names)} groups. {FIX}")
         marked = mapped[layout[2] - _padded(marks) :][:marks]
         last_end = int(ends[-1]) if len(ends) else 0
         if last_end != tokens or not np.all(ends[1:] > ends[:-1]) or (len(ends) and not ends[0]):

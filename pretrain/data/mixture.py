@@ -254,5 +254,5 @@ def _refuse_unknown(weights: Mapping[str, float], sources: Sequence[MixtureSourc
     if absent:
         raise ConfigError(
             f"{field}: no training row begins with a document of {', '.join(map(repr, absent))}; the sources are "
-            f"{', '.join(sorted(known))}. Shards of format 1 record no sources: make them again, or remove the mixture."
+            f"{', '.join(sorted(known))}. Correct the mixture."
         )

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from data_pipeline.tokens.token_shards import (
     NO_TARGET,
-    UNKNOWN_GROUP,
     EncodedDocument,
     TokenShard,
     document_identity,
@@ -130,20 +129,6 @@ def test_a_torn_shard_is_refused_by_name(tmp_path, cut):
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ManifestError, match=r"torn\.tokens"):
         TokenShard.open(path)
-
-
-def test_a_shard_of_the_first_version_is_read_and_knows_no_group(tmp_path):
-    path = tmp_path / "a.tokens"
-    write_token_shard(path, documents([[1, 2], [3]]), 100, END)
-    new, data = TokenShard.open(path), bytearray(path.read_bytes())
-    end = 64 + 16 + 2 * 32  # header, 5 tokens rounded up, two documents
-    data[8], data[56] = 1, end
-    path.write_bytes(data[:end])
-    old = TokenShard.open(path)
-    assert old.group_names == (UNKNOWN_GROUP,)
-    assert old.groups.tolist() == [0, 0]
-    for column in ("tokens", "document_ends", "document_bytes", "identities"):
-        assert getattr(old, column).tolist() == getattr(new, column).tolist()
 
 
 @given(st.lists(st.sampled_from(["a/en", "a/de", "web/und", "é/en"]), max_size=9))
