@@ -355,7 +355,7 @@ def _list_sources(sources: tuple[Source, ...], config_folder: Path, runtime: Run
 def _readings_of(
     listed: Sequence[SourceFiles], shard_bytes: int, recipe: Recipe, folder: Path, runtime: Runtime
 ) -> list[Reading]:
-    """Work of each shard: files joined up to `shard_bytes`, or a part of a large one."""
+    """Work of each shard: whole files, or a part of one."""
     chosen = [
         archive_items(files.source, files.items[0]) if isinstance(files.source, PackageSource) else files.items
         for files in listed

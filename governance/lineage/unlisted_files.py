@@ -164,9 +164,10 @@ def _content(path: Path, name: str, signer: NoteSigner) -> Any:
 
 
 def _is_signed(path: Path, name: str, signer: NoteSigner) -> bool:
-    """Return whether the file is signed, or a signed note of its key vouches for it.
+    """Return whether a signature vouches for the file.
 
-    A note that was made again differs from an artifact's list, and is signed.
+    It is its own, or that of a note of its key. A note that was made again differs from an artifact's list, and is
+    signed.
     """
     if _content(path, name, signer) is not None:
         return True

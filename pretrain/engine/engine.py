@@ -213,7 +213,7 @@ def _decoder(
 
 
 def _adapt(model: Decoder, recipe: TrainRecipe, settings: EngineConfig, ranks: Ranks, deepspeed: Any) -> None:
-    """Change a model in place for its precision and for ranks that divide rows or matrices."""
+    """Change a model in place for its precision and parallelism."""
     if settings.zero_stage == 3 and not Decoder.repeats_blocks:
         stop_at_repeated_blocks(model)
     if recipe.train.precision == "fp8":

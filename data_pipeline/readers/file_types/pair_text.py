@@ -23,7 +23,7 @@ def prompt_of(source: str) -> str:
 
 
 def sides(text: str) -> tuple[str, str] | None:
-    """Source and target of a text; None: it is not a whole pair."""
+    """Source and target of a text; None: no whole pair."""
     parts = text.split(f"\n{MARK}\n")
     whole = len(parts) == 2 and all(map(str.strip, parts)) and text.count(MARK) == 1
     return (parts[0], parts[1]) if whole else None
