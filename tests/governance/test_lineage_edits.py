@@ -292,7 +292,7 @@ def test_a_waiver_that_did_not_hold_when_it_was_used_is_found(tmp_path):
     message = list(_waivers(verdict))
     assert len(message) == 2
     assert "expired on 2026-02-28" in message[0]
-    assert "of another corpus" in message[1]
+    assert "belongs to another corpus" in message[1]
 
 
 def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_path, caplog):
