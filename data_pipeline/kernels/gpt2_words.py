@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64, uint64
 
+from data_pipeline.kernels.words import lowest_byte
 from governance.kernels.code_points import byte_at, decode
 from governance.kernels.compiled import inlined, kernel
 
@@ -22,6 +23,7 @@ _FACTOR = 0x9E3779B97F4A7C15
 _FIRST, _HASH, _PLACE, _COUNT = range(4)  # columns of the table: the first 8 bytes as a number; start and size
 _SIZE_BITS = 24
 _SIZE_MASK = (1 << _SIZE_BITS) - 1
+_ONES, _HIGH = 0x0101010101010101, 0x8080808080808080
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _FIRST_SLOTS = 1 << 13
 
@@ -80,8 +82,24 @@ def _contraction(data, i, end):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _word_end(data, i, end, classes):  # type: ignore[no-untyped-def]
+def _letters_end(eights, i, end):  # type: ignore[no-untyped-def]
+    """End of the ASCII letters from `i` on."""
+    while i < end:
+        low = eights[i] & ~uint64(_HIGH) | uint64(0x20 * _ONES)
+        letters = (low + uint64(0x1F * _ONES)) & ~(low + uint64(0x05 * _ONES)) & ~eights[i] & uint64(_HIGH)
+        if letters != uint64(_HIGH):
+            return min(i + lowest_byte(letters ^ uint64(_HIGH)), end)
+        i += 8
+    return end
+
+
+@inlined
+def _word_end(data, eights, i, end, classes):  # type: ignore[no-untyped-def]
     """End of the word that begins at `i`."""
+    first = i + (byte_at(data, i) == _BLANK)
+    j = _letters_end(eights, first, end)
+    if j > first and (j == end or byte_at(data, j) < 0x80):  # nearly all words
+        return j
     point, width = decode(data, i, end)
     kind = classes[point]
     j = i + width
@@ -154,7 +172,7 @@ def _add(data, eights, offsets, classes, table, letters, used, held, text, at): 
     while text < len(offsets) - 1:
         end = offsets[text + 1]
         while at < end:
-            behind = _word_end(data, at, end, classes)
+            behind = _word_end(data, eights, at, end, classes)
             size = behind - at
             name, first = _name(eights, at, size), int64(_tail(eights, at, min(size, 8)))
             slot = name & mask

@@ -153,11 +153,18 @@ def sample(data: bytes | str) -> str:
 
 
 def to_record(
-    row: Mapping[str, Any], fields: Fields, file: str, position: int, shown: bytes | str | None = None
+    row: Mapping[str, Any],
+    fields: Fields,
+    file: str,
+    position: int,
+    shown: bytes | str | None = None,
+    *,
+    encodes: bool = False,
 ) -> Record | RecordFault:
     """Record of a row of named values, or its fault.
 
-    `shown` is the text that a fault shows of it; None stands for the row's values.
+    `shown` is the text that a fault shows of it; None stands for the row's values. `encodes`: all texts of the row are
+    known to have a UTF-8 form.
     """
 
     def fault(reason: str) -> RecordFault:
@@ -184,7 +191,7 @@ def to_record(
     if values["columns"] is None:
         shown = text if shown is None else shown  # an object's address and a set's order differ between runs
         return fault("columns_not_json")
-    if not all(map(_encodes, (text, identity, *filter(None, values.values())))):
+    if not encodes and not all(map(_encodes, (text, identity, *filter(None, values.values())))):
         return fault("lone_surrogate")
     return Record(text, file, position, id=identity, **values)
 

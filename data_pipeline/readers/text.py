@@ -18,6 +18,9 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic_core import from_json
 
 from data_pipeline.readers.file_types.delimited import read_csv
 from data_pipeline.readers.file_types.endings import HTML, PDF, TABLE, TEXT
@@ -125,12 +128,26 @@ def read_jsonl(pieces: Iterable[bytes], file: str, fields: Fields, first: int = 
 def _read_line(line: bytes, file: str, position: int, fields: Fields) -> Record | RecordFault:
     if len(line) > MAX_RECORD_BYTES:
         return RecordFault(file, position, "line_too_long", sample(line))
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return RecordFault(file, position, "not_utf8", sample(line))
-    except (ValueError, RecursionError):  # also a number of too many digits, or objects nested too deep
-        return RecordFault(file, position, "not_json", sample(line))
+    row, encodes = parse_quickly(line)
+    if row is None:
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            return RecordFault(file, position, "not_utf8", sample(line))
+        except (ValueError, RecursionError):  # also a number of too many digits, or objects nested too deep
+            return RecordFault(file, position, "not_json", sample(line))
     if not isinstance(row, dict):
         return RecordFault(file, position, "not_an_object", sample(line))
-    return to_record(row, fields, file, position, line)
+    return to_record(row, fields, file, position, line, encodes=encodes and fields.messages is None)
+
+
+def parse_quickly(line: bytes) -> tuple[Any, bool]:
+    """The value that `json` would read, and True.
+
+    True says that all of its texts have a UTF-8 form. It is None and False where pydantic's reader refuses the line: of
+    what `json` reads it refuses lone surrogates and values nested more than 200 deep.
+    """
+    try:
+        return from_json(line, cache_strings="keys"), True
+    except ValueError:
+        return None, False

@@ -8,7 +8,7 @@ encoders and on every character that `tokenizers` knows (the *parity gate*), and
 Byte-level BPE: Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) over bytes, with the pre-tokenizer of GPT-2
 (Radford et al. 2019), as `tokenizers` trains it, to the byte. `tokenizer.tiktoken` next to it is the same vocabulary in
 tiktoken's form, for others to use. Price of training: one pass over the ids and sizes of all documents, one over the
-sample; some 240 bytes for each byte of its distinct words.
+sample; memory as `kernels/gpt2_words.py` and `kernels/bpe_merges.py` say.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin
             if not vocabulary.special:
                 raise ValueError("it has no special token to end documents")
             end = min(vocabulary.special.values())
-        library, fast = _engines(text, vocabulary, end)
+        library, fast = _engines(text, end)
     except ValueError as error:
         raise ManifestError(
             f"{path}: cannot be read as a tokenizer ({error}). Remove its folder and make it again."
@@ -166,7 +166,8 @@ def _load(folder: Path, parity: bool, same_engines: bool, end: int | None, begin
     return replace(encoder, decode_text=reference.decode, unknown=vocabulary.unknown)
 
 
-def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, Engine | None]:
+@functools.lru_cache(maxsize=2)  # `encode` goes on with the engines of the gate, and the words that these have met
+def _engines(text: str, end: int) -> tuple[Engine, Engine | None]:
     """The library's engine and the fast one.
 
     The latter is None where gigatoken cannot read the tokenizer.
@@ -174,7 +175,7 @@ def _engines(text: str, vocabulary: TokenVocabulary, end: int) -> tuple[Engine, 
     Raises:
         ValueError: the library cannot read it.
     """
-    definition, normalise = definition_of_text(text), None
+    vocabulary, definition, normalise = read_vocabulary(text), definition_of_text(text), None
     reference = open_reference(definition)
     library = library_engine(reference, end, vocabulary.cut_at_spaces)
     if vocabulary.normaliser in _UNICODE_FORMS:  # the two engines know different versions of Unicode
@@ -295,7 +296,7 @@ def _check_usable(text: str, vocabulary: TokenVocabulary) -> None:
                 f"is loaded"
             )
     try:
-        ids, ends = _engines(text, vocabulary, 0)[0](pa.array(awkward_strings(), pa.large_string()))
+        ids, ends = _engines(text, 0)[0](pa.array(awkward_strings(), pa.large_string()))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"`tokenizers` cannot encode with it: {error}") from error
     if int(ids.max(initial=0)) >= len(vocabulary.pieces):
@@ -382,7 +383,7 @@ def _parity(
 ) -> dict[str, Any]:
     """Compare the engines on sample, awkward strings and all characters."""
     log = get_logger(__name__)
-    library, fast = _engines(text, vocabulary, end)
+    library, fast = _engines(text, end)
     reference = once_each(library, vocabulary.pieces) if vocabulary.cut_at_spaces else library
     of_sample = compare(reference, fast or library, sample_texts(paths, sample.parity, _PARITY_BYTES))
     unequal = list(of_sample.unequal)

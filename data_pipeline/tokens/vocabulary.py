@@ -11,9 +11,9 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 MOST_IDS = 1 << 24
@@ -50,6 +50,7 @@ def alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
 
 
+@functools.lru_cache(maxsize=4)
 def read_vocabulary(text: str) -> TokenVocabulary:
     """The vocabulary of a `tokenizer.json`'s text.
 
@@ -86,11 +87,11 @@ def _vocabulary_of(values: Any) -> TokenVocabulary:
     cutters, decoders = [*_parts(values.get("pre_tokenizer"))], [*_parts(values.get("decoder"))]
     byte_level = "ByteLevel" in {part["type"] for part in (*cutters, *decoders)}
     pieces = [b""] * (max(ids.values()) + 1)
-    for name, index in ids.items():
-        if name not in special:
-            pieces[index] = (
-                name.encode() if name in plain else _bytes_of(name, byte_level, bool(model.get("byte_fallback")))
-            )
+    names = [name for name in ids if name not in special and name not in plain]
+    for name, piece in zip(names, _bytes_of_names(names, byte_level, bool(model.get("byte_fallback"))), strict=True):
+        pieces[ids[name]] = piece
+    for name in plain.keys() - special.keys():
+        pieces[ids[name]] = name.encode()
     kind = ", ".join([model.get("type", "BPE"), *(part["type"] for part in cutters if part["type"] != "Sequence")])
     strips = any(token.get("lstrip") or token.get("rstrip") for token in added if not token.get("special"))
     prefixed = any(part.get("add_prefix_space") for part in cutters)
@@ -116,6 +117,14 @@ def _parts(component: Any) -> Iterator[Mapping[str, Any]]:
         yield component
         for inner in (*component.get("pretokenizers", ()), *component.get("decoders", ())):
             yield from _parts(inner)
+
+
+def _bytes_of_names(names: Sequence[str], byte_level: bool, byte_fallback: bool) -> list[bytes]:
+    joined, byte_of = "".join(names), alphabet()
+    if not byte_level or not byte_of.keys() >= set(joined):
+        return [_bytes_of(name, byte_level, byte_fallback) for name in names]
+    data = joined.translate({ord(letter): byte for letter, byte in byte_of.items()}).encode("latin-1")
+    return [data[end - len(name) : end] for name, end in zip(names, accumulate(map(len, names)), strict=True)]
 
 
 def _bytes_of(name: str, byte_level: bool, byte_fallback: bool) -> bytes:

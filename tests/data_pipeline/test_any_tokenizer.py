@@ -97,6 +97,7 @@ def test_engines_of_other_versions_are_compared_on_every_character(tmp_path, mon
         return lambda texts: engine(pc.replace_substring(texts, "\u0cb6", "\u0cb7"))
 
     monkeypatch.setattr(subject, "fast_engine", newer)
+    monkeypatch.setattr(subject, "_engines", subject._engines.__wrapped__)
     monkeypatch.setattr(subject, "every_character", every_character)
     subject._load.cache_clear()
     assert load_encoder(manifest, tmp_path).engine == "gigatoken"

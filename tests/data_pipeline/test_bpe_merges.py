@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_pipeline.kernels import bpe_merges
 from data_pipeline.tokens import tokenizer as subject
 from data_pipeline.tokens import word_counts
 from data_pipeline.tokens.unknown_characters import all_characters
@@ -44,11 +45,14 @@ def of_library(texts, config):
     st.sampled_from([260, 300, 700, 2000]),
     st.sampled_from([("<|endoftext|>",), ("<|endoftext|>", "ab", "aa"), ("the end", "Ġa")]),
     st.integers(1, 300),
+    st.sampled_from([32, 1e-2, 1e-4]),
 )
-def test_training_equals_the_library(texts, size, special, batch_bytes):
+def test_training_equals_the_library(texts, size, special, batch_bytes, share):
+    """Also where pairs are followed at first that are more frequent than any, so that the bound has to sink."""
     config = subject.TokenizerConfig(vocabulary_size=size, special_tokens=special)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(word_counts, "_BATCH_BYTES", batch_bytes)
+        patch.setattr(bpe_merges, "_SHARE", share)
         assert subject._train((text.encode() for text in texts), config) == of_library(texts, config)
 
 

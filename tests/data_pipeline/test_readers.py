@@ -12,6 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.readers import text
 from data_pipeline.readers.file_types.delimited import read_csv
 from data_pipeline.readers.record import SAMPLE_CHARACTERS, Fields, Record, RecordFault
 from data_pipeline.readers.streams import TornStream, blocks, lines
@@ -183,11 +184,36 @@ def test_fields_are_taken_where_named():
         assert only_fault(json.dumps(row | change).encode(), fields).reason == reason
 
 
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from(["\ud800", "é\n\x7f"])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(st.sampled_from(["text", "key", "score", "m"]), VALUES), st.booleans(), st.data())
+def test_lines_mean_what_json_says(row, plain, drawn):
+    """The quick reader gives what `json` gives of each line, a spoilt one included, to the types of kept values."""
+    line = json.dumps(row, ensure_ascii=plain).encode("utf-8", "surrogatepass")
+    at = drawn.draw(st.integers(0, len(line)))
+    line = (
+        line[:at]
+        + drawn.draw(st.sampled_from([b"", b'"', b"\\u12", b"1e999", b"NaN", b"-0", b"\xff", b"\0", b"}"]))
+        + line[at:]
+    )
+    fields = [Fields("text"), Fields("text", "key", columns=("score", "m")), Fields("m", messages="chatml")]
+    quick = [jsonl(line, each) for each in fields]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "parse_quickly", lambda line: (None, False))
+        assert repr(quick) == repr([jsonl(line, each) for each in fields])
+
+
 def test_a_document_of_fifty_megabytes():
-    text = "a" * (50 << 20)
-    data = json.dumps({"text": text}).encode() + b"\n" + b'{"text": "next"}\n'
+    long = "a" * (50 << 20)
+    data = json.dumps({"text": long}).encode() + b"\n" + b'{"text": "next"}\n'
     first, second = read_jsonl(in_pieces(data, 1 << 18), "f", FIELDS)
-    assert first.text == text
+    assert first.text == long
     assert (second.text, second.position) == ("next", 1)
 
 

@@ -178,6 +178,7 @@ def test_a_disagreeing_engine_closes_the_gate(trained, tmp_path, monkeypatch):
         return right(json.dumps(values), *others)
 
     monkeypatch.setattr(subject, "fast_engine", wrong)
+    monkeypatch.setattr(subject, "_engines", subject._engines.__wrapped__)
     made = train_tokenizer(artifact(tmp_path, CORPUS), CONFIG, Runtime(tmp_path))
     assert made.stats["parity"] is False
     assert made.stats["parity_unequal"] > 0
