@@ -24,7 +24,6 @@ from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, ve
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, multiplied, other_start, tokens_of
 from pretrain.experiments.scaling.scaling_law import Fit, ScalingLaw, Trained, fit_law, parabola_exponent
-from pretrain.experiments.scaling.scaling_page import scaling_page
 
 VERSION = 2
 
@@ -75,6 +74,8 @@ def run_scaling(
     )
 
     def make(target: Path) -> Made:
+        from pretrain.experiments.scaling.scaling_page import scaling_page
+
         found = _found(run, artifacts["encode"], section, list(zip(rungs, trained, strict=True)))
         write_json(target / "scaling.json", found)
         write_text(target / "report.html", scaling_page(found))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.pii.credential_rules import find_listed, rules_of_digest
-from data_pipeline.pii.detect import find, joined
 from data_pipeline.pii.detections import Detection
 from data_pipeline.pii.entities.entity_finder import open_finder
 from data_pipeline.pii.entities.finder_settings import FinderConfig
@@ -32,6 +31,8 @@ class OtherFinders(NamedTuple):
 
 def find_others(texts: Sequence[str], finders: OtherFinders) -> list[list[Detection]]:
     """Detections of these finders in each text, disjoint, in order."""
+    from data_pipeline.pii.detect import joined
+
     found: list[list[Detection]] = [[] for _ in texts]
     if finders.rules is not None:
         book = rules_of_digest(finders.rules, finders.rules_digest)
@@ -57,5 +58,7 @@ def _require_unchanged(model: Path, files: tuple[tuple[str, str], ...]) -> None:
 
 def find_with(texts: Sequence[str], finders: OtherFinders) -> list[list[Detection]]:
     """Detections of the exact rules and of these finders."""
+    from data_pipeline.pii.detect import find, joined
+
     others = find_others(texts, finders)
     return [joined(find(text), more, text) for text, more in zip(texts, others, strict=True)]

@@ -29,10 +29,8 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.documents import DOCUMENT_SCHEMA, document_shards, edited, funnel, gathered, pass_on, with_column
-from data_pipeline.kernels.pii_candidates import scan
 from data_pipeline.pii.canaries import Canary, hosts, is_found, measure, planted
 from data_pipeline.pii.credential_rules import read_rules
-from data_pipeline.pii.detect import find, find_among, joined, splice
 from data_pipeline.pii.detections import ENTITIES, FAMILIES, RULE, TYPES, Detection, expand
 from data_pipeline.pii.entities.entity_canaries import ENTITY_MAKERS, ENTITY_SENTENCES, is_covered
 from data_pipeline.pii.entities.entity_finder import finder_files, library_versions
@@ -41,7 +39,6 @@ from data_pipeline.pii.other_finders import OtherFinders, find_others, find_with
 from data_pipeline.pii.pii_actions import Action, fingerprint, new_text, read_key
 from governance.config import Section
 from governance.file_digests import Digests
-from governance.kernels.buffers import text_buffers
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -125,6 +122,8 @@ def redact_table(
 
     `actions` maps a type to its treatment.
     """
+    from data_pipeline.pii.detect import splice
+
     texts = table["text"].combine_chunks()
     sources = table["source"].to_pylist()
     types = frozenset(actions)
@@ -151,6 +150,10 @@ def redact_table(
 
 def _found(texts: pa.Array, finders: OtherFinders | None) -> Iterator[tuple[int, str, list[Detection]]]:
     """Place, text and detections of each document that has candidates."""
+    from data_pipeline.kernels.pii_candidates import scan
+    from data_pipeline.pii.detect import find_among, joined
+    from governance.kernels.buffers import text_buffers
+
     data, offsets = text_buffers(texts)
     places = scan(data, offsets)
     hot, starts = np.unique(places[:, 0], return_index=True)
@@ -172,6 +175,8 @@ Payload = tuple[Path, bytes, OtherFinders | None]
 
 
 def _redact_shard(settings: RedactSettings, payload: Payload, path_of: Callable[[str], Path]) -> ShardMade:
+    from data_pipeline.pii.detect import find
+
     path, key, finders = payload
     types = tuple(kind for kind in settings.actions if kind in TYPES)
     entities = tuple(kind for kind in settings.actions if kind in ENTITIES)

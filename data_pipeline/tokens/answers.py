@@ -24,7 +24,6 @@ import pyarrow as pa
 
 from data_pipeline.tokens.encoder import Encoder
 from governance.errors import ConfigError, PipelineError
-from governance.kernels.buffers import text_buffers
 
 Answers = npt.NDArray[np.bool_]
 """[tokens], True where a token is predicted in training."""
@@ -46,6 +45,8 @@ def answers_of(
         PipelineError: a document has no answer.
         ConfigError: the tokenizer loses a marker, or makes one.
     """
+    from governance.kernels.buffers import text_buffers
+
     data, offsets = text_buffers(table["text"])
     found = np.zeros(len(ids), dtype=np.bool_)
     for number, (first, last) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):

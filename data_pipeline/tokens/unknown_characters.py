@@ -11,8 +11,6 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.kernels.gpt2_words import LETTER, NUMBER, SPACE
-
 
 def all_characters() -> str:
     """Every code point of planes 0 to 3 and 14, but surrogates.
@@ -46,6 +44,8 @@ def known_characters() -> str:
 @functools.cache
 def library_classes() -> npt.NDArray[np.uint8]:
     """Class bits, as the library sees them, of all 0x110000 code points."""
+    from data_pipeline.kernels.gpt2_words import LETTER, NUMBER, SPACE
+
     classes = np.zeros(0x110000, np.uint8)
     for bit, others in ((SPACE, r"\S+"), (LETTER, r"\P{L}+"), (NUMBER, r"\P{N}+")):
         classes[_points(_without(others))] |= bit

@@ -12,12 +12,13 @@ on one core.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from data_pipeline.tokens.token_shards import TokenShard
 from governance.splitmix64 import INCREMENT, finalise
@@ -71,11 +72,11 @@ def sample_windows(
     """
     power = np.uint64(pow(int(_BASE), length, 1 << 64))
     start, hashes, places, ends, predicted = 0, [], [], [], []
-    marks = iter(targets)
+    marks, scan = iter(targets), _compiled_scan()
     for shard in shards:
         given = (shard.tokens, shard.document_ends, _mixed(shard.vocabulary_size), length, power, np.uint64(bound))
-        found = np.empty((_scan(*given, np.empty((0, 2), np.uint64)), 2), np.uint64)
-        _scan(*given, found)
+        found = np.empty((scan(*given, np.empty((0, 2), np.uint64)), 2), np.uint64)
+        scan(*given, found)
         hashes.append(found[:, 0])
         within = found[:, 1].astype(np.int64)
         if end:
@@ -107,7 +108,14 @@ def _mixed(vocabulary_size: int) -> Hashes:
         return finalise(np.arange(1, vocabulary_size + 1, dtype=np.uint64) * INCREMENT)
 
 
-@njit(cache=True, nogil=True)
+@functools.cache
+def _compiled_scan() -> Any:
+    """`_scan` by numba, whose import only a probe pays."""
+    from numba import njit
+
+    return njit(cache=True, nogil=True)(_scan)
+
+
 def _scan(tokens, ends, words, length, power, bound, found):  # type: ignore[no-untyped-def]
     """Write (hash, place) of each document's windows; return their number.
 

@@ -112,6 +112,8 @@ def frozen_parameters_have_a_base(recipe: TrainRecipe, settings: Settings, hardw
 
 def learning_parameters_exist(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse patterns and targets that match nothing, and ranks too large."""
+    if not recipe.train.freezes:
+        return None
     try:
         trained_shapes(recipe.model, recipe.train, 1)
     except ConfigError as error:

@@ -123,17 +123,21 @@ def answer() -> list[Goal]:
         words = [sys.executable, "-c", code]
         done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=root)
         inside.append(float(done.stdout))
-    whole = []
+    whole, wall = [], []
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-m", "assay", "plan", "configs/7b.toml", "--cluster", "h100", "--root", scratch]
-        for _ in range(3):
+        compiled = {**os.environ, "PYTHONPYCACHEPREFIX": scratch}  # as an installed program has it
+        compiled.pop("PYTHONDONTWRITEBYTECODE", None)
+        for _ in range(6):
             before = os.times()
-            subprocess.run(words, check=True, capture_output=True, cwd=root)
+            subprocess.run(words, check=True, capture_output=True, cwd=root, env=compiled)
             after = os.times()
             whole.append(after.children_user + after.children_system - before.children_user - before.children_system)
+            wall.append(after.elapsed - before.elapsed)
     return [
         Goal("plan.answer_cpu_seconds", min(inside), 1.0, "<=", "reading, plan and 100 layouts, of a started process"),
-        figure("plan.command_cpu_seconds", min(whole), "the same with the start of Python and its imports"),
+        Goal("plan.command_cpu_seconds", min(whole[1:]), 1.0, "<=", "the same with the start of Python and its imports"),
+        figure("plan.command_wall_seconds", float(np.median(wall[1:])), "median of five, load included"),
     ]
 
 

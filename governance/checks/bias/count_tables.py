@@ -24,7 +24,6 @@ from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.statistics import BUCKETS, Integers
 from governance.errors import ManifestError, read_errors
 from governance.files import atomic_path
-from governance.kernels.behind_counts import EXAMPLES
 
 Tables = dict[str, list[pa.Table]]
 
@@ -84,6 +83,8 @@ def merged(table: str, parts: Sequence[pa.Table]) -> pa.Table:
 
 def _first_examples(parts: Sequence[pa.Table]) -> pa.Table:
     """The examples of least priority in each cell."""
+    from governance.kernels.behind_counts import EXAMPLES
+
     schema = schema_of(EXAMPLES_TABLE)
     whole = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in parts)])
     whole = whole.sort_by([(name, "ascending") for name in (*CELL, "priority", "id")])

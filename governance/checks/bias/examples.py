@@ -18,7 +18,6 @@ from governance.checks.bias.count_tables import EXAMPLES_TABLE, schema_of
 from governance.checks.bias.provenance_columns import Facts
 from governance.checks.bias.sentence_tables import ABOVE, BELOW, cells_of
 from governance.checks.bias.word_lists.lexicons import Lexicons, Name
-from governance.kernels.behind_counts import EXAMPLES
 
 if TYPE_CHECKING:
     from governance.kernels.buffers import Bytes, Offsets
@@ -94,6 +93,8 @@ def add_scored_examples(
         rows: counted documents, and the priorities of all.
         documents: facts and texts of all.
     """
+    from governance.kernels.behind_counts import EXAMPLES
+
     (code, groups, instrument), (spans, scores), (counted_rows, priorities) = named, scored, rows
     text, group, start, end = spans.T
     ranks = _ranks(priorities[counted_rows[text]], end - start)
@@ -122,6 +123,8 @@ def _keep(
     documents: tuple[Facts, tuple[Bytes, Offsets]],
 ) -> None:
     """Keep a sentence (rank, row, span) among the first of its cell."""
+    from governance.kernels.behind_counts import EXAMPLES
+
     (rank, row, (start, end)), (facts, (data, _)) = found, documents
     sentence = bytes(data[start:end]).decode("utf-8", "replace")
     words = " ".join(sentence[: 4 * CHARACTERS].split())[:CHARACTERS]

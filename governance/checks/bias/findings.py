@@ -35,7 +35,6 @@ from governance.checks.bias.crossed import CROSS
 from governance.checks.bias.interval_rows import ALL, NOBODY, Row
 from governance.checks.bias.sentence_tables import ABOVE, BELOW, KEPT
 from governance.checks.bias.word_lists.lexicons import Lexicons, scale_of
-from governance.kernels.behind_counts import EXAMPLES
 
 NEUTRAL = {
     "npmi_gap": 0.0,
@@ -201,6 +200,8 @@ def _finding(suite: str, row: Row, behind: Behind, lexicons: Lexicons) -> dict[s
 
 def _examples(behind: Behind, cells: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
     """The sentences of least priority in these cells, each of another document."""
+    from governance.kernels.behind_counts import EXAMPLES
+
     rows = sorted(
         (row for cell in cells for row in behind.examples.get(cell, ())), key=lambda row: (row["priority"], row["id"])
     )
