@@ -53,6 +53,7 @@ REMOVED = ".clean-up"
 _WITH_CORPUS = (
     "bias", "audit", "data_docs", "model_audit", "memorisation", "claim_language", "claim_recall", "claims",
     "scaling",
+    "mixture",
 )  # fmt: skip
 _PARTS = ("lists", "language_model", "evaluation_sets")
 _NOT_CORPUS = (*_PARTS, "fetch", "classifier")

@@ -1,7 +1,7 @@
 """The run's TOML file: all sections, from raw corpus to report.
 
     [[data.sources]] [data.*] [governance] [audit] [model] [optim] [train] [checkpoint] [engine] [tracking] [energy]
-    [evaluation] [profile] [model_audit] [memorisation] [claims] [scaling]
+    [evaluation] [profile] [model_audit] [memorisation] [claims] [scaling] [mixture]
     [slurm]
 
 A run may have several files (`run_file.py`). Every section belongs to the package that uses it; this module only
@@ -43,6 +43,7 @@ from pretrain.config.training import (
 from pretrain.distributed.process_group import read_ranks, slurm_attempt
 from pretrain.evaluation.model_bias import ModelAuditConfig
 from pretrain.experiments.claims_config import ClaimsConfig
+from pretrain.experiments.mixtures.mixture_runs import MixtureExperimentConfig
 from pretrain.experiments.scaling.ladder import ScalingConfig
 from pretrain.inference.memorisation import MemorisationConfig
 from pretrain.initial_weights.hub_weights import SCHEME
@@ -69,6 +70,7 @@ class RunConfig(Section):
     memorisation: MemorisationConfig = MemorisationConfig()
     claims: ClaimsConfig = ClaimsConfig()
     scaling: ScalingConfig = ScalingConfig()
+    mixture: MixtureExperimentConfig = MixtureExperimentConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @property

@@ -102,7 +102,7 @@ def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
 
 _REMEDIES = {"report": ("report was", "write it"), "documents": ("documents were", "write them")}
 _REMEDIES |= dict.fromkeys(("bias", "audit"), ("audit's results were", "audit"))
-_REMEDIES |= {stage: (f"report on {stage} was", "run the command") for stage in ("claims", "scaling")}
+_REMEDIES |= {stage: (f"report on {stage} was", "run the command") for stage in ("claims", "scaling", "mixture")}
 """Stage -> subject of its fault, and what to do again."""
 
 

@@ -22,10 +22,11 @@ from governance.gate.chain import require_chain
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, verify
 from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.experiments.scaling.coordinates import CoordinateCheck, coordinate_check, rows_for_check
 from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, multiplied, other_start, tokens_of
 from pretrain.experiments.scaling.scaling_law import Fit, ScalingLaw, Trained, fit_law, parabola_exponent
 
-VERSION = 2
+VERSION = 3
 
 
 class ScalingReport(Section):
@@ -59,14 +60,7 @@ def run_scaling(
         GateClosed: the verdict does not let this corpus through, or an artifact differs from its statement.
         PipelineError: a rung has no validation loss, or the losses show no law.
     """
-    trained = []
-    for number, rung in enumerate(rungs, 1):
-        get_logger(__name__).info(
-            "scaling: rung %d of %d: width %d, %d layers, %s parameters, %s tokens, seed %d", number, len(rungs),
-            rung.model.hidden_size, rung.model.num_hidden_layers, f"{rung.parameters:,}", f"{rung.tokens:,}", rung.seed,
-        )  # fmt: skip
-        trained.append(train(rung))
-    require_chain(trained, runtime.root, run.journal(runtime.root))
+    trained = train_all("scaling", run, rungs, runtime, train)
     vocabulary = trained[0].stats["vocabulary_size"]
     recipe = run.config.recipe
     section = ScalingReport(
@@ -76,7 +70,7 @@ def run_scaling(
     def make(target: Path) -> Made:
         from pretrain.experiments.scaling.scaling_page import scaling_page
 
-        found = _found(run, artifacts["encode"], section, list(zip(rungs, trained, strict=True)))
+        found = _found(run, artifacts, section, list(zip(rungs, trained, strict=True)), runtime.root)
         write_json(target / "scaling.json", found)
         write_text(target / "report.html", scaling_page(found))
         outputs = [describe(target / name, runtime.root) for name in ("scaling.json", "report.html")]
@@ -87,28 +81,56 @@ def run_scaling(
     return made
 
 
+def train_all(
+    experiment: str, run: LoadedRun, rungs: Sequence[Rung], runtime: Runtime, train: Callable[[Rung], Manifest]
+) -> list[Manifest]:
+    """Train every rung, or find it, and compare it with its statement.
+
+    Raises:
+        GateClosed: the verdict does not let this corpus through, or an artifact differs from its statement.
+        PipelineError: a rung has no validation loss.
+    """
+    trained = []
+    for number, rung in enumerate(rungs, 1):
+        get_logger(__name__).info(
+            "%s: rung %d of %d: width %d, %d layers, %s parameters, %s tokens, seed %d%s", experiment, number,
+            len(rungs), rung.model.hidden_size, rung.model.num_hidden_layers, f"{rung.parameters:,}",
+            f"{rung.tokens:,}", rung.seed,
+            f", weights {', '.join(f'{weight:g}' for weight in rung.weights)}" if rung.weights else "",
+        )  # fmt: skip
+        trained.append(train(rung))
+        if trained[-1].stats["validation_loss"] is None:
+            raise PipelineError(
+                f"{experiment}: {trained[-1].folder} has no validation loss: without validation documents nothing can "
+                f"be compared. Raise data.encode.validation_share and prepare again."
+            )
+    require_chain(trained, runtime.root, run.journal(runtime.root))
+    return trained
+
+
 def _found(
-    run: LoadedRun, tokens: Manifest, section: ScalingReport, trained: Sequence[tuple[Rung, Manifest]]
+    run: LoadedRun,
+    artifacts: Mapping[str, Manifest],
+    section: ScalingReport,
+    trained: Sequence[tuple[Rung, Manifest]],
+    root: Path,
 ) -> dict[str, Any]:
     """Everything that the report shows.
 
     Raises:
-        PipelineError: a rung has no validation loss, or the losses show no law.
+        PipelineError: the losses show no law.
     """
-    points = []
-    for rung, manifest in trained:
-        loss = manifest.stats["validation_loss"]
-        if loss is None:
-            raise PipelineError(
-                f"scaling: {manifest.folder} (width {rung.model.hidden_size}) has no validation loss: without "
-                f"validation documents nothing can be compared. Raise data.encode.validation_share and prepare again."
-            )
-        points.append(Trained(rung.parameters, rung.tokens, loss))
+    from pretrain.data.dataset import open_rows
+
+    points = [Trained(rung.parameters, rung.tokens, manifest.stats["validation_loss"]) for rung, manifest in trained]
     fit = fit_law(points, section.scaling.resamples)
     curves = [[points[at] for at in curve] for curve in curves_of([rung for rung, _ in trained])]
     joules = [manifest.run["energy"]["joules"] for _, manifest in trained]
     target = _predicted(fit, section.parameters, section.tokens)
     best = _predicted(fit, *fit.law.best(target["flops"]))
+    vocabulary = trained[0][1].stats["vocabulary_size"]
+    rows = open_rows(artifacts.get("pack", artifacts["encode"]), "train", root, run.config.train.sequence_length)
+    check = coordinate_check(run.config.recipe, vocabulary, rows_for_check(rows), run.folder)
     return {
         "target": target,
         "best": best,
@@ -130,9 +152,10 @@ def _found(
             for (rung, manifest), point in zip(trained, points, strict=True)
         ],
         "joules": None if None in joules else sum(joules),
-        "warnings": _warnings(run, tokens, section, fit, [rung for rung, _ in trained]),
+        "coordinates": check and check.as_dict(),
+        "warnings": _warnings(artifacts["encode"], section, fit, [rung for rung, _ in trained], check),
         "fitted": astuple(fit.law),
-        "vocabulary_size": trained[0][1].stats["vocabulary_size"],
+        "vocabulary_size": vocabulary,
         "draws": [astuple(law) for law in fit.draws],
     }  # fmt: skip
 
@@ -146,7 +169,9 @@ def _predicted(fit: Fit, parameters: float, tokens: float) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _warnings(run: LoadedRun, tokens: Manifest, section: ScalingReport, fit: Fit, rungs: Sequence[Rung]) -> list[str]:
+def _warnings(
+    tokens: Manifest, section: ScalingReport, fit: Fit, rungs: Sequence[Rung], check: CoordinateCheck | None
+) -> list[str]:
     """Reasons to trust this prediction less than its interval."""
     found = []
     beyond = section.parameters * section.tokens / max(rung.parameters * rung.tokens for rung in rungs)
@@ -155,10 +180,11 @@ def _warnings(run: LoadedRun, tokens: Manifest, section: ScalingReport, fit: Fit
             f"The run has {beyond:,.0f} times the FLOPs of the largest rung. The interval assumes that the law holds "
             f"that far; a larger budget in scaling.budgets tests it."
         )
-    if run.config.model.initialisation != "mup":
+    if check is not None and not check.transfers:
         found.append(
-            "All widths learn at the run's rate, which is not the best one of each; without model.initialisation = "
-            "'mup' the exponents hold for this rate."
+            f"All widths learn at the run's rate, which is not the best one of each: after a few steps {check.worst} "
+            f"grows as width^{check.exponents[check.worst]:.2f}. The exponents hold for this rate; "
+            f"model.initialisation = 'mup' transfers it."
         )
     text = tokens.stats.get("train_tokens") or 0
     for what, read in (("the run", section.tokens), ("the longest rung", max(rung.tokens for rung in rungs))):

@@ -223,6 +223,18 @@ def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
     return _size(run, _look_up(run, runtime))
 
 
+def corpus_figures(run: LoadedRun, runtime: Runtime) -> tuple[int, float | None]:
+    """Ids of the tokens, and the mean tokens of a training document.
+
+    None: there are no token shards yet.
+    """
+    artifacts = _look_up(run, runtime)
+    vocabulary, _ = _size(run, artifacts)
+    stats = artifacts["encode"].stats if artifacts else {}
+    documents = stats.get("train_documents")
+    return vocabulary, stats["train_tokens"] / documents if documents else None
+
+
 def _size(run: LoadedRun, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:
     if artifacts is not None:
         return int(artifacts["tokenizer"].stats["vocabulary_size"]), "ids, as the token shards have them"

@@ -5,12 +5,13 @@
     python benchmarks/scale.py [--quick] [--plot docs/plan.svg] planning
     python benchmarks/scale.py verdict
     python benchmarks/scale.py [--quick] scaling
+    python benchmarks/scale.py [--quick] mixture
 
 Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
 saves, loads and looks at the run's holders; `planning`, `assay plan` against published speeds and against runs on this
 machine, and how long an answer takes; `verdict`, the restart verdict on the labelled logs of tests/slurm, from which
 its rules were written (what they reached on logs that they had not seen is in benchmarks/RESULTS.md); `scaling`,
-planted scaling laws and the coverage of their intervals. `--plot` draws one group.
+planted scaling laws and the coverage of their intervals; `mixture`, planted best mixtures. `--plot` draws one group.
 
 The text is that of the test corpora, repeated with a salt in every fourth word, so that no copy is a duplicate of
 another. `--quick` stops at 0.2 GB. Time is CPU time; memory is the peak of a worker process, and, for information,
@@ -40,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, figure, run, status_mb
-from benchmarks.measures.training import plan_published, plan_runs, scale_ranks, scaling_coverage
+from benchmarks.measures.training import mixture_planted, plan_published, plan_runs, scale_ranks, scaling_coverage
 from slurm.attempt.restart_verdict import verdict_of
 
 HERE = Path(__file__).resolve().parents[1]
@@ -185,7 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes a group")
     parser.add_argument(
-        "groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning, verdict, scaling"
+        "groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning, verdict, scaling, mixture"
     )
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
@@ -228,6 +229,7 @@ def main() -> int:
         "planning": plans,
         "verdict": verdicts,
         "scaling": lambda: list(scaling_coverage.scaling_laws(arguments.quick)),
+        "mixture": lambda: list(mixture_planted.mixtures(arguments.quick)),
     }
     if unknown := sorted(set(arguments.groups) - set(known)):
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(known)}")

@@ -342,7 +342,8 @@ READERS = (
 def test_reading_a_run_needs_no_heavy_library():
     code = (
         f"import sys, {', '.join(READERS)}\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch','great_expectations','deepspeed','wandb','numba'}))"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'torch','great_expectations','deepspeed','wandb','numba'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -35,6 +35,7 @@ LEFT_OUT = {
     r"assay (teacher-logits |run --root runs/my student.toml)": "needs a teacher: tests/assay/test_distilled_run.py",
     r"assay plan .*--from": "needs a run on such nodes: tests/assay/test_plan.py",
     r"assay experiment scaling ": "trains nine models: tests/assay/test_scaling_experiment.py",
+    r"assay experiment mixture ": "trains nine models: tests/assay/test_mixture_experiment.py",
     r"assay experiment claims ": "trains many models for hours: tests/pretrain/test_impact.py",
     r"assay (translate |run pairs.toml )": "needs pairs: tests/assay/test_translation.py",
     r"lm_eval ": "needs an environment of its own: benchmarks/training.py",

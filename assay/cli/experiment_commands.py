@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, load
-from assay.config import load_run
+from assay.config import LoadedRun, load_run
 from governance.manifest import Manifest
+from governance.stage import Runtime
+
+if TYPE_CHECKING:
+    from pretrain.experiments.scaling.ladder import Rung
 
 
 def claims(arguments: Arguments) -> None:
@@ -42,10 +48,10 @@ def claims(arguments: Arguments) -> None:
 
 def scaling(arguments: Arguments) -> None:
     """Predict the loss of the run from a ladder of small trainings."""
-    from assay.pipeline import corpus, training
+    from assay.pipeline import corpus
     from assay.scaling_experiment import read_scaling, run_scaling
     from assay.start_preflight import vocabulary_of
-    from pretrain.experiments.scaling.ladder import Rung, ladder, multiplied, tokens_of
+    from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
 
     loaded, runtime = load(arguments, "data prepare")
     vocabulary, _ = vocabulary_of(loaded, runtime)
@@ -63,14 +69,7 @@ def scaling(arguments: Arguments) -> None:
         say(f"{len(rungs)} trainings: {100 * share:.2g} % of the run's FLOPs", share_of_run=share)
         return
     artifacts = corpus(loaded, replace(runtime, make=False))
-
-    def train(rung: Rung) -> Manifest:
-        settings = [*arguments.overrides, *rung.settings]
-        smaller = replace(load_run(arguments.config, settings, arguments.more), journals=loaded.journals)
-        argv = argv_of(Arguments(**{**vars(arguments), "overrides": settings}), runtime)
-        return training(smaller, artifacts, runtime, arguments.nproc, argv)
-
-    made = run_scaling(loaded, artifacts, rungs, runtime, train)
+    made = run_scaling(loaded, artifacts, rungs, runtime, _trainer(arguments, loaded, artifacts, runtime))
     found = read_scaling(runtime.root / made.folder)
     target, best = found["target"], found["best"]
     say(
@@ -83,7 +82,63 @@ def scaling(arguments: Arguments) -> None:
         f"{best['tokens']:.3g} tokens",
         best=best,
     )
+    if check := found["coordinates"]:
+        answer = "transfers" if check["transfers"] else "does not transfer"
+        grows = f"{check['worst']} grows as width^{check['largest']:.2f}"
+        say(f"rate        {answer} from width to width: {grows}", coordinates=check)
     for words in found["warnings"]:
         say(f"note        {words}", warnings=[words])
     page = runtime.root / made.folder / "report.html"
     say(f"report: {page}", report=page, **artifact(made, runtime.root))
+
+
+def mixture(arguments: Arguments) -> None:
+    """Choose the weights of the sources by small trainings that repeat them as the run would."""
+    from assay.mixture_experiment import plan_mixtures, read_mixture, run_mixtures
+    from assay.pipeline import corpus
+    from assay.start_preflight import vocabulary_of
+    from pretrain.experiments.mixtures.mixture_page import proposal
+
+    loaded, runtime = load(arguments, "data prepare")
+    artifacts = corpus(loaded, replace(runtime, make=False))
+    vocabulary, _ = vocabulary_of(loaded, runtime)
+    plan = plan_mixtures(loaded, artifacts, runtime.root, vocabulary)
+    if arguments.dry_run:
+        for rung in plan.rungs:
+            weights = ", ".join(f"{name} {weight:.4f}" for name, weight in zip(plan.rows, rung.weights, strict=True))
+            line = f"{weights}: {rung.steps:,} steps, {rung.tokens:,} tokens"
+            say(line, plan=[line])
+        share = sum(rung.budget for rung in plan.rungs)
+        say(f"{len(plan.rungs)} trainings: {100 * share:.2g} % of the run's tokens", share_of_run=share)
+        return
+    made = run_mixtures(loaded, plan, runtime, _trainer(arguments, loaded, artifacts, runtime))
+    found = read_mixture(runtime.root / made.folder)
+    for row in found["sources"]:
+        say(
+            f"{row['name']:<11} {row['best']:.4f} ({row['low']:.4f} to {row['high']:.4f}), now {row['own']:.4f}; read "
+            f"{row['epochs']:.2g} times in the run",
+            sources=[row],
+        )
+    gain = found["gain"]
+    say(f"gain        {gain['nats']:.4f} ({gain['low']:.4f} to {gain['high']:.4f}) nats per token", gain=gain)
+    for words in found["warnings"]:
+        say(f"note        {words}", warnings=[words])
+    for line in proposal(found["sources"]):
+        say(line, proposal=[line])
+    page = runtime.root / made.folder / "report.html"
+    say(f"report: {page}", report=page, **artifact(made, runtime.root))
+
+
+def _trainer(
+    arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
+) -> Callable[[Rung], Manifest]:
+    """Training of a rung: the run with the rung's settings, behind the gate."""
+    from assay.pipeline import training
+
+    def train(rung: Rung) -> Manifest:
+        settings = [*arguments.overrides, *rung.settings]
+        smaller = replace(load_run(arguments.config, settings, arguments.more), journals=loaded.journals)
+        argv = argv_of(Arguments(**{**vars(arguments), "overrides": settings}), runtime)
+        return training(smaller, artifacts, runtime, arguments.nproc, argv)
+
+    return train

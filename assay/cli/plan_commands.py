@@ -21,7 +21,7 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
     from assay.scaling_experiment import expected_loss
-    from assay.start_preflight import require_site_rules, vocabulary_of
+    from assay.start_preflight import corpus_figures, require_site_rules
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text
     from slurm.config import with_site
@@ -39,14 +39,14 @@ def plan(arguments: Arguments) -> None:
     cluster, nodes = read_cluster(named, folder), arguments.nodes or section.nodes
     if not arguments.cluster:
         cluster = cluster.with_ranks(section.tasks_per_node)
-    vocabulary, _ = vocabulary_of(loaded, runtime)
+    vocabulary, document_tokens = corpus_figures(loaded, runtime)
     teacher = None
     if loaded.config.train.distillation is not None:
         teacher, words = teacher_beside(loaded, runtime, vocabulary)
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
-    correction = Correction()
+    correction = Correction(document_tokens=document_tokens)
     if arguments.from_run:
-        correction = correction_from(arguments.from_run, loaded, vocabulary, cluster, teacher)
+        correction = correction_from(arguments.from_run, loaded, vocabulary, cluster, teacher, document_tokens)
     found = make_plan(loaded, vocabulary, cluster, nodes, correction, teacher)
     for line in lines(found):
         say(line, plan=[line])

@@ -367,6 +367,11 @@ def _experiment(commands: Commands[Parser]) -> None:
     _config(command)
     _nproc(command)
     flag(command, "--dry-run", "print the ladder's models and tokens; train nothing")
+    about = "choose the weights of the sources by small trainings that repeat each source as the run would"
+    command = add("mixture", "mixture", about)
+    _config(command)
+    _nproc(command)
+    flag(command, "--dry-run", "print the mixtures and their tokens; train nothing")
 
 
 def _report(commands: Commands[Parser]) -> None:

@@ -130,6 +130,7 @@ class Cluster(Section):
             rate("node_link_gb_s", 1e9),
             rate("network_gb_s", 1e9),
             rate("hop_us", 1e-6),
+            rows_apart=self.device == "cuda",
         )
 
 

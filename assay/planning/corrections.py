@@ -45,11 +45,16 @@ class MeasuredRun:
 
 
 def correction_from(
-    named: Path, run: LoadedRun, vocabulary: int, cluster: Cluster, teacher: ModelConfig | None = None
+    named: Path,
+    run: LoadedRun,
+    vocabulary: int,
+    cluster: Cluster,
+    teacher: ModelConfig | None = None,
+    document_tokens: float | None = None,
 ) -> Correction:
     """Correction by a training, named by its root or folder.
 
-    `teacher` computes beside the student of `run`.
+    `teacher` computes beside the student of `run`; documents count as of this mean length in both.
 
     Raises:
         MissingInput: there is no record.
@@ -90,7 +95,8 @@ def correction_from(
             "cluster that it ran on"
         )
     alike = cluster.model_copy(update={"ranks_per_node": a_node})
-    predicted = step_plan(recipe, settings, size, alike, record.world_size // a_node, teacher=teacher)
+    documents = Correction(document_tokens=document_tokens)
+    predicted = step_plan(recipe, settings, size, alike, record.world_size // a_node, documents, teacher)
     time = predicted.tokens / predicted.seconds / record.tokens_per_second
     memory = 1.0 if record.memory is None else record.memory / predicted.memory.device_bytes
     words = f"{folder}: {time:.2f} times the predicted time"
@@ -98,7 +104,7 @@ def correction_from(
         words += f", {memory:.2f} times the memory"
     if record.watts is not None:
         words += f", {record.watts:,.0f} W a node"
-    return Correction(time, memory, record.watts, words)
+    return Correction(time, memory, record.watts, words, document_tokens)
 
 
 def _online(train: TrainConfig) -> bool:

@@ -42,6 +42,8 @@ class Correction:
     watts: float | None = None
     """Power of a node, measured."""
     words: str = ""
+    document_tokens: float | None = None
+    """Mean tokens of a document of the corpus; None: it is not known, and a row counts as one document."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def step_plan(
     engine, a_node = settings.engine, cluster.ranks_per_node
     ranks = Ranks(0, nodes * a_node, 0, a_node)
     hardware = hardware_of_cluster(cluster, ranks)
-    found = forecast(recipe, engine, vocabulary, ranks, cluster.machine, teacher)
+    found = forecast(recipe, engine, vocabulary, ranks, cluster.machine, teacher, correction.document_tokens)
     calibration = GPU if cluster.device == "cuda" else CPU
     parts = calibration.seconds(found, compiled(engine))
     parts = {name: correction.time * part for name, part in parts.items()}

@@ -123,6 +123,9 @@ class TrainConfig(Section):
     mixture: tuple[MixtureConfig, ...] = ()
     """`[[train.mixture]]`: weights of the sources, each from a step on; before the first, each source weighs its rows.
     None: all rows in one order, independent of their source."""
+    source_share: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda share: share == 1)
+    """Share of each source's rows that `mixture` reads, spread evenly; a short run with as small a share of the rows
+    repeats each source as often as a long run."""
     steps: int = Field(gt=0)
     """Optimizer steps, those of `continue_from` included."""
     continue_from: str = Field(default="", exclude=True)
@@ -182,6 +185,10 @@ class TrainConfig(Section):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"trained: {pattern!r} is not a regular expression: {error}") from error
+        if self.source_share < 1 and not self.mixture:
+            raise ValueError(
+                f"source_share = {self.source_share:g} is of the sources of train.mixture: name their weights"
+            )
         if self.patience and not self.validate_every_steps:
             raise ValueError(
                 f"patience = {self.patience} counts validations, and validate_every_steps = 0 makes only one; set "

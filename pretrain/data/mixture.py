@@ -223,6 +223,8 @@ def mix(train: TrainConfig, sources: Sequence[MixtureSource], sizes: BatchSizes)
     Raises:
         ConfigError: weights name a source that has no row.
     """
+    if train.source_share < 1:
+        sources = [_thinned(source, train.source_share) for source in sources]
     starts = [(phase.from_step, phase.weights) for phase in train.mixture]
     for number, (_, weights) in enumerate(starts, 1):
         _refuse_unknown(weights, sources, f"train.mixture[entry {number}].weights")
@@ -234,6 +236,13 @@ def mix(train: TrainConfig, sources: Sequence[MixtureSource], sizes: BatchSizes)
         before = phases[-1].read(first - phases[-1].first) if phases else np.zeros(len(sources), dtype=np.int64)
         phases.append(_phase((step, first), whole_parts(weights), sources, before))
     return Mixture(tuple(sources), tuple(phases), train.seed)
+
+
+def _thinned(source: MixtureSource, share: float) -> MixtureSource:
+    """A share of a source's rows, spread evenly; one row at least."""
+    kept = min(source.count, max(1, round(share * source.count)))
+    rows = source.rows(np.arange(kept, dtype=np.int64) * source.count // max(kept, 1))
+    return MixtureSource(source.name, rows, np.arange(kept + 1, dtype=np.int64))
 
 
 def _phase(

@@ -22,6 +22,7 @@ way) and 320 between nodes (8 x 400 Gb/s InfiniBand per node, 80 % of it), or wh
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 from pretrain.config.model import ModelConfig
@@ -65,6 +66,9 @@ class Machine:
     """A ring between nodes."""
     hop: float = 4e-6
     """Seconds from one rank of a ring to the next."""
+    rows_apart: bool = True
+    """Attention leaves out the keys of earlier documents in each row by itself; on a CPU (rows of up to 1,024 tokens)
+    only those that no row of the pass needs."""
 
 
 H100 = Machine()
@@ -129,6 +133,8 @@ class _Work:
     """Numbers of a rank's trained parameters and of their holders, and these' distance."""
     trained: float
     """Share of the weights whose gradients are computed."""
+    document: float | None
+    """Mean tokens of a document; None: a row is one document."""
 
     @property
     def targets(self) -> int:
@@ -164,13 +170,19 @@ def forecast(
     ranks: Ranks,
     machine: Machine = H100,
     teacher: ModelConfig | None = None,
+    document_tokens: float | None = None,
 ) -> Forecast:
-    """Roofline of a step in bf16, compiled; `teacher` runs alongside a student."""
-    work = _work(recipe, engine, vocabulary_size, ranks, machine)
+    """Roofline of a step in bf16, compiled.
+
+    `teacher` runs alongside a student. Without the mean length of a document a row is one, the most that attention
+    can cost.
+    """
+    work = _work(recipe, engine, vocabulary_size, ranks, machine, document_tokens)
     forward, backward = _computed(work)
     kept = {name: work.passes * (forward[name] + backward[name]) for name in forward}
     if teacher is not None:
-        beside = _work(recipe.model_copy(update={"model": teacher}), engine, vocabulary_size, ranks, machine)
+        alone = recipe.model_copy(update={"model": teacher})
+        beside = _work(alone, engine, vocabulary_size, ranks, machine, document_tokens)
         head = 2 * beside.vocabulary * teacher.hidden_size * beside.tokens / _products(beside)
         kept["teacher"] = work.passes * (sum(_computed(beside)[0].values()) - 2 * head)  # its loss has one product
     kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
@@ -181,7 +193,14 @@ def forecast(
     return Forecast(parts, hidden, flops / engine.tensor_parallel_size, within, machine.peak)
 
 
-def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks: Ranks, machine: Machine) -> _Work:
+def _work(
+    recipe: TrainRecipe,
+    engine: EngineConfig,
+    vocabulary_size: int,
+    ranks: Ranks,
+    machine: Machine,
+    document_tokens: float | None,
+) -> _Work:
     model, tensor = recipe.model, engine.tensor_parallel_size
     layers, one = model.num_hidden_layers, model.model_copy(update={"num_hidden_layers": 1})
     two = model.model_copy(update={"num_hidden_layers": 2})
@@ -215,6 +234,7 @@ def _work(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, ranks
         bytes_per_gradient(recipe.train),
         distant,
         min(1.0, trained / parameter_count(model, vocabulary_size)),
+        document_tokens,
     )
 
 
@@ -239,7 +259,8 @@ def _computed(work: _Work) -> tuple[dict[str, float], dict[str, float]]:
         half = work.length // 2
         keys = (half * (model.encoder_layers + layers) + layers * _keys(half, None)) / 2
     else:
-        keys = sum(_keys(work.length, model.window(layer)) for layer in range(layers))
+        nearest = _keys_of_documents(work)
+        keys = sum(min(nearest, _keys(work.length, model.window(layer))) for layer in range(layers))
     operations = 4 * keys * width * work.tokens
     stream, inner = 2 * work.tokens * model.hidden_size, 2 * work.tokens * model.intermediate_size
     inner = inner // engine.tensor_parallel_size * (1 if model.moe is None else model.moe.num_experts_per_tok)
@@ -264,6 +285,18 @@ def _keys(length: int, window: int | None) -> float:
     """
     seen = min(length, window or length)
     return seen - seen**2 / (2 * length) + _BLOCK / 2 * (2 - seen / length)
+
+
+def _keys_of_documents(work: _Work) -> float:
+    """Keys that attention multiplies per query, where documents are shorter than rows.
+
+    A block of queries begins a share of a document after the document does, evenly distributed, and reads the keys from
+    there to its own end. Where rows share their blocks, the earliest of them counts. Documents count as of one length.
+    """
+    if work.document is None:
+        return math.inf
+    rows = 1 if work.machine.rows_apart else work.engine.micro_batch_size
+    return work.document * rows / (rows + 1) + _BLOCK
 
 
 def _loss(work: _Work) -> float:

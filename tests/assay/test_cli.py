@@ -46,6 +46,7 @@ SURFACE = {
     "evaluate": [*COMMON, "--average", "CHECKPOINT"],
     "experiment claims": [*COMMON, "--dry-run", "--quick"],
     "experiment scaling": [*COMMON, "--dry-run", "--nproc"],
+    "experiment mixture": [*COMMON, "--dry-run", "--nproc"],
     "export": [*COMMON, "--adapter", "--average", "--dtype", "--public", "--push", "CHECKPOINT", "FOLDER"],
     "inspect": ["--data-workers", "--eval-set", "--help", "--output", "--sample-mb", "PATH"],
     "mirror pull": ["--help", "ROOT", "URL"],

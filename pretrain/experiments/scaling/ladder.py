@@ -66,6 +66,8 @@ class Rung:
     seed: int
     settings: tuple[str, ...]
     """Differences from the run, as words of `--set`."""
+    weights: tuple[float, ...] = ()
+    """Share of each source, where the mixture is what differs."""
 
 
 def multiplied(model: ModelConfig, vocabulary_size: int) -> int:
@@ -85,14 +87,14 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
         ConfigError: the run does not train from scratch in one stretch, a width does not consist of whole heads, or a
             budget is too small for a rung.
     """
-    _refuse_other_runs(recipe)
+    refuse_other_runs(recipe, "scaling")
     widths = config.hidden_sizes or _default_widths(recipe.model)
-    models = [_narrowed(recipe.model, width) for width in sorted(widths)]
+    models = [narrowed(recipe.model, width) for width in sorted(widths)]
     whole = multiplied(recipe.model, vocabulary_size) * tokens_of(recipe)
     a_step = recipe.train.global_batch_size * recipe.train.sequence_length
     least, most = min(config.budgets), multiplied(models[-1], vocabulary_size)
     if (steps := round(least * whole / most / a_step)) < LEAST_STEPS:
-        enough = _two_digits_up(LEAST_STEPS * most * a_step / whole)
+        enough = two_digits_up(LEAST_STEPS * most * a_step / whole)
         raise ConfigError(
             f"scaling.budgets: {least:g} of this run's FLOPs are {steps} steps at width {models[-1].hidden_size}, and "
             f"a schedule needs {LEAST_STEPS}. Raise the budget to {enough:g}, or leave out this width"
@@ -103,7 +105,7 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
             parameters = multiplied(model, vocabulary_size)
             steps = round(budget * whole / parameters / a_step)
             for seed in range(recipe.train.seed, recipe.train.seed + config.seeds):
-                settings = (*_settings_of(model), *_schedule(recipe, steps), f"train.seed={seed}")
+                settings = (*settings_of(model), *schedule_of(recipe, steps), f"train.seed={seed}")
                 found.append(Rung(model, parameters, steps, steps * a_step, budget, seed, settings))
     return found
 
@@ -119,15 +121,18 @@ def other_start(recipe: TrainRecipe) -> str:
     return next((name for name, value in other.items() if value), "")
 
 
-def _refuse_other_runs(recipe: TrainRecipe) -> None:
+def refuse_other_runs(recipe: TrainRecipe, experiment: str) -> None:
+    """Refuse runs of which small trainings are no model."""
     if name := other_start(recipe):
         raise ConfigError(
-            f"scaling: {name} is set, and a ladder is of decoders from random weights. Leave it out for the experiment"
+            f"{experiment}: {name} is set, and its trainings are of decoders from random weights. Leave it out for the "
+            f"experiment"
         )
     if recipe.train.batch_size_ramp or len(recipe.train.mixture) > 1:
         raise ConfigError(
-            "scaling: the batch or the mixture changes during the run (train.batch_size_ramp, train.mixture), and each "
-            "rung would see another share of that. Leave one batch size and one mixture for the experiment"
+            f"{experiment}: the batch or the mixture changes during the run (train.batch_size_ramp, train.mixture), "
+            f"and each training would see another share of that. Leave one batch size and one mixture for the "
+            f"experiment"
         )
 
 
@@ -144,12 +149,12 @@ def _default_widths(model: ModelConfig) -> tuple[int, ...]:
     return tuple(count * head for count in counts)
 
 
-def _narrowed(model: ModelConfig, width: int) -> ModelConfig:
+def narrowed(model: ModelConfig, width: int, setting: str = "scaling.hidden_sizes") -> ModelConfig:
     """The model at another width, with its proportions."""
     heads, rest = divmod(width * model.num_attention_heads, model.hidden_size)
     if rest or not heads:
         head = model.hidden_size / model.num_attention_heads
-        raise ConfigError(f"scaling.hidden_sizes: {width} is not a multiple of the run's width per head, {head:g}")
+        raise ConfigError(f"{setting}: {width} is not a multiple of the run's width per head, {head:g}")
     share = width / model.hidden_size
     shared = model.num_attention_heads // model.num_key_value_heads
     keys = next(count for count in range(max(1, heads // shared), 0, -1) if heads % count == 0)
@@ -161,7 +166,8 @@ def _narrowed(model: ModelConfig, width: int) -> ModelConfig:
     return ModelConfig.model_validate({**model.model_dump(), **values})
 
 
-def _settings_of(model: ModelConfig) -> list[str]:
+def settings_of(model: ModelConfig) -> list[str]:
+    """Sizes of a narrowed model, as words of `--set`."""
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim",
@@ -169,7 +175,7 @@ def _settings_of(model: ModelConfig) -> list[str]:
     return [f"model.{name}={getattr(model, name)}" for name in names]
 
 
-def _schedule(recipe: TrainRecipe, steps: int) -> list[str]:
+def schedule_of(recipe: TrainRecipe, steps: int) -> list[str]:
     """Steps, warm-up and decay in proportion, and one checkpoint."""
     share, optim = steps / recipe.train.steps, recipe.optim
     parts: dict[str, Any] = {"train.steps": steps, "train.validate_every_steps": 0, "train.patience": 0}
@@ -186,7 +192,7 @@ def curves_of(rungs: Sequence[Rung]) -> list[list[int]]:
             for budget in sorted({rung.budget for rung in rungs})]  # fmt: skip
 
 
-def _two_digits_up(value: float) -> float:
+def two_digits_up(value: float) -> float:
     """The least number of two significant digits above a value."""
     unit = 10 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ _NAMES = (
 
 def scaling_page(found: Found) -> str:
     """A page that needs no network and no script."""
-    body = [_first(found), _curves(found), _law(found), _rungs(found), _method(found)]
+    body = [_first(found), _curves(found), _law(found), _coordinates(found), _rungs(found), _method(found)]
     closing = "Every figure is in scaling.json; the page loads no external resources."
     return runs_page("Scaling law of this run", body, closing)
 
@@ -104,6 +105,26 @@ def _law(found: Found) -> Html:
     )
 
 
+def _coordinates(found: Found) -> Html:
+    """Magnitudes of activations by width, and whether the rate transfers."""
+    check = found["coordinates"]
+    title = tag("h2", "Does the learning rate transfer?")
+    if check is None:
+        return tag("section", title, tag("p", "Not checked: the model has one head.", class_="note"))
+    widths, curves = [math.log2(width) for width in check["widths"]], []
+    for index, (name, sizes) in enumerate(check["sizes"].items()):
+        points = [*zip(widths, (math.log2(max(size, 1e-30)) for size in sizes), strict=True)]
+        curves.append(Curve(name, points, STYLES[index % len(STYLES)], dots=True))
+    answer = "Yes" if check["transfers"] else "No"
+    words = (
+        f"{answer}: after {check['steps']} steps at the run's rate the part that grows most grows as "
+        f"width^{check['largest']:.2f} ({check['worst']}); a rate transfers up to an exponent of {check['limit']:g} "
+        f"(coordinate check, arXiv:2203.03466)."
+    )
+    drawn = chart("Activations by width", curves, "log2 of the width", "log2 of the mean magnitude", _loss)
+    return tag("section", title, tag("p", words, class_="note"), tag("div", drawn, class_="charts"))
+
+
 def _rungs(found: Found) -> Html:
     rows = [
         [number(row["width"]), number(row["layers"]), number(row["parameters"]), number(row["tokens"]),
@@ -126,9 +147,17 @@ def _method(found: Found) -> Html:
         f"is fitted again ({drawn['determined']} of {drawn['drawn']} resamples determined one), and the noise of one "
         f"training is added. They assume that the law holds beyond the ladder.",
     ]
+    return method_section(texts, found["rungs"])
+
+
+def method_section(texts: Sequence[str], rungs: Sequence[Found]) -> Html:
+    """Method in words, and each training's command."""
     commands = [
-        tag("pre", " ".join(["assay train CONFIG", *(f"--set {word}" for word in row["settings"])]))
-        for row in found["rungs"]
+        tag(
+            "pre",
+            shlex.join(["assay", "train", "CONFIG", *(part for word in row["settings"] for part in ("--set", word))]),
+        )
+        for row in rungs
     ]
     return tag(
         "section", tag("h2", "Method"), [tag("p", text) for text in texts], fold("Commands of the rungs", *commands)

@@ -178,6 +178,25 @@ def test_the_steps_that_read_a_row_are_those_that_did(owners, mixture, ramp, cho
     assert order.steps_that_read(np.array(sorted(chosen), dtype=np.int64), last) == expected
 
 
+@settings(max_examples=40)
+@given(OWNERS, WEIGHTS, st.floats(0.01, 0.99), st.integers(0, 30))
+def test_a_share_of_each_source_is_read_and_its_steps_are_found(owners, weights, share, last):
+    mixture = ({"from_step": 1, "weights": weights},)
+    order = sampler_of(rows_of(owners), train_config(mixture=mixture, source_share=share))
+    read = order.between(0, 60 * 4).tolist()
+    for owner in range(3):
+        own = {row for row in read if owners[row] == owner}
+        assert len(own) <= max(1, round(share * owners.count(owner)))
+    expected = [step for step in range(1, last + 1) for row in order.rows(step) if row < 5]
+    assert order.steps_that_read(np.arange(5), last) == expected
+
+
+def test_a_share_needs_a_mixture_and_is_in_no_key_where_it_is_all():
+    with pytest.raises(ValueError, match=r"source_share = 0\.5 is of the sources of train\.mixture"):
+        train_config(source_share=0.5)
+    assert "source_share" not in train_config().model_dump()
+
+
 def test_a_source_without_rows_is_reported():
     config = train_config(mixture=({"from_step": 1, "weights": {"a": 1.0, "books": 1.0}},))
     with pytest.raises(

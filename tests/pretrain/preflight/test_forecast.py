@@ -62,6 +62,37 @@ def test_an_encoder_decoder_computes_what_its_flops_say():
     assert found.seconds["loss"] < 0.6 * forecast(alone, config.engine, 37000, Ranks(), machine).seconds["loss"]
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("document", [100, 300, 600])
+def test_attention_over_short_documents_reads_the_keys_that_its_blocks_do(document, rows):
+    """Documents of one length behind each other, cut into rows anywhere, and the blocks of the CPU's kernels."""
+    import torch
+
+    from pretrain.model.attention_rule import first_keys
+    from pretrain.model.cpu_ops import QUERIES, block_starts
+
+    length, chance = 4096, torch.Generator().manual_seed(0)
+    keys = []
+    for _ in range(30):
+        phases = torch.randint(document, (rows, 1), generator=chance)
+        starts = block_starts(first_keys((torch.arange(length) + phases) // document, None))
+        keys.append(sum((number + 1) * QUERIES - first for number, first in enumerate(starts)) / len(starts))
+    shared = Machine(rows_apart=False, small_heads=(1e12, 1e12), large_heads=(1e12, 1e12))
+    config = read("1b")
+    recipe = config.recipe.model_copy(
+        update={"train": config.recipe.train.model_copy(update={"sequence_length": length, "global_batch_size": rows})}
+    )
+    engine = config.engine.model_copy(update={"micro_batch_size": rows, "activation_checkpointing": "none"})
+    found = forecast(recipe, engine, 50304, Ranks(), shared, document_tokens=document)
+    model = recipe.model
+    a_key = 3.5 * 4 * model.attention_width * model.num_hidden_layers * rows * length / 1e12
+    assert found.seconds["attention"] / a_key == pytest.approx(sum(keys) / len(keys), rel=0.1)
+    whole = forecast(recipe, engine, 50304, Ranks(), shared)
+    assert whole.seconds["attention"] / a_key == length / 2 + 64
+    others = {name: part for name, part in whole.seconds.items() if name != "attention"}
+    assert {name: found.seconds[name] for name in others} == others
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_forecast_at_its_goal_and_fits_its_cards(name):
     config = read(name)

@@ -1,0 +1,1 @@
+"""Weights of the sources, chosen by small trainings."""

@@ -1,0 +1,89 @@
+"""Report of the mixture experiment as one page, the proposed weights first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from governance.reports.html.markup import Html, compact, energy, number, table, tag
+from governance.reports.html.svg_figures import STYLES, Curve, chart
+from governance.reports.sections.page import runs_page
+from pretrain.experiments.scaling.scaling_page import method_section
+
+Found = Mapping[str, Any]
+
+
+def mixture_page(found: Found) -> str:
+    """A page that needs no network and no script."""
+    body = [_first(found), _curves(found), _trainings(found), _method(found)]
+    closing = "Every figure is in mixture.json; the page loads no external resources."
+    return runs_page("Weights of the sources", body, closing)
+
+
+def proposal(sources: list[Found]) -> list[str]:
+    """Lines for the run's file."""
+    weights = ", ".join(f"{row['name']} = {row['best']:g}" for row in sources)
+    return ["[[train.mixture]]", "from_step = 1", f"weights = {{ {weights} }}"]
+
+
+def _first(found: Found) -> Html:
+    gain = found["gain"]
+    lead = (
+        f"The proposed weights lower the validation loss of these trainings by {gain['nats']:.4f} nats per token (95 % "
+        f"interval {gain['low']:.4f} to {gain['high']:.4f}) against the run's own, by {len(found['rungs'])} trainings"
+        + (f" that took {energy(found['joules'])}." if found["joules"] is not None else ".")
+    )
+    rows = [
+        [row["name"], compact(row["tokens"]), f"{row['own']:.4f}", f"{row['best']:.4f}",
+         f"{row['low']:.4f} to {row['high']:.4f}", f"{row['cap']:.4f}", f"{row['epochs']:.2g}"]
+        for row in found["sources"]
+    ]  # fmt: skip
+    head = ["source", "tokens", "weight of the run", "proposed", "95 % interval", "cap", "readings in the run"]
+    return tag(
+        "section",
+        tag("p", lead, class_="lead"),
+        table("Weights", head, rows, numeric=range(1, 7), shown=len(rows)),
+        tag("pre", "\n".join(proposal(found["sources"]))),
+        [tag("p", words, class_="note") for words in found["warnings"]],
+        class_="reader",
+    )
+
+
+def _curves(found: Found) -> Html:
+    """Loss of each training over the weight of each source."""
+    drawn = []
+    for at, source in enumerate(found["sources"]):
+        points = sorted((row["weights"][at], row["loss"]) for row in found["rungs"])
+        curve = Curve(source["name"], points, STYLES[at % len(STYLES)], dots=True)
+        drawn.append(chart(f"Loss by the weight of {source['name']}", [curve], "weight", "nats per token", _loss))
+    return tag("section", tag("h2", "Measured"), tag("div", drawn, class_="charts"))
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _trainings(found: Found) -> Html:
+    names = [row["name"] for row in found["sources"]]
+    rows = [
+        [*(f"{weight:.4f}" for weight in row["weights"]), number(row["steps"]), number(row["tokens"]),
+         f"{row['loss']:.4f}", f"{row['loss'] - row['fitted']:+.4f}", row["training"]]
+        for row in found["rungs"]
+    ]  # fmt: skip
+    head = [*names, "steps", "tokens", "loss", "loss minus law", "training"]
+    columns = range(len(names) + 4)
+    return tag("section", tag("h2", "Trainings"), table("Trainings", head, rows, numeric=columns, shown=len(rows)))
+
+
+def _method(found: Found) -> Html:
+    texts = [
+        "Each training reads the share of every source's rows that its steps are of the run's, so that with the same "
+        "weights each source is repeated as often as in the whole run (arXiv:2606.07597). All have the run's seed and "
+        "the same validation rows.",
+        "Law: sum of a w + b w log w over the sources, with b not below 0, by least squares in which a training counts "
+        "less the higher its loss. The proposed weights have the law's least loss below the caps.",
+        f"Intervals are those of a bootstrap with the spread of trainings that the fit leaves out "
+        f"({found['noise']:.4f} nats). They assume that the order of mixtures does not change with the number of "
+        f"tokens, nor with the size of the model.",
+    ]
+    return method_section(texts, found["rungs"])
