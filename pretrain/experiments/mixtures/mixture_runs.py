@@ -11,6 +11,7 @@ of the run's rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def mixture_plan(
             f"mixture.max_epochs_of names {', '.join(map(repr, unknown))}; the sources with training rows are "
             f"{', '.join(sorted(rows))}"
         )
-    kept = {name: count for name, count in rows.items() if config.max_epochs_of.get(name, config.max_epochs) and count}
+    read = {name: round(recipe.train.source_share * count) for name, count in rows.items()}
+    kept = {name: count for name, count in read.items() if config.max_epochs_of.get(name, config.max_epochs) and count}
     if len(kept) < 2:
         raise ConfigError(
             f"mixture: the rows are of {', '.join(kept) or 'no source'} alone, and one source has no weights to "
@@ -121,7 +123,7 @@ def mixture_plan(
     run_rows = steps * recipe.train.global_batch_size
     scarce = min(kept, key=lambda name: kept[name])
     if each < LEAST_STEPS or kept[scarce] * each / steps < LEAST_ROWS:
-        least = max(LEAST_STEPS, LEAST_ROWS * steps / kept[scarce])
+        least = max(LEAST_STEPS, math.ceil(LEAST_ROWS * steps / kept[scarce]))
         enough = f"Raise the budget to {two_digits_up(count * least / steps):g}" if count * least <= steps else (
             "No budget within the run's tokens suffices: name fewer trainings"
         )  # fmt: skip
@@ -136,8 +138,9 @@ def mixture_plan(
             f"mixture.max_epochs: {config.max_epochs:g} readings of every source are {sum(caps):.2g} of the run's "
             f"rows. Raise it to {two_digits_up(config.max_epochs / sum(caps)):g}, or shorten the run"
         )
-    own = recipe.train.mixture[0].weights if recipe.train.mixture else kept
-    mixtures = spread_mixtures([float(own.get(name, 0)) for name in kept], caps, count)
+    stated = recipe.train.mixture[0].weights if recipe.train.mixture else {}
+    own = [float(stated.get(name, 0)) for name in kept]
+    mixtures = spread_mixtures(own if any(own) else [float(had) for had in kept.values()], caps, count)
     return MixturePlan(
         kept, run_rows, tuple(caps), tuple(_rungs(config, recipe, vocabulary_size, kept, mixtures, each))
     )
