@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def claims(arguments: Arguments) -> None:
     """Test the Transformer's claims on the run's own tokens."""
-    from assay.claims_experiment import run_claims
+    from assay.experiments.claims_experiment import run_claims
     from assay.pipeline import corpus
 
     loaded, runtime = load(arguments, "data prepare")
@@ -48,8 +48,8 @@ def claims(arguments: Arguments) -> None:
 
 def scaling(arguments: Arguments) -> None:
     """Predict the loss of the run from a ladder of small trainings."""
+    from assay.experiments.scaling_experiment import read_scaling, run_scaling
     from assay.pipeline import corpus
-    from assay.scaling_experiment import read_scaling, run_scaling
     from assay.start_preflight import vocabulary_of
     from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
 
@@ -93,8 +93,8 @@ def scaling(arguments: Arguments) -> None:
 
 
 def mixture(arguments: Arguments) -> None:
-    """Choose the weights of the sources by small trainings that repeat them as the run would."""
-    from assay.mixture_experiment import plan_mixtures, read_mixture, run_mixtures
+    """Choose the weights of the sources by small trainings."""
+    from assay.experiments.mixture_experiment import plan_mixtures, read_mixture, run_mixtures
     from assay.pipeline import corpus
     from assay.start_preflight import vocabulary_of
     from pretrain.experiments.mixtures.mixture_page import proposal
@@ -132,7 +132,7 @@ def mixture(arguments: Arguments) -> None:
 def _trainer(
     arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
 ) -> Callable[[Rung], Manifest]:
-    """Training of a rung: the run with the rung's settings, behind the gate."""
+    """Training of a rung behind the gate, with its settings."""
     from assay.pipeline import training
 
     def train(rung: Rung) -> Manifest:

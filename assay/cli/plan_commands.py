@@ -14,13 +14,13 @@ def plan(arguments: Arguments) -> None:
     A refusal follows all lines.
     """
     from assay.dry_run import teacher_beside
+    from assay.experiments.scaling_experiment import expected_loss
     from assay.planning.cluster import read_cluster, shipped_clusters
     from assay.planning.corrections import correction_from
     from assay.planning.layouts import layouts
     from assay.planning.plan import Correction, make_plan, refuse
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
-    from assay.scaling_experiment import expected_loss
     from assay.start_preflight import corpus_figures, require_site_rules
     from governance.errors import BudgetReached, ConfigError
     from governance.files import write_text

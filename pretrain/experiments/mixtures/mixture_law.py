@@ -1,4 +1,4 @@
-"""Loss as a function of the sources' weights, and the weights of the least loss.
+"""Loss as a function of the sources' weights, and its minimum.
 
     L(w) = sum of a_i w_i + b_i w_i log w_i,    b_i >= 0,    sum of w_i = 1
 

@@ -1,4 +1,4 @@
-"""Trainings of the mixture experiment: weights of the sources, and how much of each source is read.
+"""Trainings of the mixture experiment: weights and shares of the sources.
 
 A training is the run with other weights and fewer steps. Of each source it reads as large a share of the rows as its
 steps are of the run's (`train.source_share`), so with the same weights each source is repeated as often as in the whole
@@ -174,7 +174,10 @@ def mixture_word(names: Mapping[str, int] | Sequence[str], weights: Sequence[flo
 
 
 def within(weights: Floats, caps: Floats) -> Floats:
-    """Weights [..., sources] of sum 1 below the caps; what a cap refuses goes to the others' room."""
+    """Weights [..., sources] of sum 1 below the caps.
+
+    What a cap refuses goes to the others, by their room.
+    """
     import numpy as np
 
     held = np.minimum(weights, caps)

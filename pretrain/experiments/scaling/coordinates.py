@@ -1,4 +1,4 @@
-"""Coordinate check: growth of activations with the width after a few steps at one rate.
+"""Coordinate check: growth of activations with the width.
 
 Small models of the run's kind, two layers deep, of one to eight heads, take ten steps on the same tokens with the run's
 optimizer at its peak rate. Where activations keep their size from width to width, a rate that is right for one is right
@@ -59,7 +59,7 @@ class CoordinateCheck:
 
 
 def check_widths(model: ModelConfig) -> list[int]:
-    """Widths of the check: fewer than two for a model of one head."""
+    """Widths of the check; one, where the model has one head."""
     head = model.hidden_size // model.num_attention_heads
     return [head * count for count in _HEADS if count <= model.num_attention_heads and head * count <= _WIDEST]
 
@@ -77,7 +77,9 @@ def rows_for_check(rows: Rows) -> Batch:
 def coordinate_check(
     recipe: TrainRecipe, vocabulary_size: int, batch: Batch, folder: Path = Path()
 ) -> CoordinateCheck | None:
-    """Magnitudes of a run's activations by width; None where it has one head.
+    """Magnitudes of a run's activations by width.
+
+    None where its model has one head.
 
     Args:
         recipe: the run.

@@ -1,4 +1,4 @@
-"""Experiment on the weights of the sources: trainings behind the gate, law, and report.
+"""Experiment on weights of sources: trainings, law, and report.
 
 <root>/train/<key>/                        each training, as any other
 <root>/mixture/<key>/report.html, mixture.json
@@ -13,7 +13,7 @@ from typing import Any
 
 from assay.config import LoadedRun
 from assay.corpus_gate import require_signed
-from assay.scaling_experiment import train_all
+from assay.experiments.scaling_experiment import train_all
 from governance.config import Section
 from governance.files import write_json, write_text
 from governance.manifest import Manifest, describe

@@ -1,0 +1,1 @@
+"""Experiments behind the gate: claims, scaling laws, weights of sources."""
