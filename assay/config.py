@@ -158,7 +158,8 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
     path = next((file for file in files if not is_shipped(file)), path)
     fill_defaults(merged, path.parent, needs)
     config = _shortened(validate(merged.values, RunConfig, " + ".join(map(str, files))), merged.origins)
-    config = _with_weights(_with_labels(config, merged.origins), path.parent, merged.origins)
+    config = _with_late(_with_labels(config, merged.origins), merged.origins)
+    config = _with_weights(config, path.parent, merged.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
     packed = config.data.pack
@@ -168,6 +169,20 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
             f"{config.train.sequence_length}: rows are packed for one length. Set both to the same."
         )
     return LoadedRun(config, path, load_policy(path.parent / config.governance.policy), merged)
+
+
+def _with_late(config: RunConfig, origins: dict[str, str]) -> RunConfig:
+    """The configuration that reads contested sources last."""
+    late = tuple(sorted(source.name for source in config.data.sources if source.contested))
+    if not late:
+        return config
+    if config.train.mixture:
+        raise ConfigError(
+            f"[[train.mixture]] orders the rows, and contested = true of {', '.join(late)} does so, too; remove "
+            "contested, and give these sources a weight in a last entry of the mixture only"
+        )
+    origins["train.late_sources"] = "the sources of [[data.sources]] with contested = true"
+    return config.model_copy(update={"train": config.train.model_copy(update={"late_sources": late})})
 
 
 def _with_labels(config: RunConfig, origins: dict[str, str]) -> RunConfig:

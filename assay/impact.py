@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from pretrain.checkpoint.format import CheckpointIdentity
 from pretrain.config.training import TrainConfig
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import open_rows
+from pretrain.data.removed_documents import places_in, rows_of_pieces, rows_of_stretches
 from pretrain.data.sampler import RowSampler, sampler_of
 
 ROLES = ("train", "validation")
@@ -121,7 +122,7 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
             f"An id is <source>/<file>#<record>, see: assay data trace"
         )
     rows = [item for root, graph in graphs.items() for item in _rows(graph, root, shards)]
-    seen = [item for root, graph in graphs.items() for item in _checkpoints(graph, root, rows)]
+    seen = [item for root, graph in graphs.items() for item in _checkpoints(graph, root, shards, rows)]
     children = {
         (root, node)
         for item in seen
@@ -147,7 +148,8 @@ def steps_that_read(identities: frozenset[bytes], checkpoint: Manifest, tokens: 
     """
     graph = read_graph(root)
     node, held = graph.find(checkpoint), graph.find(tokens)
-    rows = list(_rows(graph, root, list(_shards_of([held], root, identities))))
+    read = identities - _removed(_identity(node).recipe.train)
+    rows = list(_rows(graph, root, list(_shards_of([held], root, read))))
     made = [graph.nodes[key] for key in graph.parents[node.key] if graph.nodes[key] in {item.made for item in rows}]
     recipe, step = _identity(node).recipe.train, _identity(node).step
     found = [(each, *_numbers(each, root, recipe.sequence_length, rows)) for each in made[:1]]
@@ -161,13 +163,9 @@ def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[
 
 
 def _shards_of(nodes: Iterable[Node], root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:
-    firsts = np.frombuffer(b"".join(identity[:8] for identity in sorted(identities)), dtype="<u8")
     for node in nodes:
         for role, path in _files(node.manifest, root, SUFFIX):
-            shard = TokenShard.open(path)
-            near = np.flatnonzero(np.isin(shard.identities.view("<u8")[:, 0], firsts)) if len(firsts) else firsts
-            places = [place for place in near.tolist() if shard.identities[place].tobytes() in identities]
-            if places:
+            if places := places_in(TokenShard.open(path), identities).tolist():
                 yield AffectedShard(root, node, path.relative_to(root).as_posix(), role, tuple(places))
 
 
@@ -183,14 +181,6 @@ def _files(manifest: Manifest | None, root: Path, suffix: str) -> Iterator[tuple
             yield role, root / output.path
 
 
-def _spans(root: Path, held: AffectedShard) -> npt.NDArray[np.int64]:
-    """[documents, 2], the first token of each and one past its last."""
-    ends = TokenShard.open(root / held.path).document_ends.astype(np.int64)
-    places = np.array(held.documents)
-    starts = np.where(places > 0, ends[places - 1], 0)
-    return np.stack([starts, ends[places]], axis=1)
-
-
 def _rows(graph: Graph, root: Path, shards: Sequence[AffectedShard]) -> Iterator[AffectedRows]:
     """Rows of packed artifacts, and of token shards read directly."""
     ours = [held for held in shards if held.root == root]
@@ -201,26 +191,17 @@ def _rows(graph: Graph, root: Path, shards: Sequence[AffectedShard]) -> Iterator
         for length in sorted(
             {_identity(node).recipe.train.sequence_length for node in _trained_on(graph, held.tokens)}
         ):
-            rows = {
-                row
-                for first, last in _spans(root, held).tolist()
-                for row in range(first // length, (last - 1) // length + 1)
-            }
-            yield AffectedRows(root, held.tokens, held.path, held.role, tuple(sorted(rows)), length)
+            rows = rows_of_stretches(TokenShard.open(root / held.path), np.array(held.documents), length)
+            yield AffectedRows(root, held.tokens, held.path, held.role, tuple(rows.tolist()), length)
 
 
 def _packed(node: Node, root: Path, shards: Sequence[AffectedShard]) -> Iterator[AffectedRows]:
-    spans = {_digest(held): _spans(root, held) for held in shards}
+    known = {_digest(held): (TokenShard.open(root / held.path), np.array(held.documents)) for held in shards}
     for role, path in _files(node.manifest, root, PACKED_SUFFIX):
         index = PackedRows.open(path)
-        starts = index.pieces["start"].astype(np.int64)
-        stops = starts + index.pieces["length"].astype(np.int64)  # the last token is a target only
-        hit = np.zeros(len(starts), dtype=bool)
-        for number, digest in enumerate(index.shards):
-            here = index.pieces["shard"] == number
-            for first, last in spans[digest].tolist() if digest in spans else ():
-                hit |= here & (starts < last) & (stops >= first)
-        rows = np.unique(np.searchsorted(index.row_ends, np.flatnonzero(hit).astype(np.uint64), side="right"))
+        rows = rows_of_pieces(
+            index, [(number, *known[digest]) for number, digest in enumerate(index.shards) if digest in known]
+        )
         if len(rows):
             yield AffectedRows(
                 root, node, path.relative_to(root).as_posix(), role, tuple(rows.tolist()), index.sequence_length
@@ -242,15 +223,33 @@ def _identity(checkpoint: Node) -> CheckpointIdentity:
     return validate(checkpoint.config, CheckpointIdentity, checkpoint.path)
 
 
-def _checkpoints(graph: Graph, root: Path, rows: Sequence[AffectedRows]) -> Iterator[Exposure]:
+def _removed(train: TrainConfig) -> frozenset[bytes]:
+    """Documents that a training did not read, by a takedown."""
+    return frozenset(map(bytes.fromhex, train.removed_documents))
+
+
+def _checkpoints(
+    graph: Graph, root: Path, shards: Sequence[AffectedShard], rows: Sequence[AffectedRows]
+) -> Iterator[Exposure]:
     """Checkpoints on the artifacts with affected rows, and their read counts."""
+    left: dict[frozenset[bytes], Sequence[AffectedRows]] = {frozenset(): rows}
     for made in dict.fromkeys(item.made for item in rows if item.root == root):
         for checkpoint in _trained_on(graph, made):
             identity = _identity(checkpoint)
-            numbers, count = _numbers(made, root, identity.recipe.train.sequence_length, rows)
+            if (removed := _removed(identity.recipe.train)) not in left:
+                left[removed] = list(_rows(graph, root, list(_unremoved(shards, removed))))
+            numbers, count = _numbers(made, root, identity.recipe.train.sequence_length, left[removed])
             order = _order(made, root, count, identity.recipe.train)
             steps = order.steps_that_read(numbers, identity.step)
             yield Exposure(root, checkpoint, identity.step, steps[0] if steps else 0, len(steps))
+
+
+def _unremoved(shards: Iterable[AffectedShard], removed: frozenset[bytes]) -> Iterator[AffectedShard]:
+    for held in shards:
+        identities = TokenShard.open(held.root / held.path).identities
+        places = tuple(place for place in held.documents if identities[place].tobytes() not in removed)
+        if places:
+            yield replace(held, documents=places)
 
 
 def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[AffectedRows]) -> tuple[Rows, int]:
@@ -274,7 +273,7 @@ def _numbers(made: Node, root: Path, sequence_length: int, rows: Sequence[Affect
 
 def _order(made: Node, root: Path, count: int, train: TrainConfig) -> RowSampler:
     """The sampler of a training; only a mixture reads the rows."""
-    if train.mixture and made.manifest is not None:
+    if (train.mixture or train.late_sources) and made.manifest is not None:
         return sampler_of(open_rows(made.manifest, "train", root, train.sequence_length), train)
     return RowSampler(count, train.seed, batch_sizes(train))
 

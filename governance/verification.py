@@ -37,6 +37,7 @@ from governance.lineage.lineage_graph import read_graph
 from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
+from governance.replay.replay_statement import replay_faults
 from governance.signing.git_anchor import anchor_faults
 from governance.signing.journal import VERDICT, Journal
 from governance.signing.journal_lines import FILE_NAME as JOURNAL
@@ -92,6 +93,7 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
     if evidence is not None:
         files += 1
         problems += [*_lost(root, evidence), *removal_faults(root, evidence.entries)]
+        problems += replay_faults(evidence.entries, root)
     found, notes = _verify_others(root, [""], evidence)
     return Verified(files, problems + found, notes)
 

@@ -29,6 +29,7 @@ from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.dataset import refuse_altered
 from pretrain.data.loader import StepRows, by_origin, chain, open_loader
+from pretrain.data.sampler import weights_in_use
 from pretrain.distillation.distilled_training import refuse_damaged_teacher
 from pretrain.distributed.process_group import HOST, add_up
 from pretrain.distributed.stragglers import StragglerMonitor
@@ -70,7 +71,10 @@ def train_loop(context: TrainContext) -> TrainState:
         log = StepLog(context, engine.group_names())
         for facts in context.callbacks.facts():
             context.record("callback", state.step, **facts)
-        guard = SpikeGuard(config.skip, state.losses, state.skipped, context.device, window_starts(config))
+        starts = window_starts(config)
+        if config.late_sources:
+            starts |= frozenset(step["from_step"] for step in weights_in_use(context.train_rows, config))
+        guard = SpikeGuard(config.skip, state.losses, state.skipped, context.device, starts)
         beat_long = partial(context.heartbeat.beat, long=True)
         with (
             progress("train", config.steps, "steps", done=state.step) as advance,

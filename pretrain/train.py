@@ -35,7 +35,7 @@ from governance.processes import importing
 from governance.provenance import provenance
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
 from pretrain.callbacks import open_callbacks
-from pretrain.checkpoint.load import parent_of, refuse_unlike
+from pretrain.checkpoint.load import parent_of, refuse_read, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.distillation.distilled_training import Distillation, distillation_of
 from pretrain.distributed.lease import RunLease, hold_folder
@@ -226,6 +226,8 @@ def _open_run(
             lease.follow(gather(lease.number)[0])
             check_start(recipe, settings, hardware_of(ranks, device))
             train_rows, validation_rows = _open_data(tokens, recipe, runtime.root, ranks)
+            if origin.parent is not None:
+                refuse_read(origin.parent, train_rows, recipe.train)
             if (distillation := origin.distillation) is not None:
                 place = (ranks.rank, ranks.world_size)
                 train_rows = distillation.open_rows(train_rows, runtime.root, gather, place)
@@ -321,7 +323,9 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
         refuse_altered,
         refuse_other_than_pairs,
         refuse_small,
+        refuse_unknown_documents,
         watch_shards,
+        without_removed,
     )
     from pretrain.data.tokenizer_check import refuse_foreign_vocabulary
     from pretrain.distributed.process_group import gather
@@ -332,6 +336,7 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
     if recipe.model.encoder_layers:
         refuse_other_than_pairs(tokens, root)
     train_rows = replace(open_rows(tokens, "train", root, train.sequence_length), changed=changed)
+    train_rows = without_removed(train_rows, train)
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
@@ -341,8 +346,11 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
                 f"data.encode.validation_share, or remove patience."
             )
         get_logger(__name__).warning("%s has no validation documents: no validation loss is measured", tokens.folder)
+        refuse_unknown_documents(train_rows.removed, [train_rows])
         return train_rows, None
-    return train_rows, open_rows(tokens, "validation", root, train.sequence_length)
+    validation_rows = without_removed(open_rows(tokens, "validation", root, train.sequence_length), train)
+    refuse_unknown_documents(train_rows.removed, [train_rows, validation_rows])
+    return train_rows, validation_rows
 
 
 def _base_weights(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, checkpoint_of, command_line, load, load_corpus
+from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, command_line, load, load_corpus
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
@@ -253,6 +253,30 @@ def impact(arguments: Arguments) -> None:
 
     found = find(arguments.document, [root.absolute() for root in arguments.roots])
     say(explain(found), **asdict(found))
+
+
+def takedown(arguments: Arguments) -> None:
+    """Print the plan of a replay without some documents; replay with `execute`."""
+    from assay.planning.cluster import read_cluster
+    from assay.replay.replay_plan import explain, replay_plan
+
+    loaded, runtime, artifacts = load_corpus(arguments)
+    named = arguments.cluster or loaded.config.slurm.cluster
+    cluster = read_cluster(named, Path() if arguments.cluster else loaded.folder) if named else None
+    plan = replay_plan(loaded, artifacts, runtime, arguments.documents, cluster)
+    say(explain(plan), **plan.facts())
+    if arguments.execute:
+        from assay.pipeline import training
+        from assay.replay.replay_run import certificate_words, certify, write_settings
+
+        file = write_settings(loaded, plan)
+        arguments.more = [*arguments.more, file]
+        child, runtime = load(arguments, "data prepare")
+        made = training(child, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
+        facts = certify(child, plan, made, runtime)
+        say(certificate_words(facts), replay=facts, settings=file, **artifact(made, runtime.root))
+        line = command_line(arguments, "report")
+        say(f"{file}: the settings of the replay; next: {line}", next=line)
 
 
 def prove(arguments: Arguments) -> None:

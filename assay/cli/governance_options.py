@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from assay.cli.option_values import flag, path, positive
+from assay.cli.option_values import flag, nproc, path, positive
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 """Adds a command: its name, its function, its help."""
@@ -73,21 +73,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     path(command, "artifact", "ARTIFACT", "an artifact's folder or its manifest.json")
     path(command, "--svg", "FILE", "also write an SVG")
     path(command, "--prov", "FILE", "also write W3C PROV-JSON")
-    command = add(
-        "impact",
-        "impact",
-        "print the shards, training rows, checkpoints and descendants that contain or saw a document",
-    )
-    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
-    command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
-    command = add(
-        "prove", "prove", "write a receipt: was a document used for a checkpoint, with a proof anybody can check"
-    )
-    command.add_argument("asked", metavar="DOCUMENT|URL|FILE", help="a document's id, its URL, or a file with its text")
-    path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder", required=True)
-    path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
-    path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
-    path(command, "--signing-key", "PATH", "key that signs the receipt and the journal entry (default: your own)")
+    _documents(add, config)
     command = add("diff", "diff", "print the differences between two artifacts")
     path(command, "ours", "A", "an artifact's folder or its manifest.json")
     path(command, "theirs", "B", "the other artifact")
@@ -100,6 +86,37 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     checkpoint_option(command)
     _kpis(add, config)
     _keys(add)
+
+
+def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
+    command = add(
+        "impact",
+        "impact",
+        "print the shards, training rows, checkpoints and descendants that contain or saw a document",
+    )
+    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
+    command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
+    command = add(
+        "takedown", "takedown", "plan the removal of documents from a trained model, and train again without them"
+    )
+    config(command)
+    command.add_argument(
+        "documents", metavar="DOCUMENT", nargs="+", help="a document's id, its URL, a shard or a code repository"
+    )
+    kind = command.add_mutually_exclusive_group()
+    flag(kind, "--plan", "print what is affected, and steps, hours, kWh and money of a replay (default)")
+    flag(kind, "--execute", "replay: train again from the last clean checkpoint without the documents, and sign it")
+    nproc(command)
+    text = "nodes with the price of a device's hour, as in assay plan (default: slurm.cluster)"
+    command.add_argument("--cluster", default="", metavar="NAME|FILE", help=text)
+    command = add(
+        "prove", "prove", "write a receipt: was a document used for a checkpoint, with a proof anybody can check"
+    )
+    command.add_argument("asked", metavar="DOCUMENT|URL|FILE", help="a document's id, its URL, or a file with its text")
+    path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder", required=True)
+    path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
+    path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
+    path(command, "--signing-key", "PATH", "key that signs the receipt and the journal entry (default: your own)")
 
 
 def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:

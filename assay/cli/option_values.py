@@ -1,4 +1,4 @@
-"""Values of command-line options, and two common kinds of option."""
+"""Values of command-line options, and common options."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def flag(command: argparse._ActionsContainer, name: str, text: str) -> None:
 def path(command: argparse._ActionsContainer, name: str, metavar: str, text: str, **more: Any) -> None:
     """Add an option or a position that names a file or folder."""
     command.add_argument(name, type=Path, metavar=metavar, help=text, **more)
+
+
+def nproc(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the number of training processes."""
+    command.add_argument(
+        "--nproc", type=positive, default=1, metavar="N", help="training processes on this machine (default: 1)"
+    )
 
 
 def hours(text: str) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from assay.cli.command_words import Parser, leaves
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import checkpoint_option, trusted_keys
-from assay.cli.option_values import flag, hours, natural, path, positive, prefix, root_folder, size, task
+from assay.cli.option_values import flag, hours, natural, nproc, path, positive, prefix, root_folder, size, task
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
@@ -50,7 +50,7 @@ def parser() -> Parser:
         commands, "run", "run", "do everything on this machine: prepare the corpus, audit it, train, write the report"
     )
     _config(command)
-    _nproc(command)
+    nproc(command)
     _from_scratch(command)
     _codes(command)
     _inspect(commands)
@@ -209,7 +209,7 @@ def _data(commands: Commands[Parser]) -> None:
 def _training(commands: Commands[Parser]) -> None:
     command = _add(commands, "train", "train", "train on the prepared corpus, or resume from the last checkpoint")
     _config(command)
-    _nproc(command)
+    nproc(command)
     flag(
         command,
         "--dry-run",
@@ -335,7 +335,7 @@ def _classify(commands: Commands[Parser]) -> None:
     path(command, "--test", "FILE", text)
     command = add("folds", "folds", "train and test on each fold; print their mean with its interval")
     _config(command)
-    _nproc(command)
+    nproc(command)
 
 
 def _interpretation(commands: Commands[Parser]) -> None:
@@ -365,12 +365,12 @@ def _experiment(commands: Commands[Parser]) -> None:
     about = "train a ladder of small models, fit a scaling law, and predict the loss of the run"
     command = add("scaling", "scaling", about)
     _config(command)
-    _nproc(command)
+    nproc(command)
     flag(command, "--dry-run", "print the ladder's models and tokens; train nothing")
     about = "choose the weights of the sources by small trainings that repeat each source as the run would"
     command = add("mixture", "mixture", about)
     _config(command)
-    _nproc(command)
+    nproc(command)
     flag(command, "--dry-run", "print the mixtures and their tokens; train nothing")
 
 
@@ -518,12 +518,6 @@ def _data_workers(command: argparse.ArgumentParser) -> None:
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes for reading and checking data (default: one for each core)",
-    )
-
-
-def _nproc(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--nproc", type=positive, default=1, metavar="N", help="training processes on this machine (default: 1)"
     )
 
 

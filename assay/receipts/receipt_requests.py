@@ -26,11 +26,12 @@ from governance.lineage.attest import (
     refuse_unstated,
 )
 from governance.log import get_logger
-from governance.manifest import Manifest, read_manifest
+from governance.manifest import KEY_LENGTH, Manifest, read_manifest
 from governance.receipts import verify_receipt
 from governance.receipts.name_tree import NameTree, head_of, open_names
 from governance.receipts.receipt import receipt
 from governance.receipts.verify_receipt import name_of
+from governance.replay.replay_statement import replays
 from governance.signing.dsse import private_key
 from governance.signing.journal import Journal
 from governance.stage import Runtime, root_of
@@ -112,13 +113,14 @@ def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, A
     identities = names.identities_of(place) if place is not None else frozenset()
     steps = steps_that_read(identities, manifest, tokens, root) if identities else []
     identity = identity_of(manifest)
+    taken_down = next(_takedowns(identities, manifest, journal), "")
     facts = {
         "checkpoint": manifest.digest,
         "step": identity.step,
         "builds_on": _builds_on(manifest),
         "journal": _line_of(made, journal),
         "filters": " ".join(_filters(tokens, root)),
-        "removed": "" if place is not None else next(_removals(request, tokens, root), ""),
+        "removed": taken_down if place is not None else next(_removals(request, tokens, root), ""),
     }
     return receipt(names, (kind, request.value), steps, facts, private_key(config.key_path(Path()), make=False))
 
@@ -177,6 +179,22 @@ def _line_of(made: Manifest, journal: Journal) -> int:
     """The journal's line that states a tree's head."""
     head = head_of(made)
     return next(entry.index for entry in journal.verified() if entry.subjects.get(head.path) == head.sha256)
+
+
+def _takedowns(identities: frozenset[bytes], checkpoint: Manifest, journal: Journal) -> Iterator[str]:
+    """The replay that removed a document, in words.
+
+    It is this checkpoint's own, or one of its training.
+    """
+    names = {identity.hex() for identity in identities}
+    identity = identity_of(checkpoint)
+    training = f"train/{identity.train_key[:KEY_LENGTH]}"
+    own = names & set(identity.recipe.train.removed_documents)
+    for facts in replays(journal.verified()):
+        if names & set(facts["documents"]) and (own or facts["training"] == training):
+            yield f"takedown: {Path(facts['replayed']['path']).parent} repeats {facts['training']} without it"
+    if own:
+        yield "takedown: its places are masked in this training"
 
 
 def _corpora(tokens: Manifest, root: Path) -> Iterator[Manifest]:

@@ -86,6 +86,10 @@ class Origin(Section):
     synthetic_by: str = Field(default="", exclude_if=not_)
     """The model that wrote the texts, where they are synthetic; "": people did. Gates, report and forms count them."""
 
+    contested: bool = Field(default=False, exclude=True)
+    """Texts that may have to be removed one day: the training reads them last (`train.late_sources`), so that a
+    takedown repeats few steps. It changes no byte of the corpus."""
+
     @property
     def fields(self) -> Fields:
         """The names under which a row holds text, id and the rest."""

@@ -156,7 +156,10 @@ def describe_node(node: Node) -> str:
     The line has stage, digest, path, and whether it is still there.
     """
     gone = node.manifest is None and node.stage not in SOURCES and node.path.endswith(FILE_NAME)
-    return f"{node.stage} {node.digest[:16]} {node.path}{'  (removed since)' if gone else ''}"
+    settings = node.config.get("recipe", node.config).get("train", {})
+    taken_down = len(settings.get("removed_documents", ())) if isinstance(settings, Mapping) else 0
+    without = f"  (without {taken_down} document(s), by takedown)" if taken_down else ""
+    return f"{node.stage} {node.digest[:16]} {node.path}{'  (removed since)' if gone else ''}{without}"
 
 
 def prov_document(graph: Graph, nodes: Iterable[Node]) -> dict[str, Any]:

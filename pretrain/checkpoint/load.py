@@ -54,6 +54,7 @@ from pretrain.checkpoint.native import (
 )
 from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
+from pretrain.data.sampler import sampler_of
 from pretrain.early_stopping import is_last_step, own_validations
 from pretrain.metrics.run_identity import METRICS_FILE
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     import torch
 
     from pretrain.config.training import Settings
+    from pretrain.data.dataset import Rows
     from pretrain.engine.engine import Engine
 
 OpenWith = Callable[["Callable[[str, Any], torch.Tensor] | None"], "Engine"]
@@ -384,6 +386,8 @@ def refuse_unlike(parent: Parent, tokens: Manifest, recipe: TrainRecipe) -> None
         for name in (there | here)
         if there.get(name) != here.get(name)
     ]
+    if lost := set(identity.recipe.train.removed_documents) - set(recipe.train.removed_documents):
+        unlike.append(f"train.removed_documents lacks {len(lost)} document(s) here that were removed there")
     if recipe.train.steps <= step:
         unlike.append(f"train.steps is {recipe.train.steps} here: it must be more than the {step} steps already done")
     if unlike:
@@ -391,6 +395,23 @@ def refuse_unlike(parent: Parent, tokens: Manifest, recipe: TrainRecipe) -> None
             f"{_PARENT_FIELD} = {recipe.train.continue_from!r}: the {step} steps of this checkpoint are not the first "
             f"ones of this run:\n  " + "\n  ".join(unlike) + "\n  Set these to the parent's values, or remove "
             "continue_from to train from the beginning."
+        )
+
+
+def refuse_read(parent: Parent, rows: Rows, train: TrainConfig) -> None:
+    """Raise where the parent read a document that this run removes.
+
+    Raises:
+        ConfigError: names the first step that did.
+    """
+    before = identity_of(parent.manifest).recipe.train.removed_documents
+    removed = rows.removed - frozenset(map(bytes.fromhex, before))
+    steps = sampler_of(rows, train).steps_that_read(rows.holding(removed), parent.step) if removed else []
+    if steps:
+        raise ConfigError(
+            f"{_PARENT_FIELD} = {train.continue_from!r}: this checkpoint of step {parent.step} had read a document of "
+            f"train.removed_documents at step {steps[0]}. Continue an earlier one, or remove continue_from to train "
+            "from the beginning."
         )
 
 
@@ -412,4 +433,6 @@ def _beginning(recipe: TrainRecipe, tokens: str, step: int) -> dict[str, Any]:
         "the digest of the token shards": tokens,
         f"the batch size up to step {step} (after step, rows)": [stage for stage in stages if stage[0] < step],
         f"train.mixture up to step {step}": mixture if train.mixture else "none",
+        # Where late sources begin follows from the rows of the whole run.
+        **({"train.late_sources": (train.late_sources, sizes.before(train.steps + 1))} if train.late_sources else {}),
     }

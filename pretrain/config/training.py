@@ -126,6 +126,9 @@ class TrainConfig(Section):
     source_share: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda share: share == 1)
     """Share of each source's rows that `mixture` reads, spread evenly; a short run with as small a share of the rows
     repeats each source as often as a long run."""
+    late_sources: tuple[str, ...] = Field(default=(), exclude_if=lambda named: not named)
+    """Sources whose rows are read last, in their share of the run, so that a takedown repeats few steps; those of
+    `[[data.sources]]` with `contested`."""
     steps: int = Field(gt=0)
     """Optimizer steps, those of `continue_from` included."""
     continue_from: str = Field(default="", exclude=True)
@@ -161,6 +164,9 @@ class TrainConfig(Section):
     0: never."""
     validation_rows: int = Field(default=64, gt=0)
     """The most rows of each measurement, spread evenly over the validation shards."""
+    removed_documents: tuple[str, ...] = Field(default=(), max_length=10_000, exclude_if=lambda named: not named)
+    """Documents (the first 16 bytes of the SHA-256 of each id, hexadecimal) whose places in the rows are as padding; a
+    checkpoint in `continue_from` must not have read them. `assay governance takedown` writes it."""
     skip: SkipConfig = SkipConfig()
     """Conditions for skipped batches."""
     callbacks: tuple[CallbackConfig, ...] = Field(default=(), exclude=True)
@@ -180,6 +186,15 @@ class TrainConfig(Section):
         ):
             if any(after <= before for before, after in itertools.pairwise(starts)):
                 raise ValueError(f"{name} is {starts}; it must rise from each entry to the next")
+        if wrong := [named for named in self.removed_documents if not re.fullmatch("[0-9a-f]{32}", named)]:
+            raise ValueError(
+                f"removed_documents: {wrong[0]!r} is not 32 hexadecimal digits, the identity of a document"
+            )
+        if self.mixture and self.late_sources:
+            raise ValueError(
+                "mixture and late_sources (contested = true) both order the rows; remove contested, and give these "
+                "sources a weight in a last entry of the mixture only"
+            )
         for pattern in self.trained:
             try:
                 re.compile(pattern)

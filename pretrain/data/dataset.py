@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +28,10 @@ from governance.files import sha256_file
 from governance.manifest import Manifest, Output, read_manifest
 from governance.verified_files import file_state, require_unchanged
 from pretrain.data.mixture import MixtureSource, sources_of
+from pretrain.data.removed_documents import places_in, rows_of_pieces, rows_of_stretches, without
 
 if TYPE_CHECKING:
+    from pretrain.config.training import TrainConfig
     from pretrain.model.decoder import Batch
 
 NO_ORIGIN = -1  # of a position where nothing is predicted
@@ -50,6 +52,8 @@ class Rows:
     """Error texts of shards that were changed since their bytes were verified."""
     drawn: Callable[[list[int]], npt.NDArray[np.int64]] | None = field(default=None, compare=False)
     """Tokens [rows, L, samples] that were drawn from a teacher for rows of these numbers; None: there are none."""
+    removed: frozenset[bytes] = frozenset()
+    """Identities of documents whose places are as padding (`removed_documents.py`)."""
 
     @property
     def count(self) -> int:
@@ -89,7 +93,10 @@ class Rows:
     def _by_origin(self, values: Callable[[TokenShard], npt.NDArray[np.int64]]) -> tuple[int, ...]:
         sums = np.zeros(len(self.origins), dtype=np.int64)
         for shard in self.shards:
-            np.add.at(sums, self._numbers[shard.path][shard.groups], values(shard))
+            counts = values(shard)
+            if self.removed:
+                counts[places_in(shard, self.removed)] = 0
+            np.add.at(sums, self._numbers[shard.path][shard.groups], counts)
         return tuple(sums.tolist())
 
     @cached_property
@@ -120,6 +127,27 @@ class Rows:
                 if document >= 0:
                     found[shards[shard].identities[document].tobytes().hex()] = None
         return list(found)
+
+    def holding(self, identities: frozenset[bytes]) -> npt.NDArray[np.int64]:
+        """Numbers of the rows that hold a token of these documents, ascending."""
+        return self._holding({shard.path: places_in(shard, identities) for shard in self.shards})
+
+    def _holding(self, places: dict[Path, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        parts = [
+            rows_of_pieces(index, [(number, shard, places[shard.path]) for number, shard in enumerate(shards)])
+            for index, shards in self.packed
+        ] or [rows_of_stretches(shard, places[shard.path], self.sequence_length) for shard in self.shards]
+        return np.concatenate([start + part for start, part in zip(self.starts, parts, strict=False)])
+
+    def holding_sources(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Numbers of the rows that hold a document of these sources."""
+        wanted = [number for number, name in enumerate(self.origins) if _source(name) in set(names)]
+        return self._holding(
+            {
+                shard.path: np.flatnonzero(np.isin(self._numbers[shard.path][shard.groups], wanted))
+                for shard in self.shards
+            }
+        )
 
     def sources(self) -> tuple[MixtureSource, ...]:
         """Sources by name, with the rows of each.
@@ -160,10 +188,29 @@ class Rows:
         """Row, and the shards that its pieces number."""
         place = bisect.bisect_right(self.starts, number) - 1
         within = number - self.starts[place]
-        if self.packed:
-            index, shards = self.packed[place]
-            return read_packed_row(index, shards, within), shards
-        return read_row(self.shards[place], within, self.sequence_length), (self.shards[place],)
+        index, shards = self.packed[place] if self.packed else (None, (self.shards[place],))
+        row = read_packed_row(index, shards, within) if index else read_row(shards[0], within, self.sequence_length)
+        return (without(row, shards, self.removed) if self.removed else row), shards
+
+
+def without_removed(rows: Rows, train: TrainConfig) -> Rows:
+    """The rows without the documents of `train.removed_documents`."""
+    return replace(rows, removed=frozenset(map(bytes.fromhex, train.removed_documents)))
+
+
+def refuse_unknown_documents(removed: frozenset[bytes], rows: Sequence[Rows]) -> None:
+    """Raise where no row holds a document that is removed.
+
+    Raises:
+        ConfigError: names up to three.
+    """
+    shards = [shard for each in rows for shard in each.shards]
+    found = {shard.identities[place].tobytes() for shard in shards for place in places_in(shard, removed)}
+    if unknown := sorted(identity.hex() for identity in removed - found):
+        raise ConfigError(
+            f"train.removed_documents: {len(unknown)} document(s) are not in the token shards, such as "
+            f"{', '.join(unknown[:3])}. `assay governance impact` gives the identities of documents."
+        )
 
 
 def _source(origin: str) -> str:

@@ -245,6 +245,25 @@ def _thinned(source: MixtureSource, share: float) -> MixtureSource:
     return MixtureSource(source.name, rows, np.arange(kept + 1, dtype=np.int64))
 
 
+def read_late(train: TrainConfig, count: int, late: Integers, sizes: BatchSizes) -> Mixture | None:
+    """Order that reads some of `count` rows last.
+
+    They are read as often as others: in their share of the run's rows, rounded up. Before them only others are read.
+    None: all are late, or none.
+    """
+    if not 0 < len(late) < count:
+        return None
+    owners = np.zeros(count, dtype=np.int32)
+    owners[late] = 1
+    sources = sources_of(("other", "contested"), owners)
+    rows = sizes.before(train.steps + 1)
+    first = rows + -rows * len(late) // count
+    before = np.zeros(2, dtype=np.int64)
+    early = _phase((1, 0), {"other": 1}, sources, before)
+    step = int(sizes.steps_of(np.array([first]))[0])
+    return Mixture(sources, (early, _phase((step, first), {"contested": 1}, sources, early.read(first))), train.seed)
+
+
 def _phase(
     start: tuple[int, int], weights: Mapping[str, int], sources: Sequence[MixtureSource], before: Integers
 ) -> Phase:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pretrain.config.training import TrainConfig
 from pretrain.data.batch_size import BatchSizes, batch_sizes
-from pretrain.data.mixture import Mixture, mix
+from pretrain.data.mixture import Mixture, mix, read_late
 from pretrain.data.permutation import permute, places_of
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def sampler_of(rows: Rows, train: TrainConfig) -> RowSampler:
     """
     sizes = batch_sizes(train)
     mixture = mix(train, rows.sources(), sizes) if train.mixture else None
+    if train.late_sources and mixture is None:
+        mixture = read_late(train, rows.count, rows.holding_sources(train.late_sources), sizes)
     return RowSampler(rows.count, train.seed, sizes, mixture)
 
 

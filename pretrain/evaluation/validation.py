@@ -35,7 +35,7 @@ from governance.manifest import Manifest
 from pretrain.checkpoint.averaged_weights import averaged_weights
 from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state
 from pretrain.config.training import EngineConfig
-from pretrain.data.dataset import Rows, micro_batches, open_rows, spread
+from pretrain.data.dataset import Rows, micro_batches, open_rows, spread, without_removed
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def evaluate(
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
     train = identity.recipe.train
-    rows = open_rows(tokens, "validation", root, train.sequence_length)
+    rows = without_removed(open_rows(tokens, "validation", root, train.sequence_length), train)
     if rows.vocabulary_size != identity.vocabulary_size:
         raise CheckpointError(
             f"{checkpoint}: has a vocabulary of {identity.vocabulary_size} tokens, the shards of {tokens.folder} have "

@@ -39,7 +39,7 @@ from governance.files import write_text
 from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 from pretrain.checkpoint.format import identity_of
-from pretrain.data.dataset import open_rows
+from pretrain.data.dataset import open_rows, without_removed
 from pretrain.evaluation.model_bias import NORMAL_QUANTILE, wilson
 from pretrain.inference.loaded_model import LoadedModel
 from pretrain.inference.read_targets import Marks, read_targets, rows_read, tokens_read
@@ -106,7 +106,7 @@ def probe_memorisation(
     def make(target: Path) -> Made:
         paths = {split: tokens.files(split, root) for split in ("train", "validation")}
         shards = {split: [TokenShard.open(path) for path in found] for split, found in paths.items()}
-        rows = open_rows(trained, "train", root, train.sequence_length)
+        rows = without_removed(open_rows(trained, "train", root, train.sequence_length), train)
         read = rows_read(rows, train, identity.step)
         bound = bound_of(sum(len(shard.tokens) for shard in shards["train"]))
         drawn, populations = draw(shards, config, bound, read_targets(rows, read))

@@ -16,6 +16,7 @@ from governance.errors import CheckpointError
 from governance.manifest import Manifest, read_manifest
 from pretrain.config.training import TrainConfig
 from pretrain.data.dataset import Rows, packed_from
+from pretrain.data.removed_documents import places_in
 from pretrain.data.sampler import sampler_of
 
 Marks = npt.NDArray[np.int8]
@@ -58,6 +59,8 @@ def read_targets(rows: Rows, read: npt.NDArray[np.bool_]) -> Iterator[Marks]:
             # The target of a row's last position is the next row's first token.
             marks[1:] = np.repeat(read[rows.starts[number] : rows.starts[number + 1]], rows.sequence_length)[: size - 1]
             marks[shard.document_ends[:-1].astype(np.int64)] = 0
+        for place in places_in(shard, rows.removed):
+            marks[int(shard.document_ends[place - 1]) if place else 0 : int(shard.document_ends[place])] = 0
         yield marks if shard.answers is None else marks * (shard.answers != 0)
 
 

@@ -67,6 +67,7 @@ SURFACE = {
     "governance sign": ["--help", "--key", "--signing-key", "CHECKPOINT"],
     "governance site": ["--help", "POLICY"],
     "governance suites": ["--help", "--owner", "--suite", "FOLDER", "POLICY|SUITE"],
+    "governance takedown": [*COMMON, "--cluster", "--execute", "--nproc", "--plan", "DOCUMENT"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
     "generate": [
@@ -259,6 +260,7 @@ MISSING = (
     "governance diff mine.toml x", "governance freeze x.toml out", "governance review x.toml --key k",
     "governance suites x.toml out", "governance suites x.json", "governance site x.toml",
     "governance impact doc --root x", "governance audit-model x.toml c", "governance anchor x.toml",
+    "governance takedown x.toml doc",
 )  # fmt: skip
 
 

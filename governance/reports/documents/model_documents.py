@@ -54,6 +54,7 @@ def model_card(evidence: Evidence) -> str:
         listed=f" The {number(each)} largest of each suite:" if len(shown) < sum(map(len, by_suite.values())) else "",
         with_ancestors=ancestry_text(evidence.found),
         kilowatt_hours=kilowatt_hours,
+        removed_words=lambda removed: f"{len(removed)}, by a replay of the training without them",
         not_metered=lambda missing: "; ".join(missing) or "not stated",
     )
 

@@ -124,4 +124,8 @@ def _recipe(config: Mapping[str, Any]) -> list[tuple[str, Child]]:
     schedule = (
         f"{optim.get('optimizer')}, {optim.get('schedule')}, peak learning rate {compact(optim.get('learning_rate'))}"
     )
-    return [("Batch", f"{batch}, {train.get('precision')}"), ("Optimiser", schedule)]
+    removed = train.get("removed_documents") or ()
+    taken_down: list[tuple[str, Child]] = [("Removed by takedown", f"{number(len(removed))} document(s)")]
+    return [
+        ("Batch", f"{batch}, {train.get('precision')}"), ("Optimiser", schedule), *(taken_down if removed else [])
+    ]  # fmt: skip

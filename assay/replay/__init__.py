@@ -1,0 +1,1 @@
+"""Takedown by replay: the plan, and the training again without the documents."""

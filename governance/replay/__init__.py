@@ -1,0 +1,1 @@
+"""Replay of a training without some documents: cost and signed statement."""
