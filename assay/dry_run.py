@@ -102,7 +102,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, beside)
-    yield "refused     nothing; the gate, the rows, train.continue_from, the teacher and tasks are checked at the start"
+    yield "result      would start; a start also checks the gate, the rows, train.continue_from, the teacher and tasks"
 
 
 def teacher_beside(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:

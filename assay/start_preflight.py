@@ -76,7 +76,7 @@ def warn_of_licences(run: LoadedRun) -> None:
             if closing := run.policy.closed_by_licence(source.name, licence):
                 get_logger(__name__).warning(
                     "source %s: the policy does not allow %s %s, so %s will fail if a document of it is kept. "
-                    "%s the source, or refuse the licence (data.clean.refuse_licences), or let legal allow it (%s)",
+                    "%s the source, or refuse the licence (data.clean.refuse_licences), or have legal allow it (%s)",
                     source.name, "its licence" if licence == source.licence else "the licence of its documents",
                     licence, ", ".join(closing),
                     "State the licence that its documents have, remove" if licence == "NOASSERTION" else "Remove",

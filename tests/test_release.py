@@ -130,6 +130,9 @@ def test_an_installed_wheel_is_not_the_checkout(installed, tmp_path):
 def test_the_quick_start_runs_from_an_installed_wheel(installed, tmp_path):
     """Its own file and policy, as `assay init` writes them from the wheel; the corpus is small and of this folder."""
     write_tales(tmp_path / "tales.jsonl", range(120))
+    done = run(installed, tmp_path, "inspect", "tales.jsonl", "--data-workers", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / json.loads(done.stdout)["proposal"]).read_text().startswith("# Proposed by `assay inspect`")
     assert run(installed, tmp_path, "init", "first").returncode == 0
     [configs] = installed.parent.glob("lib/python*/site-packages/assay/configs")
     assert (tmp_path / "first" / "policy.toml").read_bytes() == (configs / "policy.toml").read_bytes()

@@ -118,9 +118,24 @@ def schema(arguments: Arguments) -> None:
         "description": "A shipped configuration whose [model] is merged below this section.", "enum": names_of(),
     }  # fmt: skip
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    found.pop("required", None)  # a base, another file or a default may give each section
-    found["$defs"]["ModelConfig"].pop("required", None)
+    for table in _merged_tables(found, found["$defs"], set()):
+        table.pop("required", None)
     say(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+def _merged_tables(part: dict[str, Any], tables: dict[str, Any], seen: set[str]) -> Iterator[dict[str, Any]]:
+    """Tables of a schema that merge key by key.
+
+    A base, another file or a default may give each of their keys. The entries of an array are replaced whole, so they
+    keep the keys that they require.
+    """
+    yield part
+    inside = [*part.get("properties", {}).values(), *part.get("anyOf", ()), part.get("additionalProperties")]
+    for one in (item for item in inside if isinstance(item, dict)):
+        name = one.get("$ref", "").rpartition("/")[2]
+        if name not in seen:
+            seen |= {name} - {""}
+            yield from _merged_tables(tables[name] if name else one, tables, seen)
 
 
 def _models(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[type[BaseModel]]:

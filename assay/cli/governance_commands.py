@@ -126,8 +126,8 @@ def clock(arguments: Arguments) -> int:
         return GateClosed.exit_code
     if arguments.accept != moment.date().isoformat():
         raise ConfigError(
-            f"--accept {arguments.accept}: this machine's clock shows {moment.date()}. Give the day that it is, by "
-            "another clock than this one's; set this one right first if they differ"
+            f"--accept {arguments.accept}: this machine's clock shows {moment.date()}. Give today's date by "
+            "another clock; if the two differ, set this machine's clock first"
         )
     if len(arguments.reason) < 10:
         raise ConfigError(

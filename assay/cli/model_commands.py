@@ -230,7 +230,7 @@ def translate(arguments: Arguments) -> None:
     from pretrain.inference.beam_search import Beam, open_translator, refuse_sources
 
     if not 0 <= arguments.alpha < 100:
-        raise ConfigError(f"--alpha {arguments.alpha:g}: is not a power of 0 or more; the paper takes 0.6")
+        raise ConfigError(f"--alpha {arguments.alpha:g}: must be 0 or more; the paper uses 0.6")
     texts = prompts_of(arguments.texts, arguments.file)
     references = references_of(arguments.reference, arguments.file, texts, arguments.texts)
     opened = open_checkpoint(arguments)
@@ -334,7 +334,7 @@ def references_of(
     if reference is None:
         return None
     if file is None or words:
-        raise ConfigError(f"--reference {reference}: goes with the texts of --file FILE alone, line by line")
+        raise ConfigError(f"--reference {reference}: scores the lines of --file FILE; give --file, and no other texts")
     found = _lines(reference, "--reference")
     sources = texts if file.suffix.lower() == ".jsonl" else _lines(file, "--file")
     if len(found) != len(sources):

@@ -204,7 +204,7 @@ def teacher_logits(arguments: Arguments) -> None:
     made = make(loaded, artifacts, runtime)
     if made is None:
         raise ConfigError(
-            f"{arguments.config}: learns from no draws. Set logits = 'sampled' in [train.distillation] and name the "
+            f"{arguments.config}: does not train on draws. Set logits = 'sampled' in [train.distillation] and name the "
             "teacher there"
         )
     stats = made.stats

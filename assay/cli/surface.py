@@ -19,15 +19,16 @@ _EXAMPLES = (
 )  # fmt: skip
 """The shipped configurations; pinned, so that `--help` reads no folder."""
 _WITHOUT_JSON = ("completion", "schema")
-"""Functions that print a script, a schema, a log as it grows, or questions."""
+"""Functions that print a script or a schema."""
 Commands = argparse._SubParsersAction
 
 _EPILOG = """exit codes: 0 done, 1 error (see message), 2 usage error, 65 data altered or torn, 66 input missing,
 69 scheduler or node unavailable, 70 a training process hung, 71 energy budget exhausted, 73 another attempt
 holds the run, 74 disk error, 75 preempted (run the same command again), 76 training diverged, 77 gate closed,
 78 configuration error, 130 interrupted (finished work is kept)"""
-_FIRST = """first steps: assay init my-run                          writes a run's file and its policy
-             assay run my-run/quickstart.toml           the whole run in miniature, on this machine
+_FIRST = """first steps: assay inspect FOLDER                       what your documents hold; proposes a run's file
+             assay init my-run                          writes an example of a run's file, and a policy
+             assay run my-run/quickstart.toml           the example: a whole run in miniature, on this machine
              assay COMMAND --help                       options of a command
 
 """
@@ -137,7 +138,7 @@ def _setup(commands: Commands[Parser]) -> None:
 
 def _data(commands: Commands[Parser]) -> None:
     add = _group(commands, "data", "prepare a corpus, look at it, convert it")
-    command = add("prepare", "prepare", "make every artifact of the corpus; finished parts are found and kept")
+    command = add("prepare", "prepare", "make every artifact of the corpus; finished parts are reused")
     _config(command)
     command.set_defaults(needs="data")
     part = command.add_mutually_exclusive_group()
@@ -145,7 +146,7 @@ def _data(commands: Commands[Parser]) -> None:
         "--task",
         type=task,
         metavar="I/N",
-        help="do the part of task I (from 0) of N: make its missing shards of the next data step, then exit",
+        help="make what task I (from 0) of N still lacks of the next data step, then exit",
     )
     flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
     flag(part, "--dry-run", "print the data steps, and what requests to teacher models will cost; make nothing")
@@ -174,7 +175,7 @@ def _data(commands: Commands[Parser]) -> None:
         action="append",
         default=[],
         metavar="ARTIFACT",
-        help="keep this artifact too, and all that it rests on: the last one of another run (repeatable)",
+        help="also keep this artifact, such as the last one of another run, and all it depends on (repeatable)",
     )
     command = add("trace", "trace", "print which document, file and line a token comes from")
     path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")
@@ -275,7 +276,7 @@ def _generation(commands: Commands[Parser]) -> None:
     text = 'a text to continue (repeatable); after "--" it may begin with "-"'
     command.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
     command.repeated = "prompts"
-    text = "also continue each line of this file, or each field prompt of a .jsonl file, which may hold line breaks"
+    text = 'also continue each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--prompts", "FILE", text, dest="prompts_file")
     command.add_argument(
         "--max-tokens",
@@ -305,23 +306,23 @@ def _average(command: Parser) -> None:
 
 
 def _translation(commands: Commands[Parser]) -> None:
-    command = _add(commands, "translate", "translate", "translate texts by a checkpoint with an encoder: beam search")
+    command = _add(commands, "translate", "translate", "translate texts with an encoder-decoder, by beam search")
     command.set_defaults(group="model")
     _config(command)
     checkpoint_option(command)
     text = 'a text to translate (repeatable); after "--" it may begin with "-"'
     command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
     command.repeated = "texts"
-    text = "translate the lines of this file, too; of .jsonl the field prompt, which may hold line breaks"
+    text = 'also translate each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--file", "FILE", text)
-    text = "hypotheses kept at each step (default: %(default)s); 1: greedy"
+    text = "beam width (default: %(default)s); 1 is greedy search"
     command.add_argument("--beam", type=positive, default=4, metavar="N", help=text)
-    text = "power of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
+    text = "exponent of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
     command.add_argument("--alpha", type=float, default=0.6, metavar="A", help=text)
     _average(command)
     text = "score the translations of --file by BLEU and chrF against the lines of this file"
     path(command, "--reference", "FILE", text)
-    text = "tokenizer of BLEU: %(choices)s (default: %(default)s); zh for Chinese, char for other texts without spaces"
+    text = "BLEU tokenizer: %(choices)s (default: %(default)s); zh for Chinese, char for other texts without spaces"
     command.add_argument("--tokenizer", choices=("13a", "intl", "char", "zh"), default="13a", metavar="NAME", help=text)
 
 
@@ -331,7 +332,7 @@ def _classify(commands: Commands[Parser]) -> None:
     command = add("evaluate", "evaluate", text)
     _config(command)
     checkpoint_option(command)
-    text = "test on the rows of this JSON Lines file (text, label) in place of the split's test side"
+    text = "test on the rows of this JSON Lines file (text, label) instead of the split's test documents"
     path(command, "--test", "FILE", text)
     command = add("folds", "folds", "train and test on each fold; print their mean with its interval")
     _config(command)
@@ -360,7 +361,7 @@ def _experiment(commands: Commands[Parser]) -> None:
     )
     command = add("claims", "claims", about)
     _config(command)
-    flag(command, "--quick", "a small form of [claims] that ends in minutes: three seeds, short rows, near facts")
+    flag(command, "--quick", "a small version of [claims] that takes minutes: three seeds, short rows, nearby facts")
     flag(command, "--dry-run", "print the models, the trainings and the time that they take here; train nothing")
     about = "train a ladder of small models, fit a scaling law, and predict the loss of the run"
     command = add("scaling", "scaling", about)
@@ -485,7 +486,7 @@ def _more(command: argparse.ArgumentParser) -> None:
         command,
         "--with",
         "FILE",
-        "merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is short for it",
+        "merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is the short form",
         dest="more",
         action="append",
         default=[],

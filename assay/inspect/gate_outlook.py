@@ -74,7 +74,7 @@ def _licences(policy: Policy, redacted: Manifest, root: Path) -> Iterator[Closin
         unknown = list(licences) == ["NOASSERTION"]
         state = "State the documents' licence in the run's file"
         fix = (
-            "Refuse them (data.clean.refuse_licences), let legal allow them in a policy next to the run's file (assay "
+            "Refuse them (data.clean.refuse_licences), have legal allow them in a policy next to the run's file (assay "
             "init), or state another licence for the source, without licence_field"
         )
         yield ClosingCause(gate, f"the policy does not allow {', '.join(named)}", state if unknown else fix)

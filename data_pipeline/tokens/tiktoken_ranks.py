@@ -14,6 +14,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
+from itertools import count
 
 from data_pipeline.tokens.vocabulary import alphabet
 
@@ -46,6 +47,7 @@ PATTERNS: dict[str, tuple[str, dict[str, int]]] = {
     ),
 }
 """tiktoken's encoding -> its pattern and special tokens."""
+PATTERNS["p50k_base"] = PATTERNS["r50k_base"]  # its ranks leave out the id 50256
 _POSSESSIVE_BOUND = re.compile(r"(\\p\{\w+\}|\[[^\]]*\]|\\?[^\\])(\{\d+(?:,\d*)?\})\+")
 
 
@@ -62,14 +64,16 @@ def from_ranks(data: bytes, pattern: str, special_tokens: Sequence[str]) -> str:
     """
     if not pattern:
         raise ValueError(
-            f"a file of ranks does not hold its pattern; set tokenizer.pattern to {', '.join(PATTERNS)}, or to the "
-            f"encoding's regular expression"
+            f"a file of ranks does not hold its pattern; set data.tokenizer.pattern to {', '.join(PATTERNS)}, or to "
+            f"the encoding's regular expression"
         )
     ranks = _read_ranks(data)
     expression, special = PATTERNS.get(pattern, (_for_oniguruma(pattern), {}))
-    # The named encodings begin their special tokens right behind the ranks, or leave one id out. Another vocabulary
-    # with that pattern has none of them.
-    special = dict(special) if min(special.values(), default=-1) - len(ranks) in (0, 1) else {}
+    # The named encodings begin their special tokens at the first id without a rank, or one behind it. Another
+    # vocabulary with that pattern has none of them.
+    taken = {*ranks.values()}
+    free = next(index for index in count() if index not in taken)
+    special = dict(special) if min(special.values(), default=-1) - free in (0, 1) else {}
     for name in special_tokens:
         special.setdefault(name, max([*ranks.values(), *special.values()]) + 1)
     printable = {byte: letter for letter, byte in alphabet().items()}

@@ -85,7 +85,8 @@ class TokenizerConfig(Section):
     The first of `special_tokens` and `bos` must be special tokens of it; others that it does not have, such as those of
     a chat, are added behind its last id."""
     pattern: str = Field(default="", exclude_if=not_)
-    """For tiktoken's ranks: "r50k_base", "cl100k_base", "o200k_base", or the encoding's regular expression."""
+    """For tiktoken's ranks: "r50k_base", "p50k_base", "cl100k_base", "o200k_base", or the encoding's regular
+    expression."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
@@ -259,6 +260,8 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
             text = from_ranks(path.read_bytes(), config.pattern, config.special_tokens)
         elif config.pattern:
             raise ValueError("pattern is for tiktoken's ranks (*.tiktoken); leave it out")
+        elif path.suffix == ".model":
+            raise ValueError("is a model of SentencePiece, which AutoTokenizer of `transformers` converts")
         else:
             text = path.read_text(encoding="utf-8")
         vocabulary = read_vocabulary(text)
@@ -280,8 +283,8 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"tokenizer.path = {config.path!r}: {error}. Give a tokenizer.json that `tokenizers` loads, with its own "
-            f"token for the end of documents first in special_tokens, or leave path out to train one."
+            f"data.tokenizer.path = {config.path!r}: {error}. Give a tokenizer.json that `tokenizers` loads, with its "
+            f"own token for the end of documents first in special_tokens, or leave path out to train one."
         ) from error
     return text, vocabulary
 

@@ -1,5 +1,7 @@
 """A run from several files: bases, presets, defaults, a short run, and the commands that print settings."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -7,6 +9,7 @@ import subprocess
 import tomllib
 from itertools import pairwise
 
+import jsonschema
 import pytest
 
 from assay.cli.command_words import join_files
@@ -28,6 +31,7 @@ from governance.checks.bias.bias import BiasSection
 from governance.errors import ConfigError
 from governance.manifest import Manifest, write_manifest
 from governance.stage import Runtime, not_made
+from tests.test_docs import PAGES, blocks
 
 CORPUS = '[[data.sources]]\ntype = "text"\nname = "mine"\npaths = ["*.txt"]\nlicence = "MIT"\nlanguage = "en"\n'
 
@@ -208,6 +212,37 @@ def test_the_schema_describes_each_setting(capsys):
     assert "description" in schema["$defs"]["OptimConfig"]["properties"]["learning_rate"]
     assert "1b" in schema["$defs"]["ModelConfig"]["properties"]["preset"]["enum"]
     assert {"data", "train", "base"} <= schema["properties"].keys()
+
+
+@pytest.fixture(scope="module")
+def schema():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["config", "schema"]) == 0
+    found = json.loads(printed.getvalue())
+    jsonschema.Draft202012Validator.check_schema(found)
+    return jsonschema.Draft202012Validator(found)
+
+
+def test_the_schema_accepts_each_shipped_configuration_and_each_example(schema):
+    files = {path.name: path.read_text() for path in CONFIGS.glob("*.toml") if not path.stem.startswith("policy")}
+    examples = {f"{page.name}, line {line}": text for page in PAGES for line, text in blocks(page, "toml")}
+    checked = {}
+    for place, text in (files | examples).items():
+        values = tomllib.loads(text.replace('"..."', f'"{64 * "0"}"'))
+        if values.keys() <= schema.schema["properties"].keys():  # a run's file, not a policy
+            checked[place] = [error.message for error in schema.iter_errors(values)]
+    assert {place: errors for place, errors in checked.items() if errors} == {}
+    assert files.keys() <= checked.keys()
+    assert len(checked) > 60
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[train]\nstpes = 3", "[train]\nsteps = 'three'", "[optim]\noptimizer = 'adamm'", "[model]\npreset = '2b'",
+     "[[data.sources]]\ntype = 'jsonl'\nname = 'a'\npaths = ['*']", "[[data.sources]]\ntype = 'jsnol'", "[tarin]"],
+)  # fmt: skip
+def test_the_schema_refuses_what_a_run_would_refuse(schema, text):
+    assert not schema.is_valid(tomllib.loads(text))
 
 
 def test_the_root_is_the_same_from_every_folder(folder, capsys, monkeypatch):

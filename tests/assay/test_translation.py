@@ -80,7 +80,7 @@ def test_references_go_with_the_lines_of_a_file(tmp_path):
     assert references_of(references, sources, ["one", "two"], []) == ["eins", "zwei"]
     assert references_of(None, sources, ["one", "two"], []) is None
     for file, words in ((None, ["one"]), (sources, ["one"])):
-        with pytest.raises(ConfigError, match="goes with the texts of --file FILE alone"):
+        with pytest.raises(ConfigError, match="give --file, and no other texts"):
             references_of(references, file, ["one"], words)
     references.write_text("eins\n")
     with pytest.raises(ConfigError, match=r"a.de: has 1 lines, --file .*a.en has 2 texts"):

@@ -155,6 +155,20 @@ def test_tiktokens_encodings_give_tiktokens_ids(tmp_path, name, own):
     assert ours.end_of_document == len(ranks)
 
 
+def test_the_end_of_p50k_base_is_the_id_that_its_ranks_leave_out(tmp_path, monkeypatch):
+    """The same with fewer ranks: their ids go on behind the special token."""
+    tiktoken = pytest.importorskip("tiktoken")
+    pattern, gap = PATTERNS["p50k_base"][0], 400
+    monkeypatch.setitem(PATTERNS, "p50k_base", (pattern, {"<|endoftext|>": gap}))
+    printable = byte_level(split_then_bytes(pattern), [], size=900).get_vocab()
+    ranks = {bytes(alphabet()[letter] for letter in name): at + (at >= gap) for name, at in printable.items()}
+    lines = b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
+    ours = load_encoder(taken_over(tmp_path, lines, "<|endoftext|>", "x.tiktoken", pattern="p50k_base"), tmp_path)
+    theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": gap})
+    assert ours.end_of_document == gap
+    assert [ours.encode(text).tolist() for text in TEXTS] == [theirs.encode_ordinary(text) for text in TEXTS]
+
+
 def pattern_of(public, name):
     """The expression of tiktoken's encoding, without its ranks, which would be fetched."""
     with pytest.MonkeyPatch.context() as patch:
@@ -198,10 +212,11 @@ def test_a_file_that_cannot_be_used_is_reported(tmp_path, fault):
         (b'{"model": ', {}, "given/tokenizer.json"),
         (b'{"model": {}, "decoder": ' + b"[" * 99_999, {}, "nested too deep .RecursionError"),
         (b"\xff\xfe", {}, "given/tokenizer.json"),
-        (b"YQ== 0\n", {"name": "x.tiktoken"}, "set tokenizer.pattern to r50k_base"),
+        (b"YQ== 0\n", {"name": "x.tiktoken"}, "set data.tokenizer.pattern to r50k_base"),
         (b"YQ== 0\n", {"name": "x.tiktoken", "pattern": "r50k_base"}, "no token for the byte 0x00"),
         (b"YQ== x\n", {"name": "x.tiktoken", "pattern": "r50k_base"}, "line 1 is not a token"),
         (b"{}", {"pattern": "r50k_base"}, "pattern is for tiktoken's ranks"),
+        (b"\n\x0e\n\x05<unk>", {"name": "x.model"}, "x.model': is a model of SentencePiece"),
     ],
 )
 def test_damaged_files_are_reported(tmp_path, data, settings, words):
