@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import inspect
 import itertools
@@ -13,8 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain.config.training import EngineConfig
 from pretrain.model.attention import AttentionRule, explicit_attention
 from pretrain.model.flash import documents_at_most, flash_attention, load_kernel
+from tests.pretrain.engine import test_engine_state
 from tests.pretrain.small_models import config, model_of, rows
 
 # As published: flash-attn 2.8 (flash_attn/flash_attn_interface.py) and 3 (hopper/flash_attn_interface.py).
@@ -112,3 +115,11 @@ def test_a_model_learns_by_the_kernel_what_it_learns_without(package):
     assert len(package) == settings.num_hidden_layers
     for ours, plain in zip(*messages, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_training_counts_documents_before_it_sends_their_rows(package, monkeypatch):
+    """Without a bound the host would wait for the device to count them."""
+    monkeypatch.setattr(test_engine_state, "EngineConfig", functools.partial(EngineConfig, attention="flash"))
+    with torch.no_grad():
+        test_engine_state.open_one("adamw", 1, "bf16").forward(rows([[9, 7], [3, 3, 10]]))
+    assert {len(given["cu_seqlens_q"]) for given in package} == {8 + 1}  # of five documents
