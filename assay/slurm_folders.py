@@ -21,9 +21,10 @@ from governance.log import get_logger
 from governance.own_code import find_code
 from governance.signing.dsse import default_key_path, key_id, private_key
 from governance.signing.home_anchor import state_folder
+from governance.signing.running_digests import JOB_RECORDS
 from governance.stage import Runtime, ShareDone
 from slurm.config import SlurmConfig
-from slurm.frozen import freeze
+from slurm.frozen import code_digest, freeze
 from slurm.render import ContainerMounts
 from slurm.submit import next_submission
 
@@ -104,12 +105,17 @@ def make_key(run: LoadedRun) -> None:
 def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:
     """Keep copies of what is submitted.
 
-    The jobs refuse later edits, or accept them with `take_edits`.
+    The jobs refuse later edits, or accept them with `take_edits`. The records of the jobs are announced first, so that
+    each of their lines is signed.
+
+    Raises:
+        ManifestError: one of the records is there, and no line of the journal announces or states it.
     """
-    freeze(
-        root, next_submission(root), files_frozen(run, config.environment), signing_key_id(run),
-        metadata.version("assay-pretrain"), taken=take_edits, code_is_seen=not config.container,
-    )  # fmt: skip
+    journal = run.journal(root)
+    journal.state_records([root / name for name in JOB_RECORDS])
+    code = {"version": metadata.version("assay-pretrain")} | ({} if config.container else {"sha256": code_digest()})
+    files = files_frozen(run, config.environment)
+    freeze(root, next_submission(root), files, signing_key_id(run), code, taken=take_edits, signer=journal.line_signer)
 
 
 def container_mounts(run: LoadedRun, sources: Sequence[Path], config: SlurmConfig) -> ContainerMounts:

@@ -3,7 +3,7 @@
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
 Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_policies
-        bias_sources bias_few_sites bias_classifiers journal hashing receipts edits page tested.
+        bias_sources bias_few_sites bias_classifiers journal lines hashing receipts edits page tested.
 Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
@@ -53,6 +53,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "bias_few_sites": lambda: bias_few_sites.few_sites(quick),
         "bias_classifiers": lambda: bias_classifiers.classifiers(quick),
         "journal": lambda: lineage_speed.journal(quick),
+        "lines": lambda: lineage_speed.lines(quick),
         "hashing": lambda: lineage_speed.hashing(quick),
         "receipts": lambda: receipt_speed.receipts(quick),
         "edits": lambda: governance_edits.all_files(quick),

@@ -189,7 +189,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     with _THREADS, storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as handle:
+        with open(path, "ab", opener=_open_no_link) as handle:
             fcntl.lockf(handle, fcntl.LOCK_EX)
             yield
 
@@ -225,7 +225,7 @@ def is_held(path: Path) -> bool:
         if _HELD.get(_lock_name(path), (0, ""))[0] == os.getpid():
             return True
         try:
-            with open(path, "rb") as handle:
+            with open(path, "rb", opener=open_at_once) as handle:
                 fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -244,7 +244,7 @@ def _take_lock(path: Path, note: str) -> BinaryIO | str:
         if process == os.getpid():
             return its_note
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "ab+")  # noqa: SIM115
+        handle = open(path, "ab+", opener=_open_no_link)  # noqa: SIM115
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             handle.truncate(0)
@@ -266,13 +266,14 @@ def _lock_name(path: Path) -> str:
 
 
 def _open_no_link(path: str, flags: int) -> int:
+    """Open a file to be written, not through a symbolic link, nor waiting for the other end of a pipe."""
     try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise StorageError(
-            f"cannot append to {path}: it is a symbolic link. Remove it, and find out who can write to its folder"
+            f"cannot write to {path}: it is a symbolic link. Remove it, and find out who can write to its folder"
         ) from error
 
 
@@ -307,12 +308,18 @@ def read_lines(path: Path, last_bytes: int = 0) -> list[Any]:
     Torn lines (after a kill, or on a full disk) are left out.
 
     `last_bytes` limits the reading to the whole lines in so many bytes at the file's end; 0 reads all.
+
+    Raises:
+        StorageError: it is a pipe or a device.
     """
     if not path.exists():
         return []
     values = []
-    with open(path, "rb") as handle:
-        handle.seek(max(0, path.stat().st_size - last_bytes) if last_bytes else 0)
+    with open(path, "rb", opener=open_at_once) as handle:
+        state = os.fstat(handle.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise StorageError(f"cannot read {path}: {NO_FILE}. Remove it, and find out who can write to its folder")
+        handle.seek(max(0, state.st_size - last_bytes) if last_bytes else 0)
         text = handle.read()
     for line in text.split(b"\n"):
         if not line:

@@ -44,8 +44,11 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
     require_unchanged(output, path, before)
 
 
-def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> None:
-    """Raise where a file was changed since its `file_state` was `before`.
+def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> tuple[int, ...]:
+    """Raise where a file was changed since its `file_state` was `before`; its state now.
+
+    The state differs from `before` where only its own time has moved: by a second name or another mode, or because the
+    bytes and the time of modification were altered and put back.
 
     Raises:
         MissingInput: it is missing.
@@ -54,8 +57,9 @@ def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> No
     now = file_state(path)
     if now[:-1] != before[:-1]:
         raise AlteredFile(f"{path}: was changed while it was read. Put it back, or remove its folder; then run again.")
-    if now != before:  # a second name, as `put_in_place` gives, changes nothing but the state's own time
+    if now != before:  # as a second name does, which `put_in_place` gives
         _compare(output, path)
+    return now
 
 
 def guarded(make: Callable[[Path], T], outputs: Iterable[Output], root: Path) -> Callable[[Path], T]:

@@ -433,11 +433,13 @@ def _save(context: TrainContext, state: TrainState) -> None:
     Raises:
         AlteredFile: a token shard was changed while it was read; nothing is saved.
     """
-    refuse_altered([line for lines in context.checkpoints.gather(context.train_rows.changed()) for line in lines])
+    changes = context.checkpoints.gather(context.train_rows.changed())
+    refuse_altered([line for lines, _ in changes for line in lines])
+    touched = [name for _, names in changes for name in names]
     context.heartbeat.beat(f"checkpoint of step {state.step}", long=True)
     with context.meter.aside(CHECKPOINT) as seconds:
         context.saver.save(state)
-        context.record("save", state.step, seconds=seconds())
+        context.record("save", state.step, seconds=seconds(), **({"touched": touched} if touched else {}))
     context.heartbeat.beat(f"after the copy for the checkpoint of step {state.step}")
 
 

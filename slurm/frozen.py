@@ -7,6 +7,8 @@
 
 A job whose files, key or program differ from that line refuses to run, or, with `"edits": "taken"`, warns and appends
 what it used to `slurm/taken.jsonl`: {"job": "12", "name": "/shared/run.toml", "sha256": "...", "time": "..."}.
+
+Each line of both is signed as it is written (`governance/signing/signed_lines.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any
 
 from governance.errors import ConfigError
 from governance.files import append_line, read_lines, sha256_bytes, write_bytes
+from governance.hooks import LineSigner, sign_nothing
 from governance.log import get_logger
 from governance.stage import now
 from slurm.attempt.causes import PROGRAM_DIFFERS
@@ -55,23 +59,30 @@ def _file_digest(path: Path, *state: int) -> str:
 
 
 def freeze(
-    root: Path, submission: int, files: Sequence[Path], key: str, version: str, *, taken: bool, code_is_seen: bool
+    root: Path,
+    submission: int,
+    files: Sequence[Path],
+    key: str,
+    code: Mapping[str, str],
+    *,
+    taken: bool,
+    signer: LineSigner = sign_nothing,
 ) -> None:
     """Keep copies of the files, and record what was submitted.
 
-    `taken` lets jobs take an edit. `code_is_seen` states that jobs run this very program, and not that of an image.
+    `code` is the program's version, with its digest unless jobs run an image. `taken` lets jobs take an edit.
     """
     kept = {}
     for number, path in enumerate(files):
         data, name = path.read_bytes(), f"{number}-{path.name}"
         write_bytes(root / "slurm" / "submitted" / str(submission) / name, data)
         kept[str(path)] = {"kept": name, "sha256": sha256_bytes(data)}
-    code = {"version": version} | ({"sha256": code_digest()} if code_is_seen else {})
     line = {
-        "code": code, "edits": "taken" if taken else "refused", "files": kept, "key": key, "submission": submission,
-        "time": now(),
+        "code": dict(code), "edits": "taken" if taken else "refused", "files": kept, "key": key,
+        "submission": submission, "time": now(),
     }  # fmt: skip
-    append_line(root / "slurm" / _RECORD, json.dumps(line, sort_keys=True), durable=True)
+    path = root / "slurm" / _RECORD
+    append_line(path, json.dumps(signer(path, uuid.uuid4().hex)(line), sort_keys=True), durable=True)
 
 
 def last_frozen(root: Path) -> dict[str, Any] | None:
@@ -107,7 +118,7 @@ def edits(record: Mapping[str, Any], key: str | None, *, code: bool = True) -> I
         yield "assay", is_now, f"the program at {here} is not the one that submitted: it was edited, or is another one"
 
 
-def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
+def refuse_edits(root: Path, key: str | None, *, first: bool, signer: LineSigner = sign_nothing) -> None:
     """Compare this job with what was submitted.
 
     `first` marks the rank that compares the program, and logs.
@@ -130,9 +141,11 @@ def refuse_edits(root: Path, key: str | None, *, first: bool) -> None:
         )
     if first:
         get_logger(__name__).warning("edits since the submission are accepted, as requested:\n%s", lines)
+        path = root / "slurm" / _TAKEN
+        sign = signer(path, uuid.uuid4().hex)
         for name, digest, _ in found:
             line = {"job": os.environ.get("SLURM_JOB_ID", ""), "name": name, "sha256": digest, "time": now()}
-            append_line(root / "slurm" / _TAKEN, json.dumps(line, sort_keys=True))
+            append_line(path, json.dumps(sign(line), sort_keys=True))
 
 
 def refuse_unasked(root: Path, typed: str) -> None:

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from types import FrameType
 
 from governance.errors import ConfigError
 from governance.files import append_line, held, read_lines, remove_file, write_text
+from governance.hooks import LineSigner, sign_nothing
 from governance.log import get_logger
 from governance.stage import now
 from slurm.commands import FIRST_LOCAL, Queued
@@ -69,11 +71,13 @@ def queued(root: Path, jobs: Iterable[str]) -> dict[str, Queued]:
     return {job: item for job, item in found.items() if alive or item.state not in _LIVE}
 
 
-def record(orders: Sequence[JobRequest], root: Path) -> list[SubmittedJob]:
+def record(orders: Sequence[JobRequest], root: Path, signer: LineSigner = sign_nothing) -> list[SubmittedJob]:
     """Record the requested jobs as those of a rehearsal."""
     before = submitted(root)
     number = max([FIRST_LOCAL, *(int(line.job) for line in before if int(line.job) >= FIRST_LOCAL)])
     submission = next_submission(root)
+    path = root / "slurm" / JOBS_FILE
+    sign = signer(path, uuid.uuid4().hex)
     done: dict[str, SubmittedJob] = {}
     for place, order in enumerate(orders, 1):
         job = order.job
@@ -84,7 +88,7 @@ def record(orders: Sequence[JobRequest], root: Path) -> list[SubmittedJob]:
         )  # fmt: skip
         done[job.name] = line
         remove_file(cancellation_mark(root, line.job))
-        append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True))
+        append_line(path, json.dumps(sign(asdict(line)), sort_keys=True))
         for unit in _units(line):
             _note(root, unit, "PENDING", reason="Dependency" if after else "Priority")
     return list(done.values())

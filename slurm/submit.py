@@ -5,6 +5,8 @@
     {"after": [["afterok", "11"]], "job": "12", "kind": "share", "name": "clean", "numbers": [0, 1, 2],
      "submission": 1, "submitted": "2026-11-25T10:00:00Z", "tasks": 3}
 
+Each line is signed as it is written (`governance/signing/signed_lines.py`).
+
 The jobs that wait for nothing are held until all are queued. If a submission fails half-way, the queued jobs are
 cancelled before any of them has run.
 """
@@ -14,14 +16,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from governance.errors import ClusterError, ConfigError, Occupied, storage_errors
+from governance.errors import ClusterError, ConfigError, ManifestError, Occupied, storage_errors
 from governance.files import append_line, held, read_lines, remove_file, touch, write_text
+from governance.hooks import LineSigner, sign_nothing
 from governance.log import get_logger
+from governance.signing.signed_lines import without_signature
 from governance.stage import now
 from slurm import commands as tools
 from slurm.config import SlurmConfig
@@ -64,11 +69,22 @@ class JobRequest:
 
 
 def submitted(root: Path) -> list[SubmittedJob]:
-    """Every job that was submitted for this root, in order."""
+    """Every job that was submitted for this root, in order.
+
+    Raises:
+        ManifestError: a line is not one of a submission.
+    """
     found = []
     for line in read_lines(root / "slurm" / JOBS_FILE):
-        after = tuple((str(condition), str(job)) for condition, job in line["after"])
-        found.append(SubmittedJob(**{**line, "after": after, "numbers": tuple(line["numbers"])}))
+        try:
+            after = tuple((str(condition), str(job)) for condition, job in line["after"])
+            values = without_signature(line)
+            found.append(SubmittedJob(**{**values, "after": after, "numbers": tuple(line["numbers"])}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ManifestError(
+                f"{root / 'slurm' / JOBS_FILE}: no submission wrote the line {str(line)[:120]}. Remove it, and find "
+                "out who can write to this folder"
+            ) from error
     return found
 
 
@@ -138,7 +154,11 @@ def next_submission(root: Path) -> int:
 
 
 def submit(
-    requests: Sequence[JobRequest], root: Path, config: SlurmConfig, begin: datetime | None = None
+    requests: Sequence[JobRequest],
+    root: Path,
+    config: SlurmConfig,
+    begin: datetime | None = None,
+    signer: LineSigner = sign_nothing,
 ) -> list[SubmittedJob]:
     """Queue jobs whose scripts are already written; the recorded lines.
 
@@ -149,12 +169,14 @@ def submit(
     """
     number = next_submission(root)
     done: dict[str, SubmittedJob] = {}
+    record = root / "slurm" / JOBS_FILE
+    sign = signer(record, uuid.uuid4().hex)
     try:
         for request in requests:
             line = _submit(request, done, number, root, config, begin)
             done[request.job.name] = line
             remove_file(cancellation_mark(root, line.job))  # of an earlier job with this number
-            append_line(root / "slurm" / JOBS_FILE, json.dumps(asdict(line), sort_keys=True), durable=True)
+            append_line(record, json.dumps(sign(asdict(line)), sort_keys=True), durable=True)
         tools.release([line.job for line in done.values() if not line.after])
     except BaseException as error:  # an interrupt, too, must leave no job behind
         state = f"{len(done)} of {len(requests)} jobs were queued"

@@ -145,7 +145,7 @@ def refuse_edited(run: LoadedRun, root: Path) -> None:
     from pretrain.distributed.process_group import read_ranks
     from slurm.frozen import refuse_edits
 
-    refuse_edits(root, signing_key_id(run), first=read_ranks().first)
+    refuse_edits(root, signing_key_id(run), first=read_ranks().first, signer=run.journal(root).record_signer)
 
 
 def argv_of(arguments: Arguments, runtime: Runtime) -> list[str]:

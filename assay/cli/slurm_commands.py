@@ -408,7 +408,8 @@ def _queue(
     from slurm.rehearsal import record
     from slurm.submit import submit as hand_over
 
-    lines = record(requests, runtime.root) if arguments.local else hand_over(requests, runtime.root, config, begin)
+    root, signer = runtime.root, runtime.hooks.line_signer
+    lines = record(requests, root, signer) if arguments.local else hand_over(requests, root, config, begin, signer)
     for line in lines:
         count = f" ({len(line.numbers)} of {line.tasks} tasks)" if line.tasks else ""
         say(f"{line.job:<10} {line.name}{count}", jobs=[{"job": line.job, "name": line.name, "tasks": line.tasks}])

@@ -308,6 +308,15 @@ class Journal:
         name = path.relative_to(self.path.parent).as_posix()
         return line_signer(name, writer, self._digests[0], self._signer)
 
+    def record_signer(self, path: Path, writer: str) -> SignLine:
+        """Announce a record, unless it was, and make the signer of a writer's lines.
+
+        Raises:
+            ManifestError: it is there, and no line announced or stated it.
+        """
+        self.state_records([path])
+        return self.line_signer(path, writer)
+
     def state_clock(self, verdicts: Sequence[str], reason: str, account: str) -> int:
         """Void the times of lines ahead of the clock; return the count.
 

@@ -21,9 +21,9 @@ Files are announced before their first line (`Journal.state_ledger`, `state_begi
 run wrote is an error that names it, and nothing is stated. A file of an earlier release was stated without an
 announcement; it stays readable to its end, and `verify` says that its lines are not signed one by one.
 
-A ledger that no line announces is foreign, however young it is: it is never stated, it is a fault, no report counts it,
-and no run appends to it, so no artifact rests on it: move it out of the root. A training refuses to begin where a
-record is there that nothing announced or stated.
+A ledger or a record with signed lines (`SIGNED`) that no line announces or stated is foreign, however young it is: it
+is never stated, it is a fault, no report counts it, and no run appends to it, so no artifact rests on it: move it out
+of the root. A training refuses to begin, and a submission to queue, where one is there.
 
 Price: a process reads each file once and then only what was added; one `fdatasync` for a file that grew, so that no
 statement outlives its bytes when a node loses its power.
@@ -42,19 +42,21 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import ManifestError
 from governance.files import running_sha256
 from governance.log import get_logger
-from governance.signing.signed_lines import LEDGERS, SignedLines, is_ledger
+from governance.signing.signed_lines import LEDGERS, SignedLines
 
 if TYPE_CHECKING:
     from governance.signing.dsse import PublicKey
 
 GROWING = (*LEDGERS, "train/*/*.jsonl", "slurm/*.jsonl", "slurm/attempts/*.jsonl")
 """Patterns, relative to a root, of the files that its processes append lines to."""
-SIGNED = (*LEDGERS, "train/*/metrics.jsonl", "train/*/checkpoints.jsonl")
+JOB_RECORDS = ("slurm/jobs.jsonl", "slurm/submitted.jsonl", "slurm/taken.jsonl")
+"""Records of jobs that submissions and jobs write, signed."""
+SIGNED = (*LEDGERS, "train/*/metrics.jsonl", "train/*/checkpoints.jsonl", *JOB_RECORDS)
 """Patterns of those whose lines are signed one by one, except in roots of an earlier release."""
 GROWN = "grown"
 """The field of a statement's `journal` block."""
-FOREIGN = "no line of the journal announced this ledger, so nobody signed its energy. Move it out of the root"
-"""The fault of a ledger that no run of this root began."""
+FOREIGN = "no line of the journal announced this file, so nobody signed its lines. Move it out of the root"
+"""The fault of a ledger or record that no run of this root began."""
 _BLOCK = 1 << 20
 
 
@@ -96,12 +98,16 @@ def growing_files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
-def foreign_ledgers(growing: Iterable[str], announced: Container[str]) -> list[str]:
-    """Names of ledger files that no line of the journal announced.
+def foreign_records(growing: Iterable[str], announced: Container[str]) -> list[str]:
+    """Names of signed files that no line of the journal announced or stated.
 
     `growing` is listed before the journal is read: a file that another process begins in between is announced.
     """
-    return [name for name in growing if is_ledger(name) and name not in announced]
+    return [name for name in growing if name not in announced and _is_signed(name)]
+
+
+def _is_signed(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in SIGNED)
 
 
 @dataclass
@@ -141,7 +147,7 @@ class RunningDigests:
         `signers` are those whose signed lines count.
 
         A file that is shorter than what was stated of it is passed over: another node may see it so for a moment, and
-        `prefix_faults` reports one that stays so. So is a ledger that nobody announced.
+        `prefix_faults` reports one that stays so. So is a file with signed lines that nobody announced.
 
         Raises:
             OSError: a file cannot be read.
@@ -149,7 +155,7 @@ class RunningDigests:
         """
         found = []
         growing = growing_files(self._root)
-        foreign = foreign_ledgers(growing, stated)
+        foreign = foreign_records(growing, stated)
         for name in growing:
             if name in foreign:
                 continue
@@ -287,7 +293,7 @@ def prefix_faults(
     """
     faults: list[str] = []
     notes: list[str] = []
-    foreign = foreign_ledgers(growing, stated)
+    foreign = foreign_records(growing, stated)
     for name in sorted({*stated, *growing}):
         if name in foreign:
             faults.append(f"{name}: {FOREIGN}")
@@ -305,7 +311,7 @@ def prefix_faults(
         if (root / name).is_file():
             fault, note = _compare(root / name, name, ours)
             unsigned = signers is not None and bool(ours) and ours[-1].prefix.bytes > 0 and not ours[-1].prefix.signed
-            if unsigned and any(fnmatchcase(name, pattern) for pattern in SIGNED):
+            if unsigned and _is_signed(name):
                 notes.append(f"{name}: its lines are not signed one by one: an earlier release began it")
             if note and signers is not None and ours and ours[-1].prefix.signed:
                 fault = _added(root / name, name, ours[-1].prefix.bytes, signers)

@@ -25,6 +25,7 @@ from data_pipeline.tokens.packed_rows import PackedRows, read_packed_row, shards
 from data_pipeline.tokens.token_shards import ShardRow, TokenShard, read_row, row_count
 from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, PipelineError
 from governance.files import sha256_file
+from governance.log import get_logger
 from governance.manifest import Manifest, Output, read_manifest
 from governance.verified_files import file_state, require_unchanged
 from pretrain.data.mixture import MixtureSource, sources_of
@@ -48,8 +49,8 @@ class Rows:
     sequence_length: int
     packed: tuple[tuple[PackedRows, tuple[TokenShard, ...]], ...] = ()
     """Each index of packed rows with the shards that it names; empty: rows are stretches of the shards."""
-    changed: Callable[[], list[str]] = field(default=list, compare=False)
-    """Error texts of shards that were changed since their bytes were verified."""
+    changed: Callable[[], tuple[list[str], list[str]]] = field(default=lambda: ([], []), compare=False)
+    """Error texts of shards that were changed since their bytes were verified; shards touched since the last look."""
     drawn: Callable[[list[int]], npt.NDArray[np.int64]] | None = field(default=None, compare=False)
     """Tokens [rows, L, samples] that were drawn from a teacher for rows of these numbers; None: there are none."""
     removed: frozenset[bytes] = frozenset()
@@ -237,25 +238,35 @@ def altered_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> 
     return problems
 
 
-def watch_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> Callable[[], list[str]]:
+def watch_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> Callable[[], tuple[list[str], list[str]]]:
     """Watch this rank's share of the token shards.
 
     It is called before their bytes are verified. They are mapped, so bytes that are written over while a training
-    reads them would be trained. The returned function gives the error texts of files that were changed since.
+    reads them would be trained. The returned function gives the error texts of files that were changed since, and the
+    names of those that were touched since its last call: their bytes are right, but may have been others in between.
     """
     files = [(output, root / output.path) for output in _files_read(tokens, root)[rank::world_size]]
     watched = [
         (*file, file_state(file[1])) for file in files if file[1].exists()
     ]  # the verification names missing ones
 
-    def changed() -> list[str]:
-        texts = []
-        for output, path, state in watched:
+    def changed() -> tuple[list[str], list[str]]:
+        texts, touched = [], []
+        for place, (output, path, state) in enumerate(watched):
             try:
-                require_unchanged(output, path, state)
+                now = require_unchanged(output, path, state)
             except (AlteredFile, MissingInput) as error:
                 texts.append(str(error))
-        return texts
+                continue
+            if now != state:
+                touched.append(output.path)
+                watched[place] = (output, path, now)
+                get_logger(__name__).warning(
+                    "%s: was touched while it was read (a new name or mode, or bytes that were put back): its bytes "
+                    "are those of its manifest, and nobody can tell what they were in between",
+                    path,
+                )
+        return texts, touched
 
     return changed
 

@@ -13,9 +13,19 @@ from pathlib import Path
 import pytest
 
 from assay.cli.main import main
+from assay.cli.run_commands import refuse_edited
+from assay.config import load_run
+from governance.errors import ManifestError
+from governance.files import append_line, read_lines
+from governance.signing.running_digests import JOB_RECORDS
+from governance.signing.signed_lines import without_signature
 from governance.stage import ShareDone
+from governance.verification import verify_root
 from slurm import job_states
 from slurm.config import SITE_VARIABLE
+from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
+from slurm.submit import JOBS_FILE
+from slurm.submit import submitted as read_jobs
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.toml"
 
@@ -142,6 +152,68 @@ def test_what_is_elsewhere_is_fetched_before_anything_is_queued(cluster, monkeyp
     monkeypatch.setattr("assay.pipeline.corpus", corpus)
     assert slurm("submit", "--fetch", root=cluster / "root") == 0
     assert (cluster / "root" / "slurm" / "jobs.jsonl").exists()
+
+
+@pytest.fixture
+def submitted(cluster, monkeypatch):
+    """A root with a line in each record of its jobs, and its run: an edit of the program was taken."""
+    root, run = cluster / "root", load_run(CONFIG, [])
+    assert slurm("submit", "--take-edits", root=root) == 0
+    monkeypatch.setattr("slurm.frozen.code_digest", lambda: "0" * 64)
+    monkeypatch.setenv(SUBMITTED_VARIABLE, str(root))
+    refuse_edited(run, root)
+    return root, run
+
+
+def test_each_line_on_jobs_is_signed_and_a_foreign_one_is_named(submitted):
+    root, run = submitted
+    journal = run.journal(root)
+
+    def state(number):
+        journal.state("evaluation", {f"evaluation/{number}": "0" * 64}, [])
+
+    for number, name in enumerate(JOB_RECORDS):
+        path, whole = root / name, (root / name).read_bytes()
+        lines = read_lines(path)
+        assert all({"writer", "number", "signature"} <= set(line) for line in lines)
+        append_line(path, json.dumps(without_signature(lines[-1])))
+        with pytest.raises(ManifestError, match=rf"{name}: line {len(lines) + 1}: no process of a run wrote"):
+            state(number)
+        assert [one for one in verified(root, run) if one.startswith(f"{name}: line {len(lines) + 1}: no process")]
+        path.write_bytes(whole)
+        state(number)
+    assert verified(root, run) == []
+    assert len(read_jobs(root)) == len(read_lines(root / "slurm" / JOBS_FILE))
+
+
+def verified(root, run):
+    return [
+        fault
+        for fault in verify_root(root, run.config.governance, run.folder, deep=True).problems
+        if fault.startswith("slurm/")
+    ]
+
+
+@pytest.mark.parametrize("name", JOB_RECORDS)
+def test_a_record_of_jobs_that_nobody_announced_stops_a_submission(cluster, capsys, name):
+    """A statement in between does not make it a record of an earlier release."""
+    root, run = cluster / "root", load_run(CONFIG, [])
+    line = {
+        "after": [],
+        "job": "1",
+        "kind": "data",
+        "name": "x",
+        "numbers": [],
+        "submission": 1,
+        "submitted": "",
+        "tasks": 0,
+    }
+    append_line(root / name, json.dumps(line))
+    run.journal(root).state("evaluation", {"evaluation/1": "0" * 64}, [])
+    assert slurm("submit", root=root) == 65
+    assert re.search(rf"{name}: has \d+ bytes, and no line", capsys.readouterr().err)
+    assert not (cluster / "calls").exists() or "--hold" not in (cluster / "calls").read_text()
+    assert [fault.partition(":")[0] for fault in verified(root, run)] == [name]
 
 
 def setting(*values):

@@ -5,6 +5,7 @@ Each ends with the exit code and words of its error, and nothing is trained or s
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,23 +15,28 @@ import torch
 
 from assay.cli.main import main
 from assay.config import load_run
+from assay.slurm_folders import freeze_run
 from governance.config import validate
 from governance.energy.ledger import append, read_ledger
 from governance.energy.ledger_tail import Spending
 from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, StorageError
-from governance.files import append_line, read_lines, read_steps, remove_tree, sha256_file
+from governance.files import append_line, held, locked, read_lines, read_steps, remove_tree, sha256_file
 from governance.gate.signed_statements import read_statements
-from governance.gate.waivers import RULINGS, Waiver
+from governance.gate.waivers import REFUSAL, RULINGS, Waiver
 from governance.manifest import describe, output_fault, read_manifest
 from governance.signing.dsse import open_envelope
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import parse_line
+from governance.signing.running_digests import JOB_RECORDS
+from governance.signing.signed_lines import without_signature
 from governance.verification import verify_root
 from governance.verified_files import intact
 from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
 from pretrain.checkpoint.native import remove_native
 from pretrain.metrics.run_identity import METRICS_FILE
-from tests.governance.attacked import prepare, words_of
+from slurm.config import SlurmConfig
+from slurm.frozen import VARIABLE as SUBMITTED_VARIABLE
+from tests.governance.attacked import paper, prepare, verdict_of, words_of
 
 DEEP = b"[" * 100_000
 LONG = b'{"step": ' + b"9" * 5_000 + b"}"
@@ -67,7 +73,7 @@ def at_first_step(monkeypatch, attack):
     monkeypatch.setattr(torch.optim.AdamW, "step", attacked)
 
 
-@pytest.mark.parametrize("way", ["written over", "with its times put back", "cut", "replaced"])
+@pytest.mark.parametrize("way", ["written over", "with its times put back", "cut", "replaced", "its folder a link"])
 def test_a_shard_altered_while_it_is_read_is_in_no_checkpoint(project, capsys, monkeypatch, way):
     """The shards are mapped: what is written over after their verification is what the next step would train."""
     [shard, *_] = shards(project)
@@ -76,7 +82,12 @@ def test_a_shard_altered_while_it_is_read_is_in_no_checkpoint(project, capsys, m
         times = shard.stat()
         data = bytearray(shard.read_bytes())
         data[len(data) // 2] ^= 1
-        if way == "replaced":
+        if way == "its folder a link":
+            aside = shutil.copytree(shard.parent, project / "aside")
+            (aside / shard.name).write_bytes(data)
+            shard.parent.rename(project / "was")
+            shard.parent.symlink_to(aside)
+        elif way == "replaced":
             shard.unlink()
             shard.write_bytes(data)
         elif way == "cut":
@@ -99,6 +110,28 @@ def test_a_second_name_for_a_shard_that_is_read_stops_nothing(project, monkeypat
     at_first_step(monkeypatch, lambda: os.link(shard, project / "copy"))
     assert main(["train", *words_of(project)]) == 0
     assert checkpoints(project)
+
+
+def test_bytes_that_were_altered_and_put_back_are_recorded_and_signed(project, monkeypatch, caplog):
+    """Size, bytes and time of modification are as they were; the file system's own time of change is not."""
+    [shard, *_] = shards(project)
+
+    def attack():
+        times, data = shard.stat(), shard.read_bytes()
+        for written in (bytes(len(data)), data):
+            with shard.open("r+b") as file:
+                file.write(written)
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    at_first_step(monkeypatch, attack)
+    assert main(["train", *words_of(project)]) == 0
+    assert f"{shard}: was touched while it was read" in caplog.text
+    [record] = (project / "root").glob(f"train/*/{METRICS_FILE}")
+    saves = [line for line in read_lines(record) if line["event"] == "save"]
+    assert [line.get("touched") for line in saves] == [[shard.relative_to(project / "root").as_posix()]] + [None] * (
+        len(saves) - 1
+    )
+    assert verified(project).problems == []
 
 
 @pytest.mark.parametrize(
@@ -261,8 +294,11 @@ def test_a_record_that_was_there_before_the_training_is_refused(project):
     assert [bool(line.get("by")) for line in lines] == [True] + [False] * (len(lines) - 1)
     folder, journal = record.parents[1] / "new", load_run(project / "run.toml", []).journal(project / "root")
     append_line(folder / METRICS_FILE, FOREIGN_LINES[METRICS_FILE])
+    journal.state("evaluation", {"evaluation/1": "0" * 64}, [])  # does not make the file one of an earlier release
     with pytest.raises(ManifestError, match=r"train/new/metrics\.jsonl: has \d+ bytes, and no line"):
         journal.state_begin(folder, [METRICS_FILE, STEPS_FILE])
+    [fault] = verified(project).problems
+    assert fault.startswith("train/new/metrics.jsonl: no line of the journal announced this file")
 
 
 def test_records_of_an_earlier_release_stay_readable_and_are_named(project, monkeypatch):
@@ -288,6 +324,99 @@ def test_records_of_an_earlier_release_stay_readable_and_are_named(project, monk
     assert verified(project).problems == []
     notes = [note.partition(": ")[2] for note in verified(project).notes]
     assert notes.count("its lines are not signed one by one: an earlier release began it") == 2
+
+
+def test_a_line_of_another_training_is_not_one_of_this(project, monkeypatch, capsys):
+    """Genuine, with the key of its writer and the signature of the run's key: but of another file."""
+    assert main(["train", *words_of(project)]) == 0
+    [record] = (project / "root").glob(f"train/*/{METRICS_FILE}")
+    first = record.read_text().splitlines()[0]
+    more = [*words_of(project), "--set", "optim.learning_rate=0.02"]
+
+    def attack():
+        [other] = set((project / "root").glob(f"train/*/{METRICS_FILE}")) - {record}
+        append_line(other, first)
+
+    at_first_step(monkeypatch, attack)
+    capsys.readouterr()
+    assert main(["train", *more]) == 65
+    assert "it was written for another writer, file or root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lock", ["journal.lock", "commit.lock", "train/0123456789abcdef/lease.lock", "slurm/submitting"]
+)
+def test_a_lock_writes_into_no_file_of_the_account(tmp_path, lock):
+    """Whoever may write to a root would empty a file of the run's account, and put the lock's note into it."""
+    victim = tmp_path / "key.pem"
+    victim.write_text("secret")
+    (tmp_path / lock).parent.mkdir(parents=True, exist_ok=True)
+    for target in (victim, tmp_path / "gone"):
+        (tmp_path / lock).symlink_to(target)
+        for take in (locked, held):
+            with pytest.raises(StorageError, match="it is a symbolic link"), take(tmp_path / lock):
+                pass
+        (tmp_path / lock).unlink()
+    assert (victim.read_text(), (tmp_path / "gone").exists()) == ("secret", False)
+    os.mkfifo(tmp_path / lock)
+    for take in (locked, held):
+        with pytest.raises(StorageError), take(tmp_path / lock):
+            pass
+
+
+@pytest.mark.parametrize("name", ["train/0123456789abcdef/metrics.jsonl", "slurm/jobs.jsonl", "slurm/attempts/1.jsonl"])
+def test_a_pipe_in_place_of_a_record_is_not_waited_for(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True)
+    os.mkfifo(tmp_path / name)
+    for use in (read_lines, lambda path: append_line(path, "{}")):
+        with pytest.raises(StorageError, match=re.escape(name)):
+            use(tmp_path / name)
+
+
+def test_a_forged_submission_lets_no_edited_run_by(project, monkeypatch, capsys):
+    """A line says that the edit of the run's file was submitted: it names the file as it is now."""
+    root, run = project / "root", load_run(project / "run.toml", [])
+    freeze_run(run, root, SlurmConfig(), take_edits=False)
+    frozen = without_signature(read_lines(root / JOB_RECORDS[1])[-1])
+    edited = (project / "run.toml").read_text().replace("steps = 12", "steps = 13")
+    (project / "run.toml").write_text(edited)
+    monkeypatch.setenv(SUBMITTED_VARIABLE, str(root))
+    assert main(["train", *words_of(project)]) == 78
+    assert "run.toml: was edited since" in capsys.readouterr().err
+    append_line(root / JOB_RECORDS[1], json.dumps({**frozen, "edits": "taken"}))
+    assert main(["train", *words_of(project)]) == 65
+    assert f"{JOB_RECORDS[1]}: line 2: no process of a run wrote" in capsys.readouterr().err
+    assert checkpoints(project) == []
+
+
+def test_a_verdict_of_another_root_on_the_same_corpus_opens_nothing(prepared, project, capsys):
+    """The same corpus, policy and key, let through there and refused here: the file is genuine."""
+    refused = paper(project, REFUSAL, gate="sources.documents_lost")
+    assert main(["governance", "check", *words_of(project)]) == 77
+    refused.unlink()
+    other, here = verdict_of(prepared)[0], verdict_of(project)[0]
+    assert other.name == here.name
+    shutil.copy(other, here)
+    capsys.readouterr()
+    assert main(["train", *words_of(project)]) == 77
+    assert "an older verdict was restored" in capsys.readouterr().err
+    assert checkpoints(project) == []
+
+
+def test_a_folder_of_refusals_that_became_a_link_opens_nothing(project, capsys):
+    """An empty folder in place of that of the refusals: the journal states what was in it."""
+    folder = project / "root" / "refusals"
+    folder.mkdir()
+    paper(project, REFUSAL, gate="sources.documents_lost").rename(folder / "no.json")
+    assert main(["governance", "check", *words_of(project)]) == 77
+    folder.rename(project / "aside")
+    (project / "empty").mkdir()
+    folder.symlink_to(project / "empty")
+    for command in (["governance", "check"], ["train"]):
+        capsys.readouterr()
+        assert main([*command, *words_of(project)]) == 77
+        output = capsys.readouterr()
+        assert "no.json by ann was removed" in output.err + output.out
 
 
 def test_a_record_names_no_folder_to_remove(tmp_path):

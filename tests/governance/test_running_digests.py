@@ -40,7 +40,7 @@ ACTIONS = st.one_of(
 )
 
 
-ANNOUNCED = {name: Prefix(name, 0, 0, sha256_bytes(b"")) for name in FILES[:2]}
+ANNOUNCED = {name: Prefix(name, 0, 0, sha256_bytes(b"")) for name in FILES}
 
 
 def play(root, actions):
@@ -82,7 +82,7 @@ def test_no_byte_that_was_stated_can_change_and_nothing_else_is_a_fault(tmp_path
     assert {note.partition(":")[0] for note in notes if "not stated yet" in note} == unsaid
     assert {note.partition(":")[0] for note in notes if "begun anew" in note} == again
     for name, items in stated.items():
-        assert [item.prefix.anew for item in items] == [not item.prefix.bytes and name in FILES[2:] for item in items]
+        assert [item.prefix.anew for item in items] == [False, *(not item.prefix.bytes for item in items[1:])]
         if not sizes[name]:
             continue
         whole = (root / name).read_bytes()
@@ -107,7 +107,7 @@ def test_a_process_that_had_hashed_the_file_before_it_was_begun_anew_states_it_a
     actions = [append("a" * 20), state, ("train again", "first process"), append("b" * 40), ("state", "first process")]
     (tmp_path / TRAINING).mkdir(parents=True)
     stated = play(tmp_path, [*actions, append("b"), state])
-    assert [item.prefix.anew for item in stated[metrics]] == [False, True, False, False]
+    assert [item.prefix.anew for item in stated[metrics]] == [False, False, True, False, False]
     assert faults_of(tmp_path, stated)[0] == []
 
 
@@ -135,7 +135,7 @@ def test_a_folder_with_one_of_its_files_left_does_not_begin_anew(tmp_path):
     for name in FILES[2:]:
         append_line(tmp_path / name, "1")
     running = RunningDigests(tmp_path)
-    last = {prefix.path: prefix for prefix in running.grown({})}
+    last = {prefix.path: prefix for prefix in running.grown(ANNOUNCED)}
     os.unlink(tmp_path / FILES[2])
     assert running.begun(TRAINING, last) == []
     os.unlink(tmp_path / FILES[3])
@@ -413,16 +413,24 @@ def test_a_report_rests_on_no_more_of_a_record_than_was_stated_since_the_record_
     def rested():
         return [line for line in problems_of(root).problems if "rests on" in line]
 
-    append_line(record, "of the first period " * 9)
+    def write(text):
+        append_line(record, json.dumps(sign({"text": text})))
+
+    journal.state_begin(record.parent, [record.name])
+    sign = journal.line_signer(record, "first")
+    write("of the first period " * 99)
     report("b")
     assert rested() == []
     os.unlink(record)
-    journal.state_begin(record.parent)
-    append_line(record, "of the second period")
+    journal.state_begin(record.parent, [record.name])
+    sign = journal.line_signer(record, "second")
+    write("of the second period")
     report("c")
     assert rested() == [], "the first report rests on what was stated when it was written"
-    append_line(record, "and more")
+    stated = record.stat().st_size
+    write("and more")
+    size = record.stat().st_size
     report("d", gone=True)
     assert rested() == [
-        f"train/{'a' * 16}/metrics.jsonl: report/{'d' * 16} rests on 30 bytes of it, 21 were stated by then"
+        f"train/{'a' * 16}/metrics.jsonl: report/{'d' * 16} rests on {size} bytes of it, {stated} were stated by then"
     ]

@@ -148,7 +148,8 @@ def submitted(tmp_path):
     files = [tmp_path / "run.toml", tmp_path / "policy.toml"]
 
     def submit(taken):
-        freeze(tmp_path, 1, files, "k" * 64, "1.0", taken=taken, code_is_seen=True)
+        code = {"version": "1.0", "sha256": frozen.code_digest()}
+        freeze(tmp_path, 1, files, "k" * 64, code, taken=taken)
 
     submit(False)
     return tmp_path, submit

@@ -165,7 +165,7 @@ def _sought(redact: Manifest) -> str:
 
 
 def _recall(canaries: Mapping[str, Mapping[str, int]]) -> Iterator[Table]:
-    """Types of which a planted value was missed; else the note."""
+    """Planted values that were missed, by type; a note without any."""
     planted = {kind: count for kind, count in canaries.items() if count["planted"]}
     whole = [count["planted"] for count in planted.values() if count["found"] == count["planted"]]
     rows = [
@@ -174,8 +174,8 @@ def _recall(canaries: Mapping[str, Mapping[str, int]]) -> Iterator[Table]:
         if count["found"] < count["planted"]
     ]
     if planted:
-        note = f"Of {len(whole)} of {len(planted)} types all planted values were found ({number(sum(whole))})."
-        yield _table("redact: types with missed planted values", ["type", "planted", "found", "recall"], rows, note)
+        note = f"All {number(sum(whole))} planted values of {len(whole)} of {len(planted)} types were found."
+        yield _table("redact: planted values that were missed", ["type", "planted", "found", "recall"], rows, note)
 
 
 def _quality(mix: Manifest) -> Iterator[Table]:

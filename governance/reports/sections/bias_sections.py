@@ -18,7 +18,7 @@ NEUTRAL = {**findings.NEUTRAL, "keep_ratio": 1.0, "premium": 1.0, "instrument_bi
 """Metric -> its value when groups do not differ."""
 FOUR_FIFTHS = 0.8
 SUITES = ("impact", "tone", "association", "intersections", "parity", "instruments")
-"""Suites with tested rows, the gravest first."""
+"""Suites with tested rows, the most serious first."""
 
 
 def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -33,7 +33,7 @@ def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
         if suite == "impact":
             rows = [row for row in rows if row["metric"] == "keep_ratio_adjusted" and row["upper"] < 1]
         if rows:
-            found[suite] = _distinct(sorted(rows, key=lambda row: (-_distance(row), _order(row))))
+            found[suite] = _distinct(sorted(rows, key=lambda row: (-distance(row), _order(row))))
     return found
 
 
@@ -63,12 +63,14 @@ def is_significant(row: Mapping[str, Any]) -> bool:
     return findings.is_significant(row, NEUTRAL)
 
 
-def _distance(row: Mapping[str, Any]) -> float:
-    """Distance of the interval's nearer end from equality."""
-    neutral = NEUTRAL[row["metric"]]
+def distance(row: Mapping[str, Any]) -> float:
+    """Distance of the interval's nearer end from equality; 0 if the interval holds equality or is unknown."""
     if row["metric"] == "instrument_bias":
-        return abs(float(row["value"]))
-    near = row["lower"] if row["lower"] > neutral else row["upper"]
+        return abs(float(row["value"] or 0.0))
+    neutral, lower, upper = NEUTRAL.get(row["metric"]), row["lower"], row["upper"]
+    if neutral is None or lower is None or upper is None or lower <= neutral <= upper:
+        return 0.0
+    near = lower if lower > neutral else upper
     if neutral == 1.0:
         return abs(math.log(max(near, 1e-9)))
     return abs(float(near))

@@ -15,7 +15,7 @@ from governance.reports.facts.citations import cite
 from governance.reports.facts.problems import uncovered
 from governance.reports.html.markup import Html, chance, compact, fold, foreign, join, number, share, table, tag
 from governance.reports.html.svg_figures import interval_about
-from governance.reports.sections.bias_sections import NEUTRAL, is_significant, significant_rows
+from governance.reports.sections.bias_sections import NEUTRAL, distance, is_significant, significant_rows
 from governance.reports.sections.group_words import (
     bounds,
     detailed,
@@ -256,7 +256,7 @@ def _findings(found: Mapping[str, Any]) -> Html:
         for row in rows[:_MOST]
     ]
     cited = cite(found, *(f"/bias/{suite}" for suite in significant_rows(found["bias"])))
-    title = f"{counted(len(rows), 'significant difference')}, the gravest kind first"
+    title = f"{counted(len(rows), 'significant difference')}, the largest of each kind first"
     note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
                     "before you use a finding.", class_="note")  # fmt: skip
     return join([table(title, head, lines, numeric=(3, 4), cited=cited, shown=3), note])
@@ -287,8 +287,12 @@ def _case(row: Row) -> Html:
 
 
 def _table(rows: Sequence[Row], cited: Html) -> Html:
-    """All rows of a metric: significant ones first, then by sample size."""
-    mine = sorted(rows, key=lambda row: (not is_significant(row), -(row["n"] or 0), place(row), str(row["group"])))
+    """All rows of a metric: significant ones first, then the largest sure difference, then the largest sample."""
+
+    def order(row: Row) -> tuple[bool, float, float, str, str]:
+        return not is_significant(row), -distance(row), -(row["n"] or 0), place(row), str(row["group"])
+
+    mine = sorted(rows, key=order)
     lines = [
         [
             foreign(spaced(row["group"] or row["axis"] or "all")),
