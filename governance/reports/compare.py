@@ -139,9 +139,9 @@ def _difference(ours: Any, theirs: Any, write: Any) -> str:
     return f"{'+' if apart > 0 else '-'}{write(abs(apart))}{part}"
 
 
-def _median(found: Mapping[str, Any], name: str) -> float | None:
+def _median(facts: Mapping[str, Any], name: str) -> float | None:
     """The median of a curve, as thinned in report.json."""
-    values = sorted(value for _, value in ((found["training"] or {}).get("curves") or {}).get(name, []))
+    values = sorted(value for _, value in ((facts["training"] or {}).get("curves") or {}).get(name, []))
     return values[len(values) // 2] if values else None
 
 
@@ -161,31 +161,31 @@ def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[list[st
     ]
 
 
-def comparison_lines(found: Mapping[str, Any]) -> list[str]:
+def comparison_lines(facts: Mapping[str, Any]) -> list[str]:
     """Both runs on a terminal."""
     lines = [
-        f"A  {found['names'][0]}  {found['digests'][0][:16]}",
-        f"B  {found['names'][1]}  {found['digests'][1][:16]}",
+        f"A  {facts['names'][0]}  {facts['digests'][0][:16]}",
+        f"B  {facts['names'][1]}  {facts['digests'][1][:16]}",
     ]
-    for title, rows in found["sections"].items():
+    for title, rows in facts["sections"].items():
         lines += ["", *aligned([[title, "A", "B", "B - A"], *rows])]
-    lines += ["", f"Settings that differ: {len(found['changed'])}"]
-    return [visible(line) for line in [*lines, *aligned([["setting", "A", "B"], *found["changed"]])]]
+    lines += ["", f"Settings that differ: {len(facts['changed'])}"]
+    return [visible(line) for line in [*lines, *aligned([["setting", "A", "B"], *facts["changed"]])]]
 
 
-def comparison_page(found: Mapping[str, Any]) -> str:
+def comparison_page(facts: Mapping[str, Any]) -> str:
     """Both runs as a page that needs no network and no script."""
     names = [tag("p", tag("b", letter), " ", foreign(name), " ", tag("code", digest[:16], title=digest), class_="note")
-             for letter, name, digest in zip("AB", found["names"], found["digests"], strict=True)]  # fmt: skip
+             for letter, name, digest in zip("AB", facts["names"], facts["digests"], strict=True)]  # fmt: skip
     body: list[Html] = [*names]
-    for title, rows in found["sections"].items():
+    for title, rows in facts["sections"].items():
         body.append(
             table(title, ["figure", "A", "B", "B - A"], [list(map(foreign, row)) for row in rows], numeric=(1, 2, 3))
         )
-        curves = [Curve(letter, curve, style) for letter, curve, style in zip("AB", found["curves"], "ab", strict=True)]
+        curves = [Curve(letter, curve, style) for letter, curve, style in zip("AB", facts["curves"], "ab", strict=True)]
         present = [curve for curve in curves if curve.points]
         if title == "Loss" and present:
             body.append(chart("Training loss", present, "step", "nats per token"))
-    rows = [list(map(foreign, row)) for row in found["changed"]]
+    rows = [list(map(foreign, row)) for row in facts["changed"]]
     body.append(table("Settings that differ", ["setting", "A", "B"], rows))
     return runs_page("Comparison of two runs", body)

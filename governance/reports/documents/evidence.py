@@ -122,17 +122,17 @@ def kilowatt_hours(joules: float) -> str:
     return f"{joules / KWH:.6g} kWh"
 
 
-def energy_text(found: Mapping[str, Any]) -> str | None:
+def energy_text(facts: Mapping[str, Any]) -> str | None:
     """The run's energy with bounds and methods; None where unknown."""
-    total = found["energy"]["total"]
+    total = facts["energy"]["total"]
     if total["joules"] is None:
         return None
     return f"{kilowatt_hours(total['joules'])} ({_bounds(total)}; {'; '.join(total['methods'])})"
 
 
-def ancestry_text(found: Mapping[str, Any]) -> str | None:
+def ancestry_text(facts: Mapping[str, Any]) -> str | None:
     """Energy of the last checkpoint with ancestors and bounds; None where unknown."""
-    views = found["energy"]["views"] or {"rows": {}}
+    views = facts["energy"]["views"] or {"rows": {}}
     row = views["rows"].get("cumulative")
     if row is None or row["joules"] is None:
         return None

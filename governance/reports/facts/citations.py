@@ -24,12 +24,12 @@ _ENERGY_SUMMARY = ("energy_", "carbon_")
 _COUNTS = ("documents", "bytes")
 
 
-def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Origin]:
+def origins(facts: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Origin]:
     """Place -> origin, for every value of `found`."""
     by_stage = {str(entry["path"]).partition("/")[0]: entry["id"] for entry in entries if entry["kind"] == "manifest"}
     kinds: dict[str, list[str]] = {}
     for entry in entries:
-        kinds.setdefault(_kind(entry, found), []).append(entry["id"])
+        kinds.setdefault(_kind(entry, facts), []).append(entry["id"])
     tables = {str(entry["path"]).rpartition("/")[2]: entry["id"] for entry in entries if entry["kind"] == "table"}
     manifests = kinds.get("manifest", [])
     made: dict[str, Origin] = {"": _origin(manifests, "")}
@@ -38,7 +38,7 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
         made[place] = _origin([source for source in sources if source], key, how)
 
     def stages(name: str, key: str, how: str = "counted") -> None:
-        for index, row in enumerate(found[name]):
+        for index, row in enumerate(facts[name]):
             add(f"/{name}/{index}", [by_stage.get(row["stage"])], key.format(**row), how)
 
     add("/verdict", kinds.get("verdict", []), "", "copied")
@@ -46,15 +46,15 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     stages("removed", "outputs: removed")
     stages("distributions", "outputs: {name}")
     stages("lineage", "inputs, outputs, run")
-    for index, row in enumerate(found["counts"]):
+    for index, row in enumerate(facts["counts"]):
         add(f"/counts/{index}", [by_stage.get(row["title"].partition(":")[0])], "stats")
-    after = [stage for row in found["languages"][:1] for stage in row["documents_after"] if stage != "clean"]
+    after = [stage for row in facts["languages"][:1] for stage in row["documents_after"] if stage != "clean"]
     by_language = [by_stage.get(stage) for stage in dict.fromkeys(["clean", *after, "encode"])]
     add("/languages", by_language, "outputs: features, removed; stats.by_language")
     add("/kept", [by_stage.get("redact")], "outputs: documents")
     add("/quarantined", [by_stage.get("ingest")], "outputs: quarantine")
-    last = [by_stage.get(found["funnel"][-1]["stage"])] if found["funnel"] else []
-    for index, row in enumerate(found["sources"]):
+    last = [by_stage.get(facts["funnel"][-1]["stage"])] if facts["funnel"] else []
+    for index, row in enumerate(facts["sources"]):
         held = [by_stage.get("ingest"), *last, tables.get("licences.json")]
         add(f"/sources/{index}", held, f"stats.by_source.{row['name']}")
     add("/synthetic", [by_stage.get("ingest"), *last, by_stage.get("encode")], "stats.synthetic; tokens_by_source")
@@ -64,24 +64,24 @@ def origins(found: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     add("/bias", [tables.get("tables.json")], "", "copied")
     add("/findings", [tables.get("findings.json")], "", "copied")
     add("/instruments", [by_stage.get("bias")], "config.lists, config.classifiers", "copied")
-    for stage in found["tokens"]:
+    for stage in facts["tokens"]:
         add(f"/tokens/{stage}", [by_stage.get(stage)], "stats", "copied")
-    _training(found, kinds, by_stage, add)
-    _energy(found, kinds, by_stage, add)
+    _training(facts, kinds, by_stage, add)
+    _energy(facts, kinds, by_stage, add)
     add("/memorisation", [by_stage.get("memorisation")], "stats", "copied")
     add("/kpi", [by_stage.get("kpi_test"), by_stage.get("kpi_plan")], "stats", "copied")
     add("/cluster", kinds.get("cluster", []), "")
     add("/faults", [*kinds.get("record", []), *kinds.get("ledger", [])], "event")
     add("/environment", manifests, "run")
-    for index, row in enumerate(found["first"]):
+    for index, row in enumerate(facts["first"]):
         made[f"/first/{index}"] = _nearest(made, row["at"])
-    _summary(found, made, by_stage, add)
+    _summary(facts, made, by_stage, add)
     return made
 
 
-def _kind(entry: Entry, found: Mapping[str, Any]) -> str:
+def _kind(entry: Entry, facts: Mapping[str, Any]) -> str:
     """Kind of an entry; a parent training's record is an ancestor."""
-    own = (found["training"] or {}).get("path") or found["begun"]
+    own = (facts["training"] or {}).get("path") or facts["begun"]
     return "ancestor" if entry["kind"] == "record" and not entry["path"].startswith(f"{own}/") else str(entry["kind"])
 
 
@@ -89,8 +89,8 @@ def _origin(sources: Sequence[str], key: str, how: str = "counted") -> Origin:
     return {"from": list(dict.fromkeys(sources)), "key": key, "how": how}
 
 
-def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
-    if found["training"] is None:
+def _training(facts: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
+    if facts["training"] is None:
         return
     train, record = by_stage.get("train"), kinds.get("record", [])
     add("/training", [train, *record], "stats, start")
@@ -102,30 +102,30 @@ def _training(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage
     add("/training/validation", record, "validation.by_source, validation.by_language")
     add("/training/attempts", record, "attempt")
     add("/training/profiles", record, "profile", "copied")
-    for index, _ in enumerate(found["training"]["checkpoints"]):
+    for index, _ in enumerate(facts["training"]["checkpoints"]):
         add(f"/training/checkpoints/{index}", kinds.get("checkpoint", [])[index : index + 1], "config, outputs")
 
 
-def _energy(found: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
+def _energy(facts: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage: Mapping[str, str], add: Any) -> None:
     manifests, ledger = kinds.get("manifest", []), kinds.get("ledger", [])
     add("/energy", [*ledger, *manifests], "millijoules; run.energy")
-    add("/energy/total", ledger if found["energy"]["total"]["from"] == "ledger" else manifests, "joules")
+    add("/energy/total", ledger if facts["energy"]["total"]["from"] == "ledger" else manifests, "joules")
     for name in ("phases", "wasted_by_cause"):
         add(f"/energy/{name}", ledger, "millijoules")
     with_ancestors = [*ledger, *kinds.get("record", []), *manifests, *kinds.get("ancestor", [])]
     for name in ("checkpoints", "views"):
         add(f"/energy/{name}", with_ancestors, "millijoules; inputs; tokens; run.energy")
     add("/energy/footprint", [*ledger, *manifests], "millijoules; factors of report.json")
-    for index, row in enumerate(found["energy"]["stages"]):
+    for index, row in enumerate(facts["energy"]["stages"]):
         add(f"/energy/stages/{index}", [by_stage.get(row["stage"]), *ledger], "run.energy; millijoules")
 
 
-def _summary(found: Mapping[str, Any], made: dict[str, Origin], by_stage: Mapping[str, str], add: Any) -> None:
+def _summary(facts: Mapping[str, Any], made: dict[str, Origin], by_stage: Mapping[str, str], add: Any) -> None:
     add("/summary", [by_stage.get("encode")], "stats")
     made["/summary/verdict"] = {**_nearest(made, "/verdict"), "key": "verdict"}
     for name in ("policy", "site", "signer"):
         made[f"/summary/{name}"] = {**_nearest(made, "/verdict"), "key": name}
-    first, last = [(found["funnel"][place]["stage"] if found["funnel"] else "") for place in (0, -1)]
+    first, last = [(facts["funnel"][place]["stage"] if facts["funnel"] else "") for place in (0, -1)]
     for name in _COUNTS:
         add(f"/summary/{name}_in", [by_stage.get(first)], f"stats.{name}_in", "copied")
         add(f"/summary/{name}_kept", [by_stage.get(last)], f"stats.{name}_kept", "copied")
@@ -134,7 +134,7 @@ def _summary(found: Mapping[str, Any], made: dict[str, Origin], by_stage: Mappin
     for name in ("steps", "final_loss", "validation_loss", "bits_per_byte"):
         add(f"/summary/{name}", [by_stage.get("train")], f"stats.{name}", "copied")
     add("/summary/tokens_trained", [by_stage.get("train")], "stats.tokens", "copied")
-    for name in (name for name in found["summary"] if name.startswith(_ENERGY_SUMMARY)):
+    for name in (name for name in facts["summary"] if name.startswith(_ENERGY_SUMMARY)):
         made[f"/summary/{name}"] = _nearest(made, "/energy/total")
 
 
@@ -144,15 +144,15 @@ def _nearest(made: Mapping[str, Origin], place: str) -> Origin:
     return made[place]
 
 
-def origin_of(found: Mapping[str, Any], place: str) -> Origin:
+def origin_of(facts: Mapping[str, Any], place: str) -> Origin:
     """Origin of a place in report.json; empty without evidence."""
-    evidence = found.get("evidence")
+    evidence = facts.get("evidence")
     return _nearest(evidence["of"], place) if evidence else _origin([], "")
 
 
-def cite(found: Mapping[str, Any], *places: str) -> Html:
+def cite(facts: Mapping[str, Any], *places: str) -> Html:
     """Evidence mark of a table or figure, linked to its first id."""
-    chosen = [origin_of(found, place) for place in places]
+    chosen = [origin_of(facts, place) for place in places]
     ids = list(dict.fromkeys(name for origin in chosen for name in origin["from"]))
     if not ids:
         return Html("")
@@ -162,6 +162,6 @@ def cite(found: Mapping[str, Any], *places: str) -> Html:
                title=f"{label} ({keys})" if keys else label, aria_label=label)  # fmt: skip
 
 
-def cite_each(found: Mapping[str, Any], place: str, count: int) -> Html:
+def cite_each(facts: Mapping[str, Any], place: str, count: int) -> Html:
     """Evidence mark of a table with an origin per row."""
-    return cite(found, *(f"{place}/{index}" for index in range(count)))
+    return cite(facts, *(f"{place}/{index}" for index in range(count)))

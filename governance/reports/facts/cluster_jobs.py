@@ -68,9 +68,9 @@ def _submitted(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def cluster(found: Mapping[str, Any]) -> Html:
+def cluster(facts: Mapping[str, Any]) -> Html:
     """Section on the cluster's jobs."""
-    data = found["cluster"]
+    data = facts["cluster"]
     if data is None:
         return tag("p", "This run was not submitted to a cluster.", class_="note")
     lines = [[row["job"], foreign(row["cause"]), number(row["count"])] for row in data["causes"]]
@@ -78,13 +78,13 @@ def cluster(found: Mapping[str, Any]) -> Html:
     return join([
         tag("p", totals, class_="note"),
         table("Attempts that failed", ["job", "cause", "count"], lines, numeric=(2,),
-              cited=cite(found, "/cluster")),
-        _meters(data["accounting"], cite(found, "/cluster")),
-        _frozen(data["submitted"], cite(found, "/cluster")),
+              citation=cite(facts, "/cluster")),
+        _meters(data["accounting"], cite(facts, "/cluster")),
+        _frozen(data["submitted"], cite(facts, "/cluster")),
     ])  # fmt: skip
 
 
-def _frozen(data: Mapping[str, Any] | None, cited: Html) -> Html:
+def _frozen(data: Mapping[str, Any] | None, citation: Html) -> Html:
     """Submitted files, and later edits that jobs used."""
     if data is None:
         return tag("p", "The submission is not on record.", class_="note")
@@ -94,11 +94,12 @@ def _frozen(data: Mapping[str, Any] | None, cited: Html) -> Html:
     rows += [[foreign(file["name"]), file["sha256"][:16], "edited after submission"] for file in data["taken"]]
     note = f"Submission {data['submission']}, {data['time']}; edits made later: {data['edits']} when a job starts."
     return join([
-        table("Files that the jobs used", ["file", "SHA-256", "as"], rows, cited=cited), tag("p", note, class_="note"),
+        table("Files that the jobs used", ["file", "SHA-256", "as"], rows, citation=citation),
+        tag("p", note, class_="note"),
     ])  # fmt: skip
 
 
-def _meters(accounting: Mapping[str, Any] | None, cited: Html) -> Html:
+def _meters(accounting: Mapping[str, Any] | None, citation: Html) -> Html:
     """The scheduler's accounting next to our meters, differences unresolved."""
     if accounting is None:
         return tag("p", "The scheduler's accounting was not read, or has no record.", class_="note")
@@ -113,6 +114,6 @@ def _meters(accounting: Mapping[str, Any] | None, cited: Html) -> Html:
         f"Read {accounting.get('asked')}; {number(accounting.get('core_seconds', 0) / 3600, 2)} core hours until then."
     )
     return join([
-        table("Energy of the same nodes by two meters", ["meter", "energy"], lines, numeric=(1,), cited=cited),
+        table("Energy of the same nodes by two meters", ["meter", "energy"], lines, numeric=(1,), citation=citation),
         tag("p", hours, class_="note"),
     ])  # fmt: skip

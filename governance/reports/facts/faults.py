@@ -127,9 +127,9 @@ def _attempts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def faults(found: Mapping[str, Any]) -> Html:
+def faults(facts: Mapping[str, Any]) -> Html:
     """Section on faults."""
-    data, wasted = found["faults"], found["energy"]["wasted_by_cause"]
+    data, wasted = facts["faults"], facts["energy"]["wasted_by_cause"]
     skipped = [
         [_REASONS.get(row["reason"], row["reason"]), number(row["count"]), number(row["first"]), number(row["last"]),
          "–" if row["greatest_z"] is None else compact(row["greatest_z"])]
@@ -149,36 +149,38 @@ def faults(found: Mapping[str, Any]) -> Html:
     ]
     work = [[f"rank {row['rank']}", compact(row["seconds"]), compact(row["ratio"])] for row in data["own_work"]]
     verdicts = [_verdict(row) for row in data["diverged"]]
-    cited = cite(found, "/faults")
+    citation = cite(facts, "/faults")
     unknown = None if data["ledger"] else (
         "Whether an attempt failed or hung is unknown: there is no energy ledger, which records how attempts ended."
     )  # fmt: skip
     if not (skipped or verdicts or ended or slow) and len(attempts) < 2:
         failed = "" if unknown else "no attempt failed, nothing hung, "
         text = f"No update was skipped, {failed}no rank was slow."
-        return join([tag("p", f"{text} {unknown}" if unknown else text, cited, class_="none"), _work(work, cited)])
+        return join(
+            [tag("p", f"{text} {unknown}" if unknown else text, citation, class_="none"), _work(work, citation)]
+        )
     return join([
         tag("p", unknown, class_="note") if unknown else None,
         table("Divergence",
               ["attempt", "step", "why", "steps skipped", "by reason", "documents"], verdicts,
-              numeric=(0, 1), cited=cited),
+              numeric=(0, 1), citation=citation),
         table("Failed attempts, by cause", ["stage", "cause", "count", "energy wasted"], ended,
-              numeric=(2, 3), cited=cited),
+              numeric=(2, 3), citation=citation),
         table("Attempts of the training", ["attempt", "from step", "to step", "repeated steps", "end"], attempts,
-              numeric=(1, 2, 3), cited=cited),
+              numeric=(1, 2, 3), citation=citation),
         table("Skipped updates", ["reason", "updates", "first step", "last step", "largest z-score"], skipped,
-              numeric=(1, 2, 3, 4), cited=cited),
+              numeric=(1, 2, 3, 4), citation=citation),
         table("Slow ranks", ["rank", "step", "own work / median", "windows"], slow,
-              numeric=(1, 2, 3), cited=cited),
-        _work(work, cited),
+              numeric=(1, 2, 3), citation=citation),
+        _work(work, citation),
     ])  # fmt: skip
 
 
-def _work(rows: Sequence[Sequence[Any]], cited: Html) -> Html | None:
+def _work(rows: Sequence[Sequence[Any]], citation: Html) -> Html | None:
     if not rows:
         return None  # one rank alone, or no window was whole
     name = "Own work per rank, newest attempt, slowest first"
-    return table(name, ["rank", "seconds per step", "ratio to median"], rows, numeric=(1, 2), cited=cited)
+    return table(name, ["rank", "seconds per step", "ratio to median"], rows, numeric=(1, 2), citation=citation)
 
 
 def _verdict(row: Mapping[str, Any]) -> list[Any]:

@@ -31,12 +31,12 @@ Finding = dict[str, str]
 `section` (of the page)."""
 
 
-def first_look(found: Mapping[str, Any]) -> list[Finding]:
+def first_look(facts: Mapping[str, Any]) -> list[Finding]:
     """Problems of the run, the largest first."""
     critical = partial(_checks, severity="critical", one="critical check")
     others = partial(_checks, severity="warning", one="non-blocking check", many="non-blocking checks")
     ways = (_gate, critical, _waived, _waste, _faults, _bias, others, _uncovered, _sources, _unmeasured, _cut)
-    return [finding for way in ways for finding in way(found)]
+    return [finding for way in ways for finding in way(facts)]
 
 
 def _finding(what: str, detail: str, at: str, section: str, n: str = "", example: str = "") -> Finding:
@@ -44,20 +44,20 @@ def _finding(what: str, detail: str, at: str, section: str, n: str = "", example
     return {"what": what, "detail": detail, "n": n, "example": shown, "at": at, "section": section}
 
 
-def closing(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def closing(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The reasons of the verdict that close the gate.
 
     Verdicts of older releases have no `closes`.
     """
-    reasons = found["verdict"].get("reasons", [])
+    reasons = facts["verdict"].get("reasons", [])
     return [row for row in reasons if row.get("closes", not row.get("waived") and row.get("severity") == "critical")]
 
 
-def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
-    word = found["summary"]["verdict"]
+def _gate(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    word = facts["summary"]["verdict"]
     if word in _OPEN:
         return
-    reasons = closing(found)
+    reasons = closing(facts)
     lines = [f"{reason.get('gate')} on {reason.get('subject')} ({reason.get('owner')})" for reason in reasons[:_NAMED]]
     if len(reasons) > _NAMED:
         lines.append(f"{len(reasons) - _NAMED:,} more")
@@ -66,12 +66,12 @@ def _gate(found: Mapping[str, Any]) -> Iterator[Finding]:
                    "verdict", counted(len(reasons), "reason"), example)  # fmt: skip
 
 
-def _checks(found: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
-    closed = {row.get("gate") for row in closing(found)} if found["summary"]["verdict"] not in _OPEN else set()
+def _checks(facts: Mapping[str, Any], severity: str, one: str, many: str = "") -> Iterator[Finding]:
+    closed = {row.get("gate") for row in closing(facts)} if facts["summary"]["verdict"] not in _OPEN else set()
     rows = [
-        row for row in found["checks"] if row["status"] != "pass" and not row["waived"] and row["gate"] not in closed
+        row for row in facts["checks"] if row["status"] != "pass" and not row["waived"] and row["gate"] not in closed
     ]
-    mine = [row for row in rows if (found["gates"][row["gate"]]["severity"] == "critical") == (severity == "critical")]
+    mine = [row for row in rows if (facts["gates"][row["gate"]]["severity"] == "critical") == (severity == "critical")]
     if not mine:
         return
     gates = list(dict.fromkeys(row["gate"] for row in mine))
@@ -89,8 +89,8 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
 
 
-def _waived(found: Mapping[str, Any]) -> Iterator[Finding]:
-    waivers = found["verdict"].get("waivers", [])
+def _waived(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    waivers = facts["verdict"].get("waivers", [])
     if waivers:
         lines = [
             f"{waiver.get('gate')} until {waiver.get('expires')}, by {waiver.get('approver')}" for waiver in waivers
@@ -99,24 +99,24 @@ def _waived(found: Mapping[str, Any]) -> Iterator[Finding]:
                        counted(len(waivers), "waiver"), f"reason given: {waivers[0].get('reason')}")  # fmt: skip
 
 
-def _waste(found: Mapping[str, Any]) -> Iterator[Finding]:
-    total = found["energy"]["total"]
+def _waste(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    total = facts["energy"]["total"]
     if not total["wasted"] or not total["joules"] or total["wasted"] / total["joules"] < _WASTED_SHARE:
         return
-    causes = {cause: value for cause, value in found["energy"]["wasted_by_cause"].items() if value}
+    causes = {cause: value for cause, value in facts["energy"]["wasted_by_cause"].items() if value}
     most = max(causes, key=lambda cause: causes[cause], default="")
     yield _finding(
         f"{share(total['wasted'] / total['joules'])} of the energy was wasted",
         f"{energy(total['wasted'])} of {energy(total['joules'])} went into work that no result uses",
         "/energy/wasted_by_cause",
         "energy",
-        counted(sum(row["count"] for row in found["faults"]["ended"]), "failed attempt"),
+        counted(sum(row["count"] for row in facts["faults"]["ended"]), "failed attempt"),
         f"largest cause: {most}, {energy(causes.get(most))}" if most else "",
     )
 
 
-def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
-    data = found["faults"]
+def _faults(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    data = facts["faults"]
     failed, skipped = sum(row["count"] for row in data["ended"]), sum(row["count"] for row in data["skipped"])
     again = sum(row["lost"] for row in data["attempts"])
     often = [(row, f", {row['count']:,} times" if row["count"] > 1 else "") for row in data["ended"]]
@@ -141,10 +141,10 @@ def _faults(found: Mapping[str, Any]) -> Iterator[Finding]:
                        "/faults", "faults", counted(len(data["stragglers"]), "report"))  # fmt: skip
 
 
-def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
+def _bias(facts: Mapping[str, Any]) -> Iterator[Finding]:
     """The largest difference of each suite that is significant and precise (`checks/bias/findings.py`)."""
-    for suite, rows in _differences(found).items():
-        worst = next((row for row in detailed(found, rows) if row.get("precise", True)), None)
+    for suite, rows in _differences(facts).items():
+        worst = next((row for row in detailed(facts, rows) if row.get("precise", True)), None)
         if worst is None:
             continue
         examples, effect = worst.get("examples") or [], worst.get("effect") or {}
@@ -164,20 +164,20 @@ def _bias(found: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _differences(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+def _differences(facts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     """Suite -> significant rows."""
-    out = significant_rows(found["bias"])
+    out = significant_rows(facts["bias"])
     tested = {suite: [row for row in rows if row["q"] is not None] for suite, rows in out.items()}
     return {suite: rows for suite, rows in tested.items() if rows}
 
 
-def uncovered(found: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+def uncovered(facts: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Documents without lists: clause, unmeasured quantity, coverage row.
 
     Identity terms come first. Lists of the audit without the same languages are one sentence; a run's own lists and
     classifiers are further instruments, which need not cover what these do.
     """
-    rows = {row["instrument"]: row for of in found["bias"].values() for row in of if row["metric"] == "coverage"}
+    rows = {row["instrument"]: row for of in facts["bias"].values() for row in of if row["metric"] == "coverage"}
     by_note: dict[str, list[str]] = {}
     for name in _LISTS:
         if name in rows and rows[name]["note"]:
@@ -199,14 +199,14 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _uncovered(found: Mapping[str, Any]) -> Iterator[Finding]:
-    for clause, unmeasured, row in uncovered(found):
+def _uncovered(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    for clause, unmeasured, row in uncovered(facts):
         what, _, languages = clause.partition(": ")
         yield _finding(what, unmeasured, "/bias/representation", "bias", counted(row["n"] or 0, "document"), languages)
 
 
-def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
-    gone = [row for row in found["sources"] if row["fate"] != "kept" and not row["documents_kept"]]
+def _sources(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    gone = [row for row in facts["sources"] if row["fate"] != "kept" and not row["documents_kept"]]
     if gone:
         lines = [
             f"{row['name']} ({row['fate']}{' ' + licence_words(row['licences']) if 'licence' in row['fate'] else ''})"
@@ -214,19 +214,19 @@ def _sources(found: Mapping[str, Any]) -> Iterator[Finding]:
         ]
         documents = sum(row["documents_in"] for row in gone)
         yield _finding(
-            f"{counted(len(gone), 'source')} of {len(found['sources']):,} not in the corpus",
+            f"{counted(len(gone), 'source')} of {len(facts['sources']):,} not in the corpus",
             _few(lines),
             "/sources",
             "sources",
             counted(documents, "document"),
-            _removed_example(found, gone),
+            _removed_example(facts, gone),
         )
 
 
-def _removed_example(found: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> str:
+def _removed_example(facts: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> str:
     """Sample text of a removed source."""
     names = tuple(f"{row['name']}/" for row in gone)
-    for stage in found["removed"]:
+    for stage in facts["removed"]:
         for rows in stage["examples"].values():
             for row in rows:
                 if row["id"].startswith(names) and row["text"]:
@@ -234,26 +234,26 @@ def _removed_example(found: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]
     return ""
 
 
-def _unmeasured(found: Mapping[str, Any]) -> Iterator[Finding]:
-    total = found["energy"]["total"]
-    why = (found["energy"]["missing"] or [""])[0]
+def _unmeasured(facts: Mapping[str, Any]) -> Iterator[Finding]:
+    total = facts["energy"]["total"]
+    why = (facts["energy"]["missing"] or [""])[0]
     if total["joules"] is None:
         yield _finding("The energy is unknown", "no meter could be read; unknown, not zero", "/energy/total", "energy",
-                       counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
-    elif found["energy"]["estimated"]:
+                       counted(len(facts["energy"]["stages"]), "stage"), why)  # fmt: skip
+    elif facts["energy"]["estimated"]:
         yield _finding("The energy is estimated", meters(total["methods"]), "/energy/total", "energy",
-                       counted(len(found["energy"]["stages"]), "stage"), why)  # fmt: skip
+                       counted(len(facts["energy"]["stages"]), "stage"), why)  # fmt: skip
 
 
-def _cut(found: Mapping[str, Any]) -> Iterator[Finding]:
+def _cut(facts: Mapping[str, Any]) -> Iterator[Finding]:
     """Most frequent reason of removal, if less than half is kept."""
-    summary = found["summary"]
+    summary = facts["summary"]
     came, kept = summary["documents_in"], summary["documents_kept"]
     if not came or kept is None or 1 - kept / came < _CUT_SHARE:
         return
-    reasons = [(count, reason, row["stage"]) for row in found["funnel"] for reason, count in row["removed"].items()]
+    reasons = [(count, reason, row["stage"]) for row in facts["funnel"] for reason, count in row["removed"].items()]
     count, reason, stage = max(reasons, default=(0, "", ""))
-    samples = [item["examples"].get(reason, []) for item in found["removed"] if item["stage"] == stage]
+    samples = [item["examples"].get(reason, []) for item in facts["removed"] if item["stage"] == stage]
     example = next((row["text"] for rows in samples for row in rows if row["text"]), "")
     yield _finding(f"{share(1 - kept / came)} of the documents were removed",
                    f"{count:,} of them by {stage}: {reason.replace('_', ' ')}", "/funnel/0", "corpus",

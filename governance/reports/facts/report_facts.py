@@ -328,18 +328,18 @@ def scalars(stats: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+def summary(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of page one; None is unknown or absent."""
-    funnel, training = found["funnel"], found["training"]
+    funnel, training = facts["funnel"], facts["training"]
     stats = training["stats"] if training else {}
-    encode = found["tokens"].get("encode", {})
-    total = found["energy"]["total"]
+    encode = facts["tokens"].get("encode", {})
+    total = facts["energy"]["total"]
     first, last = (funnel[0], funnel[-1]) if funnel else ({}, {})
     return {
-        "verdict": found["verdict"].get("verdict", "NOT_RUN"),
-        "policy": policy_words(found["verdict"]) if "policy" in found["verdict"] else "no policy",
-        "site": site_words(found["verdict"]),
-        "signer": signer_words(found["verdict"]) if found["verdict"] else "not signed",
+        "verdict": facts["verdict"].get("verdict", "NOT_RUN"),
+        "policy": policy_words(facts["verdict"]) if "policy" in facts["verdict"] else "no policy",
+        "site": site_words(facts["verdict"]),
+        "signer": signer_words(facts["verdict"]) if facts["verdict"] else "not signed",
         "documents_in": first.get("documents_in"),
         "documents_kept": last.get("documents_kept"),
         "bytes_in": first.get("bytes_in"),
@@ -363,7 +363,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "carbon_low_grams": total["carbon"]["low"],
         "carbon_high_grams": total["carbon"]["high"],
         "carbon_wasted_grams": total["wasted_carbon"]["value"],
-        "carbon_basis": found["energy"]["footprint"]["basis"],
+        "carbon_basis": facts["energy"]["footprint"]["basis"],
     }
 
 

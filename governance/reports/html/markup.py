@@ -97,7 +97,7 @@ def table(
     head: Sequence[str],
     rows: Iterable[Sequence[Child]],
     numeric: Sequence[int] = (),
-    cited: Html | None = None,
+    citation: Html | None = None,
     shown: int = ROWS_SHOWN,
 ) -> Html:
     """A table with a caption and headed columns.
@@ -112,18 +112,18 @@ def table(
         head: names of the columns.
         rows: cells.
         numeric: columns of numbers.
-        cited: mark that links to the table's evidence.
+        citation: mark that links to the table's evidence.
         shown: number of open rows.
     """
     body = list(rows)
     if not body:
         return tag("p", f"{caption}: none.", class_="none")
     if len(body) <= shown + _SPARE:
-        return _grid([caption, cited], head, body, numeric)
+        return _grid([caption, citation], head, body, numeric)
     first = _grid(
-        [caption, tag("span", f" {shown} of {len(body):,}", class_="unit"), cited], head, body[:shown], numeric
+        [caption, tag("span", f" {shown} of {len(body):,}", class_="unit"), citation], head, body[:shown], numeric
     )
-    whole = _grid([caption, cited], head, body, numeric)
+    whole = _grid([caption, citation], head, body, numeric)
     return tag("div", first, fold(f"All {len(body):,} rows", whole), class_="rows")
 
 

@@ -40,12 +40,12 @@ def svg(inner: Sequence[Html], label: str, height: int, class_: str) -> Html:
     )
 
 
-def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Html | None = None) -> Html:
+def histogram(facts: Mapping[str, Any], write: Callable[[float], str], citation: Html | None = None) -> Html:
     """Stacked histogram: kept documents below removed ones.
 
-    Labels give the first and last edge and the highest count. `cited` links to the evidence, as in `chart`.
+    Labels give the first and last edge and the highest count. `citation` links to the evidence, as in `chart`.
     """
-    kept, removed, edges = found["kept"], found["removed"], found["edges"]
+    kept, removed, edges = facts["kept"], facts["removed"], facts["edges"]
     most = max(a + b for a, b in zip(kept, removed, strict=True))
     width = 1000 / len(kept)
     drawn = []
@@ -62,11 +62,11 @@ def histogram(found: Mapping[str, Any], write: Callable[[float], str], cited: Ht
                         height=f"{max(height, 0.6):.1f}", class_=f"f-{style}")
                 )  # fmt: skip
         drawn.append(tag("g", tag("title", text), bars))
-    label = f"{found['stage']}: {found['name']}: {sum(kept):,} documents kept, {sum(removed):,} removed"
+    label = f"{facts['stage']}: {facts['name']}: {sum(kept):,} documents kept, {sum(removed):,} removed"
     axis = tag("line", x1="0", x2="1000", y1="110", y2="110", class_="grid")
     ends = tag("p", tag("span", write(edges[0])), tag("span", write(edges[-1])), class_="ends")
     unit = tag("span", f"highest bar: {most:,} documents", class_="unit")
-    title = tag("figcaption", tag("b", f"{found['stage']}: {found['name']}".replace("_", " ")), cited, unit)
+    title = tag("figcaption", tag("b", f"{facts['stage']}: {facts['name']}".replace("_", " ")), citation, unit)
     return tag("figure", title, svg([*drawn, axis], label, 112, "hist"), ends, class_="chart")
 
 
@@ -114,7 +114,7 @@ def chart(
     x_name: str,
     y_name: str,
     write: Callable[[float], str] = compact,
-    cited: Html | None = None,
+    citation: Html | None = None,
 ) -> Html:
     """Line chart of one or more non-empty curves.
 
@@ -124,7 +124,7 @@ def chart(
         x_name: what x is, with its unit.
         y_name: what y is, with its unit.
         write: how a value of y is written at the axis.
-        cited: links to the evidence.
+        citation: links to the evidence.
     """
     xs = [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points]
@@ -156,7 +156,7 @@ def chart(
     legend = tag("span", keys, class_="legend") if len(curves) > 1 else None
     return tag(
         "figure",
-        tag("figcaption", tag("b", title), cited, " ", tag("span", y_name, class_="unit"), legend),
+        tag("figcaption", tag("b", title), citation, " ", tag("span", y_name, class_="unit"), legend),
         tag(
             "div",
             tag("div", axis, class_="y", aria_hidden="true"),
@@ -204,7 +204,7 @@ def bar(parts: Sequence[tuple[str, float]], whole: float, label: str) -> Html:
     return svg([track, *drawn], label, 10, "bar")
 
 
-def bars(title: Child, lines: Sequence[Bar], keys: Sequence[Html] = (), cited: Html | None = None) -> Html:
+def bars(title: Child, lines: Sequence[Bar], keys: Sequence[Html] = (), citation: Html | None = None) -> Html:
     """Bars on the scale of the longest, with a legend."""
     whole = max((sum(amount for _, amount in line.parts) for line in lines), default=0.0)
     drawn = [
@@ -217,7 +217,7 @@ def bars(title: Child, lines: Sequence[Bar], keys: Sequence[Html] = (), cited: H
         for line in lines
     ]
     legend = tag("span", keys, class_="legend") if len(keys) > 1 else None
-    return tag("figure", tag("figcaption", tag("b", title), cited, legend), tag("div", drawn, class_="steps"),
+    return tag("figure", tag("figcaption", tag("b", title), citation, legend), tag("div", drawn, class_="steps"),
                class_="chart")  # fmt: skip
 
 

@@ -41,13 +41,13 @@ def pill(word: str) -> Html:
     return tag("span", word, class_=f"pill {PILLS.get(word, '')}".strip())
 
 
-def funnel(found: Mapping[str, Any]) -> Html:
+def funnel(facts: Mapping[str, Any]) -> Html:
     """Documents through the stages, by source, language and reason."""
-    rows = found["funnel"]
+    rows = facts["funnel"]
     if not rows:
         return tag("p", "No stage has document counts.", class_="none")
     names = _largest(rows[0]["by_source"])
-    cited = cite_each(found, "/funnel", len(rows))
+    citation = cite_each(facts, "/funnel", len(rows))
     keys = [key(STYLES[index], name) for index, name in enumerate(names)]
     whole = rows[0]["documents_in"] or 1
     stages = [
@@ -55,21 +55,26 @@ def funnel(found: Mapping[str, Any]) -> Html:
             f"{number(row['documents_kept'])} ({share(row['documents_kept'] / whole)})")
         for row in rows
     ]  # fmt: skip
-    by_source = bars("Documents kept after each stage, by source", stages, keys, cited)
-    by_language = _stages_by_language(found)
+    by_source = bars("Documents kept after each stage, by source", stages, keys, citation)
+    by_language = _stages_by_language(facts)
     return join([
         tag("div", by_source, by_language, class_="pair") if by_language else by_source,
-        tag("div", tag("div", _source_bars(found, cited), _removed_table(found)), _language_bars(found), class_="pair"),
+        tag(
+            "div",
+            tag("div", _source_bars(facts, citation), _removed_table(facts)),
+            _language_bars(facts),
+            class_="pair",
+        ),
     ])  # fmt: skip
 
 
-def funnel_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+def funnel_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """The funnel in bytes, in numbers, and each source through the stages."""
-    rows = found["funnel"]
+    rows = facts["funnel"]
     if not rows:
         return
     names = _largest(rows[0]["by_source"])
-    cited = cite_each(found, "/funnel", len(rows))
+    citation = cite_each(facts, "/funnel", len(rows))
     keys = [key(STYLES[index], name) for index, name in enumerate(names)]
     stages = [Bar(row["stage"], _parts(row, names, "bytes_kept"), size(row["bytes_kept"])) for row in rows]
     head = ["stage", "documents in", "kept", "removed", "bytes in", "bytes kept"]
@@ -90,10 +95,10 @@ def funnel_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     ]
     stages_named = [row["stage"] for row in rows]
     yield fold("Funnel in documents, bytes and by source",
-               bars("Bytes of text kept", stages, keys, cited),
-               table("Documents and bytes", head, lines, numeric=(1, 2, 3, 4, 5), cited=cited),
+               bars("Bytes of text kept", stages, keys, citation),
+               table("Documents and bytes", head, lines, numeric=(1, 2, 3, 4, 5), citation=citation),
                table("Documents kept by source", ["source", *stages_named], by_source,
-                     numeric=tuple(range(1, len(rows) + 1)), cited=cited))  # fmt: skip
+                     numeric=tuple(range(1, len(rows) + 1)), citation=citation))  # fmt: skip
 
 
 def _largest(by_source: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -114,22 +119,22 @@ def _parts(row: Mapping[str, Any], names: Sequence[str], field: str) -> list[tup
     return parts
 
 
-def _source_bars(found: Mapping[str, Any], cited: Html) -> Html:
+def _source_bars(facts: Mapping[str, Any], citation: Html) -> Html:
     """Share of each source that was kept."""
-    rows = found["funnel"]
+    rows = facts["funnel"]
     first, last = rows[0]["by_source"], rows[-1]["by_source"]
     ordered = sorted(first, key=lambda name: (-first[name]["documents_in"], name))[:_LANGUAGES_SHOWN]
     lines = [_own(name, last.get(name, {}).get("documents_kept", 0), first[name]["documents_in"]) for name in ordered]
     rest = len(first) - len(ordered)
-    return bars(f"Share kept by source{f' (the {len(ordered)} largest)' if rest else ''}", lines, cited=cited)
+    return bars(f"Share kept by source{f' (the {len(ordered)} largest)' if rest else ''}", lines, citation=citation)
 
 
-def _stages_by_language(found: Mapping[str, Any]) -> Html | None:
+def _stages_by_language(facts: Mapping[str, Any]) -> Html | None:
     """Documents of each language after each stage.
 
     Ingested ones are counted by the language that `clean` found.
     """
-    rows = sorted((row for row in found["languages"] if row["documents_in"]), key=lambda row: -row["documents_in"])
+    rows = sorted((row for row in facts["languages"] if row["documents_in"]), key=lambda row: -row["documents_in"])
     if not rows:
         return None
     after = [("ingest", [row["documents_in"] for row in rows])]
@@ -143,19 +148,19 @@ def _stages_by_language(found: Mapping[str, Any]) -> Html | None:
         for stage, counts in after
     ]  # fmt: skip
     keys = [key(style, name) for style, name in zip(STYLES, names, strict=False)]
-    return bars("Documents kept after each stage, by language", stages, keys, cite(found, "/languages"))
+    return bars("Documents kept after each stage, by language", stages, keys, cite(facts, "/languages"))
 
 
-def _language_bars(found: Mapping[str, Any]) -> Html | None:
+def _language_bars(facts: Mapping[str, Any]) -> Html | None:
     """Share of each language that is in the corpus."""
-    known = [row for row in found["languages"] if row["documents_in"]]
+    known = [row for row in facts["languages"] if row["documents_in"]]
     if not known:
         return None
     shown = known[:_LANGUAGES_SHOWN]
     lines = [_own(row["language"], _last(row), row["documents_in"]) for row in shown]
     rest = sum(row["documents_in"] for row in known[_LANGUAGES_SHOWN:])
     note = f" {len(known) - len(shown)} more languages: {number(rest)} documents" if rest else ""
-    return bars(["Share kept by language", tag("span", note, class_="unit")], lines, cited=cite(found, "/languages"))
+    return bars(["Share kept by language", tag("span", note, class_="unit")], lines, citation=cite(facts, "/languages"))
 
 
 def _last(row: Mapping[str, Any]) -> int:
@@ -168,8 +173,8 @@ def _own(name: str, kept: int, came: int) -> Bar:
                f"{number(kept)} of {number(came)}")  # fmt: skip
 
 
-def _removed_table(found: Mapping[str, Any]) -> Html:
-    rows = found["funnel"]
+def _removed_table(facts: Mapping[str, Any]) -> Html:
+    rows = facts["funnel"]
     lines = [
         (count, [foreign(reason.replace("_", " ")), row["stage"], number(count), share(count / came)])
         for row, came in ((row, row["documents_in"] or 1) for row in rows)
@@ -178,25 +183,25 @@ def _removed_table(found: Mapping[str, Any]) -> Html:
     lines.sort(key=lambda line: -line[0])
     head = ["reason", "removed by", "documents", "share"]
     return table("Removed documents by reason", head, [line for _, line in lines], numeric=(2, 3),
-                 cited=cite_each(found, "/funnel", len(rows)), shown=5)  # fmt: skip
+                 citation=cite_each(facts, "/funnel", len(rows)), shown=5)  # fmt: skip
 
 
-def counts_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+def counts_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """Counts of the stages other than the funnel."""
-    for index, one in enumerate(found["counts"]):
-        cited = cite(found, f"/counts/{index}")
+    for index, one in enumerate(facts["counts"]):
+        citation = cite(facts, f"/counts/{index}")
         rows = [[number(cell) if isinstance(cell, int) else foreign(cell) for cell in row] for row in one["rows"]]
         whole = {place for row in one["rows"] for place, cell in enumerate(row) if isinstance(cell, int)}
-        note = tag("p", one["note"], cited if not rows else None, class_="note") if one["note"] else None
+        note = tag("p", one["note"], citation if not rows else None, class_="note") if one["note"] else None
         stage, _, name = one["title"].partition(": ")
         title = f"{name[:1].upper()}{name[1:]} ({stage})"
         total = sum(cell for row in one["rows"] for cell in row if isinstance(cell, int))
-        drawn = _copies_curve(one, cited) if one["title"] == COPIES_BY_QUALITY else None
+        drawn = _copies_curve(one, citation) if one["title"] == COPIES_BY_QUALITY else None
         yield fold([title, tag("span", f" {number(total)}", class_="unit")], drawn,
-                   table(one["title"], one["head"], rows, numeric=sorted(whole), cited=cited), note)  # fmt: skip
+                   table(one["title"], one["head"], rows, numeric=sorted(whole), citation=citation), note)  # fmt: skip
 
 
-def _copies_curve(counts: Mapping[str, Any], cited: Html) -> Html:
+def _copies_curve(counts: Mapping[str, Any], citation: Html) -> Html:
     """Copies of a byte over its rank, level within a bucket."""
     sums: dict[str, list[int]] = {}
     for bucket, _, size_in, _, size_got in counts["rows"]:
@@ -206,40 +211,40 @@ def _copies_curve(counts: Mapping[str, Any], cited: Html) -> Html:
         (float(end), got / size) for ranks, (size, got) in sorted(sums.items()) if size for end in ranks.split("-")
     ]
     return chart("Copies by quality", [Curve("copies", points)], "rank by score, percent of the bytes",
-                 "copies of a byte", cited=cited) if points else join([])  # fmt: skip
+                 "copies of a byte", citation=citation) if points else join([])  # fmt: skip
 
 
-def examples_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+def examples_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """Examples of removed documents by reason and of quarantined records."""
     note = tag("p", "Up to five examples of each reason, 200 characters each. Personal data, keys and runs of digits "
                     "are masked; the shards of removed documents have the whole text.", class_="note")  # fmt: skip
     parts: list[Any] = []
-    for index, stage in enumerate(found["funnel"]):
-        for of in (item["examples"] for item in found["removed"] if item["stage"] == stage["stage"]):
+    for index, stage in enumerate(facts["funnel"]):
+        for of in (item["examples"] for item in facts["removed"] if item["stage"] == stage["stage"]):
             often = sorted(of, key=lambda reason: (-stage["removed"].get(reason, 0), reason))
-            cited = cite(found, f"/funnel/{index}")
-            parts += [_examples(f"{stage['stage']}: {reason}", of[reason], cited) for reason in often]
+            citation = cite(facts, f"/funnel/{index}")
+            parts += [_examples(f"{stage['stage']}: {reason}", of[reason], citation) for reason in often]
     if parts:
         yield fold(f"Examples of removed documents ({len(parts)} reasons)", note, *parts)
-    if found["quarantined"]:
-        cited = cite(found, "/quarantined")
+    if facts["quarantined"]:
+        citation = cite(facts, "/quarantined")
         note = tag("p", "Records that could not be read as documents, with their place.", class_="note")
         yield fold("Examples of quarantined records", note,
-                   *(_examples(reason, rows, cited) for reason, rows in found["quarantined"].items()))  # fmt: skip
+                   *(_examples(reason, rows, citation) for reason, rows in facts["quarantined"].items()))  # fmt: skip
 
 
-def _examples(reason: str, rows: Sequence[Mapping[str, str]], cited: Html) -> Html:
+def _examples(reason: str, rows: Sequence[Mapping[str, str]], citation: Html) -> Html:
     shown = []
     for row in rows:
         evidence = [" · evidence: ", foreign(row["evidence"])] if row["evidence"] else None
         about = tag("p", tag("code", foreign(row["id"])), evidence, class_="note")
         shown.append(tag("div", about, tag("p", foreign(row["text"]) if row["text"] else "(empty)"), class_="sample"))
-    return join([tag("h4", foreign(reason), cited), shown])
+    return join([tag("h4", foreign(reason), citation), shown])
 
 
-def sources(found: Mapping[str, Any]) -> Html:
+def sources(facts: Mapping[str, Any]) -> Html:
     """Sources with licence and outcome, refused ones first."""
-    order = sorted(found["sources"], key=lambda row: (row["fate"] == "kept", row["name"]))
+    order = sorted(facts["sources"], key=lambda row: (row["fate"] == "kept", row["name"]))
     lines = [
         [
             foreign(row["name"]),
@@ -251,15 +256,17 @@ def sources(found: Mapping[str, Any]) -> Html:
         ]
         for row in order
     ]
-    cited = cite_each(found, "/sources", len(order))
+    citation = cite_each(facts, "/sources", len(order))
     head = ["source", "licence", "documents", "kept", "text kept", "outcome"]
-    allowed = ", ".join(found["licences_allowed"])
+    allowed = ", ".join(facts["licences_allowed"])
     words = f"Licences allowed by the policy: {allowed}." if allowed else "The policy has no list of allowed licences."
     note = tag("p", words, class_="note") if lines else None
-    return tag("div", table("Sources", head, lines, numeric=(2, 3, 4), cited=cited, shown=5), note, class_="alongside")
+    return tag(
+        "div", table("Sources", head, lines, numeric=(2, 3, 4), citation=citation, shown=5), note, class_="alongside"
+    )
 
 
-def synthetic(found: Mapping[str, Any]) -> Html | None:
+def synthetic(facts: Mapping[str, Any]) -> Html | None:
     """Synthetic sources with share, teacher, terms, tokens and energy; None without any."""
     lines = [
         [
@@ -273,13 +280,13 @@ def synthetic(found: Mapping[str, Any]) -> Html | None:
             number(row["tokens_out"]),
             foreign(energy_words(row)),
         ]
-        for row in found["synthetic"]["sources"]
+        for row in facts["synthetic"]["sources"]
     ]
     if not lines:
         return None
     head = ["source", "teacher", "terms", "documents", "tokens", "share of tokens", "prompt tokens", "answer tokens"]
-    cited = cite(found, "/synthetic")
-    return table("Synthetic text", [*head, "teacher's energy"], lines, numeric=range(3, 8), cited=cited, shown=5)
+    citation = cite(facts, "/synthetic")
+    return table("Synthetic text", [*head, "teacher's energy"], lines, numeric=range(3, 8), citation=citation, shown=5)
 
 
 def _fate(row: Mapping[str, Any]) -> str:
@@ -288,33 +295,33 @@ def _fate(row: Mapping[str, Any]) -> str:
     return "not allowed, but in the corpus" if refused else str(row["fate"])
 
 
-def checks(found: Mapping[str, Any]) -> Html:
+def checks(facts: Mapping[str, Any]) -> Html:
     """Table of checks that did not pass; passed ones folded."""
-    rows = found["checks"]
+    rows = facts["checks"]
     if len(rows) > _CHECKS_SHOWN:
         rows = _fewer(rows)
     passed = [row for row in rows if row["status"] == "pass" and not row["waived"]]
 
     def weight(row: Mapping[str, Any]) -> tuple[bool, bool]:
         """Sort key: critical gates first, then failures."""
-        return found["gates"][row["gate"]]["severity"] != "critical", row["status"] != "fail"
+        return facts["gates"][row["gate"]]["severity"] != "critical", row["status"] != "fail"
 
     others = sorted((row for row in rows if row not in passed), key=weight)
-    count = sum(row["status"] == "pass" and not row["waived"] for row in found["checks"])
+    count = sum(row["status"] == "pass" and not row["waived"] for row in facts["checks"])
     gates = len({row["gate"] for row in passed})
     title = f"{counted(count, 'check')} of {counted(gates, 'gate')} passed"
     return join([
-        _checks_table(found, "Checks that did not pass", others, shown=3) if others else None,
-        fold(title, _checks_table(found, "Checks that passed", passed)) if passed else None,
+        _checks_table(facts, "Checks that did not pass", others, shown=3) if others else None,
+        fold(title, _checks_table(facts, "Checks that passed", passed)) if passed else None,
     ])  # fmt: skip
 
 
 def _checks_table(
-    found: Mapping[str, Any], title: str, rows: Sequence[Mapping[str, Any]], shown: int = ROWS_SHOWN
+    facts: Mapping[str, Any], title: str, rows: Sequence[Mapping[str, Any]], shown: int = ROWS_SHOWN
 ) -> Html:
     lines = []
     for row in rows:
-        gate = found["gates"][row["gate"]]
+        gate = facts["gates"][row["gate"]]
         observed = compact(row["observed"]) if isinstance(row["observed"], (int, float)) else row["observed"]
         subject = tag("span", foreign(str(row["subject"])), class_="note")
         detail = [tag("br"), tag("span", foreign(_cut(row["detail"])), class_="note")] if row["detail"] else None
@@ -328,7 +335,7 @@ def _checks_table(
             [gate["why"], detail],
         ])  # fmt: skip
     head = ["gate and subject", "status", "observed", "threshold", "rows outside", "owner, severity", "why"]
-    return table(title, head, lines, numeric=(2,), cited=cite(found, "/checks"), shown=shown)
+    return table(title, head, lines, numeric=(2,), citation=cite(facts, "/checks"), shown=shown)
 
 
 def _cut(detail: str) -> str:

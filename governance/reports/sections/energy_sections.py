@@ -37,9 +37,9 @@ def bounds(low: float | None, high: float | None) -> str:
     return f"{energy(low)} to {energy(high)}" if high is not None else f"at least {energy(low)}, no upper bound"
 
 
-def energy_section(found: Mapping[str, Any]) -> Html:
+def energy_section(facts: Mapping[str, Any]) -> Html:
     """Energy by stage and phase, and its footprint."""
-    data = found["energy"]
+    data = facts["energy"]
     total = data["total"]
     wasted = any(row["wasted"] for row in data["stages"])
     keys = [key("a", "in reported artifacts"), key("gone", "wasted")] if wasted else []
@@ -54,17 +54,17 @@ def energy_section(found: Mapping[str, Any]) -> Html:
     ]
     known = [line for line in stages if line.parts]
     figures = [
-        bars("Energy by stage, all attempts", known, keys, cite_each(found, "/energy/stages", len(data["stages"])))
+        bars("Energy by stage, all attempts", known, keys, cite_each(facts, "/energy/stages", len(data["stages"])))
         if known
         else None,
-        bars("Energy by phase", phases, keys, cite(found, "/energy/phases")) if phases else None,
+        bars("Energy by phase", phases, keys, cite(facts, "/energy/phases")) if phases else None,
     ]
     used = f"{energy(total['joules'])} ({bounds(total['low'], total['high'])})"
     summary = f"{used}; {meters(total['methods']) or UNKNOWN}; {_ORIGINS[total['from']]}"
     return join([
-        tag("p", summary, cite(found, "/energy/total"), class_="note"),
+        tag("p", summary, cite(facts, "/energy/total"), class_="note"),
         tag("div", [one for one in figures if one is not None], class_="pair"),
-        footprint_section(found),
+        footprint_section(facts),
     ])  # fmt: skip
 
 
@@ -84,9 +84,9 @@ def _used(whole: float | None, wasted: float | None, alone: float | None) -> lis
     return [("a", total - lost), ("gone", lost)]
 
 
-def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+def energy_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """Exact figures, waste, checkpoint cost, factors and unmetered time."""
-    data = found["energy"]
+    data = facts["energy"]
     total = data["total"]
     pairs = [
         ("Total", exact(total["joules"])),
@@ -120,34 +120,34 @@ def energy_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     missing = [tag("li", text) for text in data["missing"]]
     yield fold(
         "Energy in joules by stage, phase and cause",
-        facts_list(pairs, cite(found, "/energy/total")),
+        facts_list(pairs, cite(facts, "/energy/total")),
         table(
             "Energy by stage",
             head,
             lines,
             numeric=(1, 3, 4, 5),
             shown=20,
-            cited=cite_each(found, "/energy/stages", len(lines)),
+            citation=cite_each(facts, "/energy/stages", len(lines)),
         ),
         table(
             "Energy by phase",
             ["phase", "all attempts", "of which wasted"],
             phases,
             numeric=(1, 2),
-            cited=cite(found, "/energy/phases"),
+            citation=cite(facts, "/energy/phases"),
         ),
         table(
             "Wasted energy by cause",
             ["cause", "energy"],
             wasted,
             numeric=(1,),
-            cited=cite(found, "/energy/wasted_by_cause"),
+            citation=cite(facts, "/energy/wasted_by_cause"),
         ),
         [tag("h4", "Not metered"), tag("ul", missing, class_="note")] if missing else None,
     )
     if data["views"] is not None:
-        yield fold("Energy of the last checkpoint", views_section(found))
-    yield fold("Conversion factors and omitted figures", factors_table(found))
+        yield fold("Energy of the last checkpoint", views_section(facts))
+    yield fold("Conversion factors and omitted figures", factors_table(facts))
 
 
 def exact(joules: float | None) -> str:
@@ -165,9 +165,9 @@ _VIEWS = {
 }
 
 
-def footprint_section(found: Mapping[str, Any]) -> Html:
+def footprint_section(facts: Mapping[str, Any]) -> Html:
     """Footprint figures with low and high scenario."""
-    footprint = found["energy"]["footprint"]
+    footprint = facts["energy"]["footprint"]
     rows = []
     for figure in footprint["figures"].values():
         if figure["value"] is None:
@@ -185,19 +185,19 @@ def footprint_section(found: Mapping[str, Any]) -> Html:
                 (", ".join(figure["factors"]) or "none") + (f"; not set: {needs}" if needs else ""),
             ]
         )
-    cited = cite(found, "/energy/footprint")
+    citation = cite(facts, "/energy/footprint")
     return join([
         table("Footprint of the whole run", ["figure", "central", "low", "high", "factors"], rows,
-              numeric=(1, 2, 3), cited=cited),
+              numeric=(1, 2, 3), citation=citation),
         tag("p", tag("b", "Basis of CO2e"), f" {footprint['basis']}", class_="note")
         if footprint.get("basis")
         else None,
     ])  # fmt: skip
 
 
-def factors_table(found: Mapping[str, Any]) -> Html:
+def factors_table(facts: Mapping[str, Any]) -> Html:
     """Factors with source and year, omissions, and the boundary."""
-    footprint = found["energy"]["footprint"]
+    footprint = facts["energy"]["footprint"]
     factors = [
         [
             tag("code", name),
@@ -229,7 +229,7 @@ def factors_table(found: Mapping[str, Any]) -> Html:
                 head,
                 factors,
                 numeric=(1, 2),
-                cited=cite(found, "/energy/footprint"),
+                citation=cite(facts, "/energy/footprint"),
                 shown=20,
             ),
             tag("p", lack, class_="note") if unset else None,
@@ -238,9 +238,9 @@ def factors_table(found: Mapping[str, Any]) -> Html:
     )
 
 
-def views_section(found: Mapping[str, Any]) -> Html | None:
+def views_section(facts: Mapping[str, Any]) -> Html | None:
     """Cost of the last checkpoint, per token, document and nat."""
-    views = found["energy"]["views"]
+    views = facts["energy"]["views"]
     if views is None:
         return None
     rows = [
@@ -266,14 +266,14 @@ def views_section(found: Mapping[str, Any]) -> Html | None:
         f"Data work per document kept ({number(rates['documents'])}): {_price(rates['per_document'])}.",
         f"Training per nat of loss reduction ({compact(rates['nats'])} nats): {_price(rates['per_nat'])}.",
     ]
-    cited = cite(found, "/energy/views")
+    citation = cite(facts, "/energy/views")
     gaps = "Not in these figures, as there is no record: " + ", ".join(views["missing"])
     return join([
-        table(title, head, rows, numeric=(1, 2, 3, 4, 5), cited=cited),
+        table(title, head, rows, numeric=(1, 2, 3, 4, 5), citation=citation),
         tag("p", " ".join(prices), class_="note"),
         tag("p", gaps, class_="note") if views["missing"] else None,
         table("Share of each artifact by tokens used", ["artifact", "kind", "share", "energy", "from"], parts,
-              numeric=(2, 3), cited=cited)
+              numeric=(2, 3), citation=citation)
         if parts
         else None,
     ])  # fmt: skip

@@ -34,14 +34,14 @@ _LEAST = 1e-3  # of a ratio, for its logarithm
 _WIDEST = math.log(8)  # of a ratio on either side of 1: wider intervals are uninformative
 
 
-def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = False) -> Html | None:
+def panels(rows: Sequence[Row], citation: Html | None = None, *, by_theme: bool = False) -> Html | None:
     """One panel per axis for rows of one measure.
 
     The result is None where no row has an interval.
 
     Args:
         rows: of one metric; rows of several languages share the scale.
-        cited: evidence mark of the first panel.
+        citation: evidence mark of the first panel.
         by_theme: label rows with the theme as well.
     """
     shown = [row for row in rows if None not in (row["value"], row["lower"], row["upper"])]
@@ -52,7 +52,7 @@ def panels(rows: Sequence[Row], cited: Html | None = None, *, by_theme: bool = F
     made = []
     for axis in axes:
         mine = [row for row in shown if str(row["axis"] or "") == axis]
-        made.append(_panel(axis, mine, scale, cited if axis == axes[0] else None, by_theme))
+        made.append(_panel(axis, mine, scale, citation if axis == axes[0] else None, by_theme))
     return tag("div", made, class_="panels")
 
 
@@ -88,7 +88,7 @@ def _back(place: float, row: Row) -> str:
     return f"{math.exp(place):.3g}" if neutral == 1.0 else f"{place + (neutral or 0.0):.2g}"
 
 
-def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], cited: Html | None, by_theme: bool) -> Html:
+def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], citation: Html | None, by_theme: bool) -> Html:
     hits = {id(row) for row in rows if is_significant(row)}
     kept = sorted(rows, key=lambda row: (id(row) not in hits, -(row["n"] or 0)))[:PANEL_ROWS]
     kept.sort(key=lambda row: (row["value"], str(row["group"])))
@@ -110,7 +110,7 @@ def _panel(axis: str, rows: Sequence[Row], scale: tuple[float, float], cited: Ht
             ends.insert(1, tag("span", _back(0.0, rows[0]), class_="at", style=f"left:{place:.1f}%"))
     axis_line = tag("div", tag("span", f"{rest:,} more in the table" if rest else ""),
                     tag("div", ends, class_="ends"), class_="axis", aria_hidden="true")  # fmt: skip
-    title = tag("figcaption", tag("b", foreign(spaced(axis) or "all")), cited)
+    title = tag("figcaption", tag("b", foreign(spaced(axis) or "all")), citation)
     return tag("figure", title, tag("div", lines, axis_line, class_="dots"), class_="panel")
 
 
@@ -157,40 +157,40 @@ _MAIN = {"impact": "keep_ratio_adjusted", "association": "npmi_gap"}
 """Metric that is plotted where a suite has several."""
 
 
-def groups(found: Mapping[str, Any]) -> Html:
+def groups(facts: Mapping[str, Any]) -> Html:
     """Significant differences, and keep ratios as a dot plot."""
-    if not found["bias"]:
+    if not facts["bias"]:
         return tag("p", "This corpus has no bias audit.", class_="none")
     notes = [
-        tag("p", foreign(f"{words}; {unmeasured}."), cite(found, "/bias/representation"), class_="note")
-        for words, unmeasured, _ in uncovered(found)
+        tag("p", foreign(f"{words}; {unmeasured}."), cite(facts, "/bias/representation"), class_="note")
+        for words, unmeasured, _ in uncovered(facts)
     ]
-    return join([*notes, _findings(found), _open_plot(found)])
+    return join([*notes, _findings(facts), _open_plot(facts)])
 
 
-def groups_folded(found: Mapping[str, Any]) -> list[Html]:
+def groups_folded(facts: Mapping[str, Any]) -> list[Html]:
     """One fold per suite, with dot plots and tables; mentions first."""
     folds = []
-    if mentions := mentions_of(found["representation"]):
+    if mentions := mentions_of(facts["representation"]):
         folds.append(fold(f"Mentions of {len({row['group'] for row in mentions}):,} groups with 95 % intervals",
-                          *_mentions(found, mentions)))  # fmt: skip
+                          *_mentions(facts, mentions)))  # fmt: skip
     others: list[Html] = []
     for suite, title in _TITLES.items():
-        rows = found["bias"].get(suite, [])
+        rows = facts["bias"].get(suite, [])
         if rows and suite in _DRAWN:
             tested = test_counts([row for row in rows if row["metric"] == _MAIN.get(suite, row["metric"])])
-            folds.append(fold([title, tag("span", f" {tested}", class_="unit")], *_suite(found, suite, rows)))
+            folds.append(fold([title, tag("span", f" {tested}", class_="unit")], *_suite(facts, suite, rows)))
         elif rows:
-            others += [tag("h4", title), *filter(None, _suite(found, suite, rows))]
+            others += [tag("h4", title), *filter(None, _suite(facts, suite, rows))]
     return (
         [*folds, fold("Composition, tokenizer parity, personal data, bias of word lists", *others)] if others else folds
     )
 
 
-def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterable[Html | None]:
-    cited = cite(found, f"/bias/{suite}")
+def _suite(facts: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterable[Html | None]:
+    citation = cite(facts, f"/bias/{suite}")
     yield tag("p", _NOTES[suite], class_="note") if suite in _NOTES else None
-    known = found.get("instruments") or {}
+    known = facts.get("instruments") or {}
     used = [name for name in dict.fromkeys(row["instrument"] for row in rows) if name in known]
     if used:
         shown = [f"{name} ({known[name]['kind']}, digest {known[name]['digest'][:12]})" for name in used]
@@ -198,11 +198,11 @@ def _suite(found: Mapping[str, Any], suite: str, rows: Sequence[Row]) -> Iterabl
     for metric in sorted({row["metric"] for row in rows}, key=lambda name: (name != _MAIN.get(suite), name)):
         mine = [row for row in rows if row["metric"] == metric]
         if suite in _DRAWN and _MAIN.get(suite, metric) == metric:
-            yield from _plots(mine, cited)
-        yield _table(mine, cited)
+            yield from _plots(mine, citation)
+        yield _table(mine, citation)
 
 
-def _plots(rows: Sequence[Row], cited: Html) -> Iterable[Html]:
+def _plots(rows: Sequence[Row], citation: Html) -> Iterable[Html]:
     """Dot plots of a metric, one block per language and reference."""
     whole = [row for row in rows if row["stage"] in (None, "(all)")] or list(rows)
     themes = rows[0]["metric"] == "npmi_gap"
@@ -210,7 +210,7 @@ def _plots(rows: Sequence[Row], cited: Html) -> Iterable[Html]:
     for row in whole:
         blocks.setdefault((row["language"], None if themes else row["against"]), []).append(row)
     for (_, against), mine in blocks.items():
-        drawn = panels(mine, cited, by_theme=themes)
+        drawn = panels(mine, citation, by_theme=themes)
         if drawn is not None:
             about = [named(rows[0]["metric"]), language_of(mine[0]), f"against {theme(mine[0])}" if against else ""]
             title = ", ".join(filter(None, about))
@@ -218,12 +218,12 @@ def _plots(rows: Sequence[Row], cited: Html) -> Iterable[Html]:
             yield drawn
 
 
-def _open_plot(found: Mapping[str, Any]) -> Html | None:
+def _open_plot(facts: Mapping[str, Any]) -> Html | None:
     """Dot plot of adjusted keep ratios over all stages and languages."""
-    rows = [row for row in found["bias"].get("impact", []) if row["metric"] == _MAIN["impact"]]
+    rows = [row for row in facts["bias"].get("impact", []) if row["metric"] == _MAIN["impact"]]
     whole = [row for row in rows if row["stage"] == "(all)"] or rows
     mine = [row for row in whole if row["language"] == "(all)"] or whole
-    drawn = panels(mine, cite(found, "/bias/impact"))
+    drawn = panels(mine, cite(facts, "/bias/impact"))
     if drawn is None:
         return None
     return join([
@@ -234,8 +234,8 @@ def _open_plot(found: Mapping[str, Any]) -> Html | None:
     ])  # fmt: skip
 
 
-def _findings(found: Mapping[str, Any]) -> Html:
-    rows = _ordered(found)
+def _findings(facts: Mapping[str, Any]) -> Html:
+    rows = _ordered(facts)
     if not rows:
         return tag("p", "No difference between groups is significant.", class_="none")
     with_words = any(row.get("examples") or row.get("terms") for row in rows)
@@ -255,17 +255,17 @@ def _findings(found: Mapping[str, Any]) -> Html:
         ]
         for row in rows[:_MOST]
     ]
-    cited = cite(found, *(f"/bias/{suite}" for suite in significant_rows(found["bias"])))
+    citation = cite(facts, *(f"/bias/{suite}" for suite in significant_rows(facts["bias"])))
     title = f"{counted(len(rows), 'significant difference')}, the largest of each kind first"
     note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
                     "before you use a finding.", class_="note")  # fmt: skip
-    return join([table(title, head, lines, numeric=(3, 4), cited=cited, shown=3), note])
+    return join([table(title, head, lines, numeric=(3, 4), citation=citation, shown=3), note])
 
 
-def _ordered(found: Mapping[str, Any]) -> list[Row]:
+def _ordered(facts: Mapping[str, Any]) -> list[Row]:
     """Findings, alternating between suites."""
-    tested = [[row for row in rows if row["q"] is not None] for rows in significant_rows(found["bias"]).values()]
-    turns = [detailed(found, rows) for rows in tested]
+    tested = [[row for row in rows if row["q"] is not None] for rows in significant_rows(facts["bias"]).values()]
+    turns = [detailed(facts, rows) for rows in tested]
     most = max(map(len, turns), default=0)
     return [rows[turn] for turn in range(most) for rows in turns if turn < len(rows)]
 
@@ -286,7 +286,7 @@ def _case(row: Row) -> Html:
     ])  # fmt: skip
 
 
-def _table(rows: Sequence[Row], cited: Html) -> Html:
+def _table(rows: Sequence[Row], citation: Html) -> Html:
     """All rows of a metric: significant ones first, then the largest sure difference, then the largest sample."""
 
     def order(row: Row) -> tuple[bool, float, float, str, str]:
@@ -309,7 +309,7 @@ def _table(rows: Sequence[Row], cited: Html) -> Html:
     head = ["group", "where", "against", "value", "95 % interval", "n", "q", "note"]
     more = f", {_MOST:,} of {len(mine):,} rows; report.json has all" if len(mine) > _MOST else ""
     title = named(rows[0]["metric"])
-    return table(f"{title[:1].upper()}{title[1:]}{more}", head, lines, numeric=(3, 5, 6), cited=cited)
+    return table(f"{title[:1].upper()}{title[1:]}{more}", head, lines, numeric=(3, 5, 6), citation=citation)
 
 
 def mentions_of(data: Any) -> list[dict[str, Any]]:
@@ -324,12 +324,12 @@ def mentions_of(data: Any) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _mentions(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
-    cited = cite(found, "/representation")
+def _mentions(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterable[Html]:
+    citation = cite(facts, "/representation")
     yield tag("p", "Share of the language's documents that mention the group, with 95 % jackknife intervals. A mention "
                    "is a listed word, whatever is said about the group.", class_="note")  # fmt: skip
     for language in dict.fromkeys(row["language"] for row in rows):
-        drawn = panels([row for row in rows if row["language"] == language and row["n"]], cited)
+        drawn = panels([row for row in rows if row["language"] == language and row["n"]], citation)
         if drawn is not None:
             yield tag("h4", foreign(f"Documents that mention a group, {language}"))
             yield drawn
@@ -347,4 +347,4 @@ def _mentions(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> It
         for row in sorted(rows, key=lambda row: -(row["n"] or 0))[:_MOST]
     ]
     head = ["group", "where", "documents", "mentions", "share", "95 % interval", "per million words", "note"]
-    yield table("Mentions of groups", head, lines, numeric=(2, 3, 4, 6), cited=cited)
+    yield table("Mentions of groups", head, lines, numeric=(2, 3, 4, 6), citation=citation)

@@ -81,9 +81,9 @@ def spaced(name: object) -> str:
 _KEY = ("metric", "stage", "instrument", "language", "axis", "group", "against")
 
 
-def detailed(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def detailed(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Rows with effect, terms and examples from `findings` of report.json, if any."""
-    known = {tuple(row[name] for name in _KEY): row for row in found.get("findings") or []}
+    known = {tuple(row[name] for name in _KEY): row for row in facts.get("findings") or []}
     return [known.get(tuple(row[name] for name in _KEY), row) for row in rows]
 
 

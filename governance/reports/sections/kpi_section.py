@@ -22,15 +22,17 @@ _FINDINGS = {
 }
 
 
-def paid(found: Mapping[str, Any]) -> Html:
+def paid(facts: Mapping[str, Any]) -> Html:
     """Answer, net value and picture of a planned KPI; or its plan."""
-    kpi = found["kpi"]
-    cited = cite(found, "/kpi")
+    kpi = facts["kpi"]
+    citation = cite(facts, "/kpi")
     if kpi["test"] is None:
-        return tag("p", foreign(plan_words(kpi["plan"]["stats"], kpi["plan"]["config"])), " Not measured yet.", cited)
+        return tag(
+            "p", foreign(plan_words(kpi["plan"]["stats"], kpi["plan"]["config"])), " Not measured yet.", citation
+        )
     test = kpi["test"]
     word, style = _BADGES[test["decision"]]
-    sentence = tag("p", tag("strong", foreign(_sentence(test))), cited)
+    sentence = tag("p", tag("strong", foreign(_sentence(test))), citation)
     head = tag("div", tag("span", word, class_=f"badge {style}"), sentence, class_=f"verdict {style}")
     money = test["money"]
     if money is None:
@@ -38,16 +40,16 @@ def paid(found: Mapping[str, Any]) -> Html:
     units = f"{money['served_units']:,} {test['unit']}s served"
     note = tag("small", f"{_percent(1 - test['alpha'])} interval {_money_range(money)}; {units}")
     net = [_amount(money["net"]), tag("span", f" {money['currency']}"), note]
-    figure = tag("dl", tag("div", tag("dt", "Net value", cited), tag("dd", net)), class_="tiles")
+    figure = tag("dl", tag("div", tag("dt", "Net value", citation), tag("dd", net)), class_="tiles")
     return join([head, figure, _money_picture(money)])
 
 
-def paid_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+def paid_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """KPIs, value and cost, and the validity of the test."""
-    kpi = found["kpi"]
+    kpi = facts["kpi"]
     if kpi is None or kpi["test"] is None:
         return
-    test, cited = kpi["test"], cite(found, "/kpi")
+    test, citation = kpi["test"], cite(facts, "/kpi")
     rows = [
         [foreign(row["name"]), *_values(row), _interval(row),
          _change(row, row["smallest_effect"], signed=False), chance(row["holm_p"]),
@@ -58,23 +60,28 @@ def paid_folded(found: Mapping[str, Any]) -> Iterator[Html]:
     head = ["KPI", "without", "with", "change", interval, "smallest that matters", "p", "finding"]
     several = " The p values are corrected for their number (Holm), and the intervals hold together."
     note = f"Compared: {_arms(test)}.{several if len(rows) > 1 else ''}"
-    shown = [tag("p", foreign(note), class_="note"), table("KPIs", head, rows, numeric=(1, 2, 3, 4, 5, 6), cited=cited)]
+    shown = [
+        tag("p", foreign(note), class_="note"),
+        table("KPIs", head, rows, numeric=(1, 2, 3, 4, 5, 6), citation=citation),
+    ]
     yield fold("KPIs: values, change, chance", *([] if test["money"] is None else [_kpi_picture(test)]), *shown)
     if test["money"] is not None:
-        table_ = table("Value and cost", ["part", "amount", "basis"], _money_rows(test), numeric=(1,), cited=cited)
+        table_ = table(
+            "Value and cost", ["part", "amount", "basis"], _money_rows(test), numeric=(1,), citation=citation
+        )
         yield fold("Value and cost", table_)
-    yield fold("Validity of the test", table("Validity", ["check", "result"], _checks(test), cited=cited))
+    yield fold("Validity of the test", table("Validity", ["check", "result"], _checks(test), citation=citation))
 
 
-def tile(found: Mapping[str, Any]) -> Html | None:
+def tile(facts: Mapping[str, Any]) -> Html | None:
     """Tile of page one; None where nothing was tested."""
-    test = found["kpi"] and found["kpi"]["test"]
+    test = facts["kpi"] and facts["kpi"]["test"]
     if not test:
         return None
     money = test["money"]
     small = f"net value {_money_range(money)}" if money else _moved(test["kpis"][0])
     note = test["faults"][0] if test["faults"] else small
-    head = tag("dt", tag("a", "Did it pay", href="#paid"), cite(found, "/kpi"))
+    head = tag("dt", tag("a", "Did it pay", href="#paid"), cite(facts, "/kpi"))
     return tag("div", head, tag("dd", _BADGES[test["decision"]][0], tag("small", foreign(note))))
 
 

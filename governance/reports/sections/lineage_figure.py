@@ -15,20 +15,20 @@ _INPUTS_SHOWN = 25
 _SOURCES_SHOWN = 6  # boxes of sources in the drawing; the rest are one box
 
 
-def lineage(found: Mapping[str, Any]) -> Html:
+def lineage(facts: Mapping[str, Any]) -> Html:
     """Strip from sources to last checkpoint; graph and list of artifacts folded."""
-    rows = found["lineage"]
-    cited = cite_each(found, "/lineage", len(rows))
+    rows = facts["lineage"]
+    citation = cite_each(facts, "/lineage", len(rows))
     return join([
-        _strip(found, cited),
-        fold(f"Lineage graph and all {len(rows)} artifacts with their inputs", _drawing(found),
-             tag("h4", "Artifacts and their inputs", cited), tag("ol", _in_words(found), class_="rail")),
+        _strip(facts, citation),
+        fold(f"Lineage graph and all {len(rows)} artifacts with their inputs", _drawing(facts),
+             tag("h4", "Artifacts and their inputs", citation), tag("ol", _in_words(facts), class_="rail")),
     ])  # fmt: skip
 
 
-def _strip(found: Mapping[str, Any], cited: Html) -> Html | None:
+def _strip(facts: Mapping[str, Any], citation: Html) -> Html | None:
     """Sources, stages and last checkpoint as a strip."""
-    boxes, _ = _boxes(found)
+    boxes, _ = _boxes(facts)
     if not boxes:
         return None
     chips = [
@@ -37,13 +37,13 @@ def _strip(found: Mapping[str, Any], cited: Html) -> Html | None:
         for box in boxes.values()
         if box.kind == kind
     ]
-    title = tag("figcaption", tag("b", "From the sources to the last checkpoint"), cited)
+    title = tag("figcaption", tag("b", "From the sources to the last checkpoint"), citation)
     return tag("figure", title, tag("ol", chips, class_="strip"), class_="chart")
 
 
-def _in_words(found: Mapping[str, Any]) -> list[Html]:
+def _in_words(facts: Mapping[str, Any]) -> list[Html]:
     items = []
-    for row in found["lineage"]:
+    for row in facts["lineage"]:
         shown = [
             tag("li", "from ", item["stage"], " ", digest(item["digest"]), " ", foreign(item["path"]))
             for item in row["inputs"][:_INPUTS_SHOWN]
@@ -54,15 +54,15 @@ def _in_words(found: Mapping[str, Any]) -> list[Html]:
         about = f"{row['files']:,} files, {size(row['bytes'])}, finished {row['finished'] or UNKNOWN}"
         made = tag("li", f"{row['path']}: {about}")
         items.append(tag("li", tag("b", row["stage"]), digest(row["digest"]), tag("ul", [made, *shown])))
-    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
+    last = (facts["training"] or {}).get("stats", {}).get("checkpoint")
     if last:
         path = tag("ul", tag("li", str(last.get("path"))))
         items.append(tag("li", tag("b", "last checkpoint"), digest(str(last.get("digest", ""))), path))
     return items
 
 
-def _drawing(found: Mapping[str, Any]) -> Html | None:
-    boxes, edges = _boxes(found)
+def _drawing(facts: Mapping[str, Any]) -> Html | None:
+    boxes, edges = _boxes(facts)
     if not boxes:
         return None
     label = f"Lineage: {len(boxes)} boxes, source files at the top; the list below has the same content"
@@ -80,18 +80,18 @@ def _drawing(found: Mapping[str, Any]) -> Html | None:
     )
 
 
-def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str]]]:
+def _boxes(facts: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str]]]:
     """Boxes and edges of the lineage drawing."""
-    counts = {row["stage"]: f"{row['documents_kept']:,} documents" for row in found["funnel"]}
-    tokens = found["summary"]["train_tokens"]
+    counts = {row["stage"]: f"{row['documents_kept']:,} documents" for row in facts["funnel"]}
+    tokens = facts["summary"]["train_tokens"]
     if tokens is not None:
         counts["encode"] = f"{tokens:,} tokens"
-    if found["training"]:
-        counts["train"] = f"{number(found['summary']['steps'])} steps"
+    if facts["training"]:
+        counts["train"] = f"{number(facts['summary']['steps'])} steps"
     boxes: dict[str, Box] = {}
     edges: set[tuple[str, str]] = set()
-    names = {(row["path"], row["digest"]): f"made {row['stage']} {row['path']}" for row in found["lineage"]}
-    for row in found["lineage"]:
+    names = {(row["path"], row["digest"]): f"made {row['stage']} {row['path']}" for row in facts["lineage"]}
+    for row in facts["lineage"]:
         name = names[row["path"], row["digest"]]
         size_text = counts.get(row["stage"], f"{row['files']:,} files, {size(row['bytes'])}")
         boxes[name] = Box(row["stage"], (size_text, row["digest"][:16]), "made")
@@ -103,8 +103,8 @@ def _boxes(found: Mapping[str, Any]) -> tuple[dict[str, Box], set[tuple[str, str
             for item in row["inputs"]
             if (item["path"], item["digest"]) in names
         }
-    last = (found["training"] or {}).get("stats", {}).get("checkpoint")
-    for row in found["lineage"]:
+    last = (facts["training"] or {}).get("stats", {}).get("checkpoint")
+    for row in facts["lineage"]:
         if last and row["stage"] == "train":
             boxes["last"] = Box("last checkpoint", (str(last.get("path")), str(last.get("digest", ""))[:16]), "child")
             edges.add((names[row["path"], row["digest"]], "last"))

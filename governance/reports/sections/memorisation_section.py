@@ -9,9 +9,9 @@ from governance.reports.facts.citations import cite
 from governance.reports.html.markup import Html, join, number, share, table, tag
 
 
-def memorisation(found: Mapping[str, Any]) -> Html:
+def memorisation(facts: Mapping[str, Any]) -> Html:
     """The rates of extraction with intervals, and their trend."""
-    probe = found["memorisation"]
+    probe = facts["memorisation"]
     if probe is None:
         command = tag("code", "assay governance audit-memorisation CONFIG last")
         return tag("p", "Not measured. ", command, " measures it for the next report.", class_="none")
@@ -28,11 +28,11 @@ def memorisation(found: Mapping[str, Any]) -> Html:
     ]  # fmt: skip
     head = ["copies that were read", "distinct windows sampled", "sequences", "extracted", "rate",
             "95 % interval (Wilson)", "tokens right"]  # fmt: skip
-    cited = cite(found, "/memorisation")
+    citation = cite(facts, "/memorisation")
     return join(
         [
             tag("p", note, class_="note"),
-            table("Extraction by number of copies", head, rows, numeric=(1, 2, 3, 4, 5, 6), cited=cited),
+            table("Extraction by number of copies", head, rows, numeric=(1, 2, 3, 4, 5, 6), citation=citation),
         ]
     )
 

@@ -12,12 +12,12 @@ MODEL_FACTS = ("/training/stats", "/training/config", "/training/execution", "/t
 _BLOCKS = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm", "swiglu": "SwiGLU", "gelu": "GELU", "rope": "RoPE"}
 
 
-def model_line(found: Mapping[str, Any]) -> str:
+def model_line(facts: Mapping[str, Any]) -> str:
     """Family, parameters, tokens, loss and bits per byte; "" without a training."""
-    run = found["training"]
+    run = facts["training"]
     if run is None:
         return ""
-    stats, summary = run["stats"], found["summary"]
+    stats, summary = run["stats"], facts["summary"]
     parts = [
         f"{family(run['config'])}, {parameters(stats.get('parameters'))}{trained_share(stats)}",
         f"{number(summary['tokens_trained'])} tokens in {number(summary['steps'])} steps",
@@ -29,9 +29,9 @@ def model_line(found: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def unverified_origin(found: Mapping[str, Any]) -> str:
+def unverified_origin(facts: Mapping[str, Any]) -> str:
     """Weights of unknown origin that a training started from; "" without."""
-    origin = (found["training"] or {}).get("origin")
+    origin = (facts["training"] or {}).get("origin")
     return f"{origin['from']}, {origin['why']}" if origin and not origin["verified"] else ""
 
 
@@ -59,9 +59,9 @@ def trained_share(stats: Mapping[str, Any]) -> str:
     return f", of which {number(trained)} learned ({number(100 * trained / stats['parameters'])} %)"
 
 
-def model_facts(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
+def model_facts(facts: Mapping[str, Any]) -> list[tuple[str, Child]]:
     """Shape of the model, its training and its hardware."""
-    run = found["training"]
+    run = facts["training"]
     stats, config, execution = run["stats"], run["config"], run["execution"]
     pairs: list[tuple[str, Child]] = [
         ("Model", f"{family(config)}, {number(stats.get('parameters'))} parameters{trained_share(stats)}"),

@@ -22,14 +22,14 @@ _LINKS = (
 _TITLES = {"bias": "groups", "paid": "did it pay"}
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(facts: Mapping[str, Any]) -> str:
     """The whole of report.html."""
     body = [
         tag("a", "Skip to the report", href="#main", class_="skip"),
-        front(found),
-        tag("nav", tag("ol", [_link(found, *link) for link in _LINKS],
+        front(facts),
+        tag("nav", tag("ol", [_link(facts, *link) for link in _LINKS],
                        tag("li", tag("a", "Evidence", href="#evidence"))), aria_label="Sections"),
-        tag("main", officer(found), data_reviewer(found), engineer(found), evidence(found), id="main", tabindex="-1"),
+        tag("main", officer(facts), data_reviewer(facts), engineer(facts), evidence(facts), id="main", tabindex="-1"),
         tag(
             "footer",
             tag(
@@ -40,12 +40,12 @@ def page(found: Mapping[str, Any]) -> str:
             ),
         ),
     ]  # fmt: skip
-    name = found["run"]["name"]
-    return _whole(f"{found['summary']['verdict']}{f': {name}' if name else ''} – Assay report", body)
+    name = facts["run"]["name"]
+    return _whole(f"{facts['summary']['verdict']}{f': {name}' if name else ''} – Assay report", body)
 
 
-def _link(found: Mapping[str, Any], name: str, title: str, parts: Sequence[str]) -> Html:
-    shown = [part for part in parts if part != "paid" or found["kpi"]]
+def _link(facts: Mapping[str, Any], name: str, title: str, parts: Sequence[str]) -> Html:
+    shown = [part for part in parts if part != "paid" or facts["kpi"]]
     inner = [tag("a", _TITLES.get(part, part), href=f"#{part}") for part in shown]
     return tag("li", tag("a", tag("b", title), href=f"#{name}"), inner)
 
@@ -91,9 +91,9 @@ _KINDS = {
 }
 
 
-def evidence(found: Mapping[str, Any]) -> Html:
+def evidence(facts: Mapping[str, Any]) -> Html:
     """Folded table to which every evidence mark links."""
-    entries = found["evidence"]["entries"]
+    entries = facts["evidence"]["entries"]
     rows = [
         [
             tag("span", str(entry["id"]), id=str(entry["id"])),

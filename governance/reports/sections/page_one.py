@@ -33,27 +33,27 @@ _SOURCES = 6
 _IN_VERDICT = ("/verdict",)
 
 
-def front(found: Mapping[str, Any]) -> Html:
+def front(facts: Mapping[str, Any]) -> Html:
     """The whole of page one."""
-    run = found["run"]
+    run = facts["run"]
     when = run["finished"].replace("T", " ").replace("Z", " UTC")
-    line = model_line(found)
+    line = model_line(facts)
     return tag(
         "header",
         tag("p", "Assay report", tag("span", f" · {when}") if when else None, class_="eyebrow"),
         tag("h1", foreign(run["name"] or "Unnamed run")),
-        tag("p", line or None, tag("span", foreign(_sources(found))), class_="lead"),
-        _verdict(found),
-        not_trained(found),
-        _tiles(found),
-        _findings(found),
+        tag("p", line or None, tag("span", foreign(_sources(facts))), class_="lead"),
+        _verdict(facts),
+        not_trained(facts),
+        _tiles(facts),
+        _findings(facts),
     )
 
 
-def _sources(found: Mapping[str, Any]) -> str:
+def _sources(facts: Mapping[str, Any]) -> str:
     """Sources in the corpus, and those that are not."""
     names: dict[str, list[str]] = {}
-    for row in found["sources"]:
+    for row in facts["sources"]:
         names.setdefault("kept" if row["documents_kept"] else row["fate"], []).append(row["name"])
     heads = {"kept": "Corpus of", "refused: licence": "Refused for their licence:", "nothing left": "Nothing left of"}
     sentences = [
@@ -65,59 +65,59 @@ def _sources(found: Mapping[str, Any]) -> str:
     return f"{'. '.join(sentences)}." if sentences else "No sources."
 
 
-def _verdict(found: Mapping[str, Any]) -> Html:
-    word = found["summary"]["verdict"]
-    sentences = [tag("li", foreign(sentence)) for sentence in reasons(found)]
-    small = [tag("span", signer(found)), " ", tag("span", rules(found)), " ",
-             tag("span", f"Valid {expiry(found)}." if found["verdict"].get("expires") else "")]  # fmt: skip
-    if "data_docs" in found:
-        small += [" ", tag("a", "Data Docs of Great Expectations", href=f"{TO_ROOT}{found['data_docs']}")]
-    origin = unverified_origin(found)
+def _verdict(facts: Mapping[str, Any]) -> Html:
+    word = facts["summary"]["verdict"]
+    sentences = [tag("li", foreign(sentence)) for sentence in reasons(facts)]
+    small = [tag("span", signer(facts)), " ", tag("span", rules(facts)), " ",
+             tag("span", f"Valid {expiry(facts)}." if facts["verdict"].get("expires") else "")]  # fmt: skip
+    if "data_docs" in facts:
+        small += [" ", tag("a", "Data Docs of Great Expectations", href=f"{TO_ROOT}{facts['data_docs']}")]
+    origin = unverified_origin(facts)
     if origin:
         sentences.append(tag("li", tag("strong", "Parent's origin not verified"), foreign(f": {origin}."),
-                             cite(found, "/training/origin")))  # fmt: skip
+                             cite(facts, "/training/origin")))  # fmt: skip
     return tag(
         "div",
         tag("span", word, class_=f"badge {BADGES.get(word, 'bad')}"),
-        tag("div", tag("p", tag("strong", meaning(found)), cite(found, "/summary/verdict")),
+        tag("div", tag("p", tag("strong", meaning(facts)), cite(facts, "/summary/verdict")),
             tag("ul", sentences, class_="why"), tag("p", small, class_="note")),
         class_=f"verdict {BADGES.get(word, 'bad')}",
     )  # fmt: skip
 
 
-def _tiles(found: Mapping[str, Any]) -> Html:
-    summary = found["summary"]
+def _tiles(facts: Mapping[str, Any]) -> Html:
+    summary = facts["summary"]
     kept = summary["documents_kept"]
     tiles = [
-        _tile(found, f"Energy{', estimated' if found['energy']['estimated'] else ''}",
+        _tile(facts, f"Energy{', estimated' if facts['energy']['estimated'] else ''}",
               kilowatt_hours(summary["energy_joules"]), _between(summary), "energy_joules"),
-        _carbon(found),
-        _tile(found, "Wasted by failed attempts", kilowatt_hours(summary["energy_wasted_joules"]), _wasted(found),
+        _carbon(facts),
+        _tile(facts, "Wasted by failed attempts", kilowatt_hours(summary["energy_wasted_joules"]), _wasted(facts),
               "energy_wasted_joules"),
-        _tile(found, "Corpus", f"{number(kept)} documents", _corpus(found), "documents_kept", "train_tokens"),
+        _tile(facts, "Corpus", f"{number(kept)} documents", _corpus(facts), "documents_kept", "train_tokens"),
     ]  # fmt: skip
-    if found["training"]:
-        tiles.append(_tile(found, "Validation", f"{number(summary['bits_per_byte'])} bits per byte",
+    if facts["training"]:
+        tiles.append(_tile(facts, "Validation", f"{number(summary['bits_per_byte'])} bits per byte",
                            f"loss {number(summary['validation_loss'])} nats per token; training loss "
                            f"{number(summary['final_loss'])}", "validation_loss"))  # fmt: skip
-    return tag("dl", tiles, kpi_tile(found), class_="tiles", id="figures")
+    return tag("dl", tiles, kpi_tile(facts), class_="tiles", id="figures")
 
 
-def _tile(found: Mapping[str, Any], name: str, value: Child, note: Child, *fields: str) -> Html:
+def _tile(facts: Mapping[str, Any], name: str, value: Child, note: Child, *fields: str) -> Html:
     value, _, unit = value.partition(" ") if isinstance(value, str) else (value, "", "")
-    cited = cite(found, *(f"/summary/{field}" for field in fields))
+    citation = cite(facts, *(f"/summary/{field}" for field in fields))
     big = [value, tag("span", f" {unit}")] if unit else value
-    return tag("div", tag("dt", name, cited), tag("dd", big, tag("small", note)))
+    return tag("div", tag("dt", name, citation), tag("dd", big, tag("small", note)))
 
 
-def _corpus(found: Mapping[str, Any]) -> str:
-    summary = found["summary"]
+def _corpus(facts: Mapping[str, Any]) -> str:
+    summary = facts["summary"]
     kept, came = summary["documents_kept"], summary["documents_in"]
     part = f" ({share(kept / came)})" if kept is not None and came else ""
     tokens = (
         f"{number(summary['train_tokens'])} training tokens, {number(summary['validation_tokens'])} validation tokens"
     )
-    return f"of {number(came)}{part}, {size(summary['bytes_kept'])}; {tokens}{_synthetic(found['synthetic'])}"
+    return f"of {number(came)}{part}, {size(summary['bytes_kept'])}; {tokens}{_synthetic(facts['synthetic'])}"
 
 
 def _synthetic(synthetic: Mapping[str, Any]) -> str:
@@ -138,57 +138,57 @@ def _between(summary: Mapping[str, Any]) -> str:
     return f"{kilowatt_hours(low).removesuffix(' kWh')} to {kilowatt_hours(high)}"
 
 
-def _carbon(found: Mapping[str, Any]) -> Html:
-    summary = found["summary"]
+def _carbon(facts: Mapping[str, Any]) -> Html:
+    summary = facts["summary"]
     value, low, high = (summary.get(f"carbon_{name}grams") for name in ("", "low_", "high_"))
     basis = str(summary.get("carbon_basis") or "")
     if value is None:
-        return _tile(found, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
+        return _tile(facts, "CO2e", UNKNOWN, "no grid intensity: set energy.factors", "energy_joules")
     between = f"{grams(low)} to {grams(high)}" if high is not None else f"at least {grams(low)}"
     short = ": ".join(basis.partition("; ")[0].split(": ")[:2])  # without source and year
     short += next((f"; {part.partition(':')[0]}" for part in basis.split("; ")[1:] if part.startswith("PUE ")), "")
     return _tile(
-        found, "CO2e, location-based", grams(value), [between, f"; {short}" if short else None], "carbon_grams"
+        facts, "CO2e, location-based", grams(value), [between, f"; {short}" if short else None], "carbon_grams"
     )
 
 
-def _wasted(found: Mapping[str, Any]) -> str:
-    total, wasted = found["energy"]["total"], found["summary"]["energy_wasted_joules"]
+def _wasted(facts: Mapping[str, Any]) -> str:
+    total, wasted = facts["energy"]["total"], facts["summary"]["energy_wasted_joules"]
     if wasted is None:
         return "no ledger of failed attempts" if total["from"] == "manifests" else "a failed attempt was not measured"
     part = f"{share(wasted / total['joules'])} of all" if total["joules"] else "nothing was measured"
-    carbon = found["summary"].get("carbon_wasted_grams")
+    carbon = facts["summary"].get("carbon_wasted_grams")
     cost = f", {grams(carbon)} CO2e" if carbon else ""
-    attempts = sum(row["count"] for row in found["faults"]["ended"])
+    attempts = sum(row["count"] for row in facts["faults"]["ended"])
     unseen = total["unseen_seconds"]
     lost = f"; at most {duration(unseen)} before a kill is unmetered" if unseen else ""
     return f"{part}{cost}; {counted(attempts, 'failed attempt')}{lost}"
 
 
-def _findings(found: Mapping[str, Any]) -> Html:
+def _findings(facts: Mapping[str, Any]) -> Html:
     """Three findings as cards with n and example, the others as links."""
-    rows = [row for row in found["first"] if row["at"] not in _IN_VERDICT]
+    rows = [row for row in facts["first"] if row["at"] not in _IN_VERDICT]
     inner: Child
     if rows:
-        cards = [_card(found, row) for row in rows[:CARDS]]
+        cards = [_card(facts, row) for row in rows[:CARDS]]
         rest = [
             tag("li", tag("a", foreign(row["what"]), href=f"#{row['section']}")) for row in rows[CARDS : CARDS + _NEXT]
         ]
         inner = [tag("div", cards, class_="cards"),
                  tag("ul", tag("li", "Also:"), rest, class_="next") if rest else None]  # fmt: skip
     else:
-        inner = tag("p", f"No findings: every check passed and {waste_clause(found['energy']['total'])}.")
+        inner = tag("p", f"No findings: every check passed and {waste_clause(facts['energy']['total'])}.")
     name = "Main findings"
     return tag("section", tag("h2", name), inner, class_="first", id="first", aria_label=name)
 
 
-def _card(found: Mapping[str, Any], row: Mapping[str, str]) -> Html:
-    cited = cite(found, f"/first/{found['first'].index(row)}")
+def _card(facts: Mapping[str, Any], row: Mapping[str, str]) -> Html:
+    citation = cite(facts, f"/first/{facts['first'].index(row)}")
     return tag(
         "article",
         tag("h3", tag("a", foreign(row["what"]), href=f"#{row['section']}")),
         tag("p", foreign(row["detail"])),
-        tag("p", f"n: {row['n']}" if row["n"] else None, cited, class_="note"),
+        tag("p", f"n: {row['n']}" if row["n"] else None, citation, class_="note"),
         tag("blockquote", foreign(row["example"])) if row["example"] else None,
     )
 
@@ -214,50 +214,50 @@ _PLAIN = {
 }
 
 
-def meaning(found: Mapping[str, Any]) -> str:
+def meaning(facts: Mapping[str, Any]) -> str:
     """Meaning of the verdict for the corpus."""
-    word = found["summary"]["verdict"]
+    word = facts["summary"]["verdict"]
     text = _PLAIN.get(word, "This release does not know this verdict.")
-    untouched = word not in ("PASS", "WAIVED") and not found["training"] and not found["begun"]
+    untouched = word not in ("PASS", "WAIVED") and not facts["training"] and not facts["begun"]
     return f"{text} Nothing was trained." if untouched else text
 
 
-def reasons(found: Mapping[str, Any]) -> list[str]:
+def reasons(facts: Mapping[str, Any]) -> list[str]:
     """Reasons of a closed gate, or exceptions of an open one."""
-    word = found["summary"]["verdict"]
+    word = facts["summary"]["verdict"]
     if word in ("PASS", "WAIVED"):
-        return list(_open_reasons(found))
-    sentences = [sentence for _, sentence in closing_sentences(closing(found), found["owners"])]
+        return list(_open_reasons(facts))
+    sentences = [sentence for _, sentence in closing_sentences(closing(facts), facts["owners"])]
     more = [f"{counted(len(sentences) - _SHOWN, 'more reason')} below."] if len(sentences) > _SHOWN else []
     return [*(sentences[:_SHOWN] or ["The verdict gives no reason."]), *more]
 
 
-def _open_reasons(found: Mapping[str, Any]) -> Iterator[str]:
-    counts = found["verdict"].get("summary") or {}
+def _open_reasons(facts: Mapping[str, Any]) -> Iterator[str]:
+    counts = facts["verdict"].get("summary") or {}
     others = [f"{count:,} {_DID.get(status, status)}" for status, count in sorted(counts.items())
               if status != "pass" and count]  # fmt: skip
-    only = ", in non-blocking gates" if found["summary"]["verdict"] == "PASS" else ""
+    only = ", in non-blocking gates" if facts["summary"]["verdict"] == "PASS" else ""
     rest = f"{' and '.join(others)}{only}" if others else "none failed"
     yield f"{counted(counts.get('pass', 0), 'check')} passed; {rest}."
-    for words, unmeasured, _ in uncovered(found):
+    for words, unmeasured, _ in uncovered(facts):
         yield f"{words}; {unmeasured}."
-    for waiver in found["verdict"].get("waivers", [])[:_SHOWN]:
+    for waiver in facts["verdict"].get("waivers", [])[:_SHOWN]:
         yield f"Waived: {waiver.get('gate')} by {waiver.get('approver')} until {waiver.get('expires')}."
 
 
-def signer(found: Mapping[str, Any]) -> str:
+def signer(facts: Mapping[str, Any]) -> str:
     """Signer, time and approval."""
-    when = str(found["verdict"].get("signed_at") or "").replace("T", " ").replace("Z", " UTC")
-    return f"The verdict is {found['summary']['signer']}{f' ({when})' if when else ''}."
+    when = str(facts["verdict"].get("signed_at") or "").replace("T", " ").replace("Z", " UTC")
+    return f"The verdict is {facts['summary']['signer']}{f' ({when})' if when else ''}."
 
 
-def rules(found: Mapping[str, Any]) -> str:
+def rules(facts: Mapping[str, Any]) -> str:
     """Policy, its strength, and the site policy."""
-    return f"Judged by {found['summary']['policy']}, {found['summary']['site']}."
+    return f"Judged by {facts['summary']['policy']}, {facts['summary']['site']}."
 
 
-def expiry(found: Mapping[str, Any]) -> str:
+def expiry(facts: Mapping[str, Any]) -> str:
     """Expiry and scope of the verdict."""
-    verdict = found["verdict"]
+    verdict = facts["verdict"]
     names = len(verdict.get("subjects") or {})
     return f"until {str(verdict.get('expires', 'unknown'))[:10]}, for {number(names)} signed files"

@@ -33,34 +33,34 @@ from governance.reports.sections.memorisation_section import memorisation
 from governance.reports.sections.run_sections import environment_folded, facts_list, training, training_folded
 
 
-def officer(found: Mapping[str, Any]) -> Html:
+def officer(facts: Mapping[str, Any]) -> Html:
     """Section for the officer: verdict, sources, energy, lineage."""
     return _reader("officer", "Officer", "May the corpus be used, who decided, and what did it cost?", [
-        _part("verdict", "Verdict and checks", [verdict(found), tag("div", corpus.checks(found), id="checks")]),
-        _part("sources", "Sources and licences", join([corpus.sources(found), corpus.synthetic(found)])),
-        _part("paid", "Did it pay", paid(found), *paid_folded(found)) if found["kpi"] else None,
-        _part("energy", "Energy and carbon", energy_section(found), *energy_folded(found)),
-        _part("lineage", "Lineage", lineage(found)),
+        _part("verdict", "Verdict and checks", [verdict(facts), tag("div", corpus.checks(facts), id="checks")]),
+        _part("sources", "Sources and licences", join([corpus.sources(facts), corpus.synthetic(facts)])),
+        _part("paid", "Did it pay", paid(facts), *paid_folded(facts)) if facts["kpi"] else None,
+        _part("energy", "Energy and carbon", energy_section(facts), *energy_folded(facts)),
+        _part("lineage", "Lineage", lineage(facts)),
     ])  # fmt: skip
 
 
-def data_reviewer(found: Mapping[str, Any]) -> Html:
+def data_reviewer(facts: Mapping[str, Any]) -> Html:
     """Section for the data reviewer: corpus, removals, affected groups."""
     return _reader("data", "Data reviewer", "What is in the corpus, what was removed, and who is affected?", [
-        _part("corpus", "Corpus", corpus.funnel(found), *corpus.funnel_folded(found), *corpus.counts_folded(found),
-              *documents_folded(found), *corpus.examples_folded(found)),
-        _part("bias", "Groups of people", groups(found), *groups_folded(found)),
-        _part("memorisation", "Memorisation", memorisation(found)),
+        _part("corpus", "Corpus", corpus.funnel(facts), *corpus.funnel_folded(facts), *corpus.counts_folded(facts),
+              *documents_folded(facts), *corpus.examples_folded(facts)),
+        _part("bias", "Groups of people", groups(facts), *groups_folded(facts)),
+        _part("memorisation", "Memorisation", memorisation(facts)),
     ])  # fmt: skip
 
 
-def engineer(found: Mapping[str, Any]) -> Html:
+def engineer(facts: Mapping[str, Any]) -> Html:
     """Section for the engineer: training, faults, environment."""
     return _reader("engineer", "Engineer", "How did training go, how fast was it, and what went wrong?", [
-        _part("training", "Training", training(found), *training_folded(found)),
-        _part("faults", "Faults", faults(found),
-              fold("Cluster jobs, attempts and accounting", cluster(found)) if found["cluster"] else None),
-        _part("environment", "Environment", None, *environment_folded(found)),
+        _part("training", "Training", training(facts), *training_folded(facts)),
+        _part("faults", "Faults", faults(facts),
+              fold("Cluster jobs, attempts and accounting", cluster(facts)) if facts["cluster"] else None),
+        _part("environment", "Environment", None, *environment_folded(facts)),
     ])  # fmt: skip
 
 
@@ -74,17 +74,17 @@ def _part(name: str, title: str, shown: Child, *folds: Child) -> Html:
     return tag("section", tag("h3", title), shown, inner, id=name, aria_label=title)
 
 
-def verdict(found: Mapping[str, Any]) -> Html:
+def verdict(facts: Mapping[str, Any]) -> Html:
     """The signed decision, waivers, and relaxations of the parent policy."""
-    signed = found["verdict"]
+    signed = facts["verdict"]
     policy, audit, tokens = (signed.get(name) or {} for name in ("policy", "audit", "corpus"))
     counts = ", ".join(f"{count:,} {status}" for status, count in sorted((signed.get("summary") or {}).items()))
     pairs: list[tuple[str, Child]] = [
-        ("Decision", tag("b", found["summary"]["verdict"])),
+        ("Decision", tag("b", facts["summary"]["verdict"])),
         ("Results", counts or "none"),
         ("Policy", [str(policy.get("name", UNKNOWN)), " ", digest(str(policy.get("digest", "")))]),
         *([("Strength", str(policy["strength"]))] if policy.get("strength") else []),
-        ("Signature", str(found["summary"]["signer"])),
+        ("Signature", str(facts["summary"]["signer"])),
         ("Expires", str(signed.get("expires", UNKNOWN))),
         ("Key", tag("code", str(signed.get("key_id", UNKNOWN))[:24], title=str(signed.get("key_id", "")))),
         ("Submitted by", ", ".join(map(str, signed.get("submitters", []))) or UNKNOWN),
@@ -95,7 +95,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         *([] if signed.get("waivers") else [("Waivers", "none")]),
         ("Audit", digest(str(audit.get("digest", ""))) or UNKNOWN),
     ]
-    cited = cite(found, "/verdict")
+    citation = cite(facts, "/verdict")
     waivers = [
         [
             tag("code", str(waiver.get("gate"))),
@@ -108,7 +108,7 @@ def verdict(found: Mapping[str, Any]) -> Html:
         ]
         for waiver in signed.get("waivers", [])
     ]
-    checked = {(row["gate"], row["subject"]) for row in found["checks"]}
+    checked = {(row["gate"], row["subject"]) for row in facts["checks"]}
     reasons = [
         [
             tag("code", str(reason.get("gate"))),
@@ -123,32 +123,35 @@ def verdict(found: Mapping[str, Any]) -> Html:
     looser = [[foreign(str(line))] for line in policy.get("differences") or []]
     return join(
         [
-            facts_list(pairs, cited),
+            facts_list(pairs, citation),
             table(
                 "Other reasons",
                 ["gate", "status", "owner, severity", "subject", "detail"],
                 reasons,
-                cited=cited,
+                citation=citation,
                 shown=5,
             )
             if reasons
             else None,
             table(
-                "Waivers", ["gate", "result", "observed", "limit", "approver", "until", "reason"], waivers, cited=cited
+                "Waivers",
+                ["gate", "result", "observed", "limit", "approver", "until", "reason"],
+                waivers,
+                citation=citation,
             )
             if waivers
             else None,
-            table("Relaxations of the parent policy", ["difference"], looser, cited=cited) if looser else None,
+            table("Relaxations of the parent policy", ["difference"], looser, citation=citation) if looser else None,
         ]
     )
 
 
-def documents_folded(found: Mapping[str, Any]) -> Iterator[Html]:
+def documents_folded(facts: Mapping[str, Any]) -> Iterator[Html]:
     """Histograms with medians, and examples of kept documents."""
-    shown = found["distributions"]
+    shown = facts["distributions"]
     if shown:
-        cites = [cite(found, f"/distributions/{index}") for index in range(len(shown))]
-        drawn = [histogram(one, write_edge, cited) for one, cited in zip(shown, cites, strict=True)]
+        cites = [cite(facts, f"/distributions/{index}") for index in range(len(shown))]
+        drawn = [histogram(one, write_edge, citation) for one, citation in zip(shown, cites, strict=True)]
         rows = [[one["name"].replace("_", " "), one["stage"], *_medians(one)] for one in shown]
         head = ["measure", "stage", "kept", "median between", "removed", "median between"]
         note = "Sizes in bins of twice the width of the one before; shares and scores in twentieths."
@@ -157,15 +160,15 @@ def documents_folded(found: Mapping[str, Any]) -> Iterator[Html]:
             tag("p", key("a", "kept by the stage"), key("gone", "removed by it"), class_="legend"),
             tag("p", note, class_="note"),
             tag("div", drawn, class_="multiples"),
-            table("Medians", head, rows, numeric=(2, 3, 4, 5), cited=cite_each(found, "/distributions", len(shown))),
+            table("Medians", head, rows, numeric=(2, 3, 4, 5), citation=cite_each(facts, "/distributions", len(shown))),
         )
     examples = [
         tag("div", tag("p", tag("code", foreign(row["id"])), class_="note"), tag("p", foreign(row["text"])),
             class_="sample")
-        for row in found["kept"]
+        for row in facts["kept"]
     ]  # fmt: skip
     if examples:
-        yield fold("Examples of kept documents", tag("p", "Masked as the removed ones are.", cite(found, "/kept"),
+        yield fold("Examples of kept documents", tag("p", "Masked as the removed ones are.", cite(facts, "/kept"),
                                                      class_="note"), *examples)  # fmt: skip
 
 
