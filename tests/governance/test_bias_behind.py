@@ -189,6 +189,9 @@ def test_intersections_are_counted_in_their_own_suite_and_can_be_switched_off():
         (ratio_effect(0.7, "kept"), "medium", "kept 0.7 times as often"),
         (gap_effect(-0.19), "small", "lower by 0.19 listed words per sentence"),
         (gap_effect(0.5), "large", "higher by 0.5 listed words per sentence"),
+        (gap_effect(0.99, a_word=1.1), "large", "higher by 0.99 listed words per sentence"),
+        (gap_effect(-0.998), "large", "lower by 1 listed word per sentence"),
+        (gap_effect(1.0, "vader"), "large", "higher by 1 point of vader per sentence"),
     ],
 )
 def test_effects_in_words(found, size, words):

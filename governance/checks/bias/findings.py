@@ -260,7 +260,8 @@ def _association(row: Row, behind: Behind, lexicons: Lexicons) -> tuple[Effect, 
     rate = sum(of.share * sum(one.get(source, 0) for one in pooled) / of.others for source, of in sources.items())
     effect = ratio_effect(own / rate if rate else math.inf)
     effect["words"] += (
-        f": in {100 * own:.2g} % of the sentences that mention the group, {100 * rate:.2g} % of the others'"
+        f": in {100 * own:.2g} % of the sentences that mention the group, and in {100 * rate:.2g} % of those that "
+        "mention other groups"
     )
     listed = _terms_of_category(lexicons, row["language"], family, category)
     words = _words(behind, key, others, lambda term: term in listed, 0)
@@ -386,8 +387,9 @@ def ratio_effect(ratio: float, what: str = "") -> Effect:
 
 def gap_effect(gap: float, instrument: str = "sentiment", a_word: float = 1.0) -> Effect:
     """Size and text of a sentiment gap, in units of `a_word`."""
-    unit = "listed words" if instrument == "sentiment" else f"points of {instrument}"
-    words = f"{'lower' if gap < 0 else 'higher'} by {abs(gap):.2g} {unit} per sentence"
+    amount = f"{abs(gap):.2g}"
+    unit, of = ("listed word", "") if instrument == "sentiment" else ("point", f" of {instrument}")
+    words = f"{'lower' if gap < 0 else 'higher'} by {amount} {unit}{'s' * (amount != '1')}{of} per sentence"
     return {"size": _size(abs(gap) / a_word, GAP_SIZES), "words": words, "unit": round(a_word, 9)}
 
 
