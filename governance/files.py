@@ -266,15 +266,18 @@ def _lock_name(path: Path) -> str:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-    """Open a file to be written, not through a symbolic link, nor waiting for the other end of a pipe."""
+    """Open a regular file to be written, not through a symbolic link."""
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        kind = NO_FILE
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # ENXIO: a pipe that nobody reads
             raise
-        raise StorageError(
-            f"cannot write to {path}: it is a symbolic link. Remove it, and find out who can write to its folder"
-        ) from error
+        kind = "it is a symbolic link" if error.errno == errno.ELOOP else NO_FILE
+    raise StorageError(f"cannot write to {path}: {kind}. Remove it, and find out who can write to its folder")
 
 
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:

@@ -79,6 +79,7 @@ def submitted(root: Path) -> list[SubmittedJob]:
         try:
             after = tuple((str(condition), str(job)) for condition, job in line["after"])
             values = without_signature(line)
+            datetime.fromisoformat(values["submitted"])
             found.append(SubmittedJob(**{**values, "after": after, "numbers": tuple(line["numbers"])}))
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(

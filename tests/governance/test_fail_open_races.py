@@ -28,7 +28,7 @@ from governance.signing.dsse import open_envelope
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import parse_line
 from governance.signing.running_digests import JOB_RECORDS
-from governance.signing.signed_lines import without_signature
+from governance.signing.signed_lines import LEDGERS, without_signature
 from governance.verification import verify_root
 from governance.verified_files import intact
 from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
@@ -112,7 +112,7 @@ def test_a_second_name_for_a_shard_that_is_read_stops_nothing(project, monkeypat
     assert checkpoints(project)
 
 
-def test_bytes_that_were_altered_and_put_back_are_recorded_and_signed(project, monkeypatch, caplog):
+def test_bytes_that_were_altered_and_put_back_are_recorded_and_signed(project, monkeypatch, capsys):
     """Size, bytes and time of modification are as they were; the file system's own time of change is not."""
     [shard, *_] = shards(project)
 
@@ -125,7 +125,7 @@ def test_bytes_that_were_altered_and_put_back_are_recorded_and_signed(project, m
 
     at_first_step(monkeypatch, attack)
     assert main(["train", *words_of(project)]) == 0
-    assert f"{shard}: was touched while it was read" in caplog.text
+    assert f"{shard}: was touched while it was read" in capsys.readouterr().err
     [record] = (project / "root").glob(f"train/*/{METRICS_FILE}")
     saves = [line for line in read_lines(record) if line["event"] == "save"]
     assert [line.get("touched") for line in saves] == [[shard.relative_to(project / "root").as_posix()]] + [None] * (
@@ -316,6 +316,7 @@ def test_records_of_an_earlier_release_stay_readable_and_are_named(project, monk
 
     with monkeypatch.context() as earlier:
         earlier.setattr(Journal, "state_records", lambda journal, paths: None)
+        earlier.setattr("governance.signing.running_digests.SIGNED", LEDGERS)
         earlier.setattr(Journal, "line_signer", ledger_only)
         earlier.setattr(CheckpointStore, "note", killed)
         assert main(["train", *words_of(project), *more]) != 0
@@ -389,17 +390,24 @@ def test_a_forged_submission_lets_no_edited_run_by(project, monkeypatch, capsys)
     assert checkpoints(project) == []
 
 
-def test_a_verdict_of_another_root_on_the_same_corpus_opens_nothing(prepared, project, capsys):
+def test_a_verdict_of_another_root_on_the_same_corpus_opens_nothing(prepared, project, tmp_path, capsys):
     """The same corpus, policy and key, let through there and refused here: the file is genuine."""
+    other, here = shutil.copytree(prepared, tmp_path / "other"), verdict_of(project)[0]
+    verdict_of(other)[0].unlink()
+    (other / "root" / "journal.jsonl").rename(other / "was.jsonl")
+    shutil.rmtree(other / "root" / "audit")
+    for manifest in (other / "root").glob("*/*/manifest.json"):
+        manifest.unlink()
+    for command in (["data", "prepare"], ["governance", "check"]):
+        assert main([*command, *words_of(other)]) == 0
     refused = paper(project, REFUSAL, gate="sources.documents_lost")
     assert main(["governance", "check", *words_of(project)]) == 77
     refused.unlink()
-    other, here = verdict_of(prepared)[0], verdict_of(project)[0]
-    assert other.name == here.name
-    shutil.copy(other, here)
+    assert verdict_of(other)[0].name == here.name
+    shutil.copy(verdict_of(other)[0], here)
     capsys.readouterr()
     assert main(["train", *words_of(project)]) == 77
-    assert "an older verdict was restored" in capsys.readouterr().err
+    assert f"the verdict at {here} does not hold" in capsys.readouterr().err
     assert checkpoints(project) == []
 
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from governance.checks.bias.count_tables import by_bucket
-from governance.checks.bias.interval_choice import chosen_intervals, effective_units, units_against
+from governance.checks.bias.interval_choice import chosen_intervals, documents_of, effective_units, units_against
 from governance.checks.bias.interval_rows import OTHERS, Row, interval_rows
 from governance.checks.bias.small_samples import Bounds, rate_bounds
 from governance.checks.bias.statistics import FISHER, IDENTITY, Estimates, Floats, Integers, jackknife
@@ -95,7 +95,7 @@ def association_rows(counts: Mapping[str, pa.Table]) -> list[Row]:
         sources = sources_of([key for key in everything if key[0] == language])
         keys = list(dict.fromkeys(key[:-1] for key in groups if key[0] == language))
         one = by_source(groups, keys, sources)
-        documents = by_source(of_documents, keys, sources).sum(axis=(1, 2))
+        documents = documents_of(by_source(of_documents, keys, sources), one)
         whole = np.broadcast_to(by_source(everything, [(language,)], sources), one.shape)
         for family, category in dict.fromkeys(key[1:-1] for key in categories if key[0] == language):
             together = by_source(pairs, [(*key, family, category) for key in keys], sources)
@@ -105,7 +105,7 @@ def association_rows(counts: Mapping[str, pa.Table]) -> list[Row]:
 
 
 def _rows_of_category(
-    keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...], documents: Integers
+    keys: list[tuple[str, ...]], against: str, counts: tuple[Integers, ...], documents: Floats
 ) -> list[Row]:
     if not keys:
         return []
@@ -136,7 +136,7 @@ def _npmi_rows(names: list[dict[str, str]], counts: list[Integers]) -> list[Row]
     )
 
 
-def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], documents: Integers) -> list[Row]:
+def _gap_rows(names: list[dict[str, str]], counts: tuple[Integers, ...], documents: Floats) -> list[Row]:
     """Rows of a category, from counts [rows, sources, buckets].
 
     `documents` are those of the groups, [rows].

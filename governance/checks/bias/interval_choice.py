@@ -95,6 +95,17 @@ def design_effects(
         return np.asarray(1 + rho * (own - 1))
 
 
+def documents_of(documents: Integers, sentences: Integers) -> Floats:
+    """Effective number of documents of unequal lengths, [rows], of counts [rows, ..., buckets].
+
+    It is (sum of s)^2 / (sum of s^2) over documents of s sentences (Kish 1965). Those of a bucket are known together
+    and count as equally long.
+    """
+    within, of = tuple(range(1, documents.ndim)), sentences.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return np.asarray(of.sum(axis=within) ** 2 / np.where(documents > 0, of**2 / documents, 0.0).sum(axis=within))
+
+
 def units_against(units: Floats, of: Floats) -> Floats:
     """Effective units against a reference known without error."""
     with np.errstate(all="ignore"):

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 
 from governance.checks.bias.association import pooled_others
-from governance.checks.bias.count_tables import by_bucket
+from governance.checks.bias.count_tables import by_bucket, stacked
 from governance.checks.bias.fates import crowding
-from governance.checks.bias.interval_choice import chosen_intervals, rate_ratio_bounds
+from governance.checks.bias.interval_choice import chosen_intervals, documents_of, rate_ratio_bounds
 from governance.checks.bias.interval_rows import NOBODY, OTHERS, Row, interval_rows
 from governance.checks.bias.small_samples import Bounds, mean_bounds, mean_p, scores_of
 from governance.checks.bias.statistics import IDENTITY, LOG, Estimates, Floats, Integers, jackknife
@@ -101,12 +101,14 @@ def tone_rows(
     return rows
 
 
-def _documents_by_group(groups: pa.Table | None) -> dict[tuple[str, ...], int]:
-    """Documents by language, axis and group."""
+def _documents_by_group(groups: pa.Table | None) -> dict[tuple[str, ...], float]:
+    """Effective documents by language, axis and group."""
     if groups is None:
         return {}
-    counted = by_bucket(groups, ("language", "axis", "group"), "documents")
-    return {key: int(of.sum()) for key, of in counted.items()}
+    keys = ("language", "axis", "group")
+    documents, sentences = (by_bucket(groups, keys, name) for name in ("documents", "sentences"))
+    effective = documents_of(stacked(documents, documents), stacked(sentences, documents))
+    return dict(zip(documents, effective.tolist(), strict=True))
 
 
 def _by_site(
