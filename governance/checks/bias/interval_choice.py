@@ -19,9 +19,10 @@ occasionally far too small.
 
     effective units = units / (1 + rho (m - 1))    m: mean units per bucket, by unit (sum of squares / sum)
 
-Where the exact interval is chosen, p is at least that of as many units as the group has documents: rho is estimated by
-bucket, and a bucket of several documents resembles itself less than one of them does. Ten sentences in six documents
-had p < .001 in .0033 of simulated corpora without a difference (rho .3 within a document); now in less than .001.
+Where the exact interval is chosen, p is at least that of as many units as the group has documents, fewer where these
+are of unequal lengths (`documents_of`): rho is estimated by bucket, and a bucket of several documents resembles itself
+less than one of them does. Ten sentences in six documents had p < .001 in up to .036 of simulated corpora without a
+difference (rho .7 within a document); now in at most .0001 (`docs/bias_counts.md`).
 
 rho is the intraclass correlation of the reference's units within a bucket (Kish 1965), from its own design effect; of
 toxicity ratios within a site, with m by site (`fates.py`).
