@@ -12,7 +12,7 @@ from scipy import stats
 
 from governance.checks.bias import association
 from governance.checks.bias.fates import crowding
-from governance.checks.bias.interval_choice import TOO_FEW, design_effects, effective_units
+from governance.checks.bias.interval_choice import TOO_FEW, design_effects, documents_of, effective_units
 from governance.checks.bias.provenance_columns import SMALL_SITES
 from governance.checks.bias.sentiment import tone_rows
 from governance.checks.bias.small_samples import Scores, mean_bounds, mean_p, rate_bounds, scores_of
@@ -118,6 +118,24 @@ def test_a_few_documents_give_no_surer_p_than_as_many_units():
     assert found["ten"]["p"] < found["six"]["p"] / 100
     assert found["six"]["p"] < 0.01, "six documents that all praise are still a finding"
     assert found["six"]["lower"] == found["ten"]["lower"], "the interval's own units are those of the sentences"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=12))
+def test_documents_of_unequal_lengths_count_as_fewer(buckets):
+    """A plain sum over documents, those of a bucket of its mean length; equal lengths count one each."""
+    documents = np.array([[count for count, _ in buckets]])
+    sentences = documents * [length for _, length in buckets]
+    lengths = [length for count, length in buckets for _ in range(count)]
+    [found] = documents_of(documents, sentences)
+    if not lengths:
+        assert np.isnan(found)
+        return
+    assert found == pytest.approx(sum(lengths) ** 2 / sum(length**2 for length in lengths))
+    assert found * (1 + 1e-9) >= 1
+    assert found <= len(lengths) * (1 + 1e-9)
+    [equal] = documents_of(documents, documents * 3)
+    assert equal == pytest.approx(len(lengths))
+    assert documents_of(documents[:0], sentences[:0]).shape == (0,)
 
 
 @given(st.floats(-1, 1), st.integers(1, 60))
