@@ -130,7 +130,7 @@ def test_the_recall_of_a_finder_of_names_and_of_rules_is_reported(tmp_path):
     )
     [missed] = [table for table in stage_tables([found]) if "missed" in table["title"]]
     assert missed["rows"] == [["name", 9, 8, "0.889"], ["place", 9, 6, "0.667"]]
-    assert missed["note"] == "Of 1 of 3 types all planted values were found (9)."
+    assert missed["note"] == "All 9 planted values of 1 of 3 types were found."
 
 
 def test_a_source_s_name_commands_neither_a_page_nor_a_terminal(tmp_path):
