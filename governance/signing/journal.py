@@ -309,7 +309,7 @@ class Journal:
         return line_signer(name, writer, self._digests[0], self._signer)
 
     def record_signer(self, path: Path, writer: str) -> SignLine:
-        """Announce a record, unless it was, and make the signer of a writer's lines.
+        """Announce a record unless it was; make its writer's signer.
 
         Raises:
             ManifestError: it is there, and no line announced or stated it.

@@ -99,7 +99,7 @@ def growing_files(root: Path) -> list[str]:
 
 
 def foreign_records(growing: Iterable[str], announced: Container[str]) -> list[str]:
-    """Names of signed files that no line of the journal announced or stated.
+    """Names of signed files that the journal neither announced nor stated.
 
     `growing` is listed before the journal is read: a file that another process begins in between is announced.
     """

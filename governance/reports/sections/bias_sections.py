@@ -64,7 +64,10 @@ def is_significant(row: Mapping[str, Any]) -> bool:
 
 
 def distance(row: Mapping[str, Any]) -> float:
-    """Distance of the interval's nearer end from equality; 0 if the interval holds equality or is unknown."""
+    """Distance of the interval's nearer end from equality.
+
+    It is 0 where the interval contains equality or is unknown.
+    """
     if row["metric"] == "instrument_bias":
         return abs(float(row["value"] or 0.0))
     neutral, lower, upper = NEUTRAL.get(row["metric"]), row["lower"], row["upper"]

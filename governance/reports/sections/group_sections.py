@@ -287,7 +287,10 @@ def _case(row: Row) -> Html:
 
 
 def _table(rows: Sequence[Row], citation: Html) -> Html:
-    """All rows of a metric: significant ones first, then the largest sure difference, then the largest sample."""
+    """All rows of a metric: significant ones first.
+
+    Then come the largest sure differences, then the largest samples.
+    """
 
     def order(row: Row) -> tuple[bool, float, float, str, str]:
         return not is_significant(row), -distance(row), -(row["n"] or 0), place(row), str(row["group"])
