@@ -47,8 +47,8 @@ def intact(output: Output, root: Path) -> Iterator[Path]:
 def require_unchanged(output: Output, path: Path, before: tuple[int, ...]) -> tuple[int, ...]:
     """Raise where a file was changed since `before`; its state now.
 
-    Both are of `file_state`. The state differs from `before` where only its own time has moved: by a second name or another mode, or because the
-    bytes and the time of modification were altered and put back.
+    Both are of `file_state`. The state differs from `before` where only its own time has moved: by a second name or
+    another mode, or because the bytes and the time of modification were altered and put back.
 
     Raises:
         MissingInput: it is missing.

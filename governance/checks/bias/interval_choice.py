@@ -99,8 +99,8 @@ def design_effects(
 def documents_of(documents: Integers, sentences: Integers) -> Floats:
     """Effective number of documents of unequal lengths, [rows].
 
-    Counts are [rows, ..., buckets]. It is (sum of s)^2 / (sum of s^2) over documents of s sentences (Kish 1965). Those of a bucket are known together
-    and count as equally long.
+    Counts are [rows, ..., buckets]. It is (sum of s)^2 / (sum of s^2) over documents of s sentences (Kish 1965). Those
+    of a bucket are known together and count as equally long.
     """
     within, of = tuple(range(1, documents.ndim)), sentences.astype(np.float64)
     with np.errstate(all="ignore"):
