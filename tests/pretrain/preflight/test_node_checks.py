@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,7 +274,8 @@ def test_a_node_lists_the_others_once_a_second_and_opens_none_of_their_files(arr
 
     monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
     monkeypatch.setattr(os, "listdir", listdir)
-    monkeypatch.setattr("builtins.open", lambda *given, **named: opened.append(given))
+    for name in ("builtins.open", "io.open"):  # the second is pathlib's
+        monkeypatch.setattr(name, lambda *given, **named: opened.append(given) or StringIO())
     [found], names = node_checks.shared_root(folder, Ranks(0, 512, 0, 1), "n0.site")
     monkeypatch.undo()
     assert (found.bad, found.nodes) == (arrives > 120, ())
