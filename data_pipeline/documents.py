@@ -183,7 +183,8 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.asarray(values, np.int64))])
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return pa.array(values, kind)
-    encoded = [value if isinstance(value, bytes) else value.encode("utf-8") for value in values]
+    alike = len(values) if values.count(values[0]) == len(values) else 1  # a source, a licence: encoded once
+    encoded = [value if isinstance(value, bytes) else value.encode("utf-8") for value in values[::alike]] * alike
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     if pa.types.is_string(kind):
         if ends[-1] > np.iinfo(np.int32).max:

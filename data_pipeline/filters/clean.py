@@ -125,8 +125,9 @@ def profiles_of(
     """Index of the bounds for each document, by language and script."""
     known: dict[tuple[str, bool], int] = {}
     bounds: list[dict[str, float]] = []
-    profiles = []
-    for language, without_spaces in zip(languages, unspaced.tolist(), strict=True):
+    pairs = list(zip(languages, unspaced.tolist(), strict=True))
+    of_pair: dict[tuple[str, bool], int] = {}
+    for language, without_spaces in dict.fromkeys(pairs):
         known_language = any(language in names for names in (config.by_language, LANGUAGES, UNSPACED_LANGUAGES))
         known_language |= language == CODE_LANGUAGE
         place = (language if known_language else "", without_spaces)
@@ -137,8 +138,8 @@ def profiles_of(
                 bounds.append(limits((), without_spaces, language, *own))
             else:
                 bounds.append(limits(config.presets, without_spaces, language, config, *own))
-        profiles.append(known[place])
-    return profiles, bounds
+        of_pair[language, without_spaces] = known[place]
+    return [of_pair[pair] for pair in pairs], bounds
 
 
 def _before_rules(config: CleanConfig, document: dict[str, Any], lists: Path | None) -> tuple[str, str] | None:

@@ -3,7 +3,7 @@
 A compressed file has members (gzip, zstd) or is one stream (xz, bzip2, LZ4).
 
 Promise: every whole record is found, whatever happened to others; damage is reported once, with the byte at which its
-member begins (in a plain file: at which it begins), and reading continues at the next member or header; one stream is
+member begins (in a plain file: at which it begins), and reading goes on at the next member or header; one stream is
 read up to its damage. fastwarc, which parses the records elsewhere, stops for good at the first damage, and takes a
 cut record for a whole one.
 
@@ -173,17 +173,17 @@ def _is_record_start(member: Generator[bytes, None, int]) -> bool:
 def _gunzip(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
     source.seek(offset)
     inflater = zlib.decompressobj(31)
-    packed = unpacked = calls = 0
+    packed = unpacked = 0
     while block := source.read(_STEP_BYTES):
         packed += len(block)
         while block:
+            before = inflater.copy()
             try:
                 piece = inflater.decompress(block, 16 * _STEP_BYTES)
             except zlib.error as error:
-                yield from inflate_until_nonsense(*_after_calls(source, offset, calls))
+                yield from inflate_until_nonsense(before, block)
                 raise _DamagedError from error
             unpacked += len(piece)
-            calls += 1
             if is_bomb(packed, unpacked):
                 raise _DamagedError
             yield piece
@@ -194,21 +194,6 @@ def _gunzip(source: IO[bytes], offset: int) -> Generator[bytes, None, int]:
     if inflater.eof:
         return source.tell()
     raise _DamagedError
-
-
-def _after_calls(source: IO[bytes], offset: int, calls: int) -> tuple[zlib._Decompress, bytes]:
-    """The inflater of `_gunzip` after so many calls, and its next input.
-
-    It starts anew: a copy kept before each call cost every member more than this costs a damaged one.
-    """
-    source.seek(offset)
-    inflater = zlib.decompressobj(31)
-    block = b""
-    for _ in range(calls):
-        block = block or source.read(_STEP_BYTES)
-        inflater.decompress(block, 16 * _STEP_BYTES)
-        block = inflater.unconsumed_tail
-    return inflater, block or source.read(_STEP_BYTES)
 
 
 def _unzstd_with(dictionary: bytes) -> _Unpack:
