@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from assay.cli.main import main
+from assay.config import load_run
+from governance.errors import ConfigError
 from governance.manifest import read_manifest
 from governance.receipts.verify_receipt import faults
 from governance.signing.dsse import public_key
+from pretrain.config.training import TrainConfig
 from tests.conftest import CONFIG, write_tales
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +50,6 @@ def ask(trained, capsys):
 def by_step(trained):
     """Documents by the first step that reads each, without a plan for each of them."""
     from data_pipeline.tokens.token_shards import document_identity
-    from pretrain.config.training import TrainConfig
     from pretrain.data.dataset import open_rows
     from pretrain.data.sampler import sampler_of
 
@@ -97,6 +99,22 @@ def test_the_plan_counts_what_is_affected(trained, ask, by_step, capsys):
     assert [line[:22] for line in example[1].splitlines() if line[0] != " "] == [
         line[:22] for line in shown if line[0] != " "
     ]
+
+
+def test_contested_sources_are_read_last_and_change_no_byte_of_the_corpus(project):
+    plain = load_run(project / "run.toml", [])
+    text = (project / "run.toml").read_text()
+    (project / "run.toml").write_text(text.replace('name = "tales"', 'name = "tales"\ncontested = true'))
+    late = load_run(project / "run.toml", [])
+    assert plain.config.train.late_sources == ()
+    assert late.config.train.late_sources == ("tales",)
+    assert late.config.data.model_dump() == plain.config.data.model_dump()
+    assert "late_sources" not in plain.config.train.model_dump()
+    with pytest.raises(ConfigError, match=r"contested = true of tales does so, too"):
+        load_run(project / "run.toml", ["train.mixture=[{from_step = 1, weights = {tales = 1}}]"])
+    with pytest.raises(ValueError, match="both order the rows"):
+        TrainConfig.model_validate({"sequence_length": 8, "global_batch_size": 1, "steps": 1, "late_sources": ["a"],
+                                    "mixture": [{"from_step": 1, "weights": {"a": 1}}]})  # fmt: skip
 
 
 def test_wrong_requests_are_refused_in_words(trained, ask, by_step, tmp_path):

@@ -59,6 +59,7 @@ CASES = {
         "mixture": (MixtureConfig(from_step=3, weights={"web": 1.0, "books": 2.0}),),
     },
     "bf16": {"precision": "bf16", "seed": 5},
+    "late": {"late_sources": ("books",)},
 }
 
 
