@@ -302,7 +302,7 @@ def explain(plan: ReplayPlan) -> str:
     else:
         clean = plan.clean
         rows += [
-            ("first affected step", f"{plan.first_step} (of {len(set(plan.reads))} steps that read them)"),
+            ("first affected step", f"{plan.first_step} ({len(set(plan.reads))} step(s) read them)"),
             (
                 "last clean checkpoint",
                 f"step {clean.step}, {clean.root / clean.manifest.folder}" if clean else "none is kept: from step 1",
