@@ -112,7 +112,7 @@ def test_a_mean_without_a_head_or_whole_rows_is_refused(tmp_path):
     run = write_project(tmp_path / "project") / "my.toml"
     run.write_text(SMALL_RUN)
     mean = "model.pooling='mean'"
-    with pytest.raises(ConfigError, match="of a classification head, and there is no"):
+    with pytest.raises(ConfigError, match="belongs to a classification head, and there is no"):
         load_run(run, [mean])
     run.write_text(
         SMALL_RUN.replace(
