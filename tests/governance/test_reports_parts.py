@@ -2,7 +2,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from governance.energy.factors import Factor, Factors
@@ -97,6 +97,18 @@ def test_ticks_are_few_and_span_the_values(low, span):
 def test_a_constant_curve_and_a_single_point_can_be_drawn():
     for points in ([(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, -3.0), (5.0, -3.0)]):
         assert "nan" not in chart("t", [Curve("c", points)], "step", "unit")
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=4))
+@example([1e-12, 5e-13])  # as a learning rate: no marks of equal height, which have no scale
+@example([1.0, 1.0 + 2**-52])
+@example([5e-324, 0.0])
+def test_any_finite_curve_can_be_drawn(values):
+    made = ticks(min(values), max(values))
+    assert made == sorted(set(made))
+    assert len(made) > 1
+    drawn = chart("t", [Curve("c", [(float(step), value) for step, value in enumerate(values)])], "step", "unit")
+    assert not re.search(r"\bnan\b|\binf\b", drawn)
 
 
 def test_a_bar_is_not_wider_than_its_whole():

@@ -101,11 +101,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
     The steps are 1, 2 or 5 times a power of ten.
     """
-    span = (high - low) or abs(high) or 1.0
+    largest = max(abs(low), abs(high))
+    span = high - low if high - low > 1e-9 * largest else largest  # equal but for rounding
+    span = span if span > 1e-250 else 1.0
     power = 10 ** math.floor(math.log10(span / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) <= most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, max(last, first + 1) + 1)]
 
 
 def chart(
