@@ -20,9 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numba import int64, njit, uint64
+from numba import int64, uint64
 
-from governance.kernels.compiled import kernel
+from governance.kernels.compiled import inlined, kernel, part
 
 _FACTOR = 0x9E3779B97F4A7C15
 _NAME = (1 << 63) - 1
@@ -39,7 +39,7 @@ _TIMES, _PLACES, _NUMBER = range(3)  # columns of tables of pairs that may be fo
 Integers = npt.NDArray[np.int64]
 
 
-@njit(inline="always")
+@inlined
 def _slot_of(key, keys):  # type: ignore[no-untyped-def]
     """The slot of a key, or the free one where it belongs."""
     mask = uint64(len(keys) - 1)
@@ -49,12 +49,12 @@ def _slot_of(key, keys):  # type: ignore[no-untyped-def]
     return slot
 
 
-@njit(inline="always")
+@inlined
 def _pair_at(at, symbols):  # type: ignore[no-untyped-def]
     return int64(symbols[at, _SYMBOL]) << 32 | int64(symbols[symbols[at, _BEHIND], _SYMBOL])
 
 
-@njit
+@part
 def _larger(keys, found):  # type: ignore[no-untyped-def]
     new_keys, new_found = np.full(2 * len(keys), _NONE, np.int64), np.zeros((2 * len(keys), 3), np.int64)
     for old in range(len(keys)):
@@ -64,7 +64,7 @@ def _larger(keys, found):  # type: ignore[no-untyped-def]
     return new_keys, new_found
 
 
-@njit
+@part
 def _count_all(symbols, weights):  # type: ignore[no-untyped-def]
     """Occurrences of all pairs that are not followed, in a hash table."""
     keys, found = np.full(_FIRST_SLOTS, _NONE, np.int64), np.zeros((_FIRST_SLOTS, 3), np.int64)
@@ -82,7 +82,7 @@ def _count_all(symbols, weights):  # type: ignore[no-untyped-def]
     return keys, found
 
 
-@njit
+@part
 def _link_all(symbols, keys, found, pairs, places):  # type: ignore[no-untyped-def]
     """Note the places of the pairs that are followed from now on."""
     for at in range(len(symbols)):
@@ -92,14 +92,14 @@ def _link_all(symbols, keys, found, pairs, places):  # type: ignore[no-untyped-d
                 _follow(at, number - 1, symbols, pairs, places)
 
 
-@njit(inline="always")
+@inlined
 def _follow(at, pair, symbols, pairs, places):  # type: ignore[no-untyped-def]
     symbols[at, _PAIR] = pair
     places[pairs[pair, _START] + pairs[pair, _SIZE]] = at
     pairs[pair, _SIZE] += 1
 
 
-@njit(inline="always")
+@inlined
 def _leave(at, weight, symbols, pairs):  # type: ignore[no-untyped-def]
     """Take an occurrence off the pair that begins at `at`."""
     pair = symbols[at, _PAIR]
@@ -108,7 +108,7 @@ def _leave(at, weight, symbols, pairs):  # type: ignore[no-untyped-def]
         symbols[at, _PAIR] = _NONE
 
 
-@njit
+@part
 def _join(pair, merged, symbols, weights, pairs, places, joined):  # type: ignore[no-untyped-def]
     """Merge all occurrences of a pair.
 
@@ -136,7 +136,7 @@ def _join(pair, merged, symbols, weights, pairs, places, joined):  # type: ignor
     return count
 
 
-@njit(inline="always")
+@inlined
 def _meet(slot, at, weight, symbols, near, met, count):  # type: ignore[no-untyped-def]
     if near[slot, _PLACES] == 0:
         met[count] = slot
@@ -147,7 +147,7 @@ def _meet(slot, at, weight, symbols, near, met, count):  # type: ignore[no-untyp
     return count
 
 
-@njit
+@part
 def _count_near(joined, merged, symbols, weights, near, met):  # type: ignore[no-untyped-def]
     """Count a token's pairs by its neighbour.
 
@@ -165,7 +165,7 @@ def _count_near(joined, merged, symbols, weights, near, met):  # type: ignore[no
     return count
 
 
-@njit
+@part
 def _link_near(joined, merged, symbols, near, pairs, places):  # type: ignore[no-untyped-def]
     for at in joined:
         left, right = symbols[at, _BEFORE], symbols[at, _BEHIND]
@@ -254,7 +254,7 @@ def _merges(symbols, weights, tokens, known, least):  # type: ignore[no-untyped-
     return np.array(rows)[1:]
 
 
-@njit
+@part
 def _begin(key, found, pairs, used, filled):  # type: ignore[no-untyped-def]
     """Give a pair room for its places, and a number.
 
@@ -268,7 +268,7 @@ def _begin(key, found, pairs, used, filled):  # type: ignore[no-untyped-def]
     return used, filled + found[_PLACES]
 
 
-@njit
+@part
 def _with_room(pairs, count):  # type: ignore[no-untyped-def]
     if count <= len(pairs):
         return pairs
@@ -277,7 +277,7 @@ def _with_room(pairs, count):  # type: ignore[no-untyped-def]
     return larger
 
 
-@njit
+@part
 def _with_places(places, count):  # type: ignore[no-untyped-def]
     if count <= len(places):
         return places
