@@ -269,8 +269,9 @@ def takedown(arguments: Arguments) -> None:
         from assay.pipeline import training
         from assay.replay.replay_run import certificate_words, certify, write_settings
 
-        file = write_settings(loaded, plan)
+        file, settled = write_settings(loaded, plan)
         arguments.more = [*arguments.more, file]
+        arguments.overrides = [one for one in arguments.overrides if one.partition("=")[0].strip() not in settled]
         child, runtime = load(arguments, "data prepare")
         made = training(child, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
         facts = certify(child, plan, made, runtime)

@@ -82,8 +82,8 @@ class ReplayPlan:
     ranks: int | None
     usd: Band
     """For the devices' hours, at the prices of a cluster file."""
-    first_weights: str
-    """Folder of weights that the run's parent began with; empty: random ones, or it has no parent."""
+    first_inputs: str
+    """Artifacts besides its tokens that the first of the run's parents began with; empty: none, or it has no parent."""
 
     @property
     def first_step(self) -> int:
@@ -156,7 +156,6 @@ def replay_plan(
         piece for part in parts for piece in spent_on(part.root, part.training, after, part.until) if reads
     )
     ranks = _ranks(root, training)
-    parent = parent_of(recipe.train, root)
     return ReplayPlan(
         root=root,
         training=training,
@@ -170,7 +169,7 @@ def replay_plan(
         cost=cost,
         ranks=ranks,
         usd=_price(cluster, cost.hours, ranks),
-        first_weights=str(parent.manifest.stats.get("initial_weights", "")) if parent is not None else "",
+        first_inputs=_first_inputs(parent_of(recipe.train, root)),
     )
 
 
@@ -223,6 +222,12 @@ def _before(parent: Parent) -> Parent | None:
     with contextlib.suppress(MissingInput):
         return Parent(read_manifest(parent.root / parent.manifest.inputs[1].path), parent.root)
     return None
+
+
+def _first_inputs(parent: Parent | None) -> str:
+    while parent is not None and (before := _before(parent)) is not None:
+        parent = before
+    return ", ".join(item.path for item in parent.manifest.inputs[1:]) if parent is not None else ""
 
 
 def _checkpoints(part: TrainedPart, kept: bool = True) -> Iterator[tuple[int, Manifest | None]]:

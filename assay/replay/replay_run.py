@@ -17,14 +17,14 @@ from governance.stage import Runtime
 from pretrain.checkpoint.format import read_state
 
 
-def write_settings(run: LoadedRun, plan: ReplayPlan) -> Path:
+def write_settings(run: LoadedRun, plan: ReplayPlan) -> tuple[Path, frozenset[str]]:
     """Write the settings of a replay (`--with`) next to the run's file.
 
-    The same plan gives the same file, so that the same command resumes a replay.
+    The same plan gives the same file, so that the same command resumes a replay. Returned with the names that it sets.
 
     Raises:
-        ConfigError: no step read the documents; or no clean checkpoint is kept, and the run continued one whose first
-            weights are not known here.
+        ConfigError: no step read the documents; or no clean checkpoint is kept, and the run's first parent began with
+            more than its tokens, which its settings here do not name.
     """
     if not plan.reads:
         raise ConfigError("takedown --execute: no step of this training read the documents: there is nothing to replay")
@@ -34,10 +34,10 @@ def write_settings(run: LoadedRun, plan: ReplayPlan) -> Path:
         settings["continue_from"] = _named(clean.root, clean.manifest, plan.root)
         settings |= {"initial_weights": ""} if train.initial_weights else {}
     elif train.continue_from:
-        if plan.first_weights:
+        if plan.first_inputs:
             raise ConfigError(
-                f"takedown --execute: no clean checkpoint is kept, and the parent of this run began with the weights "
-                f"{plan.first_weights}. Add a file with train.initial_weights (--with FILE) and continue_from = ''"
+                f"takedown --execute: no clean checkpoint is kept, and the first parent of this run began with "
+                f"{plan.first_inputs}. Replay that parent from its own file, then this run from its new checkpoint"
             )
         settings["continue_from"] = ""
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
@@ -46,7 +46,7 @@ def write_settings(run: LoadedRun, plan: ReplayPlan) -> Path:
     )
     path = run.folder / f"{run.path.stem}-takedown-{sha256_bytes(text.encode())[:8]}.toml"
     write_text(path, text)
-    return path
+    return path, frozenset(f"train.{name}" for name in settings)
 
 
 def _named(home: Path, manifest: Manifest, root: Path) -> str:

@@ -117,7 +117,7 @@ def test_contested_sources_are_read_last_and_change_no_byte_of_the_corpus(projec
                                     "mixture": [{"from_step": 1, "weights": {"a": 1}}]})  # fmt: skip
 
 
-def test_wrong_requests_are_refused_in_words(trained, ask, by_step, tmp_path):
+def test_wrong_requests_are_refused_in_words(trained, ask, by_step, tmp_path, monkeypatch):
     removed = ask("tales/a.jsonl#60", status=78)["error"]["message"]
     assert "trains on none of these documents" in removed
     assert "removed by clean for too_few_words" in removed
@@ -129,6 +129,7 @@ def test_wrong_requests_are_refused_in_words(trained, ask, by_step, tmp_path):
         never = ask(by_step[0][0])
         assert (never["first_step"], never["steps_to_replay"], never["clean"]) == (0, 0, None)
         assert "there is nothing to replay" in ask(by_step[0][0], "--execute", status=78)["error"]["message"]
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     elsewhere = tmp_path / "cut"
     shutil.copytree(trained, elsewhere)
     words = ["governance", "takedown", str(elsewhere / "run.toml"), by_step[9][0], "--root", str(elsewhere / "root")]
@@ -138,6 +139,29 @@ def test_wrong_requests_are_refused_in_words(trained, ask, by_step, tmp_path):
     assert main(words) == 77
     (elsewhere / "root" / "journal.jsonl").write_bytes(b"".join([*lines[:3], *lines[4:]]))
     assert main(words) == 65
+
+
+def test_a_run_that_continues_another_goes_back_into_it(trained, by_step, tmp_path, capsys, monkeypatch):
+    """The clean checkpoint of step 4 is the parent's; without one the replay begins at step 1, of both."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # two roots grow from one journal
+    shutil.copytree(trained, tmp_path / "copy")
+    root = tmp_path / "copy" / "root"
+    made = {(one := read_manifest(path)).config["step"]: one for path in root.glob("checkpoint/*/manifest.json")}
+    words = [str(tmp_path / "copy" / "run.toml"), "--root", str(root), "--set", "train.steps=14"]
+    words += ["--set", f"train.continue_from='{made[4].folder}'"]
+    assert main(["train", *words]) == 0
+
+    def answer(name, *more):
+        capsys.readouterr()
+        assert main(["governance", "takedown", words[0], name, *words[1:], *more, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plan = answer(by_step[6][0])
+    assert (plan["clean"], plan["steps_to_replay"]) == ({"path": made[4].path, "step": 4}, 10)
+    early = answer(by_step[3][0], "--execute")
+    assert (early["clean"], early["steps_to_replay"], early["replay"]["clean"]) == (None, 14, None)
+    assert early["replay"]["recomputed"] == {"steps": 2, "equal": 2}
+    assert 'continue_from = ""' in Path(early["settings"]).read_text()
 
 
 def test_a_replay_is_certified_and_known_everywhere(trained, ask, by_step, tmp_path, capsys):
