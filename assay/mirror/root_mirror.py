@@ -5,8 +5,8 @@
 
 `push_root` sends what the store lacks, then writes the index: an interrupted one is repeated by the same command and
 sends the rest. A file that a manifest lists must exist with its size, and with its digest if it is sent, else neither
-the index nor a whole object changes. Locks, unfinished files and links stay here; of a file that grows (the journal, a
-record) the bytes at the moment of its digest are sent.
+the index nor a whole object changes. Unfinished files, links and locks stay here, but for the locks that a training's
+manifest lists; of a file that grows (the journal, a record) the bytes at the moment of its digest are sent.
 `pull_root` verifies each digest and overwrites nothing. Price: a push reads what is sent once, and what no manifest
 lists again.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,7 +30,7 @@ from governance.signing.journal_lines import FILE_NAME as JOURNAL
 
 _BLOCK_BYTES = 8 << 20
 _AT_ONCE = 8
-_BLOBS, _INDEX = "blobs", "index.json"
+_BLOBS, _INDEX, _LOCK = "blobs", "index.json", ".lock"
 _OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
 """Stores without folders; a bucket must exist."""
 
@@ -54,10 +54,11 @@ def push_root(root: Path, url: str) -> Mirrored:
         AlteredFile: a file is missing or not what its manifest states.
         StorageError: the store refuses or cannot be reached, or a file was rewritten while it was sent.
     """
-    listed = _listed(root)
+    listed, locks = _listed(root)
     if not listed:
         raise MissingInput(f"{root}: holds no artifact. Give the root of a run (default: runs/<name of its file>).")
-    files = sorted(_files(root), key=lambda path: (path.name == JOURNAL, path))  # artifacts before what names them
+    # Artifacts before what names them.
+    files = sorted(_files(root, locks), key=lambda path: (path.name == JOURNAL, path))
     if gone := sorted(listed.keys() - {path.relative_to(root).as_posix() for path in files}):
         raise AlteredFile(
             f"{root / gone[0]}: a manifest lists this file, but it is missing or a link ({len(gone)} such files). "
@@ -129,17 +130,22 @@ def pull_root(url: str, root: Path) -> Mirrored:
         return _counted(_at_once(fetch, ordered))
 
 
-def _listed(root: Path) -> dict[str, tuple[str, int]]:
-    """SHA-256 and bytes of each file that a manifest lists, by name."""
+def _listed(root: Path) -> tuple[dict[str, tuple[str, int]], set[str]]:
+    """SHA-256 and bytes of each listed output, by name; listed locks."""
     found: dict[str, tuple[str, int]] = {}
+    locks: set[str] = set()
     for path in sorted(root.glob(f"*/*/{FILE_NAME}")):
-        found |= {output.path: (output.sha256, output.bytes) for output in read_manifest(path).outputs}
-    return found
+        manifest = read_manifest(path)
+        found |= {output.path: (output.sha256, output.bytes) for output in manifest.outputs}
+        locks |= {item.path for item in manifest.beside if item.path.endswith(_LOCK)}
+    return found, locks
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path, locks: Collection[str]) -> Iterator[Path]:
     for path in root.rglob("*"):
-        if path.is_file() and not path.is_symlink() and not is_temporary(path) and path.suffix != ".lock":
+        if path.suffix == _LOCK and path.relative_to(root).as_posix() not in locks:
+            continue
+        if path.is_file() and not path.is_symlink() and not is_temporary(path):
             yield path
 
 

@@ -12,7 +12,8 @@ from assay.mirror.root_mirror import pull_root, push_root
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.sources import JsonlSource
 from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, StorageError
-from governance.manifest import read_manifest, verify
+from governance.lineage.unlisted_files import beside_faults
+from governance.manifest import BESIDE, Manifest, describe, read_manifest, verify, write_manifest
 from governance.stage import Runtime
 
 pytest.importorskip("s3fs")
@@ -93,6 +94,19 @@ def test_a_root_goes_out_and_comes_back(root, kind, request, tmp_path, capsys):
     assert verify(read_manifest(path), tmp_path / "back", deep=True) == []
 
 
+def test_the_lock_that_a_training_lists_goes_along_and_no_other(root, store, tmp_path):
+    lock = root / "train" / ("0" * 16) / "run.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("attempt 1")
+    made = Manifest(stage="train", version=1, key="0" * 64, config={}, inputs=(), outputs=(), stats={},
+                    run={BESIDE: [describe(lock, root).model_dump(mode="json")]})  # fmt: skip
+    write_manifest(made, root)
+    push_root(root, store)
+    pull_root(store, tmp_path / "back")
+    assert beside_faults([made], tmp_path / "back") == []
+    assert [path.name for path in (tmp_path / "back").rglob("*.lock")] == ["run.lock"]
+
+
 def test_an_interrupted_push_or_pull_goes_on(root, store, tmp_path, monkeypatch):
     left = [2]
     copy = root_mirror._copy
@@ -127,7 +141,7 @@ def test_what_is_altered_is_refused_on_both_sides(root, store, tmp_path):
     victim = next(root.glob("ingest/*/documents/*.parquet"))
     data = bytearray(victim.read_bytes())
     data[9] ^= 1
-    digest = root_mirror._listed(root)[victim.relative_to(root).as_posix()][0]
+    digest = root_mirror._listed(root)[0][victim.relative_to(root).as_posix()][0]
     system, base = root_mirror.file_system(store)
     system.rm(f"{base}/blobs/{digest}")
     whole = victim.read_bytes()
