@@ -35,7 +35,7 @@ def test_a_student_inherits_its_teachers_evidence_sources_and_energy(tmp_path, c
     taught_by = str(parent.stats["checkpoint"]["path"]).removesuffix("/manifest.json")
     (folder / "student.toml").write_text(STUDENT.format(teacher=taught_by))
     assert main(["teacher-logits", str(folder / "run.toml"), *words]) == 78
-    assert "learns from no draws" in caplog.text + capsys.readouterr().err
+    assert "does not train on draws" in caplog.text + capsys.readouterr().err
     assert main(["teacher-logits", str(folder / "student.toml"), *words, "--json"]) == 0
     drawn = json.loads(capsys.readouterr().out)
     assert drawn["bytes_per_token"] == 32
