@@ -45,7 +45,6 @@ class Source:
 _HELD_OUT = "html.public.held_out_half"
 SOURCES = (
     Source("chain.mb_a_core_second", RATE),
-    Source("chain.mb_a_core_second", RATE),
     Source("chain.times_datatrove", RATE),
     Source(f"{_HELD_OUT}.assay.f1", SCORE),
     Source(f"{_HELD_OUT}.assay.mb_a_core_second", RATE),
