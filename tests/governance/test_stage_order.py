@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 FOR_ONE_STAGE = {"fetch", "lists", "language_model", "classifier", "evaluation_sets", "megatron", "data_docs"}
 OUTSIDE_A_RUN = {
     "documents", "model_audit", "memorisation", "classification", "cross_validation", "claims", "claim_language",
-    "claim_recall", "scaling", "receipts",
+    "claim_recall", "scaling", "mixture", "receipts",
 }  # fmt: skip
 """And a KPI's plan and test, whose names are constants."""
 
