@@ -37,8 +37,8 @@ def require_labels(run: LoadedRun) -> ClassificationConfig:
     config = run.config.data.encode.classification
     if config is None:
         raise ConfigError(
-            f"{run.path}: has no [data.encode.classification], so its model is no classifier. Add the section with its "
-            "labels"
+            f"{run.path}: has no [data.encode.classification], so its model is not a classifier. Add the section with "
+            "its labels"
         )
     return config
 

@@ -331,7 +331,7 @@ def _list_sources(sources: tuple[Source, ...], config_folder: Path, runtime: Run
     """List and hash the files of each source; request a teacher's answers.
 
     Raises:
-        MissingInput: a file is missing, and this is no look-up; or a server has a file that was not fetched.
+        MissingInput: a file is missing, and this is not a look-up; or a server has a file that was not fetched.
     """
     found, digests = _Listing(), Digests(runtime)
     for source in sources:

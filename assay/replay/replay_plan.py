@@ -77,7 +77,7 @@ class ReplayPlan:
     clean: Parent | None
     """Checkpoint to go on from; None: no clean one is kept, so the replay begins at step 1."""
     children: tuple[str, ...]
-    """What descends from an affected checkpoint, in words."""
+    """Descendants of affected checkpoints, in words."""
     cost: ReplayCost
     ranks: int | None
     usd: Band

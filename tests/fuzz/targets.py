@@ -36,7 +36,7 @@ class Target:
 def explained(target: Target, data: bytes, folder: Path) -> bool:
     """Return whether an input was read; False: it was refused.
 
-    What is no PipelineError is raised.
+    Any other error than a PipelineError is raised.
     """
     try:
         target.run(data, folder)

@@ -88,16 +88,16 @@ def test_the_window_starts_with_each_phase_of_the_mixture_and_stage_of_the_ramp(
 
 
 def test_a_training_tells_its_guard_where_windows_start(tmp_path, run_training, monkeypatch):
-    told = []
+    starts = []
 
     def noted(*given):
-        told.append(given[-1])
+        starts.append(given[-1])
         return SpikeGuard(*given)
 
     monkeypatch.setattr(loop, "SpikeGuard", noted)
     ramp = (RampConfig(until_step=2, global_batch_size=4),)
     run_training(tmp_path, batch_size_ramp=ramp, steps=3, decay_steps=1, warmup_steps=1, validate_every_steps=0)
-    assert told == [{3}]
+    assert starts == [{3}]
 
 
 @given(st.integers(0, 2**31), st.integers(1, 240), st.sets(st.integers(50, 250), max_size=5))
