@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from governance.checks.evaluations import EVALUATIONS
 from governance.checks.gx import named_expectations
 from governance.checks.gx.own_expectations import own_seconds
-from governance.checks.interval_rules import Judged, judge_intervals
+from governance.checks.interval_rules import COLUMNS, NOTE, Judged, judge_intervals
 from governance.checks.judgeable import columns, exactly, unjudgeable, values_of
 from governance.checks.messages import describe, describe_intervals, rows_where
 from governance.gate.decision import CheckResult, Status
@@ -87,9 +87,10 @@ def run_suite(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[
 
 def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> list[CheckResult]:
     refused = {index: reason for index, gate in enumerate(gates) if (reason := _unjudgeable(gate, table))}
+    values = {index: _values_of(gate, table) for index, gate in enumerate(gates) if index not in refused}
     built: dict[int, Any] = {}
     for index, gate in enumerate(gates):
-        if index in refused or _values_of(gate, table) == 0:
+        if not values.get(index):
             continue  # GX has nothing to evaluate; `_result` reports it
         try:
             with time_limit(own_seconds(gate)):
@@ -108,7 +109,7 @@ def _judge_part(table: pd.DataFrame, gates: Sequence[Gate], subject: str) -> lis
     return [
         _error(gate, subject, table, refused[index])
         if index in refused
-        else _result(gate, subject, table, built.get(index), outcomes.get(index, ()))
+        else _result(gate, (subject, table, values[index]), built.get(index), outcomes.get(index, ()))
         for index, gate in enumerate(gates)
     ]
 
@@ -153,6 +154,7 @@ def _interval_expectation() -> Any:
     An undecidable table is never a success. The class is defined on first use because its parents are GX's. GX would
     lose it from a stored suite where this function was not called; no suite is ever stored.
     """
+    from great_expectations.compatibility import pydantic
     from great_expectations.execution_engine import PandasExecutionEngine
     from great_expectations.expectations.expectation import BatchExpectation
     from great_expectations.expectations.metrics.metric_provider import metric_value
@@ -183,6 +185,14 @@ def _interval_expectation() -> Any:
         success_keys = (*arguments, "mostly", "max_missing")
         args_keys = success_keys
         library_metadata: ClassVar[dict[str, Any]] = {"maturity": "production", "tags": ["interval"]}
+        _known: Any = pydantic.PrivateAttr(None)
+
+        @property
+        def configuration(self) -> Any:
+            """GX looks at it some 70 times in a validation, and would build it anew each time."""
+            if self._known is None:
+                self._known = super().configuration
+            return self._known
 
         def _validate(self, metrics, runtime_configuration=None, execution_engine=None):  # type: ignore[no-untyped-def]
             content = dict(metrics[IntervalRows.metric_name])
@@ -258,8 +268,10 @@ def _execute(table: pd.DataFrame, built: Mapping[int, Any]) -> Outcomes:
 def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
     """Columns that an expectation needs.
 
-    These are all of the table's, unless the code is GX's and looks at the named ones alone.
+    These are all of the table's, unless the code is GX's, or that of intervals, and looks at the named ones alone.
     """
+    if isinstance(expectation, _interval_expectation()):
+        return {*COLUMNS, NOTE}
     kind, arguments = expectation.configuration.type, expectation.configuration.kwargs
     by_gx = type(expectation).__module__.startswith("great_expectations.")
     if by_gx and "column" in arguments and arguments.get("column_index") is None:
@@ -269,8 +281,9 @@ def _columns_of(expectation: Any, table: pd.DataFrame) -> set[Any]:
     return set() if kind == _ROW_COUNT else set(table.columns)
 
 
-def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes: Sequence[Any]) -> CheckResult:
-    rows, values = len(table), _values_of(gate, table)
+def _result(gate: Gate, judged: tuple[str, pd.DataFrame, int], built: Any, outcomes: Sequence[Any]) -> CheckResult:
+    """Result of a gate on (subject, table, judgeable values)."""
+    (subject, table, values), rows = judged, len(judged[1])
     if built is None:
         return CheckResult(gate.id, subject, "inconclusive", None, rows, 0, _too_few(gate, rows, values))
     if len(outcomes) != 1 or not _same(built, outcomes[0].expectation_config):
@@ -286,14 +299,14 @@ def _result(gate: Gate, subject: str, table: pd.DataFrame, built: Any, outcomes:
         return _interval_result(gate, subject, table, Judged(**content["details"]), bool(outcome.success))
     if judges == "named":
         return named_expectations.judged(gate, subject, table, content, outcome.success)
-    return _plain_result(gate, subject, table, content, bool(outcome.success))
+    return _plain_result(gate, judged, content, bool(outcome.success))
 
 
 def _plain_result(
-    gate: Gate, subject: str, table: pd.DataFrame, content: Mapping[str, Any], success: bool
+    gate: Gate, judged: tuple[str, pd.DataFrame, int], content: Mapping[str, Any], success: bool
 ) -> CheckResult:
     """Result of a gate on values, rows or columns."""
-    rows, values, counted = len(table), _values_of(gate, table), NEEDS[gate.expectation].judges == "table"
+    (subject, table, values), rows, counted = judged, len(judged[1]), NEEDS[gate.expectation].judges == "table"
     unexpected = int(content.get("unexpected_count") or 0)
     observed, detail = describe(gate, table, content, unexpected, values)
     missing = 1 - values / rows if rows else 0.0

@@ -25,7 +25,7 @@ from governance.gate.policy import Rule
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("value", "lower", "upper", "n")
+COLUMNS, NOTE = ("value", "lower", "upper", "n"), "note"
 NUMBER: dict[str, str] = {"point": "value", "lower_ci": "lower", "upper_ci": "upper", "whole_ci": "value"}
 """Rule -> the compared column; for `whole_ci` the displayed one."""
 BIASED = "biased instrument"
@@ -142,9 +142,9 @@ def _beyond(ends: tuple[Any, Any], limits: tuple[float | None, float | None]) ->
 
 def instruments(table: pd.DataFrame) -> list[str]:
     """The biased instrument named by each row's note; "" for none."""
-    if "note" not in table.columns:
+    if NOTE not in table.columns:
         return [""] * len(table)
-    return [_instrument(note) for note in table["note"]]
+    return [_instrument(note) for note in table[NOTE]]
 
 
 def _instrument(note: Any) -> str:

@@ -98,7 +98,8 @@ def beyond_exact(column: pd.Series) -> bool:
 def exactly(table: pd.DataFrame) -> pd.DataFrame:
     """The table with integers beyond 2^53 as exact Python integers."""
     wide = [name for name in table.columns if table[name].ndim == 1 and table[name].dtype.kind in "iu"]
-    return table.astype({name: object for name in wide if beyond_exact(table[name])})
+    rounded = [name for name in wide if beyond_exact(table[name])]
+    return table.astype(dict.fromkeys(rounded, object)) if rounded else table  # pandas makes every column anew
 
 
 def values_of(gate: Gate, table: pd.DataFrame) -> int:

@@ -34,10 +34,13 @@ _SHOWN = 3  # offending rows that a detail names
 
 def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
     """Rows whose columns have these values; "" is a missing one."""
+    import numpy as np
+
+    chosen = np.full(len(table), True)
     for name, value in where.items():
         column = table[name]
-        table = table[column.eq(value).fillna(False) | (column.isna() if value == "" else False)]
-    return table.reset_index(drop=True)
+        chosen &= (column.eq(value).fillna(False) | (column.isna() if value == "" else False)).to_numpy(dtype=bool)
+    return table[chosen].reset_index(drop=True) if where else table
 
 
 def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:

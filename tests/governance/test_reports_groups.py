@@ -83,11 +83,31 @@ def test_the_axis_of_a_ratio_says_ratios():
 @pytest.mark.parametrize(
     ("given_row", "sentence"),
     [
-        (row("keep_ratio_adjusted", 0.5, 0.6, 0.7), "Documents that mention “female” are removed more often"),
+        (
+            row("keep_ratio_adjusted", 0.5, 0.6, 0.7),
+            "Documents that mention “female” are removed more often than those that mention no such group",
+        ),
+        (
+            row("keep_ratio_adjusted", 0.5, 0.6, 0.7, against="male"),
+            "Documents that mention “female” are removed more often than those that mention “male”",
+        ),
+        (
+            row("npmi_gap", 0.1, 0.2, 0.3, group="he", axis="pronouns", against="occupation/soldier"),
+            "“he” occurs more often with “occupation: soldier” than other pronouns",
+        ),
+        (
+            row(axis="home_towns", group="rome"),
+            "Sentences that mention “rome” are less favourable than those of other groups of “home towns”",
+        ),
+        (
+            row(axis="ethnicity x gender", group="black x female"),
+            "Sentences that mention “black x female” are less favourable than those of other groups of “ethnicity” and "
+            "“gender”",
+        ),
         (row(), "Sentences that mention “female” are less favourable than those of other gender groups"),
         (
             row(axis="gender (names)"),
-            "Sentences that mention “female (names)” are less favourable than those of other gender (names) groups",
+            "Sentences that mention “female (names)” are less favourable than those of other gender groups (names)",
         ),
         (
             row("toxicity_ratio", 2, 3, 4),
@@ -123,7 +143,22 @@ def test_a_group_of_one_language_is_reported_once():
         ([{**both, "n": 101}, english], ["(all)", "en"]),
     ):
         assert sorted(one["language"] for one in significant_rows({"impact": rows})["impact"]) == languages
-    assert "1 significant difference," in str(groups(found(impact=[both, english])))
+    assert "1 significant difference;" in str(groups(found(impact=[both, english])))
+
+
+def test_a_difference_on_the_most_text_comes_first():
+    """Ten sentences stand behind ten thousand, however large their difference; what is imprecise is marked."""
+    few = row(lower=0.67, value=1.03, upper=1.1, group="few", n=10)
+    many = row(lower=0.13, value=0.17, upper=0.2, group="many", n=14_018)
+    assert [one["group"] for one in significant_rows({"tone": [few, many]})["tone"]] == ["many", "few"]
+    known = [{"suite": "tone", **one, "precise": one is many, "effect": {}, "examples": []} for one in (few, many)]
+    shown = {**found(tone=[few, many]), "findings": known}
+    page = str(groups(shown))
+    assert page.index(">many<") < page.index(">few<")
+    assert page.count("; imprecise") == 1
+    assert "“many”" in first_look(shown)[0]["what"]
+    table = str(join(groups_folded(shown))).rpartition("<table")[2]
+    assert table.index("many") < table.index("few")
 
 
 def test_no_headline_without_a_test_behind_it():

@@ -36,7 +36,7 @@ from governance.reports.facts.report_facts import in_order
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact
 
-VERSION = 6
+VERSION = 7
 
 
 class DocumentsSection(Section):

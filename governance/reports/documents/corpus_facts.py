@@ -36,14 +36,14 @@ def licence_text(name: str) -> str:
 
 
 def findings(evidence: Evidence) -> dict[str, list[Row]]:
-    """Significant differences by suite, largest first."""
+    """Significant differences by suite, in the report's order."""
     found: dict[str, list[Row]] = {}
     for suite, rows in significant_rows(evidence.found["bias"]).items():
         tested = [row for row in rows if row["p"] is not None and row["q"] is not None]
         names = ("metric", "axis", "group", "against", "language")
-        largest = {tuple(row[name] for name in names): row for row in reversed(tested)}
-        if largest:
-            found[suite] = [row for row in tested if any(row is one for one in largest.values())]
+        first = {tuple(row[name] for name in names): row for row in reversed(tested)}
+        if first:
+            found[suite] = [row for row in tested if any(row is one for one in first.values())]
     return found
 
 

@@ -22,7 +22,7 @@ from governance.reports.documents.evidence import TO_COMPLETE, Evidence, Field, 
 from governance.reports.documents.markdown import filled, rows
 from governance.reports.html.markup import compact, duration, number, visible
 
-_MOST_ROWS = 12  # of differences between groups, the largest; the report has all
+_MOST_ROWS = 12  # of differences between groups; the report has all
 
 
 def model_card(evidence: Evidence) -> str:
@@ -51,7 +51,9 @@ def model_card(evidence: Evidence) -> str:
             for task, measure, value in _task_measures(evidence)
         ],
         findings=shown,
-        listed=f" The {number(each)} largest of each suite:" if len(shown) < sum(map(len, by_suite.values())) else "",
+        listed=f" The first {number(each)} of each suite, those on the most text first:"
+        if len(shown) < sum(map(len, by_suite.values()))
+        else "",
         with_ancestors=ancestry_text(evidence.found),
         kilowatt_hours=kilowatt_hours,
         removed_words=lambda removed: f"{len(removed)}, by a replay of the training without them",

@@ -16,7 +16,7 @@ from governance.gate.explanation import counted
 from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import chance, energy, meters, share
 from governance.reports.sections.bias_sections import significant_rows
-from governance.reports.sections.group_words import bounds, detailed, headline, language_of, named, written
+from governance.reports.sections.group_words import bounds, detailed, headline, language_of, named, spaced, written
 
 _WASTED_SHARE = 0.05  # of the energy, from which waste is worth a look
 _CUT_SHARE = 0.5  # of the documents, from which the funnel's loss is worth a look
@@ -142,13 +142,13 @@ def _faults(facts: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _bias(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """The largest difference of each suite that is significant and precise (`checks/bias/findings.py`)."""
+    """Of each suite, the first difference that is significant and precise (`checks/bias/findings.py`)."""
     for suite, rows in _differences(facts).items():
         worst = next((row for row in detailed(facts, rows) if row.get("precise", True)), None)
         if worst is None:
             continue
         examples, effect = worst.get("examples") or [], worst.get("effect") or {}
-        where = ", ".join(filter(None, (language_of(worst), str(worst["axis"] or ""))))
+        where = ", ".join(filter(None, (language_of(worst), spaced(worst["axis"]))))
         size = f"{effect['words']}; " if effect.get("words") else ""
         unit = "document" if suite == "impact" else "sentence"
         size += f"{named(worst['metric'])} {written(worst)}"
@@ -214,7 +214,8 @@ def _sources(facts: Mapping[str, Any]) -> Iterator[Finding]:
         ]
         documents = sum(row["documents_in"] for row in gone)
         yield _finding(
-            f"{counted(len(gone), 'source')} of {len(facts['sources']):,} not in the corpus",
+            f"{len(gone):,} of {counted(len(facts['sources']), 'source')} {'is' if len(gone) == 1 else 'are'} not in "
+            "the corpus",
             _few(lines),
             "/sources",
             "sources",

@@ -22,7 +22,7 @@ SUITES = ("impact", "tone", "association", "intersections", "parity", "instrumen
 
 
 def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Significant rows by suite, the largest difference first.
+    """Significant rows by suite, those that concern the most text first (`extent`).
 
     Keep rates count only where adjusted and only for groups kept less often: a raw ratio mostly shows that sources
     differ, and being kept more often does no harm. A difference that several rows state is one row.
@@ -33,7 +33,7 @@ def significant_rows(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
         if suite == "impact":
             rows = [row for row in rows if row["metric"] == "keep_ratio_adjusted" and row["upper"] < 1]
         if rows:
-            found[suite] = _distinct(sorted(rows, key=lambda row: (-distance(row), _order(row))))
+            found[suite] = _distinct(sorted(rows, key=lambda row: (-extent(row), -distance(row), _order(row))))
     return found
 
 
@@ -77,6 +77,14 @@ def distance(row: Mapping[str, Any]) -> float:
     if neutral == 1.0:
         return abs(math.log(max(near, 1e-9)))
     return abs(float(near))
+
+
+def extent(row: Mapping[str, Any]) -> float:
+    """The least size of a difference, by `distance`, times the number of units that it is based on.
+
+    A difference of ten sentences is large by chance more often than one of ten thousand, and concerns less text.
+    """
+    return distance(row) * (row["n"] or 0)
 
 
 def _order(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from governance.reports.facts.citations import cite
 from governance.reports.facts.problems import uncovered
 from governance.reports.html.markup import Html, chance, compact, fold, foreign, join, number, share, table, tag
 from governance.reports.html.svg_figures import interval_about
-from governance.reports.sections.bias_sections import NEUTRAL, distance, is_significant, significant_rows
+from governance.reports.sections.bias_sections import NEUTRAL, extent, is_significant, significant_rows
 from governance.reports.sections.group_words import (
     bounds,
     detailed,
@@ -256,9 +256,11 @@ def _findings(facts: Mapping[str, Any]) -> Html:
         for row in rows[:_MOST]
     ]
     citation = cite(facts, *(f"/bias/{suite}" for suite in significant_rows(facts["bias"])))
-    title = f"{counted(len(rows), 'significant difference')}, the largest of each kind first"
-    note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
-                    "before you use a finding.", class_="note")  # fmt: skip
+    title = f"{counted(len(rows), 'significant difference')}; of each kind, those on the most text first"
+    note = tag("p", "The order is the interval's end nearest to no difference, times n. Imprecise: the sample is too "
+                    "small to show a medium effect reliably, so the value is probably overstated. Words are "
+                    "counted, not senses: “gay” is merry in older texts. Read the words and the example before you "
+                    "use a finding.", class_="note")  # fmt: skip
     return join([table(title, head, lines, numeric=(3, 4), citation=citation, shown=3), note])
 
 
@@ -273,7 +275,8 @@ def _ordered(facts: Mapping[str, Any]) -> list[Row]:
 def _effect(row: Row) -> Html | None:
     effect = row.get("effect") or {}
     words = [str(effect[name]) for name in ("size", "words") if effect.get(name)]
-    return tag("span", f" {': '.join(words)}", class_="note") if words else None
+    rough = "" if row.get("precise", True) else "; imprecise"
+    return tag("span", f" {': '.join(words)}{rough}", class_="note") if words or rough else None
 
 
 def _case(row: Row) -> Html:
@@ -287,13 +290,10 @@ def _case(row: Row) -> Html:
 
 
 def _table(rows: Sequence[Row], citation: Html) -> Html:
-    """All rows of a metric: significant ones first.
-
-    Then come the largest sure differences, then the largest samples.
-    """
+    """All rows of a metric: significant ones first, then by the text that a difference concerns, then by size."""
 
     def order(row: Row) -> tuple[bool, float, float, str, str]:
-        return not is_significant(row), -distance(row), -(row["n"] or 0), place(row), str(row["group"])
+        return not is_significant(row), -extent(row), -(row["n"] or 0), place(row), str(row["group"])
 
     mine = sorted(rows, key=order)
     lines = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from governance.checks.bias.interval_rows import NOBODY
+from governance.checks.bias.crossed import CROSS
+from governance.checks.bias.interval_rows import NO_GROUP, NOBODY
 from governance.checks.bias.word_lists.tabbed_lists import OF_NAMES
 from governance.reports.html.markup import alike, compact, share
 from governance.reports.sections.bias_sections import FOUR_FIFTHS, NEUTRAL
@@ -23,6 +24,18 @@ _NAMES = {
     "hhi": "HHI",
     "hhi_of_words": "HHI of words",
 }
+_OTHERS = {
+    "age": "age groups",
+    "caste": "castes",
+    "disability": "disabilities",
+    "ethnicity": "ethnic groups",
+    "gender": "gender groups",
+    "nationality": "nationalities",
+    "orientation": "orientations",
+    "pronouns": "pronouns",
+    "religion": "religious groups",
+}
+"""Axis of Assay's own lists -> its groups in the plural."""
 _PHRASES = {
     "npmi_gap": ("occurs more often with {against}", "occurs less often with {against}"),
     "sentiment_gap": ("more favourable sentences", "less favourable sentences"),
@@ -59,18 +72,28 @@ def headline(row: Mapping[str, Any]) -> str:
     """A significant difference as a sentence."""
     proxy = OF_NAMES if str(row["axis"]).endswith(OF_NAMES) else ""
     group, up = f"“{spaced(row['group'] or row['axis'])}{proxy}”", row["value"] > NEUTRAL.get(row["metric"], 0.0)
-    others = f"than other {spaced(row['axis'])} groups"
+    others = f"than {_others(str(row['axis'] or ''))}"
     those = "than those that mention no group" if row["against"] == NOBODY else f"than those of {others[5:]}"
+    kept = f"than those that mention {'no such group' if row['against'] in (None, NO_GROUP) else f'“{theme(row)}”'}"
     more, level = ("more" if up else "less"), ("higher" if up else "lower")
     sentences = {
         "npmi_gap": f"{group} occurs {more} often with “{theme(row)}” {others}",
         "sentiment_gap": f"Sentences that mention {group} are {more} favourable {those}",
         "toxicity_ratio": f"Sentences that mention {group} contain insults {more} often {those}",
-        "keep_ratio_adjusted": f"Documents that mention {group} are removed {'less' if up else 'more'} often",
+        "keep_ratio_adjusted": f"Documents that mention {group} are removed {'less' if up else 'more'} often {kept}",
         "premium": f"{row['language']} needs {more if up else 'fewer'} tokens for the same text",
         "instrument_bias": f"{spaced(row['instrument'])} scores {group} {level} in neutral sentences",
     }
     return sentences.get(row["metric"], f"{group}: {phrase(row)}")
+
+
+def _others(axis: str) -> str:
+    """The other groups of an axis; an axis of a user's own list may have any name."""
+    plain, names = axis.removesuffix(OF_NAMES), OF_NAMES if axis.endswith(OF_NAMES) else ""
+    if plain in _OTHERS:
+        return f"other {_OTHERS[plain]}{names}"
+    axes = " and ".join(f"“{spaced(part)}”" for part in axis.split(CROSS))
+    return f"other groups of {axes}"
 
 
 def spaced(name: object) -> str:
