@@ -105,13 +105,13 @@ def test_only_reasons_that_close_are_reasons(blocked):
 def test_signer_and_rules_are_those_of_the_signed_verdict(waived):
     """`governance.gate.explanation` has the words for a person, an account, a site."""
     found, _ = waived
-    when = "(2026-11-24 10:05:00 UTC)"
-    assert signer(found) == f"The verdict is signed by the account that ran it; no person has approved {when}."
+    verdict = "The verdict of 2026-11-24 10:05:00 UTC is signed by"
+    assert signer(found) == f"{verdict} the account that ran it; no person has approved."
     assert rules(found) == "Judged by policy assay-default, not under a site's policy."
     given = {**found["verdict"], "people": {"signer": "ann", "approved": ["bob"]}, "site": {"name": "centre"}}
     output = {**found, "verdict": given}
     output["summary"] = summary(output)
-    assert signer(output).startswith("The verdict is signed by ann; approved by bob")
+    assert signer(output).startswith(f"{verdict} ann; approved by bob")
     assert rules(output).endswith("under the site's policy of centre.")
 
 

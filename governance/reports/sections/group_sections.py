@@ -6,6 +6,7 @@ difference (Cleveland, 1984). Significant rows have the warning colour. Interval
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -256,20 +257,21 @@ def _findings(facts: Mapping[str, Any]) -> Html:
         for row in rows[:_MOST]
     ]
     citation = cite(facts, *(f"/bias/{suite}" for suite in significant_rows(facts["bias"])))
-    title = f"{counted(len(rows), 'significant difference')}; of each kind, those on the most text first"
-    note = tag("p", "The order is the interval's end nearest to no difference, times n. Imprecise: the sample is too "
-                    "small to show a medium effect reliably, so the value is probably overstated. Words are "
-                    "counted, not senses: “gay” is merry in older texts. Read the words and the example before you "
-                    "use a finding.", class_="note")  # fmt: skip
+    title = f"{counted(len(rows), 'significant difference')}, the best supported first"
+    note = tag("p", "Of each kind, those that concern the most text come first: the end of the interval nearest to no "
+                    "difference, times n. Imprecise ones come last: their samples are too small to show a medium "
+                    "effect reliably, so the values are probably overstated. Words are counted, not senses: “gay” is "
+                    "merry in older texts. Read the words and the example before you use a finding.",
+               class_="note")  # fmt: skip
     return join([table(title, head, lines, numeric=(3, 4), citation=citation, shown=3), note])
 
 
 def _ordered(facts: Mapping[str, Any]) -> list[Row]:
-    """Findings, alternating between suites."""
+    """Findings, the precise ones before the others, each alternating between suites."""
     tested = [[row for row in rows if row["q"] is not None] for rows in significant_rows(facts["bias"]).values()]
-    turns = [detailed(facts, rows) for rows in tested]
-    most = max(map(len, turns), default=0)
-    return [rows[turn] for turn in range(most) for rows in turns if turn < len(rows)]
+    known = [detailed(facts, rows) for rows in tested]
+    split = [[[row for row in rows if row.get("precise", True) is well] for rows in known] for well in (True, False)]
+    return [row for turns in split for turn in itertools.zip_longest(*turns) for row in turn if row is not None]
 
 
 def _effect(row: Row) -> Html | None:

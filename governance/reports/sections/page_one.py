@@ -248,7 +248,7 @@ def _open_reasons(facts: Mapping[str, Any]) -> Iterator[str]:
 def signer(facts: Mapping[str, Any]) -> str:
     """Signer, time and approval."""
     when = str(facts["verdict"].get("signed_at") or "").replace("T", " ").replace("Z", " UTC")
-    return f"The verdict is {facts['summary']['signer']}{f' ({when})' if when else ''}."
+    return f"The verdict{f' of {when}' if when else ''} is {facts['summary']['signer']}."
 
 
 def rules(facts: Mapping[str, Any]) -> str:
