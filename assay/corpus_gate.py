@@ -85,17 +85,17 @@ def packed_rows(artifacts: Mapping[str, Manifest]) -> tuple[Manifest, ...]:
     return (artifacts["pack"],) if "pack" in artifacts else ()
 
 
-def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, role: str = "") -> None:
+def require_corpus(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime, *roles: str) -> None:
     """Raise unless the token shards are as stated.
 
-    Their manifests are compared with the journal, the shards of `role` with their manifests.
+    Their manifests are compared with the journal, the shards of `roles` with their manifests.
 
     Raises:
         GateClosed: names each manifest or shard that differs.
     """
     stated = (artifacts["encode"], *packed_rows(artifacts))
     require_chain(stated, runtime.root, run.journal(runtime.root))
-    listed = [output for manifest in stated for output in manifest.listed(role)]
+    listed = [output for manifest in stated for role in roles for output in manifest.listed(role)]
     if faults := [f"{one.path}: {fault}" for one in listed if (fault := output_fault(one, runtime.root))]:
         raise GateClosed("\n  ".join(["the token shards are not as they were written:", *faults]))
 

@@ -159,8 +159,8 @@ def training(
                 "then: assay data prepare CONFIG"
             )
         if runtime.make:
-            if read_ranks().world_size == 1:  # several ranks only look it up
-                teacher_logits(run, artifacts, runtime)
+            alone = read_ranks().world_size == 1  # several ranks only look the draws up
+            teacher_logits(run, artifacts, replace(runtime, make=alone))
             require_stated(_checkpoints(run, artifacts, runtime), runtime.root, run.journal(runtime.root))
             origin = weights_origin(run, runtime, training_folder(run, artifacts, runtime))
     if processes > 1:

@@ -18,9 +18,10 @@ def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
     The result is None where it needs none.
 
     Raises:
-        GateClosed: the journal does not state the teacher as it is, or its origin is refused.
+        GateClosed: the journal does not state the teacher or the draws as they are, or the origin of the teacher is
+            refused.
     """
-    from pretrain.distillation.drawn_logits import draw_logits
+    from pretrain.distillation.drawn_logits import draw_logits, find_draws
     from pretrain.distillation.teacher import open_teacher
 
     section = run.config.train.distillation
@@ -30,7 +31,13 @@ def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
     section = recipe.train.distillation or section
     teacher = open_teacher(recipe, tokens, runtime)
     assert teacher is not None, "the section names a teacher"
-    if (held := teacher.checkpoint) is not None and held.root.resolve() == runtime.root.resolve():
-        require_stated([held.manifest], runtime.root, run.journal(runtime.root))
+    root, settings = runtime.root, (section, recipe.train.sequence_length)
+    if (held := teacher.checkpoint) is not None and held.root.resolve() == root.resolve():
+        require_stated([held.manifest], root, run.journal(root))
     weights_origin(run, runtime)
-    return draw_logits(teacher, tokens, (section, recipe.train.sequence_length), runtime, run.config.engine)
+    if runtime.make:
+        drawn = draw_logits(teacher, tokens, settings, runtime, run.config.engine)
+    else:
+        drawn = find_draws(teacher, tokens, settings, runtime)
+    require_stated([drawn], root, run.journal(root))
+    return drawn

@@ -183,7 +183,7 @@ def test_a_checkpoint_that_the_journal_never_stated_is_not_resumed(project_copy,
     for command, *more in (["train"], ["evaluate", path.parent], ["export", path.parent, project_copy / "exported"]):
         assert main([command, *words, *map(str, more)]) == 77
         errors = capsys.readouterr().err
-        assert "has no statement of these checkpoints as they are" in errors
+        assert "has no statement of these artifacts as they are" in errors
         assert f"\n  {path.relative_to(root).as_posix()}\n" in errors
     assert not list(root.glob("train/*/manifest.json"))
     outside = project_copy / "outside" / "checkpoint"

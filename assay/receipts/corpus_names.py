@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from data_pipeline.tokens.token_shards import SUFFIX, TokenShard
 from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
 from governance.errors import MissingInput
+from governance.gate.chain import require_chain
 from governance.kernels.buffers import text_buffers
 from governance.kernels.sha256_lanes import sha256_lanes
-from governance.manifest import Manifest
+from governance.manifest import Manifest, Output
 from governance.receipts.name_tree import CorpusNames, head_of, name_tree
 from governance.receipts.verify_receipt import KINDS
 from governance.signing.journal import Journal
 from governance.stage import Runtime
+from governance.verified_files import guarded
 
 _COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "url", "licence", "sha256")])
 _HALF = 16
@@ -32,13 +35,21 @@ Bytes = npt.NDArray[np.uint8]
 def corpus_tree(tokens: Manifest, runtime: Runtime, journal: Journal) -> Manifest:
     """Find or make a corpus's tree, and state its head.
 
+    What it is made of is hashed as it is read. A tree that was found counts only as the journal states it: else
+    whoever writes into a root could leave a document out, and its head would be stated here.
+
     Raises:
         MissingInput: the documents that were encoded are gone.
+        AlteredFile: a shard is not as its manifest says.
+        GateClosed: the tree, or an artifact that it was made from, is not as the journal states it.
     """
     documents, problem = documents_of(tokens, runtime.root)
     if documents is None:
         raise MissingInput(f"receipts: {problem}")
-    made = name_tree(tokens, documents, lambda: read_names(tokens, documents, runtime.root), runtime)
+    read = [*tokens.listed("train"), *tokens.listed("validation"), *documents.listed("documents")]
+    names = guarded(lambda root: read_names(tokens, documents, root), read, runtime.root)
+    made = name_tree(tokens, documents, lambda: names(runtime.root), runtime)
+    require_chain((made,), runtime.root, journal)
     head = head_of(made)
     journal.state("receipts-head", {head.path: head.sha256}, [made.as_input()])
     return made
@@ -90,7 +101,14 @@ def read_names(tokens: Manifest, documents: Manifest, root: Path) -> CorpusNames
         kinds=np.concatenate([np.zeros(0, np.uint8), *kinds]),
         names=np.concatenate([empty, *(found for _, found, _ in names)]),
         documents=np.concatenate([np.zeros(0, np.int64), *(numbers for _, _, numbers in names)]),
+        shard_tokens=tuple(len(shard.tokens) for _, shard in shards_of(tokens, root, "train")),
     )
+
+
+def shards_of(tokens: Manifest, root: Path, split: str) -> Iterator[tuple[Output, TokenShard]]:
+    """The token shards of a split, in order, with their outputs."""
+    listed = (output for output in tokens.listed(split) if output.path.endswith(SUFFIX))
+    yield from ((output, TokenShard.open(root / output.path)) for output in listed)
 
 
 def _unhexed(digests: list[str]) -> Bytes:
@@ -99,8 +117,7 @@ def _unhexed(digests: list[str]) -> Bytes:
 
 def _counted(tokens: Manifest, root: Path, split: str) -> tuple[Any, Any]:
     """Distinct identities of a split, ascending, and the copies of each."""
-    paths = [path for path in tokens.files(split, root) if path.suffix == SUFFIX]
-    parts = [TokenShard.open(path).identities for path in paths]
+    parts = [shard.identities for _, shard in shards_of(tokens, root, split)]
     return np.unique(_keys(np.concatenate([np.zeros((0, _HALF), np.uint8), *parts])), return_counts=True)
 
 

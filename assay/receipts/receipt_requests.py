@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from assay.impact import steps_that_read
-from assay.receipts.corpus_names import corpus_tree
+from assay.receipts.corpus_names import corpus_tree, shards_of
 from data_pipeline.documents import REMOVED_SCHEMA, read_table
 from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
-from governance.errors import ConfigError, GateClosed, ManifestError, MissingInput
+from governance.errors import AlteredFile, ConfigError, GateClosed, ManifestError, MissingInput
 from governance.files import sha256_bytes
 from governance.gate.verdict import GovernanceConfig
 from governance.hooks import Hooks
@@ -35,7 +36,9 @@ from governance.replay.replay_statement import replays
 from governance.signing.dsse import private_key
 from governance.signing.journal import Journal
 from governance.stage import Runtime, root_of
+from governance.verified_files import intact
 from pretrain.checkpoint.format import identity_of, open_checkpoint
+from pretrain.data.removed_documents import places_in
 
 _LONGEST_FILE = 1 << 30
 _COLUMNS = {"id": "id", "url": "url", "text": "sha256"}
@@ -98,8 +101,9 @@ def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, A
     Raises:
         ConfigError: the question is none, or the key cannot sign.
         MissingInput: the checkpoint, its token corpus or its documents are gone.
-        GateClosed: the journal was cut, or does not state this checkpoint.
-        ManifestError: the journal was altered.
+        GateClosed: the journal was cut, or does not state this checkpoint, or the tree and its corpus as they are.
+        ManifestError: the journal or the tree was altered.
+        AlteredFile: a shard that the answer rests on was altered.
     """
     request = read_request(asked)
     manifest = open_checkpoint(checkpoint)
@@ -111,6 +115,8 @@ def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, A
     names = open_names(made, root)
     kind, place = _kind_found(names, request)
     identities = names.identities_of(place) if place is not None else frozenset()
+    if place is not None:
+        _refuse_other_shards(identities, names.found(place), manifest, tokens, made, root)
     steps = steps_that_read(identities, manifest, tokens, root) if identities else []
     identity = identity_of(manifest)
     taken_down = next(_takedowns(identities, manifest, journal), "")
@@ -122,7 +128,50 @@ def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, A
         "filters": " ".join(_filters(tokens, root)),
         "removed": taken_down if place is not None else next(_removals(request, tokens, root), ""),
     }
-    return receipt(names, (kind, request.value), steps, facts, private_key(config.key_path(Path()), make=False))
+    key = private_key(config.key_path(Path()), make=False)
+    found = receipt(names, (kind, request.value), steps, facts, key)
+    if faults := verify_receipt.faults(found, key.public_key()):
+        raise ManifestError(f"{root / made.folder}: was altered: {'; '.join(faults)}. Remove it, and ask again")
+    return found
+
+
+def _refuse_other_shards(
+    identities: frozenset[bytes],
+    found: Mapping[str, Any],
+    checkpoint: Manifest,
+    tokens: Manifest,
+    made: Manifest,
+    root: Path,
+) -> None:
+    """Raise where the shards that give the steps are not those that the tree was made of.
+
+    Hashed are the shards that hold the documents, packed rows, and all shards where sources order the rows. Of the
+    others, the numbers of tokens count, which number the rows.
+
+    Raises:
+        AlteredFile: names the shard.
+    """
+    train = identity_of(checkpoint).recipe.train
+    shards = {split: list(shards_of(tokens, root, split)) for split in ("train", "validation")}
+    places = {id(output): len(places_in(shard, identities)) for of in shards.values() for output, shard in of}
+    everything = bool(train.mixture or train.late_sources)
+    packed = [] if checkpoint.inputs[0].stage != "pack" else read_manifest(root / checkpoint.inputs[0].path).outputs
+    read = [output for of in shards.values() for output, _ in of if everything or places[id(output)]]
+    with contextlib.ExitStack() as reading:
+        for output in (*packed, *read):
+            reading.enter_context(intact(output, root))
+    counts = [sum(places[id(output)] for output, _ in shards[split]) for split in ("train", "validation")]
+    if counts != [found["copies"], found["held_out"]]:
+        raise AlteredFile(
+            f"{root / tokens.folder}: its shards hold the document {counts[0]} time(s) for training and {counts[1]} "
+            f"held out, and the tree of its names says {found['copies']} and {found['held_out']}: a shard was altered. "
+            "Find it with: assay governance verify ROOT"
+        )
+    if [len(shard.tokens) for _, shard in shards["train"]] != made.stats["shard_tokens"]:
+        raise AlteredFile(
+            f"{root / tokens.folder}: a shard has another number of tokens than the tree of its names states: it was "
+            "altered. Find it with: assay governance verify ROOT"
+        )
 
 
 def _own_journal(checkpoint: Manifest, config: GovernanceConfig, root: Path) -> Journal:
@@ -220,11 +269,12 @@ def _removals(request: ReceiptRequest, tokens: Manifest, root: Path) -> Iterator
     column = _COLUMNS[request.kind]
     value = sha256_bytes(request.value.encode("utf-8")) if column == "sha256" else request.value
     for made in _corpora(tokens, root):
-        for path in made.files("removed", root):
-            if not path.exists():
-                get_logger(__name__).warning("%s: is gone; it may have held the document", path)
+        for output in made.listed("removed"):
+            if not (root / output.path).exists():
+                get_logger(__name__).warning("%s: is gone; it may have held the document", root / output.path)
                 continue
-            table = read_table(path, REMOVED_SCHEMA, [column, "reason"])
+            with intact(output, root) as path:
+                table = read_table(path, REMOVED_SCHEMA, [column, "reason"])
             if column == "url":
                 host = value.partition("://")[2].partition("/")[0]
                 table = table.filter(pc.match_substring(table["url"], host, ignore_case=True))

@@ -4,7 +4,8 @@
     clean       the last checkpoint before the first of them that is kept, of the run or of those that it continues
     replay      the steps after it, once more; without such a checkpoint all of them
 
-Nothing is made or changed. Price: as `assay/impact.py`, once for each request.
+Nothing is made or changed. The shards are hashed first, as a training does: a plan from other ones would be wrong.
+Price: that, and as `assay/impact.py`, once for each request.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
+from assay.corpus_gate import require_corpus
 from assay.impact import Impact, impact
 from assay.planning.cluster import Cluster
 from assay.training_recipe import pinned, training_folder
 from governance.energy.footprint import UNKNOWN, Band
-from governance.errors import ConfigError, GateClosed, MissingInput
+from governance.errors import ConfigError, MissingInput
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import KEY_LENGTH, Manifest, read_manifest
 from governance.replay.replay_cost import ReplayCost, replay_cost, spent_on
-from governance.signing.journal import Journal
 from governance.stage import Runtime
 from pretrain.checkpoint.format import STAGE, Parent
 from pretrain.checkpoint.load import parent_of
@@ -136,11 +137,11 @@ def replay_plan(
     Raises:
         MissingInput: a request names nothing, or the run has made no checkpoint.
         ConfigError: its corpus holds none of the documents, or the run removes them already.
-        GateClosed: the journal was cut.
+        GateClosed: the journal was cut, or the token shards are not as it states.
         ManifestError: the journal was altered, or a shard is torn.
     """
     root, tokens, recipe = runtime.root, artifacts.get("pack", artifacts["encode"]), pinned(run)
-    _refuse_cut(run.journal(root))
+    require_corpus(run, artifacts, runtime, "train", "validation")
     training = training_folder(run, artifacts, runtime).relative_to(root).as_posix()
     parts = list(_parts(recipe, runtime, training))
     found = [impact(request, [part.root for part in parts]) for request in requests]
@@ -171,13 +172,6 @@ def replay_plan(
         usd=_price(cluster, cost.hours, ranks),
         first_inputs=_first_inputs(parent_of(recipe.train, root)),
     )
-
-
-def _refuse_cut(journal: Journal) -> None:
-    journal.verified()
-    if behind := journal.behind():
-        raise GateClosed(f"{journal.path}: {behind}")
-    journal.keep()
 
 
 def _held(

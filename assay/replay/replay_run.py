@@ -11,9 +11,11 @@ from assay.config import LoadedRun
 from assay.replay.replay_plan import ReplayPlan, last_checkpoint
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes, write_text
+from governance.gate.chain import require_stated
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
 from governance.replay.replay_statement import state_replay, weights_of
 from governance.stage import Runtime
+from governance.verified_files import intact
 from pretrain.checkpoint.format import read_state
 
 
@@ -58,23 +60,26 @@ def certify(child: LoadedRun, plan: ReplayPlan, made: Manifest, runtime: Runtime
 
     Raises:
         MissingInput: the last checkpoint of the replay is gone.
+        GateClosed: a training or a checkpoint that the facts are of is not as the journal states it.
+        AlteredFile: the losses of a training were altered.
     """
     root, last, clean = runtime.root, made.stats["checkpoint"], plan.clean
-    checkpoint = read_manifest(root / last["path"])
+    checkpoint, old = read_manifest(root / last["path"]), _finished(plan, root)
+    known = [made, checkpoint, *old, *([clean.manifest] if clean is not None and clean.root == root else [])]
+    require_stated(known, root, child.journal(root))
     facts = {
         "documents": list(plan.documents),
         "training": plan.training,
         "steps": plan.last_step,
         "clean": {**_place(clean.manifest), "step": clean.step} if clean is not None else None,
         "first_step": plan.first_step,
-        "recomputed": _recomputed(plan, made, root),
+        "recomputed": _recomputed(plan, made, old, root),
         "replayed": _place(made),
         "checkpoint": _place(checkpoint),
         "weights": weights_of(checkpoint),
     }
     before: list[Input] = [made.as_input(), *([clean.manifest.as_input()] if clean is not None else [])]
-    with contextlib.suppress(MissingInput, ManifestError):
-        before.append(read_manifest(root / plan.training / FILE_NAME).as_input())
+    before += [manifest.as_input() for manifest in old]
     state_replay(child.journal(root), facts, before)
     return facts
 
@@ -83,22 +88,33 @@ def _place(manifest: Manifest) -> dict[str, str]:
     return {"path": manifest.path, "digest": manifest.digest}
 
 
-def _recomputed(plan: ReplayPlan, made: Manifest, root: Path) -> dict[str, int]:
+def _finished(plan: ReplayPlan, root: Path) -> list[Manifest]:
+    """The training that was repeated, unless it never ended."""
+    with contextlib.suppress(MissingInput, ManifestError):
+        return [read_manifest(root / plan.training / FILE_NAME)]
+    return []
+
+
+def _recomputed(plan: ReplayPlan, made: Manifest, old: list[Manifest], root: Path) -> dict[str, int]:
     """Steps that both trainings made alike, and those with equal losses.
 
     They are those from the clean checkpoint to the first affected one.
     """
     between = range(plan.clean_step, plan.first_step - 1)
-    new, old = json.loads((root / made.folder / "losses.json").read_bytes())["losses"], _losses(plan, root)
-    known = [step for step in between if step < min(len(new), len(old))]
-    return {"steps": len(known), "equal": sum(new[step] == old[step] for step in known)}
+    new, before = _losses_of(made, root), _losses(plan, old, root)
+    known = [step for step in between if step < min(len(new), len(before))]
+    return {"steps": len(known), "equal": sum(new[step] == before[step] for step in known)}
 
 
-def _losses(plan: ReplayPlan, root: Path) -> list[float | None]:
-    """Losses of the old training, as far as they are kept."""
-    path = root / plan.training / "losses.json"
-    if path.exists():
+def _losses_of(made: Manifest, root: Path) -> list[float | None]:
+    with intact(made.named("losses.json"), root) as path:
         return list(json.loads(path.read_bytes())["losses"])
+
+
+def _losses(plan: ReplayPlan, old: list[Manifest], root: Path) -> list[float | None]:
+    """Losses of the old training, as far as they are kept."""
+    if old and (root / old[0].folder / "losses.json").exists():
+        return _losses_of(old[0], root)
     last = last_checkpoint(root, plan.training)
     return list(read_state(last, root).losses) if last is not None else []
 

@@ -58,7 +58,7 @@ def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None)
 
 
 def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) -> None:
-    """Raise unless the journal states each of these checkpoints, last or earlier.
+    """Raise unless the journal states each of these artifacts, last or earlier.
 
     An earlier statement counts: a process that is killed while it saves a step again has stated what it did not write.
     The manifests are read before the journal: another training states a checkpoint before it writes the manifest.
@@ -75,9 +75,9 @@ def require_stated(manifests: Iterable[Manifest], root: Path, journal: Journal) 
         raise GateClosed(
             "\n  ".join(
                 [
-                    f"{root / JOURNAL} has no statement of these checkpoints as they are:",
+                    f"{root / JOURNAL} has no statement of these artifacts as they are:",
                     *sorted(faults),
-                    "Restore the files, or remove the folder of each and train again",
+                    "Restore the files, or remove the folder of each and make it again",
                 ]
             )
         )

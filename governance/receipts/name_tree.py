@@ -31,16 +31,16 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.config import Section
-from governance.errors import PipelineError, read_errors
+from governance.errors import ManifestError, PipelineError, read_errors
 from governance.files import atomic_file, running_sha256, sha256_bytes, write_bytes, write_json
 from governance.kernels.sha256_lanes import sha256_rows
-from governance.manifest import Manifest, Output, describe
+from governance.manifest import Manifest, Output, describe, output_fault
 from governance.receipts.blinded_tree import LEAF_BYTES, BlindedTree, build
 from governance.receipts.verify_receipt import KINDS, leaf_value
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 STAGE = "receipts"
-VERSION = 1
+VERSION = 2
 HEAD = "head.json"
 _SALTS = 16
 _ARRAYS = ("high", "low", "leaves", "nodes", "starts", "documents", "identities")
@@ -68,6 +68,8 @@ class CorpusNames:
     """[entries, 16]."""
     documents: Integers
     """[entries], the document of each name."""
+    shard_tokens: tuple[int, ...] = ()
+    """Tokens of each shard of the training split, which number its rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,8 +90,14 @@ class NameTree:
         return bytes.fromhex(sha256_bytes(seed + name))[:16]
 
     def found(self, place: int) -> dict[str, Any]:
-        """Content of a name's leaf."""
+        """Content of a name's leaf.
+
+        Raises:
+            ManifestError: it has a licence that the tree does not know.
+        """
         leaf = bytes(self.tree.leaves[place])
+        if leaf[8:] not in self.licences:
+            raise ManifestError("leaves.npy of the receipts: was altered. Remove the folder of the tree, and ask again")
         copies, held_out = (int.from_bytes(part, "big") for part in (leaf[:4], leaf[4:8]))
         return {"copies": copies, "held_out": held_out, "licence": self.licences[leaf[8:]]}
 
@@ -132,7 +140,7 @@ def name_tree(tokens: Manifest, documents: Manifest, read: Callable[[], CorpusNa
         write_json(folder / HEAD, head)
         files = [*(f"{name}.npy" for name in _ARRAYS), "secret.bin", "licences.json", HEAD]
         outputs = [describe(folder / name, runtime.root) for name in files]
-        return Made(outputs, {**head, "documents": len(names.identities)})
+        return Made(outputs, {**head, "documents": len(names.identities), "shard_tokens": list(names.shard_tokens)})
 
     return run_stage(recipe, [tokens.as_input(), documents.as_input()], runtime, make, alone=True)
 
@@ -146,9 +154,13 @@ def open_names(made: Manifest, root: Path) -> NameTree:
     """Map the tree of a corpus.
 
     Raises:
-        ManifestError: a file of it cannot be read, or is not as its manifest says.
+        ManifestError: a file of it cannot be read, or is not as its manifest says. What a proof holds is not hashed
+            here: a proof from altered files does not lead to the root.
     """
     folder = root / made.folder
+    unproven = [made.named(name) for name in (HEAD, "starts.npy", "documents.npy", "identities.npy", "licences.json")]
+    if faults := [f"{output.path}: {fault}" for output in unproven if (fault := output_fault(output, root))]:
+        raise ManifestError(f"{folder}: is not the tree that was made: {'; '.join(faults)}. Remove it, and ask again")
     with read_errors(folder):
         load = partial(np.load, mmap_mode="r")
         arrays = {name: load(folder / f"{name}.npy") for name in _ARRAYS}

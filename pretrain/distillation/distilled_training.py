@@ -14,7 +14,7 @@ from governance.stage import Runtime
 from pretrain.config.distillation import DistillationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
-from pretrain.data.dataset import Rows, altered_shards, refuse_altered
+from pretrain.data.dataset import Rows, altered_shards, refuse_altered, watch_shards
 from pretrain.distillation.drawn_logits import find_draws, open_draws
 from pretrain.distillation.teacher import FIELD, Teacher, open_teacher
 
@@ -48,12 +48,18 @@ class Distillation:
         return self.teacher.model if self.drawn is None else None
 
     def open_rows(self, rows: Rows, root: Path, gather: Callable[[Any], list[Any]], place: tuple[int, int]) -> Rows:
-        """Rows with their draws, verified; collective over `place` (rank, ranks)."""
+        """Rows with their draws, verified and watched as the rows are; collective over `place` (rank, ranks)."""
         if self.drawn is None:
             return rows
+        own, of_draws = rows.changed, watch_shards(self.drawn, root, *place)
         problems = [line for lines in gather(altered_shards(self.drawn, root, *place)) for line in lines]
         refuse_altered(problems, "the draws of train.distillation", "assay teacher-logits CONFIG")
-        return replace(rows, drawn=open_draws(self.drawn, rows, root))
+
+        def changed() -> tuple[list[str], list[str]]:
+            (texts, touched), (more, also) = own(), of_draws()
+            return [*texts, *more], [*touched, *also]
+
+        return replace(rows, drawn=open_draws(self.drawn, rows, root), changed=changed)
 
     def student(self, vocabulary_size: int, device: torch.device) -> Callable[..., Student]:
         """Function that builds the student.

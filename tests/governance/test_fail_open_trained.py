@@ -12,18 +12,27 @@ from __future__ import annotations
 import html
 import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from assay.cli.main import main
 from assay.config import load_run
+from assay.receipts.corpus_names import read_names
 from assay.weights_origin import weights_origin
+from data_pipeline.tokens.token_shards import TokenShard, document_identity
 from governance.errors import GateClosed
 from governance.manifest import describe, read_manifest, write_manifest
+from governance.receipts.name_tree import name_tree
+from governance.receipts.verify_receipt import name_of
 from governance.signing import journal_lines
 from governance.stage import Runtime
 from tests.governance.attacked import flip, only, prepare, reseal, words_of
 from tests.governance.test_fail_open_after import by_another_key
+from tests.governance.test_fail_open_races import at_first_step
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +130,192 @@ def validation_and_manifest(folder):
     reseal(folder, "encode")
 
 
+# --- receipts and takedowns: what is said of a document
+
+
+def names_without(name):
+    """The tree of all names but one, whole and sealed as anyone can."""
+
+    def attack(folder):
+        root, made = folder / "root", read_manifest(only(folder, "receipts/*/manifest.json"))
+        tokens, documents = (read_manifest(root / item.path) for item in made.inputs)
+        shutil.rmtree(root / "receipts")
+        known = read_names(tokens, documents, root)
+        kept = (known.names != np.frombuffer(name_of("id", name), np.uint8)).any(axis=1)
+        fewer = {field: getattr(known, field)[kept] for field in ("kinds", "names", "documents")}
+        planted = name_tree(tokens, documents, lambda: replace(known, **fewer), Runtime(root))
+        assert planted.path == made.path
+        assert planted.stats["names"] == made.stats["names"] - 1
+
+    return attack
+
+
+def other_identity(pattern, name):
+    """A document's identity in a shard, another one's from now on."""
+
+    def attack(folder):
+        path = only(folder, pattern)
+        data, identity = path.read_bytes(), document_identity(name)
+        assert data.count(identity) == 1
+        path.write_bytes(data.replace(identity, bytes(16)))
+
+    return attack
+
+
+def exchanged_identities(folder):
+    """The same identities, at each other's places."""
+    path = only(folder, "encode/*/train/*stories*.tokens")
+    held = TokenShard.open(path).identities
+    path.write_bytes(path.read_bytes().replace(held.tobytes(), held[::-1].tobytes()))
+
+
+def array_of_the_tree(name, change):
+    def attack(folder):
+        path = only(folder, f"receipts/*/{name}.npy")
+        array = np.load(path)
+        change(array)
+        np.save(path, array)
+
+    return attack
+
+
+def no_copies(leaves):
+    leaves[:, :4] = 0
+
+
+def no_licence(leaves):
+    leaves[:, 8:] ^= 1
+
+
+def no_siblings(nodes):
+    nodes[2:] ^= 1
+
+
+def another_reason(folder):
+    path = only(folder, "clean/*/removed/*stories*")
+    table = pq.read_table(path, partitioning=None)
+    place = table.column_names.index("reason")
+    pq.write_table(table.set_column(place, "reason", pa.array(["licence_refused"] * len(table))), path)
+
+
+STORY, SHORT_STORY = "stories/stories.jsonl#0", "stories/stories.jsonl#40"
+ANSWERED = {
+    "a tree without a document": (names_without(STORY), STORY, 77, "receipts/"),
+    "... before it was made": (names_without(STORY), STORY, 77, "has no statement of it"),
+    "documents of the names": (flipped("receipts/*/identities.npy"), STORY, 65, "identities.npy: has"),
+    "copies in the tree": (array_of_the_tree("leaves", no_copies), STORY, 65, "a shard was altered"),
+    "licences in the tree": (array_of_the_tree("leaves", no_licence), STORY, 65, "leaves.npy"),
+    "nodes of the tree": (array_of_the_tree("nodes", no_siblings), STORY, 65, "was altered: proof"),
+    "the document's identity in a shard": (other_identity("encode/*/train/*stories*", STORY), STORY, 65, "altered"),
+    "identities exchanged": (exchanged_identities, STORY, 65, ".tokens: has sha256"),
+    "the reason of a removal": (another_reason, SHORT_STORY, 65, "removed/"),
+}
+
+
+@pytest.fixture(scope="module")
+def answering(trained, tmp_path_factory):
+    """A root whose tree of names was made by the first question."""
+    folder = tmp_path_factory.mktemp("answering") / "project"
+    shutil.copytree(trained, folder)
+    assert answer(folder, STORY)[0] == 0
+    return folder
+
+
+def answer(folder, name):
+    """Exit status of a request for a receipt, and the receipt."""
+    last = only(folder, "train/*/manifest.json")
+    checkpoint = folder / "root" / read_manifest(last).stats["checkpoint"]["path"]
+    file = folder / "receipt.json"
+    words = ["governance", "prove", name, "--checkpoint", str(checkpoint.parent), "--receipt", str(file)]
+    status = main([*words, "--signing-key", str(folder / "key.pem")])
+    return status, json.loads(file.read_bytes()) if file.exists() else None
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_receipt_says_nothing_that_was_altered(answering, tmp_path, capsys, name):
+    project = shutil.copytree(answering, tmp_path / "project")
+    (project / "receipt.json").unlink()
+    attack, asked, status, words = ANSWERED[name]
+    if name.startswith("..."):  # in a copy of the root as it was before the first question
+        lines = (project / "root" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        assert b'"kind":"receipts' in lines[-1]
+        (project / "root" / "journal.jsonl").write_bytes(b"".join(lines[:-2]))
+    attack(project)
+    lines = (project / "root" / "journal.jsonl").read_bytes()
+    capsys.readouterr()
+    assert answer(project, asked) == (status, None)
+    assert words in capsys.readouterr().err
+    assert (project / "root" / "journal.jsonl").read_bytes() == lines
+
+
+STUDENT = """base = "run.toml"
+
+[model]
+num_hidden_layers = 1
+
+[train.distillation]
+teacher = "{}"
+logits = "sampled"
+"""
+
+
+@pytest.fixture(scope="module")
+def taught(trained, tmp_path_factory):
+    """A root with draws from its checkpoint, and the words that train a student on them."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("taught") / "project")
+    teacher = read_manifest(only(folder, "train/*/manifest.json")).stats["checkpoint"]["path"]
+    (folder / "student.toml").write_text(STUDENT.format(teacher.removesuffix("/manifest.json")))
+    assert main(["teacher-logits", *student_of(folder)]) == 0
+    return folder
+
+
+def student_of(folder):
+    return [str(folder / "student.toml"), *words_of(folder)[1:]]
+
+
+def other_draws(folder):
+    """Other targets for the student, listed and sealed as anyone can."""
+    flip(only(folder, "teacher_logits/*/draws/*"))
+    reseal(folder, "teacher_logits")
+
+
+def test_a_student_does_not_learn_from_draws_that_the_journal_does_not_state(taught, tmp_path, capsys):
+    project = shutil.copytree(taught, tmp_path / "project")
+    other_draws(project)
+    capsys.readouterr()
+    assert main(["train", *student_of(project)]) == 77
+    assert "no statement of these artifacts as they are:\n  teacher_logits/" in capsys.readouterr().err
+    assert len(list((project / "root").glob("train/*/manifest.json"))) == 1
+
+
+def test_draws_altered_while_a_student_reads_them_are_in_no_checkpoint(taught, tmp_path, capsys, monkeypatch):
+    """They are mapped, as the token shards are."""
+    project = shutil.copytree(taught, tmp_path / "project")
+    before = set((project / "root").glob("checkpoint/*"))
+    at_first_step(monkeypatch, lambda: flip(only(project, "teacher_logits/*/draws/*")))
+    capsys.readouterr()
+    assert main(["train", *student_of(project)]) == 65
+    assert "draws/00000.draws: " in capsys.readouterr().err
+    assert set((project / "root").glob("checkpoint/*")) == before
+
+
+def test_a_takedown_is_not_planned_from_other_shards(project, capsys):
+    """Without its identity no shard holds the document: the plan would be that there is nothing to do."""
+    other_identity("encode/*/train/*stories*", STORY)(project)
+    typed = words_of(project)
+    assert main(["governance", "takedown", typed[0], STORY, *typed[1:]]) == 77
+    assert ".tokens: has sha256" in capsys.readouterr().err
+
+
+def test_a_replay_is_not_certified_from_altered_losses(project, capsys):
+    """The certificate says how many of the steps that both trainings made have the same loss."""
+    digit(only(project, "train/*/losses.json"))
+    typed = words_of(project)
+    assert main(["governance", "takedown", typed[0], STORY, *typed[1:], "--execute"]) == 65
+    assert "losses.json: has" in capsys.readouterr().err
+    assert b'"kind":"replay"' not in (project / "root" / "journal.jsonl").read_bytes()
+
+
 REPORT, DOCUMENTS = ("report", "write"), ("report", "write", "--documents")
 EVALUATE, EXPORT, MEGATRON = ("evaluate", "last"), ("export", "last", "{}/exported"), ("data", "export", "{}/megatron")
 SIGNED = {
@@ -209,7 +404,7 @@ def journal_cut(lab):
 
 
 PARENTS = {
-    "exchanged weights": (exchanged, "has no statement of these checkpoints as they are"),
+    "exchanged weights": (exchanged, "has no statement of these artifacts as they are"),
     "a journal that was cut": (journal_cut, "cannot be trusted"),
     "a journal that was altered": (lambda lab: flip(lab / "root" / "journal.jsonl"), "cannot be trusted"),
     "a journal by another key": (by_another_key, "governance.parent_keys"),
@@ -297,7 +492,7 @@ def test_an_unverified_ancestor_is_found_behind_its_checkpoints_and_exports(proj
     made = read_manifest(child / "manifest.json")
     run = {**made.run, "origin": {**made.run["origin"], "verified": True}}
     write_manifest(made.model_copy(update={"run": run}), forged / "root")
-    with pytest.raises(GateClosed, match="no statement of these checkpoints"):
+    with pytest.raises(GateClosed, match="no statement of these artifacts"):
         origin(forged, continue_from=forged / "root" / made.folder)
 
 

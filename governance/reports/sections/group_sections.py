@@ -258,16 +258,16 @@ def _findings(facts: Mapping[str, Any]) -> Html:
     ]
     citation = cite(facts, *(f"/bias/{suite}" for suite in significant_rows(facts["bias"])))
     title = f"{counted(len(rows), 'significant difference')}, the best supported first"
-    note = tag("p", "Of each kind, those that concern the most text come first: the end of the interval nearest to no "
-                    "difference, times n. Imprecise ones come last: their samples are too small to show a medium "
-                    "effect reliably, so the values are probably overstated. Words are counted, not senses: “gay” is "
-                    "merry in older texts. Read the words and the example before you use a finding.",
-               class_="note")  # fmt: skip
+    note = tag("p", "Words are counted, not senses: “gay” is merry in older texts. Read the words and the example "
+                    "before you use a finding; imprecise ones are probably overstated.", class_="note")  # fmt: skip
     return join([table(title, head, lines, numeric=(3, 4), citation=citation, shown=3), note])
 
 
 def _ordered(facts: Mapping[str, Any]) -> list[Row]:
-    """Findings, the precise ones before the others, each alternating between suites."""
+    """Findings, the precise ones before the others, each alternating between suites.
+
+    Within a suite those that concern the most text come first (`bias_sections.extent`).
+    """
     tested = [[row for row in rows if row["q"] is not None] for rows in significant_rows(facts["bias"]).values()]
     known = [detailed(facts, rows) for rows in tested]
     split = [[[row for row in rows if row.get("precise", True) is well] for rows in known] for well in (True, False)]
