@@ -143,7 +143,7 @@ def _refuse_other_shards(
     made: Manifest,
     root: Path,
 ) -> None:
-    """Raise where the shards that give the steps are not those that the tree was made of.
+    """Raise where the shards are not those of the tree.
 
     Hashed are the shards that hold the documents, packed rows, and all shards where sources order the rows. Of the
     others, the numbers of tokens count, which number the rows.

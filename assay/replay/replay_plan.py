@@ -141,6 +141,7 @@ def replay_plan(
         ManifestError: the journal was altered, or a shard is torn.
     """
     root, tokens, recipe = runtime.root, artifacts.get("pack", artifacts["encode"]), pinned(run)
+    run.journal(root).verified()
     require_corpus(run, artifacts, runtime, "train", "validation")
     training = training_folder(run, artifacts, runtime).relative_to(root).as_posix()
     parts = list(_parts(recipe, runtime, training))

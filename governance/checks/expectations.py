@@ -189,7 +189,10 @@ def _interval_expectation() -> Any:
 
         @property
         def configuration(self) -> Any:
-            """GX looks at it some 70 times in a validation, and would build it anew each time."""
+            """The expectation as GX reads it.
+
+            GX looks at it some 70 times in a validation, and would build it anew each time.
+            """
             if self._known is None:
                 self._known = super().configuration
             return self._known

@@ -48,7 +48,10 @@ class Distillation:
         return self.teacher.model if self.drawn is None else None
 
     def open_rows(self, rows: Rows, root: Path, gather: Callable[[Any], list[Any]], place: tuple[int, int]) -> Rows:
-        """Rows with their draws, verified and watched as the rows are; collective over `place` (rank, ranks)."""
+        """Rows with their draws, verified, and watched as they are.
+
+        Collective over `place` (rank, ranks).
+        """
         if self.drawn is None:
             return rows
         own, of_draws = rows.changed, watch_shards(self.drawn, root, *place)

@@ -142,7 +142,7 @@ def _faults(facts: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _bias(facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """Of each suite, the first difference that is significant and precise (`checks/bias/findings.py`)."""
+    """The first significant and precise difference of each suite (`checks/bias/findings.py`)."""
     for suite, rows in _differences(facts).items():
         worst = next((row for row in detailed(facts, rows) if row.get("precise", True)), None)
         if worst is None:

@@ -80,7 +80,7 @@ def distance(row: Mapping[str, Any]) -> float:
 
 
 def extent(row: Mapping[str, Any]) -> float:
-    """The least size of a difference, by `distance`, times the number of units that it is based on.
+    """The least size of a difference (`distance`) times its n.
 
     A difference of ten sentences is large by chance more often than one of ten thousand, and concerns less text.
     """

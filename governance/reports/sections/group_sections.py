@@ -292,7 +292,10 @@ def _case(row: Row) -> Html:
 
 
 def _table(rows: Sequence[Row], citation: Html) -> Html:
-    """All rows of a metric: significant ones first, then by the text that a difference concerns, then by size."""
+    """All rows of a metric: significant ones first, then the largest samples.
+
+    Significant ones are in the order of the text that they concern.
+    """
 
     def order(row: Row) -> tuple[bool, float, float, str, str]:
         return not is_significant(row), -extent(row), -(row["n"] or 0), place(row), str(row["group"])

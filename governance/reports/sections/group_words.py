@@ -88,7 +88,10 @@ def headline(row: Mapping[str, Any]) -> str:
 
 
 def _others(axis: str) -> str:
-    """The other groups of an axis; an axis of a user's own list may have any name."""
+    """The other groups of an axis, in words.
+
+    An axis of a user's own list may have any name.
+    """
     plain, names = axis.removesuffix(OF_NAMES), OF_NAMES if axis.endswith(OF_NAMES) else ""
     if plain in _OTHERS:
         return f"other {_OTHERS[plain]}{names}"
