@@ -31,8 +31,9 @@ from governance.kernels.compiled import kernel, part
 _BUCKETS = 2_000_000  # a constant, because dividing by a variable costs more than all else here
 _DIMENSIONS = 16  # a constant too, so that a sum is a few vector instructions
 _CACHE_BITS = 11
-_CACHED = 1 << _CACHE_BITS  # words whose rows are kept within a call; a quarter of a megabyte
-_GOLDEN = 0x9E3779B97F4A7C15
+_CACHED = 1 << _CACHE_BITS  # words whose rows are kept within a call
+_CACHED_ROWS = 1 << 17  # rows of these words, after which the cache begins anew: half a megabyte
+_GOLDEN, _STEP = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD
 _FNV_START, _FNV_PRIME = 2166136261, 16777619  # FNV-1a, 32 bits (Fowler, Noll and Vo)
 
 
@@ -52,8 +53,8 @@ class FastTextModel:
     """Where each word ends in `word_bytes`."""
     kept: npt.NDArray[np.uint64]
     """A bit for each bucket of n-grams: whether it was kept when the model was pruned. It fits a core's cache."""
-    grams: npt.NDArray[np.int32]
-    """[buckets], the row of the n-grams of a bucket that was kept."""
+    grams_before: npt.NDArray[np.int32]
+    """The row of the first kept bucket at or behind each 64th: rows of n-grams are in the order of their buckets."""
     children: npt.NDArray[np.int64]
     """[2 x labels - 1, 2], the Huffman tree; -1 for a leaf."""
     shortest: int
@@ -77,17 +78,19 @@ def load_model(path: Path) -> FastTextModel:
     if not file.words or not file.shortest <= file.longest:
         raise ManifestError(f"{path}: has no words, or no character n-grams.")
     grams = np.full(file.buckets, -1, np.int32)
-    grams[file.kept[:, 0]] = len(file.words) + file.kept[:, 1]
+    grams[file.kept[:, 0]] = file.kept[:, 1]
     bits = np.packbits(grams >= 0, bitorder="little")
+    kept = np.pad(bits, (0, -len(bits) % 8)).view("<u8")
+    count = len(file.words)
     return FastTextModel(
         labels=file.labels,
-        rows=file.rows,
+        rows=np.concatenate([file.rows[:count], file.rows[count + grams[grams >= 0]]]),
         output=file.output,
         word_table=_hash_words(file.words),
         word_bytes=np.frombuffer(b"".join(file.words), np.uint8),
         word_ends=np.cumsum([len(word) for word in file.words]),
-        kept=np.pad(bits, (0, -len(bits) % 8)).view("<u8"),
-        grams=grams,
+        kept=kept,
+        grams_before=(count + np.cumsum(np.bitwise_count(kept)) - np.bitwise_count(kept)).astype(np.int32),
         children=huffman(file.label_counts),
         shortest=file.shortest,
         longest=file.longest,
@@ -141,7 +144,7 @@ def classify(
     labels, probabilities = np.full(count, -1, np.int64), np.zeros(count, np.float32)
     _classify(
         data, starts, ends, model.rows, model.output, model.word_table, model.word_bytes, model.word_ends,
-        model.kept, model.grams, model.children, model.shortest, model.longest, longest, labels, probabilities,
+        model.kept, model.grams_before, model.children, model.shortest, model.longest, longest, labels, probabilities,
     )  # fmt: skip
     return labels, probabilities
 
@@ -173,6 +176,16 @@ def _hashed(h, byte):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def _ones(typingctx, bits):  # type: ignore[no-untyped-def]
+    """Number of ones."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@intrinsic
 def _add_rows(typingctx, chosen, first, count, rows, hidden):  # type: ignore[no-untyped-def]
     """Add the rows `chosen[first:first + count]` to `hidden`, in order.
 
@@ -199,7 +212,7 @@ def _add_rows(typingctx, chosen, first, count, rows, hidden):  # type: ignore[no
 
 @kernel
 def _classify(  # type: ignore[no-untyped-def]
-    data, starts, ends, rows, output, word_table, word_bytes, word_ends, kept, grams, children,
+    data, starts, ends, rows, output, word_table, word_bytes, word_ends, kept, grams_before, children,
     shortest, longest, size_bytes, labels, probabilities,
 ):  # fmt: skip
     hidden = np.zeros(_DIMENSIONS, np.float32)
@@ -229,7 +242,7 @@ def _classify(  # type: ignore[no-untyped-def]
             any_word = True
             if size > 8 or first + 8 > len(data):
                 found = _rows_of(
-                    data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams,
+                    data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams_before,
                     chosen, 0,
                 )  # fmt: skip
                 _add_rows(chosen, 0, found, rows, hidden)
@@ -242,7 +255,7 @@ def _classify(  # type: ignore[no-untyped-def]
             if keys[slot] != key:
                 keys[slot] = key
                 sizes[slot] = _rows_of(
-                    data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams,
+                    data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams_before,
                     cached, slot * room,
                 )  # fmt: skip
             found = int64(sizes[slot])
@@ -263,7 +276,7 @@ def _classify(  # type: ignore[no-untyped-def]
 
 @part
 def _rows_of(  # type: ignore[no-untyped-def]
-    data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams, chosen, start
+    data, first, size, word, word_table, word_bytes, word_ends, shortest, longest, kept, grams_before, chosen, start
 ):  # fmt: skip
     """Write the rows of a word and its n-grams from `start` on.
 
@@ -282,7 +295,9 @@ def _rows_of(  # type: ignore[no-untyped-def]
         count += 1
     after = _choose_grams(word, size + 2, shortest, longest, kept, chosen, count)
     for k in range(count, after):
-        chosen[k] = grams[chosen[k]]
+        bucket = int64(chosen[k])
+        below = kept[bucket >> 6] & ((uint64(1) << uint64(bucket & 63)) - uint64(1))
+        chosen[k] = grams_before[bucket >> 6] + int64(_ones(below))
     return after - start
 
 

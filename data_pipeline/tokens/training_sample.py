@@ -1,8 +1,9 @@
 """Stratified sample of documents for tokenizer training.
 
 The rule: a stratum gets `sample_bytes` in proportion to its share of all bytes. Within it documents are taken by rising
-SHA-256 of their id until its share is full; the last one is cut. Price: one pass over ids and sizes; memory of a row
-group and of 32 bytes for each document that may still be taken, never for all of them.
+SHA-256 of their id until its share is full; the last one is cut. Price: one pass over ids and sizes, one over the row
+groups that hold a chosen document; memory of a row group and of 32 bytes for each document that may still be taken,
+never for all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups
+from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups, rows_by_group
 from data_pipeline.tokens.mix import rows_by_cell
 from data_pipeline.tokens.token_shards import document_identity
 
@@ -114,15 +115,15 @@ def _by_stratum(table: pa.Table, shard: int, first: int) -> Iterator[tuple[tuple
 def sample_texts(paths: Sequence[Path], places: Places, most_bytes: int | None = None) -> Iterator[str]:
     """Texts of `places` in order, each cut to its size.
 
-    Cuts fall between characters; `most_bytes` is the limit of one text.
+    Cuts fall between characters; `most_bytes` is the limit of one text. Row groups that hold none are not read.
     """
     for shard in np.unique(places["shard"]).tolist():
         chosen = places[places["shard"] == shard]
-        first = 0
-        for table in read_groups(paths[shard], _TEXT):
-            inside = chosen[(chosen["row"] >= first) & (chosen["row"] < first + table.num_rows)]
-            for row, size in zip((inside["row"] - first).tolist(), inside["size"].tolist(), strict=True):
-                data = table["text"][row].as_buffer()
+        sizes = iter(chosen["size"].tolist())
+        groups = rows_by_group(paths[shard], chosen["row"])
+        tables = read_groups(paths[shard], _TEXT, [group for group, _ in groups])
+        for table, (_, rows) in zip(tables, groups, strict=True):
+            for row in rows.tolist():
+                data, size = table["text"][row].as_buffer(), next(sizes)
                 limit = min(size, most_bytes) if most_bytes is not None else size
                 yield data.slice(0, min(limit, data.size)).to_pybytes().decode("utf-8", errors="ignore")
-            first += table.num_rows

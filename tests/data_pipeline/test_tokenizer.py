@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from data_pipeline.documents import DOCUMENT_SCHEMA, write_table
 from data_pipeline.tokens import encoder as encoding
 from data_pipeline.tokens import tokenizer as subject
+from data_pipeline.tokens import training_sample
 from data_pipeline.tokens.encoder import segments
 from data_pipeline.tokens.parity import awkward_strings, every_character
 from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_tokenizer
@@ -232,6 +234,26 @@ def test_letting_documents_go_early_changes_no_sample(tmp_path, monkeypatch):
         assert np.array_equal(pruned.places, sample.places)
         assert pruned.bytes_by_source == sample.bytes_by_source
         assert pruned.documents == 900
+
+
+def test_the_sample_is_read_from_the_row_groups_that_hold_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.documents.ROW_GROUP_BYTES", 2000)
+    texts = [[f"{shard} {place} é" * (1 + place % 9) for place in range(300)] for shard in range(2)]
+    paths = artifact(tmp_path, texts).files("documents", tmp_path)
+    about = [pq.read_metadata(path) for path in paths]
+    ends = [np.cumsum([one.row_group(group).num_rows for group in range(one.num_row_groups)]) for one in about]
+    opened = []
+    read = training_sample.read_groups
+    monkeypatch.setattr(training_sample, "read_groups", lambda *given: opened.append(given) or read(*given))
+    for size in (200, 5000, 10**6):
+        places = choose_sample(paths, size).places
+        whole = [texts[shard][row].encode()[:end] for _, shard, row, end in places.tolist()]
+        assert list(sample_texts(paths, places, 3)) == [text[:3].decode(errors="ignore") for text in whole]
+        opened.clear()
+        assert list(sample_texts(paths, places)) == [text.decode(errors="ignore") for text in whole]
+        holding = {(shard, int(np.searchsorted(ends[shard], row, "right"))) for _, shard, row, _ in places.tolist()}
+        assert {(paths.index(path), group) for path, _, groups in opened for group in groups} == holding
+        assert size > 200 or len(holding) < sum(map(len, ends))
 
 
 def test_an_empty_corpus_is_reported(tmp_path):
