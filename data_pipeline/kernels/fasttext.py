@@ -31,9 +31,8 @@ from governance.kernels.compiled import kernel, part
 _BUCKETS = 2_000_000  # a constant, because dividing by a variable costs more than all else here
 _DIMENSIONS = 16  # a constant too, so that a sum is a few vector instructions
 _CACHE_BITS = 11
-_CACHED = 1 << _CACHE_BITS  # words whose rows are kept within a call
-_CACHED_ROWS = 1 << 17  # rows of these words, after which the cache begins anew: half a megabyte
-_GOLDEN, _STEP = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD
+_CACHED = 1 << _CACHE_BITS  # words whose rows are kept within a call; a quarter of a megabyte
+_GOLDEN = 0x9E3779B97F4A7C15
 _FNV_START, _FNV_PRIME = 2166136261, 16777619  # FNV-1a, 32 bits (Fowler, Noll and Vo)
 
 
@@ -177,7 +176,7 @@ def _hashed(h, byte):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _ones(typingctx, bits):  # type: ignore[no-untyped-def]
-    """Number of ones."""
+    """Number of bits that are 1."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.ctpop(arguments[0])
@@ -295,7 +294,7 @@ def _rows_of(  # type: ignore[no-untyped-def]
         count += 1
     after = _choose_grams(word, size + 2, shortest, longest, kept, chosen, count)
     for k in range(count, after):
-        bucket = int64(chosen[k])
+        bucket = int64(chosen[k])  # its row is found by counting: a table of all buckets would not fit a core's cache
         below = kept[bucket >> 6] & ((uint64(1) << uint64(bucket & 63)) - uint64(1))
         chosen[k] = grams_before[bucket >> 6] + int64(_ones(below))
     return after - start

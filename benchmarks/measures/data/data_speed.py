@@ -38,6 +38,7 @@ def whole_chain(quick: bool) -> list[Goal]:
     size = text_bytes(documents) / 1e6
     source = JsonlSource(type="jsonl", name="mixed", paths=("raw/*.jsonl",), licence="CC0-1.0", id_field="id")
     times: dict[str, list[float]] = {}
+    digests: dict[str, set[str]] = {}
     sizes: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -50,6 +51,7 @@ def whole_chain(quick: bool) -> list[Goal]:
                 started = cpu_seconds()
                 manifest = made()
                 times.setdefault(name, []).append(cpu_seconds() - started)
+                digests.setdefault(name, set()).add(manifest.digest)
                 sizes[name] = manifest.stats.get("bytes_in", 0) / 1e6
                 return manifest
 
@@ -72,9 +74,13 @@ def whole_chain(quick: bool) -> list[Goal]:
             Goal("chain.training_share", training, 0.5, "<=", f"of a tokenizer on all {size:.0f} MB"),
         ]
         goals += [
-            figure(f"chain.{name}.cpu_ms_a_mb", 1000 * spent[name] / size, f"of {len(times[name]) - 1} passes")
+            figure(
+                f"chain.{name}.cpu_ms_a_mb", 1000 * spent[name] / size,
+                f"of {len(times[name]) - 1} passes; digest {min(digests[name])[:12]}",
+            )
             for name in (*chain, "tokenizer")
-        ]
+        ]  # fmt: skip
+        goals.append(Goal("chain.digests_a_stage", max(map(len, digests.values())), 1, "<=", "over all passes"))
         goals += [figure(f"chain.{name}.mb_a_core_second", sizes[name] / spent[name]) for name in chain[:-1]]
         goals += _packing(tokens, packed)
         goals += _against_datatrove(
