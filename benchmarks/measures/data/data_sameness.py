@@ -157,6 +157,16 @@ def _killed(folder: Path, expected: str, times: int) -> Goal:
     return Goal("same_digest.after_kills", float(_digest(folder, "killed") == expected), 1, note=f"{kills} kills")
 
 
+def _write_long_lines(path: Path) -> None:
+    """A line of 200 MB, which is refused, one of 60 MB, and a short one."""
+    with path.open("wb") as file:
+        for name, size in (("huge", 200_000_000), ("long", 60_000_000), ("short", 100)):
+            file.write(b'{"id": "%s", "text": "' % name.encode())
+            for _ in range(size // 100):
+                file.write(b"All of it is one line, however long. " * 2 + b"It goes on and on and on. ")
+            file.write(b'"}\n')
+
+
 def memory(quick: bool) -> list[Goal]:
     """The most that a process holds in each stage on shards of 64 MiB, and in the global join of many keys."""
     probe = [sys.executable, str(Path(__file__).with_name("memory_probe.py"))]
@@ -183,6 +193,9 @@ def memory(quick: bool) -> list[Goal]:
                 goals.append(figure("memory.tokenizer_mb", float(peak), "training, in one process"))
             else:
                 goals.append(Goal(f"memory.{stage}_mb", float(peak), 600, "<=", "shards of 64 MiB"))
+        _write_long_lines(folder / "raw" / "all.jsonl")
+        [[_, peak]] = lines("stage", str(folder / "run.toml"), str(folder / "long"), "0")
+        goals.append(Goal("memory.line_of_200_mb_mb", float(peak), 600, "<=", "ingest; lines of 200 and 60 MB"))
     rows, limit = (10_000_000, 256) if quick else (168_000_000, 1024)
     joined = join.measure(rows, limit)
     share = joined["peak_mib"] / limit
