@@ -480,6 +480,24 @@ def sha256_file(path: Path) -> str:
         raise MissingInput(f"cannot read {path}: {error.strerror}") from error
 
 
+def piece_digest(path: Path, algorithm: str, begin: int = 0, size: int = -1) -> str:
+    """The digest of `size` bytes of a file from `begin` on, or of all from there.
+
+    Raises:
+        MissingInput: the file is missing or cannot be read.
+    """
+    running, left = hashlib.new(algorithm), size
+    try:
+        with open(path, "rb", opener=open_at_once) as handle:
+            handle.seek(begin)
+            while left and (block := handle.read(_READ_BYTES if left < 0 else min(left, _READ_BYTES))):
+                running.update(block)
+                left -= len(block) if left > 0 else 0
+    except OSError as error:
+        raise MissingInput(f"cannot read {path}: {error.strerror}") from error
+    return running.hexdigest()
+
+
 def nameless_memory(folder: Path, size: int) -> mmap.mmap:
     """Memory of `size` bytes backed by an unnamed file in `folder`.
 

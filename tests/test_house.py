@@ -45,8 +45,10 @@ DOORS = {
     "cryptography": {
         "governance/signing/dsse.py",
         "governance/signing/openssf.py",
+        "governance/signing/model_bundles.py",
         "governance/receipts/verify_receipt.py",
     },
+    "sigstore": {"governance/signing/model_bundles.py"},
     "datasets": {"data_pipeline/readers/hub.py"},
     "xlstm": {"pretrain/experiments/recurrent.py"},
     "mlstm_kernels": {"pretrain/experiments/recurrent.py"},

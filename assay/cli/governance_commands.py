@@ -403,3 +403,27 @@ def sign(arguments: Arguments) -> None:
     words = f"{folder} --signature {root / name} --public_key {public_path(key)}"
     line = f"model_signing verify key {words}"
     say(f"{root / name}: others check it with: {line}", signature=root / name, verify=line)
+
+
+def verify_model(arguments: Arguments) -> None:
+    """Verify a model's OpenSSF signature.
+
+    Raises:
+        ConfigError: an identity without its issuer.
+        ManifestError: another signer, or files that are not as they were signed.
+    """
+    from governance.signing import model_bundles
+    from governance.signing.openssf import FILE_NAME as BUNDLE
+
+    model: Path = arguments.model
+    if bool(arguments.identity) != bool(arguments.issuer):
+        raise ConfigError("--identity and --issuer go together: --identity NAME --issuer URL")
+    if arguments.key is not None:
+        by, signer = model_bundles.by_key(arguments.key), f"key {arguments.key}"
+    elif arguments.certificate:
+        by, signer = model_bundles.by_certificate(arguments.certificate), "a certificate of the given authorities"
+    else:
+        by, signer = model_bundles.by_identity(arguments.identity, arguments.issuer), arguments.identity
+    found = model_bundles.verify_model(model, arguments.signature or model / BUNDLE, by, arguments.ignored)
+    count = len({name.split(":")[0] for name in found.files})
+    say(f"{model}: {count} file(s), all as {signer} signed them", files=count, model=found.name, problems=[])

@@ -154,6 +154,16 @@ def _keys(add: Add) -> None:
     path(command, "checkpoint", "CHECKPOINT", "a checkpoint's folder")
     path(command, "--key", "PATH", "the model key (default: your own)")
     path(command, "--signing-key", "PATH", "key that signs the journal entry (default: your own)")
+    command = add("verify-model", "verify_model", "verify a model's OpenSSF signature, whoever made it")
+    path(command, "model", "MODEL", "the signed folder or file")
+    path(command, "--signature", "FILE", "its bundle (default: model.sig in the folder)")
+    signer = command.add_mutually_exclusive_group(required=True)
+    path(signer, "--key", "PUBLIC_KEY", "the signer's elliptic-curve key")
+    path(signer, "--certificate", "AUTHORITY", "certificates that the signer's is under (repeatable)", action="append")
+    signer.add_argument("--identity", metavar="NAME", help="the signer's Sigstore identity, with --issuer")
+    command.add_argument("--issuer", default="", metavar="URL", help="the identity's OpenID Connect issuer")
+    text = "a file or folder that need not be signed (repeatable)"
+    path(command, "--ignore", "PATH", text, dest="ignored", action="append", default=[])
 
 
 def checkpoint_option(command: argparse.ArgumentParser) -> None:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-_IGNORED = (FILE_NAME, ".git", ".gitattributes", ".github", ".gitignore")
+BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+GIT_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
 
 
 def default_model_key_path() -> Path:
@@ -94,7 +94,7 @@ def sign_model(manifest: Manifest, key: EllipticCurvePrivateKey, root: Path) -> 
     body = canonical_json(_statement(manifest, sha256_bytes(manifest_text(manifest).encode("utf-8"))))
     signature = key.sign(pre_authentication(body), ec.ECDSA(hashes.SHA256()))
     bundle = {
-        "mediaType": _BUNDLE_TYPE,
+        "mediaType": BUNDLE_TYPE,
         "verificationMaterial": {
             "publicKey": {"hint": sha256_bytes(public_pem(key.public_key()))},
             "tlogEntries": [],
@@ -118,7 +118,7 @@ def _statement(manifest: Manifest, manifest_sha256: str) -> dict[str, Any]:
     resources = [{"name": name, "algorithm": "sha256", "digest": files[name]} for name in sorted(files)]
     whole = sha256_bytes(b"".join(bytes.fromhex(item["digest"]) for item in resources))
     serialization = {
-        "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(_IGNORED),
+        "method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [FILE_NAME, *GIT_PATHS],
     }  # fmt: skip
     return statement(
         {manifest.folder.rpartition("/")[2]: whole},

@@ -70,6 +70,16 @@ SURFACE = {
     "governance takedown": [*COMMON, "--cluster", "--execute", "--nproc", "--plan", "DOCUMENT"],
     "governance trace": ["--help", "--prov", "--svg", "ARTIFACT"],
     "governance verify": ["--deep", "--help", "--key", "ARTIFACT|ROOT"],
+    "governance verify-model": [
+        "--certificate",
+        "--help",
+        "--identity",
+        "--ignore",
+        "--issuer",
+        "--key",
+        "--signature",
+        "MODEL",
+    ],
     "generate": [
         *COMMON,
         "--average",
