@@ -25,7 +25,10 @@ from governance.stage import Runtime
 from tests.governance.test_reports_page import HOSTILE, corpus, ledger, trained, verdict_of
 
 FLOPS_PER_TOKEN = 64_000_123
-MARKDOWN = ["datasheet.md", "model_card.md", "model_documentation.md", "training_content.md"]
+MARKDOWN = [
+    "datasheet.md", "model_card.md", "model_documentation.md", "sci_for_ai.md", "training_content.md",
+    "training_data_disclosure.md",
+]  # fmt: skip
 MACHINES = ["croissant.json", "cyclonedx.json", "openlineage.ndjson", "prov.json", "spdx.json"]
 
 
@@ -169,7 +172,7 @@ def test_without_a_training_there_is_no_word_of_a_model(run, evidence):
     root, made, _, _ = run
     found = {**evidence.found, "training": None, "summary": {**evidence.found["summary"], "tokens_trained": None}}
     texts = document_texts(Evidence(found, {k: v for k, v in made.items() if k != "train"}, root))
-    assert sorted(texts) == sorted([*MACHINES, "datasheet.md", "training_content.md"])
+    assert sorted(texts) == sorted([*MACHINES, "datasheet.md", "training_content.md", "training_data_disclosure.md"])
     assert "machine-learning-model" not in texts["cyclonedx.json"]
     assert "ai_AIPackage" not in texts["spdx.json"]
 

@@ -3,6 +3,8 @@
     model_card.md             the model, in the Hugging Face Hub's form       (where there is a training)
     model_documentation.md    the European form on the model                    (where there is a training)
     training_content.md       the European summary of the training data
+    training_data_disclosure.md  the items of California's AB 2013
+    sci_for_ai.md             the provider's score of SCI for AI                (where there is a training)
     datasheet.md              the corpus, after Gebru et al.
     croissant.json            the corpus, machine-readable, with the RAI vocabulary
     spdx.json                 bill of materials: SPDX 3.0.1
@@ -25,11 +27,11 @@ from governance.errors import read_errors
 from governance.files import json_text, write_text
 from governance.lineage.lineage_graph import prov_document, read_graph
 from governance.manifest import Manifest, describe
-from governance.reports.documents.corpus_documents import datasheet, training_content
+from governance.reports.documents.corpus_documents import datasheet, training_content, training_data_disclosure
 from governance.reports.documents.croissant import croissant
 from governance.reports.documents.cyclonedx import cyclonedx
 from governance.reports.documents.evidence import Evidence
-from governance.reports.documents.model_documents import model_card, model_documentation
+from governance.reports.documents.model_documents import model_card, model_documentation, sci_for_ai
 from governance.reports.documents.openlineage import openlineage
 from governance.reports.documents.spdx import spdx
 from governance.reports.facts.report_facts import in_order
@@ -83,6 +85,7 @@ def document_texts(evidence: Evidence) -> dict[str, str]:
     """Each document's text by its file's name."""
     texts = {
         "training_content.md": training_content(evidence),
+        "training_data_disclosure.md": training_data_disclosure(evidence),
         "datasheet.md": datasheet(evidence),
         "croissant.json": json_text(croissant(evidence)),
         "spdx.json": json_text(spdx(evidence)),
@@ -93,6 +96,7 @@ def document_texts(evidence: Evidence) -> dict[str, str]:
     if evidence.model is not None:
         texts["model_card.md"] = model_card(evidence)
         texts["model_documentation.md"] = model_documentation(evidence)
+        texts["sci_for_ai.md"] = sci_for_ai(evidence)
     return texts
 
 

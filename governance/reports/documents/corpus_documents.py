@@ -7,13 +7,18 @@ Commission's template of 24 July 2025, adopted by its Communication C(2025) 8311
 its order. A provider publishes the template itself; this document supplies what the run recorded. Sizes are given in
 the template's ranges.
 
+The disclosure of training data has the twelve items of California's AB 2013 (Civil Code, section 3111(a)). Where there
+is no evidence it says "not known"; a person completes it.
+
 The card of a corpus on the hub is a YAML block and the datasheet.
 """
 
 from __future__ import annotations
 
-from governance.reports.documents.corpus_facts import shares_of
-from governance.reports.documents.evidence import Evidence
+from functools import partial
+
+from governance.reports.documents.corpus_facts import personal_findings, shares_of
+from governance.reports.documents.evidence import TO_COMPLETE, Evidence, joined
 from governance.reports.documents.markdown import filled, table
 from governance.reports.facts.stage_counts import licence_words
 from governance.reports.html.markup import number, share, size
@@ -71,13 +76,6 @@ RANGES = ((1e9, "fewer than 1 billion tokens"), (1e13, "1 billion to 10 trillion
 
 def training_content(evidence: Evidence) -> str:
     """The summary, section by section."""
-
-    def removed(reason: str = "") -> str | None:
-        """Documents removed for a reason, or for any; None if uncounted."""
-        stages = [row["removed"] for row in evidence.found["funnel"]]
-        counts = [count for by in stages for name, count in by.items() if reason in ("", name)]
-        return number(sum(counts)) if counts or not reason else None
-
     countries = shares_of(evidence, "country", "share")
     return filled(
         "training_content",
@@ -85,10 +83,59 @@ def training_content(evidence: Evidence) -> str:
         sources=sources(evidence),
         countries=", ".join(f"{row['group']} {share(row['value'])}" for row in countries),
         refused=[row["name"] for row in evidence.found["sources"] if row["fate"] == "refused: licence"],
-        removed=removed,
+        removed=partial(_removed, evidence),
         token_range=token_range,
         statuses=lambda counts: ", ".join(f"{count} {status}" for status, count in counts.items()),
     )
+
+
+def _removed(evidence: Evidence, reason: str = "") -> str | None:
+    """Documents removed for a reason, or for any; None if uncounted."""
+    stages = [row["removed"] for row in evidence.found["funnel"]]
+    counts = [count for by in stages for name, count in by.items() if reason in ("", name)]
+    return number(sum(counts)) if counts or not reason else None
+
+
+PURPOSES = {
+    "ingest": "to read the sources as text; unreadable records are set aside",
+    "clean": "to unify characters, and to keep readable text in the languages that are wanted",
+    "code": "to keep source code under the licences that are wanted",
+    "filter": "to keep documents of the quality that the rules ask for",
+    "classify": "to keep documents that classifiers score highly",
+    "dedup": "to keep one of each group of equal or nearly equal documents",
+    "paragraphs": "to remove repeated paragraphs",
+    "substrings": "to remove repeated passages",
+    "decontaminate": "to remove texts of evaluation sets",
+    "redact": "to mask personal information and credentials",
+    "encode": "to turn text into tokens",
+}
+"""Purpose of each step that passes documents on."""
+
+
+def training_data_disclosure(evidence: Evidence) -> str:
+    """The twelve items of AB 2013."""
+    train = next((row for row in evidence.found["lineage"] if row["stage"] == "train"), None)
+    begun = str(train["started"])[:10] if train and train["started"] else None
+    alone = evidence.at("training.attempts") == 1
+    text = filled(
+        "training_data_disclosure",
+        evidence,
+        sources=sources(evidence),
+        kinds=joined(sorted({f"{row['name']} ({row['kind']})" for row in evidence.kept})),
+        removed=partial(_removed, evidence),
+        personal="; ".join(personal_findings(evidence)) or None,
+        steps=[
+            [
+                row["stage"],
+                PURPOSES.get(row["stage"], "not known"),
+                number(row["documents_in"]),
+                number(row["documents_kept"]),
+            ]
+            for row in evidence.found["funnel"]
+        ],
+        first_used=begun if begun is None or alone else f"not after {begun}",
+    )
+    return text.replace(TO_COMPLETE, f"not known: {TO_COMPLETE}")
 
 
 def token_range(tokens: int) -> str:

@@ -68,6 +68,17 @@ def finding_text(suite: str, row: Row) -> str:
     return visible(f"{text} (95 % interval {low} to {high}; p {p}, q {q}, n {number(row['n'])})")
 
 
+def personal_findings(evidence: Evidence) -> list[str]:
+    """Types of personal data found, with counts and treatment, and the notes on the search."""
+    found = [row for row in evidence.found["counts"] if row["title"].startswith("redact:")]
+    lines = [
+        f"{row['title']}: {visible(str(line[0]))}: {line[2]} found, {visible(str(line[1]))}"
+        for row in found
+        for line in row["rows"]
+    ]
+    return lines + [row["note"] for row in found]
+
+
 def shares_of(evidence: Evidence, axis: str, metric: str) -> list[Row]:
     """Shares of the largest known values of a dimension."""
     rows = evidence.found["bias"].get("shares", ())

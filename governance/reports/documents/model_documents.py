@@ -7,6 +7,10 @@ FLOP of a run = FLOP per token (6 N of every weight that a token multiplies, and
 x tokens of the steps that count. Excluded are validation, repeated steps, activation checkpointing and other models
 (synthetic data, a parent model): a person adds these where they apply.
 
+The provider's score of SCI for AI (Green Software Foundation) has three units: FLOP, tokens, parameters. Gross FLOP
+count repeated steps, gross tokens the raw text (its bytes at the kept text's tokens per byte), gross parameters all;
+effective ones the steps that count, the tokens of the corpus, the parameters that a token uses.
+
 The European form is the model documentation form of the general-purpose-AI code of practice. It covers Annexes XI and
 XII of the AI Act. Items follow the form's order and are paraphrased; the form itself states the addressee of each (AI
 Office, authorities, downstream providers).
@@ -14,7 +18,7 @@ Office, authorities, downstream providers).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from governance.reports.documents.corpus_facts import findings
@@ -191,3 +195,103 @@ def model_documentation(evidence: Evidence) -> str:
         computation=rows(*computation_fields(evidence)),
         megawatt_hours=Field("energy of the run, in MWh", text, "energy.total.joules"),
     )
+
+
+_UNITS = {"10^15 FLOP": 1e15, "10^9 training tokens": 1e9, "10^9 parameters": 1e9}
+
+
+def sci_for_ai(evidence: Evidence) -> str:
+    """The provider's score, its boundary, and the proof that all runs are in it."""
+    total = evidence.at("energy.total")
+    return filled(
+        "sci_for_ai",
+        evidence,
+        scores=[_score(evidence, *row) for row in _amounts(evidence)],
+        adds_up=_adds_up(total),
+        causes=[[cause, _joules(value)] for cause, value in evidence.at("energy.wasted_by_cause").items()],
+        boundary=list(_boundary(evidence)),
+        joules=_joules,
+        kilowatt_hours=kilowatt_hours,
+        scientific=scientific,
+        not_metered=lambda missing: "; ".join(missing) or "not stated",
+    )
+
+
+def _amounts(evidence: Evidence) -> list[tuple[str, str, float | None]]:
+    """Unit, kind of value and amount; None is not known."""
+    flop, steps = evidence.at("training.flops"), evidence.at("training.stats.steps")
+    lost = sum(row["lost"] for row in evidence.at("faults.attempts") or ())
+    tokens, parameters = evidence.at("summary.train_tokens"), evidence.at("training.stats.parameters")
+    experts = (evidence.at("training.config.model") or {}).get("moe")
+    before, after = (evidence.found["funnel"][at][name] for at, name in ((0, "bytes_in"), (-1, "bytes_kept")))
+    raw = tokens * before / after if tokens and after else None
+    by_flop, by_token, by_parameter = _UNITS
+    return [
+        (by_flop, "effective: steps that count", flop),
+        (by_flop, "gross: repeated steps too", flop * (steps + lost) / steps if flop and steps else None),
+        (by_token, "effective: tokens of the corpus", tokens),
+        (by_token, "gross: raw text, estimated from its bytes", raw),
+        (by_parameter, "effective: used by a token", None if experts else parameters),
+        (by_parameter, "gross: all", parameters),
+    ]
+
+
+def _score(evidence: Evidence, unit: str, kind: str, amount: float | None) -> list[str]:
+    carbon = evidence.at("energy.footprint.figures.carbon_total")
+    bounds = [carbon[name] for name in ("value", "low", "high")]
+    unknown = ("not known", "not known", "no known bound")
+    scores = [
+        word if value is None or not amount else f"{value / (amount / _UNITS[unit]):.4g} g CO2e"
+        for value, word in zip(bounds, unknown, strict=True)
+    ]
+    return [unit, kind, "not known" if amount is None else f"{amount:.6g}", *scores]
+
+
+def _joules(value: float) -> str:
+    return f"{number(value)} J"
+
+
+def _adds_up(total: Mapping[str, Any]) -> str | None:
+    """Return whether the parts of the ledger are its whole; None without a ledger."""
+    parts = [total[name] for name in ("surviving", "wasted", "running")]
+    if total["joules"] is None or total["from"] != "ledger":
+        return None
+    millijoules = sum(round(1000 * (part or 0)) for part in parts)
+    return "yes" if millijoules == round(1000 * total["joules"]) else f"no: {_joules(millijoules / 1000)}"
+
+
+_BOUNDARY = {
+    "data collection": ("fetch", "ingest"),
+    "data preprocessing and cleaning": (
+        "lists", "language_model", "clean", "code", "filter", "classifier", "classify", "dedup", "paragraphs",
+        "substrings", "evaluation_sets", "decontaminate", "redact", "tokenizer", "mix", "encode", "pack", "bias",
+        "audit", "data_docs",
+    ),
+    "synthetic data generation": ("synthetic", "teacher_logits"),
+    "model training, on all machines": ("train",),
+    "model evaluation and benchmarking": (
+        "model_audit", "memorisation", "generate", "interpret", "evaluate",
+    ),
+}  # fmt: skip
+"""Components of the specification's provider boundary that stages of a run are."""
+_OUTSIDE = (
+    "project scoping and planning", "optimisation analysis", "system integration and orchestration",
+    "testing of the system", "model tools", "retirement",
+)  # fmt: skip
+
+
+def _boundary(evidence: Evidence) -> Iterator[list[str]]:
+    """Rows of components with the energy of their stages; stages without a component last."""
+    spent = {
+        row["stage"]: row["all_attempts"] if row["all_attempts"] is not None else row["joules"]
+        for row in evidence.at("energy.stages")
+    }
+    placed = {name for names in _BOUNDARY.values() for name in names}
+    for component, names in (*_BOUNDARY.items(), ("other stages", [name for name in spent if name not in placed])):
+        there = [name for name in names if name in spent]
+        known = [spent[name] for name in there if spent[name] is not None]
+        if there or component != "other stages":
+            words = _joules(sum(known)) if known else "not measured" if there else "no such stage here"
+            yield [component, words, ", ".join(there)]
+    for component in _OUTSIDE:
+        yield [component, "not measured here", ""]
