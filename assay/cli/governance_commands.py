@@ -381,6 +381,44 @@ def audit_memorisation(arguments: Arguments) -> None:
     say(f"{runtime.root / made.folder / 'sequences.json'}")
 
 
+def energy(arguments: Arguments) -> None:
+    """Print the energy of all roots, and the share that the final training did not take."""
+    from governance.energy.development_share import BEFORE, DATA, FINAL, development
+    from governance.energy.ledger import joules_of
+    from governance.reports.html.markup import UNKNOWN, share
+    from governance.reports.html.markup import energy as watt_hours
+
+    found = development(arguments.roots, arguments.final)
+    sums = {**found.rows, "all": found.total}
+    shares = {"development": found.share(FINAL), "without its models and data": found.share(FINAL, BEFORE, DATA)}
+    facts = {
+        "final": f"{found.root / found.final}",
+        "millijoules": {
+            name: {part: getattr(one, part) for part in ("measured", "surviving", "wasted", "unknown", "low", "high")}
+            for name, one in sums.items()
+        },
+        "shares": {
+            name: None if one is None else {"value": float(one.value), "low": one.low, "high": one.high}
+            for name, one in shares.items()
+        },
+        "methods": list(found.total.methods), "copied": found.copied, "missing": list(found.missing),
+    }  # fmt: skip
+    say(f"final training: {found.root / found.final}", **facts)
+    for name, one in sums.items():
+        used, lost = (watt_hours(joules_of(value)) for value in (one.measured, one.wasted))
+        part = "" if not one.measured or not found.total.measured else share(one.measured / found.total.measured)
+        say(f"  {name:<16} {used:>12} {part:>8}  of which wasted {lost}")
+    for name, value in shares.items():
+        if value is None:
+            say(f"share of {name}: {UNKNOWN}: the final training was not measured")
+            continue
+        words = [UNKNOWN if one is None else share(one) for one in (value.low, value.high)]
+        say(f"share of {name}: {share(float(value.value))} (from {words[0]} to {words[1]})")
+    say(f"meters: {'; '.join(found.total.methods)}")
+    for name in found.missing:
+        say(f"note: {name} has no manifest here: name its root, or its energy is counted as development")
+
+
 def sign(arguments: Arguments) -> None:
     """Sign a checkpoint as an OpenSSF model.
 

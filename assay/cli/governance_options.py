@@ -84,6 +84,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command = add("audit-memorisation", "audit_memorisation", text)
     config(command)
     checkpoint_option(command)
+    _energy(add)
     _kpis(add, config)
     _keys(add)
 
@@ -117,6 +118,12 @@ def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> N
     path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
     path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
     path(command, "--signing-key", "PATH", "key that signs the receipt and the journal entry (default: your own)")
+
+
+def _energy(add: Add) -> None:
+    command = add("energy", "energy", "divide the energy of all roots into the final training's and the development's")
+    path(command, "roots", "ROOT", "folders of artifacts", nargs="+")
+    path(command, "--final", "CHECKPOINT", "folder of the final training or a checkpoint of it (default: the last)")
 
 
 def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:

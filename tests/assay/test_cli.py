@@ -57,6 +57,7 @@ SURFACE = {
     "governance check": [*COMMON, "--data-docs"],
     "governance clock": [*COMMON, "--accept", "--reason"],
     "governance diff": ["--help", "A", "B"],
+    "governance energy": ["--final", "--help", "ROOT"],
     "governance freeze": [*COMMON, "FILE"],
     "governance impact": ["--help", "--root", "DOCUMENT|URL|SHARD"],
     "governance kpi-plan": [*COMMON, "KPIS"],
