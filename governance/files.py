@@ -481,7 +481,9 @@ def sha256_file(path: Path) -> str:
 
 
 def piece_digest(path: Path, algorithm: str, begin: int = 0, size: int = -1) -> str:
-    """The digest of `size` bytes of a file from `begin` on, or of all from there.
+    """The digest of a file, or of a piece of it.
+
+    The piece has `size` bytes from `begin` on; by default it has all of them.
 
     Raises:
         MissingInput: the file is missing or cannot be read.

@@ -382,7 +382,7 @@ def audit_memorisation(arguments: Arguments) -> None:
 
 
 def energy(arguments: Arguments) -> None:
-    """Print the energy of all roots, and the share that the final training did not take."""
+    """Print the energy of all roots, and the development share."""
     from governance.energy.development_share import BEFORE, DATA, FINAL, development
     from governance.energy.ledger import joules_of
     from governance.reports.html.markup import UNKNOWN, share

@@ -1,4 +1,6 @@
-"""Energy of many roots: the final run's, and the development's, which is all that the final run did not take.
+"""Energy of many roots, divided into final training and development.
+
+Development is all that the final training did not take.
 
     final training         every attempt of the training that made the model
     models before          every attempt of the trainings that it goes on from, was fine-tuned or distilled from
@@ -54,7 +56,7 @@ class Development:
     """Ancestors whose manifests are gone: their energy is among the other rows."""
 
     def share(self, *kept: str) -> Share | None:
-        """Share of all energy that is not in the rows `kept`; None where nothing was measured."""
+        """Share of all energy outside the rows `kept`; None if unmeasured."""
         ours = [piece for name, piece in self.rows.items() if name in kept]
         rest = [piece for name, piece in self.rows.items() if name not in kept]
         total = self.total.measured
@@ -65,15 +67,17 @@ class Development:
 
 
 def _bound(rest: Iterable[Sum], ours: Iterable[Sum], of_rest: str, of_ours: str) -> float | None:
-    """Share with the rest at one bound and the kept at the other."""
+    """Share with rest and kept rows at opposite bounds."""
     parts, others = [getattr(one, of_rest) for one in rest], [getattr(one, of_ours) for one in ours]
     if None in (*parts, *others) or not sum(parts) + sum(others):
         return None
-    return sum(parts) / (sum(parts) + sum(others))
+    return float(Fraction(sum(parts), sum(parts) + sum(others)))
 
 
 def development(roots: Sequence[Path], final: Path | None = None) -> Development:
-    """Divide the energy of all roots; without `final`, the training that was finished last is the final one.
+    """Divide the energy of all roots.
+
+    Without `final`, the training that was finished last is the final one.
 
     Args:
         roots: folders of artifacts, each with a ledger.
@@ -131,7 +135,7 @@ def _last(known: Mapping[Path, Sequence[Manifest]]) -> tuple[Path, str]:
 
 
 def _named(final: Path, roots: Sequence[Path]) -> tuple[Path, str]:
-    """Root and folder of the training that a training's or a checkpoint's folder names."""
+    """Root and folder of the training that an artifact names."""
     manifest, root = read_artifact(final), root_of(final)
     key = manifest.key if manifest.stage == TRAIN else manifest.config.get("train_key")
     if not isinstance(key, str):
@@ -142,7 +146,7 @@ def _named(final: Path, roots: Sequence[Path]) -> tuple[Path, str]:
 
 
 def _line(known: Mapping[Path, Sequence[Manifest]], home: Path, final: str) -> tuple[dict[str, Training], list[str]]:
-    """The final training and those before it, in whatever root; and ancestors whose manifests are gone."""
+    """The final training with those before it, and lost ancestors."""
     found: dict[str, Training] = {}
     for root in sorted(known, key=lambda place: place != home):
         for name, training in read_trainings(known[root], root)[0].items():
@@ -165,7 +169,9 @@ def _line(known: Mapping[Path, Sequence[Manifest]], home: Path, final: str) -> t
 
 
 def _once(ledgers: Mapping[Path, Sequence[Interval]]) -> tuple[dict[Path, list[Interval]], int]:
-    """Each interval in one root, the first that holds the longest form of it; and how many were in several.
+    """Each interval in one root, and the number of copied ones.
+
+    The root is the first that holds the longest form of the interval.
 
     Raises:
         ManifestError: two forms of one interval, neither of which goes on from the other.

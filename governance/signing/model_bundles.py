@@ -121,11 +121,11 @@ def _statement(payload: Any, place: str) -> SignedModel:
     if shard is not None and shard < 1:
         raise ManifestError(f"{place}: shards of {shard} bytes. {_FIX}")
     ignored = tuple(way.get("ignore_paths", ()))
-    return SignedModel(subject["name"], files, *algorithms, shard, bool(way["allow_symlinks"]), ignored)
+    return SignedModel(subject["name"], files, algorithms.pop(), shard, bool(way["allow_symlinks"]), ignored)
 
 
 def _digests(folder: Path, signed: SignedModel, left_out: set[Path]) -> Iterator[tuple[str, str]]:
-    """Name and digest of each file, or of each shard, that has to be signed."""
+    """Name and digest of each file or shard to be signed."""
     algorithm = signed.algorithm
     for path in [folder] if folder.is_file() else sorted(folder.rglob("*")):
         if left_out & {path.absolute(), *path.absolute().parents}:
@@ -205,9 +205,10 @@ def by_certificate(authorities: Iterable[Path]) -> Authenticate:
     return authenticate
 
 
-def _verify_chain(chain: Sequence[Certificate], roots: Sequence[Certificate], place: str) -> None:
+def _verify_chain(chain: Sequence[Certificate], roots: list[Certificate], place: str) -> None:
     from cryptography import x509
     from cryptography.x509 import verification
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     policies = verification.ExtensionPolicy
     builder = verification.PolicyBuilder().store(verification.Store(roots)).time(chain[0].not_valid_before_utc)
@@ -219,12 +220,14 @@ def _verify_chain(chain: Sequence[Certificate], roots: Sequence[Certificate], pl
     uses = {type(one.value): one.value for one in chain[0].extensions}
     use: Any = uses.get(x509.KeyUsage)
     extended: Any = uses.get(x509.ExtendedKeyUsage, ())
-    if not (use and use.digital_signature) and x509.ExtendedKeyUsageOID.CODE_SIGNING not in extended:
+    if not (use and use.digital_signature) and ExtendedKeyUsageOID.CODE_SIGNING not in extended:
         raise ManifestError(f"{place}: its certificate is not for signing")
 
 
 def by_identity(identity: str, issuer: str) -> Authenticate:
-    """Accept what a Sigstore identity signed, by the trusted root that package `sigstore` ships with.
+    """Accept what a Sigstore identity signed.
+
+    The trusted root is that which package `sigstore` ships with.
 
     Raises:
         ConfigError: the package is not installed.
@@ -271,7 +274,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _signed_payload(key: EllipticCurvePublicKey, envelope: Mapping[str, Any], fault: str) -> bytes:
-    """The envelope's payload; `fault` is raised where the key did not sign it."""
+    """The envelope's payload, which the key must have signed."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -301,7 +304,7 @@ def _digest_of(key: Any) -> Any:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    kinds = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
+    kinds: dict[str, Any] = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in kinds:
         raise ValueError("the key is of another kind")
     return kinds[key.curve.name]()

@@ -69,7 +69,7 @@ def finding_text(suite: str, row: Row) -> str:
 
 
 def personal_findings(evidence: Evidence) -> list[str]:
-    """Types of personal data found, with counts and treatment, and the notes on the search."""
+    """Personal data found: types, counts and treatment; notes on the search."""
     found = [row for row in evidence.found["counts"] if row["title"].startswith("redact:")]
     lines = [
         f"{row['title']}: {visible(str(line[0]))}: {line[2]} found, {visible(str(line[1]))}"

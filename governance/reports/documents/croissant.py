@@ -128,7 +128,7 @@ def _provenance(evidence: Evidence) -> Values:
 
 
 def _conditions(licence: str) -> list[Values]:
-    """Use conditions of a licence: a term, and an offer where its deed is machine-readable."""
+    """Use conditions of a licence: a term, and perhaps an offer."""
     if licence not in SPDX_LISTED:
         return [{"@type": "DefinedTerm", "name": visible(licence), "description": licence_text(licence)}]
     term = {
@@ -142,7 +142,7 @@ def _conditions(licence: str) -> list[Values]:
 
 
 def _offer(licence: str) -> Values:
-    """ODRL offer of a Creative Commons licence, by the terms of its deed (ccREL)."""
+    """ODRL offer of a Creative Commons licence, after its deed (ccREL)."""
     parts = licence.split("-")
     permitted = ["Reproduction", "Distribution", *(["DerivativeWorks"] if "ND" not in parts else [])]
     required = [] if parts[0] == "CC0" else ["Notice", "Attribution", *(["ShareAlike"] if "SA" in parts else [])]

@@ -201,7 +201,7 @@ _UNITS = {"10^15 FLOP": 1e15, "10^9 training tokens": 1e9, "10^9 parameters": 1e
 
 
 def sci_for_ai(evidence: Evidence) -> str:
-    """The provider's score, its boundary, and the proof that all runs are in it."""
+    """The provider's score, its boundary, and the runs that it includes."""
     total = evidence.at("energy.total")
     return filled(
         "sci_for_ai",
@@ -252,7 +252,7 @@ def _joules(value: float) -> str:
 
 
 def _adds_up(total: Mapping[str, Any]) -> str | None:
-    """Return whether the parts of the ledger are its whole; None without a ledger."""
+    """Return whether the ledger's parts are its whole; None without a ledger."""
     parts = [total[name] for name in ("surviving", "wasted", "running")]
     if total["joules"] is None or total["from"] != "ledger":
         return None
@@ -281,7 +281,7 @@ _OUTSIDE = (
 
 
 def _boundary(evidence: Evidence) -> Iterator[list[str]]:
-    """Rows of components with the energy of their stages; stages without a component last."""
+    """Rows of components with the energy of their stages."""
     spent = {
         row["stage"]: row["all_attempts"] if row["all_attempts"] is not None else row["joules"]
         for row in evidence.at("energy.stages")
