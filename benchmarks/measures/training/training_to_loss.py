@@ -43,7 +43,7 @@ def time_to_loss(quick: bool) -> list[Goal]:
     seeds = {"readme": SEEDS["readme"][:1]} if quick else SEEDS
     with tempfile.TemporaryDirectory() as scratch:
         path = prepare(Path(scratch) / "ours", preset(), BYTES)
-        arrays = _arrays(path)
+        arrays = held_out_arrays(path)
         goals = []
         for seed in sorted({seed for some in seeds.values() for seed in some}):
             ours, reached = own_run(path, [f"train.seed={seed}"])
@@ -54,7 +54,7 @@ def time_to_loss(quick: bool) -> list[Goal]:
         return goals
 
 
-def _arrays(path: Path) -> list[Path]:
+def held_out_arrays(path: Path) -> list[Path]:
     """The training text, and the held-out rows that the preset is validated on with their targets."""
     train = load_run(path, []).config.train
     held = tokens_of(path, "validation")
