@@ -194,14 +194,6 @@ class DataConfig(Section):
 
     @field_validator("sources")
     @classmethod
-    def _sources_once(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        names = [source.name for source in sources]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two sources are named {twice[0]!r}; rename one: ids start with it")
-        return sources
-
-    @field_validator("sources")
-    @classmethod
     def _licences_exist(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         """Spell licences of lists as documents have them."""
         return tuple(map(_with_licences, sources))
@@ -232,7 +224,7 @@ class DataConfig(Section):
             raise ValueError(f"two evaluation sets are named {twice[0]!r}; rename one")
         return config
 
-    @field_validator("classifiers", "filters")
+    @field_validator("sources", "classifiers", "filters")
     @classmethod
     def _names_once(cls, named: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         names = [one.name for one in named]

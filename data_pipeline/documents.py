@@ -41,8 +41,8 @@ import pyarrow.parquet as pq
 from governance.errors import ManifestError
 from governance.files import atomic_path
 from governance.manifest import Manifest, Output
-from governance.parallel import ShardDone, ShardMade, sum_stats
-from governance.stage import Made
+from governance.parallel import Shard, ShardDone, ShardMade, map_shards, sum_stats
+from governance.stage import Made, Recipe, Runtime
 
 
 def required(**columns: pa.DataType) -> pa.Schema:
@@ -360,6 +360,26 @@ def pass_on(
     return ShardMade(files, sum_stats(counts))
 
 
+def map_documents(
+    recipe: Recipe,
+    function: Callable[..., ShardMade],
+    documents: Manifest,
+    payload: Sequence[Any],
+    inputs: Sequence[str],
+    folder: Path,
+    runtime: Runtime,
+) -> list[ShardDone]:
+    """Make or find one shard for each shard of documents.
+
+    `function` receives the path of the documents, followed by `payload`; `inputs` are the digests of the payload.
+    """
+    shards = [
+        Shard(path.stem, (output.sha256, *inputs), (path, *payload), (output,))
+        for output, path in document_shards(documents, runtime.root)
+    ]
+    return map_shards(recipe, function, shards, folder, runtime)
+
+
 def gathered(done: Sequence[ShardDone], none: dict[str, Any]) -> Made:
     """The files and the summed counts of a step's shards.
 
@@ -377,6 +397,14 @@ def split_table(
     marked = table.append_column(REMOVED_SCHEMA.field("reason"), pa.array(reasons, pa.string()))
     marked = marked.append_column(REMOVED_SCHEMA.field("evidence"), pa.array(evidence, pa.string()))
     return (table if changed is None else changed).filter(kept), marked.filter(pc.invert(kept))
+
+
+def judged(
+    table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]
+) -> tuple[tuple[pa.Table, pa.Table], dict[str, Any]]:
+    """Kept rows, removed rows and the common counts of a stage that changes no text."""
+    sizes = pc.binary_length(table["text"]).to_pylist()
+    return split_table(table, reasons, evidence), funnel(table["source"].to_pylist(), sizes, sizes, reasons)
 
 
 def cut_spans(text: bytes, spans: Iterable[tuple[int, int]]) -> bytes:

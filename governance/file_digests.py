@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from governance.errors import MissingInput, PipelineError
 from governance.files import atomic_path, sha256_file
 from governance.log import get_logger
+from governance.manifest import Input
 from governance.signed_notes import read_note, write_note
 from governance.stage import Runtime, ShareDone
 
@@ -82,6 +84,19 @@ class Digests:
             write_note(self._path, self._known, self._runtime.root, self._runtime.hooks.signer)
         except PipelineError as error:
             get_logger(__name__).warning("the digests of the files that were read are not cached: %s", error)
+
+
+def file_inputs(files: Iterable[tuple[str, Path]], runtime: Runtime) -> list[Input]:
+    """Inputs of an artifact that is made of files outside the root.
+
+    Each file has the name under which the manifest lists it.
+
+    Raises: as `Digests.of`.
+    """
+    digests = Digests(runtime)
+    inputs = [Input(stage="file", digest=digests.of(path), path=name) for name, path in files]
+    digests.save()
+    return inputs
 
 
 def is_unchanged(path: Path, facts: tuple[int, ...], digest: str, *, again: bool = True) -> bool:

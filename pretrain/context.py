@@ -7,12 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from governance.hooks import UNKNOWN_ENERGY
+from governance.provenance import provenance
 from pretrain.callbacks import Callbacks
 from pretrain.config.training import Settings, TrainRecipe
 from pretrain.distributed.layout import Layout, layout_of
 from pretrain.distributed.preemption import StopRequested
-from pretrain.distributed.process_group import Ranks
+from pretrain.distributed.process_group import HOST, Ranks, add_up
 from pretrain.energy_budget import BudgetGuard
+from pretrain.metrics.metrics_log import Record
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from pretrain.engine.engine import Engine
     from pretrain.evaluation.scores import Suite
     from pretrain.initial_weights.start import InitialWeights
-    from pretrain.metrics.metrics_log import Record
 
 
 class LoopMeter(Protocol):
@@ -102,3 +104,27 @@ class TrainContext:
     def summands(self, values: Sequence[float]) -> list[float]:
         """This rank's summands of `values` in a sum over ranks."""
         return [value * self.layout.counts for value in values]
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Sum each value over all ranks, on the host; collective."""
+        return add_up(self.summands(values), HOST)
+
+    @property
+    def compiles(self) -> bool:
+        """Return whether the model's forward pass is compiled, always so on CUDA."""
+        return self.device.type == "cuda" or self.settings.engine.compile
+
+    def facts(self) -> dict[str, Any]:
+        """Facts of this attempt, which never enter a digest."""
+        engine = self.settings.engine
+        execution = {
+            "world_size": self.ranks.world_size,
+            "device": self.device.type,
+            "zero_stage": engine.zero_stage,
+            "micro_batch_size": engine.micro_batch_size,
+            **({"deepspeed": engine.deepspeed} if engine.deepspeed else {}),
+        }
+        origin = {"origin": dict(self.settings.origin)} if self.settings.origin else {}
+        return {
+            **provenance(), "attempt": self.attempt, "execution": execution, "energy": dict(UNKNOWN_ENERGY), **origin
+        }  # fmt: skip

@@ -15,11 +15,9 @@ import torch
 from torch import distributed
 
 from governance.errors import ConfigError, Preempted
-from governance.hooks import UNKNOWN_ENERGY
 from governance.log import get_logger, progress
 from governance.manifest import Manifest
 from governance.phases import CHECKPOINT, COMMUNICATION, COMPUTE, EVALUATION, begin, during, tell_hang
-from governance.provenance import provenance
 from governance.stage import artifact_folder
 from pretrain.checkpoint.format import TrainState, finite_row
 from pretrain.checkpoint.load import resume
@@ -131,6 +129,8 @@ def train_loop(context: TrainContext) -> TrainState:
                     saved_step = step
                 if step == last:
                     break
+    context.callbacks.end(state.step, tokens=state.tokens, loss=state.final_loss)
+    _finish_callbacks(context, state.step)
     return state
 
 
@@ -167,7 +167,7 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
         if context.ranks.first and state.step:  # a kill may have left a removal half done, and no save may follow
             remove_old(context.checkpoints, context.settings.checkpoint, state.step, state.validations)
         durable = partial(_record_checkpoint, context)
-        saver = open_saver(context.checkpoints, context.settings, context.engine, run_facts(context), durable)
+        saver = open_saver(context.checkpoints, context.settings, context.engine, context.facts(), durable)
         with saver as context.saver:
             rows_read = batch_sizes(context.recipe.train).before(state.step + 1)
             context.meter = StepMeter(context, state.step, rows_read)
@@ -369,7 +369,7 @@ def _validate(context: TrainContext, state: TrainState, saved_step: int) -> Trai
     with context.meter.aside(EVALUATION) as seconds:
         measured = measure(
             nats_of, rows, recipe.train.validation_rows, engine.micro_batch_size,
-            (layout.data_rank, layout.data_ranks), partial(_sum_over_ranks, context), _compiles(context),
+            (layout.data_rank, layout.data_ranks), context.sum_over_ranks, context.compiles,
         )  # fmt: skip
         values = asdict(measured)
         context.record("validation", state.step, **values, seconds=seconds())
@@ -390,7 +390,7 @@ def _score_tasks(context: TrainContext, state: TrainState, saved_step: int) -> T
     tokens = context.settings.engine.micro_batch_size * context.recipe.train.sequence_length
     data_rank, data_ranks = context.layout.data_rank, context.layout.data_ranks
     with context.meter.aside(EVALUATION):
-        passes = Passes(tokens, data_rank, data_ranks, partial(_sum_over_ranks, context), _compiles(context))
+        passes = Passes(tokens, data_rank, data_ranks, context.sum_over_ranks, context.compiles)
         scores = [{"step": state.step, **row} for row in evaluate_tasks(suite, nats_of, passes)]
     for row in scores:
         context.record("task", **row)
@@ -415,14 +415,6 @@ def _nats_function(
         return context.engine.forward(batch)[1]
 
     return nats_of
-
-
-def _sum_over_ranks(context: TrainContext, values: list[float]) -> list[float]:
-    return add_up(context.summands(values), HOST)
-
-
-def _compiles(context: TrainContext) -> bool:
-    return context.device.type == "cuda" or context.settings.engine.compile
 
 
 def _save(context: TrainContext, state: TrainState) -> None:
@@ -465,13 +457,13 @@ def _save_and_stop(context: TrainContext, state: TrainState, saved_step: int) ->
         context.record("budget", state.step, **context.budget.facts())
     elif not context.checkpoints.gather(context.callbacks.failure)[0]:
         _report_stop_seconds(context, state.step)  # before the callbacks: the step is durable now
-    finish_callbacks(context, state.step)
+    _finish_callbacks(context, state.step)
     if context.budget.reached:
         raise context.budget.error(state.step)
     raise Preempted(f"stopped by a signal after step {state.step}, which is saved; run the same command to resume")
 
 
-def finish_callbacks(context: TrainContext, step: int) -> None:
+def _finish_callbacks(context: TrainContext, step: int) -> None:
     """Deliver the events that wait, and record the totals. Collective.
 
     Raises:
@@ -498,19 +490,3 @@ def _report_stop_seconds(context: TrainContext, step: int) -> None:
             "slurm.notice_seconds): a slower save would be killed before it is durable; raise that limit to %d s",
             given, 4 * math.ceil(seconds),
         )  # fmt: skip
-
-
-def run_facts(context: TrainContext) -> dict[str, Any]:
-    """Facts of this attempt, which never enter a digest."""
-    engine = context.settings.engine
-    execution = {
-        "world_size": context.ranks.world_size,
-        "device": context.device.type,
-        "zero_stage": engine.zero_stage,
-        "micro_batch_size": engine.micro_batch_size,
-        **({"deepspeed": engine.deepspeed} if engine.deepspeed else {}),
-    }
-    origin = {"origin": dict(context.settings.origin)} if context.settings.origin else {}
-    return {
-        **provenance(), "attempt": context.attempt, "execution": execution, "energy": dict(UNKNOWN_ENERGY), **origin
-    }  # fmt: skip

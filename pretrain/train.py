@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from governance.errors import ConfigError
 from governance.files import write_json
@@ -35,22 +35,47 @@ from governance.processes import importing
 from governance.provenance import provenance
 from governance.stage import Recipe, Runtime, artifact_folder, commit, find, not_made, now
 from pretrain.callbacks import open_callbacks
+from pretrain.checkpoint.base_weights import BaseIdentity, keep_base
+from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore, Parent, TrainState, require_step
 from pretrain.checkpoint.load import parent_of, refuse_read, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
+from pretrain.context import TrainContext
+from pretrain.data.batch_size import batch_sizes
+from pretrain.data.dataset import (
+    Rows,
+    altered_shards,
+    open_rows,
+    refuse_altered,
+    refuse_other_than_pairs,
+    refuse_small,
+    refuse_unknown_documents,
+    watch_shards,
+    without_removed,
+)
+from pretrain.data.sampler import weights_in_use
+from pretrain.data.tokenizer_check import refuse_foreign_vocabulary
 from pretrain.distillation.distilled_training import Distillation, distillation_of
 from pretrain.distributed.lease import RunLease, hold_folder
 from pretrain.distributed.preemption import watch_signals
-from pretrain.distributed.process_group import Ranks, read_ranks, slurm_attempt
+from pretrain.distributed.process_group import (
+    Ranks,
+    device_of,
+    gather,
+    join,
+    meeting_device,
+    ranks_store,
+    read_ranks,
+    slurm_attempt,
+    threads_of,
+)
+from pretrain.energy_budget import BudgetGuard
+from pretrain.evaluation.scores import Suite
+from pretrain.finetuning.trained_parameters import parameters_of
 from pretrain.initial_weights.start import InitialWeights, initial_weights_of
 from pretrain.metrics.metrics_log import open_record
 from pretrain.metrics.run_identity import METRICS_FILE, MirrorTables, RunIdentity
 from pretrain.preflight.compatibility import check_start, check_together
-
-if TYPE_CHECKING:
-    from pretrain.checkpoint.format import CheckpointStore, Parent, TrainState
-    from pretrain.context import TrainContext
-    from pretrain.data.dataset import Rows
-    from pretrain.evaluation.scores import Suite
+from pretrain.preflight.hardware import hardware_of
 
 VERSION = 3
 STAGE = "train"
@@ -109,14 +134,22 @@ def train(
         raise TypeError("recipe.evaluation names tasks: pass their suite")
     identity = RunIdentity(recipe, origin.key, (*origin.inputs, *evidence), runtime.hooks.head, tables)
     with importing():
-        from pretrain.distributed.process_group import gather
         from pretrain.loop import train_loop
 
     started = now()
     with _open_run(tokens, origin, settings, runtime, identity, suite) as (context, lease):
         state = train_loop(context)
-        outputs, stats = _end(context, state, lease, folder)
-    manifest = _manifest(origin, context, outputs, stats, {"started": started, "journal": runtime.hooks.head()})
+        teacher = _teacher_stats(context)
+        lease.look()
+        outputs, stats = _outputs(context, state, folder, teacher) if context.ranks.first else ([], {})
+    run = {**context.facts(), "started": started, "journal": runtime.hooks.head(), "finished": now()}
+    run["energy"] = context.energy
+    if recipe.train.callbacks:
+        run["callbacks"] = context.callbacks.facts()
+    manifest = Manifest(
+        stage=STAGE, version=VERSION, key=origin.key, config=recipe.model_dump(mode="json"), inputs=origin.inputs,
+        outputs=tuple(sorted(outputs, key=lambda output: output.path)), stats=stats, run=run,
+    )  # fmt: skip
     if context.ranks.first:
         manifest = commit(manifest, runtime.root, runtime.hooks.attest, describe_folder(folder, runtime.root))
     return gather(manifest)[0]
@@ -176,8 +209,6 @@ def _meet_unlike_ranks(key: str, engine: EngineConfig) -> None:
     """
     ranks = read_ranks()
     if ranks.world_size > 1:
-        with importing():
-            from pretrain.distributed.process_group import gather, join, meeting_device
         join(ranks, engine.collective_timeout_seconds, meeting_device(ranks, engine.device))
         _refuse_unlike_ranks(gather(key))
 
@@ -196,12 +227,6 @@ def _open_run(
     In this order: signals, the lease of the folder, the energy meter, the arithmetic, the record, the other ranks, the
     data.
     """
-    from pretrain.checkpoint.format import STEPS_FILE
-    from pretrain.context import TrainContext
-    from pretrain.distributed.process_group import gather, join
-    from pretrain.energy_budget import BudgetGuard
-    from pretrain.preflight.hardware import hardware_of
-
     recipe, ranks, hooks = identity.recipe, read_ranks(), runtime.hooks
     folder = artifact_folder(STAGE, origin.key, runtime.root)
     callbacks = open_callbacks(recipe.train.callbacks, settings.folder, first=ranks.first)
@@ -260,9 +285,6 @@ def _checkpoint_store(
     recipe: TrainRecipe, origin: _Origin, runtime: Runtime, ranks: Ranks, lease: RunLease, vocabulary_size: int
 ) -> CheckpointStore:
     """The run's checkpoints, and what each of them states."""
-    from pretrain.checkpoint.format import STEPS_FILE, CheckpointStore
-    from pretrain.distributed.process_group import gather, ranks_store
-
     steps = artifact_folder(STAGE, origin.key, runtime.root) / STEPS_FILE
     return CheckpointStore(
         root=runtime.root,
@@ -293,7 +315,6 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
     """
     import torch
 
-    from pretrain.distributed.process_group import device_of, threads_of
     from pretrain.engine.uncompiled import set_deterministic
 
     on_cpu = device_of(ranks, engine.device).type == "cpu"
@@ -316,20 +337,6 @@ def _arithmetic(ranks: Ranks, engine: EngineConfig) -> Iterator[None]:
 def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """Verify the token shards, each by one rank, and map them."""
     train = recipe.train
-    from pretrain.data.batch_size import batch_sizes
-    from pretrain.data.dataset import (
-        altered_shards,
-        open_rows,
-        refuse_altered,
-        refuse_other_than_pairs,
-        refuse_small,
-        refuse_unknown_documents,
-        watch_shards,
-        without_removed,
-    )
-    from pretrain.data.tokenizer_check import refuse_foreign_vocabulary
-    from pretrain.distributed.process_group import gather
-
     changed = watch_shards(tokens, root, ranks.rank, ranks.world_size)
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
@@ -357,34 +364,12 @@ def _base_weights(
     recipe: TrainRecipe, vocabulary_size: int, runtime: Runtime, initial: InitialWeights | None
 ) -> Manifest | None:
     """Base of a training with frozen parameters; None where all learn."""
-    from pretrain.checkpoint.base_weights import BaseIdentity, keep_base
-
     if initial is None or not recipe.train.freezes:
         return None
     initial.check(vocabulary_size)
     identity, started = BaseIdentity(model=recipe.model, vocabulary_size=vocabulary_size), now()
     facts = {**provenance(), "started": started, "finished": started, "energy": dict(UNKNOWN_ENERGY)}
     return keep_base(identity, initial.source, initial.weight, runtime.root, runtime.hooks.attest, facts)
-
-
-def _end(
-    context: TrainContext, state: TrainState, lease: RunLease, folder: Path
-) -> tuple[Sequence[Output], dict[str, Any]]:
-    """End the callbacks and measure the teacher; collective.
-
-    Return outputs and statistics on the first rank.
-    """
-    from pretrain.loop import finish_callbacks
-
-    context.callbacks.end(state.step, tokens=state.tokens, loss=_final_loss(state))
-    finish_callbacks(context, state.step)
-    teacher = {"distillation": _teacher_stats(context)} if context.distillation is not None else {}
-    lease.look()
-    return _outputs(context, state, folder, teacher) if context.ranks.first else ((), {})
-
-
-def _final_loss(state: TrainState) -> float | None:
-    return next((loss for loss in reversed(state.losses) if loss is not None), None)
 
 
 def _outputs(
@@ -394,10 +379,6 @@ def _outputs(
 
     `teacher` are the statistics of its teacher, if it has one.
     """
-    from pretrain.checkpoint.format import require_step
-    from pretrain.data.sampler import weights_in_use
-    from pretrain.finetuning.trained_parameters import parameters_of
-
     others = {name: getattr(state, name) for name in ("validations", "tasks", "skipped")}
     write_json(folder / "losses.json", {"losses": list(state.losses), **others})
     losses = describe(folder / "losses.json", context.checkpoints.root)
@@ -408,7 +389,7 @@ def _outputs(
         "tokens": state.tokens,
         **parameters_of(context.recipe, context.train_rows.vocabulary_size),
         "vocabulary_size": context.train_rows.vocabulary_size,
-        "final_loss": _final_loss(state),
+        "final_loss": state.final_loss,
         "skipped_steps": len(state.skipped),
         "validation_loss": last_validation.get("loss"),
         "bits_per_byte": last_validation.get("bits_per_byte"),
@@ -425,47 +406,16 @@ def _outputs(
 
 
 def _teacher_stats(context: TrainContext) -> dict[str, Any]:
-    """The teacher, and its loss on the student's validation rows; collective."""
-    from pretrain.distributed.process_group import gather
+    """The teacher, and its loss on the student's validation rows; collective.
 
-    assert context.distillation is not None
-    rows, engine = context.validation_rows, context.settings.engine
-    facts = {"teacher": context.distillation.teacher.facts(context.train_rows.vocabulary_size)}
-    if rows is None:
-        return facts
-    measured = context.distillation.loss_of_teacher(
-        rows, engine.micro_batch_size, context.device, gather, (context.ranks.rank, context.ranks.world_size)
-    )
-    return {**facts, "teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}
-
-
-def _manifest(
-    origin: _Origin,
-    context: TrainContext,
-    outputs: Sequence[Output],
-    stats: dict[str, Any],
-    facts: dict[str, Any],
-) -> Manifest:
-    """Manifest of a finished run.
-
-    `facts` are its start and the journal's head.
+    Without a teacher there is nothing to state.
     """
-    from pretrain.loop import run_facts
-
-    recipe = context.recipe
-    return Manifest(
-        stage=STAGE,
-        version=VERSION,
-        key=origin.key,
-        config=recipe.model_dump(mode="json"),
-        inputs=origin.inputs,
-        outputs=tuple(sorted(outputs, key=lambda output: output.path)),
-        stats=stats,
-        run={
-            **run_facts(context),
-            **facts,
-            "finished": now(),
-            "energy": context.energy,
-            **({"callbacks": context.callbacks.facts()} if recipe.train.callbacks else {}),
-        },
-    )
+    if (distillation := context.distillation) is None:
+        return {}
+    stats = {"teacher": distillation.teacher.facts(context.train_rows.vocabulary_size)}
+    if (rows := context.validation_rows) is not None:
+        place = (context.ranks.rank, context.ranks.world_size)
+        micro = context.settings.engine.micro_batch_size
+        measured = distillation.loss_of_teacher(rows, micro, context.device, gather, place)
+        stats |= {"teacher_loss": measured.loss, "teacher_bits_per_byte": measured.bits_per_byte}
+    return {"distillation": stats}

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from data_pipeline.code.file_rules import FileRules, reason_of
@@ -37,19 +36,19 @@ from data_pipeline.code.opt_out_lists import opted_out, read_opt_outs, unmatched
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
-    document_shards,
     funnel,
     gathered,
+    judged,
+    map_documents,
     pass_on,
-    split_table,
 )
 from data_pipeline.readers.local import find_files
 from data_pipeline.readers.sources import Source, licence_lists
 from governance.config import Section
-from governance.file_digests import Digests
+from governance.file_digests import file_inputs
 from governance.log import get_logger
-from governance.manifest import Input, Manifest
-from governance.parallel import Shard, ShardMade, map_shards
+from governance.manifest import Manifest
+from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
@@ -134,11 +133,9 @@ def _select_shard(
 
     def judge(group: pa.Table) -> tuple[Sequence[pa.Table], dict[str, Any]]:
         rows = group.to_pylist()
-        judged = [_judge(section, entries, row) for row in rows]
-        reasons, evidence = [reason for reason, _ in judged], [why for _, why in judged]
-        sizes = pc.binary_length(group["text"]).to_pylist()
-        counts = {**funnel(group["source"].to_pylist(), sizes, sizes, reasons), **_counts(section, rows, judged)}
-        return split_table(group, reasons, evidence), counts
+        found = [_judge(section, entries, row) for row in rows]
+        tables, counts = judged(group, [reason for reason, _ in found], [evidence for _, evidence in found])
+        return tables, {**counts, **_counts(section, rows, found)}
 
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
     return pass_on(path, path_of, schemas, judge, _none(section))
@@ -158,28 +155,19 @@ def select_code(
         ConfigError: a line of one is not an entry.
     """
     lists = find_opt_outs(config, folder)
-    known = Digests(runtime)
-    digests = tuple(known.of(path) for path in lists)
-    known.save()
+    inputs = file_inputs(((f"opt_out/{path.name}", path) for path in lists), runtime)
     licences = {
         source.name: (named.allow_licences, named.deny_licences)
         for source in sources
         if (named := licence_lists(source)) is not None
     }
-    identity = CodeIdentity(rules=config, licences=licences, opt_out=digests)
+    identity = CodeIdentity(rules=config, licences=licences, opt_out=tuple(item.digest for item in inputs))
     recipe = Recipe("code", VERSION, identity)
-    inputs = [
-        Input(stage="file", digest=digest, path=f"opt_out/{path.name}")
-        for digest, path in zip(digests, lists, strict=True)
-    ]
 
     def make(target: Path) -> Made:
         entries = read_opt_outs(lists)
-        shards = [
-            Shard(path.stem, (output.sha256,), (path, tuple(lists)), (output,))
-            for output, path in document_shards(documents, runtime.root)
-        ]
-        made = gathered(map_shards(recipe, _select_shard, shards, target, runtime), _none(identity))
+        done = map_documents(recipe, _select_shard, documents, [tuple(lists)], (), target, runtime)
+        made = gathered(done, _none(identity))
         if without := unmatched(entries, made.stats["opt_out_entries"]):
             named = ", ".join(without[:_NAMED]) + ", ..." * (len(without) > _NAMED)
             words = "data.code: opt_out: %d of %d entries match no file: %s"

@@ -34,10 +34,10 @@ from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
     cut_spans,
-    document_shards,
     edited,
     funnel,
     gathered,
+    map_documents,
     pass_on,
     read_table,
     required,
@@ -46,7 +46,7 @@ from data_pipeline.documents import (
 )
 from governance.log import get_logger
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards
+from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
@@ -189,9 +189,7 @@ def decontaminate(documents: Manifest, sets: Manifest, config: DecontaminateConf
     def make(folder: Path) -> Made:
         items = _Items(sets.digest, tuple(sets.files("items", runtime.root)))
         sought = _sought(items, config)
-        inputs = document_shards(documents, runtime.root)
-        shards = [Shard(path.stem, (output.sha256, sets.digest), (path, items), (output,)) for output, path in inputs]
-        done = map_shards(recipe, _decontaminate_shard, shards, folder, runtime)
+        done = map_documents(recipe, _decontaminate_shard, documents, [items], [sets.digest], folder, runtime)
         made = gathered(done, _none())
         made.stats["items_sought_by_set"] = {name: sought.items.get(name, 0) for name in sorted(sets.stats["items"])}
         for name, count in sets.stats["items"].items():

@@ -36,9 +36,9 @@ from data_pipeline.readers.record import encodable, value_at
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError, MissingInput
-from governance.file_digests import Digests
+from governance.file_digests import file_inputs
 from governance.files import sha256_bytes
-from governance.manifest import Input, Manifest
+from governance.manifest import Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -180,14 +180,11 @@ def evaluation_sets(sets: Sequence[EvaluationSet], folder: Path, runtime: Runtim
         ConfigError: no item of a set has a field, or none holds a text.
         MissingInput: a file is missing or cannot be read whole; or it was not made and `runtime.make` is False.
     """
-    digests = Digests(runtime)
     files = [find_files(wanted.paths, folder, f"evaluation set {wanted.name}") for wanted in sets]
-    inputs = [
-        Input(stage="file", digest=digests.of(file.path), path=f"{wanted.name}/{file.name}")
-        for wanted, found in zip(sets, files, strict=True)
-        for file in found
-    ]
-    digests.save()
+    named = (
+        (f"{wanted.name}/{file.name}", file.path) for wanted, found in zip(sets, files, strict=True) for file in found
+    )
+    inputs = file_inputs(named, runtime)
     identity = SetsIdentity(sets=tuple(wanted.model_copy(update={"paths": ()}) for wanted in sets))
     whole = replace(runtime, worker=(0, 1), mode="all")  # a few small files: one process makes them all, for all
 

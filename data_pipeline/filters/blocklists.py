@@ -39,10 +39,10 @@ from data_pipeline.readers.streams import TornStream, blocks, lines
 from data_pipeline.urls import normalise_url
 from governance.config import Section
 from governance.errors import ManifestError
-from governance.file_digests import Digests
+from governance.file_digests import file_inputs
 from governance.files import atomic_path, sha256_bytes
 from governance.log import get_logger
-from governance.manifest import Input, Manifest, describe
+from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 VERSION = 2
@@ -171,19 +171,13 @@ def make_lists(config: BlocklistsConfig, config_folder: Path, runtime: Runtime) 
         MissingInput: a pattern finds no file.
         ManifestError: a file is torn or no text.
     """
-    digests = Digests(runtime)
-    kinds: dict[str, list[LocalFile]] = {
-        kind: [] for kind in ("domains", "urls", *(f"words/{c}" for c in config.words))
+    files: dict[str, list[LocalFile]] = {
+        kind: [] for kind in ("domains", "urls", *(f"words/{code}" for code in config.words))
     }
-    files = kinds | {
-        kind: find_files(patterns, config_folder, f"data.lists.{kind}") for kind, patterns in config.files()
-    }
-    inputs = [
-        Input(stage="file", digest=digests.of(file.path), path=f"{kind}/{file.name}")
-        for kind, found in files.items()
-        for file in found
-    ]
-    digests.save()
+    for kind, patterns in config.files():
+        files[kind] = find_files(patterns, config_folder, f"data.lists.{kind}")
+    named = ((f"{kind}/{file.name}", file.path) for kind, found in files.items() for file in found)
+    inputs = file_inputs(named, runtime)
     recipe = Recipe("lists", VERSION, ListsIdentity(files={kind: len(found) for kind, found in files.items()}))
 
     def make(folder: Path) -> Made:
@@ -250,9 +244,8 @@ def blocked_by(url: str, folder: Path) -> str:
         keys, known = _table(folder / f"{kind}s.arrow")
         if not len(keys) or not entries:
             continue
-        sought = np.array(
-            [key_of(entry) for entry in entries], np.uint64
-        )  # another type would convert `keys` each time
+        # Of the type of `keys`, which would be converted each time otherwise.
+        sought = np.array([key_of(entry) for entry in entries], np.uint64)
         firsts, ends = np.searchsorted(keys, sought), np.searchsorted(keys, sought, side="right")
         for row in np.flatnonzero(firsts < ends).tolist():
             if entries[row] in known[firsts[row] : ends[row]].to_pylist():

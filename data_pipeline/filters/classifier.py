@@ -29,18 +29,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
-    document_shards,
     funnel,
     gathered,
+    judged,
+    map_documents,
     pass_on,
-    split_table,
     write_table,
 )
 from data_pipeline.filters.model_files import FASTTEXT, Scorer, model_files, open_model
@@ -48,10 +47,10 @@ from data_pipeline.readers.local import find_files
 from data_pipeline.readers.streams import TornStream, blocks, lines
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, PipelineError
-from governance.file_digests import Digests, copy_unchanged
+from governance.file_digests import copy_unchanged, file_inputs
 from governance.files import sha256_bytes
-from governance.manifest import Input, Manifest, Output, describe
-from governance.parallel import Shard, ShardMade, map_shards
+from governance.manifest import Manifest, Output, describe
+from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import intact
 
@@ -177,12 +176,10 @@ def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Run
         ConfigError: one of the two labels is missing, the model does not separate what was held out, or `positive`
             names a label that it does not have.
     """
-    digests = Digests(runtime)
     if config.model:
-        return _take_over(config, config_folder / config.model, digests, runtime)
+        return _take_over(config, config_folder / config.model, runtime)
     files = find_files(config.paths, config_folder, f"classifier {config.name}")
-    inputs = [Input(stage="file", digest=digests.of(file.path), path=file.name) for file in files]
-    digests.save()
+    inputs = file_inputs(((file.name, file.path) for file in files), runtime)
     identity = config.model_copy(update={"paths": ("",), "min_score": None, "max_score": None})
     recipe = Recipe("classifier", VERSION, ModelIdentity(model=identity))
 
@@ -196,10 +193,9 @@ def train_classifier(config: ClassifierConfig, config_folder: Path, runtime: Run
     return run_stage(recipe, inputs, runtime, make, alone=True)
 
 
-def _take_over(config: ClassifierConfig, path: Path, digests: Digests, runtime: Runtime) -> Manifest:
+def _take_over(config: ClassifierConfig, path: Path, runtime: Runtime) -> Manifest:
     kind, files = model_files(path, config.name)
-    inputs = [Input(stage="file", digest=digests.of(file), path=file.name) for file in files]
-    digests.save()
+    inputs = file_inputs(((file.name, file) for file in files), runtime)
     identity = config.model_copy(update={"model": path.name, "min_score": None, "max_score": None})
 
     def make(folder: Path) -> Made:
@@ -361,9 +357,8 @@ def _classify_shard(section: Section, payload: tuple[Path, Judges, Path], path_o
                 if not reasons[row]:
                     reasons[row], evidence[row] = f"classifier:{name}", f"score={scores[row]:.6g}"
         columns["kept"] = pa.array([not reason for reason in reasons], pa.bool_())
-        sizes = pc.binary_length(group["text"]).to_pylist()
-        counts = funnel(group["source"].to_pylist(), sizes, sizes, reasons)
-        return (*split_table(group, reasons, evidence), pa.table(columns)), counts
+        tables, counts = judged(group, reasons, evidence)
+        return (*tables, pa.table(columns)), counts
 
     return pass_on(path, path_of, schemas, judge, funnel([], [], [], []))
 
@@ -387,10 +382,7 @@ def classify(documents: Manifest, models: Sequence[tuple[ClassifierConfig, Manif
 
     def make(folder: Path) -> Made:
         digests = tuple(model.digest for _, model in models)
-        shards = [
-            Shard(path.stem, (output.sha256, *digests), (path, judges, runtime.root), (output,))
-            for output, path in document_shards(documents, runtime.root)
-        ]
-        return gathered(map_shards(recipe, _classify_shard, shards, folder, runtime), funnel([], [], [], []))
+        done = map_documents(recipe, _classify_shard, documents, [judges, runtime.root], digests, folder, runtime)
+        return gathered(done, funnel([], [], [], []))
 
     return run_stage(recipe, [documents.as_input(), *(model.as_input() for _, model in models)], runtime, make)

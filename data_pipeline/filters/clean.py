@@ -39,10 +39,10 @@ from data_pipeline.documents import (
     CODE_LANGUAGE,
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
-    document_shards,
     edited,
     funnel,
     gathered,
+    map_documents,
     pass_on,
     split_table,
     with_column,
@@ -65,7 +65,7 @@ from data_pipeline.filters.quality_rules import (
 from data_pipeline.normalised_text import normalise
 from governance.log import get_logger
 from governance.manifest import Manifest
-from governance.parallel import Shard, ShardMade, map_shards
+from governance.parallel import ShardMade
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
@@ -355,9 +355,7 @@ def clean(
         known = tuple(manifest.digest for manifest in more)
         at = None if lists is None else runtime.root / lists.folder
         own = None if model is None else file_of(model, runtime.root)
-        inputs = document_shards(documents, runtime.root)
-        shards = [Shard(path.stem, (output.sha256, *known), (path, at, own), (output,)) for output, path in inputs]
-        done = map_shards(recipe, _clean_shard, shards, folder, runtime)
+        done = map_documents(recipe, _clean_shard, documents, [at, own], known, folder, runtime)
         made = gathered(done, _none())
         if made.stats["documents_in"] and not made.stats["documents_kept"]:
             most = max(made.stats["removed"].items(), key=lambda item: item[1])

@@ -22,24 +22,23 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from data_pipeline.documents import (
     DOCUMENT_SCHEMA,
     REMOVED_SCHEMA,
-    document_shards,
     funnel,
     gathered,
+    judged,
+    map_documents,
     pass_on,
-    split_table,
 )
 from data_pipeline.filters.column_filters import ColumnBounds, column_reasons, require_bounds
 from governance.config import Section, canonical_json
 from governance.errors import ConfigError
 from governance.manifest import Manifest
 from governance.own_code import DOTTED, OwnCode, find_code, first_line, load
-from governance.parallel import Shard, ShardMade, map_shards
+from governance.parallel import ShardMade
 from governance.processes import time_limit
 from governance.stage import Made, Recipe, Runtime, run_stage
 
@@ -136,10 +135,8 @@ def _filter_shard(section: Section, payload: tuple[Path, Chain], path_of: Callab
                         "Correct the function and start again."
                     ) from error
             reasons = [reason or new for reason, new in zip(reasons, given, strict=True)]
-        sizes = pc.binary_length(group["text"]).to_pylist()
         first += len(group)
-        counts = funnel(group["source"].to_pylist(), sizes, sizes, reasons)
-        return split_table(group, reasons, [""] * len(group)), counts
+        return judged(group, reasons, [""] * len(group))
 
     schemas = {"documents": DOCUMENT_SCHEMA, "removed": REMOVED_SCHEMA}
     return pass_on(path, path_of, schemas, judge, funnel([], [], [], []))
@@ -160,10 +157,7 @@ def own_filters(
     recipe = Recipe("filter", VERSION, OwnFilterIdentity(filters=named))
 
     def make(target: Path) -> Made:
-        shards = [
-            Shard(path.stem, (output.sha256, *digests), (path, chain), (output,))
-            for output, path in document_shards(documents, runtime.root)
-        ]
-        return gathered(map_shards(recipe, _filter_shard, shards, target, runtime), funnel([], [], [], []))
+        done = map_documents(recipe, _filter_shard, documents, [chain], digests, target, runtime)
+        return gathered(done, funnel([], [], [], []))
 
     return run_stage(recipe, [documents.as_input()], runtime, make)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from governance.config import Section
 from governance.errors import ConfigError, MissingInput, hub_hint
-from governance.file_digests import Digests, copy_unchanged
-from governance.manifest import Input, Manifest, describe
+from governance.file_digests import copy_unchanged, file_inputs
+from governance.manifest import Manifest, describe
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 if TYPE_CHECKING:
@@ -79,16 +79,13 @@ def own_language_model(path: Path, runtime: Runtime) -> Manifest:
         StorageError: the disk is full.
     """
     require_file(path)
-    digests = Digests(runtime)
-    inputs = [Input(stage="file", digest=digests.of(path), path=path.name)]
-    digests.save()
+    inputs = file_inputs([(path.name, path)], runtime)
 
     def make(folder: Path) -> Made:
         codes = own_codes(path)
         copy_unchanged(path, inputs[0].digest, folder / _FILE)
-        return Made(
-            [describe(folder / _FILE, runtime.root)], {"labels": len(_model(path)[0].labels), "codes": len(codes)}
-        )
+        counts = {"labels": len(_model(path)[0].labels), "codes": len(codes)}
+        return Made([describe(folder / _FILE, runtime.root)], counts)
 
     return run_stage(Recipe("language_model", VERSION, LanguageModelIdentity()), inputs, runtime, make, alone=True)
 

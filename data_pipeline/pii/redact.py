@@ -38,7 +38,7 @@ from data_pipeline.pii.entities.finder_settings import FinderConfig
 from data_pipeline.pii.other_finders import OtherFinders, find_others, find_with
 from data_pipeline.pii.pii_actions import Action, fingerprint, new_text, read_key
 from governance.config import Section
-from governance.file_digests import Digests
+from governance.file_digests import file_inputs
 from governance.manifest import Input, Manifest
 from governance.parallel import Shard, ShardMade, map_shards
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -272,9 +272,8 @@ def _others(
         inputs.append(Input(stage="file", digest=digest, path=path.name))
     if config.finder is not None:
         model, files = finder_files(config.finder, folder)
-        digests = Digests(runtime)
-        of_model = tuple((file.relative_to(model).as_posix(), digests.of(file)) for file in files)
-        digests.save()
-        inputs += [Input(stage="file", digest=digest, path=name) for name, digest in of_model]
-        finders = finders._replace(entities=config.finder, model=model, model_files=of_model)
+        of_model = file_inputs(((file.relative_to(model).as_posix(), file) for file in files), runtime)
+        inputs += of_model
+        known = tuple((item.path, item.digest) for item in of_model)
+        finders = finders._replace(entities=config.finder, model=model, model_files=known)
     return (finders if inputs else None), types, left_out, inputs

@@ -134,6 +134,11 @@ class TrainState:
     scalars: dict[str, dict[str, float]] | None = None
     """Scalars of a custom optimizer's state, by parameter and name; None for the others."""
 
+    @property
+    def final_loss(self) -> float | None:
+        """The last finite loss; None where there is none."""
+        return next((loss for loss in reversed(self.losses) if loss is not None), None)
+
 
 def finite_row(row: dict[str, Any], what: str) -> dict[str, Any]:
     """Replace figures that are not finite by None, with a warning."""

@@ -325,7 +325,7 @@ def test_killed_at_random_moments_it_ends_the_same(tmp_path, finished):
     ("device", "asked", "fixed"), [("cpu", False, True), ("cuda", False, False), ("cuda", True, True)]
 )
 def test_the_order_of_sums_is_fixed_on_cpu_and_where_it_is_requested(device, asked, fixed, monkeypatch):
-    monkeypatch.setattr("pretrain.distributed.process_group.device_of", lambda ranks, wanted: torch.device(device))
+    monkeypatch.setattr("pretrain.train.device_of", lambda ranks, wanted: torch.device(device))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled()
     with _arithmetic(Ranks(), EngineConfig(deterministic=asked, threads=1)):
