@@ -227,7 +227,8 @@ def translate(arguments: Arguments) -> None:
     from governance.config import canonical_json
     from governance.files import sha256_bytes
     from pretrain.checkpoint.format import identity_of
-    from pretrain.inference.beam_search import Beam, open_translator, refuse_sources
+    from pretrain.inference.beam_search import Beam, open_translator
+    from pretrain.inference.generation import refuse_full
 
     if not 0 <= arguments.alpha < 100:
         raise ConfigError(f"--alpha {arguments.alpha:g}: must be 0 or more; the paper uses 0.6")
@@ -238,7 +239,7 @@ def translate(arguments: Arguments) -> None:
     if not identity_of(opened.manifest).recipe.model.encoder_layers:
         raise ConfigError(f"{opened.manifest.folder}: has no encoder; continue texts with: assay generate")
     sources = [encoder.encode(prompt_of(text)).tolist() for text in texts]
-    refuse_sources(sources, opened.context)
+    refuse_full("source", sources, opened.context)
     beam = Beam(arguments.beam, arguments.alpha)
     checkpoints = [opened.manifest, *averaged_with(opened.manifest, arguments, opened.loaded, root)]
     rows: list[dict[str, Any]] = []

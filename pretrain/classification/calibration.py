@@ -48,29 +48,29 @@ def fit_temperature(logits: Floats, numbers: Integers) -> float:
     return math.exp(float(found.x))
 
 
-def reliability(chances: Floats, numbers: Integers, bins: int = BINS) -> list[dict[str, Any]]:
+def reliability(chances: Floats, numbers: Integers) -> list[dict[str, Any]]:
     """Accuracy and mean probability of each bin that has documents."""
-    highest, right, places = _binned(chances, numbers, bins)
+    highest, right, places = _binned(chances, numbers)
     rows = []
     for place in np.unique(places).tolist():
         mine = places == place
         rows.append({
-            "from": place / bins, "to": (place + 1) / bins, "documents": int(mine.sum()),
+            "from": place / BINS, "to": (place + 1) / BINS, "documents": int(mine.sum()),
             "probability": round(float(highest[mine].mean()), 6), "accuracy": round(float(right[mine].mean()), 6),
         })  # fmt: skip
     return rows
 
 
-def calibration_errors(chances: Floats, numbers: Integers, weights: Floats, bins: int = BINS) -> Floats:
+def calibration_errors(chances: Floats, numbers: Integers, weights: Floats) -> Floats:
     """ECE under each row of weights [resamples, documents]."""
-    highest, right, places = _binned(chances, numbers, bins)
-    gaps = np.zeros((len(numbers), bins))
+    highest, right, places = _binned(chances, numbers)
+    gaps = np.zeros((len(numbers), BINS))
     gaps[np.arange(len(numbers)), places] = right - highest
     return np.abs(weights @ gaps).sum(1) / weights.sum(1)
 
 
-def _binned(chances: Floats, numbers: Integers, bins: int) -> tuple[Floats, Floats, Integers]:
+def _binned(chances: Floats, numbers: Integers) -> tuple[Floats, Floats, Integers]:
     """Probability of the predicted label, whether it is right, and its bin."""
     highest = chances.max(1)
     right = (chances.argmax(1) == numbers).astype(float)
-    return highest, right, np.minimum((highest * bins).astype(np.int64), bins - 1)
+    return highest, right, np.minimum((highest * BINS).astype(np.int64), BINS - 1)

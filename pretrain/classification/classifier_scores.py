@@ -125,7 +125,7 @@ def logits_of(model: LoadedModel, texts: Sequence[npt.NDArray[np.integer]], rows
     """
     import torch
 
-    device = next(model.decoder.parameters()).device
+    device = model.decoder.device
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     found = np.zeros((len(texts), model.decoder.config.num_labels))
     with torch.no_grad():

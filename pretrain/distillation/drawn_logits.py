@@ -36,6 +36,7 @@ from pretrain.config.distillation import DistillationConfig
 from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, open_rows
 from pretrain.distillation.teacher import FIELD, Teacher
+from pretrain.distributed.process_group import lone_device
 
 VERSION = 1
 STAGE = "teacher_logits"
@@ -114,14 +115,9 @@ class _DrawPass:
 def _opened(teacher: Teacher, vocabulary_size: int, engine: EngineConfig) -> Callable[[], Any]:
     @cache
     def decoder() -> Any:
-        import torch
-
-        from pretrain.distributed.process_group import Ranks, device_of, threads_of
-
         if (held := teacher.checkpoint) is not None and (problems := verify(held.manifest, held.root)):
             raise CheckpointError(f"{FIELD}: {teacher.source.path} was altered:\n  " + "\n  ".join(problems))
-        torch.set_num_threads(threads_of(Ranks(), engine.threads))
-        return teacher.decoder(vocabulary_size).to(device_of(Ranks(), engine.device))
+        return teacher.decoder(vocabulary_size).to(lone_device(engine))
 
     return decoder
 
@@ -146,7 +142,7 @@ def _draw(drawing: _DrawPass, numbers: list[int]) -> npt.NDArray[np.int64]:
 
     teacher, section = drawing.decoder(), drawing.section
     uniform = np.stack([np.random.default_rng([section.seed, row]).random(section.sequence_length) for row in numbers])
-    place = next(teacher.parameters()).device
+    place = teacher.device
     batch = drawing.rows.batch(numbers)
     counted = batch.targets >= 0
     found = torch.zeros((*counted.shape, section.samples), dtype=torch.int64)

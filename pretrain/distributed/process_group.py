@@ -24,6 +24,8 @@ from governance.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from pretrain.config.training import EngineConfig
+
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # Slurm's batch, extern and interactive steps: a shell, not ranks
 HOST = "cpu"
 _PORTS = range(20_000, 32_768)  # for a Slurm job's process group; below Linux's ephemeral range
@@ -327,6 +329,17 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def lone_device(engine: EngineConfig) -> torch.device:
+    """The device of a process without other ranks, whose threads are set.
+
+    Raises: as `device_of`.
+    """
+    import torch
+
+    torch.set_num_threads(threads_of(Ranks(), engine.threads))
+    return device_of(Ranks(), engine.device)
 
 
 def threads_of(ranks: Ranks, requested: int) -> int:

@@ -36,6 +36,7 @@ from pretrain.checkpoint.averaged_weights import averaged_weights
 from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state
 from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, micro_batches, open_rows, spread, without_removed
+from pretrain.distributed.process_group import lone_device
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
 
 if TYPE_CHECKING:
@@ -200,10 +201,7 @@ def evaluate(
         ConfigError: the device that `engine` requests does not exist.
         PipelineError: there are no validation shards.
     """
-    import torch
-
     from pretrain.data.tokenizer_check import refuse_foreign_tokenizer
-    from pretrain.distributed.process_group import Ranks, device_of, threads_of
     from pretrain.evaluation.scores import evaluate_tasks
 
     manifest = read_checkpoint(checkpoint, root)
@@ -219,8 +217,7 @@ def evaluate(
     if suite is not None:
         require_language_model(manifest)
     tasks = suite(train.sequence_length) if suite is not None else None
-    torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    device = device_of(Ranks(), engine.device)
+    device = lone_device(engine)
     nats_of, alike = (
         nats_with(load_decoder(manifest, root, others).to(device).eval(), train.precision),
         device.type == "cuda",

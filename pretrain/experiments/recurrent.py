@@ -18,7 +18,7 @@ from governance.errors import ConfigError
 from pretrain.config.model import ModelConfig, padded_vocabulary
 from pretrain.experiments.claims_config import Architecture, Shape
 from pretrain.model.attention import document_mask
-from pretrain.model.decoder import Stack
+from pretrain.model.decoder import Stack, single_documents
 from pretrain.model.init import initial_weight
 from pretrain.model.layers import Attention, make_norm
 from pretrain.model.loss import Logits, cross_entropy
@@ -61,9 +61,7 @@ class TransformerBody(nn.Module):
 
     def forward(self, tokens: torch.Tensor, embed: nn.Module) -> torch.Tensor:
         """[B, L] -> [B, L, width]."""
-        zeros = torch.zeros_like(tokens, dtype=torch.int32)
-        places = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device).expand(tokens.shape)
-        hidden: torch.Tensor = self.stack(tokens, zeros, places)[0]
+        hidden: torch.Tensor = self.stack(tokens, *single_documents(tokens))[0]
         return hidden
 
 

@@ -31,10 +31,11 @@ from governance.errors import PipelineError
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.training import EngineConfig
-from pretrain.distributed.process_group import Ranks, device_of, threads_of
+from pretrain.distributed.process_group import lone_device
 from pretrain.encoder_decoder.model_of_pairs import EncoderDecoder
 from pretrain.encoder_decoder.pair_rows import attention_of, attention_within
 from pretrain.evaluation.validation import load_decoder
+from pretrain.inference.generation import refuse_full
 from pretrain.inference.kv_cache import LayerCache, open_caches
 from pretrain.model.attention import DocumentMask
 from pretrain.model.attention_rule import Attend
@@ -92,25 +93,10 @@ def open_translator(checkpoints: Sequence[Manifest], engine: EngineConfig, root:
         ConfigError: the device that `engine` requests does not exist.
         CheckpointError: the files belong to another model.
     """
-    identity, device = identity_of(checkpoints[0]), device_of(Ranks(), engine.device)
-    torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    model = load_decoder(checkpoints[0], root, checkpoints[1:]).to(device).eval()
+    identity = identity_of(checkpoints[0])
+    model = load_decoder(checkpoints[0], root, checkpoints[1:]).to(lone_device(engine)).eval()
     limits = Limits(identity.recipe.train.sequence_length, identity.vocabulary_size)
     return lambda sources, end, beam, advance: translate(model, sources, end, limits, beam, advance)
-
-
-def refuse_sources(sources: Sequence[Ids], context: int) -> None:
-    """Raise unless a token fits after each source.
-
-    Raises:
-        PipelineError: names the source, from 1.
-    """
-    for number, source in enumerate(sources, 1):
-        if len(source) >= context:
-            raise PipelineError(
-                f"source {number}: has {len(source)} tokens; the model's context is {context} (train.sequence_length), "
-                f"and one token must fit after it. Shorten it by {len(source) - context + 1} or more"
-            )
 
 
 def translate(
@@ -134,7 +120,7 @@ def translate(
     Raises:
         PipelineError: a source leaves no room in the context, or the model computes no numbers.
     """
-    refuse_sources(sources, limits.context)
+    refuse_full("source", sources, limits.context)
     for start in range(0, len(sources), _WINDOW):
         window, found = sources[start : start + _WINDOW], dict[int, Hypothesis]()
         for batch in _batches(window, limits, beam):

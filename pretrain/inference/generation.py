@@ -46,9 +46,19 @@ def refuse_prompts(prompts: Sequence[Ids], context: int) -> None:
                 f"prompt {number}: is empty, and no token begins documents here (data.tokenizer.bos), so nothing comes "
                 f"before the first token; give a text, if only a line break"
             )
+    refuse_full("prompt", prompts, context)
+
+
+def refuse_full(kind: str, texts: Sequence[Ids], context: int) -> None:
+    """Raise unless a token fits after each text.
+
+    Raises:
+        PipelineError: names the text by its kind and number, from 1.
+    """
+    for number, ids in enumerate(texts, 1):
         if len(ids) >= context:
             raise PipelineError(
-                f"prompt {number}: has {len(ids)} tokens; the model's context is {context} (train.sequence_length), "
+                f"{kind} {number}: has {len(ids)} tokens; the model's context is {context} (train.sequence_length), "
                 f"and one token must fit after it. Shorten it by {len(ids) - context + 1} or more"
             )
 
@@ -103,7 +113,7 @@ class _TextRows:
         self.made: dict[int, list[int]] = {number: [] for number in prompts}
         """Continuations that have not ended."""
         self.lengths = [len(ids) for ids in prompts.values()]
-        self.device = next(model.decoder.parameters()).device
+        self.device = model.decoder.device
         self.time = _padded(max(self.lengths), self.device)
         tokens = torch.zeros((len(prompts), self.time), dtype=torch.int64)
         segments, positions = torch.zeros_like(tokens, dtype=torch.int32), torch.zeros_like(tokens, dtype=torch.int32)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.config.model import ModelConfig
-from pretrain.model.attention import DocumentMask, document_mask, explicit_formula
+from pretrain.model.attention import DocumentMask, document_mask, explicit_formula, layer_rules
 from pretrain.model.attention_rule import Attend, AttentionRule
 
 
@@ -97,9 +97,7 @@ def _attend(
 
 def open_caches(config: ModelConfig, capacity: int) -> list[LayerCache]:
     """Empty cache of each layer, for rows of at most `capacity` tokens."""
-    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
-    scale, softcap = config.attention_scale, config.attn_logit_softcapping
-    return [LayerCache(AttentionRule(scale, softcap, window), capacity) for window in windows]
+    return [LayerCache(rule, capacity) for rule in layer_rules(config)]
 
 
 def first_masks(caches: Sequence[LayerCache], segments: torch.Tensor, config: ModelConfig) -> list[DocumentMask]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from governance.manifest import Manifest
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.training import EngineConfig
+from pretrain.distributed.process_group import lone_device
 from pretrain.evaluation.validation import load_decoder, require_language_model
 
 if TYPE_CHECKING:
@@ -50,12 +51,6 @@ def load_classifier(checkpoint: Manifest, engine: EngineConfig, root: Path) -> L
 
 
 def _load(checkpoint: Manifest, engine: EngineConfig, root: Path, others: Sequence[Manifest] = ()) -> LoadedModel:
-    import torch
-
-    from pretrain.distributed.process_group import Ranks, device_of, threads_of
-
     identity = identity_of(checkpoint)
-    device = device_of(Ranks(), engine.device)
-    torch.set_num_threads(threads_of(Ranks(), engine.threads))
-    decoder = load_decoder(checkpoint, root, others).to(device).eval()
+    decoder = load_decoder(checkpoint, root, others).to(lone_device(engine)).eval()
     return LoadedModel(decoder, identity.recipe.train.sequence_length, identity.vocabulary_size)

@@ -24,9 +24,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +66,7 @@ class MemorisationConfig(Section):
         return self.prefix_tokens + self.continuation_tokens
 
 
-@dataclass(frozen=True)
-class Probed:
+class Probed(NamedTuple):
     """Result for one sequence."""
 
     window: Window
@@ -112,7 +110,13 @@ def probe_memorisation(
         drawn, populations = draw(shards, config, bound, read_targets(rows, read))
         probed = probe(model(), drawn, config)
         names = {split: [path.relative_to(root).as_posix() for path in found] for split, found in paths.items()}
-        lines = [json.dumps(_line(one, names, config)) for one in probed]
+        lines = [
+            json.dumps({
+                "shard": names[split][window.shard], "offset": window.offset, "copies": window.copies,
+                "extracted": right == config.continuation_tokens, "right": right, "nats": nats,
+            })
+            for window, split, right, nats in probed
+        ]  # fmt: skip
         write_text(target / "sequences.json", "[\n" + ",\n".join(lines) + "\n]\n")
         found = rows_of(probed, populations, config)
         predicted = sum(int(marks.sum(dtype=np.int64)) for marks in read_targets(rows, read))
@@ -207,15 +211,15 @@ def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[
     import torch
     import torch.nn.functional as F
 
-    device, found = next(model.decoder.parameters()).device, []
+    from pretrain.model.decoder import single_documents
+
+    found: list[Probed] = []
     rows = max(1, _BATCH_TOKENS // config.length)
     with torch.no_grad():
         for start in range(0, len(drawn), rows):
             part = drawn[start : start + rows]
-            tokens = torch.from_numpy(np.stack([window.tokens for _, window in part])).to(device)
-            segments = torch.zeros_like(tokens, dtype=torch.int32)
-            positions = torch.arange(config.length, dtype=torch.int32, device=device).expand(tokens.shape)
-            hidden, _ = model.decoder.model(tokens, segments, positions)
+            tokens = torch.from_numpy(np.stack([window.tokens for _, window in part])).to(model.decoder.device)
+            hidden, _ = model.decoder.model(tokens, *single_documents(tokens))
             logits = model.decoder.lm_head(hidden[:, config.prefix_tokens - 1 : -1]).float()
             targets = tokens[:, config.prefix_tokens :]
             right = (logits[..., : model.vocabulary_size].argmax(-1) == targets).sum(-1).tolist()
@@ -223,14 +227,6 @@ def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[
             results = zip(part, right, nats, strict=True)
             found += [Probed(window, split, hits, round(loss, 6)) for (split, window), hits, loss in results]
     return found
-
-
-def _line(one: Probed, names: Mapping[str, Sequence[str]], config: MemorisationConfig) -> dict[str, Any]:
-    window = one.window
-    return {
-        "shard": names[one.split][window.shard], "offset": window.offset, "copies": window.copies,
-        "extracted": one.right == config.continuation_tokens, "right": one.right, "nats": one.nats,
-    }  # fmt: skip
 
 
 def rows_of(

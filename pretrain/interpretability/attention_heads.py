@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from pretrain.inference.loaded_model import LoadedModel
-from pretrain.interpretability.recorded_pass import layer_rules, run_with_patterns
+from pretrain.interpretability.recorded_pass import run_with_patterns
+from pretrain.model.attention import layer_rules
 
 _ROWS, _LONGEST, _SEED = 8, 50, 0
 
@@ -64,7 +65,7 @@ def induction(model: LoadedModel, special: frozenset[int] = frozenset(), begin: 
     Returns:
         None where two tokens cannot repeat within context and windows.
     """
-    rules = layer_rules(model.decoder)
+    rules = layer_rules(model.decoder.config)
     windows = [rule.window for rule in rules if rule.window is not None]
     drawn = torch.tensor([index for index in range(model.vocabulary_size) if index not in special])
     first = int(begin is not None)
@@ -76,7 +77,7 @@ def induction(model: LoadedModel, special: frozenset[int] = frozenset(), begin: 
     tokens = torch.stack(rows)
     if begin is not None:
         tokens = torch.cat([torch.full((_ROWS, 1), begin), tokens], dim=1)
-    tokens = tokens.to(next(model.decoder.parameters()).device)
+    tokens = tokens.to(model.decoder.device)
     scores = [[0.0] * model.decoder.config.num_attention_heads for _ in rules]
 
     def see(layer: int, head: int, pattern: torch.Tensor) -> None:

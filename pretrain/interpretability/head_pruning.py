@@ -59,15 +59,15 @@ def prune_heads(model: LoadedModel, rows: Rows, most_rows: int, batch_rows: int,
     layers, heads = importance.shape
     order = [divmod(place, heads) for place in importance.flatten().argsort(stable=True).tolist()]
     counts = sorted({round(share * layers * heads) for share in SHARES})
-    measured: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    table: list[dict[str, Any]] = []
+    whole = torch.zeros(())
     for count in counts:
         gates = torch.ones(layers, heads)
         for layer, head in order[:count]:
             gates[layer, head] = 0.0
         nats, tokens = _losses(model.decoder, _batches(rows, costed, batch_rows), gates, advance)
-        measured.append((count, nats, tokens))
-    _, whole, tokens = measured[0]
-    table = [{"removed": count, **_cost(nats, whole, tokens)} for count, nats, _ in measured]
+        whole = whole if table else nats  # the first count removes no head
+        table.append({"removed": count, **_cost(nats, whole, tokens)})
     return PrunedHeads(importance.tolist(), order, table, len(chosen), len(costed))
 
 
@@ -105,7 +105,7 @@ def head_importance(model: Decoder, batches: Iterator[Batch], advance: Advance =
     shape = (config.num_hidden_layers, config.num_attention_heads)
     total = torch.zeros(shape, dtype=torch.float64)
     for batch in batches:
-        gates = torch.ones(shape[0], len(batch.tokens), shape[1], device=_device(model), requires_grad=True)
+        gates = torch.ones(shape[0], len(batch.tokens), shape[1], device=model.device, requires_grad=True)
         objective, _ = _passed(model, batch, gates)
         slopes = torch.autograd.grad(objective, gates)[0]
         total += slopes.abs().sum(1).double().cpu()
@@ -124,7 +124,7 @@ def _losses(
     nats, tokens = [], []
     with torch.no_grad():
         for batch in batches:
-            _, found = _passed(model, batch, gates.to(_device(model))[:, None])
+            _, found = _passed(model, batch, gates.to(model.device)[:, None])
             nats.append(found.double().sum(1).cpu())
             tokens.append((batch.targets >= 0).sum(1).double())
             advance(len(batch.tokens))
@@ -136,7 +136,7 @@ def _passed(model: Decoder, batch: Batch, gates: torch.Tensor) -> tuple[torch.Te
 
     `gates` [layers, B or 1, heads] are the factors of the heads' outputs.
     """
-    rows = batch.to(_device(model))
+    rows = batch.to(model.device)
     mask = document_mask(rows.segments, model.config)
     masks = [DocumentMask({window: _gated(attend, gate) for window, attend in mask.kinds.items()}) for gate in gates]
     hidden, _ = model.model.through(rows.tokens, rows.positions, masks)
@@ -147,10 +147,6 @@ def _passed(model: Decoder, batch: Batch, gates: torch.Tensor) -> tuple[torch.Te
 
 def _gated(attend: Attend, gate: torch.Tensor) -> Attend:
     return lambda q, k, v: attend(q, k, v) * gate[:, :, None, None]
-
-
-def _device(model: Decoder) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _cost(nats: torch.Tensor, whole: torch.Tensor, tokens: torch.Tensor) -> dict[str, float | None]:

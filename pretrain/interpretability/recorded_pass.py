@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pretrain.model.attention import DocumentMask, allowed_pairs, attention_pattern
+from pretrain.model.attention import DocumentMask, allowed_pairs, attention_pattern, layer_rules
 from pretrain.model.attention_rule import Attend, AttentionRule
-from pretrain.model.decoder import Decoder
+from pretrain.model.decoder import Decoder, single_documents
 from pretrain.model.feed_forward import FeedForward
 
 See = Callable[[int, int, torch.Tensor], None]
@@ -38,26 +38,13 @@ class Streams:
     """[L, experts], the routers' logits; empty without experts."""
 
 
-def layer_rules(model: Decoder) -> list[AttentionRule]:
-    """Attention rule of each layer."""
-    config = model.config
-    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
-    return [AttentionRule(config.attention_scale, config.attn_logit_softcapping, window) for window in windows]
-
-
-def places(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Segments and positions, int32 [B, L], of rows with one text each."""
-    positions = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device).expand(tokens.shape)
-    return torch.zeros_like(positions), positions
-
-
 def run_with_patterns(model: Decoder, tokens: torch.Tensor, see: See) -> torch.Tensor:
     """Hidden states [B, L, hidden] of texts [B, L].
 
     `see` gets the pattern of each head.
     """
-    segments, positions = places(tokens)
-    rules = layer_rules(model)
+    segments, positions = single_documents(tokens)
+    rules = layer_rules(model.config)
     hidden = {rule.window: ~allowed_pairs(segments[:1], rule.window)[:, 0] for rule in set(rules)}
     masks = [
         DocumentMask({rule.window: _by_head(rule, hidden[rule.window], layer, see)}) for layer, rule in enumerate(rules)
@@ -82,7 +69,7 @@ def record(model: Decoder, ids: Sequence[int], see: See) -> Streams:
     """Streams of one text; `see` gets each head's pattern [1, L, L]."""
     streams = Streams()
     with _hooks(model, streams):
-        run_with_patterns(model, torch.tensor([list(ids)], device=next(model.parameters()).device), see)
+        run_with_patterns(model, torch.tensor([list(ids)], device=model.device), see)
     return streams
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from pretrain.inference.loaded_model import LoadedModel
-from pretrain.interpretability.recorded_pass import layer_rules, places
-from pretrain.model.attention import DocumentMask, explicit_attention, masked_attention
+from pretrain.model.attention import DocumentMask, explicit_attention, layer_rules, masked_attention
+from pretrain.model.decoder import single_documents
 
 TOLERANCE = 1e-3
 FIRST_STEPS, MOST_STEPS = 16, 1024
@@ -90,9 +90,9 @@ def attribute(
 def explained_by_embeddings(model: LoadedModel, ids: Sequence[int], target: int) -> Explained:
     """The explained prediction as a function of the embeddings of `ids`."""
     decoder = model.decoder
-    tokens = torch.tensor([list(ids)], device=next(decoder.parameters()).device)
-    segments, positions = places(tokens)
-    rules = layer_rules(decoder)
+    tokens = torch.tensor([list(ids)], device=decoder.device)
+    segments, positions = single_documents(tokens)
+    rules = layer_rules(decoder.config)
     attention = masked_attention if rules[0].softcap is None else explicit_attention
     mask = DocumentMask({rule.window: attention(segments, rule) for rule in set(rules)})
     masks = [mask] * len(rules)

@@ -47,6 +47,12 @@ class DocumentMask:
         return self.kinds[window](q, k, v)
 
 
+def layer_rules(config: ModelConfig) -> list[AttentionRule]:
+    """Attention rule of each layer."""
+    scale, softcap = config.attention_scale, config.attn_logit_softcapping
+    return [AttentionRule(scale, softcap, config.window(layer)) for layer in range(config.num_hidden_layers)]
+
+
 def document_mask(
     segments: torch.Tensor, config: ModelConfig, flash: Kernel | None = None, documents: int | None = None
 ) -> DocumentMask:
@@ -58,9 +64,7 @@ def document_mask(
         flash: FlashAttention's kernel; None: the fastest of the other implementations.
         documents: for that kernel, an upper bound on the documents of all rows (`flash.documents_at_most`).
     """
-    windows = {config.window(layer): None for layer in range(config.num_hidden_layers)}
-    scale, softcap = config.attention_scale, config.attn_logit_softcapping
-    rules = {window: AttentionRule(scale, softcap, window) for window in windows}
+    rules = {rule.window: rule for rule in layer_rules(config)}
     if flash is not None:
         return DocumentMask({w: flash_attention(segments, rule, flash, documents) for w, rule in rules.items()})
     return DocumentMask({window: attention(segments, rule) for window, rule in rules.items()})

@@ -113,6 +113,12 @@ class Stack(nn.Module):
         return self.embedding_norm(x) if config.embedding_norm else x
 
 
+def single_documents(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Segments and positions, int32 [B, L], of rows with one document each."""
+    positions = torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device).expand(tokens.shape)
+    return torch.zeros_like(positions), positions
+
+
 class Decoder(nn.Module):
     """A language model, or with `num_labels` a classifier.
 
@@ -151,6 +157,11 @@ class Decoder(nn.Module):
         They are from the batch on the CPU, and the same one moved to the model's device.
         """
         return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """[B, L, padded vocabulary], in the model's precision."""
