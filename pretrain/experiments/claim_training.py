@@ -23,7 +23,14 @@ from pretrain.config.optim import OptimConfig
 from pretrain.data.batch_size import BatchSizes
 from pretrain.data.dataset import Rows, spread
 from pretrain.data.sampler import RowSampler
-from pretrain.experiments.claims_config import Architecture, ClaimsConfig, LanguageTraining, RecallTraining, Shape
+from pretrain.experiments.claims_config import (
+    Architecture,
+    ClaimsConfig,
+    LanguageTraining,
+    ModelTraining,
+    RecallTraining,
+    Shape,
+)
 from pretrain.experiments.planted_recall import (
     FactForm,
     Integers,
@@ -57,7 +64,7 @@ def arithmetic(threads: int) -> Iterator[None]:
 class _Learner:
     """A model with its optimizer and schedule."""
 
-    def __init__(self, model: LanguageModel, recipe: LanguageTraining | RecallTraining, steps: int) -> None:
+    def __init__(self, model: LanguageModel, recipe: ModelTraining, steps: int) -> None:
         self.model, self.steps, self.step, self.seconds = model, steps, 0, 0.0
         self.config = OptimConfig(
             optimizer=recipe.optimizer, learning_rate=recipe.learning_rate, weight_decay=_DECAY,
@@ -224,7 +231,7 @@ def seconds_of(
         return learner.seconds - before
 
     one = step_seconds(config.batch_rows, config.sequence_length, vocabulary)
-    tried = len(config.learning_rates) if len(config.learning_rates) > 1 else 0
+    tried = len(config.tried_rates)
     trainings = tried + config.seeds * len(config.budgets)
     steps = tried * config.steps(config.budgets[0]) + config.seeds * sum(map(config.steps, config.budgets))
     passes = trainings * (config.evaluations + 1) * config.validation_rows / config.batch_rows

@@ -67,11 +67,6 @@ class Sized:
     flops: int
     """Forward and backward, per token."""
 
-    @property
-    def name(self) -> str:
-        """Name for a reader."""
-        return NAMES[self.architecture]
-
 
 def sized_models(config: ClaimsConfig, vocabulary_size: int) -> list[Sized]:
     """Every model at the width that matches the Transformer best.
@@ -152,7 +147,7 @@ def claims(
         tried = {
             (one.architecture, one.matching, rate): language(_language(config, one, config.budgets[0], rate, 0))
             for one in models
-            for rate in (config.learning_rates if len(config.learning_rates) > 1 else ())
+            for rate in config.tried_rates
         }
         check(list(tried.values()))
         rates = {(one.architecture, one.matching): _best_rate(one, config, tried, runtime.root) for one in models}
@@ -163,17 +158,16 @@ def claims(
                     rate = rates[one.architecture, one.matching]
                     facts = {"architecture": one.architecture, "matching": one.matching, "budget": budget, "seed": seed}
                     trained.append((facts, language(_language(config, one, budget, rate, seed))))
-        if config.recall.distances:
-            for seed in range(1, config.seeds + 1):
-                for one in (one for one in models if one.matching == config.matching[0]):
-                    recipe = RecallTraining(
-                        architecture=one.architecture, shape=one.shape, recall=config.recall,
-                        optimizer=config.optimizer, learning_rate=rates[one.architecture, one.matching], seed=seed,
-                    )  # fmt: skip
-                    trained.append(({"architecture": one.architecture, "seed": seed}, recall(recipe)))
+        for seed in range(1, config.seeds + 1):
+            for one in (one for one in models if _learns_recall(config, one)):
+                recipe = RecallTraining(
+                    architecture=one.architecture, shape=one.shape, recall=config.recall,
+                    optimizer=config.optimizer, learning_rate=rates[one.architecture, one.matching], seed=seed,
+                )  # fmt: skip
+                trained.append(({"architecture": one.architecture, "seed": seed}, recall(recipe)))
     made = [*tried.values(), *(manifest for _, manifest in trained)]
     check(made)
-    return _report(config, models, rates, (trained, made), runtime)
+    return _report(config, models, rates, trained, made, runtime)
 
 
 def _open(tokens: Manifest, config: ClaimsConfig, root: Path) -> tuple[Rows, Rows]:
@@ -240,8 +234,8 @@ def _best_rate(one: Sized, config: ClaimsConfig, tried: Mapping[tuple[str, str, 
     best = min(losses, key=lambda rate: losses[rate])
     if math.isinf(losses[best]):
         raise PipelineError(
-            f"claims: {one.name} diverged at every rate of claims.learning_rates = {list(config.learning_rates)}; "
-            f"add a lower one"
+            f"claims: {NAMES[one.architecture]} diverged at every rate of claims.learning_rates = "
+            f"{list(config.learning_rates)}; add a lower one"
         )
     return best
 
@@ -272,10 +266,10 @@ def _report(
     config: ClaimsConfig,
     models: Sequence[Sized],
     rates: Mapping[Model, float],
-    results: tuple[Sequence[tuple[dict[str, Any], Manifest]], Sequence[Manifest]],
+    trained: Sequence[tuple[dict[str, Any], Manifest]],
+    made: Sequence[Manifest],
     runtime: Runtime,
 ) -> Manifest:
-    trained, made = results
     root = runtime.root
     ends = [(facts, manifest) for facts, manifest in trained if manifest.stats["diverged"]]
     if ends:
@@ -295,9 +289,8 @@ def _report(
             }
             for one in models
         ]  # fmt: skip
-        found = findings(
-            config, sizes, [one for one in read if "curve" in one], [one for one in read if "recall" in one]
-        )
+        language, recall = ([one for one in read if kind in one] for kind in ("curve", "recall"))
+        found = findings(config, sizes, language, recall)
         write_json(target / "claims.json", found)
         write_text(target / "report.html", claims_page(found))
         outputs = [describe(target / name, root) for name in ("claims.json", "report.html")]
@@ -319,12 +312,16 @@ def _recall_tokens(config: ClaimsConfig) -> int:
     return total
 
 
+def _learns_recall(config: ClaimsConfig, one: Sized) -> bool:
+    """Return whether a model is trained on planted facts, too."""
+    return bool(config.recall.distances) and one.matching == config.matching[0]
+
+
 def _tokens_of(config: ClaimsConfig, models: Sequence[Sized]) -> int:
     """Tokens of all trainings."""
-    tuning = config.budgets[0] * len(config.learning_rates) if len(config.learning_rates) > 1 else 0
-    recalls = sum(one.matching == config.matching[0] for one in models) * config.seeds
-    planted = recalls * _recall_tokens(config) if config.recall.distances else 0
-    return len(models) * (tuning + config.seeds * sum(config.budgets)) + planted
+    each = config.budgets[0] * len(config.tried_rates) + config.seeds * sum(config.budgets)
+    planted = [one for one in models if _learns_recall(config, one)]
+    return len(models) * each + len(planted) * config.seeds * (_recall_tokens(config) if planted else 0)
 
 
 def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[str]:
@@ -341,14 +338,13 @@ def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[s
     for one in models:
         how = "" if one.architecture == "transformer" else f", matched by {one.matching}"
         yield (
-            f"model       {one.name}{how}: width {one.shape.width}, {one.parameters:,} parameters "
+            f"model       {NAMES[one.architecture]}{how}: width {one.shape.width}, {one.parameters:,} parameters "
             f"({one.parameters / models[0].parameters:.3f}), {one.flops:,} FLOPs per token "
             f"({one.flops / models[0].flops:.3f})"
         )
     languages = len(models) * config.seeds * len(config.budgets)
-    tuning = len(models) * len(config.learning_rates) if len(config.learning_rates) > 1 else 0
-    recalls = sum(one.matching == config.matching[0] for one in models) * config.seeds
-    recalls *= bool(config.recall.distances)
+    tuning = len(models) * len(config.tried_rates)
+    recalls = sum(_learns_recall(config, one) for one in models) * config.seeds
     yield (
         f"trainings   {languages} on the run's tokens ({config.seeds} seeds, budgets of "
         f"{', '.join(f'{budget:,}' for budget in config.budgets)} tokens), {tuning} to choose rates, {recalls} on "
@@ -357,7 +353,7 @@ def plan(config: ClaimsConfig, vocabulary_size: int, threads: int) -> Iterator[s
     begun, total = time.monotonic(), 0.0
     with arithmetic(threads), progress("dry run", len(models), "models") as advance:
         for one in models:
-            planted = one.matching == config.matching[0] and bool(config.recall.distances)
+            planted = _learns_recall(config, one)
             total += seconds_of(config, one.architecture, one.shape, vocabulary_size, planted=planted)
             advance(1)
     minutes = total / 60

@@ -135,6 +135,11 @@ class ClaimsConfig(Section):
             }
         )  # fmt: skip
 
+    @property
+    def tried_rates(self) -> tuple[float, ...]:
+        """Rates that a model is tuned with; none where there is no choice."""
+        return self.learning_rates if len(self.learning_rates) > 1 else ()
+
     def steps(self, budget: int) -> int:
         """Optimizer steps of a budget."""
         return budget // (self.batch_rows * self.sequence_length)
@@ -145,27 +150,27 @@ class ClaimsConfig(Section):
             yield from ((architecture, how) for how in self.matching[: 1 if architecture == "transformer" else None])
 
 
-class LanguageTraining(Section):
-    """Recipe of one training on the run's tokens."""
+class ModelTraining(Section):
+    """Fields of every training."""
 
     architecture: Architecture
     shape: Shape
+    optimizer: Literal["adamw", "muon"]
+    learning_rate: float
+    seed: int
+
+
+class LanguageTraining(ModelTraining):
+    """Recipe of one training on the run's tokens."""
+
     sequence_length: int
     batch_rows: int
     steps: int
     evaluations: int
     validation_rows: int
-    optimizer: Literal["adamw", "muon"]
-    learning_rate: float
-    seed: int
 
 
-class RecallTraining(Section):
+class RecallTraining(ModelTraining):
     """Recipe of one training on planted facts."""
 
-    architecture: Architecture
-    shape: Shape
     recall: RecallConfig
-    optimizer: Literal["adamw", "muon"]
-    learning_rate: float
-    seed: int

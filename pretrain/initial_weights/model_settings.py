@@ -174,9 +174,7 @@ def _qwen2(config: Fields) -> dict[str, Any]:
 
     The biases of other maps are zero here.
     """
-    model = {**_llama(config), "bias": True}
-    first = config.get("max_window_layers", 0)
-    return _windows(config, model, lambda layer: layer >= first) if config.get("use_sliding_window") else model
+    return _qwen3(config) | {"bias": True, "qk_norm": False}
 
 
 def _qwen3(config: Fields) -> dict[str, Any]:

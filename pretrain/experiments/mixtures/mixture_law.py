@@ -17,14 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from governance.errors import PipelineError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Floats = np.ndarray[Any, np.dtype[np.float64]]
+from pretrain.experiments.scaling.scaling_law import Floats, percentiles
 
 LEAST_CURVE = 1e-6
 """Least b, in nats: the best weights stay unique."""
@@ -49,8 +46,6 @@ class MixtureLaw:
 
         Each has the same marginal loss, a + b (1 + log w), unless its cap holds it.
         """
-        import numpy as np
-
         levels, curves, most = np.array(self.levels), np.array(self.curves), np.array(caps)
 
         def at(marginal: float) -> Floats:
@@ -76,21 +71,15 @@ class MixtureFit:
     draws: tuple[MixtureLaw, ...]
     """Laws of the bootstrap's resamples."""
 
-    def intervals(self, level: float = 0.95) -> list[tuple[float, float]]:
-        """Interval of each best weight."""
-        import numpy as np
-
+    def intervals(self) -> list[tuple[float, float]]:
+        """95 % interval of each best weight."""
         found = np.array([law.best(self.caps) for law in self.draws])
-        low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2), axis=0)
-        return list(zip(low.tolist(), high.tolist(), strict=True))
+        return [percentiles(weights, 0.95) for weights in found.T]
 
-    def gain(self, weights: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-        """Loss of these weights minus that of the best: value, low, high."""
-        import numpy as np
-
-        found = [law.loss(weights) - law.loss(self.best) for law in self.draws]
-        low, high = np.quantile(found, ((1 - level) / 2, (1 + level) / 2))
-        return self.law.loss(weights) - self.law.loss(self.best), float(low), float(high)
+    def gain(self, weights: Sequence[float]) -> tuple[float, float, float]:
+        """Loss of these weights minus that of the best: value, and its 95 % interval."""
+        found = np.array([law.loss(weights) - law.loss(self.best) for law in self.draws])
+        return self.law.loss(weights) - self.law.loss(self.best), *percentiles(found, 0.95)
 
 
 def fit_mixtures(
@@ -101,8 +90,6 @@ def fit_mixtures(
     Raises:
         PipelineError: as many coefficients as trainings, or equal losses.
     """
-    import numpy as np
-
     shares, found, most = np.array(weights), np.array(losses), np.array(caps)
     count, sources = shares.shape
     freedom = count - 2 * sources
@@ -133,14 +120,11 @@ def fit_mixtures(
 
 def _columns(shares: Floats) -> Floats:
     """The terms that the coefficients multiply."""
-    import numpy as np
-
     return np.hstack([shares, shares * np.log(np.maximum(shares, 1e-300))])
 
 
 def _fit(shares: Floats, losses: Floats, counted: Floats) -> MixtureLaw:
     """Least squares, no curvature below its least."""
-    import numpy as np
     from scipy.optimize import lsq_linear
 
     sources, scale = shares.shape[1], np.sqrt(counted)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
 from governance.config import Section
@@ -31,11 +31,7 @@ from pretrain.experiments.scaling.ladder import (
     settings_of,
     two_digits_up,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Floats = np.ndarray[Any, np.dtype[np.float64]]
+from pretrain.experiments.scaling.scaling_law import Floats
 
 LEAST_ROWS = 8
 """Fewer rows of a source are not repeated as in the run: rounding changes their number by more than a sixteenth."""
@@ -178,8 +174,6 @@ def within(weights: Floats, caps: Floats) -> Floats:
 
     What a cap refuses goes to the others, by their room.
     """
-    import numpy as np
-
     held = np.minimum(weights, caps)
     room = caps - held
     whole = room.sum(-1, keepdims=True)
@@ -188,8 +182,6 @@ def within(weights: Floats, caps: Floats) -> Floats:
 
 def spread_mixtures(own: Sequence[float], caps: Sequence[float], count: int) -> list[tuple[float, ...]]:
     """Mixtures far from each other, the run's own first, to four decimals."""
-    import numpy as np
-
     most, first = np.array(caps), np.array(own) / sum(own)
     drawn = np.random.default_rng(0).dirichlet(np.ones(len(caps)), _CANDIDATES)
     candidates = np.vstack([first, within(np.eye(len(caps)), most), within(drawn, most)])

@@ -20,14 +20,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from governance.errors import PipelineError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Floats = np.ndarray[Any, np.dtype[np.float64]]
+Floats = npt.NDArray[np.float64]
 
 PARAMETERS = 5
 LEAST_TRAININGS = PARAMETERS + 2
@@ -93,17 +92,13 @@ class Fit:
 
     def interval(self, parameters: float, tokens: float, level: float = 0.95) -> tuple[float, float]:
         """Interval for the loss of one more training."""
-        import numpy as np
-
         losses = np.array([law.loss(parameters, tokens) for law in self.draws])
         losses += np.random.default_rng(1).normal(0, self.noise, len(losses))
-        return _percentiles(losses, level)
+        return percentiles(losses, level)
 
     def interval_of(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """Interval for a property of the law, such as `token_exponent`."""
-        import numpy as np
-
-        return _percentiles(np.array([getattr(law, name) for law in self.draws]), level)
+        return percentiles(np.array([getattr(law, name) for law in self.draws]), level)
 
 
 def fit_law(trained: Sequence[Trained], resamples: int = 1000, seed: int = 0) -> Fit:
@@ -112,8 +107,6 @@ def fit_law(trained: Sequence[Trained], resamples: int = 1000, seed: int = 0) ->
     Raises:
         PipelineError: too few trainings, sizes or numbers of tokens, or losses that show no law.
     """
-    import numpy as np
-
     _refuse_few(trained)
     n, d, losses = (np.array([getattr(one, name) for one in trained]) for name in ("parameters", "tokens", "loss"))
     law = _fit(n, d, losses, None)
@@ -141,8 +134,6 @@ def parabola_exponent(curves: Sequence[Sequence[Trained]]) -> float | None:
 
     None where fewer than two curves have a minimum between their sizes.
     """
-    import numpy as np
-
     found = []
     for curve in curves:
         if len(curve) < LEAST_VALUES:
@@ -170,7 +161,6 @@ def _refuse_few(trained: Sequence[Trained]) -> None:
 
 def _fit(n: Floats, d: Floats, losses: Floats, near: ScalingLaw | None) -> ScalingLaw | None:
     """Least squares over both exponents, from a grid or a law."""
-    import numpy as np
     from scipy.optimize import minimize, nnls
 
     sizes, counts = np.exp(np.mean(np.log(n))), np.exp(np.mean(np.log(d)))  # scaled, so that the columns are near 1
@@ -200,8 +190,7 @@ def _fit(n: Floats, d: Floats, losses: Floats, near: ScalingLaw | None) -> Scali
     return ScalingLaw(constant, a * sizes**alpha, b * counts**beta, alpha, beta)
 
 
-def _percentiles(values: Floats, level: float) -> tuple[float, float]:
-    import numpy as np
-
+def percentiles(values: Floats, level: float) -> tuple[float, float]:
+    """Interval that holds this share of a bootstrap's values."""
     low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
