@@ -24,6 +24,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -174,8 +175,6 @@ def _answer(source: IO[bytes], reply: Any, way: Extraction) -> HtmlPage | PdfTex
 
 
 def _end_and_explain(child: subprocess.Popen[bytes], kind: str) -> str:
-    import signal
-
     _CHILDREN.pop(os.getpid(), None)
     _end(child)
     return f"{kind}_too_slow" if child.returncode == -signal.SIGPROF else f"{kind}_broke_parser"
@@ -229,7 +228,6 @@ def serve() -> None:
     Pages come in on standard input and results go out on standard output, until the input closes.
     """
     import resource
-    import signal
 
     import resiliparse.extract.html2text
     import resiliparse.parse.encoding  # noqa: F401, these now: the first page's time is its own
@@ -286,8 +284,6 @@ def _receive(source: IO[bytes]) -> _PageRequest:
 
 def _reply(asked: _PageRequest) -> tuple[object, bytes]:
     """The child's answer to one page, and the page's text."""
-    import signal
-
     from data_pipeline.readers.html import extract
 
     kind = "pdf" if asked.way == PDF else "html"

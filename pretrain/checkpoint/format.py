@@ -320,13 +320,8 @@ def state_text(state: TrainState) -> str:
             parameter: {name: value if math.isfinite(value) else str(value) for name, value in held.items()}
             for parameter, held in state.scalars.items()
         }
-    return json_text(
-        {
-            name: value
-            for name, value in kept.items()
-            if value is not None or name not in ("loss_scale", "expert_bias", "scalars")
-        }
-    )
+    unused = [name for name in ("loss_scale", "expert_bias", "scalars") if kept[name] is None]
+    return json_text({name: value for name, value in kept.items() if name not in unused})
 
 
 def read_state(manifest: Manifest, root: Path) -> TrainState:

@@ -52,7 +52,7 @@ from pretrain.checkpoint.native import (
     reads_native,
     shard_path,
 )
-from pretrain.config.training import TrainConfig, TrainRecipe
+from pretrain.config.training import Settings, TrainConfig, TrainRecipe
 from pretrain.data.batch_size import batch_sizes
 from pretrain.data.sampler import sampler_of
 from pretrain.early_stopping import is_last_step, own_validations
@@ -61,7 +61,6 @@ from pretrain.metrics.run_identity import METRICS_FILE
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.config.training import Settings
     from pretrain.data.dataset import Rows
     from pretrain.engine.engine import Engine
 

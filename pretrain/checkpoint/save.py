@@ -18,6 +18,7 @@ at a lower priority than training.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -79,11 +80,10 @@ class CheckpointSource:
     """State that every rank holds alike: fields of `TrainState`."""
 
 
-@contextlib.contextmanager
 def open_saver(
     store: CheckpointStore, settings: Settings, engine: Engine, run: dict[str, Any], when_durable: WhenDurable
-) -> Iterator[Saver]:
-    """Open a saver of this engine.
+) -> Saver:
+    """A saver of this engine, which is a context.
 
     `run` is what manifests record about this attempt; `when_durable` is called with each durable step.
 
@@ -110,8 +110,7 @@ def open_saver(
             "scalars": scalars_of(engine),
         },
     )
-    with Saver(store, source, settings.checkpoint, run, when_durable) as saver:
-        yield saver
+    return Saver(store, source, settings.checkpoint, run, when_durable)
 
 
 def _refuse_frozen(engine: Engine) -> None:
@@ -185,9 +184,8 @@ class Saver:
         ranks, keys = self._store.ranks, self._store.key_value_store
         rendezvous = Rendezvous(keys, name, ranks.rank, ranks.world_size, self._over, self._failing)
         self._rendezvous = rendezvous
-        self._thread = threading.Thread(
-            target=self._work, args=(state, rendezvous, began), name="checkpoint", daemon=True
-        )
+        work = (state, rendezvous, began)
+        self._thread = threading.Thread(target=self._work, args=work, name="checkpoint", daemon=True)
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
@@ -298,9 +296,8 @@ def write_checkpoint(
     ranks = (store.ranks.rank, store.ranks.world_size)
     store.check_lease()
     # All shards are complete now: this rank reads its canonical files' missing fragments out of them.
-    made = write_canonical(
-        folder, store.root, source.shapes, lambda names: part.fragments(native, store.ranks.rank, names), ranks
-    )
+    fragments = functools.partial(part.fragments, native, store.ranks.rank)
+    made = write_canonical(folder, store.root, source.shapes, fragments, ranks)
     outputs = _outputs(rendezvous.collect("canonical", [output.model_dump(mode="json") for output in made]))
     manifest = None
     if first:

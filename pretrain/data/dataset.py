@@ -28,11 +28,11 @@ from governance.files import sha256_file
 from governance.log import get_logger
 from governance.manifest import Manifest, Output, read_manifest
 from governance.verified_files import file_state, require_unchanged
+from pretrain.config.training import TrainConfig
 from pretrain.data.mixture import MixtureSource, sources_of
 from pretrain.data.removed_documents import places_in, rows_of_pieces, rows_of_stretches, without
 
 if TYPE_CHECKING:
-    from pretrain.config.training import TrainConfig
     from pretrain.model.decoder import Batch
 
 NO_ORIGIN = -1  # of a position where nothing is predicted
@@ -143,12 +143,8 @@ class Rows:
     def holding_sources(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
         """Numbers of the rows that hold a document of these sources."""
         wanted = [number for number, name in enumerate(self.origins) if _source(name) in set(names)]
-        return self._holding(
-            {
-                shard.path: np.flatnonzero(np.isin(self._numbers[shard.path][shard.groups], wanted))
-                for shard in self.shards
-            }
-        )
+        origins = {shard.path: self._numbers[shard.path][shard.groups] for shard in self.shards}
+        return self._holding({path: np.flatnonzero(np.isin(each, wanted)) for path, each in origins.items()})
 
     def sources(self) -> tuple[MixtureSource, ...]:
         """Sources by name, with the rows of each.
@@ -246,9 +242,8 @@ def watch_shards(tokens: Manifest, root: Path, rank: int, world_size: int) -> Ca
     names of those that were touched since its last call: their bytes are right, but may have been others in between.
     """
     files = [(output, root / output.path) for output in _files_read(tokens, root)[rank::world_size]]
-    watched = [
-        (*file, file_state(file[1])) for file in files if file[1].exists()
-    ]  # the verification names missing ones
+    # The verification names those that are missing.
+    watched = [(output, path, file_state(path)) for output, path in files if path.exists()]
 
     def changed() -> tuple[list[str], list[str]]:
         texts, touched = [], []

@@ -12,15 +12,11 @@ reused for another corpus is another artifact. Price: `tokenizer.json` is hashed
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from governance.errors import CheckpointError, ManifestError, MissingInput
 from governance.log import get_logger
 from governance.manifest import Input, Manifest, read_manifest, verify
-from pretrain.data.dataset import packed_from
-
-if TYPE_CHECKING:
-    from pretrain.data.dataset import Rows
+from pretrain.data.dataset import Rows, packed_from
 
 _TOKENIZER, _FILE = "tokenizer", "/tokenizer.json"
 _ONWARD, _TOKENS = ("checkpoint", "pack"), ("pack", "encode")  # a checkpoint that it continues is an input too

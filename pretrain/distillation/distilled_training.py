@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 from governance.errors import ConfigError
 from governance.manifest import Input, Manifest
 from governance.stage import Runtime
+from pretrain.checkpoint.format import CheckpointStore
+from pretrain.checkpoint.load import refuse_damaged
 from pretrain.config.distillation import DistillationConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainRecipe
 from pretrain.data.dataset import Rows, altered_shards, refuse_altered, watch_shards
 from pretrain.distillation.drawn_logits import find_draws, open_draws
 from pretrain.distillation.teacher import FIELD, Teacher, open_teacher
+from pretrain.evaluation.validation import Measurement, in_precision, measure, nats_with
 
 if TYPE_CHECKING:
     import torch
 
-    from pretrain.checkpoint.format import CheckpointStore
     from pretrain.distillation.student import Student
     from pretrain.engine.engine import Weight
-    from pretrain.evaluation.validation import Measurement
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,6 @@ class Distillation:
         A frozen teacher runs alongside it, unless tokens were drawn from it.
         """
         from pretrain.distillation.student import Student
-        from pretrain.evaluation.validation import in_precision
 
         teacher = None
         if self.drawn is None:
@@ -114,8 +114,6 @@ class Distillation:
 
         Collective over `place` (rank, ranks).
         """
-        from pretrain.evaluation.validation import measure, nats_with
-
         decoder = self.teacher.decoder(rows.vocabulary_size).to(device)
         most = self.recipe.train.validation_rows
         nats_of = nats_with(decoder, self.recipe.train.precision)
@@ -178,7 +176,5 @@ def refuse_damaged_teacher(distillation: Distillation, store: CheckpointStore) -
     Raises:
         CheckpointError: a file differs from its manifest.
     """
-    from pretrain.checkpoint.load import refuse_damaged
-
     if (held := distillation.teacher.checkpoint) is not None:
         refuse_damaged(store, held, FIELD)

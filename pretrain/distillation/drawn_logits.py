@@ -37,6 +37,7 @@ from pretrain.config.training import EngineConfig
 from pretrain.data.dataset import Rows, open_rows
 from pretrain.distillation.teacher import FIELD, Teacher
 from pretrain.distributed.process_group import lone_device
+from pretrain.model.flops import piece_tokens
 
 VERSION = 1
 STAGE = "teacher_logits"
@@ -138,7 +139,6 @@ def _draw(drawing: _DrawPass, numbers: list[int]) -> npt.NDArray[np.int64]:
     import torch
 
     from pretrain.distillation.student import probabilities
-    from pretrain.model.flops import piece_tokens
 
     teacher, section = drawing.decoder(), drawing.section
     uniform = np.stack([np.random.default_rng([section.seed, row]).random(section.sequence_length) for row in numbers])

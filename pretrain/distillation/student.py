@@ -15,6 +15,7 @@ the precision of the passes. A validation is of the student alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +32,6 @@ PROJECTION = "projection.weight"
 """The parameter of `DistillationConfig.projection`; checkpoints have it, exports do not."""
 
 
-@dataclass(frozen=True)
-class Distributions:
-    """A teacher's next-token distributions, from its hidden states [N, D]."""
-
-    teacher: Decoder
-    hidden: torch.Tensor
-    vocabulary_size: int
-    temperature: float
-
-    def of(self, piece: slice) -> torch.Tensor:
-        """Probabilities [n, V] of a piece; rows of padding have none."""
-        return probabilities(self.teacher, self.hidden[piece], self.vocabulary_size, self.temperature)
-
-
 def probabilities(teacher: Decoder, hidden: torch.Tensor, vocabulary_size: int, temperature: float) -> torch.Tensor:
     """A teacher's probabilities [..., V] at a temperature, fp32.
 
@@ -55,26 +42,18 @@ def probabilities(teacher: Decoder, hidden: torch.Tensor, vocabulary_size: int, 
     return logits.softmax(-1)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Distributions known by tokens that were drawn from them, int64 [N, samples]."""
-
-    tokens: torch.Tensor
-    rows: int
-    """V, the rows of the head."""
-
-    def of(self, piece: slice) -> torch.Tensor:
-        """Relative frequencies [n, V] of the drawn tokens."""
-        drawn = self.tokens[piece]
-        share = torch.full(drawn.shape, 1.0 / drawn.shape[1], device=drawn.device)
-        return torch.zeros(len(drawn), self.rows, device=drawn.device).scatter_add_(1, drawn, share)
+def frequencies(drawn: torch.Tensor, rows: int) -> torch.Tensor:
+    """Relative frequencies [n, V] of drawn tokens, int64 [n, samples]; V = `rows` of the head."""
+    share = torch.full(drawn.shape, 1.0 / drawn.shape[1], device=drawn.device)
+    return torch.zeros(len(drawn), rows, device=drawn.device).scatter_add_(1, drawn, share)
 
 
 @dataclass(frozen=True)
 class TeacherLoss:
     """The teacher's part of the loss; a `SoftLoss`."""
 
-    soft_targets: Distributions | Draws
+    soft_targets: Callable[[slice], torch.Tensor]
+    """The teacher's probabilities [n, V] of a piece of the tokens: made piece by piece, since all would fill memory."""
     weight: float
     temperature: float
 
@@ -82,7 +61,7 @@ class TeacherLoss:
         self, piece: slice, products: torch.Tensor, counted: torch.Tensor, rule: Logits
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `SoftLoss`."""
-        logits, soft_targets = rule.of(products.float()), self.soft_targets.of(piece)
+        logits, soft_targets = rule.of(products.float()), self.soft_targets(piece)
         ours = torch.log_softmax(logits / self.temperature, -1)
         nats = -(soft_targets * ours).sum(-1)
         slopes = ours.exp_().sub_(soft_targets)
@@ -133,16 +112,19 @@ class Student(Decoder):
         if not torch.is_grad_enabled():
             return super().forward(tokens, targets, segments, positions, documents)
         config, [teacher] = self.distillation, self._teachers
-        soft_targets: Distributions | Draws
+        size, temperature = self.vocabulary_size, config.temperature
         if drawn is not None:
-            soft_targets = Draws(drawn.flatten(0, 1), self.lm_head.out_features)
+            chosen, rows = drawn.flatten(0, 1), self.lm_head.out_features
+            soft = TeacherLoss(lambda piece: frequencies(chosen[piece], rows), config.weight, temperature)
         else:
             assert teacher is not None, "neither a teacher nor tokens that were drawn from one"
             with torch.no_grad():
                 states, _ = teacher.model(tokens, segments, positions, documents)
-            soft_targets = Distributions(teacher, states.flatten(0, 1), self.vocabulary_size, config.temperature)
+            known, seen_by = teacher, states.flatten(0, 1)
+            soft = TeacherLoss(
+                lambda piece: probabilities(known, seen_by[piece], size, temperature), config.weight, temperature
+            )
         hidden, routers = self.model(tokens, segments, positions, documents)
-        soft = TeacherLoss(soft_targets, config.weight, config.temperature)
         objective, nats = self.losses(hidden, routers, targets, soft)
         if config.hidden_weight:
             seen = self.projection(hidden) if config.projection else hidden

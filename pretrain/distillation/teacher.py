@@ -23,6 +23,7 @@ from pretrain.evaluation.validation import load_decoder, require_language_model
 from pretrain.initial_weights.folder import FIELD as FOLDER_FIELD
 from pretrain.initial_weights.hub_weights import SCHEME
 from pretrain.initial_weights.start import InitialWeights, model_of, named_folder, refuse_other_tokenizer
+from pretrain.model.flops import parameter_count
 
 if TYPE_CHECKING:
     from pretrain.model.decoder import Decoder
@@ -46,8 +47,6 @@ class Teacher:
 
     def facts(self, vocabulary_size: int) -> dict[str, Any]:
         """Identity and size, for the student's statistics."""
-        from pretrain.model.flops import parameter_count
-
         return {**self.source.model_dump(mode="json"), "parameters": parameter_count(self.model, vocabulary_size)}
 
     def decoder(self, vocabulary_size: int) -> Decoder:

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -74,9 +75,8 @@ class Engine(Wrapped):
         """
         if steps == self.deepspeed.gradient_accumulation_steps():
             return
-        self.deepspeed.set_train_batch_size(
-            steps * self.deepspeed.train_micro_batch_size_per_gpu() * self.deepspeed.dp_world_size
-        )
+        micro, ranks = self.deepspeed.train_micro_batch_size_per_gpu(), self.deepspeed.dp_world_size
+        self.deepspeed.set_train_batch_size(steps * micro * ranks)
         if hasattr(self.deepspeed.optimizer, "gradient_accumulation_steps"):  # copied at the start
             self.deepspeed.optimizer.gradient_accumulation_steps = steps
         self.deepspeed.micro_steps = 0  # DeepSpeed updates at multiples of the new number
@@ -266,7 +266,6 @@ def refuse_unknown_keys(config: Mapping[str, Any]) -> None:
         ConfigError: names the keys.
     """
     from deepspeed.runtime.config import DeepSpeedConfig
-    from pydantic import ValidationError
 
     recorder = _KeyRecorder(config)
     try:
@@ -293,12 +292,10 @@ def _compile(wrapped: Any, model: Decoder, settings: EngineConfig) -> None:
 def _sequence_group(ranks: Ranks, settings: EngineConfig) -> Any:
     """Process group that shares rows with this rank."""
     tensor, sequence = settings.tensor_parallel_size, settings.sequence_parallel_size
-    firsts = range(0, ranks.world_size, tensor * sequence)
-    return _own_group(
-        ranks,
-        settings,
-        [range(rank, first + tensor * sequence, tensor) for first in firsts for rank in range(first, first + tensor)],
-    )
+    size = tensor * sequence
+    firsts = range(0, ranks.world_size, size)
+    groups = [range(rank, first + size, tensor) for first in firsts for rank in range(first, first + tensor)]
+    return _own_group(ranks, settings, groups)
 
 
 def _vocabulary_part(ranks: Ranks, settings: EngineConfig) -> VocabularyPart:
@@ -426,12 +423,8 @@ def _draw_and_broadcast(deepspeed: Any, named: list[tuple[str, nn.Parameter]], w
         turn = ordered[first : first + ranks]
         drawn = weight(turn[rank][0], full_shape(turn[rank][1])) if rank < len(turn) else None
         for drawer, (_, parameter) in enumerate(turn):
-            whole = (
-                deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer)
-                if cut
-                else contextlib.nullcontext()
-            )
-            with whole, torch.no_grad():
+            gathered = deepspeed.zero.GatheredParameters([parameter], modifier_rank=drawer) if cut else None
+            with gathered or contextlib.nullcontext(), torch.no_grad():
                 if rank == drawer:
                     parameter.copy_(drawn)
                 if not cut:

@@ -171,6 +171,5 @@ def _equal_share(name: str, tensors: Mapping[str, torch.Tensor], group: Any = No
     size = -(-elements // ranks)
     start = min(size * rank, elements)
     length = min(size, elements - start)
-    return Owned(
-        name, start, length, {kind: value.reshape(-1)[start : start + length] for kind, value in tensors.items()}
-    )
+    held = {kind: value.reshape(-1)[start : start + length] for kind, value in tensors.items()}
+    return Owned(name, start, length, held)

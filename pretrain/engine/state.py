@@ -178,9 +178,8 @@ def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any
     """Index, flat, group and local fragment of each parameter."""
     names = {parameter: name for name, parameter in engine.parameters()}
     places = {}
-    for index, ((_, _, lying), (flat, group, members)) in enumerate(
-        zip(fragments(engine), _flats(engine), strict=True)
-    ):
+    both = zip(fragments(engine), _flats(engine), strict=True)
+    for index, ((_, _, lying), (flat, group, members)) in enumerate(both):
         here = {fragment.name: fragment for fragment in lying}
         places |= {names[member]: (index, flat, group, here.get(names[member])) for member in members}
     return places
@@ -198,9 +197,8 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
     own = isinstance(optimizer, OwnOptimizer)
     for index, (flat, group, _) in enumerate(_flats(engine)):
         with in_memory(engine, index):
-            known = (
-                optimizer.state[flat] if in_files(engine, index) else {}
-            )  # DeepSpeed finds their files by these very tensors
+            # DeepSpeed finds moments in files by these very tensors.
+            known = optimizer.state[flat] if in_files(engine, index) else {}
             moments = {moment: known.get(moment, torch.zeros_like(flat)).zero_() for moment in group["moments"]}
             if group["kind"] == "adamw":
                 moments["step"] = torch.tensor(float(step), dtype=torch.float32, device=flat.device)
@@ -252,10 +250,8 @@ def _gradients(engine: Wrapped) -> Iterator[tuple[dict[str, Any], list[torch.Ten
         if in_files(engine, index):
             yield group, gradient_norms_of(engine, index)
         elif averaged.get(index) is not None:
-            yield (
-                group,
-                _counting_gradients(engine, [gradient for gradient in averaged[index] if gradient is not None], lying),
-            )
+            held = [gradient for gradient in averaged[index] if gradient is not None]
+            yield group, _counting_gradients(engine, held, lying)
         elif flat.grad is not None:  # stage 0, and optimizer state in host memory
             if engine.zero_stage == 0 and engine.expert_parts.rank > 0 and not marked(flat):
                 continue  # all expert ranks have it, and it counts on the first
@@ -293,10 +289,8 @@ def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], lying: l
     own = [fragment for fragment in lying if alone(fragment.name)]
     if len(gradients) == 1:
         return [fragment.place(gradients[0]) for fragment in own]
-    starts, offsets = (
-        itertools.accumulate(map(torch.numel, gradients), initial=0),
-        {fragment.offset for fragment in own},
-    )
+    starts = itertools.accumulate(map(torch.numel, gradients), initial=0)
+    offsets = {fragment.offset for fragment in own}
     return [gradient for gradient, start in zip(gradients, starts, strict=False) if start in offsets]
 
 

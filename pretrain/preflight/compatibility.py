@@ -129,9 +129,8 @@ def bf16_masters_stay_on_the_device(recipe: TrainRecipe, settings: Settings, har
     if recipe.train.precision != "bf16_masters" or settings.engine.offload_optimizer == "none":
         return None
     return (
-        "train.precision = 'bf16_masters' with engine.offload_optimizer = "
-        f"{settings.engine.offload_optimizer!r}: offloaded "
-        f"masters are fp32; set precision = 'bf16', or offload_optimizer = 'none'"
+        f"train.precision = 'bf16_masters' with engine.offload_optimizer = {settings.engine.offload_optimizer!r}: "
+        f"offloaded masters are fp32; set precision = 'bf16', or offload_optimizer = 'none'"
     )
 
 
@@ -159,15 +158,10 @@ def quantized_collectives_need_cuda(recipe: TrainRecipe, settings: Settings, har
     if hardware.device == "cpu":
         return f"train.{names[0]} on CPU: ZeRO++ quantizes with CUDA kernels; set it to false"
     if settings.engine.zero_stage != 3:
-        return (
-            f"train.{names[0]} with engine.zero_stage = {settings.engine.zero_stage}: set zero_stage = 3, or "
-            "it to false"
-        )
-    if recipe.train.precision in ("autocast", "fp32"):
-        return (
-            f"train.{names[0]} with train.precision = {recipe.train.precision!r}: set precision = 'bf16', or "
-            "it to false"
-        )
+        stage = settings.engine.zero_stage
+        return f"train.{names[0]} with engine.zero_stage = {stage}: set zero_stage = 3, or it to false"
+    if (precision := recipe.train.precision) in ("autocast", "fp32"):
+        return f"train.{names[0]} with train.precision = {precision!r}: set precision = 'bf16', or it to false"
     return None
 
 
@@ -238,8 +232,7 @@ def only_adamw_is_offloaded(recipe: TrainRecipe, settings: Settings, hardware: H
         return None
     return (
         f"optim.optimizer = {recipe.optim.optimizer!r} with engine.offload_optimizer = "
-        f"{settings.engine.offload_optimizer!r}: only "
-        f"AdamW is updated off the device; set offload_optimizer = 'none'"
+        f"{settings.engine.offload_optimizer!r}: only AdamW is updated off the device; set offload_optimizer = 'none'"
     )
 
 
@@ -280,11 +273,9 @@ def quantized_gradients_need_whole_nodes(recipe: TrainRecipe, settings: Settings
     if hardware.gpus in (0, hardware.local_world_size):
         return None
     return (
-        f"train.quantized_gradients with {hardware.local_world_size} rank(s) on a node that shows "
-        f"{hardware.gpus} GPUs: DeepSpeed "
-        f"counts each as a rank, and so {(hardware.world_size or 1) // hardware.gpus} node(s); start "
-        f"{hardware.gpus} ranks per node, show "
-        f"no more GPUs than ranks (CUDA_VISIBLE_DEVICES), or set it to false"
+        f"train.quantized_gradients with {hardware.local_world_size} rank(s) on a node that shows {hardware.gpus} "
+        f"GPUs: DeepSpeed counts each as a rank, and so {(hardware.world_size or 1) // hardware.gpus} node(s); start "
+        f"{hardware.gpus} ranks per node, show no more GPUs than ranks (CUDA_VISIBLE_DEVICES), or set it to false"
     )
 
 
@@ -294,10 +285,8 @@ def hpz_needs_stage_3(recipe: TrainRecipe, settings: Settings, hardware: Hardwar
     if size == 1:
         return None
     if settings.engine.zero_stage != 3:
-        return (
-            f"engine.hpz_partition_size = {size} with engine.zero_stage = {settings.engine.zero_stage}: set "
-            "zero_stage = 3"
-        )
+        stage = settings.engine.zero_stage
+        return f"engine.hpz_partition_size = {size} with engine.zero_stage = {stage}: set zero_stage = 3"
     if settings.engine.tensor_parallel_size > 1:
         return f"engine.hpz_partition_size = {size} with tensor parallelism: DeepSpeed forms its groups over all ranks"
     if hardware.world_size is not None and hardware.world_size % size:
@@ -329,9 +318,8 @@ def experts_see_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Ha
     if settings.engine.sequence_parallel_size == 1 or recipe.model.moe is None:
         return None
     return (
-        f"engine.sequence_parallel_size = {settings.engine.sequence_parallel_size} with model.moe: experts "
-        "are balanced over "
-        f"whole rows, and it cuts them; set sequence_parallel_size = 1"
+        f"engine.sequence_parallel_size = {settings.engine.sequence_parallel_size} with model.moe: experts are "
+        f"balanced over whole rows, and it cuts them; set sequence_parallel_size = 1"
     )
 
 
@@ -377,8 +365,8 @@ def splits_divide_the_ranks(recipe: TrainRecipe, settings: Settings, hardware: H
         return None
     return (
         f"engine.sequence_parallel_size x tensor_parallel_size = {settings.engine.sequence_parallel_size} x "
-        f"{settings.engine.tensor_parallel_size} does not divide {hardware.world_size} rank(s); start a "
-        f"multiple of {split}"
+        f"{settings.engine.tensor_parallel_size} does not divide {hardware.world_size} rank(s); start a multiple of "
+        f"{split}"
     )
 
 
@@ -475,9 +463,8 @@ def gpus_are_idle(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -
         return None
     return (
         f"this node shows {hardware.gpus} GPUs and {hardware.local_world_size} rank(s) of this run compute here, each "
-        f"on one; the others are idle. For all of them start {hardware.gpus} ranks (--nproc "
-        f"{hardware.gpus}; under Slurm "
-        f"slurm.gpus_per_node = {hardware.gpus}); to leave them to other jobs, hide them (CUDA_VISIBLE_DEVICES)"
+        f"on one; the others are idle. For all of them start {hardware.gpus} ranks (--nproc {hardware.gpus}; under "
+        f"Slurm slurm.gpus_per_node = {hardware.gpus}); to leave them to other jobs, hide them (CUDA_VISIBLE_DEVICES)"
     )
 
 

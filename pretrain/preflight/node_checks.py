@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from governance.errors import ClusterError
 from governance.files import touch
 from pretrain.config.training import EngineConfig, TrainRecipe
-from pretrain.distributed.process_group import Ranks, node_name
+from pretrain.distributed.process_group import Ranks, device_of, node_name, publish
 from pretrain.distributed.rendezvous import await_keys, until
 from pretrain.preflight.hardware import Hardware
 
@@ -252,8 +252,6 @@ def network(ranks: Ranks, names: Sequence[str], device: str) -> list[NodeFinding
     """Check connectivity, clocks, a global sum and its speed."""
     from torch import distributed
 
-    from pretrain.distributed.process_group import publish
-
     publish(ranks)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     patience = datetime.timedelta(seconds=_CONNECT_SECONDS)
@@ -338,8 +336,6 @@ def _presence(store: distributed.Store, ranks: Ranks, names: Sequence[str]) -> l
 def _sum(ranks: Ranks, names: Sequence[str], store: distributed.Store, requested: str) -> NodeFinding:
     import torch
     from torch import distributed
-
-    from pretrain.distributed.process_group import device_of
 
     device = device_of(Ranks(ranks.rank, ranks.world_size), requested)
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.distillation import DistillationConfig
 from pretrain.distillation.drawn_logits import systematic
-from pretrain.distillation.student import Distributions, Draws, Student, TeacherLoss, probabilities
+from pretrain.distillation.student import Student, TeacherLoss, frequencies, probabilities
 from pretrain.model.loss import Logits, cross_entropy
 from tests.pretrain.distillation.distilled_gradients import errors_of_students, frozen_teacher
 from tests.pretrain.engine.repeated_modules import MODEL, VOCABULARY
@@ -41,9 +41,8 @@ def slope_of(soft_targets, weight_of_teacher, temperature, rule=Logits()):  # no
     """Objective and gradient of the head by our loss."""
     hidden, weight, targets, *_ = positions()
     weight.requires_grad_(True)
-    objective, _ = cross_entropy(
-        hidden, weight, targets, rule, None, TeacherLoss(soft_targets, weight_of_teacher, temperature)
-    )
+    soft = TeacherLoss(lambda piece: soft_targets[piece], weight_of_teacher, temperature)
+    objective, _ = cross_entropy(hidden, weight, targets, rule, None, soft)
     objective.backward()
     return objective.detach(), weight.grad
 
@@ -56,7 +55,7 @@ def slope_of(soft_targets, weight_of_teacher, temperature, rule=Logits()):  # no
 def test_the_mixed_loss_is_that_of_its_formula(share, temperature, softcap, z_loss, scale):
     hidden, weight, targets, teacher, states = positions()
     rule = Logits(scale, softcap, z_loss)
-    found, slope = slope_of(Distributions(teacher, states, VOCABULARY, temperature), share, temperature, rule)
+    found, slope = slope_of(probabilities(teacher, states, VOCABULARY, temperature), share, temperature, rule)
     weight.requires_grad_(True)
     logits, counted = rule.of(F.linear(hidden, weight)), targets >= 0
     hard = F.cross_entropy(logits[counted], targets[counted], reduction="sum")
@@ -91,13 +90,13 @@ def test_draws_average_to_the_distribution():
 def test_the_gradient_of_draws_is_unbiased_and_that_of_the_likeliest_is_not():
     """Each element within 3 standard errors of the dense gradient, as often as chance has it."""
     *_, teacher, states = positions()
-    _, dense = slope_of(Distributions(teacher, states, VOCABULARY, 1.5), 1.0, 1.5)
+    _, dense = slope_of(probabilities(teacher, states, VOCABULARY, 1.5), 1.0, 1.5)
     p = probabilities(teacher, states, VOCABULARY, 1.5)
     generator = torch.Generator().manual_seed(1)
     rows, found = teacher.lm_head.out_features, []
     for _ in range(200):
         uniform = torch.rand(len(states), generator=generator, dtype=torch.float64)
-        found.append(slope_of(Draws(systematic(p, uniform, 4), rows), 1.0, 1.5)[1])
+        found.append(slope_of(frequencies(systematic(p, uniform, 4), rows), 1.0, 1.5)[1])
     means, errors = torch.stack(found).mean(0), torch.stack(found).std(0) / math.sqrt(len(found))
     apart = ((means - dense) / errors.clamp(min=1e-12))[:VOCABULARY]
     assert float((apart.abs() > 3).double().mean()) < 0.01  # .0027 by chance
