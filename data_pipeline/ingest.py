@@ -88,7 +88,7 @@ class IngestConfig(Section):
 
 
 class IngestIdentity(Section):
-    """All that decides the bytes.
+    """Recipe of the stage: everything that decides its bytes.
 
     The place of local files (`paths`, a local `dataset`) does not: inputs are digests.
     """

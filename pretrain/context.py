@@ -87,7 +87,7 @@ class TrainContext:
 
     @property
     def layout(self) -> Layout:
-        """Position of this rank.
+        """Layout of this rank.
 
         It gives the rows that the rank reads, and whether it counts them.
         """

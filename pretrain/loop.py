@@ -70,7 +70,7 @@ def train_loop(context: TrainContext) -> TrainState:
         for facts in context.callbacks.facts():
             context.record("callback", state.step, **facts)
         starts = window_starts(config)
-        if config.late_sources:
+        if config.late_sources:  # the step at which they begin follows from the rows
             starts |= frozenset(step["from_step"] for step in weights_in_use(context.train_rows, config))
         guard = SpikeGuard(config.skip, state.losses, state.skipped, context.device, starts)
         beat_long = partial(context.heartbeat.beat, long=True)
@@ -334,7 +334,7 @@ def _add_up_gradients(
 
 
 def _catch_up(context: TrainContext, state: TrainState) -> tuple[TrainState, int]:
-    """Run the validation and tasks that the resumed step still owes.
+    """Run the validation and tasks still due at the resumed step.
 
     Returns the state and the last step of the run, which that validation may decide.
     """
@@ -418,7 +418,7 @@ def _nats_function(
 
 
 def _save(context: TrainContext, state: TrainState) -> None:
-    """Begin to save.
+    """Start saving in the background.
 
     The loop pauses for a copy, and for the previous save if that is not durable yet.
 

@@ -284,7 +284,7 @@ class GivenUp(logging.Filter):
         self.count = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """True."""
+        """Return True, so that the logger keeps every record."""
         self.count += str(record.msg).startswith(_GIVEN_UP)
         return True
 

@@ -222,7 +222,7 @@ def _open_run(
     identity: RunIdentity,
     suite: Callable[[], Suite] | None,
 ) -> Iterator[tuple[TrainContext, RunLease]]:
-    """Hold what a training needs, as the loop's context.
+    """Open everything that a training needs, as the loop's context.
 
     In this order: signals, the lease of the folder, the energy meter, the arithmetic, the record, the other ranks, the
     data.

@@ -348,7 +348,7 @@ def _texts_in(text: str) -> tuple[list[str], str, float]:
 
 
 def joined(expressions: Collection[str]) -> str:
-    """All of several expressions; "" of none, `UNKNOWN` if one is."""
+    """Conjunction of expressions; "" of none, `UNKNOWN` if one is unknown."""
     if UNKNOWN in expressions:
         return UNKNOWN
     parts = list(dict.fromkeys(expressions))

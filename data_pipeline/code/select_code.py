@@ -64,7 +64,7 @@ class CodeConfig(FileRules):
 
 
 class CodeIdentity(Section):
-    """All that decides the bytes."""
+    """Recipe of the stage: everything that decides its bytes."""
 
     rules: CodeConfig
     licences: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]

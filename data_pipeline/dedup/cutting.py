@@ -97,7 +97,7 @@ def cut_repeats(recipe: Recipe, documents: Manifest, runtime: Runtime, cutting: 
 
 
 def _nothing_cut(kinds: Sequence[str]) -> dict[str, Any]:
-    """The counts of no document."""
+    """Counts of a shard without documents."""
     return {**funnel([], [], [], []), "cut": {**{f"{kind}s": 0 for kind in kinds}, "documents": 0}}
 
 

@@ -114,7 +114,7 @@ class Corpus:
 
     @property
     def new(self) -> int:
-        """The first number that is of no earlier corpus."""
+        """Number of the first document of this corpus."""
         return sum(shard.rows for shard in self.shards if shard.origin)
 
     def ignored(self) -> Flags:
@@ -280,7 +280,7 @@ def find_candidates(corpus: Corpus, config: DedupConfig, engine: JoinEngine, wor
     originals = copies[first[which]]
 
     def first_of(numbers: Integers) -> Integers:
-        """For each document, the first of the corpus with its text."""
+        """First document of the corpus with the text of each."""
         places = np.minimum(np.searchsorted(copies, numbers), max(0, len(copies) - 1))
         return np.where(copies[places] == numbers, originals[places], numbers) if len(copies) else numbers
 

@@ -65,7 +65,7 @@ class BlocklistsConfig(Section):
     """Language code, or "*" for every language -> files of words and phrases."""
 
     def files(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Each list that has patterns: its kind ("domains", "urls", "words/<code>"), and they."""
+        """Kind ("domains", "urls", "words/<code>") and patterns of each non-empty list."""
         kinds = {"domains": self.domains, "urls": self.urls}
         kinds |= {f"words/{code}": patterns for code, patterns in sorted(self.words.items())}
         return [(kind, patterns) for kind, patterns in kinds.items() if patterns]

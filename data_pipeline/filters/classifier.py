@@ -249,7 +249,9 @@ def measure(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) ->
     AUC is the probability that a positive document scores above a negative one (ties count half), its standard error
     that of Hanley and McNeil (1982); the calibration error is the mean distance of score and share, in ten bins.
     """
-    ranks = _ranks(scores)
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores)
     pos, neg = int(positive.sum()), int((~positive).sum())
     auc = (ranks[positive].sum() - pos * (pos + 1) / 2) / (pos * neg)
     spread = auc * (1 - auc) + (pos - 1) * (auc / (2 - auc) - auc**2) + (neg - 1) * (2 * auc**2 / (1 + auc) - auc**2)
@@ -265,13 +267,6 @@ def measure(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) ->
     }  # fmt: skip
     counts = {"held_out_documents": len(scores), "held_out_positive": pos, "true_positives": hits, "called": calls}
     return {**{name: round(float(value), 6) for name, value in values.items()}, **counts}
-
-
-def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Ranks from 1, those of equal values averaged."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[places], np.float64)
 
 
 def load_weights(model: Manifest, root: Path) -> npt.NDArray[np.float32]:

@@ -221,7 +221,7 @@ def _clean_group(
 
 
 def cuts_lines(config: CleanConfig) -> bool:
-    """True: lines are cut out of texts."""
+    """Return whether lines are cut out of texts."""
     return "fineweb" in config.presets if config.c4_lines is None else config.c4_lines
 
 

@@ -48,7 +48,7 @@ class ColumnBounds(Section):
     """Decision on a document without a value, or with one of another type than the bounds."""
 
     def conditions(self) -> dict[str, Any]:
-        """The fields that are set, without the column's name."""
+        """Conditions that are set, by field."""
         unset: dict[str, Any] = {"min": None, "max": None, "one_of": [], "present": None, "missing": "remove"}
         values = self.model_dump(mode="json", include=set(unset))
         return {name: value for name, value in values.items() if value != unset[name]}
@@ -106,7 +106,7 @@ def _reason(name: str, bounds: ColumnBounds, value: Any) -> str:
 
 
 def _within(value: Any, bound: Bound, *, lower: bool) -> bool | None:
-    """True for a value within a bound; None if incomparable."""
+    """Return whether a value is within a bound; None if incomparable."""
     kind = _kind(bound)
     found, limit = _as(kind, value), _as(kind, bound)
     if found is None:

@@ -95,7 +95,7 @@ def identify(
 
 
 def known_codes(own_model: Path | None = None) -> frozenset[str]:
-    """All answers of `identify`.
+    """Every code that `identify` can return.
 
     Raises:
         MissingInput: the model is not installed.

@@ -109,7 +109,7 @@ def file_of(model: Manifest, root: Path) -> Path:
 
 
 def own_codes(path: Path) -> frozenset[str]:
-    """All codes that a model's labels give.
+    """Codes of all labels of a model.
 
     Raises:
         ConfigError: no label begins with a code of a language.

@@ -40,7 +40,7 @@ Preset = Literal["gopher", "c4", "fineweb", "fineweb_paper"]
 
 
 class Thresholds(Section):
-    """The bounds; each that is absent is the presets'."""
+    """Bounds of the rules; an absent one is that of the presets."""
 
     min_words: float | None = Field(default=None, ge=0)
     """Words of the text."""

@@ -94,7 +94,7 @@ def is_found(
     alike: Collection[str],
     find: Callable[[str], Sequence[Detection]],
 ) -> bool:
-    """Return whether the finder knows a canary for what it is.
+    """Return whether the finder detects a canary as its type.
 
     The exception: some values pass the proof of two types by chance, and words of the passage may name another type
     ("telephone" above an identity number without its name). Then a detection of another type covers the value, which

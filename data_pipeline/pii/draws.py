@@ -17,11 +17,11 @@ class Draw:
         return finalise_word(self._state) % limit
 
     def one(self, *choices: str) -> str:
-        """One of the choices."""
+        """A choice, all equally likely."""
         return choices[self.below(len(choices))]
 
     def text(self, length: int, alphabet: str = "0123456789") -> str:
-        """That many letters of the alphabet."""
+        """A text of so many letters of the alphabet."""
         return "".join(alphabet[self.below(len(alphabet))] for _ in range(length))
 
     def filled(self, *patterns: str) -> str:

@@ -263,7 +263,7 @@ def word_at(text: str, start: int, end: int) -> Iterator[Detection]:
 
 
 def _document(text: str, start: int, end: int) -> Iterator[Detection]:
-    """A document without a check.
+    """A passport or licence number, which has no check digit.
 
     Its name must come before it, or a date of birth after it, as in a record.
     """

@@ -213,7 +213,7 @@ def _is_international(digits: str, part: Slice) -> bool:
 
 
 def _is_short_international(code: str, national: int, part: Slice) -> bool:
-    """A number of a small country, such as +376 712 345.
+    """Return whether it is a small country's number, such as +376 712 345.
 
     Its country code is a group of its own behind a "+": +376712345 may as well be an amount.
     """
@@ -250,7 +250,7 @@ def _is_north_american(part: Slice) -> bool:
 
 
 def _is_trunk(part: Slice) -> bool:
-    """A national number with its trunk prefix 0.
+    """Return whether it is a national number with its trunk prefix 0.
 
     Examples are 020 7946 0958, 01 23 45 67 89, 0151/84645522 and 08-928 571 38.
     """
@@ -275,7 +275,7 @@ def _is_trunk(part: Slice) -> bool:
 
 
 def _is_area_in_parentheses(part: Slice) -> bool:
-    """A number with its area code in parentheses.
+    """Return whether it is a number with its area code in parentheses.
 
     Examples are (030) 901820, (11) 91234-5678 and (37) 788-063, and with a trunk 8 before, 8 (495) 123-45-67.
     """
@@ -297,7 +297,7 @@ def _is_area_in_parentheses(part: Slice) -> bool:
 
 
 def _is_mobile(part: Slice) -> bool:
-    """Plans that fix first digits and groups.
+    """Return whether it fits a plan that fixes first digits and groups.
 
     Examples are China's 138-0013-8000, Brazil's 11 91234-5678 and Denmark's 60-56-85-91.
     """

@@ -61,7 +61,7 @@ class SourceItem:
 
     @property
     def key(self) -> str:
-        """All that decides which records these are."""
+        """Identity of its records: digest, member, name and part."""
         part = f" {self.part.begin} {self.part.end} {self.part.first}" if self.part else ""
         return f"{self.digest} {self.member} {self.file}{part}"
 

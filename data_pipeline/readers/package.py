@@ -36,7 +36,7 @@ _PIP_DIGESTS = re.compile(r"Expected (?:sha256 )?([0-9a-f]{64}).*?Got\s+([0-9a-f
 
 
 class PackageIdentity(Section):
-    """All that decides which archive is fetched."""
+    """Recipe of a fetch: everything that decides which archive it is."""
 
     index: Literal["pypi", "debian"]
     package: str

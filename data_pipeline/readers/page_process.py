@@ -223,7 +223,7 @@ def _read(source: IO[bytes], count: int) -> bytes:
 
 
 def serve() -> None:
-    """The child's whole life.
+    """Main loop of the child process.
 
     Pages come in on standard input and results go out on standard output, until the input closes.
     """

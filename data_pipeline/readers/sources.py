@@ -178,7 +178,7 @@ class _Paths(Section):
 
     @property
     def elsewhere(self) -> bool:
-        """True where a pattern is a URL: the files are fetched."""
+        """Return whether a pattern is a URL, so that the files are fetched."""
         return any(is_url(pattern) for pattern in self.paths)
 
 
@@ -454,7 +454,7 @@ class PackageSource(_Pages, HtmlSource):
 
     @property
     def elsewhere(self) -> bool:
-        """True: a package is always fetched."""
+        """Return True: a package is always fetched."""
         return True
 
     @property
@@ -517,7 +517,7 @@ class HubSource(_Rows):
 
     @property
     def elsewhere(self) -> bool:
-        """True for a data set of the hub, which is fetched."""
+        """Return whether it is a data set of the hub, which is fetched."""
         return bool(self.revision)
 
 
@@ -537,7 +537,7 @@ class SyntheticSource(TeacherSettings, Origin):
 
     @property
     def elsewhere(self) -> bool:
-        """True: an endpoint answers."""
+        """Return True: the texts come from an endpoint."""
         return True
 
     @property

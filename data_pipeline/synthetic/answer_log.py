@@ -28,7 +28,7 @@ STAGE, LOG, LOCK = "synthetic", "answers.log", "synthetic/requests.lock"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of an answer's line."""
+    """Location of an answer's line."""
 
     path: Path
     offset: int

@@ -220,7 +220,7 @@ def _rows(source: SyntheticSource, template: str, files: list[LocalFile]) -> Ite
 
 
 def _written(value: Any) -> str:
-    """A value as the prompt has it."""
+    """Text of a value in a prompt."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -61,7 +61,7 @@ class TeacherBudget:
             return self._has_room(request.bounds.most_in, request.bounds.most_out)
 
     def hold(self, request: Request, sign: int = 1) -> None:
-        """Count what a request may use, or with -1 no longer."""
+        """Reserve the tokens that a request may use; with -1, release them."""
         with self._guard:
             self.held_in += sign * request.bounds.most_in
             self.held_out += sign * request.bounds.most_out
@@ -88,13 +88,13 @@ class TeacherBudget:
         self._note(request, sent=-1, open=-1)
 
     def lose(self, bounds: TokenBounds, times: int = 1) -> None:
-        """Count tries without a status as the most they may have used."""
+        """Count tries without a status at the most that each may have used."""
         with self._guard:
             self.tokens_in += times * bounds.most_in
             self.tokens_out += times * bounds.most_out
 
     def add(self, answer: Answer, bounds: TokenBounds) -> None:
-        """Count an answer; without figures, as the most it may have used."""
+        """Count an answer; without figures, at the most it may have used."""
         used = tokens_of(answer) or ((bounds.most_in, bounds.most_out) if answer.status == 200 else (0, 0))
         with self._guard:
             self.tokens_in += used[0]

@@ -67,7 +67,7 @@ _PATIENCE = 30 * 86_400.0  # for another process that requests answers
 
 
 class Teaching(Section):
-    """All that decides the requests, and what is stated of the teacher."""
+    """Recipe of the answers: their requests, and facts about the teacher."""
 
     api: Literal["chat", "completions"]
     model: str

@@ -59,7 +59,7 @@ class LossHistory(Sequence[T]):
         self._length = len(self._items)
 
     def plus(self, value: T) -> LossHistory[T]:
-        """These items and `value`."""
+        """A history with one more item."""
         grown: LossHistory[T] = LossHistory()
         # If another history has grown from this one already, this branch needs a list of its own.
         grown._items = self._items if len(self._items) == self._length else self._items[: self._length]
@@ -237,7 +237,7 @@ class CheckpointStore:
         return Recipe(STAGE, VERSION, self.identity(step)).key([item.digest for item in self.inputs])
 
     def folder(self, step: int) -> Path:
-        """The directory of the checkpoint at `step`."""
+        """Folder of the checkpoint at `step`."""
         return artifact_folder(STAGE, self.key(step), self.root)
 
     def steps(self) -> list[int]:

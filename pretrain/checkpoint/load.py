@@ -297,7 +297,7 @@ def _from_canonical(settings: Settings, open_with: OpenWith, found: WholeCheckpo
 
 
 def _load_native(store: CheckpointStore, engine: Engine, step: int, updates: int) -> CheckpointError | None:
-    """Load this rank's shard; what kept any rank from it. Collective."""
+    """Load this rank's shard; return the fault of any rank. Collective."""
     from pretrain.engine.fragments import place_fragments, refresh_parameters
 
     folder = native_folder(store, identity(store, step, store.ranks.world_size, engine.zero_stage))

@@ -114,7 +114,7 @@ def open_saver(
 
 
 def _refuse_frozen(engine: Engine) -> None:
-    """Raise where a checkpoint, which holds trained parameters, would lack some."""
+    """Raise if some parameters are frozen, which no checkpoint would hold."""
     trained = {name for name, _ in engine.parameters()}
     if frozen := [name for name, _ in engine.deepspeed.module.named_parameters() if name not in trained]:
         raise PipelineError(
@@ -125,7 +125,7 @@ def _refuse_frozen(engine: Engine) -> None:
 
 
 class Saver:
-    """Background saver, one checkpoint after the other; a context. See the module."""
+    """Background saver, one checkpoint at a time; a context."""
 
     def __init__(
         self,

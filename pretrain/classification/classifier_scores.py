@@ -199,7 +199,7 @@ def figures(
 
 
 def effective_size(share: float, spread: float, groups: int, documents: int) -> float:
-    """Independent documents with the precision of grouped ones.
+    """Number of independent documents that would be as precise.
 
     `spread` is the variance of the share over resamples of the groups. If all documents agree it is 0 and says nothing:
     then each group counts once.

@@ -201,7 +201,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _head_width(cls, values: Any) -> Any:
-        """The width of a head that follows where none is given.
+        """Derive the width of a head where none is given.
 
         A value that is not a number is refused later.
         """

@@ -16,7 +16,7 @@ from governance.own_code import DOTTED
 
 
 class GroupConfig(Section):
-    """Parameters that learn otherwise.
+    """Parameters with a learning rate or decay of their own.
 
     They are those whose name the pattern finds, unless an earlier group took them.
     """

@@ -53,7 +53,7 @@ def rows_of_pieces(index: PackedRows, held: Iterable[tuple[int, TokenShard, Inte
 
 
 def without(row: ShardRow, shards: Sequence[TokenShard], removed: frozenset[bytes]) -> ShardRow:
-    """Row in which the pieces of removed documents are as padding."""
+    """A row with the pieces of removed documents turned into padding."""
     owners = zip(row.documents.tolist(), row.shards.tolist(), strict=True)
     pieces = [
         piece

@@ -100,7 +100,7 @@ def narrowed(teacher: Decoder, student: ModelConfig) -> Callable[[str, torch.Siz
 
 
 def kept_layer(layer: int, layers: int, of: int) -> int:
-    """The teacher's layer that layer `layer` of `layers` begins as."""
+    """Layer of the teacher from which layer `layer` of `layers` starts."""
     return round(layer * (of - 1) / (layers - 1)) if layers > 1 else 0
 
 

@@ -65,7 +65,7 @@ class Rank:
         """True where it neither ended nor wrote its stacks while the others hung because of it."""
 
     def look(self) -> None:
-        """Note an end."""
+        """Record the time at which the process ended by itself."""
         if self.child.poll() is not None and not self.ended:
             self.ended = time.monotonic()
 
@@ -91,7 +91,7 @@ class Rank:
         return status not in (*_STOP_SIGNALS, *_INTERRUPTED, *_EXPLAINED) or status == HUNG
 
     def in_words(self) -> str:
-        """The end of a rank, in words."""
+        """Description of the rank's end."""
         status = self.status
         if self.stuck:
             how = "is stuck: it neither wrote its stacks nor ended while the others waited for it, and was killed"

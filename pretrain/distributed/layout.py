@@ -20,12 +20,12 @@ from pretrain.model.flops import expert_parameter_count, parameter_count
 
 @dataclass(frozen=True)
 class Layout:
-    """The place of one rank."""
+    """Position of a rank among data, sequence and tensor ranks."""
 
     data_rank: int = 0
     """Share of a global batch that it reads."""
     data_ranks: int = 1
-    """Into how many shares a global batch is cut."""
+    """Number of shares that a global batch is divided into."""
     sequence_rank: int = 0
     """Stretch of each row that it computes."""
     tensor_rank: int = 0
@@ -38,7 +38,7 @@ class Layout:
 
 
 def layout_of(ranks: Ranks, engine: EngineConfig) -> Layout:
-    """The place of this rank.
+    """Layout of this rank.
 
     `compatibility.check_start` has made sure that the sizes divide the ranks.
     """
@@ -48,7 +48,7 @@ def layout_of(ranks: Ranks, engine: EngineConfig) -> Layout:
 
 
 def data_ranks(world_size: int, engine: EngineConfig) -> int:
-    """Into how many shares a global batch is cut."""
+    """Number of shares that a global batch is divided into."""
     return world_size // (engine.sequence_parallel_size * engine.tensor_parallel_size)
 
 

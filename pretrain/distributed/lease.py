@@ -110,7 +110,7 @@ class RunLease:
         """
         if self._thread is None:
             self._ours = replace(self._ours, number=number)
-            self._thread = threading.Thread(target=self._live, daemon=True, name="fence")
+            self._thread = threading.Thread(target=self._live, daemon=True, name="lease")
             self._thread.start()
 
     def check(self, *, look: bool = False) -> None:
@@ -210,8 +210,8 @@ def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: b
     """
     ours = LeaseHolder(socket.gethostname(), os.getpid(), now(), *attempt)
     if not first:
-        with RunLease(folder, ours, leads=leads) as fence:
-            yield fence
+        with RunLease(folder, ours, leads=leads) as lease:
+            yield lease
         return
     with contextlib.ExitStack() as stack:
         claimed = _claim(stack, folder, ours)

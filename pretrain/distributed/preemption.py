@@ -29,7 +29,7 @@ ONE_REQUEST_SECONDS = 1.0
 
 
 class StopNow(BaseException):
-    """Raised by the handler.
+    """Raised by the handler to stop at once.
 
     No `except Exception` of a compiler or a reader swallows it.
     """

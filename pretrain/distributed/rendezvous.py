@@ -13,23 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import distributed
 
 _LONGEST_PAUSE_SECONDS = 0.5
 _GRACE_SECONDS = 20.0  # how long the others are waited for once this rank's training has failed
 
 
-class KeyStore(Protocol):
-    """The part of `torch.distributed.Store` by which ranks wait for one another."""
-
-    def set(self, key: str, value: str) -> None:
-        """Write a key; all ranks see it."""
-
-    def check(self, keys: list[str]) -> bool:
-        """Return whether all of these keys were set; never waits."""
-
-
-def await_keys(store: KeyStore, keys: Sequence[str], patient: Callable[[float], bool]) -> list[str]:
+def await_keys(store: distributed.Store, keys: Sequence[str], patient: Callable[[float], bool]) -> list[str]:
     """Wait for keys.
 
     Return those that are missing when `patient` ends the wait.
@@ -49,12 +42,12 @@ def await_keys(store: KeyStore, keys: Sequence[str], patient: Callable[[float], 
 
 
 def until(deadline: float) -> Callable[[float], bool]:
-    """Patience up to a moment of the monotonic clock, for `await_keys`."""
+    """A `patient` of `await_keys`: wait until a monotonic time."""
     return lambda pause: time.monotonic() < deadline
 
 
 class RendezvousOver(Exception):
-    """The end of this rendezvous is no longer awaited."""
+    """Raised where the main thread called the rendezvous off."""
 
 
 @dataclass(frozen=True)

@@ -358,10 +358,9 @@ def against_corpus(
 
 def _ranks(values: Sequence[float]) -> Any:
     """Ranks from 1; values equal to nine digits share their mean rank."""
-    array = np.round(np.asarray(values, np.float64), 9) + 0.0
-    _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    from scipy.stats import rankdata
+
+    return rankdata(np.round(np.asarray(values, np.float64), 9) + 0.0)
 
 
 def _rounded(value: float) -> float:

@@ -269,7 +269,7 @@ def _key_or_value(name: str) -> bool:
 
 
 def _joined(name: str) -> tuple[str, ...]:
-    """Parameters stored in one tensor with this.
+    """Parameters that one tensor holds together.
 
     For a query map they are the key and value maps too.
     """

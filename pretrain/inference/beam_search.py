@@ -53,7 +53,7 @@ class Beam:
     alpha: float = 0.6
 
     def penalty(self, tokens: int) -> float:
-        """Divisor of a log probability of so many tokens."""
+        """Divisor of the log probability of a number of tokens."""
         return float(((5 + tokens) / 6) ** self.alpha)
 
 

@@ -232,7 +232,7 @@ def probe(model: LoadedModel, drawn: Drawn, config: MemorisationConfig) -> list[
 def rows_of(
     probed: Sequence[Probed], populations: Mapping[int, int], config: MemorisationConfig
 ) -> list[dict[str, Any]]:
-    """Row of each number of copies that has a sequence."""
+    """Table rows, one for each number of copies with a sequence."""
     rows = []
     for least, most in ((0, 0), *COPIES):
         mine = [one for one in probed if least <= one.window.copies <= (most if most is not None else math.inf)]

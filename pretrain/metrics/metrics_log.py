@@ -117,7 +117,7 @@ def open_record(
 
 
 def _exit_code_of(error: BaseException) -> int:
-    """Status with which a process ends by this error."""
+    """Exit status of a process that ends by this error."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if isinstance(error, SystemExit):

@@ -389,7 +389,7 @@ def _summarize(wandb: Any, run: Any, values: Mapping[str, MirrorTable | float | 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A W&B run of something that is done.
+    """A W&B run about finished work.
 
     That is the data, or the gate's decision.
     """
@@ -448,7 +448,7 @@ def _show(place: Path, config: TrackingConfig, group: str, runs: Sequence[Finish
 
 
 def _log_without_waiting(run: Any) -> None:
-    """Let the run hand artifacts over as it does offline.
+    """Make the run hand over artifacts without waiting, as offline.
 
     Online, wandb 0.31 asks the server about each one first, and while that does not answer it waits for 20 s and
     raises. Its process needs no answer: it sends the artifact when it can.

@@ -113,7 +113,7 @@ def update_rules(optimizer: str) -> tuple[str, str]:
 
 
 def moment_count(config: OptimConfig, parameters: int, outside_blocks: int) -> int:
-    """Elements of the moments of so many parameters, some outside the blocks."""
+    """Elements of the moments of `parameters`, `outside_blocks` of them outside the blocks."""
     counts = {rule: len(moments) for rule, moments in _MOMENTS.items()} | {"own": config.state_tensors}
     of_a_block, other = (counts[rule] for rule in update_rules(config.optimizer))
     return of_a_block * parameters + (other - of_a_block) * outside_blocks

@@ -360,7 +360,7 @@ def _attention_tables(recipe: TrainRecipe, engine: EngineConfig, device: str) ->
 
 
 def with_layers(model: ModelConfig, count: int) -> ModelConfig:
-    """The model with so many layers."""
+    """The model with another number of layers."""
     return model.model_copy(update={"num_hidden_layers": count})
 
 

@@ -97,7 +97,7 @@ class TeacherSettings(Section):
 
 
 def _is_base_url(text: str) -> bool:
-    """True for a URL of scheme, host, port and path alone."""
+    """Return whether a URL has only a scheme, host, port and path."""
     try:
         parts = urlsplit(text)
         named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -65,7 +65,7 @@ def check_widths(model: ModelConfig) -> list[int]:
 
 
 def rows_for_check(rows: Rows) -> Batch:
-    """Beginnings of some rows."""
+    """First tokens of a few rows."""
     from pretrain.data.dataset import spread
     from pretrain.model.decoder import Batch
 

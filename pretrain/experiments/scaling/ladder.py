@@ -111,7 +111,7 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
 
 
 def other_start(recipe: TrainRecipe) -> str:
-    """Setting that makes a run no decoder from random weights, or ""."""
+    """Setting that makes a run other than a decoder from random weights, or ""."""
     train, model = recipe.train, recipe.model
     other = {
         "train.initial_weights": train.initial_weights, "train.continue_from": train.continue_from,
@@ -122,7 +122,7 @@ def other_start(recipe: TrainRecipe) -> str:
 
 
 def refuse_other_runs(recipe: TrainRecipe, experiment: str) -> None:
-    """Refuse runs of which small trainings are no model."""
+    """Refuse runs that small trainings do not represent."""
     if name := other_start(recipe):
         raise ConfigError(
             f"{experiment}: {name} is set, and its trainings are of decoders from random weights. Leave it out for the "

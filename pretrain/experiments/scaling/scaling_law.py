@@ -59,7 +59,7 @@ class ScalingLaw:
     token_exponent: float
 
     def loss(self, parameters: float, tokens: float) -> float:
-        """Loss of a model of so many parameters after so many tokens."""
+        """Predicted loss of a model size after a number of tokens."""
         return float(
             self.constant
             + self.parameter_factor * parameters**-self.parameter_exponent
