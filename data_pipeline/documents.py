@@ -402,7 +402,7 @@ def split_table(
 def judged(
     table: pa.Table, reasons: Sequence[str], evidence: Sequence[str]
 ) -> tuple[tuple[pa.Table, pa.Table], dict[str, Any]]:
-    """Kept rows, removed rows and the common counts of a stage that changes no text."""
+    """Kept rows, removed rows and counts, where no text changes."""
     sizes = pc.binary_length(table["text"]).to_pylist()
     return split_table(table, reasons, evidence), funnel(table["source"].to_pylist(), sizes, sizes, reasons)
 

@@ -178,7 +178,7 @@ class _Paths(Section):
 
     @property
     def elsewhere(self) -> bool:
-        """Return whether a pattern is a URL, so that the files are fetched."""
+        """Return whether a pattern is a URL, to be fetched."""
         return any(is_url(pattern) for pattern in self.paths)
 
 
@@ -517,7 +517,7 @@ class HubSource(_Rows):
 
     @property
     def elsewhere(self) -> bool:
-        """Return whether it is a data set of the hub, which is fetched."""
+        """Return whether it is fetched from the hub."""
         return bool(self.revision)
 
 

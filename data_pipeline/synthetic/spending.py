@@ -88,7 +88,7 @@ class TeacherBudget:
         self._note(request, sent=-1, open=-1)
 
     def lose(self, bounds: TokenBounds, times: int = 1) -> None:
-        """Count tries without a status at the most that each may have used."""
+        """Count tries without a status at the most each may cost."""
         with self._guard:
             self.tokens_in += times * bounds.most_in
             self.tokens_out += times * bounds.most_out

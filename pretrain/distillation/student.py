@@ -43,7 +43,10 @@ def probabilities(teacher: Decoder, hidden: torch.Tensor, vocabulary_size: int, 
 
 
 def frequencies(drawn: torch.Tensor, rows: int) -> torch.Tensor:
-    """Relative frequencies [n, V] of drawn tokens, int64 [n, samples]; V = `rows` of the head."""
+    """Relative frequencies [n, V] of drawn tokens, int64 [n, samples].
+
+    V is the head's `rows`.
+    """
     share = torch.full(drawn.shape, 1.0 / drawn.shape[1], device=drawn.device)
     return torch.zeros(len(drawn), rows, device=drawn.device).scatter_add_(1, drawn, share)
 

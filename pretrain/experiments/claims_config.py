@@ -137,7 +137,7 @@ class ClaimsConfig(Section):
 
     @property
     def tried_rates(self) -> tuple[float, ...]:
-        """Rates that a model is tuned with; none where there is no choice."""
+        """Rates that a model is tuned with, if there are several."""
         return self.learning_rates if len(self.learning_rates) > 1 else ()
 
     def steps(self, budget: int) -> int:

@@ -77,7 +77,7 @@ class MixtureFit:
         return [percentiles(weights, 0.95) for weights in found.T]
 
     def gain(self, weights: Sequence[float]) -> tuple[float, float, float]:
-        """Loss of these weights minus that of the best: value, and its 95 % interval."""
+        """Loss above that of the best weights, and its 95 % interval."""
         found = np.array([law.loss(weights) - law.loss(self.best) for law in self.draws])
         return self.law.loss(weights) - self.law.loss(self.best), *percentiles(found, 0.95)
 

@@ -111,7 +111,10 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
 
 
 def other_start(recipe: TrainRecipe) -> str:
-    """Setting that makes a run other than a decoder from random weights, or ""."""
+    """The setting that rules out a decoder from random weights.
+
+    It is "" if there is none.
+    """
     train, model = recipe.train, recipe.model
     other = {
         "train.initial_weights": train.initial_weights, "train.continue_from": train.continue_from,
