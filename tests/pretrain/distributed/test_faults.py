@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from governance.errors import Occupied, Preempted
 from governance.files import read_lines
-from pretrain import loop
-from pretrain.data import dataset
+from pretrain import loop, train
 from pretrain.distributed.process_group import Ranks
 from pretrain.distributed.stragglers import RATIO, WINDOWS, StragglerMonitor, ratios
 from pretrain.engine.engine import Engine
@@ -32,7 +31,7 @@ def me(number=signal.SIGTERM):
 
 def test_a_signal_while_the_data_opens_ends_it_at_once(tmp_path, finished, run_training, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "altered_shards", lambda *_: me(signal.SIGUSR1))
+        patch.setattr(train, "altered_shards", lambda *_: me(signal.SIGUSR1))
         with pytest.raises(Preempted, match="before the first step"):
             run_training(tmp_path)
     assert not list((tmp_path / "checkpoint").glob("*"))
@@ -278,11 +277,11 @@ SIGNALS = """
 def leave(where):
     if rank == 1 and once(where):
         os.kill(os.getpid(), signal.SIGTERM)
-altered = dataset.altered_shards
+altered = train.altered_shards
 def in_data(*given):
     leave("data")
     return altered(*given)
-dataset.altered_shards = in_data
+train.altered_shards = in_data
 at_step(6, lambda: leave("step"))
 measure = loop.measure
 def in_evaluation(nats_of, *others):
