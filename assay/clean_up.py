@@ -36,7 +36,7 @@ from governance.config import Section
 from governance.errors import GateClosed, ManifestError, MissingInput, Occupied, StorageError, storage_errors
 from governance.files import held, is_held, living_writers, move_folder, remove_file, remove_tree, sha256_bytes
 from governance.gate.chain import Stated, latest_statements, require_chain, unstated
-from governance.gate.verdict import GovernanceConfig, read_verdict
+from governance.gate.verdict import Keyring, read_verdict
 from governance.lineage.unlisted_files import RECORD
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, SOURCES, Manifest, read_manifest
@@ -89,15 +89,13 @@ class CleanUp:
         return [one for one in self.candidates if not one.kept_for]
 
 
-def plan_clean_up(
-    root: Path, named: Iterable[tuple[str, str]], keys: tuple[GovernanceConfig, Path], journal: Journal
-) -> CleanUp:
+def plan_clean_up(root: Path, named: Iterable[tuple[str, str]], keyring: Keyring, journal: Journal) -> CleanUp:
     """The artifacts of a root, with the reason why each is kept.
 
     Args:
         root: the artifacts' root.
         named: (reason, path of the manifest below the root) of artifacts kept for themselves.
-        keys: the configuration that names the trusted keys, and where its paths start.
+        keyring: has the trusted keys.
         journal: the root's journal.
 
     Raises:
@@ -120,7 +118,7 @@ def plan_clean_up(
     require_chain((), root, journal)
     entries = journal.verified()
     stated = latest_statements(entries)
-    kept = _kept(root, there, entries, [*named, *_judged(root, keys)])
+    kept = _kept(root, there, entries, [*named, *_judged(root, keyring)])
     candidates = tuple(
         Candidate(
             made.folder, sum(path.stat().st_size for path in _files(root / made.folder)), kept.get(path, ""), made
@@ -227,10 +225,10 @@ def _audits(
             yield f"{kept[corpus[0]].removesuffix(' (its corpus)')} (its corpus)", path
 
 
-def _judged(root: Path, keys: tuple[GovernanceConfig, Path]) -> Iterator[tuple[str, str]]:
+def _judged(root: Path, keyring: Keyring) -> Iterator[tuple[str, str]]:
     """The corpus and audit of each verdict."""
     for file in sorted(root.glob("verdicts/*.json")):
-        verdict = read_verdict(file, *keys)
+        verdict = read_verdict(file, keyring)
         yield from ((file.relative_to(root).as_posix(), verdict[item]["path"]) for item in ("corpus", "audit"))
 
 

@@ -23,7 +23,7 @@ from governance.config import Section, validate
 from governance.energy.meters import EnergyConfig
 from governance.errors import ConfigError
 from governance.gate.policy import Policy, load_policy
-from governance.gate.verdict import GateContext, GovernanceConfig
+from governance.gate.verdict import GateContext, GovernanceConfig, Keyring
 from governance.lineage.attest import open_journal
 from governance.log import get_logger
 from governance.manifest import FILE_NAME
@@ -97,15 +97,20 @@ class LoadedRun:
         """Folder from which relative paths start."""
         return self.path.parent
 
+    @property
+    def keyring(self) -> Keyring:
+        """The run's keys."""
+        return Keyring(self.config.governance, self.folder)
+
     def journal(self, root: Path) -> Journal:
         """The one journal of a root, with the run's keys."""
         if root not in self.journals:
-            self.journals[root] = open_journal(self.config.governance, self.folder, root)
+            self.journals[root] = open_journal(self.keyring, root)
         return self.journals[root]
 
     def gate(self, root: Path) -> GateContext:
         """The gate of this run's corpus, in a root."""
-        return GateContext(self.config.governance, self.folder, root, self.journal(root))
+        return GateContext(self.keyring, root, self.journal(root))
 
     @property
     def settings(self) -> Settings:

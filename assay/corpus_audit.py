@@ -16,7 +16,7 @@ from governance.config import validate
 from governance.errors import AlteredFile, GateClosed, MissingInput
 from governance.gate.chain import require_chain
 from governance.gate.decision import CheckResult, decide
-from governance.gate.verdict import give_verdict, read_verdict, statements_in_effect, trusted, verdict_path
+from governance.gate.verdict import give_verdict, read_verdict, statements_in_effect, verdict_path
 from governance.manifest import Manifest, read_manifest
 from governance.stage import Runtime
 from governance.verified_files import intact
@@ -70,7 +70,7 @@ def audit_and_decide(
         path = verdict_path(tokens, run.policy, runtime.root)
         if not path.exists():
             raise MissingInput(f"verdict: not given yet. Make it with: {runtime.command}")
-        return checked, read_verdict(path, run.config.governance, run.folder)
+        return checked, read_verdict(path, run.keyring)
     refuse_altered((artifacts["bias"], checked), runtime.root)
     with intact(checked.named("results.json"), runtime.root) as path:
         results = [CheckResult(**row) for row in json.loads(path.read_bytes())]
@@ -118,7 +118,7 @@ def _reference(run: LoadedRun) -> Sketch | None:
 
     if not run.config.audit.reference:
         return None
-    return read_reference(run.folder / run.config.audit.reference, trusted(run.config.governance, run.folder))
+    return read_reference(run.folder / run.config.audit.reference, run.keyring.trusted())
 
 
 def token_readers() -> TokenReaders:

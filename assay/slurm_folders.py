@@ -39,7 +39,7 @@ def folders_read(run: LoadedRun, sources: Sequence[Path]) -> list[Path]:
     """
     config = run.config
     policies = policy_files(run.folder / config.governance.policy)
-    key = run.config.governance.key_path(run.folder)
+    key = run.keyring.own
     named = [*sources, *(path.parent for path in policies), key.parent]
     named += _named(config, run.folder)
     for path in policies:
@@ -72,7 +72,7 @@ def files_frozen(run: LoadedRun, environment: str) -> list[Path]:
 
 def signing_key_id(run: LoadedRun) -> str:
     """Id of the signing key here; "" without one."""
-    path = run.config.governance.key_path(run.folder)
+    path = run.keyring.own
     return key_id(private_key(path, make=False).public_key()) if path.exists() else ""
 
 
@@ -99,7 +99,7 @@ def fetch_here(run: LoadedRun, runtime: Runtime, typed: str, *, requested: bool,
 
 def make_key(run: LoadedRun) -> None:
     """Make the signing key on first use, before any job does."""
-    private_key(run.config.governance.key_path(run.folder))
+    private_key(run.keyring.own)
 
 
 def freeze_run(run: LoadedRun, root: Path, config: SlurmConfig, *, take_edits: bool) -> None:

@@ -62,7 +62,7 @@ def require_site_rules(run: LoadedRun) -> None:
     Raises:
         GateClosed: its policy or its keys are not the site's.
     """
-    binding_sites(run.policy, run.config.governance, run.folder)
+    binding_sites(run.policy, run.keyring)
 
 
 def warn_of_licences(run: LoadedRun) -> None:

@@ -28,6 +28,7 @@ from assay.config import LoadedRun
 from assay.training_recipe import pinned
 from governance.errors import GateClosed, ManifestError, MissingInput
 from governance.gate.chain import require_stated
+from governance.gate.verdict import Keyring
 from governance.lineage.attest import open_journal
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 from governance.signing.journal import Journal
@@ -107,7 +108,7 @@ def checkpoint_origin(run: LoadedRun, checkpoint: Manifest, root: Path, own_root
         journal = run.journal(own_root)
     else:
         config = config.model_copy(update={"trusted_keys": (*config.trusted_keys, *config.parent_keys)})
-        journal = open_journal(config, run.folder, root)
+        journal = open_journal(Keyring(config, run.folder), root)
     if not journal.path.exists():
         return _origin(name, False, f"its root has no {JOURNAL}")
     try:

@@ -31,7 +31,7 @@ from governance.errors import ManifestError, MissingInput
 from governance.files import json_text, sha256_file
 from governance.gate.chain import Stated, latest_statements, unstated
 from governance.gate.refusals import removal_faults
-from governance.gate.verdict import GovernanceConfig, read_verdict
+from governance.gate.verdict import Keyring, read_verdict
 from governance.lineage.attest import MIRROR, MODEL_SIGNATURE, KeySigner, journal_keys, open_journal
 from governance.lineage.lineage_graph import read_graph
 from governance.lineage.unlisted_files import beside_faults, note_faults, strays
@@ -71,10 +71,8 @@ class Verified(NamedTuple):
     """Unsigned content that is not a fault: an end that is not stated yet, an unfinished artifact."""
 
 
-def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
+def verify_root(root: Path, keyring: Keyring, *, deep: bool = False) -> Verified:
     """Check every file below `root`.
-
-    `config` (paths relative to `folder`) names the trusted keys.
 
     Raises:
         MissingInput: there is no artifact below `root`.
@@ -82,14 +80,14 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
     paths = sorted(root.glob(f"*/*/{FILE_NAME}"))
     if not paths:
         raise MissingInput(f"{root}: no artifact here (no <stage>/<key>/{FILE_NAME}). Give the root of a run.")
-    evidence, problems = _evidence(root, config, folder) if deep else (None, [])
-    if behind := open_journal(config, folder, root).behind() if deep else "":
+    evidence, problems = _evidence(root, keyring) if deep else (None, [])
+    if behind := open_journal(keyring, root).behind() if deep else "":
         problems.append(f"{JOURNAL}: {behind}")
     files, found = _verify_each(paths, root, evidence)
     problems += found
     for path in sorted(root.glob("verdicts/*.json")):
         files += 1
-        problems += _verify_verdict(path, root, (config, folder), evidence)
+        problems += _verify_verdict(path, root, keyring, evidence)
     if evidence is not None:
         files += 1
         problems += [*_lost(root, evidence), *removal_faults(root, evidence.entries)]
@@ -98,7 +96,7 @@ def verify_root(root: Path, config: GovernanceConfig, folder: Path, *, deep: boo
     return Verified(files, problems + found, notes)
 
 
-def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, deep: bool = False) -> Verified:
+def verify_artifact(artifact: Path, keyring: Keyring, *, deep: bool = False) -> Verified:
     """Check one artifact.
 
     `deep` also checks all its remaining ancestors, and every statement about them.
@@ -113,7 +111,7 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
         files, found = _verify_each([path], root, None)
         others, notes = _verify_others(root, [own], None)
         return Verified(files, found + others, notes)
-    evidence, problems = _evidence(root, config, folder)
+    evidence, problems = _evidence(root, keyring)
     graph = read_graph(root)
     try:
         above = [node for _, node in graph.ancestors(graph.find(read_manifest(path)))]
@@ -130,7 +128,7 @@ def verify_artifact(artifact: Path, config: GovernanceConfig, folder: Path, *, d
         if name.startswith("verdicts/") and (root / name).exists()
     ]
     for verdict in verdicts:
-        found += _verify_verdict(verdict, root, (config, folder), evidence)
+        found += _verify_verdict(verdict, root, keyring, evidence)
     folders = [own, *(path.parent.relative_to(root).as_posix() for path in paths)]
     others, notes = _verify_others(root, folders, evidence)
     return Verified(files + 1 + len(verdicts), problems + found + others, notes)
@@ -160,14 +158,14 @@ def require_growing(manifests: Iterable[Manifest], root: Path, journal: Journal)
         )
 
 
-def verify_evidence(manifests: Sequence[Manifest], root: Path, config: GovernanceConfig, folder: Path) -> list[str]:
+def verify_evidence(manifests: Sequence[Manifest], root: Path, keyring: Keyring) -> list[str]:
     """Faults of a report's evidence, each beginning with the path.
 
     It checks the journal's chain and signatures; that these manifests are what it states last; every stated beginning
     of the files that grow; the ledger's figures against the manifests'; and that no report rests on more than was
     stated when it was written.
     """
-    evidence, problems = _evidence(root, config, folder)
+    evidence, problems = _evidence(root, keyring)
     problems += [f"{one.path}: {fault}" for one in manifests for fault in unstated(one, evidence.latest)]
     faults, _ = prefix_faults(root, evidence.growing, _prefixes(evidence.entries), evidence.signers)
     return [*problems, *faults, *ledger_faults(manifests, root), *_rested_on(manifests, root, evidence)]
@@ -291,12 +289,10 @@ def _verify_input(item: Input, root: Path) -> list[str]:
     )
 
 
-def _verify_verdict(
-    path: Path, root: Path, believe: tuple[GovernanceConfig, Path], evidence: _JournalEvidence | None
-) -> list[str]:
+def _verify_verdict(path: Path, root: Path, keyring: Keyring, evidence: _JournalEvidence | None) -> list[str]:
     name = path.relative_to(root).as_posix()
     try:
-        verdict = read_verdict(path, *believe)
+        verdict = read_verdict(path, keyring)
     except ManifestError as error:
         return [f"{name}: {str(error).removeprefix(f'{path}: ')}"]
     if path.read_bytes() != json_text(json.loads(path.read_bytes())).encode("utf-8"):
@@ -307,9 +303,8 @@ def _verify_verdict(
     return [f"{name}: {problem}" for problem in problems]
 
 
-def _evidence(root: Path, config: GovernanceConfig, folder: Path) -> tuple[_JournalEvidence, list[str]]:
-    signer, growing = KeySigner(config, folder), growing_files(root)
-    keys = journal_keys(config, folder)
+def _evidence(root: Path, keyring: Keyring) -> tuple[_JournalEvidence, list[str]]:
+    signer, keys, growing = KeySigner(keyring), journal_keys(keyring), growing_files(root)
     try:
         entries, problems = read_journal(root / JOURNAL, keys)
     except ManifestError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, load, load_corpus
 from governance.errors import ConfigError, MissingInput
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import FILE_NAME, Manifest, read_manifest
@@ -140,7 +140,7 @@ def clean_up(arguments: Arguments) -> None:
             made += _draws(loaded, made, runtime)
         kept = [("this run", one.path) for one in made]
         kept += [*named, *named_in(loaded.config, config.dedup.against, loaded.folder, root)]
-        return plan_clean_up(root, kept, (loaded.config.governance, loaded.folder), journal)
+        return plan_clean_up(root, kept, loaded.keyring, journal)
 
     found = remove(root, plan, journal) if arguments.execute else plan()
     for one in found.candidates:
@@ -260,8 +260,7 @@ def import_tokens(arguments: Arguments) -> None:
 
     values = {"vocabulary_size": arguments.vocabulary_size, "end_of_document": arguments.end_of_document}
     config = validate(values, MegatronConfig, f"assay data import {arguments.prefix}")
-    root, governance = arguments.root.absolute(), GovernanceConfig()
-    attest = attest_with(open_journal(governance, Path(), root), governance, Path(), root)
-    hooks = Hooks(attest=attest, signer=KeySigner(governance, Path()))
+    root, keyring = arguments.root.absolute(), Keyring()
+    hooks = Hooks(attest=attest_with(open_journal(keyring, root), keyring, root), signer=KeySigner(keyring))
     made = import_megatron(arguments.prefix, config, Runtime(root, hooks=hooks))
     say(f"{made.stage} {made.digest[:16]}  {root / made.folder}", **artifact(made, root))

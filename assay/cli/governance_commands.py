@@ -12,7 +12,7 @@ from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, command_li
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
-from governance.gate.verdict import GovernanceConfig, read_verdict, trusted
+from governance.gate.verdict import GovernanceConfig, Keyring, read_verdict
 from governance.lineage.attest import open_journal, refuse_strange_key, refuse_unstated, state_model_signature
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import Manifest, differences
@@ -80,10 +80,9 @@ def freeze(arguments: Arguments) -> None:
     if file.exists():
         raise ConfigError(f"{file}: exists already, and a reference never changes. Give another name.")
     loaded, runtime, artifacts = load_corpus(arguments)
-    config = loaded.config.governance
     pass_gate(loaded, artifacts, runtime)
     sketch = sketch_corpus(artifacts["clean"], runtime.root)
-    key = private_key(config.key_path(loaded.folder))
+    key = private_key(loaded.keyring.own)
     write_reference(file, sketch, artifacts["encode"], artifacts["clean"], key)
     say(
         f"{file}: {len(sketch)} features of corpus {artifacts['encode'].digest[:16]}; name it in [audit] reference",
@@ -148,7 +147,7 @@ def _verdicts_ahead(loaded: LoadedRun, root: Path, moment: datetime.datetime) ->
     found = {}
     for path in sorted(root.glob("verdicts/*.json")):
         try:
-            signed = read_verdict(path, loaded.config.governance, loaded.folder)["signed_at"]
+            signed = read_verdict(path, loaded.keyring)["signed_at"]
         except ManifestError:
             continue  # an untrusted verdict opens no gate
         if signed > stamp(moment + SKEW):
@@ -164,11 +163,10 @@ def verify(arguments: Arguments) -> int:
     """
     artifact: Path = arguments.artifact
     root = root_of(artifact)
-    keys = tuple(str(key.absolute()) for key in arguments.keys)
-    config = GovernanceConfig(trusted_keys=keys)
+    keyring = Keyring(GovernanceConfig(trusted_keys=tuple(str(key.absolute()) for key in arguments.keys)))
     alone = artifact.resolve() != root
     look = verify_artifact if alone else verify_root
-    files, problems, notes = look(artifact if alone else root, config, Path(), deep=arguments.deep)
+    files, problems, notes = look(artifact if alone else root, keyring, deep=arguments.deep)
     for problem in problems:
         say(problem, problems=[problem])
     for note in notes:
@@ -178,7 +176,7 @@ def verify(arguments: Arguments) -> int:
         raise ManifestError(f"{len(problems)} problem(s) in {files} files {where}")
     signed = ", and as the journal states" if arguments.deep else ""
     say(f"{files} files {where}: all as their manifests say{signed}", files=files, problems=[])
-    for line in anchor_words(open_journal(config, Path(), root)) if arguments.deep else ():
+    for line in anchor_words(open_journal(keyring, root)) if arguments.deep else ():
         say(f"{JOURNAL}: {line}", journal=[line])
     return 0
 
@@ -193,7 +191,7 @@ def anchor(arguments: Arguments) -> int:
     if arguments.accept is not None:
         if not arguments.accept.strip():
             raise ConfigError('--accept: say why these lines are given up: --accept "restored from a backup"')
-        owners = trusted(loaded.config.governance, loaded.folder)
+        owners = loaded.keyring.trusted()
         count = len(journal.accept(arguments.accept, owners))
         say(f"{JOURNAL}: {count} head(s) given up", given_up=count)
     for line in anchor_words(journal):
@@ -292,16 +290,20 @@ def prove(arguments: Arguments) -> None:
     file: Path = arguments.receipt
     if file.exists():
         raise ConfigError(f"{file}: exists already. Give another name: --receipt FILE")
-    signing_key = "" if arguments.signing_key is None else str(arguments.signing_key.absolute())
-    config = GovernanceConfig(signing_key=signing_key)
-    found = find(arguments.asked, arguments.checkpoint, config)
+    keyring = _keyring(arguments.signing_key)
+    found = find(arguments.asked, arguments.checkpoint, keyring)
     write_text(file, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
     if arguments.verifier is not None:
         write_text(arguments.verifier, verifier_text())
     verifier = arguments.verifier or "verify_receipt.py"
-    line = f"python {verifier} {file} --key {public_path(config.key_path(Path()))}"
+    line = f"python {verifier} {file} --key {public_path(keyring.own)}"
     say(explain(found), **found, file=file, verify=line)
     say(f"{file}: others check it with: {line}")
+
+
+def _keyring(signing_key: Path | None) -> Keyring:
+    """Keys of a command without a run's file."""
+    return Keyring(GovernanceConfig(signing_key="" if signing_key is None else str(signing_key.absolute())))
 
 
 def diff(arguments: Arguments) -> int:
@@ -431,12 +433,10 @@ def sign(arguments: Arguments) -> None:
     root = root_of(arguments.checkpoint)
     manifest = read_checkpoint(arguments.checkpoint, root)
     key = arguments.key or default_model_key_path()
-    config = GovernanceConfig(
-        signing_key="" if arguments.signing_key is None else str(arguments.signing_key.absolute())
-    )
-    refuse_strange_key(config, Path(), root)
-    refuse_unstated(manifest, config, Path(), root)
-    name = state_model_signature(open_journal(config, Path(), root), manifest, key, root)
+    keyring = _keyring(arguments.signing_key)
+    refuse_strange_key(keyring, root)
+    refuse_unstated(manifest, keyring, root)
+    name = state_model_signature(open_journal(keyring, root), manifest, key, root)
     folder = root / manifest.folder
     words = f"{folder} --signature {root / name} --public_key {public_path(key)}"
     line = f"model_signing verify key {words}"

@@ -10,7 +10,7 @@ from assay.cli.run_commands import Arguments, default_root, load
 from assay.config import load_run
 from governance.errors import ManifestError, MissingInput
 from governance.files import write_text
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest, read_manifest
 
@@ -44,7 +44,7 @@ def verify(arguments: Arguments) -> None:
     from governance.verification import verify_evidence
 
     root, report = _find(arguments.run, arguments.root)
-    problems = verify_evidence(rests_on(report, root), root.absolute(), *_keys(arguments))
+    problems = verify_evidence(rests_on(report, root), root.absolute(), _keyring(arguments))
     checked = recompute(report, root, replace_all)
     for line in (*problems, *(one.line() for one in checked.mismatches)):
         say(line, problems=[line])
@@ -65,14 +65,14 @@ def verify(arguments: Arguments) -> None:
     )
 
 
-def _keys(arguments: Arguments) -> tuple[GovernanceConfig, Path]:
+def _keyring(arguments: Arguments) -> Keyring:
     """Trusted keys: those of the run's file and of the command line."""
     given = tuple(str(key.absolute()) for key in arguments.keys)
     if not (arguments.run.is_file() and arguments.run.suffix == ".toml"):
-        return GovernanceConfig(trusted_keys=given), Path()
+        return Keyring(GovernanceConfig(trusted_keys=given))
     run = load_run(arguments.run, [], arguments.more, needs="data or model")  # the other sections hold no key
     keys = (*run.config.governance.trusted_keys, *given)
-    return run.config.governance.model_copy(update={"trusted_keys": keys}), run.folder
+    return Keyring(run.config.governance.model_copy(update={"trusted_keys": keys}), run.folder)
 
 
 def compare(arguments: Arguments) -> None:

@@ -65,7 +65,7 @@ def _state(loaded: LoadedRun, root: Path, corpus: str, line: str, path: Path) ->
             "%s: the journal does not state it, because the run does not trust this account's key (%s). Until a check "
             "by the run's account has read it, its removal goes unnoticed. Have that account run: %s",
             path.name,
-            loaded.config.governance.key_path(loaded.folder),
+            loaded.keyring.own,
             line,
         )
 

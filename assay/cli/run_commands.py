@@ -49,7 +49,7 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
     root: Path = arguments.root or default_root(arguments.config)
     refuse_edited(run, root.absolute())
     journal = run.journal(root.absolute())
-    announcing = open_journal(run.config.governance, run.folder, root.absolute())
+    announcing = open_journal(run.keyring, root.absolute())
     task = getattr(arguments, "task", None)
     ledger, tally = root.absolute() / "energy.jsonl", os.environ.get(TALLY_VARIABLE)
     runtime = Runtime(
@@ -68,11 +68,11 @@ def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:
                 announcing.line_signer,
             ),
             budget=open_budget(run.policy.energy_budget, ledger, str(run.folder / run.config.governance.policy)),
-            attest=attest_with(journal, run.config.governance, run.folder, root.absolute()),
+            attest=attest_with(journal, run.keyring, root.absolute()),
             begin=journal.state_begin,
             line_signer=journal.line_signer,
             head=journal.head,
-            signer=KeySigner(run.config.governance, run.folder),
+            signer=KeySigner(run.keyring),
             tally=functools.partial(append_line, Path(tally)) if tally else no_tally,
         ),
     )

@@ -17,7 +17,7 @@ from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
 from governance.errors import AlteredFile, ConfigError, GateClosed, ManifestError, MissingInput
 from governance.files import sha256_bytes
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import (
     KeySigner,
@@ -93,10 +93,10 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, Any]:
+def prove(asked: str, checkpoint: Path, keyring: Keyring) -> dict[str, Any]:
     """Make the receipt of a document for a checkpoint.
 
-    `config` names the keys. The tree of the corpus is made if it was not yet.
+    The tree of the corpus is made if it was not yet.
 
     Raises:
         ConfigError: the question is none, or the key cannot sign.
@@ -108,9 +108,9 @@ def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, A
     request = read_request(asked)
     manifest = open_checkpoint(checkpoint)
     root = root_of(checkpoint)
-    journal = _own_journal(manifest, config, root)
+    journal = _own_journal(manifest, keyring, root)
     tokens = _tokens_of(manifest, root)
-    hooks = Hooks(attest=attest_with(journal, config, Path(), root), signer=KeySigner(config, Path()))
+    hooks = Hooks(attest=attest_with(journal, keyring, root), signer=KeySigner(keyring))
     made = corpus_tree(tokens, Runtime(root, hooks=hooks), journal)
     names = open_names(made, root)
     kind, place = _kind_found(names, request)
@@ -128,7 +128,7 @@ def prove(asked: str, checkpoint: Path, config: GovernanceConfig) -> dict[str, A
         "filters": " ".join(_filters(tokens, root)),
         "removed": taken_down if place is not None else next(_removals(request, tokens, root), ""),
     }
-    key = private_key(config.key_path(Path()), make=False)
+    key = private_key(keyring.own, make=False)
     found = receipt(names, (kind, request.value), steps, facts, key)
     if faults := verify_receipt.faults(found, key.public_key()):
         raise ManifestError(f"{root / made.folder}: was altered: {'; '.join(faults)}. Remove it, and ask again")
@@ -174,13 +174,13 @@ def _refuse_other_shards(
         )
 
 
-def _own_journal(checkpoint: Manifest, config: GovernanceConfig, root: Path) -> Journal:
+def _own_journal(checkpoint: Manifest, keyring: Keyring, root: Path) -> Journal:
     """The journal of a root that states the checkpoint."""
-    journal = open_journal(config, Path(), root)
+    journal = open_journal(keyring, root)
     if not journal.path.exists():
         raise GateClosed(f"{journal.path}: is missing, so nothing states this checkpoint. Give one in its root")
-    refuse_strange_key(config, Path(), root)
-    refuse_unstated(checkpoint, config, Path(), root)
+    refuse_strange_key(keyring, root)
+    refuse_unstated(checkpoint, keyring, root)
     journal.verified()
     if behind := journal.behind():
         raise GateClosed(f"{journal.path}: {behind}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import not_
 from pathlib import Path
 from typing import Any
@@ -97,18 +97,30 @@ class GovernanceConfig(Section):
     actions: tuple[GateAction, ...] = ()
     """Messages that report a closed gate (`gate_actions.py`); none of them can change it."""
 
-    def key_path(self, folder: Path) -> Path:
-        """Path of the signing key, relative to the run's file."""
-        return folder / self.signing_key if self.signing_key else default_key_path()
+
+@dataclass(frozen=True)
+class Keyring:
+    """Keys of a run: its section, and the folder from which its paths start."""
+
+    config: GovernanceConfig = field(default_factory=GovernanceConfig)
+    folder: Path = Path()
+
+    @property
+    def own(self) -> Path:
+        """Path of the signing key, which is made on first use."""
+        return self.folder / self.config.signing_key if self.config.signing_key else default_key_path()
+
+    def trusted(self) -> list[Any]:
+        """Public keys that the section trusts, else the own one, if it exists."""
+        keys = [public_key(self.folder / name) for name in self.config.trusted_keys] or site_keys(sites())
+        return keys or ([private_key(self.own).public_key()] if self.own.exists() else [])
 
 
 @dataclass(frozen=True)
 class GateContext:
     """A gate's place: its section, the root, the journal."""
 
-    config: GovernanceConfig
-    folder: Path
-    """Folder that the section's paths are relative to."""
+    keyring: Keyring
     root: Path
     """The artifacts' root."""
     journal: Journal | None
@@ -121,13 +133,12 @@ def load_statements(gate: GateContext) -> SignedStatements:
 
     A reviewer's refusal is in the root, so that no other run file and no other setting leaves it unread.
     """
-    config, folder = gate.config, gate.folder
-    own = config.key_path(folder)  # a missing key belongs to no person
+    config, folder, own = gate.keyring.config, gate.keyring.folder, gate.keyring.own
     return SignedStatements(
         rulings=(*read_statements(folder / config.waivers, RULINGS), *read_statements(gate.root / REFUSALS, RULINGS)),
         approvals=read_statements(folder / config.approvals, APPROVALS),
         submitters=submitters(config.submitter),
-        verdict_key=signer_id(private_key(own)) if own.exists() else "",
+        verdict_key=signer_id(private_key(own)) if own.exists() else "",  # a missing key belongs to no person
     )
 
 
@@ -141,22 +152,21 @@ def statements_in_effect(gate: GateContext, policy: Policy, corpus: str, *, reco
     statements = load_statements(gate)
     entries = () if gate.journal is None else gate.journal.verified()
     in_effect, withdrawals = apply_withdrawals(statements, policy, corpus, entries)
-    if gate.journal is not None and record and _may_state(gate.config, gate.folder):
+    if gate.journal is not None and record and _may_state(gate.keyring):
         state_refusals(statements, withdrawals, policy, corpus, gate.root, gate.journal)
     return in_effect
 
 
-def _may_state(config: GovernanceConfig, folder: Path) -> bool:
+def _may_state(keyring: Keyring) -> bool:
     """Return whether our key is one that readers of the verdict trust.
 
     A line by another would close the journal for all of them.
     """
-    own = config.key_path(folder)
-    if not own.exists():
+    if not keyring.own.exists():
         return False
-    probe = sign(statement({}, PREDICATE_TYPE, {"signed_at": now()}), private_key(own))
+    probe = sign(statement({}, PREDICATE_TYPE, {"signed_at": now()}), private_key(keyring.own))
     try:
-        verify_envelope(probe, trusted(config, folder), "the signing key")
+        verify_envelope(probe, keyring.trusted(), "the signing key")
     except ManifestError:
         return False
     return True
@@ -209,18 +219,18 @@ def give_verdict(
         GateClosed: this machine's clock is behind an earlier signature; a manifest of the chain differs from its
             statement in the journal.
     """
-    config, folder, root, journal = gate.config, gate.folder, gate.root, gate.journal
-    sites_here = binding_sites(policy, config, folder)
+    keyring, root, journal = gate.keyring, gate.root, gate.journal
+    sites_here = binding_sites(policy, keyring)
     require_chain((tokens, audit), root, journal)
     path = verdict_path(tokens, policy, root)
-    signing_key = private_key(config.key_path(folder))
-    keys = trusted(config, folder)  # after the signing key, which is made on first use
+    signing_key = private_key(keyring.own)
+    keys = keyring.trusted()  # after the signing key, which is made on first use
     content = {
         **_content(judgement, tokens, audit, policy),
         "site": described(sites_here),
         "people": _signers(judgement, policy, signing_key, keys),
     }
-    demands = _demands(policy, config, keys, sites_here)
+    demands = _demands(policy, keyring.config, keys, sites_here)
     current = _current(path, keys, root, journal)
     today = datetime.datetime.now(datetime.UTC)
     if fault := clock_fault(today, str(current.get("signed_at", "")), journal):
@@ -314,13 +324,13 @@ def _record_in_journal(path: Path, root: Path, predicate: Mapping[str, Any], jou
     journal.append(VERDICT, statement(subject, "urn:assay:provenance:1", content))
 
 
-def read_verdict(path: Path, config: GovernanceConfig, folder: Path) -> dict[str, Any]:
+def read_verdict(path: Path, keyring: Keyring) -> dict[str, Any]:
     """Predicate of a verdict with valid signature, `key_id` and `subjects`.
 
     Raises:
         ManifestError: it was altered, is of another kind, or its signer is not trusted.
     """
-    return _open_verdict(path, trusted(config, folder))
+    return _open_verdict(path, keyring.trusted())
 
 
 def _open_verdict(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
@@ -331,24 +341,15 @@ def _open_verdict(path: Path, keys: Sequence[Any]) -> dict[str, Any]:
     return {**content["predicate"], "key_id": signer, "subjects": subjects}
 
 
-def trusted(config: GovernanceConfig, folder: Path) -> list[Any]:
-    """The trusted public keys.
-
-    They are those of the section, else the own one, if it exists.
-    """
-    keys = [public_key(folder / name) for name in config.trusted_keys] or site_keys(sites())
-    own = config.key_path(folder)
-    return keys or ([private_key(own).public_key()] if own.exists() else [])
-
-
-def binding_sites(policy: Policy, config: GovernanceConfig, folder: Path) -> tuple[Site, ...]:
+def binding_sites(policy: Policy, keyring: Keyring) -> tuple[Site, ...]:
     """The sites whose rules this run is under.
 
     Raises:
         GateClosed: it breaks the rules of one that binds on this machine.
     """
+    config = keyring.config
     names = (*config.trusted_keys, *config.parent_keys) if config.trusted_keys else ()
-    return require_site(policy, names, config.key_path(folder), folder)
+    return require_site(policy, names, keyring.own, keyring.folder)
 
 
 def _demands(policy: Policy, config: GovernanceConfig, keys: Sequence[Any], binding: Sequence[Site]) -> list[TwoKeys]:
@@ -387,8 +388,8 @@ def require_open(
             is missing or listed twice; a manifest of the chain, or a file of the audit, was altered; a
             clock was moved back; a waiver or an approval no longer holds; an owner refused: reasons, owners.
     """
-    config, folder, root, journal = gate.config, gate.folder, gate.root, gate.journal
-    sites_here = binding_sites(policy, config, folder)
+    keyring, root, journal = gate.keyring, gate.root, gate.journal
+    sites_here = binding_sites(policy, keyring)
     path = verdict_path(tokens, policy, root)
     if not path.exists():
         raise GateClosed(
@@ -396,7 +397,7 @@ def require_open(
             f"  Audit it first: assay governance check CONFIG"
         )
     try:
-        keys = trusted(config, folder)
+        keys = keyring.trusted()
         verdict = _open_verdict(path, keys)
     except ManifestError as error:
         raise GateClosed(f"the verdict cannot be trusted: {error}") from error
@@ -404,7 +405,7 @@ def require_open(
     if shards := shard_faults(tokens, root):
         raise GateClosed(f"the token shards are not those of the verdict: {shards}. Make it again with data prepare")
     moment = datetime.datetime.now(datetime.UTC)
-    demands, audit = _demands(policy, config, keys, sites_here), verdict["audit"]
+    demands, audit = _demands(policy, keyring.config, keys, sites_here), verdict["audit"]
     stale = (
         staleness(verdict, tokens, policy.digest, moment)
         or _other_site(verdict, sites_here)

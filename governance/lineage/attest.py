@@ -16,7 +16,7 @@ from governance.config import canonical_json
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import sha256_bytes
 from governance.gate.site_policy import site_keys, sites
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import Keyring
 from governance.hooks import Attest
 from governance.log import get_logger
 from governance.manifest import Manifest, describe_folder
@@ -40,33 +40,26 @@ SHOWN_RUNS = "shown.json"
 NOTE = "urn:assay:note:1"
 
 
-def journal_keys(config: GovernanceConfig, folder: Path) -> Sequence[PublicKey]:
-    """The keys whose statements count.
-
-    They are the trusted ones and, except on a site, the signing key's own if it exists.
-    """
-    keys = [public_key(folder / name) for name in config.trusted_keys]
+def journal_keys(keyring: Keyring) -> Sequence[PublicKey]:
+    """Keys whose statements count: the trusted ones and, except on a site, the own one if it exists."""
+    keys = [public_key(keyring.folder / name) for name in keyring.config.trusted_keys]
     if bound := sites():
         return keys or site_keys(bound)
-    own = config.key_path(folder)
-    return [*keys, private_key(own).public_key()] if own.exists() else keys
+    return [*keys, private_key(keyring.own).public_key()] if keyring.own.exists() else keys
 
 
-def open_journal(config: GovernanceConfig, folder: Path, root: Path) -> Journal:
-    """The journal of `root`; paths of `config` are relative to `folder`.
-
-    Nothing is read or made yet.
-    """
+def open_journal(keyring: Keyring, root: Path) -> Journal:
+    """The journal of `root`; nothing is read or made yet."""
     return Journal(
         root,
-        lambda: private_key(config.key_path(folder)),
-        lambda: journal_keys(config, folder),
-        anchor(root, folder if config.git_note else None),
+        lambda: private_key(keyring.own),
+        lambda: journal_keys(keyring),
+        anchor(root, keyring.folder if keyring.config.git_note else None),
         HomeAnchor(root),
     )
 
 
-def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> None:
+def refuse_strange_key(keyring: Keyring, root: Path) -> None:
     """Raise where no line of the journal is by our keys.
 
     Readers that trust the other lines' keys would refuse the whole journal for the next line.
@@ -74,11 +67,11 @@ def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> No
     Raises:
         ConfigError: the journal has lines, and none is by one of these keys.
     """
-    path, own = root / JOURNAL, config.key_path(folder)
+    path, own = root / JOURNAL, keyring.own
     if own.exists() and private_key(own).certificate is not None:
         return  # its root's other lines need not be by this job
     lines = lines_of(path.read_bytes()) if path.exists() else []
-    keys = journal_keys(config, folder)
+    keys = journal_keys(keyring)
     for line in lines:
         with contextlib.suppress(ManifestError, ValueError, KeyError, TypeError):
             verify_envelope(json.loads(line)["envelope"], keys, JOURNAL)
@@ -90,7 +83,7 @@ def refuse_strange_key(config: GovernanceConfig, folder: Path, root: Path) -> No
         )
 
 
-def refuse_unstated(checkpoint: Manifest, config: GovernanceConfig, folder: Path, root: Path) -> None:
+def refuse_unstated(checkpoint: Manifest, keyring: Keyring, root: Path) -> None:
     """Raise where the journal does not state this checkpoint.
 
     Only lines by our keys count. A copy without its root's journal has nothing to compare.
@@ -98,7 +91,7 @@ def refuse_unstated(checkpoint: Manifest, config: GovernanceConfig, folder: Path
     Raises:
         GateClosed: the checkpoint was altered, or stated by another key.
     """
-    path, keys = root / JOURNAL, journal_keys(config, folder)
+    path, keys = root / JOURNAL, journal_keys(keyring)
     lines = lines_of(path.read_bytes()) if path.exists() else []
     for index, line in enumerate(lines):
         entry = parse_line(line, index)
@@ -114,7 +107,7 @@ def refuse_unstated(checkpoint: Manifest, config: GovernanceConfig, folder: Path
         )
 
 
-def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: Path) -> Attest:
+def attest_with(journal: Journal, keyring: Keyring, root: Path) -> Attest:
     """The hook: state each artifact in the journal.
 
     It also signs each checkpoint as a model if `model_signing` is set.
@@ -122,45 +115,36 @@ def attest_with(journal: Journal, config: GovernanceConfig, folder: Path, root: 
 
     def attest(manifest: Manifest) -> None:
         journal.state_artifact(manifest)
-        if config.model_signing and manifest.stage == "checkpoint":
-            state_model_signature(journal, manifest, model_key_path(config, folder), root)
+        if keyring.config.model_signing and manifest.stage == "checkpoint":
+            named = keyring.config.model_key
+            key = keyring.folder / named if named else default_model_key_path()
+            state_model_signature(journal, manifest, key, root)
 
     return attest
 
 
-def model_key_path(config: GovernanceConfig, folder: Path) -> Path:
-    """Path of the model key."""
-    return folder / config.model_key if config.model_key else default_model_key_path()
-
-
 class KeySigner(NoteSigner):
-    """Signs notes with the run's key.
-
-    Accepts notes of every key that its journal trusts.
+    """Signs notes with the run's key, and accepts those of every key that its journal trusts.
 
     It is pickled to worker processes without its keys, which are read on first use.
-
-    Args:
-        config: names the keys.
-        folder: where its paths start.
     """
 
-    def __init__(self, config: GovernanceConfig, folder: Path) -> None:
-        self._config, self._folder = config, folder
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
         self._key: SigningKey | None = None
         self._trusted: tuple[bool, Sequence[PublicKey]] | None = None  # with or without the own key, made meanwhile
 
     def sign(self, name: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Sign content and time under the note's name."""
-        self._key = self._key or private_key(self._config.key_path(self._folder))
+        self._key = self._key or private_key(self._keyring.own)
         subject = {name: sha256_bytes(canonical_json(content))}
         return sign(statement(subject, NOTE, {"content": content, "signed_at": now()}), self._key)
 
     def open(self, name: str, written: Any) -> Any:
         """Content of a valid signed note; None otherwise."""
-        own = self._config.key_path(self._folder).exists()
+        own = self._keyring.own.exists()
         if self._trusted is None or self._trusted[0] != own:
-            self._trusted = (own, journal_keys(self._config, self._folder))
+            self._trusted = (own, journal_keys(self._keyring))
         try:
             found, _ = verify_envelope(written, self._trusted[1], name)
         except ManifestError:
@@ -168,8 +152,8 @@ class KeySigner(NoteSigner):
         named = [item["name"] for item in found["subject"]] == [name]
         return found["predicate"]["content"] if named and found["predicateType"] == NOTE else None
 
-    def __reduce__(self) -> tuple[type[KeySigner], tuple[GovernanceConfig, Path]]:
-        return KeySigner, (self._config, self._folder)
+    def __reduce__(self) -> tuple[type[KeySigner], tuple[Keyring]]:
+        return KeySigner, (self._keyring,)
 
 
 def state_model_signature(journal: Journal, manifest: Manifest, key: Path, root: Path) -> str:

@@ -187,7 +187,7 @@ def test_each_line_on_jobs_is_signed_and_a_foreign_one_is_named(submitted):
 
 
 def verified(root, run):
-    return verify_evidence([], root, run.config.governance, run.folder)
+    return verify_evidence([], root, run.keyring)
 
 
 @pytest.mark.parametrize("name", JOB_RECORDS)

@@ -309,7 +309,7 @@ def test_memory_that_nobody_knows_refuses_nothing(project):
 def test_what_training_goes_on_from_may_be_gone_and_the_report_is_written(project, caplog):
     run = load_run(project / "run.toml", ["train.continue_from='checkpoint/0123456789abcdef'"])
     root = project / "root"
-    attest = attest_with(run.journal(root), run.config.governance, run.folder, root)
+    attest = attest_with(run.journal(root), run.keyring, root)
     runtime = Runtime(root, hooks=Hooks(attest=attest))
     judge_corpus(run, corpus(run, runtime), runtime)
     assert write_report(run, runtime).is_file()

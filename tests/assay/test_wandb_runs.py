@@ -17,6 +17,7 @@ from assay.cli.main import main
 from assay.cli.run_commands import load, sweep_overrides
 from assay.config import load_run
 from governance.errors import ConfigError
+from governance.gate.verdict import Keyring
 from governance.stage import Runtime
 from governance.verification import verify_root
 from pretrain.config.training import TrackingConfig
@@ -54,7 +55,9 @@ def test_a_run_that_the_gate_stopped_appears_and_alerts(tmp_path):
     assert main(check) == 77
     assert len(read_offline(root / "wandb").runs) == 2  # the same decision is shown once
     loaded = load_run(folder / "run.toml", [])
-    assert [line for line in verify_root(root, loaded.config.governance, folder).problems if "wandb" in line] == []
+    assert [
+        line for line in verify_root(root, Keyring(loaded.config.governance, folder)).problems if "wandb" in line
+    ] == []
 
 
 def test_files_that_were_altered_after_the_verdict_alert(tmp_path):
@@ -75,7 +78,7 @@ def test_files_that_were_altered_after_the_verdict_alert(tmp_path):
     assert any(results.name in text for text in named)
     assert any(shard.name in text for text in named)
     loaded = load_run(folder / "run.toml", [])
-    problems = verify_root(folder / "root", loaded.config.governance, folder).problems
+    problems = verify_root(folder / "root", Keyring(loaded.config.governance, folder)).problems
     assert [line for line in problems if "/wandb/" in line] == []
 
 

@@ -17,7 +17,7 @@ from data_pipeline.readers.sources import HubSource, JsonlSource, ParquetSource
 from data_pipeline.tokens.tokenizer import TokenizerConfig, take_over
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput, hub_hint
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner
 from governance.lineage.unlisted_files import note_faults, strays
@@ -134,7 +134,7 @@ def test_workers_that_list_a_moving_branch_at_the_same_time_agree(server, tmp_pa
 
 def test_a_listing_that_no_trusted_key_signed_is_made_again(server, tmp_path):
     keys = GovernanceConfig(signing_key="key.pem")
-    signed = Runtime(tmp_path / "root", hooks=Hooks(signer=KeySigner(keys, tmp_path)))
+    signed = Runtime(tmp_path / "root", hooks=Hooks(signer=KeySigner(Keyring(keys, tmp_path))))
     first = hub.list_hub(source(), signed)
     requests = len(server.requests)
     assert hub.list_hub(source(), signed) == first

@@ -13,7 +13,7 @@ from data_pipeline.synthetic.prompts import Listed, Request, TokenBounds
 from data_pipeline.synthetic.spending import TeacherBudget
 from governance.config import validate
 from governance.errors import BudgetReached, ConfigError, MissingInput
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import KeySigner
 from governance.stage import Runtime
 from tests.data_pipeline.teacher_server import answer, teacher
@@ -177,7 +177,7 @@ def altered_lines(lines, how):
     ],
 )
 def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
-    signer = KeySigner(GovernanceConfig(signing_key="key.pem"), tmp_path)
+    signer = KeySigner(Keyring(GovernanceConfig(signing_key="key.pem"), tmp_path))
     log = tmp_path / "synthetic" / "0123" / "tries.log"
     bounds = TokenBounds(100, 10)
     request = Request("a", "seed", "", 1, {}, bounds)
@@ -193,7 +193,7 @@ def test_no_altered_line_gives_a_budget_back(tmp_path, how, tries, open_):
     other.parent.mkdir()
     other.write_text(lines[1], "utf-8")  # it counts as one more
     if how == "key changed":
-        signer = KeySigner(GovernanceConfig(signing_key="new.pem"), tmp_path)
+        signer = KeySigner(Keyring(GovernanceConfig(signing_key="new.pem"), tmp_path))
     found = TeacherBudget(one, log, signer)
     found.recall(tmp_path, {"a": Listed(bounds, ["seed"])}, ())
     assert (found.tries, found.tokens_in, found.tokens_out) == (tries + 1, 100 * (open_ + 1), 10 * (open_ + 1))

@@ -15,6 +15,7 @@ import pytest
 from assay.cli.main import main
 from assay.config import load_run
 from governance.files import place, write_json
+from governance.gate.verdict import Keyring
 from governance.gate.waivers import REFUSAL
 from governance.manifest import read_manifest
 from governance.signing.dsse import create_key, key_id, private_key, sign
@@ -281,7 +282,7 @@ def test_documents_altered_after_they_were_judged_are_named_by_verify(project, r
     flip(path)
     assert opens(project) == "PASS"
     run = load_run(project / "run.toml", [])
-    problems = verify_root(project / "root", run.config.governance, project)[1]
+    problems = verify_root(project / "root", Keyring(run.config.governance, project))[1]
     assert [problem for problem in problems if path.name in problem]
 
 
@@ -334,11 +335,11 @@ def test_verify_names_a_refusal_that_was_removed_in_every_copy_of_the_root(proje
     (project / "root").rename(project / "moved")
     for name in ("copied", "moved"):
         root = project / name
-        assert verify_root(root, config, project, deep=True).problems == []
+        assert verify_root(root, Keyring(config, project), deep=True).problems == []
         flip(root / "refusals" / "no.json")
-        problems = verify_root(root, config, project, deep=True).problems
+        problems = verify_root(root, Keyring(config, project), deep=True).problems
         shutil.rmtree(root / "refusals")
-        problems += verify_root(root, config, project, deep=True).problems
+        problems += verify_root(root, Keyring(config, project), deep=True).problems
         assert [problem.partition(":")[0] for problem in problems] == ["refusals/no.json"] * 2
 
 

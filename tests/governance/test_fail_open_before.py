@@ -16,7 +16,7 @@ import pytest
 
 from assay.cli.main import main
 from governance.files import sha256_file, write_json
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import KeySigner
 from governance.manifest import read_manifest, write_manifest
 from governance.signed_notes import read_note, write_note
@@ -120,12 +120,14 @@ def in_the_old_envelope(folder, record, content, finding):
 
 def by_a_stranger(folder, record, content, finding):
     create_key(folder / "stranger.pem")
-    write_note(record, content, folder / "root", KeySigner(GovernanceConfig(signing_key="stranger.pem"), folder))
+    write_note(
+        record, content, folder / "root", KeySigner(Keyring(GovernanceConfig(signing_key="stranger.pem"), folder))
+    )
 
 
 def of_another_shard(folder, record, content, finding):
     """A genuine record under another name: the finding of a shard that passed."""
-    root, signer = folder / "root", KeySigner(GovernanceConfig(signing_key="key.pem"), folder)
+    root, signer = folder / "root", KeySigner(Keyring(GovernanceConfig(signing_key="key.pem"), folder))
     for other in record.parent.glob("*.json"):
         found = read_note(other, root, signer)
         if other != record and found is not None and "documents" in found["outputs"]:
@@ -140,7 +142,7 @@ FORGED = [plain, in_the_old_envelope, by_a_stranger, of_another_shard]
 def test_a_finding_with_its_record_is_found_again(blocked, tmp_path, capsys, forged):
     project = copy_of(blocked, tmp_path)
     root, finding = project / "root", only(project, "audit/*/documents/*stories.json")
-    signer = KeySigner(GovernanceConfig(signing_key="key.pem"), project)
+    signer = KeySigner(Keyring(GovernanceConfig(signing_key="key.pem"), project))
     named = finding.relative_to(root).as_posix()
     records = {path: read_note(path, root, signer) for path in root.glob("audit/records/*.json")}
     [(record, content)] = [item for item in records.items() if named in json.dumps(item[1])]
@@ -165,7 +167,7 @@ def test_a_decision_for_all_that_was_forged_is_made_again(blocked, tmp_path, cap
     digest, before = read_manifest(manifest).digest, decided.read_bytes()
     manifest.unlink()
     note = only(project, "dedup/records/*.decisions.arrow.json")
-    content = read_note(note, project / "root", KeySigner(GovernanceConfig(signing_key="key.pem"), project))
+    content = read_note(note, project / "root", KeySigner(Keyring(GovernanceConfig(signing_key="key.pem"), project)))
     flip(decided)
     content[decided.name]["sha256"] = sha256_file(decided)
     write_json(note, content)

@@ -9,7 +9,7 @@ import pytest
 from assay.cli.main import main
 from governance.errors import GateClosed
 from governance.gate.policy import load_policy
-from governance.gate.verdict import verdict_path
+from governance.gate.verdict import Keyring, verdict_path
 from governance.signing.dsse import private_key
 from governance.signing.journal import Journal
 from governance.signing.journal_lines import CLOCK, FILE_NAME, JournalEntry, read_journal, read_times, void
@@ -86,7 +86,7 @@ def test_verify_says_what_is_dated_ahead_until_it_is_undone(ahead):
     (folder / "manifest.json").write_text(ahead.tokens.model_dump_json())
 
     def output():
-        _, problems, *_ = verify_root(ahead.root, ahead.config(**OWN), ahead.root, deep=True)
+        _, problems, *_ = verify_root(ahead.root, Keyring(ahead.config(**OWN), ahead.root), deep=True)
         return [problem for problem in problems if "ahead of this machine's clock" in problem]
 
     assert len(output()) == 1

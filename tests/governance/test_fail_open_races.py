@@ -22,6 +22,7 @@ from governance.energy.ledger_tail import Spending
 from governance.errors import AlteredFile, ConfigError, ManifestError, MissingInput, StorageError
 from governance.files import append_line, held, locked, read_lines, read_steps, remove_tree, sha256_file
 from governance.gate.signed_statements import read_statements
+from governance.gate.verdict import Keyring
 from governance.gate.waivers import REFUSAL, RULINGS, Waiver
 from governance.manifest import describe, output_fault, read_manifest
 from governance.signing.dsse import open_envelope
@@ -256,7 +257,7 @@ def test_a_listed_file_is_not_read_where_its_size_differs(tmp_path, kind):
 
 
 def verified(folder):
-    return verify_root(folder / "root", load_run(folder / "run.toml", []).config.governance, folder, deep=True)
+    return verify_root(folder / "root", Keyring(load_run(folder / "run.toml", []).config.governance, folder), deep=True)
 
 
 FOREIGN_LINES = {

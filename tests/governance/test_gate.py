@@ -16,6 +16,7 @@ from governance.gate.policy import Policy
 from governance.gate.verdict import (
     GateContext,
     GovernanceConfig,
+    Keyring,
     give_verdict,
     read_verdict,
     require_open,
@@ -148,9 +149,7 @@ def corpus(tmp_path):
 
 def sign_for(corpus, policy, results):
     tokens, audit, config, root = corpus
-    return give_verdict(
-        decide(policy, results, tokens.digest, TODAY), tokens, audit, policy, GateContext(config, root, root, None)
-    )
+    return give_verdict(decide(policy, results, tokens.digest, TODAY), tokens, audit, policy, gate_of(config, root))
 
 
 def test_pass_opens_and_is_given_once(corpus):
@@ -158,7 +157,7 @@ def test_pass_opens_and_is_given_once(corpus):
     policy = make_policy()
     sign_for(corpus, policy, ALL_PASS)
     before = verdict_path(tokens, policy, root).read_bytes()
-    assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS"
+    assert require_open(tokens, policy, gate_of(config, root))["verdict"] == "PASS"
     sign_for(corpus, policy, ALL_PASS)
     assert verdict_path(tokens, policy, root).read_bytes() == before
 
@@ -167,10 +166,10 @@ def test_no_verdict_and_block_close_with_reasons_and_owners(corpus):
     tokens, _, config, root = corpus
     policy = make_policy()
     with pytest.raises(GateClosed, match="NOT_RUN"):
-        require_open(tokens, policy, GateContext(config, root, root, None))
+        require_open(tokens, policy, gate_of(config, root))
     sign_for(corpus, policy, with_status("fail", "a.law"))
     with pytest.raises(GateClosed, match=r"BLOCK(.|\n)*a\.law on .* failed: .*Decision: legal") as caught:
-        require_open(tokens, policy, GateContext(config, root, root, None))
+        require_open(tokens, policy, gate_of(config, root))
     assert caught.value.exit_code == 77
 
 
@@ -182,15 +181,19 @@ def test_other_shards_other_policy_and_expiry_close(corpus, monkeypatch):
     other = tokens.model_copy(update={"stats": {"altered": 1}})
     os.link(path, verdict_path(other, policy, root))
     with pytest.raises(GateClosed, match="other token shards"):
-        require_open(other, policy, GateContext(config, root, root, None))
+        require_open(other, policy, gate_of(config, root))
     looser = make_policy(gate=[rule("a.hard", max=2)])
     os.link(path, verdict_path(tokens, looser, root))
     with pytest.raises(GateClosed, match="another policy"):
-        require_open(tokens, looser, GateContext(config, root, root, None))
+        require_open(tokens, looser, gate_of(config, root))
 
     move_clock(monkeypatch, datetime.timedelta(days=policy.verdict_days + 1))
     with pytest.raises(GateClosed, match="expired"):
-        require_open(tokens, policy, GateContext(config, root, root, None))
+        require_open(tokens, policy, gate_of(config, root))
+
+
+def gate_of(config, root, journal=None):
+    return GateContext(Keyring(config, root), root, journal)
 
 
 def move_clock(monkeypatch, by):
@@ -211,10 +214,10 @@ def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatc
     sign_for(corpus, policy, ALL_PASS)
     with monkeypatch.context() as patch:
         move_clock(patch, -datetime.timedelta(minutes=4))
-        assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS"
+        assert require_open(tokens, policy, gate_of(config, root))["verdict"] == "PASS"
     move_clock(monkeypatch, -datetime.timedelta(minutes=6))
     with pytest.raises(GateClosed, match="a clock was moved"):
-        require_open(tokens, policy, GateContext(config, root, root, None))
+        require_open(tokens, policy, gate_of(config, root))
     with pytest.raises(GateClosed, match="no verdict is given"):
         sign_for(corpus, policy, ALL_PASS)
 
@@ -223,7 +226,7 @@ def test_a_clock_that_was_moved_back_closes_and_signs_nothing(corpus, monkeypatc
 def journal(corpus):
     """The journal of the root, which states the corpus and its audit."""
     tokens, audit, config, root = corpus
-    opened = open_journal(config, root, root)
+    opened = open_journal(Keyring(config, root), root)
     for manifest in (tokens, audit):
         write_manifest(manifest, root)
         opened.state_artifact(manifest)
@@ -237,34 +240,34 @@ def test_the_journal_carries_each_verdict_once_and_finds_an_older_one_put_back(c
 
     def give(results, log=journal):
         judgement = decide(policy, results, tokens.digest, TODAY)
-        return give_verdict(judgement, tokens, audit, policy, GateContext(config, root, root, log))
+        return give_verdict(judgement, tokens, audit, policy, gate_of(config, root, log))
 
     assert give(ALL_PASS)["journal_head"] == stated
     old, head = path.read_bytes(), journal.head()
     assert head.startswith("2:")
     give(ALL_PASS)
     assert journal.head() == head, "a verdict that stands is stated once"
-    assert require_open(tokens, policy, GateContext(config, root, root, journal))["verdict"] == "PASS"
+    assert require_open(tokens, policy, gate_of(config, root, journal))["verdict"] == "PASS"
     assert give(with_status("fail"))["journal_head"] == head
     assert len(journal.verified()) == 4
     path.write_bytes(old)
     with pytest.raises(GateClosed, match="an older verdict was restored"):
-        require_open(tokens, policy, GateContext(config, root, root, journal))
-    assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS", (
+        require_open(tokens, policy, gate_of(config, root, journal))
+    assert require_open(tokens, policy, gate_of(config, root))["verdict"] == "PASS", (
         "what a missing journal cannot find"
     )
     assert give(ALL_PASS)["verdict"] == "PASS"
-    assert require_open(tokens, policy, GateContext(config, root, root, journal))["verdict"] == "PASS"
+    assert require_open(tokens, policy, gate_of(config, root, journal))["verdict"] == "PASS"
     monkeypatch.setattr(journal, "last_time", lambda: "2999-01-01T00:00:00Z")
     with pytest.raises(GateClosed, match="the journal's last line is dated 2999"):
-        require_open(tokens, policy, GateContext(config, root, root, journal))
+        require_open(tokens, policy, gate_of(config, root, journal))
 
 
 def test_a_broken_or_a_missing_journal_closes_both_doors(corpus, journal):
     tokens, audit, config, root = corpus
     policy = make_policy()
     judgement = decide(policy, ALL_PASS, tokens.digest, TODAY)
-    give_verdict(judgement, tokens, audit, policy, GateContext(config, root, root, journal))
+    give_verdict(judgement, tokens, audit, policy, gate_of(config, root, journal))
     whole = journal.path.read_bytes()
     for rest, words in (
         (whole.replace(b'"index":1', b'"index":7'), "cannot be trusted"),
@@ -273,10 +276,10 @@ def test_a_broken_or_a_missing_journal_closes_both_doors(corpus, journal):
     ):
         journal.path.write_bytes(rest)
         with pytest.raises(GateClosed, match=words):
-            require_open(tokens, policy, GateContext(config, root, root, open_journal(config, root, root)))
+            require_open(tokens, policy, gate_of(config, root, open_journal(Keyring(config, root), root)))
         with pytest.raises(GateClosed, match=words):
             give_verdict(
-                judgement, tokens, audit, policy, GateContext(config, root, root, open_journal(config, root, root))
+                judgement, tokens, audit, policy, gate_of(config, root, open_journal(Keyring(config, root), root))
             )
 
 
@@ -306,10 +309,10 @@ def test_a_missing_and_a_doubled_shard_close(corpus, shards, files, words):
     policy = make_policy()
     sign_for((tokens, audit, config, root), policy, ALL_PASS)
     if not words:
-        assert require_open(tokens, policy, GateContext(config, root, root, None))["verdict"] == "PASS"
+        assert require_open(tokens, policy, gate_of(config, root))["verdict"] == "PASS"
         return
     with pytest.raises(GateClosed, match=words):
-        require_open(tokens, policy, GateContext(config, root, root, None))
+        require_open(tokens, policy, gate_of(config, root))
 
 
 def test_every_flipped_byte_of_a_verdict_closes(corpus):
@@ -321,7 +324,7 @@ def test_every_flipped_byte_of_a_verdict_closes(corpus):
     for index in range(0, len(content), 7):
         path.write_bytes(content[:index] + bytes([content[index] ^ 4]) + content[index + 1 :])
         with pytest.raises(GateClosed):
-            require_open(tokens, policy, GateContext(config, root, root, None))
+            require_open(tokens, policy, gate_of(config, root))
 
 
 def test_an_untrusted_signer_is_not_believed(corpus):
@@ -331,9 +334,9 @@ def test_an_untrusted_signer_is_not_believed(corpus):
     create_key(root / "other.pem")
     stricter = GovernanceConfig(signing_key="key.pem", trusted_keys=(public_path(root / "other.pem").name,))
     with pytest.raises(GateClosed, match="no trusted key"):
-        require_open(tokens, policy, GateContext(stricter, root, root, None))
+        require_open(tokens, policy, gate_of(stricter, root))
     trusted = GovernanceConfig(signing_key="other.pem", trusted_keys=("key.pem.pub",))
-    assert require_open(tokens, policy, GateContext(trusted, root, root, None))["verdict"] == "PASS"
+    assert require_open(tokens, policy, gate_of(trusted, root))["verdict"] == "PASS"
 
 
 def test_an_envelope_of_another_kind_is_no_verdict(corpus):
@@ -344,7 +347,7 @@ def test_an_envelope_of_another_kind_is_no_verdict(corpus):
     envelope = json.loads(path.read_bytes())
     write_json(path, {**envelope, "payloadType": "text/plain"})
     with pytest.raises(GateClosed, match="cannot be trusted"):
-        require_open(tokens, policy, GateContext(config, root, root, None))
+        require_open(tokens, policy, gate_of(config, root))
 
 
 def test_keys_are_never_overwritten_and_bad_keys_are_explained(tmp_path):
@@ -353,4 +356,4 @@ def test_keys_are_never_overwritten_and_bad_keys_are_explained(tmp_path):
         create_key(tmp_path / "k.pem")
     (tmp_path / "bad.pem").write_text("nonsense")
     with pytest.raises(ConfigError, match="not a readable private key"):
-        read_verdict(tmp_path / "v.json", GovernanceConfig(signing_key="bad.pem"), tmp_path)
+        read_verdict(tmp_path / "v.json", Keyring(GovernanceConfig(signing_key="bad.pem"), tmp_path))

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from governance.errors import ManifestError
-from governance.gate.verdict import GovernanceConfig, trusted
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import open_journal
 from governance.signing.dsse import create_key
 from governance.signing.home_anchor import state_folder
@@ -26,7 +26,7 @@ def state(tmp_path, monkeypatch):
 
 
 def journal(root):
-    return open_journal(CONFIG, root.parent, root)
+    return open_journal(Keyring(CONFIG, root.parent), root)
 
 
 def grow(root, lines):
@@ -139,9 +139,9 @@ def test_lines_are_given_up_by_a_trusted_key_and_leave_a_trace(tmp_path):
     cut(root, 2)
     create_key(tmp_path / "other.pem")
     stranger = GovernanceConfig(signing_key="other.pem", trusted_keys=("key.pem.pub",))
-    before, owners = (root / FILE_NAME).read_bytes(), trusted(CONFIG, tmp_path)
+    before, owners = (root / FILE_NAME).read_bytes(), Keyring(CONFIG, tmp_path).trusted()
     with pytest.raises(ManifestError, match="the signing key: no trusted key"):
-        open_journal(stranger, tmp_path, root).accept("it is mine", trusted(stranger, tmp_path))
+        open_journal(Keyring(stranger, tmp_path), root).accept("it is mine", Keyring(stranger, tmp_path).trusted())
     assert (root / FILE_NAME).read_bytes() == before
     assert journal(root).accept("restored from a backup", owners) == [head]
     assert (journal(root).behind(), journal(root).accept("again", owners)) == ("", [])

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from assay.cli.main import main
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import open_journal
 from governance.lineage.lineage_graph import prov_document, read_graph
 from governance.lineage.svg import draw
@@ -35,7 +35,7 @@ def state(journal, stage, inputs, **fields):
 @pytest.fixture
 def wide(tmp_path):
     """A journal of many sources and of long ways past each other."""
-    journal = open_journal(CONFIG, tmp_path, tmp_path)
+    journal = open_journal(Keyring(CONFIG, tmp_path), tmp_path)
     files = [Input(stage="file", digest=f"{n:064x}", path=f"web/part-{n:03d}.warc.gz") for n in range(40)]
     files += [Input(stage="file", digest=f"{n:063x}f", path=f"books/<{n}>.txt") for n in range(2)]
     ingest = state(journal, "ingest", files)

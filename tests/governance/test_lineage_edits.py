@@ -14,7 +14,7 @@ from governance.config import Section, validate
 from governance.files import write_bytes, write_json
 from governance.gate.decision import CheckResult, decide
 from governance.gate.policy import Policy
-from governance.gate.verdict import GateContext, GovernanceConfig, give_verdict
+from governance.gate.verdict import GateContext, GovernanceConfig, Keyring, give_verdict
 from governance.lineage.attest import attest_with, open_journal, state_mirror
 from governance.manifest import Input, Manifest, describe, read_manifest, write_manifest
 from governance.stage import Recipe, commit
@@ -39,8 +39,8 @@ def make(root, stage, inputs, contents, run=None, **stats):
         write_bytes(root / manifest.folder / name, data)
         outputs.append(describe(root / manifest.folder / name, root))
     manifest = manifest.model_copy(update={"outputs": tuple(sorted(outputs, key=lambda output: output.path))})
-    journal = open_journal(CONFIG, root.parent, root)
-    return commit(manifest, root, attest_with(journal, CONFIG, root.parent, root))
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
+    return commit(manifest, root, attest_with(journal, Keyring(CONFIG, root.parent), root))
 
 
 def build(folder):
@@ -56,8 +56,8 @@ def build(folder):
     policy = validate(POLICY, Policy, "policy")
     result = CheckResult("a.b", "s", "pass", 0.5, 10, 0, "fine")
     judgement = decide(policy, [result], encode.digest, datetime.date(2026, 1, 1))
-    journal = open_journal(CONFIG, folder, root)
-    give_verdict(judgement, encode, audit, policy, GateContext(CONFIG, folder, root, journal))
+    journal = open_journal(Keyring(CONFIG, folder), root)
+    give_verdict(judgement, encode, audit, policy, GateContext(Keyring(CONFIG, folder), root, journal))
     checkpoint = make(root, "checkpoint", [encode.as_input()],
                       {"weights/0.safetensors": chance.randbytes(900), "state.json": b"{}"})  # fmt: skip
     make(root, "train", [encode.as_input()], {"losses.json": b"[1.0, 0.5]"}, run={"journal": journal.head()},
@@ -200,7 +200,7 @@ def check(pristine, root, edit, seed):
     chance = random.Random(seed)
     named, touched, *words = edit(root, chance)
     try:
-        problems = verify_root(root, CONFIG, root.parent, deep=True).problems
+        problems = verify_root(root, Keyring(CONFIG, root.parent), deep=True).problems
     finally:
         changed = [path for path in touched if not path.exists() or not (pristine / path.relative_to(root)).exists()
                    or path.read_bytes() != (pristine / path.relative_to(root)).read_bytes()]  # fmt: skip
@@ -225,9 +225,9 @@ def check(pristine, root, edit, seed):
 
 def test_an_untouched_root_has_no_problem_and_neither_has_a_moved_one(pristine, working):
     for root in (pristine, working):
-        assert verify_root(root, CONFIG, root.parent, deep=True)[1] == []
+        assert verify_root(root, Keyring(CONFIG, root.parent), deep=True)[1] == []
         [train] = root.glob("train/*")
-        read, problems, _ = verify_artifact(train, CONFIG, root.parent, deep=True)
+        read, problems, _ = verify_artifact(train, Keyring(CONFIG, root.parent), deep=True)
         assert problems == []
         assert read > 15
 
@@ -250,7 +250,7 @@ def test_hundreds_of_random_edits_are_all_found_and_named(tmp_path, monkeypatch)
         edit = chance.choice(EDITS)
         made[edit] += check(pristine, working, edit, seed := seed + 1)
     assert min(made.values()) > 15
-    assert verify_root(working, CONFIG, working.parent, deep=True)[1] == []
+    assert verify_root(working, Keyring(CONFIG, working.parent), deep=True)[1] == []
 
 
 def test_a_planted_artifact_and_an_old_verdict_put_back_are_found(pristine, tmp_path):
@@ -261,7 +261,7 @@ def test_a_planted_artifact_and_an_old_verdict_put_back_are_found(pristine, tmp_
     write_manifest(planted, root)
     [verdict] = root.glob("verdicts/*.json")
     write_json(root / "verdicts" / "old.json", json.loads(verdict.read_bytes()))
-    problems = verify_root(root, CONFIG, root.parent, deep=True)[1]
+    problems = verify_root(root, Keyring(CONFIG, root.parent), deep=True)[1]
     assert sorted(problem.partition(":")[0] for problem in problems) == [planted.path, "verdicts/old.json"]
 
 
@@ -270,11 +270,11 @@ def test_a_shallow_check_of_one_artifact_reads_only_that(pristine, tmp_path):
     root = tmp_path / "copy" / "root"
     [train], [clean] = root.glob("train/*"), root.glob("clean/*")
     flip(next(clean.glob("documents/*")), 5, 1)
-    assert verify_artifact(train, CONFIG, root.parent)[1] == []
-    problems = verify_artifact(train, CONFIG, root.parent, deep=True)[1]
+    assert verify_artifact(train, Keyring(CONFIG, root.parent))[1] == []
+    problems = verify_artifact(train, Keyring(CONFIG, root.parent), deep=True)[1]
     assert [problem.startswith("clean/") for problem in problems] == [True]
     shutil.rmtree(clean)  # removed to save space, which is not a fault
-    assert verify_artifact(train, CONFIG, root.parent, deep=True)[1] == []
+    assert verify_artifact(train, Keyring(CONFIG, root.parent), deep=True)[1] == []
 
 
 def test_a_waiver_that_did_not_hold_when_it_was_used_is_found(tmp_path):
@@ -303,12 +303,12 @@ def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_pat
     link.symlink_to(run / "debug.log")
 
     def problems():
-        return [line.partition(":")[0] for line in verify_root(root, CONFIG, root.parent, deep=True).problems]
+        return [line.partition(":")[0] for line in verify_root(root, Keyring(CONFIG, root.parent), deep=True).problems]
 
     assert problems() == []  # left by a run that was killed before it stated them
     [audit] = map(read_manifest, root.glob("audit/*/manifest.json"))
     for _ in range(2):  # a repetition adds nothing
-        state_mirror(open_journal(CONFIG, root.parent, root), audit, root)
+        state_mirror(open_journal(Keyring(CONFIG, root.parent), root), audit, root)
     assert (root / "journal.jsonl").read_text().count("\n") == (pristine / "journal.jsonl").read_text().count("\n") + 1
     link.unlink()  # as in a copy without links
     assert problems() == []
@@ -324,6 +324,6 @@ def test_files_of_wandbs_runs_are_checked_once_they_are_stated(pristine, tmp_pat
     assert sorted(problems()) == altered
     (root / "wandb" / "offline-run-1" / "debug.log").symlink_to("/etc/hostname")
     with caplog.at_level("WARNING", "assay"):
-        state_mirror(open_journal(CONFIG, root.parent, root), audit, root)
+        state_mirror(open_journal(Keyring(CONFIG, root.parent), root), audit, root)
     assert "differ from their statement" in caplog.text
     assert sorted(problems()) == altered[:2], "an alteration is never stated anew"

@@ -17,7 +17,7 @@ from governance.energy.ledger import append, host_ledger, read_ledger
 from governance.energy.meters import EnergyConfig, meter
 from governance.errors import ManifestError
 from governance.files import append_line, sha256_bytes, write_bytes
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import Manifest, describe
@@ -174,12 +174,12 @@ def measured(tmp_path, alone):
 
 
 def measure_stages(root):
-    journal = open_journal(CONFIG, root.parent, root)
-    theirs = open_journal(CONFIG, root.parent, root)
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
+    theirs = open_journal(Keyring(CONFIG, root.parent), root)
     settings = EnergyConfig(sample_seconds=0.1, cpu_tdp_watts=100.0)
     announce = functools.partial(theirs.state_ledger, signed=True)
     measure = meter(settings, root / "energy.jsonl", announce, theirs.line_signer)
-    runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, CONFIG, root.parent, root)))
+    runtime = Runtime(root, hooks=Hooks(meter=measure, attest=attest_with(journal, Keyring(CONFIG, root.parent), root)))
 
     def make(folder):
         write_bytes(folder / "documents" / "0.txt", b"text")
@@ -191,7 +191,7 @@ def measure_stages(root):
 
 
 def problems_of(root):
-    return verify_root(root, CONFIG, root.parent, deep=True)
+    return verify_root(root, Keyring(CONFIG, root.parent), deep=True)
 
 
 def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
@@ -208,7 +208,7 @@ def test_a_ledger_divided_by_ten_is_found_with_file_and_figure(measured):
     assert any("journal.jsonl line 1 states it" in line for line in output)
     joules = first.run["energy"]["joules"]
     assert any(f"for {first.folder}, its manifest states {joules:g} J" in line for line in output)
-    alone = verify_artifact(root / first.folder, CONFIG, root.parent, deep=True).problems
+    alone = verify_artifact(root / first.folder, Keyring(CONFIG, root.parent), deep=True).problems
     assert [line for line in alone if "its manifest states" in line]
     os.unlink(ledger)
     assert any("energy.jsonl: is missing" in line for line in problems_of(root).problems)
@@ -219,7 +219,7 @@ def test_an_end_that_is_not_stated_is_reported_and_is_no_problem(measured):
     begun = {"kind": "begin", "interval": "1.1", "attempt": "1", "stage": "train", "host": "node", "process": [1, 1],
              "every": 5.0, "method": "RAPL", "at": "2026-01-01T00:00:00.000Z", "millijoules": 0, "low": 0, "high": 0,
              "marks": {}}  # fmt: skip
-    signed = open_journal(CONFIG, root.parent, root).line_signer(root / "energy.jsonl", "1.1")
+    signed = open_journal(Keyring(CONFIG, root.parent), root).line_signer(root / "energy.jsonl", "1.1")
     append_line(host_ledger(root / "energy.jsonl"), json.dumps(signed(begun)))
     _, problems, notes = problems_of(root)
     assert problems == []
@@ -253,11 +253,11 @@ def test_a_line_that_no_run_wrote_is_named_and_nothing_is_stated(measured):
     root, _, _ = measured
     ledger = root / "energy.jsonl"
     whole = ledger.read_bytes()
-    journal = open_journal(CONFIG, root.parent, root)
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
     for place, (name, line) in enumerate(added_lines(root).items()):
         ledger.write_bytes(whole + line + b"\n")
         before = journal.head()
-        for reader in (journal, open_journal(CONFIG, root.parent, root)):
+        for reader in (journal, open_journal(Keyring(CONFIG, root.parent), root)):
             with pytest.raises(ManifestError, match=rf"energy.jsonl: line {len(whole.splitlines()) + 1}: no process"):
                 reader.state("evaluation", {f"evaluation/{place}": "0" * 64}, [])
         assert journal.head() == before, name
@@ -271,7 +271,7 @@ def test_a_line_that_no_run_wrote_is_named_and_nothing_is_stated(measured):
 def test_lines_of_a_process_that_was_killed_are_stated_by_the_next(measured):
     """Its key died with it; a line that the kill tore, and one of a kind from a later release, are nobody's."""
     root, _, _ = measured
-    ledger, dead = root / "energy.jsonl", open_journal(CONFIG, root.parent, root)
+    ledger, dead = root / "energy.jsonl", open_journal(Keyring(CONFIG, root.parent), root)
     signed = dead.line_signer(ledger, "5.1")
     example = json.loads(ledger.read_bytes().splitlines()[-1])
     about = {name: example[name] for name in ("attempt", "stage", "host", "process", "every", "method")}
@@ -281,7 +281,7 @@ def test_lines_of_a_process_that_was_killed_are_stated_by_the_next(measured):
     with ledger.open("ab") as handle:
         handle.write(b'{"kind": "beat", "interval": "5.1", "milli')
     append_line(ledger, '{"kind": "of a later release"}')
-    open_journal(CONFIG, root.parent, root).state("evaluation", {"evaluation/1": "0" * 64}, [])
+    open_journal(Keyring(CONFIG, root.parent), root).state("evaluation", {"evaluation/1": "0" * 64}, [])
     assert problems_of(root)[1:] == ([], [])
     assert [interval.outcome for interval in read_ledger(ledger)] == ["surviving", "surviving", "unknown"]
 
@@ -291,7 +291,7 @@ def test_a_ledger_that_nobody_announced_is_a_fault_and_no_later_line_signs_it(me
     root, _, _ = measured
     foreign = root / "energy.node2.jsonl"
     shutil.copy(root / "energy.jsonl", foreign)
-    journal = open_journal(CONFIG, root.parent, root)
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
     for line in range(2):
         journal.state("evaluation", {f"evaluation/{line}": "0" * 64}, [])
         assert any(line.startswith("energy.node2.jsonl: no line of the journal") for line in problems_of(root).problems)
@@ -322,7 +322,7 @@ def test_a_run_records_in_a_file_of_its_own_next_to_a_ledger_that_nobody_announc
     for path in left:
         path.rename(tmp_path / path.name)
     assert problems_of(root)[1:] == ([], [])
-    require_growing([], root, open_journal(CONFIG, root.parent, root))
+    require_growing([], root, open_journal(Keyring(CONFIG, root.parent), root))
     assert [interval.samples[-1].marks["artifact"] for interval in read_ledger(left[0])] == [
         first.folder,
         second.folder,
@@ -334,7 +334,7 @@ def test_a_ledger_announced_while_a_root_is_verified_is_no_fault(measured, monke
     hosts = iter(("node2", "node3"))
 
     def begin():
-        host_ledger(root / "energy.jsonl", next(hosts), open_journal(CONFIG, root.parent, root).state_ledger)
+        host_ledger(root / "energy.jsonl", next(hosts), open_journal(Keyring(CONFIG, root.parent), root).state_ledger)
 
     def read_and_begin(*arguments):
         found = read_journal(*arguments)
@@ -343,7 +343,7 @@ def test_a_ledger_announced_while_a_root_is_verified_is_no_fault(measured, monke
 
     monkeypatch.setattr(verification, "read_journal", read_and_begin)
     assert problems_of(root).problems == []
-    journal = open_journal(CONFIG, root.parent, root)
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
     stated = journal.verified()
     monkeypatch.setattr(journal, "verified", lambda: begin() or stated)
     require_growing([], root, journal)
@@ -352,7 +352,7 @@ def test_a_ledger_announced_while_a_root_is_verified_is_no_fault(measured, monke
 
 def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(measured):
     root, _, _ = measured
-    signer = KeySigner(CONFIG, root.parent)
+    signer = KeySigner(Keyring(CONFIG, root.parent))
     names = ["fetch/digests.json", f"clean/records/{'a' * 64}.json", f"clean/records/{'b' * 64}.json"]
     for name in names:
         write_note(root / name, {"outputs": {}}, root, signer)
@@ -367,7 +367,7 @@ def test_a_note_must_be_signed_under_its_own_name_or_be_as_an_artifact_lists_it(
     output = problems_of(root).problems
     altered = [names[0], names[2], beside.relative_to(root).as_posix()]
     assert sorted(line.partition(":")[0] for line in output) == sorted(altered)
-    stranger = KeySigner(GovernanceConfig(signing_key="stranger.pem"), root.parent)
+    stranger = KeySigner(Keyring(GovernanceConfig(signing_key="stranger.pem"), root.parent))
     write_note(root / names[0], {}, root, stranger)
     assert len(problems_of(root).problems) == 3
 
@@ -386,10 +386,10 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
     for name in (*fine, *foreign):
         write_bytes(root / name, b"x")
     for deep in (False, True):
-        found = verify_root(root, CONFIG, root.parent, deep=deep).problems
+        found = verify_root(root, Keyring(CONFIG, root.parent), deep=deep).problems
         assert sorted(line.partition(":")[0] for line in found if "is foreign" in line) == sorted(foreign)
         assert len(found) == len(foreign)
-    alone = verify_artifact(root / first.folder, CONFIG, root.parent).problems
+    alone = verify_artifact(root / first.folder, Keyring(CONFIG, root.parent)).problems
     assert sorted(line.partition(":")[0] for line in alone) == sorted(n for n in foreign if n.startswith(first.folder))
     write_bytes(root / "journal.lock", b"held")
     assert any(line.startswith("journal.lock: ") for line in problems_of(root).problems)
@@ -397,7 +397,7 @@ def test_foreign_files_are_named_and_what_is_only_being_made_is_not(measured):
 
 def test_a_report_rests_on_no_more_of_a_record_than_was_stated_since_the_record_began(measured):
     root, first, _ = measured
-    journal = open_journal(CONFIG, root.parent, root)
+    journal = open_journal(Keyring(CONFIG, root.parent), root)
     record = root / "train" / ("a" * 16) / "metrics.jsonl"
 
     def report(key, gone=False):
@@ -408,7 +408,7 @@ def test_a_report_rests_on_no_more_of_a_record_than_was_stated_since_the_record_
             os.unlink(record)
         made = Manifest(stage="report", version=1, key=key * 64, config={}, inputs=(first.as_input(),),
                         outputs=(describe(page, root),), stats={}, run={})  # fmt: skip
-        commit(made, root, attest_with(journal, CONFIG, root.parent, root))
+        commit(made, root, attest_with(journal, Keyring(CONFIG, root.parent), root))
 
     def rested():
         return [line for line in problems_of(root).problems if "rests on" in line]

@@ -13,7 +13,7 @@ from governance.gate.decision import CheckResult, decide
 from governance.gate.explanation import explain
 from governance.gate.policy import Gate, Policy, load_policy
 from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_statement
-from governance.gate.verdict import GateContext, GovernanceConfig, give_verdict, load_statements, require_open
+from governance.gate.verdict import GateContext, GovernanceConfig, Keyring, give_verdict, load_statements, require_open
 from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
@@ -83,17 +83,20 @@ class Bench:
         write_statement(path, kind, ("corpus", corpus or self.tokens.digest), content, own)
         return path
 
+    def gate(self):
+        return GateContext(Keyring(self.config, self.root), self.root, None)
+
     def judge(self, results=None, **today):
-        papers = load_statements(GateContext(self.config, self.root, self.root, None))
+        papers = load_statements(self.gate())
         return decide(self.policy, results or self.results(), self.tokens.digest, today.get("today", TODAY), papers)
 
     def give(self, judgement):
         return give_verdict(
-            judgement, self.tokens, self.audit, self.policy, GateContext(self.config, self.root, self.root, None)
+            judgement, self.tokens, self.audit, self.policy, self.gate()
         )  # fmt: skip
 
     def open(self):
-        return require_open(self.tokens, self.policy, GateContext(self.config, self.root, self.root, None))
+        return require_open(self.tokens, self.policy, self.gate())
 
 
 def test_a_right_waiver_makes_waived_and_opens(bench):

@@ -9,7 +9,7 @@ from governance.files import sha256_file
 from governance.gate.policy import load_policy
 from governance.gate.refusals import REFUSALS, refusals_of, removal_faults
 from governance.gate.signed_statements import signature_fields, write_statement
-from governance.gate.verdict import GateContext, load_statements, statements_in_effect
+from governance.gate.verdict import Keyring, load_statements, statements_in_effect
 from governance.gate.waivers import REFUSAL, WITHDRAWAL, Refusal, Withdrawal
 from governance.lineage.attest import open_journal
 from governance.signing.dsse import private_key
@@ -58,7 +58,7 @@ def blocked(yard, words):
 
 
 def entries(yard):
-    return open_journal(yard.config(), yard.root, yard.root).verified()
+    return open_journal(Keyring(yard.config(), yard.root), yard.root).verified()
 
 
 def lines(yard, kind):
@@ -107,8 +107,8 @@ def test_a_certified_key_of_the_reviewers_account_states_it_at_once(yard):
     assert yard.open(**two)["verdict"] == "PASS"
     yard.certify("reviewer", yard.site / "root.pem")
     path, account = refuse(yard), yard.config(signing_key="reviewer.pem", **two)
-    journal, policy = open_journal(account, yard.root, yard.root), load_policy(yard.root / "policy.toml")
-    statements_in_effect(GateContext(account, yard.root, yard.root, journal), policy, yard.tokens.digest)
+    journal, policy = open_journal(Keyring(account, yard.root), yard.root), load_policy(yard.root / "policy.toml")
+    statements_in_effect(yard.gate(journal, account), policy, yard.tokens.digest)
     path.unlink()
     with pytest.raises(GateClosed, match=GONE):
         yard.open(**two)
@@ -203,7 +203,4 @@ def test_a_refusal_of_another_corpus_is_not_stated_here(yard):
     assert yard.judge()["verdict"] == "PASS"
     shutil.rmtree(yard.root / REFUSALS)
     assert yard.open()["verdict"] == "PASS"
-    assert (
-        refusals_of("d" * 64, load_statements(GateContext(yard.config(), yard.root, yard.root, None)), entries(yard))
-        == []
-    )
+    assert refusals_of("d" * 64, load_statements(yard.gate()), entries(yard)) == []

@@ -14,6 +14,7 @@ from governance.gate.policy import load_policy
 from governance.gate.verdict import (
     GateContext,
     GovernanceConfig,
+    Keyring,
     binding_sites,
     give_verdict,
     require_open,
@@ -77,30 +78,29 @@ class Yard:
         known = {"signing_key": "audit.pem", "trusted_keys": ("site/root.pem.pub",)}
         return GovernanceConfig(**{**known, **changes})
 
+    def gate(self, journal=None, config=None):
+        return GateContext(Keyring(config or self.config(), self.root), self.root, journal)
+
     def judge(self, *, status="pass", **changes):
         """Sign as `assay governance check` does."""
         config, policy = self.config(**changes), load_policy(self.root / "policy.toml")
-        journal = open_journal(config, self.root, self.root)
+        journal = open_journal(Keyring(config, self.root), self.root)
         for manifest in (self.tokens, self.audit):
             journal.state_artifact(manifest)
         results = [CheckResult(gate.id, "sources", status, 0.5, 9, 0, "x") for gate in policy.gate]
-        binding_sites(policy, config, self.root)
+        binding_sites(policy, Keyring(config, self.root))
         require_chain((self.tokens,), self.root, journal)
-        statements = statements_in_effect(
-            GateContext(config, self.root, self.root, journal), policy, self.tokens.digest
-        )
+        statements = statements_in_effect(self.gate(journal, config), policy, self.tokens.digest)
         today = datetime.datetime.now(datetime.UTC).date()
         judgement = decide(policy, results, self.tokens.digest, today, statements)
-        return give_verdict(
-            judgement, self.tokens, self.audit, policy, GateContext(config, self.root, self.root, journal)
-        )
+        return give_verdict(judgement, self.tokens, self.audit, policy, self.gate(journal, config))
 
     def open(self, *, record=True, **changes):
         """Request training as `assay train` does."""
         config = self.config(**changes)
-        journal = open_journal(config, self.root, self.root)
+        journal = open_journal(Keyring(config, self.root), self.root)
         policy = load_policy(self.root / "policy.toml")
-        return require_open(self.tokens, policy, GateContext(config, self.root, self.root, journal), record=record)
+        return require_open(self.tokens, policy, self.gate(journal, config), record=record)
 
     def refused(self, words, **changes):
         """Neither door opens, and both give the reason."""

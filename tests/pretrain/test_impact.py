@@ -17,7 +17,7 @@ from assay.receipts.receipt_requests import explain as explain_receipt
 from assay.receipts.receipt_requests import prove
 from data_pipeline.tokens.token_shards import document_identity
 from governance.errors import ConfigError, GateClosed, ManifestError, MissingInput
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import attest_with, open_journal
 from governance.lineage.lineage_graph import read_graph
 from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
@@ -77,7 +77,11 @@ def child_of(checkpoint, root, name):
     recipe = Recipe(name, 1, GovernanceConfig())
     manifest = Manifest(stage=name, version=1, key=recipe.key([checkpoint.digest]), config={}, stats={}, run={},
                         inputs=(checkpoint.as_input(),), outputs=())  # fmt: skip
-    return commit(manifest, root, attest_with(open_journal(CONFIG, root.parent, root), CONFIG, root.parent, root))
+    return commit(
+        manifest,
+        root,
+        attest_with(open_journal(Keyring(CONFIG, root.parent), root), Keyring(CONFIG, root.parent), root),
+    )
 
 
 def rows_by_document(rows, length):
@@ -355,7 +359,7 @@ def test_the_report_shows_which_sequences_the_last_checkpoint_repeats(trained, t
         update={"digest": "f" * 64}
     )  # the same checkpoint on texts that it has not read
     changes = {"key": "f" * 64, "inputs": (probed.inputs[0], foreign), "outputs": (), "stats": {}}
-    statement = attest_with(open_journal(CONFIG, root.parent, root), CONFIG, root.parent, root)
+    statement = attest_with(open_journal(Keyring(CONFIG, root.parent), root), Keyring(CONFIG, root.parent), root)
     commit(probed.model_copy(update=changes), root, statement)
     assert main(["report", *words]) == 0
     assert json.loads((root / "report" / "latest.json").read_bytes())["memorisation"]["rows"] == found["rows"]

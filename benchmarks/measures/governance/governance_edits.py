@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.measures.corpora import rows, write_jsonl
 from benchmarks.measures.goals import Goal, figure
 from benchmarks.measures.small_run import SMALL_RUN
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.manifest import FILE_NAME
 from governance.verification import Verified, verify_root
 
@@ -58,7 +58,7 @@ def make_root(folder: Path, documents: int = 400) -> Path:
 
 def check(root: Path, keys: Path | None = None) -> Verified:
     """`verify --deep` with the run's public key, which lies in `keys` or next to the root."""
-    return verify_root(root, KEYS, keys or root.parent, deep=True)
+    return verify_root(root, Keyring(KEYS, keys or root.parent), deep=True)
 
 
 def files_of(root: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from benchmarks.measures.governance.governance_corpus import prepared
 from governance import verified_files
 from governance.gate.chain import require_chain
 from governance.gate.policy import load_policy
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.manifest import verify
@@ -73,8 +73,8 @@ def verified(quick: bool) -> list[Goal]:
         create_key(folder / "key.pem")
 
         def runtime_of(root: Path) -> Runtime:
-            attest = attest_with(open_journal(config, folder, root), config, folder, root)
-            return Runtime(root, hooks=Hooks(attest=attest, signer=KeySigner(config, folder)))
+            attest = attest_with(open_journal(Keyring(config, folder), root), Keyring(config, folder), root)
+            return Runtime(root, hooks=Hooks(attest=attest, signer=KeySigner(Keyring(config, folder))))
 
         places = [
             (verified_files, "_compare", "hashes"), (verified_files, "file_state", "hashes"),
@@ -90,7 +90,7 @@ def verified(quick: bool) -> list[Goal]:
         checks = cpu_seconds() - started
         for ends in ((artifacts["encode"],), (artifacts["encode"], checked), (artifacts["encode"], checked)):
             started = time.process_time()
-            require_chain(ends, runtime.root, open_journal(config, folder, runtime.root))
+            require_chain(ends, runtime.root, open_journal(Keyring(config, folder), runtime.root))
             faults = verify(checked, runtime.root)
             spent["doors"] += time.process_time() - started  # type: ignore[assignment]
     corpus, added = sum(stages.values()), sum(spent.values())
