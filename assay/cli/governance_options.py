@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from assay.cli.option_values import flag, nproc, path, positive
+from assay.cli.option_values import flag, nproc, option, path, positive
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 """Adds a command: its name, its function, its help."""
@@ -31,33 +31,24 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     command = add("suites", "suites", "write a policy's gates as Great Expectations' suites, or print a suite as gates")
     path(command, "policy", "POLICY|SUITE", "a policy's file, or a suite of GX (.json)")
     path(command, "folder", "FOLDER", "new folder for the suites of a policy", nargs="?")
-    command.add_argument(
-        "--suite", metavar="NAME", default="documents", help="for a suite of GX: the table that its gates judge"
-    )
-    command.add_argument("--owner", metavar="NAME", default="data", help="for a suite of GX: the owner of its gates")
-    command = add(
-        "freeze",
-        "freeze",
-        "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)",
-    )
+    option(command, "--suite", str, "NAME", "for a suite of GX: the table that its gates judge", default="documents")
+    option(command, "--owner", str, "NAME", "for a suite of GX: the owner of its gates", default="data")
+    text = "sign the distributions of an accepted corpus, as a reference for later audits ([audit] reference)"
+    command = add("freeze", "freeze", text)
     config(command)
     path(command, "file", "FILE", "new file for the reference")
     command = add("review", "review", "walk through the findings that keep a gate closed, and sign waivers or refusals")
     command.set_defaults(group="review")
     config(command)
     path(command, "--key", "PRIVATE_KEY", "your private key, listed under the policy's [people]", required=True)
-    command.add_argument("--withdraw", metavar="NAME", help="withdraw the refusal in this file, which may be gone")
-    command.add_argument("--reason", default="", metavar="TEXT", help="with --withdraw: why, in ten characters or more")
-    command = add(
-        "clock", "clock", "print statements dated ahead of this machine's clock, or sign that their times are void"
-    )
+    option(command, "--withdraw", str, "NAME", "withdraw the refusal in this file, which may be gone")
+    option(command, "--reason", str, "TEXT", "with --withdraw: why, in ten characters or more", default="")
+    text = "print statements dated ahead of this machine's clock, or sign that their times are void"
+    command = add("clock", "clock", text)
     config(command)
-    command.add_argument(
-        "--accept",
-        metavar="YYYY-MM-DD",
-        help="today's date by another clock: confirm that this machine's clock is right",
-    )
-    command.add_argument("--reason", default="", metavar="TEXT", help="with --accept: which clock was wrong, and why")
+    text = "today's date by another clock: confirm that this machine's clock is right"
+    option(command, "--accept", str, "YYYY-MM-DD", text)
+    option(command, "--reason", str, "TEXT", "with --accept: which clock was wrong, and why", default="")
     command = add("site", "site", "print the policy and keys that this machine requires, or a policy's digest")
     path(command, "policy", "POLICY", "print this policy's digest, for site.toml", nargs="?")
     command = add("verify", "verify", "compare every file of an artifact, or below a root, with its manifest")
@@ -66,9 +57,7 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
     trusted_keys(command)
     command = add("anchor", "anchor", "compare the journal with the head kept on this machine; accept lost lines")
     config(command)
-    command.add_argument(
-        "--accept", metavar="REASON", help="accept the journal as it is, with this reason signed into it"
-    )
+    option(command, "--accept", str, "REASON", "accept the journal as it is, with this reason signed into it")
     command = add("trace", "trace", "print the ancestors of an artifact, down to the source files")
     path(command, "artifact", "ARTIFACT", "an artifact's folder or its manifest.json")
     path(command, "--svg", "FILE", "also write an SVG")
@@ -90,30 +79,23 @@ def add_commands(add: Add, config: Callable[[argparse.ArgumentParser], None]) ->
 
 
 def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
-    command = add(
-        "impact",
-        "impact",
-        "print the shards, training rows, checkpoints and descendants that contain or saw a document",
-    )
-    command.add_argument("document", metavar="DOCUMENT|URL|SHARD", help="a document's id, its URL, or a document shard")
+    text = "print the shards, training rows, checkpoints and descendants that contain or saw a document"
+    command = add("impact", "impact", text)
+    option(command, "document", str, "DOCUMENT|URL|SHARD", "a document's id, its URL, or a document shard")
     command.add_argument("--root", dest="roots", type=Path, nargs="+", required=True, help="folders of artifacts")
-    command = add(
-        "takedown", "takedown", "plan the removal of documents from a trained model, and train again without them"
-    )
+    text = "plan the removal of documents from a trained model, and train again without them"
+    command = add("takedown", "takedown", text)
     config(command)
-    command.add_argument(
-        "documents", metavar="DOCUMENT", nargs="+", help="a document's id, its URL, a shard or a code repository"
-    )
+    option(command, "documents", str, "DOCUMENT", "a document's id, its URL, a shard or a code repository", nargs="+")
     kind = command.add_mutually_exclusive_group()
     flag(kind, "--plan", "print what is affected, and steps, hours, kWh and money of a replay (default)")
     flag(kind, "--execute", "replay: train again from the last clean checkpoint without the documents, and sign it")
     nproc(command)
     text = "nodes with the price of a device's hour, as in assay plan (default: slurm.cluster)"
-    command.add_argument("--cluster", default="", metavar="NAME|FILE", help=text)
-    command = add(
-        "prove", "prove", "write a receipt: was a document used for a checkpoint, with a proof anybody can check"
-    )
-    command.add_argument("asked", metavar="DOCUMENT|URL|FILE", help="a document's id, its URL, or a file with its text")
+    option(command, "--cluster", str, "NAME|FILE", text, default="")
+    text = "write a receipt: was a document used for a checkpoint, with a proof anybody can check"
+    command = add("prove", "prove", text)
+    option(command, "asked", str, "DOCUMENT|URL|FILE", "a document's id, its URL, or a file with its text")
     path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder", required=True)
     path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
     path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
@@ -131,9 +113,8 @@ def _kpis(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> None:
     command.set_defaults(group="kpi")
     config(command)
     path(command, "kpis", "KPIS", "the KPI file (TOML)")
-    command = add(
-        "kpi-test", "test", "test outcomes against their signed plan: did the model pay? The next report shows it"
-    )
+    text = "test outcomes against their signed plan: did the model pay? The next report shows it"
+    command = add("kpi-test", "test", text)
     command.set_defaults(group="kpi")
     config(command)
     path(command, "kpis", "KPIS", "the KPI file, as planned")
@@ -149,13 +130,9 @@ def _keys(add: Add) -> None:
     kind = command.add_mutually_exclusive_group()
     path(kind, "--root", "PATH", "create a root key, to keep offline; it certifies job keys")
     path(kind, "--job", "PATH", "create a job's key, certified by --root-key")
-    kind.add_argument(
-        "--model", nargs="?", const="", metavar="PATH", help="create an EC P-256 key for model signatures"
-    )
+    option(kind, "--model", str, "PATH", "create an EC P-256 key for model signatures", nargs="?", const="")
     path(command, "--root-key", "PATH", "the root's private key")
-    command.add_argument(
-        "--days", type=positive, default=30, metavar="N", help="validity of a job's certificate in days (default: 30)"
-    )
+    option(command, "--days", positive, "N", "validity of a job's certificate in days (default: 30)", default=30)
     command.add_argument("--name", default="job", help="owner's name in the certificate (default: job)")
     command = add("sign", "sign", "sign a checkpoint in the OpenSSF model-signing format")
     path(command, "checkpoint", "CHECKPOINT", "a checkpoint's folder")
@@ -180,12 +157,5 @@ def checkpoint_option(command: argparse.ArgumentParser) -> None:
 
 def trusted_keys(command: argparse.ArgumentParser) -> None:
     """Add the option that names the trusted public keys."""
-    path(
-        command,
-        "--key",
-        "PUBLIC_KEY",
-        "trust this key, or keys certified by this root key, instead of your own (repeatable)",
-        dest="keys",
-        action="append",
-        default=[],
-    )
+    text = "trust this key, or keys certified by this root key, instead of your own (repeatable)"
+    path(command, "--key", "PUBLIC_KEY", text, dest="keys", action="append", default=[])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,26 @@ def flag(command: argparse._ActionsContainer, name: str, text: str) -> None:
     command.add_argument(name, action="store_true", help=text)
 
 
+def option(
+    command: argparse._ActionsContainer,
+    name: str,
+    convert: Callable[[str], object],
+    metavar: str,
+    text: str,
+    **more: Any,
+) -> None:
+    """Add an option or a position with a value."""
+    command.add_argument(name, type=convert, metavar=metavar, help=text, **more)
+
+
 def path(command: argparse._ActionsContainer, name: str, metavar: str, text: str, **more: Any) -> None:
     """Add an option or a position that names a file or folder."""
-    command.add_argument(name, type=Path, metavar=metavar, help=text, **more)
+    option(command, name, Path, metavar, text, **more)
 
 
 def nproc(command: argparse.ArgumentParser) -> None:
     """Add the option that names the number of training processes."""
-    command.add_argument(
-        "--nproc", type=positive, default=1, metavar="N", help="training processes on this machine (default: 1)"
-    )
+    option(command, "--nproc", positive, "N", "training processes on this machine (default: 1)", default=1)
 
 
 def hours(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from assay.cli.output import say
@@ -18,7 +19,7 @@ def plan(arguments: Arguments) -> None:
     from assay.planning.cluster import read_cluster, shipped_clusters
     from assay.planning.corrections import correction_from
     from assay.planning.layouts import layouts
-    from assay.planning.plan import Correction, make_plan, refuse
+    from assay.planning.plan import Correction, PlanInputs, make_plan, refuse
     from assay.planning.plan_budget import over_budget
     from assay.planning.plan_page import as_page, as_text, layout_rows, lines, refusals
     from assay.start_preflight import corpus_figures, require_site_rules
@@ -44,16 +45,16 @@ def plan(arguments: Arguments) -> None:
     if loaded.config.train.distillation is not None:
         teacher, words = teacher_beside(loaded, runtime, vocabulary)
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
-    correction = Correction(document_tokens=document_tokens)
+    inputs = PlanInputs(vocabulary, cluster, nodes, teacher, Correction(document_tokens=document_tokens))
     if arguments.from_run:
-        correction = correction_from(arguments.from_run, loaded, vocabulary, cluster, teacher, document_tokens)
-    found = make_plan(loaded, vocabulary, cluster, nodes, correction, teacher)
+        inputs = replace(inputs, correction=correction_from(arguments.from_run, loaded, inputs))
+    found = make_plan(loaded, inputs)
     for line in lines(found):
         say(line, plan=[line])
     if loss := expected_loss(loaded, vocabulary, runtime.root):
         about = f"{loss['loss']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) nats per token, by {loss['law']}"
         say(f"loss        {about}", loss=loss)
-    around = layouts(loaded, vocabulary, cluster, nodes, correction, teacher)
+    around = layouts(loaded, inputs)
     rows = layout_rows(found, around)
     say(
         "\n" + "\n".join([*as_text(rows), *refusals(around)]),
@@ -64,7 +65,7 @@ def plan(arguments: Arguments) -> None:
         title = f"{arguments.config} on {nodes} node(s) of {cluster.name}"
         write_text(arguments.html, as_page(found, around, title))
         say(f"page: {arguments.html}", page=arguments.html)
-    refuse(loaded, vocabulary, found.step, teacher)
+    refuse(loaded, inputs, found.step)
     if (over := over_budget(found, loaded.policy.energy_budget)) and over.certain:
         raise BudgetReached(over.words)
     if over:

@@ -11,7 +11,7 @@ from pathlib import Path
 from assay.cli.command_words import Parser, leaves
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import checkpoint_option, trusted_keys
-from assay.cli.option_values import flag, hours, natural, nproc, path, positive, prefix, root_folder, size, task
+from assay.cli.option_values import flag, hours, natural, nproc, option, path, positive, prefix, root_folder, size, task
 
 _EXAMPLES = (
     "quickstart", "speedrun", "handbook", "web", "10m", "125m", "350m", "1b", "7b", "13b", "70b",
@@ -47,9 +47,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     _setup(commands)
-    command = _add(
-        commands, "run", "run", "do everything on this machine: prepare the corpus, audit it, train, write the report"
-    )
+    text = "do everything on this machine: prepare the corpus, audit it, train, write the report"
+    command = _add(commands, "run", "run", text)
     _config(command)
     nproc(command)
     _from_scratch(command)
@@ -76,22 +75,10 @@ def _inspect(commands: Commands[Parser]) -> None:
     command.set_defaults(group="inspect")
     path(command, "path", "PATH", "a file or folder of documents, of any known format")
     path(command, "--output", "FOLDER", "where the page and the proposed file are written (default: inspect-NAME)")
-    command.add_argument(
-        "--sample-mb",
-        type=positive,
-        default=500,
-        metavar="N",
-        help="megabytes of text above which a sample is read (default: %(default)s)",
-    )
-    path(
-        command,
-        "--eval-set",
-        "PATH",
-        "search the documents for the items of this evaluation set, JSON Lines or Parquet (repeatable)",
-        dest="eval_sets",
-        action="append",
-        default=[],
-    )
+    text = "megabytes of text above which a sample is read (default: %(default)s)"
+    option(command, "--sample-mb", positive, "N", text, default=500)
+    text = "search the documents for the items of this evaluation set, JSON Lines or Parquet (repeatable)"
+    path(command, "--eval-set", "PATH", text, dest="eval_sets", action="append", default=[])
     _data_workers(command)
 
 
@@ -100,9 +87,9 @@ def _mirror(commands: Commands[Parser]) -> None:
     url = "folder of the store: s3://bucket/runs/mine, gs://..., or any other that fsspec supports"
     command = add("push", "push", "send the files of a root that the store lacks; repeat it to continue or to update")
     path(command, "folder", "ROOT", "folder that holds all artifacts of a run")
-    command.add_argument("url", metavar="URL", help=url)
+    option(command, "url", str, "URL", url)
     command = add("pull", "pull", "fetch a root from a store and verify every file; repeat it to continue")
-    command.add_argument("url", metavar="URL", help=url)
+    option(command, "url", str, "URL", url)
     path(command, "target", "ROOT", "a new folder")
 
 
@@ -119,9 +106,8 @@ def _setup(commands: Commands[Parser]) -> None:
     command.set_defaults(group="config")
     command = _add(commands, "doctor", "doctor", "print what this machine can do, and how to fix what it cannot")
     command.set_defaults(group="config")
-    command = _add(
-        commands, "completion", "completion", "print a script that completes commands and options in your shell"
-    )
+    text = "print a script that completes commands and options in your shell"
+    command = _add(commands, "completion", "completion", text)
     command.add_argument(
         "shell",
         choices=("bash", "zsh"),
@@ -142,12 +128,7 @@ def _data(commands: Commands[Parser]) -> None:
     _config(command)
     command.set_defaults(needs="data")
     part = command.add_mutually_exclusive_group()
-    part.add_argument(
-        "--task",
-        type=task,
-        metavar="I/N",
-        help="make what task I (from 0) of N still lacks of the next data step, then exit",
-    )
+    option(part, "--task", task, "I/N", "make what task I (from 0) of N still lacks of the next data step, then exit")
     flag(part, "--merge", "merge what all tasks of a data step made, and continue up to the next step")
     flag(part, "--dry-run", "print the data steps, and what requests to teacher models will cost; make nothing")
     flag(command, "--wait", "with --task: stay until the corpus is complete; all N tasks must run at the same time")
@@ -160,79 +141,49 @@ def _data(commands: Commands[Parser]) -> None:
     command = add("show", "show", "print a corpus stage by stage: counts, histograms, examples (personal data masked)")
     _config(command, "CONFIG|ARTIFACT", "the run's TOML file, or an artifact's folder")
     command.set_defaults(needs="data")
-    command = add(
-        "clean-up",
-        "clean_up",
-        "list the corpus artifacts that neither this run nor any verdict, checkpoint or report needs",
-    )
+    text = "list the corpus artifacts that neither this run nor any verdict, checkpoint or report needs"
+    command = add("clean-up", "clean_up", text)
     _config(command)
     command.set_defaults(needs="data")
     flag(command, "--execute", "remove them; without it nothing is changed")
     flag(command, "--incomplete", "with --execute: remove them although this run is not made up to its last stage")
-    command.add_argument(
-        "--keep",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="ARTIFACT",
-        help="also keep this artifact, such as the last one of another run, and all it depends on (repeatable)",
-    )
+    text = "also keep this artifact, such as the last one of another run, and all it depends on (repeatable)"
+    path(command, "--keep", "ARTIFACT", text, action="append", default=[])
     command = add("trace", "trace", "print which document, file and line a token comes from")
     path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")
-    command.add_argument("offset", type=natural, metavar="OFFSET", help="position of the token in the shard, from 0")
-    _config(
-        add(
-            "train-classifier",
-            "train_classifiers",
-            "train the classifiers of [[data.classifiers]] and print their accuracy",
-        )
-    )
+    option(command, "offset", natural, "OFFSET", "position of the token in the shard, from 0")
+    text = "train the classifiers of [[data.classifiers]] and print their accuracy"
+    _config(add("train-classifier", "train_classifiers", text))
     command = add("export", "export", "write the token shards in Megatron's format: PREFIX_train.bin and .idx")
     _config(command)
-    command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path and first part of the files' names")
-    command = add(
-        "push", "push", "upload the documents that the gate admitted, with their card, to the Hugging Face hub"
-    )
+    option(command, "prefix", prefix, "PREFIX", "path and first part of the files' names")
+    text = "upload the documents that the gate admitted, with their card, to the Hugging Face hub"
+    command = add("push", "push", text)
     _config(command)
-    command.add_argument("repository", metavar="OWNER/NAME", help="data set of the hub; created if it does not exist")
+    option(command, "repository", str, "OWNER/NAME", "data set of the hub; created if it does not exist")
     flag(command, "--public", "create a public data set, not a private one")
     command = add("import", "import_tokens", "turn Megatron's PREFIX.bin and PREFIX.idx into token shards")
-    command.add_argument("prefix", type=prefix, metavar="PREFIX", help="path of the two files without their endings")
+    option(command, "prefix", prefix, "PREFIX", "path of the two files without their endings")
     command.add_argument("--root", type=root_folder, required=True, help="folder that holds all artifacts")
-    command.add_argument(
-        "--vocabulary-size", type=positive, required=True, metavar="N", help="number of ids; every id is below it"
-    )
-    command.add_argument(
-        "--end-of-document", type=natural, required=True, metavar="ID", help="id of the token that ends a document"
-    )
+    option(command, "--vocabulary-size", positive, "N", "number of ids; every id is below it", required=True)
+    option(command, "--end-of-document", natural, "ID", "id of the token that ends a document", required=True)
 
 
 def _training(commands: Commands[Parser]) -> None:
     command = _add(commands, "train", "train", "train on the prepared corpus, or resume from the last checkpoint")
     _config(command)
     nproc(command)
-    flag(
-        command,
-        "--dry-run",
-        "print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused",
-    )
-    command.add_argument(
-        "--ranks",
-        type=positive,
-        metavar="N",
-        help="with --dry-run: plan for this many ranks, --nproc of them on each node",
-    )
+    text = "print parameters, memory, layout and DeepSpeed's configuration, or why a start would be refused"
+    flag(command, "--dry-run", text)
+    option(command, "--ranks", positive, "N", "with --dry-run: plan for this many ranks, --nproc of them on each node")
     command.add_argument("--device", choices=("cpu", "cuda"), help="with --dry-run: plan for nodes of this kind")
-    command.add_argument(
-        "--gpu-memory", type=size, metavar="SIZE", help="with --device cuda: memory of each GPU, such as 80GiB"
-    )
+    option(command, "--gpu-memory", size, "SIZE", "with --device cuda: memory of each GPU, such as 80GiB")
     _from_scratch(command)
     _codes(command)
     text = "sample the teacher's logits once, for training with [train.distillation] logits = 'sampled'"
     _config(_add(commands, "teacher-logits", "teacher_logits", text))
-    command = _add(
-        commands, "evaluate", "evaluate", "measure a checkpoint: validation loss by source and language, task scores"
-    )
+    text = "measure a checkpoint: validation loss by source and language, task scores"
+    command = _add(commands, "evaluate", "evaluate", text)
     _config(command)
     checkpoint_option(command)
     _average(command)
@@ -245,7 +196,7 @@ def _training(commands: Commands[Parser]) -> None:
     path(command, "target", "FOLDER", "the folder to create")
     _average(command)
     flag(command, "--adapter", "write the adapter alone, in PEFT's format (default: merged into the weights)")
-    command.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this model repository of the hub")
+    option(command, "--push", str, "OWNER/NAME", "then upload it to this model repository of the hub")
     flag(command, "--public", "with --push: create a public repository, not a private one")
     command.add_argument(
         "--dtype",
@@ -261,8 +212,8 @@ def _plan(commands: Commands[Parser]) -> None:
     command.set_defaults(group="plan")
     _config(command)
     text = "nodes: h100, h200, a100, mi300x, cpu, or a file of your own (default: slurm.cluster)"
-    command.add_argument("--cluster", default="", metavar="NAME|FILE", help=text)
-    command.add_argument("--nodes", type=positive, metavar="N", help="number of nodes (default: slurm.nodes)")
+    option(command, "--cluster", str, "NAME|FILE", text, default="")
+    option(command, "--nodes", positive, "N", "number of nodes (default: slurm.nodes)")
     text = "correct the plan by the record of a run on such nodes: its root, or the folder of its training"
     path(command, "--from", "RUN", text, dest="from_run")
     path(command, "--html", "PATH", "also write the plan as a page, with memory and time drawn over the layouts")
@@ -274,35 +225,25 @@ def _generation(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     text = 'a text to continue (repeatable); after "--" it may begin with "-"'
-    command.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
+    option(command, "prompts", str, "PROMPT", text, nargs="*")
     command.repeated = "prompts"
     text = 'also continue each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--prompts", "FILE", text, dest="prompts_file")
-    command.add_argument(
-        "--max-tokens",
-        type=positive,
-        default=128,
-        metavar="N",
-        help="tokens after which a text is cut (default: %(default)s)",
-    )
+    text = "tokens after which a text is cut (default: %(default)s)"
+    option(command, "--max-tokens", positive, "N", text, default=128)
     text = "end a continuation where this text begins (repeatable)"
-    command.add_argument("--stop", dest="stops", action="append", default=[], metavar="TEXT", help=text)
-    command.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="draw tokens with logits divided by T; 0: take the likeliest (default: %(default)g)",
-    )
+    option(command, "--stop", str, "TEXT", text, dest="stops", action="append", default=[])
+    text = "draw tokens with logits divided by T; 0: take the likeliest (default: %(default)g)"
+    option(command, "--temperature", float, "T", text, default=0.0)
     text = "draw only from the likeliest tokens that together reach this probability (default: %(default)g)"
-    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
-    command.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the draws (default: 0)")
+    option(command, "--top-p", float, "P", text, default=1.0)
+    option(command, "--seed", natural, "N", "seed of the draws (default: 0)", default=0)
     _average(command)
 
 
 def _average(command: Parser) -> None:
     text = "average the weights of the last N checkpoints of the training, up to CHECKPOINT (default: %(default)s)"
-    command.add_argument("--average", type=positive, default=1, metavar="N", help=text)
+    option(command, "--average", positive, "N", text, default=1)
 
 
 def _translation(commands: Commands[Parser]) -> None:
@@ -311,14 +252,14 @@ def _translation(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     text = 'a text to translate (repeatable); after "--" it may begin with "-"'
-    command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
+    option(command, "texts", str, "TEXT", text, nargs="*")
     command.repeated = "texts"
     text = 'also translate each line of this file; of a .jsonl file the field "prompt", which may hold line breaks'
     path(command, "--file", "FILE", text)
     text = "beam width (default: %(default)s); 1 is greedy search"
-    command.add_argument("--beam", type=positive, default=4, metavar="N", help=text)
+    option(command, "--beam", positive, "N", text, default=4)
     text = "exponent of the length penalty ((5 + n) / 6)^A (default: %(default)g)"
-    command.add_argument("--alpha", type=float, default=0.6, metavar="A", help=text)
+    option(command, "--alpha", float, "A", text, default=0.6)
     _average(command)
     text = "score the translations of --file by BLEU and chrF against the lines of this file"
     path(command, "--reference", "FILE", text)
@@ -346,12 +287,12 @@ def _interpretation(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     text = 'a text to explain (repeatable); after "--" it may begin with "-"'
-    command.add_argument("texts", nargs="*", metavar="TEXT", help=text)
+    option(command, "texts", str, "TEXT", text, nargs="*")
     command.repeated = "texts"
     path(command, "--html", "PATH", "also write maps and tables as an HTML page")
     flag(command, "--prune-heads", "measure the importance of each head, and the loss without the least important")
     text = "with --prune-heads: validation rows, half of them to choose heads (default: 64)"
-    command.add_argument("--rows", type=positive, metavar="N", help=text)
+    option(command, "--rows", positive, "N", text)
 
 
 def _experiment(commands: Commands[Parser]) -> None:
@@ -404,53 +345,38 @@ def _slurm(commands: Commands[Parser]) -> None:
     add = _group(commands, "slurm", "submit a run to a Slurm cluster and follow its jobs")
     command = add("render", "render", "print the jobs' scripts without submitting them")
     _config(command)
-    command.add_argument("--job", default="", metavar="JOB", help="print only this job's script")
-    command = add(
-        "submit", "submit", "submit the whole run as a graph of jobs, after checking what the cluster would refuse"
-    )
+    option(command, "--job", str, "JOB", "print only this job's script", default="")
+    text = "submit the whole run as a graph of jobs, after checking what the cluster would refuse"
+    command = add("submit", "submit", text)
     _config(command)
     path(command, "--carbon-aware", "CSV", "start in the greenest hours of this forecast (CSV: time,grams_per_kwh)")
-    command.add_argument(
-        "--latest", type=hours, metavar="HOURS", help="with --carbon-aware: start within this many hours (default: 24)"
-    )
-    command.add_argument(
-        "--expected",
-        type=hours,
-        metavar="HOURS",
-        help="with --carbon-aware: duration of the run (default: training's time limit)",
-    )
+    option(command, "--latest", hours, "HOURS", "with --carbon-aware: start within this many hours (default: 24)")
+    text = "with --carbon-aware: duration of the run (default: training's time limit)"
+    option(command, "--expected", hours, "HOURS", text)
     flag(command, "--fetch", "download remote sources here first, for compute nodes without internet")
     _submits(command)
     command = add("status", "status", "print each job's state, progress and energy, and the next command to type")
     _config(command)
     flag(command, "--watch", "print again every few seconds until all jobs have ended")
     _config(add("cancel", "cancel", "cancel all pending and running jobs of the run"))
-    command = add(
-        "retry", "retry", "submit again what failed (only the failed tasks of an array) and what depends on it"
-    )
+    text = "submit again what failed (only the failed tasks of an array) and what depends on it"
+    command = add("retry", "retry", text)
     _config(command)
     _submits(command)
     command = add("logs", "logs", "print a job's log")
     _config(command)
-    command.add_argument(
-        "--job",
-        default="",
-        metavar="JOB",
-        help='"train", or a task such as "clean[3]" (default: the first that failed, else the last that ran)',
-    )
-    command.add_argument("--attempt", type=int, metavar="N", help="attempt, from 0 (default: the newest)")
-    command.add_argument("--rank", type=int, metavar="N", help="rank of a training (default: all)")
+    text = '"train", or a task such as "clean[3]" (default: the first that failed, else the last that ran)'
+    option(command, "--job", str, "JOB", text, default="")
+    option(command, "--attempt", int, "N", "attempt, from 0 (default: the newest)")
+    option(command, "--rank", int, "N", "rank of a training (default: all)")
     flag(command, "--follow", "follow the log until the job has ended")
     _config(add("preflight", "preflight", "check this node for training; the job runs it on each of its nodes"))
 
 
 def _submits(command: argparse.ArgumentParser) -> None:
     flag(command, "--local", "run the jobs here one after the other, without a queue (also inside salloc)")
-    flag(
-        command,
-        "--take-edits",
-        "accept changes of the run's file, policy or program since submission (default: refuse)",
-    )
+    text = "accept changes of the run's file, policy or program since submission (default: refuse)"
+    flag(command, "--take-edits", text)
 
 
 def _group(commands: Commands[Parser], name: str, about: str) -> Callable[[str, str, str], Parser]:
@@ -482,15 +408,8 @@ def _sentence(text: str) -> str:
 
 
 def _more(command: argparse.ArgumentParser) -> None:
-    path(
-        command,
-        "--with",
-        "FILE",
-        "merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is the short form",
-        dest="more",
-        action="append",
-        default=[],
-    )
+    text = "merge this TOML file over CONFIG (repeatable); `assay run a.toml b.toml` is the short form"
+    path(command, "--with", "FILE", text, dest="more", action="append", default=[])
 
 
 def _config(
@@ -502,24 +421,13 @@ def _config(
         "--root", type=root_folder, help="folder that holds all artifacts (default: runs/<name of CONFIG>)"
     )
     _data_workers(command)
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override a setting of CONFIG, VALUE as in TOML: --set train.steps=100 (repeatable)",
-    )
+    text = "override a setting of CONFIG, VALUE as in TOML: --set train.steps=100 (repeatable)"
+    option(command, "--set", str, "FIELD=VALUE", text, dest="overrides", action="append", default=[])
 
 
 def _data_workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--data-workers",
-        type=positive,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes for reading and checking data (default: one for each core)",
-    )
+    text = "processes for reading and checking data (default: one for each core)"
+    option(command, "--data-workers", positive, "N", text, default=os.cpu_count() or 1)
 
 
 def _from_scratch(command: argparse.ArgumentParser) -> None:

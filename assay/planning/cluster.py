@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from assay.run_file import CONFIGS
 from governance.config import Section, read_toml, validate
-from governance.energy.footprint import Band
+from governance.energy.band import Band, Bounded
 from governance.errors import ConfigError
 from pretrain.preflight.forecast import Machine
 
@@ -24,30 +24,12 @@ FOLDER = CONFIGS / "clusters"
 """The shipped cluster files."""
 
 
-class ClusterFigure(Section):
+class ClusterFigure(Bounded):
     """One figure of a cluster."""
 
     value: float = Field(gt=0, allow_inf_nan=False)
-    low: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    high: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     source: str = Field(pattern=r"\S\S\S")
     """Data sheet, paper or measurement; or "assumed: " and the reason."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> ClusterFigure:
-        low, value, high = self.band
-        if not low <= value <= high:
-            raise ValueError(f"low {low:g}, value {value:g} and high {high:g} must go upwards")
-        return self
-
-    @property
-    def band(self) -> tuple[float, float, float]:
-        """Low, value, high."""
-        return (
-            self.value if self.low is None else self.low,
-            self.value,
-            self.value if self.high is None else self.high,
-        )
 
 
 class Cluster(Section):
@@ -103,7 +85,8 @@ class Cluster(Section):
 
     def band(self, name: str) -> Band:
         """Low, value and high of a figure."""
-        return Band(*getattr(self, name).band)
+        figure: ClusterFigure = getattr(self, name)
+        return figure.band
 
     def with_ranks(self, a_node: int) -> Cluster:
         """The same nodes, of which a job takes so many ranks."""

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
-from assay.planning.cluster import Cluster
-from assay.planning.plan import Correction, step_plan
+from assay.planning.plan import Correction, PlanInputs, step_plan
 from governance.config import validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import read_lines
 from governance.manifest import FILE_NAME
-from pretrain.config.model import ModelConfig
 from pretrain.config.training import TrainConfig, TrainRecipe
 from pretrain.metrics.run_identity import METRICS_FILE
 
@@ -44,17 +42,10 @@ class MeasuredRun:
     """Mean power of a node."""
 
 
-def correction_from(
-    named: Path,
-    run: LoadedRun,
-    vocabulary: int,
-    cluster: Cluster,
-    teacher: ModelConfig | None = None,
-    document_tokens: float | None = None,
-) -> Correction:
+def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correction:
     """Correction by a training, named by its root or folder.
 
-    `teacher` computes beside the student of `run`; documents count as of this mean length in both.
+    The teacher and the mean length of documents in `inputs` count for both trainings.
 
     Raises:
         MissingInput: there is no record.
@@ -62,13 +53,13 @@ def correction_from(
             of ranks a node, or only one of the two has a teacher beside it.
     """
     folder = _training(named)
-    record = read_record(folder)
+    record, cluster = read_record(folder), inputs.cluster
     if record.device != cluster.device:
         raise ConfigError(
             f"--from {named}: that run computed on {record.device}, and {cluster.name} computes on {cluster.device}; "
             "name a run of such nodes"
         )
-    recipe, settings, size = run.config.recipe, run.settings, vocabulary
+    recipe, settings, size = run.config.recipe, run.settings, inputs.vocabulary
     manifest = folder / FILE_NAME
     if manifest.exists():
         stated = json.loads(manifest.read_bytes())
@@ -95,8 +86,8 @@ def correction_from(
             "cluster that it ran on"
         )
     alike = cluster.model_copy(update={"ranks_per_node": a_node})
-    documents = Correction(document_tokens=document_tokens)
-    predicted = step_plan(recipe, settings, size, alike, record.world_size // a_node, documents, teacher)
+    measured = replace(inputs, vocabulary=size, cluster=alike, nodes=record.world_size // a_node)
+    predicted = step_plan(recipe, settings, measured)
     time = predicted.tokens / predicted.seconds / record.tokens_per_second
     memory = 1.0 if record.memory is None else record.memory / predicted.memory.device_bytes
     words = f"{folder}: {time:.2f} times the predicted time"
@@ -104,7 +95,7 @@ def correction_from(
         words += f", {memory:.2f} times the memory"
     if record.watts is not None:
         words += f", {record.watts:,.0f} W a node"
-    return Correction(time, memory, record.watts, words, document_tokens)
+    return Correction(time, memory, record.watts, words, inputs.correction.document_tokens)
 
 
 def _online(train: TrainConfig) -> bool:

@@ -7,21 +7,20 @@ confidence interval. Factors that the run sets (`[energy.factors]`) go before th
 from __future__ import annotations
 
 from assay.planning.cluster import Cluster
+from governance.energy.band import UNKNOWN, Band
 from governance.energy.factors import Factor, Factors
-from governance.energy.footprint import UNKNOWN, Band
 
 
-def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: Band | None = None) -> dict[str, Band]:
-    """Device hours, money, energy, carbon and water of a run.
+def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: float | None = None) -> dict[str, Band]:
+    """Device hours, money, energy, carbon and water of so many nodes.
 
-
-    They are those of `nodes` for `wall` seconds. `watts` is a node's power as measured; None takes the cluster file's.
+    `wall` is in seconds. `watts` is the measured power of a node; None takes the cluster file's.
     """
-    hours = _scaled(wall, nodes / 3600)
-    devices = _scaled(hours, cluster.ranks_per_node)
-    electricity = _scaled(hours.each(watts or cluster.band("load_node_watts"), "*"), 1e-3)
+    hours = wall.each(nodes / 3600, "*")
+    devices = hours.each(cluster.ranks_per_node, "*")
+    electricity = hours.each(watts or cluster.band("load_node_watts"), "*").each(1e-3, "*")
     building = electricity.each(_factor(factors, "pue", cluster), "*")
-    grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
+    grid = UNKNOWN if factors.grid is None else factors.grid.band
     water = electricity.each(_factor(factors, "wue", cluster), "*").each(
         building.each(_factor(factors, "grid_water", cluster), "*"), "+"
     )
@@ -30,7 +29,7 @@ def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: Ban
         "usd": devices.each(cluster.band("price_hour"), "*"),
         "kwh": electricity,
         "kwh_building": building,
-        "kg_co2e": _scaled(building.each(grid, "*"), 1e-3),
+        "kg_co2e": building.each(grid, "*").each(1e-3, "*"),
         "litres": water,
     }
 
@@ -38,8 +37,4 @@ def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: Ban
 def _factor(factors: Factors, name: str, cluster: Cluster) -> Band:
     """The run's own factor, or the cluster's in place of a default."""
     own: Factor | None = getattr(factors, name)
-    return Band(*own.band) if own is not None and name not in factors.defaults else cluster.band(name)
-
-
-def _scaled(band: Band, factor: float) -> Band:
-    return band.each(Band(factor, factor, factor), "*")
+    return own.band if own is not None and name not in factors.defaults else cluster.band(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.config import DataConfig
-from governance.energy.footprint import Band
+from governance.energy.band import Band
 from governance.stage_order import CORPUS_STAGES
 
 MILLISECONDS = {"ingest": 16.7, "clean": 27.9, "dedup": 16.2, "redact": 14.7, "encode": 23.5, "pack": 0.2}
@@ -38,18 +38,13 @@ class DataPlan:
 
 def data_plan(config: DataConfig, tokens: int, vocabulary: int) -> DataPlan:
     """Cost of a corpus of so many tokens, each read once."""
-    text = _times(_BYTES_PER_TOKEN, tokens)
+    text = _BYTES_PER_TOKEN.each(tokens, "*")
     raw = text.each(_READ, "*")
     stages = [row for row in CORPUS_STAGES if not row.optional or getattr(config, row.switch or row.name)]
     milliseconds = sum(MILLISECONDS.get(row.name, 0.0) for row in stages)
     writers = sum(row.documents and row.name != "encode" for row in stages)
-    stored = _times(raw.each(_STORED, "*"), writers)
+    stored = raw.each(_STORED, "*").each(writers, "*")
     shards = float(tokens * (2 if vocabulary <= 1 << 16 else 4))
     unmeasured = tuple(row.name for row in stages if row.passes and row.name not in MILLISECONDS)
-    return DataPlan(
-        _times(raw, milliseconds / 1e6 / 3.6e6), stored.each(Band(shards, shards, shards), "+"), text, unmeasured
-    )
-
-
-def _times(band: Band, factor: float) -> Band:
-    return band.each(Band(factor, factor, factor), "*")
+    core_hours = raw.each(milliseconds / 1e6 / 3.6e6, "*")
+    return DataPlan(core_hours, stored.each(shards, "+"), text, unmeasured)

@@ -6,40 +6,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from assay.config import LoadedRun
-from assay.planning.cluster import Cluster
-from assay.planning.plan import Correction, StepPlan, step_plan
+from assay.planning.plan import PlanInputs, StepPlan, step_plan
 from governance.errors import ConfigError
-from pretrain.config.model import ModelConfig
 
 _NODES = (0.25, 0.5, 1, 2, 4)
 _MOST_ROWS = 64
 
 
-def layouts(
-    run: LoadedRun,
-    vocabulary: int,
-    cluster: Cluster,
-    nodes: int,
-    correction: Correction,
-    teacher: ModelConfig | None = None,
-) -> list[StepPlan]:
-    """All layouts around `nodes` whose ranks divide the batch."""
+def layouts(run: LoadedRun, inputs: PlanInputs) -> list[StepPlan]:
+    """All layouts around the number of nodes whose ranks divide the batch."""
     found: list[StepPlan] = []
-    for count in sorted({max(1, int(nodes * factor)) for factor in _NODES}):
+    for nodes in sorted({max(1, int(inputs.nodes * factor)) for factor in _NODES}):
         for stage in (0, 1, 2, 3):
-            found += _of(run, vocabulary, cluster, count, stage, correction, teacher)
+            found += _of(run, replace(inputs, nodes=nodes), stage)
     return found
 
 
-def _of(
-    run: LoadedRun,
-    vocabulary: int,
-    cluster: Cluster,
-    nodes: int,
-    stage: int,
-    correction: Correction,
-    teacher: ModelConfig | None,
-) -> Iterator[StepPlan]:
+def _of(run: LoadedRun, inputs: PlanInputs, stage: int) -> Iterator[StepPlan]:
     settings = run.settings
     changes: dict[str, object] = {"zero_stage": stage}
     if stage < 3:  # stage 3's own settings
@@ -50,9 +33,7 @@ def _of(
     while rows <= _MOST_ROWS:
         engine = settings.engine.model_copy(update={**changes, "micro_batch_size": rows})
         try:
-            yield step_plan(
-                run.config.recipe, replace(settings, engine=engine), vocabulary, cluster, nodes, correction, teacher
-            )
+            yield step_plan(run.config.recipe, replace(settings, engine=engine), inputs)
         except ConfigError:  # these rows do not divide the batch, and more do not either
             return
         rows *= 2

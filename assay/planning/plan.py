@@ -14,9 +14,9 @@ from assay.planning.cluster import Cluster
 from assay.planning.costs import costs
 from assay.planning.data_stages import DataPlan, data_plan
 from assay.planning.failures import Failures, expected
-from assay.planning.time_calibration import CPU, GPU, compiled
+from assay.planning.time_calibration import CPU, GPU, Calibration, compiled
+from governance.energy.band import Band
 from governance.energy.factors import Factors, resolve
-from governance.energy.footprint import Band
 from governance.errors import ConfigError, PipelineError
 from pretrain.checkpoint.native import reads_native
 from pretrain.config.model import ModelConfig
@@ -44,6 +44,19 @@ class Correction:
     words: str = ""
     document_tokens: float | None = None
     """Mean tokens of a document of the corpus; None: it is not known, and a row counts as one document."""
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """Inputs of a plan beside the run's own file."""
+
+    vocabulary: int
+    """Size of the tokenizer's vocabulary."""
+    cluster: Cluster
+    nodes: int
+    teacher: ModelConfig | None = None
+    """Model that computes beside the student; None without one."""
+    correction: Correction = Correction()
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ class Plan:
         return {
             "cluster": self.cluster.name,
             **self.step.as_dict(),
-            "days": _each(self.wall, 1 / 86400),
+            "days": self.wall.each(1 / 86400, "*")._asdict(),
             "checkpoint": self.checkpoint,
             "failures": {**asdict(self.failures), "lost": self.failures.lost},
             **{name: band._asdict() for name, band in self.costs.items()},
@@ -151,37 +164,33 @@ class Plan:
         }
 
 
-def step_plan(
-    recipe: TrainRecipe,
-    settings: Settings,
-    vocabulary: int,
-    cluster: Cluster,
-    nodes: int,
-    correction: Correction = Correction(),
-    teacher: ModelConfig | None = None,
-) -> StepPlan:
-    """Memory and time of a step on so many nodes.
+def step_plan(recipe: TrainRecipe, settings: Settings, inputs: PlanInputs) -> StepPlan:
+    """Memory and time of a step.
 
     A layout that cannot start has a refusal.
 
     Raises:
         ConfigError: the batch does not divide over the ranks.
     """
-    engine, a_node = settings.engine, cluster.ranks_per_node
-    ranks = Ranks(0, nodes * a_node, 0, a_node)
+    engine, cluster, vocabulary, correction = settings.engine, inputs.cluster, inputs.vocabulary, inputs.correction
+    ranks = Ranks(0, inputs.nodes * cluster.ranks_per_node, 0, cluster.ranks_per_node)
     hardware = hardware_of_cluster(cluster, ranks)
-    found = forecast(recipe, engine, vocabulary, ranks, cluster.machine, teacher, correction.document_tokens)
-    calibration = GPU if cluster.device == "cuda" else CPU
-    parts = calibration.seconds(found, compiled(engine))
+    found = forecast(recipe, engine, vocabulary, ranks, cluster.machine, inputs.teacher, correction.document_tokens)
+    parts = calibration_of(cluster).seconds(found, compiled(engine))
     parts = {name: correction.time * part for name, part in parts.items()}
-    needed = estimate(recipe, engine, vocabulary, ranks.world_size, cluster.device, teacher)
+    needed = estimate(recipe, engine, vocabulary, ranks.world_size, cluster.device, inputs.teacher)
     needed = Estimate(*({name: int(correction.memory * count) for name, count in where.items()}
                         for where in (needed.device, needed.host)))  # fmt: skip
     tokens = recipe.train.global_batch_size * recipe.train.sequence_length
     faults = faults_of(recipe, settings, hardware)
-    refusal = "\n".join(faults) or _does_not_fit(recipe, engine, vocabulary, hardware, correction, teacher)
+    refusal = "\n".join(faults) or _does_not_fit(recipe, engine, hardware, inputs)
     flops = float(training_flops(recipe, vocabulary) * tokens)
-    return StepPlan(engine, hardware, nodes, needed, refusal, parts, tokens, flops, cluster.machine.peak)
+    return StepPlan(engine, hardware, inputs.nodes, needed, refusal, parts, tokens, flops, cluster.machine.peak)
+
+
+def calibration_of(cluster: Cluster) -> Calibration:
+    """Calibration of the cluster's kind of device."""
+    return GPU if cluster.device == "cuda" else CPU
 
 
 def hardware_of_cluster(cluster: Cluster, ranks: Ranks) -> Hardware:
@@ -193,15 +202,8 @@ def hardware_of_cluster(cluster: Cluster, ranks: Ranks) -> Hardware:
     return Hardware(ranks, "cuda", gpus=ranks.local_world_size, device_bytes=device, host_bytes=host)
 
 
-def _does_not_fit(
-    recipe: TrainRecipe,
-    engine: EngineConfig,
-    vocabulary: int,
-    hardware: Hardware,
-    correction: Correction,
-    teacher: ModelConfig | None,
-) -> str:
-    room = hardware
+def _does_not_fit(recipe: TrainRecipe, engine: EngineConfig, hardware: Hardware, inputs: PlanInputs) -> str:
+    room, correction = hardware, inputs.correction
     if correction.memory != 1.0:  # measured memory needs as much more room
         room = replace(
             hardware,
@@ -209,59 +211,49 @@ def _does_not_fit(
             host_bytes=int((hardware.host_bytes or 0) / correction.memory),
         )
     try:
-        refuse_what_cannot_fit(recipe, engine, vocabulary, room, teacher)
+        refuse_what_cannot_fit(recipe, engine, inputs.vocabulary, room, inputs.teacher)
     except PipelineError as error:
         return str(error)
     return ""
 
 
-def make_plan(
-    run: LoadedRun,
-    vocabulary: int,
-    cluster: Cluster,
-    nodes: int,
-    correction: Correction = Correction(),
-    teacher: ModelConfig | None = None,
-) -> Plan:
+def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
     """The plan of a run.
 
     Raises:
         ConfigError: the batch does not divide over the ranks, or the cluster has another device than the run asks for.
     """
     recipe, settings = run.config.recipe, run.settings
+    cluster, vocabulary, correction = inputs.cluster, inputs.vocabulary, inputs.correction
     if settings.engine.device not in ("auto", cluster.device):
         raise ConfigError(
             f"engine.device = {settings.engine.device!r}, and the nodes of {cluster.name!r} compute on "
             f"{cluster.device!r}. Name another cluster, or set engine.device = 'auto'."
         )
-    step = step_plan(recipe, settings, vocabulary, cluster, nodes, correction, teacher)
+    step = step_plan(recipe, settings, inputs)
     train, sizes = recipe.train, batch_sizes(recipe.train)
     tokens = sizes.before(train.steps + 1) * train.sequence_length
     work = step.seconds * tokens / step.tokens
     checkpoint = _checkpoint(recipe, settings, vocabulary, cluster, step)
-    calibration = GPU if cluster.device == "cuda" else CPU
+    calibration = calibration_of(cluster)
     spread = (calibration.low, 1.0, calibration.high) if not correction.words else (0.9, 1.0, 1.1)
-    mtbf = cluster.band("node_mtbf_hours")
-    restart, found = cluster.restart_minutes.band, []
-    for share, hours, minutes in zip(spread, reversed(mtbf), restart, strict=True):
-        interval = settings.checkpoint.every_steps * step.seconds * share
-        found.append(
-            expected(
-                work * share, interval, checkpoint["stall_seconds"], checkpoint["write_seconds"],
-                60 * minutes + checkpoint["read_seconds"], 3600 * float(hours or 0.0), nodes,
-            )
-        )  # fmt: skip
+    mtbf, restart = cluster.node_mtbf_hours.bounds, cluster.restart_minutes.bounds
+    found = [
+        expected(
+            work * share, settings.checkpoint.every_steps * step.seconds * share, checkpoint["stall_seconds"],
+            checkpoint["write_seconds"], 60 * minutes + checkpoint["read_seconds"], 3600 * hours, inputs.nodes,
+        )
+        for share, hours, minutes in zip(spread, reversed(mtbf), restart, strict=True)
+    ]  # fmt: skip
     wall = Band(*(one.wall for one in found))
-    watts = None if correction.watts is None else Band(*[correction.watts] * 3)
-    factors = factors_of(run)
+    spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts)
     return Plan(
         cluster, step, train.steps, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint, found[1],
-        costs(cluster, factors, nodes, wall, watts), data_plan(run.config.data, tokens, vocabulary), correction,
-        train.precision,
+        spent, data_plan(run.config.data, tokens, vocabulary), correction, train.precision,
     )  # fmt: skip
 
 
-def refuse(run: LoadedRun, vocabulary: int, step: StepPlan, teacher: ModelConfig | None = None) -> None:
+def refuse(run: LoadedRun, inputs: PlanInputs, step: StepPlan) -> None:
     """Refuse what a start would refuse, as a dry run does.
 
     Raises:
@@ -270,7 +262,7 @@ def refuse(run: LoadedRun, vocabulary: int, step: StepPlan, teacher: ModelConfig
     """
     check_start(run.config.recipe, run.settings, step.hardware)
     if step.refusal:
-        refuse_what_cannot_fit(run.config.recipe, step.engine, vocabulary, step.hardware, teacher)
+        refuse_what_cannot_fit(run.config.recipe, step.engine, inputs.vocabulary, step.hardware, inputs.teacher)
         raise PipelineError(step.refusal)  # it fits by the estimate, and not by what was measured
 
 
@@ -300,7 +292,3 @@ def _checkpoint(
         "write_seconds": write if config.asynchronous else 0.0,
         "read_seconds": size / rate,
     }
-
-
-def _each(band: Band, factor: float) -> dict[str, float | None]:
-    return band.each(Band(factor, factor, factor), "*")._asdict()

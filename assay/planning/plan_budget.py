@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from assay.config import LoadedRun
 from assay.planning.cluster import read_cluster
-from assay.planning.plan import Plan, make_plan
+from assay.planning.plan import Plan, PlanInputs, make_plan
 from assay.planning.plan_page import summary
 from governance.gate.policy import EnergyBudget
 from pretrain.config.model import ModelConfig
@@ -39,15 +39,13 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
 def submission_lines(
     run: LoadedRun, vocabulary: int, section: SlurmConfig, teacher: ModelConfig | None
 ) -> tuple[str, list[str]]:
-    """A submission's line and its warnings.
-
-    It does not fit these nodes, or may exceed the budget.
+    """A submission's line, and warnings: the run does not fit, or may exceed the budget.
 
     Raises:
         ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.
     """
     cluster = read_cluster(section.cluster, run.folder).with_ranks(section.tasks_per_node)
-    found = make_plan(run, vocabulary, cluster, section.nodes, teacher=teacher)
+    found = make_plan(run, PlanInputs(vocabulary, cluster, section.nodes, teacher))
     over = over_budget(found, run.policy.energy_budget)
     refused = [f"on {section.cluster} nodes the start would end with: {found.step.refusal}"] * bool(found.step.refusal)
     return summary(found), [*refused, *([over.words] if over else [])]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from assay.planning.layouts import fastest
 from assay.planning.plan import Plan, StepPlan
-from governance.energy.footprint import Band
+from governance.energy.band import Band
 from governance.reports.html import style
 from governance.reports.html.markup import Html, decimal, size, table, tag
 from governance.reports.html.svg_figures import Curve, chart

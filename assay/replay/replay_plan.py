@@ -21,7 +21,7 @@ from assay.corpus_gate import require_corpus
 from assay.impact import Impact, impact
 from assay.planning.cluster import Cluster
 from assay.training_recipe import pinned, training_folder
-from governance.energy.footprint import UNKNOWN, Band
+from governance.energy.band import UNKNOWN, Band
 from governance.errors import ConfigError, MissingInput
 from governance.lineage.lineage_graph import describe_node, read_graph
 from governance.manifest import KEY_LENGTH, Manifest, read_manifest
@@ -282,7 +282,7 @@ def _ranks(root: Path, training: str) -> int | None:
 def _price(cluster: Cluster | None, hours: float | None, ranks: int | None) -> Band:
     if cluster is None or hours is None or ranks is None:
         return UNKNOWN
-    return Band(*[hours * ranks] * 3).each(cluster.band("price_hour"), "*")
+    return cluster.band("price_hour").each(hours * ranks, "*")
 
 
 def explain(plan: ReplayPlan) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from governance.config import Section
+from governance.energy.band import Bounded
 from governance.energy.intensity import IntensitySeries, read_intensity
 from governance.files import shipped_table
 
@@ -60,30 +61,11 @@ class _Sourced(Section):
         return self
 
 
-class Factor(_Sourced):
+class Factor(Bounded, _Sourced):
     """A figure with its source.
 
     The band is the figure itself where no bounds are given.
     """
-
-    value: float = Field(ge=0, allow_inf_nan=False)
-    low: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """The least that is plausible."""
-    high: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """The most that is plausible."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Factor:
-        least, most = self.band[0], self.band[2]
-        if not least <= self.value <= most:
-            raise ValueError(f"low {least:g}, value {self.value:g} and high {most:g} must go upwards")
-        return self
-
-    @property
-    def band(self) -> tuple[float, float, float]:
-        """Low, value, high."""
-        low = self.value if self.low is None else self.low
-        return low, self.value, self.value if self.high is None else self.high
 
 
 class HourlyFile(_Sourced):
@@ -131,11 +113,11 @@ class _Common(Section):
 
     @model_validator(mode="after")
     def _within_reason(self) -> _Common:
-        if self.pue is not None and self.pue.band[0] < 1:
-            raise ValueError(f"pue is {self.pue.band[0]:g}: a data centre takes at least what its computers take, 1")
-        if self.reserved is not None and not 0 < self.reserved.band[0] <= self.reserved.band[2] <= 1:
+        if self.pue is not None and self.pue.bounds[0] < 1:
+            raise ValueError(f"pue is {self.pue.bounds[0]:g}: a data centre takes at least what its computers take, 1")
+        if self.reserved is not None and not 0 < self.reserved.bounds[0] <= self.reserved.bounds[2] <= 1:
             raise ValueError(f"reserved is {self.reserved.value:g}: a part of a node is above 0 and at most 1")
-        if self.lifetime is not None and self.lifetime.band[0] <= 0:
+        if self.lifetime is not None and self.lifetime.bounds[0] <= 0:
             raise ValueError("lifetime is 0: a node serves longer than that")
         if (self.embodied is None) != (self.lifetime is None):
             raise ValueError("embodied and lifetime go together: give both, or neither")

@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple
 
+from governance.energy.band import UNKNOWN, Band
 from governance.energy.factors import UNITS, Factor, Factors
 from governance.energy.intensity import mean_intensity
 from governance.energy.ledger import Interval, seconds_covered
@@ -34,31 +34,6 @@ JOULES_PER_KWH = 3.6e6
 TOKENS = 1e9
 """The functional unit of SCI: a billion tokens."""
 _SECONDS_PER_YEAR = 365.25 * 86400
-
-
-class Band(NamedTuple):
-    """Three scenarios; None is unknown."""
-
-    low: float | None
-    value: float | None
-    high: float | None
-
-    def each(self, other: Band, operation: str) -> Band:
-        """`+`, `*` or `/` of each scenario.
-
-        A division takes the other's bounds crosswise, so the band holds both.
-        """
-        right = Band(*reversed(other)) if operation == "/" else other
-        return Band(*(_apply(one, two, operation) for one, two in zip(self, right, strict=True)))
-
-
-UNKNOWN = Band(None, None, None)
-
-
-def _apply(one: float | None, two: float | None, operation: str) -> float | None:
-    if one is None or two is None:
-        return None
-    return one + two if operation == "+" else one * two if operation == "*" else one / two
 
 
 @dataclass(frozen=True)
@@ -100,7 +75,7 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
 
     Time outside the rows is weighed with `grid`; where that is not set either the mean is unknown.
     """
-    grid = UNKNOWN if factors.grid is None else Band(*factors.grid.band)
+    grid = UNKNOWN if factors.grid is None else factors.grid.band
     if factors.by_hour is None:
         needs = () if factors.grid else ("energy.factors.grid (or country)",)
         return Grid(grid, None, None, ("grid",) if factors.grid else (), needs)
@@ -113,13 +88,14 @@ def intensity_of(intervals: Sequence[Interval], factors: Factors) -> Grid:
             grams += millijoules * intensity
     if not total:
         return Grid(UNKNOWN, None, None, (), ("a ledger of the energy, to know the hours",))
-    inside = Band(*([grams / total] * 3))
+    intensity = grams / total
+    inside = Band(intensity, intensity, intensity)
     part, mean = covered / total, grams / covered if covered else None
     if covered == total:
         return Grid(inside, part, mean, ("by_hour",), ())
     if factors.grid is None:
         return Grid(UNKNOWN, part, mean, (), (f"energy.factors.grid, for {1 - part:.1%} of it outside the CSV's rows",))
-    rest = grid.each(Band(*([1 - part] * 3)), "*")
+    rest = grid.each(1 - part, "*")
     return Grid(inside.each(rest, "+"), part, mean, ("by_hour", "grid") if covered else ("grid",), ())
 
 
@@ -193,12 +169,12 @@ def footprint(root: Usage, training: Usage | None, factors: Factors, whole_nodes
         factor = getattr(factors, setting)
         if factor is None:
             return Figure(name, unit, UNKNOWN, (), (f"energy.factors.{setting}",))
-        return Figure(name, unit, building.each(Band(*factor.band), "*"), (*pue, setting), needs)
+        return Figure(name, unit, building.each(factor.band, "*"), (*pue, setting), needs)
 
     location = carbon(energy, grid, factors)
     made = _embodied(factors, root.seconds, whole_nodes)
     averaged = replace(location, name="CO2e, market-based (no contract is set: the grid's average)")
-    wue = Band(*factors.wue.band) if factors.wue else UNKNOWN
+    wue = factors.wue.band if factors.wue else UNKNOWN
     figures = {
         "electricity": Figure("Electricity of the nodes", "kWh", nodes, (), ()),
         "electricity_building": Figure(
@@ -237,14 +213,14 @@ def _with_embodied(location: Figure, made: Figure) -> Figure:
 
 
 def _kwh(energy: Band) -> Band:
-    return Band(*(None if joules is None else joules / JOULES_PER_KWH for joules in energy))
+    return energy.each(JOULES_PER_KWH, "/")
 
 
 def _building(nodes: Band, factors: Factors) -> tuple[Band, tuple[str, ...]]:
     """Energy of the data centre; without PUE no upper bound."""
     if factors.pue is None:
         return Band(nodes.low, nodes.value, None), ("energy.factors.pue",)
-    return nodes.each(Band(*factors.pue.band), "*"), ()
+    return nodes.each(factors.pue.band, "*"), ()
 
 
 def _embodied(factors: Factors, seconds: float | None, whole_nodes: bool) -> Figure:
@@ -256,11 +232,10 @@ def _embodied(factors: Factors, seconds: float | None, whole_nodes: bool) -> Fig
     if seconds is None:
         return Figure(name, unit, UNKNOWN, (), ("a ledger of the energy, to know the time",))
     used = ("embodied", "lifetime", *(("reserved",) if factors.reserved else ()))
-    grams = Band(*(1000 * value for value in factors.embodied.band))
-    lifetime = Band(*(_SECONDS_PER_YEAR * value for value in factors.lifetime.band))
-    share = Band(*(factors.reserved.band if factors.reserved else (1.0, 1.0, 1.0)))
+    lifetime = factors.lifetime.band.each(_SECONDS_PER_YEAR, "*")
     time = Band(seconds, seconds, seconds).each(lifetime, "/")
-    return Figure(name, unit, grams.each(time, "*").each(share, "*"), used, ())
+    grams = factors.embodied.band.each(1000, "*").each(time, "*")
+    return Figure(name, unit, grams.each(factors.reserved.band, "*") if factors.reserved else grams, used, ())
 
 
 def _sci(training: Usage | None, factors: Factors, whole_nodes: bool) -> Figure:
@@ -272,7 +247,7 @@ def _sci(training: Usage | None, factors: Factors, whole_nodes: bool) -> Figure:
     made = _embodied(factors, training.seconds, whole_nodes)
     total = _with_embodied(carbon(training.energy, training.grid, factors), made)
     units = training.tokens / TOKENS
-    return Figure(name, unit, total.band.each(Band(units, units, units), "/"), total.factors, total.needs)
+    return Figure(name, unit, total.band.each(units, "/"), total.factors, total.needs)
 
 
 def factors_used(factors: Factors, grid: Grid) -> Mapping[str, Mapping[str, object]]:

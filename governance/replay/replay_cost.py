@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from governance.energy.attribution import EnergyPiece, add, settle
-from governance.energy.footprint import UNKNOWN, Band
+from governance.energy.band import UNKNOWN, Band
 from governance.energy.ledger import FILE_NAME, read_ledger
 
 _MILLIJOULES_PER_KWH = 3.6e9
@@ -66,5 +66,5 @@ def replay_cost(pieces: Iterable[EnergyPiece]) -> ReplayCost:
     for piece in pieces:
         seconds[piece.host] += piece.seconds
     total = add(pieces)
-    kwh = (None if value is None else value / _MILLIJOULES_PER_KWH for value in (total.low, total.measured, total.high))
-    return ReplayCost(max(seconds.values()) / 3600, len(seconds), Band(*kwh), total.methods)
+    kwh = Band(total.low, total.measured, total.high).each(_MILLIJOULES_PER_KWH, "/")
+    return ReplayCost(max(seconds.values()) / 3600, len(seconds), kwh, total.methods)

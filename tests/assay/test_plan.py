@@ -18,8 +18,8 @@ from assay.planning.cluster import FOLDER, Cluster, ClusterFigure, read_cluster,
 from assay.planning.costs import costs
 from assay.planning.failures import best_interval, wall_seconds
 from assay.planning.layouts import fastest, layouts
-from assay.planning.plan import Correction, factors_of, make_plan
-from governance.energy.footprint import Band
+from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan
+from governance.energy.band import Band
 from governance.errors import ConfigError
 from pretrain.preflight.forecast import H100
 
@@ -47,7 +47,7 @@ def the_run(preset="1b", *settings):
 def plan_of(preset="1b", nodes=1, cluster="h100", correction=None, settings=()):
     run = the_run(preset, *settings)
     size = run.config.data.tokenizer.vocabulary_size
-    return make_plan(run, size, read_cluster(cluster), nodes, correction or Correction())
+    return make_plan(run, PlanInputs(size, read_cluster(cluster), nodes, correction=correction or Correction()))
 
 
 def test_there_is_one_roofline():
@@ -62,7 +62,7 @@ def test_each_figure_of_a_shipped_cluster_has_a_source(name):
         low, value, high = getattr(cluster, figure).band
         assert 0 < low <= value <= high
     assert cluster.gemm_tflops_2048.value < cluster.peak_tflops.value
-    assert make_plan(the_run(), 50304, cluster, 2).step.seconds > 0
+    assert make_plan(the_run(), PlanInputs(50304, cluster, 2)).step.seconds > 0
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -230,7 +230,7 @@ def test_factors_of_the_run_go_first():
 
 def test_a_layout_that_fits_goes_before_one_that_does_not():
     run, cluster = the_run("7b"), read_cluster("h100")
-    found = layouts(run, 32000, cluster, 8, Correction())
+    found = layouts(run, PlanInputs(32000, cluster, 8))
     assert {one.nodes for one in found} == {2, 4, 8, 16, 32}
     for best in fastest(found):
         alike = [one for one in found if (one.nodes, one.engine.zero_stage) == (best.nodes, best.engine.zero_stage)]

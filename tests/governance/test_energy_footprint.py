@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from governance.config import validate
 from governance.energy import factors
+from governance.energy.band import Band
 from governance.energy.factors import Factor, Factors, FactorsConfig, country_mean, resolve
-from governance.energy.footprint import Band, Usage, factors_used, footprint, intensity_of, node_seconds
+from governance.energy.footprint import Usage, factors_used, footprint, intensity_of, node_seconds
 from governance.energy.ledger import EnergySample, Interval
 from governance.errors import ConfigError
 

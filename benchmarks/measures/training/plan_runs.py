@@ -115,9 +115,9 @@ def answer() -> list[Goal]:
     code = (
         "import sys,time;from pathlib import Path;from assay.config import load_run;"
         "from assay.planning.cluster import read_cluster;from assay.planning.layouts import layouts;"
-        "from assay.planning.plan import Correction,make_plan;from assay.planning.plan_page import layout_rows,lines;"
+        "from assay.planning.plan import PlanInputs,make_plan;from assay.planning.plan_page import layout_rows,lines;"
         "t=time.process_time();run=load_run(Path('configs/7b.toml'),[],needs='model');c=read_cluster('h100');"
-        "p=make_plan(run,32000,c,8);list(lines(p));layout_rows(p,layouts(run,32000,c,8,Correction()));"
+        "i=PlanInputs(32000,c,8);p=make_plan(run,i);list(lines(p));layout_rows(p,layouts(run,i));"
         "print(time.process_time()-t)"
     )
     inside = []

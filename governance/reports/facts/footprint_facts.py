@@ -13,6 +13,7 @@ from typing import Any
 
 from governance.energy.ancestry import RECORD, behind, corpus_of, read_trainings, recorded
 from governance.energy.attribution import EnergyPiece, Sum, add
+from governance.energy.band import Band
 from governance.energy.checkpoint_cost import (
     BY_TOKENS,
     WHOLE,
@@ -27,7 +28,6 @@ from governance.energy.checkpoint_cost import (
 from governance.energy.factors import Factor, Factors
 from governance.energy.footprint import (
     JOULES_PER_KWH,
-    Band,
     Grid,
     Usage,
     carbon,
@@ -118,7 +118,7 @@ def priced(
     """Joules as kWh, and their location-based CO2e in grams, with bounds."""
     band = Band(low, joules, high)
     figure = carbon(band, *footing)
-    kwh = {name: None if value is None else value / JOULES_PER_KWH for name, value in band._asdict().items()}
+    kwh = band.each(JOULES_PER_KWH, "/")._asdict()
     return {"kwh": kwh, "carbon": {**figure.band._asdict(), "at_least": figure.at_least}}
 
 
