@@ -48,7 +48,7 @@ def evaluate_classifier(
 ) -> Manifest:
     """Make or find the evaluation of a checkpoint.
 
-    It is on the test side of the split, or on a file.
+    The test documents are those of the split, or the rows of a file.
 
     Raises:
         ConfigError: there is neither.

@@ -135,7 +135,7 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
 def _with_weights(config: RunConfig, folder: Path, origins: dict[str, str]) -> RunConfig:
     """Take `continue_from` as `initial_weights` where it names Hugging Face weights.
 
-    They have no run's state to continue.
+    Such weights carry no training state that could be continued.
     """
     named = config.train.continue_from
     place = folder / os.path.expanduser(named)

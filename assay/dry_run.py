@@ -123,7 +123,7 @@ def teacher_beside(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[M
 def ranks_of(total: int | None, a_node: int) -> Ranks:
     """Rank 0 of `total` ranks, `a_node` of them on each node.
 
-    With None there is one node.
+    All ranks share one node where `a_node` is None.
 
     Raises:
         ConfigError: the nodes would not be alike.

@@ -144,7 +144,7 @@ def impact(request: str, roots: Sequence[Path]) -> Impact:
 def steps_that_read(identities: frozenset[bytes], checkpoint: Manifest, tokens: Manifest, root: Path) -> list[int]:
     """Steps of a checkpoint's training that read these documents.
 
-    There is one entry for each row that was read.
+    A row that was read twice has two entries.
     """
     graph = read_graph(root)
     node, held = graph.find(checkpoint), graph.find(tokens)

@@ -179,7 +179,7 @@ def training(
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
     """Readable checkpoints and native shards that this training may read.
 
-    They are its own, the one that it continues from, and its teacher.
+    That is, its own ones, the one that it continues from, and its teacher.
     """
     from pretrain.train import folder_of
 
@@ -257,7 +257,7 @@ def write_report(run: LoadedRun, runtime: Runtime) -> Path:
 
 
 def report_run(run: LoadedRun, runtime: Runtime) -> tuple[dict[str, Manifest], Manifest]:
-    """Find the artifacts of a run, and report on them; both.
+    """Find a run's artifacts and report on them; return both.
 
     Without a training, the report is on the corpus and the verdict.
 

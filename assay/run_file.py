@@ -130,7 +130,7 @@ def _layers(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[Path, dict
 def _exists(path: Path) -> bool:
     """Return whether a path exists.
 
-    A name that no file system takes is not.
+    A name that no file system accepts does not.
     """
     try:
         return path.exists()

@@ -64,7 +64,7 @@ def make_documents(run: LoadedRun, artifacts: Mapping[str, Manifest], reported: 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:
     """Newest measurements of the audit and the last checkpoint.
 
-    They are Data Docs, the memorisation probe, and the test of KPIs, or else its plan.
+    Data Docs, the memorisation probe, and the test of KPIs, or else their plan.
     """
     from governance.kpi.other_plans import PLAN, TEST
     from pretrain.inference.memorisation import VERSION as MEMORISATION

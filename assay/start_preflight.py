@@ -108,8 +108,8 @@ def warn_of_expectations(run: LoadedRun, runtime: Runtime) -> None:
 def _licences_seen(source: Source, folder: Path) -> set[str]:
     """Licences of the first records of some files.
 
-    It is the source's own where the field is not set or the files are not local. Records whose licence is not text will
-    be in the quarantine.
+    Without a licence field, or where the files are not local: the source's own licence. Records whose licence is not
+    text are left out, because ingestion will quarantine them.
     """
     from assay.inspect.formats import InputFiles, first_records
 
@@ -202,7 +202,7 @@ def _group(recipe: TrainRecipe, vocabulary: int, folder: Path) -> None:
 def refuse_passed_keys(recipe: TrainRecipe, engine: EngineConfig, world_size: int) -> None:
     """Raise if DeepSpeed does not know a passed key.
 
-    It is imported in a separate process, and only where keys are passed.
+    Imports DeepSpeed in a separate process, and only where keys are passed.
 
     Raises:
         ConfigError: names the keys.
@@ -226,7 +226,7 @@ def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
 def corpus_figures(run: LoadedRun, runtime: Runtime) -> tuple[int, float | None]:
     """Ids of the tokens, and the mean tokens of a training document.
 
-    None: there are no token shards yet.
+    The mean is None while there are no token shards.
     """
     artifacts = _look_up(run, runtime)
     vocabulary, _ = _size(run, artifacts)
@@ -278,7 +278,7 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def may_have_gpu() -> bool:
     """Return whether torch might find a GPU here.
 
-    A driver must be there; without one torch never finds any.
+    Looks for a driver, without which torch never finds one.
     """
     try:
         ctypes.CDLL("libcuda.so.1")

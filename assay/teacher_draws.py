@@ -15,7 +15,7 @@ from governance.stage import Runtime
 def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Manifest | None:
     """Make or find the draws for the run's distillation.
 
-    The result is None where it needs none.
+    Returns None where the run needs no draws.
 
     Raises:
         GateClosed: the journal does not state the teacher or the draws as they are, or the origin of the teacher is

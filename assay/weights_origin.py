@@ -47,7 +47,7 @@ EXPORT = "export"
 def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None) -> dict[str, Any] | None:
     """Origin of a run's first weights and of its teacher.
 
-    The result is None where the weights are random and there is no teacher. Of two it is the one that is not verified,
+    Returns None where the weights are random and there is no teacher. Of two origins, returns the unverified one,
     if any. `folder` is that of the training, if its key is known.
 
     Raises:

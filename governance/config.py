@@ -43,7 +43,7 @@ _MOST_TOML_BYTES = 8 << 20  # tomllib reads some 2 MB a second
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a value that is ever hashed.
 
-    It has sorted keys, no spaces, and is UTF-8.
+    Keys are sorted, there are no spaces, and the encoding is UTF-8.
 
     Raises:
         TypeError: JSON has no certain form for it: a NaN, an infinity, a key that is not a string, a set.

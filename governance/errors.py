@@ -122,7 +122,8 @@ _MOST_NAMES = 20_000  # of a folder that is searched for a similar name, which t
 def near_path(path: Path, *others: str) -> str:
     """A hint with the nearest existing name, or "".
 
-    It is about the first part of the path that does not exist. `others` are words that may be given in place of a path.
+    The hint is about the first part of the path that does not exist. `others` are words that may be given in place of
+    a path.
     """
     try:
         while path.name and not path.parent.exists():

@@ -68,8 +68,8 @@ class Digests:
     def facts(self, path: Path) -> tuple[int, ...]:
         """Size, times and inode of a file before its digest was taken.
 
-        The result has one more number where the file had changed within two seconds: equal times do not exclude another
-        change then. It is empty where no digest was taken here.
+        One more number follows where the file had changed within two seconds: equal times do not exclude another change
+        then. Empty where no digest was taken here.
         """
         return self._facts.get(str(path.absolute()), ())
 

@@ -185,7 +185,7 @@ def _write_first(path: Path, data: bytes, mode: int) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock file across threads, processes and nodes.
 
-    It is a POSIX record lock, which network file systems pass on and which ends with its process, however that ends.
+    A POSIX record lock: network file systems support it, and it ends with its process, however that ends.
     """
     with _THREADS, storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -346,7 +346,7 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
 def place(source: Path, target: Path) -> None:
     """Give the finished file `source` a second name `target`.
 
-    It is a hard link where the file system can make one, else a copy.
+    Makes a hard link where the file system can, else a copy.
     """
     if target.exists():
         return
@@ -466,7 +466,7 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, read in blocks of 1 MiB.
 
-    It reads about 1.5 GB/s where the processor has SHA instructions.
+    Reads about 1.5 GB/s where the processor has SHA instructions.
 
     Raises:
         MissingInput: the file is missing or cannot be read.

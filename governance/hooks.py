@@ -92,7 +92,7 @@ class Budget:
     def look(self, ahead_seconds: float) -> None:
         """Raise `BudgetReached` if so many seconds more would exceed it.
 
-        It is called between two shards.
+        Called between two shards.
         """
 
     def watch(self, watched: Watched) -> Watch | None:

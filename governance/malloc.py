@@ -12,7 +12,7 @@ _LARGEST = 32 << 20  # a piece that is larger is always mapped, whatever `piece_
 def keep_freed_memory(most_bytes: int | None = None, piece_bytes: int = _LARGEST) -> None:
     """Make glibc keep freed memory (`mallopt`).
 
-    It has no effect on other C libraries.
+    Has no effect on other C libraries.
 
     Args:
         most_bytes: kept at the end of the heap; None: all.

@@ -245,7 +245,7 @@ def resized(manifest: Manifest, root: Path) -> str:
 def verify(manifest: Manifest, root: Path, *, deep: bool = False) -> list[str]:
     """Read each output and return the differences, one line per file.
 
-    Without any the artifact is whole. For a large file that differs the pieces are named; `deep` also compares the
+    No line means that the artifact is whole. For a large file that differs, names the pieces; `deep` also compares the
     leaves of the others.
     """
     return [

@@ -70,7 +70,7 @@ class ShardMade:
 class ShardDone:
     """A finished shard.
 
-    It has its files by role, with size and digest, and its counts.
+    Lists its files by role, with size and digest, and its counts.
     """
 
     outputs: dict[str, Output]

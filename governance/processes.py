@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its paren
 def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Get signal `number` when process `parent`, which started this one, ends.
 
-    It comes at once if the parent has ended already. Linux only; there is no effect elsewhere.
+    The signal comes at once if the parent has ended already. Linux only; no effect elsewhere.
     """
     if sys.platform != "linux":
         return
@@ -66,7 +66,7 @@ def pass_on_interrupt() -> None:
 def interrupts_held() -> Iterator[None]:
     """Hold SIGINT back, also from processes that are started meanwhile.
 
-    They never get it, and inherit no handler; this one gets it at the end.
+    Those never get the signal and inherit no handler; this process gets it at the end.
     """
     held: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
@@ -88,7 +88,7 @@ def interrupts_held() -> Iterator[None]:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in code that runs longer.
 
-    It is raised again each second until the code ends, and at its end, where the code swallowed the error. Only Python
+    Where the code swallows the error, raises it again each second and at the end. Only Python
     code is interrupted; code that swallows every error in an endless loop never ends, and outside the main thread there
     is no limit. With 0 there is no limit.
     """

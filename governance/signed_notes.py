@@ -29,9 +29,9 @@ class NoteSigner:
         return content
 
     def open(self, name: str, written: Any) -> Any:
-        """The content of what was written under `name`; here everything counts.
+        """Content written under `name`; here everything counts.
 
-        The result is None where it does not count.
+        Subclasses return None where a signature does not count.
         """
         return written
 
@@ -39,7 +39,7 @@ class NoteSigner:
 def write_note(path: Path, content: Mapping[str, Any], root: Path, signer: NoteSigner) -> None:
     """Leave a note below `root`.
 
-    Its name is signed with it, so that it cannot be taken for another.
+    The name is signed with the content, so that no note passes for another.
     """
     write_json(path, signer.sign(path.relative_to(root).as_posix(), content))
 
@@ -66,7 +66,7 @@ def write_first_note(
 def read_note(path: Path, root: Path, signer: NoteSigner) -> dict[str, Any] | None:
     """The content of a note.
 
-    The result is None, with a warning, where its signature does not count; None where there is no note.
+    Returns None where there is no note, or, with a warning, where its signature does not count.
     """
     try:
         written = json.loads(read_whole(path))

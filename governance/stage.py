@@ -238,7 +238,7 @@ def run_stage(
 def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> MissingInput:
     """Error of a look-up; names other artifacts of the stage.
 
-    They are the newest ones, each with the settings that differ.
+    Names the newest ones, each with the settings that differ.
     """
     ours, found = dict(flat(json.loads(canonical_json(section)))), []
     paths = sorted(runtime.root.glob(f"{stage}/*/{FILE_NAME}"), key=lambda path: -path.stat().st_mtime)
@@ -261,7 +261,7 @@ def not_made(stage: str, section: Mapping[str, Any], runtime: Runtime) -> Missin
 def _can_be_set(stage: str, name: str, value: Any) -> bool:
     """Return whether `--set` accepts a value of a recipe.
 
-    TOML has no null, and a list of tables is too long for a hint.
+    It does not accept null, which TOML lacks; a list of tables is too long for a hint.
     """
     tables = isinstance(value, list) and any(isinstance(item, dict) for item in value)
     own = name.partition(".")[0] in _NO_SETTINGS.get(stage, ())

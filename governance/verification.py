@@ -161,7 +161,7 @@ def require_growing(manifests: Iterable[Manifest], root: Path, journal: Journal)
 def verify_evidence(manifests: Sequence[Manifest], root: Path, keyring: Keyring) -> list[str]:
     """Faults of a report's evidence, each beginning with the path.
 
-    It checks the journal's chain and signatures; that these manifests are what it states last; every stated beginning
+    Checks the journal's chain and signatures; that these manifests are what it states last; every stated beginning
     of the files that grow; the ledger's figures against the manifests'; and that no report rests on more than was
     stated when it was written.
     """

@@ -113,8 +113,8 @@ def log_of(
 ) -> tuple[JobRow, Path]:
     """Log of a job ("train") or array task ("clean[3]").
 
-    Without a name it is the log of the first failed job, else of the last running or finished one. `attempt` None takes
-    the newest attempt; `rank` None takes all ranks of a training.
+    Without a name: the log of the first failed job, else of the last one that runs or has finished. `attempt` None
+    takes the newest attempt; `rank` None takes all ranks of a training.
 
     Raises:
         ConfigError: there is no such job.
@@ -137,7 +137,7 @@ def log_of(
 def _newest(logs: Path, unit: str, attempt: int | None, rank: int | None) -> Path | None:
     """The log of an attempt, the newest where none is named.
 
-    Without any, it is the log that Slurm opened.
+    Without attempts: the log that Slurm opened.
     """
     pattern = f"*.{unit}.{'*' if attempt is None else attempt}" + (".log" if rank is None else f"/rank-{rank}.log")
     of_attempts = {int(number[1]): path for path in logs.glob(pattern) if (number := _ATTEMPT.search(str(path)))}

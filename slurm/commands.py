@@ -224,7 +224,7 @@ def max_array_size() -> int:
 def accounts(user: str) -> list[str]:
     """The accounts that this user may charge, the default first.
 
-    The result is empty where accounting does not answer.
+    Returns nothing where accounting does not answer.
     """
     try:
         output = _run("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={user}", "format=account")
@@ -292,7 +292,7 @@ def is_local(job: str) -> bool:
 def seconds(elapsed: str) -> int:
     """Seconds of "1-02:03:04", as Slurm writes elapsed times.
 
-    The result is 0 for anything else.
+    Returns 0 for anything else.
     """
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", elapsed)
     days, hours, minutes, rest = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)

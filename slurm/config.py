@@ -212,7 +212,7 @@ def with_site(section: SlurmConfig, folder: Path) -> SlurmConfig:
 def minutes(time: str) -> float:
     """Minutes of a wall time in Slurm's notation, not rounded.
 
-    They are infinite for "infinite", "UNLIMITED", "" and, as in Slurm, for a limit of 0.
+    Infinite for "infinite", "UNLIMITED", "" and, as in Slurm, for a limit of 0.
 
     Raises:
         ValueError: it is not one.

@@ -241,7 +241,7 @@ def _state_of(
 def _judged(root: Path, base: UnitState) -> UnitState:
     """Part with the verdict on its last failure.
 
-    That of a killed attempt is made from its log.
+    The verdict on a killed attempt is made from its log.
     """
     last = base.attempts[-1] if base.attempts else None
     if base.kind == "done" or (last is not None and last.outcome == "done"):
@@ -262,7 +262,7 @@ def _without_the_queue(
 ) -> tuple[UnitState, Class]:
     """State of a job that the queue does not have.
 
-    It is taken from its own record; without one the job is lost.
+    Taken from the job's own record; a job without a record is lost.
     """
     if last is not None and last.outcome:
         kind = _OF_OUTCOMES.get(last.outcome, "unknown")
@@ -443,7 +443,7 @@ def _ours(item: tools.Queued | tools.Accounted, names: Mapping[str, str]) -> boo
 def _read(root: Path) -> _Cache:
     """The cached answers.
 
-    The result is empty for a torn file, and for one of a release with other fields.
+    Returns nothing for a torn file, or one of a release with other fields.
     """
     try:
         found = json.loads((root / "slurm" / ANSWERS_FILE).read_bytes())

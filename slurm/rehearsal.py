@@ -191,7 +191,7 @@ def _start(
 ) -> tuple[int, bool]:
     """One start of a job's script.
 
-    The result is its status, and whether its time was over.
+    Returns its exit status, and whether its time limit ended it.
     """
     limit = minutes(config.time_limit if job.kind in ("train", "evaluate") else config.data_time_limit) * 60
     end, warned = time.monotonic() + limit, False

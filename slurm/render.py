@@ -131,7 +131,7 @@ def _container(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Options of srun, and words before a command.
 
-    They put the command into the image, with `folders` and `variables`.
+    Together they run the command in the image, with `folders` mounted and `variables` set.
     """
     seen = list(dict.fromkeys(map(str, folders)))
     above = [folder for folder in seen if not any(Path(other) in Path(folder).parents for other in seen)]

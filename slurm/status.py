@@ -134,7 +134,7 @@ def _training(view: View, progress: Progress) -> list[str]:
 def _running_since(view: View) -> float | None:
     """Start of the training's current attempt, epoch seconds.
 
-    The result is 0 if it is unknown, and None if none runs.
+    Returns 0 if the start is unknown, and None if no attempt runs.
     """
     running = [part for row in view.rows if row.kind == "train" for part in row.parts if part.kind == "running"]
     if not running:

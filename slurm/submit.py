@@ -58,7 +58,7 @@ class SubmittedJob:
 class JobRequest:
     """A job to submit.
 
-    It is all of the job, or some tasks of its array, with dependencies on jobs already queued.
+    All of the job, or some tasks of its array, with dependencies on jobs that are queued already.
     """
 
     job: SlurmJob
@@ -103,7 +103,7 @@ def keep_scripts(
 def _take_write_permission(root: Path) -> None:
     """Remove other accounts' write permission from what the jobs execute.
 
-    That is their scripts, the program that runs them, and the records that they compare with.
+    These are the jobs' scripts, the program that runs them, and the records that they compare with.
 
     Raises:
         ConfigError: one of them belongs to another account.

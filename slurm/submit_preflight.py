@@ -286,7 +286,7 @@ def file_system_of(path: Path, mounts: Sequence[str]) -> str:
 def entries_of(jobs: Sequence[SlurmJob], tasks: int | None = None) -> int:
     """Entries of these jobs in the queue.
 
-    With `tasks` they are counted as if the arrays had at most so many tasks.
+    With `tasks`, counts arrays as if they had at most so many tasks.
     """
     most = max((job.tasks for job in jobs), default=0) if tasks is None else tasks
     return sum(max(1, min(job.tasks, most)) for job in jobs)
@@ -340,7 +340,7 @@ _AWAY = re.compile(r"DOWN|DRAIN|FAIL|NOT_RESPONDING|\*|POWER(ED|ING)_DOWN|MAINT|
 def megabytes(memory: str) -> int:
     """Megabytes of Slurm's notation.
 
-    The result is 0 for "" and "0", which request nothing in particular.
+    Returns 0 for "" and "0", which request no amount of their own.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTkmgt]?)B?", memory)
     if not found:

@@ -49,7 +49,7 @@ def _data_docs(
 ) -> None:
     """Evaluate an audit again and write Great Expectations' Data Docs.
 
-    Without a folder they are an artifact, which the report links.
+    Without a folder, they become an artifact that the report links.
     """
     from governance.checks.audit import tables_again
     from governance.checks.data_docs import data_docs as make
@@ -184,7 +184,7 @@ def verify(arguments: Arguments) -> int:
 def anchor(arguments: Arguments) -> int:
     """Return whether the journal lacks lines that it had.
 
-    `accept` gives them up, signed. The status is 77 while the journal lacks them.
+    `--accept` signs that they are given up. The exit status is 77 while lines are missing.
     """
     loaded, runtime = load(arguments, "governance anchor")
     journal = loaded.journal(runtime.root)

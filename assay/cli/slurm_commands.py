@@ -71,7 +71,7 @@ def render(arguments: Arguments) -> None:
 def submit(arguments: Arguments) -> int:
     """Submit the whole run, unless it is queued already.
 
-    With `--local`, it returns the status of the first failed job.
+    With `--local`, returns the exit status of the first job that failed.
     """
     from assay.slurm_folders import fetch_here, freeze_run
     from assay.start_preflight import require_site_rules
@@ -133,7 +133,7 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
 def _begin_of(arguments: Arguments, config: SlurmConfig) -> tuple[datetime | None, str, dict[str, Any]] | None:
     """Start time by the given forecast; None without one.
 
-    With it come its words and its evidence; a time of None is at once.
+    Returns (time, words, evidence); a time of None means at once.
 
     Raises:
         ConfigError: an option goes with another, or the forecast is wrong or too short.
@@ -437,7 +437,7 @@ def _rehearse(
 def refresh_accounting(root: Path) -> None:
     """Query the cluster's accounting again, for the report.
 
-    There is no effect if the run was not submitted or accounting does not answer.
+    Does nothing if the run was not submitted, or if accounting does not answer.
     """
     from slurm.accounting import account
     from slurm.job_states import gather

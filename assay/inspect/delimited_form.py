@@ -74,7 +74,7 @@ def _whole_lines(text: str, head: bytes) -> str:
 def _regular(text: str, delimiter: str) -> float:
     """Share of the first rows as long as the header.
 
-    It is 0 where the header has one value.
+    Returns 0 for a header of a single value.
     """
     try:
         rows = [row for row in itertools.islice(csv.reader(io.StringIO(text), delimiter=delimiter), _ROWS) if row]

@@ -33,7 +33,7 @@ _HELD_OUT = 20
 class KeptTexts:
     """Counts of the texts that a run of all files would keep.
 
-    They are estimated from those that were read.
+    Estimated from the texts that were read.
     """
 
     documents: int

@@ -1,9 +1,10 @@
 """Correction of a plan by a run's own record.
 
-It is measured over predicted, of time, memory and power. The prediction is that of the run's own recipe and layout on
-the plan's cluster, so what the two differ by is what the cluster file or the calibration has wrong; it then multiplies
-the plan. The first steps, which compile and warm up, are left out. On GPUs the time is the mean of the others, because
-single steps are only queued (`docs/monitoring.md`); on CPUs their median, which a busy moment does not move.
+Its factors are measured over predicted time and memory, and the measured power. The prediction is that of the record's
+own recipe and layout on the plan's cluster, so the two differ by what the cluster file or the calibration has wrong;
+the factors then multiply the plan. The first steps, which compile and warm up, are left out. On GPUs the time is the
+mean of the others, because single steps are only queued (`docs/monitoring.md`); on CPUs their median, which a busy
+moment does not move.
 """
 
 from __future__ import annotations

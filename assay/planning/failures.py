@@ -53,7 +53,7 @@ def best_interval(stall: float, mtbf: float, least: float = 0.0) -> float:
 def wall_seconds(work: float, interval: float, stall: float, restart: float, mtbf: float) -> float:
     """Expected time of `work` seconds of steps.
 
-    It is infinite where no interval is survived.
+    Infinite where failures come faster than a checkpoint.
     """
     interval = min(interval, work)
     exponent = (interval + stall) / mtbf

@@ -231,9 +231,9 @@ def _line_of(made: Manifest, journal: Journal) -> int:
 
 
 def _takedowns(identities: frozenset[bytes], checkpoint: Manifest, journal: Journal) -> Iterator[str]:
-    """The replay that removed a document, in words.
+    """Words on the replay that removed a document.
 
-    It is this checkpoint's own, or one of its training.
+    The replay is this checkpoint's own, or another of its training.
     """
     names = {identity.hex() for identity in identities}
     identity = identity_of(checkpoint)

@@ -98,7 +98,7 @@ def _finished(plan: ReplayPlan, root: Path) -> list[Manifest]:
 def _recomputed(plan: ReplayPlan, made: Manifest, old: list[Manifest], root: Path) -> dict[str, int]:
     """Steps that both trainings made alike, and those with equal losses.
 
-    They are those from the clean checkpoint to the first affected one.
+    Compares the steps from the clean checkpoint to the first affected one.
     """
     between = range(plan.clean_step, plan.first_step - 1)
     new, before = _losses_of(made, root), _losses(plan, old, root)

@@ -274,9 +274,9 @@ def tables_again(
 
 
 def bias_tables(artifacts: Mapping[str, Manifest], root: Path) -> dict[str, list[dict[str, Any]]]:
-    """The tables of the stage "bias", suite -> rows.
+    """Tables of stage "bias", as suite -> rows.
 
-    The result is None where the run has no such stage.
+    Empty where the run has no such stage.
 
     Raises:
         ManifestError: its file is gone or is not what it should be.

@@ -63,7 +63,7 @@ def bins_of(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def sketch_of(table: pa.Table) -> Sketch:
     """The sketch of the kept rows of a feature shard.
 
-    It has a histogram of each column of numbers, by `language`.
+    Holds a histogram of each numeric column for each `language`.
 
     Args:
         table: the columns of a feature shard, `kept` among them; numbers that are not finite count as missing.

@@ -230,7 +230,7 @@ def _engine() -> Any:
 def built_expectations(table: pd.DataFrame, gates: Sequence[Gate]) -> list[Any]:
     """GX's expectations for the gates that it can evaluate on a table.
 
-    They are those that `run_suite` builds.
+    The same ones that `run_suite` builds.
     """
     built = []
     for index, gate in enumerate(gates):

@@ -51,7 +51,7 @@ class Expected:
 def judge_table(table: SuiteTable, gates: Sequence[Gate]) -> list[CheckResult]:
     """One result for each gate.
 
-    It is the engine's, or an error where the table has a problem.
+    The result is the engine's, or an error where the table has a problem.
     """
     if not table.problem:
         results = run_suite(table.frame, gates, table.subject)

@@ -46,7 +46,7 @@ def rows_where(table: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
 def offending_rows(gate: Gate, table: pd.DataFrame) -> list[int]:
     """Positions of rows that break a gate, in table order.
 
-    They are for display only; the engine's own result decides.
+    For display only; the engine's own result decides.
     """
     needs, evaluation = NEEDS[gate.expectation], EVALUATIONS.get(gate.expectation)
     if needs.judges == "intervals":

@@ -408,7 +408,7 @@ class Repeats:
 def write_hashes(section: Section, work: tuple[Path, ReadIds], path_of: Callable[[str], Path]) -> ShardMade:
     """The sorted hashes of a shard's ids, 8 bytes each, little-endian.
 
-    It is a function for `map_shards`.
+    Called by `map_shards`.
     """
     from governance.kernels.identities import hash_texts
 

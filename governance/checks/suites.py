@@ -220,7 +220,7 @@ def licence_rows(final: Manifest, root: Path) -> list[dict[str, Any]]:
 def pii_rows(redact: Manifest) -> list[dict[str, Any]]:
     """One row per type of personal data.
 
-    Its columns are `type, planted, found, canary_recall`. Canaries are strings that the stage planted into copies of
+    The columns are `type, planted, found, canary_recall`. Canaries are strings that the stage planted into copies of
     documents and searched for with its own rules; the recall is None where none was planted.
     """
     return [

@@ -48,7 +48,7 @@ def read_trainings(manifests: Iterable[Manifest], root: Path) -> tuple[dict[str,
 def corpus_of(manifests: Iterable[Manifest]) -> Manifest | None:
     """The artifact that holds the tokens: packed where they were packed.
 
-    The result is None where there are none yet.
+    Returns None where there are no tokens yet.
     """
     tokens = {manifest.stage: manifest for manifest in manifests if manifest.stage in ("encode", "pack")}
     return tokens.get("pack", tokens.get("encode"))
@@ -57,8 +57,7 @@ def corpus_of(manifests: Iterable[Manifest]) -> Manifest | None:
 def read_behind(manifests: Sequence[Manifest], root: Path) -> list[str]:
     """The files that `read_trainings` and `behind` read beyond `manifests`.
 
-    They are manifests and trainings' records, relative to the root and sorted. Where more is there later, what was
-    there before is among them.
+    Paths of manifests and of trainings' records, relative to the root and sorted. Later calls return at least these.
     """
     trainings, known = read_trainings(manifests, root)
     walk = _Walk(known.values(), root)
@@ -138,7 +137,7 @@ class _Walk:
     def _held(self, tokens: Iterable[Input]) -> int | None:
         """Tokens to train on in the shards that a training names.
 
-        The result is None where one of them does not state its tokens.
+        Returns None where one of them does not state its tokens.
         """
         total = 0
         for item in tokens:

@@ -136,7 +136,7 @@ def _rolled_back(piece: EnergyPiece, at: str, rollbacks: list[tuple[str, Any, in
 def _cut(interval: Interval, restart: bool) -> list[tuple[EnergyPiece, str]]:
     """The interval's pieces, each with the time of its last sample.
 
-    There is a group of pieces for each durable checkpoint, and one for the rest.
+    Each durable checkpoint has a group of pieces, and the rest has one.
     """
     known = interval.samples[-1].marks.get("resumed_from")
     last = len(interval.samples) - 1
@@ -272,7 +272,7 @@ def add(pieces: Iterable[EnergyPiece]) -> Sum:
 def _sum_of_known(values: Iterable[int | None]) -> int | None:
     """The sum of what is known.
 
-    The result is None where the parts exist and all are unknown.
+    Returns None where there are parts and all are unknown.
     """
     values = list(values)
     known = [value for value in values if value is not None]

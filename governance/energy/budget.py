@@ -53,7 +53,7 @@ def open_budget(budget: EnergyBudget | None, ledger: Path, policy: str = "the po
 class Keeper(Budget):
     """Keeps a budget in this process.
 
-    Its state is the watch over what is being measured.
+    It keeps a watch over what is being measured.
     """
 
     def __init__(self, budget: EnergyBudget, ledger: Path, policy: str, clock: Callable[[], float] = time.monotonic):
@@ -286,7 +286,7 @@ class NodeWatch(Watch):
     def facts(self) -> dict[str, Any]:
         """The figures of the last look, for the record.
 
-        They are in kWh, with the scope and the bound.
+        Figures are in kWh, with their scope and bound.
         """
         used, reserve = self._last_look
         budget = self._keeper.budget

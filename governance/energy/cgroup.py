@@ -69,7 +69,7 @@ def allotment(
 def process_cgroup(groups: Path = CGROUPS, own: Path = OWN_GROUPS) -> Path | None:
     """The folder that counts this process's processor time.
 
-    It is that of version 2, else of version 1; None where there is none.
+    Version 2 goes before version 1; returns None where there is neither.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
@@ -108,7 +108,7 @@ def usage(group: Path | None) -> Callable[[], float] | None:
 def _quota(group: Path, groups: Path) -> float | None:
     """Threads that the group's quota allows, or that of one around it.
 
-    The result is None where no quota is set.
+    Returns None where no quota is set.
     """
     found = []
     inside = [folder for folder in (group, *group.parents) if folder == groups or groups in folder.parents]
@@ -129,7 +129,7 @@ def group_times(
 ) -> Callable[[], tuple[int, int, int]]:
     """Times as `cpu_power.cpu_times` gives them, in microseconds.
 
-    They are those of the group, with the number of threads that it may use.
+    Times of the group's processes, and the number of threads that it may use.
     """
     began = clock()
 

@@ -237,7 +237,7 @@ def _shares(
 ) -> dict[str, Fraction | None]:
     """The share of each data artifact that the line used.
 
-    It is None where any part of it is unknown.
+    A share is None where any part of it is unknown.
     """
     shares: dict[str, Fraction | None] = {}
     for name, step in line.items():
@@ -262,7 +262,7 @@ def _scaled(whole: Sum, share: Fraction) -> Sum:
 def combine(sums: Iterable[Sum], whole: bool = True) -> Sum:
     """The sum of sums, which must not overlap.
 
-    It has no upper bound where something is not in it (`whole` False).
+    Without an upper bound where something is left out (`whole` is False).
     """
     sums = list(sums)
 
@@ -298,7 +298,7 @@ class Rate:
 def rate(energy: Sum, units: float | None) -> Rate:
     """Energy for each unit.
 
-    It is unknown where the units are unknown or none: a loss that did not fall has no price.
+    Unknown where there are no units or their number is unknown: a loss that did not fall has no price.
     """
     if energy.measured is None or units is None or units <= 0:
         return Rate(None, None, None)

@@ -100,7 +100,7 @@ class CodeCarbon:
     def _totals(self) -> dict[str, int] | None:
         """Millijoules of (processors, memory, GPUs) since the tracker was started.
 
-        The result is None where the tracker swallowed an error.
+        Returns None where the tracker swallowed an error.
         """
         self._last.total = None
         self._tracker.flush()

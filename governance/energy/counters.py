@@ -91,9 +91,9 @@ class Counter:
         self._last, self._glitch = reading, None
 
     def _since(self, start: tuple[int, float], reading: tuple[int, float]) -> _Span | None:
-        """The way from one reading to another, with wraps.
+        """Increase from one reading to another, wraps included.
 
-        The result is None where no power explains it.
+        Returns None where no plausible power explains it.
         """
         seconds, step = reading[1] - start[1], reading[0] - start[0]
         most = self._most(seconds)

@@ -78,7 +78,7 @@ def estimated_watts(power: CpuPower, utilisation: float) -> tuple[float, float, 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name as the kernel gives it.
 
-    The result is "" where the kernel gives none (many ARM systems).
+    Returns "" where the kernel gives none (many ARM systems).
     """
     try:
         with cpuinfo.open(encoding="utf-8", errors="replace") as lines:

@@ -187,7 +187,7 @@ def resolve(config: FactorsConfig, folder: Path, span: tuple[datetime, datetime]
 def country_mean(country: str) -> Factor | None:
     """The newest yearly mean of a country's grid.
 
-    The result is None where the table has no figure.
+    Returns None where the table has no figure.
     """
     table = shipped_table(__package__, _TABLE)
     years = (name for name in table if name.isdecimal() and country in table[name])

@@ -38,7 +38,7 @@ _PATIENCE_SECONDS = 10
 def open_hwmon(hwmon: Path = HWMON) -> Meters | None:
     """The processors' own counters.
 
-    The result is None where there are none that we may read.
+    Returns None where no counter is readable.
     """
     found = []
     for label in sorted(hwmon.glob("hwmon*/energy*_label")):

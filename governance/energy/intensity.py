@@ -124,7 +124,7 @@ def _follows(time: datetime, before: list[datetime], where: str) -> None:
 def intensity_at(series: IntensitySeries, time: datetime) -> float | None:
     """Grams CO2e per kWh at a time with an offset.
 
-    The result is None outside the series.
+    Returns None outside the series.
 
     Raises:
         ValueError: `time` has no offset.

@@ -253,7 +253,7 @@ def counted_lines(data: bytes, names: Sequence[str] = ("interval", "stage", "hos
 def files_of(ledger: Path) -> list[Path]:
     """The existing files of a ledger.
 
-    They are its own, and those of the other hosts beside it.
+    The first host's own file, and those of other hosts beside it.
 
     Raises:
         ManifestError: one is not a ledger of this schema.

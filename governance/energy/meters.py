@@ -143,7 +143,7 @@ def meter(
 def _allotted(config: EnergyConfig) -> Allotment | None:
     """The part of the node that is this job's.
 
-    The result is None where the whole node is measured.
+    Returns None where the whole node is measured.
     """
     try:
         return allotment(cpu_times()[2]) if config.scope == "auto" and config.method == "auto" else None
@@ -352,7 +352,7 @@ class _Measuring:
 def _total(parts: list[EnergyPart], missing: list[str]) -> tuple[int | None, int | None, int | None]:
     """Millijoules of all parts as (measured, low, high).
 
-    Without a part nothing is known, which is not zero.
+    Without parts the total is unknown, which is not zero.
     """
     if not parts:
         return None, None, None

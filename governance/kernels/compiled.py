@@ -33,7 +33,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 def part(function: Callable[..., Any]) -> Any:
     """A function that kernels call and nothing else does.
 
-    It is compiled into each of them.
+    Compiled into each kernel that calls it.
     """
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 

@@ -275,7 +275,7 @@ def _add_sentence(bucket, people, subjects, tone, sums):  # type: ignore[no-unty
 def _most(counts):  # type: ignore[no-untyped-def]
     """The number of the largest count.
 
-    It is -1 where all are 0 or two are largest. The counts are set to 0.
+    Returns -1 where all are 0 or two are largest, and sets the counts to 0.
     """
     best, winner = 0, -1
     for number in range(len(counts)):

@@ -40,7 +40,7 @@ _ASCII = re.compile(r"\w+", re.ASCII)
 def _pattern() -> re.Pattern[str]:
     """A word of any script.
 
-    It is written with classes of characters and no look-around, which would take 100 times as long.
+    Uses classes of characters and no look-around, which would take 100 times as long.
     """
     from governance.kernels.buffers import UNSPACED_RANGES
 

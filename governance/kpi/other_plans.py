@@ -39,7 +39,7 @@ class OtherPlan(Section):
 def rival_plans(file: KpiFile, plan: Manifest, entries: Sequence[JournalEntry], root: Path) -> tuple[OtherPlan, ...]:
     """Signed plans that share this one's experiment or a metric.
 
-    They are in the order of signing.
+    Plans come in the order of signing.
     """
     signed = next(place for place, entry in enumerate(entries) if entry.subjects.get(plan.path) == plan.digest)
     found = {}
@@ -65,9 +65,7 @@ def judged_units(
 ) -> list[str]:
     """Faults of outcomes whose units another plan's test has decided on.
 
-    That plan has another name and other metrics.
-
-    `after` are the lines of the journal since this plan was signed.
+    The other plan shares neither name nor metrics. `after` are the lines of the journal since this plan was signed.
     """
     own = {plan.folder, *(other.plan for other in rivals)}
     faults = []

@@ -140,7 +140,7 @@ def _first(enough: Callable[[int], bool]) -> int | None:
 def detectable(kpi: Kpi, file: KpiFile, groups: int) -> float | None:
     """Effect that so many groups find with the planned power.
 
-    None: not even the largest that the metric can have.
+    Returns None where not even the largest possible effect would be found.
     """
     assert kpi.baseline is not None
     room = (1 - kpi.baseline if kpi.sign > 0 else kpi.baseline) if kpi.kind == "share" else math.inf

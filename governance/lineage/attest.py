@@ -108,9 +108,9 @@ def refuse_unstated(checkpoint: Manifest, keyring: Keyring, root: Path) -> None:
 
 
 def attest_with(journal: Journal, keyring: Keyring, root: Path) -> Attest:
-    """The hook: state each artifact in the journal.
+    """Hook that states each artifact in the journal.
 
-    It also signs each checkpoint as a model if `model_signing` is set.
+    Also signs each checkpoint as a model if `model_signing` is set.
     """
 
     def attest(manifest: Manifest) -> None:
@@ -126,7 +126,7 @@ def attest_with(journal: Journal, keyring: Keyring, root: Path) -> Attest:
 class KeySigner(NoteSigner):
     """Signs notes with the run's key, and accepts those of every key that its journal trusts.
 
-    It is pickled to worker processes without its keys, which are read on first use.
+    Pickled to worker processes without its keys, which are read on first use.
     """
 
     def __init__(self, keyring: Keyring) -> None:

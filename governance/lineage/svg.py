@@ -62,7 +62,7 @@ def draw(graph: Graph, target: Node) -> str:
 def draw_boxes(boxes: Mapping[str, Box], edges: set[tuple[str, str]], title: str, *, inline: bool = False) -> str:
     """SVG of named boxes and (parent, child) edges.
 
-    With `inline` it is a part of the report's page, in its colours, without a title of its own above the boxes.
+    With `inline`, part of the report's page: in its colours, without a title above the boxes.
     """
     edges = _reduced(edges)
     layout = _lay_out(_depths(boxes, edges), edges, boxes)

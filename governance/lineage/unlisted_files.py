@@ -166,8 +166,8 @@ def _content(path: Path, name: str, signer: NoteSigner) -> Any:
 def _is_signed(path: Path, name: str, signer: NoteSigner) -> bool:
     """Return whether a signature vouches for the file.
 
-    It is its own, or that of a note of its key. A note that was made again differs from an artifact's list, and is
-    signed.
+    The signature is the file's own, or that of a note of its key. A note that was made again differs from an artifact's
+    list, and is signed.
     """
     if _content(path, name, signer) is not None:
         return True
@@ -220,7 +220,7 @@ def _finished(name: str, manifests: Mapping[str, Manifest | None]) -> bool:
 def _unfinished(name: str, manifests: Mapping[str, Manifest | None]) -> str | None:
     """Owner of an unlisted file: an unfinished or a torn artifact.
 
-    The result is "" for a torn manifest, and None if nothing accounts for the file.
+    Returns "" for a torn manifest, and None if nothing accounts for the file.
     """
     stage, _, rest = name.partition("/")
     key, _, file = rest.partition("/")

@@ -49,7 +49,7 @@ def cause_of(status: int) -> str:
 def reason_in(lines: Sequence[str]) -> str:
     """The last error that our command reported; else the last line.
 
-    It includes the indented lines below it.
+    Includes the indented lines below the error.
     """
     text, inside, last = "", False, ""
     for line in lines:

@@ -180,7 +180,7 @@ def _end_chain(attempt: JobAttempt) -> None:
 def is_forgotten(attempt: JobAttempt, shown: str) -> bool:
     """Return whether the controller forgot this start.
 
-    In that case it was killed before it saved that the job runs, and shows the job as waiting.
+    That is so if the controller was killed before it saved the start; it then shows the job as waiting.
     """
     return (value("JobState", shown), value("Restarts", shown)) == ("PENDING", str(attempt.number))
 

@@ -38,7 +38,7 @@ STORAGE_WAIT_SECONDS = 300
 class JobAttempt:
     """One start of a job.
 
-    It holds the script's values, Slurm's, and what has happened so far.
+    Holds the values of the script and of Slurm, and what has happened so far.
     """
 
     root: Path

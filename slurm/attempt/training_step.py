@@ -107,7 +107,7 @@ def _check_nodes(attempt: JobAttempt, of_rank: Sequence[str]) -> None:
 def _step(attempt: JobAttempt, words: Sequence[str]) -> tuple[int, list[str], str]:
     """Run a parallel step; its status, relevant output, and signal in words.
 
-    It is started again, once the controller answers, if srun did not reach that.
+    If srun did not reach the controller, starts the step again once the controller answers.
     """
     signalled = ""
 

@@ -38,9 +38,9 @@ def hear_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """Ignore them in this process and in the commands that it starts.
+    """Ignore signals in this process and in the commands that it starts.
 
-    They would end the commands that read the outcome, and the record of the end must be written.
+    The commands that read the outcome must finish, so that the end is recorded.
     """
     for number in WORDS:
         signal.signal(number, signal.SIG_IGN)

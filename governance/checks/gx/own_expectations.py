@@ -34,7 +34,7 @@ _SECONDS = 600.0
 def own_seconds(gate: Gate) -> float:
     """Seconds that a gate's own class may take on a table.
 
-    The result is 0 for a class of GX, which has no limit.
+    Returns 0 for a class of GX, which has no limit.
     """
     return (gate.seconds or _SECONDS) if ":" in gate.gx else 0.0
 
