@@ -120,7 +120,7 @@ def refuse_altered(made: Sequence[Manifest], root: Path) -> None:
             )
 
 
-def require_signed(made: Manifest, root: Path, journal: Journal | None) -> None:
+def require_signed(made: Manifest, root: Path, journal: Journal) -> None:
     """Raise unless an artifact, made now or before, is as stated.
 
     Raises:
