@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,26 @@ _FALLBACK_ARRAY_SIZE = 1001
 """Slurm's own default of MaxArraySize, for a script that is only looked at."""
 
 
+@dataclass(frozen=True)
+class Submission:
+    """A submission: the typed command, the run, its section and its sources."""
+
+    arguments: Arguments
+    loaded: LoadedRun
+    runtime: Runtime
+    config: SlurmConfig
+    sources: Survey
+
+    def jobs(self, max_array_size: int) -> list[SlurmJob]:
+        """The run's graph."""
+        from assay.cli.run_commands import argv_of
+        from slurm.graph import PlannedRun, plan
+
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.arguments.config.stem).strip("-") or "run"
+        argv = tuple(argv_of(self.arguments, self.runtime))
+        return plan(PlannedRun(name, self.sources.steps, self.sources.shards, argv), self.config, max_array_size)
+
+
 def render(arguments: Arguments) -> None:
     """The scripts of all jobs, or of one."""
     from assay.slurm_folders import container_mounts
@@ -55,7 +75,7 @@ def render(arguments: Arguments) -> None:
         size = _FALLBACK_ARRAY_SIZE
     sources = _sources(loaded, runtime)
     given = container_mounts(loaded, sources.folders, config)
-    jobs = _plan(arguments, sources, runtime, config, size)
+    jobs = Submission(arguments, loaded, runtime, config, sources).jobs(size)
     selected = [job for job in jobs if arguments.job in ("", job.name)]
     if not selected:
         raise ConfigError(f"there is no job {arguments.job!r}; there are: {', '.join(job.name for job in jobs)}")
@@ -80,7 +100,8 @@ def submit(arguments: Arguments) -> int:
 
     loaded, runtime = load(arguments, "slurm submit")
     require_site_rules(loaded)
-    config, sources, jobs = _checked_plan(arguments, loaded, runtime)
+    submission, jobs = _checked_plan(arguments, loaded, runtime)
+    config = submission.config
     start = _begin_of(arguments, config)
     if start is not None and arguments.local:
         raise ConfigError("--carbon-aware is for a queue; a rehearsal (--local) begins at once")
@@ -94,11 +115,11 @@ def submit(arguments: Arguments) -> int:
                 f"assay slurm status {typed}; end them with: assay slurm cancel {typed}"
             )
         requests = [JobRequest(job) for job in jobs]
-        _refuse(arguments, requests, loaded, sources, runtime, config)
+        _refuse(submission, requests)
         _say_plan(loaded, runtime, config)
         fetch_here(loaded, runtime, _config_words(arguments), requested=arguments.fetch, local=arguments.local)
         freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
-        lines = _queue(arguments, requests, runtime, config, start[0] if start else None)
+        lines = _queue(submission, requests, start[0] if start else None)
         chosen = runtime.root / "slurm" / "carbon.json"
         if start is None:
             remove_file(chosen)  # it is from an earlier submission
@@ -106,7 +127,7 @@ def submit(arguments: Arguments) -> int:
             _, words, evidence = start
             write_json(chosen, evidence)
             say(words, carbon=evidence)
-    return _rehearse(arguments, lines, requests, runtime, config)
+    return _rehearse(submission, lines, requests)
 
 
 def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
@@ -180,7 +201,7 @@ def retry(arguments: Arguments) -> int:
     from slurm.submit import submission_lock
 
     loaded, runtime = load(arguments, "slurm submit")
-    config, sources, jobs = _checked_plan(arguments, loaded, runtime)
+    submission, jobs = _checked_plan(arguments, loaded, runtime)
     with submission_lock(runtime.root):
         view = gather(runtime.root) or _no_jobs(runtime)
         if not arguments.take_edits:
@@ -188,14 +209,14 @@ def retry(arguments: Arguments) -> int:
         requests, stale = missing(view, jobs)
         if not requests:
             if arguments.take_edits:
-                freeze_run(loaded, runtime.root, config, take_edits=True)
+                freeze_run(loaded, runtime.root, submission.config, take_edits=True)
             say("nothing is missing" + "; waiting jobs accept the edits" * arguments.take_edits, jobs=[])
             return 0
-        _refuse(arguments, requests, loaded, sources, runtime, config)
-        freeze_run(loaded, runtime.root, config, take_edits=arguments.take_edits)
+        _refuse(submission, requests)
+        freeze_run(loaded, runtime.root, submission.config, take_edits=arguments.take_edits)
         end(stale)  # only now: a refused submission must not lose waiting jobs
-        lines = _queue(arguments, requests, runtime, config)
-    return _rehearse(arguments, lines, requests, runtime, config)
+        lines = _queue(submission, requests)
+    return _rehearse(submission, lines, requests)
 
 
 def status(arguments: Arguments) -> None:
@@ -314,10 +335,8 @@ def _section(loaded: LoadedRun) -> SlurmConfig:
     return with_site(loaded.config.slurm, loaded.folder)
 
 
-def _checked_plan(
-    arguments: Arguments, loaded: LoadedRun, runtime: Runtime
-) -> tuple[SlurmConfig, Survey, list[SlurmJob]]:
-    """The run's section, sources and graph, once its training could start."""
+def _checked_plan(arguments: Arguments, loaded: LoadedRun, runtime: Runtime) -> tuple[Submission, list[SlurmJob]]:
+    """The submission and its graph, once its training could start."""
     from slurm.commands import max_array_size, nodes, partitions
     from slurm.submit_preflight import with_cores
 
@@ -327,21 +346,8 @@ def _checked_plan(
         if words:
             get_logger(__name__).warning("%s", words)
     _refuse_start(loaded, runtime, config)
-    sources = _sources(loaded, runtime)
-    size = _FALLBACK_ARRAY_SIZE if arguments.local else max_array_size()
-    return config, sources, _plan(arguments, sources, runtime, config, size)
-
-
-def _plan(
-    arguments: Arguments, sources: Survey, runtime: Runtime, config: SlurmConfig, max_array_size: int
-) -> list[SlurmJob]:
-    """The run's graph."""
-    from assay.cli.run_commands import argv_of
-    from slurm.graph import PlannedRun, plan
-
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.config.stem).strip("-") or "run"
-    work = PlannedRun(name, sources.steps, sources.shards, tuple(argv_of(arguments, runtime)))
-    return plan(work, config, max_array_size)
+    submission = Submission(arguments, loaded, runtime, config, _sources(loaded, runtime))
+    return submission, submission.jobs(_FALLBACK_ARRAY_SIZE if arguments.local else max_array_size())
 
 
 def _sources(loaded: LoadedRun, runtime: Runtime) -> Survey:
@@ -372,66 +378,58 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
         raise type(error)(f"nothing was queued; on {requested} the run would end with:\n{error}") from error
 
 
-def _refuse(
-    arguments: Arguments,
-    requests: Sequence[JobRequest],
-    loaded: LoadedRun,
-    sources: Survey,
-    runtime: Runtime,
-    config: SlurmConfig,
-) -> None:
+def _refuse(submission: Submission, requests: Sequence[JobRequest]) -> None:
     """Write the scripts and refuse what the cluster would refuse."""
     from assay.slurm_folders import container_mounts, folders_read, make_key
     from slurm.rehearsal import refuse_here
     from slurm.submit import keep_scripts
     from slurm.submit_preflight import check_settings, refuse
 
+    loaded, config, root, folders = (
+        submission.loaded,
+        submission.config,
+        submission.runtime.root,
+        submission.sources.folders,
+    )
     make_key(loaded)
     jobs = [order.job for order in requests]
-    file = arguments.config.absolute()
-    keep_scripts(jobs, file, runtime.root, config, container_mounts(loaded, sources.folders, config))
-    if arguments.local:
-        check_settings(config, runtime.root)
-        refuse_here(config, runtime.root)
+    file = submission.arguments.config.absolute()
+    keep_scripts(jobs, file, root, config, container_mounts(loaded, folders, config))
+    if submission.arguments.local:
+        check_settings(config, root)
+        refuse_here(config, root)
     else:
         entries = {order.job.name: len(order.numbers) or max(1, order.job.tasks) for order in requests}
-        refuse(jobs, config, runtime.root, file, folders_read(loaded, sources.folders), entries)
+        refuse(jobs, config, root, file, folders_read(loaded, folders), entries)
 
 
-def _queue(
-    arguments: Arguments,
-    requests: Sequence[JobRequest],
-    runtime: Runtime,
-    config: SlurmConfig,
-    begin: datetime | None = None,
-) -> list[SubmittedJob]:
+def _queue(submission: Submission, requests: Sequence[JobRequest], begin: datetime | None = None) -> list[SubmittedJob]:
     from slurm.rehearsal import record
     from slurm.submit import submit as hand_over
 
-    root, signer = runtime.root, runtime.hooks.line_signer
-    lines = record(requests, root, signer) if arguments.local else hand_over(requests, root, config, begin, signer)
+    root, signer = submission.runtime.root, submission.runtime.hooks.line_signer
+    if submission.arguments.local:
+        lines = record(requests, root, signer)
+    else:
+        lines = hand_over(requests, root, submission.config, begin, signer)
     for line in lines:
         count = f" ({len(line.numbers)} of {line.tasks} tasks)" if line.tasks else ""
         say(f"{line.job:<10} {line.name}{count}", jobs=[{"job": line.job, "name": line.name, "tasks": line.tasks}])
-    watch = f"assay slurm status {_config_words(arguments)} --watch"
+    watch = f"assay slurm status {_config_words(submission.arguments)} --watch"
     say(f"next: {watch}", next=watch)
     return lines
 
 
-def _rehearse(
-    arguments: Arguments,
-    lines: Sequence[SubmittedJob],
-    requests: Sequence[JobRequest],
-    runtime: Runtime,
-    config: SlurmConfig,
-) -> int:
+def _rehearse(submission: Submission, lines: Sequence[SubmittedJob], requests: Sequence[JobRequest]) -> int:
     """Run the recorded jobs, if this is a rehearsal."""
     from slurm.rehearsal import rehearse
 
-    if not arguments.local:
+    if not submission.arguments.local:
         return 0
     sys.stdout.flush()
-    return rehearse(lines, {order.job.name: order.job for order in requests}, runtime.root, config)
+    return rehearse(
+        lines, {order.job.name: order.job for order in requests}, submission.runtime.root, submission.config
+    )
 
 
 def refresh_accounting(root: Path) -> None:

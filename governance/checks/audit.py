@@ -110,11 +110,8 @@ class Findings:
 
     results: tuple[CheckResult, ...]
     """Sorted by gate, then subject."""
-    sources: list[dict[str, Any]]
-    licences: list[dict[str, Any]]
-    representation: dict[str, Any]
-    drift: list[dict[str, Any]]
-    token_shards: list[dict[str, Any]]
+    tables: dict[str, Any]
+    """File name -> content, of the files other than `results.json`."""
     outputs: tuple[Output, ...]
     """Files of the workers."""
 
@@ -169,14 +166,7 @@ def audit(
 
 
 def _write(findings: Findings, folder: Path, root: Path) -> Made:
-    files = {
-        "results.json": [asdict(result) for result in findings.results],
-        "sources.json": findings.sources,
-        "licences.json": findings.licences,
-        "representation.json": findings.representation,
-        "drift.json": findings.drift,
-        "token_shards.json": findings.token_shards,
-    }
+    files = {"results.json": [asdict(result) for result in findings.results], **findings.tables}
     for name, value in files.items():
         write_json(folder / name, value)
     counted = Counter(str(result.status) for result in findings.results)
@@ -217,15 +207,14 @@ def find_all(given: AuditInputs, place: AuditLocation) -> Findings:
     for suite, table in tables.items():
         judging = given.of(suite)
         results += judge_table(table, judging) if judging else []
-    return Findings(
-        _with_missing(given, results),
-        source_rows(artifacts),
-        tables["licences"].frame.to_dict("records"),
-        representation,
-        drift,
-        counted,
-        tuple(outputs),
-    )
+    files = {
+        "sources.json": source_rows(artifacts),
+        "licences.json": tables["licences"].frame.to_dict("records"),
+        "representation.json": representation,
+        "drift.json": drift,
+        "token_shards.json": counted,
+    }
+    return Findings(_with_missing(given, results), files, tuple(outputs))
 
 
 def _with_missing(given: AuditInputs, results: Sequence[CheckResult]) -> tuple[CheckResult, ...]:
@@ -306,9 +295,8 @@ def representation_of_bias(
 ) -> dict[str, Any]:
     """The interval rows of the suite `representation` in the form of `representation.json`.
 
-    One row per group.
-
-    `n` of a share is the documents of its language, of a rate the words, so both counts come back as whole numbers.
+    Each group has one row. `n` of a share counts the documents of its language, and `n` of a rate its words, so both
+    counts come back as whole numbers.
     """
     by_group: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for row in tables.get("representation", ()):
