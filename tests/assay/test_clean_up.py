@@ -13,7 +13,7 @@ from assay.clean_up import clean_up, named_in, plan_clean_up
 from assay.cli.main import main
 from governance.errors import Occupied, StorageError
 from governance.files import write_text
-from governance.gate.verdict import GovernanceConfig
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.manifest import Manifest, read_manifest, write_manifest
 from governance.parallel import close_pool
 from governance.signing.dsse import create_key, private_key
@@ -274,7 +274,9 @@ class Yard:
         return made
 
     def plan(self):
-        return plan_clean_up(self.root, [("this run", self.run.path)], (GovernanceConfig(), self.root), self.journal)
+        return plan_clean_up(
+            self.root, [("this run", self.run.path)], Keyring(GovernanceConfig(), self.root), self.journal
+        )
 
     def free(self):
         return {one.path for one in self.plan().free}

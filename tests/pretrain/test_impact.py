@@ -157,14 +157,15 @@ def test_a_receipt_says_what_was_read_and_what_was_not(trained, tmp_path, capsys
     made = read_manifest(root / manifest.inputs[0].path)
     length = manifest.config["recipe"]["train"]["sequence_length"]
     rows = open_rows(made, "train", root, length)
-    holding, config = rows_by_document(rows, length), GovernanceConfig(signing_key=str(trained / "key.pem"))
+    holding = rows_by_document(rows, length)
+    keyring = Keyring(GovernanceConfig(signing_key=str(trained / "key.pem")))
     for name in ("tales/a.jsonl#0", "tales/b.jsonl#3", "tales/b.jsonl#20"):
-        said = prove(name, newest, config)["statement"]
+        said = prove(name, newest, keyring)["statement"]
         read = brute_force(rows, holding, name, manifest.config)
         assert said["read"] == {"times": len(read), "steps": read[:8]}
         assert said["answer"] == ("used" if read else "not used")
     example = re.search(r"```text\n(used: .*?)\n```", (ROOT / "docs" / "receipts.md").read_text(), re.DOTALL)
-    shown = explain_receipt(prove("https://a.example/page/7", newest, config))
+    shown = explain_receipt(prove("https://a.example/page/7", newest, keyring))
     assert re.match(re.sub(r"\d+", r"[0-9, ]+", re.escape(example[1])), shown), (
         shown
     )  # the worked example, but for numbers
@@ -191,7 +192,7 @@ def test_a_receipt_says_what_was_read_and_what_was_not(trained, tmp_path, capsys
 
 
 def test_a_receipt_is_refused_with_a_reason(trained, tmp_path):
-    config = GovernanceConfig(signing_key=str(trained / "key.pem"))
+    keyring = Keyring(GovernanceConfig(signing_key=str(trained / "key.pem")))
     shutil.copytree(trained, tmp_path / "copy")
     root = tmp_path / "copy" / "root"
     checkpoint = next(root.glob("checkpoint/*"))
@@ -204,28 +205,28 @@ def test_a_receipt_is_refused_with_a_reason(trained, tmp_path):
         ("x" * 5000, ConfigError, "is no file"), ("a\ud800#1", ConfigError, "is not text in UTF-8"),
     ]:  # fmt: skip
         with pytest.raises(error, match=words):
-            prove(str(asked), checkpoint, config)
+            prove(str(asked), checkpoint, keyring)
     create_key(tmp_path / "other.pem")
     with pytest.raises(ConfigError, match=r"none of its .* lines is signed"):
-        prove("tales/a.jsonl#1", checkpoint, GovernanceConfig(signing_key=str(tmp_path / "other.pem")))
+        prove("tales/a.jsonl#1", checkpoint, Keyring(GovernanceConfig(signing_key=str(tmp_path / "other.pem"))))
     elsewhere = tmp_path / "elsewhere" / "checkpoint" / checkpoint.name
     shutil.copytree(checkpoint, elsewhere)
     with pytest.raises(GateClosed, match="nothing states this checkpoint"):
-        prove("tales/a.jsonl#1", elsewhere, config)
+        prove("tales/a.jsonl#1", elsewhere, keyring)
     shutil.copy(root / "journal.jsonl", tmp_path / "elsewhere")
     with pytest.raises(MissingInput, match="Give the checkpoint in the root of its training"):
-        prove("tales/a.jsonl#1", elsewhere, config)
-    assert prove("tales/a.jsonl#1", checkpoint, config)["statement"]["answer"] in ("used", "not used")
+        prove("tales/a.jsonl#1", elsewhere, keyring)
+    assert prove("tales/a.jsonl#1", checkpoint, keyring)["statement"]["answer"] in ("used", "not used")
     lines = (root / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (root / "journal.jsonl").write_bytes(b"".join(lines[:2]))
     with pytest.raises(GateClosed, match=r"no line of .* states it as it is"):
-        prove("tales/a.jsonl#1", checkpoint, config)
+        prove("tales/a.jsonl#1", checkpoint, keyring)
     (root / "journal.jsonl").write_bytes(b"".join(lines[:-1]))
     with pytest.raises(GateClosed, match="the journal lacks line"):
-        prove("tales/a.jsonl#1", checkpoint, config)
+        prove("tales/a.jsonl#1", checkpoint, keyring)
     (root / "journal.jsonl").write_bytes(b"".join([*lines[:3], *lines[4:]]))
     with pytest.raises(ManifestError, match="does not follow"):
-        prove("tales/a.jsonl#1", checkpoint, config)
+        prove("tales/a.jsonl#1", checkpoint, keyring)
 
 
 def test_a_child_of_a_checkpoint_that_did_not_see_it_is_not_named(trained, tmp_path):
