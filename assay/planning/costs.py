@@ -18,7 +18,8 @@ def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: flo
     """
     hours = wall.each(nodes / 3600, "*")
     devices = hours.each(cluster.ranks_per_node, "*")
-    electricity = hours.each(watts or cluster.band("load_node_watts"), "*").each(1e-3, "*")
+    load = cluster.band("load_node_watts") if watts is None else watts
+    electricity = hours.each(load, "*").each(1e-3, "*")
     building = electricity.each(_factor(factors, "pue", cluster), "*")
     grid = UNKNOWN if factors.grid is None else factors.grid.band
     water = electricity.each(_factor(factors, "wue", cluster), "*").each(
