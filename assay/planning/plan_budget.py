@@ -39,7 +39,9 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
 def submission_lines(
     run: LoadedRun, vocabulary: int, section: SlurmConfig, teacher: ModelConfig | None
 ) -> tuple[str, list[str]]:
-    """A submission's line, and warnings: the run does not fit, or may exceed the budget.
+    """A submission's line and its warnings.
+
+    A warning says that the run does not fit the nodes, or that it may exceed the energy budget.
 
     Raises:
         ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.

@@ -36,7 +36,10 @@ def _apply(one: float | None, two: float | None, operation: str) -> float | None
 
 
 class Bounded(Section):
-    """A figure of a configuration file; without bounds it is taken as exact."""
+    """A figure of a configuration file.
+
+    It is exact where no bounds are given.
+    """
 
     value: float = Field(ge=0, allow_inf_nan=False)
     low: float | None = Field(default=None, ge=0, allow_inf_nan=False)

@@ -100,7 +100,7 @@ class GovernanceConfig(Section):
 
 @dataclass(frozen=True)
 class Keyring:
-    """Keys of a run: its section, and the folder from which its paths start."""
+    """Keys of a run: its section, and the folder of its paths."""
 
     config: GovernanceConfig = field(default_factory=GovernanceConfig)
     folder: Path = Path()
@@ -111,7 +111,7 @@ class Keyring:
         return self.folder / self.config.signing_key if self.config.signing_key else default_key_path()
 
     def trusted(self) -> list[Any]:
-        """Public keys that the section trusts, else the own one, if it exists."""
+        """Trusted public keys; without any, the own one, if it exists."""
         keys = [public_key(self.folder / name) for name in self.config.trusted_keys] or site_keys(sites())
         return keys or ([private_key(self.own).public_key()] if self.own.exists() else [])
 

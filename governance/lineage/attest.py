@@ -41,7 +41,10 @@ NOTE = "urn:assay:note:1"
 
 
 def journal_keys(keyring: Keyring) -> Sequence[PublicKey]:
-    """Keys whose statements count: the trusted ones and, except on a site, the own one if it exists."""
+    """Keys whose statements count.
+
+    The trusted ones and, except on a site, the own one if it exists.
+    """
     keys = [public_key(keyring.folder / name) for name in keyring.config.trusted_keys]
     if bound := sites():
         return keys or site_keys(bound)
@@ -124,9 +127,10 @@ def attest_with(journal: Journal, keyring: Keyring, root: Path) -> Attest:
 
 
 class KeySigner(NoteSigner):
-    """Signs notes with the run's key, and accepts those of every key that its journal trusts.
+    """Signs notes with the run's key.
 
-    Pickled to worker processes without its keys, which are read on first use.
+    Accepts notes of every key that its journal trusts. Pickled to worker processes without its keys, which are read on
+    first use.
     """
 
     def __init__(self, keyring: Keyring) -> None:

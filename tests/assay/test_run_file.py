@@ -14,7 +14,7 @@ import pytest
 
 from assay.cli.command_words import join_files
 from assay.cli.main import main
-from assay.cli.report_commands import _keys
+from assay.cli.report_commands import _keyring
 from assay.cli.run_commands import command_line
 from assay.cli.surface import parser
 from assay.config import load_run
@@ -151,8 +151,8 @@ def test_a_report_is_verified_with_the_keys_of_all_files_of_its_run(folder):
     (folder / "keys.toml").write_text('[governance]\ntrusted_keys = ["ann.pub"]\n')
     words = ["report", "verify", "corpus.toml", "keys.toml", "--root", "a root"]
     arguments = parser().parse_args(join_files(words, parser()))
-    keys, place = _keys(arguments)
-    assert (keys.trusted_keys, place) == (("ann.pub",), arguments.run.parent)
+    keyring = _keyring(arguments)
+    assert (keyring.config.trusted_keys, keyring.folder) == (("ann.pub",), arguments.run.parent)
 
 
 def test_a_suggested_command_has_all_files_and_the_root(folder):
