@@ -184,7 +184,9 @@ def _rule_for(said: str, *, traced: bool) -> _LogRule | None:
 
 def _speaks(rule: _LogRule, speaker: str) -> bool:
     """Return whether a rule is for a speaker."""
-    return rule.speaker == speaker or (speaker in ("torch", "native") and rule.speaker == "exception" and rule.rank < 3)
+    return rule.speaker == speaker or (
+        rule.speaker == "exception" and speaker in ("torch", "native", "detail") and rule.rank != 3
+    )
 
 
 def _node_of(line: str, rank: str, lines: list[str]) -> str:
