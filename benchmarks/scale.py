@@ -127,8 +127,8 @@ def _peak_mb(pid: int) -> float:
 def verdicts() -> list[Goal]:
     """Share of the labelled logs whose cause, and whose cause and action, the restart verdict finds."""
     causes = both = count = 0
-    for name in ("failure_logs.toml", "failure_logs_unseen.toml"):
-        for log in tomllib.loads((HERE / "tests" / "slurm" / name).read_text(encoding="utf-8"))["log"]:
+    for path in sorted((HERE / "tests" / "slurm").glob("failure_logs*.toml")):
+        for log in tomllib.loads(path.read_text(encoding="utf-8"))["log"]:
             found = verdict_of(log["text"], log.get("status"), log.get("state", ""))
             causes += found is not None and found.cause == log["cause"]
             both += found is not None and (found.cause, found.action) == (log["cause"], log["action"])

@@ -151,8 +151,12 @@ def _zip_members(path: Path, patterns: tuple[str, ...]) -> Iterator[Member]:
     allowance = _Allowance(path.stat().st_size)
     with open_source(path) as source, zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
-            if not info.is_dir() and _matches(info.filename, patterns):
+            if not _is_folder(info) and _matches(info.filename, patterns):
                 yield from _zip_member(archive, info, info.filename, allowance, 1)
+
+
+def _is_folder(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith("/")  # is_dir of Python 3.11 raises where a member has no name
 
 
 def _zip_member(
@@ -179,7 +183,7 @@ def _inner_zip(
                 shutil.copyfileobj(packed, file, BLOCK_BYTES)
             with zipfile.ZipFile(file) as inner:
                 for item in inner.infolist():
-                    if not item.is_dir():
+                    if not _is_folder(item):
                         yield from _zip_member(inner, item, f"{name}/{item.filename}", allowance, depth + 1)
     except (*_DAMAGE, _ENCRYPTED):
         yield _broken(name, info.file_size, "unreadable_member")

@@ -1,10 +1,10 @@
 """Meaning of a failed attempt's end, and whether to continue.
 
 An exit status of our own decides first, then Slurm's state, and only then the end of the log. A line of the log decides
-only if a program that reports errors speaks in it: a traceback, NCCL, torch's C++ loggers, Slurm, a launcher, the
-kernel. Text of a document that quotes such a message is neither. Of several lines the root cause decides, not its
-consequence (by rank in `failure_messages.toml`), and of several roots the first in time. An error after which the
-training went on for three reports of progress was survived, and decides nothing.
+only if a program that reports errors speaks in it: a traceback, NCCL, C++ loggers, Slurm, a launcher, the kernel, and
+last a line that was logged as an error. Text of a document that quotes such a message is neither. Of several lines the
+root cause decides, not its consequence (by rank in `failure_messages.toml`), and of several roots the first in time. An
+error after which the training went on for three reports of progress was survived, and decides nothing.
 """
 
 from __future__ import annotations
