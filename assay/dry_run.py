@@ -14,12 +14,12 @@ from typing import Literal
 
 from assay.config import LoadedRun
 from assay.start_preflight import (
+    corpus_figures,
     local_hardware,
     refuse_groups,
     refuse_missing_packages,
     refuse_passed_keys,
     require_site_rules,
-    vocabulary_of,
 )
 from assay.training_recipe import pinned
 from governance.errors import ConfigError, PipelineError
@@ -82,7 +82,7 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     """
     require_site_rules(run)
     recipe, engine = run.config.recipe, run.config.engine
-    vocabulary, source = vocabulary_of(run, runtime)
+    vocabulary, source, document_tokens = corpus_figures(run, runtime)
     yield f"vocabulary  {vocabulary:,} {source}"
     yield from _sizes(recipe, vocabulary)
     refuse_missing_packages(run.config.tracking)
@@ -98,7 +98,8 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
     refuse_passed_keys(recipe, engine, ranks.world_size)
     if hardware.device == "cuda":
-        yield f"forecast    {forecast(recipe, engine, vocabulary, ranks, teacher=beside).in_words()}"
+        found = forecast(recipe, engine, vocabulary, ranks, teacher=beside, document_tokens=document_tokens)
+        yield f"forecast    {found.in_words()}"
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, beside)

@@ -220,19 +220,18 @@ def _pass(config: dict[str, Any]) -> None:
 
 def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
     """Ids of the tokens, and the source of each."""
-    return _size(run, _look_up(run, runtime))
+    return corpus_figures(run, runtime)[:2]
 
 
-def corpus_figures(run: LoadedRun, runtime: Runtime) -> tuple[int, float | None]:
-    """Ids of the tokens, and the mean tokens of a training document.
+def corpus_figures(run: LoadedRun, runtime: Runtime) -> tuple[int, str, float | None]:
+    """Ids of the tokens, the source of each, and the mean tokens of a training document.
 
     The mean is None while there are no token shards.
     """
     artifacts = _look_up(run, runtime)
-    vocabulary, _ = _size(run, artifacts)
     stats = artifacts["encode"].stats if artifacts else {}
     documents = stats.get("train_documents")
-    return vocabulary, stats["train_tokens"] / documents if documents else None
+    return *_size(run, artifacts), stats["train_tokens"] / documents if documents else None
 
 
 def _size(run: LoadedRun, artifacts: dict[str, Manifest] | None) -> tuple[int, str]:

@@ -40,7 +40,7 @@ def plan(arguments: Arguments) -> None:
     cluster, nodes = read_cluster(named, folder), arguments.nodes or section.nodes
     if not arguments.cluster:
         cluster = cluster.with_ranks(section.tasks_per_node)
-    vocabulary, document_tokens = corpus_figures(loaded, runtime)
+    vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     teacher = None
     if loaded.config.train.distillation is not None:
         teacher, words = teacher_beside(loaded, runtime, vocabulary)

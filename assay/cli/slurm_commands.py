@@ -140,12 +140,12 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
         return
     from assay.dry_run import teacher_beside
     from assay.planning.plan_budget import submission_lines
-    from assay.start_preflight import vocabulary_of
+    from assay.start_preflight import corpus_figures
 
-    vocabulary, _ = vocabulary_of(loaded, runtime)
+    vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     distils = loaded.config.train.distillation is not None
     teacher = teacher_beside(loaded, runtime, vocabulary)[0] if distils else None
-    line, warnings = submission_lines(loaded, vocabulary, config, teacher)
+    line, warnings = submission_lines(loaded, vocabulary, config, teacher, document_tokens)
     say(line, plan=line)
     for warning in warnings:
         get_logger(__name__).warning("%s", warning)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from assay.config import LoadedRun
 from assay.planning.cluster import read_cluster
-from assay.planning.plan import Plan, PlanInputs, make_plan
+from assay.planning.plan import Correction, Plan, PlanInputs, make_plan
 from assay.planning.plan_page import summary
 from governance.gate.policy import EnergyBudget
 from pretrain.config.model import ModelConfig
@@ -37,17 +37,23 @@ def over_budget(plan: Plan, budget: EnergyBudget | None) -> OverBudget | None:
 
 
 def submission_lines(
-    run: LoadedRun, vocabulary: int, section: SlurmConfig, teacher: ModelConfig | None
+    run: LoadedRun,
+    vocabulary: int,
+    section: SlurmConfig,
+    teacher: ModelConfig | None,
+    document_tokens: float | None = None,
 ) -> tuple[str, list[str]]:
     """A submission's line and its warnings.
 
-    A warning says that the run does not fit the nodes, or that it may exceed the energy budget.
+    A warning says that the run does not fit the nodes, or that it may exceed the energy budget. Documents count as of
+    their mean length, as in `assay plan`.
 
     Raises:
         ConfigError: the cluster file is wrong, or the batch does not divide over the ranks.
     """
     cluster = read_cluster(section.cluster, run.folder).with_ranks(section.tasks_per_node)
-    found = make_plan(run, PlanInputs(vocabulary, cluster, section.nodes, teacher))
+    correction = Correction(document_tokens=document_tokens)
+    found = make_plan(run, PlanInputs(vocabulary, cluster, section.nodes, teacher, correction))
     over = over_budget(found, run.policy.energy_budget)
     refused = [f"on {section.cluster} nodes the start would end with: {found.step.refusal}"] * bool(found.step.refusal)
     return summary(found), [*refused, *([over.words] if over else [])]

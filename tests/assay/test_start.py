@@ -18,7 +18,18 @@ from assay.cli.main import main
 from assay.config import load_run
 from assay.dry_run import dry_run
 from assay.pipeline import corpus, judge_corpus, write_report
-from assay.start_preflight import LARGEST_GPU, local_hardware, on_nodes, refuse_start, vocabulary_of
+from assay.planning.cluster import read_cluster
+from assay.planning.plan import Correction, make_plan
+from assay.planning.plan_budget import submission_lines
+from assay.planning.plan_page import summary
+from assay.start_preflight import (
+    LARGEST_GPU,
+    corpus_figures,
+    local_hardware,
+    on_nodes,
+    refuse_start,
+    vocabulary_of,
+)
 from assay.training_recipe import pinned, training_folder
 from governance.checks import expectations
 from governance.errors import ConfigError, PipelineError
@@ -31,7 +42,9 @@ from pretrain.config.training import EngineConfig
 from pretrain.distributed.process_group import Ranks, device_of
 from pretrain.initial_weights.model_settings import FAMILIES
 from pretrain.preflight import hardware
+from pretrain.preflight.forecast import forecast
 from pretrain.preflight.hardware import Hardware, hardware_of
+from slurm.config import with_site
 
 MIB = 1 << 20
 PLENTY = Hardware(Ranks(), "cpu", device_bytes=1 << 40, host_bytes=1 << 40)
@@ -223,6 +236,21 @@ def test_the_whole_way_refuses_what_the_dry_run_refuses_and_nothing_else(project
         assert before == refusal(lambda: list(dry_run(run, runtime, ranks)))
 
 
+def assert_the_mean_document_counts(run, runtime, stats):
+    """The dry run on GPUs and the line of a submission count it, as the plan does."""
+    vocabulary, _, tokens = corpus_figures(run, runtime)
+    assert tokens == stats["train_tokens"] / stats["train_documents"]
+    recipe, engine, ranks = run.config.recipe, run.config.engine, ranks_of(1)
+    found = forecast(recipe, engine, vocabulary, ranks, document_tokens=tokens)
+    assert found.in_words() != forecast(recipe, engine, vocabulary, ranks).in_words()
+    lines = dry_run(run, runtime, ranks, Hardware(ranks, "cuda", gpus=1, device_bytes=80 << 30))
+    assert f"forecast    {found.in_words()}" in lines
+    section = with_site(run.config.slurm, run.folder).model_copy(update={"cluster": "h100"})
+    nodes = read_cluster("h100", run.folder).with_ranks(section.tasks_per_node)
+    of_plan = make_plan(run, vocabulary, nodes, 1, Correction(document_tokens=tokens))
+    assert submission_lines(run, vocabulary, section, None, tokens)[0] == summary(of_plan)
+
+
 def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(project, monkeypatch):
     run, runtime = load_run(project / "run.toml", []), Runtime(project / "root")
     three = replace(PLENTY, ranks=ranks_of(3))
@@ -236,6 +264,9 @@ def test_a_corpus_gives_its_vocabulary_and_a_finished_training_is_not_checked(pr
     start.warn_of_expectations(replace(run, policy=run.policy.model_copy(update={"gate": (unknown,)})), runtime)
     assert vocabulary_of(run, runtime)[0] == artifacts["tokenizer"].stats["vocabulary_size"]
     assert vocabulary_of(small, runtime)[0] == 300  # the shards there belong to another run
+    long = load_run(project / "run.toml", ["train.sequence_length=8192", "model.max_position_embeddings=8192"])
+    assert_the_mean_document_counts(long, runtime, artifacts["encode"].stats)
+    assert corpus_figures(small, runtime)[2] is None
     with pytest.raises(ConfigError, match="is not a multiple"):
         refuse_start(run, runtime, lambda: three)
     folder = training_folder(run, artifacts, runtime)
