@@ -224,9 +224,9 @@ def vocabulary_of(run: LoadedRun, runtime: Runtime) -> tuple[int, str]:
 
 
 def corpus_figures(run: LoadedRun, runtime: Runtime) -> tuple[int, str, float | None]:
-    """Ids of the tokens, the source of each, and the mean tokens of a training document.
+    """Ids of the tokens, their source, and mean tokens of a document.
 
-    The mean is None while there are no token shards.
+    The mean is over training documents, and None while there are no token shards.
     """
     artifacts = _look_up(run, runtime)
     stats = artifacts["encode"].stats if artifacts else {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from assay.cli.output import artifact, say
 from assay.cli.run_commands import Arguments, argv_of, load
 from assay.config import LoadedRun, load_run
-from governance.manifest import Manifest
+from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
 
 if TYPE_CHECKING:
@@ -132,13 +132,18 @@ def mixture(arguments: Arguments) -> None:
 def _trainer(
     arguments: Arguments, loaded: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime
 ) -> Callable[[Rung], Manifest]:
-    """Training of a rung behind the gate, with its settings."""
+    """Training of a rung behind the gate, with its settings.
+
+    One that is finished starts no ranks.
+    """
     from assay.pipeline import training
+    from assay.training_recipe import training_folder
 
     def train(rung: Rung) -> Manifest:
         settings = [*arguments.overrides, *rung.settings]
         smaller = replace(load_run(arguments.config, settings, arguments.more), journals=loaded.journals)
         argv = argv_of(Arguments(**{**vars(arguments), "overrides": settings}), runtime)
-        return training(smaller, artifacts, runtime, arguments.nproc, argv)
+        finished = (training_folder(smaller, artifacts, runtime) / FILE_NAME).exists()
+        return training(smaller, artifacts, runtime, 1 if finished else arguments.nproc, argv)
 
     return train

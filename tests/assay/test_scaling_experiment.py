@@ -1,6 +1,7 @@
 """`assay experiment scaling`: small trainings behind the gate, a law, and a plan that uses it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -77,6 +78,20 @@ def test_a_ladder_predicts_the_run_and_its_plan_says_so(ladder, capsys, caplog):
     assert main([*plan, "--set", "data.tokenizer.vocabulary_size=600"]) == 0
     assert "loss" not in json.loads(capsys.readouterr().out)  # losses per token of two tokenizers do not compare
     altered = next(folder.glob("*/scaling.json"))
-    altered.write_text(altered.read_text().replace('"loss": 2', '"loss": 1').replace('"loss": 3', '"loss": 1'))
+    text = altered.read_text()
+    altered.write_text(text.replace('"loss": 2', '"loss": 1').replace('"loss": 3', '"loss": 1'))
     assert main(plan) == 65
     assert "assay experiment scaling CONFIG" in capsys.readouterr().err + caplog.text
+    altered.write_text(text)
+
+    # A rung that is missing is trained again, here in two ranks: the same key, nearly the same loss, the same law.
+    rung = min(report["rungs"], key=lambda row: row["parameters"] * row["tokens"])
+    shutil.rmtree(ladder / "root" / rung["training"])
+    ranks = ["--nproc", "2", "--set", "engine.micro_batch_size=2"]
+    assert main(["experiment", "scaling", *words, *ranks, "--json"]) == 0
+    in_two = json.loads(capsys.readouterr().out)
+    manifest = json.loads((ladder / "root" / rung["training"] / "manifest.json").read_text())
+    assert manifest["run"]["execution"]["world_size"] == 2
+    assert manifest["stats"]["validation_loss"] == pytest.approx(rung["loss"], abs=1e-3)
+    assert sorted(path.name for path in (ladder / "root" / "train").iterdir()) == trained
+    assert in_two["target"]["loss"] == pytest.approx(found["target"]["loss"], abs=0.02)

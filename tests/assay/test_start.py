@@ -19,7 +19,7 @@ from assay.config import load_run
 from assay.dry_run import dry_run
 from assay.pipeline import corpus, judge_corpus, write_report
 from assay.planning.cluster import read_cluster
-from assay.planning.plan import Correction, make_plan
+from assay.planning.plan import Correction, PlanInputs, make_plan
 from assay.planning.plan_budget import submission_lines
 from assay.planning.plan_page import summary
 from assay.start_preflight import (
@@ -247,7 +247,7 @@ def assert_the_mean_document_counts(run, runtime, stats):
     assert f"forecast    {found.in_words()}" in lines
     section = with_site(run.config.slurm, run.folder).model_copy(update={"cluster": "h100"})
     nodes = read_cluster("h100", run.folder).with_ranks(section.tasks_per_node)
-    of_plan = make_plan(run, vocabulary, nodes, 1, Correction(document_tokens=tokens))
+    of_plan = make_plan(run, PlanInputs(vocabulary, nodes, 1, correction=Correction(document_tokens=tokens)))
     assert submission_lines(run, vocabulary, section, None, tokens)[0] == summary(of_plan)
 
 
