@@ -190,6 +190,23 @@ def test_orc_rows_become_documents_and_damage_is_counted(tmp_path, packed):
         assert ([fault[1] for fault in faults], stats["torn_files"]) == (["unreadable_rows"], 1)
 
 
+def test_long_rows_of_an_orc_file_are_read_few_at_a_time(tmp_path, monkeypatch):
+    taken = []
+    read = arrow_files.read_batch
+    monkeypatch.setattr(
+        arrow_files, "read_batch", lambda batch, *more: taken.append(batch.num_rows) or read(batch, *more)
+    )
+    for long, most in (("a" * (4 << 20), 16), ("short", 64)):
+        texts = [f"{number} {long}" for number in range(40 if most == 16 else 200)]
+        pa.orc.write_table(pa.table({"text": texts}), tmp_path / "x.orc", compression="zlib")
+        taken.clear()
+        documents, faults, _ = made(tmp_path, type="orc", paths=["x.orc"])
+        assert ([document.text for document in documents], faults) == (texts, [])
+        assert sum(taken) == len(texts)
+        assert max(taken) <= most
+    assert max(taken) == 64
+
+
 # --- WET and WACZ
 
 

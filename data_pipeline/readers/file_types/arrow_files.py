@@ -7,7 +7,8 @@ magic word is torn, and so is a stream without its end mark.
 Bombs: a packed buffer states its size, which is compared with the file's before Arrow unpacks it (`streams.is_bomb`);
 and the bytes of text and the rows are counted against the file's. A dictionary or a view can repeat one long value in
 many rows, also inside a list: a batch is taken in slices of at most 16 MiB, and a single row that is a bomb is refused
-before it becomes a Python value. ORC has no such statement: its rows are read 64 at a time.
+before it becomes a Python value. ORC has no such statement: its rows are read 64 at a time, or fewer where as many of
+the mean packed size could unpack to more than 64 MiB.
 
 Only the wanted columns are checked and read. Strings are checked as bytes, so that a value that is not UTF-8 spoils its
 own row only.
@@ -27,13 +28,13 @@ import pyarrow.compute as pc
 
 from data_pipeline.readers.record import Fields, Record, RecordFault, sample
 from data_pipeline.readers.rows import ROW_BYTES, paths_of_fields, read_batch, until_bomb
-from data_pipeline.readers.streams import is_bomb, open_source
+from data_pipeline.readers.streams import BOMB_RATIO, is_bomb, open_source
 
 _FILE_MAGIC, _END_MAGIC = b"ARROW1\0\0", b"ARROW1"
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
 _SLICE_BYTES = 16 << 20
-_ORC_ROWS = 64
+_ORC_ROWS, _ORC_BYTES = 64, 64 << 20
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error, IndexError)
 
 
@@ -242,14 +243,17 @@ def read_orc(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordF
 
 def _orc_rows(path: Path, file: str, fields: Fields) -> Iterator[Record | RecordFault]:
     import pyarrow.dataset
+    import pyarrow.orc
 
     position = 0
     try:
         found = pyarrow.dataset.dataset(path, format="orc")
         ways = paths_of_fields(found.schema, fields)
         columns = list(dict.fromkeys(way[0] for way in ways.values()))
+        most = _ORC_BYTES * pyarrow.orc.ORCFile(path).nrows // (BOMB_RATIO * max(1, path.stat().st_size))
+        rows = min(_ORC_ROWS, max(1, most))
         scanner = found.scanner(
-            columns=columns, batch_size=_ORC_ROWS, batch_readahead=1, fragment_readahead=1, use_threads=False
+            columns=columns, batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
         )
         for batch in scanner.to_batches():
             yield from read_batch(batch, ways, fields, file, position)
