@@ -146,16 +146,30 @@ def steps_that_read(identities: frozenset[bytes], checkpoint: Manifest, tokens: 
 
     A row that was read twice has two entries.
     """
+    return steps_of_each([identities], checkpoint, tokens, root)[0]
+
+
+def steps_of_each(
+    asked: Sequence[frozenset[bytes]], checkpoint: Manifest, tokens: Manifest, root: Path
+) -> list[list[int]]:
+    """Steps of a checkpoint's training that read each set of documents."""
     graph = read_graph(root)
     node, held = graph.find(checkpoint), graph.find(tokens)
-    read = identities - _removed(_identity(node).recipe.train)
-    rows = list(_rows(graph, root, list(_shards_of([held], root, read))))
-    made = [graph.nodes[key] for key in graph.parents[node.key] if graph.nodes[key] in {item.made for item in rows}]
-    recipe, step = _identity(node).recipe.train, _identity(node).step
-    found = [(each, *_numbers(each, root, recipe.sequence_length, rows)) for each in made[:1]]
-    return [
-        at for each, numbers, count in found for at in _order(each, root, count, recipe).steps_that_read(numbers, step)
-    ]
+    recipe, last = _identity(node).recipe.train, _identity(node).step
+    shards = list(_shards_of([held], root, frozenset().union(*asked) - _removed(recipe)))
+    steps = []
+    for identities in asked:
+        rows = list(_rows(graph, root, list(_of(shards, identities))))
+        made = [graph.nodes[key] for key in graph.parents[node.key] if graph.nodes[key] in {item.made for item in rows}]
+        found = [(each, *_numbers(each, root, recipe.sequence_length, rows)) for each in made[:1]]
+        steps.append(
+            [
+                at
+                for each, numbers, count in found
+                for at in _order(each, root, count, recipe).steps_that_read(numbers, last)
+            ]
+        )
+    return steps
 
 
 def _shards(graph: Graph, root: Path, identities: frozenset[bytes]) -> Iterator[AffectedShard]:
@@ -237,17 +251,20 @@ def _checkpoints(
         for checkpoint in _trained_on(graph, made):
             identity = _identity(checkpoint)
             if (removed := _removed(identity.recipe.train)) not in left:
-                left[removed] = list(_rows(graph, root, list(_unremoved(shards, removed))))
+                left[removed] = list(_rows(graph, root, list(_of(shards, removed, inside=False))))
             numbers, count = _numbers(made, root, identity.recipe.train.sequence_length, left[removed])
             order = _order(made, root, count, identity.recipe.train)
             steps = order.steps_that_read(numbers, identity.step)
             yield Exposure(root, checkpoint, identity.step, steps[0] if steps else 0, len(steps))
 
 
-def _unremoved(shards: Iterable[AffectedShard], removed: frozenset[bytes]) -> Iterator[AffectedShard]:
+def _of(
+    shards: Iterable[AffectedShard], documents: frozenset[bytes], *, inside: bool = True
+) -> Iterator[AffectedShard]:
+    """The shards with those documents that are in a set, or outside."""
     for held in shards:
         identities = TokenShard.open(held.root / held.path).identities
-        places = tuple(place for place in held.documents if identities[place].tobytes() not in removed)
+        places = tuple(place for place in held.documents if (identities[place].tobytes() in documents) == inside)
         if places:
             yield replace(held, documents=places)
 

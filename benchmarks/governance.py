@@ -3,7 +3,7 @@
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
 Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_policies
-        bias_sources bias_few_sites bias_classifiers journal lines hashing receipts edits page tested.
+        bias_sources bias_few_sites bias_classifiers journal lines hashing receipts trace_text edits page tested.
 Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
@@ -32,6 +32,7 @@ from benchmarks.measures.governance import (
     receipt_speed,
     report_look,
     tested_goals,
+    trace_speed,
 )
 
 
@@ -56,6 +57,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "lines": lambda: lineage_speed.lines(quick),
         "hashing": lambda: lineage_speed.hashing(quick),
         "receipts": lambda: receipt_speed.receipts(quick),
+        "trace_text": lambda: trace_speed.trace_text(quick),
         "edits": lambda: governance_edits.all_files(quick),
         "page": lambda: report_look.page(quick),
         "tested": lambda: tested_goals.tested(quick),

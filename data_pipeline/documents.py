@@ -287,6 +287,18 @@ def rows_by_group(path: Path, rows: npt.NDArray[np.int64]) -> list[tuple[int, np
     ]
 
 
+def group_bytes(path: Path, column: str) -> list[int]:
+    """Bytes of a column in each row group, unpacked.
+
+    Raises:
+        ManifestError: the file is not Parquet or lacks the column.
+    """
+    with _reading(path) as file:
+        place = file.schema.names.index(column)
+        groups = range(file.num_row_groups)
+        return [file.metadata.row_group(group).column(place).total_uncompressed_size for group in groups]
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     try:

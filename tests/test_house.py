@@ -53,6 +53,7 @@ DOORS = {
     "xlstm": {"pretrain/experiments/recurrent.py"},
     "mlstm_kernels": {"pretrain/experiments/recurrent.py"},
     "sacrebleu": {"pretrain/inference/translation_scores.py"},
+    "pydivsufsort": {"data_pipeline/text_index/index_stage.py"},
     "statsmodels": {"governance/kpi/power_analysis.py", "governance/kpi/effects.py"},
 }
 WRITERS = {"write_text", "write_bytes", "replace", "rename", "symlink_to", "mkdir", "makedirs", "rmtree"}

@@ -125,10 +125,11 @@ class Reader:
         command = " ".join(words[1:3])
         config = "first/first.toml" if words[1] == "slurm" or command == "governance review" else "my.toml"
         kept = list(itertools.takewhile(lambda word: word not in (">>", "|"), words[2:]))
+        by_folder = command in IN_ITS_ROOT or words[1] == "trace-text"
         root = "runs/first" if words[1] == "slurm" else "runs/keyed" if "root.pem.pub" in words else "runs/my"
         stand_ins = WORDS | {
             "CONFIG": config, "my.toml": config, "RUN": config, "ROOT": root, "/shared/runs/my": root,
-            "CHECKPOINT": f"{root}/checkpoint/*" if command in IN_ITS_ROOT else "last", "PATH": "corpus",
+            "CHECKPOINT": f"{root}/checkpoint/*" if by_folder else "last", "PATH": "corpus",
             "ARTIFACT": f"{root}/redact/*", "DOCUMENT": "tales/a.jsonl#1", "news/2026-01.jsonl#1234": "tales/a.jsonl#1",
             "runs/a": root, "runs/b": "runs/keyed", "runs/mine": root, "runs/second": "runs/mine",
             "s3://bucket/runs/mine": "file://{here}/mirror", "URL": "file://{here}/mirror-of-commands",
@@ -140,7 +141,9 @@ class Reader:
             "SUITE.json": "out/*/documents.json", "KEY": "first/keys/ann.pem",
             "inspect-NAME/run.toml": "inspect-corpus/run.toml", "<folder>": f"{root}/checkpoint/*",
             "<folder>/model.sig": f"{root}/checkpoint/*/model.sig", "2027-01-31": datetime.date.today().isoformat(),
-            "PROMPT": "The cat sat", "TEXT": "The cat sat", "KPIS": "kpis.toml", "OUTCOMES": "outcomes.csv",
+            "PROMPT": "The cat sat",
+            "TEXT": "The cat sat" * (5 if words[1] == "trace-text" else 1), "KPIS": "kpis.toml",
+            "OUTCOMES": "outcomes.csv",
             "<root>/<stage>/<key>": f"{root}/redact/*", "PORT": "0",
         }  # fmt: skip
         if command == "governance review":

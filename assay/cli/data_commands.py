@@ -181,6 +181,26 @@ def trace(arguments: Arguments) -> None:
     say(explain(traced), **facts)
 
 
+def index(arguments: Arguments) -> None:
+    """Make the index of the corpus's texts, for `assay trace-text`."""
+    from assay.corpus_gate import require_corpus
+    from assay.trace_text.traced_text import make_index
+    from data_pipeline.text_index.index_stage import TextIndexConfig
+    from governance.config import validate
+
+    loaded, runtime, artifacts = load_corpus(arguments)
+    require_corpus(loaded, artifacts, runtime)
+    config = validate({"shard_bytes": arguments.shard_size}, TextIndexConfig, "--shard-size")
+    made = make_index(artifacts["encode"], config, runtime)
+    size = sum(output.bytes for output in made.outputs)
+    stats = made.stats
+    say(
+        f"{stats['documents']:,} documents, {stats['bytes']:,} bytes of text, {stats['shards']} shard(s); "
+        f"{size / max(stats['bytes'], 1):.2f} bytes a byte  {runtime.root / made.folder}",
+        **artifact(made, runtime.root), **stats, index_bytes=size,
+    )  # fmt: skip
+
+
 def train_classifiers(arguments: Arguments) -> None:
     """Train the classifiers of the run's file and print their scores."""
     from data_pipeline.filters.classifier import train_classifier

@@ -149,6 +149,11 @@ def _data(commands: Commands[Parser]) -> None:
     flag(command, "--incomplete", "with --execute: remove them although this run is not made up to its last stage")
     text = "also keep this artifact, such as the last one of another run, and all it depends on (repeatable)"
     path(command, "--keep", "ARTIFACT", text, action="append", default=[])
+    text = "index the corpus's texts, so that `assay trace-text` finds what is verbatim in them"
+    command = add("index", "index", text)
+    _config(command)
+    text = "text after which a shard of the index ends (default: 1GiB); to make it takes five times as much memory"
+    option(command, "--shard-size", size, "SIZE", text, default=1 << 30)
     command = add("trace", "trace", "print which document, file and line a token comes from")
     path(command, "shard", "SHARD", "a token shard (.tokens) or packed rows (.rows)")
     option(command, "offset", natural, "OFFSET", "position of the token in the shard, from 0")
@@ -190,6 +195,7 @@ def _training(commands: Commands[Parser]) -> None:
     _generation(commands)
     _translation(commands)
     _interpretation(commands)
+    _trace_text(commands)
     command = _add(commands, "export", "export", "write a checkpoint as a Hugging Face folder")
     _config(command)
     checkpoint_option(command)
@@ -265,6 +271,21 @@ def _translation(commands: Commands[Parser]) -> None:
     path(command, "--reference", "FILE", text)
     text = "BLEU tokenizer: %(choices)s (default: %(default)s); zh for Chinese, char for other texts without spaces"
     command.add_argument("--tokenizer", choices=("13a", "intl", "char", "zh"), default="13a", metavar="NAME", help=text)
+
+
+def _trace_text(commands: Commands[Parser]) -> None:
+    text = "find what of a text is verbatim in a corpus: documents, licences, and the steps that read them"
+    command = _add(commands, "trace-text", "trace_text", text)
+    command.set_defaults(group="trace")
+    option(command, "text", str, "TEXT", 'a text, or "-" to read it from standard input')
+    path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder: its corpus, and the steps that read a document")
+    path(command, "--corpus", "ARTIFACT", "instead of a checkpoint: a token corpus, as ROOT/encode/KEY")
+    text = "characters from which a span counts (default: %(default)s)"
+    option(command, "--min-characters", positive, "N", text, default=50)
+    text = "documents listed of each span; all are counted (default: %(default)s)"
+    option(command, "--documents", positive, "N", text, default=10)
+    path(command, "--html", "FILE", "also write the text with its spans marked as a page")
+    path(command, "--signing-key", "PATH", "key that the run signs with (default: your own)")
 
 
 def _classify(commands: Commands[Parser]) -> None:

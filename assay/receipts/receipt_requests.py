@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from governance.receipts.verify_receipt import name_of
 from governance.replay.replay_statement import replays
 from governance.signing.dsse import private_key
 from governance.signing.journal import Journal
+from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime, root_of
 from governance.verified_files import intact
 from pretrain.checkpoint.format import identity_of, open_checkpoint
@@ -108,8 +109,8 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring) -> dict[str, Any]:
     request = read_request(asked)
     manifest = open_checkpoint(checkpoint)
     root = root_of(checkpoint)
-    journal = _own_journal(manifest, keyring, root)
-    tokens = _tokens_of(manifest, root)
+    journal = own_journal(manifest, keyring, root)
+    tokens = tokens_of(manifest, root)
     hooks = Hooks(attest=attest_with(journal, keyring, root), signer=KeySigner(keyring))
     made = corpus_tree(tokens, Runtime(root, hooks=hooks), journal)
     names = open_names(made, root)
@@ -119,7 +120,7 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring) -> dict[str, Any]:
         _refuse_other_shards(identities, names.found(place), manifest, tokens, made, root)
     steps = steps_that_read(identities, manifest, tokens, root) if identities else []
     identity = identity_of(manifest)
-    taken_down = next(_takedowns(identities, manifest, journal), "")
+    taken_down = next(takedowns(identities, manifest, journal.verified()), "")
     facts = {
         "checkpoint": manifest.digest,
         "step": identity.step,
@@ -174,7 +175,7 @@ def _refuse_other_shards(
         )
 
 
-def _own_journal(checkpoint: Manifest, keyring: Keyring, root: Path) -> Journal:
+def own_journal(checkpoint: Manifest, keyring: Keyring, root: Path) -> Journal:
     """The journal of a root that states the checkpoint."""
     journal = open_journal(keyring, root)
     if not journal.path.exists():
@@ -188,7 +189,7 @@ def _own_journal(checkpoint: Manifest, keyring: Keyring, root: Path) -> Journal:
     return journal
 
 
-def _tokens_of(checkpoint: Manifest, root: Path) -> Manifest:
+def tokens_of(checkpoint: Manifest, root: Path) -> Manifest:
     """The token corpus of a checkpoint."""
     item = checkpoint.inputs[0]
     try:
@@ -230,7 +231,7 @@ def _line_of(made: Manifest, journal: Journal) -> int:
     return next(entry.index for entry in journal.verified() if entry.subjects.get(head.path) == head.sha256)
 
 
-def _takedowns(identities: frozenset[bytes], checkpoint: Manifest, journal: Journal) -> Iterator[str]:
+def takedowns(identities: frozenset[bytes], checkpoint: Manifest, entries: Sequence[JournalEntry]) -> Iterator[str]:
     """Words on the replay that removed a document.
 
     The replay is this checkpoint's own, or another of its training.
@@ -239,7 +240,7 @@ def _takedowns(identities: frozenset[bytes], checkpoint: Manifest, journal: Jour
     identity = identity_of(checkpoint)
     training = f"train/{identity.train_key[:KEY_LENGTH]}"
     own = names & set(identity.recipe.train.removed_documents)
-    for facts in replays(journal.verified()):
+    for facts in replays(entries):
         if names & set(facts["documents"]) and (own or facts["training"] == training):
             yield f"takedown: {Path(facts['replayed']['path']).parent} repeats {facts['training']} without it"
     if own:

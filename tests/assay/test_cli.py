@@ -20,6 +20,7 @@ from assay.cli import (
     report_commands,
     review_commands,
     slurm_commands,
+    trace_commands,
 )
 from assay.cli import run_commands as commands
 from assay.cli.command_words import current_words, in_order
@@ -37,6 +38,7 @@ SURFACE = {
     "data clean-up": [*COMMON, "--execute", "--incomplete", "--keep"],
     "data export": [*COMMON, "PREFIX"],
     "data import": ["--end-of-document", "--help", "--root", "--vocabulary-size", "PREFIX"],
+    "data index": [*COMMON, "--shard-size"],
     "data prepare": [*COMMON, "--dry-run", "--engine", "--merge", "--task", "--wait"],
     "data push": [*COMMON, "--public", "OWNER/NAME"],
     "data show": [*COMMON[:-1], "CONFIG|ARTIFACT"],
@@ -120,6 +122,16 @@ SURFACE = {
     "slurm status": [*COMMON, "--watch"],
     "slurm submit": [*COMMON, "--carbon-aware", "--expected", "--fetch", "--latest", "--local", "--take-edits"],
     "teacher-logits": COMMON,
+    "trace-text": [
+        "--checkpoint",
+        "--corpus",
+        "--documents",
+        "--help",
+        "--html",
+        "--min-characters",
+        "--signing-key",
+        "TEXT",
+    ],
     "train": [*COMMON, "--device", "--dry-run", "--from-scratch", "--gpu-memory", "--nproc", "--ranks"],
 }
 
@@ -146,7 +158,7 @@ def test_surface_is_pinned_and_each_command_exists():
         "governance": governance_commands,
         "inspect": inspect_commands, "kpi": kpi_commands,
         "mirror": mirror_commands, "model": model_commands, "plan": plan_commands, "report": report_commands,
-        "review": review_commands, "slurm": slurm_commands, "": commands,
+        "review": review_commands, "slurm": slurm_commands, "trace": trace_commands, "": commands,
     }  # fmt: skip
     assert all(callable(getattr(modules[group], function)) for _, _, (group, function) in found)
     assert {group for name, _, (group, _) in found if name.startswith("data ")} == {"data"}

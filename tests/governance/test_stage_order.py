@@ -10,7 +10,9 @@ from governance.checks.bias import bias, fates
 from governance.stage_order import CORPUS_STAGES, STAGES
 
 ROOT = Path(__file__).parents[2]
-FOR_ONE_STAGE = {"fetch", "lists", "language_model", "classifier", "evaluation_sets", "megatron", "data_docs"}
+FOR_ONE_STAGE = {
+    "fetch", "lists", "language_model", "classifier", "evaluation_sets", "megatron", "data_docs", "text_index",
+}  # fmt: skip
 OUTSIDE_A_RUN = {
     "documents", "model_audit", "memorisation", "classification", "cross_validation", "claims", "claim_language",
     "claim_recall", "scaling", "mixture", "receipts",

@@ -1,5 +1,6 @@
 """The readers of a document: shards, rows, checkpoints and children, exactly, against a count by brute force."""
 
+import io
 import json
 import random
 import re
@@ -15,12 +16,13 @@ from assay.cli.main import main
 from assay.impact import explain, impact
 from assay.receipts.receipt_requests import explain as explain_receipt
 from assay.receipts.receipt_requests import prove
+from data_pipeline.documents import read_table
 from data_pipeline.tokens.token_shards import document_identity
 from governance.errors import ConfigError, GateClosed, ManifestError, MissingInput
 from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.lineage.attest import attest_with, open_journal
 from governance.lineage.lineage_graph import read_graph
-from governance.manifest import FILE_NAME, Input, Manifest, read_manifest
+from governance.manifest import FILE_NAME, Input, Manifest, read_manifest, write_manifest
 from governance.receipts.verify_receipt import faults
 from governance.signing.dsse import create_key, public_key
 from governance.stage import Recipe, Runtime, commit
@@ -227,6 +229,119 @@ def test_a_receipt_is_refused_with_a_reason(trained, tmp_path):
     (root / "journal.jsonl").write_bytes(b"".join([*lines[:3], *lines[4:]]))
     with pytest.raises(ManifestError, match="does not follow"):
         prove("tales/a.jsonl#1", checkpoint, keyring)
+
+
+def test_a_text_leads_back_to_its_documents(trained, tmp_path, capsys, monkeypatch):
+    """Documents by search in their texts, steps by brute force; the page masks personal data and needs no network."""
+    words, root = [str(trained / "run.toml"), "--root", str(trained / "root")], trained / "root"
+    newest = max(root.glob("checkpoint/*/manifest.json"), key=lambda path: read_manifest(path).config["step"]).parent
+    asked = ["trace-text", "--checkpoint", str(newest), "--signing-key", str(trained / "key.pem"), "--json"]
+    assert main([*asked, "no index yet, and at least fifty characters of a text"]) == 66
+    assert "Make it with: assay data index CONFIG" in capsys.readouterr().out
+    assert main(["data", "index", *words, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["shards"], made["index_bytes"] < 7 * made["bytes"]) == (1, True)
+    [index] = root.glob("text_index/*/manifest.json")
+    texts = {}
+    redacted = read_manifest(root / read_manifest(index).inputs[1].path)
+    for path in redacted.files("documents", root):
+        texts |= {row["id"]: row["text"] for row in read_table(path).to_pylist()}
+    one, other = texts["tales/a.jsonl#3"][5:90], texts["tales/b.jsonl#20"][-70:]
+    mail = "someone.at.home@mail.example"
+    text = f"Write to {mail}. As he said: {one}; and then: {other} <b>the end</b>"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    page = tmp_path / "page.html"
+    assert main([*asked, "-", "--html", str(page), "--min-characters", "60", "--documents", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    manifest = read_manifest(newest / FILE_NAME)
+    packed = read_manifest(root / manifest.inputs[0].path)
+    rows = open_rows(packed, "train", root, manifest.config["recipe"]["train"]["sequence_length"])
+    holding = rows_by_document(rows, manifest.config["recipe"]["train"]["sequence_length"])
+    assert one in found["spans"][0]["text"]
+    assert any(other in span["text"] for span in found["spans"])
+    assert (found["text"], found["step"], found["corpus_documents"]) == (text, 24, len(texts))
+    for span in found["spans"]:
+        held = [name for name, one in texts.items() if span["text"] in one]
+        assert (span["documents"], len(span["sources"])) == (len(held), min(3, len(held)))
+        assert [source["id"] for source in span["sources"]] == held[:3]
+        assert span["occurrences"] == sum(texts[name].count(span["text"]) for name in held)
+        for source in span["sources"]:
+            assert source["steps"] == brute_force(rows, holding, source["id"], manifest.config)
+            assert (source["licence"], source["source"], source["taken_down"]) == ("CC0-1.0", "tales", "")
+            assert source["copies"] + source["held_out"] == 1
+    written = page.read_text()
+    assert mail not in written
+    assert "[EMAIL]" in written
+    assert "&lt;b&gt;the end&lt;/b&gt;" in written
+    assert written.count('href="#span-') >= len(found["spans"])
+    assert not re.search(r"<script|https?://(?!www\.[ab]\.example)", written)
+    corpus = root / manifest_of_tokens(manifest, root).folder
+    assert (
+        main([*[word for word in asked if word not in ("--checkpoint", str(newest))], "--corpus", str(corpus), text])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["spans"][0]["sources"][0]["steps"] is None
+    guide = re.findall(r"```text\n(.*?)\n```", (ROOT / "docs" / "trace_text.md").read_text(), re.DOTALL)
+    assert main([*[word for word in asked if word != "--json"], guide[0]]) == 0
+    shown = "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert re.match(re.sub(r"\d+(,\\ \d+)*", "[0-9, ]+", re.escape(guide[1])), shown), shown  # but for numbers
+    assert main(["governance", "verify", "--deep", str(root), "--key", str(trained / "key.pem.pub")]) == 0
+    capsys.readouterr()
+    assert main(["data", "clean-up", *words, "--json"]) == 0
+    listed = {one["artifact"]: one["kept_for"] for one in json.loads(capsys.readouterr().out)["candidates"]}
+    assert listed[index.parent.relative_to(root).as_posix()] != ""
+
+
+def manifest_of_tokens(checkpoint, root):
+    """The token corpus of a checkpoint, packed or not."""
+    made = read_manifest(root / checkpoint.inputs[0].path)
+    return read_manifest(root / made.inputs[0].path) if made.stage == "pack" else made
+
+
+@pytest.mark.parametrize("trained", ["packed"], indirect=True)
+def test_a_text_is_not_traced_where_the_answer_could_be_wrong(trained, tmp_path, capsys, monkeypatch):
+    shutil.copytree(trained, tmp_path / "copy")
+    root, key = tmp_path / "copy" / "root", str(trained / "key.pem")
+    [checkpoint] = [path.parent for path in root.glob("checkpoint/*/manifest.json")
+                    if read_manifest(path).config["step"] == 24]  # fmt: skip
+    asked = ["trace-text", "--signing-key", key, "--checkpoint", str(checkpoint)]
+    text = "a text of nobody, which has fifty characters and more"
+
+    def refused(words, status, said):
+        assert main(words) == status
+        assert said in capsys.readouterr().err
+
+    assert main(["data", "index", str(tmp_path / "copy" / "run.toml"), "--root", str(root)]) == 0
+    assert main([*asked, text]) == 0
+    assert "0 of 53 characters (0 %) are in 0 verbatim span(s)" in capsys.readouterr().out
+    refused([*asked, " \n "], 78, "the text is empty")
+    refused([*asked, "short"], 78, "--min-characters 5")
+    refused([*asked, "long " * 200_001], 78, "at most 1,000,000 are traced")
+    refused([*asked, "\udcff" * 60], 78, "is not UTF-8")
+    refused([*asked[:3], text], 78, "Give a checkpoint's folder")
+    refused([*asked[:3], "--corpus", str(root / "redact"), text], 66, "no such manifest")
+    refused(
+        [*asked[:3], "--corpus", str(next(root.glob("redact/*/manifest.json")).parent), text], 78, "ROOT/encode/KEY"
+    )
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\r\n\x1a\n\xff\xfe" * 9)))
+    refused([*asked, "-"], 78, "not text in UTF-8")
+    shutil.copytree(checkpoint, tmp_path / "elsewhere" / "checkpoint" / checkpoint.name)
+    there = str(tmp_path / "elsewhere" / "checkpoint" / checkpoint.name)
+    refused(["trace-text", text, "--checkpoint", there, "--signing-key", key], 66, "in the root of its training")
+    [made] = root.glob("text_index/*/manifest.json")
+    for role in ("text", "suffixes", "ends", "listed"):
+        file = next((made.parent / role).iterdir())
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-9] + bytes(byte ^ 1 for byte in whole[-9:]))
+        refused([*asked, text], 65, "was cut or altered; nothing was traced")
+        file.write_bytes(whole[:-1])
+        refused([*asked, text], 65, f"{role}/{file.name}: has ")
+        file.write_bytes(whole)
+    assert main([*asked, text]) == 0
+    values = read_manifest(made)
+    foreign = values.inputs[0].model_copy(update={"digest": "f" * 64})
+    write_manifest(values.model_copy(update={"inputs": (foreign, *values.inputs[1:])}), root)
+    refused([*asked, text], 66, "its 1 index(es) are of other corpora")
 
 
 def test_a_child_of_a_checkpoint_that_did_not_see_it_is_not_named(trained, tmp_path):

@@ -1,0 +1,1 @@
+"""From a text back to its sources: verbatim spans, documents, steps."""

@@ -1,0 +1,224 @@
+"""Text traced to its sources: verbatim spans, documents, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assay.impact import steps_of_each
+from assay.receipts.receipt_requests import own_journal, takedowns, tokens_of
+from data_pipeline.normalised_text import normalise
+from data_pipeline.text_index.index_stage import STAGE, TextIndexConfig, text_index
+from data_pipeline.text_index.search import Holder, TextIndex, find_spans, holders_of, open_index, read_listed
+from data_pipeline.tokens.token_shards import document_identity
+from data_pipeline.trace import documents_of
+from governance.errors import AlteredFile, ConfigError, MissingInput
+from governance.file_digests import Digests
+from governance.gate.verdict import Keyring
+from governance.hooks import Hooks
+from governance.lineage.attest import KeySigner, refuse_unstated
+from governance.manifest import FILE_NAME, Manifest, output_fault, present, read_manifest
+from governance.signing.journal_lines import JournalEntry
+from governance.stage import Runtime, read_artifact, root_of
+from pretrain.checkpoint.format import identity_of, open_checkpoint
+
+_LONGEST = 1_000_000
+_MAKE = "Make it with: assay data index CONFIG"
+
+
+@dataclass(frozen=True)
+class SpanSource:
+    """A document that holds a span."""
+
+    id: str
+    source: str
+    url: str
+    licence: str
+    copies: int
+    """Of the document, in the training split."""
+    held_out: int
+    """Of the document, in the validation split."""
+    occurrences: int
+    """Of the span in one copy."""
+    steps: tuple[int, ...] | None
+    """Steps at which the checkpoint read the document, one for each row; None without a checkpoint."""
+    taken_down: str
+    """The takedown that removed it, in words; "" without one."""
+
+
+@dataclass(frozen=True)
+class TracedSpan:
+    """A longest verbatim span of the text."""
+
+    start: int
+    end: int
+    """In characters of the normalised text, exclusive."""
+    text: str
+    documents: int
+    occurrences: int
+    """Over all documents, a copy of a document not counted again."""
+    sources: tuple[SpanSource, ...]
+    """The first documents, in the order of the corpus."""
+
+
+@dataclass(frozen=True)
+class TracedText:
+    """A text with its verbatim spans, in order."""
+
+    text: str
+    """Normalised as the corpus is."""
+    least: int
+    """Characters from which a span counts."""
+    spans: tuple[TracedSpan, ...]
+    corpus: str
+    """Digest of the token corpus."""
+    index: str
+    """Digest of the index."""
+    corpus_documents: int
+    checkpoint: str
+    """Digest, or "" without a checkpoint."""
+    step: int | None
+
+    @property
+    def covered(self) -> int:
+        """Characters that are in some span."""
+        ends = [0, *(span.end for span in self.spans)]
+        return sum(span.end - max(span.start, before) for span, before in zip(self.spans, ends, strict=False))
+
+
+def make_index(tokens: Manifest, config: TextIndexConfig, runtime: Runtime) -> Manifest:
+    """Find or make the index of a token corpus.
+
+    Raises:
+        MissingInput: the documents that were encoded are gone.
+    """
+    documents, problem = documents_of(tokens, runtime.root)
+    if documents is None:
+        raise MissingInput(f"{STAGE}: {problem}")
+    return text_index(tokens, documents, config, runtime)
+
+
+def find_index(tokens: Manifest, root: Path) -> Manifest | None:
+    """The newest index of a token corpus, whatever its shards' size."""
+    paths = sorted(root.glob(f"{STAGE}/*/{FILE_NAME}"), key=lambda path: -path.stat().st_mtime)
+    return next((one for one in map(read_manifest, paths) if tokens.as_input() in one.inputs), None)
+
+
+def open_sound_index(made: Manifest, root: Path, hooks: Hooks) -> TextIndex:
+    """Open an index whose files have the digests of its manifest.
+
+    A file is read for its digest once, and again only after a change (`governance/file_digests.py`).
+
+    Raises:
+        AlteredFile: a file was cut, altered or removed.
+    """
+    digests = Digests(Runtime(root, hooks=hooks))
+    for output in made.outputs:
+        whole = present(made.model_copy(update={"outputs": (output,)}), root)
+        if not whole or digests.of(root / output.path) != output.sha256:
+            raise AlteredFile(
+                f"{root / output.path}: {output_fault(output, root)}. The index was cut or altered; nothing was "
+                f"traced. Remove {root / made.folder}. {_MAKE}"
+            )
+    digests.save()
+    return open_index(made, root)
+
+
+def read_text(text: str, least: int) -> str:
+    """The text as every document of a corpus is normalised.
+
+    Raises:
+        ConfigError: it is empty, shorter than a span, too long, or not Unicode.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of a command line that are no UTF-8
+        raise ConfigError("the text is not UTF-8. Convert it, and give it through a pipe: assay trace-text -")
+    found = normalise(text)
+    if not found.strip():
+        raise ConfigError("the text is empty. Give a text, or - to read it from standard input")
+    if len(found) < least:
+        raise ConfigError(
+            f"the text has {len(found)} characters, and a span counts from {least}. Give a longer text, or "
+            f"--min-characters {len(found)}"
+        )
+    if len(found) > _LONGEST:
+        raise ConfigError(f"the text has {len(found):,} characters; at most {_LONGEST:,} are traced. Give it in parts")
+    return found
+
+
+def trace_text(
+    text: str, checkpoint: Path | None, corpus: Path | None, keyring: Keyring, limits: tuple[int, int]
+) -> TracedText:
+    """Trace a text to the documents of a corpus.
+
+    The corpus is a checkpoint's, or `corpus`. `limits` are the characters from which a span
+    counts, and the documents listed of each.
+
+    Raises:
+        ConfigError: the text is none, or `corpus` is no token corpus.
+        MissingInput: the checkpoint, its token corpus or the index is not there.
+        GateClosed: the journal was cut, or does not state the checkpoint or the index.
+        AlteredFile: a file of the index is not as it was made.
+    """
+    least, most = limits
+    text = read_text(text, least)
+    model, tokens, root = _subject(checkpoint, corpus)
+    made = find_index(tokens, root)
+    if made is None:
+        others = len(list(root.glob(f"{STAGE}/*/{FILE_NAME}")))
+        words = f"; its {others} index(es) are of other corpora" if others else ""
+        raise MissingInput(f"{root}: has no index of the texts of {tokens.folder}{words}. {_MAKE}")
+    journal = own_journal(model or made, keyring, root)
+    refuse_unstated(made, keyring, root)
+    index = open_sound_index(made, root, Hooks(signer=KeySigner(keyring)))
+    spans = find_spans(index, text, least)
+    held = [holders_of(index, text[start:end]) for start, end in spans]
+    listed = [list(zip(found[:most], read_listed(index, found[:most]), strict=True)) for found in held]
+    facts = _reads([row["id"] for rows in listed for _, row in rows], model, tokens, root, journal.verified())
+    return TracedText(
+        text, least,
+        tuple(
+            TracedSpan(
+                start, end, text[start:end], len(found), sum(one.occurrences for one in found),
+                tuple(_source(holder, row, facts) for holder, row in rows),
+            )
+            for (start, end), found, rows in zip(spans, held, listed, strict=True)
+        ),
+        tokens.digest, made.digest, made.stats["documents"], model.digest if model is not None else "",
+        identity_of(model).step if model is not None else None,
+    )  # fmt: skip
+
+
+def _subject(checkpoint: Path | None, corpus: Path | None) -> tuple[Manifest | None, Manifest, Path]:
+    """Checkpoint, token corpus and root."""
+    if checkpoint is not None:
+        model, root = open_checkpoint(checkpoint), root_of(checkpoint)
+        return model, tokens_of(model, root), root
+    if corpus is None:
+        raise ConfigError("what was trained on? Give a checkpoint's folder (--checkpoint) or a corpus (--corpus)")
+    tokens, root = read_artifact(corpus), root_of(corpus)
+    if tokens.stage != "encode":
+        raise ConfigError(
+            f"--corpus {corpus}: is an artifact of {tokens.stage!r}. Give the folder of a token corpus, as "
+            "ROOT/encode/KEY"
+        )
+    return None, tokens, root
+
+
+def _reads(
+    ids: Sequence[str], model: Manifest | None, tokens: Manifest, root: Path, entries: Sequence[JournalEntry]
+) -> Mapping[str, tuple[tuple[int, ...], str]]:
+    """Steps and takedown of each document; empty without a checkpoint."""
+    if model is None:
+        return {}
+    names = list(dict.fromkeys(ids))
+    asked = [frozenset({document_identity(name)}) for name in names]
+    steps = steps_of_each(asked, model, tokens, root)
+    gone = [next(takedowns(one, model, entries), "") for one in asked]
+    return {name: (tuple(read), words) for name, read, words in zip(names, steps, gone, strict=True)}
+
+
+def _source(holder: Holder, row: Mapping[str, Any], facts: Mapping[str, tuple[tuple[int, ...], str]]) -> SpanSource:
+    steps, gone = facts.get(row["id"], (None, ""))
+    return SpanSource(**row, occurrences=holder.occurrences, steps=steps, taken_down=gone)

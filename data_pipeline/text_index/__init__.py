@@ -1,0 +1,1 @@
+"""Index of a token corpus's texts, in which any passage is found."""
