@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from assay.corpus_gate import require_corpus
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.evaluation.tasks import open_tasks
+
+_GENERATIONS, _GENERATED = 100, 256
+"""Most generations of a split whose verbatim share is measured, and most tokens of each."""
 
 if TYPE_CHECKING:
     from pretrain.evaluation.scores import Suite
@@ -80,3 +83,51 @@ def memorisation(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: 
     refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
     model = partial(load_model, verified, run.config.engine, runtime.root)
     return probe_memorisation(verified, artifacts["encode"], run.config.memorisation, model, runtime)
+
+
+def verbatim(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path, runtime: Runtime) -> Manifest | None:
+    """Make or find the verbatim share of a checkpoint's generations.
+
+    The result is None where the corpus has no index (`assay data index`).
+
+    Raises:
+        GateClosed: a token shard or the index is not as the journal states it.
+        AlteredFile: a file of the index was altered.
+    """
+    from assay.trace_text.traced_text import find_index, open_sound_index
+    from data_pipeline.normalised_text import normalise
+    from data_pipeline.text_index.search import find_spans
+    from data_pipeline.tokens.tokenizer import load_encoder
+    from governance.gate.chain import require_chain
+    from pretrain.checkpoint.format import identity_of, read_checkpoint
+    from pretrain.inference.generation import generate
+    from pretrain.inference.loaded_model import load_model
+    from pretrain.inference.verbatim_generations import VerbatimConfig, measure_verbatim
+
+    tokens, engine, settings = artifacts["encode"], run.config.engine, run.config.memorisation
+    if (made := find_index(tokens, runtime.root)) is None:
+        return None
+    for role in ("train", "validation"):
+        require_corpus(run, artifacts, runtime, role)
+    require_chain((made,), runtime.root, run.journal(runtime.root))
+    verified = read_checkpoint(checkpoint, runtime.root)
+    room = identity_of(verified).recipe.train.sequence_length - settings.prefix_tokens
+    config = VerbatimConfig(
+        prefix_tokens=settings.prefix_tokens,
+        max_tokens=min(_GENERATED, room),
+        generations=min(_GENERATIONS, settings.sequences),
+    )
+
+    def continued(prompts: Sequence[Any]) -> list[str]:
+        encoder = load_encoder(artifacts["tokenizer"], runtime.root)
+        model = load_model(verified, engine, runtime.root)
+        found = generate(model, prompts, encoder.end_of_document, config.max_tokens, batch_rows=engine.micro_batch_size)
+        pairs = zip(prompts, found, strict=True)
+        return [normalise(encoder.decode_after(prompt.tolist(), one.ids)) for prompt, one in pairs]
+
+    opened = cache(lambda: open_sound_index(made, runtime.root, runtime.hooks))
+
+    def passages(text: str, least: int) -> list[tuple[int, int]]:
+        return find_spans(opened(), text, least)
+
+    return measure_verbatim((verified, tokens, made), config, continued, passages, runtime)

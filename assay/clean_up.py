@@ -52,7 +52,7 @@ REMOVED = ".clean-up"
 """Folder of a root for what is being deleted: two levels deeper than artifacts, so that nothing takes it for one."""
 _WITH_CORPUS = (
     "bias", "audit", "data_docs", "model_audit", "memorisation", "claim_language", "claim_recall", "claims",
-    "scaling", "mixture", "text_index",
+    "scaling", "mixture", "text_index", "verbatim",
 )  # fmt: skip
 _PARTS = ("lists", "language_model", "evaluation_sets")
 _NOT_CORPUS = (*_PARTS, "fetch", "classifier")

@@ -64,17 +64,20 @@ def make_documents(run: LoadedRun, artifacts: Mapping[str, Manifest], reported: 
 def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -> dict[str, Manifest]:
     """Newest measurements of the audit and the last checkpoint.
 
-    Data Docs, the memorisation probe, and the test of KPIs, or else their plan.
+    Data Docs, the memorisation probe, the verbatim share of generations, and the test of KPIs, or else their plan.
     """
     from governance.kpi.other_plans import PLAN, TEST
     from pretrain.inference.memorisation import VERSION as MEMORISATION
+    from pretrain.inference.verbatim_generations import VERSION as VERBATIM
 
     found = _latest_on("data_docs", {artifacts["audit"].as_input()}, root, journal)
     last = artifacts["train"].stats.get("checkpoint") if "train" in artifacts else None
     if last is not None:
         checkpoint = Input(stage="checkpoint", digest=last["digest"], path=last["path"])
         probed = _latest_on("memorisation", {checkpoint, artifacts["encode"].as_input()}, root, journal)
+        traced = _latest_on("verbatim", {checkpoint, artifacts["encode"].as_input()}, root, journal)
         found |= {stage: one for stage, one in probed.items() if one.version == MEMORISATION}
+        found |= {stage: one for stage, one in traced.items() if one.version == VERBATIM}
         found |= _latest_on(TEST, {checkpoint}, root, journal)
     return found if TEST in found else found | _latest_on(PLAN, set(), root, journal)
 

@@ -366,10 +366,11 @@ def audit_model(arguments: Arguments) -> None:
 
 def audit_memorisation(arguments: Arguments) -> None:
     """Print the extraction rate of training sequences by copies."""
-    from assay.checkpoint_evaluation import memorisation
+    from assay.checkpoint_evaluation import memorisation, verbatim
 
     loaded, runtime, artifacts = load_corpus(arguments)
-    made = memorisation(loaded, artifacts, checkpoint_of(arguments, loaded, artifacts, runtime)[0], runtime)
+    checkpoint = checkpoint_of(arguments, loaded, artifacts, runtime)[0]
+    made = memorisation(loaded, artifacts, checkpoint, runtime)
     stats = made.stats
     words = f"{stats['prefix_tokens']} tokens given, {stats['continuation_tokens']} to repeat"
     say(f"memorisation at step {stats['step']}, {words}:", **artifact(made, runtime.root), **stats)
@@ -381,6 +382,17 @@ def audit_memorisation(arguments: Arguments) -> None:
         say(f"  {copies_words(row):<9}  {counts}  {interval:<23}  {row['tokens_right']:.3f}")
     say(trend_words(stats["trend"]))
     say(f"{runtime.root / made.folder / 'sequences.json'}")
+    if (traced := verbatim(loaded, artifacts, checkpoint, runtime)) is None:
+        say("how much of its generations is verbatim in the corpus needs an index: assay data index CONFIG")
+        return
+    say("\ngenerations with a passage that is verbatim in the corpus:", verbatim=traced.stats)
+    say("  prompts of  characters  generations  with one  rate, 95 % interval      of all characters")
+    for row in traced.stats["rows"]:
+        interval = f"{row['rate']:.4f} [{row['lower']:.4f}, {row['upper']:.4f}]"
+        counts = f"{row['characters_from']:>10,}  {row['generations']:>11,}  {row['with_passage']:>8,}"
+        share = f"{row['characters']:.4f} [{row['characters_lower']:.4f}, {row['characters_upper']:.4f}]"
+        say(f"  {row['prompts_of']:<10}  {counts}  {interval:<23}  {share}")
+    say(f"{runtime.root / traced.folder / 'generations.json'}")
 
 
 def energy(arguments: Arguments) -> None:

@@ -465,8 +465,30 @@ def test_the_report_shows_which_sequences_the_last_checkpoint_repeats(trained, t
     printed = " ".join(capsys.readouterr().out.split())
     assert f" 0 {found['rows'][0]['sequences']} " in printed
     assert f"has read 100 % of what the training shards give to predict, {found['epochs']:.2f} epochs" in printed
+    assert "needs an index: assay data index CONFIG" in printed
+    assert main(["data", "index", *words]) == 0
+    capsys.readouterr()
+    assert main([*probe, *short, "--json"]) == 0
+    traced = json.loads(capsys.readouterr().out)["verbatim"]
+    assert (traced["prefix_tokens"], traced["max_tokens"]) == (4, 60)
+    assert [row["characters_from"] for row in traced["rows"]] == [25, 50, 100, 200, 400] * 2
+    assert {row["prompts_of"] for row in traced["rows"]} == {"train", "validation"}
+    kept = json.loads(next(root.glob("verbatim/*/generations.json")).read_bytes())
+    texts = [row["text"] for path in root.glob("redact/*/documents/*") for row in read_table(path).to_pylist()]
+    for row in traced["rows"]:
+        mine = [one for one in kept if one["split"] == row["prompts_of"]]
+        assert row["generations"] == len(mine) > 0
+        held = [
+            any(one["text"][at : at + row["characters_from"]] in text for text in texts for at in
+                range(len(one["text"]) - row["characters_from"] + 1))
+            for one in mine
+        ]  # fmt: skip
+        assert (row["with_passage"], row["lower"] <= row["rate"] <= row["upper"]) == (sum(held), True)
+        assert row["characters_lower"] <= row["characters"] <= row["characters_upper"]
     assert main(["report", *words]) == 0
     made = json.loads((root / "report" / "latest.json").read_bytes())
+    assert made["verbatim"]["rows"] == traced["rows"]
+    assert "Generations that are verbatim in the corpus" in (root / "report" / "latest.html").read_text()
     assert made["memorisation"]["rows"] == found["rows"]
     assert any(entry["path"].startswith("memorisation/") for entry in made["evidence"]["entries"])
     assert "Extraction by number of copies" in (root / "report" / "latest.html").read_text()

@@ -69,6 +69,8 @@ def origins(facts: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Ori
     _training(facts, kinds, by_stage, add)
     _energy(facts, kinds, by_stage, add)
     add("/memorisation", [by_stage.get("memorisation")], "stats", "copied")
+    if "verbatim" in facts:
+        add("/verbatim", [by_stage.get("verbatim")], "stats", "copied")
     add("/kpi", [by_stage.get("kpi_test"), by_stage.get("kpi_plan")], "stats", "copied")
     add("/cluster", kinds.get("cluster", []), "")
     add("/faults", [*kinds.get("record", []), *kinds.get("ledger", [])], "event")

@@ -117,6 +117,8 @@ def facts(
     if "data_docs" in artifacts:
         found["data_docs"] = f"{artifacts['data_docs'].folder}/index.html"
     found["memorisation"] = artifacts["memorisation"].stats if "memorisation" in artifacts else None
+    if "verbatim" in artifacts:  # absent otherwise, so that earlier reports recompute
+        found["verbatim"] = artifacts["verbatim"].stats
     found["kpi"] = _kpi_facts(artifacts)
     with as_of(root, entries) as then:
         found |= {

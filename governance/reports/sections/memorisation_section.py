@@ -33,8 +33,31 @@ def memorisation(facts: Mapping[str, Any]) -> Html:
         [
             tag("p", note, class_="note"),
             table("Extraction by number of copies", head, rows, numeric=(1, 2, 3, 4, 5, 6), citation=citation),
+            *_verbatim(facts),
         ]
     )
+
+
+def _verbatim(facts: Mapping[str, Any]) -> list[Html]:
+    """Generations with passages of the corpus, where an index was there."""
+    if (traced := facts.get("verbatim")) is None:
+        return []
+    note = (
+        f"The model continues the first {traced['prefix_tokens']} tokens of documents, greedily, by at most "
+        f"{traced['max_tokens']} tokens. A passage counts if the corpus's texts hold it letter for letter; the prompt "
+        "does not count. Documents of the validation split were not trained on."
+    )
+    rows = [
+        [row["prompts_of"], number(row["characters_from"]), number(row["generations"]), number(row["with_passage"]),
+         share(row["rate"]), f"{share(row['lower'])} to {share(row['upper'])}", share(row["characters"]),
+         f"{share(row['characters_lower'])} to {share(row['characters_upper'])}"]
+        for row in traced["rows"]
+    ]  # fmt: skip
+    head = ["prompts of", "characters or more", "generations", "with a passage", "rate", "95 % interval (Wilson)",
+            "of all characters", "95 % interval (bootstrap)"]  # fmt: skip
+    citation = cite(facts, "/verbatim")
+    title = "Generations that are verbatim in the corpus"
+    return [tag("p", note, class_="note"), table(title, head, rows, numeric=range(1, 8), citation=citation)]
 
 
 def copies_words(row: Mapping[str, Any]) -> str:
