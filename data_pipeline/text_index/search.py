@@ -5,8 +5,8 @@ passages it compares are read from the memory-mapped text itself, so none rests 
 parts do, so the longest ones are found without looking at each place: a window of the least length that does not occur
 rules out all places before the longest end of it that does.
 
-Price: some 0.2 questions for each character that is not found and some 10 for each passage that is, each about 15
-microseconds a shard from memory, or some 15 reads a shard from a disk.
+Price: some 0.2 questions for each character that is not found and some 25 for each passage that is, each 5 to 15
+microseconds of one core a shard, from memory.
 """
 
 from __future__ import annotations
