@@ -79,6 +79,7 @@ def _measured(artifacts: Mapping[str, Manifest], root: Path, journal: Journal) -
         found |= {stage: one for stage, one in probed.items() if one.version == MEMORISATION}
         found |= {stage: one for stage, one in traced.items() if one.version == VERBATIM}
         found |= _latest_on(TEST, {checkpoint}, root, journal)
+        found |= _latest_on("training_audit", {checkpoint}, root, journal)
     return found if TEST in found else found | _latest_on(PLAN, set(), root, journal)
 
 

@@ -3,7 +3,7 @@
     ASSAY_TEST_DATA=... python benchmarks/governance.py [--quick] [GROUP ...]
 
 Groups: suites identities tokens drift fail_opens lost_shards share verified bias bias_null bias_policies
-        bias_sources bias_few_sites bias_classifiers journal lines hashing receipts trace_text edits page tested.
+        bias_sources bias_few_sites bias_classifiers journal lines hashing receipts order trace_text edits page tested.
 Seconds are CPU time, after the import of Great Expectations, which has its own line. Prints a line per goal and
 exits 1 when one falls short.
 """
@@ -29,6 +29,7 @@ from benchmarks.measures.governance import (
     governance_gate,
     governance_speed,
     lineage_speed,
+    order_speed,
     receipt_speed,
     report_look,
     tested_goals,
@@ -58,6 +59,7 @@ def groups(quick: bool) -> dict[str, Callable[[], list[Goal]]]:
         "hashing": lambda: lineage_speed.hashing(quick),
         "receipts": lambda: receipt_speed.receipts(quick),
         "trace_text": lambda: trace_speed.trace_text(quick),
+        "order": lambda: order_speed.order(quick),
         "edits": lambda: governance_edits.all_files(quick),
         "page": lambda: report_look.page(quick),
         "tested": lambda: tested_goals.tested(quick),

@@ -37,6 +37,7 @@ from governance.lineage.lineage_graph import read_graph
 from governance.lineage.unlisted_files import beside_faults, note_faults, strays
 from governance.log import progress
 from governance.manifest import FILE_NAME, SOURCES, Input, Manifest, read_manifest, verify
+from governance.recomputation.audit_statement import audit_faults
 from governance.replay.replay_statement import replay_faults
 from governance.signing.git_anchor import anchor_faults
 from governance.signing.journal import VERDICT, Journal
@@ -91,7 +92,7 @@ def verify_root(root: Path, keyring: Keyring, *, deep: bool = False) -> Verified
     if evidence is not None:
         files += 1
         problems += [*_lost(root, evidence), *removal_faults(root, evidence.entries)]
-        problems += replay_faults(evidence.entries, root)
+        problems += [*replay_faults(evidence.entries, root), *audit_faults(evidence.entries, root)]
     found, notes = _verify_others(root, [""], evidence)
     return Verified(files, problems + found, notes)
 

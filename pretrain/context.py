@@ -16,6 +16,7 @@ from pretrain.distributed.preemption import StopRequested
 from pretrain.distributed.process_group import HOST, Ranks, add_up
 from pretrain.energy_budget import BudgetGuard
 from pretrain.metrics.metrics_log import Record
+from pretrain.preflight.hardware import arithmetic
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,8 @@ class TrainContext:
             "device": self.device.type,
             "zero_stage": engine.zero_stage,
             "micro_batch_size": engine.micro_batch_size,
+            **({"rank_invariant": True} if engine.rank_invariant else {}),
+            **arithmetic(),
             **({"deepspeed": engine.deepspeed} if engine.deepspeed else {}),
         }
         origin = {"origin": dict(self.settings.origin)} if self.settings.origin else {}

@@ -34,6 +34,8 @@ from pretrain.distributed.stragglers import StragglerMonitor
 from pretrain.distributed.watchdog import HangReports, watch_hangs
 from pretrain.early_stopping import best_validation, is_last_step, own_validations
 from pretrain.engine.engine import Engine, Weight, open_engine, translated_errors
+from pretrain.engine.fixed_order import tree_order, tree_sum
+from pretrain.engine.fragments import nudge
 from pretrain.evaluation.loglikelihood import Passes
 from pretrain.evaluation.scores import evaluate_tasks, figures_line
 from pretrain.evaluation.validation import measure
@@ -164,6 +166,8 @@ def _open_parts(context: TrainContext) -> Iterator[TrainState]:
     with watch_hangs(reports, context.settings.engine, hung) as context.heartbeat, translated_errors():
         context.budget.start(lambda payload: add_up(payload, HOST))
         context.engine, state = _open_engine(context)
+        if context.settings.nudge:
+            nudge(context.engine, context.settings.nudge)
         if context.ranks.first and state.step:  # a kill may have left a removal half done, and no save may follow
             remove_old(context.checkpoints, context.settings.checkpoint, state.step, state.validations)
         durable = partial(_record_checkpoint, context)
@@ -278,7 +282,10 @@ def _agree(context: TrainContext, ready: StepRows, stragglers: StragglerMonitor)
     targets, *digest = context.summands([ready.targets, *ready.digest])
     work = stragglers.slots(ready.step)
     sample = [int(context.meter.wants_sample())]
-    ours = StepSums(*_stop_summands(context), [int(targets)], [int(word) for word in digest], work, sample)
+    stop, budget = _stop_summands(context)
+    if context.settings.until_step and ready.step > context.settings.until_step:
+        stop = [1]
+    ours = StepSums(stop, budget, [int(targets)], [int(word) for word in digest], work, sample)
     context.heartbeat.beat(f"step {ready.step}: the rows are read")
     with during(context.energy, COMMUNICATION):
         sums = ours.over_ranks()
@@ -314,9 +321,10 @@ def _add_up_gradients(
     Returns the global batch's nats per token; then each origin's nats, followed by each origin's tokens. They are fp64,
     on the device: the same bits on every rank, and the host does not wait for them.
     """
-    sums, origins = [], len(context.train_rows.origins)
+    sums, origins, fixed = [], len(context.train_rows.origins), context.engine.fixed
+    batches = ready.batches if fixed is None else tree_order(ready.batches)
     seed, adapter = context.recipe.train.seed, context.recipe.train.adapter
-    for number, batch in enumerate(ready.batches, 1):
+    for number, batch in enumerate(batches, 1):
         if adapter is not None:
             begin_pass(context.engine.deepspeed.module, (seed, ready.step, context.ranks.rank, number))
         with stragglers.passing():
@@ -326,10 +334,13 @@ def _add_up_gradients(
         if origins > 1 and batch.origins is not None:
             divided = by_origin(nats, batch.origins, origins)
         sums.append(torch.cat([nats.double().sum()[None], *divided]))
-    # Ranks that share rows (sequence, tensor) have the same nats: only one of them counts.
-    total = torch.stack(sums).sum(0) * context.layout.counts
     with during(context.energy, COMMUNICATION):
-        distributed.all_reduce(total)
+        if fixed is not None:
+            total = fixed.over_ranks(tree_sum(sums))
+        else:
+            # Ranks that share rows (sequence, tensor) have the same nats: only one of them counts.
+            total = torch.stack(sums).sum(0) * context.layout.counts
+            distributed.all_reduce(total)
     return total[0] / max(targets, 1), total[1:]
 
 

@@ -146,13 +146,14 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
 def _renamed(words: Sequence[str], warn: Warn) -> list[str]:
     """The words with options of the last release under today's names."""
     found: list[str] = []
+    old = {} if "audit-training" in words else _OLD_OPTIONS  # its --share is another one
     for index, word in enumerate(words):
         if word == "--":
             return found + list(words[index:])
         name, equals, value = word.partition("=")
-        *before, last = _OLD_OPTIONS.get(name, (name,))
+        *before, last = old.get(name, (name,))
         found += [*before, last + equals + value]
-        if name in _OLD_OPTIONS:
+        if name in old:
             shown = f"{last} I/N {' '.join(before)}" if before else last
             warn(f"{name} is now {shown}; the old option will be removed in the next release")
     return found

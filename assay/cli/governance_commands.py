@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from assay.cli.output import artifact, say
@@ -251,6 +251,18 @@ def impact(arguments: Arguments) -> None:
 
     found = find(arguments.document, [root.absolute() for root in arguments.roots])
     say(explain(found), **asdict(found))
+
+
+def audit_training(arguments: Arguments) -> int:
+    """Repeat drawn stretches of a training; 65 where weights differ."""
+    from assay.recomputation.training_audit import audit_training as audit
+    from assay.recomputation.training_audit import explain
+    from governance.recomputation.audit_statement import FALSIFIED
+
+    loaded, runtime, artifacts = load_corpus(arguments)
+    made, facts = audit(loaded, artifacts, replace(runtime, make=True), arguments.share, arguments.beacon)
+    say(explain(facts), **facts, **artifact(made, runtime.root))
+    return ManifestError.exit_code if facts["verdict"] == FALSIFIED else 0
 
 
 def takedown(arguments: Arguments) -> None:

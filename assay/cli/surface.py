@@ -192,6 +192,14 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     checkpoint_option(command)
     _average(command)
+    text = "repeat drawn stretches of a training between its checkpoints, and compare the weights to the bit"
+    command = _add(commands, "audit-training", "audit_training", text)
+    command.set_defaults(group="governance")
+    _config(command)
+    text = "share of the stretches to repeat (default: %(default)s)"
+    command.add_argument("--share", type=float, default=0.01, metavar="SHARE", help=text)
+    text = "public random value that nobody knew when the checkpoints were made (default: thrown here)"
+    command.add_argument("--beacon", default="", metavar="TEXT", help=text)
     _generation(commands)
     _translation(commands)
     _interpretation(commands)

@@ -147,7 +147,7 @@ def replay_plan(
     parts = list(_parts(recipe, runtime, training))
     found = [impact(request, [part.root for part in parts]) for request in requests]
     documents, fates = _held(requests, found, tokens, root, recipe)
-    steps = {step for step, _ in _checkpoints(TrainedPart(root, training, None), kept=False)}
+    steps = {step for step, _ in checkpoints_of(TrainedPart(root, training, None), kept=False)}
     if not steps:
         raise MissingInput(f"{root / training}: has made no checkpoint, so there is nothing to replay. Give its --root")
     rows = open_rows(tokens, "train", root, recipe.train.sequence_length)
@@ -225,7 +225,7 @@ def _first_inputs(parent: Parent | None) -> str:
     return ", ".join(item.path for item in parent.manifest.inputs[1:]) if parent is not None else ""
 
 
-def _checkpoints(part: TrainedPart, kept: bool = True) -> Iterator[tuple[int, Manifest | None]]:
+def checkpoints_of(part: TrainedPart, kept: bool = True) -> Iterator[tuple[int, Manifest | None]]:
     """Steps and manifests of a training's checkpoints.
 
     Those that are not `kept` any more may have no manifest.
@@ -246,7 +246,7 @@ def _clean(parts: Iterable[TrainedPart], first_step: int) -> Parent | None:
     found = [
         Parent(manifest, part.root)
         for part in parts
-        for step, manifest in _checkpoints(part)
+        for step, manifest in checkpoints_of(part)
         if manifest is not None and step < first_step and "base" not in manifest.stats
     ]
     return max(found, key=lambda parent: parent.step, default=None)
@@ -270,7 +270,7 @@ def _affected(found: Iterable[Impact]) -> list[AffectedCheckpoint]:
 
 def last_checkpoint(root: Path, training: str) -> Manifest | None:
     """The newest kept checkpoint of a training."""
-    found = _checkpoints(TrainedPart(root, training, None))
+    found = checkpoints_of(TrainedPart(root, training, None))
     return max(found, key=lambda item: item[0], default=(0, None))[1]
 
 

@@ -54,7 +54,9 @@ from governance.stage import ShareDone
 _UNMETERED = "mainboard, disks, network, fans, power supply, cooling: no meter"
 _OUTSIDE = "network and cooling outside the node: no meter"
 _FIRST_PHASES = {"train": START_UP}
-_FIRST_PHASES |= dict.fromkeys(("model_audit", "generate", "interpret", "memorisation", "verbatim"), EVALUATION)
+_FIRST_PHASES |= dict.fromkeys(
+    ("model_audit", "generate", "interpret", "memorisation", "training_audit", "verbatim"), EVALUATION
+)
 RUNNING = "running"  # the last reading, while it measures
 READ = "read"  # takes a reading now
 OUT_OF_BUDGET = "energy budget"

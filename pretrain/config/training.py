@@ -273,6 +273,9 @@ class EngineConfig(Section):
     deterministic: bool = False
     """CUDA: only kernels that add in a fixed order, at a price in speed and memory, so that equal runs give equal bits.
     On CPU that is always so."""
+    rank_invariant: bool = False
+    """On CPU: add gradients, losses and norms in one order, so that any number of ranks that is a power of two, and any
+    ZeRO stage, gives equal bits; see `docs/recompute.md`."""
     shared_memory_collectives: bool = False
     """On CPU: build and use DeepSpeed's shared-memory extension for ranks on one node (minutes, once per node)."""
     extension_build_seconds: float = Field(default=600.0, gt=0)
@@ -428,6 +431,10 @@ class Settings:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     folder: Path = Path()
     """Folder of the run's file, where own code is searched for first."""
+    until_step: int = 0
+    """Save and stop after this step, as on a signal; 0: never."""
+    nudge: float = 0.0
+    """Relative change of each weight at the start, up and down by turns; audits measure what becomes of it."""
     origin: Mapping[str, Any] | None = None
     """Source of the weights that the run starts from, for its record; None: random."""
 

@@ -16,7 +16,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,7 @@ from pretrain.encoder_decoder.model_of_pairs import EncoderDecoder
 from pretrain.engine.deepspeed_config import compiles_blocks, deepspeed_config, without_leaf_modules
 from pretrain.engine.expert_groups import mark_experts, marked, register, separated
 from pretrain.engine.extensions import ASYNC_IO_OP, SHARED_MEMORY_OP, build_async_io, build_shared_memory
+from pretrain.engine.fixed_order import FixedOrder, rank_pairs, take_over
 from pretrain.engine.nvme import lock_swap_folder
 from pretrain.engine.repeated_blocks import stop_at_repeated_blocks
 from pretrain.engine.state import full_shape, optimizer_of, prepare_moments, reduces_once
@@ -73,6 +74,9 @@ class Engine(Wrapped):
 
         It may change only between updates, and must be equal on every rank.
         """
+        if self.fixed is not None:
+            self.fixed.begin(steps)
+            return
         if steps == self.deepspeed.gradient_accumulation_steps():
             return
         micro, ranks = self.deepspeed.train_micro_batch_size_per_gpu(), self.deepspeed.dp_world_size
@@ -93,6 +97,9 @@ class Engine(Wrapped):
 
         After the last micro batch of a global batch call `update`.
         """
+        if self.fixed is not None:
+            self.fixed.backward(self.deepspeed, objective / max(targets, 1))
+            return
         self.deepspeed.backward(objective * (self.gradient_divisor / max(targets, 1)))
         if not last:
             self.deepspeed.step()  # counts micro batches, and computes nothing
@@ -197,6 +204,7 @@ def open_engine(  # noqa: PLR0913 # all that decides a model, and where it is
         counts_documents=settings.attention == "flash",
         clipping=0.0 if recipe.optim.optimizer == "muon" else recipe.optim.gradient_clipping,
         expert_parts=experts, expert_shapes=shapes,
+        fixed=_fixed_order(wrapped, ranks, settings) if settings.rank_invariant else None,
     )  # fmt: skip
     prepare_moments(engine, 0)
     return engine
@@ -314,7 +322,7 @@ def _expert_parts(ranks: Ranks, settings: EngineConfig) -> ExpertParts:
     return ExpertParts(size, ranks.rank % size, group, replicas)
 
 
-def _own_group(ranks: Ranks, settings: EngineConfig, groups: Iterable[range]) -> Any:
+def _own_group(ranks: Ranks, settings: EngineConfig, groups: Iterable[Sequence[int]]) -> Any:
     """Process group of this rank; every rank helps to form every group."""
     mine = None
     timeout = datetime.timedelta(seconds=settings.collective_timeout_seconds)  # a new group has torch's own otherwise
@@ -322,6 +330,13 @@ def _own_group(ranks: Ranks, settings: EngineConfig, groups: Iterable[range]) ->
         group = torch.distributed.new_group(list(members), timeout=timeout)
         mine = group if ranks.rank in members else mine
     return mine
+
+
+def _fixed_order(wrapped: Any, ranks: Ranks, settings: EngineConfig) -> FixedOrder:
+    """The step's own sums, in place of DeepSpeed's."""
+    take_over(wrapped)
+    named = [pair for pair in wrapped.module.named_parameters() if pair[1].requires_grad]
+    return FixedOrder(named, [_own_group(ranks, settings, level) for level in rank_pairs(ranks.world_size)])
 
 
 def _tensor_parts(ranks: Ranks, settings: EngineConfig) -> TensorParts:

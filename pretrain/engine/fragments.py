@@ -30,7 +30,7 @@ from pretrain.engine.tensor_parallel import ReadStretch
 from pretrain.optim.zero_fragments import Fragment
 
 if TYPE_CHECKING:
-    from pretrain.engine.engine import Engine
+    from pretrain.engine.wrapped import Wrapped
 
 MASTER = "master"
 
@@ -47,7 +47,7 @@ class Owned:
     """Flat fp32 tensors (or arrays) of `length` elements: "master", and each moment by its name."""
 
 
-def local_state(engine: Engine) -> Iterator[Owned]:
+def local_state(engine: Wrapped) -> Iterator[Owned]:
     """This rank's state, not copied; collective only under tensor parallelism.
 
     A tensor rank's part of a matrix is not a contiguous stretch of it, so whole matrices are gathered one by one, and
@@ -107,7 +107,7 @@ def copy_to_host(fragments: Iterable[Owned], buffers: Sequence[Owned]) -> None:
         torch.cuda.synchronize()
 
 
-def place_fragments(engine: Engine, read: ReadStretch, step: int) -> None:
+def place_fragments(engine: Wrapped, read: ReadStretch, step: int) -> None:
     """Set an engine's state after `step` updates, by ranges. Collective.
 
     `refresh_parameters` must follow, unless the model holds the same weights already, as it must for those in files.
@@ -130,13 +130,30 @@ def place_fragments(engine: Engine, read: ReadStretch, step: int) -> None:
             parameters[fragment.name].ds_tensor.data[: fragment.count].copy_(values[MASTER])
 
 
-def refresh_parameters(engine: Engine) -> None:
+def refresh_parameters(engine: Wrapped) -> None:
     """Copy the masters of `place_fragments` to every rank's parameters. Collective."""
     optimizer = engine.deepspeed.optimizer
     if engine.zero_stage in (1, 2):
         optimizer.update_lp_params()
     elif engine.zero_stage == 3:
         _refresh_gathered(optimizer)
+
+
+def publish_masters(engine: Wrapped) -> None:
+    """Copy updated masters to every rank's parameters. Collective."""
+    if engine.zero_stage == 3:
+        parameters = dict(engine.parameters())
+        for fragment, tensors in _owned(engine):
+            parameters[fragment.name].ds_tensor.data[: fragment.count].copy_(tensors[MASTER])
+    refresh_parameters(engine)
+
+
+def nudge(engine: Wrapped, share: float) -> None:
+    """Change each master by a share of it, up and down. Collective."""
+    for fragment, tensors in _owned(engine):
+        odd = torch.arange(fragment.start, fragment.start + fragment.count, device=engine.device) % 2
+        tensors[MASTER].mul_(1.0 + share * (1.0 - 2.0 * odd))
+    publish_masters(engine)
 
 
 def _refresh_gathered(optimizer: Any) -> None:
@@ -154,7 +171,7 @@ def _refresh_gathered(optimizer: Any) -> None:
         small[0].all_gather(small)
 
 
-def _owned(engine: Engine) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]:
+def _owned(engine: Wrapped) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]:
     """This rank's fragments, with short-lived views of masters and moments."""
     state = optimizer_of(engine).state
     for index, (flat, group, lying) in enumerate(fragments(engine)):

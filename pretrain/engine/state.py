@@ -2,7 +2,7 @@
 
 Promise: `place_fragments` restores what `full_state` returned bit for bit, at any stage and number of ranks, for every
 optimizer of `optimizers.py`. Both rely on `fragments`; state in files is read within `in_memory`. DeepSpeed's own
-attributes are used in `_group`, `_group_of`, `_flats`, `_fragments_of`, `_gradients` and `prepare_moments`; because of
+attributes are used in `_group`, `_group_of`, `flats`, `_fragments_of`, `_gradients` and `prepare_moments`; because of
 them it is pinned below 0.20.
 
 With fp16 the loss scale is a part of the state. Gradients are multiplied by a scale so that small ones do not vanish in
@@ -81,10 +81,10 @@ def fragments(engine: Wrapped) -> list[tuple[torch.Tensor, dict[str, Any], list[
     Every rank has the same tensors in the same order; one may hold nothing, or zeros after its last fragment.
     """
     names = {parameter: name for name, parameter in engine.parameters()}
-    return [(flat, group, list(_fragments_of(engine, flat, members, names))) for flat, group, members in _flats(engine)]
+    return [(flat, group, list(_fragments_of(engine, flat, members, names))) for flat, group, members in flats(engine)]
 
 
-def _flats(engine: Wrapped) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[nn.Parameter]]]:
+def flats(engine: Wrapped) -> Iterator[tuple[torch.Tensor, dict[str, Any], list[nn.Parameter]]]:
     """Flat tensors of the optimizer with their groups and parameters."""
     groups, zero = optimizer_of(engine).param_groups, engine.deepspeed.optimizer
     if engine.zero_stage == 0:
@@ -155,7 +155,7 @@ def scalars_of(engine: Wrapped) -> dict[str, dict[str, float]] | None:
     if not isinstance(optimizer, OwnOptimizer):
         return None
     names = {parameter: name for name, parameter in engine.parameters()}
-    for flat, group, members in _flats(engine):
+    for flat, group, members in flats(engine):
         held = optimizer.state[flat]
         values = {name: float(held[name]) for name in group["scalars"] if name in held}
         found |= {names[member]: values for member in members}
@@ -168,7 +168,7 @@ def restore_scalars(engine: Wrapped, values: dict[str, dict[str, float]] | None)
     if values is None or not isinstance(optimizer, OwnOptimizer):
         return
     names = {parameter: name for name, parameter in engine.parameters()}
-    for flat, group, members in _flats(engine):
+    for flat, group, members in flats(engine):
         held = values[names[members[0]]]
         kinds = group["scalars"].items()
         optimizer.state[flat] |= {name: restored(held[name], kind, group, flat) for name, kind in kinds if name in held}
@@ -178,7 +178,7 @@ def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any
     """Index, flat, group and local fragment of each parameter."""
     names = {parameter: name for name, parameter in engine.parameters()}
     places = {}
-    both = zip(fragments(engine), _flats(engine), strict=True)
+    both = zip(fragments(engine), flats(engine), strict=True)
     for index, ((_, _, lying), (flat, group, members)) in enumerate(both):
         here = {fragment.name: fragment for fragment in lying}
         places |= {names[member]: (index, flat, group, here.get(names[member])) for member in members}
@@ -195,7 +195,7 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
     """
     optimizer = optimizer_of(engine)
     own = isinstance(optimizer, OwnOptimizer)
-    for index, (flat, group, _) in enumerate(_flats(engine)):
+    for index, (flat, group, _) in enumerate(flats(engine)):
         with in_memory(engine, index):
             # DeepSpeed finds moments in files by these very tensors.
             known = optimizer.state[flat] if in_files(engine, index) else {}
@@ -213,7 +213,7 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
 def _sharings(engine: Wrapped) -> dict[torch.Tensor, Sharing]:
     """Sharing of Muon's matrices among ranks, by flat. Collective."""
     found = {}
-    for (flat, group, lying), (_, _, members) in zip(fragments(engine), _flats(engine), strict=True):
+    for (flat, group, lying), (_, _, members) in zip(fragments(engine), flats(engine), strict=True):
         if group["kind"] == "muon":
             ranks = _group_of(engine, members[0])
             held: list[Any] = [None] * torch.distributed.get_world_size(ranks)

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from pretrain.engine.fixed_order import update_in_order
 from pretrain.engine.state import before_update
 from pretrain.engine.wrapped import Wrapped
 
@@ -56,6 +57,8 @@ def update(engine: Wrapped, factor: float, skip: Skip) -> tuple[Skip, torch.Tens
         before clipping (infinite or NaN where a part of it is): of all of it, then of each group. On the device; the
         host does not wait for them.
     """
+    if engine.fixed is not None:
+        return update_in_order(engine, factor, skip)
     deepspeed = engine.deepspeed
     norms = torch.stack([*before_update(engine).values()])
     wrapper = deepspeed.optimizer

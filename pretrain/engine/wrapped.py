@@ -32,6 +32,8 @@ class Wrapped:
     """Experts that this rank holds."""
     expert_shapes: Shapes = ()
     """Parameters of the whole model where ranks hold other experts, else none."""
+    fixed: Any = None
+    """The `FixedOrder` of sums that do not depend on ranks; None: DeepSpeed's."""
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """This rank's trained parameters by name, in order, tied ones once."""

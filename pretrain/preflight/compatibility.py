@@ -30,6 +30,7 @@ from pretrain.preflight.feature_rules import (
     fp8_excludes_experts,
     gpus_compute_uncompiled,
     long_rows_on_cpu_are_slow,
+    rank_invariance_is_measured,
     soft_caps_on_cpu_are_slow,
     split_losses_are_not_fused,
     students_learn_whole_rows,
@@ -427,6 +428,7 @@ RULES: tuple[Rule, ...] = (
     evaluation_rows_divide,
     students_learn_whole_rows,
     encoder_decoders_run_plainly,
+    rank_invariance_is_measured,
     *FROZEN,
 )
 

@@ -144,6 +144,45 @@ def frozen_parameters_suit_the_layout(recipe: TrainRecipe, settings: Settings, h
     return f"{name} = {found!r} with {what} is not supported; set it to {fix!r}"
 
 
+def rank_invariance_is_measured(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
+    """Refuse `rank_invariant` where equal bits were not measured, or cannot be."""
+    engine, train = settings.engine, recipe.train
+    if not engine.rank_invariant:
+        return None
+    ranks = hardware.world_size or 1
+    if ranks & (ranks - 1):
+        return f"engine.rank_invariant on {ranks} ranks: their sums are added in pairs; start 1, 2, 4, 8, ... ranks"
+    if not engine.threads:
+        return (
+            "engine.rank_invariant with engine.threads = 0, which divides the cores among the ranks: products may "
+            "depend on a rank's threads; give their number, such as threads = 1"
+        )
+    if hardware.device == "cuda":
+        return "engine.rank_invariant on a GPU: not measured; set engine.device = 'cpu', or remove it"
+    if train.precision not in ("fp32", "bf16", "autocast"):
+        return f"engine.rank_invariant with train.precision = {train.precision!r}: not measured; set 'fp32' or 'bf16'"
+    values = {
+        **{f"engine.{name}_parallel_size": getattr(engine, f"{name}_parallel_size") > 1 for name in _SPLITS},
+        **{f"engine.{name}": getattr(engine, name) for name in ("compile", "deepcompile", "deepspeed")},
+        **{f"engine.{name}": getattr(engine, name) != "none" for name in ("offload_optimizer", "offload_parameters")},
+        "engine.hpz_partition_size": engine.hpz_partition_size > 1,
+        "engine.shared_memory_collectives": engine.shared_memory_collectives,
+        "model.moe": recipe.model.moe,
+        "model.encoder_layers": recipe.model.encoder_layers,
+        "optim.optimizer = 'own'": recipe.optim.optimizer == "own",
+        "train.gradient_reduction = 'bf16'": train.gradient_reduction == "bf16",
+        "train.distillation": train.distillation,
+        "train.adapter.dropout": train.adapter is not None and train.adapter.dropout,
+        "train.patience (validation losses depend on ranks in their last bits)": train.patience,
+    }
+    if (found := next((name for name, value in values.items() if value), None)) is None:
+        return None
+    return (
+        f"engine.rank_invariant with {found}: equal bits on any number of ranks were not measured; remove one of them"
+    )
+
+
+_SPLITS = ("sequence", "tensor", "expert")
 FROZEN = (frozen_parameters_have_a_base, learning_parameters_exist, frozen_parameters_suit_the_layout)
 
 

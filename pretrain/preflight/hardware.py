@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pretrain.distributed.process_group import Ranks
 
@@ -45,6 +46,25 @@ class Hardware:
     def local_world_size(self) -> int:
         """Ranks of a node."""
         return 1 if self.ranks is None else self.ranks.local_world_size
+
+
+def arithmetic() -> dict[str, Any]:
+    """Threads, processor and instructions, which decide the last bits of sums."""
+    import torch
+
+    model = next((line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")), ":")
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": model.partition(":")[2].strip() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def hardware_of(ranks: Ranks, device: torch.device) -> Hardware:

@@ -26,6 +26,7 @@ from typing import Literal
 
 from pretrain.config.model import ModelConfig
 from pretrain.config.training import EngineConfig, TrainRecipe
+from pretrain.data.batch_size import batch_sizes
 from pretrain.distributed.layout import parameter_shares
 from pretrain.engine.deepspeed_config import BUCKET, SWAP_BUFFERS, SWAPPED_GROUP
 from pretrain.finetuning.trained_parameters import trained_count
@@ -89,6 +90,7 @@ def estimate(
     on_device = {"runtime": _RUNTIME[device] + libraries + compiler, "activations": activations(recipe, engine, device)}
     on_device |= {"loss": head(recipe, engine, vocabulary_size, device)}
     on_device |= _teacher_bytes(teacher, recipe, engine, vocabulary_size, device)
+    on_device |= _ordered_sums(recipe, engine, learning, world_size)
     # Allocated after activations are freed, whose memory the host's allocator keeps:
     flat = _flat_gradients(recipe, engine, learning, world_size)
     reduced = flat if device == "cpu" else max(0, flat - on_device["activations"])
@@ -114,6 +116,14 @@ def estimate(
     if engine.zero_stage < 3:
         on_host["model while it is built"] = 4 * parameters * engine.tensor_parallel_size  # they cut it afterwards
     return Estimate(on_device, on_host)
+
+
+def _ordered_sums(recipe: TrainRecipe, engine: EngineConfig, learning: int, world_size: int) -> dict[str, int]:
+    """Bytes of whole gradients in a tree of sums (`engine/fixed_order.py`)."""
+    if not engine.rank_invariant:
+        return {}
+    passes = max(1, max(batch_sizes(recipe.train).sizes) // (engine.micro_batch_size * world_size))
+    return {"sums in one order": 4 * learning * (2 + passes.bit_length())}
 
 
 def _teacher_bytes(

@@ -32,6 +32,7 @@ WITHOUT_JSON = {"completion", "config schema"}
 SURFACE = {
     "completion": ["--help", "SHELL"],
     "config schema": ["--help"],
+    "audit-training": [*COMMON, "--beacon", "--share"],
     "classify evaluate": [*COMMON, "--test", "CHECKPOINT"],
     "classify folds": [*COMMON, "--nproc"],
     "config show": [*COMMON, "--changed"],

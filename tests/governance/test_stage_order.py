@@ -15,7 +15,7 @@ FOR_ONE_STAGE = {
 }  # fmt: skip
 OUTSIDE_A_RUN = {
     "documents", "model_audit", "memorisation", "classification", "cross_validation", "claims", "claim_language",
-    "claim_recall", "scaling", "mixture", "receipts", "verbatim",
+    "claim_recall", "scaling", "mixture", "receipts", "training_audit", "verbatim",
 }  # fmt: skip
 """And a KPI's plan and test, whose names are constants."""
 

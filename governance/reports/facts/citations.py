@@ -104,6 +104,8 @@ def _training(facts: Mapping[str, Any], kinds: Mapping[str, list[str]], by_stage
     add("/training/validation", record, "validation.by_source, validation.by_language")
     add("/training/attempts", record, "attempt")
     add("/training/profiles", record, "profile", "copied")
+    if "audit" in facts["training"]:
+        add("/training/audit", [by_stage.get("training_audit")], "stats", "copied")
     for index, _ in enumerate(facts["training"]["checkpoints"]):
         add(f"/training/checkpoints/{index}", kinds.get("checkpoint", [])[index : index + 1], "config, outputs")
 

@@ -127,6 +127,8 @@ def facts(
             "faults": fault_facts(artifacts.get("train"), then, alive, extra.begun),
             "cluster": cluster_facts(then),
         }
+    if found["training"] is not None and "training_audit" in artifacts:
+        found["training"]["audit"] = artifacts["training_audit"].stats
     found["summary"] = summary(found)
     found["first"] = first_look(found)
     found["evidence"] = {"entries": list(entries), "of": origins(found, entries)}

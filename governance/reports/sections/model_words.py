@@ -77,8 +77,20 @@ def model_facts(facts: Mapping[str, Any]) -> list[tuple[str, Child]]:
         ("Peak for MFU", run["peak_source"] or UNKNOWN),
         ("Measured matmul", run["gemm_source"] or UNKNOWN),
         ("Artifact", [digest(run["digest"]), f" {run['path']}"]),
+        *_recomputed(run.get("audit")),
     ]
     return pairs
+
+
+def _recomputed(audit: Mapping[str, Any] | None) -> list[tuple[str, Child]]:
+    """The newest audit that repeated stretches of the training."""
+    if audit is None:
+        return []
+    chance = f"; a fault in one stretch is found with probability {number(audit['chance_of_one'])}"
+    words = (
+        f"{number(audit['amount'])} of {number(audit['checkpoints'])} stretches, draw {number(audit['draws'])}{chance}"
+    )
+    return [("Recomputed", f"{words}: {audit['verdict']}")]
 
 
 def _teacher(stats: Mapping[str, Any], train: Mapping[str, Any]) -> list[tuple[str, Child]]:

@@ -72,6 +72,7 @@ def case(where: dict | None = None, **settings) -> tuple[TrainRecipe, Settings, 
 
 
 PAIRS = {"encoder_layers": 2, "norm_position": "post", "position_embedding": "sinusoidal", "num_key_value_heads": 4}
+INVARIANT = {"rank_invariant": True, "threads": 1}
 COMPILED = {"compile": True}
 LONG = {"sequence_length": 2048, "max_position_embeddings": 2048}
 CPU, CUDA = {"device": "cpu"}, {"device": "cuda", "capability": (9, 0)}
@@ -194,6 +195,15 @@ REFUSED = [
         "'nvme'",
     ),
     ("students_learn_whole_rows", {"distillation": {"teacher": "t"}, "compile": True}, "engine.compile: the teacher"),
+    ("rank_invariance_is_measured", {"rank_invariant": True, "where": CPU}, "give their number, such as threads = 1"),
+    ("rank_invariance_is_measured", {**INVARIANT, "where": {"world_size": 6}}, "on 6 ranks: their sums are added in p"),
+    ("rank_invariance_is_measured", {**INVARIANT, "where": CUDA}, "on a GPU: not measured"),
+    ("rank_invariance_is_measured", {**INVARIANT, "precision": "bf16_masters"}, "set 'fp32' or 'bf16'"),
+    ("rank_invariance_is_measured", {**INVARIANT, "moe": EXPERTS}, "with model.moe: equal bits on any number"),
+    ("rank_invariance_is_measured", {**INVARIANT, "compile": True}, "with engine.compile"),
+    ("rank_invariance_is_measured", {**INVARIANT, "zero_stage": 2, "tensor_parallel_size": 2}, "tensor_parallel_size"),
+    ("rank_invariance_is_measured", {**INVARIANT, **OFFLOAD}, "with engine.offload_optimizer"),
+    ("rank_invariance_is_measured", {**INVARIANT, "patience": 2}, "with train.patience (validation losses depend"),
     ("only_adamw_is_offloaded", {"optimizer": "muon", **OFFLOAD}, "offload_optimizer = 'none'"),
     ("encoder_decoders_run_plainly", {**PAIRS, "tensor_parallel_size": 2}, "engine.tensor_parallel_size = 2"),
     (

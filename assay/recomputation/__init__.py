@@ -1,0 +1,1 @@
+"""Audit of a training: stretches of its steps, repeated and compared."""

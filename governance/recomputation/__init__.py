@@ -1,0 +1,1 @@
+"""Audits of a training: draws, odds and statements."""
