@@ -465,7 +465,6 @@ def test_the_report_shows_which_sequences_the_last_checkpoint_repeats(trained, t
     printed = " ".join(capsys.readouterr().out.split())
     assert f" 0 {found['rows'][0]['sequences']} " in printed
     assert f"has read 100 % of what the training shards give to predict, {found['epochs']:.2f} epochs" in printed
-    assert "needs an index: assay data index CONFIG" in printed
     assert main(["data", "index", *words]) == 0
     capsys.readouterr()
     assert main([*probe, *short, "--json"]) == 0
