@@ -49,6 +49,7 @@ _SUFFIXES = {"text": ".bin", "suffixes": ".bin", "ends": ".bin", "listed": ".par
 _READ = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "url", "licence")])
 _END = b"\xff"
 _MOST = 2**31 - 1  # bytes that libdivsufsort's 32-bit form sorts
+_COUNTED_AT_ONCE = 1 << 22
 _LISTED_AT_ONCE = 4096  # rows of a group: what a look-up of one document reads
 
 
@@ -147,7 +148,10 @@ def _index_shard(config: TextIndexConfig, parts: Sequence[_Part], path_of: Calla
     suffixes = divsufsort(text) if text else np.zeros(0, np.int32)
     # They are in the order of their first bytes: those that begin within a character (0x80 to 0xBF) or at the end of a
     # document (0xFF) are two stretches of it.
-    starts = np.cumsum(np.bincount(np.frombuffer(text, np.uint8), minlength=256))
+    # Counted in pieces: `bincount` makes 8 bytes of each.
+    data = np.frombuffer(text, np.uint8)
+    pieces = (data[at : at + _COUNTED_AT_ONCE] for at in range(0, len(data), _COUNTED_AT_ONCE))
+    starts = np.cumsum(sum((np.bincount(piece, minlength=256) for piece in pieces), np.zeros(256, np.int64)))
     kept_suffixes = [suffixes[: starts[0x7F]], suffixes[starts[0xBF] : starts[0xFE]]]
     _write(path_of("suffixes"), *kept_suffixes)
     stats = {"documents": len(ends), "bytes": len(text), "suffixes": sum(map(len, kept_suffixes))}
