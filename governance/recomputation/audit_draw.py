@@ -1,12 +1,12 @@
 """Draw of the stretches that an audit repeats, and its odds.
 
-A *stretch* are the steps between two published checkpoints. A fault in one of its steps (a row that was swapped,
+A *stretch* is the steps between two published checkpoints. A fault in one of its steps (a row that was swapped,
 another learning rate, weights that were altered) shows only where that stretch is repeated, and does so surely. Of
-`count` stretches `amount` are drawn, each set as likely as any other, so k faulty ones are all missed with the
+`count` stretches `amount` are drawn, and each set is as likely as any other, so k faulty ones are all missed with the
 probability C(count - k, amount) / C(count, amount).
 
 The draw follows from a public value: the SHA-256 of the journal's head when the draw was stated, the training, and a
-nonce that was thrown or published after that. Whoever has the journal can repeat the draw.
+nonce that was drawn or published after that. Whoever has the journal can repeat the draw.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
      "value": "<SHA-256>", "share": 0.01, "amount": 1,
      "checkpoints": [{"path": ..., "digest": ..., "step": 100}, ...]}      all that were published, in order
 
-It stands in the journal as `draw` of a line's predicate. The audit itself is an artifact, `training_audit`, whose
+The journal holds it as `draw` in a line's predicate. The audit itself is an artifact, `training_audit`, whose
 recipe holds the draw; so an audit that was begun and not finished, or drawn again, is seen.
 """
 
