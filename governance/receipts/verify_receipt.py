@@ -23,8 +23,8 @@ from typing import Any
 KINDS = {"text": 1, "raw text": 2, "url": 3, "id": 4}
 NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (1, 1, 2, 4, 8, 16), 8
 WORDS = (
-    "Proven: whether the tree holds this very name. Attested by the key: that the tree is complete; checkpoint, "
-    "times, steps, filters. Silent on other names, near copies, paraphrases, quotations."
+    "Proven: whether the tree holds this name. Signed only: its completeness, checkpoint, steps, filters. Not covered: "
+    "paraphrases, near copies, quotations."
 )
 
 
