@@ -416,7 +416,7 @@ def energy(arguments: Arguments) -> None:
 
     found = development(arguments.roots, arguments.final)
     sums = {**found.rows, "all": found.total}
-    shares = {"development": found.share(FINAL), "without its models and data": found.share(FINAL, BEFORE, DATA)}
+    shares = {"development": found.share(FINAL), "other trainings and work": found.share(FINAL, BEFORE, DATA)}
     facts = {
         "final": f"{found.root / found.final}",
         "millijoules": {

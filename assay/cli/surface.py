@@ -198,7 +198,7 @@ def _training(commands: Commands[Parser]) -> None:
     _config(command)
     text = "share of the stretches to repeat (default: %(default)s)"
     command.add_argument("--share", type=float, default=0.01, metavar="SHARE", help=text)
-    text = "public random value that nobody knew when the checkpoints were made (default: thrown here)"
+    text = "public random value that nobody knew when the checkpoints were made (default: generated here)"
     command.add_argument("--beacon", default="", metavar="TEXT", help=text)
     _generation(commands)
     _translation(commands)
