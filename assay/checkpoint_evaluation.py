@@ -77,8 +77,7 @@ def memorisation(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: 
     from pretrain.inference.loaded_model import load_model
     from pretrain.inference.memorisation import probe_memorisation
 
-    for role in ("train", "validation"):
-        require_corpus(run, artifacts, runtime, role)
+    require_corpus(run, artifacts, runtime, "train", "validation")
     verified = read_checkpoint(checkpoint, runtime.root)
     refuse_foreign_tokenizer(verified, artifacts["encode"], runtime.root)
     model = partial(load_model, verified, run.config.engine, runtime.root)
@@ -107,8 +106,7 @@ def verbatim(run: LoadedRun, artifacts: Mapping[str, Manifest], checkpoint: Path
     tokens, engine, settings = artifacts["encode"], run.config.engine, run.config.memorisation
     if (made := find_index(tokens, runtime.root)) is None:
         return None
-    for role in ("train", "validation"):
-        require_corpus(run, artifacts, runtime, role)
+    require_corpus(run, artifacts, runtime, "train", "validation")
     require_chain((made,), runtime.root, run.journal(runtime.root))
     verified = read_checkpoint(checkpoint, runtime.root)
     room = identity_of(verified).recipe.train.sequence_length - settings.prefix_tokens

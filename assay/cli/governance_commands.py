@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from assay.cli.output import artifact, say
-from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, command_line, load, load_corpus
+from assay.cli.run_commands import Arguments, argv_of, checkpoint_of, command_line, keyring_of, load, load_corpus
 from assay.config import LoadedRun
 from governance.errors import ConfigError, GateClosed, ManifestError
 from governance.files import write_json, write_text
@@ -302,7 +302,7 @@ def prove(arguments: Arguments) -> None:
     file: Path = arguments.receipt
     if file.exists():
         raise ConfigError(f"{file}: exists already. Give another name: --receipt FILE")
-    keyring = _keyring(arguments.signing_key)
+    keyring = keyring_of(arguments.signing_key)
     found = find(arguments.asked, arguments.checkpoint, keyring)
     write_text(file, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
     if arguments.verifier is not None:
@@ -311,11 +311,6 @@ def prove(arguments: Arguments) -> None:
     line = f"python {verifier} {file} --key {public_path(keyring.own)}"
     say(explain(found), **found, file=file, verify=line)
     say(f"{file}: others check it with: {line}")
-
-
-def _keyring(signing_key: Path | None) -> Keyring:
-    """Keys of a command without a run's file."""
-    return Keyring(GovernanceConfig(signing_key="" if signing_key is None else str(signing_key.absolute())))
 
 
 def diff(arguments: Arguments) -> int:
@@ -457,7 +452,7 @@ def sign(arguments: Arguments) -> None:
     root = root_of(arguments.checkpoint)
     manifest = read_checkpoint(arguments.checkpoint, root)
     key = arguments.key or default_model_key_path()
-    keyring = _keyring(arguments.signing_key)
+    keyring = keyring_of(arguments.signing_key)
     refuse_strange_key(keyring, root)
     refuse_unstated(manifest, keyring, root)
     name = state_model_signature(open_journal(keyring, root), manifest, key, root)

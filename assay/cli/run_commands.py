@@ -23,6 +23,7 @@ from governance.energy.budget import open_budget
 from governance.energy.meters import meter
 from governance.errors import ConfigError, GateClosed
 from governance.files import append_line
+from governance.gate.verdict import GovernanceConfig, Keyring
 from governance.hooks import Hooks, no_tally
 from governance.lineage.attest import KeySigner, attest_with, open_journal
 from governance.log import get_logger
@@ -37,6 +38,11 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 """Name of an artifact's folder: a link with such a name poses as that artifact."""
 TALLY_VARIABLE = "ASSAY_TALLY"
 """Names the file of the tally of `Hooks`; a job's script sets it."""
+
+
+def keyring_of(signing_key: Path | None) -> Keyring:
+    """Keys of a command without a run's file."""
+    return Keyring(GovernanceConfig(signing_key="" if signing_key is None else str(signing_key.absolute())))
 
 
 def load(arguments: Arguments, command: str) -> tuple[LoadedRun, Runtime]:

@@ -6,10 +6,9 @@ import sys
 from dataclasses import asdict
 
 from assay.cli.output import say
-from assay.cli.run_commands import Arguments
+from assay.cli.run_commands import Arguments, keyring_of
 from governance.errors import ConfigError
 from governance.files import write_text
-from governance.gate.verdict import GovernanceConfig, Keyring
 
 
 def trace_text(arguments: Arguments) -> None:
@@ -23,10 +22,8 @@ def trace_text(arguments: Arguments) -> None:
             text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"standard input is not text in UTF-8 ({error}). Convert it") from error
-    signing_key = "" if arguments.signing_key is None else str(arguments.signing_key.absolute())
-    keyring = Keyring(GovernanceConfig(signing_key=signing_key))
     limits = (arguments.min_characters, arguments.documents)
-    traced = trace(text, arguments.checkpoint, arguments.corpus, keyring, limits)
+    traced = trace(text, arguments.checkpoint, arguments.corpus, keyring_of(arguments.signing_key), limits)
     say("\n".join(trace_lines(traced)), **asdict(traced), covered=traced.covered)
     if arguments.html is not None:
         write_text(arguments.html, trace_page(traced))

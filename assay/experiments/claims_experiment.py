@@ -23,8 +23,7 @@ def run_claims(run: LoadedRun, artifacts: Mapping[str, Manifest], config: Claims
     from pretrain.experiments.claims import claims
 
     pass_gate(run, artifacts, runtime)
-    for role in ("train", "validation"):
-        require_corpus(run, artifacts, runtime, role)
+    require_corpus(run, artifacts, runtime, "train", "validation")
     threads = threads_of(Ranks(), run.config.engine.threads)
 
     def check(made: Sequence[Manifest]) -> None:

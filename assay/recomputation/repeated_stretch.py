@@ -58,9 +58,9 @@ class Differences:
     """Largest relative differences between two checkpoints; 0 is equal to the bit."""
 
     weights: float
-    """Of a parameter's weights or moments: the L2 norm of the difference over that of the values."""
+    """A parameter's weights or moments: the L2 norm of the difference over that of the values."""
     losses: float
-    """Of a step's loss."""
+    """A step's loss."""
 
     def within(self, bound: Differences) -> bool:
         """Return whether neither is larger."""

@@ -37,11 +37,11 @@ class SpanSource:
     url: str
     licence: str
     copies: int
-    """Of the document, in the training split."""
+    """Copies of the document in the training split."""
     held_out: int
-    """Of the document, in the validation split."""
+    """Copies of the document in the validation split."""
     occurrences: int
-    """Of the span in one copy."""
+    """Occurrences of the span in one copy."""
     steps: tuple[int, ...] | None
     """Steps at which the checkpoint read the document, one for each row; None without a checkpoint."""
     taken_down: str
@@ -132,7 +132,7 @@ def read_text(text: str, least: int) -> str:
     Raises:
         ConfigError: it is empty, shorter than a span, too long, or not Unicode.
     """
-    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of a command line that are no UTF-8
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of a command line that are not UTF-8
         raise ConfigError("the text is not UTF-8. Convert it, and give it through a pipe: assay trace-text -")
     found = normalise(text)
     if not found.strip():
@@ -156,7 +156,7 @@ def trace_text(
     counts, and the documents listed of each.
 
     Raises:
-        ConfigError: the text is none, or `corpus` is no token corpus.
+        ConfigError: there is no text, or `corpus` is not a token corpus.
         MissingInput: the checkpoint, its token corpus or the index is not there.
         GateClosed: the journal was cut, or does not state the checkpoint or the index.
         AlteredFile: a file of the index is not as it was made.

@@ -77,7 +77,7 @@ def _draw_faults(entry: JournalEntry, entries: Sequence[JournalEntry]) -> Iterat
         yield "its draw takes another number of stretches than the share says"
     index, _, digest = facts["head"].partition(":")
     if not any((str(one.index), one.digest) == (index, digest) for one in before):
-        yield "the head of its draw is no line before it"
+        yield "the head of its draw is not a line before it"
     stated = {(name, said) for one in before if one.index <= int(index) for name, said in one.subjects.items()}
     for one in facts["checkpoints"]:
         if (one["path"], one["digest"]) not in stated:

@@ -299,7 +299,7 @@ def _digest_of(key: Any) -> Any:
     """The hash that the format pairs with a key's curve.
 
     Raises:
-        ValueError: it is no key of those curves.
+        ValueError: it is not a key on those curves.
     """
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -118,7 +118,7 @@ def _query(kept: Sequence[str], chance: random.Random) -> tuple[str, str]:
 
 
 def _ask(index: TextIndex, text: str) -> list[tuple[int, int]]:
-    """What a query does but for the steps: spans, documents, and their listed facts."""
+    """Answer a query but for the steps: spans, documents, and their listed facts."""
     spans = find_spans(index, text, _LEAST)
     for start, end in spans:
         read_listed(index, holders_of(index, text[start:end])[:10])

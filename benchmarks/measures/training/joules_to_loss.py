@@ -36,9 +36,9 @@ from pretrain.config.model import padded_vocabulary
 OURS, FIRST = "assay", "nanogpt"
 SEEDS, QUICK_SEEDS = (1, 2, 3, 4, 5), (1,)
 SHARE = 0.12
-"""Of nanoGPT's joules."""
+"""Share of nanoGPT's joules."""
 MOST_OTHERS = 0.05
-"""Of the node's processor time while a contestant runs, taken by other processes."""
+"""Share of the node's processor time that other processes take while a contestant runs."""
 TARGET = HERE / "build" / "joules"
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
