@@ -86,8 +86,12 @@ class Bed:
         return [dict(zip(fields, line.split("|"), strict=True)) for line in output.splitlines()]
 
     def queued(self):
-        """Numbers of jobs that wait or run."""
-        return self.slurm("squeue", "-h", "-r", "-o", "%i").split()
+        """Numbers of jobs that wait or run.
+
+        A job that completes is neither: the probe of a submission may still be cleaned up after its answer.
+        """
+        lines = self.slurm("squeue", "-h", "-r", "-o", "%i %t").splitlines()
+        return [number for number, state in map(str.split, lines) if state != "CG"]
 
     def ranks(self, job):
         """Process numbers of a job's training processes, by rank."""
