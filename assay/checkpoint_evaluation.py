@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from assay.config import LoadedRun
 from assay.corpus_audit import bias_counts
 from assay.corpus_gate import require_corpus
+from assay.training_recipe import training_rows
 from governance.manifest import Manifest
 from governance.stage import Runtime
 from pretrain.evaluation.tasks import open_tasks
@@ -42,7 +43,7 @@ def evaluation(
     from pretrain.evaluation.validation import evaluate
 
     require_corpus(run, artifacts, runtime, "validation")
-    tokens = artifacts.get("pack", artifacts["encode"])
+    tokens = training_rows(artifacts)
     suite = partial(task_suite, run, artifacts, runtime) if run.config.evaluation.tasks else None
     return evaluate(checkpoint, tokens, run.config.engine, runtime.root, suite, others)
 

@@ -105,11 +105,7 @@ def plan_clean_up(root: Path, named: Iterable[tuple[str, str]], keyring: Keyring
     """
     if (root / REMOVED).is_symlink():
         raise StorageError(f"{root / REMOVED}: is a link to another folder. Nothing was removed. Remove the link.")
-    there = {}
-    for file in sorted(root.glob(f"*/*/{FILE_NAME}")):
-        manifest = there[file.relative_to(root).as_posix()] = read_manifest(file)
-        if root / manifest.path != file:
-            raise ManifestError(f"{file}: states that it is {manifest.path}. Remove or restore its folder.")
+    there = _manifests(root)
     if there and not ((root / JOURNAL).is_file() and (root / JOURNAL).stat().st_size):
         raise GateClosed(
             f"{root / JOURNAL}: is missing or empty, so what rests on the artifacts of this root is not known. Nothing "
@@ -129,16 +125,31 @@ def plan_clean_up(root: Path, named: Iterable[tuple[str, str]], keyring: Keyring
     free = [one.manifest for one in candidates if not one.kept_for]
     removed = [*free, *(one for one in _half_removed(root) if not any(unstated(one, stated)))]
     staying = [made for path, made in there.items() if path not in {one.path for one in free}]
-    needed = {item.path for one in staying for item in (*one.beside, *one.outputs)}
-    listed = {item.path for one in removed for item in one.beside}
-    records = tuple(
-        sorted(
-            (name for name in listed - needed if _is_record(root, name)),
-            key=lambda name: (name.endswith(".json"), name),  # a note goes after what it vouches for
-        )
-    )
+    records = _unneeded_records(root, removed, staying)
     gone = [path for one in free for path in _files(root / one.folder)]
     return CleanUp(candidates, records, _freed([*gone, *(root / name for name in records)]))
+
+
+def _manifests(root: Path) -> dict[str, Manifest]:
+    """Path below the root -> manifest, of every artifact.
+
+    Raises:
+        ManifestError: a manifest cannot be read, or states another place.
+    """
+    found = {}
+    for file in sorted(root.glob(f"*/*/{FILE_NAME}")):
+        manifest = found[file.relative_to(root).as_posix()] = read_manifest(file)
+        if root / manifest.path != file:
+            raise ManifestError(f"{file}: states that it is {manifest.path}. Remove or restore its folder.")
+    return found
+
+
+def _unneeded_records(root: Path, removed: Iterable[Manifest], staying: Iterable[Manifest]) -> tuple[str, ...]:
+    """Records that only removed artifacts list, in order of removal."""
+    needed = {item.path for one in staying for item in (*one.beside, *one.outputs)}
+    listed = {item.path for one in removed for item in one.beside}
+    records = (name for name in listed - needed if _is_record(root, name))
+    return tuple(sorted(records, key=lambda name: (name.endswith(".json"), name)))  # a note after what it vouches for
 
 
 def named_in(config: Section, against: Sequence[str], folder: Path, root: Path) -> Iterator[tuple[str, str]]:

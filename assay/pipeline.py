@@ -29,7 +29,7 @@ from assay.start_preflight import (
     warn_of_licences,
 )
 from assay.teacher_draws import teacher_logits
-from assay.training_recipe import pinned, training_folder
+from assay.training_recipe import pinned, training_folder, training_rows
 from assay.weights_origin import weights_origin
 from data_pipeline.prepare import prepare, stage_names
 from governance.energy.factors import resolve
@@ -150,7 +150,7 @@ def training(
     """
     from pretrain.train import train
 
-    tokens, origin = artifacts.get("pack", artifacts["encode"]), None
+    tokens, origin = training_rows(artifacts), None
     with report_decision(run, artifacts, runtime):
         require_verdict(run, artifacts, runtime)
         if tokens.stage == "pack" and [item.digest for item in tokens.inputs] != [artifacts["encode"].digest]:
@@ -187,7 +187,7 @@ def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Run
     if not files:
         return  # the digests of the recipe's files are not needed
     recipe = pinned(run)
-    folder = folder_of(artifacts.get("pack", artifacts["encode"]), recipe, runtime)
+    folder = folder_of(training_rows(artifacts), recipe, runtime)
     taught_by = recipe.train.distillation.teacher if recipe.train.distillation else ""
     others = {(runtime.root / named).resolve() for named in (recipe.train.continue_from, taught_by) if named}
     for path in files:
@@ -216,7 +216,7 @@ def _launch(
         if status == AlteredFile.exit_code:
             from pretrain.data.dataset import altered_shards, refuse_altered
 
-            refuse_altered(altered_shards(artifacts.get("pack", artifacts["encode"]), runtime.root, 0, 1))
+            refuse_altered(altered_shards(training_rows(artifacts), runtime.root, 0, 1))
     if status == Preempted.exit_code:
         raise Preempted("a signal stopped the training processes; what they learned is saved")
     if status == BudgetReached.exit_code:

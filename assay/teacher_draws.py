@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from assay.config import LoadedRun
-from assay.training_recipe import pinned
+from assay.training_recipe import pinned, training_rows
 from assay.weights_origin import weights_origin
 from governance.gate.chain import require_stated
 from governance.manifest import Manifest
@@ -27,7 +27,7 @@ def teacher_logits(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: R
     section = run.config.train.distillation
     if section is None or section.logits != "sampled":
         return None
-    recipe, tokens = pinned(run), artifacts.get("pack", artifacts["encode"])
+    recipe, tokens = pinned(run), training_rows(artifacts)
     section = recipe.train.distillation or section
     teacher = open_teacher(recipe, tokens, runtime)
     assert teacher is not None, "the section names a teacher"

@@ -1,4 +1,4 @@
-"""The recipe of a run's training, and the folder that it names."""
+"""Rows and recipe of a run's training, and its folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from pretrain.config.training import TrainRecipe
 
 
+def training_rows(artifacts: Mapping[str, Manifest]) -> Manifest:
+    """The rows that training reads: the packed ones, else the token shards."""
+    return artifacts.get("pack", artifacts["encode"])
+
+
 def training_folder(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Path:
     """Folder of this run's training record."""
     from pretrain.train import folder_of
 
-    return folder_of(artifacts.get("pack", artifacts["encode"]), pinned(run), runtime)
+    return folder_of(training_rows(artifacts), pinned(run), runtime)
 
 
 def pinned(run: LoadedRun) -> TrainRecipe:

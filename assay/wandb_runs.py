@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import LoadedRun
+from assay.training_recipe import training_rows
 from assay.wandb_tables import mirror_tables
 from governance.config import canonical_json
 from governance.files import sha256_bytes
@@ -62,7 +63,7 @@ def show_closing(
 
 
 def _show(run: LoadedRun, artifacts: Mapping[str, Manifest], verdict: Mapping[str, Any], runtime: Runtime) -> bool:
-    tokens = artifacts.get("pack", artifacts["encode"])
+    tokens = training_rows(artifacts)
     tables = mirror_tables(artifacts, runtime.root)
     data: dict[str, MirrorTable | float | str | None] = {
         name: value for name, value in tables.items() if not name.startswith("bias/")

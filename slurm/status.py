@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from governance.errors import BudgetReached, GateClosed
 from governance.files import read_lines
 from slurm.accounting import Energy, in_words
 from slurm.job_states import JobRow, UnitState, View
@@ -203,12 +204,13 @@ def next_command(view: View, progress: Progress) -> str:
     config, rows = progress.config, view.rows
     if not view.queue_answers:
         return f"wait until the controller answers (scontrol ping), then: assay slurm status {config}"
-    if any(part.status == 77 for row in rows for part in row.parts if part.kind == "failed"):
+    failed = {part.status for row in rows for part in row.parts if part.kind == "failed"}
+    if GateClosed.exit_code in failed:
         return (
             "the gate is closed: read the report; correct the corpus, or let an owner decide (assay governance review "
             f"{config} --key KEY); then: assay slurm retry {config}"
         )
-    if any(part.status == 71 for row in rows for part in row.parts if part.kind == "failed"):
+    if BudgetReached.exit_code in failed:
         return (
             "the energy budget is exhausted; the checkpoint is saved. With another policy ([energy_budget]), judge "
             f"the corpus again (assay governance check {config}), then: assay slurm retry {config}"

@@ -72,7 +72,7 @@ def parses(words):
     errors, old = io.StringIO(), []
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            in_order(SURFACE.parse_args(join_files(current_words(words, old.append), SURFACE)), old.append)
+            in_order(SURFACE.parse_args(join_files(current_words(words, SURFACE, old.append), SURFACE)), old.append)
     except SystemExit as leaving:
         return "" if leaving.code == 0 else errors.getvalue().splitlines()[-1]
     return "; ".join(old)

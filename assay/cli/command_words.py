@@ -22,7 +22,10 @@ _OLD_OPTIONS = {
     "--share": ("--task",),
     "--join": ("--merge",),
 }
-"""Option of the last release -> the same today; the last word takes the value."""
+"""Option of the last release -> the same today; the last word takes the value.
+
+A command that has an option of that name keeps it: `audit-training --share`.
+"""
 _INPUTS = ("config", "path", "checkpoint", "artifact", "shard", "run", "ours", "theirs", "policy", "runs", "kpis")
 """Positional words that name something on disk that must exist."""
 _NUMBER = re.compile(r"-\d+(\.\d*)?|-\.\d+")
@@ -129,13 +132,21 @@ def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[st
             yield words, command
 
 
-def current_words(words: Sequence[str], warn: Warn) -> list[str]:
+def _command(words: Sequence[str], top: Parser) -> Parser:
+    """The innermost command that the words name."""
+    command = top
+    for word in (word for word in words if not word.startswith("-")):
+        command = subcommands(command).get(word, command)
+    return command
+
+
+def current_words(words: Sequence[str], top: Parser, warn: Warn) -> list[str]:
     """The words as the parser knows them.
 
     `assay report CONFIG` is short for `assay report write CONFIG`, `assay help X` for `assay X --help`; the `last` of
     `assay report CONFIG last` is left out, because a report is always on the last run of its CONFIG.
     """
-    found = _renamed(words, warn)
+    found = _renamed(words, _options(_command(words, top)), warn)
     place = next((index for index, word in enumerate(found) if not word.startswith("-")), len(found))
     options, command, rest = found[:place], found[place : place + 1], found[place + 1 :]
     if command == ["help"]:
@@ -143,10 +154,13 @@ def current_words(words: Sequence[str], warn: Warn) -> list[str]:
     return [*options, *command, *(_report_words(rest) if command == ["report"] else rest)]
 
 
-def _renamed(words: Sequence[str], warn: Warn) -> list[str]:
-    """The words with options of the last release under today's names."""
+def _renamed(words: Sequence[str], own: Sequence[str], warn: Warn) -> list[str]:
+    """The words with options of the last release under today's names.
+
+    `own` are the command's options of today.
+    """
     found: list[str] = []
-    old = {} if "audit-training" in words else _OLD_OPTIONS  # its --share is another one
+    old = {name: now for name, now in _OLD_OPTIONS.items() if name not in own}
     for index, word in enumerate(words):
         if word == "--":
             return found + list(words[index:])
@@ -176,11 +190,8 @@ def _report_words(rest: Sequence[str]) -> list[str]:
 
 def join_files(words: Sequence[str], top: Parser) -> list[str]:
     """`a.toml b.toml` as `a.toml --with b.toml`, for commands that merge files."""
-    command: Parser | None = top
-    for word in words:
-        if not word.startswith("-") and command is not None and subcommands(command):
-            command = subcommands(command).get(word)
-    if command is None or "--with" not in _options(command) or any(one.dest == "kpis" for one in command._actions):
+    command = _command(words, top)
+    if "--with" not in _options(command) or any(one.dest == "kpis" for one in command._actions):
         return list(words)
     found: list[str] = []
     after_file = False

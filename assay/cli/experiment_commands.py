@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from assay.cli.run_commands import Arguments, argv_of, load
 from assay.config import LoadedRun, load_run
 from governance.manifest import FILE_NAME, Manifest
 from governance.stage import Runtime
+from pretrain.experiments.experiment_report import read_report
 
 if TYPE_CHECKING:
     from pretrain.experiments.scaling.ladder import Rung
@@ -36,19 +36,18 @@ def claims(arguments: Arguments) -> None:
         return
     artifacts = corpus(loaded, replace(runtime, make=False))
     made = run_claims(loaded, artifacts, config, runtime)
-    folder = runtime.root / made.folder
-    found = json.loads((folder / "claims.json").read_bytes())
+    found = read_report(runtime.root / made.folder, "claims")
     for claim in found["claims"]:
         against = claim["against"]
         held = sum(row["verdict"] == "held" for row in against)
         line = f"{claim['verdict']:<13} {claim['claim']} (held against {held} of {len(against)})"
         say(line, claims=[{"id": claim["id"], "verdict": claim["verdict"], "against": against}])
-    say(f"report: {folder / 'report.html'}", report=folder / "report.html", **artifact(made, runtime.root))
+    _say_report(made, runtime)
 
 
 def scaling(arguments: Arguments) -> None:
     """Predict the loss of the run from a ladder of small trainings."""
-    from assay.experiments.scaling_experiment import read_scaling, run_scaling
+    from assay.experiments.scaling_experiment import run_scaling
     from assay.pipeline import corpus
     from assay.start_preflight import vocabulary_of
     from pretrain.experiments.scaling.ladder import ladder, multiplied, tokens_of
@@ -70,7 +69,7 @@ def scaling(arguments: Arguments) -> None:
         return
     artifacts = corpus(loaded, replace(runtime, make=False))
     made = run_scaling(loaded, artifacts, rungs, runtime, _trainer(arguments, loaded, artifacts, runtime))
-    found = read_scaling(runtime.root / made.folder)
+    found = read_report(runtime.root / made.folder, "scaling")
     target, best = found["target"], found["best"]
     say(
         f"loss        {target['loss']:.3f} ({target['low']:.3f} to {target['high']:.3f}) nats per token for this run, "
@@ -88,13 +87,12 @@ def scaling(arguments: Arguments) -> None:
         say(f"rate        {answer} from width to width: {grows}", coordinates=check)
     for words in found["warnings"]:
         say(f"note        {words}", warnings=[words])
-    page = runtime.root / made.folder / "report.html"
-    say(f"report: {page}", report=page, **artifact(made, runtime.root))
+    _say_report(made, runtime)
 
 
 def mixture(arguments: Arguments) -> None:
     """Choose the weights of the sources by small trainings."""
-    from assay.experiments.mixture_experiment import plan_mixtures, read_mixture, run_mixtures
+    from assay.experiments.mixture_experiment import plan_mixtures, run_mixtures
     from assay.pipeline import corpus
     from assay.start_preflight import vocabulary_of
     from pretrain.experiments.mixtures.mixture_page import proposal
@@ -112,7 +110,7 @@ def mixture(arguments: Arguments) -> None:
         say(f"{len(plan.rungs)} trainings: {100 * share:.2g} % of the run's tokens", share_of_run=share)
         return
     made = run_mixtures(loaded, plan, runtime, _trainer(arguments, loaded, artifacts, runtime))
-    found = read_mixture(runtime.root / made.folder)
+    found = read_report(runtime.root / made.folder, "mixture")
     for row in found["sources"]:
         say(
             f"{row['name']:<11} {row['best']:.4f} ({row['low']:.4f} to {row['high']:.4f}), now {row['own']:.4f}; read "
@@ -125,6 +123,10 @@ def mixture(arguments: Arguments) -> None:
         say(f"note        {words}", warnings=[words])
     for line in proposal(found["sources"]):
         say(line, proposal=[line])
+    _say_report(made, runtime)
+
+
+def _say_report(made: Manifest, runtime: Runtime) -> None:
     page = runtime.root / made.folder / "report.html"
     say(f"report: {page}", report=page, **artifact(made, runtime.root))
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings: list[str] = []
     top = parser()
-    words = current_words(sys.argv[1:] if argv is None else argv, warnings.append)
+    words = current_words(sys.argv[1:] if argv is None else argv, top, warnings.append)
     if not words:
         top.print_help(sys.stderr)
         return 2

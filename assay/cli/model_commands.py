@@ -126,6 +126,7 @@ def interpret(arguments: Arguments) -> None:
         ConfigError: there is neither a text nor `--prune-heads`, a text is empty or no Unicode, or `--rows` has
             no `--prune-heads`.
     """
+    from assay.training_recipe import training_rows
     from governance.config import canonical_json
     from governance.files import sha256_bytes, write_text
     from pretrain.checkpoint.format import identity_of
@@ -149,7 +150,7 @@ def interpret(arguments: Arguments) -> None:
     manifest = opened.manifest
     ids = [opened.encoder.encode(text).tolist() for text in texts]
     refuse_texts(ids, opened.context)
-    tokens = opened.artifacts.get("pack", opened.artifacts["encode"])
+    tokens = training_rows(opened.artifacts)
     rows = open_rows(tokens, "validation", opened.runtime.root, opened.context) if prunes else None
     with opened.runtime.hooks.meter("interpret") as energy:
         found = _interpreted(opened, texts, ids, rows, arguments.rows or _ROWS)

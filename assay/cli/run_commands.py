@@ -283,6 +283,7 @@ def averaged_with(newest: Manifest, arguments: Arguments, loaded: LoadedRun, roo
 def evaluate(arguments: Arguments) -> None:
     """Measure a checkpoint's validation loss and task scores."""
     from assay.checkpoint_evaluation import evaluation
+    from assay.training_recipe import training_rows
     from governance.config import canonical_json
     from governance.files import sha256_bytes
     from governance.stage import read_artifact
@@ -290,7 +291,7 @@ def evaluate(arguments: Arguments) -> None:
 
     loaded, runtime, artifacts = load_corpus(arguments)
     checkpoint, origin = checkpoint_of(arguments, loaded, artifacts, runtime)
-    evaluated, tokens = read_artifact(checkpoint), artifacts.get("pack", artifacts["encode"])
+    evaluated, tokens = read_artifact(checkpoint), training_rows(artifacts)
     others = averaged_with(evaluated, arguments, loaded, runtime.root)
     found, tasks = evaluation(loaded, artifacts, checkpoint, runtime, others)
     values = {**asdict(found), "tasks": tasks}

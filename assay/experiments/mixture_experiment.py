@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 from assay.config import LoadedRun
 from assay.corpus_gate import require_signed
 from assay.experiments.scaling_experiment import train_all
+from assay.training_recipe import training_rows
 from governance.config import Section
-from governance.files import write_json, write_text
-from governance.manifest import Manifest, describe
+from governance.manifest import Manifest
 from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.experiments.experiment_report import write_report
 from pretrain.experiments.mixtures.mixture_law import MixtureFit, fit_mixtures
+from pretrain.experiments.mixtures.mixture_page import mixture_page
 from pretrain.experiments.mixtures.mixture_runs import MixtureExperimentConfig, MixturePlan, mixture_plan, rounded
 from pretrain.experiments.scaling.ladder import Rung
 
@@ -42,8 +43,7 @@ def plan_mixtures(run: LoadedRun, artifacts: Mapping[str, Manifest], root: Path,
     """
     from pretrain.data.dataset import open_rows
 
-    tokens = artifacts.get("pack", artifacts["encode"])
-    rows = open_rows(tokens, "train", root, run.config.train.sequence_length)
+    rows = open_rows(training_rows(artifacts), "train", root, run.config.train.sequence_length)
     counts = {source.name: source.count for source in rows.sources() if source.count}
     return mixture_plan(run.config.mixture, run.config.recipe, vocabulary, counts)
 
@@ -61,12 +61,8 @@ def run_mixtures(run: LoadedRun, plan: MixturePlan, runtime: Runtime, train: Cal
     section = MixtureReport(mixture=run.config.mixture, rows=plan.rows, run_rows=plan.run_rows)
 
     def make(target: Path) -> Made:
-        from pretrain.experiments.mixtures.mixture_page import mixture_page
-
         found = _found(run, plan, trained)
-        write_json(target / "mixture.json", found)
-        write_text(target / "report.html", mixture_page(found))
-        outputs = [describe(target / name, runtime.root) for name in ("mixture.json", "report.html")]
+        outputs = write_report(target, "mixture", found, mixture_page, runtime.root)
         return Made(outputs, {"rungs": len(trained), "gain": found["gain"]})
 
     made = run_stage(Recipe("mixture", VERSION, section), [one.as_input() for one in trained], runtime, make)
@@ -126,10 +122,4 @@ def _warnings(run: LoadedRun, plan: MixturePlan, fit: MixtureFit, gain: tuple[fl
             "The trainings are narrower than the run, and a larger model gains less from repeated text; "
             "mixture.hidden_size = 0 trains the run's width."
         )
-    return found
-
-
-def read_mixture(folder: Path) -> dict[str, Any]:
-    """The report's values."""
-    found: dict[str, Any] = json.loads((folder / "mixture.json").read_bytes())
     return found

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple
@@ -15,16 +14,18 @@ from typing import Any
 
 from assay.config import LoadedRun
 from assay.corpus_gate import require_signed
+from assay.training_recipe import training_rows
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError
-from governance.files import write_json, write_text
 from governance.gate.chain import require_chain
 from governance.log import get_logger
-from governance.manifest import FILE_NAME, Manifest, describe, read_manifest, verify
+from governance.manifest import FILE_NAME, Manifest, read_manifest, verify
 from governance.stage import Made, Recipe, Runtime, run_stage
+from pretrain.experiments.experiment_report import read_report, write_report
 from pretrain.experiments.scaling.coordinates import CoordinateCheck, coordinate_check, rows_for_check
 from pretrain.experiments.scaling.ladder import Rung, ScalingConfig, curves_of, multiplied, other_start, tokens_of
 from pretrain.experiments.scaling.scaling_law import Fit, ScalingLaw, Trained, fit_law, parabola_exponent
+from pretrain.experiments.scaling.scaling_page import scaling_page
 
 VERSION = 3
 
@@ -68,12 +69,8 @@ def run_scaling(
     )
 
     def make(target: Path) -> Made:
-        from pretrain.experiments.scaling.scaling_page import scaling_page
-
         found = _found(run, artifacts, section, list(zip(rungs, trained, strict=True)), runtime.root)
-        write_json(target / "scaling.json", found)
-        write_text(target / "report.html", scaling_page(found))
-        outputs = [describe(target / name, runtime.root) for name in ("scaling.json", "report.html")]
+        outputs = write_report(target, "scaling", found, scaling_page, runtime.root)
         return Made(outputs, {"rungs": len(rungs), "target": found["target"]})
 
     made = run_stage(Recipe("scaling", VERSION, section), [one.as_input() for one in trained], runtime, make)
@@ -129,7 +126,7 @@ def _found(
     target = _predicted(fit, section.parameters, section.tokens)
     best = _predicted(fit, *fit.law.best(target["flops"]))
     vocabulary = trained[0][1].stats["vocabulary_size"]
-    rows = open_rows(artifacts.get("pack", artifacts["encode"]), "train", root, run.config.train.sequence_length)
+    rows = open_rows(training_rows(artifacts), "train", root, run.config.train.sequence_length)
     check = coordinate_check(run.config.recipe, vocabulary, rows_for_check(rows), run.folder)
     return {
         "target": target,
@@ -201,12 +198,6 @@ def _warnings(
     return found
 
 
-def read_scaling(folder: Path) -> dict[str, Any]:
-    """The report's values."""
-    found: dict[str, Any] = json.loads((folder / "scaling.json").read_bytes())
-    return found
-
-
 def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path) -> dict[str, Any] | None:
     """Loss of a run by the newest scaling law of its root.
 
@@ -225,7 +216,7 @@ def expected_loss(run: LoadedRun, vocabulary_size: int, root: Path) -> dict[str,
                 f"{'; '.join(problems)}. Remove {root / made.folder}, then: assay experiment scaling CONFIG"
             )
         require_chain([made], root, run.journal(root))
-        found = read_scaling(root / made.folder)
+        found = read_report(root / made.folder, "scaling")
         if found["vocabulary_size"] != vocabulary_size:
             continue  # losses per token of two tokenizers do not compare
         law, *draws = (ScalingLaw(*values) for values in (found["fitted"], *found["draws"]))

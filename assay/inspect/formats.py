@@ -257,14 +257,23 @@ def choose_fields(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         there = with_numbers if role == "id" else small
         known = [name if name in there.values() else there[name] for name in names if name in there]
         chosen[role] = known[0] if known else ""
-    if not chosen["text"] and strings:
-        mean = {name: sum(map(len, values)) / len(values) for name, values in strings.items()}
-        longest = max(mean, key=lambda name: mean[name])
-        chosen["text"] = longest if mean[longest] >= 40 else ""
+    chosen["text"] = chosen["text"] or _longest(strings)
     chats = [name for name in _CHATS if any(messages_text(record.get(name), "roles") for record in records)]
     if chats and not chosen["text"]:
         chosen["messages"] = chats[0]
-    ids = [record.get(chosen["id"]) for record in records] if chosen["id"] else []
-    if len(set(map(str, ids))) < len(ids) or any(not isinstance(value, str | int) or value == "" for value in ids):
+    if chosen["id"] and not _are_ids([record.get(chosen["id"]) for record in records]):
         chosen["id"] = ""
     return chosen
+
+
+def _longest(strings: Mapping[str, Sequence[str]]) -> str:
+    """Field of the longest strings on average; "" if they are short."""
+    mean = {name: sum(map(len, values)) / len(values) for name, values in strings.items()}
+    longest = max(mean, key=lambda name: mean[name], default="")
+    return longest if mean.get(longest, 0) >= 40 else ""
+
+
+def _are_ids(values: Sequence[Any]) -> bool:
+    """Return whether all are texts or numbers, and no two are equal."""
+    unique = len(set(map(str, values))) == len(values)
+    return unique and all(isinstance(value, str | int) and value != "" for value in values)

@@ -6,8 +6,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from governance.reports.html import style
 from governance.reports.html.markup import Html, number, table, tag, visible
+from governance.reports.sections.page import runs_page
 from governance.reports.terminal import aligned
 
 _WIDTH = 60
@@ -82,7 +82,7 @@ def _cell(value: str | int) -> str:
 
 def as_page(result: Inspection) -> str:
     """A page that needs no network."""
-    parts: list[Html] = [tag("h1", "Inspection"), tag("p", str(result.path), class_="lead")]
+    parts: list[Html] = [tag("p", str(result.path), class_="lead")]
     if result.sampled:
         parts.append(tag("p", result.sampled, class_="note"))
     for one in result.tables:
@@ -91,5 +91,4 @@ def as_page(result: Inspection) -> str:
         parts += [tag("section", table(one.title, one.head, cells, numeric), tag("p", one.note, class_="note"))]
     if result.proposal:
         parts += [tag("h2", "Proposed run's file"), tag("pre", result.proposal)]
-    head = tag("head", tag("meta", charset="utf-8"), tag("title", "Inspection"), Html(f"<style>{style.CSS}</style>"))
-    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
+    return runs_page("Inspection", parts, "Of the files as they were; the page loads no external resources.")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from assay.planning.layouts import fastest
 from assay.planning.plan import Plan, StepPlan
 from governance.energy.band import Band
-from governance.reports.html import style
 from governance.reports.html.markup import Html, decimal, size, table, tag
 from governance.reports.html.svg_figures import Curve, chart
+from governance.reports.sections.page import runs_page
 
 _NAMES = "@media (min-width:60rem){tbody th,tbody td:first-child{white-space:nowrap}}"
 """Names of parts and figures in one line each."""
@@ -45,7 +45,7 @@ def lines(plan: Plan) -> Iterator[str]:
     every = found.interval / step.seconds
     yield (
         f"checkpoint  {size(int(checkpoint['bytes']))} each, {size(int(checkpoint['kept_bytes']))} kept; training "
-        f"stands {decimal(checkpoint['stall_seconds'])} s, durable {decimal(checkpoint['write_seconds'])} s later; "
+        f"waits {decimal(checkpoint['stall_seconds'])} s, durable {decimal(checkpoint['write_seconds'])} s later; "
         f"every {every:,.0f} steps, and every {max(1.0, found.best / step.seconds):,.0f} would lose least"
     )
     yield (
@@ -120,7 +120,7 @@ def as_text(rows: list[tuple[str, ...]]) -> list[str]:
 
 def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     """A page that needs no network."""
-    parts: list[Html] = [tag("h1", "Plan"), tag("p", title, class_="lead")]
+    parts: list[Html] = [tag("p", title, class_="lead")]
     said = [line.partition(" ") for line in lines(plan)]
     parts.append(
         tag(
@@ -144,8 +144,7 @@ def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     parts.append(
         tag("section", table(f"Figures of {plan.cluster.name}", ("figure", "value", "source"), sources, (1,), shown=40))
     )
-    head = tag("head", tag("meta", charset="utf-8"), tag("title", "Plan"), Html(f"<style>{style.CSS}{_NAMES}</style>"))
-    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
+    return runs_page("Plan", parts, "A prediction: docs/planning.md; the page loads no external resources.", _NAMES)
 
 
 def _drawings(plan: Plan, found: list[StepPlan]) -> Iterator[Html]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from assay.checkpoint_evaluation import task_suite
 from assay.config import LoadedRun
-from assay.training_recipe import pinned
+from assay.training_recipe import pinned, training_rows
 from governance.errors import MissingInput, Preempted
 from governance.files import append_line, place
 from governance.manifest import FILE_NAME, Manifest, read_manifest
@@ -85,7 +85,7 @@ def repeat(
         _lay_out(artifacts, root, stretch, scratch)
         recipe, settings = _recipe(run, root), replace(_settings(run, stretch), nudge=nudge)
         suite = partial(task_suite, run, artifacts, Runtime(root, make=False), run.config.train.sequence_length)
-        tokens = artifacts.get("pack", artifacts["encode"])
+        tokens = training_rows(artifacts)
         try:
             train(tokens, recipe, settings, Runtime(scratch), suite=suite)
         except Preempted:

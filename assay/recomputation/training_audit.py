@@ -29,7 +29,7 @@ from assay.recomputation.repeated_stretch import (
     repeat,
 )
 from assay.replay.replay_plan import TrainedPart, checkpoints_of
-from assay.training_recipe import pinned, training_folder
+from assay.training_recipe import pinned, training_folder, training_rows
 from governance.config import Section
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import remove_tree, write_json
@@ -84,7 +84,7 @@ def audit_training(
     training = training_folder(run, artifacts, runtime).relative_to(root).as_posix()
     stretches = _stretches(run, runtime, training, share)
     require_stated([one.end for one in stretches], root, journal)
-    inputs = [artifacts.get("pack", artifacts["encode"]).as_input(), *(one.end.as_input() for one in stretches)]
+    inputs = [training_rows(artifacts).as_input(), *(one.end.as_input() for one in stretches)]
     draw = _draw(run, runtime, training, stretches, share, beacon)
     scratch = root.parent / f"{root.name}-training-audit" / draw["value"][:16]
 

@@ -20,7 +20,7 @@ from assay.config import LoadedRun
 from assay.corpus_gate import require_corpus
 from assay.impact import Impact, impact
 from assay.planning.cluster import Cluster
-from assay.training_recipe import pinned, training_folder
+from assay.training_recipe import pinned, training_folder, training_rows
 from governance.energy.band import UNKNOWN, Band
 from governance.errors import ConfigError, MissingInput
 from governance.lineage.lineage_graph import describe_node, read_graph
@@ -140,7 +140,7 @@ def replay_plan(
         GateClosed: the journal was cut, or the token shards are not as it states.
         ManifestError: the journal was altered, or a shard is torn.
     """
-    root, tokens, recipe = runtime.root, artifacts.get("pack", artifacts["encode"]), pinned(run)
+    root, tokens, recipe = runtime.root, training_rows(artifacts), pinned(run)
     run.journal(root).verified()
     require_corpus(run, artifacts, runtime, "train", "validation")
     training = training_folder(run, artifacts, runtime).relative_to(root).as_posix()

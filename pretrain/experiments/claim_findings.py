@@ -161,16 +161,15 @@ _CLAIMS = (
 
 def _claims(results: _Results, keys: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     others = [key for key in keys if key != results.own]
-    with_it = [key for key in keys if key[0].endswith("_attention")]
-    bare = [(key, (key[0].removesuffix("_attention"), key[1])) for key in with_it]
+    with_attention = [key for key in keys if key[0].endswith("_attention")]
+    without = [(name.removesuffix("_attention"), matching) for name, matching in with_attention]
     pairs = {
-        **{key: [(results.own, key) for key in others] for key in ("speed", "tokens", "time", "energy", "context")},
-        "recall": [(results.own, key) for key in others if key[1] == results.own[1] and results.recall],
-        "attention": [pair for pair in bare if pair[1] in keys],
-        "attention_recall": [
-            pair for pair in bare if pair[1] in keys and pair[0][1] == results.own[1] and results.recall
-        ],
+        **{name: [(results.own, key) for key in others] for name in ("speed", "tokens", "time", "energy", "context")},
+        "attention": [pair for pair in zip(with_attention, without, strict=True) if pair[1] in keys],
     }
+    matching = results.own[1] if results.recall else None  # facts are planted for the first matching only
+    pairs["recall"] = [pair for pair in pairs["tokens"] if pair[1][1] == matching]
+    pairs["attention_recall"] = [pair for pair in pairs["attention"] if pair[1][1] == matching]
     found = []
     for name, sentence, unit, neutral in _CLAIMS:
         level = 1 - 0.05 / max(1, len(pairs[name]))

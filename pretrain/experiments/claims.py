@@ -22,7 +22,7 @@ from typing import Any
 
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError
-from governance.files import sha256_file, write_json, write_text
+from governance.files import sha256_file, write_json
 from governance.log import progress
 from governance.manifest import FILE_NAME, Manifest, describe, output_fault
 from governance.stage import Made, Recipe, Runtime, run_stage
@@ -38,6 +38,7 @@ from pretrain.experiments.claims_config import (
     Shape,
 )
 from pretrain.experiments.claims_page import claims_page
+from pretrain.experiments.experiment_report import write_report
 
 LANGUAGE_VERSION, RECALL_VERSION, REPORT_VERSION = 1, 1, 3
 """One for each artifact: a change of the report's words remakes no training."""
@@ -291,9 +292,7 @@ def _report(
         ]  # fmt: skip
         language, recall = ([one for one in read if kind in one] for kind in ("curve", "recall"))
         found = findings(config, sizes, language, recall)
-        write_json(target / "claims.json", found)
-        write_text(target / "report.html", claims_page(found))
-        outputs = [describe(target / name, root) for name in ("claims.json", "report.html")]
+        outputs = write_report(target, "claims", found, claims_page, root)
         verdicts = {claim["id"]: claim["verdict"] for claim in found["claims"]}
         return Made(outputs, {"seeds": config.seeds, "trainings": len(made), "verdicts": verdicts})
 

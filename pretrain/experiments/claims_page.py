@@ -5,28 +5,21 @@ The claims come first, for an executive; tables, method and all seeds follow, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from governance.reports.html.markup import UNKNOWN, Html, compact, energy, fold, number, table, tag
 from governance.reports.html.svg_figures import STYLES, Curve, chart, interval_about
-from governance.reports.sections.page import runs_page
 from pretrain.experiments.claim_findings import HELD, NOT_HELD, UNDECIDED, attends
 from pretrain.experiments.claims_config import NAMES
+from pretrain.experiments.experiment_report import Found, report_page
 
 _TONES = {HELD: "good", NOT_HELD: "bad", UNDECIDED: "warn"}
 _MATCHED = {"parameters": "equal parameters", "flops": "equal FLOPs"}
-Found = Mapping[str, Any]
 
 
 def claims_page(found: Found) -> str:
-    """A page that needs no network and no script."""
-    body = [_first(found), _reviewer(found)]
-    return runs_page(
-        "The Transformer's claims, tested",
-        body,
-        "Every figure is in claims.json; the page loads no external resources.",
-    )
+    """The whole page."""
+    return report_page("The Transformer's claims, tested", "claims", [_first(found), _reviewer(found)])
 
 
 def _name(row: Found, several: bool) -> str:

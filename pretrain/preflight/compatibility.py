@@ -2,8 +2,9 @@
 
 `check_together` reads sections alone, on a login node, and skips what depends on the machine; `check_start` knows the
 hardware. Neither imports torch. A rule is a function (recipe, settings, hardware) -> fault with its fix, or None;
-`RULES` refuse, `WARNINGS` warn. `docs/engine.md` describes them (a test compares the two). What DeepSpeed expects in
-another form, and can be given (clipping with Muon), is not a rule but a line of `deepspeed_config.py`.
+`RULES` refuse, `WARNINGS` warn; `feature_rules.py` has those of single features. `docs/engine.md` describes them (a
+test compares the two). What DeepSpeed expects in another form, and can be given (clipping with Muon), is not a rule but
+a line of `deepspeed_config.py`.
 """
 
 from __future__ import annotations
@@ -19,22 +20,7 @@ from pretrain.config.training import FLASH_PACKAGES, SHORT, Settings, TrainRecip
 from pretrain.data.batch_size import refuse_uneven
 from pretrain.distributed.layout import data_ranks
 from pretrain.optim.optimizers import decay_fault
-from pretrain.preflight.feature_rules import (
-    FROZEN,
-    across_nodes,
-    encoder_decoders_run_plainly,
-    expert_groups_are_alike,
-    expert_parallelism_divides,
-    expert_parallelism_supports_the_run,
-    expert_ranks_span_nodes,
-    fp8_excludes_experts,
-    gpus_compute_uncompiled,
-    long_rows_on_cpu_are_slow,
-    rank_invariance_is_measured,
-    soft_caps_on_cpu_are_slow,
-    split_losses_are_not_fused,
-    students_learn_whole_rows,
-)
+from pretrain.preflight.feature_rules import FEATURE_RULES, FEATURE_WARNINGS, across_nodes
 from pretrain.preflight.hardware import Hardware
 
 Rule = Callable[[TrainRecipe, Settings, Hardware], str | None]
@@ -401,7 +387,6 @@ RULES: tuple[Rule, ...] = (
     fp16_needs_cuda,
     fp8_needs_a_gpu_that_has_it,
     fp8_shapes_divide,
-    fp8_excludes_experts,
     bf16_masters_stay_on_the_device,
     flash_needs_cuda_and_16_bits,
     quantized_collectives_need_cuda,
@@ -416,9 +401,6 @@ RULES: tuple[Rule, ...] = (
     hpz_needs_stage_3,
     sequence_parallelism_divides,
     experts_see_whole_rows,
-    expert_parallelism_divides,
-    expert_parallelism_supports_the_run,
-    expert_groups_are_alike,
     tensor_parallelism_divides,
     tensor_parallelism_supports_the_model,
     splits_divide_the_ranks,
@@ -426,10 +408,7 @@ RULES: tuple[Rule, ...] = (
     only_adamw_is_offloaded,
     own_optimizers_are_elementwise_where_ranks_share,
     evaluation_rows_divide,
-    students_learn_whole_rows,
-    encoder_decoders_run_plainly,
-    rank_invariance_is_measured,
-    *FROZEN,
+    *FEATURE_RULES,
 )
 
 
@@ -530,18 +509,14 @@ def profiled_ranks_exist(recipe: TrainRecipe, settings: Settings, hardware: Hard
 
 WARNINGS: tuple[Rule, ...] = (
     tensor_ranks_span_nodes,
-    expert_ranks_span_nodes,
     hpz_ranks_span_nodes,
     quantized_gradients_stay_on_a_node,
     shared_memory_is_for_the_cpu,
-    soft_caps_on_cpu_are_slow,
-    long_rows_on_cpu_are_slow,
-    gpus_compute_uncompiled,
-    split_losses_are_not_fused,
     gpus_are_idle,
     no_checkpoint_is_validated,
     steps_are_within_the_run,
     profiled_ranks_exist,
+    *FEATURE_WARNINGS,
 )
 
 

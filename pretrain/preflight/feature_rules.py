@@ -1,6 +1,7 @@
 """Rules of `compatibility.py` on single features, and on slow ways of computing.
 
-Experts, frozen parameters and adapters, distillation, encoder-decoders; then the warnings of slow kernels.
+Experts, frozen parameters and adapters, distillation, encoder-decoders; then the warnings of slow kernels. The two
+tuples at the end list them for `compatibility.py`.
 """
 
 from __future__ import annotations
@@ -183,7 +184,6 @@ def rank_invariance_is_measured(recipe: TrainRecipe, settings: Settings, hardwar
 
 
 _SPLITS = ("sequence", "tensor", "expert")
-FROZEN = (frozen_parameters_have_a_base, learning_parameters_exist, frozen_parameters_suit_the_layout)
 
 
 def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
@@ -267,3 +267,24 @@ def split_losses_are_not_fused(recipe: TrainRecipe, settings: Settings, hardware
         f"engine.tensor_parallel_size = {settings.engine.tensor_parallel_size}: the loss over the ranks' parts of the "
         f"vocabulary takes several passes over fp32 logits, which one kernel does without the split"
     )
+
+
+FEATURE_RULES = (
+    fp8_excludes_experts,
+    expert_parallelism_divides,
+    expert_parallelism_supports_the_run,
+    expert_groups_are_alike,
+    students_learn_whole_rows,
+    encoder_decoders_run_plainly,
+    rank_invariance_is_measured,
+    frozen_parameters_have_a_base,
+    learning_parameters_exist,
+    frozen_parameters_suit_the_layout,
+)
+FEATURE_WARNINGS = (
+    expert_ranks_span_nodes,
+    soft_caps_on_cpu_are_slow,
+    long_rows_on_cpu_are_slow,
+    gpus_compute_uncompiled,
+    split_losses_are_not_fused,
+)

@@ -181,19 +181,21 @@ def test_surface_is_pinned_and_each_command_exists():
     ],
 )  # fmt: skip
 def test_short_forms_are_for_whole_commands(words, current):
-    assert current_words(words, pytest.fail) == (current or words)
+    assert current_words(words, parser(), pytest.fail) == (current or words)
 
 
 def test_options_of_the_last_release_work_and_warn():
     warned = []
     words = ["data", "prepare", "run.toml", "--workers=3", "--worker", "2/3", "--engine", "daft"]
-    waits = parser().parse_args(current_words(words, warned.append))
+    waits = parser().parse_args(current_words(words, parser(), warned.append))
     assert (waits.task, waits.wait, waits.merge, waits.data_workers, waits.engine) == ((2, 3), True, False, 3, "daft")
-    shares = parser().parse_args(current_words(["data", "prepare", "run.toml", "--share", "0/7"], warned.append))
+    shares = parser().parse_args(
+        current_words(["data", "prepare", "run.toml", "--share", "0/7"], parser(), warned.append)
+    )
     assert (shares.task, shares.wait) == ((0, 7), False)
-    merges = parser().parse_args(current_words(["data", "prepare", "run.toml", "--join"], warned.append))
+    merges = parser().parse_args(current_words(["data", "prepare", "run.toml", "--join"], parser(), warned.append))
     assert (merges.task, merges.merge) == (None, True)
-    assert parser().parse_args(current_words(["run", "x.toml", "--processes", "4"], warned.append)).nproc == 4
+    assert parser().parse_args(current_words(["run", "x.toml", "--processes", "4"], parser(), warned.append)).nproc == 4
     assert [line.partition(";")[0] for line in warned] == [
         "--workers is now --data-workers", "--worker is now --task I/N --wait", "--share is now --task",
         "--join is now --merge", "--processes is now --nproc",

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from governance.reports.html.markup import Html, compact, energy, number, table, tag
 from governance.reports.html.svg_figures import STYLES, Curve, chart
-from governance.reports.sections.page import runs_page
-from pretrain.experiments.scaling.scaling_page import method_section
-
-Found = Mapping[str, Any]
+from pretrain.experiments.experiment_report import Found, method_section, report_page
 
 
 def mixture_page(found: Found) -> str:
-    """A page that needs no network and no script."""
+    """The whole page."""
     body = [_first(found), _curves(found), _trainings(found), _method(found)]
-    closing = "Every figure is in mixture.json; the page loads no external resources."
-    return runs_page("Weights of the sources", body, closing)
+    return report_page("Weights of the sources", "mixture", body)
 
 
 def proposal(sources: list[Found]) -> list[str]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from governance.reports.html.markup import Html, compact, energy, fold, number, table, tag
+from governance.reports.html.markup import Html, compact, energy, number, table, tag
 from governance.reports.html.svg_figures import STYLES, Curve, chart
-from governance.reports.sections.page import runs_page
+from pretrain.experiments.experiment_report import Found, method_section, report_page
 from pretrain.experiments.scaling.scaling_law import ScalingLaw
 
-Found = Mapping[str, Any]
 _NAMES = (
     ("constant", "E, nats: the loss that no size and no text removes"),
     ("parameter_factor", "A"), ("parameter_exponent", "alpha"), ("token_factor", "B"), ("token_exponent", "beta"),
@@ -21,10 +18,9 @@ _NAMES = (
 
 
 def scaling_page(found: Found) -> str:
-    """A page that needs no network and no script."""
+    """The whole page."""
     body = [_first(found), _curves(found), _law(found), _coordinates(found), _rungs(found), _method(found)]
-    closing = "Every figure is in scaling.json; the page loads no external resources."
-    return runs_page("Scaling law of this run", body, closing)
+    return report_page("Scaling law of this run", "scaling", body)
 
 
 def _loss(value: float) -> str:
@@ -148,17 +144,3 @@ def _method(found: Found) -> Html:
         f"training is added. They assume that the law holds beyond the ladder.",
     ]
     return method_section(texts, found["rungs"])
-
-
-def method_section(texts: Sequence[str], rungs: Sequence[Found]) -> Html:
-    """Method in words, and each training's command."""
-    commands = [
-        tag(
-            "pre",
-            shlex.join(["assay", "train", "CONFIG", *(part for word in row["settings"] for part in ("--set", word))]),
-        )
-        for row in rungs
-    ]
-    return tag(
-        "section", tag("h2", "Method"), [tag("p", text) for text in texts], fold("Commands of the rungs", *commands)
-    )
