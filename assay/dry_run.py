@@ -90,23 +90,23 @@ def dry_run(run: LoadedRun, runtime: Runtime, ranks: Ranks, hardware: Hardware |
     hardware = hardware or local_hardware(engine, ranks)
     check_start(recipe, run.settings, hardware)
     yield f"layout      {_layout(recipe, engine, ranks)}, on {hardware.device}"
-    beside = None
+    teacher = None
     if recipe.train.distillation is not None:
-        beside, words = teacher_beside(run, runtime, vocabulary)
+        teacher, words = online_teacher_of(run, runtime, vocabulary)
         yield f"teacher     {words}"
-    yield f"memory      {in_words(needed_memory(recipe, engine, vocabulary, hardware, beside), hardware)}"
+    yield f"memory      {in_words(needed_memory(recipe, engine, vocabulary, hardware, teacher), hardware)}"
     yield f"reduction   {reduction_in_words(recipe, engine, vocabulary, ranks.world_size)}"
     refuse_passed_keys(recipe, engine, ranks.world_size)
     if hardware.device == "cuda":
-        found = forecast(recipe, engine, vocabulary, ranks, teacher=beside, document_tokens=document_tokens)
+        found = forecast(recipe, engine, vocabulary, ranks, teacher=teacher, document_tokens=document_tokens)
         yield f"forecast    {found.in_words()}"
     dictionary = deepspeed_config(recipe, engine, ranks.world_size, hardware.device or "cpu", vocabulary)
     yield f"deepspeed   {json_text(dictionary).rstrip()}"
-    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, beside)
+    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, teacher)
     yield "result      would start; a start also checks the gate, the rows, train.continue_from, the teacher and tasks"
 
 
-def teacher_beside(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:
+def online_teacher_of(run: LoadedRun, runtime: Runtime, vocabulary: int) -> tuple[ModelConfig | None, str]:
     """The teacher that runs alongside the student, and its cost in words."""
     recipe = pinned(run)
     try:

@@ -150,15 +150,15 @@ def steps_that_read(identities: frozenset[bytes], checkpoint: Manifest, tokens: 
 
 
 def steps_of_each(
-    asked: Sequence[frozenset[bytes]], checkpoint: Manifest, tokens: Manifest, root: Path
+    requests: Sequence[frozenset[bytes]], checkpoint: Manifest, tokens: Manifest, root: Path
 ) -> list[list[int]]:
     """Steps of a checkpoint's training that read each set of documents."""
     graph = read_graph(root)
     node, held = graph.find(checkpoint), graph.find(tokens)
     recipe, last = _identity(node).recipe.train, _identity(node).step
-    shards = list(_shards_of([held], root, frozenset().union(*asked) - _removed(recipe)))
+    shards = list(_shards_of([held], root, frozenset().union(*requests) - _removed(recipe)))
     steps = []
-    for identities in asked:
+    for identities in requests:
         rows = list(_rows(graph, root, list(_of(shards, identities))))
         made = [graph.nodes[key] for key in graph.parents[node.key] if graph.nodes[key] in {item.made for item in rows}]
         found = [(each, *_numbers(each, root, recipe.sequence_length, rows)) for each in made[:1]]

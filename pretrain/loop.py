@@ -205,8 +205,8 @@ def _open_engine(context: TrainContext) -> tuple[Engine, TrainState]:
         context.ranks.world_size, context.device.type,
     )  # fmt: skip
     engine, device = context.settings.engine, context.device
-    beside = None if context.distillation is None else context.distillation.online_model
-    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware_of(context.ranks, device), beside)
+    teacher = None if context.distillation is None else context.distillation.online_model
+    refuse_what_cannot_fit(recipe, engine, vocabulary, hardware_of(context.ranks, device), teacher)
     arguments, folder, made = (recipe, engine, vocabulary, context.ranks, device), context.settings.folder, None
     if context.distillation is not None:
         refuse_damaged_teacher(context.distillation, context.checkpoints)

@@ -14,7 +14,7 @@ def plan(arguments: Arguments) -> None:
 
     A refusal follows all lines.
     """
-    from assay.dry_run import teacher_beside
+    from assay.dry_run import online_teacher_of
     from assay.experiments.scaling_experiment import expected_loss
     from assay.planning.cluster import read_cluster, shipped_clusters
     from assay.planning.corrections import correction_from
@@ -43,7 +43,7 @@ def plan(arguments: Arguments) -> None:
     vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     teacher = None
     if loaded.config.train.distillation is not None:
-        teacher, words = teacher_beside(loaded, runtime, vocabulary)
+        teacher, words = online_teacher_of(loaded, runtime, vocabulary)
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
     inputs = PlanInputs(vocabulary, cluster, nodes, teacher, Correction(document_tokens=document_tokens))
     if arguments.from_run:

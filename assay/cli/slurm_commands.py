@@ -138,13 +138,13 @@ def _say_plan(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> None:
     """
     if not config.cluster:
         return
-    from assay.dry_run import teacher_beside
+    from assay.dry_run import online_teacher_of
     from assay.planning.plan_budget import submission_lines
     from assay.start_preflight import corpus_figures
 
     vocabulary, _, document_tokens = corpus_figures(loaded, runtime)
     distils = loaded.config.train.distillation is not None
-    teacher = teacher_beside(loaded, runtime, vocabulary)[0] if distils else None
+    teacher = online_teacher_of(loaded, runtime, vocabulary)[0] if distils else None
     line, warnings = submission_lines(loaded, vocabulary, config, teacher, document_tokens)
     say(line, plan=line)
     for warning in warnings:

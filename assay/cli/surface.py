@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from assay.cli.command_words import Parser, leaves
+from assay.cli.command_words import Parser, leaves, subcommands
 from assay.cli.governance_options import add_commands as add_governance
 from assay.cli.governance_options import checkpoint_option, trusted_keys
 from assay.cli.option_values import flag, hours, natural, nproc, option, path, positive, prefix, root_folder, size, task
@@ -64,8 +64,8 @@ def parser() -> Parser:
     _slurm(commands)
     _report(commands)
     _mirror(commands)
-    for _, leaf in leaves(top):
-        leaf.top = top
+    for command in (*subcommands(top).values(), *(leaf for _, leaf in leaves(top))):
+        command.top = top
     return top
 
 

@@ -1,7 +1,7 @@
 """Hub data sets on disk: files without rows, and stated licences.
 
 A folder of `save_to_disk` has rows only in the Arrow files that its state names; others are left over from the
-library's cache. A `README.md` that begins with a YAML block is a card, whatever lies beside it.
+library's cache. A `README.md` that begins with a YAML block is a card, whatever else the folder holds.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def stated_licences(about: Iterable[Path]) -> dict[Path, set[str]]:
 def licence_of(files: Iterable[Path], stated: Mapping[Path, set[str]]) -> str:
     """The one licence stated in folders above each file; else `UNKNOWN`.
 
-    A card says nothing about what lies beside its data set.
+    A card says nothing about other files next to its data set.
     """
     above = ({folder, *folder.parents} & stated.keys() for folder in {file.parent for file in files})
     found = {frozenset(name for folder in folders for name in stated[folder]) for folders in above}

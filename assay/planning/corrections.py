@@ -51,7 +51,7 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
     Raises:
         MissingInput: there is no record.
         ConfigError: it has too few steps, computed on another kind of device, in another precision or on other numbers
-            of ranks a node, or only one of the two has a teacher beside it.
+            of ranks a node, or only one of the two has an online teacher.
     """
     folder = _training(named)
     record, cluster = read_record(folder), inputs.cluster
@@ -79,7 +79,7 @@ def correction_from(named: Path, run: LoadedRun, inputs: PlanInputs) -> Correcti
             "name a run of the same train.precision"
         )
     if _online(recipe.train) != _online(of_run):
-        raise ConfigError(f"--from {named}: only one of the two runs has a teacher beside it; name a run that is alike")
+        raise ConfigError(f"--from {named}: only one of the two runs has an online teacher; name a run that is alike")
     a_node = min(cluster.ranks_per_node, record.world_size)
     if record.world_size % a_node:
         raise ConfigError(

@@ -48,14 +48,14 @@ class Correction:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """Inputs of a plan beside the run's own file."""
+    """Inputs of a plan besides the run's own file."""
 
     vocabulary: int
     """Size of the tokenizer's vocabulary."""
     cluster: Cluster
     nodes: int
     teacher: ModelConfig | None = None
-    """Model that computes beside the student; None without one."""
+    """Model that runs alongside the student; None without one."""
     correction: Correction = Correction()
 
 

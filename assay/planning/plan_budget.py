@@ -1,4 +1,4 @@
-"""Plans beside the policy's energy budget, and a submission's line."""
+"""Plans against the policy's energy budget, and a submission's line."""
 
 from __future__ import annotations
 

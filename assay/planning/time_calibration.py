@@ -24,7 +24,7 @@ class Calibration:
     eager: float = 2.30
     """Norms, activations and residuals where nothing is compiled; with compilation the forecast's bytes hold."""
     hidden: float = 1.04
-    """Time that communication beside computation costs, of its own: both use the same multiprocessors and memory."""
+    """Cost of overlapped communication, per second of it: it shares multiprocessors and memory with computation."""
     rest: float = 1.0
     """Further factor of all parts but products and attention; a CPU's."""
     low: float = 0.8
@@ -47,5 +47,5 @@ CPU = Calibration(products=1.29, attention=2.6, eager=1.0, hidden=1.0, low=0.7)
 
 
 def compiled(engine: EngineConfig) -> bool:
-    """Return whether what lies between products is compiled."""
+    """Return whether the operations between products are compiled."""
     return engine.compile or compiles_blocks(engine)

@@ -213,9 +213,9 @@ def _reads(
     if model is None:
         return {}
     names = list(dict.fromkeys(ids))
-    asked = [frozenset({document_identity(name)}) for name in names]
-    steps = steps_of_each(asked, model, tokens, root)
-    gone = [next(takedowns(one, model, entries), "") for one in asked]
+    requests = [frozenset({document_identity(name)}) for name in names]
+    steps = steps_of_each(requests, model, tokens, root)
+    gone = [next(takedowns(one, model, entries), "") for one in requests]
     return {name: (tuple(read), words) for name, read, words in zip(names, steps, gone, strict=True)}
 
 

@@ -152,7 +152,7 @@ class Decoder(nn.Module):
 
     @staticmethod
     def extra_inputs(batch: Batch, moved: Batch) -> dict[str, Any]:
-        """Arguments of `forward` beside the rows.
+        """Arguments of `forward` besides the rows.
 
         They are from the batch on the CPU, and the same one moved to the model's device.
         """

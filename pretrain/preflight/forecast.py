@@ -182,9 +182,9 @@ def forecast(
     kept = {name: work.passes * (forward[name] + backward[name]) for name in forward}
     if teacher is not None:
         alone = recipe.model_copy(update={"model": teacher})
-        beside = _work(alone, engine, vocabulary_size, ranks, machine, document_tokens)
-        head = 2 * beside.vocabulary * teacher.hidden_size * beside.tokens / _products(beside)
-        kept["teacher"] = work.passes * (sum(_computed(beside)[0].values()) - 2 * head)  # its loss has one product
+        taught = _work(alone, engine, vocabulary_size, ranks, machine, document_tokens)
+        head = 2 * taught.vocabulary * teacher.hidden_size * taught.tokens / _products(taught)
+        kept["teacher"] = work.passes * (sum(_computed(taught)[0].values()) - 2 * head)  # its loss has one product
     kept |= {"loss": work.passes * _loss(work), "update": _update(work), "waits": _waits(work)}
     hidden, exposed = _communication(work, sum(forward.values()), sum(backward.values()))
     within = work.passes * _within_blocks(work)
@@ -370,8 +370,8 @@ def _communication(work: _Work, forward: float, backward: float) -> tuple[float,
     reduced = sum(times * ring(work.reduced * held // times, *sharing) for held, *sharing in work.shares)
     if engine.zero_stage == 2:
         reduced *= 2 if many_owners(every, ranks) else 1
-        beside = backward if compiles_blocks(engine) or not engine.compile else 0.0
-        hidden = min(reduced * (1 - 1 / times), beside)
+        overlapped = backward if compiles_blocks(engine) or not engine.compile else 0.0
+        hidden = min(reduced * (1 - 1 / times), overlapped)
         return work.passes * hidden, work.passes * (reduced - hidden) + update
     layers = work.model.num_hidden_layers
     blocks = {True: 2 * work.stored, False: 2 * work.outside}
