@@ -132,6 +132,23 @@ def _refuse_unknown_sources(config: RunConfig, path: Path) -> None:
             )
 
 
+def _refuse_missing_sentinels(config: RunConfig, path: Path) -> None:
+    """Raise if the tokenizer to be trained will lack sentinels.
+
+    One that is given may have its own, which the start of the training counts.
+    """
+    corruption, tokenizer = config.train.span_corruption, config.data.tokenizer
+    if corruption is None or tokenizer.path:
+        return
+    needed = corruption.sizes(config.train.sequence_length)[1]
+    if tokenizer.sentinels < needed:
+        raise ConfigError(
+            f"{path}: train.span_corruption leaves up to {needed} spans out of a text of train.sequence_length = "
+            f"{config.train.sequence_length} tokens, and data.tokenizer.sentinels is {tokenizer.sentinels}. Set it to "
+            f"{needed} or more."
+        )
+
+
 def _with_weights(config: RunConfig, folder: Path, origins: dict[str, str]) -> RunConfig:
     """Take `continue_from` as `initial_weights` where it names Hugging Face weights.
 
@@ -167,6 +184,7 @@ def load_run(path: Path, overrides: Sequence[str], more: Sequence[Path] = (), *,
     config = _with_weights(config, path.parent, merged.origins)
     check_together(config.recipe, Settings(engine=config.engine))
     _refuse_unknown_sources(config, path)
+    _refuse_missing_sentinels(config, path)
     packed = config.data.pack
     if packed is not None and packed.sequence_length != config.train.sequence_length:
         raise ConfigError(

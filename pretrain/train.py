@@ -41,6 +41,7 @@ from pretrain.checkpoint.load import parent_of, refuse_read, refuse_unlike
 from pretrain.config.training import EngineConfig, Settings, TrainRecipe
 from pretrain.context import TrainContext
 from pretrain.data.batch_size import batch_sizes
+from pretrain.data.corrupted_rows import corrupted_rows
 from pretrain.data.dataset import (
     Rows,
     altered_shards,
@@ -340,10 +341,10 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
     changed = watch_shards(tokens, root, ranks.rank, ranks.world_size)
     problems = gather(altered_shards(tokens, root, ranks.rank, ranks.world_size))
     refuse_altered([line for lines in problems for line in lines])
-    if recipe.model.encoder_layers:
+    if recipe.model.encoder_layers and train.span_corruption is None:
         refuse_other_than_pairs(tokens, root)
     train_rows = replace(open_rows(tokens, "train", root, train.sequence_length), changed=changed)
-    train_rows = without_removed(train_rows, train)
+    train_rows = corrupted_rows(without_removed(train_rows, train), tokens, train, root)
     refuse_foreign_vocabulary(tokens, train_rows, root)
     refuse_small(train_rows, max(batch_sizes(train).sizes))
     if not tokens.files("validation", root) or not tokens.stats.get("validation_tokens", 1):
@@ -356,6 +357,7 @@ def _open_data(tokens: Manifest, recipe: TrainRecipe, root: Path, ranks: Ranks) 
         refuse_unknown_documents(train_rows.removed, [train_rows])
         return train_rows, None
     validation_rows = without_removed(open_rows(tokens, "validation", root, train.sequence_length), train)
+    validation_rows = corrupted_rows(validation_rows, tokens, train, root)
     refuse_unknown_documents(train_rows.removed, [train_rows, validation_rows])
     return train_rows, validation_rows
 

@@ -41,6 +41,7 @@ from data_pipeline.tokens.tiktoken_ranks import SUFFIX, for_gigatoken, from_rank
 from data_pipeline.tokens.training_sample import TrainingSample, choose_sample, sample_texts
 from data_pipeline.tokens.unknown_characters import unknown_characters
 from data_pipeline.tokens.vocabulary import (
+    SENTINEL,
     TokenVocabulary,
     alphabet,
     definition_of_text,
@@ -80,6 +81,8 @@ class TokenizerConfig(Section):
     bos: str = Field(default="", exclude_if=not_)
     """The one of `special_tokens` that begins every document, so that the first token of a text is predicted, too;
     empty: none does. It may be the one that ends documents."""
+    sentinels: int = Field(default=0, ge=0, le=1000, exclude_if=not_)
+    """Special tokens <extra_id_0>, <extra_id_1> ... besides: those that `train.span_corruption` writes for spans."""
     path: str = ""
     """A tokenizer to use instead of training one: a `tokenizer.json` of any kind, or tiktoken's ranks (`.tiktoken`).
     The first of `special_tokens` and `bos` must be special tokens of it; others that it does not have, such as those of
@@ -98,9 +101,15 @@ class TokenizerConfig(Section):
             raise ValueError("special_tokens has a single letter, which is a token of its own; name it otherwise")
         if self.bos and self.bos not in self.special_tokens:
             raise ValueError(f"bos is {self.bos!r}, which is not one of special_tokens; add it there")
-        if self.vocabulary_size < 256 + len(self.special_tokens):
+        if self.vocabulary_size < 256 + len(self.every_special_token):
             raise ValueError(f"vocabulary_size {self.vocabulary_size} has no room for 256 bytes and special_tokens")
         return self
+
+    @property
+    def every_special_token(self) -> tuple[str, ...]:
+        """Return `special_tokens` and the sentinels."""
+        sentinels = (SENTINEL.format(number) for number in range(self.sentinels))
+        return (*self.special_tokens, *(name for name in sentinels if name not in self.special_tokens))
 
 
 def load_encoder(tokenizer: Manifest | Path, root: Path | None = None) -> Encoder:
@@ -217,7 +226,7 @@ def _train(texts: Iterable[bytes], config: TokenizerConfig) -> str:
     from data_pipeline.kernels.bpe_merges import merges
 
     letters = alphabet()
-    names = [*config.special_tokens, *sorted(letters)]
+    names = [*config.every_special_token, *sorted(letters)]
     pieces = [bytes(map(letters.__getitem__, name)) if set(name) <= letters.keys() else b"" for name in names]
     pairs = []
     for left, right, merged in merges(*count_words(texts), pieces, config.vocabulary_size).tolist():
@@ -227,7 +236,7 @@ def _train(texts: Iterable[bytes], config: TokenizerConfig) -> str:
     tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(config.special_tokens))
+    tokenizer.add_special_tokens(list(config.every_special_token))
     return str(tokenizer.to_str())
 
 
@@ -257,7 +266,7 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
         if path.is_dir():
             path = path / TOKENIZER_FILE
         if path.suffix == SUFFIX:
-            text = from_ranks(path.read_bytes(), config.pattern, config.special_tokens)
+            text = from_ranks(path.read_bytes(), config.pattern, config.every_special_token)
         elif config.pattern:
             raise ValueError("pattern is for tiktoken's ranks (*.tiktoken); leave it out")
         elif path.suffix == ".model":
@@ -271,7 +280,7 @@ def take_over(path: Path, config: TokenizerConfig) -> tuple[str, TokenVocabulary
                     f"{name!r}, {what}, is not among its special tokens "
                     f"{sorted(vocabulary.special, key=lambda name: vocabulary.special[name])[:8]}"
                 )
-        if further := [name for name in config.special_tokens if name not in vocabulary.special]:
+        if further := [name for name in config.every_special_token if name not in vocabulary.special]:
             text = with_special_tokens(text, further)
             vocabulary = read_vocabulary(text)
             get_logger(__name__).info("tokenizer: added the special tokens %s to those of %s", further, path)
@@ -368,9 +377,9 @@ def train_tokenizer(documents: Manifest, config: TokenizerConfig, runtime: Runti
             "trained": int(given is None),
             **({} if given is None else {
                 "kind": vocabulary.kind,
-                "special_tokens": vocabulary.special,
                 "round_trip": "bytes" if vocabulary.lossless else "ids",
             }),
+            **({"special_tokens": vocabulary.special} if given is not None or config.sentinels else {}),
             "vocabulary_size": len(vocabulary.pieces),
             "end_of_document": end,
             **({BEGIN: vocabulary.special[config.bos]} if config.bos else {}),

@@ -17,6 +17,8 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 MOST_IDS = 1 << 24
+SENTINEL = "<extra_id_{}>"
+"""Special tokens that stand for spans (`train.span_corruption`), by number, with T5's names."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 

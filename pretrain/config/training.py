@@ -110,6 +110,29 @@ class AdapterConfig(Section):
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
+class SpanCorruptionConfig(Section):
+    """`[train.span_corruption]`: an encoder-decoder predicts spans that its source lacks (arXiv:1910.10683)."""
+
+    share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of a text's tokens that spans leave out."""
+    mean_length: float = Field(default=3.0, ge=1)
+    """Mean tokens of a span."""
+
+    def sizes(self, length: int) -> tuple[int, int]:
+        """Tokens that a text loses, and in how many spans."""
+        lost = min(max(1, round(self.share * length)), max(1, length - 1))
+        return lost, min(max(1, round(lost / self.mean_length)), lost, max(1, length - lost))
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Tokens of source and target for each token of a text.
+
+        Sentinels are included; the text is long.
+        """
+        spans = self.share / self.mean_length
+        return 1 - self.share + spans, self.share + spans
+
+
 class TrainConfig(Section):
     """Length, batches and precision of training."""
 
@@ -145,6 +168,8 @@ class TrainConfig(Section):
     `initial_weights`. With adapters these learn too. Empty: all learn, or the adapters alone."""
     distillation: DistillationConfig | None = Field(default=None, exclude_if=not_)
     """`[train.distillation]`: a teacher to learn from; None: the text alone."""
+    span_corruption: SpanCorruptionConfig | None = Field(default=None, exclude_if=not_)
+    """`[train.span_corruption]`: an encoder-decoder learns from texts without a translation; None: from pairs."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides the initial weights and the order of rows."""
     precision: Literal["fp32", "bf16", "bf16_masters", "autocast", "fp16", "fp8"] = "bf16"

@@ -33,6 +33,8 @@ from pretrain.data.mixture import MixtureSource, sources_of
 from pretrain.data.removed_documents import places_in, rows_of_pieces, rows_of_stretches, without
 
 if TYPE_CHECKING:
+    import torch
+
     from pretrain.model.decoder import Batch
 
 NO_ORIGIN = -1  # of a position where nothing is predicted
@@ -53,6 +55,8 @@ class Rows:
     """Error texts of shards that were changed since their bytes were verified; shards touched since the last look."""
     drawn: Callable[[list[int]], npt.NDArray[np.int64]] | None = field(default=None, compare=False)
     """Tokens [rows, L, samples] that were drawn from a teacher for rows of these numbers; None: there are none."""
+    corruption: Callable[[Batch, torch.Tensor], Batch] | None = field(default=None, compare=False)
+    """Rows with spans left out (`span_corruption.py`), from a random number of each; None: as they are."""
     removed: frozenset[bytes] = frozenset()
     """Identities of documents whose places are as padding (`removed_documents.py`)."""
 
@@ -119,6 +123,10 @@ class Rows:
         origins[stacked[1] < 0] = NO_ORIGIN
         drawn = [self.drawn(numbers)] if self.drawn is not None else []
         return Batch(*(torch.from_numpy(column) for column in (*stacked, origins, *drawn)))
+
+    def corrupted(self, batch: Batch, seeds: torch.Tensor) -> Batch:
+        """The batch as the model learns from it."""
+        return batch if self.corruption is None else self.corruption(batch, seeds)
 
     def documents_of(self, numbers: Iterable[int]) -> list[str]:
         """Distinct identities (`token_shards.document_identity`, hexadecimal) of the documents in these rows."""

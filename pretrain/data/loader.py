@@ -88,11 +88,10 @@ def read_step(rows: Rows, order: RowSampler, step: int, share: tuple[int, int, i
     began = time.thread_time()
     numbers, first = order.rows(step), order.sizes.before(step)
     places = list(micro_batches(list(range(first, first + len(numbers))), *share))
-    batches = [
-        replace(rows.batch(group), seeds=seeds_of(order.seed, of_group))
-        for group, of_group in zip(micro_batches(numbers, *share), places, strict=True)
-    ]
-    digest = digest_words([batch.tokens.numpy() for batch in batches], list(itertools.chain.from_iterable(places)))
+    read = [rows.batch(group) for group in micro_batches(numbers, *share)]
+    seeds = [seeds_of(order.seed, of_group) for of_group in places]
+    batches = [replace(rows.corrupted(*each), seeds=each[1]) for each in zip(read, seeds, strict=True)]
+    digest = digest_words([batch.tokens.numpy() for batch in read], list(itertools.chain.from_iterable(places)))
     targets = sum(int(np.count_nonzero(batch.targets.numpy() >= 0)) for batch in batches)
     if device.type == "cuda":
         with torch.cuda.device(device):  # else each rank's thread would hold memory of card 0

@@ -35,6 +35,7 @@ from governance.manifest import Manifest
 from pretrain.checkpoint.averaged_weights import averaged_weights
 from pretrain.checkpoint.format import identity_of, read_checkpoint, read_state
 from pretrain.config.training import EngineConfig
+from pretrain.data.corrupted_rows import corrupted_rows
 from pretrain.data.dataset import Rows, micro_batches, open_rows, spread, without_removed
 from pretrain.distributed.process_group import lone_device
 from pretrain.evaluation.loglikelihood import NatsOf, Passes
@@ -117,6 +118,11 @@ def measure(
     """
     import torch
 
+    from pretrain.data.loader import seeds_of
+
+    def read_rows(numbers: list[int]) -> Batch:
+        return rows.corrupted(rows.batch(numbers), seeds_of(0, numbers))
+
     numbers, groups = spread(rows.count, most_rows), groups_of(rows)
     rank, world_size = ranks
     counts, sums = np.zeros((2, len(groups.names)), np.int64), np.zeros((4, len(groups.names)))
@@ -125,9 +131,9 @@ def measure(
     with torch.no_grad():
         for number in range(passes):
             read = mine[number] if number < len(mine) else numbers[:1]
-            batch = rows.batch(read)
+            batch = read_rows(read)
             padding = [read[0]] * (micro_batch_size - len(read)) if alike else []
-            nats_here = nats_of(rows.batch([*read, *padding]) if padding else batch)[: len(read)]
+            nats_here = nats_of(read_rows([*read, *padding]) if padding else batch)[: len(read)]
             if number < len(mine):
                 tokens, nats = _by_row(batch, nats_here.double().cpu().numpy(), groups)
                 counts += [tokens.sum(0), (tokens > 0).sum(0)]
@@ -207,7 +213,8 @@ def evaluate(
     manifest = read_checkpoint(checkpoint, root)
     identity = identity_of(manifest)
     train = identity.recipe.train
-    rows = without_removed(open_rows(tokens, "validation", root, train.sequence_length), train)
+    rows = corrupted_rows(open_rows(tokens, "validation", root, train.sequence_length), tokens, train, root)
+    rows = without_removed(rows, train)
     if rows.vocabulary_size != identity.vocabulary_size:
         raise CheckpointError(
             f"{checkpoint}: has a vocabulary of {identity.vocabulary_size} tokens, the shards of {tokens.folder} have "

@@ -50,11 +50,11 @@ _HEAD, _HEADS = "lm_head.weight", ("lm_head.weight", "embed_out.weight")
 def family_of(model: ModelConfig) -> Family:
     """Native architecture that computes exactly what `model` does, else Assay's own.
 
-    Raises:
-        ConfigError: the model has an encoder.
+    An encoder-decoder has none: its folder begins other trainings of Assay.
     """
     if model.encoder_layers:
-        raise ConfigError("assay export: the model is an encoder-decoder, for which there is no form of export")
+        config = {"model_type": "assay", "assay_model": model.model_dump(mode="json")}
+        return Family("AssayEncoderDecoder", config, same)
     for candidate in (_llama, _experts, _gpt, gemma, olmo):
         found = candidate(model)
         if found is not None:

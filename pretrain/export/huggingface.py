@@ -317,10 +317,25 @@ def _card(
     trust = ", trust_remote_code=True" if family.own_code else ""
     auto = "AutoModelForSequenceClassification" if facts.labels else "AutoModelForCausalLM"
     source = manifest.stats.get("initial_weights", {})
+    pairs = identity.recipe.model.encoder_layers > 0
+    use = (
+        ("```toml", "[train]", 'initial_weights = "."  # a training of Assay that begins with this folder', "```")
+        if pairs
+        else (
+            "```python",
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            f'model = {auto}.from_pretrained("."{trust})',
+            f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
+            "```",
+            "",
+            f"In training a document saw nothing of others, and {before}: give a text as it is.",
+        )
+    )
     lines: Sequence[str] = (
         "---",
-        "library_name: transformers",
-        f"pipeline_tag: text-{'classification' if facts.labels else 'generation'}",
+        f"library_name: {'assay' if pairs else 'transformers'}",
+        f"pipeline_tag: text{'2text-generation' if pairs else '-classification' if facts.labels else '-generation'}",
         *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in sorted(source.get("card", {}).items())),
         "---",
         "",
@@ -345,14 +360,7 @@ def _card(
         *(f"| text of {name} | {licence}{f', {url}' if url else ''} |" for name, licence, url in facts.sources),
         *([] if source else ["| licence of the weights | not stated; add `license` above before you publish them |"]),
         "",
-        "```python",
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f'model = {auto}.from_pretrained("."{trust})',
-        f'tokenizer = AutoTokenizer.from_pretrained("."{trust})',
-        "```",
-        "",
-        f"In training a document saw nothing of others, and {before}: give a text as it is.",
+        *use,
         "",
     )
     return "\n".join(lines)

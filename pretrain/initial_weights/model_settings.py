@@ -20,6 +20,7 @@ Fields = Mapping[str, Any]
 _FREE = (
     "initialisation", "mup_base_width", "initializer_range", "embedding_range", "zero_init_outputs", "z_loss",
     "max_position_embeddings", "query_pre_attn_scalar", "moe",
+    "dropout", "label_smoothing",
 )  # fmt: skip
 """Settings of `[model]` that do not change what given weights compute, or that `computed` compares in another form."""
 

@@ -83,7 +83,9 @@ def _norm_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
     return {f"{name}.{part}": (config.hidden_size,) for part in parts} if config.norm_weights else {}
 
 
-def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: int) -> int:
+def flops_per_token(
+    config: ModelConfig, vocabulary_size: int, sequence_length: int, sides: tuple[float, float] = (0.5, 0.5)
+) -> int:
     """Floating-point operations of forward and backward per token.
 
     They are 6 N + 12 x width x tokens seen.
@@ -92,26 +94,33 @@ def flops_per_token(config: ModelConfig, vocabulary_size: int, sequence_length: 
     not the look-ups (embedding, learned positions). Attention's width is that of all query heads, and tokens seen are
     added up over layers. The term takes each row as one document and both
     triangles, as PaLM does (arXiv:2204.02311, appendix B), so that MFU compares with others'; a layer with a window
-    sees that many tokens. What activation checkpointing computes twice is not counted.
+    sees that many tokens. What activation checkpointing computes twice is not counted. `sides`
+    are an encoder-decoder's tokens of sources and of targets for each token of a row.
     """
     weights = _body(config, vocabulary_size, _experts_used(config))
     if config.tied:
         weights += padded_vocabulary(vocabulary_size) * config.hidden_size
     if config.encoder_layers:
-        return _flops_per_token_of_pairs(config, weights, sequence_length)
+        return _flops_per_token_of_pairs(config, weights, sequence_length, sides)
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
     seen = sum(min(sequence_length, window or sequence_length) for window in windows)
     return 6 * weights + 12 * config.attention_width * seen
 
 
-def _flops_per_token_of_pairs(config: ModelConfig, weights: int, sequence_length: int) -> int:
-    """FLOPs per token of an encoder-decoder; half are sources.
+def _flops_per_token_of_pairs(
+    config: ModelConfig, weights: int, sequence_length: int, sides: tuple[float, float]
+) -> int:
+    """FLOPs per token of an encoder-decoder.
 
-    Each weight is met by half of the tokens. The two sides see half a row each: the encoder's and the decoder's own
-    half, and the decoder's the encoder's too.
+    The encoder's weights are met by sources, the others by targets. The encoder sees a row's sources, the decoder its
+    targets and its sources.
     """
-    layers = config.encoder_layers + 2 * config.num_hidden_layers
-    return 3 * weights + 12 * config.attention_width * (sequence_length // 2) * layers // 2
+    source, target = sides
+    encoder = _pair_blocks(config.model_copy(update={"num_hidden_layers": 0}))
+    met = source * encoder + target * (weights - encoder)
+    sources, targets = int(source * sequence_length), int(target * sequence_length)
+    seen = config.encoder_layers * source * sources + config.num_hidden_layers * target * (targets + sources)
+    return round(6 * met + 12 * config.attention_width * seen)
 
 
 def block_weights(config: ModelConfig) -> int:

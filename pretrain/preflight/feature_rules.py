@@ -204,9 +204,14 @@ def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware:
 
 def encoder_decoders_run_plainly(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
     """Refuse what encoder-decoders do not have: splits, kernels, tasks."""
-    if not recipe.model.encoder_layers:
-        return None
     engine, train = settings.engine, recipe.train
+    if not recipe.model.encoder_layers:
+        if train.span_corruption is None:
+            return None
+        return (
+            "train.span_corruption without model.encoder_layers: spans are left out of a source, which a decoder "
+            "alone does not read; set model.encoder_layers (docs/translation.md), or remove the section"
+        )
     wrong = {
         f"engine.{name}": getattr(engine, name)
         for name in ("sequence_parallel_size", "tensor_parallel_size")
@@ -215,7 +220,7 @@ def encoder_decoders_run_plainly(recipe: TrainRecipe, settings: Settings, hardwa
     wrong |= {f"engine.{name}": True for name in ("compile", "deepcompile") if getattr(engine, name)}
     wrong |= {"engine.attention": engine.attention} if engine.attention != "auto" else {}
     wrong |= {"train.precision": train.precision} if train.precision == "fp8" else {}
-    wrong |= {"train.initial_weights": train.initial_weights} if train.initial_weights else {}
+    wrong |= {"train.adapter or trained": "set"} if train.freezes else {}
     wrong |= {"train.distillation": train.distillation} if train.distillation else {}
     wrong |= {"evaluation.tasks": [task.name for task in recipe.evaluation.tasks]} if recipe.evaluation.tasks else {}
     if not wrong:
