@@ -22,7 +22,7 @@ import ctypes
 import importlib.util
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from data_pipeline.prepare import prepare
 from data_pipeline.readers.local import remaining_files
 from data_pipeline.readers.sources import PathSource, Source
 from data_pipeline.tokens.tokenizer import take_over
-from governance.errors import ConfigError, MissingInput
+from governance.errors import ConfigError, MissingInput, PipelineError
 from governance.gate.verdict import binding_sites
 from governance.log import get_logger
 from governance.manifest import FILE_NAME, Manifest
@@ -45,7 +45,7 @@ from pretrain.distributed.process_group import Ranks, device_of, kind_of
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.initial_weights.start import open_weights
 from pretrain.metrics.metrics_log import require_mirrors
-from pretrain.preflight.compatibility import check_start
+from pretrain.preflight.compatibility import check_start, faults_of
 from pretrain.preflight.hardware import Hardware, cpu_hardware, hardware_of
 from pretrain.preflight.memory_room import refuse_what_cannot_fit
 
@@ -158,6 +158,30 @@ def refuse_start(run: LoadedRun, runtime: Runtime, find_hardware: Callable[[], H
         _apart(weights.check, vocabulary)
     refuse_passed_keys(recipe, engine, hardware.world_size or 1)
     refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, online_teacher(pinned(run), runtime))
+
+
+def faults_on(run: LoadedRun, runtime: Runtime, machines: Sequence[Hardware]) -> list[str]:
+    """For each machine the reason why training could not start there.
+
+    "" where it could. `refuse_start` has checked everything that does not depend on them.
+    """
+    if not machines:
+        return []
+    from assay.training_recipe import pinned
+
+    recipe, engine = run.config.recipe, run.config.engine
+    vocabulary, _ = _size(run, _look_up(run, runtime))
+    teacher, found = online_teacher(pinned(run), runtime), []
+    for hardware in machines:
+        faults = faults_of(recipe, run.settings, hardware)
+        try:
+            if not faults:
+                refuse_passed_keys(recipe, engine, hardware.world_size or 1)
+                refuse_what_cannot_fit(recipe, engine, vocabulary, hardware, teacher)
+        except PipelineError as error:
+            faults = [str(error)]
+        found.append("\n".join(faults))
+    return found
 
 
 def refuse_missing_packages(tracking: TrackingConfig) -> None:

@@ -88,6 +88,11 @@ class SlurmConfig(Section):
 
     nodes: int = Field(default=1, ge=1)
     """Nodes for training."""
+    spare_nodes: int = Field(default=0, ge=0)
+    """Further nodes that the training job holds idle: after a failure it starts again in its allocation, with them in
+    place of the nodes at fault."""
+    min_nodes: int = Field(default=0, ge=0)
+    """Fewest nodes on which the training starts again in its allocation once no spare node is left; 0: `nodes`."""
     cluster: str = ""
     """Kind of these nodes, for `assay plan` and the plan's line of a submission: a shipped cluster file by its name
     ("h100"), or the path of one; empty: a submission prints no plan."""
@@ -168,6 +173,16 @@ class SlurmConfig(Section):
     def warning_seconds(self) -> int:
         """Shortest warning before a job of this run is killed."""
         return min(self.signal_seconds, self.notice_seconds or self.signal_seconds)
+
+    @property
+    def requested_nodes(self) -> int:
+        """Nodes of the training job."""
+        return self.nodes + self.spare_nodes
+
+    @property
+    def retries_inside(self) -> bool:
+        """True where a failed training starts again in its allocation."""
+        return self.spare_nodes > 0 or 0 < self.min_nodes < self.nodes
 
     @property
     def tasks_per_node(self) -> int:

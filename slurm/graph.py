@@ -37,6 +37,8 @@ class PlannedRun:
     """Estimated number of shards per step."""
     words: tuple[str, ...]
     """CONFIG --root ROOT and the overrides."""
+    node_counts: tuple[int, ...] = ()
+    """Numbers of nodes on which a failed training starts again in its allocation, most first; empty: on none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class SlurmJob:
     """(condition, name of the job that it waits for)."""
     tasks: int = 0
     """Tasks of an array, numbered from 0; 0 for a single job."""
+    node_counts: tuple[int, ...] = ()
+    """Of a training: as in `PlannedRun`."""
 
 
 def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int) -> list[SlurmJob]:
@@ -69,7 +73,9 @@ def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int) -> list[Slu
         last: Sequence[str] = (),
     ) -> None:
         options = _options(work.name, name, kind, config, tasks)
-        jobs.append(SlurmJob(name, kind, ("assay", *command, *work.words, *last), options, tuple(after), tasks))
+        counts = work.node_counts if kind == "train" else ()
+        words = ("assay", *command, *work.words, *last)
+        jobs.append(SlurmJob(name, kind, words, options, tuple(after), tasks, counts))
 
     def after_previous() -> list[tuple[Condition, str]]:
         return [("afterok", jobs[-1].name)] if jobs else []
@@ -122,7 +128,7 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -
         "mail-type": config.mail_type if config.mail_user and kind in ("train", "report") else "",
     }
     numbers = {
-        "nodes": config.nodes if training else 1,
+        "nodes": config.requested_nodes if training else 1,
         "ntasks-per-node": config.tasks_per_node if training else 1,
         "cpus-per-task": config.cpus_per_task if model else config.data_cpus,
         "gpus-per-node": config.gpus_per_node if training else min(1, config.gpus_per_node) if model else 0,
@@ -133,6 +139,7 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -
     if any(option.startswith("--gres=gpu") for option in more):  # it states their type and number
         options = [option for option in options if not option.startswith("--gpus-per-node=")]
     options += more if training else [re.sub(r"^(--gres=gpu(:[^:,]+)?:)\d+$", r"\g<1>1", option) for option in more]
+    options += ["--no-kill"] * (training and config.retries_inside)  # a node that dies does not end the others
     options += ["--open-mode=append", "--requeue", "--kill-on-invalid-dep=yes"]
     if tasks:
         options.append(f"--array=0-{tasks - 1}{throttled(config)}")

@@ -40,6 +40,8 @@ _IMPORTED = (
     "slurm/__init__.py",
 )
 """Modules that `slurm/attempt` imports."""
+_RESTART_SECONDS = 300
+"""Seconds before the signal to leave from which on a failed training does not start again in its allocation."""
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=./,:@%&|*+[]()!~")
 _PURPOSES: dict[Kind, str] = {
     "share": "A task of an array: its share of the shards of one data step.",
@@ -123,6 +125,9 @@ def _options(job: SlurmJob, config: SlurmConfig) -> tuple[str, ...]:
     options += [f"--shares={job.tasks}"] * bool(job.tasks)
     options += [f"--interface={config.interface}"] * bool(config.interface)
     options += [f"--excluded={config.exclude}"] * bool(config.exclude)
+    if job.node_counts:
+        options += [f"--node-count={count}" for count in job.node_counts]
+        options.append(f"--leave-seconds={config.signal_seconds + _RESTART_SECONDS}")
     return (*options, *["--chained"] * (job.kind == "train" and config.chain > 1))
 
 

@@ -88,6 +88,10 @@ def check_settings(config: SlurmConfig, root: Path) -> None:
                 f"slurm.{field} = {getattr(config, field)!r} with signal_seconds = {config.signal_seconds}: more than "
                 "half of the time would be left for the save. Raise the limit, or lower signal_seconds."
             )
+    if config.min_nodes > config.nodes:
+        raise ConfigError(
+            f"slurm.min_nodes = {config.min_nodes} is above slurm.nodes = {config.nodes}. Set at most {config.nodes}."
+        )
     if config.environment and not Path(config.environment).is_file():
         raise ConfigError(f"slurm.environment: there is no {config.environment}. Name a shell script to source.")
     image = config.image_file
@@ -152,9 +156,10 @@ def _node_faults(
     if not there:
         return
     most = max((min(partition.most_nodes, partition.nodes or partition.most_nodes) for partition in among), default=0)
-    if config.nodes > most:
-        answer = _slurm_answer(_training_options(config, nodes=config.nodes))
-        yield f"slurm.nodes = {config.nodes}: a job gets at most {most} of {listed}. Lower it.{answer}"
+    if config.requested_nodes > most:
+        answer = _slurm_answer(_training_options(config, nodes=config.requested_nodes))
+        spare = f" and spare_nodes = {config.spare_nodes}" * bool(config.spare_nodes)
+        yield f"slurm.nodes = {config.nodes}{spare}: a job gets at most {most} of {listed}. Lower it.{answer}"
     named = {
         "gpus_per_node": (config.gpus_per_node, max(node.gpus for node in there), "GPUs"),
         "cpus_per_task": (config.cpus_per_task * config.tasks_per_node, max(node.cpus for node in there), "CPUs"),
@@ -190,7 +195,8 @@ def _absent_nodes(config: SlurmConfig) -> str:
     """
     fitting = training_nodes(config, tools.partitions().values(), tools.nodes())
     gone = unavailable(fitting)
-    if not gone or len(fitting) < config.nodes or len(fitting) - len(gone) >= config.nodes:
+    needed = config.requested_nodes
+    if not gone or len(fitting) < needed or len(fitting) - len(gone) >= needed:
         return ""
     return f"{len(fitting)} nodes fit, of which {', '.join(f'{node.name} is {node.state}' for node in gone)}"
 

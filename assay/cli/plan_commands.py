@@ -45,7 +45,8 @@ def plan(arguments: Arguments) -> None:
     if loaded.config.train.distillation is not None:
         teacher, words = online_teacher_of(loaded, runtime, vocabulary)
         say(f"teacher     {words}", plan=[f"teacher     {words}"])
-    inputs = PlanInputs(vocabulary, cluster, nodes, teacher, Correction(document_tokens=document_tokens))
+    correction = Correction(document_tokens=document_tokens)
+    inputs = PlanInputs(vocabulary, cluster, nodes, teacher, correction, section.spare_nodes)
     if arguments.from_run:
         inputs = replace(inputs, correction=correction_from(arguments.from_run, loaded, inputs))
     found = make_plan(loaded, inputs)

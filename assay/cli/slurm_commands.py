@@ -58,7 +58,9 @@ class Submission:
 
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.arguments.config.stem).strip("-") or "run"
         argv = tuple(argv_of(self.arguments, self.runtime))
-        return plan(PlannedRun(name, self.sources.steps, self.sources.shards, argv), self.config, max_array_size)
+        counts = _node_counts(self.loaded, self.runtime, self.config)
+        work = PlannedRun(name, self.sources.steps, self.sources.shards, argv, counts)
+        return plan(work, self.config, max_array_size)
 
 
 def render(arguments: Arguments) -> None:
@@ -376,6 +378,32 @@ def _refuse_start(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> N
         requested += f" and slurm.memory = {config.memory!r}" * bool(memory)
         requested += f" and slurm.gpu_memory = {config.gpu_memory!r}" * bool(of_gpu)
         raise type(error)(f"nothing was queued; on {requested} the run would end with:\n{error}") from error
+
+
+def _node_counts(loaded: LoadedRun, runtime: Runtime, config: SlurmConfig) -> tuple[int, ...]:
+    """Numbers of nodes for tries in the allocation, most first.
+
+    Raises:
+        ConfigError: `min_nodes` allows fewer, and the training can start on none of them.
+    """
+    from assay.start_preflight import faults_on, on_nodes
+    from pretrain.distributed.process_group import Ranks
+    from slurm.submit_preflight import megabytes
+
+    if not config.retries_inside:
+        return ()
+    a_node, gpus, engine = config.tasks_per_node, config.gpus_per_node, loaded.config.engine
+    memory, of_gpu = megabytes(config.memory) << 20, megabytes(config.gpu_memory) << 20
+    fewer = range(config.nodes - 1, config.min_nodes - 1, -1) if config.min_nodes else ()
+    ranks = (Ranks(0, count * a_node, 0, a_node) for count in fewer)
+    faults = faults_on(loaded, runtime, [on_nodes(engine, each, gpus, memory, of_gpu) for each in ranks])
+    found = [count for count, fault in zip(fewer, faults, strict=True) if not fault]
+    if fewer and not found:
+        raise ConfigError(
+            f"slurm.min_nodes = {config.min_nodes}: the training cannot start on fewer than {config.nodes} node(s); on "
+            f"{fewer[0]}: {faults[0]}"
+        )
+    return (config.nodes, *found)
 
 
 def _refuse(submission: Submission, requests: Sequence[JobRequest]) -> None:

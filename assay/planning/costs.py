@@ -11,13 +11,16 @@ from governance.energy.band import UNKNOWN, Band
 from governance.energy.factors import Factor, Factors
 
 
-def costs(cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: float | None = None) -> dict[str, Band]:
+def costs(
+    cluster: Cluster, factors: Factors, nodes: int, wall: Band, watts: float | None = None, spare_nodes: int = 0
+) -> dict[str, Band]:
     """Device hours, money, energy, carbon and water of so many nodes.
 
-    `wall` is in seconds. `watts` is the measured power of a node; None takes the cluster file's.
+    `wall` is in seconds. `watts` is the measured power of a node; None takes the cluster file's. Spare nodes cost money
+    as the others do; what they draw while idle is not known, and not in the energy.
     """
     hours = wall.each(nodes / 3600, "*")
-    devices = hours.each(cluster.ranks_per_node, "*")
+    devices = wall.each((nodes + spare_nodes) * cluster.ranks_per_node / 3600, "*")
     load = cluster.band("load_node_watts") if watts is None else watts
     electricity = hours.each(load, "*").each(1e-3, "*")
     building = electricity.each(_factor(factors, "pue", cluster), "*")

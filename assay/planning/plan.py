@@ -57,6 +57,8 @@ class PlanInputs:
     teacher: ModelConfig | None = None
     """Model that runs alongside the student; None without one."""
     correction: Correction = Correction()
+    spare_nodes: int = 0
+    """Idle nodes of the same job (`slurm.spare_nodes`)."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Plan:
     data: DataPlan
     correction: Correction
     precision: str
+    spare_nodes: int = 0
 
     @property
     def unlike(self) -> str:
@@ -150,6 +153,7 @@ class Plan:
         return {
             "cluster": self.cluster.name,
             **self.step.as_dict(),
+            "spare_nodes": self.spare_nodes,
             "days": self.wall.each(1 / 86400, "*")._asdict(),
             "checkpoint": self.checkpoint,
             "failures": {**asdict(self.failures), "lost": self.failures.lost},
@@ -246,10 +250,11 @@ def make_plan(run: LoadedRun, inputs: PlanInputs) -> Plan:
         for share, hours, minutes in zip(spread, reversed(mtbf), restart, strict=True)
     ]  # fmt: skip
     wall = Band(*(one.wall for one in found))
-    spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts)
+    spent = costs(cluster, factors_of(run), inputs.nodes, wall, correction.watts, inputs.spare_nodes)
     return Plan(
         cluster, step, train.steps, tokens, parameter_count(recipe.model, vocabulary), wall, checkpoint, found[1],
         spent, data_plan(run.config.data, tokens, vocabulary), correction, train.precision,
+        inputs.spare_nodes,
     )  # fmt: skip
 
 

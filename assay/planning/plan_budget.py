@@ -53,7 +53,8 @@ def submission_lines(
     """
     cluster = read_cluster(section.cluster, run.folder).with_ranks(section.tasks_per_node)
     correction = Correction(document_tokens=document_tokens)
-    found = make_plan(run, PlanInputs(vocabulary, cluster, section.nodes, teacher, correction))
+    inputs = PlanInputs(vocabulary, cluster, section.nodes, teacher, correction, section.spare_nodes)
+    found = make_plan(run, inputs)
     over = over_budget(found, run.policy.energy_budget)
     refused = [f"on {section.cluster} nodes the start would end with: {found.step.refusal}"] * bool(found.step.refusal)
     return summary(found), [*refused, *([over.words] if over else [])]

@@ -53,10 +53,13 @@ def lines(plan: Plan) -> Iterator[str]:
         f"{decimal(found.restart / 60)} min and the steps since the last checkpoint; {100 * found.lost:.2f} % of the "
         "time is lost"
     )
-    yield f"money       USD {_band(costs['usd'])} for {_band(costs['device_hours'])} device hours"
+    spare = f", {plan.spare_nodes} spare node(s) included" * bool(plan.spare_nodes)
+    yield f"money       USD {_band(costs['usd'])} for {_band(costs['device_hours'])} device hours{spare}"
     yield (
         f"energy      {_band(costs['kwh'], 1e-3)} MWh at the nodes, {_band(costs['kwh_building'], 1e-3)} of the "
         f"building; {_band(costs['kg_co2e'], 1e-3)} t CO2e; {_band(costs['litres'], 1e-3)} m3 of water"
+        + "; without the draw of the idle spare nodes"
+        * bool(plan.spare_nodes)
     )
     without = f"; not in it, as not measured: {', '.join(plan.data.unmeasured)}" if plan.data.unmeasured else ""
     disk = _band(plan.data.disk_bytes, 1e-12)
@@ -70,7 +73,9 @@ def lines(plan: Plan) -> Iterator[str]:
 def summary(plan: Plan) -> str:
     """The plan in a line, for a submission."""
     return (
-        f"plan: {_band(plan.wall, 1 / 86400)} days on {plan.step.nodes} node(s), MFU {100 * plan.step.mfu:.0f} %, USD "
+        f"plan: {_band(plan.wall, 1 / 86400)} days on {plan.step.nodes} node(s)"
+        + f" and {plan.spare_nodes} spare" * bool(plan.spare_nodes)
+        + f", MFU {100 * plan.step.mfu:.0f} %, USD "
         f"{_band(plan.costs['usd'])}, {_band(plan.costs['kwh'], 1e-3)} MWh" + f" ({plan.unlike})" * bool(plan.unlike)
     )
 

@@ -10,8 +10,8 @@ also takes the next number, which only one process gets (`write_new`), and the h
 
 1. A run is refused (`Occupied`) while the holder is alive: on its own host by the lock, elsewhere by heartbeats, each
    `BEAT_SECONDS`; a holder that is silent for `SILENT_SECONDS` is dead.
-2. A later start of the same Slurm job is not refused: it takes the next number, and waits `TRUST_SECONDS` and a beat.
-   An earlier start of a job never follows a later one.
+2. A later start of the same Slurm job, or a later try in its allocation, is not refused: it takes the next number, and
+   waits `TRUST_SECONDS` and a beat. An earlier start of a job never follows a later one.
 3. No process of an attempt trusts its lease for longer than `TRUST_SECONDS` without checking. So after the wait of law
    2 nothing of an older attempt writes: each of its ranks checks each beat, and ends with status 73; a record is
    refused; a checkpoint checks before each of its parts, and again before it is committed.
@@ -79,10 +79,12 @@ class LeaseHolder:
     number: int = 0
     """Number of the attempt; 0: it took none."""
     ended: bool = False
+    retry: int = 0
+    """Tries before this one in the same allocation."""
 
     def precedes(self, other: LeaseHolder) -> bool:
         """Return whether this is an earlier start of the other's Slurm job."""
-        return bool(self.job) and self.job == other.job and self.restart < other.restart
+        return bool(self.job) and self.job == other.job and (self.restart, self.retry) < (other.restart, other.retry)
 
 
 class RunLease:
@@ -193,7 +195,7 @@ class RunLease:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: bool = True) -> Iterator[RunLease]:
+def hold_folder(folder: Path, attempt: tuple[str, int, int], *, first: bool, leads: bool = True) -> Iterator[RunLease]:
     """Hold the lease of the run's folder while the context lasts.
 
     Rank 0 takes it for all ranks. The other ranks of a refused attempt wait for it and their launcher ends
@@ -201,14 +203,15 @@ def hold_folder(folder: Path, attempt: tuple[str, int], *, first: bool, leads: b
 
     Args:
         folder: of the run.
-        attempt: the Slurm job ("" without one), and its number of restarts.
+        attempt: the Slurm job ("" without one), its number of restarts, and of tries before in the same allocation.
         first: whether this is rank 0.
         leads: whether this is the first rank of its node, which looks for the others.
 
     Raises:
         Occupied: another attempt that is alive, or a later start of the same job, holds it.
     """
-    ours = LeaseHolder(socket.gethostname(), os.getpid(), now(), *attempt)
+    job, restart, retry = attempt
+    ours = LeaseHolder(socket.gethostname(), os.getpid(), now(), job, restart, retry=retry)
     if not first:
         with RunLease(folder, ours, leads=leads) as lease:
             yield lease
@@ -325,6 +328,7 @@ def _age(path: Path) -> float:
 
 def _who(holder: LeaseHolder) -> str:
     job = f", Slurm job {holder.job}, restart {holder.restart}" if holder.job else ""
+    job += f", retry {holder.retry}" * bool(holder.retry)
     return f"attempt {holder.number}, process {holder.pid} on {holder.host} since {holder.since}{job}"
 
 

@@ -92,19 +92,23 @@ def _in_slurm_step(values: Mapping[str, str]) -> bool:
     return "SLURM_PROCID" in values and step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
 
 
-def slurm_attempt(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Slurm job ("cluster/id") and restart count; ("", 0) outside."""
+def slurm_attempt(environment: Mapping[str, str] | None = None) -> tuple[str, int, int]:
+    """Slurm job ("cluster/id"), restart count, and earlier tries in the allocation.
+
+    ("", 0, 0) outside.
+    """
     values = os.environ if environment is None else environment
     if "SLURM_JOB_ID" not in values:
-        return "", 0
+        return "", 0, 0
     job = f"{values.get('SLURM_CLUSTER_NAME', '')}/{values['SLURM_JOB_ID']}"
-    return job, _number("SLURM_RESTART_COUNT", values.get("SLURM_RESTART_COUNT", "0"))
+    restart = _number("SLURM_RESTART_COUNT", values.get("SLURM_RESTART_COUNT", "0"))
+    return job, restart, _number("ASSAY_RETRY", values.get("ASSAY_RETRY", "0"))
 
 
 def meeting_name(environment: Mapping[str, str] | None = None) -> str:
     """Name shared by the processes of one start: job, restart, step."""
     values = os.environ if environment is None else environment
-    job, restart = slurm_attempt(values)
+    job, restart, _ = slurm_attempt(values)
     place = f"{job.strip('/').replace('/', '-')}-{restart}" if job else "here"
     if step := values.get("SLURM_STEP_ID") if job else None:
         return f"{place}-{step}"

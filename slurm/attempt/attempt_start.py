@@ -49,7 +49,7 @@ _ENTERED, _UNSOURCED = "ASSAY_ENTERED", "ASSAY_UNSOURCED"
 """Job, attempt and time of a begun attempt; why the site's script did not end well."""
 _LEAKS = (
     "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
-    "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV",
+    "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "ASSAY_RETRY",
 )  # fmt: skip
 """Variables of the submitting shell: the rendezvous of other ranks, and options that srun would obey."""
 _MOST_KILLS = 10
@@ -90,6 +90,8 @@ def _parsed(words: Sequence[str]) -> JobAttempt:
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--retries", type=int, default=0)
     parser.add_argument("--shares", type=int, default=0)
+    parser.add_argument("--node-count", dest="node_counts", type=int, action="append", default=[])
+    parser.add_argument("--leave-seconds", type=int, default=0)
     parser.add_argument("--chained", dest="requeues", action="store_false")
     for option, name in (("--srun", "srun_options"), ("--rank", "rank_options"), ("--inside", "inside")):
         parser.add_argument(option, dest=name, action="append", default=[])

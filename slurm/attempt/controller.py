@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from datetime import datetime
 
 from slurm.attempt.job_attempt import JobAttempt, say, times_blamed
 
@@ -94,6 +95,29 @@ def names(nodes: str) -> list[str]:
     """Node names of a list as Slurm writes it; [] on failure."""
     status, output = query("scontrol", "show", "hostnames", nodes, messages=subprocess.DEVNULL)
     return [] if status else output.split()
+
+
+def seconds_left(shown: str) -> float:
+    """Seconds until a job's time limit, by its description.
+
+    0 if the notation of the time is unknown.
+    """
+    end = value("EndTime", shown)
+    if end in ("", "Unknown"):
+        return float("inf")
+    try:
+        return datetime.fromisoformat(end).timestamp() - time.time()
+    except ValueError:
+        return 0.0
+
+
+def healthy(nodes: Sequence[str]) -> list[str]:
+    """Nodes that answer and are neither down nor drained; all if unknown."""
+    status, output = query(
+        "sinfo", "--noheader", "--Node", "--format=%N %T", f"--nodes={','.join(nodes)}", messages=subprocess.DEVNULL
+    )
+    states = dict(line.split(" ", 1) for line in output.splitlines() if " " in line) if status == 0 else {}
+    return [node for node in nodes if not re.search(r"\*$|down|drain|fail", states.get(node, ""))]
 
 
 def enough_without(nodes: Sequence[str], partition: str, features: str) -> bool:

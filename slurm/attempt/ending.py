@@ -3,6 +3,9 @@
 `_correct_state` corrects what Slurm does to a job that runs or has ended: a start that the controller forgot, a launch
 that it takes for failed and holds, an end that it takes for a preemption.
 
+A training with spare nodes, or that may run on fewer, starts again in its allocation, without the nodes at fault; the
+job is given back only where too few nodes are left, or where time has to pass.
+
 Where the exit status is not one of ours, the end of the log decides (`restart_verdict.py`): code, data or memory that
 fails twice at the same step would fail again; a node at fault is excluded; a network, a disk or a quota needs time.
 """
@@ -49,11 +52,23 @@ _LONGEST_WORD = 100_000
 _ENDED = threading.Event()
 
 
+class AllocationRetry(Exception):
+    """The training starts again in its allocation, on `nodes`."""
+
+    def __init__(self, nodes: list[str]) -> None:
+        super().__init__(nodes)
+        self.nodes = nodes
+
+
 def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
-    """Record the end of this attempt, react to it, and exit."""
+    """Record the end of this attempt, react to it, and exit.
+
+    Raises:
+        AllocationRetry: the training starts again in its allocation.
+    """
     _ENDED.set()
     ignore_signals()
-    verdict = verdict_of(tail_of(attempt.log), status) if status else None
+    verdict = verdict_of(tail_of(attempt.log, start=attempt.log_start), status) if status else None
     explained = f": {verdict.line[:_LINE_CHARACTERS]}" if verdict is not None and verdict.line else ""
     cause = cause or f"{cause_of(status)}{explained}"
     outcome = "done" if status == 0 else "left" if status == 75 else "failed"
@@ -63,6 +78,10 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
         cause = f"{this_node()} does not see {unseen}; {cause}"
     elif _would_fail_again(attempt, status, verdict):
         outcome = "explained"
+    nodes = _nodes_for_retry(attempt, status, cause) if outcome == "failed" and attempt.node_counts else []
+    if nodes:
+        without = f" without {','.join(attempt.left_out)}" if attempt.left_out else ""
+        cause = f"{cause}; tried again in the allocation{without}, on {','.join(nodes)}"
     # `times_blamed` searches the record for ",node,".
     more: dict[str, Any] = {"blamed": f",{','.join(attempt.left_out)},"} if attempt.left_out else {}
     more |= {"status": status, "outcome": outcome, "progress": attempt.progress, "cause": cause}
@@ -78,6 +97,15 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
         time.sleep(_POLL_SECONDS)
         known = note(attempt, "ended", **more)
     say(f"assay: job {attempt.job}, attempt {attempt.number}: {cause} (status {status})")
+    if nodes and known:
+        controller.remark(attempt, f"assay: {cause}")
+        raise AllocationRetry(nodes)
+    _end(attempt, status, cause, outcome, failures(attempt) if known else attempt.number + 1)
+
+
+def _end(attempt: JobAttempt, status: int, cause: str, outcome: str, failed: int) -> NoReturn:
+    """React to the end of the job's start, and exit."""
+    attempt.left_out = [*dict.fromkeys([*attempt.dropped, *attempt.left_out])]
     if outcome == "explained":
         controller.remark(attempt, f"assay: {cause}")
         _end_chain(attempt)
@@ -86,9 +114,33 @@ def finish(attempt: JobAttempt, status: int, cause: str = "") -> NoReturn:
             _requeue(attempt, status, 0)
         controller.remark(attempt, f"assay: {cause}")  # the next link continues
     elif outcome == "failed":
-        _after_failure(attempt, status, cause, failures(attempt) if known else attempt.number + 1)
+        _after_failure(attempt, status, cause, failed)
     _correct_state(attempt, status)
     sys.exit(status)
+
+
+def _nodes_for_retry(attempt: JobAttempt, status: int, cause: str) -> list[str]:
+    """Nodes of the allocation for another try.
+
+    [] where the job has to be given back: no retry or too few nodes are left, time has to pass, or Slurm ends it.
+    """
+    if status == 124 or failures(attempt) >= attempt.retries or attempt.is_cancelled:
+        return []
+    shown = controller.show(attempt, attempt.job)
+    if shown is None or value("JobState", shown) != "RUNNING" or controller.was_preempted(shown):
+        return []
+    if controller.seconds_left(shown) < attempt.leave_seconds:  # no second signal to leave would come
+        return []
+    has = controller.names(value("NodeList", shown))  # without nodes that died: Slurm takes them out of the job
+    answering = controller.healthy(has)
+    attempt.left_out += [node for node in attempt.chosen if node not in {*answering, *attempt.left_out}]
+    if not attempt.left_out and (attempt.needs_time or status in (126, 127)):
+        return []
+    attempt.suspected += [node for node in has if cause.startswith(f"{node}: task")]
+    gone = {*attempt.left_out, *attempt.dropped}
+    left = sorted((node for node in answering if node not in gone), key=attempt.suspected.count)
+    count = next((count for count in attempt.node_counts if count <= len(left)), 0)
+    return sorted(left[:count], key=has.index)
 
 
 def _would_fail_again(attempt: JobAttempt, status: int, verdict: Verdict | None) -> bool:

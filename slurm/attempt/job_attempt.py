@@ -61,13 +61,28 @@ class JobAttempt:
     rank_options: Sequence[str] = ()
     inside: Sequence[str] = ()
     """Words before a command that put it into a container."""
+    node_counts: Sequence[int] = ()
+    """Numbers of nodes on which the training may run, the wanted one first; empty: on all, and a failure gives the job
+    back."""
     job: str = "0"
     number: int = 0
     began: str = ""
     progress: str = ""
     """A text that changes when the job advances; failures are counted again after each change."""
     left_out: list[str] = field(default_factory=list)
-    """Nodes to exclude, once the job is back in the queue."""
+    """Nodes to exclude, from the next try in the allocation, or once the job is back in the queue."""
+    leave_seconds: int = 0
+    """Seconds before the time limit from which on a failure gives the job back."""
+    dropped: list[str] = field(default_factory=list)
+    """Nodes that earlier tries in this allocation left out."""
+    suspected: list[str] = field(default_factory=list)
+    """Nodes whose rank failed first, once for each try: others are preferred."""
+    chosen: Sequence[str] = ()
+    """Nodes of this try; empty: all of the job's."""
+    tries: int = 0
+    """Earlier tries in this allocation."""
+    log_start: int = 0
+    """Size of the log when this try began."""
     needs_time: bool = False
     """True where a retry succeeds only after a while."""
 
@@ -129,7 +144,8 @@ def this_node() -> str:
 
 def note(attempt: JobAttempt, event: str, **more: Any) -> bool:
     """Record an event; False where the disk refuses."""
-    line = {"attempt": attempt.number, "event": event, "job": attempt.job, "nodes": nodes_here()}
+    nodes = ",".join(attempt.chosen) or nodes_here()
+    line = {"attempt": attempt.number, "event": event, "job": attempt.job, "nodes": nodes}
     line |= {"started": attempt.began, "time": moment(), **more}
     if not os.path.isdir(attempt.root / "slurm"):
         return False

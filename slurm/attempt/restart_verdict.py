@@ -125,16 +125,17 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
     return Verdict(rule.cause, rule.action, line.strip(), _node_of(line, rank, lines))
 
 
-def tail_of(path: Path, most: int = TAIL_BYTES) -> str:
-    """End of a log; "" where there is none."""
+def tail_of(path: Path, most: int = TAIL_BYTES, start: int = 0) -> str:
+    """End of a log from `start` on; "" where there is none."""
     try:
         with open(path, "rb") as log:
             size = log.seek(0, os.SEEK_END)
+            most = min(most, max(0, size - start))
             log.seek(max(0, size - most))
             read = log.read(most)
     except OSError:
         return ""
-    if size > most:  # the first line may be torn
+    if size - start > most:  # the first line may be torn
         read = read.partition(b"\n")[2]
     return read.decode("utf-8", "replace")
 

@@ -19,6 +19,7 @@ from assay.planning.costs import costs
 from assay.planning.failures import best_interval, wall_seconds
 from assay.planning.layouts import fastest, layouts
 from assay.planning.plan import Correction, PlanInputs, factors_of, make_plan
+from assay.planning.plan_page import lines, summary
 from governance.energy.band import Band
 from governance.errors import ConfigError
 from pretrain.preflight.forecast import H100
@@ -220,6 +221,19 @@ def test_costs_have_bounds_and_grow_with_nodes_and_time(nodes, seconds):
         assert more[name].value == pytest.approx(2 * band.value)
     assert found["usd"].value == pytest.approx(nodes * 8 * seconds / 3600 * cluster.price_hour.value)
     assert found["kwh_building"].value == pytest.approx(found["kwh"].value * cluster.pue.value)
+    spare = costs(cluster, factors, nodes, wall, spare_nodes=nodes)
+    assert (spare["usd"], spare["kwh"]) == (more["usd"], found["kwh"])
+
+
+def test_a_plan_pays_for_spare_nodes():
+    run, cluster = the_run(), read_cluster("h100")
+    found = make_plan(run, PlanInputs(50304, cluster, 4, spare_nodes=1))
+    shown = "\n".join([*lines(found), summary(found)])
+    assert found.costs["usd"].value == pytest.approx(
+        1.25 * make_plan(run, PlanInputs(50304, cluster, 4)).costs["usd"].value
+    )
+    assert "1 spare node(s) included" in shown
+    assert "4 node(s) and 1 spare, MFU" in shown
 
 
 def test_factors_of_the_run_go_first():

@@ -85,6 +85,22 @@ def test_render_shows_the_scripts_without_slurm(no_slurm, capsys):
     assert slurm("render", "--job", "nothing") == 78
 
 
+def test_a_training_with_spare_nodes_knows_on_how_many_it_may_go_on(no_slurm, capsys):
+    words = ["--job", "train", "--set", "slurm.nodes=4", "--set", "slurm.spare_nodes=2"]
+    words += ["--set", "engine.micro_batch_size=2"]
+    assert slurm("render", *words, "--set", "slurm.min_nodes=1") == 0
+    output = capsys.readouterr().out
+    assert "#SBATCH --nodes=6\n" in output
+    assert "#SBATCH --no-kill\n" in output
+    options = next(line for line in output.splitlines() if line.startswith("options="))
+    counts = [word.partition("=")[2].rstrip(")") for word in options.split() if word.startswith("--node-count=")]
+    assert counts == ["4", "2", "1"]  # the batch does not divide over three
+    assert slurm("render", "--job", "train", "--set", "slurm.nodes=4", "--set", "slurm.min_nodes=3") == 78
+    assert "slurm.min_nodes = 3: the training cannot start on fewer than 4 node(s); on 3: " in capsys.readouterr().err
+    assert slurm("render", *words) == 0
+    assert capsys.readouterr().out.count("--node-count=") == 1
+
+
 def test_without_slurm_nothing_is_submitted(no_slurm, tmp_path, caplog):
     assert slurm("submit", root=tmp_path / "root") == 69
     assert not (tmp_path / "root").exists()

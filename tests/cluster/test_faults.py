@@ -153,3 +153,20 @@ def test_a_run_past_a_read_only_root_and_a_dead_mount(bed, local, prepared):
     assert rows["train"]["State"] == rows["report"]["State"] == "COMPLETED", run.summary()
     assert losses(run.root) == pytest.approx(losses(local / "root"), rel=PARITY)
     assert max(lost(run.root).values()) <= EVERY
+
+
+def test_a_run_goes_on_in_its_allocation_on_a_spare_node_and_then_on_fewer(bed, local, prepared):
+    change(prepared, ("retries = 3", "retries = 3\nspare_nodes = 1\nmin_nodes = 1"))
+    run = Training(bed, prepared)
+    now = run.saved(seconds=400)
+    first, second, third = bed.nodes
+    (prepared / "faults" / "bad-node").write_text(third)  # the spare node is bad, too
+    bed("crash", second)
+    run.saved(now + 1)
+    rows = run.end()
+    assert (rows["train"]["State"], rows["train"]["Restarts"]) == ("COMPLETED", "0"), run.summary()
+    assert losses(run.root) == pytest.approx(losses(local / "root"), rel=PARITY)
+    assert max(lost(run.root).values()) <= EVERY
+    said = [cause.partition("; tried again in the allocation ")[2] for cause in run.causes()]
+    assert said == [f"without {second}, on {first},{third}", f"without {third}, on {first}", ""], run.causes()
+    assert f"begun again: Node failure on {second}; tried again" in status(bed, prepared)

@@ -93,6 +93,7 @@ def test_what_fits_is_let_through(cluster):
         ({"cpus_per_task": 5, "gpus_per_node": 2}, r"10 CPUs are requested on a node, .* more than 8"),
         ({"memory": "128G"}, r"slurm.memory = '128G': 131,072 MB are requested .* more than 64,000"),
         ({"nodes": 3}, r"slurm.nodes = 3: a job gets at most 2 of short"),
+        ({"nodes": 2, "spare_nodes": 1}, r"slurm.nodes = 2 and spare_nodes = 1: a job gets at most 2 of short"),
         ({"partition": "long", "nodes": 2}, r"slurm.nodes = 2: a job gets at most 1 of long"),
     ],
 )
@@ -200,6 +201,7 @@ def test_memory(text, expected):
             "/r",
             "slurm.container: there is no /nowhere",
         ),
+        ({"nodes": 2, "min_nodes": 3}, "/r", "slurm.min_nodes = 3 is above slurm.nodes = 2"),
         ({"container_mounts": ("data",)}, "/r", "slurm.container_mounts: 'data' is not an absolute path"),
     ],
 )

@@ -21,9 +21,9 @@ FOLDER = Path(__file__).parents[2] / "slurm"
 TEMPLATES = sorted([*FOLDER.glob("*.sbatch"), *FOLDER.glob("*.sh")])
 
 
-def jobs_of(config, root=Path("/shared/run"), file=Path("/shared/run.toml"), shards=40):
-    words = (str(file), "--root", str(root))
-    return {job.name: job for job in plan(PlannedRun("run", ("ingest", "clean"), shards, words), config, 1001)}
+def jobs_of(config, root=Path("/shared/run"), file=Path("/shared/run.toml"), shards=40, node_counts=()):
+    work = PlannedRun("run", ("ingest", "clean"), shards, (str(file), "--root", str(root)), node_counts)
+    return {job.name: job for job in plan(work, config, 1001)}
 
 
 def bash_accepts(text):
@@ -106,9 +106,9 @@ class ClusterNode:
         own = sys.executable
         self.program("python", f'[ "$1" = -I ] || exec {own} "$@"\nexec {own} -I -B {self.programs}/naps.py "${{@:3}}"')
 
-    def run(self, name="data", attempt=0, task=None, config=None):
+    def run(self, name="data", attempt=0, task=None, config=None, node_counts=()):
         config = config or SlurmConfig(retries=2)
-        job = jobs_of(config, self.root, self.file)[name]
+        job = jobs_of(config, self.root, self.file, node_counts=node_counts)[name]
         script = self.root / "slurm" / f"{name}.sbatch"
         with mock.patch("sys.executable", str(self.programs / "python")):
             script.write_text(render(job, self.file, self.root, config))

@@ -34,9 +34,9 @@ def node(tmp_path):
     return made
 
 
-def train(node, preflight="exit 0", training="exit 0", **settings):
+def train(node, preflight="exit 0", training="exit 0", node_counts=(), **settings):
     node.program("assay", f'case "$1" in slurm) {preflight} ;; train) {training} ;; esac')
-    return node.run("train", config=CONFIG.model_copy(update=settings))
+    return node.run("train", config=CONFIG.model_copy(update=settings), node_counts=node_counts)
 
 
 def test_the_nodes_are_checked_and_then_the_ranks_are_started(node):
@@ -276,3 +276,85 @@ def test_the_site_may_name_the_meeting_point(node, tmp_path):
     assert done.returncode == 0
     assert "here:99" in node.log
     assert node.attempts()[-1]["progress"] == "step 40"
+
+
+@pytest.fixture
+def spare(node):
+    """A job of three nodes, of which two train; files of its root say which it still has, and a node's state."""
+    node.program(
+        "scontrol",
+        f'echo "$*" >> {node.calls}\n'
+        '[ "$1 $2" != "show hostnames" ] || { [ "$3" = \'node"1\' ] && echo n1,n2,n3 || echo "$3"; } | tr , "\\n"\n'
+        f'[ "$1 $2" != "show job" ] || echo "JobState=RUNNING Restarts=0 PreemptTime=None EndTime=${{ENDS:-Unknown}} '
+        f'NodeList=$(cat {node.root}/has 2>/dev/null || echo n1,n2,n3)"',
+    )
+    node.program(
+        "sinfo", f'for n in n1 n2 n3 n4 n5 n6 n7; do echo "$n $(cat {node.root}/$n 2>/dev/null || echo mixed)"; done'
+    )
+    node.more = {"SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "3", "MASTER_PORT": ""}
+    return node
+
+
+def first_fails(node, how, then="exit 0"):
+    """Words of a training whose first start does `how`, and each later one `then`."""
+    return f"if mkdir {node.root}/failed 2>/dev/null; then {how}; else {then}; fi"
+
+
+@pytest.mark.parametrize(
+    ("how", "counts", "nodes"),
+    [
+        ('echo "srun: error: Node failure on n2" >&2; echo n1,n3 > ROOT/has; exit 1', (2,), "n1,n3"),
+        ('echo "down*" > ROOT/n2; exit 1', (2,), "n1,n3"),  # a node that died in silence
+        ('echo "srun: error: n1: task 0: Killed" >&2; exit 137', (2,), "n2,n3"),
+        ("exit 70", (2,), "n1,n2"),
+        ('echo "srun: error: Node failure on n2" >&2; echo n1 > ROOT/has; exit 1', (2, 1), "n1"),
+    ],
+)
+def test_a_failed_training_starts_again_in_its_allocation(spare, how, counts, nodes):
+    how = how.replace("ROOT", str(spare.root))
+    done = train(spare, training=first_fails(spare, how), spare_nodes=1, node_counts=counts)
+    assert done.returncode == 0, spare.log
+    assert "requeue 7" not in spare.requests
+    steps = [line for line in spare.requests if line.startswith("srun") and "preflight" not in line]
+    assert [line.partition("--nodelist=")[2].split()[0] for line in steps] == ["n1,n2", nodes]
+    count = len(nodes.split(","))
+    assert f"--nodes={count} --ntasks={count} --ntasks-per-node=1" in steps[1]
+    assert f"ranks meet at {nodes[:2]}:21016" in spare.log  # another port than the first, 20007
+    _, ended, again, last = spare.attempts()
+    assert (ended["outcome"], again["event"], last["outcome"]) == ("failed", "started", "done")
+    assert ended["cause"].endswith(f", on {nodes}")
+    assert ("without n2" in ended["cause"]) == ("n2" in ended.get("blamed", ""))
+    assert again["nodes"] == last["nodes"] == nodes
+    assert "--no-kill" in (spare.root / "slurm" / "train.sbatch").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "settings", "excluded"),
+    [
+        ('echo "srun: error: Node failure on n2" >&2; exit 1', {}, "n2"),  # no node to spare
+        ('echo "10:00:00 ERROR StorageError: cannot write x: no space left" >&2; exit 74', {"spare_nodes": 1}, ""),
+        ('echo "srun: error: Node failure on n2" >&2; echo n1 > ROOT/has; exit 1', {"spare_nodes": 1}, "n2"),
+        ("exit 70", {"spare_nodes": 1, "ends": "2026-01-01T00:00:00"}, ""),  # its last minutes
+    ],
+)
+def test_a_failure_gives_the_job_back_where_the_allocation_cannot_help(spare, how, settings, excluded):
+    spare.more["ENDS"] = settings.pop("ends", "Unknown")
+    counts = (2,) if settings else ()
+    train(spare, training=first_fails(spare, how.replace("ROOT", str(spare.root))), node_counts=counts, **settings)
+    assert "requeue 7" in spare.requests
+    assert [line for line in spare.requests if "ExcNodeList=" in line and "jobid" in line] == [
+        f"update jobid=7 ExcNodeList={excluded}"
+    ] * bool(excluded)
+
+
+def test_tries_in_the_allocation_are_bounded_and_a_requeue_leaves_out_all_their_nodes(spare):
+    fails = 'n=$(grep -c "slurm preflight" CALLS); echo "srun: error: Node failure on n$((n % 3 + 1))" >&2; exit 1'
+    train(spare, training=fails.replace("CALLS", str(spare.calls)), spare_nodes=1, node_counts=(2, 1), retries=9)
+    ends = [line for line in spare.attempts() if line["event"] == "ended"]
+    assert [line["blamed"] for line in ends] == [",n2,", ",n3,", ",n1,"]
+    assert "update jobid=7 ExcNodeList=n2,n3,n1" in spare.requests
+    spare.calls.unlink()
+    (spare.root / "slurm" / "attempts" / "7.jsonl").unlink()
+    train(spare, training="exit 70", spare_nodes=1, node_counts=(2,), retries=2)
+    assert [line["outcome"] for line in spare.attempts() if line["event"] == "ended"] == ["failed"] * 3
+    assert "requeue 7" not in spare.requests

@@ -47,10 +47,11 @@ def test_srun():
 
 
 def test_a_slurm_attempt():
-    assert slurm_attempt({}) == ("", 0)
-    assert slurm_attempt({"SLURM_JOB_ID": "7"}) == ("/7", 0)
+    assert slurm_attempt({}) == ("", 0, 0)
+    assert slurm_attempt({"SLURM_JOB_ID": "7"}) == ("/7", 0, 0)
     environment = {"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"}
-    assert slurm_attempt(environment) == ("big/7", 3)
+    assert slurm_attempt(environment) == ("big/7", 3, 0)
+    assert slurm_attempt({**environment, "ASSAY_RETRY": "2"}) == ("big/7", 3, 2)
 
 
 def test_the_interface_is_the_one_of_the_way_there():

@@ -50,7 +50,7 @@ ELSEWHERE = LeaseHolder("node-7", 41, "2030-01-01T00:00:00Z", "main/12", 0, 3)
 
 def test_one_attempt_after_the_other_counts_up(tmp_path):
     for number in (1, 2, 3):
-        with hold_folder(tmp_path, ("", 0), first=True) as held:
+        with hold_folder(tmp_path, ("", 0, 0), first=True) as held:
             assert held.number == number
             held.check(look=True)
         assert newest_holder(tmp_path / "holders").ended
@@ -65,7 +65,7 @@ def test_a_silent_holder_of_another_host_is_dead_and_may_not_come_back(tmp_path,
     older = RunLease(tmp_path, ELSEWHERE)
     older.look()
     began = time.monotonic()
-    with hold_folder(tmp_path, ("main/13", 0), first=True) as held:
+    with hold_folder(tmp_path, ("main/13", 0, 0), first=True) as held:
         assert held.number == 4
         assert time.monotonic() - began > 0.5
         with pytest.raises(Occupied, match=r"newer attempt trains here: attempt 4, process \d+ on .* job main/13"):
@@ -118,12 +118,12 @@ def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path, monkeyp
     try:
         with (
             pytest.raises(Occupied, match=r"process 41 on node-7 \(another host.*since 2030.*Slurm job main/12"),
-            hold_folder(tmp_path, ("main/13", 0), first=True),
+            hold_folder(tmp_path, ("main/13", 0, 0), first=True),
         ):
             pass
         with (  # the same start of the job again: the scheduler forgot that it had started it
             pytest.raises(Occupied, match="process 41 on node-7"),
-            hold_folder(tmp_path, ("main/12", 0), first=True),
+            hold_folder(tmp_path, ("main/12", 0, 0), first=True),
         ):
             pass
     finally:
@@ -137,7 +137,7 @@ def test_a_later_start_of_the_job_takes_over_from_a_living_one(tmp_path):
     path.touch()
     older = RunLease(tmp_path, ELSEWHERE)
     began = time.monotonic()
-    with hold_folder(tmp_path, ("main/12", 1), first=True) as held:
+    with hold_folder(tmp_path, ("main/12", 1, 0), first=True) as held:
         assert time.monotonic() - began >= fence.TRUST_SECONDS + fence.BEAT_SECONDS
         assert held.number == 4
         with pytest.raises(Occupied, match="restart 1"):
@@ -147,7 +147,10 @@ def test_a_later_start_of_the_job_takes_over_from_a_living_one(tmp_path):
 @pytest.mark.parametrize("ended", [True, False])
 def test_an_earlier_start_never_follows_a_later_one(tmp_path, ended):
     leave_behind(tmp_path, replace(ELSEWHERE, restart=2, ended=ended))
-    with pytest.raises(Occupied, match="a later start of this job"), hold_folder(tmp_path, ("main/12", 1), first=True):
+    with (
+        pytest.raises(Occupied, match="a later start of this job"),
+        hold_folder(tmp_path, ("main/12", 1, 0), first=True),
+    ):
         pass
 
 
@@ -163,10 +166,10 @@ def test_a_lock_that_outlives_its_dead_node_counts_no_more(tmp_path):
     try:
         assert holder.stdout.readline() == "held\n"
         leave_behind(tmp_path, ELSEWHERE)
-        with hold_folder(tmp_path, ("main/12", 1), first=True) as held:
+        with hold_folder(tmp_path, ("main/12", 1, 0), first=True) as held:
             held.look()
         leave_behind(tmp_path, replace(ELSEWHERE, number=9))
-        with hold_folder(tmp_path, ("main/20", 0), first=True) as held:
+        with hold_folder(tmp_path, ("main/20", 0, 0), first=True) as held:
             assert held.number == 10
     finally:
         holder.kill()
@@ -259,18 +262,24 @@ time.sleep(600)
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(["main/1", "main/2", ""]), st.integers(0, 3)), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["main/1", "main/2", ""]), st.integers(0, 2), st.integers(0, 2)),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_starts_in_any_order_never_let_an_earlier_one_of_a_job_follow_a_later_one(tmp_path_factory, starts):
     """Each start ends before the next; the numbers state which were let in, in order."""
     folder, let_in = tmp_path_factory.mktemp("run"), []
-    for job, restart in starts:
+    for start in starts:
         try:
-            with hold_folder(folder, (job, restart), first=True) as held:
-                let_in.append((job, restart))
+            with hold_folder(folder, start, first=True) as held:
+                let_in.append(start)
                 assert held.number == len(let_in)
         except Occupied:
-            assert let_in[-1][0] == job != ""
-            assert let_in[-1][1] > restart
+            assert let_in[-1][0] == start[0] != ""
+            assert let_in[-1] > start
 
 
 def test_of_many_that_start_at_once_one_is_the_holder(tmp_path):
@@ -286,7 +295,7 @@ fence.held = no_lock
 fence.BEAT_SECONDS, fence.SILENT_SECONDS, fence.TRUST_SECONDS = 0.2, 60.0, 0.3
 socket.gethostname = lambda: "node-" + sys.argv[2]
 try:
-    with fence.hold_folder(Path(sys.argv[1]), ("", 0), first=True) as held:
+    with fence.hold_folder(Path(sys.argv[1]), ("", 0, 0), first=True) as held:
         print(held.number, flush=True)
         while len(list(Path(sys.argv[1]).glob("refused-*"))) < 3:
             time.sleep(0.05)
@@ -316,7 +325,7 @@ def test_the_next_start_removes_what_killed_runs_left_in_shared_memory(tmp_path,
     yesterday = time.time() - 86_401
     for path in (killed._path, foreign):
         os.utime(path, (yesterday, yesterday))
-    with hold_folder(tmp_path / "run", ("", 0), first=True):
+    with hold_folder(tmp_path / "run", ("", 0, 0), first=True):
         assert alive._path.exists()
         assert foreign.exists()
         assert not killed._path.exists()
