@@ -27,7 +27,7 @@ from typing import Any
 from assay.config import LoadedRun
 from assay.training_recipe import pinned
 from governance.errors import GateClosed, ManifestError, MissingInput
-from governance.gate.chain import require_stated
+from governance.gate.chain import require_stated, require_whole
 from governance.gate.verdict import Keyring
 from governance.lineage.attest import open_journal
 from governance.manifest import FILE_NAME, Manifest, read_manifest
@@ -112,8 +112,7 @@ def checkpoint_origin(run: LoadedRun, checkpoint: Manifest, root: Path, own_root
     if not journal.path.exists():
         return _origin(name, False, f"its root has no {JOURNAL}")
     try:
-        if fault := journal.behind():
-            raise GateClosed(f"{journal.path} is behind its anchor: {fault}")
+        require_whole(journal)
         require_stated([checkpoint], root, journal)
         before = _signed_origin(checkpoint, journal)
     except ManifestError as error:

@@ -17,6 +17,7 @@ from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
 from governance.errors import AlteredFile, ConfigError, GateClosed, ManifestError, MissingInput
 from governance.files import sha256_bytes
+from governance.gate.chain import require_whole
 from governance.gate.verdict import Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import (
@@ -182,9 +183,7 @@ def own_journal(checkpoint: Manifest, keyring: Keyring, root: Path) -> Journal:
         raise GateClosed(f"{journal.path}: is missing, so nothing states this checkpoint. Give one in its root")
     refuse_strange_key(keyring, root)
     refuse_unstated(checkpoint, keyring, root)
-    journal.verified()
-    if behind := journal.behind():
-        raise GateClosed(f"{journal.path}: {behind}")
+    require_whole(journal)
     journal.keep()
     return journal
 

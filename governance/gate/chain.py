@@ -27,21 +27,30 @@ Stated = Mapping[str, JournalEntry]
 """The last entry about each file, by its path below the root."""
 
 
-def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal | None) -> None:
+def require_whole(journal: Journal) -> Sequence[JournalEntry]:
+    """Verify the journal and compare it with its anchor; return its entries.
+
+    Raises:
+        GateClosed: it lacks lines that it had.
+        ManifestError: it was altered, or its signer is not trusted.
+    """
+    entries = journal.verified()
+    if fault := journal.behind():
+        raise GateClosed(f"{journal.path} is behind its anchor: {fault}")
+    return entries
+
+
+def require_chain(ends: Sequence[Manifest], root: Path, journal: Journal) -> None:
     """Raise unless these artifacts and their ancestors match the journal.
 
     Raises:
-        GateClosed: names each manifest that does not match, and the command that makes it again; or the journal lacks
-            lines that it had.
+        GateClosed: names each manifest that does not match, and the command that makes it again; or the journal was
+            altered or lacks lines that it had.
     """
-    if journal is None:
-        return
     try:
-        stated = latest_statements(journal.verified())
+        stated = latest_statements(require_whole(journal))
     except ManifestError as error:
         raise GateClosed(f"the journal cannot be trusted: {error}") from error
-    if fault := journal.behind():
-        raise GateClosed(f"{root / JOURNAL} is behind its anchor: {fault}")
     journal.keep()
     manifests, faults = read_chain(ends, root)
     if faults := [*faults, *chain_faults(manifests, stated)]:

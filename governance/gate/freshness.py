@@ -22,7 +22,7 @@ from governance.signing.journal_lines import SKEW, JournalEntry, since_clock, st
 _HEADER_BYTES = 64  # a token shard without a document is its header alone, and equals every other
 
 
-def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | None) -> str:
+def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal) -> str:
     """Fault of a clock that is before something already signed.
 
     Either this clock is behind, or the signer's was ahead.
@@ -31,16 +31,14 @@ def clock_fault(moment: datetime.datetime, signed_at: str, journal: Journal | No
     latest = stamp(moment + SKEW)
     if latest < signed_at:
         return f"it was signed at {signed_at} and {here}"
-    last = journal.last_time() if journal is not None else ""
-    if last and latest < last:
+    last = journal.last_time()
+    if latest < last:
         return f"the journal's last line is dated {last} and {here}"
     return ""
 
 
-def correction_fault(path: Path, root: Path, journal: Journal | None) -> str:
+def correction_fault(path: Path, root: Path, journal: Journal) -> str:
     """Fault of a verdict that predates a clock correction."""
-    if journal is None:
-        return ""
     try:
         put_right, since = since_clock(journal.verified())
     except ManifestError as error:
@@ -86,10 +84,8 @@ def staleness(verdict: Mapping[str, Any], tokens: Manifest, policy_digest: str, 
     return f"the waiver of {', '.join(lapsed)} has expired" if lapsed else ""
 
 
-def replay_fault(path: Path, root: Path, journal: Journal | None) -> str:
+def replay_fault(path: Path, root: Path, journal: Journal) -> str:
     """Fault of a verdict that is not the journal's last."""
-    if journal is None:
-        return ""
     try:
         stated = last_stated(path, root, journal)
     except ManifestError as error:

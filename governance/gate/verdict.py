@@ -123,9 +123,8 @@ class GateContext:
     keyring: Keyring
     root: Path
     """The artifacts' root."""
-    journal: Journal | None
-    """Records the verdict, which carries its head. None: the chain, replays and rollbacks are not checked; no command
-    passes that."""
+    journal: Journal
+    """Records the verdict, which carries its head."""
 
 
 def load_statements(gate: GateContext) -> SignedStatements:
@@ -150,9 +149,8 @@ def statements_in_effect(gate: GateContext, policy: Policy, corpus: str, *, reco
     trust our key.
     """
     statements = load_statements(gate)
-    entries = () if gate.journal is None else gate.journal.verified()
-    in_effect, withdrawals = apply_withdrawals(statements, policy, corpus, entries)
-    if gate.journal is not None and record and _may_state(gate.keyring):
+    in_effect, withdrawals = apply_withdrawals(statements, policy, corpus, gate.journal.verified())
+    if record and _may_state(gate.keyring):
         state_refusals(statements, withdrawals, policy, corpus, gate.root, gate.journal)
     return in_effect
 
@@ -247,8 +245,8 @@ def give_verdict(
         return current
     predicate = {
         **content,
-        "journal_head": "" if journal is None else journal.head(),
-        "anchored": journal is not None and journal.anchored(),
+        "journal_head": journal.head(),
+        "anchored": journal.anchored(),
         "signed_at": stamp(today),
         "expires": stamp(today + datetime.timedelta(days=policy.verdict_days)),
     }
@@ -262,8 +260,7 @@ def give_verdict(
             f"no verdict is given: {fault}. Let someone whose key may sign it run: assay governance check CONFIG"
         )
     write_json(path, envelope)
-    if journal is not None:
-        _record_in_journal(path, root, predicate, journal)
+    _record_in_journal(path, root, predicate, journal)
     return _open_verdict(path, keys)
 
 
@@ -301,7 +298,7 @@ def _content(judgement: Judgement, tokens: Manifest, audit: Manifest, policy: Po
     }
 
 
-def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal | None) -> dict[str, Any]:
+def _current(path: Path, keys: Sequence[Any], root: Path, journal: Journal) -> dict[str, Any]:
     """The current verdict; {} if missing, untrusted, or before a clock correction."""
     if not path.exists() or correction_fault(path, root, journal):
         return {}

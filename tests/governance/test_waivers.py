@@ -15,6 +15,7 @@ from governance.gate.policy import Gate, Policy, load_policy
 from governance.gate.signed_statements import signature_fields, signer_id, submitters, write_statement
 from governance.gate.verdict import GateContext, GovernanceConfig, Keyring, give_verdict, load_statements, require_open
 from governance.gate.waivers import REFUSAL, WAIVER, Refusal, Waiver, deviation
+from governance.lineage.attest import open_journal
 from governance.manifest import Manifest, Output
 from governance.signing.dsse import create_key, key_id, private_key, public_key, public_path
 
@@ -51,6 +52,8 @@ class Bench:
         self.tokens = Manifest(stage="encode", outputs=(shard,), **fields)
         self.audit = Manifest(stage="audit", outputs=(), **fields)
         self.policy = self.make_policy()
+        for manifest in (self.tokens, self.audit):
+            self.gate().journal.state_artifact(manifest)
 
     def make_policy(self, **changes):
         values = {
@@ -84,7 +87,8 @@ class Bench:
         return path
 
     def gate(self):
-        return GateContext(Keyring(self.config, self.root), self.root, None)
+        keyring = Keyring(self.config, self.root)
+        return GateContext(keyring, self.root, open_journal(keyring, self.root))
 
     def judge(self, results=None, **today):
         papers = load_statements(self.gate())
@@ -281,7 +285,11 @@ def test_a_refusal_closes_and_says_how_it_ends(bench, signer):
     assert bench.judge().decision == "BLOCK"
     assert bench.judge(bench.results("pass", observed=0.5)).decision == "BLOCK", "of a result that passed, too"
     path.unlink()
-    assert bench.open()["verdict"] == "WAIVED", "without a journal nobody knows that it was there"
+    if signer == "eve":  # in no [people], so the journal does not state her refusal
+        assert bench.open()["verdict"] == "WAIVED"
+        return
+    with pytest.raises(GateClosed, match=r"the refusal no\.json by ann was removed"):
+        bench.open()
 
 
 def test_a_refused_gate_that_passed_is_explained_by_its_refusal(bench):

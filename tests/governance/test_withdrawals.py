@@ -107,8 +107,7 @@ def test_a_certified_key_of_the_reviewers_account_states_it_at_once(yard):
     assert yard.open(**two)["verdict"] == "PASS"
     yard.certify("reviewer", yard.site / "root.pem")
     path, account = refuse(yard), yard.config(signing_key="reviewer.pem", **two)
-    journal, policy = open_journal(Keyring(account, yard.root), yard.root), load_policy(yard.root / "policy.toml")
-    statements_in_effect(yard.gate(journal, account), policy, yard.tokens.digest)
+    statements_in_effect(yard.gate(account), load_policy(yard.root / "policy.toml"), yard.tokens.digest)
     path.unlink()
     with pytest.raises(GateClosed, match=GONE):
         yard.open(**two)

@@ -78,29 +78,27 @@ class Yard:
         known = {"signing_key": "audit.pem", "trusted_keys": ("site/root.pem.pub",)}
         return GovernanceConfig(**{**known, **changes})
 
-    def gate(self, journal=None, config=None):
-        return GateContext(Keyring(config or self.config(), self.root), self.root, journal)
+    def gate(self, config=None):
+        keyring = Keyring(config or self.config(), self.root)
+        return GateContext(keyring, self.root, open_journal(keyring, self.root))
 
     def judge(self, *, status="pass", **changes):
         """Sign as `assay governance check` does."""
-        config, policy = self.config(**changes), load_policy(self.root / "policy.toml")
-        journal = open_journal(Keyring(config, self.root), self.root)
+        gate, policy = self.gate(self.config(**changes)), load_policy(self.root / "policy.toml")
         for manifest in (self.tokens, self.audit):
-            journal.state_artifact(manifest)
+            gate.journal.state_artifact(manifest)
         results = [CheckResult(gate.id, "sources", status, 0.5, 9, 0, "x") for gate in policy.gate]
-        binding_sites(policy, Keyring(config, self.root))
-        require_chain((self.tokens,), self.root, journal)
-        statements = statements_in_effect(self.gate(journal, config), policy, self.tokens.digest)
+        binding_sites(policy, gate.keyring)
+        require_chain((self.tokens,), self.root, gate.journal)
+        statements = statements_in_effect(gate, policy, self.tokens.digest)
         today = datetime.datetime.now(datetime.UTC).date()
         judgement = decide(policy, results, self.tokens.digest, today, statements)
-        return give_verdict(judgement, self.tokens, self.audit, policy, self.gate(journal, config))
+        return give_verdict(judgement, self.tokens, self.audit, policy, gate)
 
     def open(self, *, record=True, **changes):
         """Request training as `assay train` does."""
-        config = self.config(**changes)
-        journal = open_journal(Keyring(config, self.root), self.root)
         policy = load_policy(self.root / "policy.toml")
-        return require_open(self.tokens, policy, self.gate(journal, config), record=record)
+        return require_open(self.tokens, policy, self.gate(self.config(**changes)), record=record)
 
     def refused(self, words, **changes):
         """Neither door opens, and both give the reason."""
