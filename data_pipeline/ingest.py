@@ -425,55 +425,60 @@ def _read_all(
 
     `lost` has the counts of what cannot be read, by source.
     """
-    shards = []
-    for number, reading in enumerate(readings):
-        settings = sha256_bytes(canonical_json(identity(reading.source)))
-        libraries = code_libraries([reading.source]).values()
-        files = (item.key for item in (*reading.beside, *reading.items))
-        inputs = (settings, str(reading.shard_bytes), *libraries, *files)
-        shards.append(Shard(f"{number:06d}-{reading.source.name}", inputs, reading))
+    shards = [_shard_of(number, reading) for number, reading in enumerate(readings)]
     read = map_shards(recipe, read_shard, shards, folder, runtime)
-    stats = [(reading.source.name, done.stats) for reading, done in zip(readings, read, strict=True)] + lost
-    outputs = [output for done in read for role, output in done.outputs.items() if not role.startswith("read_")]
     # An id may repeat in any shard of its source, so shards get their final names once all of the source is read.
-    of_source: dict[str, list[tuple[str, ShardDone]]] = {}
+    of_source: dict[str, list[tuple[Shard, ShardDone]]] = {}
     for shard, done in zip(shards, read, strict=True):
-        of_source.setdefault(shard.payload.source.name, []).append((shard.name, done))
-    with_ids = {reading.source.name: bool(reading.source.fields.id) for reading in readings}
+        of_source.setdefault(shard.payload.source.name, []).append((shard, done))
     unnamed = [
-        (name, shard)
-        for name, parts in of_source.items()
-        for shard in _without_repeats(with_ids[name], parts, recipe, folder, runtime)
+        (name, shard) for name, parts in of_source.items() for shard in _without_repeats(parts, recipe, folder, runtime)
     ]
     final = map_shards(recipe, drop_repeated, [shard for _, shard in unnamed], folder, runtime)
-    stats += [(name, done.stats) for (name, _), done in zip(unnamed, final, strict=True)]
+    outputs = [output for done in read for role, output in done.outputs.items() if not role.startswith("read_")]
     outputs += [output for done in final for output in done.outputs.values()]
+    stats = [(reading.source.name, done.stats) for reading, done in zip(readings, read, strict=True)] + lost
+    stats += [(name, done.stats) for (name, _), done in zip(unnamed, final, strict=True)]
+    return Made(outputs, _sum_by_source(stats))
+
+
+def _shard_of(number: int, reading: Reading) -> Shard:
+    """A reading as a shard; it depends on its own source and files only."""
+    settings = sha256_bytes(canonical_json(identity(reading.source)))
+    libraries = code_libraries([reading.source]).values()
+    files = (item.key for item in (*reading.beside, *reading.items))
+    inputs = (settings, str(reading.shard_bytes), *libraries, *files)
+    return Shard(f"{number:06d}-{reading.source.name}", inputs, reading)
+
+
+def _sum_by_source(stats: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Counts of all sources and, in `by_source`, of each; `stats` pairs names with counts."""
     by_source = {name: sum_stats([counts for other, counts in stats if other == name]) for name in dict(stats)}
     for name, counts in by_source.items():
         if counts["quarantined"]:
             get_logger(__name__).warning("source %s: quarantined %s", name, counts["removed"])
-    return Made(outputs, {**sum_stats([counts for _, counts in stats]), "by_source": by_source})
+    return {**sum_stats([counts for _, counts in stats]), "by_source": by_source}
 
 
 def _without_repeats(
-    with_ids: bool, read: Sequence[tuple[str, ShardDone]], recipe: Recipe, folder: Path, runtime: Runtime
+    parts: Sequence[tuple[Shard, ShardDone]], recipe: Recipe, folder: Path, runtime: Runtime
 ) -> list[Shard]:
-    """Final names of shards read under `read_`, repeated ids removed.
+    """Final names of one source's shards, read under `read_`; repeated ids are removed.
 
     What was read stays next to it, so that another process that makes the same artifact, or a later one whose other
     files changed, finds it whole; an untouched shard is one file with two names.
     """
     found: list[tuple[str, Output, Output | None]] = []
-    for name, part in read:
-        for role, output in sorted(part.outputs.items()):
+    for shard, done in parts:
+        for role, output in sorted(done.outputs.items()):
             if role == "read_documents":
-                found.append((name, output, part.outputs["read_quarantine"]))
+                found.append((shard.name, output, done.outputs["read_quarantine"]))
             elif role.startswith(_FURTHER):
-                number, _, source = name.partition("-")
+                number, _, source = shard.name.partition("-")
                 found.append((f"{number}.{role.removeprefix(_FURTHER)}-{source}", output, None))
     paths = [runtime.root / output.path for _, output, _ in found]
     repeated: list[list[int]] = [[]] * len(found)
-    if with_ids:  # found by one worker for all
+    if parts[0][0].payload.source.fields.id:  # found by one worker for all
         key = recipe.key(["repeated", *(output.sha256 for _, output, _ in found)])
         path = folder.parent / "records" / f"{key}.repeated.json"
         once(runtime, path, lambda path: write_json(path, repeated_rows(paths)))
