@@ -1,6 +1,7 @@
 """Fixtures of several test files: a small corpus, and a run file for it."""
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks.measures.small_run import SMALL_RUN as CONFIG
 from benchmarks.measures.small_run import tale, write_tales  # noqa: F401
+from governance.parallel import close_pool
 from tests.governance.upload_server import TOKEN, running_hub
 from tests.hub_server import HubRepository, HubServer
 
@@ -32,6 +34,21 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Import without collecting garbage, and keep what was imported out of later collections.
+
+    Test modules and their libraries are millions of objects: each full collection would walk them, for half a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, the cluster's last; `-n` hands them out in this order (`--no-loadscope-reorder`)."""
     place = {name: number for number, name in enumerate(LONGEST)}
@@ -44,15 +61,18 @@ def own_keys(tmp_path_factory: pytest.TempPathFactory):
 
     Nothing that a test writes must outlast a power cut, so this process does not wait for the disk either: 7 ms a file.
     Commands that name no number of workers start none: a worker costs as much as a command in a process of its own.
+    Tests with two workers leave theirs to the next ones, since a start costs four CPU-seconds.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(gc, "unfreeze", lambda: None)  # a command's end would undo what `pytest_collection` does
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         patch.delenv("ASSAY_SITE_POLICY", raising=False)
         yield
+        close_pool()
 
 
 def write_project(folder: Path) -> Path:

@@ -27,7 +27,6 @@ from governance.config import canonical_json, validate
 from governance.errors import ConfigError, MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe
-from governance.parallel import close_pool
 from governance.stage import Runtime
 
 GOLDEN = "dd9d2e10bc664c1fa2bfa9733b538b8002c4c01f1ea56205d75ea754c08604bc"
@@ -342,10 +341,7 @@ def test_no_document_at_all(tmp_path):
 
 def test_workers_and_resuming_change_nothing(tmp_path):
     one = made(tmp_path / "one")
-    try:
-        two = made(tmp_path / "two", workers=2)
-    finally:
-        close_pool()
+    two = made(tmp_path / "two", workers=2)
     assert one.digest == two.digest
     root = tmp_path / "one"
     one.files("documents", root)[0].unlink()

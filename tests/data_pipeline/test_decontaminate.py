@@ -15,7 +15,6 @@ from data_pipeline.documents import DOCUMENT_SCHEMA, REMOVED_SCHEMA, cut_spans, 
 from governance.errors import MissingInput
 from governance.files import sha256_bytes
 from governance.manifest import Manifest, describe, verify
-from governance.parallel import close_pool
 from governance.stage import Runtime
 
 GOLDEN = "d395373ebe168c8e4653ba2671b94cfd8ccda6b2a26a46dda17b9f0a0dc3b06a"
@@ -263,7 +262,6 @@ def test_an_end_of_a_question_is_found_where_it_is_rare_and_set_off(tmp_path):
 def test_one_digest_for_any_number_of_workers(tmp_path, action):
     texts = [FILLER, around(QUESTION), "", around(ITEMS[7]["q"]), FILLER * 3]
     digests = {made(tmp_path / str(n), texts, shards=3, workers=n, action=action).digest for n in (1, 2)}
-    close_pool()
     assert len(digests) == 1
 
 

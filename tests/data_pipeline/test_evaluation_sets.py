@@ -13,7 +13,6 @@ from data_pipeline.documents import read_table
 from governance.config import load_config
 from governance.errors import ConfigError, MissingInput
 from governance.manifest import verify
-from governance.parallel import close_pool
 from governance.stage import Runtime
 
 ROWS = [
@@ -146,7 +145,6 @@ def test_one_digest_wherever_the_files_are_and_however_many_workers(tmp_path):
     other.mkdir()
     (tmp_path / "in").rename(other / "in")
     two = evaluation_sets(sets, other, Runtime(tmp_path / "second", workers=2))
-    close_pool()
     assert one.digest == two.digest
 
 

@@ -21,7 +21,6 @@ from data_pipeline.readers.sources import HubSource, JsonlSource, PackageSource,
 from governance.errors import ConfigError, ManifestError, MissingInput
 from governance.files import sha256_bytes, sha256_file
 from governance.manifest import verify
-from governance.parallel import close_pool
 from governance.stage import Runtime
 
 
@@ -182,7 +181,6 @@ def test_the_first_of_an_id_stays_across_shards(tmp_path):
         assert faults == repeated
         check_funnel(manifest, root)
         digests.add(manifest.digest)
-    close_pool()
     assert len(digests) == 1
 
 
@@ -232,7 +230,6 @@ def test_one_digest_for_any_workers_and_any_place(tmp_path):
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     one = made(sources, tmp_path / "one", tmp_path / "r1", 1, shard_bytes=1000)
     two = made(sources, tmp_path / "two", tmp_path / "r2", 2, shard_bytes=1000)
-    close_pool()
     assert one.digest == two.digest
     assert len(one.files("documents", tmp_path / "r1")) > 3
     assert one.stats["html_fallbacks"] == 1

@@ -22,7 +22,6 @@ from data_pipeline.readers.sources import JsonlSource, PackageSource, ParquetSou
 from data_pipeline.readers.streams import byte_range
 from data_pipeline.readers.text import read_jsonl
 from governance.manifest import verify
-from governance.parallel import close_pool
 from governance.stage import Runtime
 from governance.workers import take_turns
 
@@ -109,7 +108,6 @@ def test_a_huge_file_becomes_several_shards(tmp_path, kind, with_ids):
         assert verify(manifest, root) == []
         assert one in (None, manifest.digest)
         one = manifest.digest
-    close_pool()
     shards = manifest.files("documents", root)
     assert len(shards) >= 10
     sizes = [sum(len(text.encode()) for text in read_table(path)["text"].to_pylist()) for path in shards]

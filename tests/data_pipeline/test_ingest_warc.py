@@ -9,7 +9,6 @@ from data_pipeline.documents import QUARANTINE_SCHEMA, read_documents, read_tabl
 from data_pipeline.ingest import IngestConfig, ingest
 from data_pipeline.readers.sources import WarcSource
 from governance.errors import MissingInput
-from governance.parallel import close_pool
 from governance.stage import Runtime
 
 PROSE = "This page tells at some length what there is to tell, and then it tells it once more. " * 5
@@ -50,7 +49,6 @@ def made(tmp_path, root, workers=1, shard_bytes=3000, **values):
 def test_pages_are_at_the_bytes_of_their_records(tmp_path, crawl):
     one = made(tmp_path, "r1")
     assert made(tmp_path, "r2", workers=2).digest == one.digest
-    close_pool()
     documents = list(read_documents(one.files("documents", tmp_path / "r1")))
     places = [(name, start) for name in ("a.warc.gz", "b.warc.gz") for start in crawl[name]]
     assert [(d.file, d.position) for d in documents] == places

@@ -13,7 +13,6 @@ from data_pipeline.tokens.token_shards import EncodedDocument, TokenShard, write
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
-from governance.parallel import close_pool
 from governance.stage import Runtime
 from tests.data_pipeline.test_token_shards import find_document
 
@@ -121,7 +120,6 @@ def test_what_was_imported_is_packed_and_workers_do_not_matter(tmp_path):
     foreign(tmp_path / "x", 4, [[n % 9 + 1] * (n % 5 + 1) for n in range(50)], list(range(51)))
     config = MegatronConfig(vocabulary_size=10, end_of_document=0, shard_tokens=40)
     made = [import_megatron(tmp_path / "x", config, Runtime(tmp_path / str(n), workers=n)) for n in (1, 2)]
-    close_pool()
     assert made[0].digest == made[1].digest
     packed = pack(made[0], PackConfig(sequence_length=8), Runtime(tmp_path / "1"))
     assert packed.stats["train_predictions"] == made[0].stats["train_tokens"] - 50

@@ -20,7 +20,6 @@ from data_pipeline.tokens.mixture_sizes import MixConfig, Quota, allocate
 from governance.config import validate
 from governance.errors import ConfigError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
-from governance.parallel import close_pool
 from governance.stage import Runtime
 from governance.workers import take_turns
 
@@ -310,7 +309,6 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     digests = set()
     for name, workers in (("one", 1), ("two", 2)):
         digests.add(mix(corpus(tmp_path / name, shards), CONFIG, Runtime(tmp_path / name, workers)).digest)
-    close_pool()
     root = tmp_path / "array"
     source = corpus(root, shards)
     with ThreadPoolExecutor(2) as pool:

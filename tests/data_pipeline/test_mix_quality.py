@@ -31,7 +31,7 @@ from governance.config import validate
 from governance.errors import ConfigError, ManifestError
 from governance.files import write_json
 from governance.manifest import Manifest, describe, write_manifest
-from governance.parallel import close_pool, once
+from governance.parallel import once
 from governance.reports.facts.stage_counts import stage_tables
 from governance.stage import Runtime
 from governance.workers import take_turns
@@ -215,7 +215,6 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     for name, workers in (("one", 1), ("two", 2)):
         documents, scored = corpus(tmp_path / name, SHARDS, scores={"quality": QUALITY})
         digests.add(mix(documents, CONFIG, Runtime(tmp_path / name, workers), scored).digest)
-    close_pool()
     root = tmp_path / "array"
     documents, scored = corpus(root, SHARDS, scores={"quality": QUALITY})
     with ThreadPoolExecutor(2) as pool:

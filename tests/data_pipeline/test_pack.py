@@ -19,7 +19,6 @@ from data_pipeline.tokens.packed_rows import PIECE, PackedRows, locate, read_pac
 from data_pipeline.tokens.token_shards import NO_TARGET, EncodedDocument, TokenShard, write_token_shard
 from governance.errors import ManifestError, MissingInput, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
-from governance.parallel import close_pool
 from governance.stage import Runtime
 
 END = 0
@@ -182,7 +181,6 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
         made = pack(encoded(tmp_path / name, shards), PackConfig(sequence_length=16), Runtime(tmp_path / name, workers))
         digests.add(made.digest)
         sums.add(tuple(output.sha256 for output in made.outputs))
-    close_pool()
     assert len(digests) == len(sums) == 1
     assert [Path(output.path).parts[2:] for output in made.outputs] == [
         ("train", "00000.rows"),

@@ -28,7 +28,6 @@ from governance.config import validate
 from governance.errors import BudgetReached, ConfigError, MissingInput, PipelineError
 from governance.file_digests import Digests
 from governance.manifest import read_manifest, verify
-from governance.parallel import close_pool
 from governance.stage import Runtime
 from tests.data_pipeline.teacher_server import KEY, answer, teacher
 
@@ -117,10 +116,7 @@ def test_answers_become_documents_with_their_lineage(folder, monkeypatch):
     subprocess.run(["cp", "-a", folder / "root" / "synthetic", folder / "again"], check=True)
     monkeypatch.delenv("TEACHER_KEY")
     offline = one.model_copy(update={"endpoint": "http://127.0.0.1:9/v1", "concurrency": 1, "budget_tokens": 1})
-    try:
-        assert made(offline, folder, "again", workers=2).digest == manifest.digest
-    finally:
-        close_pool()
+    assert made(offline, folder, "again", workers=2).digest == manifest.digest
 
 
 def test_prompts_of_files_and_completions(folder):

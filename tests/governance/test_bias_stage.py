@@ -27,7 +27,6 @@ from governance.files import sha256_bytes
 from governance.kernels.buffers import text_buffers
 from governance.kernels.mentions import count_texts, no_sums
 from governance.manifest import Manifest, describe, verify
-from governance.parallel import close_pool
 from governance.stage import Runtime
 from governance.workers import take_turns
 
@@ -155,7 +154,6 @@ def alone(tmp_path_factory):
 def test_workers_and_partitions_give_the_same_tables(tmp_path, alone):
     root, whole = alone
     two = bias_audit(corpus(tmp_path / "2"), BiasConfig(), Runtime(tmp_path / "2", workers=2))
-    close_pool()
     assert whole.digest == two.digest
     other = bias_audit(corpus(tmp_path / "3", a_shard=15), BiasConfig(), Runtime(tmp_path / "3"))
     for path in whole.files("counts", root):
