@@ -1,9 +1,10 @@
 """Best label of a text by a quantised fastText model.
 
-A port of prediction (arXiv:1607.01759, 1612.03651), with constants for speed, for models with a hierarchical softmax,
-quantised input and pruned character n-grams: `lid.176.ftz` is one; `fasttext_scores.py` scores by any other. The table
-of inputs is unpacked once (50,000 rows of 16 floats: 3 MB); a text is then a walk over its bytes that adds up rows.
-Sums are made in the order and in the precision of the original, so that labels and probabilities are its own
+A port of prediction (arXiv:1607.01759, 1612.03651) for models with a hierarchical softmax, quantised input and pruned
+character n-grams: `lid.176.ftz` is one. It is apart from `fasttext_scores.py`, which scores by any model, because every
+document passes through it: its dimensions and buckets are constants, and rows of known words are kept. The table of
+inputs is unpacked once (50,000 rows of 16 floats: 3 MB); a text is then a walk over its bytes that adds up rows. Sums
+are made in the order and in the precision of the original, so that labels and probabilities are its own
 (`tests/data_pipeline/test_language.py` compares them).
 
 A word is a run between white space of any kind; the original sees ASCII white space only, and is given texts whose
