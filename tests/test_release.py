@@ -100,6 +100,7 @@ def run(installed, cwd, *words):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_packages_and_the_configurations(release):
     with zipfile.ZipFile(release[1]) as wheel:
         inside = set(wheel.namelist())
@@ -110,6 +111,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_the_configurations(relea
     assert all(name.endswith(".dist-info") for name in foreign), foreign
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_licence_and_no_data(release):
     with tarfile.open(release[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
@@ -117,6 +119,7 @@ def test_the_sdist_holds_the_licence_and_no_data(release):
     assert not {name for name in names if name.startswith("runs/")}
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_is_not_the_checkout(installed, tmp_path):
     code = "import assay, slurm, pathlib; print(pathlib.Path(assay.__file__).parent)"
     done = subprocess.run(
