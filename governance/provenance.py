@@ -41,7 +41,7 @@ def _version(name: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     """The commit of this checkout, and whether tracked files differ from it.
 
-    Both are None outside a checkout.
+    Returns None outside a checkout.
     """
     folder = Path(__file__).parent
 

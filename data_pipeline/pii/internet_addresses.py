@@ -30,8 +30,8 @@ _SPELT_LOCAL = re.compile(rf"(?<![{WORD}.])[a-z0-9](?:[a-z0-9_+\-]{{1,40}}+|{_SP
 _SPELT_DOMAIN = re.compile(
     rf"[a-z0-9\-]{{1,63}}(?:{_SPELT_DOT}[a-z0-9\-]{{1,63}}){{0,4}}{_SPELT_DOT}[a-z]{{2,24}}(?![{WORD}])", re.I
 )
-
-
+_BARE_AT = re.compile(r"[ ](?:at|AT)[ ]\Z")
+_SAYS_MAIL = re.compile(r"mail|contact|write|reach|schreib|correo|escrib|courriel|écri|kontakt|contatt|scriv", re.I)
 _AUTHORITY = re.compile(r"://[^\s/]*\Z")
 _REMOTE = re.compile(r":[\w~./]")
 _MARKED = re.compile(r"[0-9_.+\-]|\bdot\b", re.I)
@@ -44,10 +44,6 @@ def email_at(text: str, at: int) -> Iterator[Detection]:
         return
     if _is_address(text, start, domain):
         yield Detection(start, domain.end(), "email")
-
-
-_SAYS_MAIL = re.compile(r"mail|contact|write|reach|schreib|correo|escrib|courriel|écri|kontakt|contatt|scriv", re.I)
-_BARE_AT = re.compile(r"[ ](?:at|AT)[ ]\Z")
 
 
 def spelt_email_at(text: str, place: int) -> Iterator[Detection]:

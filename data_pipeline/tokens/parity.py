@@ -29,9 +29,9 @@ class Compared:
     bytes: int
     """UTF-8 bytes of the texts."""
     tokens: int
-    """That the first engine gave, without end-of-document tokens."""
+    """Tokens of the first engine, without those that end documents."""
     unequal: tuple[str, ...]
-    """The stretches of the texts on which the engines give other ids."""
+    """Stretches of the texts on which the engines differ."""
 
 
 def awkward_strings() -> list[str]:

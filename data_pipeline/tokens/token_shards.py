@@ -260,10 +260,7 @@ def write_token_shard(
     """
     item = token_bytes(vocabulary_size)
     for document in documents:
-        if not len(document.tokens) or document.tokens[-1] != end_of_document:
-            raise ValueError(f"document {document.id!r} does not end with token {end_of_document}")
-        if int(document.tokens.max()) >= vocabulary_size:
-            raise ValueError(f"document {document.id!r} has token {document.tokens.max()} of {vocabulary_size}")
+        _refuse_unfit(document, vocabulary_size, end_of_document)
     ends = np.cumsum([len(document.tokens) for document in documents], dtype="<u8")
     tokens = int(ends[-1]) if len(ends) else 0
     names = sorted({document.group for document in documents})
@@ -277,8 +274,8 @@ def write_token_shard(
         raise ValueError(f"{path}: {len(labels)} of {len(documents)} documents are labelled, and none may have answers")
     marks = b"".join(mask.astype("<u1").tobytes() for mask in answers) + np.array(labels, "<u4").tobytes()
     ends_offset, _, names_offset = _layout(tokens, len(documents), item, len(marks))
-    total, version = names_offset + len(listed), _WITH_ANSWERS if answers else FORMAT_VERSION
-    version = _WITH_LABELS if labels else version
+    total = names_offset + len(listed)
+    version = _WITH_LABELS if labels else _WITH_ANSWERS if answers else FORMAT_VERSION
     header = HEADER.pack(
         MAGIC, version, item, vocabulary_size, end_of_document, tokens, len(documents), ends_offset, total
     )
@@ -294,6 +291,13 @@ def write_token_shard(
         file.write(bytes(_padded(4 * len(documents)) - 4 * len(documents)))
         file.write(marks.ljust(_padded(len(marks)), b"\0"))
         file.write(listed)
+
+
+def _refuse_unfit(document: EncodedDocument, vocabulary_size: int, end_of_document: int) -> None:
+    if not len(document.tokens) or document.tokens[-1] != end_of_document:
+        raise ValueError(f"document {document.id!r} does not end with token {end_of_document}")
+    if int(document.tokens.max()) >= vocabulary_size:
+        raise ValueError(f"document {document.id!r} has token {document.tokens.max()} of {vocabulary_size}")
 
 
 @dataclass(frozen=True)

@@ -95,15 +95,22 @@ def _vocabulary_of(values: Any) -> TokenVocabulary:
     for name in plain.keys() - special.keys():
         pieces[ids[name]] = name.encode()
     kind = ", ".join([model.get("type", "BPE"), *(part["type"] for part in cutters if part["type"] != "Sequence")])
-    strips = any(token.get("lstrip") or token.get("rstrip") for token in added if not token.get("special"))
-    prefixed = any(part.get("add_prefix_space") for part in cutters)
     normaliser = str((values.get("normalizer") or {}).get("type", ""))
-    loses = model.get("unk_token") is not None or model.get("type", "BPE") != "BPE"
-    lossless = byte_level and not (strips or prefixed or normaliser or loses)
+    lossless = byte_level and not normaliser and not _changes_texts(model, added, cutters)
     gpt2 = len(cutters) == 1 and cutters[0]["type"] == "ByteLevel" and cutters[0].get("use_regex", True)
     cut_at_spaces = lossless and gpt2 and not plain
     unknown = model.get("unk_id", ids.get(model.get("unk_token")))
     return TokenVocabulary(tuple(pieces), special, kind, lossless, normaliser, cut_at_spaces, unknown)
+
+
+def _changes_texts(
+    model: Mapping[str, Any], added: Sequence[Mapping[str, Any]], cutters: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Return whether a byte-level model may decode to another text: without spaces, with one before, or unknown."""
+    strips = any(token.get("lstrip") or token.get("rstrip") for token in added if not token.get("special"))
+    prefixed = any(part.get("add_prefix_space") for part in cutters)
+    unknown = model.get("unk_token") is not None or model.get("type", "BPE") != "BPE"
+    return strips or prefixed or unknown
 
 
 def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:

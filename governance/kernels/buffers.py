@@ -118,11 +118,9 @@ def lower_case() -> npt.NDArray[np.int32]:
 def canonical_classes() -> Bytes:
     """Canonical combining class of each code point (1.1 MB).
 
-    The class is 255 for a code point whose texts have to be scanned whole.
-
-    Those are the code points that no text in NFC holds, and those that may join a character before them: the property
-    NFC_QC of Unicode annex 15, section 9, is "No" or "Maybe". Where no character is such, and the classes of marks in a
-    row do not fall, a text is in NFC.
+    It is 255 for those that no text in NFC holds, and those that may join a character before them: their property
+    NFC_QC (Unicode annex 15, section 9) is "No" or "Maybe". A text without such characters, in which the classes of
+    marks in a row do not fall, is in NFC; Python has to normalise any other.
     """
     characters = [chr(point) for point in range(_DECOMPOSED_END)]
     classes = np.full(0x110000, _LOOK, np.uint8)

@@ -309,16 +309,26 @@ def prefix_faults(
             faults.append(f"{name}: does not continue at {place} what was stated before: it was altered or cut")
         ours = ours[breaks[-1] :] if breaks else ours
         if (root / name).is_file():
-            fault, note = _compare(root / name, name, ours)
-            unsigned = signers is not None and bool(ours) and ours[-1].prefix.bytes > 0 and not ours[-1].prefix.signed
-            if unsigned and _is_signed(name):
-                notes.append(f"{name}: its lines are not signed one by one: an earlier release began it")
-            if note and signers is not None and ours and ours[-1].prefix.signed:
-                fault = _added(root / name, name, ours[-1].prefix.bytes, signers)
-            faults += fault
-            notes += note
+            found = _file_faults(root / name, name, ours, signers)
+            faults += found[0]
+            notes += found[1]
         elif (root / name).parent.is_dir() and ours[-1].prefix.bytes:
             faults.append(f"{name}: is missing, though {ours[-1].place} states {ours[-1].prefix.bytes} bytes of it")
+    return faults, notes
+
+
+def _file_faults(
+    path: Path, name: str, stated: Sequence[StatedPrefix], signers: Signers | None
+) -> tuple[list[str], list[str]]:
+    """Differences of one file from its statements, and its unstated end."""
+    faults, notes = _compare(path, name, stated)
+    if signers is None or not stated:
+        return faults, notes
+    last = stated[-1].prefix
+    if notes and last.signed:
+        faults = _added(path, name, last.bytes, signers)
+    if last.bytes and not last.signed and _is_signed(name):
+        notes = [f"{name}: its lines are not signed one by one: an earlier release began it", *notes]
     return faults, notes
 
 

@@ -213,12 +213,10 @@ def _count_group(group: pa.Table, stage: str, lexicons: Lexicons, running: Runni
             add_examples(running.kept, (code, lexicons), (found, sums.best), (rows, priorities), (facts, buffers))
         named = lexicon.everyone if lexicon else ()
         for scorer in scorers:
-            scored, of = (
-                (found.spans, sentence_scores(scorer, found.spans, buffers[0])),
-                (code, named, scorer.instrument),
-            )
+            scored = (found.spans, sentence_scores(scorer, found.spans, buffers[0]))
             parts["scores"].append(score_table((code, source), named, scorer.instrument, scored, buckets))
-            add_scored_examples(running.kept, of, scored, (rows, priorities), (facts, buffers))
+            groups = (code, named, scorer.instrument)
+            add_scored_examples(running.kept, groups, scored, (rows, priorities), (facts, buffers))
         if lexicon and stage == KEPT:
             for name, table in _mention_tables((code, source), lexicon, buckets, found):
                 parts[name].append(table)
