@@ -443,7 +443,7 @@ def _read_all(
 
 
 def _shard_of(number: int, reading: Reading) -> Shard:
-    """A reading as a shard; it depends on its own source and files only."""
+    """A reading as a shard, which depends on its own files."""
     settings = sha256_bytes(canonical_json(identity(reading.source)))
     libraries = code_libraries([reading.source]).values()
     files = (item.key for item in (*reading.beside, *reading.items))
@@ -452,7 +452,7 @@ def _shard_of(number: int, reading: Reading) -> Shard:
 
 
 def _sum_by_source(stats: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Counts of all sources and, in `by_source`, of each; `stats` pairs names with counts."""
+    """Counts of all sources and, in `by_source`, of each."""
     by_source = {name: sum_stats([counts for other, counts in stats if other == name]) for name in dict(stats)}
     for name, counts in by_source.items():
         if counts["quarantined"]:
@@ -463,7 +463,7 @@ def _sum_by_source(stats: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any
 def _without_repeats(
     parts: Sequence[tuple[Shard, ShardDone]], recipe: Recipe, folder: Path, runtime: Runtime
 ) -> list[Shard]:
-    """Final names of one source's shards, read under `read_`; repeated ids are removed.
+    """Give one source's shards their final names, repeated ids removed.
 
     What was read stays next to it, so that another process that makes the same artifact, or a later one whose other
     files changed, finds it whole; an untouched shard is one file with two names.

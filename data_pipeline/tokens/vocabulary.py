@@ -106,7 +106,10 @@ def _vocabulary_of(values: Any) -> TokenVocabulary:
 def _changes_texts(
     model: Mapping[str, Any], added: Sequence[Mapping[str, Any]], cutters: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Return whether a byte-level model may decode to another text: without spaces, with one before, or unknown."""
+    """Return whether a byte-level model may decode to another text.
+
+    It may strip spaces, put one before the text, or lose what it does not know.
+    """
     strips = any(token.get("lstrip") or token.get("rstrip") for token in added if not token.get("special"))
     prefixed = any(part.get("add_prefix_space") for part in cutters)
     unknown = model.get("unk_token") is not None or model.get("type", "BPE") != "BPE"
