@@ -101,6 +101,9 @@ class AdapterConfig(Section):
     """Share of A's inputs that training sets to zero."""
     targets: tuple[str, ...] = ()
     """Matrices by the end of their name, as in PEFT: `q_proj`, `layers.0.mlp.up_proj`; none: all of the blocks."""
+    embedding_rank: int = Field(default=0, ge=0, exclude_if=not_)
+    """Rank of an adapter of the embedding (and so of the output projection, where the two are tied), with the scale of
+    the others; 0: none."""
     rank_stabilised: bool = False
     """The scale is alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732)."""
 

@@ -41,6 +41,7 @@ def export_adapter(checkpoint: Path, target: Path, root: Path, unverified: str =
     manifest = read_checkpoint(checkpoint, root)
     identity, base = identity_of(manifest), manifest.stats.get("initial_weights", {})
     adapter, others = identity.recipe.train.adapter, list(identity.recipe.train.trained)
+    others += ["the adapter of the embedding"] if adapter is not None and adapter.embedding_rank else []
     others += ["lm_head"] if identity.recipe.model.num_labels else []
     if adapter is None or others:
         what = "no adapter" if adapter is None else f"parameters besides it that learned ({', '.join(others)})"

@@ -18,6 +18,7 @@ from pretrain.config.training import AdapterConfig, TrainConfig, TrainRecipe
 from pretrain.model.flops import block_weights, flops_per_token, parameter_count, parameter_shapes
 
 Shapes = dict[str, tuple[int, ...]]
+EMBEDDING = "model.embed_tokens"
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 """Ends of the names of A [rank, inputs] and B [outputs, rank], as in PEFT."""
 HEAD = "lm_head.weight"
@@ -68,6 +69,14 @@ def trained_shapes(model: ModelConfig, train: TrainConfig, vocabulary_size: int)
     if train.adapter is not None:
         for name, (outputs, inputs) in adapted_matrices(model, train.adapter).items():
             found |= {f"{name}.{DOWN}": (train.adapter.rank, inputs), f"{name}.{UP}": (outputs, train.adapter.rank)}
+        (rows, width), rank = shapes[f"{EMBEDDING}.weight"], train.adapter.embedding_rank
+        if rank > width:
+            raise ConfigError(
+                f"train.adapter.embedding_rank = {rank} is above {width}, the width of the embedding: lower it, or "
+                f"train the embedding whole with train.trained = ['embed_tokens']"
+            )
+        if rank:
+            found |= {f"{EMBEDDING}.{DOWN}": (rank, width), f"{EMBEDDING}.{UP}": (rows, rank)}
     return found
 
 
@@ -110,7 +119,8 @@ def training_flops(recipe: TrainRecipe, vocabulary_size: int) -> int:
         return every
     learning = trained_shapes(model, recipe.train, vocabulary_size)
     layers = [int(found[1]) for name in learning if (found := _LAYER.match(name))]
-    embeds = any(name.endswith(_LOOKED_UP) or "embedding_norm" in name for name in learning)
+    embeds = any(name.startswith(f"{EMBEDDING}.") or name.endswith(_LOOKED_UP) for name in learning)
+    embeds = embeds or any("embedding_norm" in name for name in learning)
     lowest = 0 if embeds else min(layers, default=model.num_hidden_layers)
     seen = [min(length, model.window(layer) or length) for layer in range(model.num_hidden_layers)]
     attention = [model.attention_width * tokens for tokens in seen]

@@ -75,6 +75,10 @@ class Head(nn.Linear):
         self.rule = rule
         self.part: VocabularyPart | None = None
 
+    def table(self) -> torch.Tensor:
+        """Weight [rows, hidden] that logits are computed with."""
+        return self.weight
+
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None, soft: SoftLoss | None = None) -> Any:
         """Logits [B, L, rows] of hidden states [B, L, hidden].
 
@@ -83,9 +87,9 @@ class Head(nn.Linear):
         With targets [B, L] the result is the objective and nats (`cross_entropy`).
         """
         if targets is None:
-            return self.rule.of(F.linear(x, self.weight))
+            return self.rule.of(F.linear(x, self.table()))
         hidden = x.flatten(0, 1)
-        objective, nats = cross_entropy(hidden, self.weight, targets.flatten(), self.rule, self.part, soft)
+        objective, nats = cross_entropy(hidden, self.table(), targets.flatten(), self.rule, self.part, soft)
         return objective, nats.view(targets.shape)
 
 

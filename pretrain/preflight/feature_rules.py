@@ -137,6 +137,8 @@ def frozen_parameters_suit_the_layout(recipe: TrainRecipe, settings: Settings, h
     }
     if train.adapter is not None and train.adapter.dropout:
         values["engine.compile"] = (engine.compile, False)  # its generator cannot be part of a graph
+    if train.adapter is not None and train.adapter.embedding_rank and engine.zero_stage == 3:
+        values["engine.zero_stage"] = (3, 2)  # the head reads the table's adapter outside its module
     wrong = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
     if not wrong:
         return None

@@ -64,7 +64,7 @@ def test_the_matrix_of_stages_and_precisions_has_them_on_two_ranks(tmp_path):
     well, messages = run_ranks(tmp_path, ["-c", SCRIPT.format("frozen_gradients", str(tmp_path))], 2)
     assert well, messages[-6000:]
     errors = json.loads((tmp_path / "errors.json").read_text())
-    assert len(errors) == 7 * (len(frozen_gradients.TRAINED) - 1)
+    assert len(errors) == 7 * (len(frozen_gradients.TRAINED) - 2) + 5  # without dropout; five below stage 3
     wrong(errors)
 
 
@@ -127,8 +127,33 @@ def beside_decoder(manifest, root: Path) -> Decoder:
         plain = read_manifest(root / manifest.stats["base"]["path"])
         with weights(plain, root) as base:
             for name, parameter in made.named_parameters():
-                parameter.copy_((own if ".lora_" in name else base).read(name, parameter.shape))
+                parameter.copy_((own if name in own else base).read(name, parameter.shape))
     return made.eval()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embeddings_adapter_is_part_of_the_table_that_a_checkpoint_gives(tmp_path, run_training, tied):
+    base = saved("llama", tmp_path / "base", **SIZES, tie_word_embeddings=tied)
+    made = run_training(
+        tmp_path, initial_weights=str(tmp_path / "base"), rms_norm_eps=1e-6, learning_rate=3e-2, steps=6,
+        tie_word_embeddings=tied, adapter={"rank": 2, "embedding_rank": 3}, trained=["norm"],
+    )  # fmt: skip
+    manifest = read_checkpoint(checkpoint_of(made, tmp_path), tmp_path)
+    with weights(manifest, tmp_path) as own, whole_weights(manifest, tmp_path) as whole:
+        names = [name for name in own.names() if "embed" in name]
+        up, down = (own.read(f"model.embed_tokens.lora_{one}.weight") for one in "BA")
+        table = whole.read("model.embed_tokens.weight")
+    assert len(names) == 2
+    start = base.model.embed_tokens.weight.detach()
+    assert float((up @ down).abs().max()) > 1e-3
+    assert torch.allclose(table[:200], start + AdapterConfig(rank=2).scale * (up @ down)[:200], atol=1e-6)
+    with torch.no_grad():
+        ours, beside = (
+            our_logits(one, IDS) for one in (load_decoder(manifest, tmp_path), beside_decoder(manifest, tmp_path))
+        )
+    assert float((ours - beside).abs().max()) <= 1e-6 * float(beside.abs().max())
+    with pytest.raises(ConfigError, match="the adapter of the embedding"):
+        export_adapter(checkpoint_of(made, tmp_path), tmp_path / "adapter", tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -215,6 +240,11 @@ REFUSED = {
         "experts take no adapters",
     ),
     "layout": ({"train": {"adapter": {}}, "engine": {"tensor_parallel_size": 2}}, r"tensor_parallel_size = 2 .* 1"),
+    "embedding": (
+        {"train": {"adapter": {"embedding_rank": 33}}},
+        r"embedding_rank = 33 is above 32, .* train\.trained = \['embed_tokens'\]",
+    ),
+    "stage 3": ({"train": {"adapter": {"embedding_rank": 2}}, "engine": {"zero_stage": 3}}, "zero_stage = 3 .* to 2"),
     "compiled": ({"train": {"adapter": {"dropout": 0.1}}, "engine": {"compile": True}}, r"engine\.compile = True"),
 }  # fmt: skip
 
@@ -247,7 +277,9 @@ CLOSED = {**VARIANTS, "classifier": {"num_labels": 3, "tie_word_embeddings": Tru
 @pytest.mark.parametrize("name", sorted(CLOSED))
 def test_closed_forms_count_what_the_model_has(name):
     """Names, shapes and order of all parameters, and of those that learn."""
-    made, _ = recipe(train={"adapter": {"rank": 2}, "trained": ["norm|embed_tokens"]}, **CLOSED[name])
+    made, _ = recipe(
+        train={"adapter": {"rank": 2, "embedding_rank": 3}, "trained": ["norm|embed_tokens"]}, **CLOSED[name]
+    )
     plain = {key: tuple(value.shape) for key, value in model_of(made.model).named_parameters()}
     assert list(parameter_shapes(made.model, 100).items()) == list(plain.items())
     assert sum(map(math.prod, plain.values())) == parameter_count(made.model, 100)
