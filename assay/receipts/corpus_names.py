@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_pipeline.documents import DOCUMENT_SCHEMA, read_groups
-from data_pipeline.tokens.labels import content_digests
-from data_pipeline.tokens.token_shards import SUFFIX, TokenShard
+from data_pipeline.documents import read_table
+from data_pipeline.tokens.encode import FEATURES_SCHEMA, SPLITS
+from data_pipeline.tokens.token_shards import IDENTITY_BYTES, SUFFIX, TokenShard
 from data_pipeline.trace import documents_of
-from data_pipeline.urls import normalise_url
 from governance.errors import MissingInput
 from governance.gate.chain import require_chain
 from governance.kernels.buffers import text_buffers
@@ -26,10 +25,8 @@ from governance.signing.journal import Journal
 from governance.stage import Runtime
 from governance.verified_files import guarded
 
-_COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "url", "licence", "sha256")])
-_HALF = 16
-
-Bytes = npt.NDArray[np.uint8]
+_COLUMNS = ("id", "split", "tokens", "licence", "content", "raw", "address")
+_SINCE = 6  # the version of `encode` that writes them
 
 
 def corpus_tree(tokens: Manifest, runtime: Runtime, journal: Journal) -> Manifest:
@@ -39,99 +36,77 @@ def corpus_tree(tokens: Manifest, runtime: Runtime, journal: Journal) -> Manifes
     whoever writes into a root could leave a document out, and its head would be stated here.
 
     Raises:
-        MissingInput: the documents that were encoded are gone.
-        AlteredFile: a shard is not as its manifest says.
+        MissingInput: the corpus knows no documents, or an older version encoded it.
+        AlteredFile: a file is not as its manifest says.
         GateClosed: the tree, or an artifact that it was made from, is not as the journal states it.
     """
     documents, problem = documents_of(tokens, runtime.root)
     if documents is None:
         raise MissingInput(f"receipts: {problem}")
-    read = [*tokens.listed("train"), *tokens.listed("validation"), *documents.listed("documents")]
-    names = guarded(lambda root: read_names(tokens, documents, root), read, runtime.root)
-    made = name_tree(tokens, documents, lambda: names(runtime.root), runtime)
+    if tokens.version < _SINCE:
+        raise MissingInput(
+            f"receipts: {tokens.folder} was encoded by version {tokens.version} of its stage, which kept no names of "
+            f"documents; version {_SINCE} does. Prepare the corpus again: assay data prepare CONFIG"
+        )
+    names = guarded(lambda root: read_names(tokens, root), tokens.listed("token_features"), runtime.root)
+    made = name_tree(tokens, lambda: names(runtime.root), runtime)
     require_chain((made,), runtime.root, journal)
     head = head_of(made)
     journal.state("receipts-head", {head.path: head.sha256}, [made.as_input()])
     return made
 
 
-def read_names(tokens: Manifest, documents: Manifest, root: Path) -> CorpusNames:
+def read_names(tokens: Manifest, root: Path) -> CorpusNames:
     """Read the names of the documents that the token shards hold.
 
     Raises:
-        ManifestError: a shard is torn.
-        MissingInput: a shard is gone, or documents are not those that were encoded.
+        ManifestError: a file is torn.
+        MissingInput: a file is gone.
     """
-    splits = [_counted(tokens, root, split) for split in ("train", "validation")]
-    identities, copies, names = [], [], []
     licence_words: dict[str, int] = {}
-    licences, count = [], 0
-    for path in documents.files("documents", root):
-        for table in read_groups(path, _COLUMNS):
-            ids = sha256_lanes(*text_buffers(table["id"]))[:, :_HALF]
-            held = np.stack([_count_of(ids, *split) for split in splits], axis=1)
-            kept = held.any(axis=1)
-            table, ids = table.filter(pa.array(kept)), np.ascontiguousarray(ids[kept])
-            identities.append(ids)
-            copies.append(held[kept])
-            licences += [licence_words.setdefault(word, len(licence_words)) for word in table["licence"].to_pylist()]
-            numbers = np.arange(count, count + len(ids))
-            urls = [normalise_url(url) if url else "" for url in table["url"].to_pylist()]
-            given = np.array([bool(url) for url in urls], bool)
-            canonical = pa.array([url for url in urls if url], pa.string())
-            names += [
-                (KINDS["id"], ids, numbers),
-                (KINDS["text"], _unhexed(content_digests(table["text"])), numbers),
-                (KINDS["raw text"], _unhexed(table["sha256"].to_pylist()), numbers),
-                (KINDS["url"], sha256_lanes(*text_buffers(canonical))[:, :_HALF], numbers[given]),
-            ]
-            count += len(ids)
-    missing = sum(len(split[0]) for split in splits) and not count
-    if missing:
-        raise MissingInput(f"receipts: {documents.folder} holds none of the documents of {tokens.folder}")
-    empty = np.zeros((0, _HALF), np.uint8)
-    held = np.concatenate([np.zeros((0, 2), np.int64), *copies])
+    identities, held, names, licences, shard_tokens = [], [], [], [], []
+    count = 0
+    for path in tokens.files("token_features", root):
+        table = read_table(path, FEATURES_SCHEMA, list(_COLUMNS)).combine_chunks()
+        trains = pc.equal(table["split"], SPLITS[0]).to_numpy()
+        shard_tokens.append(int(table["tokens"].to_numpy()[trains].sum()))
+        ids = np.ascontiguousarray(sha256_lanes(*text_buffers(table["id"]))[:, :IDENTITY_BYTES])
+        # By the first 8 bytes: two documents of a shard that share them (once in 10^9 shards) would count as copies.
+        _, firsts, rows = np.unique(ids.view("<u8")[:, 0], return_index=True, return_inverse=True)
+        held.append(np.stack([np.bincount(rows[of], minlength=len(firsts)) for of in (trains, ~trains)], axis=1))
+        table, ids = table.take(pa.array(firsts)), ids[firsts]
+        identities.append(ids)
+        licences += [licence_words.setdefault(word, len(licence_words)) for word in table["licence"].to_pylist()]
+        numbers = np.arange(count, count + len(firsts))
+        contents, raw, addresses = (_bytes_of(table[name]) for name in ("content", "raw", "address"))
+        given = addresses.any(axis=1)
+        names += [
+            (KINDS["id"], ids, numbers),
+            (KINDS["text"], contents, numbers),
+            (KINDS["raw text"], raw, numbers),
+            (KINDS["url"], addresses[given], numbers[given]),
+        ]
+        count += len(firsts)
     kinds = [np.full(len(found), kind, np.uint8) for kind, found, _ in names]
+    copies = np.concatenate(held)
     return CorpusNames(
-        identities=np.concatenate([empty, *identities]),
-        copies=held[:, 0],
-        held_out=held[:, 1],
+        identities=np.concatenate(identities),
+        copies=copies[:, 0],
+        held_out=copies[:, 1],
         licences=np.array(licences, np.int64),
         licence_words=tuple(licence_words),
-        kinds=np.concatenate([np.zeros(0, np.uint8), *kinds]),
-        names=np.concatenate([empty, *(found for _, found, _ in names)]),
-        documents=np.concatenate([np.zeros(0, np.int64), *(numbers for _, _, numbers in names)]),
-        shard_tokens=tuple(len(shard.tokens) for _, shard in shards_of(tokens, root, "train")),
+        kinds=np.concatenate(kinds),
+        names=np.concatenate([found for _, found, _ in names]),
+        documents=np.concatenate([numbers for _, _, numbers in names]),
+        shard_tokens=tuple(shard_tokens),
     )
+
+
+def _bytes_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, IDENTITY_BYTES)
 
 
 def shards_of(tokens: Manifest, root: Path, split: str) -> Iterator[tuple[Output, TokenShard]]:
     """The token shards of a split, in order, with their outputs."""
     listed = (output for output in tokens.listed(split) if output.path.endswith(SUFFIX))
     yield from ((output, TokenShard.open(root / output.path)) for output in listed)
-
-
-def _unhexed(digests: list[str]) -> Bytes:
-    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)[:, :_HALF]
-
-
-def _counted(tokens: Manifest, root: Path, split: str) -> tuple[Any, Any]:
-    """Distinct identities of a split, ascending, and the copies of each."""
-    parts = [shard.identities for _, shard in shards_of(tokens, root, split)]
-    return np.unique(_keys(np.concatenate([np.zeros((0, _HALF), np.uint8), *parts])), return_counts=True)
-
-
-def _keys(identities: Bytes) -> npt.NDArray[np.uint64]:
-    """The first 8 bytes of each.
-
-    Two documents that share them (once in 4 x 10^5 corpora of 10^7) would count as copies.
-    """
-    return np.ascontiguousarray(identities).view("<u8")[:, 0]
-
-
-def _count_of(identities: Bytes, keys: Any, counts: Any) -> Any:
-    if not len(keys):
-        return np.zeros(len(identities), np.int64)
-    wanted = _keys(identities)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, counts[places], 0)

@@ -4,7 +4,7 @@ Promises: every document is encoded, closed with the end-of-document token (and 
 that is set), and is in exactly one of the two roles;
 text is recovered from ids (checked on a hashed sample, counted). A token shard knows the source and the language of
 each of its documents. Beside the token shards it writes `token_features`,
-one row for each document of the token shards, which the checks of the tokens read:
+one row for each document of the token shards, which report and receipts read:
 
     id, source, language   string
     split                  string  "train" or "validation"
@@ -14,6 +14,9 @@ one row for each document of the token shards, which the checks of the tokens re
     first_token_ok         bool    the first id is of text (of an empty text: the end-of-document token); where a token
                                    begins documents, it is the first, and this holds of the second
     ends_with_eod          bool
+    licence                string
+    content, raw, address  16 bytes each, by which a receipt finds the document: first half of the SHA-256 of the text's
+                           letters, of the raw text, of the canonical URL (zeros: it has none)
 
 With `classification` documents are labelled, the test side is left out, and only labels are predicted (`labels.py`).
 
@@ -56,8 +59,9 @@ from data_pipeline.tokens.encoder import Encoder
 from data_pipeline.tokens.labels import ClassificationConfig, Labelled, content_digests, count_labels, split_documents
 from data_pipeline.tokens.mix import PLAN_SCHEMA, read_buckets
 from data_pipeline.tokens.pairs import TARGET, sources_of
-from data_pipeline.tokens.token_shards import SUFFIX, EncodedDocument, group_name, write_token_shard
+from data_pipeline.tokens.token_shards import IDENTITY_BYTES, SUFFIX, EncodedDocument, group_name, write_token_shard
 from data_pipeline.tokens.tokenizer import BEGIN, load_encoder
+from data_pipeline.urls import normalise_url
 from governance.config import Section
 from governance.errors import ManifestError, PipelineError
 from governance.log import get_logger
@@ -66,7 +70,7 @@ from governance.parallel import Shard, ShardMade, map_shards, sum_stats
 from governance.stage import Made, Recipe, Runtime, run_stage
 from governance.verified_files import guarded
 
-VERSION = 5
+VERSION = 6
 SPLITS = ("train", "validation")
 FEATURES_SCHEMA = required(
     id=pa.string(),
@@ -78,11 +82,17 @@ FEATURES_SCHEMA = required(
     max_id=pa.int64(),
     first_token_ok=pa.bool_(),
     ends_with_eod=pa.bool_(),
+    licence=pa.string(),
+    content=pa.binary(IDENTITY_BYTES),
+    raw=pa.binary(IDENTITY_BYTES),
+    address=pa.binary(IDENTITY_BYTES),
 )
 _SUFFIXES = {**dict.fromkeys(SPLITS, SUFFIX), "token_features": ".parquet"}
 _ROUND_TRIP_ONE_IN = 64
 _LEARNED = {"answers": ANSWER, "targets": TARGET}
-_COLUMNS = pa.schema([DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language")])
+_COLUMNS = pa.schema(
+    [DOCUMENT_SCHEMA.field(name) for name in ("id", "text", "source", "language", "url", "licence", "sha256")]
+)
 
 Integers = npt.NDArray[np.int64]
 
@@ -145,13 +155,15 @@ def encode_table(
         labelled = labelled.at(written) if labelled is not None else None
     table = table.combine_chunks()
     ids, ends = encoder.encode_column(table["text"])
+    contents = content_digests(table["text"])
     # Pairs by their sources, so that no source stands on both sides with two targets.
-    alike = sources_of(table) if config.loss_on == "targets" else table["text"]
-    splits, checked, failed = _splits(table["text"], alike, (ids, ends), encoder, config)
+    alike = content_digests(sources_of(table)) if config.loss_on == "targets" else contents
+    splits = [split_of(digest, config.validation_share) for digest in alike]
+    checked, failed = _round_trips(table["text"], alike, (ids, ends), encoder)
     if labelled is not None:
         _refuse_textless(table, ends)
         splits = labelled.sides.tolist()
-    features = _features(table, splits, sizes, ids, ends, encoder)
+    features = _features(table, splits, sizes, (ids, ends), contents, encoder)
     documents = [
         EncodedDocument(identity, ids[first:last], size, group_name(source, language))
         for identity, first, last, size, source, language in zip(
@@ -200,33 +212,32 @@ def _answered(document: EncodedDocument, answers: Answers, encoder: Encoder) -> 
     return replace(document, answers=answers, bytes=size)
 
 
-def _splits(
-    texts: pa.ChunkedArray,
-    alike: pa.Array,
-    encoded: tuple[npt.NDArray[Any], Integers],
-    encoder: Encoder,
-    config: EncodeConfig,
-) -> tuple[list[str], int, int]:
-    """The split of each text, by its part in `alike`.
-
-    The result also has how many were decoded again, and how many of these differ from the text.
-    """
+def _round_trips(
+    texts: pa.ChunkedArray, digests: list[str], encoded: tuple[npt.NDArray[Any], Integers], encoder: Encoder
+) -> tuple[int, int]:
+    """Texts that were decoded again, and those that differ."""
     from governance.kernels.buffers import text_buffers
 
-    digests, (ids, ends) = content_digests(alike), encoded
+    ids, ends = encoded
     data, offsets = text_buffers(texts)
     chosen = [place for place, d in enumerate(digests) if place == 0 or int(d[-4:], 16) % _ROUND_TRIP_ONE_IN == 0]
     failed = 0
     for place in chosen:
         text = data[offsets[place] : offsets[place + 1]].tobytes()
         failed += not encoder.recovers(ids[ends[place] : ends[place + 1] - 1].tolist(), text)
-    return [split_of(digest, config.validation_share) for digest in digests], len(chosen), failed
+    return len(chosen), failed
 
 
 def _features(
-    table: pa.Table, splits: list[str], sizes: Integers, ids: npt.NDArray[Any], ends: Integers, encoder: Encoder
+    table: pa.Table,
+    splits: list[str],
+    sizes: Integers,
+    encoded: tuple[npt.NDArray[Any], Integers],
+    contents: list[str],
+    encoder: Encoder,
 ) -> pa.Table:
     """The rows of FEATURES_SCHEMA for the documents of a table, in order."""
+    ids, ends = encoded
     firsts, lengths, before = ends[:-1], np.diff(ends), encoder.begin_of_document
     own = int(before is not None)
     is_text = np.array([*map(bool, encoder.pieces), False])  # the last covers every id that is too large
@@ -242,9 +253,29 @@ def _features(
         np.maximum.reduceat(ids, firsts).astype(np.int64) if len(firsts) else firsts,
         begins & ((lengths == 1 + own) | is_text[first_ids]),
         ids[ends[1:] - 1] == encoder.end_of_document,
+        table["licence"],
+        halves(contents),
+        halves(table["sha256"].to_pylist()),
+        addresses(table["url"]),
     ]
     arrays = [column if isinstance(column, pa.ChunkedArray) else pa.array(column) for column in columns]
     return pa.Table.from_arrays(arrays, names=FEATURES_SCHEMA.names).cast(FEATURES_SCHEMA)
+
+
+def halves(digests: list[str]) -> pa.Array:
+    """First half of each hexadecimal digest."""
+    return pa.array([bytes.fromhex(digest[: 2 * IDENTITY_BYTES]) for digest in digests], pa.binary(IDENTITY_BYTES))
+
+
+def addresses(urls: pa.ChunkedArray) -> pa.Array:
+    """First half of the SHA-256 of each canonical URL, zeros for none."""
+    from governance.kernels.buffers import text_buffers
+    from governance.kernels.sha256_lanes import sha256_lanes
+
+    canonical = pa.array([normalise_url(url) if url else "" for url in urls.to_pylist()], pa.large_string())
+    _, offsets = buffers = text_buffers(canonical)
+    found = np.where(np.diff(offsets)[:, None] > 0, sha256_lanes(*buffers)[:, :IDENTITY_BYTES], np.uint8(0))
+    return pa.Array.from_buffers(pa.binary(IDENTITY_BYTES), len(urls), [None, pa.py_buffer(found.tobytes())])
 
 
 def _token_counts(features: pa.Table, copies: Integers) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.kernels.buffers import Bytes, Offsets
-from governance.kernels.compiled import inlined, kernel
+from governance.kernels.code_points import byte_at
+from governance.kernels.compiled import inlined, kernel, part
 
 DIGEST_BYTES = 32
-_LANES = 16
+LANES = 16
 
 
 def _fractions(power: int, count: int) -> list[int]:
@@ -40,8 +41,8 @@ def _root(value: int, power: int) -> int:
     return low
 
 
-_START = np.array(_fractions(2, 8), np.uint32)
-_ROUNDS = np.array(_fractions(3, 64), np.uint32)
+START = np.array(_fractions(2, 8), np.uint32)
+ROUNDS = np.array(_fractions(3, 64), np.uint32)
 
 
 def sha256_lanes(data: Bytes, offsets: Offsets) -> Bytes:
@@ -53,7 +54,7 @@ def sha256_lanes(data: Bytes, offsets: Offsets) -> Bytes:
     """
     data = data.view()
     data.flags.writeable = False  # one compiled form, for what is mapped and what is not
-    found: Bytes = _hash_all(data, offsets, _START, _ROUNDS)
+    found: Bytes = _hash_all(data, offsets, START, ROUNDS)
     return found
 
 
@@ -83,11 +84,13 @@ def _word(data: Any, start: Any, length: Any, at: Any, last: Any) -> Any:
     if at + 4 <= length:
         place = start + at
         return np.uint32(
-            (np.uint32(data[place]) << np.uint32(24))
-            | (np.uint32(data[place + 1]) << np.uint32(16))
-            | (np.uint32(data[place + 2]) << np.uint32(8))
-            | np.uint32(data[place + 3])
+            (np.uint32(byte_at(data, place)) << np.uint32(24))
+            | (np.uint32(byte_at(data, place + 1)) << np.uint32(16))
+            | (np.uint32(byte_at(data, place + 2)) << np.uint32(8))
+            | np.uint32(byte_at(data, place + 3))
         )
+    if at > length and at < last - 4:
+        return np.uint32(0)
     value = np.uint32(0)
     for index in range(4):
         byte = np.uint32(0)
@@ -103,20 +106,61 @@ def _word(data: Any, start: Any, length: Any, at: Any, last: Any) -> Any:
     return value
 
 
+@part
+def compress(words, state, constants):  # type: ignore[no-untyped-def]
+    """Extend the block's words, and turn each lane's state through its rounds.
+
+    The caller adds the state from before. Arrays are uint32 [64, 16] and [8, 16].
+    """
+    for row in range(16, 64):
+        for lane in range(LANES):
+            near, far = words[row - 2, lane], words[row - 15, lane]
+            words[row, lane] = np.uint32(
+                words[row - 16, lane]
+                + np.uint32(_turn(far, 7) ^ _turn(far, 18) ^ np.uint32(far >> np.uint32(3)))
+                + words[row - 7, lane]
+                + np.uint32(_turn(near, 17) ^ _turn(near, 19) ^ np.uint32(near >> np.uint32(10)))
+            )
+    for eight in range(0, 64, 8):
+        k0, k1, k2, k3 = constants[eight], constants[eight + 1], constants[eight + 2], constants[eight + 3]
+        k4, k5, k6, k7 = constants[eight + 4], constants[eight + 5], constants[eight + 6], constants[eight + 7]
+        for lane in range(LANES):
+            a, b, c, d = state[0, lane], state[1, lane], state[2, lane], state[3, lane]
+            e, f, g, h = state[4, lane], state[5, lane], state[6, lane], state[7, lane]
+            t, h = _step(a, b, c, e, f, g, h, np.uint32(k0 + words[eight, lane]))
+            d = np.uint32(d + t)
+            t, g = _step(h, a, b, d, e, f, g, np.uint32(k1 + words[eight + 1, lane]))
+            c = np.uint32(c + t)
+            t, f = _step(g, h, a, c, d, e, f, np.uint32(k2 + words[eight + 2, lane]))
+            b = np.uint32(b + t)
+            t, e = _step(f, g, h, b, c, d, e, np.uint32(k3 + words[eight + 3, lane]))
+            a = np.uint32(a + t)
+            t, d = _step(e, f, g, a, b, c, d, np.uint32(k4 + words[eight + 4, lane]))
+            h = np.uint32(h + t)
+            t, c = _step(d, e, f, h, a, b, c, np.uint32(k5 + words[eight + 5, lane]))
+            g = np.uint32(g + t)
+            t, b = _step(c, d, e, g, h, a, b, np.uint32(k6 + words[eight + 6, lane]))
+            f = np.uint32(f + t)
+            t, a = _step(b, c, d, f, g, h, a, np.uint32(k7 + words[eight + 7, lane]))
+            e = np.uint32(e + t)
+            state[0, lane], state[1, lane], state[2, lane], state[3, lane] = a, b, c, d
+            state[4, lane], state[5, lane], state[6, lane], state[7, lane] = e, f, g, h
+
+
 @kernel
 def _hash_all(data, offsets, start, constants):  # type: ignore[no-untyped-def]
     count = len(offsets) - 1
     out = np.empty((count, DIGEST_BYTES), np.uint8)
-    words = np.zeros((64, _LANES), np.uint32)
-    state = np.zeros((8, _LANES), np.uint32)
-    total = np.zeros((8, _LANES), np.uint32)
-    for first in range(0, count, _LANES):
-        lanes = min(_LANES, count - first)
+    words = np.zeros((64, LANES), np.uint32)
+    state = np.zeros((8, LANES), np.uint32)
+    total = np.zeros((8, LANES), np.uint32)
+    for first in range(0, count, LANES):
+        lanes = min(LANES, count - first)
         blocks = 0
         for lane in range(lanes):
             blocks = max(blocks, (offsets[first + lane + 1] - offsets[first + lane] + 8) // 64 + 1)
         for row in range(8):
-            for lane in range(_LANES):
+            for lane in range(LANES):
                 total[row, lane] = start[row]
         for block in range(blocks):
             for lane in range(lanes):
@@ -125,42 +169,10 @@ def _hash_all(data, offsets, start, constants):  # type: ignore[no-untyped-def]
                 last = ((length + 8) // 64 + 1) * 64 - 4
                 for row in range(16):
                     words[row, lane] = _word(data, begin, length, block * 64 + row * 4, last)
-            for row in range(16, 64):
-                for lane in range(_LANES):
-                    near, far = words[row - 2, lane], words[row - 15, lane]
-                    words[row, lane] = np.uint32(
-                        words[row - 16, lane]
-                        + np.uint32(_turn(far, 7) ^ _turn(far, 18) ^ np.uint32(far >> np.uint32(3)))
-                        + words[row - 7, lane]
-                        + np.uint32(_turn(near, 17) ^ _turn(near, 19) ^ np.uint32(near >> np.uint32(10)))
-                    )
             for row in range(8):
-                for lane in range(_LANES):
+                for lane in range(LANES):
                     state[row, lane] = total[row, lane]
-            for eight in range(0, 64, 8):
-                k0, k1, k2, k3 = constants[eight], constants[eight + 1], constants[eight + 2], constants[eight + 3]
-                k4, k5, k6, k7 = constants[eight + 4], constants[eight + 5], constants[eight + 6], constants[eight + 7]
-                for lane in range(_LANES):
-                    a, b, c, d = state[0, lane], state[1, lane], state[2, lane], state[3, lane]
-                    e, f, g, h = state[4, lane], state[5, lane], state[6, lane], state[7, lane]
-                    t, h = _step(a, b, c, e, f, g, h, np.uint32(k0 + words[eight, lane]))
-                    d = np.uint32(d + t)
-                    t, g = _step(h, a, b, d, e, f, g, np.uint32(k1 + words[eight + 1, lane]))
-                    c = np.uint32(c + t)
-                    t, f = _step(g, h, a, c, d, e, f, np.uint32(k2 + words[eight + 2, lane]))
-                    b = np.uint32(b + t)
-                    t, e = _step(f, g, h, b, c, d, e, np.uint32(k3 + words[eight + 3, lane]))
-                    a = np.uint32(a + t)
-                    t, d = _step(e, f, g, a, b, c, d, np.uint32(k4 + words[eight + 4, lane]))
-                    h = np.uint32(h + t)
-                    t, c = _step(d, e, f, h, a, b, c, np.uint32(k5 + words[eight + 5, lane]))
-                    g = np.uint32(g + t)
-                    t, b = _step(c, d, e, g, h, a, b, np.uint32(k6 + words[eight + 6, lane]))
-                    f = np.uint32(f + t)
-                    t, a = _step(b, c, d, f, g, h, a, np.uint32(k7 + words[eight + 7, lane]))
-                    e = np.uint32(e + t)
-                    state[0, lane], state[1, lane], state[2, lane], state[3, lane] = a, b, c, d
-                    state[4, lane], state[5, lane], state[6, lane], state[7, lane] = e, f, g, h
+            compress(words, state, constants)
             for lane in range(lanes):
                 if block <= (offsets[first + lane + 1] - offsets[first + lane] + 8) // 64:
                     for row in range(8):

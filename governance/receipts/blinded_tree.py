@@ -5,7 +5,7 @@ contradict each other. What stands beside that place in a proof is a hash over a
 nothing about its name; a lone name at the place of another is shown as such by its first different bits only
 (`docs/decisions/0006-receipts.md`). `verify_receipt.py` has the form of each node.
 
-Price: ten hashes a name, of 90 ns each (`sha256_lanes.py`); on disk 24 bytes a name and 24 bytes for each 32 names; a
+Price: eight hashes a name, of 50 ns each (`lone_names.py`); on disk 24 bytes a name and 24 bytes for each 32 names; a
 proof reads one branch of the tree and makes the last seven levels of it again.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from governance.errors import PipelineError
+from governance.kernels.lone_names import lone_nodes
 from governance.kernels.sha256_lanes import sha256_rows
 from governance.receipts.verify_receipt import NOTHING, STUB_BITS, bits_of, cut_hash
 
@@ -28,7 +29,7 @@ NODE_BYTES = 24
 LEAF_BYTES = 20
 _BUCKET_BITS = 6  # so many levels of the tree, at least, are made again for a proof
 _AT_ONCE = 1 << 10  # buckets
-_BLIND = b"assay receipts blind"
+_BLIND = b"leaf"  # with secret and tag, one block of SHA-256
 
 Hashes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
@@ -139,7 +140,7 @@ def build(high: Words, low: Words, leaves: Hashes, secret: bytes) -> BlindedTree
         high: uint64 [names], first half of each tag, ascending and distinct.
         low: uint64 [names], second half.
         leaves: uint8 [names, 20].
-        secret: what blinds the leaves.
+        secret: 32 bytes that blind the leaves.
     """
     depth = max(0, len(high).bit_length() - 1 - _BUCKET_BITS)
     nodes = np.zeros((2 << depth, NODE_BYTES), np.uint8)
@@ -163,19 +164,6 @@ def _hash(kind: int, *columns: Hashes) -> Hashes:
     return sha256_rows(rows)[:, :NODE_BYTES]
 
 
-def _big_endian(words: Words) -> Hashes:
-    return words.astype(">u8").view(np.uint8).reshape(len(words), 8)
-
-
-def _bits(high: Words, low: Words, first: npt.NDArray[np.int64], width: int) -> Words:
-    """Bits [first, first + width) of each tag, `first` up to 96."""
-    start = first.astype(np.uint64)
-    inside = np.minimum(start, np.uint64(63))
-    carried = np.where(start > 0, low >> np.minimum(np.uint64(64) - inside, np.uint64(63)), np.uint64(0))
-    window = np.where(start < 64, (high << inside) | carried, low << (np.maximum(start, np.uint64(64)) - np.uint64(64)))
-    return window >> np.uint64(64 - width)
-
-
 def _reduce(high: Words, low: Words, leaves: Hashes, secret: bytes, depth: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """Hashes and places of the nodes with names, at this depth."""
     count = len(high)
@@ -185,15 +173,7 @@ def _reduce(high: Words, low: Words, leaves: Hashes, secret: bytes, depth: int) 
     shared = _leading_zeros(high[1:] ^ high[:-1])
     longest = np.maximum(np.append(shared, -1), np.append(-1, shared))
     levels = np.maximum(longest + 1, depth)
-    tags = np.concatenate([_big_endian(high), _big_endian(low)], axis=1)
-    prefix = np.broadcast_to(np.frombuffer(_BLIND + secret, np.uint8), (count, len(_BLIND) + len(secret)))
-    blinds = sha256_rows(np.concatenate([prefix, tags], axis=1))[:, :16]
-    hashes = _hash(0, blinds, tags, leaves)
-    for number in reversed(range(len(STUB_BITS))):
-        bits = _bits(high, low, levels + sum(STUB_BITS[:number]), STUB_BITS[number])
-        head = np.full((count, 3), number, np.uint8)
-        head[:, 1], head[:, 2] = bits >> np.uint64(8), bits & np.uint64(255)
-        hashes = _hash(2, head, hashes)
+    hashes = lone_nodes((high, low), leaves, levels, _BLIND + secret, STUB_BITS)
     for level in range(int(levels.max()), depth, -1):
         here = np.flatnonzero(levels == level)
         if not len(here):
@@ -204,13 +184,11 @@ def _reduce(high: Words, low: Words, leaves: Hashes, secret: bytes, depth: int) 
         pairs = np.zeros((int(begins.sum()), 2, NODE_BYTES), np.uint8)
         pairs[np.cumsum(begins) - 1, (ways & np.uint64(1)).astype(np.int64)] = hashes[here]
         made = _hash(1, pairs.reshape(len(pairs), 2 * NODE_BYTES))
-        levels[here] = level - 1
-        keep = np.ones(len(levels), bool)
-        keep[here[~begins]] = False
         hashes[here[begins]] = made
-        high, hashes, levels = high[keep], hashes[keep], levels[keep]
-    places = (high >> np.uint64(64 - depth)).astype(np.int64) if depth else np.zeros(1, np.int64)
-    return hashes, places & ((1 << depth) - 1)
+        levels[here] = np.where(begins, level - 1, -1)  # a pair's second name is gone
+    left = levels == depth
+    places = (high[left] >> np.uint64(64 - depth)).astype(np.int64) if depth else np.zeros(1, np.int64)
+    return hashes[left], places & ((1 << depth) - 1)
 
 
 def _leading_zeros(values: Words) -> npt.NDArray[np.int64]:

@@ -40,7 +40,7 @@ from governance.receipts.verify_receipt import KINDS, leaf_value
 from governance.stage import Made, Recipe, Runtime, run_stage
 
 STAGE = "receipts"
-VERSION = 2
+VERSION = 3
 HEAD = "head.json"
 _SALTS = 16
 _ARRAYS = ("high", "low", "leaves", "nodes", "starts", "documents", "identities")
@@ -107,12 +107,11 @@ class NameTree:
         return frozenset(bytes(self.identities[number]) for number in numbers.tolist())
 
 
-def name_tree(tokens: Manifest, documents: Manifest, read: Callable[[], CorpusNames], runtime: Runtime) -> Manifest:
+def name_tree(tokens: Manifest, read: Callable[[], CorpusNames], runtime: Runtime) -> Manifest:
     """Find or make the tree over the names of a token corpus.
 
     Args:
         tokens: the token corpus.
-        documents: what was encoded.
         read: reads the names of its documents.
         runtime: where.
 
@@ -142,7 +141,7 @@ def name_tree(tokens: Manifest, documents: Manifest, read: Callable[[], CorpusNa
         outputs = [describe(folder / name, runtime.root) for name in files]
         return Made(outputs, {**head, "documents": len(names.identities), "shard_tokens": list(names.shard_tokens)})
 
-    return run_stage(recipe, [tokens.as_input(), documents.as_input()], runtime, make, alone=True)
+    return run_stage(recipe, [tokens.as_input()], runtime, make, alone=True)
 
 
 def head_of(made: Manifest) -> Output:

@@ -6,7 +6,7 @@ It needs `cryptography`. Status 0: all holds; 1: each fault is named. The tree (
 
     tag   16 bytes of H(15 bytes of the corpus's digest, salt, kind, name); its bits lead from the root down
     node  H(1, left, right); where no name is below: 24 zero bytes
-    stub  H(2, i, next bits of the tag, next stub): six (1, 1, 2, 4, 8, 16 bits) of a tag that is alone, then its leaf
+    stub  H(2, i, next bits of the tag, next stub): four (2, 6, 8, 16 bits) of a tag that is alone, then its leaf
     leaf  H(0, blind, tag, copies, held out, licence)
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {"text": 1, "raw text": 2, "url": 3, "id": 4}
-NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (1, 1, 2, 4, 8, 16), 8
+NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (2, 6, 8, 16), 8
 WORDS = (
     "Proven: whether the tree holds this name. Signed only: its completeness, checkpoint, steps, filters. Not covered: "
     "paraphrases, near copies, quotations."

@@ -74,6 +74,9 @@ def encoder(tmp_path_factory):
     )
 
 
+OTHER_COLUMNS = {"url": "", "licence": "CC0-1.0", "sha256": "0" * 64}
+
+
 def table_of(texts):
     names = [f"s/{place}" for place in range(len(texts))]
     return pa.table(
@@ -82,6 +85,7 @@ def table_of(texts):
             "text": pa.array(texts, pa.large_string()),
             "source": pa.array(["s"] * len(texts), pa.large_string()),
             "language": pa.array(["en"] * len(texts), pa.large_string()),
+            **{name: [value] * len(texts) for name, value in OTHER_COLUMNS.items()},
         }
     )
 

@@ -1,6 +1,7 @@
 """The encode stage: every document in one split, its tokens whole, the counts true, the bytes the same everywhere."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.receipts.corpus_names import read_names
 from data_pipeline.documents import read_table, write_table
 from data_pipeline.tokens.encode import (
     FEATURES_SCHEMA,
@@ -25,6 +27,8 @@ from data_pipeline.tokens.tokenizer import TokenizerConfig, load_encoder, train_
 from governance.config import validate
 from governance.errors import ConfigError, ManifestError, PipelineError
 from governance.manifest import Manifest, describe, write_manifest
+from governance.receipts.verify_receipt import KINDS as NAME_KINDS
+from governance.receipts.verify_receipt import name_of
 from governance.stage import Runtime
 from tests.data_pipeline.test_token_shards import find_document
 from tests.data_pipeline.test_tokenizer import artifact
@@ -128,7 +132,7 @@ def test_the_counts_agree_with_the_shards_and_the_features(encoded):
     assert manifest.digest == GOLDEN, "bytes changed: raise VERSION in data_pipeline/tokens/encode.py"
 
 
-GOLDEN = "ca74aac95c938966adb0a933e907c451d550cc8057e7316f032149a2a8855865"
+GOLDEN = "b51dcf261ba1dd08725ccb4d6cb1847af9b2b52afc46926390460898f4577d75"
 
 
 def test_workers_do_not_change_a_byte(encoded, tmp_path):
@@ -226,6 +230,22 @@ def test_a_plan_says_how_often_each_document_is_written(tmp_path, monkeypatch, g
     assert sum(stats["tokens_by_source"].values()) == stats["train_tokens"] + stats["validation_tokens"]
     features = [read_table(path, FEATURES_SCHEMA) for path in manifest.files("token_features", tmp_path)]
     assert sum(table.num_rows for table in features) == sum(map(sum, copies))
+    names = read_names(manifest, tmp_path)
+    found = dict(zip(map(bytes, names.identities), zip(names.copies, names.held_out, strict=True), strict=True))
+    opened = {split: [TokenShard.open(path) for path in manifest.files(split, tmp_path)] for split in SPLITS}
+    counted = {split: Counter(bytes(one) for shard in opened[split] for one in shard.identities) for split in SPLITS}
+    assert found == {one: tuple(counted[split][one] for split in SPLITS) for split in SPLITS for one in counted[split]}
+    assert list(names.shard_tokens) == [len(shard.tokens) for shard in opened["train"]]
+    known = {(kind, bytes(name), bytes(names.identities[of])) for kind, name, of in zip(
+        names.kinds, names.names, names.documents, strict=True)}  # fmt: skip
+    expected = set()
+    for number, texts in enumerate(CORPUS):
+        for place, text in enumerate(texts):
+            if copies[number][place]:
+                own = name_of("id", f"s/f{number}#{place}")
+                expected |= {(NAME_KINDS["text"], name_of("text", text), own), (NAME_KINDS["id"], own, own),
+                             (NAME_KINDS["raw text"], bytes(16), own)}  # fmt: skip
+    assert known == expected  # no document of this corpus has a URL
 
 
 def test_one_copy_of_each_gives_the_shards_of_no_plan(encoded, tmp_path):

@@ -36,7 +36,7 @@ def documents(root, rows) -> Manifest:
         held = [
             {
                 "id": f"s/f#{first + place}", "text": text, "source": "s", "url": "", "language": "en",
-                "licence": "CC0-1.0", "sha256": "", "file": "f", "position": place, "opt_out": "",
+                "licence": "CC0-1.0", "sha256": "0" * 64, "file": "f", "position": place, "opt_out": "",
                 "opt_out_fetched": "", "columns": json.dumps(columns),
             }
             for place, (text, columns) in enumerate(rows[first : first + 10])

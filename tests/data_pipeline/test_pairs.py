@@ -171,7 +171,8 @@ def encoder(tmp_path_factory):
 
 def table(texts):
     values = {"id": [f"a-{n}" for n in range(len(texts))], "text": pa.array(texts, pa.large_string())}
-    return pa.table(values | {"source": ["news"] * len(texts), "language": ["en"] * len(texts)})
+    others = {"source": "news", "language": "en", "url": "", "licence": "CC0-1.0", "sha256": "0" * 64}
+    return pa.table(values | {name: [value] * len(texts) for name, value in others.items()})
 
 
 @settings(max_examples=50, deadline=None)

@@ -138,12 +138,12 @@ def names_without(name):
 
     def attack(folder):
         root, made = folder / "root", read_manifest(only(folder, "receipts/*/manifest.json"))
-        tokens, documents = (read_manifest(root / item.path) for item in made.inputs)
+        [tokens] = (read_manifest(root / item.path) for item in made.inputs)
         shutil.rmtree(root / "receipts")
-        known = read_names(tokens, documents, root)
+        known = read_names(tokens, root)
         kept = (known.names != np.frombuffer(name_of("id", name), np.uint8)).any(axis=1)
         fewer = {field: getattr(known, field)[kept] for field in ("kinds", "names", "documents")}
-        planted = name_tree(tokens, documents, lambda: replace(known, **fewer), Runtime(root))
+        planted = name_tree(tokens, lambda: replace(known, **fewer), Runtime(root))
         assert planted.path == made.path
         assert planted.stats["names"] == made.stats["names"] - 1
 

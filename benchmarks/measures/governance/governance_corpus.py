@@ -48,7 +48,10 @@ def prepared(
 
 def _config(documents: Sequence[dict[str, Any]], folder: Path) -> DataConfig:
     write_jsonl(folder / "raw" / "all.jsonl", documents)
-    source = JsonlSource(type="jsonl", name="mixed", paths=("raw/*.jsonl",), licence="CC0-1.0", id_field="id")
+    url = "url" if "url" in documents[0] else ""
+    source = JsonlSource(
+        type="jsonl", name="mixed", paths=("raw/*.jsonl",), licence="CC0-1.0", id_field="id", url_field=url
+    )
     return DataConfig(sources=(source,))
 
 
