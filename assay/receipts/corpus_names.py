@@ -103,7 +103,8 @@ def read_names(tokens: Manifest, root: Path) -> CorpusNames:
 
 
 def _bytes_of(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, IDENTITY_BYTES)
+    held = pa.concat_arrays([pa.array([], column.type), *column.chunks])
+    return np.frombuffer(held.buffers()[1] or b"", np.uint8).reshape(-1, IDENTITY_BYTES)
 
 
 def shards_of(tokens: Manifest, root: Path, split: str) -> Iterator[tuple[Output, TokenShard]]:
