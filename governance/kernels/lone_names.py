@@ -24,12 +24,12 @@ Words = npt.NDArray[np.uint64]
 def lone_nodes(
     tags: tuple[Words, Words], leaves: Bytes, levels: npt.NDArray[np.int64], prefix: bytes, widths: Sequence[int]
 ) -> Bytes:
-    """The hash of each name that is alone at its level, [names, 24].
+    """The hash of each lone name, [names, 24].
 
     Args:
         tags: uint64 [names], the halves of each.
         leaves: [names, 20].
-        levels: [names], up to 64.
+        levels: [names], at which each is alone, up to 64.
         prefix: 36 bytes before the tag in the hash that blinds a leaf.
         widths: bits of each stub; 64 in all, at most.
     """
