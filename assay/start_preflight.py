@@ -87,8 +87,8 @@ def warn_of_licences(run: LoadedRun) -> None:
 def warn_of_expectations(run: LoadedRun, runtime: Runtime) -> None:
     """Warn of gates whose expectation Great Expectations does not have.
 
-    The audit, perhaps hours later, would find the gate in error. Own classes are tried there, in their time limit. Of a
-    corpus that is made, the audit is made or comes next: it says so itself, and Great Expectations is not loaded here.
+    The audit, perhaps hours later, would find the gate in error. Own classes are tried there, in their time limit. If
+    the corpus is made, the audit is made or comes next and reports it, so Great Expectations is not loaded here.
     """
     named = [gate for gate in run.policy.gates() if gate.expectation == "gx" and ":" not in gate.gx]
     if not named or _look_up(run, runtime) is not None:

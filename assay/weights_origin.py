@@ -47,8 +47,8 @@ EXPORT = "export"
 def weights_origin(run: LoadedRun, runtime: Runtime, folder: Path | None = None) -> dict[str, Any] | None:
     """Origin of a run's first weights and of its teacher.
 
-    Returns None where the weights are random and there is no teacher. Of two origins, returns the unverified one,
-    if any. `folder` is that of the training, if its key is known.
+    Returns None where the weights are random and there is no teacher, and the unverified one of two origins, if
+    any. `folder` is that of the training, if its key is known.
 
     Raises:
         GateClosed: the journal of the parent's root does not state it, or no trusted key signed that journal; or the

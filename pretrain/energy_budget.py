@@ -34,7 +34,7 @@ class BudgetGuard:
         self._gaps: deque[float] = deque(maxlen=_RECENT)
         self._last: float | None = None
         self.reached = False
-        """Whether the budget stopped the run."""
+        """True once the budget has stopped the run."""
 
     def payload(self, save_seconds: float) -> list[int]:
         """This rank's summands, given the seconds that a save takes."""

@@ -334,11 +334,11 @@ def _run(*words: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{words[0]}: no answer within {_SECONDS:.0f} s; is slurmctld up?") from error
     if done.returncode != 0:
-        said = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
+        message = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
         hint = (
             ". This machine knows no cluster: run this on a login node, or rehearse the run here with --local"
-            if "configuration source" in said
+            if "configuration source" in message
             else ""
         )
-        raise ClusterError(f"{words[0]}: {said}{hint}")
+        raise ClusterError(f"{words[0]}: {message}{hint}")
     return done.stdout

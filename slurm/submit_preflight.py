@@ -184,8 +184,8 @@ def _training_options(config: SlurmConfig, nodes: int = 1) -> list[str]:
 
 def _slurm_answer(options: Sequence[str]) -> str:
     """Sbatch's own objection to these options, if any."""
-    said = tools.rehearse(*options, "--wrap=true")
-    return f" Slurm says: {'; '.join(said.splitlines())}" if said else ""
+    answer = tools.rehearse(*options, "--wrap=true")
+    return f" Slurm says: {'; '.join(answer.splitlines())}" if answer else ""
 
 
 def _absent_nodes(config: SlurmConfig) -> str:
@@ -206,7 +206,7 @@ def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> I
 
     `gone` states why nodes that fit are unavailable now.
     """
-    said: dict[str, str] = {}
+    objections: dict[str, str] = {}
     for job in jobs:
         answer = tools.rehearse(str(script_of(root, job.name)))
         if not answer:
@@ -216,14 +216,14 @@ def _rehearsal_faults(jobs: Sequence[SlurmJob], root: Path, gone: str = "") -> I
         elif gone and job.kind == "train" and _NO_SUCH_NODE in answer:
             get_logger(__name__).warning("%s cannot start now: %s (Slurm says: %s)", job.name, gone, answer)
         else:
-            said.setdefault(answer, job.name)
-    if not said:
+            objections.setdefault(answer, job.name)
+    if not objections:
         return
     values = {
         "partitions": ", ".join(sorted(tools.partitions())),
         "accounts": ", ".join(tools.accounts(getpass.getuser())) or "see sacctmgr show assoc",
     }
-    for answer, name in said.items():
+    for answer, name in objections.items():
         fixes = [fix for word, fix in _FIXES.items() if word in answer.lower()]
         fix = (
             fixes[0].format(**values)

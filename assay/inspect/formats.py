@@ -186,7 +186,7 @@ def first_records(inputs: InputFiles) -> list[Mapping[str, Any]]:
 def by_text_field(inputs: InputFiles) -> list[InputFiles]:
     """Files of one ending, divided by text field and form.
 
-    Files without a record belong to the largest part. Of many files all count as those of the first.
+    Files without a record belong to the largest part. Above a number of files all count as those of the first.
     """
     if inputs.kind in WITHOUT_FIELDS or not 1 < len(inputs.files) <= _MOST_LOOKED_AT:
         return [inputs]

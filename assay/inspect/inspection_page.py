@@ -65,8 +65,8 @@ def _text_table(one: InspectTable) -> str:
     if not one.rows:
         return f"{one.title}: none"
     if one.whole:
-        said = [". ".join([f"{row[0]}: {row[1]}", *map(str, row[2:])]) for row in one.rows]
-        lines = [*(textwrap.fill(visible(line), _LINE, subsequent_indent="    ") for line in said), one.note]
+        sentences = [". ".join([f"{row[0]}: {row[1]}", *map(str, row[2:])]) for row in one.rows]
+        lines = [*(textwrap.fill(visible(line), _LINE, subsequent_indent="    ") for line in sentences), one.note]
         return "\n".join([one.title, *(f"  {line}" for line in lines)])
     shown = [[_cell(value) for value in row] for row in one.rows[:_ROWS]]
     numeric = [at for at in range(len(one.head)) if all(isinstance(row[at], int) for row in one.rows)]

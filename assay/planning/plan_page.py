@@ -126,11 +126,11 @@ def as_text(rows: list[tuple[str, ...]]) -> list[str]:
 def as_page(plan: Plan, found: list[StepPlan], title: str) -> str:
     """A page that needs no network."""
     parts: list[Html] = [tag("p", title, class_="lead")]
-    said = [line.partition(" ") for line in lines(plan)]
+    predictions = [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines(plan))]
     parts.append(
         tag(
             "section",
-            table("The run", ("part", "prediction"), [(name, rest.strip()) for name, _, rest in said], shown=20),
+            table("The run", ("part", "prediction"), predictions, shown=20),
         )
     )
     rows = layout_rows(plan, found)

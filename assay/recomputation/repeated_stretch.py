@@ -128,9 +128,9 @@ def _recipe(run: LoadedRun, root: Path) -> TrainRecipe:
 
 def _settings(run: LoadedRun, stretch: Stretch) -> Settings:
     """Settings of the stretch's own execution, as its checkpoint states it."""
-    said = stretch.end.run["execution"]
-    layout = {name: said[name] for name in ("micro_batch_size", "zero_stage", "threads") if name in said}
-    layout |= {"rank_invariant": bool(said.get("rank_invariant")), "device": said["device"]}
+    execution = stretch.end.run["execution"]
+    layout = {name: execution[name] for name in ("micro_batch_size", "zero_stage", "threads") if name in execution}
+    layout |= {"rank_invariant": bool(execution.get("rank_invariant")), "device": execution["device"]}
     return replace(
         run.settings,
         checkpoint=CheckpointConfig(every_steps=run.config.checkpoint.every_steps, native=False),

@@ -63,12 +63,12 @@ def trace_page(traced: TracedText) -> str:
 
 
 def _summary(traced: TracedText) -> str:
-    said = (
+    found = (
         f"{traced.covered:,} of {len(traced.text):,} characters ({share(traced.covered / len(traced.text))}) are in "
         f"{len(traced.spans):,} verbatim span(s) of at least {traced.least} characters"
     )
     read = "" if traced.step is None else f"; steps are those of the checkpoint of step {traced.step:,}"
-    return f"{said}, of a corpus of {traced.corpus_documents:,} documents{read}."
+    return f"{found}, of a corpus of {traced.corpus_documents:,} documents{read}."
 
 
 def _counts(span: TracedSpan) -> str:
@@ -77,14 +77,14 @@ def _counts(span: TracedSpan) -> str:
 
 def _words(one: SpanSource, traced: TracedText) -> list[str]:
     """The use of a document in training, in phrases."""
-    said = [] if one.occurrences == 1 else [f"{one.occurrences:,} times in it"]
+    phrases = [] if one.occurrences == 1 else [f"{one.occurrences:,} times in it"]
     if one.held_out:
-        said.append(f"held out for validation {one.held_out:,} time(s), which trains nothing")
+        phrases.append(f"held out for validation {one.held_out:,} time(s), which trains nothing")
     if one.copies > 1:
-        said.append(f"{one.copies:,} copies for training")
+        phrases.append(f"{one.copies:,} copies for training")
     if one.steps is not None:
-        said.append(_steps(one.steps, traced))
-    return [*said, *filter(None, [one.taken_down])]
+        phrases.append(_steps(one.steps, traced))
+    return [*phrases, *filter(None, [one.taken_down])]
 
 
 def _steps(steps: Sequence[int], traced: TracedText) -> str:
@@ -105,8 +105,8 @@ def _marked(traced: TracedText) -> Iterator[Child]:
             yield shown
             continue
         spans = [traced.spans[place - 1] for place in over]
-        said = [f"{place}: {replace_all(span.sources[0].id)}" for place, span in zip(over, spans, strict=True)]
-        yield tag("a", shown, href=f"#span-{over[0]}", title="; ".join(said))
+        sources = [f"{place}: {replace_all(span.sources[0].id)}" for place, span in zip(over, spans, strict=True)]
+        yield tag("a", shown, href=f"#span-{over[0]}", title="; ".join(sources))
 
 
 def _shown(text: str, start: int, end: int, masked: Sequence[Detection]) -> Iterator[str]:

@@ -112,8 +112,8 @@ class ModelConfig(Section):
     """Upper bound of the sequence length, in tokens; rows of the table of learned positions."""
 
     position_embedding: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
-    """How a token knows its place in its document: queries and keys turned (arXiv:2104.09864); a learned or a fixed
-    vector added to the embedding (GPT-2; arXiv:1706.03762, section 3.5); or from the causal mask alone
+    """Encoding of a token's position in its document. rope: queries and keys are rotated (arXiv:2104.09864). learned,
+    sinusoidal: a vector is added to the embedding (GPT-2; arXiv:1706.03762, section 3.5). none: the causal mask alone
     (arXiv:2203.16634)."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base wavelength of the rotary position embedding (arXiv:2104.09864)."""
@@ -129,9 +129,9 @@ class ModelConfig(Section):
     """Divide by the root mean square (arXiv:1910.07467), or subtract the mean and divide by the deviation
     (arXiv:1607.06450)."""
     norm_position: Literal["pre", "post", "sandwich", "reordered"] = "pre"
-    """Where a block normalises: what a part reads (GPT-2; arXiv:2002.04745); the stream after each sum
-    (arXiv:1706.03762), which then has no norm at the end; what a part reads and what it writes (arXiv:2105.13290); or
-    what it writes alone (OLMo 2, arXiv:2501.00656)."""
+    """Place of a block's norms. pre: on the input of each part (GPT-2; arXiv:2002.04745). post: on the residual stream
+    after each sum (arXiv:1706.03762), without a final norm. sandwich: on input and output of each part
+    (arXiv:2105.13290). reordered: on the output alone (OLMo 2, arXiv:2501.00656)."""
     norm_weights: bool = True
     """Give norms a learned scale; False: none, and no bias either (OLMo, arXiv:2402.00838)."""
     rms_norm_eps: float = Field(default=1e-5, gt=0)
@@ -143,7 +143,7 @@ class ModelConfig(Section):
     qk_norm_whole: bool = False
     """With qk_norm: over the channels of all heads together (OLMo 2, arXiv:2501.00656)."""
     embedding_multiplier: float = Field(default=1.0, gt=0)
-    """What embeddings of tokens are multiplied by: sqrt(hidden_size) in Gemma (arXiv:2403.08295)."""
+    """Factor of the token embeddings: sqrt(hidden_size) in Gemma (arXiv:2403.08295)."""
     query_pre_attn_scalar: float | None = Field(default=None, gt=0)
     """Products of queries and keys are divided by its square root (Gemma 2); none: see `attention_scale`."""
 

@@ -67,7 +67,7 @@ class SkipConfig(Section):
     z_score: float = Field(default=8.0, ge=0)
     """A loss this many robust standard deviations above the last accepted ones is a spike; 0 looks for none."""
     window: int = Field(default=128, ge=8)
-    """How many accepted losses a loss is compared with; also the steps over which skips are counted."""
+    """Number of accepted losses that a loss is compared with; also the steps over which skips are counted."""
     warmup_steps: int = Field(default=200, ge=0)
     """Steps before spikes are looked for: a loss that still falls steeply says little about the next one."""
     most_skips: int = Field(default=8, ge=0)
@@ -288,10 +288,10 @@ class EngineConfig(Section):
     """Stage 3: ranks (of one node) that hold a second copy of the weights among them, gathered in the backward pass
     without crossing nodes (hpZ, arXiv:2306.10209); 1 keeps none."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where masters and moments live: on the device, in host memory, or (stage 3) in files below `nvme_path`; the CPU
+    """Place of masters and moments: on the device, in host memory, or (stage 3) in files below `nvme_path`; the CPU
     updates what is not on the device."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Stage 3: where weights are kept between uses: on the device, in host memory, or in files below `nvme_path`."""
+    """Stage 3: place of weights between uses: on the device, in host memory, or in files below `nvme_path`."""
     nvme_path: str | None = None
     """Folder on a fast local disk for what is offloaded to nvme, of one run of a node; worthless after it."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -363,11 +363,11 @@ class TrackingConfig(Section):
     job_type: str = Field(default="train", min_length=1)
     """Job type of the training run, unless WANDB_JOB_TYPE is set; those of the other runs are `data` and `gate`."""
     system_metrics: bool = True
-    """Whether W&B samples processor, memory, network and GPUs of rank 0's node."""
+    """Sample processor, memory, network and GPUs of rank 0's node."""
     alerts: bool = True
-    """Whether W&B alerts when a run diverges, hangs or uses up its energy budget, or when the gate is closed."""
+    """Send alerts when a run diverges, hangs or uses up its energy budget, or when the gate is closed."""
     tensorboard: bool = False
-    """Whether to write TensorBoard's event files, too; needs the extra `tensorboard`."""
+    """Write TensorBoard's event files, too; needs the extra `tensorboard`."""
     mlflow: str = ""
     """MLflow's tracking URI, such as http://host:5000; empty: none. Needs the extra `mlflow`."""
     prometheus: str = ""
@@ -389,9 +389,9 @@ class TaskConfig(Section):
     """
 
     name: str = Field(min_length=1)
-    """How results call it."""
+    """Its name in the results."""
     format: Format
-    """How its records are read, and how they are put to the model (`tasks.py`)."""
+    """Form of its records and of the prompts made from them (`tasks.py`)."""
     path: str = Field(default="", exclude=True)
     """A file (.jsonl, .json, .parquet, each also as .gz but the last), or a folder of them; relative to the run's file.
     Its location decides nothing; its digest is in the key."""

@@ -148,10 +148,10 @@ def _bbq(rows: Iterator[Mapping[str, Any]]) -> Iterator[BenchmarkItem]:
         polarity = row.get("polarity") or row["question_polarity"]
         roles = []
         for number in range(len(choices)):
-            said = [str(part).casefold() for part in row["answer_info"][f"ans{number}"]]
-            named = bool(groups.intersection(said))
+            info = [str(part).casefold() for part in row["answer_info"][f"ans{number}"]]
+            named = bool(groups.intersection(info))
             roles.append(
-                "unknown" if said[-1] == "unknown" else "biased" if named == (polarity == "neg") else "counter"
+                "unknown" if info[-1] == "unknown" else "biased" if named == (polarity == "neg") else "counter"
             )
         category = row.get("category") or row["id"].partition("/")[0].removeprefix("bbq-")
         question = f"{LEAD}{row['context']} {row['question']}"

@@ -2,7 +2,7 @@
 
 The page is in the report's style: one file without scripts or external resources. Texts and tokens are untrusted and
 pass through its escaping. A map has a row for each query, from the top, and a column for each key, from the left; its
-colour is the probability in eight levels. Of a long text each cell stands for several tokens: the mean over its queries
+colour is the probability in eight levels. In a long text each cell stands for several tokens: the mean over its queries
 of the sum over its keys.
 """
 
@@ -75,7 +75,7 @@ def _token(one: Mapping[str, Any]) -> Html:
 
 def _attribution(text: Mapping[str, Any]) -> Html:
     found, tokens = text["attribution"], text["tokens"]
-    said: list[Child] = [
+    note: list[Child] = [
         "The likeliest next token is ", _token(found["target"]),
         f", log probability {found['log_probability']:.3f} nats. The colour is each token's contribution to it: ",
         tag("span", "blue", style=_shade(1.0)), " raises it, ", tag("span", "orange", style=_shade(-1.0)),
@@ -86,7 +86,7 @@ def _attribution(text: Mapping[str, Any]) -> Html:
     if found["integrated_gradients"] is not None:
         names.insert(0, "integrated gradients")
         columns.insert(0, found["integrated_gradients"])
-        said.append(
+        note.append(
             f" Integrated gradients start at {found['baseline_log_probability']:.3f} nats, where each token is the end "
             f"of a document; {found['steps']} steps; the contributions miss the difference by "
             f"{compact(found['completeness_error'])} nats."
@@ -96,7 +96,7 @@ def _attribution(text: Mapping[str, Any]) -> Html:
         [str(place), _token(one), *(f"{column[place]:+.3g}" for column in columns)] for place, one in enumerate(tokens)
     ]
     listed = table("Contributions, nats", ["place", "token", *names], rows, numeric=range(2, 2 + len(names)))
-    return tag("section", tag("h3", "Attribution"), tag("p", said, class_="note"), drawn, listed)
+    return tag("section", tag("h3", "Attribution"), tag("p", note, class_="note"), drawn, listed)
 
 
 def _coloured(name: str, tokens: Sequence[Mapping[str, Any]], values: Sequence[float]) -> list[Html]:

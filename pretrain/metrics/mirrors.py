@@ -45,7 +45,7 @@ from pretrain.metrics.tail import Follower
 _SECONDS = 5.0
 _FINISH_SECONDS = 30.0  # of the minute that Slurm and the launcher leave to a rank that saves
 _KEY, _ROWS = "assay.key", "assay.rows"
-# Of an exit code; after one of "KILLED" the same command continues.
+# Exit status -> state of the run; after one of "KILLED" the same command continues.
 _STATES = {0: "FINISHED"} | dict.fromkeys((Preempted.exit_code, BudgetReached.exit_code, 128 + signal.SIGINT), "KILLED")
 _MOST_METRICS, _MOST_PARAMETERS, _MOST_CHARACTERS = 1000, 100, 500  # of a request, and of a parameter's value
 _REFUSED = re.compile(r"[^\w./ -]")  # characters that MLflow refuses in names

@@ -28,7 +28,7 @@ class Sharing:
     owned: tuple[tuple[str, torch.Size], ...]
     """Names and shapes of the matrices that this rank owns."""
     crossing: bool
-    """Whether any rank holds a piece of another's matrix; equal on all ranks."""
+    """True where any rank holds a piece of another's matrix; equal on all ranks."""
     group: Any = None
     """Ranks among which ZeRO cut the flat; None: all."""
 

@@ -6,7 +6,7 @@
 
 One line per check, with its figures. A fault that another node would not have names the node ("bad-node=...;") and ends
 with status 69: the job script excludes the node and requests another. A fault that every node would have (no room below
-the root, a root that is not shared) names none. Of a finished run nothing is checked.
+the root, a root that is not shared) names none. A finished run is not checked.
 
 The nodes meet by files below the root first, which proves that they share it, and then by the network, over which they
 compare their clocks: file times are not trusted. The first node names the nodes that do not arrive. Price: about ten
@@ -309,7 +309,7 @@ def exchange(store: distributed.Store, ranks: Ranks) -> list[tuple[float, float]
 def clock(offsets: Sequence[tuple[float, float]], ranks: Ranks, names: Sequence[str]) -> NodeFinding:
     """Check this node's clock against the majority.
 
-    A first node whose clock is off is therefore named, and not all the others. Of two nodes that differ, either may be
+    A first node whose clock is off is therefore named, and not all the others. If two nodes differ, either may be
     wrong: both are excluded.
     """
     ahead, bound = offsets[ranks.rank]

@@ -1,12 +1,12 @@
 """Trainings of the mixture experiment: weights and shares of the sources.
 
-A training is the run with other weights and fewer steps. Of each source it reads as large a share of the rows as its
+A training is the run with other weights and fewer steps. It reads each source's rows in the share that its
 steps are of the run's (`train.source_share`), so with the same weights each source is repeated as often as in the whole
 run. Without that a scarce source looks better in small trainings than it is: they hardly repeat it (arXiv:2606.07597).
 
-The first mixture is the run's own. Each further one is, of many candidates, the farthest from those chosen (in shares
-of the caps), so the corners come first and then what lies between. A cap is what `max_epochs` readings of a source are
-of the run's rows.
+The first mixture is the run's own. Each further one is the candidate that is farthest from those chosen (in
+shares of the caps), so the corners come first and then the points between them. A cap is the share of the run's rows
+that `max_epochs` readings of a source are.
 """
 
 from __future__ import annotations
