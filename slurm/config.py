@@ -189,6 +189,11 @@ class SlurmConfig(Section):
         """Training processes on each node."""
         return self.processes_per_node or max(1, self.gpus_per_node)
 
+    def placement(self, *, data: bool) -> dict[str, str]:
+        """Partition, account and qos of training and evaluation, or of all other jobs."""
+        shared = {"partition": self.partition, "account": self.account, "qos": self.qos}
+        return {name: getattr(self, f"data_{name}") or value for name, value in shared.items()} if data else shared
+
 
 def site_path() -> Path:
     """The site's file, whether it is there or not."""

@@ -114,9 +114,7 @@ def _options(run: str, name: str, kind: Kind, config: SlurmConfig, tasks: int) -
     texts = {
         "job-name": f"{run}.{name}",
         "output": "/dev/null",  # each attempt opens its own log; a job whose log Slurm cannot open fails for good
-        "partition": config.partition if model else config.data_partition or config.partition,
-        "account": config.account if model else config.data_account or config.account,
-        "qos": config.qos if model else config.data_qos or config.qos,
+        **config.placement(data=not model),
         "reservation": config.reservation,
         "constraint": config.constraint if model else "",
         "exclude": config.exclude,

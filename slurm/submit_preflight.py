@@ -131,7 +131,7 @@ def _cluster_faults(config: SlurmConfig) -> Iterator[str]:
         return [known[name] for name in names.split(",")] if names else default
 
     yield from _time_faults(config, "time_limit", named(config.partition))
-    yield from _time_faults(config, "data_time_limit", named(config.data_partition or config.partition))
+    yield from _time_faults(config, "data_time_limit", named(config.placement(data=True)["partition"]))
     yield from _node_faults(config, named(config.partition), all_nodes)
 
 
@@ -249,9 +249,7 @@ def refuse_unshared(paths: Sequence[Path], config: SlurmConfig) -> None:
             continue
         fix = "Choose a --root, and a place for the run's file and its sources, on the cluster's shared file system."
         values = {
-            "partition": config.data_partition or config.partition,
-            "account": config.data_account or config.account,
-            "qos": config.data_qos or config.qos,
+            **config.placement(data=True),
             "reservation": config.reservation,
             "exclude": config.exclude,
         }
@@ -304,16 +302,15 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
     `entries` states for each job, by its name, how many are submitted now.
     """
     model = [job for job in jobs if job.kind in ("train", "evaluate")]
-    data = [job for job in jobs if job not in model]
+    others = [job for job in jobs if job not in model]
     bounds = [(jobs, "the cluster (MaxJobCount)", int(tools.settings().get("MaxJobCount", "0") or 0))]
     user = getpass.getuser()
-    for of_qos, qos, account in (
-        (model, config.qos, config.account),
-        (data, config.data_qos or config.qos, config.data_account or config.account),
-    ):
-        same = (config.data_qos or config.qos, config.data_account or config.account) == (config.qos, config.account)
-        among = jobs if same else of_qos
-        bounds += [(among, name, most) for name, most in tools.submit_limits(user, account, qos).items()]
+    of_model, of_others = (
+        (one["account"], one["qos"]) for one in (config.placement(data=kind) for kind in (False, True))
+    )
+    for of_kind, charged in ((model, of_model), (others, of_others)):
+        among = jobs if of_model == of_others else of_kind
+        bounds += [(among, name, most) for name, most in tools.submit_limits(user, *charged).items()]
     warned: set[str] = set()
     for among, name, most in bounds:
         needed = sum(entries[job.name] for job in among)
@@ -323,10 +320,10 @@ def over_limits(jobs: Sequence[SlurmJob], entries: Mapping[str, int], config: Sl
         if needed > most:
             found = f"{needed:,} entries in the queue (jobs and tasks of arrays), of which {name} allows {most:,}."
             yield f"{found} {_fitting_setting(among, most)}"
-        elif (others := tools.mine()) + needed > most:
+        elif (queued := tools.mine()) + needed > most:
             get_logger(__name__).warning(
                 "%s allows %s entries in the queue; this run has %s, and you have %s already: sbatch may refuse it",
-                name, f"{most:,}", f"{needed:,}", f"{others:,}",
+                name, f"{most:,}", f"{needed:,}", f"{queued:,}",
             )  # fmt: skip
 
 

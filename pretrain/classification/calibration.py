@@ -48,9 +48,9 @@ def fit_temperature(logits: Floats, numbers: Integers) -> float:
     return math.exp(float(found.x))
 
 
-def reliability(chances: Floats, numbers: Integers) -> list[dict[str, Any]]:
+def reliability(probs: Floats, numbers: Integers) -> list[dict[str, Any]]:
     """Accuracy and mean probability of each bin that has documents."""
-    highest, right, places = _binned(chances, numbers)
+    highest, right, places = _binned(probs, numbers)
     rows = []
     for place in np.unique(places).tolist():
         mine = places == place
@@ -61,16 +61,16 @@ def reliability(chances: Floats, numbers: Integers) -> list[dict[str, Any]]:
     return rows
 
 
-def calibration_errors(chances: Floats, numbers: Integers, weights: Floats) -> Floats:
+def calibration_errors(probs: Floats, numbers: Integers, weights: Floats) -> Floats:
     """ECE under each row of weights [resamples, documents]."""
-    highest, right, places = _binned(chances, numbers)
+    highest, right, places = _binned(probs, numbers)
     gaps = np.zeros((len(numbers), BINS))
     gaps[np.arange(len(numbers)), places] = right - highest
     return np.abs(weights @ gaps).sum(1) / weights.sum(1)
 
 
-def _binned(chances: Floats, numbers: Integers) -> tuple[Floats, Floats, Integers]:
+def _binned(probs: Floats, numbers: Integers) -> tuple[Floats, Floats, Integers]:
     """Probability of the predicted label, whether it is right, and its bin."""
-    highest = chances.max(1)
-    right = (chances.argmax(1) == numbers).astype(float)
+    highest = probs.max(1)
+    right = (probs.argmax(1) == numbers).astype(float)
     return highest, right, np.minimum((highest * BINS).astype(np.int64), BINS - 1)

@@ -98,13 +98,13 @@ def classify(
         fitted = 1.0
         if len(validation.numbers):
             fitted = fit_temperature(logits_of(model, validation.tokens), validation.numbers)
-        chances = probabilities(logits, fitted)
+        probs = probabilities(logits, fitted)
         lines = [
             json.dumps({
                 "id": name, "label": recipe.labels[true], "predicted": recipe.labels[int(row.argmax())],
                 "probabilities": [round(value, 6) for value in row.tolist()],
             }, ensure_ascii=False)
-            for name, true, row in zip(test.names, test.numbers.tolist(), chances, strict=True)
+            for name, true, row in zip(test.names, test.numbers.tolist(), probs, strict=True)
         ]  # fmt: skip
         write_text(folder / "predictions.json", "[\n" + ",\n".join(lines) + "\n]\n")
         stats = {
@@ -160,7 +160,7 @@ def figures(
     whole = np.ones((1, count))
     right = (predicted == numbers).astype(float)
     before, after = probabilities(logits), probabilities(logits, temperature)
-    resampled = [calibration_errors(chances, numbers, weights) for chances in (before, after)]
+    resampled = [calibration_errors(probs, numbers, weights) for probs in (before, after)]
     spread = float(np.var(weights @ right / weights.sum(1)))
     effective = effective_size(float(right.mean()), spread, len(names), count)
     accuracy = wilson(float(right.mean()) * effective, effective)
@@ -181,17 +181,17 @@ def figures(
             "temperature": round(temperature, 6),
             **{
                 when: {
-                    "ece": _row(float(calibration_errors(chances, numbers, whole)[0]), *_interval(found)),
+                    "ece": _row(float(calibration_errors(probs, numbers, whole)[0]), *_interval(found)),
                     "nats": round(float(cross_entropies(logits, numbers, divisor).mean()), 6),
-                    "reliability": reliability(chances, numbers),
+                    "reliability": reliability(probs, numbers),
                 }
-                for when, chances, found, divisor in (
+                for when, probs, found, divisor in (
                     ("before", before, resampled[0], 1.0),
                     ("after", after, resampled[1], temperature),
                 )
             },
             "ece_change": _row(
-                float(np.subtract(*(calibration_errors(chances, numbers, whole)[0] for chances in (after, before)))),
+                float(np.subtract(*(calibration_errors(probs, numbers, whole)[0] for probs in (after, before)))),
                 *_interval(resampled[1] - resampled[0]),
             ),
         },

@@ -178,7 +178,7 @@ def _norms(engine: Wrapped, gradients: dict[str, torch.Tensor]) -> dict[str, tor
     """L2 norm of each group's gradient, fp64, added up by parameter."""
     labels = dict.fromkeys(group["label"] for group in optimizer_of(engine).param_groups)
     squares = {label: torch.zeros((), dtype=torch.float64) for label in labels}
-    names = {parameter: name for name, parameter in engine.parameters()}
+    names = engine.parameter_names()
     label_of = {names[member]: group["label"] for _, group, members in flats(engine) for member in members}
     for name, gradient in gradients.items():
         squares[label_of[name]] += torch.linalg.vector_norm(gradient).double().square()
@@ -197,7 +197,7 @@ def _clip(
     if isinstance(optimizer, Muon):
         optimizer.clip(norms)
         over, optimizer.grad_scale = optimizer.grad_scale if optimizer.grad_scale is not None else over, None
-        names = {parameter: name for name, parameter in engine.parameters()}
+        names = engine.parameter_names()
         rest = [members for _, group, members in flats(engine) if group["kind"] != "muon"]
         clipped = [gradients[names[member]] for members in rest for member in members]
     if over > 1 and clipped:
@@ -210,10 +210,10 @@ def _update(engine: Wrapped, gradients: dict[str, torch.Tensor], factor: float) 
     listed = [group["params"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["params"], group["lr"] = [], group["base_lr"] * factor
-    for flat, group, lying in owned:
+    for flat, group, local in owned:
         group["params"].append(flat)  # DeepSpeed lists none at stage 3
         flat.grad = torch.zeros_like(flat)
-        for fragment in lying:
+        for fragment in local:
             fragment.place(flat.grad).copy_(fragment.cut(gradients[fragment.name]))
     optimizer.step()
     for group, parameters in zip(optimizer.param_groups, listed, strict=True):

@@ -174,10 +174,10 @@ def _refresh_gathered(optimizer: Any) -> None:
 def _owned(engine: Wrapped) -> Iterator[tuple[Fragment, dict[str, torch.Tensor]]]:
     """This rank's fragments, with short-lived views of masters and moments."""
     state = optimizer_of(engine).state
-    for index, (flat, group, lying) in enumerate(fragments(engine)):
+    for index, (flat, group, local) in enumerate(fragments(engine)):
         with in_memory(engine, index):
             flats = {MASTER: flat, **moments_of(state, flat, group)}
-            for fragment in lying:
+            for fragment in local:
                 yield fragment, {kind: fragment.place(values.detach()) for kind, values in flats.items()}
 
 

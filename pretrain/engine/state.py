@@ -80,7 +80,7 @@ def fragments(engine: Wrapped) -> list[tuple[torch.Tensor, dict[str, Any], list[
 
     Every rank has the same tensors in the same order; one may hold nothing, or zeros after its last fragment.
     """
-    names = {parameter: name for name, parameter in engine.parameters()}
+    names = engine.parameter_names()
     return [(flat, group, list(_fragments_of(engine, flat, members, names))) for flat, group, members in flats(engine)]
 
 
@@ -154,7 +154,7 @@ def scalars_of(engine: Wrapped) -> dict[str, dict[str, float]] | None:
     optimizer, found = optimizer_of(engine), {}
     if not isinstance(optimizer, OwnOptimizer):
         return None
-    names = {parameter: name for name, parameter in engine.parameters()}
+    names = engine.parameter_names()
     for flat, group, members in flats(engine):
         held = optimizer.state[flat]
         values = {name: float(held[name]) for name in group["scalars"] if name in held}
@@ -167,7 +167,7 @@ def restore_scalars(engine: Wrapped, values: dict[str, dict[str, float]] | None)
     optimizer = optimizer_of(engine)
     if values is None or not isinstance(optimizer, OwnOptimizer):
         return
-    names = {parameter: name for name, parameter in engine.parameters()}
+    names = engine.parameter_names()
     for flat, group, members in flats(engine):
         held = values[names[members[0]]]
         kinds = group["scalars"].items()
@@ -176,11 +176,11 @@ def restore_scalars(engine: Wrapped, values: dict[str, dict[str, float]] | None)
 
 def _places(engine: Wrapped) -> dict[str, tuple[int, torch.Tensor, dict[str, Any], Fragment | None]]:
     """Index, flat, group and local fragment of each parameter."""
-    names = {parameter: name for name, parameter in engine.parameters()}
+    names = engine.parameter_names()
     places = {}
     both = zip(fragments(engine), flats(engine), strict=True)
-    for index, ((_, _, lying), (flat, group, members)) in enumerate(both):
-        here = {fragment.name: fragment for fragment in lying}
+    for index, ((_, _, local), (flat, group, members)) in enumerate(both):
+        here = {fragment.name: fragment for fragment in local}
         places |= {names[member]: (index, flat, group, here.get(names[member])) for member in members}
     return places
 
@@ -213,11 +213,11 @@ def prepare_moments(engine: Wrapped, step: int) -> None:
 def _sharings(engine: Wrapped) -> dict[torch.Tensor, Sharing]:
     """Sharing of Muon's matrices among ranks, by flat. Collective."""
     found = {}
-    for (flat, group, lying), (_, _, members) in zip(fragments(engine), flats(engine), strict=True):
+    for (flat, group, local), (_, _, members) in zip(fragments(engine), flats(engine), strict=True):
         if group["kind"] == "muon":
             ranks = _group_of(engine, members[0])
             held: list[Any] = [None] * torch.distributed.get_world_size(ranks)
-            torch.distributed.all_gather_object(held, lying, group=ranks)
+            torch.distributed.all_gather_object(held, local, group=ranks)
             found[flat] = plan(held, torch.distributed.get_rank(ranks), ranks)
     return found
 
@@ -246,16 +246,16 @@ def _gradients(engine: Wrapped) -> Iterator[tuple[dict[str, Any], list[torch.Ten
     averaged = getattr(zero, "averaged_gradients", {})
     if hasattr(zero, "fp32_groups_gradient_flat_partition"):
         averaged = {index: [flat] for index, flat in enumerate(zero.fp32_groups_gradient_flat_partition)}
-    for index, (flat, group, lying) in enumerate(fragments(engine)):
+    for index, (flat, group, local) in enumerate(fragments(engine)):
         if in_files(engine, index):
             yield group, gradient_norms_of(engine, index)
         elif averaged.get(index) is not None:
             held = [gradient for gradient in averaged[index] if gradient is not None]
-            yield group, _counting_gradients(engine, held, lying)
+            yield group, _counting_gradients(engine, held, local)
         elif flat.grad is not None:  # stage 0, and optimizer state in host memory
             if engine.zero_stage == 0 and engine.expert_parts.rank > 0 and not marked(flat):
                 continue  # all expert ranks have it, and it counts on the first
-            yield group, _counting_gradients(engine, [flat.grad], lying)
+            yield group, _counting_gradients(engine, [flat.grad], local)
 
 
 def _ranks_of_norms(engine: Wrapped) -> list[Any]:
@@ -269,7 +269,7 @@ def _ranks_of_norms(engine: Wrapped) -> list[Any]:
     return [engine.tensor_parts.group] if engine.zero_stage == 0 else [_group(engine), engine.tensor_parts.group]
 
 
-def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], lying: list[Fragment]) -> list[torch.Tensor]:
+def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], local: list[Fragment]) -> list[torch.Tensor]:
     """Gradients of a flat that count in sums over all ranks.
 
     Tensor ranks' duplicates count on the first.
@@ -286,7 +286,7 @@ def _counting_gradients(engine: Wrapped, gradients: list[torch.Tensor], lying: l
         among_all = engine.zero_stage == 3 and _group_of(engine, named[name]).size() > engine.gradient_ranks
         return among_all or parts.axis(name) is not None
 
-    own = [fragment for fragment in lying if alone(fragment.name)]
+    own = [fragment for fragment in local if alone(fragment.name)]
     if len(gradients) == 1:
         return [fragment.place(gradients[0]) for fragment in own]
     starts = itertools.accumulate(map(torch.numel, gradients), initial=0)

@@ -38,3 +38,7 @@ class Wrapped:
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """This rank's trained parameters by name, in order, tied ones once."""
         return [pair for pair in self.deepspeed.module.named_parameters() if pair[1].requires_grad]
+
+    def parameter_names(self) -> dict[nn.Parameter, str]:
+        """Name of each of `parameters`."""
+        return {parameter: name for name, parameter in self.parameters()}

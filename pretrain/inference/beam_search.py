@@ -4,8 +4,8 @@ They are those of arXiv:1706.03762, section 6.1, and arXiv:1609.08144, eq. 14. A
 included, scores log P / ((5 + n) / 6)^alpha. The best unfinished hypotheses of a source, as many as the beam is wide,
 go on. One ends where its end is among the best continuations of all, twice as many as the beam is wide, as in the
 paper's own code: an end of any rank would let a weak model stop at once. The search ends once none of them can beat the
-best finished one, or at the most tokens (length of the source + 50, within the context). Of equal chances the one whose
-hypothesis was better so far goes first, then the lower id.
+best finished one, or at the most tokens (length of the source + 50, within the context). Of two equally probable
+continuations that of the hypothesis that was better so far goes first, then the lower id.
 
 Sources of like length are searched together: one pass of the decoder reads the last token of every live hypothesis.
 Keys and values of a source are computed once, and its hypotheses attend over them as queries of one row. Those of the
@@ -197,9 +197,9 @@ class _Memory:
 
 
 class _Live(NamedTuple):
-    """A continuation: chance, row of its hypothesis, source, ids."""
+    """A continuation: log probability, row of its hypothesis, source, ids."""
 
-    chance: float
+    log_prob: float
     row: int
     source: int
     ids: tuple[int, ...]
@@ -219,13 +219,13 @@ def _search(
         logits, grown = memory.logits(last, owners, time, caches)[:, :size], list[_Live]()
         ranked = _continuations(logits, scores.to(memory.device), owners, 2 * beam.width)
         for source, group in itertools.groupby(ranked, key=lambda one: live[one[1]].source):
-            best = [_Live(chance, row, source, (*live[row].ids, token)) for chance, row, token in group]
+            best = [_Live(log_prob, row, source, (*live[row].ids, token)) for log_prob, row, token in group]
             going = [one for one in best if one.ids[-1] != end][: beam.width]
             ended = next((one for one in best if one.ids[-1] == end), None)
-            if ended and (score := ended.chance / beam.penalty(time + 1)) > found[source].score:
+            if ended and (score := ended.log_prob / beam.penalty(time + 1)) > found[source].score:
                 found[source] = Hypothesis(ended.ids[:-1], score)
             # A log probability only falls, and no penalty exceeds that of the most tokens.
-            reached, last_token = going[0].chance / beam.penalty(most[source]), time + 1 == most[source]
+            reached, last_token = going[0].log_prob / beam.penalty(most[source]), time + 1 == most[source]
             if last_token and found[source].score == -math.inf:
                 found[source] = Hypothesis(going[0].ids, reached)  # cut
             if last_token or reached <= found[source].score:
@@ -240,7 +240,7 @@ def _search(
             memory.keep(left)
         for cache in caches:
             cache.keep_rows(rows)
-        live, scores = grown, torch.tensor([one.chance for one in grown], dtype=torch.float64)
+        live, scores = grown, torch.tensor([one.log_prob for one in grown], dtype=torch.float64)
         last = torch.tensor([one.ids[-1] for one in grown], device=memory.device)
     return found
 
@@ -264,10 +264,10 @@ def _continuations(
             "the model computes values that are not numbers, so nothing can be translated: its training has diverged. "
             "Take an earlier checkpoint"
         )
-    chances = scores[rows] + (logits[rows, ids].double() - totals[rows])
-    order = chances.argsort(descending=True, stable=True)
+    log_probs = scores[rows] + (logits[rows, ids].double() - totals[rows])
+    order = log_probs.argsort(descending=True, stable=True)
     order = order[owners[rows[order]].argsort(stable=True)]
     sizes = torch.bincount(owners[rows])
     ranks = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[owners[rows[order]]]
     order = order[ranks < count]
-    return zip(chances[order].tolist(), rows[order].tolist(), ids[order].tolist(), strict=True)
+    return zip(log_probs[order].tolist(), rows[order].tolist(), ids[order].tolist(), strict=True)

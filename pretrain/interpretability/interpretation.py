@@ -110,14 +110,14 @@ def _lens(lens: Lens, length: int, name: Name) -> dict[str, Any]:
         {"blocks": blocks, "nats": nats, "divergence": divergence, "agreement": agreement}
         for blocks, (nats, divergence, agreement) in enumerate(columns)
     ]
-    tokens, chances = lens.likeliest.tolist(), lens.probabilities.tolist()
+    tokens, probs = lens.likeliest.tolist(), lens.probabilities.tolist()
     positions = [
         {
             "settled": lens.settled(place),
             "likeliest": [
                 [
-                    {"id": one, "text": name(one), "probability": chance}
-                    for one, chance in zip(tokens[blocks][place], chances[blocks][place], strict=True)
+                    {"id": one, "text": name(one), "probability": prob}
+                    for one, prob in zip(tokens[blocks][place], probs[blocks][place], strict=True)
                 ]
                 for blocks in range(len(tokens))
             ],

@@ -44,7 +44,7 @@ def logit_lens(model: LoadedModel, residual: Sequence[torch.Tensor], ids: Sequen
     `most` tokens are kept at each position.
     """
     most = min(most, model.vocabulary_size)
-    nats, divergence, agreement, tokens, chances = [], [], [], [], []
+    nats, divergence, agreement, tokens, probs = [], [], [], [], []
     targets = torch.tensor(list(ids[1:]), device=residual[0].device)
     for stream in residual:
         sums, found, shares = torch.zeros(3), [], []
@@ -62,8 +62,8 @@ def logit_lens(model: LoadedModel, residual: Sequence[torch.Tensor], ids: Sequen
         divergence.append(max(0.0, float(sums[1]) / len(stream)))
         agreement.append(float(sums[2]) / len(stream))
         tokens.append(torch.cat(found))
-        chances.append(torch.cat(shares))
-    return Lens(nats, divergence, agreement, torch.stack(tokens).cpu(), torch.stack(chances).cpu())
+        probs.append(torch.cat(shares))
+    return Lens(nats, divergence, agreement, torch.stack(tokens).cpu(), torch.stack(probs).cpu())
 
 
 def _log_probabilities(model: LoadedModel, stream: torch.Tensor) -> torch.Tensor:

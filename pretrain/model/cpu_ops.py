@@ -180,14 +180,14 @@ def _attend_gradients(
     for_q, for_k, for_v = _tokens_first(gradient), torch.empty_like(k), torch.empty_like(v)
     for number, first in reversed([*enumerate(starts)]):
         queries, keys = _block(number, first, shape[2])
-        own, chances = kept[2 * number : 2 * number + 2]
+        own, probs = kept[2 * number : 2 * number + 2]
         into = _queries(gradient, queries)
         slopes = torch.bmm(into, v[:, keys].contiguous().transpose(1, 2))
-        given = (slopes, chances, firsts)
+        given = (slopes, probs, firsts)
         run_in_threads(softmax_gradient, len(slopes), given, queries.start, first, np.float32(scale))
         for_q[:, :, queries] = torch.bmm(slopes, k[:, keys].contiguous()).view(*shape[:2], *own.shape[1:])
         _gather(for_k, keys, slopes, own, number == last)
-        _gather(for_v, keys, chances, into, number == last)
+        _gather(for_v, keys, probs, into, number == last)
     return for_q, for_k.view(shape), for_v.view(shape)
 
 
@@ -214,18 +214,18 @@ def _(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor, s
 @torch.library.custom_op("assay::block_attention_gradients", mutates_args=())
 def _traced_gradients(
     gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor,
-    chances: Sequence[torch.Tensor], scale: float,
+    probs: Sequence[torch.Tensor], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     kept = []
-    for number, one in enumerate(chances):
+    for number, one in enumerate(probs):
         kept += [_queries(q, _block(number, 0, q.shape[2])[0]), one]
-    return _attend_gradients(gradient, k, v, firsts, kept, [0] * len(chances), scale)
+    return _attend_gradients(gradient, k, v, firsts, kept, [0] * len(probs), scale)
 
 
 @_traced_gradients.register_fake
 def _(
     gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, firsts: torch.Tensor,
-    chances: Sequence[torch.Tensor], scale: float,
+    probs: Sequence[torch.Tensor], scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     return _tokens_first(gradient), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -236,8 +236,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None
 
 
 def _differentiate(ctx: Any, gradients: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
-    q, k, v, firsts, *chances = ctx.saved_tensors
-    return *_traced_gradients(gradients[0], q, k, v, firsts, chances, ctx.scale), None, None
+    q, k, v, firsts, *probs = ctx.saved_tensors
+    return *_traced_gradients(gradients[0], q, k, v, firsts, probs, ctx.scale), None, None
 
 
 traced_block_attention.register_autograd(_differentiate, setup_context=_keep)

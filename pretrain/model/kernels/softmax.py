@@ -84,7 +84,7 @@ def softmax(_part: int, begin: int, finish: int, logits: Any, firsts: Any, befor
 
 @kernel
 def softmax_gradient(
-    _part: int, begin: int, finish: int, into: Any, chances: Any, firsts: Any, before: int, base: int, scale: Any
+    _part: int, begin: int, finish: int, into: Any, probs: Any, firsts: Any, before: int, base: int, scale: Any
 ) -> None:
     """Gradient of softmax inputs from that of probabilities, in place.
 
@@ -96,9 +96,9 @@ def softmax_gradient(
         seen = firsts[head // heads]
         for query in range(queries):
             start, end = seen[before + query] - base, before + query + 1 - base
-            row, chance = into[head, query, start:end], chances[head, query, start:end]
-            mean = _product(chance, row)
+            row, prob = into[head, query, start:end], probs[head, query, start:end]
+            mean = _product(prob, row)
             for key in range(len(row)):
-                row[key] = stored(scale * number(chance[key]) * (number(row[key]) - mean), row[key])
+                row[key] = stored(scale * number(prob[key]) * (number(row[key]) - mean), row[key])
             into[head, query, :start] = 0
             into[head, query, end:] = 0
