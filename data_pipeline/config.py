@@ -38,7 +38,7 @@ class DataConfig(Section):
     """The data half of a run's file: one field for each stage."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
-    """Where raw text comes from, in the order in which ties between duplicates are broken."""
+    """Sources of raw text, in the order in which ties between duplicates are broken."""
     ingest: IngestConfig = IngestConfig()
     lists: BlocklistsConfig | None = None
     """Block lists and word lists, which `clean` uses; absent: none."""

@@ -52,7 +52,7 @@ class Traced:
 
     shard: Path
     offset: int
-    """Of the token in its shard."""
+    """Place of the token in its shard."""
     token: int
     place: int
     """The document's number in the shard, from 0."""
@@ -68,7 +68,7 @@ class Traced:
     synthetic: str
     """The model that wrote the document, its seed and prompt, in words; "" where people wrote it."""
     problem: str
-    """What could not be recovered, in words; "" when all was."""
+    """Parts that could not be recovered, in words; "" when all were."""
     mixed: str
     """Copies of the document in the corpus, and its quality bucket, in words; "" without a mixture."""
     chain: tuple[Ancestor, ...]

@@ -190,7 +190,7 @@ class SlurmConfig(Section):
         return self.processes_per_node or max(1, self.gpus_per_node)
 
     def placement(self, *, data: bool) -> dict[str, str]:
-        """Partition, account and qos of training and evaluation, or of all other jobs."""
+        """Partition, account and qos of training and evaluation, or of data jobs."""
         shared = {"partition": self.partition, "account": self.account, "qos": self.qos}
         return {name: getattr(self, f"data_{name}") or value for name, value in shared.items()} if data else shared
 

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_docstrings_open_with_a_short_noun_phrase():
 
 
 def wrong_docstrings(path):
-    """Of the module, classes and functions; code that an export carries along follows the form of its own library."""
+    """Of the module, classes, functions and fields; exported code follows the form of its own library."""
     tree = tree_of(path)
     if "remote_code" in path.parts:
         return []
@@ -192,14 +193,26 @@ def wrong_docstrings(path):
         return ["the module has no docstring"]
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     offences = []
+    opened = [(f"line {text.lineno}", text.value.value) for text in texts_of_fields(tree)]
     for node in (node for node in ast.walk(tree) if isinstance(node, documented)):
         line = (ast.get_docstring(node) or "").split("\n")[0]
         name = getattr(node, "name", "the module")
+        opened.append((name, line))
         if len(line.split()) > 12:
             offences.append(f"{name}: {len(line.split())} words, at most 12: {line}")
-        if re.match(r"(What|Which|Whether|Who|Whom|Whose|Where|When|Why|How|Of|By (which|whom|what))\b", line):
-            offences.append(f"{name}: opens with an interrogative: {line}")
+    for name, text in opened:
+        if re.match(r"(What|Which|Whether|Who|Whom|Whose|Where|When|Why|How|Of|By (which|whom|what))\b", text):
+            offences.append(f"{name}: opens with an interrogative: {text}")
     return offences
+
+
+def texts_of_fields(tree):
+    """Strings that follow an assignment: docstrings of fields and constants."""
+    for body in (node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)):
+        for before, text in itertools.pairwise(body):
+            literal = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if literal and isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(text.value.value, str):
+                yield text
 
 
 def test_no_dialect():

@@ -91,7 +91,7 @@ class PassageIndex:
 
     index: Index
     names: tuple[tuple[str, str, str], ...]
-    """Of each passage: set, item, part."""
+    """Set, item and part of each passage."""
     sizes: Integers
     """Words of each passage."""
     lengths: Integers
@@ -188,7 +188,7 @@ class _Candidates:
     rows: Integers
     """The first text."""
     texts: Integers
-    """How many texts: more than one of a whole item."""
+    """Number of texts: more than one of a whole item."""
     measures: Measures
 
     def at(self, places: Sequence[int] | Integers) -> _Candidates:

@@ -85,13 +85,13 @@ class ClassifierConfig(Section):
     epochs: int = Field(default=5, ge=1, le=100)
     """Passes over the documents."""
     learning_rate: float = Field(default=0.5, gt=0)
-    """Of AdaGrad."""
+    """Learning rate of AdaGrad."""
     penalty: float = Field(default=1e-6, ge=0)
     """L2 penalty on the weights that a document touches."""
     held_out_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of the labelled documents that is not trained on and gives the metrics."""
     seed: int = Field(default=0, ge=0)
-    """Of the order of the documents."""
+    """Seed of the order of the documents."""
     min_score: float | None = None
     """Documents that score below are removed; absent: none. From 0 to 1, but for a `model` that gives a number."""
     max_score: float | None = None

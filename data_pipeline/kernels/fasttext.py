@@ -50,7 +50,7 @@ class FastTextModel:
     """Open addressing by a word's hash: the word's number, or -1."""
     word_bytes: npt.NDArray[np.uint8]
     word_ends: npt.NDArray[np.int64]
-    """Where each word ends in `word_bytes`."""
+    """End of each word in `word_bytes`."""
     kept: npt.NDArray[np.uint64]
     """A bit for each bucket of n-grams: whether it was kept when the model was pruned. It fits a core's cache."""
     grams_before: npt.NDArray[np.int32]

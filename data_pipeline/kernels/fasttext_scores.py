@@ -60,7 +60,7 @@ class TextClassifier:
     """Number of the word that ends a line, or -1."""
     loss: int
     paths: tuple[Integers, ...]
-    """Of a hierarchical softmax: [steps, 2] a label, row of the output and 1 for its right child."""
+    """Hierarchical softmax: [steps, 2] a label, row of the output and 1 for its right child."""
 
 
 def load_classifier(path: Path) -> TextClassifier:

@@ -66,13 +66,13 @@ class Index:
     keys: Words
     """The seeds' hashes, distinct, sorted."""
     starts: Integers
-    """Where the places of each seed begin in `places`; one more than there are seeds."""
+    """Begin of each seed's places in `places`; one more than there are seeds."""
     places: Integers
     """Indices of words at which a seed begins."""
     longer: npt.NDArray[np.bool_]
     """For each seed: whether there are places that are looked up by twice as many words."""
     directory: Integers
-    """Where the keys with these leading bits begin."""
+    """Begin of the keys with these leading bits."""
     bitmap: npt.NDArray[np.uint64]
     """A bit for each key, at the place given by its last bits."""
 

@@ -36,7 +36,7 @@ class _Rule(NamedTuple):
     kind: str
     passes: Callable[[str], bool]
     bare: bool
-    """Whether it is detected without a word that names it."""
+    """True if it is detected without a word that names it."""
 
 
 def _any_document(number: str) -> bool:

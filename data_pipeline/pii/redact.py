@@ -52,7 +52,7 @@ class PiiConfig(Section):
     types: tuple[str, ...] = Field(default=tuple(FAMILIES))
     """Types to find, or families of them (contact, network, payment, national_id, secret); none finds nothing."""
     action: Action = "replace"
-    """What is done with a finding: "replace" it by its type, "mask" its letters, "pseudonymise" or only "count" it."""
+    """Treatment of a finding: "replace" it by its type, "mask" its letters, "pseudonymise" or only "count" it."""
     actions: dict[str, Action] = Field(default_factory=dict)
     """Other actions for some types or families; a type's own entry goes before its family's."""
     key_file: str = ""
@@ -102,7 +102,7 @@ class RedactSettings(Section):
     actions: dict[str, Action]
     """The action of each type that is looked for."""
     key_fingerprint: str
-    """Of the key of the pseudonyms; "" when none are made."""
+    """Fingerprint of the key of the pseudonyms; "" when none are made."""
     canary_bytes: int
     """As in `PiiConfig`."""
     seed: int

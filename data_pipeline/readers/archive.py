@@ -49,10 +49,10 @@ class Member:
 
     name: str
     size_bytes: int
-    """When unpacked."""
+    """Size when unpacked."""
     open: Callable[[], IO[bytes]]
     fault: str = ""
-    """Why it cannot be read, where that is known without reading it; then `open` raises it."""
+    """Reason why it cannot be read, where that is known without reading it; then `open` raises it."""
     ordinal: int = 0
 
 

@@ -100,7 +100,7 @@ class Record:
     opt_out: str = ""
     """The rights holder's signals, joined by a blank; "none": searched, none found; "": not searched."""
     opt_out_fetched: str = ""
-    """When those signals were read, ISO 8601; "": not searched."""
+    """Time at which those signals were read, ISO 8601; "": not searched."""
     columns: str = ""
     """The row's other values that the source keeps, a JSON object; "" where it keeps none."""
 

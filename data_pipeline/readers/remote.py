@@ -61,9 +61,9 @@ class RemoteIdentity(Section):
     url: str
     """Without query and password."""
     secret_sha256: str
-    """Of the URL's query and password; "" where it has none."""
+    """Digest of the URL's query and password; "" where it has none."""
     facts: tuple[str, ...]
-    """What the server says of the file, `name=value`; or the SHA-256 of what it gave, where it says nothing."""
+    """The server's facts about the file, `name=value`; without any, the SHA-256 of the content."""
 
 
 def is_url(pattern: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MAX_ROBOTS_BYTES = 500 << 10
-"""What a crawler has to read at least (RFC 9309, 2.5); the rest of a longer file is not read."""
+"""Bytes that a crawler must read at least (RFC 9309, 2.5); the rest of a longer file is not read."""
 EVERYONE = "*"
 _AGENT = ("user-agent", "useragent", "user agent")
 _DISALLOW = ("disallow", "dissallow", "dissalow", "disalow", "diasllow", "disallaw")

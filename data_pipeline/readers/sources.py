@@ -82,7 +82,7 @@ class Origin(Section):
     language: str = Field(default="", pattern=r"^([a-z]{2,3}(-[A-Za-z0-9]+)*)?$")
     """ISO 639 code of the texts where the source is of one language; a hint, the documents are still identified."""
     url: str = ""
-    """Where the source is described."""
+    """Page that describes the source."""
     synthetic_by: str = Field(default="", exclude_if=not_)
     """The model that wrote the texts, where they are synthetic; "": people did. Gates, report and forms count them."""
 
@@ -174,7 +174,7 @@ class _Paths(Section):
     (s3://, hf://, https://, memory://, file:// and what else fsspec knows), with the same wildcards where it can
     list."""
     follow_links: bool = False
-    """Whether a file may be reached through a symbolic link that leads out of its pattern's folder."""
+    """Allow files behind a symbolic link that leads out of its pattern's folder."""
 
     @property
     def elsewhere(self) -> bool:
@@ -476,14 +476,14 @@ class HubSource(_Rows):
     revision: str = Field(default="", pattern=r"^[A-Za-z0-9._/-]*$")
     """The hub's commit, or a branch or tag, whose commit is looked up once and written down; "" for local files."""
     config_name: str = ""
-    """Which configuration of the hub's data set; "": its only one."""
+    """Configuration of the hub's data set; "": its only one."""
     files: tuple[str, ...] = ()
     """Shell patterns of Parquet files in the hub's repository ("data/*.parquet"); none: those that are named after the
     split, and where none is, the data set is streamed by one worker."""
     split: str = Field(default="train", pattern=r"^[A-Za-z0-9_.-]+$")
-    """Which split, of a data set of the hub or of a local one that was saved with several."""
+    """Split of a data set of the hub, or of a local one that was saved with several."""
     follow_links: bool = False
-    """Whether a local file may be reached through a symbolic link that leads out of its folder."""
+    """Allow local files behind a symbolic link that leads out of their folder."""
 
     @model_validator(mode="before")
     @classmethod

@@ -60,7 +60,7 @@ class TornRecord:
     reason: str
     """`warc_torn_record` or `warc_bad_header`."""
     data: bytes
-    """What there is, at most `MAX_HEADER_BYTES`."""
+    """The bytes that there are, at most `MAX_HEADER_BYTES`."""
 
 
 def raw_records(path: Path) -> Iterator[RawRecord | TornRecord]:

@@ -27,7 +27,7 @@ from data_pipeline.text_index.index_stage import LISTED_SCHEMA
 from governance.manifest import Manifest
 
 Occurs = Callable[[int, int], bool]
-"""Whether the passage from one character up to another occurs."""
+"""True if the passage from one character up to another occurs."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -72,7 +72,7 @@ class MixConfig(Section):
     temperature: float = Field(default=1.0, ge=1.0)
     """Shares in proportion to size^(1/temperature); 1: to size."""
     temperature_over: Literal["source", "language"] = "language"
-    """Whose shares the temperature evens out."""
+    """Kind of group whose shares the temperature evens out."""
     total_bytes: int | None = Field(default=None, gt=0)
     """UTF-8 bytes to mix, copies counted; none: as many as come in."""
     max_epochs: int = Field(default=4, ge=1)

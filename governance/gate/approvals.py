@@ -29,7 +29,7 @@ class Approval(Signed):
     parent: str
     """The parent's digest; the statement is about the policy's."""
     differences: tuple[str, ...]
-    """What was approved, for the reader: the policy's digest fixes it."""
+    """Approved changes, for the reader: the policy's digest fixes them."""
 
 
 APPROVALS: dict[str, type[Signed]] = {APPROVAL: Approval}

@@ -60,7 +60,7 @@ class GateAction(Section):
     smtp: str = "localhost:25"
     """Mail server, host:port."""
     starttls: bool = False
-    """Whether to encrypt the connection; the server's certificate is verified."""
+    """Encrypt the connection; the server's certificate is verified."""
     user: str = ""
     """Account on the mail server; empty: no login."""
     password_variable: str = ""

@@ -41,7 +41,7 @@ class Gate(Section):
     suite: Suite
     """The table that it judges."""
     expectation: Expectation = "gx"
-    """What is expected of it; not written where `gx` is."""
+    """Name of the expectation; not written where `gx` is."""
     gx: str = Field(default="", exclude_if=not_, pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)?$")
     """Any expectation of Great Expectations by its own name ("expect_column_value_lengths_to_be_between"), or a
     custom class by its dotted path ("mylab.rules:ExpectIt")."""
@@ -79,9 +79,9 @@ class Gate(Section):
     severity: Literal["critical", "warning"] = "critical"
     """A failed critical gate closes; a failed warning is shown."""
     on_inconclusive: Literal["block", "show"] = "block"
-    """What an inconclusive result of a critical gate does."""
+    """Effect of an inconclusive result of a critical gate."""
     owner: str
-    """Who answers for it: a name in `[owners]`."""
+    """Name in `[owners]` of the person who answers for it."""
     why: str = Field(min_length=10)
     """The reason, for the reader of a report."""
 
@@ -157,10 +157,10 @@ class EnergyBudget(Section):
     kilowatt_hours: float = Field(gt=0)
     """The most that may be used, in kWh of electricity at the meters."""
     scope: Literal["root", "training"] = "root"
-    """What counts: "root", all that the root's ledger holds (data, audits, every attempt of every training; reports
+    """Energy that counts: "root", all of the root's ledger (data, audits, every attempt of every training; reports
     apart), or "training", the attempts of one training; data stages are then not bounded."""
     bound: Literal["upper", "central"] = "upper"
-    """Which figure of the meters counts: their upper bound, or their best estimate."""
+    """Figure of the meters that counts: their upper bound, or their best estimate."""
     unknown: Literal["refuse", "allow"] = "refuse"
     """Energy that no meter measured: "refuse" starts nothing, "allow" counts it as zero."""
 
@@ -171,7 +171,7 @@ class Policy(Section):
     name: str
     """For people; the digest identifies it."""
     strength: str = Field(default="", exclude_if=not_)
-    """What it does about fairness, in a few words for page one: "warns on fairness"."""
+    """Effect on fairness, in a few words for page one: "warns on fairness"."""
     verdict_days: int = Field(default=30, ge=1)
     """Days that a verdict holds."""
     owners: dict[str, tuple[str, ...]]

@@ -57,7 +57,7 @@ class SignedStatement:
     signer: str
     """The id of the key that signed it; empty when the signature does not hold."""
     fault: str
-    """Why it cannot be read or trusted; empty when it can."""
+    """Reason why it cannot be read or trusted; empty when it can."""
     folder: Path = Path()
     """The folder that it was read from."""
 

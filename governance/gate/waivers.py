@@ -48,7 +48,7 @@ class Waiver(Refusal):
     """An owner's exception to one result, limited in time and size."""
 
     observed: float | str | None
-    """What was observed when it was signed, for the reader."""
+    """Value that was observed when it was signed, for the reader."""
     max_deviation: float | None = Field(ge=0)
     """The greatest deviation (`deviation`) that it covers; None covers only a result without a number."""
     expires: str
@@ -100,7 +100,7 @@ class Ruled:
     waiver: dict[str, Any] | None
     """The waiver that holds."""
     faults: tuple[str, ...]
-    """Why others do not hold, and refusals; each closes."""
+    """Reasons why others do not hold, and refusals; each closes."""
 
 
 def deviation(gate: Gate, observed: float | str | None) -> float | None:
