@@ -56,7 +56,7 @@ class SlurmJob:
     tasks: int = 0
     """Tasks of an array, numbered from 0; 0 for a single job."""
     node_counts: tuple[int, ...] = ()
-    """Of a training: as in `PlannedRun`."""
+    """Numbers of nodes of a restarted training, as in `PlannedRun`."""
 
 
 def plan(work: PlannedRun, config: SlurmConfig, max_array_size: int) -> list[SlurmJob]:
