@@ -89,10 +89,13 @@ _FIRST_REPEAT = FEATURES.index("duplicate_line_share")
 _FIRST_GRAM = FEATURES.index("top_2_gram_share")
 
 
-def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -> npt.NDArray[np.float64]:
+def measure_texts(
+    texts: pa.Array | pa.ChunkedArray, languages: Sequence[str], grams: bool = True
+) -> npt.NDArray[np.float64]:
     """The features of each text, shape (texts, FEATURES).
 
-    `languages` are ISO 639-1 codes, one per text.
+    `languages` are ISO 639-1 codes, one per text. Without `grams` the features of n-grams are 0, and those of stop
+    words NaN.
     """
     data, offsets = text_buffers(texts)
     index = {code: row for row, code in enumerate(sorted(STOP_WORDS))}
@@ -100,7 +103,7 @@ def measure_texts(texts: pa.Array | pa.ChunkedArray, languages: Sequence[str]) -
     features = np.zeros((len(offsets) - 1, len(FEATURES)))
     longest = int(np.diff(offsets).max(initial=0))
     firsts = np.cumsum([0, *(len(STOP_WORDS[code]) for code in index)])
-    _measure(data, offsets, *stop_word_bytes(), firsts, rows, word_classes(), longest // 2 + 2, features)
+    _measure(data, offsets, *stop_word_bytes(), firsts, rows, word_classes(), longest // 2 + 2, grams, features)
     return features
 
 
@@ -157,7 +160,7 @@ def _repeats(hashes, lengths, count, table, firsts, feature):  # type: ignore[no
 
 
 @part
-def _repeated_words(words, count, table, firsts, first, twice):  # type: ignore[no-untyped-def]
+def repeated_words(words, count, table, firsts, first, twice):  # type: ignore[no-untyped-def]
     """First place of each word, and whether it repeats."""
     table = table[: table_mask(count) + 1]
     table[:] = 0
@@ -247,7 +250,7 @@ def _tail(data, start, end, text_end, kinds):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _measure(data, offsets, stop_data, stop_offsets, stop_firsts, stop_rows, kinds, capacity, out):  # type: ignore[no-untyped-def]
+def _measure(data, offsets, stop_data, stop_offsets, stop_firsts, stop_rows, kinds, capacity, grams, out):  # type: ignore[no-untyped-def]
     words, ends = np.empty(capacity, np.uint64), np.empty(capacity + 1, np.int64)  # ends: characters before each word
     starts, sizes = np.empty(capacity, np.int64), np.empty(capacity, np.int32)
     first, gram, places = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
@@ -352,9 +355,10 @@ def _measure(data, offsets, stop_data, stop_offsets, stop_firsts, stop_rows, kin
         feature[7] = np.nan
         _repeats(lines, line_lengths, n_lines, table, firsts, feature[8:10])
         _repeats(paragraphs, paragraph_lengths, n_paragraphs, table, firsts, feature[10:12])
-        _repeated_words(words, n_words, table, firsts, first, twice)
-        _repeated_grams(n_words, ends, first, twice, gram, places, table, firsts, counts, feature[12:21])
-        if stop_rows[d] >= 0:
+        if grams:
+            repeated_words(words, n_words, table, firsts, first, twice)
+            _repeated_grams(n_words, ends, first, twice, gram, places, table, firsts, counts, feature[12:21])
+        if grams and stop_rows[d] >= 0:
             q, q_end = stop_firsts[stop_rows[d]], stop_firsts[stop_rows[d] + 1]
             longest = int64(0)
             for r in range(q, q_end):

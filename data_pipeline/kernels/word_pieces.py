@@ -21,7 +21,7 @@ Features, where they differ from those of the same name in `kernels/quality.py`:
 - `sentences`: pieces that are one terminal end them, and so does each line;
 - `line_punctuation_share`: lines whose last character is a terminal: a closing quotation mark is not one.
 
-Price: 9 further passes over the words for n-grams; memory 100 bytes per byte of the longest text.
+Price: as `kernels/quality.py`, and a pass over the characters; memory 100 bytes per byte of the longest text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import int64, uint64
 
-from data_pipeline.kernels.quality import first_of, share, table_mask
+from data_pipeline.kernels.quality import first_of, repeated_words, share, table_mask
 from data_pipeline.kernels.words import add_chunk, end_hash
 from governance.kernels.buffers import text_buffers
 from governance.kernels.code_points import TERMINALS, decode
@@ -59,12 +59,14 @@ _N, _T = 110, 116
 _TITLES = np.array([[ord(title[i]) if i < len(title) else 0 for i in range(3)] for title in TITLES], np.int32)
 
 
-def measure_pieces(texts: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Features (texts, PIECE_FEATURES) and numbers of pieces."""
+def measure_pieces(
+    texts: pa.Array | pa.ChunkedArray, grams: bool = True
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Features (texts, PIECE_FEATURES) and numbers of pieces; those of n-grams are 0 without `grams`."""
     data, offsets = text_buffers(texts)
     features = np.zeros((len(offsets) - 1, len(PIECE_FEATURES)))
     pieces = np.zeros(len(offsets) - 1, np.int64)
-    _measure_pieces(data, offsets, _classes(), int(np.diff(offsets).max(initial=0)) + 1, features, pieces)
+    _measure_pieces(data, offsets, _classes(), int(np.diff(offsets).max(initial=0)) + 1, grams, features, pieces)
     return features, pieces
 
 
@@ -191,42 +193,62 @@ def _cut(points, kinds, first, end, starts, stops, count):  # type: ignore[no-un
 
 
 @part
-def _grams(hashes, lengths, count, n, grams, table, firsts, counts):  # type: ignore[no-untyped-def]
-    """Characters of the most frequent n-gram (n < 5), or repeated ones."""
-    room = table[: table_mask(count) + 1]
-    room[:] = 0
-    covered = best = characters = 0
-    i = 0
-    while i + n <= count:
-        h, length = uint64(n), 0
-        for k in range(i, i + n):
-            h = add_chunk(h, hashes[k])
-            length += lengths[k]
-        h = end_hash(h, n) | uint64(1)
-        found = first_of(h, int64(h >> uint64(20)), room, firsts, i)
-        counts[i] = 0
-        counts[found] += 1
-        grams[i] = length
-        if found != i and n >= 5:
-            covered += length
-            i += n - 1
-        i += 1
-    if n >= 5:
-        return covered
-    for i in range(count - n + 1):
-        if counts[i] > best:
-            best = int64(counts[i])
-            characters = best * (grams[i] + n - 1)
-    return characters if best > 1 else 0
+def _repeated_grams(count, ends, size, first, twice, gram, places, table, firsts, counts, seen, feature):  # type: ignore[no-untyped-def]
+    """Shares of the most frequent n-gram (n < 5) and of repeated ones.
+
+    As in `kernels/quality.py`, those n-grams alone are looked at whose two parts each occur twice.
+    """
+    left = 0
+    for i in range(count - 1):
+        gram[i] = first[i]
+        seen[i] = 0
+        places[left] = i
+        left += twice[i] & twice[i + 1]
+    for n in range(2, 11):
+        if left == 0:
+            return
+        room = table[: table_mask(left) + 1]
+        room[:] = 0
+        for k in range(left):
+            i = int64(places[k])
+            key = (uint64(gram[i] + 1) << uint64(32)) | uint64(first[i + n - 1] + 1)
+            mixed = key * uint64(0x9E3779B97F4A7C15)
+            found = first_of(key, int64(mixed ^ (mixed >> uint64(32))), room, firsts, i)
+            gram[i] = found
+            counts[i] = 0
+            counts[found] += 1
+        best = int64(1)
+        taken = until = int64(0)
+        for k in range(left):
+            i = int64(places[k])
+            if n >= 5 and i >= until:
+                if seen[gram[i]] == n:
+                    taken += ends[i + n] - ends[i]
+                    until = i + n
+                seen[gram[i]] = n
+            elif n < 5 and counts[i] > best:
+                best = int64(counts[i])
+                taken = best * (ends[i + n] - ends[i] + n - 1)
+        # occurrences of one n-gram may overlap, as in "a a a"
+        feature[n - 2] = min(share(taken, size), 1.0)
+        kept = 0
+        for k in range(left - 1):
+            i = int64(places[k])
+            after = int64(places[k + 1])
+            places[kept] = i
+            kept += (after == i + 1) & (counts[gram[i]] > 1) & (counts[gram[after]] > 1)
+        left = kept
 
 
 @kernel
-def _measure_pieces(data, offsets, classes, capacity, out, pieces):  # type: ignore[no-untyped-def]
+def _measure_pieces(data, offsets, classes, capacity, grams, out, pieces):  # type: ignore[no-untyped-def]
     points, kinds = np.empty(capacity, np.int32), np.empty(capacity, np.uint8)
     starts, stops = np.empty(capacity + 1, np.int32), np.empty(capacity + 1, np.int32)
-    hashes, lengths, grams = np.empty(capacity, np.uint64), np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+    hashes, ends = np.empty(capacity, np.uint64), np.empty(capacity + 1, np.int64)  # ends: characters before each piece
+    first, gram, places = np.empty(capacity, np.int32), np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    twice, seen, counts = np.empty(capacity, np.uint8), np.empty(capacity, np.uint8), np.empty(capacity, np.int32)
     table, firsts = np.empty(table_mask(capacity) + 1, np.uint64), np.empty(table_mask(capacity) + 1, np.int32)
-    counts = np.empty(capacity, np.int32)
+    ends[0] = 0
     for d in range(len(offsets) - 1):
         i, end = offsets[d], offsets[d + 1]
         size = 0
@@ -238,10 +260,10 @@ def _measure_pieces(data, offsets, classes, capacity, out, pieces):  # type: ign
         count = sentences = lines = punctuated = line_feeds = line_begins = j = 0
         while j <= size:
             if j < size and not kinds[j] & _SPACE:
-                first = j
+                run = j
                 while j < size and not kinds[j] & _SPACE:
                     j += 1
-                count = _cut(points, kinds, first, j, starts, stops, count)
+                count = _cut(points, kinds, run, j, starts, stops, count)
                 continue
             if j == size or points[j] == 10:
                 line_feeds += j < size
@@ -266,22 +288,21 @@ def _measure_pieces(data, offsets, classes, capacity, out, pieces):  # type: ign
                 h = add_chunk(h, uint64(points[k]))
                 letter |= kinds[k] & _LETTER != 0
                 marks &= kinds[k] & _MARK != 0
-            lengths[w] = stops[w] - starts[w]
-            hashes[w] = end_hash(h, lengths[w])
+            length = stops[w] - starts[w]
+            ends[w + 1] = ends[w] + length
+            hashes[w] = end_hash(h, length) | uint64(1)
             alphabetic += letter
             if not marks:
                 words += 1
-                characters += lengths[w]
+                characters += length
         feature = out[d]
         pieces[d] = count
         feature[0] = words
         feature[1] = share(characters, words)
         feature[2] = share(alphabetic, count)
-        for n in range(2, 11):
-            if n <= count:
-                taken = _grams(hashes, lengths, count, n, grams, table, firsts, counts)
-                # occurrences of one n-gram may overlap, as in "a a a"
-                feature[n + 1] = min(share(taken, size), 1.0)
+        if grams:
+            repeated_words(hashes, count, table, firsts, first, twice)
+            _repeated_grams(count, ends, size, first, twice, gram, places, table, firsts, counts, seen, feature[3:12])
         feature[12] = sentences
         feature[13] = share(punctuated, lines)
         feature[14] = share(line_feeds, count)
