@@ -106,7 +106,7 @@ class CleanConfig(Thresholds):
     """The model's probability below which a language is "und"."""
     identify_refused: bool = True
     """Identify the language of documents that their licence, an opt-out or a list refuses. Without it they are "und":
-    4 ms a MB of them less, and the audit does not know whom these rules remove."""
+    4 ms a MB of them less, and the audit cannot say which groups these rules remove."""
     max_document_bytes: int = Field(default=10_000_000, gt=0)
     """UTF-8 bytes of raw text; a longer document is removed unread."""
 
@@ -202,10 +202,10 @@ def _clean_group(
 
     languages = [CODE_LANGUAGE if one else UNDETERMINED for one in code.tolist()]
     confidences, shares = code.astype(np.float64).tolist(), [1.0] * len(code)
-    told = ~code & (raw_bytes <= config.max_document_bytes if config.identify_refused else ~refused)
-    identified = identify(_filtered(texts, told), config.min_language_confidence, model)
-    for row, *values in zip(np.flatnonzero(told).tolist(), *identified, strict=True):
-        languages[row], confidences[row], shares[row] = values
+    chosen = ~code & (raw_bytes <= config.max_document_bytes if config.identify_refused else ~refused)
+    identified = identify(_filtered(texts, chosen), config.min_language_confidence, model)
+    for row, language, confidence, share in zip(np.flatnonzero(chosen).tolist(), *identified, strict=True):
+        languages[row], confidences[row], shares[row] = language, confidence, share
 
     text_bytes = pc.binary_length(texts).to_pylist()
     for row in np.flatnonzero(~refused).tolist():
@@ -226,8 +226,8 @@ def _clean_group(
     for name, values in measured.items():
         features[name][rows] = values
     unspaced = features["unspaced_share"] > MAX_UNSPACED_SHARE  # not where it was not measured
-    found = judge(measured, *profiles_of(config, of_rows, unspaced[rows]))
-    for row, reason, proof in zip(rows.tolist(), *found, strict=True):
+    verdicts = judge(measured, *profiles_of(config, of_rows, unspaced[rows]))
+    for row, reason, proof in zip(rows.tolist(), *verdicts, strict=True):
         reasons[row], evidence[row] = reason, proof
 
     table = with_column(table, "language", pa.array(languages, pa.string()))
@@ -256,7 +256,10 @@ def cuts_lines(config: CleanConfig) -> bool:
 def without_lines(
     config: CleanConfig, texts: pa.LargeStringArray, skip: Mask | None = None
 ) -> tuple[pa.LargeStringArray, dict[str, int]]:
-    """Texts but those of `skip` without the lines that the settings drop, with counts by reason."""
+    """Texts without the lines that the settings drop, with counts by reason.
+
+    Those of `skip` stay as they are.
+    """
     if not cuts_lines(config):
         return texts, {}
     fineweb = "fineweb" in config.presets

@@ -62,7 +62,10 @@ _TITLES = np.array([[ord(title[i]) if i < len(title) else 0 for i in range(3)] f
 def measure_pieces(
     texts: pa.Array | pa.ChunkedArray, grams: bool = True
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Features (texts, PIECE_FEATURES) and numbers of pieces; those of n-grams are 0 without `grams`."""
+    """Features (texts, PIECE_FEATURES) and numbers of pieces.
+
+    Features of n-grams are 0 without `grams`.
+    """
     data, offsets = text_buffers(texts)
     features = np.zeros((len(offsets) - 1, len(PIECE_FEATURES)))
     pieces = np.zeros(len(offsets) - 1, np.int64)
@@ -194,7 +197,7 @@ def _cut(points, kinds, first, end, starts, stops, count):  # type: ignore[no-un
 
 @part
 def _repeated_grams(count, ends, size, first, twice, gram, places, table, firsts, counts, seen, feature):  # type: ignore[no-untyped-def]
-    """Shares of the most frequent n-gram (n < 5) and of repeated ones.
+    """Shares of the most frequent n-gram and of repeated ones.
 
     As in `kernels/quality.py`, those n-grams alone are looked at whose two parts each occur twice.
     """
