@@ -12,10 +12,10 @@ from governance.config import Section
 class DistillationConfig(Section):
     """Learning from a teacher's next-token distributions (arXiv:1503.02531)."""
 
-    teacher: str = Field(min_length=1, exclude=True)
-    """The teacher: a checkpoint (its folder, relative to the run's file, or `checkpoint/<key>` of this root), a folder
-    of Hugging Face weights, or a model of the hub ("hf://owner/name@revision"). Its location decides nothing; its
-    digest is in the key."""
+    teacher: str = Field(default="", exclude=True)
+    """The teacher, which a run must name: a checkpoint (its folder, relative to the run's file, or `checkpoint/<key>`
+    of this root), a folder of Hugging Face weights, or a model of the hub ("hf://owner/name@revision"). Its location
+    decides nothing; its digest is in the key."""
     weight: float = Field(default=0.5, gt=0, le=1)
     """Share of the teacher in the loss: (1 - weight) x cross entropy + weight x temperature^2 x cross entropy to the
     teacher, both distributions at `temperature`."""

@@ -189,8 +189,10 @@ _SPLITS = ("sequence", "tensor", "expert")
 
 
 def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse distillation with split rows or matrices, compilers, fp16 and fp8."""
+    """Refuse distillation with split rows or matrices, compilers, fp16 and fp8; or without a teacher."""
     engine = settings.engine
+    if recipe.train.distillation is not None and not recipe.train.distillation.teacher:
+        return "train.distillation.teacher is empty: name a checkpoint or a folder of weights, or remove the section"
     split = ("sequence_parallel_size", "tensor_parallel_size", "expert_parallel_size")
     others = [f"engine.{name} = {getattr(engine, name)}" for name in split if getattr(engine, name) > 1]
     others += [f"engine.{name}" for name in ("compile", "deepcompile") if getattr(engine, name)]

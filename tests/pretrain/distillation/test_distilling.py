@@ -20,7 +20,7 @@ from governance.stage import Runtime
 from pretrain.checkpoint.format import identity_of
 from pretrain.config.distillation import DistillationConfig
 from pretrain.config.model import ModelConfig
-from pretrain.config.training import TrainConfig
+from pretrain.config.training import EngineConfig, TrainConfig
 from pretrain.data.dataset import open_rows
 from pretrain.distillation import drawn_logits
 from pretrain.distillation.distilled_training import Distillation
@@ -28,7 +28,7 @@ from pretrain.distillation.drawn_logits import draw_logits, open_draws
 from pretrain.distillation.narrowed_weights import kept_layer, narrowed, refuse_other_form
 from pretrain.distillation.student import probabilities
 from pretrain.distillation.teacher import Teacher
-from pretrain.evaluation.validation import load_decoder
+from pretrain.evaluation.validation import evaluate, load_decoder
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import initial_weight
 from tests.pretrain.conftest import VOCABULARY
@@ -105,7 +105,11 @@ def test_a_student_names_its_teacher_and_counts_its_energy(taught, run_training)
     parent = read_manifest(root / name / "manifest.json")
     assert student.inputs[1] == parent.as_input()
     assert student.key != twin.key
-    assert read_manifest(root / student.stats["checkpoint"]["path"]).inputs == student.inputs
+    last = read_manifest(root / student.stats["checkpoint"]["path"])
+    assert last.inputs == student.inputs
+    assert identity_of(last).recipe.train.distillation.temperature == 2.0  # its checkpoint needs no teacher
+    found = evaluate(root / last.folder, read_manifest(root / student.inputs[0].path), EngineConfig(threads=1), root)[0]
+    assert found.loss == pytest.approx(student.stats["validation_loss"], rel=0.2)  # of other rows
     of = student.stats["distillation"]
     assert of["teacher"]["digest"] == parent.digest
     [measured] = [row for row in read_validations(root, parent) if row["step"] == 10]
@@ -340,7 +344,7 @@ def test_a_faulty_teacher_is_refused_and_nothing_is_lost(taught, tmp_path, run_t
     [
         ({"temperature": 0.0}, "temperature"), ({"temperature": -1.0}, "temperature"), ({"weight": 0.0}, "weight"),
         ({"weight": 1.5}, "weight"), ({"projection": True}, "hidden_weight"),
-        ({"logits": "sampled", "hidden_weight": 1.0}, "logits = online"), ({"teacher": ""}, "teacher"),
+        ({"logits": "sampled", "hidden_weight": 1.0}, "logits = online"),
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(section, message):
