@@ -52,7 +52,7 @@ GRID: dict[int, dict[str, Sequence[Choice]]] = {
     1600: {"full": ((3e-4, 6), (1e-3, 3)), "adapters": ((3e-3, 6), (5e-3, 3), (5e-3, 6), (1e-2, 4))},
 }
 """Choices by number of examples and arm."""
-QUICK: dict[int, dict[str, Sequence[Choice]]] = {100: {"full": ((3e-4, 4),), "adapters": ((3e-3, 2),)}}
+QUICK: dict[int, dict[str, Sequence[Choice]]] = {100: {"full": ((3e-4, 4),), "adapters": ((5e-3, 2),)}}
 """The best found at this size."""
 _TUNING_SEED = 99
 _BLOG = "18f-blog"
