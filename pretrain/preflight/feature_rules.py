@@ -189,7 +189,7 @@ _SPLITS = ("sequence", "tensor", "expert")
 
 
 def students_learn_whole_rows(recipe: TrainRecipe, settings: Settings, hardware: Hardware) -> str | None:
-    """Refuse distillation with split rows or matrices, compilers, fp16 and fp8; or without a teacher."""
+    """Refuse distillation without a teacher, or with settings it lacks."""
     engine = settings.engine
     if recipe.train.distillation is not None and not recipe.train.distillation.teacher:
         return "train.distillation.teacher is empty: name a checkpoint or a folder of weights, or remove the section"
