@@ -80,10 +80,10 @@ soak: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.measures.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
 	  $(if $(CYCLES),--cycles $(CYCLES))
 
-# CASES of changed inputs for each reader, SECONDS at most for each; ONLY="csv config"; SEED.
+# CASES of changed inputs for each reader, SECONDS at most for each; ONLY="csv config"; SEED; GUIDED=1: by coverage.
 fuzz: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.fuzz $(if $(CASES),--cases $(CASES)) $(if $(SECONDS),--seconds $(SECONDS)) \
-	  $(if $(SEED),--seed $(SEED)) $(ONLY)
+	  $(if $(SEED),--seed $(SEED)) $(if $(GUIDED),--guided) $(ONLY)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -49,6 +50,8 @@ _MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6
 _LINE_CHARACTERS = 400
 _LONGEST_WORD = 100_000
 """An argument has at most 128 KiB."""
+_KILLED = re.compile(r"(\S+): task.*: (Killed|Aborted|Segm|Bus)")
+"""Cause of an end: srun's words on a rank that a signal ended."""
 _ENDED = threading.Event()
 
 
@@ -134,9 +137,10 @@ def _nodes_for_retry(attempt: JobAttempt, status: int, cause: str) -> list[str]:
     has = controller.names(value("NodeList", shown))  # without nodes that died: Slurm takes them out of the job
     answering = controller.healthy(has)
     attempt.left_out += [node for node in attempt.chosen if node not in {*answering, *attempt.left_out}]
-    if not attempt.left_out and (attempt.needs_time or status in (126, 127)):
+    killed = _KILLED.match(cause)  # what the other ranks say, as of a network, is a consequence
+    attempt.suspected += [killed[1]] if killed else []
+    if not attempt.left_out and not killed and (attempt.needs_time or status in (126, 127)):
         return []
-    attempt.suspected += [node for node in has if cause.startswith(f"{node}: task")]
     gone = {*attempt.left_out, *attempt.dropped}
     left = sorted((node for node in answering if node not in gone), key=attempt.suspected.count)
     count = next((count for count in attempt.node_counts if count <= len(left)), 0)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from governance.errors import ManifestError, PipelineError
 from governance.manifest import read_manifest
-from tests.fuzz.__main__ import FOUND, search
+from tests.fuzz.__main__ import search
+from tests.fuzz.kept import FOUND
 from tests.fuzz.targets import Target, changed, explained, targets
 
 TARGETS = targets()
@@ -46,7 +47,7 @@ def test_changed_inputs_are_explained(name, tmp_path, number):
 
 
 def test_an_unexplained_exception_is_found_and_its_input_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.fuzz.__main__.FOUND", tmp_path / "found")
+    monkeypatch.setattr("tests.fuzz.kept.FOUND", tmp_path / "found")
 
     def run(data, folder):
         if b"\x00" in data:

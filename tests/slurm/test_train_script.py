@@ -305,7 +305,12 @@ def first_fails(node, how, then="exit 0"):
     [
         ('echo "srun: error: Node failure on n2" >&2; echo n1,n3 > ROOT/has; exit 1', (2,), "n1,n3"),
         ('echo "down*" > ROOT/n2; exit 1', (2,), "n1,n3"),  # a node that died in silence
-        ('echo "srun: error: n1: task 0: Killed" >&2; exit 137', (2,), "n2,n3"),
+        (
+            'printf "%s\\n" "Traceback (most recent call last):" "RuntimeError: [x] Connection closed by peer [::1]:4" '
+            '"srun: error: n1: task 0: Killed" >&2; exit 137',  # what the other rank says is a consequence
+            (2,),
+            "n2,n3",
+        ),
         ("exit 70", (2,), "n1,n2"),
         ('echo "srun: error: Node failure on n2" >&2; echo n1 > ROOT/has; exit 1', (2, 1), "n1"),
     ],
@@ -325,6 +330,7 @@ def test_a_failed_training_starts_again_in_its_allocation(spare, how, counts, no
     assert ended["cause"].endswith(f", on {nodes}")
     assert ("without n2" in ended["cause"]) == ("n2" in ended.get("blamed", ""))
     assert again["nodes"] == last["nodes"] == nodes
+    assert ("Traceback" in how) == (ended.get("means") == "network")
     assert "--no-kill" in (spare.root / "slurm" / "train.sbatch").read_text()
 
 
