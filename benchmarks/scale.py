@@ -2,13 +2,15 @@
 
     ASSAY_TEST_DATA=... python benchmarks/scale.py [--quick] [--plot docs/scale.svg] corpus
     python benchmarks/scale.py [--quick] ranks
+    python benchmarks/scale.py [--quick] nodes
     python benchmarks/scale.py [--quick] [--plot docs/plan.svg] planning
     python benchmarks/scale.py verdict
     python benchmarks/scale.py [--quick] scaling
     python benchmarks/scale.py [--quick] mixture
 
 Groups, all where none is named: `corpus`, the chain; `ranks`, what a rank of 8, 64 and 512 does with files when it
-saves, loads and looks at the run's holders; `planning`, `assay plan` against published speeds and against runs on this
+saves, loads and looks at the run's holders; `nodes`, `assay slurm status`, the checks of a submission and a plan on up
+to 10,000 nodes; `planning`, `assay plan` against published speeds and against runs on this
 machine, and how long an answer takes; `verdict`, the restart verdict on the labelled logs of tests/slurm, from which
 its rules were written (what they reached on logs that they had not seen is in benchmarks/RESULTS.md); `scaling`,
 planted scaling laws and the coverage of their intervals; `mixture`, planted best mixtures. `--plot` draws one group.
@@ -41,7 +43,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measures.corpora import mixed
 from benchmarks.measures.data.data_sameness import CONFIG, prepare_words
 from benchmarks.measures.goals import Goal, figure, run, status_mb
-from benchmarks.measures.training import mixture_planted, plan_published, plan_runs, scale_ranks, scaling_coverage
+from benchmarks.measures.training import (
+    mixture_planted,
+    plan_published,
+    plan_runs,
+    scale_nodes,
+    scale_ranks,
+    scaling_coverage,
+)
 from slurm.attempt.restart_verdict import verdict_of
 
 HERE = Path(__file__).resolve().parents[1]
@@ -186,7 +195,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller samples; at most 5 minutes a group")
     parser.add_argument(
-        "groups", nargs="*", metavar="GROUP", help="only these: corpus, ranks, planning, verdict, scaling, mixture"
+        "groups",
+        nargs="*",
+        metavar="GROUP",
+        help="only these: corpus, ranks, nodes, planning, verdict, scaling, mixture",
     )
     parser.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="other sizes, rising")
     parser.add_argument("--plot", type=Path, help="write the plot to this SVG file")
@@ -226,6 +238,7 @@ def main() -> int:
     known = {
         "corpus": grow,
         "ranks": lambda: scale_ranks.goals(arguments.quick),
+        "nodes": lambda: list(scale_nodes.goals(arguments.quick)),
         "planning": plans,
         "verdict": verdicts,
         "scaling": lambda: list(scaling_coverage.scaling_laws(arguments.quick)),

@@ -28,6 +28,7 @@ A_NODE = 8
 _KINDS = ("master", "exp_avg", "exp_avg_sq")
 _SHAPES = [(f"layers.{number}.weight", (128, 256)) for number in range(24)]
 _FILE_BYTES = 3 * 4 * 128 * 256  # three parameters: eight canonical files, whatever the ranks
+NODES = (512, 4096)
 _BEATS = 3
 _EVENTS = {
     "open": "opened", "os.listdir": "listed", "os.scandir": "listed", "os.rename": "changed", "os.remove": "changed",
@@ -226,4 +227,8 @@ def goals(quick: bool) -> list[Goal]:
     lines.append(Goal("ranks.save.bytes_of_others_to_state", last["save.bytes_of_others_to_state"], 1.0, "<="))
     lines.append(Goal("ranks.load.bytes_to_owned", last["load.bytes_to_owned"], 1.1, "<="))
     lines.append(Goal("ranks.fence.lists_a_node_and_second", last["fence.lists_a_node_and_second"], 1.0, "<="))
+    for nodes in NODES:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:  # each sighting is made durable
+            a_node = _looks(Path(scratch), nodes * A_NODE)["fence.lists_a_node_and_second"]
+        lines.append(Goal(f"ranks.fence.lists_a_run_and_second.{nodes}_nodes", nodes * a_node, 10.0, "<="))
     return lines
