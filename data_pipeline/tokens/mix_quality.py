@@ -117,14 +117,8 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
     ids = read_table(documents, columns=["id"])["id"].to_pylist()
     scored = pq.read_schema(scores).names if scores is not None else []
     columns: dict[str, list[Any]] = {}
-    places: list[int] = []
-    if models := [name for name in config.names if name in scored]:
-        table = pq.read_table(scores, columns=["id", *models], partitioning=None)
-        place_of = {name: place for place, name in enumerate(table["id"].to_pylist())}
-        if lost := [name for name in ids if name not in place_of]:
-            raise ManifestError(f"{scores}: has no scores of the document {lost[0]}; make it again")
-        places = [place_of[name] for name in ids]
-        columns |= {name: table[name].take(pa.array(places, pa.int64())).to_pylist() for name in models}
+    if scores is not None and (models := [name for name in config.names if name in scored]):
+        columns |= _read_scores(scores, models, ids)
     if rest := [name for name in config.names if name not in scored]:
         columns |= read_kept(documents, rest)
     ranked = [config.score, *(config.topic if isinstance(config.topic, tuple) else ())]
@@ -143,6 +137,20 @@ def read_values(config: QualityConfig, documents: Path, scores: Path | None) -> 
         rows_of_scores = zip(*(columns[name] for name in config.topic), strict=True)
         topics = [config.topic[max(range(len(row)), key=lambda place: row[place])] for row in rows_of_scores]
     return topics, np.array(columns[config.score], np.float64)
+
+
+def _read_scores(path: Path, models: Sequence[str], ids: Sequence[str]) -> dict[str, list[Any]]:
+    """Scores of these documents, in their order.
+
+    Raises:
+        ManifestError: a document has none.
+    """
+    table = pq.read_table(path, columns=["id", *models], partitioning=None)
+    place_of = {name: place for place, name in enumerate(table["id"].to_pylist())}
+    if lost := [name for name in ids if name not in place_of]:
+        raise ManifestError(f"{path}: has no scores of the document {lost[0]}; make it again")
+    places = pa.array([place_of[name] for name in ids], pa.int64())
+    return {name: table[name].take(places).to_pylist() for name in models}
 
 
 def read_kept(documents: Path, names: Sequence[str]) -> dict[str, list[Any]]:

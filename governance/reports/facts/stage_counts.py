@@ -19,6 +19,8 @@ from governance.reports.html.markup import number, share, visible
 _OF_ANSWERS = ("requests", "texts", "faults", "truncated", "tokens_in", "tokens_out")
 _LICENCES_SHOWN = 5
 _SOURCES_SHOWN = 4  # with a type of personal data, by count; the rest are summed
+_ENTITIES, _RULE = ("name", "place"), "rule:"  # types of personal data: from a model, from a file
+_ALL = "(all)"
 COPIES_BY_QUALITY = "mix: copies by quality bucket"
 
 Table = dict[str, Any]
@@ -146,9 +148,6 @@ def _personal_data(redact: Manifest) -> Iterator[Table]:
     yield from _recall(stats.get("canaries", {}))
 
 
-_ENTITIES, _RULE = ("name", "place"), "rule:"
-
-
 def _sought(redact: Manifest) -> str:
     """A sentence on the types that were searched for."""
     structured = [kind for kind in redact.stats.get("findings", {}) if kind not in _ENTITIES and _RULE not in kind]
@@ -194,9 +193,6 @@ def _quality(mix: Manifest) -> Iterator[Table]:
 def _tokens_of_quality(encode: Manifest) -> Iterator[Table]:
     if rows := sorted(encode.stats.get("tokens_by_bucket", {}).items()):
         yield _table("encode: tokens by quality bucket", ["bucket", "tokens"], rows, "Copies are counted.")
-
-
-_ALL = "(all)"
 
 
 def corpus_counts(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:

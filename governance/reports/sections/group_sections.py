@@ -29,10 +29,40 @@ from governance.reports.sections.group_words import (
     written,
 )
 
+Row = Mapping[str, Any]
+
 PANEL_ROWS = 10
 _TAIL = 0.02  # of the interval ends on either side that the scale may cut off
 _LEAST = 1e-3  # of a ratio, for its logarithm
 _WIDEST = math.log(8)  # of a ratio on either side of 1: wider intervals are uninformative
+_MOST = 1000  # rows of a table of the page; report.json holds all
+_TERMS = 3
+_TITLES = {
+    "impact": "Adverse impact of the filters",
+    "tone": "Sentiment and insults by group",
+    "association": "Associations of groups with themes",
+    "intersections": "Intersections of two axes",
+    "shares": "Composition",
+    "parity": "Tokenizer parity",
+    "privacy": "Personal data",
+    "instruments": "Bias of the word lists and classifiers",
+}
+_NOTES = {
+    "impact": "Keep rate of documents that mention a group, divided by that of the reference. The adjusted ratio "
+    "compares documents within source, language, length and site (Mantel-Haenszel); the raw ratio mostly reflects "
+    "differences between sources. Below 0.8 is adverse impact by the four-fifths rule.",
+    "association": "Normalised pointwise mutual information of group and theme within a sentence (-1 to 1), and its "
+    "gap to the other groups of the axis, compared within source.",
+    "tone": "Sentiment gap: positive minus negative words per sentence that mentions the group, or a classifier's mean "
+    "score of such sentences, minus the same for other groups. Ratio of insults: share of such sentences with a listed "
+    "insult, divided by that of other groups. Both are compared within source; notes give the pooled values.",
+    "instruments": "Scores of neutral template sentences about each group, by word list or classifier. A biased one "
+    "cannot decide a gate.",
+    "shares": "Shares of the corpus. There is no target value, so none of them is tested.",
+}
+_DRAWN = ("impact", "tone", "association", "intersections")
+_MAIN = {"impact": "keep_ratio_adjusted", "association": "npmi_gap"}
+"""Metric that is plotted where a suite has several."""
 
 
 def panels(rows: Sequence[Row], citation: Html | None = None, *, by_theme: bool = False) -> Html | None:
@@ -124,38 +154,6 @@ def test_counts(rows: Sequence[Row]) -> str:
         if tested
         else "not tested"
     )
-
-
-Row = Mapping[str, Any]
-
-_MOST = 1000  # rows of a table of the page; report.json holds all
-_TERMS = 3
-_TITLES = {
-    "impact": "Adverse impact of the filters",
-    "tone": "Sentiment and insults by group",
-    "association": "Associations of groups with themes",
-    "intersections": "Intersections of two axes",
-    "shares": "Composition",
-    "parity": "Tokenizer parity",
-    "privacy": "Personal data",
-    "instruments": "Bias of the word lists and classifiers",
-}
-_NOTES = {
-    "impact": "Keep rate of documents that mention a group, divided by that of the reference. The adjusted ratio "
-    "compares documents within source, language, length and site (Mantel-Haenszel); the raw ratio mostly reflects "
-    "differences between sources. Below 0.8 is adverse impact by the four-fifths rule.",
-    "association": "Normalised pointwise mutual information of group and theme within a sentence (-1 to 1), and its "
-    "gap to the other groups of the axis, compared within source.",
-    "tone": "Sentiment gap: positive minus negative words per sentence that mentions the group, or a classifier's mean "
-    "score of such sentences, minus the same for other groups. Ratio of insults: share of such sentences with a listed "
-    "insult, divided by that of other groups. Both are compared within source; notes give the pooled values.",
-    "instruments": "Scores of neutral template sentences about each group, by word list or classifier. A biased one "
-    "cannot decide a gate.",
-    "shares": "Shares of the corpus. There is no target value, so none of them is tested.",
-}
-_DRAWN = ("impact", "tone", "association", "intersections")
-_MAIN = {"impact": "keep_ratio_adjusted", "association": "npmi_gap"}
-"""Metric that is plotted where a suite has several."""
 
 
 def groups(facts: Mapping[str, Any]) -> Html:

@@ -128,8 +128,6 @@ def _of_our_lists(intersections: tuple[str, ...] | None) -> Lexicons:
 
 def _of_lists(chosen: Mapping[str, ListFile], names_file: Path | None, intersections: Sequence[str] | None) -> Lexicons:
     """Our lists, some of them replaced or joined by a run's own."""
-    from governance.checks.bias.word_lists.outside_lists import as_list_file
-
     files: dict[str, ListFile] = {name: _ours(name) for name in OURS}
     files |= chosen
     identity = _merged([files[name] for name in ("terms", "holistic") if name in files])
@@ -141,11 +139,7 @@ def _of_lists(chosen: Mapping[str, ListFile], names_file: Path | None, intersect
     _require_headings({name: chosen[name] for name in own_format if name in chosen})
     left_out_names = None
     if names_file is not None:
-        terms = _merged([file for name, file in files.items() if name != "dialects"])
-        flat = {code: [term for of in lists.values() for some in of.values() for term in some]
-                for code, lists in terms.items()}  # fmt: skip
-        names, left_out_names = apart_from(given_names(names_file, identity), flat)
-        files["names"] = as_list_file(names)
+        files["names"], left_out_names = _names_apart(names_file, files, identity)
         identity = _merged([ListFile(1, "", identity), files["names"]])
     pairs = chosen_pairs(intersections, {axis for axes in identity.values() for axis in axes})
     languages, left_out = {}, 0
@@ -164,6 +158,20 @@ def _of_lists(chosen: Mapping[str, ListFile], names_file: Path | None, intersect
     digests = {name: file.sha256 for name, file in sorted(files.items())}
     digests["intersections"] = sha256_bytes(canonical_json(pairs))
     return Lexicons(sha256_bytes(canonical_json(digests)), digests, instruments, languages, left_out, left_out_names)
+
+
+def _names_apart(
+    names_file: Path, files: Mapping[str, ListFile], identity: Mapping[str, Headings]
+) -> tuple[ListFile, int]:
+    """The given names as a list, and how many begin terms of other lists."""
+    from governance.checks.bias.word_lists.outside_lists import as_list_file
+
+    terms = _merged([file for name, file in files.items() if name != "dialects"])
+    flat = {
+        code: [term for of in lists.values() for some in of.values() for term in some] for code, lists in terms.items()
+    }
+    names, left_out = apart_from(given_names(names_file, identity), flat)
+    return as_list_file(names), left_out
 
 
 def weight_of(name: str) -> int:
