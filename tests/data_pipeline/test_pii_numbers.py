@@ -1,6 +1,7 @@
 """National numbers: the published examples pass, one wrong digit does not, weak checks need a word next to them."""
 
 import inspect
+import itertools
 import random
 import re
 import sys
@@ -72,11 +73,12 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind, values in ALONE.items() for value in values])
-@pytest.mark.parametrize("frame", ["{}", "It is {}.", "({})", "x: {}, y", "号{}号", 'a\n"{}"\nb', "a,{},b"])
-def test_a_strong_check_suffices(kind, value, frame):
-    text = frame.format(value)
-    assert [(found.type, text[found.start : found.end]) for found in find(text)] == [(kind, value)]
+@pytest.mark.parametrize("kind", ALONE)
+def test_a_strong_check_suffices(kind):
+    frames = ("{}", "It is {}.", "({})", "x: {}, y", "号{}号", 'a\n"{}"\nb', "a,{},b")
+    for value, frame in itertools.product(ALONE[kind], frames):
+        text = frame.format(value)
+        assert [(found.type, text[found.start : found.end]) for found in find(text)] == [(kind, value)], text
 
 
 @pytest.mark.parametrize(
