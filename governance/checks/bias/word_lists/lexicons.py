@@ -163,7 +163,7 @@ def _of_lists(chosen: Mapping[str, ListFile], names_file: Path | None, intersect
 def _names_apart(
     names_file: Path, files: Mapping[str, ListFile], identity: Mapping[str, Headings]
 ) -> tuple[ListFile, int]:
-    """The given names as a list, and how many begin terms of other lists."""
+    """The given names, and how many begin terms of other lists."""
     from governance.checks.bias.word_lists.outside_lists import as_list_file
 
     terms = _merged([file for name, file in files.items() if name != "dialects"])
