@@ -155,7 +155,7 @@ def _unneeded_records(root: Path, removed: Iterable[Manifest], staying: Iterable
 def named_in(config: Section, against: Sequence[str], folder: Path, root: Path) -> Iterator[tuple[str, str]]:
     """Artifacts of which a configuration names files.
 
-    These are a custom tokenizer, sources in the root, and the artifacts of `dedup.against`. Every text that reads as a
+    A custom tokenizer, sources in the root, and the artifacts of `dedup.against`. Every text that reads as a
     path into the root counts, a pattern by what comes before its first wildcard.
     """
     below = f"{root.resolve()}{os.sep}"

@@ -179,7 +179,7 @@ def training(
 def _checkpoints(run: LoadedRun, artifacts: Mapping[str, Manifest], runtime: Runtime) -> Iterator[Manifest]:
     """Readable checkpoints and native shards that this training may read.
 
-    That is, its own ones, the one that it continues from, and its teacher.
+    Its own ones, the one that it continues from, and its teacher.
     """
     from pretrain.train import folder_of
 

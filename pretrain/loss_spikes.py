@@ -51,7 +51,7 @@ class SpikeDecision:
 def window_starts(train: TrainConfig) -> frozenset[int]:
     """Steps that empty the window.
 
-    They are the first of each phase of the mixture and of each stage of the batch ramp.
+    The first step of each phase of the mixture and of each stage of the batch ramp.
     """
     phases = (phase.from_step for phase in train.mixture)
     return frozenset((*phases, *(before + 1 for before in batch_sizes(train).steps[1:])))
@@ -60,7 +60,7 @@ def window_starts(train: TrainConfig) -> frozenset[int]:
 class SpikeGuard:
     """Window of accepted losses.
 
-    It is a ring on the device, which `judge` reads and `accept` writes.
+    A ring on the device, which `judge` reads and `accept` writes.
 
     Args:
         config: the thresholds.

@@ -215,7 +215,7 @@ def memory(device: torch.device) -> dict[str, int | None]:
 def _resident() -> tuple[int | None, int | None]:
     """Resident bytes of this process and their peak.
 
-    They are VmRSS and VmHWM of proc(5); None where the kernel lacks them.
+    VmRSS and VmHWM of proc(5); None where the kernel lacks them.
     """
     peak = None
     with contextlib.suppress(OSError), open(_STATUS, "rb") as lines:

@@ -110,7 +110,7 @@ def base_problems(checkpoint: Manifest, root: Path) -> list[str]:
 class WholeWeights:
     """Weights of a checkpoint's whole model, by parameter name.
 
-    They are fp32. It is a context. A matrix with an adapter is W + scale B A.
+    A context; the weights are fp32. A matrix with an adapter is W + scale B A.
     """
 
     def __init__(self, checkpoint: Manifest, root: Path, adapter: AdapterConfig | None) -> None:

@@ -138,7 +138,7 @@ def map_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 class TensorFiles:
     """Tensors of several fp32 safetensors files, by name.
 
-    It is a context that keeps the files open.
+    A context that keeps the files open.
 
     Price: only the requested elements are read.
     """

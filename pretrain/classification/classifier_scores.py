@@ -121,7 +121,7 @@ def classify(
 def logits_of(model: LoadedModel, texts: Sequence[npt.NDArray[np.integer]], rows: int = 16) -> Floats:
     """Logits [documents, labels].
 
-    They are read off each text's last token, or off the mean of all (`model.pooling`).
+    Read at each text's last token, or as the mean over all tokens (`model.pooling`).
     """
     import torch
 

@@ -371,6 +371,6 @@ class ModelConfig(Section):
 def padded_vocabulary(vocabulary_size: int) -> int:
     """Rows of the embedding.
 
-    They are the vocabulary rounded up to a multiple of 128, which suits matrix units.
+    The vocabulary, rounded up to a multiple of 128, which suits matrix units.
     """
     return -(-vocabulary_size // 128) * 128

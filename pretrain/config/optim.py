@@ -18,7 +18,7 @@ from governance.own_code import DOTTED
 class GroupConfig(Section):
     """Parameters with a learning rate or decay of their own.
 
-    They are those whose name the pattern finds, unless an earlier group took them.
+    The pattern is searched for in their names; the first group that matches takes a parameter.
     """
 
     pattern: str = Field(min_length=1)

@@ -77,7 +77,7 @@ def sources_of(names: Sequence[str], numbers: npt.NDArray[np.integer]) -> tuple[
 def whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
     """Integer weights without common divisor, at most `PARTS` in all.
 
-    They are exact wherever such parts exist; else the largest remainders are rounded up.
+    Exact where such parts exist; else the largest remainders are rounded up.
     """
     shares = {name: Fraction(str(weight)) for name, weight in weights.items() if weight > 0.0}
     total = sum(shares.values())
@@ -172,7 +172,7 @@ class Mixture:
     def places_of(self, rows: Integers, stop: int) -> Integers:
         """Places in the run, below `stop`, that read these rows.
 
-        They are unsorted, one per reading.
+        Unsorted, one per reading.
         """
         last = max((phase for phase in self.phases if phase.first <= stop), key=lambda phase: phase.first)
         read = last.read(stop - last.first)

@@ -20,7 +20,7 @@ def permute(
 ) -> npt.NDArray[np.uint64]:
     """Map distinct indices below `count` to distinct indices below `count`, pseudo-randomly.
 
-    It is a balanced Feistel network over the smallest even number of bits that holds `count`; values that fall outside
+    A balanced Feistel network over the smallest even number of bits that holds `count`; values that fall outside
     are sent through again until they fall inside (cycle walking; Black and Rogaway, 2002), at most four times on
     average. `name` separates orders of one seed, such as those of several sources.
     """

@@ -55,7 +55,7 @@ class RowSampler:
     def steps_that_read(self, rows: Integers, last_step: int) -> list[int]:
         """Steps up to `last_step` that read one of these rows.
 
-        They are counted from 1, with one entry per reading.
+        Counted from 1, with one entry per reading.
         """
         read = self.sizes.before(last_step + 1)
         if self.mixture is not None:

@@ -349,6 +349,6 @@ def lone_device(engine: EngineConfig) -> torch.device:
 def threads_of(ranks: Ranks, requested: int) -> int:
     """CPU threads of this rank.
 
-    They are those requested, or its share of the cores.
+    The requested number, or its share of the cores.
     """
     return requested or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)

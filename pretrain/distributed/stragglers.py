@@ -32,7 +32,7 @@ WINDOWS = 3
 def spread(seconds: Sequence[float], steps: int) -> dict[str, Any]:
     """Work a step of each rank, and its spread.
 
-    They are the fields of the event "ranks".
+    The fields of the event "ranks".
 
     Args:
         seconds: of each rank, over the whole window.

@@ -83,7 +83,7 @@ def attention_within(queries: torch.Tensor, keys: torch.Tensor, scale: float, ca
 def attention_of(seen: torch.Tensor | None, scale: float) -> Attend:
     """Attention over the keys that are `seen`.
 
-    It is boolean, [B, 1, M, N]; None: all are.
+    Boolean, [B, 1, M, N]; None: all are seen.
     """
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

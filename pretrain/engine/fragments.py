@@ -159,7 +159,7 @@ def nudge(engine: Wrapped, share: float) -> None:
 def _refresh_gathered(optimizer: Any) -> None:
     """Discard DeepSpeed's copies of the previous weights.
 
-    They are those of small whole parameters, and hpZ's second copies.
+    Small whole parameters, and hpZ's second copies.
 
     The order matters: while a second copy exists, partitioning a whole weight leaves it alone; afterwards it is remade.
     """

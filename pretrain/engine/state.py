@@ -51,7 +51,7 @@ def optimizer_of(engine: Wrapped) -> torch.optim.Optimizer:
 def reduces_once(deepspeed: Any) -> bool:
     """Return whether whole gradients are summed once, after the backward pass.
 
-    That is so at stage 0, and for DeepSpeed's other class of stage 1, whose gradient sums are fp32.
+    True at stage 0, and for DeepSpeed's other class of stage 1, whose gradient sums are fp32.
     """
     return deepspeed.zero_optimization_stage() == 0 or hasattr(deepspeed.optimizer, "bf16_groups")
 

@@ -46,7 +46,7 @@ _OTHER_CARDS = frozenset({"mig", "laptop", "d", "64gb"})  # parts of a card, and
 def arithmetic_of(precision: str, device: torch.device) -> str:
     """The arithmetic of the matrix products of a run in `precision`.
 
-    It is "fp32", "tf32", "bf16", "fp16" or "fp8".
+    One of "fp32", "tf32", "bf16", "fp16" and "fp8".
     """
     import torch
 

@@ -108,7 +108,7 @@ def _import_wandb(place: Path, mode: str) -> Any:
 def _options(config: TrackingConfig, job_type: str, name: str, run_id: str, group: str) -> dict[str, Any]:
     """Arguments of `wandb.init`.
 
-    They are the file's fields, else W&B's own variables, else defaults of ours.
+    The fields of the run's file, else W&B's own variables, else defaults of ours.
     """
     given = os.environ.get
     options: dict[str, Any] = {"reinit": "create_new"}
@@ -391,7 +391,7 @@ def _summarize(wandb: Any, run: Any, values: Mapping[str, MirrorTable | float | 
 class FinishedRun:
     """A W&B run about finished work.
 
-    That is the data, or the gate's decision.
+    The data, or the gate's decision.
     """
 
     job_type: str

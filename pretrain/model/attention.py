@@ -89,7 +89,7 @@ def attention(segments: torch.Tensor, rule: AttentionRule) -> Attend:
 def allowed_pairs(segments: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """Boolean mask [B, 1, L, L] of visible pairs.
 
-    It is True where a query (row) may see a key (column).
+    True where a query (row) may see a key (column).
     """
     same = segments[:, None, :, None] == segments[:, None, None, :]
     length = segments.shape[1]

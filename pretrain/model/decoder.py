@@ -154,7 +154,7 @@ class Decoder(nn.Module):
     def extra_inputs(batch: Batch, moved: Batch) -> dict[str, Any]:
         """Arguments of `forward` besides the rows.
 
-        They are from the batch on the CPU, and the same one moved to the model's device.
+        Taken from the batch on the CPU, and the same one moved to the model's device.
         """
         return {}
 

@@ -35,7 +35,7 @@ def load_kernel() -> Kernel:
 def documents_at_most(segments: torch.Tensor) -> int:
     """Upper bound on the documents of rows on the host.
 
-    It is a power of two, so that few shapes follow from it.
+    A power of two, so that few shapes follow from it.
     """
     count = len(segments) + int((segments.diff(dim=1) != 0).sum())
     return 1 << (count - 1).bit_length()

@@ -118,7 +118,7 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(matrices: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
     """Muon's update of each matrix, in bf16.
 
-    It is the matrix's orthogonal factor times max(1, rows / columns)^0.5.
+    The matrix's orthogonal factor times max(1, rows / columns)^0.5.
 
     The last two axes are rows and columns; earlier axes count separate matrices. Matrices of one size are computed
     together, which makes many small ones fast.

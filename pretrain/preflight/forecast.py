@@ -48,7 +48,7 @@ _BLOCK = 128  # tokens along a side of attention's blocks
 class Machine:
     """Rates of a device and its networks, by default an H100's.
 
-    They are operations or bytes per second.
+    In operations or bytes per second.
     """
 
     peak: float = PEAK
@@ -302,7 +302,7 @@ def _keys_of_documents(work: _Work) -> float:
 def _loss(work: _Work) -> float:
     """Seconds of a pass, without its products.
 
-    They are those of four passes over bf16 logits, and of an fp32 sum of the output weights' gradient.
+    Four passes over bf16 logits, and an fp32 sum of the output weights' gradient.
     """
     pieces = work.targets / min(work.targets, piece_tokens(work.vocabulary, "cuda"))
     weight = work.vocabulary * work.model.hidden_size
@@ -341,7 +341,7 @@ def _waits(work: _Work) -> float:
 def _ring(work: _Work, count: float, ranks: int, apart: int = 1) -> float:
     """Seconds to gather, or to reduce and scatter, `count` bytes among `ranks`.
 
-    They are every `apart`-th rank; the rings of the ranks between them share a node's network.
+    The ranks are every `apart`-th one; the rings of the ranks between them share a node's network.
     """
     inside = ranks * apart <= work.node
     speed = work.machine.in_node if inside else work.machine.network / min(apart, work.node)

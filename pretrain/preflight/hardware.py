@@ -100,7 +100,7 @@ def host_share(ranks: Ranks) -> int:
 def free_host_bytes(root: Path = Path("/")) -> int:
     """Bytes of the node that this job's processes may still take.
 
-    They are the system's count, or the cgroup's if less.
+    The system's count, or the cgroup's if less.
 
     `root` is the parent of proc and sys.
     """

@@ -334,7 +334,7 @@ def _attention_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
 def _feed_forward_bytes(recipe: TrainRecipe, of: _Pass, device: str) -> int:
     """Bytes per token that a feed-forward layer saves.
 
-    They are those of its input and its activations.
+    Its input and its activations.
     """
     kind = recipe.model.feed_forward
     gated = recipe.model.gated
@@ -377,7 +377,7 @@ def with_layers(model: ModelConfig, count: int) -> ModelConfig:
 def head(recipe: TrainRecipe, engine: EngineConfig, vocabulary_size: int, device: str) -> int:
     """Peak bytes of `loss.py`.
 
-    They are those of a piece of logits and the sums, or of the gradients and their product.
+    A piece of logits and the sums, or the gradients and their product.
     """
     of, rows = _pass_of(recipe, engine), recipe.model.head_rows(vocabulary_size) // engine.tensor_parallel_size
     if recipe.model.encoder_layers:

@@ -113,7 +113,7 @@ def ladder(config: ScalingConfig, recipe: TrainRecipe, vocabulary_size: int) -> 
 def other_start(recipe: TrainRecipe) -> str:
     """The setting that rules out a decoder from random weights.
 
-    It is "" if there is none.
+    "" if there is none.
     """
     train, model = recipe.train, recipe.model
     other = {

@@ -88,7 +88,7 @@ def rounded(value: Any) -> Any:
 def exponential(x: Any) -> Any:
     """e^x in fp32 within 3 ulp, clamped to -87..88.
 
-    It is Cephes' expf (Moshier, 1992): e^x = 2^n e^r with |r| <= ln(2) / 2, a polynomial of degree 6 in r.
+    Cephes' expf (Moshier, 1992): e^x = 2^n e^r with |r| <= ln(2) / 2, a polynomial of degree 6 in r.
     """
     kept = _LEAST if x < _LEAST else (_MOST if x > _MOST else x)
     turns = np.rint(kept * _LOG2_E)
