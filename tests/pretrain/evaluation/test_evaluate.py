@@ -85,6 +85,9 @@ class Known:
             **dict(zip(("tokens", "targets", "segments", "positions", "origins"), columns, strict=True))
         )
 
+    def corrupted(self, batch, seeds):
+        return batch
+
 
 def test_losses_by_source_and_language_are_plain_sums():
     rows = Known()
