@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -51,6 +52,56 @@ policy = "policy.toml"
 micro_batch_size = 1
 """
 
+MORE_SOURCES = """
+[[data.sources]]
+type = "code"
+name = "code"
+paths = ["code/**/*"]
+licence = "BSD-3-Clause"
+[[data.sources]]
+type = "synthetic"
+name = "retold"
+licence = "Apache-2.0"
+terms = "https://example.org/terms"
+endpoint = "ENDPOINT"
+model = "teacher"
+prompts = ["prompts.jsonl"]
+template = "template.txt"
+budget_requests = 10000
+budget_tokens = 100_000_000
+[[data.classifiers]]
+name = "quality"
+paths = ["labelled.jsonl"]
+positive = ["speeches"]
+[data.substrings]
+[data.code]
+"""
+QUALITY = """[data.mix]
+max_epochs = 3
+[data.mix.quality]
+score = "quality"
+"""
+
+
+def _add_sources(folder: Path, size_bytes: int, endpoint: str) -> None:
+    """Code, prompts for a teacher, labelled texts, and repeats, next to the mixed documents."""
+    documents = mixed(1 << 40)
+    for row in [row for row in documents if row["id"].endswith(".py")][: size_bytes // 50_000]:
+        path = folder / "code" / row["id"].partition("/")[2].replace(":", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(row["text"], encoding="utf-8")
+    write_jsonl(folder / "prompts.jsonl", [{"text": row["text"][:600]} for row in documents[:60]])
+    (folder / "template.txt").write_text("Retell:\n{{text}}", encoding="utf-8")
+    labelled = [{"text": row["text"][:2000], "label": row["id"].partition(".")[0]} for row in documents]
+    kinds = [[row for row in labelled if row["label"] == kind][:200] for kind in ("speeches", "news")]
+    write_jsonl(folder / "labelled.jsonl", [row for rows in kinds for row in rows])
+    passage = next(row["text"] for row in documents if len(row["text"]) > 20_000)[:1000]
+    repeats = [{"id": f"r{i}", "text": f"{row['text']}\n{passage}"} for i, row in enumerate(documents[:20])]
+    write_jsonl(folder / "raw" / "repeats.jsonl", repeats)
+    text = (folder / "run.toml").read_text(encoding="utf-8").replace("[data.mix]\n", QUALITY)
+    text = text.replace("[data.tokenizer]", MORE_SOURCES.replace("ENDPOINT", endpoint) + "[data.tokenizer]")
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+
 
 def _folder(scratch: str, size_bytes: int) -> Path:
     folder = Path(scratch)
@@ -81,13 +132,21 @@ def prepare_words(folder: Path, root: str, *more: str) -> list[str]:
 def _digest(folder: Path, root: str) -> str:
     words = prepare_words(folder, root, "--data-workers", "1")
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return " ".join(line.split()[1] for line in done.stdout.splitlines() if not line.startswith(" "))
+    stages = itertools.takewhile(str.strip, done.stdout.splitlines())  # a blank line parts them from the table
+    return " ".join(line.split()[1] for line in stages)
 
 
 def same_digest(quick: bool) -> list[Goal]:
-    """1, 2 and 3 processes; a Slurm-like array of 3; Daft on Ray; killed at random points; a moved root."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _folder(scratch, 3_000_000 if quick else 12_000_000)
+    """1, 2 and 3 processes; a Slurm-like array of 3; Daft on Ray; killed at random points; a moved root.
+
+    Sources are documents, code, and answers of a teacher on this machine; copies follow quality.
+    """
+    from tests.data_pipeline.teacher_server import teacher
+
+    size = 3_000_000 if quick else 12_000_000
+    with tempfile.TemporaryDirectory() as scratch, teacher() as server:
+        folder = _folder(scratch, size)
+        _add_sources(folder, size, server.url)
         expected = _digest(folder, "one")
         ways: dict[str, str] = {}
         for workers in (2, 3):
