@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -266,7 +267,10 @@ def audit_training(arguments: Arguments) -> int:
 
 
 def takedown(arguments: Arguments) -> None:
-    """Print the plan of a replay without some documents; replay with `execute`."""
+    """Print the plan of a replay without some documents; replay with `execute`.
+
+    With `settings`, write its settings for a job.
+    """
     from assay.planning.cluster import read_cluster
     from assay.replay.replay_plan import explain, replay_plan
 
@@ -275,19 +279,27 @@ def takedown(arguments: Arguments) -> None:
     cluster = read_cluster(named, Path() if arguments.cluster else loaded.folder) if named else None
     plan = replay_plan(loaded, artifacts, runtime, arguments.documents, cluster)
     say(explain(plan), **plan.facts())
-    if arguments.execute:
-        from assay.pipeline import training
-        from assay.replay.replay_run import certificate_words, certify, write_settings
+    if not (arguments.execute or arguments.settings):
+        return
+    from assay.replay.replay_run import certificate_words, certify, write_settings
 
-        file, settled = write_settings(loaded, plan)
-        arguments.more = [*arguments.more, file]
-        arguments.overrides = [one for one in arguments.overrides if one.partition("=")[0].strip() not in settled]
-        child, runtime = load(arguments, "data prepare")
-        made = training(child, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
-        facts = certify(child, plan, made, runtime)
-        say(certificate_words(facts), replay=facts, settings=file, **artifact(made, runtime.root))
-        line = command_line(arguments, "report")
-        say(f"{file}: the settings of the replay; next: {line}", next=line)
+    file, settled = write_settings(loaded, plan)
+    arguments.more = [*arguments.more, file]
+    arguments.overrides = [one for one in arguments.overrides if one.partition("=")[0].strip() not in settled]
+    if arguments.settings:
+        given = [word for one in arguments.overrides for word in ("--set", one)]
+        line = shlex.join([*shlex.split(command_line(arguments, "slurm submit")), *given])
+        say(f"{file}: the settings of the replay; next: {line}, then this command with --execute, which signs it",
+            settings=file, next=line)  # fmt: skip
+        return
+    from assay.pipeline import training
+
+    child, runtime = load(arguments, "data prepare")
+    made = training(child, artifacts, runtime, arguments.nproc, argv_of(arguments, runtime))
+    facts = certify(child, plan, made, runtime)
+    say(certificate_words(facts), replay=facts, settings=file, **artifact(made, runtime.root))
+    line = command_line(arguments, "report")
+    say(f"{file}: the settings of the replay; next: {line}", next=line)
 
 
 def prove(arguments: Arguments) -> None:
@@ -303,7 +315,7 @@ def prove(arguments: Arguments) -> None:
     if file.exists():
         raise ConfigError(f"{file}: exists already. Give another name: --receipt FILE")
     keyring = keyring_of(arguments.signing_key)
-    found = find(arguments.asked, arguments.checkpoint, keyring)
+    found = find(arguments.asked, arguments.checkpoint, keyring, arguments.nearest)
     write_text(file, json.dumps(found, ensure_ascii=False, separators=(",", ":")) + "\n")
     if arguments.verifier is not None:
         write_text(arguments.verifier, verifier_text())

@@ -90,6 +90,7 @@ def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> N
     kind = command.add_mutually_exclusive_group()
     flag(kind, "--plan", "print what is affected, and steps, hours, kWh and money of a replay (default)")
     flag(kind, "--execute", "replay: train again from the last clean checkpoint without the documents, and sign it")
+    flag(kind, "--settings", "write the settings of a replay, which assay slurm submit takes; --execute signs it later")
     nproc(command)
     text = "nodes with the price of a device's hour, as in assay plan (default: slurm.cluster)"
     option(command, "--cluster", str, "NAME|FILE", text, default="")
@@ -99,6 +100,7 @@ def _documents(add: Add, config: Callable[[argparse.ArgumentParser], None]) -> N
     path(command, "--checkpoint", "CHECKPOINT", "a checkpoint's folder", required=True)
     path(command, "--receipt", "FILE", "new file for the receipt (default: receipt.json)", default=Path("receipt.json"))
     path(command, "--verifier", "FILE", "also write the verifier, a Python file that needs no Assay")
+    flag(command, "--nearest", "state the similarity of the nearest other document, too (DOCUMENT is a file)")
     path(command, "--signing-key", "PATH", "key that signs the receipt and the journal entry (default: your own)")
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from assay.impact import steps_that_read
 from assay.receipts.corpus_names import corpus_tree, shards_of
+from assay.receipts.nearest_document import WORDS, nearest_document
 from data_pipeline.documents import REMOVED_SCHEMA, read_table
 from data_pipeline.trace import documents_of
 from data_pipeline.urls import normalise_url
@@ -95,19 +96,23 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def prove(asked: str, checkpoint: Path, keyring: Keyring) -> dict[str, Any]:
+def prove(asked: str, checkpoint: Path, keyring: Keyring, near: bool = False) -> dict[str, Any]:
     """Make the receipt of a document for a checkpoint.
 
-    The tree of the corpus is made if it was not yet.
+    The tree of the corpus is made if it was not yet. With `near`, the similarity of the nearest other document is
+    stated, too.
 
     Raises:
-        ConfigError: the question is none, or the key cannot sign.
+        ConfigError: the question is none, or is no text where the nearest document is asked for, or the key cannot
+            sign.
         MissingInput: the checkpoint, its token corpus or its documents are gone.
         GateClosed: the journal was cut, or does not state this checkpoint, or the tree and its corpus as they are.
         ManifestError: the journal or the tree was altered.
         AlteredFile: a shard that the answer rests on was altered.
     """
     request = read_request(asked)
+    if near and request.kind != "text":
+        raise ConfigError(f"--nearest compares a text, and {asked!r} is none. Give a file with the text")
     manifest = open_checkpoint(checkpoint)
     root = root_of(checkpoint)
     journal = own_journal(manifest, keyring, root)
@@ -130,6 +135,9 @@ def prove(asked: str, checkpoint: Path, keyring: Keyring) -> dict[str, Any]:
         "filters": " ".join(_filters(tokens, root)),
         "removed": taken_down if place is not None else next(_removals(request, tokens, root), ""),
     }
+    if near:
+        kept = set(map(bytes, names.identities))
+        facts["nearest"] = nearest_document(request.value, tokens, root, kept, identities)
     key = private_key(keyring.own, make=False)
     found = receipt(names, (kind, request.value), steps, facts, key)
     if faults := verify_receipt.faults(found, key.public_key()):
@@ -303,6 +311,11 @@ def explain(found: dict[str, Any]) -> str:
         lines.append(f"read {read['times']} time(s), at step(s) {', '.join(map(str, read['steps']))}{more}")
     if said.get("removed"):
         lines.append(f"removed by {said['removed']}")
+    if near := said.get("nearest"):
+        lines.append(
+            f"nearest other document, of {near['documents']:,} that were compared: {100 * near['similarity']:.4g} % of "
+            f"the distinct sequences of {WORDS} words of both are in both"
+        )
     if said.get("builds_on"):
         lines.append(f"the training began with other weights or a teacher: {', '.join(said['builds_on'])}")
     return "\n".join([*lines, said["words"]])

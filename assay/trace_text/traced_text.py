@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from governance.file_digests import Digests
 from governance.gate.verdict import Keyring
 from governance.hooks import Hooks
 from governance.lineage.attest import KeySigner, refuse_unstated
-from governance.manifest import FILE_NAME, Manifest, output_fault, present, read_manifest
+from governance.manifest import FILE_NAME, Manifest, Output, output_fault, present, read_manifest
 from governance.signing.journal_lines import JournalEntry
 from governance.stage import Runtime, read_artifact, root_of
 from pretrain.checkpoint.format import identity_of, open_checkpoint
@@ -114,16 +114,18 @@ def open_sound_index(made: Manifest, root: Path, hooks: Hooks) -> TextIndex:
     Raises:
         AlteredFile: a file was cut, altered or removed.
     """
+    mend = f"The index was cut or altered; nothing was traced. Remove {root / made.folder}. {_MAKE}"
+    _refuse_altered(made, made.outputs, root, hooks, mend)
+    return open_index(made, root)
+
+
+def _refuse_altered(made: Manifest, outputs: Iterable[Output], root: Path, hooks: Hooks, mend: str) -> None:
     digests = Digests(Runtime(root, hooks=hooks))
-    for output in made.outputs:
+    for output in outputs:
         whole = present(made.model_copy(update={"outputs": (output,)}), root)
         if not whole or digests.of(root / output.path) != output.sha256:
-            raise AlteredFile(
-                f"{root / output.path}: {output_fault(output, root)}. The index was cut or altered; nothing was "
-                f"traced. Remove {root / made.folder}. {_MAKE}"
-            )
+            raise AlteredFile(f"{root / output.path}: {output_fault(output, root)}. {mend}")
     digests.save()
-    return open_index(made, root)
 
 
 def read_text(text: str, least: int) -> str:
@@ -159,7 +161,7 @@ def trace_text(
         ConfigError: there is no text, or `corpus` is not a token corpus.
         MissingInput: the checkpoint, its token corpus or the index is not there.
         GateClosed: the journal was cut, or does not state the checkpoint or the index.
-        AlteredFile: a file of the index is not as it was made.
+        AlteredFile: a file of the index, or a shard that gives the steps, is not as it was made.
     """
     least, most = limits
     text = read_text(text, least)
@@ -171,7 +173,13 @@ def trace_text(
         raise MissingInput(f"{root}: has no index of the texts of {tokens.folder}{words}. {_MAKE}")
     journal = own_journal(model or made, keyring, root)
     refuse_unstated(made, keyring, root)
-    index = open_sound_index(made, root, Hooks(signer=KeySigner(keyring)))
+    hooks = Hooks(signer=KeySigner(keyring))
+    index = open_sound_index(made, root, hooks)
+    if model is not None:
+        packed = [read_manifest(root / item.path) for item in model.inputs[:1] if item.stage == "pack"]
+        for one in (tokens, *packed):
+            shards = [*one.listed("train"), *one.listed("validation")]
+            _refuse_altered(one, shards, root, hooks, "The steps rest on it; nothing was traced. Put it back")
     spans = find_spans(index, text, least)
     held = [holders_of(index, text[start:end]) for start, end in spans]
     listed = [list(zip(found[:most], read_listed(index, found[:most]), strict=True)) for found in held]

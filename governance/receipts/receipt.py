@@ -6,9 +6,9 @@
      "journal": 14, "filters": "ingest clean dedup redact", "time": "2026-01-01T00:00:00Z", "words": "..."},
      "proof": {"path": "1111", "siblings": "...", "end": "used", "shown": "..."}, "signature": "..."}
 
-A text, and a long value, is asked for by `asked.name` (32 hexadecimal digits). `builds_on` and `removed` are left out
-where empty; `found` is null where the corpus does not hold the name;
-`read.steps` are the first eight. `verify_receipt.py` checks one.
+A text, and a long value, is asked for by `asked.name` (32 hexadecimal digits). `builds_on`, `removed` and
+`nearest` (`{"similarity": 0.4, "documents": 480}`) are left out where empty; `found` is null where the corpus does not
+hold the name; `read.steps` are the first eight. `verify_receipt.py` checks one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def receipt(
         names: the tree of the corpus.
         asked: kind and value.
         steps: those at which the checkpoint's training read a document of this name, one for each time.
-        facts: `checkpoint`, `step`, `builds_on`, `journal`, `filters`, `removed`.
+        facts: `checkpoint`, `step`, `builds_on`, `journal`, `filters`, `removed`, and `nearest` if it was asked for.
         key: whoever is to check the receipt knows its public half.
 
     Raises:
@@ -51,7 +51,7 @@ def receipt(
     tag = names.tag_of(kind, name)
     place = names.tree.place(tag)
     long = kind in ("text", "raw text") or len(value.encode()) > _SHOWN_CHARACTERS
-    also = {name: facts[name] for name in ("builds_on", "removed") if facts[name]}
+    also = {name: facts[name] for name in ("builds_on", "removed", "nearest") if facts.get(name)}
     statement = {
         "answer": "used" if steps else "not used",
         "asked": {"kind": kind, **({"name": name.hex()} if long else {"value": value})},

@@ -23,8 +23,8 @@ from typing import Any
 KINDS = {"text": 1, "raw text": 2, "url": 3, "id": 4}
 NOTHING, STUB_BITS, SHOWN_STEPS = bytes(24), (2, 6, 8, 16), 8
 WORDS = (
-    "Proven: whether the tree holds this name. Signed only: its completeness, checkpoint, steps, filters. Not covered: "
-    "paraphrases, near copies, quotations."
+    "Proven: whether the tree holds this name. Signed only: completeness, checkpoint, steps, filters, nearest. Not "
+    "covered: paraphrases, near copies, quotes."
 )
 
 

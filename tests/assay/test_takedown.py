@@ -168,7 +168,10 @@ def test_a_replay_is_certified_and_known_everywhere(trained, ask, by_step, tmp_p
     root, run, name = trained / "root", str(trained / "run.toml"), by_step[10][0]
     old = read_manifest(next(root.glob("train/*/manifest.json")))
     last = root / old.stats["checkpoint"]["path"]
+    written = ask(name, "--settings")  # for a job, whose training the last command would find and sign
+    assert written["next"] == f"assay slurm submit {run} {written['settings']} --root {root}"
     made = ask(name, "--execute")
+    assert made["settings"] == written["settings"]
     facts, settings = made["replay"], made["settings"]
     assert facts["clean"]["step"] == 8
     assert (facts["first_step"], facts["steps"]) == (10, 12)

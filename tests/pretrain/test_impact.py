@@ -29,6 +29,7 @@ from governance.stage import Recipe, Runtime, commit
 from pretrain.config.training import MixtureConfig, RampConfig, TrainConfig
 from pretrain.data.dataset import open_rows
 from pretrain.data.sampler import sampler_of
+from tests.pretrain.nearest_texts import nearest_text
 
 CONFIG = GovernanceConfig(signing_key="key.pem")
 ROOT = Path(__file__).parents[2]
@@ -190,6 +191,15 @@ def test_a_receipt_says_what_was_read_and_what_was_not(trained, tmp_path, capsys
         assert faults(one, key, text, (root / "journal.jsonl").read_bytes()) == []
         assert "tales/b.jsonl#3" not in json.dumps(one)  # which replaced the duplicate
     assert main([*words_typed, *files]) == 78  # the receipt is there already
+    half = " ".join(texts[3].split()[:25])
+    (tmp_path / "half.txt").write_text(half)
+    for text, asked in ((half, "half.txt"), (texts[3], "copy.txt")):
+        found = prove(str(tmp_path / asked), newest, keyring, near=True)
+        assert found["statement"]["nearest"] == nearest_text(text, trained)
+        assert faults(found, key) == []
+    assert "% of the distinct sequences of 5 words of both are in both" in explain_receipt(found)
+    with pytest.raises(ConfigError, match="--nearest compares a text"):
+        prove("tales/b.jsonl#7", newest, keyring, near=True)
     assert main(["governance", "verify", "--deep", str(root), "--key", str(trained / "key.pem.pub")]) == 0
 
 
@@ -337,6 +347,12 @@ def test_a_text_is_not_traced_where_the_answer_could_be_wrong(trained, tmp_path,
         file.write_bytes(whole[:-1])
         refused([*asked, text], 65, f"{role}/{file.name}: has ")
         file.write_bytes(whole)
+    for role in ("encode/*/train", "encode/*/validation", "pack/*/train"):  # the steps rest on them
+        for file in [path for path in root.glob(f"{role}/*") if path.is_file()][:1]:
+            whole = file.read_bytes()
+            file.write_bytes(whole[:-9] + bytes(byte ^ 1 for byte in whole[-9:]))
+            refused([*asked, text], 65, "The steps rest on it; nothing was traced")
+            file.write_bytes(whole)
     assert main([*asked, text]) == 0
     values = read_manifest(made)
     foreign = values.inputs[0].model_copy(update={"digest": "f" * 64})
