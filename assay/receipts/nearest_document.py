@@ -31,7 +31,7 @@ def nearest_document(
     """Similarity of the nearest document of the token shards.
 
     It is the share of all distinct sequences of five words of two texts that both have (Jaccard), computed for every
-    document, 50 MB of text a second; a sequence stands for its hash of 64 bits.
+    document; a sequence stands for its hash of 64 bits.
 
     Args:
         text: as it was given.
