@@ -4,11 +4,11 @@ A spike is judged by the robust z-score of a step's loss among the last accepted
 
     z = (loss - median) / max(1.4826 x median(|loss_i - median|), 0.005 x |median|)
 
-1.4826 makes the median absolute deviation that of a normal distribution (Iglewicz and Hoaglin, 1993); the second term
-keeps a flat curve from calling a rise of less than 0.5 % x `z_score` a spike. Where both are 0 (losses of exactly 0)
-a rise cannot be measured, and z is 0. Only a rise counts. Medians do not move until half of the window is bad. Where
-the configuration itself changes the level or the noise of the loss (a phase of the mixture, a stage of the batch ramp),
-the window is emptied, because earlier losses say nothing about later ones. PaLM (arXiv:2204.02311, section 5.1)
+1.4826 makes the median absolute deviation that of a normal distribution (Iglewicz and Hoaglin, 1993). The second term
+is a floor: on a flat curve only a rise above 0.5 % x `z_score` is a spike. Where both are 0 (losses of exactly 0) a
+rise cannot be measured, and z is 0. Only a rise counts. Both medians hold while fewer than half of the losses are bad.
+Where the configuration itself changes the level or the noise of the loss (a phase of the mixture, a stage of the batch
+ramp), the window is emptied, because earlier losses say nothing about later ones. PaLM (arXiv:2204.02311, section 5.1)
 restarted before a spike and removed its batches by hand; skipping the update at once needs no restart.
 
 Promise: the decision is a function of the losses so far and of the skipped steps, so a resumed run decides as an
@@ -31,8 +31,8 @@ from pretrain.data.batch_size import batch_sizes
 if TYPE_CHECKING:
     import torch
 
-_NORMAL = 1.4826  # 1 / the third quartile of the standard normal
-_FLOOR = 0.005
+_MAD_TO_DEVIATION = 1.4826  # 1 / the third quartile of the standard normal
+_LEAST_SPREAD_SHARE = 0.005
 OVERFLOW = "overflow"
 _IN_A_ROW = 3  # batches differ and weights do not, so the batches are not the cause
 _LISTED = 12  # skipped steps that the error lists, and documents of each
@@ -89,7 +89,7 @@ class SpikeGuard:
         self._config, self._starts = config, starts
         self._ring = torch.tensor(ring, dtype=torch.float64, device=device)
         self._next = torch.tensor([len(kept) % config.window], device=device)
-        self._count = torch.tensor([len(accepted)], device=device)
+        self._accepted = torch.tensor([len(accepted)], device=device)
 
     def judge(self, loss: torch.Tensor, step: int) -> SpikeDecision:
         """Decide about a step's loss, a scalar on the device, without waiting.
@@ -101,15 +101,16 @@ class SpikeGuard:
         if step in self._starts:
             self._ring.fill_(math.inf)
             self._next.zero_()
-            self._count.zero_()
+            self._accepted.zero_()
         finite = torch.isfinite(loss)
         if not self._config.z_score or step <= self._config.warmup_steps:
             return SpikeDecision((~finite).float(), torch.zeros_like(loss))
         half = self._config.window // 2
         median = self._ring.sort().values[half]
+        # inf - inf is NaN while the window is not full; `full` hides it.
         deviation = (self._ring - median).abs().sort().values[half]
-        spread = torch.maximum(_NORMAL * deviation, _FLOOR * median.abs())
-        full = self._count[0] >= self._config.window
+        spread = torch.maximum(_MAD_TO_DEVIATION * deviation, _LEAST_SPREAD_SHARE * median.abs())
+        full = self._accepted[0] >= self._config.window
         z = torch.where(full & finite & (spread > 0), (loss - median) / spread, torch.zeros_like(spread))
         return SpikeDecision((~finite | (z > self._config.z_score)).float(), z)
 
@@ -118,10 +119,10 @@ class SpikeGuard:
         import torch
 
         taken = (1 - skipped).long()
-        kept = torch.where(taken.bool(), loss.double(), self._ring[self._next])
-        self._ring.index_copy_(0, self._next, kept.reshape(1))
+        entry = torch.where(taken.bool(), loss.double(), self._ring[self._next])
+        self._ring.index_copy_(0, self._next, entry.reshape(1))
         self._next = (self._next + taken) % self._config.window
-        self._count += taken
+        self._accepted += taken
 
 
 def reason_of(loss: float, norm: float, precision: str) -> str:
@@ -146,15 +147,15 @@ def refuse_too_many(skipped: Sequence[dict[str, Any]], step: int, config: SkipCo
     Raises:
         Diverged: names the steps, their reasons and documents, and what to do; its `facts` are the same as values.
     """
-    recent = [r for r in skipped if r["step"] > step - config.window and r["reason"] != OVERFLOW]
-    row = [record for record in recent if record["step"] > step - _IN_A_ROW and record["reason"] != "spike"]
-    hopeless = len(row) == _IN_A_ROW or (step == 1 and row)
+    recent = [record for record in skipped if record["step"] > step - config.window and record["reason"] != OVERFLOW]
+    not_finite = [record for record in recent if record["step"] > step - _IN_A_ROW and record["reason"] != "spike"]
+    hopeless = len(not_finite) == _IN_A_ROW or (step == 1 and not_finite)
     if len(recent) <= config.most_skips and not hopeless:
         return
     lines = "\n".join(f"  {_line(record)}" for record in recent[-_LISTED:])
     if hopeless:
         reason = (
-            f"step {step}: the loss or the gradient is not finite in {len(row)} step(s) in a row with the same "
+            f"step {step}: the loss or the gradient is not finite in {len(not_finite)} step(s) in a row with the same "
             f"weights, so the batches are not the cause; training stops without saving. The previous checkpoint is "
             f"kept; lower optim.learning_rate, lengthen optim.warmup_steps, or set optim.gradient_clipping."
         )

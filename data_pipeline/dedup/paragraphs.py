@@ -2,12 +2,12 @@
 
 A paragraph that occurs in at least `min_paragraph_documents` documents, or a line in at least `min_line_documents`,
 stays where it occurs first (in the order of the corpus) and is cut out everywhere else. `kernels/paragraph_hashes.py`
-defines paragraph and line; case and punctuation count, white space does not. Shorter ones are kept: headings and
-greetings are not boilerplate. A document of which less than `min_left_bytes` remains leaves as
-`duplicate_text`; its evidence is how much was cut.
+defines paragraph and line; case and punctuation count, white space does not. Paragraphs below `min_paragraph_bytes` and
+lines below `min_line_bytes` are never cut: headings and greetings are not boilerplate. A document of which less than
+`min_left_bytes` remains is removed, with the reason `duplicate_text`; its evidence is how much was cut.
 
 Roles: `documents`, `removed` (with the text as it came in), `cuts` (id, kind, start and end in bytes of the text that
-came in; the cut takes the blank lines behind it along), `units` (the compared units: hashes and places).
+came in; the blank lines after the span are removed with it), `units` (the compared units: hashes and places).
 
 Price: two passes; one row of 29 bytes per paragraph or line goes through the join of `dedup/join.py`, which spills.
 """
@@ -48,11 +48,11 @@ class ParagraphsConfig(Section):
     """Units to compare, and how often one must occur to be cut."""
 
     min_paragraph_documents: int = Field(default=2, ge=2)
-    """Documents that hold a paragraph, from which all but the first lose it."""
+    """Documents with a paragraph, from which on all but its first occurrence are cut."""
     min_paragraph_bytes: int = Field(default=100, ge=1)
     """Bytes of a paragraph that is compared, blanks folded."""
     min_line_documents: int = Field(default=6, ge=2)
-    """Documents that hold a line, from which all but the first lose it."""
+    """Documents with a line, from which on all but its first occurrence are cut."""
     min_line_bytes: int = Field(default=24, ge=1)
     """Bytes of a line that is compared, blanks folded."""
     min_left_bytes: int = Field(default=100, ge=0)
@@ -93,6 +93,7 @@ def repeated_units(
         for path in paths:
             table = pq.read_table(path, columns=["kind", "high"], partitioning=None)
             # A paragraph of one line has that line's hash: the kind parts them, or each such pair would be joined.
+            # Other units that share a key cost only time: whole hashes are compared afterwards.
             yield (table["high"].to_numpy() >> np.uint64(2)) ^ table["kind"].to_numpy().astype(np.uint64)
 
     with table_writer(target, SPAN_SCHEMA, bounds=("document",)) as append:
@@ -111,7 +112,7 @@ def repeated_units(
 
 
 def _all_but_the_first(units: pa.Table, config: ParagraphsConfig) -> Integers:
-    """Repeated units after their first occurrence, ascending, in enough documents."""
+    """Rows of `units` that repeat an earlier one, in enough documents; ascending."""
     kind, high, low, document = (units[name].to_numpy() for name in ("kind", "high", "low", "document"))
     order = np.lexsort((low, high, kind))  # stable: equal units stay in the order of the corpus
     kind, high, low, document = (values[order] for values in (kind, high, low, document))

@@ -2,17 +2,17 @@
 
 `Counter` follows a counter of microjoules. A reading that does not follow from the one before is one of three things:
 
-    a wrap     the way over the top needs no more power than any device takes: the energy on that way is counted
+    a wrap     the rise, counted past the top, needs at most `MOST_WATTS`; it is counted
     a reset    the counter fell to less than half, to a value that a device can take in the time: it began again (a
                driver was loaded anew). What it shows now is certain; what was spent before the reset is taken from
                the mean power so far
-    a glitch   any other fall, and a rise that no device's power explains. It raises `Glitch` and leaves a gap: the next
-               reading is measured against the last good one. Where it follows from the glitch instead, the counter
-               goes on from there, and the mean power so far fills the time before
+    a glitch   any other fall, and a rise that no device's power explains. `Glitch` is raised, and a gap is left: the
+               next reading is measured against the last good one. If that reading follows from the glitch instead,
+               counting continues from the glitch, and the mean power so far fills the time before
 
 A reading that fails leaves a gap as well, and the next one makes up for it. In a long gap a small counter can wrap
-several times: the number that agrees best with the mean power so far is taken. All of this is in the detail of the
-figure, and its bounds then reach from what is certain to what `MOST_WATTS` allow. Indistinguishable: a reset
+several times: the number that agrees best with the mean power so far is taken. `detail` counts each of these cases, and
+`low` and `high` reach from what is certain to what `MOST_WATTS` allow. Indistinguishable: a reset
 within a gap so long that the counter may have wrapped in it is taken for a wrap, an error of at most one range of the
 counter; a glitch that looks like a reset adds at most what `MOST_WATTS` allow in its interval.
 """
@@ -108,15 +108,15 @@ class Counter:
         return over, over + min(times, possible) * self._size, over + possible * self._size
 
     def _from_glitch(self, reading: tuple[int, float]) -> _Span | None:
-        """Step from the passed-over reading, and its time; None if none."""
-        if self._glitch is None or (way := self._since(self._glitch, reading)) is None:
+        """Energy since the glitch, and as expected before it; None if none."""
+        if self._glitch is None or (rise := self._since(self._glitch, reading)) is None:
             return None
         self._note("went on from another value")
         seconds = self._glitch[1] - self._last[1]
-        return way[0], way[1] + self._expected(seconds), way[2] + self._most(seconds)
+        return rise[0], rise[1] + self._expected(seconds), rise[2] + self._most(seconds)
 
     def _reset(self, reading: tuple[int, float]) -> _Span | None:
-        """Value of a counter after a reset; None if impossible."""
+        """Energy bounds over a reset; None if impossible."""
         now, seconds = reading[0], reading[1] - self._last[1]
         most = self._most(seconds)
         if now > most or 2 * now >= self._last[0]:
@@ -176,7 +176,7 @@ class Integral:
 
         Whatever the meter raises leaves a gap for the next one.
         """
-        self._missed += 1
+        self._missed += 1  # it stays if the meter fails
         watts, at = self._watts(), self._clock()
         seconds = at - self._at
         likely = (watts + self._last) / 2 * seconds * 1e6

@@ -37,13 +37,14 @@ from slurm.attempt.job_attempt import (
     say,
     this_node,
 )
-from slurm.attempt.restart_verdict import Verdict, tail_of, verdict_of
+from slurm.attempt.restart_verdict import OF_STATUS, Verdict, tail_of, verdict_of
 from slurm.attempt.watched_command import ignore_signals
 
-_EXPLAINED = (2, 65, 66, 71, 76, 77, 78)
-"""Usage, data, input, budget, a diverged training, gate, configuration: a retry would end alike."""
+_EXPLAINED = tuple(status for status, (_, action) in OF_STATUS.items() if action == "stop")
+"""Statuses whose retry would end alike."""
 _UNSEEN = (66, 78)  # a file is missing, perhaps on this node alone
-_NEED_TIME = (69, 73, 74)  # node or scheduler, a run that is held, a disk: waiting may help
+_NEED_TIME = (73, *(status for status, (_, action) in OF_STATUS.items() if action == "later"))
+"""Statuses after which waiting may help; 73 is a run that another process holds."""
 _POLL_SECONDS = 5
 _EMPTY_START_SECONDS = 180
 _MOST_RELEASES, _MOST_REQUEUES, _MOST_DOUBLINGS = 10, 8, 6

@@ -50,7 +50,7 @@ class _LogRule:
     """0 for a root cause; a consequence has a higher one."""
 
 
-_OF_STATUS: dict[int, tuple[Cause, Action]] = {
+OF_STATUS: dict[int, tuple[Cause, Action]] = {
     2: ("code", "stop"), 65: ("data", "stop"), 66: ("data", "stop"), 69: ("node", "later"), 70: ("hang", "go on"),
     71: ("quota", "stop"), 74: ("storage", "later"), 75: ("preemption", "go on"), 76: ("data", "stop"),
     77: ("data", "stop"), 78: ("code", "stop"), 124: ("preemption", "go on"),
@@ -109,8 +109,8 @@ def verdict_of(text: str, status: int | None = None, state: str = "") -> Verdict
     """
     if status == 73:  # another attempt holds the run: no failure of this one
         return None
-    if status in _OF_STATUS:
-        return Verdict(*_OF_STATUS[status])
+    if status in OF_STATUS:
+        return Verdict(*OF_STATUS[status])
     lines = text.splitlines()
     if state in _OF_STATE:
         cause, action = _OF_STATE[state]
