@@ -236,7 +236,7 @@ def _open_run(
     with watch_signals() as stop_requested:
         questions = suite() if suite and recipe.evaluation.tasks else None
         with (
-            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=first_on_node) as lease,
+            hold_folder(folder, slurm_attempt(), first=ranks.first, leads=first_on_node, nodes=ranks.nodes) as lease,
             meter as energy,
             _arithmetic(ranks, settings.engine),
             open_record(folder, settings.tracking, identity, lease.check, hooks.line_signer, writes=ranks.first) as (

@@ -12,19 +12,20 @@ also takes the next number, which only one process gets (`write_new`), and the h
    `BEAT_SECONDS`; a holder that is silent for `SILENT_SECONDS` is dead.
 2. A later start of the same Slurm job, or a later try in its allocation, is not refused: it takes the next number, and
    waits `TRUST_SECONDS` and a beat. An earlier start of a job never follows a later one.
-3. No process of an attempt trusts its lease for longer than `TRUST_SECONDS` without checking. So after the wait of law
-   2 nothing of an older attempt writes: each of its ranks checks each beat, and ends with status 73; a record is
-   refused; a checkpoint checks before each of its parts, and again before it is committed.
+3. No process of an attempt writes on a check that is older than `TRUST_SECONDS`. So after the wait of law 2 nothing of
+   an older attempt writes: a record is refused; a checkpoint checks before each of its parts, and again before it is
+   committed. Each of its ranks also checks each beat, on many nodes each `look_seconds`, and ends with status 73.
 
 No clocks are compared: ages are differences of times that the file system gave, or of one process's own clock. (Where a
 file system lets its clients give them, as Lustre does, a dead holder whose clock was ahead is waited for no longer than
 `SILENT_SECONDS`, and a living one whose clock is that much behind counts as dead, and law 3 ends it.) A process that is
 suspended between its last check and its write is not kept out; what it writes then are the bytes of the same step of
-the same run. Price: a small file written each beat, and on each node one directory listing a beat: its first rank looks
-for all, and shares the check with the node's other ranks in a file (`LeaseSighting`). It is in /dev/shm, belongs to
-this account, and holds 16 bytes: the number of the attempt, and the time of the check by the node's monotonic clock,
-which all its processes share. Without /dev/shm, or once the first rank is gone, each rank checks for itself. A kill
-leaves the file behind; the next start on the node removes those of this account that were not refreshed for a day.
+the same run. Price: a small file written each beat, at most `LOOKS_A_SECOND` directory listings a second of all nodes
+together, and one of each node in a save: a node's first rank looks for all, and the ranks of a node share their checks
+in a file (`LeaseSighting`). It is in /dev/shm, belongs to this account, and holds 16 bytes: the number of the attempt,
+and the time of the check by the node's monotonic clock, which all its processes share. Without /dev/shm, or once the
+first rank is gone, each rank checks for itself. A kill leaves the file behind; the next start on the node removes those
+of this account that were not refreshed for a day.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ HOLDERS = "holders"
 BEAT_SECONDS = 4.0
 TRUST_SECONDS = 6.0
 SILENT_SECONDS = 60.0
+LOOKS_A_SECOND = 8.0
+"""Most listings of the holders a second while a run trains, over all its nodes but the first."""
 _POLL_SECONDS = 0.2
 
 
@@ -87,15 +90,21 @@ class LeaseHolder:
         return bool(self.job) and self.job == other.job and (self.restart, self.retry) < (other.restart, other.retry)
 
 
+def look_seconds(nodes: int) -> float:
+    """Seconds between a node's looks at the holders."""
+    return max(BEAT_SECONDS, nodes / LOOKS_A_SECOND)
+
+
 class RunLease:
     """Lease of an attempt, renewed while the context lasts.
 
     `number` is 0 on ranks other than the first until they `follow` it.
     """
 
-    def __init__(self, folder: Path, ours: LeaseHolder, *, leads: bool = True) -> None:
+    def __init__(self, folder: Path, ours: LeaseHolder, *, leads: bool = True, nodes: int = 1) -> None:
         self._folder, self._ours, self._first = folder / HOLDERS, ours, ours.number > 0
         self._leads, self._sighting = leads, LeaseSighting(folder)
+        self._every = BEAT_SECONDS if self._first else look_seconds(nodes)
         self._looked = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -118,13 +127,13 @@ class RunLease:
     def check(self, *, look: bool = False) -> None:
         """Raise if a newer attempt has begun.
 
-        `look` reads the folder now, instead of trusting a check of moments ago.
+        `look` reads the folder now, instead of trusting a check of moments ago, of this rank or of another of its node.
 
         Raises:
             Occupied: a newer attempt has begun.
         """
         began = time.monotonic()
-        if not look and began - self._looked < TRUST_SECONDS:
+        if not look and (began - self._looked < TRUST_SECONDS or self._seen(began, TRUST_SECONDS)):
             return
         newest = newest_holder(self._folder)
         if newest is not None and newest.number > self._ours.number:
@@ -133,6 +142,15 @@ class RunLease:
                 f"{self._ours.number}) writes nothing more; let the newer one continue."
             )
         self._looked = began
+        self._sighting.write(self.number, began)
+
+    def _seen(self, began: float, seconds: float) -> bool:
+        """Trust a check that a rank of this node made within `seconds`."""
+        seen = self._sighting.read(self.number)
+        if seen is None or not 0 <= began - seen < seconds:
+            return False
+        self._looked = max(self._looked, seen)
+        return True
 
     def look(self) -> None:
         """`check` by reading the folder now."""
@@ -157,18 +175,12 @@ class RunLease:
 
     def _beat(self) -> None:
         """Check the lease, or trust the check of the node's first rank."""
-        if self._leads:
-            self.look()
-            self._sighting.write(self.number, self._looked)
-            return
-        seen, began = self._sighting.read(self.number), time.monotonic()
-        if seen is not None and 0 <= began - seen < 1.25 * BEAT_SECONDS:
-            self._looked = max(self._looked, seen)
-        elif began - self._looked >= BEAT_SECONDS:
+        began = time.monotonic()
+        if self._leads or (not self._seen(began, 1.25 * self._every) and began - self._looked >= self._every):
             self.look()
 
     def _live(self) -> None:
-        while not self._over.wait(BEAT_SECONDS if self._leads else BEAT_SECONDS / 4):
+        while not self._over.wait(self._every if self._leads else BEAT_SECONDS / 4):
             try:
                 self._beat()
             except Occupied as error:
@@ -195,7 +207,9 @@ class RunLease:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, attempt: tuple[str, int, int], *, first: bool, leads: bool = True) -> Iterator[RunLease]:
+def hold_folder(
+    folder: Path, attempt: tuple[str, int, int], *, first: bool, leads: bool = True, nodes: int = 1
+) -> Iterator[RunLease]:
     """Hold the lease of the run's folder while the context lasts.
 
     Rank 0 takes it for all ranks. The other ranks of a refused attempt wait for it and their launcher ends
@@ -206,6 +220,7 @@ def hold_folder(folder: Path, attempt: tuple[str, int, int], *, first: bool, lea
         attempt: the Slurm job ("" without one), its number of restarts, and of tries before in the same allocation.
         first: whether this is rank 0.
         leads: whether this is the first rank of its node, which looks for the others.
+        nodes: of the run.
 
     Raises:
         Occupied: another attempt that is alive, or a later start of the same job, holds it.
@@ -213,7 +228,7 @@ def hold_folder(folder: Path, attempt: tuple[str, int, int], *, first: bool, lea
     job, restart, retry = attempt
     ours = LeaseHolder(socket.gethostname(), os.getpid(), now(), job, restart, retry=retry)
     if not first:
-        with RunLease(folder, ours, leads=leads) as lease:
+        with RunLease(folder, ours, leads=leads, nodes=nodes) as lease:
             yield lease
         return
     with contextlib.ExitStack() as stack:

@@ -53,6 +53,11 @@ class Ranks:
         """Return whether this is rank 0, which writes for all."""
         return self.rank == 0
 
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return -(-self.world_size // self.local_world_size)
+
 
 def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Ranks from torchrun's variables, a Slurm step's, or alone.

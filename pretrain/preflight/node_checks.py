@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from governance.errors import ClusterError
-from governance.files import touch
+from governance.files import json_text, touch, write_text
 from pretrain.config.training import EngineConfig, TrainRecipe
 from pretrain.distributed.process_group import Ranks, device_of, node_name, publish
 from pretrain.distributed.rendezvous import await_keys, until
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from torch import distributed
 
 _MEET_SECONDS = 120.0  # from the first node's start to the last one's, and until its file is seen
-_LISTING_SECONDS = 1.0  # between two listings of the folder where nodes meet: a metadata server serves all of them
+_LISTING_SECONDS = 1.0  # between two looks at the folder where nodes meet: a metadata server serves all of them
+_NAMES_FILE = "nodes.json"
 _CONNECT_SECONDS = 60.0
 _ARRIVE_SECONDS = _CONNECT_SECONDS / 2  # the others wait longer for the first node's word on who is missing
 _SUM_SECONDS = 120.0
@@ -223,13 +224,22 @@ def extension(engine: EngineConfig, hardware: Hardware, node: str) -> list[NodeF
 def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[NodeFinding], list[str] | None]:
     """Check that all nodes see each other's files.
 
-    A file's name holds its node's name, so that one listing shows all of them and no node opens the others' files.
-    It returns the nodes' names too, or None where some are missing.
+    A file's name holds its node's name, so that one listing shows all of them and no node opens the others' files. The
+    first node alone lists the folder, each second, and writes down the names that it found; the others wait for that
+    file. It returns the nodes' names too, or None where some are missing.
     """
     touch(folder / f"{ranks.rank:05d}.{node}")
-    deadline = time.monotonic() + _MEET_SECONDS
-    while len(names := _nodes_seen(folder)) < ranks.world_size and time.monotonic() < deadline:
+    deadline, written = time.monotonic() + _MEET_SECONDS, folder / _NAMES_FILE
+    names = _nodes_seen(folder) if ranks.first else {}
+    while len(names) < ranks.world_size and time.monotonic() < deadline:
         time.sleep(_LISTING_SECONDS)
+        if ranks.first:
+            names = _nodes_seen(folder)
+        elif written.exists():
+            names = dict(enumerate(json.loads(written.read_bytes())))
+    if ranks.first and len(names) == ranks.world_size:
+        write_text(written, json_text([names[rank] for rank in range(ranks.world_size)]))
+    names = names or _nodes_seen(folder)
     seen = len(names)
     summary = f"{seen} of {ranks.world_size} nodes see {folder.parents[2]}"
     if seen < ranks.world_size:

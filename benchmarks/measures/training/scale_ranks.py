@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,7 +30,7 @@ _KINDS = ("master", "exp_avg", "exp_avg_sq")
 _SHAPES = [(f"layers.{number}.weight", (128, 256)) for number in range(24)]
 _FILE_BYTES = 3 * 4 * 128 * 256  # three parameters: eight canonical files, whatever the ranks
 NODES = (512, 4096)
-_BEATS = 3
+_LOOKS = 3
 _EVENTS = {
     "open": "opened", "os.listdir": "listed", "os.scandir": "listed", "os.rename": "changed", "os.remove": "changed",
     "os.mkdir": "changed", "os.rmdir": "changed", "os.link": "changed",
@@ -166,26 +167,33 @@ def _load(root: Path, ranks: int) -> Figures:
 
 
 def _looks(root: Path, ranks: int) -> Figures:
-    """Listings of a run's holders that a node requests per second of training."""
-    from pretrain.distributed import lease as fence
-    from pretrain.distributed import lease as sighting
+    """Listings of a run's holders that a node requests per second of training, by a simulated clock.
 
-    holder = fence.LeaseHolder("node-0", 1, "2030-01-01T00:00:00Z", number=1)
+    The first ranks of all nodes look, and all ranks of the first node.
+    """
+    from pretrain.distributed import lease as fence
+
+    holder, nodes, now = fence.LeaseHolder("node-0", 1, "2030-01-01T00:00:00Z", number=1), -(-ranks // A_NODE), 1e6
     path = root / "run" / fence.HOLDERS / "000001.json"
     path.parent.mkdir(parents=True)
     path.write_text(fence.json_text(fence.asdict(holder)), encoding="utf-8")
-    fences = []
-    for rank in range(ranks):
+    leases, due = [], {}
+    for rank in [*range(min(ranks, A_NODE)), *range(A_NODE, ranks, A_NODE)]:
         memory = root / f"node-{rank // A_NODE}"
         memory.mkdir(exist_ok=True)
-        with mock.patch.object(sighting, "SHARED_MEMORY", memory):
-            fences.append(fence.RunLease(root / "run", holder, leads=rank % A_NODE == 0))
-    with _events(root / "run") as counts:
-        for _ in range(_BEATS):
-            for one in fences:
-                one._beat()
-    nodes = -(-ranks // A_NODE)
-    return {"fence.lists_a_node_and_second": counts["listed"] / nodes / (_BEATS * fence.BEAT_SECONDS)}
+        ours = replace(holder, number=int(rank == 0))
+        with mock.patch.object(fence, "SHARED_MEMORY", memory):
+            leases.append(fence.RunLease(root / "run", ours, leads=rank % A_NODE == 0, nodes=nodes))
+        leases[-1]._ours = holder  # as after `follow`, whose thread would beat by the real clock
+    beats = _LOOKS * math.ceil(fence.look_seconds(nodes) / fence.BEAT_SECONDS)
+    with _events(root / "run") as counts, mock.patch.object(fence, "time", SimpleNamespace(monotonic=lambda: now)):
+        for _ in range(beats):
+            for lease in leases:
+                if now >= due.get(lease, now):
+                    due[lease] = now + (lease._every if lease._leads else fence.BEAT_SECONDS)
+                    lease._beat()
+            now += fence.BEAT_SECONDS
+    return {"fence.lists_a_node_and_second": counts["listed"] / nodes / (beats * fence.BEAT_SECONDS)}
 
 
 def _together(ranks: int, act: Callable[[Any], None]) -> None:

@@ -104,6 +104,33 @@ def test_one_rank_of_a_node_looks_for_all_while_it_lives(tmp_path, monkeypatch):
     assert fence.LeaseSighting(tmp_path / "run").read(3) is None  # a planted link is not trusted
 
 
+def test_looks_of_many_nodes_are_rare_and_nothing_is_written_on_an_old_one(tmp_path, monkeypatch):
+    """4,096 nodes together look ten times a second at most; a save looks once on each node."""
+    monkeypatch.setattr(fence, "BEAT_SECONDS", 4.0)
+    now, looks = [1000.0], []
+    monkeypatch.setattr(fence, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(fence, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(fence, "newest_holder", lambda folder: looks.append(1) or newest_holder(folder))
+    leave_behind(tmp_path / "run", ELSEWHERE)
+    assert all(1 / 4.0 + (nodes - 1) / fence.look_seconds(nodes) <= 10 for nodes in (1, 32, 33, 512, 4096))
+    leading, other = (
+        RunLease(tmp_path / "run", replace(ELSEWHERE, number=0), leads=leads, nodes=4096) for leads in (True, False)
+    )
+    leading._ours = other._ours = ELSEWHERE  # as after `follow`, whose thread would beat, too
+    leading._beat()
+    for _ in range(500):
+        now[0] += 1.0
+        other._beat()
+    assert len(looks) == 1
+    for one in (other, leading, other):  # the parts of a save
+        one.check()
+    assert len(looks) == 2
+    leave_behind(tmp_path / "run", replace(ELSEWHERE, restart=1, number=4))
+    now[0] += fence.TRUST_SECONDS
+    with pytest.raises(Occupied, match="attempt 4"):
+        other.check()
+
+
 def test_a_living_holder_of_another_host_keeps_another_job_out(tmp_path, monkeypatch):
     monkeypatch.setattr(fence, "SILENT_SECONDS", 60.0)
     path = leave_behind(tmp_path, ELSEWHERE)

@@ -255,13 +255,13 @@ def test_two_nodes_meet_and_add_up(tmp_path):
         assert "sums over 2 nodes are right" in text
         assert re.search(rf"n{rank}: clock: [+-]\d\.\d\d\d s \(within \d\.\d\d\d s\) from n0's, 2 of 2", text), text
     made = sorted(path.name for path in (tmp_path / "slurm" / "preflight" / "1-0").iterdir())
-    assert made == ["00000.n0", "00001.n1"]
+    assert made == ["00000.n0", "00001.n1", "nodes.json"]
 
 
 @pytest.mark.parametrize("arrives", [30.0, 1000.0])
-def test_a_node_lists_the_others_once_a_second_and_opens_none_of_their_files(arrives, tmp_path, monkeypatch):
+def test_the_first_node_lists_the_others_once_a_second_and_opens_none_of_their_files(arrives, tmp_path, monkeypatch):
     """512 nodes, of which the last arrives later, or too late: a metadata server serves all of them."""
-    folder, now, listed, opened = tmp_path / "slurm" / "preflight" / "1-0", [0.0], [], []
+    folder, now, listed, opened, written = tmp_path / "slurm" / "preflight" / "1-0", [0.0], [], [], []
     for rank in range(1, 511):
         touch(folder / f"{rank:05d}.n{rank}.site")
 
@@ -274,6 +274,7 @@ def test_a_node_lists_the_others_once_a_second_and_opens_none_of_their_files(arr
 
     monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
     monkeypatch.setattr(os, "listdir", listdir)
+    monkeypatch.setattr(node_checks, "write_text", lambda path, text: written.append((path, json.loads(text))))
     for name in ("builtins.open", "io.open"):  # the second is pathlib's
         monkeypatch.setattr(name, lambda *given, **named: opened.append(given) or StringIO())
     [found], names = node_checks.shared_root(folder, Ranks(0, 512, 0, 1), "n0.site")
@@ -283,6 +284,24 @@ def test_a_node_lists_the_others_once_a_second_and_opens_none_of_their_files(arr
     assert min(late - early for early, late in itertools.pairwise(listed)) >= 1.0
     assert len(listed) <= 122
     assert not opened
+    assert written == ([] if found.bad else [(folder / "nodes.json", names)])
+
+
+@pytest.mark.parametrize("arrives", [30.0, 1000.0])
+def test_another_node_waits_for_the_first_ones_file_without_listing(arrives, tmp_path, monkeypatch):
+    folder, now, listed = tmp_path / "slurm" / "preflight" / "1-0", [0.0], []
+    names = [f"n{rank}.site" for rank in range(512)]
+
+    def wait(seconds):
+        now[0] += seconds
+        if now[0] >= arrives:
+            (folder / "nodes.json").write_text(json.dumps(names))
+
+    monkeypatch.setattr(node_checks, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=wait))
+    monkeypatch.setattr(os, "listdir", lambda path, plain=os.listdir: listed.append(now[0]) or plain(path))
+    [found], seen = node_checks.shared_root(folder, Ranks(7, 512, 0, 1), "n7.site")
+    assert (found.bad, found.nodes) == ((True, ("n7.site",)) if arrives > 120 else (False, ()))  # it sees itself alone
+    assert (seen, len(listed)) == ((None, 1) if found.bad else (names, 0))
 
 
 @pytest.mark.slow
