@@ -57,7 +57,8 @@ def opened(monkeypatch):
     recorded = []
     job = SimpleNamespace(
         recipe=SimpleNamespace(
-            model=MODEL, train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9, freezes=False)
+            model=MODEL,
+            train=SimpleNamespace(sequence_length=32, precision="fp32", steps=9, freezes=False, span_corruption=None),
         ),
         train_rows=SimpleNamespace(vocabulary_size=200, count=10),
         ranks=Ranks(0, 2, 0, 2),
