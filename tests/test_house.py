@@ -185,7 +185,7 @@ def test_docstrings_open_with_a_short_noun_phrase():
 
 
 def wrong_docstrings(path):
-    """Of the module, classes, functions and fields; exported code follows the form of its own library."""
+    """Docstrings of the module, classes, functions and fields; exported code follows the form of its own library."""
     tree = tree_of(path)
     if "remote_code" in path.parts:
         return []

@@ -233,10 +233,7 @@ def shared_root(folder: Path, ranks: Ranks, node: str) -> tuple[list[NodeFinding
     names = _nodes_seen(folder) if ranks.first else {}
     while len(names) < ranks.world_size and time.monotonic() < deadline:
         time.sleep(_LISTING_SECONDS)
-        if ranks.first:
-            names = _nodes_seen(folder)
-        elif written.exists():
-            names = dict(enumerate(json.loads(written.read_bytes())))
+        names = _nodes_seen(folder) if ranks.first else _nodes_written(written, ranks.world_size)
     if ranks.first and len(names) == ranks.world_size:
         write_text(written, json_text([names[rank] for rank in range(ranks.world_size)]))
     names = names or _nodes_seen(folder)
@@ -256,6 +253,19 @@ def _nodes_seen(folder: Path) -> dict[int, str]:
     """Node names by rank, from one listing of the folder."""
     parts = (name.partition(".") for name in os.listdir(folder))
     return {int(rank): node for rank, _, node in parts if rank.isdecimal()}
+
+
+def _nodes_written(path: Path, count: int) -> dict[int, str]:
+    """Node names by rank, as the first node wrote them.
+
+    {} until then, and where the file does not hold `count` names.
+    """
+    try:
+        names = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    whole = isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names)
+    return dict(enumerate(names)) if whole else {}
 
 
 def network(ranks: Ranks, names: Sequence[str], device: str) -> list[NodeFinding]:

@@ -287,6 +287,15 @@ def test_the_first_node_lists_the_others_once_a_second_and_opens_none_of_their_f
     assert written == ([] if found.bad else [(folder / "nodes.json", names)])
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '["n0"]', '["n0", "n1", "n2"]', '["n0", 1]', '{"0": "n0", "1": "n1"}'])
+def test_a_file_of_names_that_is_not_the_first_nodes_is_waited_over(text, tmp_path):
+    path = tmp_path / "nodes.json"
+    path.write_text(text)
+    assert node_checks._nodes_written(path, 2) == {}
+    path.write_text('["n0", "n1"]')
+    assert node_checks._nodes_written(path, 2) == {0: "n0", 1: "n1"}
+
+
 @pytest.mark.parametrize("arrives", [30.0, 1000.0])
 def test_another_node_waits_for_the_first_ones_file_without_listing(arrives, tmp_path, monkeypatch):
     folder, now, listed = tmp_path / "slurm" / "preflight" / "1-0", [0.0], []
