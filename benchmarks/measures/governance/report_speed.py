@@ -130,7 +130,8 @@ def _table(path: Path, schema: Any, columns: dict[str, list[Any]]) -> Path:
     from data_pipeline.documents import write_table
 
     rows = len(next(iter(columns.values())))
-    empty = {"string": "", "large_string": "", "int64": 0, "double": 0.0, "bool": False}
+    empty = {"string": "", "large_string": "", "int64": 0, "double": 0.0, "bool": False,
+             "fixed_size_binary[16]": bytes(16)}  # fmt: skip
     filled = {field.name: columns.get(field.name, [empty[str(field.type)]] * rows) for field in schema}
     write_table(path, pa.table(filled, schema=schema))
     return path
