@@ -157,7 +157,8 @@ def goals(first: Run, entry: Run) -> Iterator[Goal]:
     note = f"{entry.loss:.4f}, {first.contestant} {first.loss:.4f}"
     yield Goal(f"joules_loss_difference_{end}", entry.loss - first.loss, 0.0, "<=", note)
     if entry.joules is None or first.joules is None:
-        yield Goal(f"joules_share_{end}", float("nan"), SHARE, "<=", "no meter on this machine")
+        method = entry.method if entry.joules is None else first.method
+        yield Goal(f"joules_share_{end}", float("nan"), SHARE, "<=", f"not metered here: {method}")
         return
     note = f"{entry.joules:.1f} of {first.joules:.1f} J; {entry.method}"
     if entry.contestant == OURS:
